@@ -1,0 +1,18 @@
+"""How one step is computed on many ranks: the grid, the hybrid blocks and their state.
+
+    shape.py            sizes of a block; the legend of shape letters
+    mesh.py             the grid of ranks
+    layers.py           Megatron's parallel linears and embedding, norms, cross-entropy
+    delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention
+    attention.py        gated causal attention
+    gated_delta_net.py  the block part that owns fast weights
+    mlp.py  block.py    SwiGLU; the whole block: forward(x, state, window) -> (y, state)
+    state.py            what blocks keep from one window to the next
+    recompute.py        activation checkpointing of one (window, pass) unit
+    engine.py           DeepSpeed ZeRO
+"""
+
+import warnings
+
+# Megatron looks for optional CUDA libraries on import and says so four times; none is needed here.
+warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")

@@ -1,0 +1,74 @@
+"""Gated causal attention, layer for layer that of Qwen3.5's dense hybrid.
+
+Per-head RMSNorm on queries and keys, rotation of the first part of each head, grouped key/value
+heads, and a sigmoid gate on each head's output before the output projection.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parallel import mesh
+from parallel.layers import ColumnLinear, RMSNorm, RowLinear
+from parallel.shape import BlockShape
+from parallel.state import AttentionState
+from parallel.window import Window
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of the first 2 * cos.shape[-1] features of each head.
+
+    Args:
+        x: [B, H, T, head_dim]. cos, sin: [B or 1, 1, T, half], shared by all heads.
+    """
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+class Attention(nn.Module):
+    """forward(x, state, window) -> (y, state), with x and y [B, T, D]."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        D, head = shape.d_model, shape.attention_head_dim
+        self.head_dim = head
+        self.heads = shape.attention_heads // mesh.tp_size()
+        self.kv_heads = shape.attention_kv_heads // mesh.tp_size()
+        self.q = ColumnLinear(D, shape.attention_heads * head)
+        self.gate = ColumnLinear(D, shape.attention_heads * head)
+        self.k = ColumnLinear(D, shape.attention_kv_heads * head)
+        self.v = ColumnLinear(D, shape.attention_kv_heads * head)
+        self.q_norm = RMSNorm(head, shape.norm_eps)
+        self.k_norm = RMSNorm(head, shape.norm_eps)
+        self.out = RowLinear(shape.attention_heads * head, D)
+
+    def forward(
+        self, x: Tensor, state: AttentionState, window: Window, write_only: bool = False
+    ) -> tuple[Tensor | None, AttentionState]:
+        """Attends to the state's keys and causally to x's own.
+
+        Args:
+            write_only: nothing downstream reads y (the last pass of a window that only consolidates):
+                compute only the keys and values that outlive it, and return None for y.
+        """
+        B, T, _ = x.shape
+        k = self.k_norm(self.k(x).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)  # [B, Hkv, T, head]
+        v = self.v(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        k = rotate(k, window.cos, window.sin).type_as(v)
+        if state.k.shape[2]:
+            k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
+        if window.keeps_keys:
+            state = AttentionState(k, v)
+        if write_only:
+            return None, state
+
+        q = self.q_norm(self.q(x).view(B, T, self.heads, self.head_dim)).transpose(1, 2)  # [B, H, T, head]
+        q = rotate(q, window.cos, window.sin).type_as(v)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=window.mask, is_causal=window.mask is None, enable_gqa=self.heads != self.kv_heads
+        )
+        y = y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim)
+        return self.out(y * torch.sigmoid(self.gate(x))), state

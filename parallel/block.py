@@ -1,0 +1,52 @@
+"""The hybrid block: a mixer that reads and writes memory, then an MLP, both pre-normed and residual."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from parallel import mesh
+from parallel.attention import Attention
+from parallel.gated_delta_net import GatedDeltaNet
+from parallel.layers import RMSNorm
+from parallel.mlp import MLP
+from parallel.shape import BlockShape
+from parallel.state import AttentionState, BlockState, DeltaState
+from parallel.window import Window
+
+MIXERS: dict[str, type[Attention | GatedDeltaNet]] = {"attention": Attention, "delta": GatedDeltaNet}
+
+
+class Block(nn.Module):
+    """forward(x, state, window) -> (y, state): x, y [B, T, D]; the state comes back with x written into it."""
+
+    def __init__(self, shape: BlockShape, kind: str) -> None:
+        super().__init__()
+        self.shape, self.kind = shape, kind
+        self.mixer_norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.mixer = MIXERS[kind](shape)
+        self.mlp_norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.mlp = MLP(shape)
+
+    def forward(
+        self, x: Tensor, state: BlockState, window: Window, write_only: bool = False
+    ) -> tuple[Tensor, BlockState]:
+        """With write_only, only the memory is brought up to date: x comes back as it was."""
+        y, state = self.mixer(self.mixer_norm(x), state, window, write_only)
+        if write_only:
+            return x, state
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), state
+
+    def empty_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> BlockState:
+        """The memory of `batch` rows that have read nothing; dtype is that of the activations."""
+        shape, tp = self.shape, mesh.tp_size()
+        if self.kind == "attention":
+            keys = torch.zeros(
+                batch, shape.attention_kv_heads // tp, 0, shape.attention_head_dim, device=device, dtype=dtype
+            )
+            return AttentionState(keys, keys)
+        heads, K, V = shape.delta_value_heads // tp, shape.delta_key_dim, shape.delta_value_dim
+        channels = 2 * (shape.delta_key_heads // tp) * K + heads * V
+        S = torch.zeros(batch, heads, K, V, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        return DeltaState(S, torch.zeros(batch, 0, channels, device=device, dtype=dtype))

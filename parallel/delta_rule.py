@@ -1,0 +1,132 @@
+"""The gated delta rule: the learned local rule by which a block writes its fast weights.
+
+Per head, with key k_t and query q_t of unit length, value v_t, decay a_t = exp(g_t) <= 1 and
+write strength b_t in (0, 1), the state S [K, V] (the transpose of the paper's [d_v, d_k]) follows
+
+    S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T          o_t = S_t^T q_t / sqrt(K)
+
+(Lee et al., "Do Language Models Need Sleep?", arXiv 2605.26099; Yang et al., "Gated Delta Networks",
+arXiv 2412.06464). Three forms compute it: `recurrent_delta_rule`, one token after the other, the
+definition; `chunked_delta_rule`, exact and parallel inside chunks of C tokens; and
+flash-linear-attention's kernel on CUDA. All take and give S, and differentiate through both.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallel.layers import at_least_fp32
+
+
+def _grouped(x: Tensor, heads: int) -> Tensor:
+    """Repeats each key head for the consecutive value heads it serves: [B, T, Hk, K] -> [B, T, H, K]."""
+    return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)
+
+
+def recurrent_delta_rule(
+    q: Tensor | None, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, S: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """The definition, token by token. Used to decode, and as the reference of the other forms.
+
+    Args:
+        q, k: [B, T, Hk, K], L2-normalised; q None: S is written but nothing is read.
+        v: [B, T, H, V], H a multiple of Hk. log_decay, beta: [B, T, H]. S: [B, H, K, V] in at least fp32.
+    Returns:
+        o [B, T, H, V] in v's dtype (None without q), and the state after the last token [B, H, K, V].
+    """
+    dtype, heads = v.dtype, v.shape[2]
+    k, v, beta = _grouped(k, heads).to(S.dtype), v.to(S.dtype), beta.to(S.dtype)
+    decay = log_decay.to(S.dtype).exp()
+    q = None if q is None else _grouped(q, heads).to(S.dtype) * q.shape[-1] ** -0.5
+    out = []
+    for t in range(k.shape[1]):
+        S = S * decay[:, t, :, None, None]
+        held = torch.einsum("bhk,bhkv->bhv", k[:, t], S)  # what S already answers to k_t
+        write = beta[:, t, :, None] * (v[:, t] - held)
+        S = S + k[:, t, :, :, None] * write[:, :, None, :]
+        if q is not None:
+            out.append(torch.einsum("bhk,bhkv->bhv", q[:, t], S))
+    return torch.stack(out, dim=1).to(dtype) if out else None, S
+
+
+def chunked_delta_rule(
+    q: Tensor | None, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, S: Tensor, chunk: int = 64
+) -> tuple[Tensor | None, Tensor]:
+    """The same result, parallel within chunks of C tokens.
+
+    With G = cumsum(log_decay) in the chunk and D[t, i] = exp(G_t - G_i) for i <= t, else 0:
+
+        A = strict_lower(b_t D[t, i] k_t . k_i)
+        U = (I + A)^-1 (b (V - exp(G) (K S_0)))          the values that are really written
+        O = exp(G) (Q S_0) + ((Q K^T) D) U               Q scaled by 1/sqrt(K)
+        S = exp(G_C) S_0 + (exp(G_C - G) K)^T U
+
+    (I + A)^-1 does not depend on S_0, so it is solved for all chunks at once; only U, O and S
+    go from chunk to chunk. Arguments and results are those of `recurrent_delta_rule`.
+    """
+    dtype, (B, T, H, V) = v.dtype, v.shape
+    C = min(chunk, T)
+    n = -(-T // C)
+
+    def chunks(x: Tensor) -> Tensor:
+        """[B, T, H, ...] -> [B, H, n, C, ...]; the tail's padding writes nothing and decays nothing."""
+        x = x.to(S.dtype).transpose(1, 2)
+        if n * C > T:
+            x = F.pad(x, (0, 0) * (x.dim() - 3) + (0, n * C - T))
+        return x.reshape(B, H, n, C, *x.shape[3:])
+
+    k, v = chunks(_grouped(k, H)), chunks(v)
+    beta, G = chunks(beta)[..., None], chunks(log_decay).cumsum(-1)
+
+    later = torch.ones(C, C, dtype=torch.bool, device=k.device).triu(1)
+    # Masked before the exp: above the diagonal G_t - G_i > 0 may overflow and poison the gradient.
+    D = (G[..., :, None] - G[..., None, :]).masked_fill(later, float("-inf")).exp()
+    A = (beta * (k @ k.transpose(-1, -2)) * D).tril(-1)
+    decay = G[..., None].exp()  # [B, H, n, C, 1]
+    solved = torch.linalg.solve_triangular(  # the unit diagonal is implied
+        A, torch.cat([beta * v, beta * decay * k], dim=-1), upper=False, unitriangular=True
+    )
+    values, reads = solved[..., :V], solved[..., V:]  # U = values - reads @ S_0
+    if q is not None:
+        q = chunks(_grouped(q, H)) * q.shape[-1] ** -0.5
+        scores, q_decayed = (q @ k.transpose(-1, -2)) * D, q * decay
+    k_decayed = k * (G[..., -1:] - G).exp()[..., None]
+    kept = G[..., -1, None].exp()[..., None]  # [B, H, n, 1, 1]
+
+    out = []
+    for c in range(n):
+        U = values[:, :, c] - reads[:, :, c] @ S
+        if q is not None:
+            out.append(q_decayed[:, :, c] @ S + scores[:, :, c] @ U)
+        S = kept[:, :, c] * S + k_decayed[:, :, c].transpose(-1, -2) @ U
+    if q is None:
+        return None, S
+    o = torch.stack(out, dim=2).reshape(B, H, n * C, V)[:, :, :T]  # [B, H, T, V]
+    return o.transpose(1, 2).to(dtype), S
+
+
+def delta_rule(
+    q: Tensor | None, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, S: Tensor, chunk: int = 64
+) -> tuple[Tensor | None, Tensor]:
+    """The fastest exact form for these inputs; arguments and results as `recurrent_delta_rule`.
+
+    A single token takes the recurrence; CUDA tensors take flash-linear-attention's kernel
+    when it is installed; everything else takes the chunked form.
+    """
+    if k.shape[1] == 1:
+        return recurrent_delta_rule(q, k, v, log_decay, beta, S)
+    if k.is_cuda and importlib.util.find_spec("fla") is not None:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+        heads = v.shape[2]
+        k = _grouped(k, heads)
+        o, S = chunk_gated_delta_rule(
+            k if q is None else _grouped(q, heads), k, v, at_least_fp32(log_decay), beta,
+            initial_state=S, output_final_state=True,
+        )  # fmt: skip
+        return None if q is None else o, S
+    return chunked_delta_rule(q, k, v, log_decay, beta, S, chunk)

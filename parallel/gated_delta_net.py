@@ -1,0 +1,98 @@
+"""The block part that owns fast weights: projections, short convolutions and gates around the delta rule.
+
+Layer for layer Qwen3.5's gated delta net, with every projection its own parameter, so that a split
+by head is a split of each of them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parallel import mesh
+from parallel.delta_rule import delta_rule
+from parallel.layers import ColumnLinear, GatedRMSNorm, RowLinear, at_least_fp32
+from parallel.shape import BlockShape
+from parallel.state import DeltaState
+from parallel.window import Window
+
+
+def l2_normalized(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, in at least fp32; the epsilon is flash-linear-attention's."""
+    x = at_least_fp32(x)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+class GatedDeltaNet(nn.Module):
+    """forward(x, state, window) -> (y, state), with x and y [B, T, D]."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        D, taps, tp = shape.d_model, shape.delta_conv_width, mesh.tp_size()
+        keys, values = shape.delta_key_heads * shape.delta_key_dim, shape.delta_value_heads * shape.delta_value_dim
+        self.key_heads, self.value_heads = shape.delta_key_heads // tp, shape.delta_value_heads // tp
+        self.key_dim, self.value_dim = shape.delta_key_dim, shape.delta_value_dim
+        self.taps, self.chunk = taps, shape.delta_chunk
+        self.q = ColumnLinear(D, keys)
+        self.k = ColumnLinear(D, keys)
+        self.v = ColumnLinear(D, values)
+        self.gate = ColumnLinear(D, values)
+        self.beta = ColumnLinear(D, shape.delta_value_heads)
+        self.alpha = ColumnLinear(D, shape.delta_value_heads)
+        self.conv_q = nn.Parameter(torch.empty(keys // tp, taps))
+        self.conv_k = nn.Parameter(torch.empty(keys // tp, taps))
+        self.conv_v = nn.Parameter(torch.empty(values // tp, taps))
+        self.A_log = nn.Parameter(torch.empty(shape.delta_value_heads // tp))
+        self.dt_bias = nn.Parameter(torch.empty(shape.delta_value_heads // tp))
+        self.norm = GatedRMSNorm(shape.delta_value_dim, shape.norm_eps)
+        self.out = RowLinear(values, D)
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """log a_t <= 0 of each token and head: -exp(A_log) * softplus(W_a x_t + dt_bias), [B, T, H]."""
+        step = F.softplus(at_least_fp32(self.alpha(x)) + at_least_fp32(self.dt_bias))
+        return -at_least_fp32(self.A_log).exp() * step
+
+    def _convolve(self, x: Tensor, weight: Tensor, tail: Tensor) -> Tensor:
+        """Causal depthwise convolution and SiLU. x: [B, T, C]; weight: [C, taps], the last tap is now."""
+        T = x.shape[1]
+        before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
+        x = torch.cat([before, x], dim=1)
+        y = x[:, :T] * weight[:, 0]
+        for tap in range(1, self.taps):
+            y = torch.addcmul(y, x[:, tap : tap + T], weight[:, tap])
+        return F.silu(y)
+
+    def forward(
+        self, x: Tensor, state: DeltaState, window: Window, write_only: bool = False
+    ) -> tuple[Tensor | None, DeltaState]:
+        """Writes x into the fast weights by the delta rule, and reads them.
+
+        Args:
+            write_only: nothing downstream reads y (the last pass of a window that only consolidates):
+                skip queries, gate and read-out, and return None for y.
+        """
+        B, T, _ = x.shape
+        mixed = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
+        beta, log_decay = torch.sigmoid(at_least_fp32(self.beta(x))), self.log_decay(x)
+        streams = torch.cat(mixed, dim=-1)  # [B, T, channels]
+        if window.valid is not None:  # PAD neither writes nor decays nor enters a convolution
+            streams = streams * window.valid[..., None]
+            beta, log_decay = beta * window.valid[..., None], log_decay * window.valid[..., None]
+        if window.record_decay is not None:
+            window.record_decay(log_decay)
+        tail = state.tail[..., : streams.shape[-1]]
+        weights = [self.conv_k, self.conv_v] if write_only else [self.conv_k, self.conv_v, self.conv_q]
+        k, v, *rest = self._convolve(streams, torch.cat(weights), tail).split([m.shape[-1] for m in mixed], dim=-1)
+
+        k = l2_normalized(k.reshape(B, T, self.key_heads, self.key_dim))
+        q = l2_normalized(rest[0].reshape(B, T, self.key_heads, self.key_dim)) if rest else None
+        v = v.reshape(B, T, self.value_heads, self.value_dim)
+        o, S = delta_rule(q, k, v, log_decay, beta, state.S, self.chunk)
+        if window.keeps_tail:
+            state = state._replace(tail=torch.cat([tail, streams], dim=1)[:, 1 - self.taps :])
+        state = state._replace(S=S)
+        if o is None:
+            return None, state
+        y = self.norm(o, self.gate(x).view(B, T, self.value_heads, self.value_dim))
+        return self.out(y.flatten(2)), state

@@ -1,0 +1,22 @@
+"""SwiGLU: down(SiLU(gate(x)) * up(x))."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parallel.layers import ColumnLinear, RowLinear
+from parallel.shape import BlockShape
+
+
+class MLP(nn.Module):
+    """[B, T, D] -> [B, T, D], of width F, split over the tensor-parallel ranks."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.gate = ColumnLinear(shape.d_model, shape.mlp_width)
+        self.up = ColumnLinear(shape.d_model, shape.mlp_width)
+        self.down = RowLinear(shape.mlp_width, shape.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))

@@ -1,0 +1,111 @@
+"""What blocks keep: fast weights across windows, and keys and convolution inputs inside a pass.
+
+Only S outlives a window under hard eviction. Under sliding eviction the last L-1 tokens' keys and
+values, as the window's last pass left them, stay attendable as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class DeltaState(NamedTuple):
+    """A delta-rule block's memory."""
+
+    S: Tensor  # [B, H, K, V] at least fp32, the fast weights
+    tail: Tensor  # [B, <= conv_width - 1, channels] the convolutions' last inputs in this pass
+
+
+class AttentionState(NamedTuple):
+    """An attention block's memory: rotated keys, and values, of the past and of this pass so far."""
+
+    k: Tensor  # [B, Hkv, P + t, head_dim]
+    v: Tensor  # [B, Hkv, P + t, head_dim]
+
+
+BlockState = DeltaState | AttentionState
+
+
+class State(NamedTuple):
+    """The memory of a whole model (or of one stage's blocks) for B rows."""
+
+    blocks: tuple[BlockState, ...]
+    attendable: Tensor  # [B, P + t] bool, False where a key belongs to PAD or to another document
+    position: Tensor  # [B] int64, tokens of the row's document before its oldest unread token
+    past: int = 0  # P, keys kept from earlier windows
+
+    def map(self, f: Callable[..., Tensor], *others: State) -> State:
+        """f applied tensor by tensor, over this state and others of the same structure."""
+        blocks = tuple(
+            type(b)(*(f(*ts) for ts in zip(b, *(o.blocks[i] for o in others), strict=True)))
+            for i, b in enumerate(self.blocks)
+        )
+        attendable = f(self.attendable, *(o.attendable for o in others))
+        return State(blocks, attendable, f(self.position, *(o.position for o in others)), self.past)
+
+    def detach(self) -> State:
+        """The same values outside the autograd graph."""
+        return self.map(Tensor.detach)
+
+    def begin_pass(self, part: slice) -> State:
+        """Drops what the pass before left in the blocks of `part`: its keys and its convolutions' inputs."""
+        blocks = list(self.blocks)
+        for i in range(*part.indices(len(blocks))):
+            b = blocks[i]
+            if isinstance(b, DeltaState):
+                blocks[i] = b._replace(tail=b.tail[:, :0])
+            else:
+                blocks[i] = AttentionState(b.k[:, :, : self.past], b.v[:, :, : self.past])
+        return self._replace(blocks=tuple(blocks), attendable=self.attendable[:, : self.past])
+
+    def end_window(self, keep: int, read: int) -> State:
+        """Leaves a window of `read` tokens: only S and the newest `keep` keys cross the boundary."""
+        old = self.attendable.shape[1] - keep if keep < self.attendable.shape[1] else 0
+        past = self.attendable.shape[1] - old if keep else 0
+        blocks = tuple(
+            b._replace(tail=b.tail[:, :0])
+            if isinstance(b, DeltaState)
+            else AttentionState(b.k[:, :, old : old + past], b.v[:, :, old : old + past])
+            for b in self.blocks
+        )
+        return State(blocks, self.attendable[:, old : old + past], self.position + read, past)
+
+    def begin_documents(self, starts: Tensor) -> State:
+        """Forgets everything in the rows where a document starts. starts: [B] bool."""
+        blocks = tuple(
+            b._replace(S=b.S.masked_fill(starts[:, None, None, None], 0.0)) if isinstance(b, DeltaState) else b
+            for b in self.blocks
+        )
+        attendable = self.attendable & ~starts[:, None]
+        return self._replace(
+            blocks=blocks, attendable=attendable, position=self.position.masked_fill(starts, 0)
+        )
+
+    def rows(self, start: int, stop: int) -> State:
+        """The state of rows start..stop-1."""
+        return self.map(lambda t: t[start:stop])
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name (`blocks.1.S`, `position`, ...), for a checkpoint."""
+        named = {f"blocks.{i}.{n}": t for i, b in enumerate(self.blocks) for n, t in b._asdict().items()}
+        return named | {"attendable": self.attendable, "position": self.position}
+
+    @staticmethod
+    def from_named(named: dict[str, Tensor]) -> State:
+        """The inverse of `named_tensors`, for a state between two windows."""
+        count = 1 + max(int(name.split(".")[1]) for name in named if name.startswith("blocks."))
+        blocks: list[BlockState] = []
+        for i in range(count):
+            kind = DeltaState if f"blocks.{i}.S" in named else AttentionState
+            blocks.append(kind(*(named[f"blocks.{i}.{field}"] for field in kind._fields)))
+        attendable = named["attendable"]
+        return State(tuple(blocks), attendable, named["position"], attendable.shape[1])
+
+
+def choose_rows(rows: Tensor, yes: State, no: State) -> State:
+    """Row by row, `yes` where rows [B] is True, else `no`."""
+    return yes.map(lambda a, b: torch.where(rows.view(-1, *[1] * (a.dim() - 1)), a, b), no)

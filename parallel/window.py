@@ -1,0 +1,60 @@
+"""What every block of one window shares: positions, masks, and what may be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parallel.shape import BlockShape
+from parallel.state import State
+
+
+@dataclass
+class Window:
+    """T tokens read at once, after P past keys and t keys of the same pass."""
+
+    valid: Tensor | None  # [B, T] bool, False at PAD; None: no PAD
+    cos: Tensor  # [B or 1, 1, T, half] rotary angles
+    sin: Tensor
+    mask: Tensor | None  # [B, 1, T, P + t + T] bool, True where a query may attend; None: plain causal
+    attendable: Tensor  # [B, P + t + T] bool, which of the keys are real
+    keeps_keys: bool  # keys outlive this call: sliding eviction, or an open pass
+    keeps_tail: bool  # the pass stays open: more of its tokens come in a later call
+    record_decay: Callable[[Tensor], None] | None = None  # is given each delta block's log decay [B, T, H]
+
+
+def open_window(
+    shape: BlockShape, state: State, valid: Tensor, has_pad: bool, width: int, sliding: bool, stays_open: bool = False
+) -> Window:
+    """The shared view of the next T tokens.
+
+    Args:
+        state: the memory before these tokens. valid: [B, T] bool, False at PAD.
+        has_pad: some token is PAD; known to the host, so that the device need not be asked.
+        width: L; a query sees itself and the L - 1 tokens before it.
+        sliding: keys of earlier windows stay attendable and positions are absolute.
+        stays_open: the pass goes on in a later call (token-by-token decoding).
+    """
+    T = valid.shape[1]
+    earlier = state.attendable.shape[1]  # P + t
+    device = valid.device
+    attendable = torch.cat([state.attendable, valid], dim=1) if earlier else valid
+
+    index = torch.arange(T, device=device) + (earlier - state.past)
+    positions = state.position[:, None] + index if sliding else index[None]  # [B or 1, T]
+    half = int(shape.attention_head_dim * shape.rotary_fraction) // 2
+    exponent = torch.arange(half, device=device, dtype=torch.float64) / half
+    angle = positions[:, None, :, None] * shape.rope_theta**-exponent  # [B or 1, 1, T, half]
+
+    mask = None
+    if has_pad or earlier:
+        distance = torch.arange(T, device=device)[:, None] + earlier - torch.arange(earlier + T, device=device)
+        band = (distance >= 0) & (distance < width)  # [T, P + t + T]
+        # A PAD query attends to itself alone: its output is never read, but must be finite.
+        mask = (band & attendable[:, None, :] | (distance == 0))[:, None]
+    cos, sin = angle.cos().float(), angle.sin().float()
+    keeps_keys = sliding or stays_open
+    return Window(valid if has_pad else None, cos, sin, mask, attendable, keeps_keys, stays_open)

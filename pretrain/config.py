@@ -1,0 +1,132 @@
+"""The settings of a run: what each one means, its default and its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from parallel.shape import BlockShape
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    name: str = "run"
+    dir: str = "runs"  # the run's folder is dir/name
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class ModelConfig(BlockShape):
+    layers: list[str] = field(default_factory=lambda: ["attention", "delta"] * 2)
+    vocab_size: int = 0  # 0: taken from the tokenizer or the task
+    tie_embeddings: bool = False
+    embedding_std: float = 0.02
+    head_std: float = 0.02
+    init_std: float = 0.02  # body matrices
+    decay_init: tuple[float, float] = (1e-3, 0.1)  # each head's -log a_t at start is drawn log-uniformly from here
+
+
+@dataclass(kw_only=True)
+class SleepConfig:
+    passes: int = 4  # N, all passes over a window; 1 is the plain hybrid with eviction
+    window: int = 256  # L, tokens
+    when: str = "always"  # "always": every window but the last sleeps | "context": windows without targets sleep
+    eviction: str = "hard"  # "hard": KV cleared at each window | "sliding": the last L-1 tokens stay attendable
+    prelude: int = 0  # blocks before the loop, run once per window
+    coda: int = 0  # blocks after the loop, run once per window
+    truncate_passes: int = 0  # backpropagate through the last k passes of a window only; 0: all
+    truncate_windows: int = 0  # backpropagate through the last j windows only; 0: all
+
+
+@dataclass(kw_only=True)
+class CorpusConfig:
+    path: str  # folder that `hypnos data prepare` wrote
+    weight: float = 1.0  # share of the tokens drawn from it, relative to the others
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    task: str = "text"  # "text" | "depo" | "rule110" | "stories"
+    tokenizer: str = ""  # sentencepiece model; required for text and stories
+    train: list[CorpusConfig] = field(default_factory=list)
+    heldout: str = ""  # folder of held-out shards
+    windows: int = 4  # W, windows per training sequence (text)
+    documents: str = "isolate"  # "isolate": a document starts a window with S = 0 | "stitch": joined by EOS
+    carry: bool = True  # a document longer than W windows keeps S from one sequence to the next
+
+
+@dataclass(kw_only=True)
+class DepoConfig:
+    """Multi-hop retrieval in a shuffled directed cycle (METHOD.md section 4)."""
+
+    nodes: int = 75
+    max_hops: int = 16
+    context: int = 300  # tokens of the edge list, left-padded
+    queries: int = 10
+    vocabulary: int = 50  # size of each of the two sets that node names are written in
+    name_tokens: tuple[int, int] = (1, 2)
+    mask_pad: bool = False  # PAD neither writes nor decays; by default it is an ordinary token
+
+
+@dataclass(kw_only=True)
+class Rule110Config:
+    width: int = 24
+    rings: int = 4
+    steps: int = 32  # t, applications of the rule
+
+
+@dataclass(kw_only=True)
+class StoriesConfig:
+    """Math stories in the GSM-Infinite format."""
+
+    path: str = ""  # .jsonl with problem, question, solution, op; empty: the built-in generator
+    min_ops: int = 1
+    max_ops: int = 8
+    context: int = 2000  # tokens, left-padded
+    question_first: bool = True
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    muon_lr: float = 2e-3  # body matrices
+    adamw_lr: float = 1e-3  # embeddings, head, norms, biases, A_log, dt_bias, convolutions
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    warmup: int = 100  # steps
+    decay: int = 0  # last steps, linear to final_lr of the peak
+    final_lr: float = 0.1
+    name: str = "muon"  # "muon": Muon on body matrices, AdamW on the rest | "adamw": AdamW on all
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    zero: int = 1  # DeepSpeed ZeRO stage 0..3
+    recompute: str = "unit"  # "none" | "unit": a (window, pass) keeps only its inputs | "block"
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    steps: int = 1000
+    batch: int = 32  # sequences per optimiser step, over all ranks
+    microbatches: int = 1  # gradient accumulation on each rank
+    precision: str = "fp32"  # "fp32" | "bf16"; fast weights, gates and master weights are always fp32
+    log_every: int = 10
+    eval_every: int = 200
+    eval_batches: int = 4
+    checkpoint_every: int = 200
+    keep: int = 2  # newest checkpoints kept
+
+
+@dataclass(kw_only=True)
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sleep: SleepConfig = field(default_factory=SleepConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    depo: DepoConfig = field(default_factory=DepoConfig)
+    rule110: Rule110Config = field(default_factory=Rule110Config)
+    stories: StoriesConfig = field(default_factory=StoriesConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)

@@ -1,0 +1,55 @@
+"""What a logging step looks at inside the loop: is sleep writing, and is its gradient alive?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from parallel.state import DeltaState, State
+
+
+class Probe:
+    """Collects norms during one forward and backward; costs one host sync, in `summary`."""
+
+    def __init__(self) -> None:
+        self._updates: dict[int, list[Tensor]] = defaultdict(list)  # pass -> |S_n - S_(n-1)|^2 of each window
+        self._gradients: dict[int, list[Tensor]] = defaultdict(list)  # pass -> |dloss/dS_n|^2 of each window
+        self._states: list[Tensor] = []  # |S|^2 at each window's end
+        self._retention: list[Tensor] = []  # mean over rows and heads of prod_t a_t, per delta block and window
+        self._forward_done = False
+
+    def record_decay(self, log_decay: Tensor) -> None:
+        """Notes a delta block's wake pass. log_decay: [B, T, H]. Recomputation in backward is not noted again."""
+        if not self._forward_done:
+            self._retention.append(log_decay.detach().sum(dim=1).exp().mean())
+
+    def after_pass(self, number: int, before: State, after: State) -> None:
+        """Notes what pass `number` (from 1) wrote, and hooks the gradient that reaches it."""
+        for old, new in zip(before.blocks, after.blocks, strict=True):
+            if isinstance(old, DeltaState) and isinstance(new, DeltaState) and new.S is not old.S:
+                self._updates[number].append((new.S.detach() - old.S.detach()).square().sum())
+                if new.S.requires_grad:
+                    new.S.register_hook(lambda g: self._gradients[number].append(g.square().sum()))
+
+    def end_window(self, state: State) -> None:
+        """Notes the state that crosses to the next window."""
+        self._states.extend(b.S.detach().square().sum() for b in state.blocks if isinstance(b, DeltaState))
+
+    def end_forward(self) -> None:
+        """From here on blocks run only to be recomputed."""
+        self._forward_done = True
+
+    def summary(self) -> dict[str, float | list[float]]:
+        """Norms over all rows, blocks and windows; lists go by pass, from pass 1."""
+
+        def norm(squares: list[Tensor]) -> float:
+            return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+        return {
+            "update_norm_per_pass": [norm(self._updates[n]) for n in sorted(self._updates)],
+            "grad_norm_per_pass": [norm(self._gradients[n]) for n in sorted(self._updates)],
+            "state_norm": norm(self._states),
+            "retention": float(torch.stack(self._retention).mean()) if self._retention else 1.0,
+        }
