@@ -55,13 +55,9 @@ class GatedDeltaNet(nn.Module):
 
     def _convolve(self, x: Tensor, weight: Tensor, tail: Tensor) -> Tensor:
         """Causal depthwise convolution and SiLU. x: [B, T, C]; weight: [C, taps], the last tap is now."""
-        T = x.shape[1]
         before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
-        x = torch.cat([before, x], dim=1)
-        y = x[:, :T] * weight[:, 0]
-        for tap in range(1, self.taps):
-            y = torch.addcmul(y, x[:, tap : tap + T], weight[:, tap])
-        return F.silu(y)
+        x = torch.cat([before, x], dim=1).transpose(1, 2)  # [B, C, taps - 1 + T]
+        return F.silu(F.conv1d(x, weight[:, None], groups=weight.shape[0]).transpose(1, 2))
 
     def forward(
         self, x: Tensor, state: DeltaState, window: Window, write_only: bool = False

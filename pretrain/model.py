@@ -39,9 +39,10 @@ class HybridLM(nn.Module):
         passes: int | None = None,
         recompute: str = "none",
         probe: Probe | None = None,
+        head: sleep.Head | None = None,
     ) -> sleep.Output:
         """Reads a batch window by window, sleeping between them: see `pretrain.sleep.run`."""
-        return sleep.run(self, batch, state, passes, recompute, probe)
+        return sleep.run(self, batch, state, passes, recompute, probe, head)
 
     @property
     def prelude(self) -> slice:

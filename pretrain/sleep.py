@@ -14,7 +14,7 @@ pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 2..N a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,13 +47,18 @@ class WindowPlan:
 
     tokens: slice  # of the sequence
     starts: Tensor  # [B] bool, rows in which a document begins
-    scored: Tensor  # [n] int64, flat indices into [B, T] of the scored positions
+    scored: Tensor  # [n] int64, flat indices into the window's [B, width] of its scored positions
     has_targets: Tensor  # [B] bool
     sleeps: Tensor  # [B] bool, rows that make passes 2..N
     has_pad: bool
     keeps_graph: bool  # some scored position can be reached from here by backpropagation
     cut: bool  # backpropagation through windows is truncated before this one
     carried: bool  # the window only sleeps for the next batch, to which no gradient flows
+
+    @property
+    def width(self) -> int:
+        """Tokens of this window: L, or fewer in a sequence's last."""
+        return int(self.tokens.stop - self.tokens.start)
 
 
 def plan(batch: Batch, config: SleepConfig) -> list[WindowPlan]:
@@ -88,6 +93,9 @@ def plan(batch: Batch, config: SleepConfig) -> list[WindowPlan]:
     return plans
 
 
+Head = Callable[[WindowPlan, Tensor, Tensor], Tensor]
+
+
 @contextmanager
 def _graph(enabled: bool) -> Iterator[None]:
     """Builds the autograd graph only where backpropagation will pass (and the caller wants it at all)."""
@@ -102,6 +110,7 @@ def run(
     passes: int | None = None,
     recompute: str = "none",
     probe: Probe | None = None,
+    head: Head | None = None,
 ) -> Output:
     """Reads a batch and sums its loss; backpropagation goes through every pass and window.
 
@@ -111,8 +120,11 @@ def run(
         passes: N, if other than the model's configuration says.
         recompute: what a (window, pass) unit keeps for backward, see `parallel.recompute`.
         probe: collects norms on logging steps.
+        head: takes (plan, y [n, D], targets [n]) of a window's scored positions and gives their losses [n],
+            in place of the model's own head (an evaluation looks at each position this way).
     """
     config = model.sleep
+    head = head or (lambda _, y, goal: model.losses(y, goal))
     N = passes or config.passes
     plans = plan(batch, config)
     device = model.norm.weight.device
@@ -126,9 +138,8 @@ def run(
         if p.starts.any():
             state = state.begin_documents(p.starts.to(device, non_blocking=True))
         with _graph(p.keeps_graph):
-            loss, state = run_window(
-                model, p, tokens[:, p.tokens], targets[:, p.tokens], valid[:, p.tokens], state, N, recompute, probe
-            )
+            window = (tokens[:, p.tokens], targets[:, p.tokens], valid[:, p.tokens])
+            loss, state = run_window(model, p, *window, state, N, recompute, probe, head)
         window_losses.append(loss)
         if probe is not None:
             probe.end_window(state)
@@ -151,6 +162,7 @@ def run_window(
     N: int,
     recompute: str,
     probe: Probe | None,
+    head: Head,
 ) -> tuple[Tensor, State]:
     """One window: wake, score, sleep, forget. tokens, targets, valid: [B, T]. Returns its loss and the state."""
     config = model.sleep
@@ -200,7 +212,7 @@ def run_window(
     if any_scored:
         scored = p.scored.to(tokens.device, non_blocking=True)
         y, goal = y.flatten(0, 1)[scored], targets.flatten()[scored]  # [n, D], [n]
-        loss = kept(model.losses, y, goal, recompute=recompute != "none").sum()
+        loss = kept(head, p, y, goal, recompute=recompute != "none").sum()
     attendable = window.attendable if sliding else state.attendable
     keep = config.window - 1 if sliding else 0
     return loss, state._replace(attendable=attendable).end_window(keep, tokens.shape[1])

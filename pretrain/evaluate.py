@@ -1,0 +1,146 @@
+"""How well a model predicts: held-out loss by window and by place in the window, task accuracy, at any N."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from parallel import mesh
+from parallel.layers import cross_entropy
+from pretrain import sleep
+from pretrain.batch import IGNORE, Batch
+from pretrain.checkpoint import load_model
+from pretrain.config import Config
+from pretrain.data.stream import heldout_batches
+from pretrain.model import HybridLM
+from pretrain.tasks import Task, make_task
+from tokenizer.encode import Tokenizer
+
+Metrics = dict[str, Any]
+TEST_SEED = 1_000_003  # far from any training seed: tasks draw their test rows from it
+
+
+@dataclass
+class Prediction:
+    """What a model says at every scored position of a batch."""
+
+    loss: Tensor  # [B, T] fp32 nats, 0 where nothing is scored
+    best: Tensor  # [B, T] int64, the likeliest token; IGNORE where nothing is scored
+
+
+@torch.no_grad()
+def predict(model: HybridLM, batch: Batch, passes: int | None = None) -> Prediction:
+    """Reads a batch with N = passes (the model's own if None) and keeps what it predicts, on the CPU."""
+    loss = torch.zeros(batch.size)
+    best = torch.full(batch.size, IGNORE)
+
+    def head(plan: sleep.WindowPlan, y: Tensor, goal: Tensor) -> Tensor:
+        logits = model.logits(y)
+        losses = cross_entropy(logits, goal)
+        rows, columns = plan.scored // plan.width, plan.scored % plan.width + plan.tokens.start
+        loss[rows, columns] = losses.float().cpu()
+        best[rows, columns] = logits.argmax(dim=-1).cpu()
+        return losses
+
+    model(batch, passes=passes, head=head)
+    return Prediction(loss, best)
+
+
+@dataclass
+class Evaluation:
+    """The fixed data that a run is judged on. Every rank holds all of it and predicts its share of the rows."""
+
+    batches: list[Batch]
+    window: int  # L
+    task: Task | None  # scores the answers; None for text
+
+    def run(self, model: HybridLM, passes: int | None = None) -> Metrics:
+        """Loss in nats per scored token, whole, by window and by place in the window; a task's accuracy.
+
+        The keys are "passes", "loss", "loss_per_window" [W], "loss_per_position" [L] and, for a task,
+        "accuracy": {name: share}. Places and windows in which nothing is scored are None.
+        """
+        was_training = model.training
+        model.eval()
+        predictions = [self._predict(model, batch, passes) for batch in self.batches]
+        model.train(was_training)
+        loss = torch.cat([p.loss for p in predictions]).double()  # [all rows, T]
+        scored = torch.cat([b.targets != IGNORE for b in self.batches])
+        places = torch.arange(loss.shape[1])
+        metrics: Metrics = {
+            "passes": passes or model.sleep.passes,
+            "loss": float(loss.sum() / scored.sum()),
+            "loss_per_window": _means(loss, scored, places // self.window),
+            "loss_per_position": _means(loss, scored, places % self.window),
+        }
+        if self.task is not None:
+            scores = [self.task.score(p.best, b) for p, b in zip(predictions, self.batches, strict=True)]
+            metrics["accuracy"] = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+        return metrics
+
+    def _predict(self, model: HybridLM, batch: Batch, passes: int | None) -> Prediction:
+        """Predicts this rank's rows and gathers the others'."""
+        ranks = mesh.dp_size()
+        share = batch.size[0] // ranks
+        mine = predict(model, batch.rows(mesh.dp_rank() * share, (mesh.dp_rank() + 1) * share), passes)
+        return Prediction(_gather(mine.loss), _gather(mine.best))
+
+
+def _gather(rows: Tensor) -> Tensor:
+    """Every data-parallel rank's rows, in order, on the CPU."""
+    if mesh.dp_size() == 1:
+        return rows
+    rows = rows.to(mesh.device())
+    parts = [torch.empty_like(rows) for _ in range(mesh.dp_size())]
+    dist.all_gather(parts, rows, group=parallel_state.get_data_parallel_group())
+    return torch.cat(parts).cpu()
+
+
+def _means(loss: Tensor, scored: Tensor, group: Tensor) -> list[float | None]:
+    """Mean loss of each group of columns; group: [T] int64. None where a group has nothing scored."""
+    groups = int(group.max()) + 1
+    sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, group, loss.sum(dim=0))
+    counts = torch.zeros(groups, dtype=torch.int64).index_add_(0, group, scored.sum(dim=0))
+    return [float(s / c) if c else None for s, c in zip(sums, counts, strict=True)]
+
+
+def make_evaluation(config: Config) -> Evaluation:
+    """The run's evaluation: held-out documents for text, test rows for a task.
+
+    Rows per batch are train.batch, so that what fits in training fits here.
+    """
+    L, count, rows = config.sleep.window, config.train.eval_batches, config.train.batch
+    if config.data.task == "text":
+        tokenizer = Tokenizer.load(config.data.tokenizer)
+        batches = heldout_batches(config.data.heldout, tokenizer, L, config.data.windows, rows, count)
+        return Evaluation(batches, L, None)
+    task = make_task(config, L)
+    return Evaluation([task.test(TEST_SEED + i, rows) for i in range(count)], L, task)
+
+
+def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
+    """A warning if N passes and one give the same loss to six digits, else None.
+
+    It happens when every head forgets a window before it ends: then nothing that is written stays.
+    """
+    if at_n["passes"] == 1 or abs(at_n["loss"] - at_one["loss"]) > 1e-6 * abs(at_one["loss"]):
+        return None
+    return (
+        f"sleep changes nothing: {at_n['passes']} passes and 1 pass both give a loss of {at_one['loss']:.6f}; "
+        "if the retention logged with the run is near 0, lower model.decay_init"
+    )
+
+
+def evaluate_run(run: Path, passes: list[int] | None = None) -> list[Metrics]:
+    """Evaluates a run's newest checkpoint at each N of `passes` (the trained N and 1 if None)."""
+    mesh.initialize()
+    model, config = load_model(run)
+    evaluation = make_evaluation(config)
+    model = model.to(mesh.device())
+    return [evaluation.run(model, n) for n in passes or sorted({1, config.sleep.passes})]
