@@ -31,8 +31,8 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """The microbatch of rows start..stop-1."""
-        return Batch(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+        return type(self)(*(getattr(self, f.name)[start:stop] for f in fields(self)))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        return type(self)(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))

@@ -56,9 +56,10 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class DepoConfig:
-    """Multi-hop retrieval in a shuffled directed cycle (METHOD.md section 4)."""
+    """Multi-hop retrieval in a shuffled directed cycle (docs/method.md)."""
 
     nodes: int = 75
+    min_nodes: int = 0  # smallest cycle in training; equal to nodes: all have that size; 0: as many as queries
     max_hops: int = 16
     context: int = 300  # tokens of the edge list, left-padded
     queries: int = 10

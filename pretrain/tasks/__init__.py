@@ -1,0 +1,35 @@
+"""The paper's synthetic tasks: data, loss mask and metric, one task a file.
+
+    task.py       what a task is; the layout all share     source.py   a task as the trainer's stream
+    counter.py    random numbers by (seed, row)
+    depo.py       multi-hop retrieval                       rule110.py  a cellular automaton
+    stories.py    math stories (GSM-Infinite's format)      story_writer.py  writes such stories
+"""
+
+from __future__ import annotations
+
+from pretrain.config import Config
+from pretrain.errors import UserError
+from pretrain.tasks.depo import Depo
+from pretrain.tasks.rule110 import Rule110
+from pretrain.tasks.source import TaskSource
+from pretrain.tasks.stories import Stories
+from pretrain.tasks.task import Task
+from tokenizer.encode import Tokenizer
+
+__all__ = ["Depo", "Rule110", "Stories", "Task", "TaskSource", "make_task"]
+
+
+def make_task(config: Config, window: int) -> Task:
+    """The task that data.task names, laid out in windows of `window` tokens."""
+    match config.data.task:
+        case "depo":
+            return Depo(config.depo, window)
+        case "rule110":
+            return Rule110(config.rule110, window)
+        case "stories":
+            if not config.data.tokenizer:
+                raise UserError("data.tokenizer is not set: stories are text; name a model of `hypnos tokenizer train`")
+            return Stories(config.stories, window, Tokenizer.load(config.data.tokenizer))
+        case other:
+            raise UserError(f"data.task = {other!r} is no task; choose depo, rule110 or stories")

@@ -1,0 +1,294 @@
+"""Runs side by side: plots and one table, from what their trainers logged.
+
+Reads `metrics.jsonl`, one object a line: {"kind": "train" | "eval", "step", "loss", ...}; "eval" lines come from
+`pretrain.evaluate.Evaluation` and also hold "passes", "loss_per_window", "loss_per_position"; a task's "accuracy".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+from pretrain.errors import UserError
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+Row = dict[str, Any]
+DEPTHS = {"hops": "hops k", "op": "operations in the story"}  # accuracies named "hops_4" are drawn against 4
+LABELS = {"exact": "all answers right", "label": "one label right"}
+COLOURS = ["#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e"]
+INK, FAINT, GRID = "#1f2430", "#6b7280", "#e6e8ee"
+STYLE = {
+    "figure.dpi": 160,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.size": 9.5,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": FAINT,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass
+class RunMetrics:
+    """What one run logged, by step; a step that a resumed run logged again counts once."""
+
+    label: str
+    train: list[Row]
+    evaluations: list[Row]  # at the largest N that was evaluated, which is the trained one
+    colour: str = COLOURS[1]  # the same in every plot
+
+    @property
+    def passes(self) -> int | None:
+        return self.evaluations[-1].get("passes") if self.evaluations else None
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """The last evaluation's; empty for text."""
+        return self.evaluations[-1].get("accuracy", {}) if self.evaluations else {}
+
+
+def report(run_dirs: Sequence[Path], out: Path) -> None:
+    """Compares runs: writes OUT/report.md and its plots, and prints the table.
+
+    Writes those of loss.png, loss_by_place.png (text) and accuracy_by_hops.png / accuracy_by_op.png / accuracy.png
+    (tasks) for which the runs have data.
+    """
+    runs = _coloured([read_run(path.name, path) for path in run_dirs])
+    for run, label in zip(runs, _labels(runs, run_dirs), strict=True):
+        run.label = label
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = [out / "loss.png"]
+    plot_loss(runs, pictures[0])
+    if on_text := [r for r in runs if r.evaluations and not r.accuracy]:
+        pictures.append(out / "loss_by_place.png")
+        plot_loss_by_place(on_text, pictures[-1])
+    if any(r.accuracy for r in runs):
+        kind = next((k for k in DEPTHS if any(_by_depth(r.accuracy, k) for r in runs)), None)
+        pictures.append(out / (f"accuracy_by_{kind}.png" if kind else "accuracy.png"))
+        plot_accuracy(runs, kind, pictures[-1])
+    summary = table(*_summary(runs))
+    text = "\n\n".join(["# Report", summary, *(f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures)])
+    _write(out / "report.md", text + "\n")
+    print(summary)
+    print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, out / "report.md"]))
+
+
+def accuracy_by_hops(runs: dict[str, Path], out: Path) -> str:
+    """Draws the Depo accuracy of labelled runs into the PNG file `out`; returns the table of it."""
+    read = _coloured([read_run(label, path) for label, path in runs.items()])
+    for run, path in zip(read, runs.values(), strict=True):
+        if not _by_depth(run.accuracy, "hops"):
+            raise UserError(f"{path}: no accuracy by hops was logged; the run is not one of depo, or was not evaluated")
+    plot_accuracy(read, "hops", out)
+    hops = sorted({k for run in read for k in _by_depth(run.accuracy, "hops")})
+    rows = [[run.label, *(_percent(_by_depth(run.accuracy, "hops").get(k)) for k in hops)] for run in read]
+    return table(["accuracy", *(f"k = {k}" for k in hops)], rows)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that also reads well on a terminal: columns aligned, the first to the left."""
+    widths = [max(len(str(line[i])) for line in [headers, *rows]) for i in range(len(headers))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join(("-" * (w + 2)) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    return "\n".join([line(headers), f"|{rule}|", *map(line, rows)])
+
+
+def read_run(label: str, path: Path) -> RunMetrics:
+    """The metrics of the run in folder `path`."""
+    train: dict[int, Row] = {}
+    evaluations: dict[tuple[int, int], Row] = {}
+    for row in _read_metrics(path / "metrics.jsonl"):
+        if row["kind"] == "train":
+            train[row["step"]] = row
+        elif row["kind"] == "eval":
+            evaluations[row["step"], row.get("passes", 0)] = row
+    if not train and not evaluations:
+        raise UserError(f"{path / 'metrics.jsonl'}: nothing was logged yet; train the run first")
+    most = max((passes for _, passes in evaluations), default=0)
+    at_most = [evaluations[key] for key in sorted(evaluations) if key[1] == most]
+    return RunMetrics(label, [train[step] for step in sorted(train)], at_most)
+
+
+def _read_metrics(path: Path) -> Iterator[Row]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the run's metrics: {error.strerror}; is this a run's folder?") from None
+    lines = text.split("\n")
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is still being written
+        try:
+            row = json.loads(line)
+            row["kind"], row["step"]
+            if "loss" in row and row["loss"] is None:
+                row["loss"] = np.nan  # JSON has none: it was written as null
+        except (json.JSONDecodeError, TypeError, KeyError):
+            raise UserError(f"{path}:{number}: not a line of metrics; remove it") from None
+        yield row
+
+
+def _labels(runs: list[RunMetrics], paths: Sequence[Path]) -> list[str]:
+    """Runs that differ in N are called by it; others by their folder."""
+    passes = [run.passes for run in runs]
+    if len(runs) > 1 and None not in passes and len(set(passes)) == len(runs):
+        return [f"N={n}" for n in passes]
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def plot_loss(runs: list[RunMetrics], out: Path) -> None:
+    """Training loss by step, smoothed over a faint raw line, and held-out loss as points."""
+    with _figure(out, 1, 6.6) as (axis,):
+        for run in runs:
+            steps, losses = [r["step"] for r in run.train], [r["loss"] for r in run.train]
+            axis.plot(steps, losses, color=run.colour, alpha=0.25, linewidth=0.8)
+            axis.plot(steps, _smooth(losses, max(1, len(losses) // 40)), color=run.colour, label=run.label)
+            held = [(r["step"], r["loss"]) for r in run.evaluations]
+            if held:
+                axis.plot(*zip(*held, strict=True), "o", color=run.colour, markersize=4, markeredgecolor="white")
+        axis.set(title="Loss: training (lines) and held-out (points)", xlabel="step", ylabel="nats per scored token")
+        axis.set_xlim(left=0)
+
+
+def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
+    """Held-out loss at the last evaluation, by window of the sequence and by place in the window."""
+    with _figure(out, 2, 9.6) as (by_window, by_place):
+        for run in runs:
+            windows, places = (run.evaluations[-1][f"loss_per_{what}"] for what in ("window", "position"))
+            x, y = _present(windows, first=1)
+            by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white", label=run.label)
+            x, y = _present(places, first=1)
+            by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
+            by_place.plot(x, _smooth(y, max(1, len(y) // 48)), color=run.colour)
+        by_window.set(title="Held-out loss by window", xlabel="window of the sequence", ylabel="nats per token")
+        by_window.xaxis.get_major_locator().set_params(integer=True)
+        by_place.set(title="Held-out loss by place in the window", xlabel="tokens since the window began")
+
+
+def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
+    """Accuracy at the end, by depth or by name, and on the way at the greatest depth (or the first name)."""
+    runs = [run for run in runs if (_by_depth(run.accuracy, kind) if kind else run.accuracy)]
+    if kind:
+        depths = sorted({k for run in runs for k in _by_depth(run.accuracy, kind)})
+        names, shown, hardest = [f"{kind}_{k}" for k in depths], [str(k) for k in depths], f"{kind}_{depths[-1]}"
+        titles = f"Accuracy by {DEPTHS[kind]}", f"Accuracy at {DEPTHS[kind].split(' ')[0]} = {depths[-1]}, by step"
+    else:
+        names = list(runs[0].accuracy)
+        shown, hardest = [LABELS.get(name, name) for name in names], names[0]
+        titles = "Accuracy", f"{shown[0].capitalize()}, by step"
+    with _figure(out, 2, 9.6) as (bars, curves):
+        width = 0.8 / len(runs)
+        for i, run in enumerate(runs):
+            shares = [100 * run.accuracy.get(name, np.nan) for name in names]
+            centres = np.arange(len(names)) + (i - (len(runs) - 1) / 2) * width
+            drawn = bars.bar(centres, shares, width * 0.92, color=run.colour, label=run.label)
+            if len(runs) * len(names) <= 16:
+                shown_shares = ["" if np.isnan(share) else f"{share:.0f}" for share in shares]
+                bars.bar_label(drawn, shown_shares, padding=2, fontsize=8.5, color=INK)
+            curves.plot(
+                [r["step"] for r in run.evaluations],
+                [100 * r["accuracy"].get(hardest, np.nan) for r in run.evaluations],
+                "o-", color=run.colour, markersize=4.5, markeredgecolor="white",
+            )  # fmt: skip
+        bars.set(title=titles[0], xlabel=DEPTHS[kind] if kind else "", ylabel="% right", ylim=(0, 108))
+        bars.set_xticks(range(len(names)), shown)
+        bars.set_yticks(range(0, 101, 25))
+        bars.grid(visible=False, axis="x")
+        curves.set(title=titles[1], xlabel="step", ylim=(0, 108))
+        curves.set_yticks(range(0, 101, 25))
+        curves.set_xlim(left=0)
+
+
+def _summary(runs: list[RunMetrics]) -> tuple[list[str], list[list[str]]]:
+    """The headers and rows of the comparison."""
+    names = list(dict.fromkeys(name for run in runs for name in run.accuracy))
+    headers = ["run", "N", "steps", "training loss", "held-out loss", *(n.replace("_", " ") for n in names)]
+    rows = []
+    for run in runs:
+        steps = max(r["step"] for r in run.train[-1:] + run.evaluations[-1:])
+        losses = [f"{rows[-1]['loss']:.3f}" if rows else "-" for rows in (run.train, run.evaluations)]
+        shares = [_percent(run.accuracy.get(name)) for name in names]
+        rows.append([run.label, str(run.passes or "-"), f"{steps:,}", *losses, *shares])
+    return headers, rows
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _by_depth(accuracy: dict[str, float], kind: str) -> dict[int, float]:
+    """{4: share} of the accuracies called "hops_4"."""
+    parts = {name: name.rpartition("_") for name in accuracy}
+    return {int(n): accuracy[name] for name, (head, _, n) in parts.items() if head == kind and n.isdigit()}
+
+
+def _present(values: list[float | None], first: int) -> tuple[list[int], list[float]]:
+    """Places (counted from `first`) and values of what is not None."""
+    kept = [(i, v) for i, v in enumerate(values, start=first) if v is not None]
+    return [i for i, _ in kept], [v for _, v in kept]
+
+
+def _smooth(values: list[float], reach: int) -> list[float]:
+    """The mean over up to `reach` neighbours on each side, and fewer at the ends, which stay where they are."""
+    reaches = [min(reach, i, len(values) - 1 - i) for i in range(len(values))]
+    return [float(np.mean(values[i - r : i + r + 1])) for i, r in enumerate(reaches)]
+
+
+def _coloured(runs: list[RunMetrics]) -> list[RunMetrics]:
+    """Gives each of several runs a colour; the first, the baseline by custom, is grey."""
+    for i, run in enumerate(runs if len(runs) > 1 else []):
+        run.colour = COLOURS[i % len(COLOURS)]
+    return runs
+
+
+@contextmanager
+def _figure(out: Path, panels: int, width: float) -> Iterator[Any]:
+    """Axes to draw on; the PNG is written whole or not at all."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, panels, figsize=(width, 3.5), squeeze=False)
+        try:
+            yield axes[0]
+            handles, labels = axes[0][0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), labelcolor=INK)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            part = out.with_name(f".{out.name}.part")
+            figure.savefig(part, format="png")
+            os.replace(part, out)
+        finally:
+            plt.close(figure)
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,211 @@
+"""Math stories: a problem that names many quantities, of which a few are needed, and its answer, a number.
+
+GSM-Infinite, section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099): question first, no chain of thought.
+
+    PAD PAD What is the total ...? The number of ... equals ...   left-padded to whole windows; nothing scored
+    Answer: 12 EOS                                                scored: the number and EOS
+
+The records are those of a .jsonl file in the public format, or those of `story_writer.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.batch import IGNORE, Batch
+from pretrain.config import StoriesConfig
+from pretrain.errors import UserError
+from pretrain.tasks.counter import Rows
+from pretrain.tasks.story_writer import LARGEST, MOST_NOISE, MOST_OPS, write_story
+from pretrain.tasks.task import check_context, make_batch
+from tokenizer.encode import Tokenizer
+
+_ANSWER = re.compile(r"Answer: (-?\d+)\.\s*$")
+_SENTENCE = 20  # tokens, about: how much noise is tried; what does not fit is left out
+_HELD_OUT = 10  # every tenth problem of a file, by op, is for testing
+
+
+@dataclass
+class StoryBatch(Batch):
+    """A batch that knows how hard its rows are."""
+
+    ops: Tensor  # [B] int64
+
+    def rows(self, start: int, stop: int) -> StoryBatch:
+        """The rows start..stop-1."""
+        return StoryBatch(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+
+class Record(NamedTuple):
+    """One story as tokens."""
+
+    context: list[int]
+    answer: list[int]
+    op: int
+
+
+class Stories:
+    """Stories with ops ~ U[min_ops, max_ops], or uniform over those that the file has in that range."""
+
+    def __init__(self, config: StoriesConfig, window: int, tokenizer: Tokenizer) -> None:
+        self.config, self.window, self.tokenizer = config, window, tokenizer
+        self.vocab_size = tokenizer.vocab_size
+        self.prompt = tokenizer.encode("Answer:")
+        if not 1 <= config.min_ops <= config.max_ops:
+            raise UserError("stories: 1 <= min_ops <= max_ops does not hold; set stories.min_ops and stories.max_ops")
+        check_context("stories.context", config.context, window)
+        anywhere = replace(config, path="")  # a file may be moved, its content not changed
+        self.fingerprint = f"{anywhere} window={window} tokenizer={tokenizer.fingerprint}"
+        self.train: dict[int, list[Record]] = {}  # a file's records by op; empty: they are written as needed
+        self.held_out: dict[int, list[Record]] = {}
+        if config.path:
+            records = list(self._read(Path(config.path)))
+            self.train, self.held_out = _split(records, config.path)
+            longest = max(len(r.answer) for r in records)
+            self.fingerprint += f" file={hashlib.sha256(Path(config.path).read_bytes()).hexdigest()}"
+        else:
+            if config.max_ops > MOST_OPS:
+                raise UserError(f"stories.max_ops = {config.max_ops}: the built-in stories have at most {MOST_OPS}")
+            longest = max(len(self._answer(str(n))) for n in range(LARGEST + 1))
+        self.answer_tokens = len(self.prompt) + longest - 1
+        if self.answer_tokens > window:
+            raise UserError(f"sleep.window = {window} does not hold an answer; set it to {self.answer_tokens} or more")
+
+    def sample(self, seed: int, position: int, rows: int) -> Batch:
+        """Training rows: op uniform, then a story of that op."""
+        draw = Rows(seed, "stories", position, rows)
+        ops = list(self.train) or list(range(self.config.min_ops, self.config.max_ops + 1))
+        chosen = [ops[i] for i in draw.below("op", 1, len(ops))[:, 0].tolist()]
+        return self._write([self._draw(r, op, self.train) for r, op in zip(draw.generators(), chosen, strict=True)])
+
+    def test(self, seed: int, rows: int) -> StoryBatch:
+        """Test rows that go through the ops in turn: a file's held-out records, or newly written ones."""
+        ops = list(self.held_out) or list(range(self.config.min_ops, self.config.max_ops + 1))
+        if rows < len(ops):
+            raise UserError(f"{rows} test rows do not hold one of each op of {ops}; set train.batch to {len(ops)}")
+        random = Rows(seed, "stories test", 0, rows).generators()
+        return self._write([self._draw(r, ops[i % len(ops)], self.held_out) for i, r in enumerate(random)])
+
+    def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
+        """Share of stories answered exactly: {"exact": of all, "op_k": of those with op k}. best: [B, T] int64."""
+        assert isinstance(batch, StoryBatch), "all batches of this task are"
+        right = ((best == batch.targets) | (batch.targets == IGNORE)).all(dim=1).double()
+        by_op = {f"op_{op}": float(right[batch.ops == op].mean()) for op in batch.ops.unique().tolist()}
+        return {"exact": float(right.mean()), **by_op}
+
+    def _write(self, records: list[Record]) -> StoryBatch:
+        context, P = self.config.context, len(self.prompt)
+        shape = len(records), context + self.answer_tokens
+        tokens, targets = np.full(shape, self.tokenizer.pad), np.full(shape, IGNORE)
+        valid = np.zeros(shape, dtype=np.bool_)
+        for row, record in enumerate(records):
+            read = record.context + self.prompt + record.answer[:-1]
+            first = context - len(record.context)
+            tokens[row, first : first + len(read)] = read
+            valid[row, first : first + len(read)] = True
+            targets[row, context + P - 1 : context + P - 1 + len(record.answer)] = record.answer
+        batch = make_batch(tokens, targets, valid, self.window)
+        ops = torch.tensor([r.op for r in records])
+        return StoryBatch(**vars(batch), ops=ops)
+
+    def _draw(self, random: Random, op: int, file: dict[int, list[Record]]) -> Record:
+        if file:
+            return random.choice(file[op])
+        noise = random.randint(0, min(MOST_NOISE, self.config.context // _SENTENCE))
+        story = write_story(random, op, noise)
+        while True:
+            told = story.record(noise)
+            context = self.tokenizer.encode(self._text(str(told["question"]), str(told["problem"])))
+            if len(context) <= self.config.context:
+                found = _ANSWER.search(str(told["solution"]))
+                assert found, "the writer ends a solution with its answer"
+                return Record(context, self._answer(found[1]), op)
+            if not noise:
+                raise UserError(
+                    f"stories.context = {self.config.context} does not hold a story of {op} ops, which is "
+                    f"{len(context)} tokens without any noise; raise it or lower stories.max_ops"
+                )
+            noise //= 2
+
+    def _text(self, question: str, problem: str) -> str:
+        order = (question, problem) if self.config.question_first else (problem, question)
+        return " ".join(part.strip() for part in order)
+
+    def _answer(self, number: str) -> list[int]:
+        return self.tokenizer.encode(f" {number}") + [self.tokenizer.eos]
+
+    def _read(self, path: Path) -> Iterator[Record]:
+        """A file's records within min_ops..max_ops; UserError names the line of what is no such record."""
+        low, high = self.config.min_ops, self.config.max_ops
+        try:
+            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the stories: {error.strerror}; mend stories.path") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 at byte {error.start}; write it again as UTF-8") from None
+        found = False
+        for number, line in enumerate(lines, start=1):
+            question, problem, answer, op = _parse(line, f"{path}:{number}")
+            if not low <= op <= high:
+                continue
+            found = True
+            context = self.tokenizer.encode(self._text(question, problem))
+            if len(context) > self.config.context:
+                raise UserError(
+                    f"{path}:{number}: {len(context)} tokens do not fit stories.context = {self.config.context}; "
+                    "raise it, or leave the record out"
+                )
+            yield Record(context, self._answer(answer), op)
+        if not found:
+            raise UserError(f"{path}: no story has stories.min_ops = {low} to stories.max_ops = {high} ops")
+
+
+def _parse(line: str, where: str) -> tuple[str, str, str, int]:
+    """(question, problem, answer, op) of one line."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg}); each line is one record") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: not a JSON object; each line is one record")
+    for key, kind, name in (("question", str, "a string"), ("problem", str, "a string"), ("solution", str, "a string")):
+        if not isinstance(record.get(key), kind):
+            raise UserError(f"{where}: {key!r} is missing or not {name}; see the GSM-Infinite format")
+    if type(record.get("op")) is not int:
+        raise UserError(f"{where}: 'op' is missing or not an integer; see the GSM-Infinite format")
+    answer = _ANSWER.search(record["solution"])
+    if not answer:
+        raise UserError(f"{where}: the solution does not end in 'Answer: <integer>.'; see the GSM-Infinite format")
+    return record["question"], record["problem"], answer[1], record["op"]
+
+
+Split = dict[int, list[Record]]
+
+
+def _split(records: list[Record], path: str) -> tuple[Split, Split]:
+    """Training and held-out records by op. Which problems are held out depends on their text alone, by its hash."""
+    train: Split = {}
+    held_out: Split = {}
+    for op in sorted({r.op for r in records}):
+        problems: dict[bytes, list[Record]] = {}
+        for record in records:
+            if record.op == op:
+                problems.setdefault(hashlib.sha256(str(record.context).encode()).digest(), []).append(record)
+        if len(problems) < 2:
+            raise UserError(f"{path}: only one story has op {op}, which cannot be both trained on and held out")
+        order = sorted(problems)
+        count = max(1, len(order) // _HELD_OUT)
+        held_out[op] = [r for key in order[:count] for r in problems[key]]
+        train[op] = [r for key in order[count:] for r in problems[key]]
+    return train, held_out

@@ -1,0 +1,52 @@
+"""What a task is to the rest of `pretrain/`, and the layout that all tasks share.
+
+    | context: whole windows, nothing scored | prediction: the answers are scored |
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretrain.batch import Batch
+from pretrain.errors import UserError
+from pretrain.tasks.counter import Ints
+
+
+class Task(Protocol):
+    """Data, loss mask and metric of a synthetic task."""
+
+    vocab_size: int
+    fingerprint: str  # equal if and only if the task gives the same rows for the same (seed, position)
+
+    def sample(self, seed: int, position: int, rows: int) -> Batch:
+        """Training rows position..position+rows-1: a pure function of (seed, row), however they are grouped."""
+
+    def test(self, seed: int, rows: int) -> Batch:
+        """Rows of the held-out distribution; never rows of training."""
+
+    def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
+        """Shares of right answers by name. best: [B, T] int64, the likeliest token where one is scored."""
+
+
+def check_context(name: str, context: int, window: int) -> None:
+    """A window that holds context and answers would neither be slept on nor be evicted before it is asked about."""
+    if context < 1 or context % window:
+        fit = max(1, -(-context // window)) * window
+        raise UserError(
+            f"{name} is {context} tokens, which is not a multiple of sleep.window = {window}: a context window "
+            f"must carry no target; set it to {fit}, or choose another window"
+        )
+
+
+def make_batch(tokens: Ints, targets: Ints, valid: NDArray[np.bool_], window: int) -> Batch:
+    """A batch of rows that are one document each. tokens, targets, valid: [B, T]."""
+    B, T = tokens.shape
+    starts = torch.zeros(B, -(-T // window), dtype=torch.bool)
+    starts[:, 0] = True
+    arrays = (torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(valid))
+    return Batch(*arrays, starts=starts, carries=torch.zeros(B, dtype=torch.bool))

@@ -1,0 +1,118 @@
+"""The report of runs whose logs are written here, line by line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+from pretrain.errors import UserError
+from pretrain.report import accuracy_by_hops, read_run, report, table
+
+
+def write_run(folder: Path, passes: int, accuracy: dict[str, float] | None, ends: str = "") -> Path:
+    """A run of 40 steps; its loss at step s is 4 / s, its accuracies grow evenly to `accuracy`."""
+    rows = []
+    for step in range(1, 41):
+        rows.append({"kind": "train", "step": step, "loss": 4 / step})
+        if step % 20 == 0:
+            places = {"loss_per_window": [None, 2.0, 1.5], "loss_per_position": [3.0, None, 2.0, 1.0]}
+            for n in sorted({1, passes}):
+                row = {"kind": "eval", "step": step, "passes": n, "loss": 5 / step / n, **places}
+                if accuracy is not None:
+                    row["accuracy"] = {name: share * step / 40 for name, share in accuracy.items()}
+                rows.append(row)
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + ends)
+    return folder
+
+
+def is_picture(path: Path) -> bool:
+    """Decodes the PNG: wide enough to be read, and something is drawn."""
+    pixels = image.imread(path)
+    return pixels.shape[1] > 900 and pixels.std() > 0.02
+
+
+def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write_run(tmp_path / "a", 1, {"hops_1": 1.0, "hops_2": 0.5, "hops_10": 0.25})
+    four = write_run(tmp_path / "b", 4, {"hops_1": 1.0, "hops_2": 0.75, "hops_10": 0.625})
+    report([one, four], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| N=1 | 1 |    40 |         0.100 |         0.125 | 100.0 % | 50.0 % |  25.0 % |" in text
+    assert "| N=4 | 4 |    40 |         0.100 |         0.031 | 100.0 % | 75.0 % |  62.5 % |" in text
+    assert text.split("\n\n")[1] in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"report.md", "loss.png", "accuracy_by_hops.png"}
+    assert all(is_picture(tmp_path / "out" / name) and f"]({name})" in text for name in written - {"report.md"})
+
+
+def test_accuracy_by_hops_is_ordered_by_hops_and_keeps_the_labels(tmp_path: Path) -> None:
+    runs = {
+        "without sleep": write_run(tmp_path / "a", 1, {"hops_10": 0.25, "hops_2": 0.5}),
+        "asleep": write_run(tmp_path / "b", 4, {"hops_2": 0.75}),
+    }
+    lines = accuracy_by_hops(runs, tmp_path / "plots" / "hops.png").splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["accuracy", "k = 2", "k = 10"]
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["without sleep", "50.0 %", "25.0 %"]
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["asleep", "75.0 %", "-"]
+    assert is_picture(tmp_path / "plots" / "hops.png")
+    with pytest.raises(UserError, match="no accuracy by hops was logged"):
+        accuracy_by_hops({"text": write_run(tmp_path / "c", 1, None)}, tmp_path / "no.png")
+    assert not (tmp_path / "no.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "pictures"),
+    [
+        (None, {"loss.png", "loss_by_place.png"}),
+        ({"exact": 0.5, "op_2": 0.5, "op_4": 0.25}, {"loss.png", "accuracy_by_op.png"}),
+        ({"exact": 0.5, "label": 0.5}, {"loss.png", "accuracy.png"}),
+    ],
+)
+def test_each_kind_of_run_gets_its_pictures(accuracy: dict[str, float], pictures: set[str], tmp_path: Path) -> None:
+    report([write_run(tmp_path / "run", 2, accuracy)], tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} == pictures
+    assert all(is_picture(tmp_path / "run" / name) for name in pictures)
+
+
+def test_a_run_before_its_first_evaluation_is_reported(tmp_path: Path) -> None:
+    run = tmp_path / "young"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "loss": 2.5}\n')
+    report([run], tmp_path / "out")
+    assert "| young | - |     5 |         2.500 |             - |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_loss_that_is_not_a_number_is_reported_as_such(tmp_path: Path) -> None:
+    diverged = '{"kind": "train", "step": 41, "loss": null}\n{"kind": "warning", "step": 41, "message": "!"}\n'
+    report([write_run(tmp_path / "run", 2, None, ends=diverged)], tmp_path / "out")
+    assert "|           nan |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_steps_logged_again_after_a_resume_count_once(tmp_path: Path) -> None:
+    again = '{"kind": "train", "step": 40, "loss": 7.0}\n{"kind": "train", "st'  # and a line being written
+    run = read_run("x", write_run(tmp_path / "run", 4, None, ends=again))
+    assert [row["step"] for row in run.train] == list(range(1, 41)) and run.train[-1]["loss"] == 7.0
+    assert [(row["step"], row["passes"]) for row in run.evaluations] == [(20, 4), (40, 4)]
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot read the run's metrics: No such file"):
+        report([tmp_path], tmp_path)
+    with pytest.raises(UserError, match=r"metrics.jsonl:\d+: not a line of metrics"):
+        read_run("x", write_run(tmp_path / "run", 1, None, ends="oops\n"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="nothing was logged yet"):
+        read_run("x", tmp_path / "empty")
+
+
+def test_tables_are_markdown_and_aligned() -> None:
+    assert table(["run", "loss"], [["a", "1.25"], ["longer", "10.5"]]).splitlines() == [
+        "| run    | loss |",
+        "|--------|-----:|",
+        "| a      | 1.25 |",
+        "| longer | 10.5 |",
+    ]

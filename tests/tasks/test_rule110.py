@@ -1,0 +1,62 @@
+"""Rule 110 against a simulation that looks each neighbourhood up in the rule's number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain.batch import IGNORE
+from pretrain.config import Rule110Config
+from pretrain.errors import UserError
+from pretrain.tasks import Rule110
+
+
+def simulate(ring: list[int], steps: int) -> list[int]:
+    """Neighbourhood left, self, right as a binary number picks the bit of 110."""
+    for _ in range(steps):
+        n = len(ring)
+        ring = [110 >> (4 * ring[(i - 1) % n] + 2 * ring[i] + ring[(i + 1) % n]) & 1 for i in range(n)]
+    return ring
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 32])
+def test_labels_are_what_a_simulation_gives(steps: int) -> None:
+    task = Rule110(Rule110Config(steps=steps), 24)
+    batch = task.sample(5, 10, 6)
+    assert batch.size == (6, 100) and batch.starts.shape == (6, 5) and batch.valid.all()
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
+        labels = [simulate(tokens[24 * r : 24 * r + 24], steps)[0] for r in range(4)]
+        assert tokens[96:] == [2] + labels[:3]
+        assert targets == [IGNORE] * 96 + labels
+
+
+def test_chance_is_the_papers_ten_percent() -> None:
+    task = Rule110(Rule110Config(), 24)
+    batch = task.test(0, 10_000)
+    assert 0.498 < batch.tokens[:, :96].double().mean() < 0.502  # 4 standard deviations
+    score = task.score(torch.ones_like(batch.targets), batch)
+    assert abs(score["label"] - 0.5627) < 0.008
+    assert abs(score["exact"] - 0.5627**4) < 0.012
+    assert task.score(batch.targets, batch) == {"exact": 1.0, "label": 1.0}
+
+
+def test_exact_needs_all_labels() -> None:
+    task = Rule110(Rule110Config(), 24)
+    batch = task.test(0, 8)
+    best = batch.targets.clone()
+    best[0, -1] = 1 - best[0, -1]
+    assert task.score(best, batch) == {"exact": 7 / 8, "label": 31 / 32}
+
+
+def test_rows_do_not_depend_on_how_they_are_grouped() -> None:
+    task = Rule110(Rule110Config(steps=3), 24)
+    parts = torch.cat([task.sample(1, 0, 4).tokens, task.sample(1, 4, 4).tokens])
+    assert torch.equal(task.sample(1, 0, 8).tokens, parts)
+    assert len({tuple(row) for row in task.sample(1, 0, 500).tokens.tolist()}) == 500
+    assert not torch.equal(task.test(1, 8).tokens, parts)
+
+
+def test_windows_that_would_mix_rings_and_labels_are_refused() -> None:
+    with pytest.raises(UserError, match=r"not a multiple of sleep\.window = 36"):
+        Rule110(Rule110Config(), 36)
+    Rule110(Rule110Config(), 48)
