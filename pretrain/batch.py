@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Self
 
-import torch
 from torch import Tensor
 
 IGNORE = -100  # target of a position that is not scored
@@ -29,10 +29,6 @@ class Batch:
         """(B, T)."""
         return self.tokens.shape[0], self.tokens.shape[1]
 
-    def rows(self, start: int, stop: int) -> Batch:
+    def rows(self, start: int, stop: int) -> Self:
         """The microbatch of rows start..stop-1."""
         return type(self)(*(getattr(self, f.name)[start:stop] for f in fields(self)))
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        return type(self)(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))

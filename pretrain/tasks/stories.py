@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -41,10 +41,6 @@ class StoryBatch(Batch):
     """A batch that knows how hard its rows are."""
 
     ops: Tensor  # [B] int64
-
-    def rows(self, start: int, stop: int) -> StoryBatch:
-        """The rows start..stop-1."""
-        return StoryBatch(*(getattr(self, f.name)[start:stop] for f in fields(self)))
 
 
 class Record(NamedTuple):
