@@ -1,0 +1,200 @@
+"""Prepare a corpus as token shards, verify shards, and say what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.data.corpus import Corpus
+from pretrain.data.formats import Document
+from pretrain.data.index import DTYPES, SPLITS, Index, Shard, find_splits, read_index
+from pretrain.data.progress import Progress
+from pretrain.data.reader import check_size, read_documents
+from pretrain.data.writer import SplitWriter, document_key, sha256, sync
+from pretrain.errors import UserError
+from tokenizer.encode import Tokenizer
+
+SHARD_TOKENS = 50_000_000
+
+
+def prepare(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    out: str | Path,
+    *,
+    holdout: float = 0.01,
+    shard_tokens: int = SHARD_TOKENS,
+    threads: int = 0,
+) -> dict[str, Index]:
+    """Tokenise `corpus` into out/train and out/heldout; returns the index of each.
+
+    `holdout` is the share of documents that is held out, chosen by a hash of the text: the same text is always
+    on the same side, and copies of it too. A shard is closed once it holds `shard_tokens` tokens, and a document
+    never crosses from one to the next. `threads` encode at once (0: one per core). The same corpus gives
+    the same bytes.
+
+    `out` appears whole or not at all. UserError when it is there and not empty, when the corpus cannot be
+    read or is empty, or when one side gets no document.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there and not empty; give another folder or remove it")
+    if not 0 <= holdout < 1:
+        raise UserError(f"holdout={holdout}: the share of documents held out must be at least 0 and less than 1")
+    if shard_tokens < 1:
+        raise UserError(f"shard_tokens={shard_tokens}: a shard must hold at least 1 token")
+    threads = threads or len(os.sched_getaffinity(0))
+    with _appearing_whole(out) as work:
+        return _write_splits(corpus, tokenizer, work, holdout, shard_tokens, threads)
+
+
+@contextmanager
+def _appearing_whole(out: Path) -> Iterator[Path]:
+    """A folder to work in that becomes `out` at the end, or vanishes if anything goes wrong."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        try:
+            yield work
+            work.chmod(0o755)  # mkdtemp makes it private
+            sync(work)
+            work.rename(out)
+            sync(out.parent)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _write_splits(
+    corpus: Corpus, tokenizer: Tokenizer, work: Path, holdout: float, shard_tokens: int, threads: int
+) -> dict[str, Index]:
+    """Write train/ and, unless holdout is 0, heldout/ below `work`."""
+    with ExitStack() as files, Progress("tokenise") as progress:
+        splits = {
+            name: files.enter_context(closing(SplitWriter(work / name, tokenizer, shard_tokens)))
+            for name in (SPLITS if holdout else SPLITS[:1])
+        }
+        for documents in _groups(iter(corpus)):
+            encoded = tokenizer.encode_many((document.text for document in documents), threads)
+            for document, ids in zip(documents, encoded, strict=True):
+                splits[_side(document.text, holdout)].add(document, ids)
+            totals = (sum(getattr(s, what) for s in splits.values()) for what in ("samples", "chars", "tokens"))
+            progress.update(f"{corpus.files_read}/{corpus.files} files", *totals)
+        for name, split in splits.items():
+            if not split.samples:
+                raise UserError(
+                    f"holdout={holdout} of {sum(s.samples for s in splits.values())} documents leaves none for {name}; "
+                    "give another holdout, 0 to hold out none, or a corpus of more documents"
+                )
+        return {name: split.finish() for name, split in splits.items()}
+
+
+def _side(text: str, holdout: float) -> str:
+    """The split that a document belongs to."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return "heldout" if int.from_bytes(digest, "big") < holdout * 2**64 else "train"
+
+
+def _groups(documents: Iterator[Document], size: int = 256, chars: int = 4_000_000) -> Iterator[list[Document]]:
+    """Lists of documents, enough to keep the encoding threads busy and few enough to hold in memory."""
+    group: list[Document] = []
+    total = 0
+    for document in documents:
+        group.append(document)
+        total += len(document.text)
+        if len(group) == size or total >= chars:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def verify(path: str | Path) -> list[str]:
+    """Read every byte of a prepared corpus, or of one of its splits, and compare it with the index.
+
+    Returns one line for each damaged file, naming it; none when all is well.
+    """
+    problems = []
+    for folder in find_splits(path):
+        try:
+            index, records = read_index(folder), read_documents(folder)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        start = 0
+        for shard in index.shards:
+            try:
+                _verify_shard(folder / shard.name, shard, index.dtype, start, records[start : start + shard.samples])
+            except UserError as error:
+                problems.append(str(error))
+            start += shard.samples
+    return problems
+
+
+def _verify_shard(path: Path, shard: Shard, suffix: str, first: int, records: NDArray[np.void]) -> None:
+    """The tar is the one that was written, and its files are where documents.idx says."""
+    check_size(path, shard.bytes)
+    if sha256(path) != shard.sha256:
+        raise UserError(f"{path}: damaged: its content is not what index.json says; copy it anew or prepare again")
+    width = DTYPES[suffix].itemsize
+    expected = [
+        (f"{document_key(first + i)}.{suffix}", int(record["offset"]), int(record["tokens"]) * width)
+        for i, record in enumerate(records)
+    ]
+    with tarfile.open(path) as tar:
+        found = [(m.name, m.offset_data, m.size) for m in tar if m.name.endswith(f".{suffix}")]
+    if found != expected or int(records["tokens"].sum()) != shard.tokens:
+        raise UserError(f"{path}: does not hold what documents.idx and index.json say; prepare the corpus again")
+
+
+@dataclass
+class Stats:
+    """What is in one split. Lengths are tokens of a document, EOS not among them."""
+
+    split: str
+    shards: int
+    documents: int
+    tokens: int
+    bytes: int
+    chars_per_token: float
+    shortest: int
+    median: int
+    mean: int
+    longest: int
+    tokenizer: str  # start of its fingerprint
+    vocab_size: int
+
+
+def stats(path: str | Path) -> list[Stats]:
+    """The splits of a prepared corpus."""
+    return [_stats(folder) for folder in find_splits(path)]
+
+
+def _stats(folder: Path) -> Stats:
+    index, lengths = read_index(folder), read_documents(folder)["tokens"]
+    return Stats(
+        split=folder.name,
+        shards=len(index.shards),
+        documents=index.samples,
+        tokens=index.tokens,
+        bytes=sum(shard.bytes for shard in index.shards),
+        chars_per_token=index.chars / index.tokens,
+        shortest=int(lengths.min()),
+        median=int(np.median(lengths)),
+        mean=round(float(lengths.mean())),
+        longest=int(lengths.max()),
+        tokenizer=index.tokenizer[:12],
+        vocab_size=index.vocab_size,
+    )

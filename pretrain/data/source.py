@@ -1,0 +1,30 @@
+"""What the trainer asks of a stream of batches."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from pretrain.batch import Batch
+
+
+class Source(Protocol):
+    """An endless stream of batches. Of B rows in the global batch, rank r of n gets rows r*B/n .. (r+1)*B/n - 1."""
+
+    vocab_size: int
+    wait_seconds: float  # how long next() has kept the trainer waiting, in all
+
+    def next(self) -> Batch:
+        """This rank's rows of the next global step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is after the last batch taken: JSON-able, and the same on every rank."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly from there; UserError if `state` is of other data or settings."""
+        ...
+
+    def close(self) -> None:
+        """Stop threads and close files."""
+        ...

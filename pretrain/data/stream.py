@@ -1,0 +1,175 @@
+"""The training stream of text, and the fixed batches that a run is judged on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.batch import Batch
+from pretrain.config import DataConfig
+from pretrain.data import lanes
+from pretrain.data.index import find_split
+from pretrain.data.lanes import Cursor, Row, Span
+from pretrain.data.order import Order, token_shares
+from pretrain.data.prefetch import Prefetcher
+from pretrain.data.reader import Shards
+from pretrain.data.rows import RowReader
+from pretrain.errors import UserError
+from tokenizer.encode import Tokenizer
+
+
+@dataclass
+class Position:
+    """Where the stream is: the same on every rank, whatever their number."""
+
+    steps: int  # global batches given out
+    cursors: list[Cursor]  # of every lane
+
+
+class TextStream:
+    """Batches of text without end: rows rank * B/ranks .. (rank + 1) * B/ranks - 1 of each global batch.
+
+    Every rank follows all lanes by the documents' lengths and reads the tokens of its own rows, in a thread that
+    stays a few batches ahead. The rows of a global batch do not depend on the number of ranks.
+
+    vocab_size     ids are below this
+    wait_seconds   how long next() has kept the trainer waiting, in all
+
+    UserError names what is wrong with the settings or the shards.
+    """
+
+    def __init__(self, config: DataConfig, window: int, batch: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        _check(config, batch, ranks)
+        tokenizer = Tokenizer.load(config.tokenizer)
+        self._corpora = [Shards(find_split(corpus.path, "train"), tokenizer) for corpus in config.train]
+        self._config, self._window, self._batch = config, window, batch
+        weights = [corpus.weight for corpus in config.train]
+        means = [shards.index.tokens / len(shards) + 1 for shards in self._corpora]
+        self._order = Order([len(shards) for shards in self._corpora], token_shares(weights, means), seed)
+        self._reader = RowReader(self._corpora, tokenizer.eos, tokenizer.pad, config.windows, window)
+        self._mine = range(rank * batch // ranks, (rank + 1) * batch // ranks)
+        self.settings: dict[str, Any] = {
+            "data.train": [[s.index.fingerprint, w] for s, w in zip(self._corpora, weights, strict=True)],
+            "run.seed": seed,
+            "train.batch": batch,
+            "sleep.window": window,
+            "data.windows": config.windows,
+            "data.documents": config.documents,
+            "data.carry": config.carry,
+        }
+        self.vocab_size = tokenizer.vocab_size
+        self.wait_seconds = 0.0
+        self._position = Position(0, [(0, 0)] * batch)  # after the last batch given out
+        self._ahead = self._position  # after the last batch made
+        self._prefetcher: Prefetcher[tuple[Batch, Position]] | None = None
+
+    def next(self) -> Batch:
+        """This rank's rows of the next global step."""
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self._make)
+        batch, self._position = self._prefetcher.next()
+        self.wait_seconds += self._prefetcher.wait_seconds
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is after the last batch taken, and the settings and shards that this depends on."""
+        return {
+            "steps": self._position.steps,
+            "lanes": [list(cursor) for cursor in self._position.cursors],
+            "settings": self.settings,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the exact token, with any number of ranks."""
+        for name, mine in self.settings.items():
+            if state["settings"].get(name) != mine:
+                saved = "other shards or weights" if name == "data.train" else state["settings"].get(name)
+                raise UserError(
+                    f"{name} is not what the checkpoint's stream of text was made with ({saved}), so it cannot be "
+                    "continued; set it back, or begin another run with another run.name"
+                )
+        self.close()
+        self._position = self._ahead = Position(state["steps"], [(used_up, used) for used_up, used in state["lanes"]])
+
+    def close(self) -> None:
+        """End the thread and close the shards."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
+        for shards in self._corpora:
+            shards.close()
+
+    def _make(self) -> tuple[Batch, Position]:
+        """The next batch and the position after it. Runs in the prefetch thread."""
+        planned = [self._plan(lane, cursor) for lane, cursor in enumerate(self._ahead.cursors)]
+        rows = [planned[lane][0] for lane in self._mine]
+        read = self._reader.isolated if self._config.documents == "isolate" else self._reader.stitched
+        batch = read(self._mine, rows)
+        self._ahead = Position(self._ahead.steps + 1, [cursor for _, cursor in planned])
+        return batch, self._ahead
+
+    def _plan(self, lane: int, cursor: Cursor) -> tuple[Row, Cursor]:
+        config, B, L = self._config, self._batch, self._window
+        if config.documents == "isolate":
+            return lanes.isolate(self._find, lane, B, cursor, config.windows, L, config.carry)
+        return lanes.stitch(self._find, lane, B, cursor, config.windows * L)
+
+    def _find(self, draw: int) -> tuple[int, int, int]:
+        """(corpus, document, tokens with EOS) of a draw."""
+        corpus, document = self._order(draw)
+        return corpus, document, int(self._corpora[corpus].lengths[document]) + 1
+
+
+def _check(config: DataConfig, batch: int, ranks: int) -> None:
+    """Refuse settings that cannot be streamed, by name."""
+    if not config.train:
+        raise UserError("data.train names no corpus; add a [[data.train]] table with the path of prepared shards")
+    if not config.tokenizer:
+        raise UserError("data.tokenizer is not set; name the model that the shards were prepared with")
+    for corpus in config.train:
+        if not corpus.weight > 0:
+            raise UserError(
+                f"data.train: the weight of {corpus.path} is {corpus.weight}; give it more than 0 or drop it"
+            )
+    if config.windows < 1:
+        raise UserError(f"data.windows = {config.windows}: a sequence needs at least 1 window")
+    if config.documents not in ("isolate", "stitch"):
+        raise UserError(f'data.documents = "{config.documents}" is neither "isolate" nor "stitch"')
+    if batch % ranks:
+        raise UserError(f"train.batch = {batch} does not divide by {ranks} data-parallel ranks; make it a multiple")
+
+
+def heldout_batches(
+    path: str | Path, tokenizer: Tokenizer, window: int, windows: int, batch: int, n: int, rank: int = 0, ranks: int = 1
+) -> list[Batch]:
+    """`n` fixed batches for judging a model: every row is one stretch of one document, read with S = 0.
+
+    No row has padding and every position predicts, so that all windows are averaged over the same rows. First
+    comes the beginning of each document that fills a row, in the order of the shards, then the second stretch of
+    each that has one, and so on. Of each batch's `batch` rows a rank gets its share. UserError says how many rows
+    the held-out documents have when they are too few.
+    """
+    if batch % ranks:
+        raise UserError(f"train.batch = {batch} does not divide by {ranks} data-parallel ranks; make it a multiple")
+    shards = Shards(find_split(path, "heldout"), tokenizer)
+    width = windows * window
+    stretches = shards.lengths // width  # [documents]; EOS follows the last token, so that it has a target
+    if stretches.sum() < n * batch:
+        raise UserError(
+            f"{path}: the held-out documents fill {stretches.sum()} sequences of {width} tokens, {n * batch} are asked "
+            "for; lower train.eval_batches or train.batch, or prepare the corpus with a larger holdout"
+        )
+    places = (
+        (document, turn * width)
+        for turn in range(int(stretches.max()))
+        for document in (stretches > turn).nonzero()[0].tolist()
+    )
+    reader = RowReader([shards], tokenizer.eos, tokenizer.pad, windows, window)
+    batches = []
+    for _ in range(n):
+        rows = [Row([Span(0, *next(places), width, 0, fresh=True)], carries=False) for _ in range(batch)]
+        mine = range(rank * batch // ranks, (rank + 1) * batch // ranks)
+        batches.append(reader.isolated(mine, [rows[b] for b in mine]))
+    shards.close()
+    return batches

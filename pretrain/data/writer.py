@@ -1,0 +1,113 @@
+"""Writes one split of a prepared corpus: webdataset tars, documents.idx, index.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from pretrain.data.formats import Document
+from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, FORMAT, Index, Shard
+from tokenizer.encode import Tokenizer
+
+TAR_BLOCK = 512  # bytes; a tar pads every file to a multiple
+
+
+class SplitWriter:
+    """Documents in, one split out, to be finished and closed. The counters say what has been added so far."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
+        folder.mkdir()
+        self.samples = self.tokens = self.chars = 0
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._shard_tokens = shard_tokens
+        self._suffix = "u16" if tokenizer.vocab_size <= 1 << 16 else "u32"
+        self._shards: list[Shard] = []
+        self._documents = (folder / DOCUMENTS).open("wb")
+        self._begin_shard()
+
+    def add(self, document: Document, ids: list[int]) -> None:
+        """Append one document; it begins a new shard when the open one holds enough tokens."""
+        if self._shard_full():
+            self._end_shard()
+            self._begin_shard()
+        payload = np.array(ids, DTYPES[self._suffix]).tobytes()
+        about = {"source": document.source, "chars": len(document.text), "tokens": len(ids)}
+        self._tar.write(
+            {"__key__": document_key(self.samples), "json": json.dumps(about).encode(), self._suffix: payload}
+        )
+        padded = -(-len(payload) // TAR_BLOCK) * TAR_BLOCK  # webdataset sorts a sample's files: the ids come last
+        self._records.append((self._tar.tarstream.offset - padded, len(ids), zlib.crc32(payload)))
+        self._shard_size += len(ids)
+        self.samples += 1
+        self.tokens += len(ids)
+        self.chars += len(document.text)
+
+    def finish(self) -> Index:
+        """Finish the last shard and write the index; all of it is on the disk when this returns."""
+        self._end_shard()
+        self._documents.close()
+        sync(self._folder / DOCUMENTS)
+        index = Index(
+            format=FORMAT,
+            tokenizer=self._tokenizer.fingerprint,
+            vocab_size=self._tokenizer.vocab_size,
+            eos=self._tokenizer.eos,
+            pad=self._tokenizer.pad,
+            dtype=self._suffix,
+            samples=self.samples,
+            tokens=self.tokens,
+            chars=self.chars,
+            documents_sha256=sha256(self._folder / DOCUMENTS),
+            shards=self._shards,
+        )
+        index.write(self._folder)
+        sync(self._folder)
+        return index
+
+    def close(self) -> None:
+        """Close the files; what is not finished stays so."""
+        self._tar.close()
+        self._documents.close()
+
+    def _begin_shard(self) -> None:
+        self._path = self._folder / f"shard-{len(self._shards):06d}.tar"
+        self._tar = webdataset.TarWriter(str(self._path), encoder=False, mtime=0)  # no dates: same corpus, same bytes
+        self._records: list[tuple[int, int, int]] = []  # DOCUMENT
+        self._shard_size = 0  # tokens
+
+    def _shard_full(self) -> bool:
+        return self._shard_size >= self._shard_tokens
+
+    def _end_shard(self) -> None:
+        self._tar.close()
+        sync(self._path)
+        self._documents.write(np.array(self._records, DOCUMENT).tobytes())
+        size = self._path.stat().st_size
+        self._shards.append(Shard(self._path.name, size, len(self._records), self._shard_size, sha256(self._path)))
+
+
+def document_key(number: int) -> str:
+    """The webdataset key of a split's document."""
+    return f"{number:09d}"
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,219 @@
+"""Shards: readable by plain webdataset, exact, whole or absent, and no damage goes unnoticed."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import statistics
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from pretrain.data.corpus import Corpus
+from pretrain.data.formats import Document
+from pretrain.data.index import DOCUMENT, read_index
+from pretrain.data.reader import Shards
+from pretrain.data.shards import prepare, stats, verify
+from pretrain.data.writer import SplitWriter, sha256
+from pretrain.errors import UserError
+from tests.data.texts import make_texts, write_texts
+from tokenizer.encode import Tokenizer
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_plain_webdataset_reads_the_tars(folder: Path, texts: list[str], tokenizer: Tokenizer) -> None:
+    tars = sorted(str(path) for path in (folder / "train").glob("*.tar"))
+    assert len(tars) > 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves the tars to the garbage collector
+        samples = list(webdataset.WebDataset(tars, shardshuffle=False))
+        gc.collect()
+    assert [tokenizer.decode(np.frombuffer(s["u16"], "<u2").tolist()) for s in samples] == texts
+    about = json.loads(samples[5]["json"])
+    assert about == {"source": "texts/005.txt", "chars": len(texts[5]), "tokens": len(samples[5]["u16"]) // 2}
+
+
+def test_documents_are_read_by_number(folder: Path, texts: list[str], tokenizer: Tokenizer) -> None:
+    shards = Shards(folder / "train", tokenizer)
+    assert len(shards) == len(texts)
+    for number in (40, 0, 17, 39, 17):
+        assert shards.document(number).tolist() == tokenizer.encode(texts[number])
+        assert shards.lengths[number] == len(tokenizer.encode(texts[number]))
+    shards.close()
+    assert shards.document(3).tolist() == tokenizer.encode(texts[3])
+
+
+def test_index_counts(folder: Path, texts: list[str], tokenizer: Tokenizer) -> None:
+    index = read_index(folder / "train")
+    assert index.samples == sum(s.samples for s in index.shards) == len(texts)
+    assert index.tokens == sum(len(tokenizer.encode(text)) for text in texts)
+    assert index.chars == sum(map(len, texts))
+    assert (index.tokenizer, index.eos, index.pad) == (tokenizer.fingerprint, tokenizer.eos, tokenizer.pad)
+
+
+def test_same_corpus_gives_the_same_bytes(folder: Path, tmp_path: Path, texts: list[str], tokenizer: Tokenizer) -> None:
+    source = write_texts(tmp_path / "texts", texts)
+    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0, shard_tokens=1500, threads=2)
+    names = sorted(path.name for path in (folder / "train").iterdir())
+    for name in names:
+        assert (folder / "train" / name).read_bytes() == (tmp_path / "out" / "train" / name).read_bytes(), name
+
+
+def test_holdout_is_a_share_by_text_and_copies_stay_together(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = write_texts(tmp_path / "texts", make_texts(300, seed=3, longest=3) * 2)
+    indexes = prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0.2)
+    assert 60 < indexes["heldout"].samples < 180
+    sides = [
+        {tuple(shards.document(i).tolist()) for i in range(len(shards))}
+        for shards in (Shards(tmp_path / "out" / split, tokenizer) for split in ("train", "heldout"))
+    ]
+    assert len(sides[0]) + len(sides[1]) == 300
+
+
+def test_large_vocabulary_takes_four_bytes(tmp_path: Path, model: Path) -> None:
+    tokenizer = Tokenizer.load(model)
+    tokenizer.vocab_size = 70_000  # as far as the shards are concerned
+    writer = SplitWriter(tmp_path / "train", tokenizer, shard_tokens=1000)
+    writer.add(Document("a", "x"), [1])
+    writer.add(Document("text", "x"), [69_999, 3, 65_536])
+    assert writer.finish().dtype == "u32"
+    assert Shards(tmp_path / "train", tokenizer).document(1).tolist() == [69_999, 3, 65_536]
+    assert verify(tmp_path / "train") == []
+
+
+def test_verify_and_stats_of_sound_shards(folder: Path, texts: list[str], tokenizer: Tokenizer) -> None:
+    assert verify(folder) == verify(folder / "train") == []
+    (row,) = stats(folder)
+    assert (row.split, row.documents, row.shards) == ("train", 41, len(list((folder / "train").glob("*.tar"))))
+    lengths = [len(tokenizer.encode(text)) for text in texts]
+    assert (row.shortest, row.longest, row.tokens) == (min(lengths), max(lengths), sum(lengths))
+    assert (row.median, row.mean) == (int(statistics.median(lengths)), round(statistics.mean(lengths)))
+    assert row.chars_per_token == sum(map(len, texts)) / sum(lengths)
+
+
+@pytest.mark.parametrize("file", ["shard-000001.tar", "documents.idx", "index.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "lengthen"])
+def test_damage_is_found_by_verify_and_named(copy: Path, file: str, damage: str) -> None:
+    path = copy / "train" / file
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(
+        {
+            "flip": content[:middle] + bytes([content[middle] ^ 0x40]) + content[middle + 1 :],
+            "truncate": content[:-600] if file.endswith("tar") else content[:-5],
+            "lengthen": content + b"\x01",
+        }.get(damage, b"")
+    )
+    if damage == "remove":
+        path.unlink()
+    if file == "index.json" and damage == "remove":
+        with pytest.raises(UserError, match="holds no shards"):
+            verify(copy)
+        return
+    problems = verify(copy)
+    assert len(problems) >= 1
+    assert any(f"/{file}: " in problem for problem in problems) or file == "index.json"
+    assert not any("\n" in problem for problem in problems)
+
+
+def test_index_that_disagrees_with_a_tar_is_found_by_verify(copy: Path) -> None:
+    """Both are whole by their hashes, but they are not of the same run."""
+    records = np.fromfile(copy / "train" / "documents.idx", DOCUMENT)
+    records["offset"][-1] += 512
+    records.tofile(copy / "train" / "documents.idx")
+    index = replace(read_index(copy / "train"), documents_sha256=sha256(copy / "train" / "documents.idx"))
+    index.write(copy / "train")
+    (problem,) = verify(copy)
+    assert f"/{index.shards[-1].name}: does not hold" in problem
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"), [("shard-000001.tar", "truncated"), ("documents.idx", "truncated"), ("index.json", "damaged")]
+)
+def test_truncated_file_is_named_on_opening(copy: Path, tokenizer: Tokenizer, file: str, reason: str) -> None:
+    path = copy / "train" / file
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(UserError, match=rf"{file}: {reason}"):
+        Shards(copy / "train", tokenizer)
+
+
+def test_flipped_byte_is_found_on_reading_its_document_only(copy: Path, tokenizer: Tokenizer) -> None:
+    shards = Shards(copy / "train", tokenizer)
+    start = shards.index.shards[0].samples  # first document of the second tar
+    with (copy / "train" / "shard-000001.tar").open("r+b") as file:
+        file.seek(int(shards._records["offset"][start]) + 1)
+        file.write(b"\x77")
+    with pytest.raises(UserError, match=rf"shard-000001\.tar: document {start:09d} is damaged"):
+        shards.document(start)
+    shards.document(start - 1)
+    shards.document(start + 1)
+
+
+def test_other_tokenizer_is_refused(folder: Path, other_model: Path) -> None:
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        Shards(folder / "train", Tokenizer.load(other_model))
+
+
+@pytest.mark.parametrize("name", ["../evil.tar", "/etc/passwd", "shard-1.tar"])
+def test_index_cannot_name_files_elsewhere(copy: Path, tokenizer: Tokenizer, name: str) -> None:
+    path = copy / "train" / "index.json"
+    record = json.loads(path.read_text())
+    record["shards"][0]["name"] = name
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"index\.json: damaged"):
+        Shards(copy / "train", tokenizer)
+
+
+def test_other_format_is_refused(copy: Path, tokenizer: Tokenizer) -> None:
+    path = copy / "train" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(UserError, match=r"index\.json: format 99"):
+        Shards(copy / "train", tokenizer)
+
+
+class Interrupted(Corpus):
+    """A corpus that fails after some documents."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__([])
+        self._error = error
+
+    def __iter__(self) -> Iterator[Document]:
+        yield from (Document(text, "x") for text in make_texts(600, seed=1))
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("bad line"), OSError(28, "No space left on device")])
+def test_interrupted_prepare_leaves_nothing(tmp_path: Path, tokenizer: Tokenizer, error: BaseException) -> None:
+    with pytest.raises(UserError if isinstance(error, OSError) else type(error)):
+        prepare(Interrupted(error), tokenizer, tmp_path / "below" / "out")
+    assert list((tmp_path / "below").iterdir()) == []
+
+
+def test_output_that_is_not_empty_is_refused_and_kept(tmp_path: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
+    source = write_texts(tmp_path / "texts", texts)
+    (tmp_path / "out").mkdir()
+    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)  # an empty folder is welcome
+    before = (tmp_path / "out" / "train" / "index.json").read_bytes()
+    with pytest.raises(UserError, match="not empty; give another folder"):
+        prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
+    assert (tmp_path / "out" / "train" / "index.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("holdout", [1e-9, 0.999999, 1.0, -0.1])
+def test_holdout_that_leaves_a_side_empty_is_refused(tmp_path: Path, tokenizer: Tokenizer, holdout: float) -> None:
+    source = write_texts(tmp_path / "texts", ["a", "b", "c"])
+    with pytest.raises(UserError, match="holdout"):
+        prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=holdout)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts"]

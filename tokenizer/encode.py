@@ -1,0 +1,112 @@
+"""The trained tokenizer: text to ids and back, exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from tokenizer.cut import parts
+from tokenizer.errors import TokenizerError
+
+SPACE = "\u2581"  # what sentencepiece writes for a space inside pieces
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Tokenizer:
+    """A sentencepiece model that `tokenizer.train` made.
+
+    vocab_size   number of ids
+    eos, pad     ids that no text encodes to; so is unk, because of the byte fallback
+    fingerprint  sha256 of the model file; shards carry it, so that they are read with their own tokenizer
+    """
+
+    def __init__(self, model: bytes, name: str = "tokenizer") -> None:
+        """`model` is the content of a model file, `name` what errors call it."""
+        try:
+            if not model:
+                raise RuntimeError("empty")
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise TokenizerError(
+                f"{name}: not a sentencepiece model, or damaged; train one with `hypnos tokenizer train`"
+            ) from None
+        self.vocab_size: int = self._model.vocab_size()
+        self.eos: int = self._model.eos_id()
+        self.pad: int = self._model.pad_id()
+        self.unk: int = self._model.unk_id()
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        if reason := self._unfit():
+            raise TokenizerError(f"{name}: {reason}; train one with `hypnos tokenizer train`")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a model file; TokenizerError names it when it is missing, damaged or of another kind."""
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+        return cls(model, str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without EOS. Any string of Unicode scalar values; lone surrogates are refused."""
+        return next(self.encode_many([text]))
+
+    def encode_many(self, texts: Iterable[str], threads: int = 1) -> Iterator[list[int]]:
+        """Ids of each text, in order; `threads` work at once on texts and on parts of long texts."""
+        units: list[str] = []  # what sentencepiece sees
+        counts: list[list[int]] = []  # per text, the units between one U+2581 and the next
+        for text in texts:
+            runs = [list(parts(run)) for run in text.split(SPACE)]
+            counts.append([len(run) for run in runs])
+            units += [unit for run in runs for unit in run]
+        try:
+            encoded = iter(self._model.encode(units, num_threads=threads) if units else [])
+        except TypeError:
+            surrogate = next(filter(None, map(_SURROGATE.search, units)))[0]
+            raise TokenizerError(
+                f"text holds a lone surrogate (U+{ord(surrogate):04X}), which is no Unicode text; "
+                "remove it or decode the source properly"
+            ) from None
+        for runs_of_text in counts:
+            ids: list[int] = []
+            for number, run in enumerate(runs_of_text):
+                if number:  # U+2581 would be taken for a space, so it goes in as its three bytes
+                    ids += self._space_bytes
+                for _ in range(run):
+                    ids += next(encoded)
+            yield ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; EOS and PAD write nothing, bytes that are no UTF-8 become U+FFFD."""
+        numbers = [int(i) for i in ids]
+        if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocab_size:
+            low, high = min(numbers), max(numbers)
+            raise TokenizerError(f"cannot decode ids {low}..{high}: the vocabulary is 0..{self.vocab_size - 1}")
+        return self._model.decode(numbers) if numbers else ""
+
+    def pieces(self) -> list[str]:
+        """The piece of every id, as sentencepiece writes it (U+2581 for a space, <0x0A> for a byte)."""
+        return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
+
+    def is_text(self, i: int) -> bool:
+        """Whether id `i` is a piece of text: neither a byte nor a special id."""
+        return not (self._model.is_byte(i) or self._model.is_control(i) or self._model.is_unknown(i))
+
+    def _unfit(self) -> str | None:
+        """Why this model cannot keep the promises above, or None."""
+        if self.eos < 0 or self.pad < 0:
+            return "the model has no EOS or no PAD id"
+        if not all(self._model.is_byte(i) for i in self._space_bytes):
+            return "the model has no byte fallback, so it cannot write every text"
+        if any(SPACE in piece.lstrip(SPACE) for i, piece in enumerate(self.pieces()) if self.is_text(i)):
+            return "the model has pieces that span words"
+        probe = "  two  spaces\n\ttab \ufb01 e\u0301 \0 "
+        prefixed = self._model.id_to_piece(self.encode("a")[0]).startswith(SPACE)
+        if prefixed or self.decode(self.encode(probe)) != probe:
+            return "the model changes text (normalisation, or a space added or dropped)"
+        return None

@@ -1,0 +1,7 @@
+"""Errors of the tokenizer that a user can mend."""
+
+from __future__ import annotations
+
+
+class TokenizerError(ValueError):
+    """One line that names the file or setting, and the fix; printed by the command without a traceback."""

@@ -1,0 +1,92 @@
+"""Train a sentencepiece BPE tokenizer on documents."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from tokenizer.cut import parts
+from tokenizer.encode import Tokenizer
+from tokenizer.errors import TokenizerError
+from tokenizer.files import write_atomic
+
+PAD, EOS, UNK = 0, 1, 2
+
+# Not given to the trainer: NUL ends its strings, and U+2581 (its space) and U+2585 (its unknown
+# character) are its own marks, so that a sentence with one of them would be dropped or misread.
+# All three are still encoded, as bytes.
+_MARKS = re.compile("[\x00\u2581\u2585]+")
+
+
+def train(
+    documents: Iterable[str],
+    path: str | Path,
+    vocab_size: int = 8192,
+    *,
+    character_coverage: float = 0.9995,
+) -> Tokenizer:
+    """Learn `vocab_size` pieces from `documents`, write the model to `path` and return it loaded.
+
+    BPE with byte fallback; PAD, EOS and <unk> are ids 0, 1 and 2, the 256 bytes follow. Text is taken as
+    it is: no normalisation, no dummy prefix, runs of spaces kept. `character_coverage` is the share of all
+    characters of the documents that get a piece of their own; the rest are written as bytes. The same
+    documents give the same file, byte for byte.
+
+    Raises TokenizerError when the documents are empty or too few for the vocabulary (it says how many
+    pieces they can give), or the vocabulary cannot hold the bytes and the characters.
+    """
+    path = Path(path)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(documents),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=character_coverage,
+            byte_fallback=True,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNK,
+            bos_id=-1,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_by_whitespace=True,
+            max_sentence_length=1 << 30,  # bytes; longer ones would be skipped in silence
+            num_threads=1,  # one thread counts in one order
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise TokenizerError(_explain(str(error), vocab_size)) from None
+    write_atomic(path, model.getvalue())
+    return Tokenizer.load(path)
+
+
+def _sentences(documents: Iterable[str]) -> Iterator[str]:
+    """The trainer's units: stretches of some lines, so that pieces such as ":\\n" can be learned."""
+    for document in documents:
+        for stretch in _MARKS.split(document):
+            yield from parts(stretch, size=4096)
+
+
+def _explain(error: str, vocab_size: int) -> str:
+    """One line, with the fix, for what sentencepiece reports."""
+    if "sentences_.empty()" in error:
+        return "tokenizer: the documents hold no text to learn from; give a corpus that is not empty"
+    if limit := re.search(r"value <= (\d+)", error):
+        return (
+            f"tokenizer: vocab_size={vocab_size} is more than these documents can give; "
+            f"set vocab_size to {limit[1]} or less, or train on more text"
+        )
+    if needed := re.search(r"required_chars\. \d+ vs (\d+)", error):
+        return (
+            f"tokenizer: vocab_size={vocab_size} cannot hold the 256 bytes and the documents' characters; "
+            f"set vocab_size to {int(needed[1]) + 1} or more, or lower character_coverage"
+        )
+    return f"tokenizer: sentencepiece could not train with vocab_size={vocab_size}: {error}"
