@@ -51,7 +51,7 @@ def corpus() -> None:
     if not TOKENIZER.exists():
         hypnos("tokenizer", "train", "--python", "--vocab-size", "4096", "--out", str(TOKENIZER))
     if not SHARDS.exists():
-        hypnos("data", "prepare", "--python", "--tokenizer", str(TOKENIZER), "--out", str(SHARDS))
+        hypnos("data", "prepare", "--python", "--tokenizer", str(TOKENIZER), "--holdout", "0.05", "--out", str(SHARDS))
     hypnos("data", "stats", str(SHARDS))
 
 

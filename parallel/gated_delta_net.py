@@ -14,6 +14,7 @@ from parallel import mesh
 from parallel.delta_rule import delta_rule
 from parallel.layers import ColumnLinear, GatedRMSNorm, RowLinear, at_least_fp32
 from parallel.shape import BlockShape
+from parallel.short_convolution import short_convolution
 from parallel.state import DeltaState
 from parallel.window import Window
 
@@ -56,8 +57,7 @@ class GatedDeltaNet(nn.Module):
     def _convolve(self, x: Tensor, weight: Tensor, tail: Tensor) -> Tensor:
         """Causal depthwise convolution and SiLU. x: [B, T, C]; weight: [C, taps], the last tap is now."""
         before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
-        x = torch.cat([before, x], dim=1).transpose(1, 2)  # [B, C, taps - 1 + T]
-        return F.silu(F.conv1d(x, weight[:, None], groups=weight.shape[0]).transpose(1, 2))
+        return F.silu(short_convolution(torch.cat([before, x], dim=1), weight))
 
     def forward(
         self, x: Tensor, state: DeltaState, window: Window, write_only: bool = False
@@ -78,8 +78,8 @@ class GatedDeltaNet(nn.Module):
         if window.record_decay is not None:
             window.record_decay(log_decay)
         tail = state.tail[..., : streams.shape[-1]]
-        weights = [self.conv_k, self.conv_v] if write_only else [self.conv_k, self.conv_v, self.conv_q]
-        k, v, *rest = self._convolve(streams, torch.cat(weights), tail).split([m.shape[-1] for m in mixed], dim=-1)
+        taps = torch.cat([self.conv_k, self.conv_v] if write_only else [self.conv_k, self.conv_v, self.conv_q])
+        k, v, *rest = self._convolve(streams, taps, tail).split([m.shape[-1] for m in mixed], dim=-1)
 
         k = l2_normalized(k.reshape(B, T, self.key_heads, self.key_dim))
         q = l2_normalized(rest[0].reshape(B, T, self.key_heads, self.key_dim)) if rest else None

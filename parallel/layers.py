@@ -27,7 +27,12 @@ class ColumnLinear(ColumnParallelLinear):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
-            inputs, outputs, config=mesh.megatron_config(), init_method=_initialized_by_the_model, bias=False
+            inputs,
+            outputs,
+            config=mesh.megatron_config(),
+            init_method=_initialized_by_the_model,
+            bias=False,
+            tp_group=mesh.tp_group(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,6 +51,7 @@ class RowLinear(RowParallelLinear):
             bias=False,
             input_is_parallel=True,
             skip_bias_add=False,
+            tp_group=mesh.tp_group(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +63,11 @@ class Embedding(VocabParallelEmbedding):
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__(
-            vocab_size, d_model, init_method=_initialized_by_the_model, config=mesh.megatron_config()
+            vocab_size,
+            d_model,
+            init_method=_initialized_by_the_model,
+            config=mesh.megatron_config(),
+            tp_group=mesh.tp_group(),
         )
 
 

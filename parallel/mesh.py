@@ -54,6 +54,11 @@ def tp_size() -> int:
     return parallel_state.get_tensor_model_parallel_world_size()
 
 
+def tp_group() -> dist.ProcessGroup:
+    """The ranks that share each layer with this one."""
+    return parallel_state.get_tensor_model_parallel_group()
+
+
 def tp_rank() -> int:
     """This rank's share of each layer."""
     return parallel_state.get_tensor_model_parallel_rank()

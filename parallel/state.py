@@ -47,9 +47,11 @@ class State(NamedTuple):
         attendable = f(self.attendable, *(o.attendable for o in others))
         return State(blocks, attendable, f(self.position, *(o.position for o in others)), self.past)
 
-    def detach(self) -> State:
-        """The same values outside the autograd graph."""
-        return self.map(Tensor.detach)
+    def detach(self, part: slice = slice(None)) -> State:
+        """The same values, those of the blocks of `part` outside the autograd graph."""
+        blocks = list(self.blocks)
+        blocks[part] = [type(b)(*(t.detach() for t in b)) for b in blocks[part]]
+        return self._replace(blocks=tuple(blocks))
 
     def begin_pass(self, part: slice) -> State:
         """Drops what the pass before left in the blocks of `part`: its keys and its convolutions' inputs."""

@@ -65,6 +65,7 @@ def plan(batch: Batch, config: SleepConfig) -> list[WindowPlan]:
     """The windows of a batch up to the last one that matters. A pure function, on CPU data."""
     B, T = batch.size
     L, W = config.window, batch.starts.shape[1]
+    last = W - 1  # of the sequence, scored or not, so that truncation does not depend on what other rows score
     targets = [batch.targets[:, w * L : (w + 1) * L] != IGNORE for w in range(W)]
     scored = [w for w in range(W) if targets[w].any()]
     if not batch.carries.any():  # what follows the last scored window changes nothing
@@ -76,7 +77,7 @@ def plan(batch: Batch, config: SleepConfig) -> list[WindowPlan]:
         sleeps = ~has_targets if config.when == "context" else torch.ones(B, dtype=torch.bool)
         if w == W - 1:  # the sequence's last window sleeps only for a document that goes on
             sleeps = sleeps & batch.carries
-        segment_end = W - 1 - (W - 1 - w) // j * j if j else W - 1  # segments of j, counted from the end
+        segment_end = last - (last - w) // j * j if j else last  # segments of j, counted from the end
         plans.append(
             WindowPlan(
                 tokens=slice(w * L, min((w + 1) * L, T)),
@@ -86,7 +87,7 @@ def plan(batch: Batch, config: SleepConfig) -> list[WindowPlan]:
                 sleeps=sleeps,
                 has_pad=not bool(batch.valid[:, w * L : (w + 1) * L].all()),
                 keeps_graph=any(w <= s <= segment_end for s in scored),
-                cut=bool(j) and w > 0 and (W - w) % j == 0,
+                cut=bool(j) and w > 0 and (last + 1 - w) % j == 0,
                 carried=w == W - 1,
             )
         )
@@ -184,18 +185,20 @@ def run_window(
             h, after = run_part(model, model.core, h, before, window, recompute, dead_end)
         if probe is not None:
             probe.after_pass(number, before, after)
-        return (h.detach(), after.detach()) if number == truncated else (h, after)
+        return h, after
 
     h = model.embed(tokens)
     h, state = run_part(model, model.prelude, h, state, window, recompute)
     wake, state = core(1, h, state)
     window.record_decay = None
 
-    h = wake if truncated != 1 else wake.detach()
+    h = wake
     everyone = bool(p.sleeps.all())
     mask = None if everyone else p.sleeps.to(h.device, non_blocking=True)
     awake = state
     for number in range(2, N + 1):
+        if number == truncated + 1:  # the wake pass's own loss still reaches everything before
+            h, state = h.detach(), state.detach(model.core)
         h, state = core(number, h, state.begin_pass(model.core))
     if N > 1 and mask is not None:
         state = choose_rows(mask, state, awake)
