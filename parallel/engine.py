@@ -1,0 +1,202 @@
+"""DeepSpeed around a model: ZeRO 0..3, fp32 or bf16 with fp32 master weights, gradient accumulation.
+
+DeepSpeed reduces gradients, shards gradients, master weights and optimiser state, and gathers the
+weights again. Everything that must come out the same at every stage is done by the optimiser it is
+given, on the shards that `parallel.shards` describes: the global gradient norm, clipping, the decision
+to skip a step, and whole-matrix updates. All parameters form one DeepSpeed group, so that the
+optimiser is called once per step with everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor, nn
+
+from parallel import mesh
+from parallel.shards import Partition, layout
+
+PRECISIONS = ("fp32", "bf16")
+
+# torch 2.13 has new names for two collectives that DeepSpeed calls on every step.
+warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
+
+
+class ShardedOptimizer(Protocol):
+    """What the engine asks of an optimiser: a torch optimiser with one group, that also has these."""
+
+    names: list[str]  # the parameters, in the order of its group
+    calls: int  # of step()
+
+    def attach(self, partition: Partition) -> None:
+        """Told once, when DeepSpeed has laid out the master weights: this is what you update."""
+
+    def skip(self) -> None:
+        """Told when DeepSpeed has found the gradient not finite, and dropped it without asking."""
+
+
+class Grid:
+    """Megatron's grid in the words of DeepSpeed's `mpu`.
+
+    The model-parallel group is tp x pp, so that norms and overflow are agreed by all stages, while
+    both rank getters give the tp rank: DeepSpeed counts parameters replicated over tp on rank 0 only.
+    """
+
+    get_model_parallel_group = staticmethod(parallel_state.get_model_parallel_group)
+    get_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_tensor_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
+    get_tensor_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_tensor_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
+    get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
+    get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
+
+    @staticmethod
+    def get_model_parallel_world_size() -> int:
+        """tp x pp."""
+        return dist.get_world_size(parallel_state.get_model_parallel_group())
+
+
+class Engine:
+    """A model, its optimiser and DeepSpeed.
+
+    One step is, for each microbatch, `out = engine(...)` and `engine.backward(loss, scored)`, then
+    `engine.step()`.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: ShardedOptimizer, zero: int, precision: str, microbatches: int = 1
+    ) -> None:
+        """
+        Args:
+            model: in fp32; its values become the master weights.
+            optimizer: over all of the model's parameters.
+            zero: stage 0..3. precision: one of PRECISIONS. microbatches: backward calls per step.
+        """
+        parameters = dict(model.to(mesh.device()).named_parameters())
+        values = {name: parameters[name].detach().clone() for name in optimizer.names}
+        self.model, self.optimizer, self.microbatches = model, optimizer, microbatches
+        self._deepspeed = _initialize(model, optimizer, zero, precision, microbatches)
+        self.partition = _partition(self._deepspeed, zero, {name: v.shape for name, v in values.items()})
+        self._accept(values, precision)
+        optimizer.attach(self.partition)
+        self._accumulated = 0
+
+    def _accept(self, values: dict[str, Tensor], precision: str) -> None:
+        """Checks that DeepSpeed laid the weights out as we say, and puts the exact fp32 values there."""
+        low = torch.bfloat16 if precision == "bf16" else torch.float32
+        for shard in self.partition.shards:
+            expected = values[shard.name].reshape(-1)[shard.start : shard.start + shard.length]
+            held = shard.of(self.partition.flat)
+            assert torch.equal(held, expected.to(low).float()), f"unexpected DeepSpeed layout at {shard.name}"
+            held.copy_(expected)  # DeepSpeed's come from the low-precision copies
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward."""
+        return self._deepspeed(*args, **kwargs)
+
+    def backward(self, loss: Tensor, scored: Tensor | int) -> None:
+        """Accumulates the gradient of one microbatch.
+
+        Args:
+            loss: sum of losses over this rank's microbatch.
+            scored: what the sum over all ranks and microbatches of the step is to be divided by.
+        """
+        # DeepSpeed averages over the data-parallel ranks, while the gradient must be that of the sum.
+        self._deepspeed.backward(loss * (mesh.dp_size() / scored), scale_wrt_gas=False)
+        self._accumulated += 1
+        if self._accumulated < self.microbatches:
+            self._deepspeed.step()  # counts the microbatch, changes nothing
+
+    def step(self) -> None:
+        """Updates the weights by the accumulated gradient, unless that is not finite."""
+        assert self._accumulated == self.microbatches, "a step takes one backward per microbatch"
+        calls, self._accumulated = self.optimizer.calls, 0
+        self._deepspeed.step()
+        if self.optimizer.calls == calls:
+            self.optimizer.skip()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The master weights by name, whole, fp32, on data-parallel rank 0 (on the CPU); empty elsewhere."""
+        return self.partition.gather(self.partition.flat, self.optimizer.names)
+
+    def close(self) -> None:
+        """Gives back what DeepSpeed holds: hooks and buffers."""
+        self._deepspeed.destroy()
+
+
+def _initialize(model: nn.Module, optimizer: ShardedOptimizer, zero: int, precision: str, microbatches: int) -> Any:
+    """DeepSpeed's engine: quiet, compiling nothing, leaving norm and clipping to the optimiser."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # asked for even in a world of one
+    os.environ.setdefault("DS_ACCELERATOR", mesh.device().type)  # otherwise it looks around, and warns
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    __compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled (a minute) for little on one machine
+    bf16 = precision == "bf16"
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # only its product with the next is used, in counters we don't read
+        "gradient_accumulation_steps": microbatches,
+        "gradient_clipping": 0.0,
+        "communication_data_type": "fp32",
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {
+            "stage": zero,
+            "overlap_comm": False,
+            "reduce_bucket_size": _bucket(model),
+            "sub_group_size": 10**15,  # one flat vector, so one optimiser call, in stage 3
+            "memory_efficient_linear": False,  # stage 3 would replace torch's own linear, everywhere
+        },
+    }
+    if bf16 and zero:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["bf16"]["immediate_grad_update"] = True
+    if zero == 2 or (zero == 1 and not bf16):
+        config["zero_optimization"]["compute_grad_norm"] = False  # the other stages insist on computing it
+    with contextlib.redirect_stdout(io.StringIO()):  # one of its optimisers prints memory figures
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=Grid)
+    return engine
+
+
+def _bucket(model: nn.Module) -> int:
+    """Elements reduced at once: DeepSpeed allocates a buffer of that size, so no more than there are."""
+    return min(sum(p.numel() for p in model.parameters()), 500_000_000)
+
+
+def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size]) -> Partition:
+    """Where DeepSpeed has put the fp32 master weights of this rank."""
+    group = parallel_state.get_data_parallel_group()
+    if zero == 0:
+        parts: list[Tensor] = engine.optimizer.param_groups[0]["params"]  # one per parameter: made views of one vector
+        flat = torch.cat([p.detach().reshape(-1) for p in parts])
+        for p, view in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
+            p.data = view.view_as(p)
+    elif zero == 3:
+        flat = engine.optimizer.fp32_partitioned_groups_flat[0]
+    else:
+        flat = engine.optimizer.param_groups[0]["params"][0]
+
+    def gradient() -> Tensor:
+        if zero == 0:
+            return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parts])
+        assert flat.grad is not None
+        return flat.grad
+
+    return Partition(
+        flat=flat.detach(),
+        layout=layout(shapes, zero, dist.get_world_size(group), flat.numel()),
+        rank=dist.get_rank(group),
+        group=group,
+        sharded=zero > 0,
+        gradient=gradient,
+    )

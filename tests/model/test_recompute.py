@@ -1,0 +1,74 @@
+"""What may be left out or done twice must not change a bit."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from parallel.recompute import POLICIES, run_unit
+from pretrain import sleep
+from tests.model.test_documents import padded
+from tests.model.tiny import L, assert_same, build, change, equal, gradients, sequences
+
+SETTINGS = {
+    "always": (change(passes=3), {}),
+    "context": (change(passes=3, when="context"), {0: [0, 1], 1: [0, 1]}),
+    "rows differ, coda": (change(passes=3, when="context", prelude=1, coda=1), {0: [0, 1], 1: [1]}),
+    "sliding": (change(passes=3, eviction="sliding"), {0: [1]}),
+    "truncated": (change(passes=3, truncate_passes=1, truncate_windows=2), {}),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputed_gradients_are_the_same_bit_for_bit(setting: str, dtype: torch.dtype) -> None:
+    config, unscored = SETTINGS[setting]
+    model = build(config, dtype=dtype)
+    batch = padded(4 * L, [(3, 4 * L), (0, 4 * L - 2)], unscored)
+    expected = model(batch)
+    gradient = gradients(model, expected.loss)
+    assert any(g.abs().sum() > 0 for g in gradient.values())
+    for policy in POLICIES:
+        out = model(batch, recompute=policy)
+        assert torch.equal(out.loss, expected.loss)
+        assert equal(gradients(model, out.loss), gradient), policy
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_skipping_dead_compute_changes_nothing(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run with every unit computed to its end: the loss bit for bit, the gradient to rounding.
+
+    (Its sums then have zeros among their terms, and the convolutions' backward other shapes.)
+    """
+    config, unscored = SETTINGS[setting]
+    batch = sequences(4 * L, unscored=unscored)
+    models = [build(config, dtype=dtype) for dtype in (torch.float32, torch.float64)]
+    skipping = [model(batch) for model in models]
+    dead_ends = []
+
+    def whole(*args: Any) -> Any:
+        dead_ends.append(args[-1])
+        return run_unit(*args[:-1], False)
+
+    monkeypatch.setattr(sleep, "run_unit", whole)
+    complete = [model(batch) for model in models]
+    assert True in dead_ends and False in dead_ends
+    for a, b in zip(skipping, complete, strict=True):
+        assert torch.equal(a.loss, b.loss)
+    assert_same(gradients(models[1], skipping[1].loss), gradients(models[1], complete[1].loss), 1e-12)
+
+
+def test_dead_compute_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a window's last pass the last delta block only writes: no read-out, no MLP, and no block after it."""
+    model = build(change(passes=3, when="context"))  # attention, delta, attention, delta
+    calls = {"block 2's MLP": 0, "block 3's MLP": 0, "block 3's read-out": 0, "block 3's keys": 0}
+
+    def count(module: torch.nn.Module, name: str) -> None:
+        module.register_forward_hook(lambda *_: calls.update({name: calls[name] + 1}))
+
+    count(model.blocks[2].mlp, "block 2's MLP")
+    count(model.blocks[3].mlp, "block 3's MLP")
+    count(model.blocks[3].mixer.out, "block 3's read-out")
+    count(model.blocks[3].mixer.k, "block 3's keys")
+    model(sequences(2 * L, unscored={0: [0], 1: [0]}))  # 3 passes to consolidate and 1 to predict
+    assert calls == {"block 2's MLP": 4, "block 3's MLP": 3, "block 3's read-out": 3, "block 3's keys": 4}

@@ -1,0 +1,110 @@
+"""The sleep loop written a second time, on transformers' Qwen3.5 layers.
+
+Rows are read one by one with PAD taken out, every pass is computed whole, and autograd sees everything:
+slow, plain, and sharing no code with `pretrain/sleep.py` or `parallel/`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Qwen3_5ForCausalLM
+
+from pretrain.batch import Batch
+from pretrain.config import SleepConfig
+from tests.oracles.double import in_double
+
+
+class Memory:
+    """What transformers calls a cache: S by assignment, convolutions that start from zero, keys of the past."""
+
+    def __init__(self) -> None:
+        self.S: dict[int, Tensor] = {}
+        self.past: dict[int, tuple[Tensor, Tensor]] = {}
+        self.now: dict[int, tuple[Tensor, Tensor]] = {}
+        self.read = 0  # tokens of the document in closed windows
+
+    def get_conv_state(self, layer: int, state_idx: int) -> None:
+        return None
+
+    def update_conv_state(self, x: Tensor, layer: int, conv_kernel_size: int) -> Tensor:
+        return x
+
+    def get_recurrent_state(self, layer: int, state_idx: int) -> Tensor | None:
+        return self.S.get(layer)
+
+    def update_recurrent_state(self, S: Tensor, layer: int) -> None:
+        self.S[layer] = S
+
+    def update(self, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        if layer in self.past:
+            k, v = torch.cat([self.past[layer][0], k], dim=2), torch.cat([self.past[layer][1], v], dim=2)
+        self.now[layer] = (k, v)
+        return k, v
+
+    def close_window(self, keep: int, tokens: int) -> None:
+        self.past = {i: (k[:, :, -keep:], v[:, :, -keep:]) for i, (k, v) in self.now.items()} if keep else {}
+        self.now, self.read = {}, self.read + tokens
+
+    def detach(self, layers: range) -> None:
+        self.S = {i: S.detach() if i in layers else S for i, S in self.S.items()}
+        self.past = {i: (k.detach(), v.detach()) if i in layers else (k, v) for i, (k, v) in self.past.items()}
+
+
+def run_layers(qwen: Qwen3_5ForCausalLM, layers: range, h: Tensor, memory: Memory, sleep: SleepConfig) -> Tensor:
+    """Layers of one pass over one window. h: [1, T, D]."""
+    T = h.shape[1]
+    first = memory.read if sleep.eviction == "sliding" else 0
+    past = next(iter(memory.past.values()))[0].shape[2] if memory.past else 0
+    query, key = torch.arange(first, first + T), torch.arange(first - past, first + T)
+    distance = query[:, None] - key[None]
+    mask = torch.zeros(T, past + T, dtype=h.dtype).masked_fill((distance < 0) | (distance >= sleep.window), -torch.inf)
+    angles = qwen.model.rotary_emb(h, query[None])
+    for i in layers:
+        attends = qwen.config.layer_types[i] == "full_attention"
+        h = qwen.model.layers[i](
+            h, position_embeddings=angles, attention_mask=mask[None, None] if attends else None, past_key_values=memory
+        )
+    return h
+
+
+def read(qwen: Qwen3_5ForCausalLM, batch: Batch, sleep: SleepConfig) -> tuple[Tensor, list[Memory]]:
+    """Summed loss of each row and window [B, W], and what each row remembers at its end."""
+    with in_double(qwen.dtype == torch.float64):
+        rows = [read_row(qwen, batch.rows(b, b + 1), sleep) for b in range(batch.size[0])]
+    return torch.stack([losses for losses, _ in rows]), [memory for _, memory in rows]
+
+
+def read_row(qwen: Qwen3_5ForCausalLM, row: Batch, sleep: SleepConfig) -> tuple[Tensor, Memory]:
+    """Of one row, given as a batch of one: the loss of each window [W] and its memory."""
+    layers, L, W = qwen.config.num_hidden_layers, sleep.window, row.starts.shape[1]
+    prelude, coda = range(sleep.prelude), range(layers - sleep.coda, layers)
+    core = range(sleep.prelude, layers - sleep.coda)
+    losses, memory = [], Memory()
+    for w in range(W):
+        if row.starts[0, w]:
+            memory = Memory()
+        if sleep.truncate_windows and w > 0 and (W - w) % sleep.truncate_windows == 0:
+            memory.detach(range(layers))
+        real = row.valid[:, w * L : (w + 1) * L]
+        tokens, targets = row.tokens[:, w * L : (w + 1) * L][real], row.targets[:, w * L : (w + 1) * L][real]
+        losses.append(torch.zeros((), dtype=qwen.dtype))
+        if not len(tokens):
+            continue
+        predicts, last = bool((targets >= 0).any()), w == W - 1
+        sleeps = (sleep.when == "always" or not predicts) and (not last or bool(row.carries[0]))
+
+        h = run_layers(qwen, prelude, qwen.model.embed_tokens(tokens)[None], memory, sleep)
+        h = run_layers(qwen, core, h, memory, sleep)
+        if predicts:
+            y = run_layers(qwen, coda, h, memory, sleep)
+            logits = qwen.lm_head(qwen.model.norm(y))[0]
+            losses[-1] = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+        for done in range(1, sleep.passes if sleeps else 1):
+            if sleep.truncate_passes and done == sleep.passes - sleep.truncate_passes:
+                h = h.detach()
+                memory.detach(core)
+            h = run_layers(qwen, core, h, memory, sleep)
+        if not predicts:
+            run_layers(qwen, coda, h, memory, sleep)
+        memory.close_window(L - 1 if sleep.eviction == "sliding" else 0, len(tokens))
+    return torch.stack(losses), memory
