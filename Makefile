@@ -1,0 +1,35 @@
+# Hypnos: `make demo` and `make test` set everything up themselves.
+
+# The first Python >= 3.11 found; choose another with PYTHON=/path/to/python.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
+# torch build: auto looks for a GPU; cuda for a login node or an image build, cpu to do without.
+DEVICE ?= auto
+
+STAMP := .venv/.hypnos-$(DEVICE)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test lint clean
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP)  ## virtual environment, torch for this machine, pinned packages
+
+$(STAMP): pyproject.toml constraints.txt launch/bootstrap.py
+	@$(PYTHON) launch/bootstrap.py --device $(DEVICE)
+	@touch $@
+
+demo: setup  ## the whole story on this machine, in about ten minutes
+	@.venv/bin/python -m launch.demo
+
+lint: setup  ## style and types
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+test: lint  ## style, types and tests
+	.venv/bin/python -m pytest -q tests
+
+clean:  ## removes the environment and caches; runs stay
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

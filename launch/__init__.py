@@ -1,0 +1,9 @@
+"""The `hypnos` command and what sets it up.
+
+bootstrap.py   .venv: the torch that fits the machine, pinned packages (standard library only)
+cli.py         the command: its subcommands, and errors as one line
+commands/      one file per subcommand; torch and the like are imported only where one runs
+quiet.py       silences what third-party packages say on import
+doctor.py      what a machine has and lacks
+demo.py        `make demo`
+"""

@@ -1,0 +1,177 @@
+"""Sets up .venv: the virtual environment, the torch that fits this machine, and pinned packages.
+
+Run by `make setup` with any Python >= 3.11; uses the standard library only. pip's own
+configuration (a mirror, find-links, a certificate) is honoured throughout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+
+TORCH_RANGE = ">=2.11,<2.14"  # the same as in pyproject.toml
+TORCH_CPU = "torch==2.13.0+cpu"  # PyPI's Linux build brings gigabytes of CUDA, so the CPU build is asked for by name
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own index, where the CPU build is published
+CUDA_INDEX = "https://download.pytorch.org/whl/cu126"  # named in a message only
+
+PROBE = """
+import json, sys
+from pip._vendor.packaging.specifiers import SpecifierSet
+try:
+    import torch
+except ImportError:
+    print(json.dumps(None))
+else:
+    fits = torch.__version__ in SpecifierSet(sys.argv[1])
+    print(json.dumps([torch.__version__, fits, torch.version.cuda is not None, torch.cuda.is_available()]))
+"""
+
+
+class Torch(NamedTuple):
+    """The torch in .venv."""
+
+    version: str
+    fits: bool  # within the range
+    cuda: bool  # a CUDA build
+    sees_gpu: bool
+
+
+class SetupError(Exception):
+    """Printed as one line."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Sets up .venv for Hypnos.")
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="torch build to install; auto looks for a GPU (say cuda on a login node or in an image build)",
+    )
+    device = parser.parse_args().device
+    try:
+        check_python()
+        cuda = has_gpu() if device == "auto" else device == "cuda"
+        make_venv()
+        torch = install_torch(cuda)
+        install_packages(torch)
+        if cuda and has_gpu():
+            check_cuda()
+    except SetupError as error:
+        print(f"hypnos setup: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def check_python() -> None:
+    """Older Pythons reach this line, because nothing above needs a newer one."""
+    if sys.version_info < (3, 11):  # noqa: UP036
+        version = platform.python_version()
+        raise SetupError(f"Python {version} is too old: install Python >= 3.11 and run `make PYTHON=python3.11 ...`")
+
+
+def has_gpu() -> bool:
+    """An NVIDIA GPU that its driver answers for."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return listed.returncode == 0 and "GPU" in listed.stdout
+
+
+def make_venv() -> None:
+    """Creates .venv with pip in it; an existing one that works is kept."""
+    if PYTHON.exists() and subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0:
+        return
+    try:
+        import ensurepip  # noqa: F401  (Debian ships it apart from Python)
+        import venv
+    except ImportError:
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        raise SetupError(f"{version} has no venv module: run `apt install {version}-venv` (or python3-venv)") from None
+    say("1/3 virtual environment in .venv")
+    venv.create(VENV, clear=True, with_pip=True)
+
+
+def install_torch(cuda: bool) -> str:
+    """Installs the build that fits, unless .venv has one. Returns its exact requirement."""
+    found = installed_torch()
+    if found and not (found.fits and (found.cuda or not cuda)):
+        pip("uninstall", "--yes", "torch")
+        found = None
+    if found is None:
+        say(f"2/3 torch, {'CUDA' if cuda else 'CPU'} build")
+        choices = torch_choices(cuda)
+        errors = [pip("install", *choices[0])]
+        for choice in choices[1:]:
+            if not errors[-1]:
+                break
+            errors.append(pip("install", *choice))
+        if errors[-1]:
+            raise SetupError(f"pip could not install torch ({errors[-1]}); check the network and `pip config list`")
+        found = installed_torch()
+    if found is None:
+        raise SetupError("torch was installed into .venv but cannot be imported: run `make clean` and try again")
+    return f"torch=={found.version}"
+
+
+def torch_choices(cuda: bool) -> list[list[str]]:
+    """What to ask pip for, first choice first."""
+    if cuda or sys.platform == "darwin":
+        return [[f"torch{TORCH_RANGE}"]]
+    return [[TORCH_CPU], [TORCH_CPU, "--extra-index-url", CPU_INDEX]]
+
+
+def installed_torch() -> Torch | None:
+    """The torch in .venv, or None when it has none that can be imported."""
+    probe = subprocess.run([PYTHON, "-c", PROBE, TORCH_RANGE], capture_output=True, text=True, check=False)
+    found = json.loads(probe.stdout) if probe.returncode == 0 else None
+    return Torch(*found) if found else None
+
+
+def install_packages(torch: str) -> None:
+    """Everything else, at the versions of constraints.txt; naming torch keeps pip from replacing it."""
+    say("3/3 packages")
+    errors = pip("install", torch, "-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[test]")
+    if errors:
+        raise SetupError(f"pip could not install the packages ({errors}); check the network and `pip config list`")
+
+
+def check_cuda() -> None:
+    """A CUDA build that is newer than the driver imports, but sees no GPU."""
+    found = installed_torch()
+    if found and not found.sees_gpu:
+        raise SetupError(
+            f"torch {found.version} cannot use this GPU: update its driver, or install a build for the driver's CUDA "
+            f"(nvidia-smi shows it) as in `.venv/bin/pip install 'torch{TORCH_RANGE}' --index-url {CUDA_INDEX}`"
+        )
+
+
+def pip(*arguments: str) -> str:
+    """Runs .venv's pip. Returns its last error, or nothing when it succeeded."""
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]  # progress bars only where somebody watches
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *quiet, *arguments]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    return errors[-1] if errors else f"pip ended with status {done.returncode}"
+
+
+def say(text: str) -> None:
+    print(f"setup {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

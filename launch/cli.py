@@ -1,0 +1,61 @@
+"""The `hypnos` command.
+
+A user's error is one line on stderr and exit status 2; Ctrl-C is 130; anything else is a bug and
+keeps its traceback. Subcommands import torch and the like only when they run, so --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from launch.commands import data, doctor, evaluate, generate, report, tokenizer, train
+from launch.quiet import quiet
+from pretrain.errors import UserError
+from tokenizer import TokenizerError
+
+COMMANDS = (train, evaluate, generate, data, tokenizer, report, doctor)
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, and --help that keeps the layout of its example."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"hypnos: error: {message} (`{self.prog} --help` shows an example)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit status."""
+    parser = Parser(
+        prog="hypnos",
+        description="Pretraining of language models that sleep.",
+        epilog="example:\n  hypnos train configs/depo-small.toml sleep.passes=2",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.register(commands)
+    chosen = parser.parse_args(arguments)
+    quiet()
+    try:
+        status: int | None = chosen.run(chosen)
+        sys.stdout.flush()
+        return status or 0
+    except (UserError, TokenizerError) as error:
+        print(f"hypnos: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hypnos: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (`| head`) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

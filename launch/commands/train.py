@@ -1,0 +1,31 @@
+"""hypnos train: one run, from its configuration."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launch.commands import Commands
+
+
+def register(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a model, or go on where a run stopped",
+        description="Trains what CONFIG describes. A run that was interrupted goes on from its newest checkpoint.",
+        epilog="example:\n  hypnos train configs/depo-small.toml run.name=depo-n1 sleep.passes=1",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="TOML file; configs/ has some")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ, as sleep.passes=4")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from pretrain.settings import load
+
+    config = load(arguments.config, arguments.overrides)  # before the slow imports: a typo is told at once
+
+    from pretrain.trainer import train
+
+    train(config)

@@ -1,0 +1,164 @@
+"""What training needs of a machine, checked by trying it: one finding each, with the fix."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from launch.bootstrap import has_gpu
+from pretrain.errors import UserError
+
+GB = 1 << 30
+
+
+@dataclass
+class Finding:
+    """`state` is "ok", "note" (training works, with less) or "fail" (it does not)."""
+
+    state: str
+    what: str
+    found: str
+    fix: str = ""
+
+
+def examine_machine() -> list[Finding]:
+    """Every check, in the order in which one depends on another."""
+    findings = [*_python(), *_torch()]
+    if findings[1].state == "ok":  # the rest of the software stands on torch
+        findings += [*_gloo(), *_packages(), *_kernels()]
+    return [*findings, *_compiler(), *_memory(), *_disk()]
+
+
+def examine_run(run: Path) -> list[Finding]:
+    """Whether every byte of a run's checkpoints is as it was written; needs none of what trained it."""
+    from pretrain.checkpoint import steps, verify
+
+    findings = []
+    for step in steps(run):
+        try:
+            verify(run / "checkpoints" / f"step-{step}")
+        except UserError as error:
+            fix = "remove that checkpoint; training goes on from the newest one that is whole"
+            findings.append(Finding("fail", f"step {step:,}", str(error), fix))
+        else:
+            findings.append(Finding("ok", f"step {step:,}", "whole"))
+    if not findings:
+        raise UserError(f"{run}: no checkpoints; give the folder of a run that wrote one")
+    return findings
+
+
+def show(findings: list[Finding]) -> None:
+    """A line per finding, and its fix below it where there is one."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    colours = {"ok": "green", "note": "yellow", "fail": "red"}
+    for finding in findings:
+        state = Text(f"{finding.state:5}", style=colours[finding.state])
+        console.print(state, Text(f"{finding.what:14} {finding.found}"))
+        if finding.fix:
+            console.print(Text(f"{'':6}{'':14} fix: {finding.fix}"))
+
+
+def _python() -> Iterator[Finding]:
+    found = f"{platform.python_version()} at {sys.executable}"
+    if sys.version_info >= (3, 11):  # noqa: UP036
+        yield Finding("ok", "python", found)
+    else:
+        yield Finding("fail", "python", found, "install Python >= 3.11 and run `make setup PYTHON=python3.11`")
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding("fail", "torch", str(error), "run `make setup`")
+        return
+    yield Finding("ok", "torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(number)
+            yield Finding("ok", f"gpu {number}", f"{device.name}, {device.total_memory / GB:.0f} GB")
+    elif has_gpu() and torch.version.cuda is None:
+        yield Finding("fail", "gpu", "this torch is a CPU build", "run `make clean setup`: it finds the GPU")
+    elif has_gpu():
+        found = f"torch is built for CUDA {torch.version.cuda}, which the driver does not serve"
+        yield Finding("fail", "gpu", found, "update the driver; `nvidia-smi` shows the CUDA version that it serves")
+    else:
+        yield Finding("note", "gpu", "none: small runs train on the CPU")
+
+
+def _gloo() -> Iterator[Finding]:
+    """A world of one sums a tensor with itself."""
+    import torch
+    import torch.distributed as dist
+
+    try:
+        group: Any = dist.ProcessGroupGloo(dist.HashStore(), 0, 1, timedelta(seconds=30))
+        group.allreduce([torch.ones(1)]).wait()
+    except RuntimeError as error:
+        fix = "set GLOO_SOCKET_IFNAME to a network interface of `ip link`, such as lo"
+        yield Finding("fail", "gloo", str(error).splitlines()[0], fix)
+    else:
+        yield Finding("ok", "gloo", "collectives work")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in ("deepspeed", "megatron.core", "sentencepiece", "webdataset", "transformers"):
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:  # a broken package may raise anything on import
+            yield Finding("fail", name, f"{type(error).__name__}: {error}", "run `make clean setup`")
+        else:
+            yield Finding("ok", name, str(module.__version__))
+
+
+def _kernels() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    try:
+        importlib.import_module("fla.ops.gated_delta_rule")
+    except ImportError:
+        fix = "`.venv/bin/pip install flash-linear-attention` for the fast delta rule on this GPU"
+        yield Finding("note", "fla", "not installed: the delta rule runs in plain torch", fix)
+    else:
+        yield Finding("ok", "fla", "the delta rule has its fast kernels")
+
+
+def _compiler() -> Iterator[Finding]:
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler:
+        yield Finding("ok", "compiler", compiler)
+    else:
+        yield Finding("note", "compiler", "no C++ compiler: DeepSpeed cannot build its extras", "`apt install g++`")
+
+
+def _memory() -> Iterator[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free, {os.cpu_count()} cores"
+    if memory.available >= 4 * GB:
+        yield Finding("ok", "memory", found)
+    else:
+        yield Finding("note", "memory", found, "close other programs, or lower train.batch or raise train.microbatches")
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    found = f"{free / GB:.1f} GB free in {Path.cwd()}"
+    if free >= 5 * GB:
+        yield Finding("ok", "disk", found)
+    else:
+        yield Finding("note", "disk", found, "free some, or write runs elsewhere with run.dir=/another/disk")

@@ -1,0 +1,15 @@
+"""Silences what third-party packages say on import, by name, so that anything else is still heard."""
+
+from __future__ import annotations
+
+import logging
+
+import parallel  # noqa: F401  (it filters Megatron's warnings, if it is imported before Megatron)
+
+# DeepSpeed's logger says this on every machine without a GPU.
+EXPECTED = ("Setting accelerator to CPU",)
+
+
+def quiet() -> None:
+    """Call before DeepSpeed is imported: a filter outlives the logger's own set-up."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith(EXPECTED))

@@ -1,0 +1,184 @@
+"""What a configuration must satisfy before anything is built: each refusal names the setting and the fix.
+
+What a task needs to be laid out in windows is checked by the task itself (`pretrain/tasks/`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from pretrain.config import Config
+from pretrain.errors import UserError
+
+# The words a setting may be.
+CHOICES: dict[str, tuple[str | int, ...]] = {
+    "sleep.when": ("always", "context"),
+    "sleep.eviction": ("hard", "sliding"),
+    "data.task": ("text", "depo", "rule110", "stories"),
+    "data.documents": ("isolate", "stitch"),
+    "optimizer.name": ("muon", "adamw"),
+    "parallel.zero": (0, 1, 2, 3),
+    "parallel.recompute": ("none", "unit", "block"),
+    "train.precision": ("fp32", "bf16"),
+}
+
+# The least a number may be.
+AT_LEAST: dict[str, int] = {
+    **dict.fromkeys(("model.d_model", "model.attention_heads", "model.attention_kv_heads"), 1),
+    **dict.fromkeys(("model.attention_head_dim", "model.delta_key_heads", "model.delta_value_heads"), 1),
+    **dict.fromkeys(("model.delta_key_dim", "model.delta_value_dim", "model.delta_conv_width"), 1),
+    **dict.fromkeys(("model.delta_chunk", "model.mlp_width", "sleep.passes", "sleep.window", "data.windows"), 1),
+    **dict.fromkeys(("depo.nodes", "depo.max_hops", "depo.context", "depo.queries", "depo.vocabulary"), 1),
+    **dict.fromkeys(("rule110.rings", "stories.min_ops", "stories.context"), 1),
+    **dict.fromkeys(("train.steps", "train.batch", "train.microbatches", "train.log_every", "train.eval_every"), 1),
+    **dict.fromkeys(("train.eval_batches", "train.checkpoint_every", "train.keep"), 1),
+    "rule110.width": 3,  # a cell and its two neighbours
+    **dict.fromkeys(
+        ("run.seed", "depo.min_nodes", "rule110.steps", "model.vocab_size", "sleep.prelude", "sleep.coda"), 0
+    ),
+    **dict.fromkeys(("sleep.truncate_passes", "sleep.truncate_windows"), 0),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.warmup", "optimizer.decay"), 0),
+}
+
+# Numbers that must be more than 0.
+POSITIVE = (
+    "model.rope_theta",
+    "model.norm_eps",
+    "model.embedding_std",
+    "model.head_std",
+    "model.init_std",
+    "optimizer.muon_lr",
+    "optimizer.adamw_lr",
+    "optimizer.clip",
+)
+
+
+def validate(config: Config) -> None:
+    """Raises UserError at the first setting, or combination of settings, that cannot be trained."""
+    for place, choices in CHOICES.items():
+        if _get(config, place) not in choices:
+            raise _refused(config, place, f"must be {' or '.join(_show(c) for c in choices)}")
+    for place, least in AT_LEAST.items():
+        if _get(config, place) < least:
+            raise _refused(config, place, f"must be at least {least}")
+    for place in POSITIVE:
+        if _get(config, place) <= 0:
+            raise _refused(config, place, "must be more than 0")
+    for check in (_run, _heads, _rotary, _decay, _parts, _truncation, _optimizer, _batches):
+        check(config)
+    if config.data.task in ("text", "stories") and not config.data.tokenizer:
+        fix = f'name the sentencepiece model that `hypnos tokenizer train` wrote (data.task = "{config.data.task}")'
+        raise _refused(config, "data.tokenizer", fix)
+    if config.data.task == "text":
+        _text(config)
+    if config.data.task == "stories":
+        _stories(config)
+
+
+def _get(config: Config, place: str) -> int:
+    section, key = place.split(".")
+    return getattr(getattr(config, section), key)
+
+
+def _show(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _refused(config: Config, place: str, fix: str) -> UserError:
+    return UserError(f"{place} = {_show(_get(config, place))}: {fix}")
+
+
+def _run(config: Config) -> None:
+    name = config.run.name
+    if name in ("", ".", "..") or os.path.basename(name) != name or "\0" in name:
+        raise _refused(config, "run.name", "must be the name of a folder, without slashes; run.dir says where it is")
+
+
+def _heads(config: Config) -> None:
+    for many, few in (("attention_heads", "attention_kv_heads"), ("delta_value_heads", "delta_key_heads")):
+        if _get(config, f"model.{many}") % _get(config, f"model.{few}"):
+            raise _refused(
+                config, f"model.{many}", f"must be a multiple of model.{few} = {_get(config, f'model.{few}')}"
+            )
+
+
+def _rotary(config: Config) -> None:
+    fraction, dim = config.model.rotary_fraction, config.model.attention_head_dim
+    if not 0 < fraction <= 1:
+        raise _refused(config, "model.rotary_fraction", "must be more than 0 and at most 1")
+    if int(dim * fraction) < 2 or int(dim * fraction) % 2:
+        fix = f"rotates {int(dim * fraction)} of model.attention_head_dim = {dim}: must be an even number, at least 2"
+        raise _refused(config, "model.rotary_fraction", fix)
+
+
+def _decay(config: Config) -> None:
+    slow, fast = config.model.decay_init
+    if not 0 < slow <= fast:
+        raise UserError(f"model.decay_init = [{slow}, {fast}]: must be two positive numbers, the smaller one first")
+
+
+def _parts(config: Config) -> None:
+    layers, sleep = config.model.layers, config.sleep
+    for number, kind in enumerate(layers):
+        if kind not in ("attention", "delta"):
+            raise UserError(f'model.layers[{number}] = {_show(kind)}: must be "attention" or "delta"')
+    if not layers:
+        raise UserError('model.layers = []: name at least one block, "attention" or "delta"')
+    if sleep.prelude + sleep.coda > len(layers):
+        raise UserError(
+            f"sleep.prelude = {sleep.prelude} and sleep.coda = {sleep.coda} are more than the {len(layers)} blocks "
+            "of model.layers: lower one of them"
+        )
+    if sleep.passes > 1 and "delta" not in layers[sleep.prelude : len(layers) - sleep.coda]:
+        raise UserError(
+            f'sleep.passes = {sleep.passes} needs a "delta" block between sleep.prelude and sleep.coda, for only its '
+            "fast weights outlive the window: add one to model.layers, or set sleep.passes = 1"
+        )
+
+
+def _truncation(config: Config) -> None:
+    if config.sleep.truncate_passes > config.sleep.passes:
+        fix = f"must be at most sleep.passes = {config.sleep.passes}; 0 backpropagates through all"
+        raise _refused(config, "sleep.truncate_passes", fix)
+
+
+def _optimizer(config: Config) -> None:
+    settings = config.optimizer
+    if not 0 <= settings.momentum < 1:
+        raise _refused(config, "optimizer.momentum", "must be at least 0 and less than 1")
+    if not all(0 <= beta < 1 for beta in settings.betas):
+        raise UserError(f"optimizer.betas = {list(settings.betas)}: each must be at least 0 and less than 1")
+    if not 0 <= settings.final_lr <= 1:
+        raise _refused(config, "optimizer.final_lr", "must be from 0 to 1, a share of the peak learning rate")
+    if settings.warmup + settings.decay > config.train.steps:
+        raise UserError(
+            f"optimizer.warmup = {settings.warmup} and optimizer.decay = {settings.decay} are more than "
+            f"train.steps = {config.train.steps}: lower them or train longer"
+        )
+
+
+def _batches(config: Config) -> None:
+    if config.train.batch % config.train.microbatches:
+        raise _refused(config, "train.batch", f"must be a multiple of train.microbatches = {config.train.microbatches}")
+
+
+def _text(config: Config) -> None:
+    if not config.data.train:
+        raise UserError('data.train = []: name a folder that `hypnos data prepare` wrote, as [{path = "..."}]')
+    for number, corpus in enumerate(config.data.train):
+        if not corpus.path:
+            raise UserError(f'data.train[{number}].path = "": name a folder that `hypnos data prepare` wrote')
+        if corpus.weight <= 0:
+            raise UserError(
+                f"data.train[{number}].weight = {corpus.weight}: must be more than 0, or leave the corpus out"
+            )
+    if not config.data.heldout:
+        raise _refused(config, "data.heldout", "name the folder of held-out shards that `hypnos data prepare` wrote")
+    if config.sleep.when == "context" and config.sleep.passes > 1:
+        raise _refused(config, "sleep.when", 'every window of text has targets, so none would sleep: use "always"')
+
+
+def _stories(config: Config) -> None:
+    if config.stories.max_ops < config.stories.min_ops:
+        fix = f"must be at least stories.min_ops = {config.stories.min_ops}"
+        raise _refused(config, "stories.max_ops", fix)

@@ -1,0 +1,169 @@
+"""From TOML and overrides to a `Config`, and back.
+
+    config = load("configs/depo-small.toml", ["sleep.passes=1", "run.name=depo-n1"])
+
+Reading is strict: an unknown key, a value of another type or a combination that cannot
+be trained is refused with one line that says what to write instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pretrain.bounds import validate
+from pretrain.config import Config
+from pretrain.errors import UserError
+
+Table = dict[str, Any]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The validated configuration of a TOML file, changed by overrides such as "sleep.passes=4".
+
+    Raises:
+        UserError: the file cannot be read, or it or an override is refused.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    config = parse(text, str(path), overrides)
+    try:
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return config
+
+
+def parse(text: str, name: str = "configuration", overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a TOML text, types checked but values not; `name` is what errors call it."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{name}: not valid TOML: {error}") from None
+    config: Config = _build(Config, tables, name, "")
+    for override in overrides:
+        _override(config, override)
+    return config
+
+
+def dump(config: Config) -> str:
+    """Every setting as TOML text, from which `parse` gives back an equal configuration."""
+    lines = []
+    for section in dataclasses.fields(config):
+        lines.append(f"[{section.name}]")
+        values = getattr(config, section.name)
+        lines += [f"{f.name} = {_toml(getattr(values, f.name))}" for f in dataclasses.fields(values)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> Any:
+    """A dataclass from a table; `prefix` is the dotted place of the table, with its last dot."""
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise UserError(f"{source}: unknown setting {prefix}{key}{_suggest(key, prefix, list(hints))}")
+    try:
+        return cls(**{key: _value(hints[key], value, source, prefix + key) for key, value in values.items()})
+    except TypeError:  # a field without a default is missing
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _required(f)]
+        raise UserError(f"{source}: {prefix}{missing[0]} is missing") from None
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _value(hint: Any, value: Any, source: str, place: str) -> Any:
+    """`value` as the type `hint`, or a UserError that says what was expected."""
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _build(hint, value, source, place + ".")  # type: ignore[arg-type]
+    if get_origin(hint) is list and isinstance(value, list):
+        return [_value(get_args(hint)[0], v, source, f"{place}[{i}]") for i, v in enumerate(value)]
+    if get_origin(hint) is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
+        parts = enumerate(zip(get_args(hint), value, strict=True))
+        return tuple(_value(h, v, source, f"{place}[{i}]") for i, (h, v) in parts)
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if hint in (int, bool, str) and type(value) is hint:
+        return value
+    raise UserError(f"{source}: {place} must be {_expected(hint)}, not {_toml(value)}")
+
+
+def _expected(hint: Any) -> str:
+    if dataclasses.is_dataclass(hint):
+        return "a table of settings"
+    if get_origin(hint) is list:
+        inner = get_args(hint)[0]
+        return "a list of tables" if dataclasses.is_dataclass(inner) else f"a list, each {_expected(inner)}"
+    if get_origin(hint) is tuple:
+        return f"a list of {len(get_args(hint))} values, each {_expected(get_args(hint)[0])}"
+    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text in quotes"}[hint]
+
+
+def _suggest(key: str, prefix: str, known: list[str]) -> str:
+    """What was meant: a similar name here, the same or a similar one in another section, else all there are here."""
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"; did you mean {prefix}{near[0]}?"
+    elsewhere = {
+        name: f"{section}.{name}" for section, cls in get_type_hints(Config).items() for name in get_type_hints(cls)
+    }
+    far = difflib.get_close_matches(key, elsewhere, n=1)
+    if far:
+        return f"; did you mean {elsewhere[far[0]]}?"
+    return f"; {f'[{prefix[:-1]}]' if prefix else 'a configuration'} has {', '.join(sorted(known))}"
+
+
+def _override(config: Config, text: str) -> None:
+    """Sets what "section.key=value" says. The value is TOML; text needs no quotes."""
+    place, equals, written = (part.strip() for part in text.partition("="))
+    section, dot, key = place.partition(".")
+    if not equals or not dot or not key:
+        raise UserError(f"override {text!r}: write it as section.key=value, for example sleep.passes=4")
+    sections = get_type_hints(Config)
+    if section not in sections:
+        raise UserError(f"override {text!r}: unknown section {section}{_suggest(section, '', list(sections))}")
+    hints = get_type_hints(sections[section])
+    if key not in hints:
+        raise UserError(f"override {text!r}: unknown setting {place}{_suggest(key, section + '.', list(hints))}")
+    value = _written(written)
+    if hints[key] is str and not isinstance(value, str):
+        value = written  # a name such as 2026 or true
+    if value == written and hints[key] is not str and written.startswith(("[", "{")):
+        raise UserError(f"override {text!r}: not valid TOML; inside a list or table, text needs quotes")
+    setattr(getattr(config, section), key, _value(hints[key], value, f"override {text!r}", place))
+
+
+def _written(text: str) -> Any:
+    """The TOML value that `text` is; the text itself where it is none."""
+    try:
+        tables = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return tables["value"] if len(tables) == 1 else text
+
+
+def _toml(value: Any) -> str:
+    """One value, in the notation of TOML."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{k} = {_toml(v)}' for k, v in value.items())}}}"
+    return str(value)

@@ -1,0 +1,145 @@
+"""The command as a user meets it: help with examples, errors of one line, exit statuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    *(["train"], ["eval"], ["generate"], ["report"], ["doctor"]),
+    *(["data"], ["data", "prepare"], ["data", "verify"], ["data", "stats"]),
+    *(["tokenizer"], ["tokenizer", "train"], ["tokenizer", "encode"], ["tokenizer", "export"]),
+]
+
+
+def hypnos(*arguments: str, text: bytes = b"") -> tuple[int, str, str]:
+    """Status, stdout and stderr of the command in a process of its own."""
+    command = [sys.executable, "-m", "launch", *arguments]
+    done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+def test_help_has_an_example_that_the_command_understands(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    written = capsys.readouterr().out
+    example = written.partition("example:\n")[2].splitlines()[0].strip()
+    assert f"hypnos {' '.join(command)}".strip() in example
+    words = example.partition("hypnos ")[2].split()
+    for word in words[:2]:  # every word that names a command is one
+        if not word.startswith("-"):
+            break
+    with pytest.raises(SystemExit):
+        main([*words[: max(1, len(command))], "--help"])
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    check = "assert not {'torch', 'deepspeed', 'transformers', 'sentencepiece', 'rich'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code + check], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "configs/depo-small.toml", "sleep.pases=2"], "did you mean sleep.passes?"),
+        (["train", "configs/none.toml"], "configs/none.toml: cannot read the configuration: No such file or directory"),
+        (["train", "Makefile"], "Makefile: not valid TOML"),
+        (["train"], "the following arguments are required: CONFIG"),
+        (["sleep"], "invalid choice: 'sleep'"),
+        (["eval", "runs/x", "--passes", "0"], "'0' is not a whole number from 1"),
+        (["generate", "runs/x", "--temperature", "hot"], "'hot' is not a number from 0"),
+        (["tokenizer", "train", "--out", "x.model"], "name the documents to read: either SOURCE ... or --python"),
+        (["tokenizer", "train", "--python", "README.md", "--out", "x.model"], "either SOURCE ... or --python"),
+        (["tokenizer", "train", "no-such-folder", "--out", "x.model"], "no-such-folder: no such file or folder"),
+        (["tokenizer", "encode", "no-such.model"], "no-such.model: cannot read the tokenizer"),
+        (["data", "stats", "no-such-folder"], "no-such-folder"),
+        (["data", "verify", "no-such-folder"], "no-such-folder"),
+        (["eval", "no-such-run"], "no-such-run"),
+        (["doctor", "no-such-run"], "no-such-run: no checkpoints"),
+        (["report", "no-such-run"], "no-such-run/metrics.jsonl: cannot read the run's metrics"),
+    ],
+)
+def test_a_users_error_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
+    status, written, error = hypnos(*arguments)
+    assert (status, written) == (2, "")
+    assert error.startswith("hypnos: error: ") and message in error
+    assert error.count("\n") == 1 and error.endswith("\n")
+
+
+def test_ctrl_c_ends_with_130_and_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pretrain.settings.load", interrupted)
+    assert main(["train", "configs/depo-small.toml"]) == 130
+    assert capsys.readouterr() == ("", "hypnos: interrupted\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("not the user's")
+
+    monkeypatch.setattr("pretrain.settings.load", broken)
+    with pytest.raises(ValueError, match="not the user's"):
+        main(["train", "configs/depo-small.toml"])
+
+
+def test_tokenizer_and_data_from_text_to_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands in the order of a user who brings a folder of text."""
+    texts, model, shards = tmp_path / "texts", tmp_path / "t.model", tmp_path / "shards"
+    texts.mkdir()
+    for number in range(40):
+        lines = [f"window {n} of text {number}: to sleep, perchance to dream {n * number}\n" for n in range(30)]
+        (texts / f"{number}.txt").write_text("".join(lines), encoding="utf-8")
+    (texts / "latin.txt").write_bytes(b"caf\xe9")
+
+    train = ["tokenizer", "train", str(texts), "--out", str(model), "--vocab-size", "400"]
+    assert main(train) == 2
+    assert "latin.txt: invalid UTF-8 at byte 3" in capsys.readouterr().err
+    assert main([*train, "--skip-bad"]) == 0
+    captured = capsys.readouterr()
+    assert f"{model}: 400 pieces" in captured.out and "latin.txt" in captured.err
+
+    sample = tmp_path / "sample.txt"
+    sample.write_text("to sleep, ↯ perchance", encoding="utf-8")
+    assert main(["tokenizer", "encode", str(model), str(sample)]) == 0
+    ids = [int(word) for word in capsys.readouterr().out.split()]
+    from tokenizer.encode import Tokenizer
+
+    assert Tokenizer.load(model).decode(ids) == "to sleep, ↯ perchance"
+
+    assert main(["tokenizer", "export", str(model), str(tmp_path / "fast"), str(sample)]) == 0
+    assert "identical" in capsys.readouterr().out
+    assert (tmp_path / "fast" / "tokenizer.json").exists()
+
+    prepare = ["data", "prepare", str(texts), "--skip-bad", "--tokenizer", str(model), "--out", str(shards)]
+    assert main([*prepare, "--holdout", "0.2"]) == 0
+    written = capsys.readouterr().out
+    assert f"{shards / 'train'}: " in written and f"{shards / 'heldout'}: " in written
+    assert main([*prepare, "--holdout", "0.2"]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+    assert main(["data", "stats", str(shards)]) == 0
+    assert "heldout" in capsys.readouterr().out
+    assert main(["data", "verify", str(shards)]) == 0
+    tar = next((shards / "train").glob("*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-1024])
+    assert main(["data", "verify", str(shards)]) == 2
+    assert str(tar) in capsys.readouterr().err
+
+
+def test_encode_reads_standard_input_as_bytes(tmp_path: Path) -> None:
+    status, _, error = hypnos("tokenizer", "encode", "no.model", text=b"\xff")
+    assert status == 2 and "no.model" in error

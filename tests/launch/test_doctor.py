@@ -1,0 +1,78 @@
+"""The doctor says what is there, what is missing and what to do about it."""
+
+from __future__ import annotations
+
+import builtins
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from launch import doctor
+from launch.cli import main
+from pretrain import checkpoint
+from pretrain.config import Config
+
+
+def test_this_machine_can_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    written = capsys.readouterr().out
+    for what in ("python", "torch", "gloo", "deepspeed", "megatron.core", "memory", "disk"):
+        assert any(line.split()[:2] == ["ok", what] for line in written.splitlines()), (what, written)
+    assert torch.__version__ in written
+
+
+def test_a_missing_torch_fails_with_its_fix(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real: Callable[..., Any] = builtins.__import__
+
+    def without_torch(name: str, *rest: Any) -> Any:
+        if name == "torch":
+            raise ImportError("No module named 'torch'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    assert main(["doctor"]) == 1
+    written = capsys.readouterr().out
+    assert "fail  torch" in written and "fix: run `make setup`" in written
+
+
+def test_a_gpu_that_a_cpu_build_cannot_use_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(doctor, "has_gpu", lambda: True)
+    gpu = next(finding for finding in doctor.examine_machine() if finding.what == "gpu")
+    assert (gpu.state, gpu.fix) == ("fail", "run `make clean setup`: it finds the GPU")
+
+
+def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free=doctor.GB))
+    disk = next(finding for finding in doctor.examine_machine() if finding.what == "disk")
+    assert disk.state == "note" and "1.0 GB free" in disk.found and "run.dir" in disk.fix
+
+
+def test_a_runs_checkpoints_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert f"{tmp_path}: no checkpoints" in capsys.readouterr().err
+
+    tensors = {name: {"weight": torch.arange(100.0)} for name in checkpoint.TENSOR_FILES}
+    for step in (5, 10):
+        checkpoint.save(tmp_path, step, tensors, {}, Config(), keep=2)
+    assert main(["doctor", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == ["ok", "step", "5", "whole", "ok", "step", "10", "whole"]
+
+    damaged = tmp_path / "checkpoints" / "step-10" / "model.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    assert main(["doctor", str(tmp_path)]) == 1
+    ok, fail, fix = capsys.readouterr().out.splitlines()
+    assert ok.startswith("ok") and fail.startswith("fail  step 10") and str(damaged) in fail
+    assert fix.strip().startswith("fix: remove that checkpoint")
