@@ -1,0 +1,130 @@
+"""How much a model computes, from its configuration and what is in a batch, without running it.
+
+Counted are matrix multiplications and the short convolution, 2 operations per multiply-add; other elementwise
+work (norms, gates) and the triangular solve of the delta rule are not. Attention is counted over the whole
+window, as dense kernels compute it, not its causal half. Backward costs twice the forward that it goes
+through. What is recomputed for lack of memory is work of the machine but not of the model: it is left out, as
+in the usual definition of model FLOPs utilisation (Chowdhery et al., "PaLM", 2022, appendix B).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pretrain.batch import Batch
+from pretrain.config import ModelConfig, SleepConfig
+from pretrain.sleep import plan
+
+
+def block_forward(config: ModelConfig, kind: str, tokens: int, past: int = 0, write_only: bool = False) -> float:
+    """FLOPs per token of one block's forward.
+
+    Args:
+        tokens: read in one pass. past: earlier tokens whose keys can still be attended to.
+        write_only: only the memory is brought up to date, see `parallel.block.Block`.
+    """
+    D, mlp = config.d_model, 6 * config.d_model * config.mlp_width
+    if kind == "attention":
+        heads, kv, dim = config.attention_heads, config.attention_kv_heads, config.attention_head_dim
+        keys_and_values = 4 * D * kv * dim
+        if write_only:
+            return keys_and_values
+        return keys_and_values + 6 * D * heads * dim + 4 * heads * dim * (tokens + past) + mlp
+    heads, K, V = config.delta_value_heads, config.delta_key_dim, config.delta_value_dim
+    keys, values, taps = config.delta_key_heads * K, heads * V, config.delta_conv_width
+    C = min(config.delta_chunk, tokens)
+    padded = -(-tokens // C) * C / tokens
+    write: float = 2 * D * (keys + values + 2 * heads) + 2 * taps * (keys + values)
+    write += heads * (2 * C * K + 4 * K * V) * padded  # k k'; reads S, k U
+    read: float = 2 * D * (keys + 2 * values) + 2 * taps * keys
+    read += heads * (2 * C * K + 2 * C * V + 2 * K * V) * padded  # q k'; scores U, q S
+    return write if write_only else write + read + mlp
+
+
+def part_forward(
+    config: ModelConfig, kinds: list[str], tokens: int, past: int, dead_end: bool, keeps_keys: bool
+) -> float:
+    """FLOPs per token of a run of blocks. At a dead end what follows its last write is left out
+    (`parallel.recompute.run_unit`)."""
+    if not dead_end:
+        return sum(block_forward(config, kind, tokens, past) for kind in kinds)
+    writers = [i for i, kind in enumerate(kinds) if kind == "delta" or keeps_keys]
+    if not writers:
+        return 0.0
+    last = writers[-1]
+    before = sum(block_forward(config, kind, tokens, past) for kind in kinds[:last])
+    return before + block_forward(config, kinds[last], tokens, past, write_only=True)
+
+
+def parameters(config: ModelConfig) -> int:
+    """How many parameters the model has."""
+    D, head = config.d_model, config.attention_head_dim
+    keys, heads, V = config.delta_key_heads * config.delta_key_dim, config.delta_value_heads, config.delta_value_dim
+    attention = D * head * (3 * config.attention_heads + 2 * config.attention_kv_heads) + 2 * head
+    projections = D * (2 * keys + 3 * heads * V + 2 * heads)
+    delta = projections + (2 * keys + heads * V) * config.delta_conv_width + 2 * heads + V
+    mixers = sum(attention if kind == "attention" else delta for kind in config.layers)
+    vocabulary = D * config.vocab_size * (1 if config.tie_embeddings else 2)
+    return vocabulary + mixers + len(config.layers) * (3 * D * config.mlp_width + 2 * D) + D
+
+
+@dataclass
+class Work:
+    """What a training step does with a batch."""
+
+    wake: int = 0  # tokens read in pass 1
+    sleep: int = 0  # tokens times passes 2..N over them
+    forward: float = 0.0  # FLOPs
+    backward: float = 0.0  # FLOPs
+
+
+def work(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
+    """Counts what `pretrain.sleep.run` will do, window by window and pass by pass. On the host."""
+    done, B, sliding = Work(), batch.size[0], sleep.eviction == "sliding"
+    prelude, coda = config.layers[: sleep.prelude], config.layers[len(config.layers) - sleep.coda :]
+    core = config.layers[sleep.prelude : len(config.layers) - sleep.coda]
+
+    def add(per_token: float, tokens: int, graph: bool) -> None:
+        done.forward += per_token * tokens
+        done.backward += 2 * per_token * tokens * graph
+
+    for p in plan(batch, sleep):
+        T, past = p.width, min(p.tokens.start, sleep.window - 1) if sliding else 0
+        N = sleep.passes if bool(p.sleeps.any()) else 1
+        some, every = bool(p.has_targets.any()), bool(p.has_targets.all())
+        truncated = N - sleep.truncate_passes if sleep.truncate_passes else 0
+        add(part_forward(config, prelude, T, past, False, sliding), B * T, p.keeps_graph)
+        for number in range(1, N + 1):
+            dead_end = number == N and not (coda and not every) and not (number == 1 and some)
+            graph = p.keeps_graph and (number > truncated or (number == 1 and some)) and not (p.carried and number > 1)
+            add(part_forward(config, core, T, past, dead_end, sliding), B * T, graph)
+        add(part_forward(config, coda, T, past, not some, sliding), B * T, p.keeps_graph)
+        add(2 * config.d_model * config.vocab_size, len(p.scored), True)
+        done.wake += B * T
+        done.sleep += (N - 1) * T * int(p.sleeps.sum())
+    return done
+
+
+# Dense bf16 matrix FLOP/s by a part of the device's name, as the makers state them (V100, T4: fp16).
+PEAKS = {
+    "B200": 2.25e15, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+    "A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "V100": 125e12,
+    "T4": 65e12, "RTX 5090": 209.5e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "MI300X": 1307e12, "MI250": 383e12,
+}  # fmt: skip
+
+
+def peak(device: torch.device) -> float | None:
+    """FLOP/s of a device at best: from the table for a GPU (None if it is not there), measured for a CPU."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((value for part, value in PEAKS.items() if part in name), None)
+    a = torch.ones(768, 768)
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < 0.2:
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 768**3 / best

@@ -1,0 +1,122 @@
+"""What a run writes about itself: metrics.jsonl, one JSON object a line, and the same for TensorBoard.
+
+Every line has "kind" ("train", "eval", "warning") and "step", the optimiser steps done when it was
+written. Numbers that are not finite are null. A resumed run first drops the lines after its checkpoint,
+so that no step is there twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from parallel import mesh
+from pretrain.batch import Batch
+from pretrain.config import Config
+from pretrain.data.source import Source
+from pretrain.flops import peak, work
+
+
+class Metrics:
+    """Writes the rows of one run; use it on one rank only."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """
+        Args:
+            step: the run goes on from here; 0 begins it anew.
+        """
+        path = run / "metrics.jsonl"
+        kept = _rows_until(path, step) if step else []
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
+
+    def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
+        """Adds one row, visible at once to whoever follows the file."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False) + "\n")
+        self._file.flush()
+        for tag, value in _scalars(kind, row):
+            self._board.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._board.close()
+
+
+def _rows_until(path: Path, step: int) -> list[str]:
+    """The whole lines of steps up to `step`; a line cut short by a crash is dropped."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+            kept.append(line)
+    return kept
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
+    """(tag, number) of every number in a row; what is in a list or dict gets a tag of its own."""
+    if isinstance(value, bool) or not isinstance(value, int | float | dict | list):
+        return []
+    if isinstance(value, int | float):
+        return [(tag, value)]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [scalar for key, item in items for scalar in _scalars(f"{tag}/{key}", item)]
+
+
+class Meter:
+    """How fast training has been since the last logging step, evaluations and checkpoints left out."""
+
+    def __init__(self, config: Config, source: Source, step: int, tokens: int) -> None:
+        self._config, self._source = config, source
+        self._peak = peak(mesh.device())
+        self._step, self._tokens, self._waited = step, tokens, source.wait_seconds
+        self._begin, self._pause = time.perf_counter(), 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not training time."""
+        begin = time.perf_counter()
+        yield
+        self._pause += time.perf_counter() - begin
+
+    def rates(self, step: int, tokens: int, batch: Batch) -> dict[str, float | None]:
+        """The rates up to this step, over all ranks.
+
+        Token-passes and FLOPs are those of this rank's `batch`, taken for all batches since the last call.
+        Utilisation is of the device's dense bf16 peak (of its measured fp32 rate on a CPU).
+        """
+        seconds = time.perf_counter() - self._begin - self._pause
+        done = work(batch, self._config.model, self._config.sleep)
+        scale = (step - self._step) * mesh.dp_size() / seconds
+        flops = (done.forward + done.backward) * scale
+        rates = {
+            "tokens_per_s": (tokens - self._tokens) / seconds,
+            "wake_tokens_per_s": done.wake * scale,
+            "sleep_tokens_per_s": done.sleep * scale,
+            "flops_per_s": flops,
+            "mfu": flops / mesh.dp_size() / self._peak if self._peak else None,
+            "data_wait_s": self._source.wait_seconds - self._waited,
+        }
+        self._step, self._tokens, self._waited = step, tokens, self._source.wait_seconds
+        self._begin, self._pause = time.perf_counter(), 0.0
+        return rates

@@ -1,0 +1,186 @@
+"""Muon on the body's matrices, AdamW on everything else, on the shards that ZeRO leaves to this rank.
+
+For a matrix with gradient G (already clipped by the global norm) and momentum M:
+
+    M = mu M + G;  U = G + mu M                                     Nesterov
+    O = Newton-Schulz(U)            U = A diag(s) B^T  ->  about A B^T, all singular values near 1
+    W = W - lr (wd W + sqrt(max(1, rows / columns)) O)
+
+(Jordan et al., "Muon", 2024; momentum 0.95 and 5 steps as in arXiv 2605.26099.) Momentum and moments are
+sharded exactly as ZeRO shards the master weights; Newton-Schulz sees whole matrices, each on one rank
+(`parallel.shards.WholeMatrices` says what that costs).
+
+A step whose gradient norm is not finite changes nothing and is counted. That is decided on the device:
+the host never waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from parallel.shards import Partition, WholeMatrices
+from pretrain.config import OptimizerConfig
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; its fixed points are where singular values end up
+NEWTON_SCHULZ_STEPS = 5
+ADAM_EPS = 1e-8
+
+MUON, DECAYED, PLAIN = "muon", "decayed", "plain"
+KINDS = {"momentum": (MUON,), "exp_avg": (DECAYED, PLAIN), "exp_avg_sq": (DECAYED, PLAIN)}  # moments: of which roles
+
+
+def role(name: str, shape: torch.Size, method: str) -> str:
+    """How a parameter is updated: Muon; AdamW with weight decay (other matrices); AdamW without (the rest)."""
+    if len(shape) != 2 or ".conv_" in name:
+        return PLAIN
+    return MUON if method == "muon" and name.startswith("blocks.") else DECAYED
+
+
+def rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """The factor on both learning rates at a step (from 0): linear warm-up, constant, linear decay to final_lr."""
+    factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    if config.decay and step >= steps - config.decay:
+        progress = min(1.0, (step + 1 - (steps - config.decay)) / config.decay)
+        factor *= 1.0 - progress * (1.0 - config.final_lr)
+    return factor
+
+
+def newton_schulz(X: Tensor) -> Tensor:
+    """Orthogonalises a batch of matrices [k, m, n]: in fp32 on the CPU, in bf16 on CUDA."""
+    a, b, c = COEFFICIENTS
+    X = X.bfloat16() if X.is_cuda else X
+    tall = X.shape[1] > X.shape[2]
+    X = X.transpose(1, 2) if tall else X
+    X = X / (torch.linalg.vector_norm(X, dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        A = torch.bmm(X, X.transpose(1, 2))
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)
+        X = torch.baddbmm(X, B, X, beta=a)
+    return (X.transpose(1, 2) if tall else X).float()
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """The optimiser given to DeepSpeed: a `parallel.engine.ShardedOptimizer`."""
+
+    grad_norm: Tensor  # [] of the last gradient, before clipping; not finite if the step was skipped
+    skipped: Tensor  # [] steps skipped so far
+    adam_steps: Tensor  # [] steps not skipped so far
+
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
+        def place(item: tuple[str, nn.Parameter]) -> tuple[int, list[int]]:
+            """Roles lie together, and in them matrices of one shape, to be orthogonalised in one batch."""
+            name, p = item
+            return [MUON, DECAYED, PLAIN].index(role(name, p.shape, config.name)), list(p.shape)
+
+        named = sorted(named_parameters, key=place)
+        self.config = config
+        self.names = [name for name, _ in named]
+        self.roles = {name: role(name, p.shape, config.name) for name, p in named}
+        self.rate = 1.0  # the schedule's factor on the learning rates, set before each step
+        self.calls = 0
+        self.partition: Partition | None = None
+        super().__init__([p for _, p in named], {})
+
+    def attach(self, partition: Partition) -> None:
+        """Makes the moments of what this rank updates, all zero."""
+        flat, self.partition = partition.flat, partition
+        self.grad_norm, self.skipped, self.adam_steps = (flat.new_zeros(()) for _ in range(3))
+        self.matrices = WholeMatrices(partition, [name for name in self.names if self.roles[name] == MUON])
+        self.spans = {kind: self._span(roles) for kind, roles in KINDS.items()}
+        self.moments = {kind: torch.zeros_like(flat[span]) for kind, span in self.spans.items()}
+        self.decayed = self._span((DECAYED,))
+        self.matrix_slices = [shard.of(flat) for shard in self.matrices.mine]
+
+    def _span(self, roles: tuple[str, ...]) -> slice:
+        """Where this rank's share of the parameters of some (neighbouring) roles lies in its flat vector."""
+        assert self.partition is not None
+        shards = [shard for shard in self.partition.shards if self.roles[shard.name] in roles]
+        return slice(shards[0].offset, shards[-1].offset + shards[-1].length) if shards else slice(0, 0)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Called by DeepSpeed, once per step, with the reduced gradient in place."""
+        if self.partition is None:  # DeepSpeed tries an optimiser on zero gradients while it sets up
+            return
+        gradient = self.partition.gradient()
+        norm = self._norm(gradient)
+        finite = norm.isfinite()
+        gradient.mul_((self.config.clip / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils.clip_grad_norm_
+        self._muon(gradient, finite)
+        self._adamw(gradient, finite)
+        self.grad_norm = norm
+        self.skipped += ~finite
+        self.calls += 1
+
+    def skip(self) -> None:
+        """Counts a step whose gradient DeepSpeed found not finite before asking."""
+        self.grad_norm = torch.full_like(self.grad_norm, float("inf"))
+        self.skipped += 1
+
+    def _norm(self, gradient: Tensor) -> Tensor:
+        """The norm of the whole gradient. [] fp32."""
+        partition = self.partition
+        assert partition is not None
+        norms = torch._foreach_norm([shard.of(gradient) for shard in partition.shards])
+        square = torch.stack([*norms, gradient.new_zeros(())]).square().sum()
+        if partition.sharded and len(partition.layout) > 1:
+            dist.all_reduce(square, group=partition.group)
+        return square.sqrt()
+
+    def _muon(self, gradient: Tensor, finite: Tensor) -> None:
+        lr, span = self.config.muon_lr * self.rate, self.spans["momentum"]
+        gradient, momentum = gradient[span], self.moments["momentum"]
+        advanced = torch.add(gradient, momentum, alpha=self.config.momentum)
+        momentum.copy_(torch.where(finite, advanced, momentum))
+        nesterov = gradient.add_(momentum, alpha=self.config.momentum)
+        values = [nesterov[s.offset - span.start : s.offset - span.start + s.length] for s in self.matrices.mine]
+        batches = []
+        for U in self.matrices.gather(values):  # [k, rows, columns]
+            update = newton_schulz(U) * max(1.0, U.shape[1] / U.shape[2]) ** 0.5
+            batches.append(torch.where(finite, update, 0.0))
+        updates = self.matrices.scatter(batches)
+        if self.matrix_slices:
+            torch._foreach_mul_(self.matrix_slices, 1.0 - finite * (lr * self.config.weight_decay))
+            torch._foreach_add_(self.matrix_slices, updates, alpha=-lr)
+
+    def _adamw(self, gradient: Tensor, finite: Tensor) -> None:
+        assert self.partition is not None
+        lr, span, flat = self.config.adamw_lr * self.rate, self.spans["exp_avg"], self.partition.flat
+        flat[self.decayed].mul_(1.0 - finite * (lr * self.config.weight_decay))
+        adamw(
+            [flat[span]], [gradient[span]], [self.moments["exp_avg"]], [self.moments["exp_avg_sq"]], [],
+            [self.adam_steps], fused=True, found_inf=(~finite).float(), amsgrad=False, maximize=False,
+            beta1=self.config.betas[0], beta2=self.config.betas[1], lr=lr, weight_decay=0.0, eps=ADAM_EPS,
+        )  # fmt: skip
+
+    def gather(self) -> dict[str, Tensor]:
+        """All moments, whole, as KIND.NAME, on data-parallel rank 0 (on the CPU); empty elsewhere."""
+        assert self.partition is not None
+        whole: dict[str, Tensor] = {}
+        for kind, moment in self.moments.items():
+            gathered = self.partition.gather(moment, self._names_with(kind), self.spans[kind].start)
+            whole |= {f"{kind}.{name}": value for name, value in gathered.items()}
+        return whole
+
+    def scatter(self, whole: Callable[[str], Tensor], counters: dict[str, int]) -> None:
+        """The inverse: takes this rank's share of the tensors that whole("KIND.NAME") gives, and the counters."""
+        assert self.partition is not None
+        for kind, moment in self.moments.items():
+            readers = {name: partial(whole, f"{kind}.{name}") for name in self._names_with(kind)}
+            self.partition.scatter(moment, readers, self.spans[kind].start)
+        self.adam_steps.fill_(counters["adam_steps"])
+        self.skipped.fill_(counters["skipped"])
+
+    def _names_with(self, kind: str) -> set[str]:
+        """The parameters that have this moment."""
+        return {name for name, role in self.roles.items() if role in KINDS[kind]}
+
+    def counters(self) -> dict[str, int]:
+        """Steps taken and skipped; waits for the device."""
+        return {"adam_steps": int(self.adam_steps), "skipped": int(self.skipped)}

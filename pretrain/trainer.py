@@ -1,0 +1,275 @@
+"""The training loop, from top to bottom.
+
+A run is a folder, run.dir/run.name:
+
+    config.toml      the resolved configuration
+    metrics.jsonl    see pretrain/metrics.py;  tensorboard/ has the same
+    checkpoints/     see pretrain/checkpoint.py
+
+`train` goes on by itself from the newest intact checkpoint there, and refuses a configuration that would
+have given another result so far.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from torch import Tensor
+
+from parallel import mesh
+from parallel.engine import Engine
+from pretrain import snapshot
+from pretrain.batch import IGNORE, Batch
+from pretrain.checkpoint import Checkpoint, newest, write_atomically
+from pretrain.config import Config
+from pretrain.console import TrainProgress
+from pretrain.data.source import Source
+from pretrain.data.stream import TextStream
+from pretrain.errors import UserError
+from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
+from pretrain.metrics import Meter, Metrics
+from pretrain.model import HybridLM
+from pretrain.optimizer import MuonAdamW, rate
+from pretrain.probe import Probe
+from pretrain.settings import dump
+from pretrain.sleep import plan
+from pretrain.tasks import TaskSource, make_task
+
+# What a resumed run may change: it does not enter what has been computed so far, or only by rounding.
+# The data streams check themselves that the data are the same, wherever they are.
+CHANGEABLE = {
+    "run.name", "run.dir", "parallel.zero", "parallel.recompute", "data.train", "data.heldout", "data.tokenizer",
+    "stories.path", "train.steps", "train.microbatches", "train.log_every", "train.eval_every", "train.eval_batches",
+    "train.checkpoint_every", "train.keep",
+}  # fmt: skip
+
+
+def train(config: Config, progress: bool = True) -> Path:
+    """Trains to train.steps, from the beginning or from the run's newest checkpoint. Returns the run's folder.
+
+    Runs in one process, or as every rank of a launcher (torchrun, for example).
+
+    Args:
+        config: as `pretrain.settings.load` gives it.
+        progress: say on stderr how far it is.
+    Raises:
+        UserError: the configuration does not fit the data, the ranks or the checkpoint.
+    """
+    mesh.initialize()
+    torch.manual_seed(config.run.seed)
+    source = make_source(config)
+    with ExitStack() as cleanup:
+        cleanup.callback(source.close)
+        return _train(_resolved(config, source), source, progress and dist.get_rank() == 0, cleanup)
+
+
+def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> Path:
+    settings, run = config.train, Path(config.run.dir) / config.run.name
+    checkpoint = _resume_point(run, config)
+    start = checkpoint.step if checkpoint else 0
+    progress = TrainProgress(config.run.name, start, settings.steps, shown)
+    cleanup.callback(progress.close)
+    if start >= settings.steps:
+        progress.say(f"{run} is at step {start} already; set train.steps higher to go on")
+        return run
+
+    model = HybridLM(config.model, config.sleep)
+    if checkpoint:
+        progress.say(f"resuming {run} at step {start}")
+        checkpoint.load_weights(model)
+    else:
+        model.initialize(config.run.seed)
+    optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
+    engine = Engine(model, optimizer, config.parallel.zero, settings.precision, settings.microbatches)
+    cleanup.callback(engine.close)
+    lanes = snapshot.Lanes.empty(settings.microbatches)
+    tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())  # read so far, PAD left out
+    if checkpoint:
+        lanes = snapshot.give_back(checkpoint, optimizer, source, config)
+        tokens.fill_(checkpoint.state["tokens"])
+    evaluation = make_evaluation(config)
+    metrics = Metrics(run, start) if dist.get_rank() == 0 else None
+    if metrics:
+        cleanup.callback(metrics.close)
+    if not start:
+        _evaluate(evaluation, model, 0, metrics, progress)
+    meter = Meter(config, source, start, int(tokens))
+
+    for step in range(start, settings.steps):
+        done = step + 1
+        batch = source.next()
+        parts = _microbatches(batch, config, done)
+        scored, read = _count(batch)
+        tokens += read
+        probe = Probe() if done == 1 or _due(done, settings.log_every, settings.steps) else None
+        window_loss = torch.zeros(batch.starts.shape[1], device=mesh.device())
+        states = []
+        for part, state in zip(parts, lanes.states, strict=True):
+            out = engine(part, state, recompute=config.parallel.recompute, probe=probe)
+            engine.backward(out.loss, scored)
+            window_loss += out.window_loss
+            states.append(out.state)
+        lanes.remember(batch, states)
+        optimizer.rate = rate(step, settings.steps, config.optimizer)
+        engine.step()
+
+        progress.advance(done)
+        if probe is not None:
+            row = {"tokens": int(tokens), **_losses(window_loss, batch, config)}
+            row |= {"lr": optimizer.rate * config.optimizer.muon_lr, **_health(optimizer), **probe.summary()}
+            row |= meter.rates(done, row["tokens"], batch)
+            if metrics:
+                metrics.write("train", done, row)
+            progress.report(done, row["loss"], row["tokens_per_s"])
+        with meter.paused():
+            if _due(done, settings.eval_every, settings.steps):
+                _evaluate(evaluation, model, done, metrics, progress)
+            if _due(done, settings.checkpoint_every, settings.steps):
+                counters = {"tokens": int(tokens)}
+                snapshot.take(run, done, engine, optimizer, model, source, lanes, counters, config)
+    return run
+
+
+def make_source(config: Config) -> Source:
+    """The stream of this rank's batches that data.task names."""
+    settings = (config.train.batch, config.run.seed, mesh.dp_rank(), mesh.dp_size())
+    if config.data.task == "text":
+        return TextStream(config.data, config.sleep.window, *settings)
+    return TaskSource(make_task(config, config.sleep.window), *settings)
+
+
+def _resolved(config: Config, source: Source) -> Config:
+    """The configuration with nothing left to be filled in, checked against the data and the ranks."""
+    share = mesh.dp_size() * config.train.microbatches
+    if config.train.batch % share:
+        raise UserError(
+            f"train.batch = {config.train.batch} does not divide by {mesh.dp_size()} data-parallel ranks x "
+            f"train.microbatches = {config.train.microbatches}; make it a multiple of {share}"
+        )
+    if config.train.precision == "bf16" and config.parallel.zero == 0 and config.train.microbatches > 1:
+        raise UserError("parallel.zero = 0 adds microbatches up in bf16; set parallel.zero = 1, which does it in fp32")
+    vocab_size = config.model.vocab_size or source.vocab_size
+    if vocab_size < source.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {vocab_size} is less than the {source.vocab_size} tokens of the data; "
+            "raise it, or leave it out to take the data's"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+
+
+def _resume_point(run: Path, config: Config) -> Checkpoint | None:
+    """Makes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies it for all."""
+    chosen = torch.full((), -1, device=mesh.device())
+    if dist.get_rank() == 0:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{run}: cannot make the run's folder: {error.strerror}; set run.dir") from None
+        found = newest(run, lambda line: print(line, file=sys.stderr, flush=True))
+        if found:
+            _check_unchanged(found, config)
+            chosen.fill_(found.step)
+        write_atomically(run / "config.toml", dump(config))
+    dist.broadcast(chosen, 0)
+    step = int(chosen)
+    return Checkpoint.open(run / "checkpoints" / f"step-{step}", checked=True) if step >= 0 else None
+
+
+def _check_unchanged(checkpoint: Checkpoint, config: Config) -> None:
+    """Refuses to resume with a setting that would have given another result so far."""
+    before, now = dataclasses.asdict(checkpoint.config), dataclasses.asdict(config)
+    changed = [
+        f"{section}.{key} = {values[key]!r} (it had {before[section][key]!r})"
+        for section, values in now.items()
+        for key in values
+        if f"{section}.{key}" not in CHANGEABLE and before[section][key] != values[key]
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint.folder} cannot be continued with {', '.join(changed)}: "
+            "set it back, or begin another run with another run.name"
+        )
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    """At every so many steps, and at the end."""
+    return done % every == 0 or done == steps
+
+
+def _microbatches(batch: Batch, config: Config, step: int) -> list[Batch]:
+    """This rank's rows in equal parts."""
+    share = batch.size[0] // config.train.microbatches
+    parts = [batch.rows(begin, begin + share) for begin in range(0, batch.size[0], share)]
+    if not all(bool((part.targets != IGNORE).any()) for part in parts):
+        raise UserError(f"step {step}: a microbatch of {share} rows has no token to predict; lower train.microbatches")
+    if config.parallel.zero >= 2 and mesh.dp_size() > 1:
+        _check_same_work(parts, config, step)
+    return parts
+
+
+def _check_same_work(parts: list[Batch], config: Config, step: int) -> None:
+    """ZeRO 2 and 3 reduce in the order in which gradients arrive: the ranks must run the same windows and passes."""
+    W = parts[0].starts.shape[1]
+    done = torch.zeros(len(parts), W, 4, dtype=torch.int32)
+    for m, part in enumerate(parts):
+        for w, p in enumerate(plan(part, config.sleep)):
+            done[m, w] = torch.tensor([1 + p.keeps_graph, p.has_targets.any(), p.has_targets.all(), p.sleeps.any()])
+    extremes = torch.stack([done, -done]).to(mesh.device())
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
+    if (extremes[0] + extremes[1]).any():
+        raise UserError(
+            f"step {step}: the ranks' rows have targets in different windows, which parallel.zero = "
+            f"{config.parallel.zero} cannot reduce exactly; set parallel.zero = 1"
+        )
+
+
+def _count(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Scored tokens and valid tokens of the step, over all ranks; the host does not wait for them."""
+    counts = torch.stack([(batch.targets != IGNORE).sum(), batch.valid.sum()]).to(mesh.device())
+    if mesh.dp_size() > 1:
+        dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+    return counts[0], counts[1]
+
+
+def _losses(window_loss: Tensor, batch: Batch, config: Config) -> dict[str, Any]:
+    """Loss per scored token, over all ranks: of the step, and by window (None where nothing is scored)."""
+    W, T = batch.starts.shape[1], batch.size[1]
+    scored = F.pad(batch.targets != IGNORE, (0, W * config.sleep.window - T)).view(-1, W, config.sleep.window)
+    both = torch.stack([window_loss.double(), scored.sum(dim=(0, 2)).to(window_loss.device)])
+    dist.all_reduce(both, group=parallel_state.get_data_parallel_group())
+    sums, counts = both.tolist()
+    by_window = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
+    return {"loss": sum(sums) / sum(counts), "loss_per_window": by_window}
+
+
+def _health(optimizer: MuonAdamW) -> dict[str, Any]:
+    """The gradient's norm before clipping, and how many steps have been skipped because it was not finite."""
+    return {"grad_norm": float(optimizer.grad_norm), "skipped": int(optimizer.skipped)}
+
+
+def _evaluate(
+    evaluation: Evaluation, model: HybridLM, step: int, metrics: Metrics | None, progress: TrainProgress
+) -> None:
+    """Writes how well the model predicts with N passes and with one, and warns when that makes no difference."""
+    at_n = evaluation.run(model)
+    rows, warning = [at_n], None
+    if model.sleep.passes > 1:
+        at_one = evaluation.run(model, 1)
+        rows, warning = [at_n, at_one], sleep_changes_nothing(at_n, at_one)
+    if metrics:
+        for row in rows:
+            metrics.write("eval", step, row)
+    accuracy = "".join(f"  {name} {value:.3f}" for name, value in at_n.get("accuracy", {}).items())
+    progress.say(f"step {step}  held-out loss {at_n['loss']:.4f}{accuracy}")
+    if warning:
+        progress.say(f"warning: {warning}")
+        if metrics:
+            metrics.write("warning", step, {"message": warning})

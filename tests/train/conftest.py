@@ -1,0 +1,72 @@
+"""Two small runs: a task, and text whose documents are longer than a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import Config, CorpusConfig, DataConfig, DepoConfig, ParallelConfig, RunConfig, TrainConfig
+from pretrain.data.corpus import Corpus
+from pretrain.data.shards import prepare
+from tests.data.texts import make_texts, write_texts
+from tests.train import reference
+from tokenizer.train import train as train_tokenizer
+
+MakeConfig = Callable[..., Config]
+SCHEDULE = TrainConfig(steps=6, batch=4, log_every=3, eval_every=3, eval_batches=1, checkpoint_every=3, keep=2)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer and shards; half of the documents are many sequences long."""
+    root = tmp_path_factory.mktemp("corpus")
+    texts = make_texts(12, seed=1) + ["".join(make_texts(4, seed=s)) for s in range(12)]
+    tokenizer = train_tokenizer(texts, root / "small.model", vocab_size=320)
+    prepare(Corpus([write_texts(root / "texts", texts)]), tokenizer, root / "shards", holdout=0.2)
+    return root
+
+
+@pytest.fixture
+def text(corpus: Path, tmp_path: Path) -> MakeConfig:
+    """A text run; settings of [train] by name, `name`, `zero` and `eviction` beside them."""
+    shards = corpus / "shards"
+
+    def make(name: str, zero: int = 1, eviction: str = "hard", **changes: object) -> Config:
+        return Config(
+            run=RunConfig(name=name, dir=str(tmp_path)),
+            model=replace(reference.MODEL, vocab_size=0),
+            sleep=replace(reference.SLEEP, eviction=eviction),
+            data=DataConfig(
+                tokenizer=str(corpus / "small.model"),
+                train=[CorpusConfig(path=str(shards / "train"))],
+                heldout=str(shards / "heldout"),
+                windows=2,
+            ),
+            optimizer=reference.OPTIMIZER,
+            parallel=ParallelConfig(zero=zero),
+            train=replace(SCHEDULE, **changes),
+        )
+
+    return make
+
+
+@pytest.fixture
+def depo(tmp_path: Path) -> MakeConfig:
+    """A run of the retrieval task."""
+
+    def make(name: str, zero: int = 1, **changes: object) -> Config:
+        return Config(
+            run=RunConfig(name=name, dir=str(tmp_path)),
+            model=replace(reference.MODEL, vocab_size=0),
+            sleep=replace(reference.SLEEP, when="context"),
+            data=DataConfig(task="depo"),
+            depo=DepoConfig(nodes=4, max_hops=2, context=8, queries=4, vocabulary=12, name_tokens=(1, 1)),
+            optimizer=reference.OPTIMIZER,
+            parallel=ParallelConfig(zero=zero),
+            train=replace(SCHEDULE, **changes),
+        )
+
+    return make

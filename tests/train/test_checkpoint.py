@@ -1,0 +1,161 @@
+"""What is written can be read by others; what is damaged is named; the newest intact one is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain.checkpoint import FILES, Checkpoint, load_model, newest, save, steps, verify
+from pretrain.config import Config
+from pretrain.errors import UserError
+from pretrain.model import HybridLM
+from tests.train import reference
+
+CONFIG = Config(model=reference.MODEL, sleep=reference.SLEEP)
+
+
+def write(run: Path, step: int, keep: int = 5) -> Path:
+    weights = {name: p.detach().clone() for name, p in reference.model(seed=step).named_parameters()}
+    tensors = {
+        "model.safetensors": weights,
+        "optimizer.safetensors": {f"momentum.{n}": p * 2 for n, p in weights.items()},
+        "state.safetensors": {"rng.cpu": torch.get_rng_state()},
+    }
+    return save(run, step, tensors, {"tokens": 7}, CONFIG, keep)
+
+
+def test_layout_is_plain_safetensors_and_json(tmp_path: Path) -> None:
+    folder = write(tmp_path, 3)
+    assert {p.name for p in folder.iterdir()} == {*FILES, "manifest.json"}
+    for name, entry in json.loads((folder / "manifest.json").read_text())["files"].items():
+        assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    assert json.loads((folder / "state.json").read_text()) == {"format": 1, "step": 3, "tokens": 7}
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-3\n"
+    expected = dict(reference.model(seed=3).named_parameters())
+    saved = load_file(folder / "model.safetensors")
+    assert saved.keys() == expected.keys() and all(torch.equal(saved[n], expected[n]) for n in saved)
+
+
+def test_load_model_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
+    first, _ = write(tmp_path, 1), write(tmp_path, 2)
+    batch = reference.batch(0)
+    for folder, seed in ((tmp_path, 2), (first, 1)):
+        model, config = load_model(folder)
+        assert config == CONFIG
+        assert torch.equal(model(batch).loss, reference.model(seed)(batch).loss)
+    with pytest.raises(UserError, match="neither a checkpoint nor a run"):
+        load_model(tmp_path / "nothing")
+
+
+def test_the_newest_are_kept_and_the_pointer_decides(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        write(tmp_path, step, keep=2)
+    assert steps(tmp_path) == [15, 20]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    (tmp_path / "checkpoints" / "latest").write_text("step-15\n")
+    found = newest(tmp_path, pytest.fail)
+    assert found is not None and found.step == 15
+    write(tmp_path, 20, keep=2)  # the run comes by again
+    assert steps(tmp_path) == [15, 20]
+    assert newest(tmp_path / "other", pytest.fail) is None
+
+
+def test_a_save_that_was_killed_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 1)
+    killed = KeyboardInterrupt("killed")
+    for name in ("pretrain.checkpoint._describe", "pretrain.checkpoint._flush", "pathlib.Path.rename"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(name, lambda *a: (_ for _ in ()).throw(killed))
+            write(tmp_path, 2)
+        found = newest(tmp_path, pytest.fail)
+        assert found is not None and found.step == 1
+    write(tmp_path, 2)
+    assert steps(tmp_path) == [1, 2]
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
+    intact = write(tmp_path / "run", 1)
+    header = int.from_bytes((intact / "model.safetensors").read_bytes()[:8], "little")
+    offsets = json.loads((intact / "model.safetensors").read_bytes()[8 : 8 + header])
+    place = 8 + header + offsets["blocks.1.mixer.A_log"]["data_offsets"][0]
+    size = (intact / "optimizer.safetensors").stat().st_size
+
+    model = r"model\.safetensors: damaged in "
+    damages = [
+        (lambda f: flip(f / "model.safetensors", place), model + r"tensor blocks\.1\.mixer\.A_log$"),
+        (lambda f: flip(f / "model.safetensors", 20), model + "(its header|tensor )"),
+        (lambda f: flip(f / "model.safetensors", 6), model + "its header"),
+        (
+            lambda f: (f / "optimizer.safetensors").write_bytes((f / "optimizer.safetensors").read_bytes()[: size - 9]),
+            r"optimizer\.safetensors: damaged in tensor momentum\.",
+        ),
+        (lambda f: (f / "optimizer.safetensors").write_bytes(b""), r"optimizer\.safetensors: damaged in its header"),
+        (lambda f: (f / "state.safetensors").unlink(), r"state\.safetensors: missing"),
+        (lambda f: flip(f / "state.json", 30), r"state\.json: damaged"),
+        (lambda f: flip(f / "config.toml", 30), r"config\.toml: damaged"),
+        (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: missing"),
+        (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json: damaged, not JSON"),
+        (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json: damaged, not a JSON object"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 1}'), r"manifest\.json: damaged, it does not match"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 99}'), r"written by a newer Hypnos"),
+        (lambda f: (f / "extra.bin").write_text("x"), r"extra\.bin: does not belong"),
+    ]
+    verify(intact)
+    for number, (damage, message) in enumerate(damages):
+        folder = tmp_path / str(number)
+        shutil.copytree(intact, folder)
+        damage(folder)
+        with pytest.raises(UserError, match=message) as error:
+            Checkpoint.open(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_every_single_byte_counts(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    generator = torch.Generator().manual_seed(0)
+    for name in (*FILES, "manifest.json"):
+        path = folder / name
+        size = path.stat().st_size
+        for place in torch.randint(0, size, (12,), generator=generator).tolist():
+            flip(path, place)
+            with pytest.raises(UserError):
+                verify(folder)
+            flip(path, place)
+    verify(folder)
+
+
+def test_a_damaged_newest_is_passed_over_and_said(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    (tmp_path / "checkpoints/step-3/state.json").unlink()
+    flip(tmp_path / "checkpoints/step-2/model.safetensors", -1)
+    said: list[str] = []
+    found = newest(tmp_path, said.append)
+    assert found is not None and found.step == 1
+    assert ["step-3/state.json: missing" in said[0], "step-2/model.safetensors" in said[1]] == [True, True]
+    (tmp_path / "checkpoints/step-1/state.json").unlink()
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        newest(tmp_path, said.append)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_tensor(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path, 1))
+    with pytest.raises(UserError, match=r"tensor embed\.weight is \[37, 24\], but the model's is \[38, 24\]"):
+        checkpoint.load_weights(HybridLM(replace(reference.MODEL, vocab_size=38), reference.SLEEP))
+    with pytest.raises(UserError, match=r"tensor head\.weight is none of the model's"):
+        checkpoint.load_weights(HybridLM(replace(reference.MODEL, tie_embeddings=True), reference.SLEEP))
+    with pytest.raises(UserError, match=r"model\.safetensors: tensor nothing is missing"):
+        checkpoint.tensor("model.safetensors", "nothing")

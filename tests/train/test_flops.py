@@ -1,0 +1,66 @@
+"""The analytic counts against torch's own counter on the real model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.batch import IGNORE
+from pretrain.config import ModelConfig, SleepConfig
+from pretrain.flops import parameters, peak, work
+from pretrain.model import HybridLM
+from tests.train import reference
+
+CASES = {
+    "one pass": (SleepConfig(passes=1, window=8), {}),
+    "sleep": (SleepConfig(passes=3, window=8), {"layers": ["delta", "attention"] * 2, "tie_embeddings": True}),
+    "context": (SleepConfig(passes=2, window=8, when="context"), {}),
+    "parts": (SleepConfig(passes=2, window=8, prelude=1, coda=1), {"layers": ["attention", "delta"] * 2}),
+    "sliding": (SleepConfig(passes=2, window=8, eviction="sliding"), {"layers": ["delta", "attention"]}),
+    "padded chunks": (SleepConfig(passes=2, window=10), {"delta_chunk": 4}),
+}
+
+
+def counted(counter: FlopCounterMode, *operations: str) -> int:
+    counts = counter.get_flop_counts()["Global"]
+    return sum(n for op, n in counts.items() if str(op).removeprefix("aten.") in operations)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forward_and_backward_of_a_batch(case: str) -> None:
+    sleep, changes = CASES[case]
+    config: ModelConfig = replace(reference.MODEL, **changes)
+    model = HybridLM(config, sleep).initialize(0)
+    batch = reference.batch(0, rows=3, tokens=2 * sleep.window + 3)
+    batch.starts = batch.starts.new_zeros(3, 3)
+    batch.starts[:, 0] = True
+    if sleep.when == "context":
+        batch.targets[:, : 2 * sleep.window] = IGNORE
+    # The fused attention of the CPU is unknown to torch's counter; the plain one is made of bmm.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+        loss = model(batch).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    done = work(batch, config, sleep)
+    assert done.forward == counted(forward, "mm", "addmm", "bmm", "convolution")
+    # torch's count of the convolution's backward ignores its groups, and the triangular solve's backward is a bmm.
+    assert counted(backward, "mm", "addmm", "bmm") == pytest.approx(done.backward, rel=0.05)
+    assert parameters(config) == sum(p.numel() for p in model.parameters())
+
+
+def test_tokens_by_kind_of_pass() -> None:
+    batch = reference.batch(0, rows=4, tokens=20)
+    batch.starts = torch.tensor([[True, False, False]] * 4)
+    done = work(batch, reference.MODEL, SleepConfig(passes=3, window=8))
+    assert (done.wake, done.sleep) == (80, 2 * 4 * 16)  # the last window, of 4 tokens, does not sleep
+    batch.carries[1] = True  # this row's document goes on in the next batch
+    assert work(batch, reference.MODEL, SleepConfig(passes=3, window=8)).sleep == 2 * (4 * 16 + 4)
+
+
+def test_the_peak_of_this_processor_is_plausible() -> None:
+    measured = peak(torch.device("cpu"))
+    assert measured is not None and 1e8 < measured < 1e14

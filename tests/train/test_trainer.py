@@ -1,0 +1,179 @@
+"""Runs: what they write, and that a run which was interrupted is the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain import settings
+from pretrain.config import Config
+from pretrain.errors import UserError
+from pretrain.trainer import train
+from tests.train.conftest import MakeConfig
+from tests.train.test_engine import assert_same
+
+ROOT = Path(__file__).parents[2]
+# What depends on the clock.
+TIMES = {"tokens_per_s", "wake_tokens_per_s", "sleep_tokens_per_s", "flops_per_s", "mfu", "data_wait_s"}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def tensors(run: Path, step: int = 6) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint: weights, moments, lanes, random state."""
+    folder = run / "checkpoints" / f"step-{step}"
+    files = ("model", "optimizer", "state")
+    return {f"{f}/{n}": t for f in files for n, t in load_file(folder / f"{f}.safetensors").items()}
+
+
+def position(run: Path, step: int = 6) -> dict[str, Any]:
+    """Counters and the place in the data."""
+    return json.loads((run / "checkpoints" / f"step-{step}" / "state.json").read_text())
+
+
+def assert_same_run(got: Path, expected: Path, tolerance: float = 0.0) -> None:
+    assert_same(tensors(got), tensors(expected), tolerance)
+    assert position(got) == position(expected)
+    if tolerance == 0:
+        assert rows(got) == rows(expected)
+
+
+def interrupted(config: Config, at: int = 3) -> Config:
+    """Trains up to step `at` only, and gives back the configuration to go on with."""
+    steps, config.train.steps = config.train.steps, at
+    run = train(config, progress=False)
+    config.train.steps = steps
+    # A run that dies leaves lines after its last checkpoint, the last one cut short.
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 4, "loss": 0.0}\n{"kind": "train", "st')
+    return config
+
+
+def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config = depo("whole", checkpoint_every=2)
+    run = train(config)
+    assert {p.name for p in run.iterdir()} == {"config.toml", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
+    written = settings.load(run / "config.toml")
+    assert written.model.vocab_size > 0 and written.optimizer == config.optimizer
+    kinds = [(row["kind"], row["step"], row.get("passes")) for row in rows(run)]
+    evaluations = [("eval", step, n) for step in (0, 3, 6) for n in (2, 1)]
+    training = [("train", step, None) for step in (1, 3, 6)]
+    assert sorted(kinds, key=str) == sorted(evaluations + training, key=str)
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-3])
+    assert row["kind"] == "train" and row["tokens"] == 6 * 4 * 24
+    assert row["loss_per_window"][0] is None  # nothing is asked in the window of edges
+    assert row["loss"] == pytest.approx(sum(row["loss_per_window"][1:]) / 2)
+    assert row["wake_tokens_per_s"] == pytest.approx(row["tokens_per_s"])
+    assert row["sleep_tokens_per_s"] == pytest.approx(row["wake_tokens_per_s"] / 3)  # one window of three, N = 2
+    assert len(row["grad_norm_per_pass"]) == len(row["update_norm_per_pass"]) == 2
+    assert all(row[key] > 0 for key in ("grad_norm", "state_norm", "retention", "mfu", "flops_per_s", "lr"))
+    log = capsys.readouterr().err
+    assert "step 6/6  loss " in log and "held-out loss" in log and "eta" in log
+    train(config)
+    assert "is at step 6 already" in capsys.readouterr().err
+
+
+def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
+    expected = train(text("whole"), progress=False)
+    assert any(name.startswith("state/lanes.") for name in tensors(expected, 3)), "some document must go on"
+    config = interrupted(text("parts"))
+    path = Path(config.run.dir) / "parts.toml"
+    path.write_text(settings.dump(config))
+    program = "import sys; from pretrain import settings, trainer; trainer.train(settings.load(sys.argv[1]))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program, str(path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stderr and "at step 3" in done.stderr
+    assert_same_run(Path(config.run.dir) / "parts", expected)
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_bf16_and_sliding_eviction_resume_bit_for_bit(text: MakeConfig, zero: int) -> None:
+    changes = {"precision": "bf16", "zero": zero, "eviction": "sliding", "microbatches": 2}
+    expected = train(text("whole", **changes), progress=False)
+    run = train(interrupted(text("parts", **changes)), progress=False)
+    assert_same_run(run, expected)
+    master = tensors(run)["model/norm.weight"]
+    assert not torch.equal(master, master.bfloat16().float())
+
+
+def test_another_stage_and_other_microbatches_go_on_the_same(depo: MakeConfig) -> None:
+    expected = train(depo("whole"), progress=False)
+    for zero in (0, 2, 3):
+        config = interrupted(depo(f"zero-{zero}", zero=zero))
+        config.parallel.zero, config.train.microbatches = 3 - zero, 2
+        assert_same_run(train(config, progress=False), expected, 1e-5)
+
+
+def test_a_damaged_checkpoint_is_passed_over(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = train(depo("whole"), progress=False)
+    config = interrupted(depo("parts", checkpoint_every=2), at=4)
+    damaged = Path(config.run.dir) / "parts/checkpoints/step-4/optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    config.train.checkpoint_every = 3
+    run = train(config)
+    log = capsys.readouterr().err
+    assert "step-4/optimizer.safetensors: damaged in tensor" in log and "at step 2" in log
+    assert_same(tensors(run), tensors(expected), 0.0)
+    for file in run.glob("checkpoints/step-*/manifest.json"):
+        file.unlink()
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        train(config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "message"),
+    [
+        ("sleep", "passes", 3, r"step-3 cannot be continued with sleep\.passes = 3 \(it had 2\)"),
+        ("optimizer", "muon_lr", 1.0, r"optimizer\.muon_lr = 1\.0 \(it had "),
+        ("run", "seed", 1, r"run\.seed = 1 \(it had "),
+        ("train", "precision", "bf16", r"train\.precision = 'bf16' \(it had "),
+        ("depo", "max_hops", 1, r"depo\.max_hops = 1 \(it had "),
+    ],
+)
+def test_a_setting_that_changes_the_result_is_refused(
+    depo: MakeConfig, tmp_path: Path, section: str, name: str, value: object, message: str
+) -> None:
+    config = depo("parts", steps=3, eval_every=9)
+    train(config, progress=False)
+    setattr(getattr(config, section), name, value)
+    config.train.steps = 6
+    with pytest.raises(UserError, match=message):
+        train(config, progress=False)
+
+
+def test_errors_of_the_layout_name_the_setting(depo: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.batch = 4 does not divide by 1 data-parallel ranks x .* = 3"):
+        train(depo("a", microbatches=3), progress=False)
+    with pytest.raises(UserError, match=r"parallel\.zero = 0 adds microbatches up in bf16"):
+        train(depo("b", precision="bf16", zero=0, microbatches=2), progress=False)
+    config = depo("b")
+    config.model.vocab_size = 5
+    with pytest.raises(UserError, match=r"model\.vocab_size = 5 is less than"):
+        train(config, progress=False)
+    (tmp_path / "c").write_text("a file")
+    with pytest.raises(UserError, match=r"c: cannot make the run's folder"):
+        train(depo("c"), progress=False)
+
+
+def test_a_run_that_cannot_sleep_says_so(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config = depo("forgetful", steps=1)
+    config.model.decay_init = (200.0, 300.0)  # everything is forgotten from one token to the next
+    run = train(config)
+    assert "warning: sleep changes nothing" in capsys.readouterr().err
+    assert [row["step"] for row in rows(run) if row["kind"] == "warning"] == [0, 1]
+    shutil.rmtree(run)

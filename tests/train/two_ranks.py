@@ -1,0 +1,58 @@
+"""Run by torchrun on two ranks for test_two_ranks.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from parallel import mesh
+from pretrain import settings, trainer
+from pretrain.batch import IGNORE
+from pretrain.config import Config, ParallelConfig
+from pretrain.errors import UserError
+from tests.train import reference
+from tests.train.test_engine import assert_same, train
+
+
+def main(folder: Path) -> None:
+    mesh.initialize()
+    assert mesh.dp_size() == 2
+    compare(reference.Trained(**torch.load(folder / "expected.pt")))
+    refuse_uneven_work()
+    for path in sorted(folder.glob("*.toml")):
+        trainer.train(settings.load(path), progress=False)
+    mesh.shutdown()
+
+
+def compare(expected: reference.Trained) -> None:
+    """The engine at every stage, with one row and with two rows per backward."""
+    for zero in range(4):
+        for microbatches in (1, 2):
+            got = train(zero, "fp32", microbatches, 4)
+            assert got.losses == pytest.approx(expected.losses, rel=1e-5), (zero, microbatches)
+            assert got.norms == pytest.approx(expected.norms, rel=1e-5), (zero, microbatches)
+            if mesh.dp_rank() == 0:
+                assert_same(got.weights, expected.weights, 1e-5)
+                assert_same(got.moments, expected.moments, 1e-5)
+            else:
+                assert not got.weights and not got.moments
+        got = train(zero, "bf16", 1, 4)
+        assert got.losses == pytest.approx(expected.losses, rel=2e-2), zero
+
+
+def refuse_uneven_work() -> None:
+    """Rank 1 has nothing to predict in the first window: stage 2 would reduce wrongly, stage 3 would hang."""
+    batch = reference.batch(0)
+    config = Config(model=reference.MODEL, sleep=reference.SLEEP, parallel=ParallelConfig(zero=2))
+    assert trainer._microbatches(batch, config, 1)
+    if mesh.dp_rank() == 1:
+        batch.targets[:, : reference.SLEEP.window] = IGNORE
+    with pytest.raises(UserError, match=r"step 1: the ranks' rows have targets in different windows"):
+        trainer._microbatches(batch, config, 1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
