@@ -79,6 +79,7 @@ def show() -> None:
     title("3 of 3: what came of it")
     hypnos("eval", str(ROOT / TEXT))
     hypnos("generate", str(ROOT / TEXT), "--prompt", PROMPT, "--tokens", "300")
+    hypnos("report", str(ROOT / TEXT))
     hypnos("report", *(str(ROOT / name) for name in sorted(DEPO)), "--out", str(ROOT))
 
 
@@ -89,6 +90,7 @@ def summary(seconds: float) -> None:
         "text run": ROOT / TEXT,
         "its checkpoint": ROOT / TEXT / "checkpoints",
         "Depo runs": " and ".join(str(ROOT / name) for name in sorted(DEPO)),
+        "loss by place": ROOT / TEXT / "loss_by_place.png",
         "accuracy by hops": ROOT / "accuracy_by_hops.png",
         "all curves": f".venv/bin/tensorboard --logdir {ROOT}",
         "go on writing": f'.venv/bin/hypnos generate {ROOT / TEXT} --prompt "import "',
