@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import zlib
@@ -35,6 +34,7 @@ from torch import Tensor
 from parallel import mesh
 from pretrain.config import Config
 from pretrain.errors import UserError
+from pretrain.files import sha256, sync, write_atomically
 from pretrain.model import HybridLM
 from pretrain.settings import dump, parse
 
@@ -65,7 +65,7 @@ def save(
     (draft / "config.toml").write_text(dump(config), encoding="utf-8")
     (draft / MANIFEST).write_text(_sealed({name: _describe(draft / name) for name in FILES}))
     for path in (*draft.iterdir(), draft):
-        _flush(path)
+        sync(path)
 
     if final.exists():  # a damaged one, or one of a future that was given up: a resumed run has come here again
         old = folder / f".step-{step}.old"
@@ -81,23 +81,6 @@ def save(
     return final
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small file as a whole, durably."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    _flush(draft)
-    draft.rename(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sealed(files: Any) -> str:
     """The text of a manifest, with a hash of its own."""
     body = {"format": FORMAT, "files": files}
@@ -106,16 +89,11 @@ def _sealed(files: Any) -> str:
 
 def _describe(path: Path) -> dict[str, Any]:
     """A file's entry in the manifest."""
-    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
             entry["tensors"] = {name: _crc32(file, *place) for name, place in _places(file).items()}
     return entry
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _places(file: BinaryIO) -> dict[str, tuple[int, int]]:
@@ -153,7 +131,7 @@ def verify(folder: Path) -> None:
         path, entry = folder / name, files[name]
         if not path.is_file():
             raise UserError(f"{path}: missing from the checkpoint")
-        if path.stat().st_size != entry.get("bytes") or _sha256(path) != entry.get("sha256"):
+        if path.stat().st_size != entry.get("bytes") or sha256(path) != entry.get("sha256"):
             raise UserError(f"{path}: damaged{_damaged_tensor(path, entry)}")
 
 

@@ -1,7 +1,7 @@
 """How much a model computes, from its configuration and what is in a batch, without running it.
 
-Counted are matrix multiplications and the short convolution, 2 operations per multiply-add; other elementwise
-work (norms, gates) and the triangular solve of the delta rule are not. Attention is counted over the whole
+Counted are matrix multiplications, 2 operations per multiply-add; elementwise work (norms, gates, the short
+convolution) and the triangular solve of the delta rule are not. Attention is counted over the whole
 window, as dense kernels compute it, not its causal half. Backward costs twice the forward that it goes
 through. What is recomputed for lack of memory is work of the machine but not of the model: it is left out, as
 in the usual definition of model FLOPs utilisation (Chowdhery et al., "PaLM", 2022, appendix B).
@@ -34,12 +34,12 @@ def block_forward(config: ModelConfig, kind: str, tokens: int, past: int = 0, wr
             return keys_and_values
         return keys_and_values + 6 * D * heads * dim + 4 * heads * dim * (tokens + past) + mlp
     heads, K, V = config.delta_value_heads, config.delta_key_dim, config.delta_value_dim
-    keys, values, taps = config.delta_key_heads * K, heads * V, config.delta_conv_width
+    keys, values = config.delta_key_heads * K, heads * V
     C = min(config.delta_chunk, tokens)
     padded = -(-tokens // C) * C / tokens
-    write: float = 2 * D * (keys + values + 2 * heads) + 2 * taps * (keys + values)
+    write: float = 2 * D * (keys + values + 2 * heads)
     write += heads * (2 * C * K + 4 * K * V) * padded  # k k'; reads S, k U
-    read: float = 2 * D * (keys + 2 * values) + 2 * taps * keys
+    read: float = 2 * D * (keys + 2 * values)
     read += heads * (2 * C * K + 2 * C * V + 2 * K * V) * padded  # q k'; scores U, q S
     return write if write_only else write + read + mlp
 

@@ -28,13 +28,14 @@ from parallel import mesh
 from parallel.engine import Engine
 from pretrain import snapshot
 from pretrain.batch import IGNORE, Batch
-from pretrain.checkpoint import Checkpoint, newest, write_atomically
+from pretrain.checkpoint import Checkpoint, newest
 from pretrain.config import Config
 from pretrain.console import TrainProgress
 from pretrain.data.source import Source
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
+from pretrain.files import write_atomically
 from pretrain.metrics import Meter, Metrics
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW, rate

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, read_index
-from pretrain.data.writer import document_key, sha256
+from pretrain.data.writer import document_key
 from pretrain.errors import UserError
+from pretrain.files import sha256
 from tokenizer.encode import Tokenizer
 
 OPEN_FILES = 64  # shards kept open

@@ -20,8 +20,9 @@ from pretrain.data.formats import Document
 from pretrain.data.index import DTYPES, SPLITS, Index, Shard, find_splits, read_index
 from pretrain.data.progress import Progress
 from pretrain.data.reader import check_size, read_documents
-from pretrain.data.writer import SplitWriter, document_key, sha256, sync
+from pretrain.data.writer import SplitWriter, document_key
 from pretrain.errors import UserError
+from pretrain.files import sha256, sync
 from tokenizer.encode import Tokenizer
 
 SHARD_TOKENS = 50_000_000

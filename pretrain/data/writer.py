@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import webdataset
 
 from pretrain.data.formats import Document
 from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, FORMAT, Index, Shard
+from pretrain.files import sha256, sync
 from tokenizer.encode import Tokenizer
 
 TAR_BLOCK = 512  # bytes; a tar pads every file to a multiple
@@ -96,18 +95,3 @@ class SplitWriter:
 def document_key(number: int) -> str:
     """The webdataset key of a split's document."""
     return f"{number:09d}"
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,8 +20,9 @@ from pretrain.data.formats import Document
 from pretrain.data.index import DOCUMENT, read_index
 from pretrain.data.reader import Shards
 from pretrain.data.shards import prepare, stats, verify
-from pretrain.data.writer import SplitWriter, sha256
+from pretrain.data.writer import SplitWriter
 from pretrain.errors import UserError
+from pretrain.files import sha256
 from tests.data.texts import make_texts, write_texts
 from tokenizer.encode import Tokenizer
 

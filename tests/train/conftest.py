@@ -45,7 +45,7 @@ def text(corpus: Path, tmp_path: Path) -> MakeConfig:
                 heldout=str(shards / "heldout"),
                 windows=2,
             ),
-            optimizer=reference.OPTIMIZER,
+            optimizer=replace(reference.OPTIMIZER),
             parallel=ParallelConfig(zero=zero),
             train=replace(SCHEDULE, **changes),
         )
@@ -64,7 +64,7 @@ def depo(tmp_path: Path) -> MakeConfig:
             sleep=replace(reference.SLEEP, when="context"),
             data=DataConfig(task="depo"),
             depo=DepoConfig(nodes=4, max_hops=2, context=8, queries=4, vocabulary=12, name_tokens=(1, 1)),
-            optimizer=reference.OPTIMIZER,
+            optimizer=replace(reference.OPTIMIZER),
             parallel=ParallelConfig(zero=zero),
             train=replace(SCHEDULE, **changes),
         )

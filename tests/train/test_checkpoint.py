@@ -70,7 +70,7 @@ def test_the_newest_are_kept_and_the_pointer_decides(tmp_path: Path) -> None:
 def test_a_save_that_was_killed_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1)
     killed = KeyboardInterrupt("killed")
-    for name in ("pretrain.checkpoint._describe", "pretrain.checkpoint._flush", "pathlib.Path.rename"):
+    for name in ("pretrain.checkpoint._describe", "pretrain.checkpoint.sync", "pathlib.Path.rename"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(name, lambda *a: (_ for _ in ()).throw(killed))
             write(tmp_path, 2)

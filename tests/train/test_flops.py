@@ -46,8 +46,8 @@ def test_forward_and_backward_of_a_batch(case: str) -> None:
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     done = work(batch, config, sleep)
-    assert done.forward == counted(forward, "mm", "addmm", "bmm", "convolution")
-    # torch's count of the convolution's backward ignores its groups, and the triangular solve's backward is a bmm.
+    assert done.forward == counted(forward, "mm", "addmm", "bmm")
+    # A little more is counted: the triangular solve's backward is a bmm.
     assert counted(backward, "mm", "addmm", "bmm") == pytest.approx(done.backward, rel=0.05)
     assert parameters(config) == sum(p.numel() for p in model.parameters())
 
