@@ -6,10 +6,13 @@
     delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention
     attention.py        gated causal attention
     gated_delta_net.py  the block part that owns fast weights
+    short_convolution.py  the convolution before it
     mlp.py  block.py    SwiGLU; the whole block: forward(x, state, window) -> (y, state)
     state.py            what blocks keep from one window to the next
+    window.py           what all blocks share within one window
     recompute.py        activation checkpointing of one (window, pass) unit
     engine.py           DeepSpeed ZeRO
+    shards.py           which rank holds and updates what
 """
 
 import warnings

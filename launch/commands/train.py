@@ -26,6 +26,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = load(arguments.config, arguments.overrides)  # before the slow imports: a typo is told at once
 
+    from parallel import mesh
     from pretrain.trainer import train
 
     train(config)
+    mesh.shutdown()
