@@ -1,6 +1,6 @@
 # CPU:   docker build -t hypnos .
 # GPU:   docker build -t hypnos --build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 --build-arg DEVICE=cuda .
-# Run:   docker run --rm -v "$PWD:/work" hypnos train configs/depo-small.toml      (with --gpus all on a GPU machine)
+# Run:   docker run --rm -v "$PWD:/workspace" hypnos train configs/depo-small.toml      (with --gpus all on a GPU machine)
 ARG BASE=ubuntu:24.04
 FROM ${BASE}
 
@@ -13,6 +13,6 @@ ARG DEVICE=cpu
 RUN make -C /opt/hypnos setup DEVICE=${DEVICE} && rm -rf /root/.cache/pip
 
 ENV PATH=/opt/hypnos/.venv/bin:${PATH}
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["hypnos"]
 CMD ["--help"]

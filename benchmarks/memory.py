@@ -3,7 +3,7 @@
 Every row is a fresh process: the peak of its resident memory during forward and backward, less what it
 held before. Beside it stands what a policy "unit" must store, counted: (h, S) of every (window, pass).
 
-    python -m benchmarks.memory            # 12 rows, about a minute
+    python -m benchmarks.memory            # 12 rows, about five minutes
     python -m benchmarks.memory --help
 """
 
@@ -53,6 +53,9 @@ def measure(policy: str, passes: int) -> dict[str, float]:
 
     before, peak, done = resident(), 0, threading.Event()
 
+    def step() -> None:
+        model(batch, recompute=policy).loss.backward()
+
     def watch() -> None:
         nonlocal peak
         while not done.is_set():
@@ -61,15 +64,25 @@ def measure(policy: str, passes: int) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    begin = time.perf_counter()
-    model(batch, recompute=policy).loss.backward()
-    seconds = time.perf_counter() - begin
+    step()
     done.set()
     watcher.join()
+    begin = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - begin
     mesh.shutdown()
     S = sum(b == "delta" for b in config.layers) * config.delta_value_heads * 64 * 64
     units = (WINDOWS - 1) * passes + 1
     return {"peak": peak - before, "seconds": seconds, "stored": units * 4 * ROWS * (WINDOW * WIDTH + S)}
+
+
+def in_a_process(policy: str, passes: int, settings: dict[str, str]) -> dict[str, float]:
+    """`measure` in a fresh process with these environment variables."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--one", policy, str(passes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | settings
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    row: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return row
 
 
 def main() -> None:
@@ -83,15 +96,13 @@ def main() -> None:
     print(f"{ROWS} rows of {WINDOWS} windows of {WINDOW} tokens, D = {WIDTH}, 4 blocks, fp32, CPU\n")
     print("| recompute | N | peak MiB | vs N=1 | (h, S) of all units, MiB | step time vs none |")
     print("|---|---|---|---|---|---|")
-    # glibc then gives freed tensors back at once: what is resident is what is held.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     seconds: dict[tuple[str, int], float] = {}
     for policy in ("none", "block", "unit"):
         first = 0.0
         for passes in (1, 2, 4, 8):
-            command = [sys.executable, "-m", "benchmarks.memory", "--one", policy, str(passes)]
-            run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-            row = json.loads(run.stdout.splitlines()[-1])
+            row = in_a_process(policy, passes, {})
+            # glibc then gives freed tensors back at once: what is resident is what is held.
+            row["peak"] = in_a_process(policy, passes, {"MALLOC_MMAP_THRESHOLD_": "65536"})["peak"]
             first = first or row["peak"]
             seconds[policy, passes] = row["seconds"]
             print(
