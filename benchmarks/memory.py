@@ -3,7 +3,7 @@
 Every row is a fresh process: the peak of its resident memory during forward and backward, less what it
 held before. Beside it stands what a policy "unit" must store, counted: (h, S) of every (window, pass).
 
-    python -m benchmarks.memory            # 12 rows, about five minutes
+    python -m benchmarks.memory            # 12 rows, about ten minutes
     python -m benchmarks.memory --help
 """
 

@@ -130,7 +130,8 @@ def torch_choices(cuda: bool) -> list[list[str]]:
     """What to ask pip for, first choice first."""
     if cuda or sys.platform == "darwin":
         return [[f"torch{TORCH_RANGE}"]]
-    return [[TORCH_CPU], [TORCH_CPU, "--extra-index-url", CPU_INDEX]]
+    # The last choice is large, but all that an index offers which carries PyPI's packages alone.
+    return [[TORCH_CPU], [TORCH_CPU, "--extra-index-url", CPU_INDEX], [f"torch{TORCH_RANGE}"]]
 
 
 def installed_torch() -> Torch | None:

@@ -49,12 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, TokenizerError) as error:
         print(f"hypnos: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("hypnos: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of our output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        if error.filename is None:
+            raise
+        print(f"hypnos: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hypnos: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from parallel import mesh
 from parallel.shards import Partition, layout
 
-PRECISIONS = ("fp32", "bf16")
-
 # torch 2.13 has new names for two collectives that DeepSpeed calls on every step.
 warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
 
@@ -79,7 +77,7 @@ class Engine:
         Args:
             model: in fp32; its values become the master weights.
             optimizer: over all of the model's parameters.
-            zero: stage 0..3. precision: one of PRECISIONS. microbatches: backward calls per step.
+            zero: stage 0..3. precision: fp32 or bf16. microbatches: backward calls per step.
         """
         parameters = dict(model.to(mesh.device()).named_parameters())
         values = {name: parameters[name].detach().clone() for name in optimizer.names}

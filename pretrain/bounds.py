@@ -26,7 +26,8 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("model.d_model", "model.attention_heads", "model.attention_kv_heads"), 1),
     **dict.fromkeys(("model.attention_head_dim", "model.delta_key_heads", "model.delta_value_heads"), 1),
-    **dict.fromkeys(("model.delta_key_dim", "model.delta_value_dim", "model.delta_conv_width"), 1),
+    **dict.fromkeys(("model.delta_key_dim", "model.delta_value_dim"), 1),
+    "model.delta_conv_width": 2,
     **dict.fromkeys(("model.delta_chunk", "model.mlp_width", "sleep.passes", "sleep.window", "data.windows"), 1),
     **dict.fromkeys(("depo.nodes", "depo.max_hops", "depo.context", "depo.queries", "depo.vocabulary"), 1),
     **dict.fromkeys(("rule110.rings", "stories.min_ops", "stories.context"), 1),

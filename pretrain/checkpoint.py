@@ -20,6 +20,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -259,7 +260,7 @@ def load_model(folder: str | Path) -> tuple[HybridLM, Config]:
     if (folder / MANIFEST).exists():
         checkpoint: Checkpoint | None = Checkpoint.open(folder)
     else:
-        checkpoint = newest(folder, print)
+        checkpoint = newest(folder, lambda line: print(line, file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"{folder}: neither a checkpoint nor a run that has one")
     model = HybridLM(checkpoint.config.model, checkpoint.config.sleep)

@@ -22,7 +22,7 @@ class ModelConfig(BlockShape):
     embedding_std: float = 0.02
     head_std: float = 0.02
     init_std: float = 0.02  # body matrices
-    decay_init: tuple[float, float] = (1e-3, 0.1)  # each head's -log a_t at start is drawn log-uniformly from here
+    decay_init: tuple[float, float] = (1e-3, 0.1)  # -log a_t of the heads at start: evenly spread in log scale
 
 
 @dataclass(kw_only=True)
@@ -34,7 +34,7 @@ class SleepConfig:
     prelude: int = 0  # blocks before the loop, run once per window
     coda: int = 0  # blocks after the loop, run once per window
     truncate_passes: int = 0  # backpropagate through the last k passes of a window only; 0: all
-    truncate_windows: int = 0  # backpropagate through the last j windows only; 0: all
+    truncate_windows: int = 0  # cut backpropagation every j windows, counted from the sequence's end; 0: never
 
 
 @dataclass(kw_only=True)

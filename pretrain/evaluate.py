@@ -58,6 +58,7 @@ class Evaluation:
 
     batches: list[Batch]
     window: int  # L
+    microbatches: int  # parts in which a rank reads its rows, as in training
     task: Task | None  # scores the answers; None for text
 
     def run(self, model: HybridLM, passes: int | None = None) -> Metrics:
@@ -88,8 +89,10 @@ class Evaluation:
         """Predicts this rank's rows and gathers the others'."""
         ranks = mesh.dp_size()
         share = batch.size[0] // ranks
-        mine = predict(model, batch.rows(mesh.dp_rank() * share, (mesh.dp_rank() + 1) * share), passes)
-        return Prediction(_gather(mine.loss), _gather(mine.best))
+        first, part = mesh.dp_rank() * share, share // self.microbatches
+        parts = [batch.rows(first + m * part, first + (m + 1) * part) for m in range(self.microbatches)]
+        mine = [predict(model, rows, passes) for rows in parts]
+        return Prediction(_gather(torch.cat([p.loss for p in mine])), _gather(torch.cat([p.best for p in mine])))
 
 
 def _gather(rows: Tensor) -> Tensor:
@@ -113,15 +116,16 @@ def _means(loss: Tensor, scored: Tensor, group: Tensor) -> list[float | None]:
 def make_evaluation(config: Config) -> Evaluation:
     """The run's evaluation: held-out documents for text, test rows for a task.
 
-    Rows per batch are train.batch, so that what fits in training fits here.
+    Rows per batch are train.batch, read in train.microbatches parts, so that what fits in training fits here.
     """
     L, count, rows = config.sleep.window, config.train.eval_batches, config.train.batch
+    parts = config.train.microbatches
     if config.data.task == "text":
         tokenizer = Tokenizer.load(config.data.tokenizer)
         batches = heldout_batches(config.data.heldout, tokenizer, L, config.data.windows, rows, count)
-        return Evaluation(batches, L, None)
+        return Evaluation(batches, L, parts, None)
     task = make_task(config, L)
-    return Evaluation([task.test(TEST_SEED + i, rows) for i in range(count)], L, task)
+    return Evaluation([task.test(TEST_SEED + i, rows) for i in range(count)], L, parts, task)
 
 
 def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
@@ -129,7 +133,8 @@ def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
 
     It happens when every head forgets a window before it ends: then nothing that is written stays.
     """
-    if at_n["passes"] == 1 or abs(at_n["loss"] - at_one["loss"]) > 1e-6 * abs(at_one["loss"]):
+    same = abs(at_n["loss"] - at_one["loss"]) <= 1e-6 * abs(at_one["loss"])  # never so for a loss that is not finite
+    if at_n["passes"] == 1 or not same:
         return None
     return (
         f"sleep changes nothing: {at_n['passes']} passes and 1 pass both give a loss of {at_one['loss']:.6f}; "

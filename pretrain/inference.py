@@ -115,18 +115,29 @@ class Session:
         self.hidden, self.filled = [], 0
         self.slept += sleeps
 
-    def generate(self, logits: Tensor, count: int, temperature: float, seed: int, stop: int | None) -> Iterator[int]:
+    def generate(
+        self,
+        logits: Tensor,
+        count: int,
+        temperature: float,
+        seed: int,
+        stop: int | None = None,
+        vocab_size: int | None = None,
+    ) -> Iterator[int]:
         """Samples tokens one by one after `read` gave `logits` [1, vocabulary], reading each as it comes.
 
         Args:
             count: at most so many tokens. temperature: 0 takes the likeliest. stop: a token that ends it.
+            vocab_size: ids the tokenizer has, where the model's vocabulary is padded beyond them.
         """
         generator = torch.Generator().manual_seed(seed)
         for _ in range(count):
+            logits = logits[:, :vocab_size]
             if temperature == 0:
                 token = int(logits.argmax())
             else:
-                chances = torch.softmax(logits[0].float().cpu() / temperature, dim=0)
+                scores = logits[0].double().cpu()
+                chances = torch.softmax((scores - scores.max()) / temperature, dim=0)
                 token = int(torch.multinomial(chances, 1, generator=generator))
             if token == stop:
                 return
@@ -148,17 +159,20 @@ def generate_run(
     """
     mesh.initialize()
     model, config = load_model(run)
-    if not config.data.tokenizer:
+    if config.data.task != "text":
         raise UserError(f"{run} was trained on the task {config.data.task!r}, which has no text to generate")
     tokenizer = Tokenizer.load(config.data.tokenizer)
     session = Session(model.to(mesh.device()).eval(), passes=passes)
-    ids = list(tokenizer.encode(prompt)) or [tokenizer.eos]
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise UserError("the prompt is empty: give the model some text to go on from")
     logits = session.read(torch.tensor([ids], device=mesh.device()))
     assert logits is not None, "a predicting window always gives logits"
     written, shown = [], ""
-    for token in session.generate(logits, max_tokens, temperature, seed, stop=tokenizer.eos):
+    for token in session.generate(logits, max_tokens, temperature, seed, tokenizer.eos, tokenizer.vocab_size):
         written.append(token)
         text = tokenizer.decode(written)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character's bytes may come in several tokens
             yield text[len(shown) :]
             shown = text
+    yield tokenizer.decode(written)[len(shown) :]

@@ -21,6 +21,7 @@ from parallel import mesh
 from pretrain.batch import Batch
 from pretrain.config import Config
 from pretrain.data.source import Source
+from pretrain.files import write_atomically
 from pretrain.flops import peak, work
 
 
@@ -34,7 +35,7 @@ class Metrics:
         """
         path = run / "metrics.jsonl"
         kept = _rows_until(path, step) if step else []
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
 

@@ -18,12 +18,10 @@ class Probe:
         self._gradients: dict[int, list[Tensor]] = defaultdict(list)  # pass -> |dloss/dS_n|^2 of each window
         self._states: list[Tensor] = []  # |S|^2 at each window's end
         self._retention: list[Tensor] = []  # mean over rows and heads of prod_t a_t, per delta block and window
-        self._forward_done = False
 
     def record_decay(self, log_decay: Tensor) -> None:
-        """Notes a delta block's wake pass. log_decay: [B, T, H]. Recomputation in backward is not noted again."""
-        if not self._forward_done:
-            self._retention.append(log_decay.detach().sum(dim=1).exp().mean())
+        """Notes a delta block's wake pass. log_decay: [B, T, H]."""
+        self._retention.append(log_decay.detach().sum(dim=1).exp().mean())
 
     def after_pass(self, number: int, before: State, after: State) -> None:
         """Notes what pass `number` (from 1) wrote, and hooks the gradient that reaches it."""
@@ -37,12 +35,8 @@ class Probe:
         """Notes the state that crosses to the next window."""
         self._states.extend(b.S.detach().square().sum() for b in state.blocks if isinstance(b, DeltaState))
 
-    def end_forward(self) -> None:
-        """From here on blocks run only to be recomputed."""
-        self._forward_done = True
-
     def summary(self) -> dict[str, float | list[float]]:
-        """Norms over all rows, blocks and windows; lists go by pass, from pass 1."""
+        """Norms over this rank's rows, all blocks and windows; lists go by pass, from pass 1."""
 
         def norm(squares: list[Tensor]) -> float:
             return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

@@ -75,6 +75,8 @@ def plan(batch: Batch, config: SleepConfig) -> list[WindowPlan]:
     for w in range(W):
         has_targets = targets[w].any(dim=1)
         sleeps = ~has_targets if config.when == "context" else torch.ones(B, dtype=torch.bool)
+        if w + 1 < batch.starts.shape[1]:  # what a document leaves behind at its end is forgotten
+            sleeps = sleeps & ~batch.starts[:, w + 1]
         if w == W - 1:  # the sequence's last window sleeps only for a document that goes on
             sleeps = sleeps & batch.carries
         segment_end = last - (last - w) // j * j if j else last  # segments of j, counted from the end
@@ -144,8 +146,6 @@ def run(
         window_losses.append(loss)
         if probe is not None:
             probe.end_window(state)
-    if probe is not None:
-        probe.end_forward()
 
     losses = torch.stack(window_losses) if window_losses else tokens.new_zeros(0, dtype=torch.float32)
     unread = losses.new_zeros(batch.starts.shape[1] - len(plans))

@@ -45,6 +45,7 @@ from pretrain.sleep import plan
 from pretrain.tasks import TaskSource, make_task
 
 # What a resumed run may change: it does not enter what has been computed so far, or only by rounding.
+# (train.steps moves the learning rate's decay, which is counted from the end.)
 # The data streams check themselves that the data are the same, wherever they are.
 CHANGEABLE = {
     "run.name", "run.dir", "parallel.zero", "parallel.recompute", "data.train", "data.heldout", "data.tokenizer",

@@ -20,7 +20,7 @@ def register(commands: Commands) -> None:
         epilog='example:\n  hypnos generate runs/text-tiny --prompt "def main(" --tokens 300',
     )
     parser.add_argument("folder", metavar="RUN", type=Path, help="a run's folder")
-    parser.add_argument("--prompt", metavar="TEXT", default="", help="text to go on from")
+    parser.add_argument("--prompt", metavar="TEXT", required=True, help="text to go on from")
     parser.add_argument("--tokens", type=positive, metavar="COUNT", default=200, help="at most so many (default: 200)")
     parser.add_argument(
         "--temperature", type=temperature, metavar="X", default=0.8, help="0 takes the likeliest (default: 0.8)"
@@ -33,7 +33,6 @@ def register(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from pretrain.inference import generate_run
 
-    print(arguments.prompt, end="", flush=True)
     pieces = generate_run(
         arguments.folder,
         arguments.prompt,
@@ -42,6 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.seed,
         arguments.passes,
     )
+    first = next(pieces, "")  # opens the run: an error comes before anything is printed
+    print(arguments.prompt + first, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

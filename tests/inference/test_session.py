@@ -114,3 +114,10 @@ def test_sampling_is_reproducible_and_stops() -> None:
     assert text(0.0, 0) == text(0.0, 1)
     greedy = text(0.0, 0)
     assert text(0.0, 0, stop=greedy[4]) == greedy[: greedy.index(greedy[4])]
+
+
+def test_a_padded_vocabulary_is_never_sampled() -> None:
+    session = Session(make_model(passes=1))
+    logits = session.read(torch.tensor([[1, 2, 3]]))
+    assert logits is not None
+    assert max(session.generate(logits, 40, temperature=5.0, seed=0, vocab_size=3)) < 3

@@ -34,9 +34,10 @@ def test_nothing_of_cuda_is_constrained() -> None:
 
 def test_pips_own_configuration_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    first, second = bootstrap.torch_choices(cuda=False)
+    first, second, last = bootstrap.torch_choices(cuda=False)
     assert first == [bootstrap.TORCH_CPU]
     assert second == [bootstrap.TORCH_CPU, "--extra-index-url", "https://download.pytorch.org/whl/cpu"]
+    assert last == [f"torch{bootstrap.TORCH_RANGE}"]
     assert bootstrap.torch_choices(cuda=True) == [[f"torch{bootstrap.TORCH_RANGE}"]]
     monkeypatch.setattr(sys, "platform", "darwin")
     assert bootstrap.torch_choices(cuda=False) == [[f"torch{bootstrap.TORCH_RANGE}"]]

@@ -78,6 +78,14 @@ def test_a_users_error_is_one_line_and_status_2(arguments: list[str], message: s
     assert error.count("\n") == 1 and error.endswith("\n")
 
 
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1.0}\n')
+    (tmp_path / "file").write_text("")
+    status, _, errors = hypnos("report", str(tmp_path / "run"), "--out", str(tmp_path / "file"))
+    assert status == 2 and errors.count("\n") == 1 and f"{tmp_path / 'file'}: File exists" in errors
+
+
 def test_ctrl_c_ends_with_130_and_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

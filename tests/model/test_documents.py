@@ -7,8 +7,8 @@ from parallel.state import DeltaState
 from pretrain.batch import IGNORE, Batch
 from pretrain.config import SleepConfig
 from pretrain.model import HybridLM
-from pretrain.sleep import Output
-from tests.model.tiny import MODEL, L, assert_like_oracle, assert_same, build, change, gradients, sequences
+from pretrain.sleep import Output, plan
+from tests.model.tiny import MODEL, SLEEP, L, assert_like_oracle, assert_same, build, change, gradients, sequences
 from tests.oracles import qwen
 from tests.oracles.sleep import read
 
@@ -163,3 +163,13 @@ def test_a_batch_that_scores_nothing() -> None:
     assert state is not None and state.position.tolist() == [2 * L, 2 * L]
     assert state.blocks[1].S.abs().sum() > 0
     assert MODEL.layers[1] == "delta"
+
+
+def test_what_a_document_leaves_behind_at_its_end_is_not_slept_over() -> None:
+    """Its S is dropped at the next window, so only rows whose document goes on make passes 2..N."""
+    batch = sequences(4 * L, rows=2)
+    batch.starts[0, 2] = batch.starts[1, 3] = True
+    assert [p.sleeps.tolist() for p in plan(batch, SLEEP)] == [
+        [True, True], [False, True], [True, False], [False, False],
+    ]  # fmt: skip
+    assert_like_oracle(build(), batch)
