@@ -112,14 +112,15 @@ def install_torch(cuda: bool) -> str:
         found = None
     if found is None:
         say(f"2/3 torch, {'CUDA' if cuda else 'CPU'} build")
-        choices = torch_choices(cuda)
-        errors = [pip("install", *choices[0])]
-        for choice in choices[1:]:
-            if not errors[-1]:
+        error = ""
+        for choice in torch_choices(cuda):
+            if error:
+                say(f"    {error}; now trying {' '.join(choice)}")
+            error = pip("install", *choice)
+            if not error:
                 break
-            errors.append(pip("install", *choice))
-        if errors[-1]:
-            raise SetupError(f"pip could not install torch ({errors[-1]}); check the network and `pip config list`")
+        if error:
+            raise SetupError(f"pip could not install torch ({error}); check the network and `pip config list`")
         found = installed_torch()
     if found is None:
         raise SetupError("torch was installed into .venv but cannot be imported: run `make clean` and try again")

@@ -18,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -95,7 +96,7 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
         plot_accuracy(runs, kind, pictures[-1])
     summary = table(*_summary(runs))
     text = "\n\n".join(["# Report", summary, *(f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures)])
-    _write(out / "report.md", text + "\n")
+    write_atomically(out / "report.md", text + "\n")
     print(summary)
     print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, out / "report.md"]))
 
@@ -286,9 +287,3 @@ def _figure(out: Path, panels: int, width: float) -> Iterator[Any]:
             os.replace(part, out)
         finally:
             plt.close(figure)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
