@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel import mesh
-from parallel.layers import ColumnLinear, RMSNorm, RowLinear
+from parallel.layers import ColumnLinear, RMSNorm, RowLinear, enter
 from parallel.shape import BlockShape
 from parallel.state import AttentionState
 from parallel.window import Window
@@ -29,7 +29,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """forward(x, state, window) -> (y, state), with x and y [B, T, D]."""
+    """forward(x, state, window) -> (y, state), with x and y the residual stream (`parallel.layers`)."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class Attention(nn.Module):
         self.gate = ColumnLinear(D, shape.attention_heads * head)
         self.k = ColumnLinear(D, shape.attention_kv_heads * head)
         self.v = ColumnLinear(D, shape.attention_kv_heads * head)
-        self.q_norm = RMSNorm(head, shape.norm_eps)
-        self.k_norm = RMSNorm(head, shape.norm_eps)
+        self.q_norm = RMSNorm(head, shape.norm_eps, sees_a_share=True)
+        self.k_norm = RMSNorm(head, shape.norm_eps, sees_a_share=True)
         self.out = RowLinear(shape.attention_heads * head, D)
 
     def forward(
@@ -54,7 +54,8 @@ class Attention(nn.Module):
             write_only: nothing downstream reads y (the last pass of a window that only consolidates):
                 compute only the keys and values that outlive it, and return None for y.
         """
-        B, T, _ = x.shape
+        B, T = window.size
+        x = enter(x)
         k = self.k_norm(self.k(x).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)  # [B, Hkv, T, head]
         v = self.v(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         k = rotate(k, window.cos, window.sin).type_as(v)
@@ -71,4 +72,4 @@ class Attention(nn.Module):
             q, k, v, attn_mask=window.mask, is_causal=window.mask is None, enable_gqa=self.heads != self.kv_heads
         )
         y = y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim)
-        return self.out(y * torch.sigmoid(self.gate(x))), state
+        return self.out(y * torch.sigmoid(self.gate(x)).view_as(y)), state

@@ -18,14 +18,17 @@ MIXERS: dict[str, type[Attention | GatedDeltaNet]] = {"attention": Attention, "d
 
 
 class Block(nn.Module):
-    """forward(x, state, window) -> (y, state): x, y [B, T, D]; the state comes back with x written into it."""
+    """forward(x, state, window) -> (y, state): the state comes back with x written into it.
+
+    x and y are the residual stream (`parallel.layers`): [B, T, D], or [B*T/tp, D] with sequence parallelism.
+    """
 
     def __init__(self, shape: BlockShape, kind: str) -> None:
         super().__init__()
         self.shape, self.kind = shape, kind
-        self.mixer_norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.mixer_norm = RMSNorm(shape.d_model, shape.norm_eps, sees_a_share=mesh.sequence_parallel())
         self.mixer = MIXERS[kind](shape)
-        self.mlp_norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.mlp_norm = RMSNorm(shape.d_model, shape.norm_eps, sees_a_share=mesh.sequence_parallel())
         self.mlp = MLP(shape)
 
     def forward(

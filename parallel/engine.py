@@ -1,4 +1,4 @@
-"""DeepSpeed around a model: ZeRO 0..3, fp32 or bf16 with fp32 master weights, gradient accumulation.
+"""DeepSpeed around a model, or a pipeline stage of one: ZeRO 0..3, fp32 or bf16 with fp32 master weights.
 
 DeepSpeed reduces gradients, shards gradients, master weights and optimiser state, and gathers the
 weights again. Everything that must come out the same at every stage is done by the optimiser it is
@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from parallel import mesh
+from parallel.layers import sees_a_share, split_dim
 from parallel.shards import Partition, layout
 
 # torch 2.13 has new names for two collectives that DeepSpeed calls on every step.
@@ -66,24 +68,36 @@ class Grid:
 class Engine:
     """A model, its optimiser and DeepSpeed.
 
-    One step is, for each microbatch, `out = engine(...)` and `engine.backward(loss, scored)`, then
-    `engine.step()`.
+    One step of a whole model is, for each microbatch, `out = engine(...)` and `engine.backward(loss, scored)`, then
+    `engine.step()`. A pipeline stage calls torch's backward itself, inside `with engine.accumulating()`.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: ShardedOptimizer, zero: int, precision: str, microbatches: int = 1
+        self,
+        model: nn.Module,
+        optimizer: ShardedOptimizer,
+        zero: int,
+        precision: str,
+        microbatches: int = 1,
+        offload: bool = False,
+        tied: nn.Parameter | None = None,
     ) -> None:
         """
         Args:
             model: in fp32; its values become the master weights.
             optimizer: over all of the model's parameters.
             zero: stage 0..3. precision: fp32 or bf16. microbatches: backward calls per step.
+            offload: master weights and optimiser state stay in host memory (ZeRO 1..3).
+            tied: of a pipeline stage, the embedding that the first and the last stage both hold.
         """
         parameters = dict(model.to(mesh.device()).named_parameters())
         values = {name: parameters[name].detach().clone() for name in optimizer.names}
-        self.model, self.optimizer, self.microbatches = model, optimizer, microbatches
-        self._deepspeed = _initialize(model, optimizer, zero, precision, microbatches)
-        self.partition = _partition(self._deepspeed, zero, {name: v.shape for name, v in values.items()})
+        self.model, self.optimizer, self.precision = model, optimizer, precision
+        self.microbatches = 1 if mesh.pp_size() > 1 else microbatches
+        self._tied = tied if mesh.pp_size() > 1 else None
+        owners = _Owners({name: parameters[name] for name in optimizer.names}, self._tied)
+        self._deepspeed = _initialize(model, optimizer, zero, precision, self.microbatches, offload)
+        self.partition = _partition(self._deepspeed, zero, {name: v.shape for name, v in values.items()}, owners)
         self._accept(values, precision)
         optimizer.attach(self.partition)
         self._accumulated = 0
@@ -93,7 +107,7 @@ class Engine:
         low = torch.bfloat16 if precision == "bf16" else torch.float32
         for shard in self.partition.shards:
             expected = values[shard.name].reshape(-1)[shard.start : shard.start + shard.length]
-            held = shard.of(self.partition.flat)
+            expected, held = expected.to(self.partition.flat.device), shard.of(self.partition.flat)
             assert torch.equal(held, expected.to(low).float()), f"unexpected DeepSpeed layout at {shard.name}"
             held.copy_(expected)  # DeepSpeed's come from the low-precision copies
 
@@ -106,13 +120,47 @@ class Engine:
 
         Args:
             loss: sum of losses over this rank's microbatch.
-            scored: what the sum over all ranks and microbatches of the step is to be divided by.
+            scored: see `loss_scale`.
         """
-        # DeepSpeed averages over the data-parallel ranks, while the gradient must be that of the sum.
-        self._deepspeed.backward(loss * (mesh.dp_size() / scored), scale_wrt_gas=False)
+        self._deepspeed.backward(loss * self.loss_scale(scored), scale_wrt_gas=False)
         self._accumulated += 1
         if self._accumulated < self.microbatches:
             self._deepspeed.step()  # counts the microbatch, changes nothing
+
+    @contextlib.contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Inside, torch's backward adds to the gradients as often as it is called; on leaving they are reduced, once.
+
+        Losses are to be scaled as `backward` does it: by `loss_scale`.
+        """
+        if self.precision == "fp32":
+            with self._deepspeed.coalesce_grad_reduction():
+                yield
+                self._sum_tied()
+        else:  # its bf16 optimiser adds every backward to fp32 gradients
+            yield
+            self._sum_tied()
+            self._deepspeed.allreduce_gradients()
+        self._accumulated += 1
+
+    @staticmethod
+    def loss_scale(scored: Tensor | int) -> Tensor | float:
+        """What a sum of losses is multiplied by before backward, so that the step has the gradient of their mean.
+
+        DeepSpeed averages over the data-parallel ranks, while the gradient must be that of the sum.
+
+        Args:
+            scored: what the sum over all ranks and microbatches of the step is to be divided by.
+        """
+        return mesh.dp_size() / scored
+
+    def _sum_tied(self) -> None:
+        """Gives both ends' copies of a tied embedding the sum of their gradients, before it is sharded."""
+        if self._tied is None:
+            return
+        gradient = self._tied.grad if self.precision == "fp32" else self._tied._hp_grad  # type: ignore[attr-defined]
+        assert gradient is not None, "the embedding and the head have both been used"
+        dist.all_reduce(gradient, group=parallel_state.get_embedding_group())
 
     def step(self) -> None:
         """Updates the weights by the accumulated gradient, unless that is not finite."""
@@ -123,7 +171,7 @@ class Engine:
             self.optimizer.skip()
 
     def weights(self) -> dict[str, Tensor]:
-        """The master weights by name, whole, fp32, on data-parallel rank 0 (on the CPU); empty elsewhere."""
+        """The master weights by name, whole, fp32, on rank 0 (on the CPU); empty elsewhere."""
         return self.partition.gather(self.partition.flat, self.optimizer.names)
 
     def close(self) -> None:
@@ -131,7 +179,20 @@ class Engine:
         self._deepspeed.destroy()
 
 
-def _initialize(model: nn.Module, optimizer: ShardedOptimizer, zero: int, precision: str, microbatches: int) -> Any:
+class _Owners:
+    """How the model-parallel ranks share the parameters, noted before DeepSpeed rearranges them."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], tied: nn.Parameter | None) -> None:
+        self.splits = {name: split_dim(p) for name, p in parameters.items()}
+        self.partial = {name for name, p in parameters.items() if sees_a_share(p)}
+        copies = {name for name, p in parameters.items() if p is tied and mesh.pp_rank() > 0}
+        replicas = {name for name, dim in self.splits.items() if dim is None and mesh.tp_rank() > 0}
+        self.counted = parameters.keys() - copies - replicas
+
+
+def _initialize(
+    model: nn.Module, optimizer: ShardedOptimizer, zero: int, precision: str, microbatches: int, offload: bool
+) -> Any:
     """DeepSpeed's engine: quiet, compiling nothing, leaving norm and clipping to the optimiser."""
     os.environ.setdefault("LOCAL_RANK", "0")  # asked for even in a world of one
     os.environ.setdefault("DS_ACCELERATOR", mesh.device().type)  # otherwise it looks around, and warns
@@ -159,7 +220,10 @@ def _initialize(model: nn.Module, optimizer: ShardedOptimizer, zero: int, precis
     if bf16 and zero:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["bf16"]["immediate_grad_update"] = True
-    if zero == 2 or (zero == 1 and not bf16):
+    if offload:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": mesh.device().type == "cuda"}
+        config["zero_force_ds_cpu_optimizer"] = False  # ours works on either side
+    elif zero == 2 or (zero == 1 and not bf16):
         config["zero_optimization"]["compute_grad_norm"] = False  # the other stages insist on computing it
     with contextlib.redirect_stdout(io.StringIO()):  # one of its optimisers prints memory figures
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=Grid)
@@ -171,9 +235,8 @@ def _bucket(model: nn.Module) -> int:
     return min(sum(p.numel() for p in model.parameters()), 500_000_000)
 
 
-def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size]) -> Partition:
+def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size], owners: _Owners) -> Partition:
     """Where DeepSpeed has put the fp32 master weights of this rank."""
-    group = parallel_state.get_data_parallel_group()
     if zero == 0:
         parts: list[Tensor] = engine.optimizer.param_groups[0]["params"]  # one per parameter: made views of one vector
         flat = torch.cat([p.detach().reshape(-1) for p in parts])
@@ -192,9 +255,10 @@ def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size]) -> Partiti
 
     return Partition(
         flat=flat.detach(),
-        layout=layout(shapes, zero, dist.get_world_size(group), flat.numel()),
-        rank=dist.get_rank(group),
-        group=group,
+        layout=layout(shapes, zero, mesh.dp_size(), flat.numel()),
         sharded=zero > 0,
         gradient=gradient,
+        splits=owners.splits,
+        partial=owners.partial,
+        counted=owners.counted,
     )

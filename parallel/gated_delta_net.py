@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from parallel import mesh
 from parallel.delta_rule import delta_rule
-from parallel.layers import ColumnLinear, GatedRMSNorm, RowLinear, at_least_fp32
+from parallel.layers import ColumnLinear, GatedRMSNorm, RowLinear, at_least_fp32, enter, split_parameter
 from parallel.shape import BlockShape
 from parallel.short_convolution import short_convolution
 from parallel.state import DeltaState
@@ -26,7 +26,7 @@ def l2_normalized(x: Tensor) -> Tensor:
 
 
 class GatedDeltaNet(nn.Module):
-    """forward(x, state, window) -> (y, state), with x and y [B, T, D]."""
+    """forward(x, state, window) -> (y, state), with x and y the residual stream (`parallel.layers`)."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -41,16 +41,16 @@ class GatedDeltaNet(nn.Module):
         self.gate = ColumnLinear(D, values)
         self.beta = ColumnLinear(D, shape.delta_value_heads)
         self.alpha = ColumnLinear(D, shape.delta_value_heads)
-        self.conv_q = nn.Parameter(torch.empty(keys // tp, taps))
-        self.conv_k = nn.Parameter(torch.empty(keys // tp, taps))
-        self.conv_v = nn.Parameter(torch.empty(values // tp, taps))
-        self.A_log = nn.Parameter(torch.empty(shape.delta_value_heads // tp))
-        self.dt_bias = nn.Parameter(torch.empty(shape.delta_value_heads // tp))
+        self.conv_q = split_parameter(keys, taps)
+        self.conv_k = split_parameter(keys, taps)
+        self.conv_v = split_parameter(values, taps)
+        self.A_log = split_parameter(shape.delta_value_heads)
+        self.dt_bias = split_parameter(shape.delta_value_heads)
         self.norm = GatedRMSNorm(shape.delta_value_dim, shape.norm_eps)
         self.out = RowLinear(values, D)
 
     def log_decay(self, x: Tensor) -> Tensor:
-        """log a_t <= 0 of each token and head: -exp(A_log) * softplus(W_a x_t + dt_bias), [B, T, H]."""
+        """log a_t <= 0 of each token and head: -exp(A_log) * softplus(W_a x_t + dt_bias), [.., H]."""
         step = F.softplus(at_least_fp32(self.alpha(x)) + at_least_fp32(self.dt_bias))
         return -at_least_fp32(self.A_log).exp() * step
 
@@ -68,10 +68,12 @@ class GatedDeltaNet(nn.Module):
             write_only: nothing downstream reads y (the last pass of a window that only consolidates):
                 skip queries, gate and read-out, and return None for y.
         """
-        B, T, _ = x.shape
+        B, T = window.size
+        x = enter(x)
         mixed = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
-        beta, log_decay = torch.sigmoid(at_least_fp32(self.beta(x))), self.log_decay(x)
-        streams = torch.cat(mixed, dim=-1)  # [B, T, channels]
+        beta = torch.sigmoid(at_least_fp32(self.beta(x))).view(B, T, self.value_heads)
+        log_decay = self.log_decay(x).view(B, T, self.value_heads)
+        streams = torch.cat(mixed, dim=-1).view(B, T, -1)  # [B, T, channels]
         if window.valid is not None:  # PAD neither writes nor decays nor enters a convolution
             streams = streams * window.valid[..., None]
             beta, log_decay = beta * window.valid[..., None], log_decay * window.valid[..., None]

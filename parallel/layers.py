@@ -1,17 +1,31 @@
 """The parameterised pieces that blocks are made of.
 
-Linears and the embedding are Megatron's tensor-parallel layers, at every world size.
+Linears and the embedding are Megatron's tensor-parallel layers, at every world size. Between them runs the
+residual stream. How it meets the linears, which hold some of the features or heads each:
+
+    stream [B, T, D], the same on every rank          with sequence parallelism: [B*T/tp, D], a share of the tokens
+      enter    as it is; backward sums over tp                   all tokens gathered; backward sums and shares out
+      ColumnLinear  -> this rank's features                      the same
+      RowLinear     -> summed over tp                            summed over tp and shared out
+      leave    as it is                                          all tokens gathered, for the head
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
 )
 from torch import Tensor, nn
 
@@ -22,8 +36,76 @@ def _initialized_by_the_model(weight: Tensor) -> None:
     """Megatron asks for an initialiser; the model draws every parameter itself, by name."""
 
 
+def _split(parameter: nn.Parameter, dim: int) -> None:
+    """Marks a parameter as this rank's share of a larger one, in Megatron's own words (DeepSpeed reads them too)."""
+    if mesh.tp_size() > 1:
+        set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)
+
+
+def split_parameter(*shape: int) -> nn.Parameter:
+    """An empty parameter of this whole shape, of which this rank holds its share of the first dimension."""
+    parameter = nn.Parameter(torch.empty(shape[0] // mesh.tp_size(), *shape[1:]))
+    _split(parameter, 0)
+    return parameter
+
+
+def split_dim(parameter: Tensor) -> int | None:
+    """The dimension in which the tensor-parallel ranks share a parameter; None: each has all of it."""
+    return parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None  # type: ignore[attr-defined]
+
+
+def share(whole: Tensor, dim: int | None) -> Tensor:
+    """This rank's share of a whole tensor."""
+    return whole if dim is None else whole.chunk(mesh.tp_size(), dim)[mesh.tp_rank()]
+
+
+def sees_a_share(parameter: Tensor) -> bool:
+    """Whether this rank's gradient of a replicated parameter covers its own heads or tokens only: sum it over tp."""
+    return getattr(parameter, "sees_a_share", False) and mesh.tp_size() > 1
+
+
+def enter(x: Tensor) -> Tensor:
+    """The residual stream on its way into ColumnLinears: all tokens, [.., D]. One collective for all of them."""
+    if mesh.sequence_parallel():
+        return gather_from_sequence_parallel_region(x, group=mesh.tp_group())
+    return copied(x)
+
+
+def copied(x: Tensor) -> Tensor:
+    """What is the same on every rank, on its way into ColumnLinears; backward sums over tp."""
+    return copy_to_tensor_model_parallel_region(x, group=mesh.tp_group())
+
+
+def shared_out(x: Tensor) -> Tensor:
+    """[B, T, D], the same on every rank, as the residual stream."""
+    if not mesh.sequence_parallel():
+        return x
+    return scatter_to_sequence_parallel_region(x.flatten(0, 1), group=mesh.tp_group())
+
+
+def leave(x: Tensor) -> Tensor:
+    """The residual stream's tokens [B*T, D], all of them and the same on every rank."""
+    if not mesh.sequence_parallel():
+        return x.flatten(0, 1)
+    return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=mesh.tp_group())
+
+
+def stream_like(rows: int, width: int, d_model: int, dtype: torch.dtype) -> Tensor:
+    """An empty residual stream of `rows` windows of `width` tokens."""
+    if not mesh.sequence_parallel():
+        return torch.empty(rows, width, d_model, dtype=dtype, device=mesh.device())
+    return torch.empty(rows * width // mesh.tp_size(), d_model, dtype=dtype, device=mesh.device())
+
+
+def by_row(rows: Tensor, width: int) -> Tensor:
+    """One value per row [B] of windows of `width` tokens, to be broadcast against the residual stream."""
+    if not mesh.sequence_parallel():
+        return rows[:, None, None]
+    return rows.repeat_interleave(width).chunk(mesh.tp_size())[mesh.tp_rank()][:, None]
+
+
 class ColumnLinear(ColumnParallelLinear):
-    """y = x W^T without bias; the output features are split over the tensor-parallel ranks."""
+    """y = x W^T without bias; the output features are split over the tensor-parallel ranks. x has to `enter`."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -32,30 +114,33 @@ class ColumnLinear(ColumnParallelLinear):
             config=mesh.megatron_config(),
             init_method=_initialized_by_the_model,
             bias=False,
+            disable_grad_reduce=True,  # `enter` sums the gradient, once for all linears that read x
             tp_group=mesh.tp_group(),
         )
+        _split(self.weight, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
 
 
 class RowLinear(RowParallelLinear):
-    """y = x W^T without bias; the input features are split, and the ranks' results are summed."""
+    """y = x W^T without bias; the input features are split, and the ranks' results are summed: [B, T, ..] -> stream."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
             inputs,
             outputs,
-            config=mesh.megatron_config(),
+            config=mesh.megatron_config(mesh.sequence_parallel()),
             init_method=_initialized_by_the_model,
             bias=False,
             input_is_parallel=True,
             skip_bias_add=False,
             tp_group=mesh.tp_group(),
         )
+        _split(self.weight, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]
+        return super().forward(x.flatten(0, -2) if self.sequence_parallel else x)[0]
 
 
 class Embedding(VocabParallelEmbedding):
@@ -69,6 +154,7 @@ class Embedding(VocabParallelEmbedding):
             config=mesh.megatron_config(),
             tp_group=mesh.tp_group(),
         )
+        _split(self.weight, 0)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -77,11 +163,16 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight) over the last dimension, zero-centred as in Qwen3.5: weight 0 is no scaling."""
+    """x / rms(x) * (1 + weight) over the last dimension, zero-centred as in Qwen3.5: weight 0 is no scaling.
 
-    def __init__(self, width: int, eps: float) -> None:
+    Args:
+        sees_a_share: of the heads or the tokens, on each tensor-parallel rank.
+    """
+
+    def __init__(self, width: int, eps: float, sees_a_share: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
+        self.weight.sees_a_share = sees_a_share  # type: ignore[attr-defined]
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,11 +181,12 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """x / rms(x) * weight * SiLU(gate) over the last dimension: the delta rule's read-out norm."""
+    """x / rms(x) * weight * SiLU(gate) over the last dimension: the read-out norm of this rank's heads."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
+        self.weight.sees_a_share = True  # type: ignore[attr-defined]
         self.eps = eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
@@ -114,3 +206,19 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     if mesh.tp_size() == 1:  # torch's own also takes fp64, which Megatron's rounds to fp32
         return F.cross_entropy(at_least_fp32(logits), targets, reduction="none")
     return vocab_parallel_cross_entropy(logits.unsqueeze(1), targets.unsqueeze(1)).squeeze(1)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The most likely token of each position, [n] int64. logits: [n, vocabulary of this rank]."""
+    value, index = logits.max(dim=-1)
+    if mesh.tp_size() == 1:
+        return index
+    mine = torch.stack([at_least_fp32(value).double(), (index + mesh.tp_rank() * logits.shape[-1]).double()])
+    both = torch.stack(_from_each_rank(mine))  # [tp, value and index, n]
+    return both[:, 1].gather(0, both[:, 0].argmax(dim=0, keepdim=True))[0].long()
+
+
+def _from_each_rank(x: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(x) for _ in range(mesh.tp_size())]
+    dist.all_gather(parts, x, group=mesh.tp_group())
+    return parts

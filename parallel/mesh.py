@@ -1,5 +1,8 @@
 """The grid of ranks: tensor x data x pipeline parallel, kept by Megatron's `parallel_state`.
 
+Consecutive ranks share layers (tp), then hold the same weights (dp), then hold other blocks (pp): rank
+tp + tp_size * (dp + dp_size * pp). So the chattiest neighbours, those of one layer, sit on one host.
+
 A single process needs no launcher: it becomes a world of one, so that every run,
 test and tool goes through the same Megatron layers.
 """
@@ -7,11 +10,17 @@ test and tool goes through the same Megatron layers.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.model_parallel_config import ModelParallelConfig
+from megatron.core.tensor_parallel import mappings
+
+PATIENCE = 600.0  # seconds that a rank waits for another before it gives the job up, unless told otherwise
+
+_sequence_parallel = False  # beside Megatron's grid, which does not keep it
 
 
 def device() -> torch.device:
@@ -21,24 +30,60 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def initialize(tp: int = 1, pp: int = 1) -> None:
+def world_size() -> int:
+    """Ranks that the launcher started, known before they have met."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def initialize(tp: int = 1, pp: int = 1, sequence_parallel: bool = False, patience: float = PATIENCE) -> None:
     """Joins the world that the launcher describes (or a world of one) and lays the grid over it.
 
     Args:
         tp: ranks that share each layer. pp: stages that the blocks are split over.
             The remaining factor of the world size is data parallel.
+        sequence_parallel: between layers, each tp rank holds its share of the tokens only.
+        patience: seconds after which a rank that waits for another fails.
+    Raises:
+        ValueError: the world does not divide into tp x pp, or has another grid already.
     """
+    global _sequence_parallel
     if parallel_state.model_parallel_is_initialized():
+        if (tp, pp, sequence_parallel) != (tp_size(), pp_size(), _sequence_parallel):
+            raise ValueError(f"this process is part of a {tp_size()} x {pp_size()} (tp x pp) grid already")
         return
+    if world_size() % (tp * pp):
+        raise ValueError(f"{world_size()} ranks do not divide into tp x pp = {tp} x {pp}")
     if device().type == "cuda":
         torch.cuda.set_device(device())
-    backend = "nccl" if device().type == "cuda" else "gloo"
+    else:
+        mappings.torch = _TorchOnCPU()
+    # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for the device.
+    backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
+    timeout = timedelta(seconds=patience)
     if not dist.is_initialized():
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    parallel_state.initialize_model_parallel(tp, pp, create_gloo_process_groups=False)
+    parallel_state.initialize_model_parallel(
+        tp, pp, create_gloo_process_groups=False, distributed_timeout_minutes=timeout.total_seconds() / 60
+    )
+    _sequence_parallel = sequence_parallel
+
+
+class _TorchOnCPU:
+    """The torch module as Megatron's sequence-parallel gather and scatter need it without a GPU.
+
+    They allocate on `torch.cuda.current_device()`, which fails there; nothing else of them needs CUDA.
+    """
+
+    class cuda:
+        @staticmethod
+        def current_device() -> torch.device:
+            return torch.device("cpu")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
 
 
 def shutdown() -> None:
@@ -64,6 +109,11 @@ def tp_rank() -> int:
     return parallel_state.get_tensor_model_parallel_rank()
 
 
+def sequence_parallel() -> bool:
+    """Whether each tp rank holds only its share of the tokens between layers."""
+    return _sequence_parallel and tp_size() > 1
+
+
 def dp_rank() -> int:
     """This rank's place among those that hold the same weights."""
     return parallel_state.get_data_parallel_rank()
@@ -74,11 +124,53 @@ def dp_size() -> int:
     return parallel_state.get_data_parallel_world_size()
 
 
-def megatron_config() -> ModelParallelConfig:
-    """What Megatron's layers need to know of the grid."""
+def dp_group() -> dist.ProcessGroup:
+    """The ranks that hold the same weights as this one."""
+    return parallel_state.get_data_parallel_group()
+
+
+def tp_dp_group() -> dist.ProcessGroup:
+    """All ranks of this pipeline stage; the one at (tp, dp) is number tp + tp_size * dp."""
+    return parallel_state.get_tensor_and_data_parallel_group()
+
+
+def pp_size() -> int:
+    """Stages that the blocks are split over."""
+    return parallel_state.get_pipeline_model_parallel_world_size()
+
+
+def pp_rank() -> int:
+    """This rank's stage."""
+    return parallel_state.get_pipeline_model_parallel_rank()
+
+
+def pp_group() -> dist.ProcessGroup:
+    """This rank and those of the other stages that it passes hidden states to and from."""
+    return parallel_state.get_pipeline_model_parallel_group()
+
+
+def model_group() -> dist.ProcessGroup:
+    """The tp x pp ranks that hold one whole model together, and read the same rows."""
+    return parallel_state.get_model_parallel_group()
+
+
+def place() -> str:
+    """This rank in words, for messages: number, host, and where in the grid."""
+    where = f"stage {pp_rank()} of {pp_size()}, tp {tp_rank()} of {tp_size()}, dp {dp_rank()} of {dp_size()}"
+    return f"rank {dist.get_rank()} on {os.uname().nodename} ({where})"
+
+
+def megatron_config(sequence_parallel: bool = False) -> ModelParallelConfig:
+    """What Megatron's layers need to know of the grid.
+
+    Args:
+        sequence_parallel: what a layer gives is to be split by tokens.
+    """
     return ModelParallelConfig(
         tensor_model_parallel_size=tp_size(),
-        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        pipeline_model_parallel_size=pp_size(),
+        pipeline_dtype=torch.float32,  # asked for where there are stages; messages have the dtype of h
+        sequence_parallel=sequence_parallel,
         use_cpu_initialization=True,
         perform_initialization=False,
         gradient_accumulation_fusion=False,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.layers import ColumnLinear, RowLinear
+from parallel.layers import ColumnLinear, RowLinear, enter
 from parallel.shape import BlockShape
 
 
 class MLP(nn.Module):
-    """[B, T, D] -> [B, T, D], of width F, split over the tensor-parallel ranks."""
+    """The residual stream -> what is added to it; of width F, split over the tensor-parallel ranks."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -19,4 +19,5 @@ class MLP(nn.Module):
         self.down = RowLinear(shape.mlp_width, shape.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = enter(x)
         return self.down(F.silu(self.gate(x)) * self.up(x))

@@ -8,7 +8,8 @@ ZeRO stage, for parameters a, b, c given in this order and 2 ranks:
     stage 3      rank 0 | a0 b0 c0 |     rank 1 | a1 b1 c1 . |    every parameter cut into equal parts
 
 `layout` says where everything is, for every rank, as a pure function. All that needs parameters or
-optimiser state by name and whole (Muon, checkpoints, gradient norms) is built on it alone.
+optimiser state by name and whole (Muon, checkpoints, gradient norms) is built on it alone. A parameter here is
+what this rank's stage and tensor-parallel share of the model has; those that share a stage have the same layout.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel import mesh
+from parallel.layers import share
+from parallel.whole import assemble
+
 
 class Shard(NamedTuple):
     """A run of consecutive elements of one parameter, held by one rank."""
 
     name: str
-    shape: torch.Size  # of the whole parameter
+    shape: torch.Size  # of the parameter
     start: int  # its first element, in the flattened parameter
     length: int
     offset: int  # where it begins in the rank's flat vector
@@ -70,19 +75,48 @@ class Partition:
     """This rank's master weights and everybody's layout."""
 
     flat: Tensor  # [n] fp32
-    layout: list[list[Shard]]  # by rank of `group`
-    rank: int
-    group: dist.ProcessGroup
-    sharded: bool  # False: every rank holds everything (stage 0)
-    gradient: Callable[[], Tensor]  # [n] fp32, reduced over the group; valid while the optimiser steps
+    layout: list[list[Shard]]  # by data-parallel rank
+    sharded: bool  # False: every data-parallel rank holds everything (stage 0)
+    gradient: Callable[[], Tensor]  # [n] fp32, reduced over data-parallel ranks; valid while the optimiser steps
+    splits: Mapping[str, int | None]  # the dimension in which tensor-parallel ranks share a parameter
+    partial: Collection[str]  # replicated over tp, but each rank's gradient is that of its own heads or tokens
+    counted: Collection[str]  # the parameters that this rank counts in the norm: each is counted once
 
     @property
     def shards(self) -> list[Shard]:
         """What this rank holds."""
-        return self.layout[self.rank]
+        return self.layout[mesh.dp_rank()]
+
+    @property
+    def holders(self) -> list[tuple[int, int]]:
+        """(tp, dp) of the ranks of `group`, in its order."""
+        if self.sharded:
+            return [(t, d) for d in range(mesh.dp_size()) for t in range(mesh.tp_size())]
+        return [(t, mesh.dp_rank()) for t in range(mesh.tp_size())]
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The ranks among which this stage's parameters are shared out, each element on one of them."""
+        return mesh.tp_dp_group() if self.sharded else mesh.tp_group()
+
+    def complete(self, gradient: Tensor) -> None:
+        """Sums over tp what each tensor-parallel rank has seen a share of. One collective, in place."""
+        slices = [s.of(gradient) for s in self.shards if s.name in self.partial]
+        if slices:
+            summed = torch.cat(slices).to(mesh.device())
+            dist.all_reduce(summed, group=mesh.tp_group())
+            for place, value in zip(slices, summed.split([len(s) for s in slices]), strict=True):
+                place.copy_(value)
+
+    def square(self, gradient: Tensor) -> Tensor:
+        """Sum of squares of the whole model's gradient. [] on every rank."""
+        norms = torch._foreach_norm([s.of(gradient) for s in self.shards if s.name in self.counted])
+        square = torch.stack([*norms, gradient.new_zeros(())]).square().sum().to(mesh.device())
+        dist.all_reduce(square, group=None if self.sharded else mesh.model_group())
+        return square.to(gradient.device)
 
     def gather(self, flat: Tensor, names: Collection[str], base: int = 0) -> dict[str, Tensor]:
-        """Whole tensors by name on the group's rank 0 (on the CPU), nothing elsewhere. One collective.
+        """Whole tensors of the whole model by name on rank 0 (on the CPU), nothing elsewhere.
 
         Args:
             flat: laid out as the master weights (they themselves, their gradient), or as the part of them
@@ -91,63 +125,72 @@ class Partition:
         """
         chosen = [[s for s in shards if s.name in names] for shards in self.layout]
         sizes = [sum(s.length for s in shards) for shards in chosen]
-        padding = flat.new_zeros(max(sizes) - sizes[self.rank])
-        parts = [torch.cat([*(s.of(flat, base) for s in chosen[self.rank]), padding])]
+        rank = mesh.dp_rank()
+        padding = flat.new_zeros(max(sizes) - sizes[rank])
+        parts = [torch.cat([*(s.of(flat, base) for s in chosen[rank]), padding])]
         if self.sharded and len(self.layout) > 1:
-            sent, first = parts[0], dist.get_global_rank(self.group, 0)
-            parts = [torch.empty_like(sent) for _ in sizes] if self.rank == 0 else []
-            dist.gather(sent, parts or None, dst=first, group=self.group)
-        whole: dict[str, Tensor] = {}
-        if self.rank != 0:
-            return whole
+            sent, group = parts[0], mesh.dp_group()
+            parts = [torch.empty_like(sent) for _ in sizes] if rank == 0 else []
+            dist.gather(sent, parts or None, dst=dist.get_global_rank(group, 0), group=group)
+        mine: dict[str, Tensor] = {}
+        if rank != 0:
+            return mine
         for part, shards in zip(parts, chosen, strict=False):  # of replicas, one is enough
             pieces = part.cpu().split([*(s.length for s in shards), len(part) - sum(s.length for s in shards)])
             for s, piece in zip(shards, pieces, strict=False):
-                value = whole.setdefault(s.name, torch.empty(s.shape, dtype=flat.dtype))
+                value = mine.setdefault(s.name, torch.empty(s.shape, dtype=flat.dtype))
                 value.view(-1)[s.start : s.start + s.length] = piece
-        return whole
+        return assemble(mine, self.splits)
 
     def scatter(self, flat: Tensor, whole: Mapping[str, Callable[[], Tensor]], base: int = 0) -> None:
         """The inverse of `gather`: fills this rank's slices from whole tensors, without communication.
 
         Args:
-            whole: by name, what gives the parameter-shaped tensor; called only for what this rank holds.
+            whole: by name, what gives the whole tensor; called only for what this rank holds.
         """
         for s in self.shards:
             if s.name in whole:
-                s.of(flat, base).copy_(whole[s.name]().reshape(-1)[s.start : s.start + s.length])
+                value = share(whole[s.name](), self.splits[s.name])
+                s.of(flat, base).copy_(value.reshape(-1)[s.start : s.start + s.length])
 
 
 class WholeMatrices:
     """Brings scattered matrices together, each on one rank, and their updates back.
 
-    Every matrix has one owner; runs of consecutive matrices are given to the ranks so that the work
-    (m n min(m, n) for m x n) is even. Cost for E elements over R ranks: two all-to-alls, in which a
-    rank sends and receives about E / R elements, and E / R elements of memory: nothing is computed
-    twice and nobody holds all matrices. Without sharding nothing moves.
+    A matrix may be cut twice: into tensor-parallel shares, by rows or by columns, and each share into runs of
+    elements by ZeRO. Every matrix has one owner among all ranks of its stage (tp x dp); runs of consecutive
+    matrices are given to the ranks so that the work (m n min(m, n) for m x n) is even. Cost for E elements over R
+    ranks: two all-to-alls, in which a rank sends and receives about E / R elements, and E / R elements of memory:
+    nothing is computed twice and nobody holds all matrices. What is not cut does not move.
     """
 
     def __init__(self, partition: Partition, names: Sequence[str]) -> None:
         chosen = set(names)
-        held = [[s for s in shards if s.name in chosen] for shards in partition.layout]
-        self.partition, self.mine = partition, held[partition.rank]
-        shapes = {s.name: s.shape for shards in held for s in shards}
-        self.exchanged = partition.sharded and len(partition.layout) > 1
-        owner = self._owners({name: shapes[name] for name in names}, len(held) if self.exchanged else 1)
-        me = partition.rank if self.exchanged else 0
+        layout = [[s for s in shards if s.name in chosen] for shards in partition.layout]
+        holders = partition.holders
+        self.group, self.exchanged = partition.group, len(holders) > 1
+        self.mine = layout[mesh.dp_rank()]
+        self._empty = partition.flat.new_zeros(0)
+        shapes = {s.name: s.shape for shards in layout for s in shards}
+        owner = self._owners({name: shapes[name] for name in names}, len(holders))
+        me = holders.index((mesh.tp_rank(), mesh.dp_rank())) if self.exchanged else 0
         self.owned = [name for name in names if owner[name] == me]
-        begins, size = {}, 0
+        begins, size = {}, 0  # an owned matrix is the run of its tensor-parallel shares
         for name in self.owned:
             begins[name] = size
-            size += shapes[name].numel()
+            size += shapes[name].numel() * mesh.tp_size()
         self.size = size
-        self.runs = self._runs([shapes[name] for name in self.owned])
-        self.send = [sum(s.length for s in self.mine if owner[s.name] == rank) for rank in range(len(held))]
+        self.runs = self._runs([(*shapes[name], partition.splits[name]) for name in self.owned])
+        self.send = [sum(s.length for s in self.mine if owner[s.name] == rank) for rank in range(len(holders))]
         # Owners do not decrease along the parameters' order, so what is sent to each rank is one run of the
         # local slices, and what comes from a rank is in the order of that rank's slices.
-        arriving = [[s for s in shards if owner[s.name] == me] for shards in held]
+        arriving = [[s for s in layout[d] if owner[s.name] == me] for _, d in holders]
         self.receive = [sum(s.length for s in shards) for shards in arriving]
-        self.places = [(begins[s.name] + s.start, s.length) for shards in arriving for s in shards]
+        self.places = [
+            (begins[s.name] + t * s.shape.numel() + s.start, s.length)
+            for (t, _), shards in zip(holders, arriving, strict=True)
+            for s in shards
+        ]
 
     @staticmethod
     def _owners(shapes: dict[str, torch.Size], ranks: int) -> dict[str, int]:
@@ -159,33 +202,42 @@ class WholeMatrices:
         return owner
 
     @staticmethod
-    def _runs(shapes: list[torch.Size]) -> list[tuple[int, int, int]]:
-        """Consecutive matrices of the same shape: (how many, rows, columns)."""
-        runs: list[tuple[int, int, int]] = []
-        for rows, columns in shapes:
-            if runs and runs[-1][1:] == (rows, columns):
-                runs[-1] = (runs[-1][0] + 1, rows, columns)
+    def _runs(shapes: list[tuple[int, int, int | None]]) -> list[tuple[int, int, int, int | None]]:
+        """Consecutive matrices whose shares have one shape and split: (how many, rows, columns, split)."""
+        runs: list[tuple[int, int, int, int | None]] = []
+        for shape in shapes:
+            if runs and runs[-1][1:] == shape:
+                runs[-1] = (runs[-1][0] + 1, *shape)
             else:
-                runs.append((1, rows, columns))
+                runs.append((1, *shape))
         return runs
 
     def gather(self, values: list[Tensor]) -> list[Tensor]:
-        """Local slices (in the order of `mine`) -> the owned matrices, in batches [k, rows, columns]."""
-        flat = torch.cat(values) if values else self.partition.flat.new_zeros(0)
+        """Local slices (in the order of `mine`) -> the owned matrices, in batches [k, rows, columns] on the device."""
+        flat = torch.cat([self._empty, *values]).to(mesh.device())  # offloaded optimiser state is on the host
         if self.exchanged:
             arrived = flat.new_empty(sum(self.receive))
-            dist.all_to_all_single(arrived, flat, self.receive, self.send, group=self.partition.group)
+            dist.all_to_all_single(arrived, flat, self.receive, self.send, group=self.group)
             flat = flat.new_empty(self.size)
             for (place, length), part in zip(self.places, arrived.split([n for _, n in self.places]), strict=True):
                 flat[place : place + length] = part
-        parts = flat.split([k * rows * columns for k, rows, columns in self.runs])
-        return [part.view(run) for part, run in zip(parts, self.runs, strict=True)]
+        tp = mesh.tp_size()
+        parts = flat.split([k * tp * rows * columns for k, rows, columns, _ in self.runs])
+        batches = []
+        for part, (k, rows, columns, split) in zip(parts, self.runs, strict=True):
+            shares = part.view(k, tp, rows, columns)
+            batches.append(shares.transpose(1, 2).flatten(2) if split == 1 else shares.flatten(1, 2))
+        return batches
 
     def scatter(self, batches: list[Tensor]) -> list[Tensor]:
         """The inverse of `gather`."""
-        flat = torch.cat([b.reshape(-1) for b in batches]) if batches else self.partition.flat.new_zeros(0)
+        tp, parts = mesh.tp_size(), [self._empty.to(mesh.device())]
+        for batch, (k, rows, columns, split) in zip(batches, self.runs, strict=True):
+            shares = batch.view(k, rows, tp, columns).transpose(1, 2) if split == 1 else batch
+            parts.append(shares.reshape(-1))
+        flat = torch.cat(parts)
         if self.exchanged:
             sent = torch.cat([flat[:0]] + [flat[place : place + length] for place, length in self.places])
             flat = flat.new_empty(sum(self.send))
-            dist.all_to_all_single(flat, sent, self.send, self.receive, group=self.partition.group)
-        return list(flat.split([s.length for s in self.mine]))
+            dist.all_to_all_single(flat, sent, self.send, self.receive, group=self.group)
+        return list(flat.to(self._empty.device).split([s.length for s in self.mine]))

@@ -91,21 +91,29 @@ class State(NamedTuple):
         """The state of rows start..stop-1."""
         return self.map(lambda t: t[start:stop])
 
-    def named_tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name (`blocks.1.S`, `position`, ...), for a checkpoint."""
-        named = {f"blocks.{i}.{n}": t for i, b in enumerate(self.blocks) for n, t in b._asdict().items()}
+    def named_tensors(self, first: int = 0) -> dict[str, Tensor]:
+        """Every tensor by name (`blocks.1.S`, `position`, ...), for a checkpoint.
+
+        Args:
+            first: the number that the first of these blocks has in the whole model.
+        """
+        named = {f"blocks.{i}.{n}": t for i, b in enumerate(self.blocks, first) for n, t in b._asdict().items()}
         return named | {"attendable": self.attendable, "position": self.position}
 
     @staticmethod
-    def from_named(named: dict[str, Tensor]) -> State:
-        """The inverse of `named_tensors`, for a state between two windows."""
-        count = 1 + max(int(name.split(".")[1]) for name in named if name.startswith("blocks."))
-        blocks: list[BlockState] = []
-        for i in range(count):
+    def from_named(named: dict[str, Tensor], blocks: range) -> State:
+        """The inverse of `named_tensors` for a state between two windows; of the model's blocks, those given."""
+        found: list[BlockState] = []
+        for i in blocks:
             kind = DeltaState if f"blocks.{i}.S" in named else AttentionState
-            blocks.append(kind(*(named[f"blocks.{i}.{field}"] for field in kind._fields)))
+            found.append(kind(*(named[f"blocks.{i}.{field}"] for field in kind._fields)))
         attendable = named["attendable"]
-        return State(tuple(blocks), attendable, named["position"], attendable.shape[1])
+        return State(tuple(found), attendable, named["position"], attendable.shape[1])
+
+
+def split_dim(name: str) -> int | None:
+    """The dimension in which tensor-parallel ranks share a tensor of `State.named_tensors`: heads, channels."""
+    return {"S": 1, "tail": 2, "k": 1, "v": 1}.get(name.rsplit(".", 1)[-1])
 
 
 def choose_rows(rows: Tensor, yes: State, no: State) -> State:

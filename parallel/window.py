@@ -16,6 +16,7 @@ from parallel.state import State
 class Window:
     """T tokens read at once, after P past keys and t keys of the same pass."""
 
+    size: tuple[int, int]  # B, T
     valid: Tensor | None  # [B, T] bool, False at PAD; None: no PAD
     cos: Tensor  # [B or 1, 1, T, half] rotary angles
     sin: Tensor
@@ -57,4 +58,5 @@ def open_window(
         mask = (band & attendable[:, None, :] | (distance == 0))[:, None]
     cos, sin = angle.cos().float(), angle.sin().float()
     keeps_keys = sliding or stays_open
-    return Window(valid if has_pad else None, cos, sin, mask, attendable, keeps_keys, stays_open)
+    size = (valid.shape[0], T)
+    return Window(size, valid if has_pad else None, cos, sin, mask, attendable, keeps_keys, stays_open)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from parallel.combinations import Layout, refusal
 from pretrain.config import Config
 from pretrain.errors import UserError
 
@@ -32,7 +33,7 @@ AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("depo.nodes", "depo.max_hops", "depo.context", "depo.queries", "depo.vocabulary"), 1),
     **dict.fromkeys(("rule110.rings", "stories.min_ops", "stories.context"), 1),
     **dict.fromkeys(("train.steps", "train.batch", "train.microbatches", "train.log_every", "train.eval_every"), 1),
-    **dict.fromkeys(("train.eval_batches", "train.checkpoint_every", "train.keep"), 1),
+    **dict.fromkeys(("train.eval_batches", "train.checkpoint_every", "train.keep", "parallel.tp", "parallel.pp"), 1),
     "rule110.width": 3,  # a cell and its two neighbours
     **dict.fromkeys(
         ("run.seed", "depo.min_nodes", "rule110.steps", "model.vocab_size", "sleep.prelude", "sleep.coda"), 0
@@ -51,6 +52,7 @@ POSITIVE = (
     "optimizer.muon_lr",
     "optimizer.adamw_lr",
     "optimizer.clip",
+    "parallel.patience",
 )
 
 
@@ -65,7 +67,7 @@ def validate(config: Config) -> None:
     for place in POSITIVE:
         if _get(config, place) <= 0:
             raise _refused(config, place, "must be more than 0")
-    for check in (_run, _heads, _rotary, _decay, _parts, _truncation, _optimizer, _batches):
+    for check in (_run, _heads, _rotary, _decay, _parts, _truncation, _optimizer, _batches, _layout):
         check(config)
     if config.data.task in ("text", "stories") and not config.data.tokenizer:
         fix = f'name the sentencepiece model that `hypnos tokenizer train` wrote (data.task = "{config.data.task}")'
@@ -161,6 +163,37 @@ def _optimizer(config: Config) -> None:
 def _batches(config: Config) -> None:
     if config.train.batch % config.train.microbatches:
         raise _refused(config, "train.batch", f"must be a multiple of train.microbatches = {config.train.microbatches}")
+
+
+# What tensor-parallel ranks share out evenly.
+SHARED = (
+    "attention_heads", "attention_kv_heads", "delta_key_heads", "delta_value_heads", "mlp_width", "vocab_size",
+)  # fmt: skip
+
+
+def _layout(config: Config) -> None:
+    parallel, blocks = config.parallel, len(config.model.layers)
+    why = refusal(
+        Layout(
+            parallel.tp, parallel.pp, parallel.sequence_parallel, parallel.zero, parallel.offload,
+            config.train.precision, config.train.microbatches,
+        )
+    )  # fmt: skip
+    if why:
+        raise UserError(why)
+    tp = parallel.tp
+    for name in SHARED:  # vocab_size = 0 is filled in, and checked again, when the data are known
+        size = _get(config, f"model.{name}")
+        if size % tp:
+            fix = f"does not divide by parallel.tp = {tp}; make it {size + -size % tp}, or lower parallel.tp"
+            raise _refused(config, f"model.{name}", fix)
+    if parallel.pp > blocks:
+        raise _refused(config, "parallel.pp", f"at most one stage for each of the {blocks} blocks of model.layers")
+    if parallel.stages and (
+        len(parallel.stages) != parallel.pp or sum(parallel.stages) != blocks or min(parallel.stages) < 1
+    ):
+        fix = f"must be parallel.pp = {parallel.pp} numbers of at least 1 that add up to the {blocks} blocks"
+        raise UserError(f"parallel.stages = {parallel.stages}: {fix} of model.layers; [] balances them")
 
 
 def _text(config: Config) -> None:

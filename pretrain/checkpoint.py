@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from parallel import mesh
+from parallel.layers import share, split_dim
 from pretrain.config import Config
 from pretrain.errors import UserError
 from pretrain.files import sha256, sync, write_atomically
@@ -210,14 +211,14 @@ class Checkpoint:
 
     @torch.no_grad()
     def load_weights(self, model: HybridLM) -> None:
-        """Fills a model of the same shape."""
+        """Fills this rank's part of a model of the same shape."""
         file = "model.safetensors"
         parameters = dict(model.named_parameters())
-        unknown = set(self.names(file)) - set(parameters)
+        unknown = [name for name in self.names(file) if name not in parameters and not model.is_elsewhere(name)]
         if unknown:
             raise UserError(f"{self.folder / file}: tensor {min(unknown)} is none of the model's")
         for name, parameter in parameters.items():
-            value = self.tensor(file, name)
+            value = share(self.tensor(file, name), split_dim(parameter))
             if value.shape != parameter.shape:
                 shapes = f"{list(value.shape)}, but the model's is {list(parameter.shape)}"
                 raise UserError(f"{self.folder / file}: tensor {name} is {shapes}")

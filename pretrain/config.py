@@ -102,8 +102,16 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class ParallelConfig:
+    """How a step is spread over ranks; those left over by tp x pp are data parallel (docs/parallelism.md)."""
+
+    tp: int = 1  # ranks that share each layer, by heads and by features
+    pp: int = 1  # stages that the blocks are split over
+    stages: list[int] = field(default_factory=list)  # blocks on each stage; empty: balanced by FLOPs
+    sequence_parallel: bool = False  # between layers, tp ranks share the tokens too
     zero: int = 1  # DeepSpeed ZeRO stage 0..3
+    offload: bool = False  # optimiser state and fp32 master weights in host memory
     recompute: str = "unit"  # "none" | "unit": a (window, pass) keeps only its inputs | "block"
+    patience: float = 600.0  # seconds after which a rank that makes no headway, or waits for one, ends the job
 
 
 @dataclass(kw_only=True)

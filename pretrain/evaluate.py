@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from parallel import mesh
-from parallel.layers import cross_entropy
-from pretrain import sleep
+from parallel.layers import cross_entropy, likeliest
 from pretrain.batch import IGNORE, Batch
 from pretrain.checkpoint import load_model
 from pretrain.config import Config
 from pretrain.data.stream import heldout_batches
 from pretrain.model import HybridLM
+from pretrain.sleep import WindowPlan
+from pretrain.step import read
 from pretrain.tasks import Task, make_task
 from tokenizer.encode import Tokenizer
 
@@ -34,21 +35,34 @@ class Prediction:
     best: Tensor  # [B, T] int64, the likeliest token; IGNORE where nothing is scored
 
 
-@torch.no_grad()
-def predict(model: HybridLM, batch: Batch, passes: int | None = None) -> Prediction:
-    """Reads a batch with N = passes (the model's own if None) and keeps what it predicts, on the CPU."""
-    loss = torch.zeros(batch.size)
-    best = torch.full(batch.size, IGNORE)
+class _Keeper:
+    """A head that keeps what is predicted, on the CPU."""
 
-    def head(plan: sleep.WindowPlan, y: Tensor, goal: Tensor) -> Tensor:
-        logits = model.logits(y)
+    def __init__(self, model: HybridLM, batch: Batch) -> None:
+        self.model, self.loss, self.best = model, torch.zeros(batch.size), torch.full(batch.size, IGNORE)
+
+    def __call__(self, plan: WindowPlan, y: Tensor, goal: Tensor) -> Tensor:
+        logits = self.model.logits(y)
         losses = cross_entropy(logits, goal)
         rows, columns = plan.scored // plan.width, plan.scored % plan.width + plan.tokens.start
-        loss[rows, columns] = losses.float().cpu()
-        best[rows, columns] = logits.argmax(dim=-1).cpu()
+        self.loss[rows, columns] = losses.float().cpu()
+        self.best[rows, columns] = likeliest(logits).cpu()
         return losses
 
-    model(batch, passes=passes, head=head)
+
+def predict(model: HybridLM, parts: Sequence[Batch], passes: int | None = None, zero: int = 0) -> Prediction:
+    """Reads microbatches with N = passes (the model's own if None); what it predicts, on all ranks that hold the model.
+
+    Args:
+        zero: the ZeRO stage that the weights are sharded with.
+    """
+    keepers = [_Keeper(model, part) for part in parts]
+    read(model, parts, keepers, passes, zero)
+    loss, best = torch.cat([k.loss for k in keepers]), torch.cat([k.best for k in keepers])
+    if mesh.pp_size() > 1:
+        last = dist.get_global_rank(mesh.pp_group(), mesh.pp_size() - 1)
+        for tensor in (loss, best):
+            dist.broadcast(tensor, last, group=mesh.pp_group())
     return Prediction(loss, best)
 
 
@@ -60,6 +74,7 @@ class Evaluation:
     window: int  # L
     microbatches: int  # parts in which a rank reads its rows, as in training
     task: Task | None  # scores the answers; None for text
+    zero: int = 0  # the ZeRO stage that the weights are sharded with
 
     def run(self, model: HybridLM, passes: int | None = None) -> Metrics:
         """Loss in nats per scored token, whole, by window and by place in the window; a task's accuracy.
@@ -91,18 +106,17 @@ class Evaluation:
         share = batch.size[0] // ranks
         first, part = mesh.dp_rank() * share, share // self.microbatches
         parts = [batch.rows(first + m * part, first + (m + 1) * part) for m in range(self.microbatches)]
-        mine = [predict(model, rows, passes) for rows in parts]
-        return Prediction(_gather(torch.cat([p.loss for p in mine])), _gather(torch.cat([p.best for p in mine])))
+        mine = predict(model, parts, passes, self.zero)
+        return Prediction(_gather(mine.loss), _gather(mine.best))
 
 
 def _gather(rows: Tensor) -> Tensor:
     """Every data-parallel rank's rows, in order, on the CPU."""
     if mesh.dp_size() == 1:
         return rows
-    rows = rows.to(mesh.device())
     parts = [torch.empty_like(rows) for _ in range(mesh.dp_size())]
-    dist.all_gather(parts, rows, group=parallel_state.get_data_parallel_group())
-    return torch.cat(parts).cpu()
+    dist.all_gather(parts, rows, group=mesh.dp_group())
+    return torch.cat(parts)
 
 
 def _means(loss: Tensor, scored: Tensor, group: Tensor) -> list[float | None]:
@@ -123,9 +137,9 @@ def make_evaluation(config: Config) -> Evaluation:
     if config.data.task == "text":
         tokenizer = Tokenizer.load(config.data.tokenizer)
         batches = heldout_batches(config.data.heldout, tokenizer, L, config.data.windows, rows, count)
-        return Evaluation(batches, L, parts, None)
+        return Evaluation(batches, L, parts, None, config.parallel.zero)
     task = make_task(config, L)
-    return Evaluation([task.test(TEST_SEED + i, rows) for i in range(count)], L, parts, task)
+    return Evaluation([task.test(TEST_SEED + i, rows) for i in range(count)], L, parts, task, config.parallel.zero)
 
 
 def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:

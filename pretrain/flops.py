@@ -59,6 +59,15 @@ def part_forward(
     return before + block_forward(config, kinds[last], tokens, past, write_only=True)
 
 
+def block_costs(config: ModelConfig, sleep: SleepConfig) -> list[float]:
+    """FLOPs per token of each block in a window that sleeps and is read; the head with the last block."""
+    last = len(config.layers) - sleep.coda
+    passes = [sleep.passes if sleep.prelude <= b < last else 1 for b in range(len(config.layers))]
+    costs = [n * block_forward(config, kind, sleep.window) for n, kind in zip(passes, config.layers, strict=True)]
+    costs[-1] += 2 * config.d_model * config.vocab_size
+    return costs
+
+
 def parameters(config: ModelConfig) -> int:
     """How many parameters the model has."""
     D, head = config.d_model, config.attention_head_dim
@@ -93,18 +102,13 @@ def work(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
 
     for p in plan(batch, sleep):
         T, past = p.width, min(p.tokens.start, sleep.window - 1) if sliding else 0
-        N = sleep.passes if bool(p.sleeps.any()) else 1
-        some, every = bool(p.has_targets.any()), bool(p.has_targets.all())
-        truncated = N - sleep.truncate_passes if sleep.truncate_passes else 0
         add(part_forward(config, prelude, T, past, False, sliding), B * T, p.keeps_graph)
-        for number in range(1, N + 1):
-            dead_end = number == N and not (coda and not every) and not (number == 1 and some)
-            graph = p.keeps_graph and (number > truncated or (number == 1 and some)) and not (p.carried and number > 1)
-            add(part_forward(config, core, T, past, dead_end, sliding), B * T, graph)
-        add(part_forward(config, coda, T, past, not some, sliding), B * T, p.keeps_graph)
+        for number in range(1, p.passes + 1):
+            add(part_forward(config, core, T, past, p.dead_end(number), sliding), B * T, p.core_graph(number))
+        add(part_forward(config, coda, T, past, not p.any_scored, sliding), B * T, p.keeps_graph)
         add(2 * config.d_model * config.vocab_size, len(p.scored), True)
         done.wake += B * T
-        done.sleep += (N - 1) * T * int(p.sleeps.sum())
+        done.sleep += (p.passes - 1) * T * int(p.sleeps.sum())
     return done
 
 

@@ -75,7 +75,7 @@ class Session:
         window = open_window(
             model.config, self.state, everything, False, sleep.window, sleep.eviction == "sliding", stays_open=True
         )
-        h = model.embed(tokens)
+        h = model.embedded(tokens)
         for part in (model.prelude, model.core):
             h, self.state = run_part(model, part, h, self.state, window, "none")
         self.hidden.append(h)

@@ -103,7 +103,7 @@ class Meter:
     def rates(self, step: int, tokens: int, batch: Batch) -> dict[str, float | None]:
         """The rates up to this step, over all ranks.
 
-        Token-passes and FLOPs are those of this rank's `batch`, taken for all batches since the last call.
+        Token-passes and FLOPs are those of this data-parallel rank's `batch`, taken for all since the last call.
         Utilisation is of the device's dense bf16 peak (of its measured fp32 rate on a CPU).
         """
         seconds = time.perf_counter() - self._begin - self._pause
@@ -115,7 +115,7 @@ class Meter:
             "wake_tokens_per_s": done.wake * scale,
             "sleep_tokens_per_s": done.sleep * scale,
             "flops_per_s": flops,
-            "mfu": flops / mesh.dp_size() / self._peak if self._peak else None,
+            "mfu": flops / mesh.world_size() / self._peak if self._peak else None,
             "data_wait_s": self._source.wait_seconds - self._waited,
         }
         self._step, self._tokens, self._waited = step, tokens, self._source.wait_seconds

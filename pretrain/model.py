@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from parallel import mesh
 from parallel.block import Block
-from parallel.layers import ColumnLinear, Embedding, RMSNorm, cross_entropy
+from parallel.layers import (
+    ColumnLinear,
+    Embedding,
+    RMSNorm,
+    copied,
+    cross_entropy,
+    share,
+    shared_out,
+    split_dim,
+)
+from parallel.stages import Stage
 from parallel.state import State
 from pretrain import sleep
 from pretrain.batch import Batch
@@ -21,16 +31,23 @@ from pretrain.probe import Probe
 class HybridLM(nn.Module):
     """A decoder of attention and delta-rule blocks whose core is looped over each window.
 
+    With pipeline stages it is one stage's part of it: the stage's blocks under their numbers in the model, the
+    embedding on the first stage, norm and head on the last. If tied, both ends hold the embedding, and the engine
+    keeps them equal.
+
     Build it after `parallel.mesh.initialize`. Weights are drawn by `initialize(seed)`.
     """
 
-    def __init__(self, config: ModelConfig, sleep_config: SleepConfig) -> None:
+    def __init__(self, config: ModelConfig, sleep_config: SleepConfig, stage: Stage | None = None) -> None:
         super().__init__()
         self.config, self.sleep = config, sleep_config
-        self.embed = Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, kind) for kind in config.layers)
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.head = None if config.tie_embeddings else ColumnLinear(config.d_model, config.vocab_size)
+        self.stage = stage = stage or Stage.only(len(config.layers))
+        if stage.is_first or (stage.is_last and config.tie_embeddings):
+            self.embed = Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleDict({str(b): Block(config, config.layers[b]) for b in stage.blocks})
+        if stage.is_last:
+            self.norm = RMSNorm(config.d_model, config.norm_eps, sees_a_share=False)
+            self.head = None if config.tie_embeddings else ColumnLinear(config.d_model, config.vocab_size)
 
     def forward(
         self,
@@ -40,32 +57,46 @@ class HybridLM(nn.Module):
         recompute: str = "none",
         probe: Probe | None = None,
         head: sleep.Head | None = None,
+        agree: sleep.Agree = sleep.alone,
     ) -> sleep.Output:
         """Reads a batch window by window, sleeping between them: see `pretrain.sleep.run`."""
-        return sleep.run(self, batch, state, passes, recompute, probe, head)
+        return sleep.run(self, batch, state, passes, recompute, probe, head, agree)
 
     @property
     def prelude(self) -> slice:
-        """Blocks that run once per window, before the loop."""
-        return slice(0, self.sleep.prelude)
+        """Of this stage's blocks, those that run once per window, before the loop."""
+        return self.stage.local(0, self.sleep.prelude)
 
     @property
     def core(self) -> slice:
-        """Blocks that every pass runs."""
-        return slice(self.sleep.prelude, len(self.blocks) - self.sleep.coda)
+        """Of this stage's blocks, those that every pass runs."""
+        return self.stage.local(self.sleep.prelude, len(self.config.layers) - self.sleep.coda)
 
     @property
     def coda(self) -> slice:
-        """Blocks that run once per window, after the loop."""
-        return slice(len(self.blocks) - self.sleep.coda, len(self.blocks))
+        """Of this stage's blocks, those that run once per window, after the loop."""
+        return self.stage.local(len(self.config.layers) - self.sleep.coda, len(self.config.layers))
 
     def run_blocks(self, part: slice) -> list[Block]:
         """The blocks of one part, in order."""
-        return [block for block in self.blocks[part] if isinstance(block, Block)]
+        return [block for block in list(self.blocks.values())[part] if isinstance(block, Block)]
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Whether a parameter is another stage's."""
+        block = name.split(".")[1] if name.startswith("blocks.") else ""
+        if block.isdigit():
+            return int(block) < len(self.config.layers) and int(block) not in self.stage.blocks
+        ends = {"embed.weight": self.stage.is_first, "norm.weight": self.stage.is_last}
+        ends |= {} if self.config.tie_embeddings else {"head.weight": self.stage.is_last}
+        return not ends.get(name, True)
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """[B, T] -> the residual stream (`parallel.layers`)."""
+        return shared_out(self.embed(tokens))
 
     def logits(self, y: Tensor) -> Tensor:
-        """[n, D] -> [n, vocabulary of this rank]."""
-        y = self.norm(y)
+        """[n, D], the same on every tensor-parallel rank -> [n, vocabulary of this rank]."""
+        y = copied(self.norm(y))
         if self.head is None:
             return nn.functional.linear(y, self.embed.weight)
         return self.head(y)
@@ -76,23 +107,28 @@ class HybridLM(nn.Module):
 
     def empty_state(self, rows: int) -> State:
         """The memory of rows that have read nothing."""
-        device, dtype = self.norm.weight.device, self.norm.weight.dtype
-        blocks = tuple(block.empty_state(rows, device, dtype) for block in self.run_blocks(slice(None)))
-        attendable = torch.zeros(rows, 0, dtype=torch.bool, device=device)
-        return State(blocks, attendable, torch.zeros(rows, dtype=torch.int64, device=device))
+        blocks = tuple(block.empty_state(rows, self.device, self.dtype) for block in self.run_blocks(slice(None)))
+        attendable = torch.zeros(rows, 0, dtype=torch.bool, device=self.device)
+        return State(blocks, attendable, torch.zeros(rows, dtype=torch.int64, device=self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and the residual stream."""
+        return next(self.parameters()).dtype
 
     @torch.no_grad()
     def initialize(self, seed: int) -> HybridLM:
         """Draws every parameter from (seed, its name) alone, so that the weights do not depend on the layout."""
         for name, parameter in self.named_parameters():
-            split = getattr(parameter, "partition_dim", -1) if mesh.tp_size() > 1 else -1
-            whole = list(parameter.shape)
-            if split >= 0:
-                whole[split] *= mesh.tp_size()
-            value = _initial_value(name, whole, self.config, seed)
-            if split >= 0:
-                value = value.chunk(mesh.tp_size(), dim=split)[mesh.tp_rank()]
-            parameter.copy_(value)
+            dim, shape = split_dim(parameter), list(parameter.shape)
+            if dim is not None:
+                shape[dim] *= mesh.tp_size()
+            parameter.copy_(share(_initial_value(name, shape, self.config, seed), dim))
         return self
 
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
@@ -109,7 +108,8 @@ class MuonAdamW(torch.optim.Optimizer):
         if self.partition is None:  # DeepSpeed tries an optimiser on zero gradients while it sets up
             return
         gradient = self.partition.gradient()
-        norm = self._norm(gradient)
+        self.partition.complete(gradient)
+        norm = self.partition.square(gradient).sqrt()
         finite = norm.isfinite()
         gradient.mul_((self.config.clip / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils.clip_grad_norm_
         self._muon(gradient, finite)
@@ -123,16 +123,6 @@ class MuonAdamW(torch.optim.Optimizer):
         self.grad_norm = torch.full_like(self.grad_norm, float("inf"))
         self.skipped += 1
 
-    def _norm(self, gradient: Tensor) -> Tensor:
-        """The norm of the whole gradient. [] fp32."""
-        partition = self.partition
-        assert partition is not None
-        norms = torch._foreach_norm([shard.of(gradient) for shard in partition.shards])
-        square = torch.stack([*norms, gradient.new_zeros(())]).square().sum()
-        if partition.sharded and len(partition.layout) > 1:
-            dist.all_reduce(square, group=partition.group)
-        return square.sqrt()
-
     def _muon(self, gradient: Tensor, finite: Tensor) -> None:
         lr, span = self.config.muon_lr * self.rate, self.spans["momentum"]
         gradient, momentum = gradient[span], self.moments["momentum"]
@@ -143,7 +133,7 @@ class MuonAdamW(torch.optim.Optimizer):
         batches = []
         for U in self.matrices.gather(values):  # [k, rows, columns]
             update = newton_schulz(U) * max(1.0, U.shape[1] / U.shape[2]) ** 0.5
-            batches.append(torch.where(finite, update, 0.0))
+            batches.append(torch.where(finite.to(update.device), update, 0.0))
         updates = self.matrices.scatter(batches)
         if self.matrix_slices:
             torch._foreach_mul_(self.matrix_slices, 1.0 - finite * (lr * self.config.weight_decay))
@@ -160,7 +150,7 @@ class MuonAdamW(torch.optim.Optimizer):
         )  # fmt: skip
 
     def gather(self) -> dict[str, Tensor]:
-        """All moments, whole, as KIND.NAME, on data-parallel rank 0 (on the CPU); empty elsewhere."""
+        """All moments, whole, as KIND.NAME, on rank 0 (on the CPU); empty elsewhere."""
         assert self.partition is not None
         whole: dict[str, Tensor] = {}
         for kind, moment in self.moments.items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from parallel import mesh
 from parallel.state import DeltaState, State
 
 
@@ -36,14 +38,23 @@ class Probe:
         self._states.extend(b.S.detach().square().sum() for b in state.blocks if isinstance(b, DeltaState))
 
     def summary(self) -> dict[str, float | list[float]]:
-        """Norms over this rank's rows, all blocks and windows; lists go by pass, from pass 1."""
+        """Norms over this data-parallel rank's rows, all blocks and windows; lists go by pass, from pass 1.
 
-        def norm(squares: list[Tensor]) -> float:
-            return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-
+        Called by all ranks that hold the model together; each has looked at its own heads and blocks.
+        """
+        passes = torch.tensor(max(self._updates, default=0), device=mesh.device())
+        dist.all_reduce(passes, op=dist.ReduceOp.MAX, group=mesh.model_group())
+        by_pass = range(1, int(passes) + 1)
+        mine = [*(self._updates[n] for n in by_pass), *(self._gradients[n] for n in by_pass)]
+        count = torch.tensor(float(len(self._retention)), dtype=torch.double, device=mesh.device())
+        sums = [torch.stack([count.new_zeros(()), *values]).sum() for values in (*mine, self._states, self._retention)]
+        total = torch.stack([*sums, count])
+        dist.all_reduce(total, group=mesh.model_group())
+        *squares, retention, blocks = total.tolist()
+        norms = [square**0.5 for square in squares]
         return {
-            "update_norm_per_pass": [norm(self._updates[n]) for n in sorted(self._updates)],
-            "grad_norm_per_pass": [norm(self._gradients[n]) for n in sorted(self._updates)],
-            "state_norm": norm(self._states),
-            "retention": float(torch.stack(self._retention).mean()) if self._retention else 1.0,
+            "update_norm_per_pass": norms[: int(passes)],
+            "grad_norm_per_pass": norms[int(passes) : -1],
+            "state_norm": norms[-1],
+            "retention": retention / blocks if blocks else 1.0,
         }

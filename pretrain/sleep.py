@@ -10,6 +10,9 @@ pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 2..N a
         if c sleeps:       repeat N-1 times: h, S = Core(h, S)
         if c has no targets: h, S = Coda(h, S)
         end the window: keys and values are dropped, S stays
+
+`run` is that loop in one process. What a single pass does is `Reading.one_pass`; with pipeline stages each of
+them does its part of it, in the order of a schedule (`pretrain/step.py`).
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from parallel.layers import by_row, leave
 from parallel.recompute import kept, run_unit
+from parallel.stages import Stage
 from parallel.state import State, choose_rows
 from parallel.window import Window, open_window
 from pretrain.batch import IGNORE, Batch
-from pretrain.config import SleepConfig
+from pretrain.config import ModelConfig, SleepConfig
 from pretrain.probe import Probe
 
 if TYPE_CHECKING:
@@ -43,67 +48,119 @@ class Output(NamedTuple):
 
 @dataclass
 class WindowPlan:
-    """What happens in one window, decided on the host before anything runs."""
+    """What happens in one window, decided on the host before anything runs.
 
+    What decides which layers run, and in what order, is agreed over the data-parallel ranks (`plan`); what
+    differs by row is this rank's own.
+    """
+
+    index: int  # of the window in its sequence
     tokens: slice  # of the sequence
     starts: Tensor  # [B] bool, rows in which a document begins
     scored: Tensor  # [n] int64, flat indices into the window's [B, width] of its scored positions
     has_targets: Tensor  # [B] bool
     sleeps: Tensor  # [B] bool, rows that make passes 2..N
     has_pad: bool
+    passes: int  # N, or 1 where no row sleeps
+    any_scored: bool
+    all_scored: bool  # every row has targets
+    has_coda: bool
     keeps_graph: bool  # some scored position can be reached from here by backpropagation
+    segment: int  # windows between two cuts of truncated backpropagation, counted from the sequence's begin
     cut: bool  # backpropagation through windows is truncated before this one
     carried: bool  # the window only sleeps for the next batch, to which no gradient flows
+    truncated: int  # passes out of backpropagation's reach
 
     @property
     def width(self) -> int:
         """Tokens of this window: L, or fewer in a sequence's last."""
         return int(self.tokens.stop - self.tokens.start)
 
+    @property
+    def reads_at(self) -> int:
+        """The pass after which coda and head run: the wake pass if it is what they read in every row, else the last."""
+        return 1 if self.any_scored and (self.all_scored or not self.has_coda) else self.passes
 
-def plan(batch: Batch, config: SleepConfig) -> list[WindowPlan]:
-    """The windows of a batch up to the last one that matters. A pure function, on CPU data."""
+    def dead_end(self, number: int) -> bool:
+        """Whether nothing reads the h that comes out of the core in this pass."""
+        return number == self.passes and not (number == self.reads_at and (self.has_coda or self.any_scored))
+
+    def core_graph(self, number: int) -> bool:
+        """Whether backpropagation goes through the core in this pass."""
+        reached = number > self.truncated or (number == 1 and self.any_scored)  # the wake pass has a loss of its own
+        return self.keeps_graph and reached and not (self.carried and number > 1)
+
+    def detaches(self, number: int) -> bool:
+        """Whether backpropagation ends before this pass, at the h and the core's memory that come in."""
+        return 1 < number == self.truncated + 1
+
+
+Agree = Callable[[Tensor], Tensor]
+
+
+def alone(bits: Tensor) -> Tensor:
+    """The agreement of one rank."""
+    return bits
+
+
+def plan(
+    batch: Batch,
+    config: SleepConfig,
+    passes: int | None = None,
+    agree: Agree = alone,
+) -> list[WindowPlan]:
+    """The windows of a batch up to the last one that matters. A pure function, on CPU data.
+
+    Args:
+        passes: N, if other than the configuration says.
+        agree: gives the elementwise maximum over the ranks that must run the same layers in the same order.
+    """
     B, T = batch.size
-    L, W = config.window, batch.starts.shape[1]
+    N, L, W = passes or config.passes, config.window, batch.starts.shape[1]
     last = W - 1  # of the sequence, scored or not, so that truncation does not depend on what other rows score
     targets = [batch.targets[:, w * L : (w + 1) * L] != IGNORE for w in range(W)]
-    scored = [w for w in range(W) if targets[w].any()]
-    if not batch.carries.any():  # what follows the last scored window changes nothing
+    has_targets = torch.stack([t.any(dim=1) for t in targets])  # [W, B]
+    sleeps = ~has_targets if config.when == "context" else torch.ones(W, B, dtype=torch.bool)
+    sleeps[:-1] &= ~batch.starts.T[1:]  # what a document leaves behind at its end is forgotten
+    # The sequence's last window sleeps only for a document that goes on. Which is the last is agreed first.
+    bits = [has_targets, ~has_targets, sleeps, sleeps & batch.carries, batch.carries.expand(W, B)]
+    any_scored, any_unscored, any_sleeps, any_sleeps_on, goes_on = (
+        bit.tolist() for bit in agree(torch.stack([b.any(dim=1) for b in bits]).to(torch.int32)).bool()
+    )
+    scored = [w for w in range(W) if any_scored[w]]
+    if not goes_on[0]:  # what follows the last scored window changes nothing
         W = scored[-1] + 1 if scored else 0
     j = config.truncate_windows
     plans = []
     for w in range(W):
-        has_targets = targets[w].any(dim=1)
-        sleeps = ~has_targets if config.when == "context" else torch.ones(B, dtype=torch.bool)
-        if w + 1 < batch.starts.shape[1]:  # what a document leaves behind at its end is forgotten
-            sleeps = sleeps & ~batch.starts[:, w + 1]
-        if w == W - 1:  # the sequence's last window sleeps only for a document that goes on
-            sleeps = sleeps & batch.carries
+        closing = w == W - 1
         segment_end = last - (last - w) // j * j if j else last  # segments of j, counted from the end
         plans.append(
             WindowPlan(
+                index=w,
                 tokens=slice(w * L, min((w + 1) * L, T)),
                 starts=batch.starts[:, w],
                 scored=targets[w].flatten().nonzero()[:, 0],
-                has_targets=has_targets,
-                sleeps=sleeps,
+                has_targets=has_targets[w],
+                sleeps=sleeps[w] & batch.carries if closing else sleeps[w],
                 has_pad=not bool(batch.valid[:, w * L : (w + 1) * L].all()),
+                passes=N if (any_sleeps_on if closing else any_sleeps)[w] else 1,
+                any_scored=any_scored[w],
+                all_scored=not any_unscored[w],
+                has_coda=config.coda > 0,
                 keeps_graph=any(w <= s <= segment_end for s in scored),
+                segment=segment_end,
                 cut=bool(j) and w > 0 and (last + 1 - w) % j == 0,
-                carried=w == W - 1,
+                carried=closing,
+                truncated=0,
             )
         )
+        if config.truncate_passes:
+            plans[-1].truncated = plans[-1].passes - config.truncate_passes
     return plans
 
 
 Head = Callable[[WindowPlan, Tensor, Tensor], Tensor]
-
-
-@contextmanager
-def _graph(enabled: bool) -> Iterator[None]:
-    """Builds the autograd graph only where backpropagation will pass (and the caller wants it at all)."""
-    with torch.set_grad_enabled(enabled and torch.is_grad_enabled()):
-        yield
 
 
 def run(
@@ -114,6 +171,7 @@ def run(
     recompute: str = "none",
     probe: Probe | None = None,
     head: Head | None = None,
+    agree: Agree = alone,
 ) -> Output:
     """Reads a batch and sums its loss; backpropagation goes through every pass and window.
 
@@ -125,100 +183,212 @@ def run(
         probe: collects norms on logging steps.
         head: takes (plan, y [n, D], targets [n]) of a window's scored positions and gives their losses [n],
             in place of the model's own head (an evaluation looks at each position this way).
+        agree: see `plan`.
     """
-    config = model.sleep
-    head = head or (lambda _, y, goal: model.losses(y, goal))
-    N = passes or config.passes
-    plans = plan(batch, config)
-    device = model.norm.weight.device
-    tokens, targets, valid = (t.to(device, non_blocking=True) for t in (batch.tokens, batch.targets, batch.valid))
-    state = model.empty_state(batch.size[0]) if state is None else state
-    window_losses: list[Tensor] = []
-
+    plans = plan(batch, model.sleep, passes, agree)
+    reading = Reading(model, batch, plans, state, recompute, probe, head)
     for p in plans:
+        h = None
+        for number in range(1, p.passes + 1):  # 1: wake; 2..N: sleep
+            h = reading.one_pass(p, number, h).h
+    return reading.output()
+
+
+class Route(NamedTuple):
+    """The stages that a pass goes through."""
+
+    first: int
+    turn: int  # the last one with a part of the core; from here h goes to the next pass
+    last: int  # beyond `turn`, stages of the coda and the head
+
+
+def route(p: WindowPlan, number: int, config: ModelConfig, sleep: SleepConfig, stage: Stage) -> Route:
+    """Where pass `number` of a window begins, turns and ends, given how the blocks are split over stages."""
+    begin, end = sleep.prelude, len(config.layers) - sleep.coda
+
+    def last_writer(first: int, last: int) -> int:
+        """The stage after which a dead end has nothing more to do; -1: nothing at all."""
+        kinds = enumerate(config.layers[first:last], first)
+        return max((stage.of(b) for b, kind in kinds if kind == "delta" or sleep.eviction == "sliding"), default=-1)
+
+    first = 0 if number == 1 else stage.of(begin)
+    turn = last_writer(begin, end) if p.dead_end(number) else stage.of(max(end - 1, 0))
+    turn = max(turn, stage.of(max(begin - 1, 0)) if number == 1 else first)
+    last = turn
+    if number == p.reads_at:
+        last = len(stage.bounds) - 2 if p.any_scored else max(turn, last_writer(end, len(config.layers)))
+    return Route(first, turn, last)
+
+
+class Memory(NamedTuple):
+    """What a stage keeps of a batch from one pass to the next."""
+
+    state: State
+    awake: State | None = None  # as the wake pass left it, for the rows that do not sleep
+    wake: Tensor | None = None  # the wake pass's h, until the coda reads it
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Memory:
+        """f applied tensor by tensor."""
+        awake = None if self.awake is None else self.awake.map(f)
+        return Memory(self.state.map(f), awake, None if self.wake is None else f(self.wake))
+
+
+class Passed(NamedTuple):
+    """What a stage's part of a pass gives."""
+
+    h: Tensor | None  # residual stream after its part of the core, None beyond the core
+    y: Tensor | None  # residual stream after its part of the coda, where the window is read
+    loss: Tensor | None  # [] of the window, on the last stage, where the window is read and scored
+
+
+class Reading:
+    """A batch in the middle of being read, by all blocks or by those of one pipeline stage."""
+
+    def __init__(
+        self,
+        model: HybridLM,
+        batch: Batch,
+        plans: list[WindowPlan],
+        state: State | None,
+        recompute: str,
+        probe: Probe | None,
+        head: Head | None,
+    ) -> None:
+        self.model, self.batch, self.plans = model, batch, plans
+        self.memory = Memory(model.empty_state(batch.size[0]) if state is None else state)
+        self._recompute, self._probe = recompute, probe
+        self._head: Head = head or (lambda _, y, goal: model.losses(y, goal))
+        self._tokens, self._targets, self._valid = (
+            t.to(model.device, non_blocking=True) for t in (batch.tokens, batch.targets, batch.valid)
+        )
+        self._window: Window | None = None  # the one that is being read
+        self._losses: dict[int, Tensor] = {}  # by window
+
+    def route(self, p: WindowPlan, number: int) -> Route:
+        """The stages that a pass goes through."""
+        return route(p, number, self.model.config, self.model.sleep, self.model.stage)
+
+    def one_pass(self, p: WindowPlan, number: int, x: Tensor | None) -> Passed:
+        """Pass `number` over a window, as far as it is this stage's.
+
+        Args:
+            x: h after the stage before, or after the pass before; y beyond the core; None: embed the window.
+        """
+        stage, way = self.model.stage.index, self.route(p, number)
+        window = self._window or self._open(p)
+        h, y, loss = None, x, None
+        if stage <= way.turn:
+            if x is not None and p.detaches(number) and stage == way.first:
+                x = x.detach()
+            h = y = self._core(p, number, window, x, dead_end=p.dead_end(number) and stage == way.turn)
+        if number == p.reads_at and stage >= way.turn:
+            if stage == way.turn:
+                y = self._what_is_read(p, y)
+            y, loss = self._read(p, window, y, dead_end=not p.any_scored and stage == way.last)
+        later = (self.route(p, n) for n in range(number + 1, p.passes + 1))
+        if not any(w.first <= stage <= w.last for w in later):
+            self._close(p, window)
+        elif number == 1:
+            self.memory = self.memory._replace(awake=None if bool(p.sleeps.all()) else self.memory.state)
+        return Passed(h, y, loss)
+
+    def _open(self, p: WindowPlan) -> Window:
+        """Begins a window: what the rows' new documents may not remember is forgotten."""
+        state = self.memory.state
         if p.cut:
             state = state.detach()
         if p.starts.any():
-            state = state.begin_documents(p.starts.to(device, non_blocking=True))
+            state = state.begin_documents(p.starts.to(self.model.device, non_blocking=True))
+        sleep, valid = self.model.sleep, self._valid[:, p.tokens]
+        window = open_window(
+            self.model.config, state, valid, p.has_pad, sleep.window, sleep.eviction == "sliding"
+        )
+        self._window, self.memory = window, Memory(state)
+        return window
+
+    def _core(self, p: WindowPlan, number: int, window: Window, h: Tensor | None, dead_end: bool) -> Tensor:
+        """The prelude if it is the wake pass, and the core."""
+        model = self.model
+        if number == 1:
+            window.record_decay = self._probe.record_decay if self._probe else None  # of the wake pass only
+            with _graph(p.keeps_graph):
+                h = model.embedded(self._tokens[:, p.tokens]) if model.stage.is_first else h
+                assert h is not None, "only the first stage embeds"
+                h = self._part(model.prelude, h, window)
+        assert h is not None, "only the wake pass begins with the embedding"
+        state = self.memory.state if number == 1 else self.memory.state.begin_pass(model.core)
+        if p.detaches(number):
+            state = state.detach(model.core)
+        self.memory = self.memory._replace(state=state)
+        with _graph(p.core_graph(number)):
+            h = self._part(model.core, h, window, dead_end)
+        if self._probe is not None:
+            self._probe.after_pass(number, state, self.memory.state)
+        window.record_decay = None
+        if number == p.passes and self.memory.awake is not None:
+            asleep = p.sleeps.to(h.device, non_blocking=True)
+            with _graph(p.keeps_graph):
+                state = choose_rows(asleep, self.memory.state, self.memory.awake)
+            self.memory = self.memory._replace(state=state, awake=None)
+        if number == 1 and p.passes > 1 and p.reads_at > 1 and p.any_scored:
+            self.memory = self.memory._replace(wake=h)
+        return h
+
+    def _what_is_read(self, p: WindowPlan, h: Tensor | None) -> Tensor | None:
+        """What coda and head read: the wake pass's h in rows with targets, else the last pass's."""
+        if self.memory.wake is None or h is None:
+            return h
+        rows = by_row(p.has_targets.to(h.device, non_blocking=True), p.width)
         with _graph(p.keeps_graph):
-            window = (tokens[:, p.tokens], targets[:, p.tokens], valid[:, p.tokens])
-            loss, state = run_window(model, p, *window, state, N, recompute, probe, head)
-        window_losses.append(loss)
-        if probe is not None:
-            probe.end_window(state)
+            y = torch.where(rows, self.memory.wake, h)
+        self.memory = self.memory._replace(wake=None)
+        return y
 
-    losses = torch.stack(window_losses) if window_losses else tokens.new_zeros(0, dtype=torch.float32)
-    unread = losses.new_zeros(batch.starts.shape[1] - len(plans))
-    carried = state.detach() if bool(batch.carries.any()) else None
-    return Output(losses.sum(), torch.cat([losses.detach(), unread]), carried)
+    def _read(
+        self, p: WindowPlan, window: Window, y: Tensor | None, dead_end: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The coda, and on the last stage the loss."""
+        assert y is not None, "the core, or the stage before, gives what is read"
+        with _graph(p.keeps_graph):
+            y = self._part(self.model.coda, y, window, dead_end)
+            if not (p.any_scored and self.model.stage.is_last):
+                return y, None
+            scored = p.scored.to(y.device, non_blocking=True)
+            y, goal = leave(y)[scored], self._targets[:, p.tokens].flatten()[scored]  # [n, D], [n]
+            loss = kept(self._head, p, y, goal, recompute=self._recompute != "none").sum()
+        self._losses[p.index] = loss
+        return None, loss
+
+    def _part(self, part: slice, h: Tensor, window: Window, dead_end: bool = False) -> Tensor:
+        """Runs some of this stage's blocks as one unit."""
+        h, state = run_part(self.model, part, h, self.memory.state, window, self._recompute, dead_end)
+        self.memory = self.memory._replace(state=state)
+        return h
+
+    def _close(self, p: WindowPlan, window: Window) -> None:
+        """Ends a window: keys and values are dropped, S stays."""
+        state, sliding = self.memory.state, self.model.sleep.eviction == "sliding"
+        state = state._replace(attendable=window.attendable if sliding else state.attendable)
+        with _graph(p.keeps_graph):
+            state = state.end_window(self.model.sleep.window - 1 if sliding else 0, p.width)
+        self._window, self.memory = None, Memory(state)
+        if self._probe is not None:
+            self._probe.end_window(state)
+
+    def output(self) -> Output:
+        """When every pass is done. On a pipeline stage, its own share: the losses are on the last one."""
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        zero = torch.zeros((), device=self.model.device, dtype=dtype)
+        losses = torch.stack([self._losses.get(w, zero) for w in range(self.batch.starts.shape[1])])
+        carried = self.memory.state.detach() if bool(self.batch.carries.any()) else None
+        return Output(losses.sum(), losses.detach(), carried)
 
 
-def run_window(
-    model: HybridLM,
-    p: WindowPlan,
-    tokens: Tensor,
-    targets: Tensor,
-    valid: Tensor,
-    state: State,
-    N: int,
-    recompute: str,
-    probe: Probe | None,
-    head: Head,
-) -> tuple[Tensor, State]:
-    """One window: wake, score, sleep, forget. tokens, targets, valid: [B, T]. Returns its loss and the state."""
-    config = model.sleep
-    sliding = config.eviction == "sliding"
-    window = open_window(model.config, state, valid, p.has_pad, config.window, sliding)
-    if probe is not None:
-        window.record_decay = probe.record_decay
-    N = N if bool(p.sleeps.any()) else 1
-    all_scored, any_scored = bool(p.has_targets.all()), bool(p.has_targets.any())
-    has_coda = config.coda > 0
-    # The core's last output is read by the coda, or by the head when it is the wake pass of a scored window.
-    core_is_read = has_coda and not all_scored
-    truncated = N - config.truncate_passes if config.truncate_passes else 0  # passes out of backpropagation's reach
-
-    def core(number: int, h: Tensor, before: State) -> tuple[Tensor, State]:
-        dead_end = number == N and not core_is_read and not (number == 1 and any_scored)
-        reached = number > truncated or (number == 1 and any_scored)
-        with _graph(reached and not (p.carried and number > 1)):
-            h, after = run_part(model, model.core, h, before, window, recompute, dead_end)
-        if probe is not None:
-            probe.after_pass(number, before, after)
-        return h, after
-
-    h = model.embed(tokens)
-    h, state = run_part(model, model.prelude, h, state, window, recompute)
-    wake, state = core(1, h, state)
-    window.record_decay = None
-
-    h = wake
-    everyone = bool(p.sleeps.all())
-    mask = None if everyone else p.sleeps.to(h.device, non_blocking=True)
-    awake = state
-    for number in range(2, N + 1):
-        if number == truncated + 1:  # the wake pass's own loss still reaches everything before
-            h, state = h.detach(), state.detach(model.core)
-        h, state = core(number, h, state.begin_pass(model.core))
-    if N > 1 and mask is not None:
-        state = choose_rows(mask, state, awake)
-
-    y = wake
-    if has_coda:
-        if not any_scored:
-            y = h
-        elif not all_scored:
-            y = torch.where(p.has_targets.to(h.device, non_blocking=True)[:, None, None], wake, h)
-        y, state = run_part(model, model.coda, y, state, window, recompute, dead_end=not any_scored)
-
-    loss = torch.zeros((), device=tokens.device)
-    if any_scored:
-        scored = p.scored.to(tokens.device, non_blocking=True)
-        y, goal = y.flatten(0, 1)[scored], targets.flatten()[scored]  # [n, D], [n]
-        loss = kept(head, p, y, goal, recompute=recompute != "none").sum()
-    attendable = window.attendable if sliding else state.attendable
-    keep = config.window - 1 if sliding else 0
-    return loss, state._replace(attendable=attendable).end_window(keep, tokens.shape[1])
+@contextmanager
+def _graph(enabled: bool) -> Iterator[None]:
+    """Builds the autograd graph only where backpropagation will pass (and the caller wants it at all)."""
+    with torch.set_grad_enabled(enabled and torch.is_grad_enabled()):
+        yield
 
 
 def run_part(

@@ -1,7 +1,7 @@
 """What a checkpoint holds of a run in progress: taken from the ranks, and given back to them.
 
-Everything is whole and by name, so that any number of data-parallel ranks and any ZeRO stage can go on
-from it. Rows of lane state are in the order of the global batch.
+Everything is whole and by name, so that any layout of ranks can go on from it. Rows of lane state are in the order
+of the global batch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from parallel import mesh
 from parallel.engine import Engine
-from parallel.state import AttentionState, State
+from parallel.layers import share
+from parallel.state import AttentionState, State, split_dim
+from parallel.whole import assemble
 from pretrain.batch import Batch
 from pretrain.checkpoint import Checkpoint, save
 from pretrain.config import Config
@@ -44,35 +45,42 @@ class Lanes:
         self.states, self.carries = states, batch.carries
 
     def gather(self, model: HybridLM) -> dict[str, Tensor]:
-        """Every rank's rows by name, on data-parallel rank 0; nothing if no document goes on anywhere."""
-        past = torch.tensor(max((s.past for s in self.states if s is not None), default=-1), device=mesh.device())
-        group = parallel_state.get_data_parallel_group()
-        dist.all_reduce(past, op=dist.ReduceOp.MAX, group=group)
+        """Every rank's rows by name, whole, on rank 0; nothing if no document goes on anywhere."""
+        past = torch.tensor(max((s.past for s in self.states if s is not None), default=-1))
+        dist.all_reduce(past, op=dist.ReduceOp.MAX, group=mesh.dp_group())
         if past < 0:
             return {}
         rows = len(self.carries) // len(self.states)
         parts = [s if s is not None else _blank(model, rows, int(past)) for s in self.states]
-        named = [part.named_tensors() for part in parts]
+        named = [part.named_tensors(model.stage.blocks.start) for part in parts]
         mine = {name: torch.cat([n[name] for n in named]) for name in named[0]}
         mine["carries"] = self.carries.to(mesh.device())
-        return {f"lanes.{name}": _gather_rows(value) for name, value in sorted(mine.items())}
+        rows_of_all = {f"lanes.{name}": _gather_rows(value) for name, value in sorted(mine.items())}
+        if mesh.dp_rank() > 0:
+            return {}
+        return assemble(rows_of_all, {name: split_dim(name) for name in rows_of_all})
 
     @staticmethod
-    def restore(checkpoint: Checkpoint, batch: int, microbatches: int) -> Lanes:
-        """This rank's rows of a checkpoint's lanes."""
-        file = "state.safetensors"
+    def restore(checkpoint: Checkpoint, model: HybridLM, batch: int, microbatches: int) -> Lanes:
+        """This rank's rows, blocks and heads of a checkpoint's lanes."""
+        file, blocks = "state.safetensors", {str(b) for b in model.stage.blocks}
         names = [n.removeprefix("lanes.") for n in checkpoint.names(file) if n.startswith("lanes.")]
+        names = [n for n in names if not n.startswith("blocks.") or n.split(".")[1] in blocks]
         if not names:
             return Lanes.empty(microbatches)
         rows = batch // mesh.dp_size()
-        begin, share = mesh.dp_rank() * rows, rows // microbatches
-        whole = {n: checkpoint.tensor(file, f"lanes.{n}")[begin : begin + rows].to(mesh.device()) for n in names}
-        carries = whole.pop("carries").cpu()
+        begin, each = mesh.dp_rank() * rows, rows // microbatches
+        mine = {
+            n: share(checkpoint.tensor(file, f"lanes.{n}")[begin : begin + rows], split_dim(n)).to(mesh.device())
+            for n in names
+        }
+        carries = mine.pop("carries").cpu()
         states: list[State | None] = []
         for m in range(microbatches):
-            part = slice(m * share, (m + 1) * share)
+            part = slice(m * each, (m + 1) * each)
             goes_on = bool(carries[part].any())
-            states.append(State.from_named({n: v[part] for n, v in whole.items()}) if goes_on else None)
+            named = {n: v[part] for n, v in mine.items()}
+            states.append(State.from_named(named, model.stage.blocks) if goes_on else None)
         return Lanes(states, carries)
 
 
@@ -90,7 +98,7 @@ def _blank(model: HybridLM, rows: int, past: int) -> State:
 
 def _gather_rows(value: Tensor) -> Tensor:
     """Every rank's rows in order, on the CPU of data-parallel rank 0; elsewhere something to ignore."""
-    group = parallel_state.get_data_parallel_group()
+    group = mesh.dp_group()
     raw = value.contiguous()
     raw = raw.to(torch.uint8) if raw.dtype == torch.bool else raw  # no backend sends bool
     parts = [torch.empty_like(raw) for _ in range(mesh.dp_size())] if mesh.dp_rank() == 0 else None
@@ -117,11 +125,13 @@ def take(
     dist.barrier()
 
 
-def give_back(checkpoint: Checkpoint, optimizer: MuonAdamW, source: Source, config: Config) -> Lanes:
+def give_back(
+    checkpoint: Checkpoint, model: HybridLM, optimizer: MuonAdamW, source: Source, config: Config
+) -> Lanes:
     """Everything but the weights, which a model has to have before the engine is built around it."""
     optimizer.scatter(partial(checkpoint.tensor, "optimizer.safetensors"), checkpoint.state["optimizer"])
     source.load_state_dict(checkpoint.state["data"])
     torch.set_rng_state(checkpoint.tensor("state.safetensors", "rng.cpu"))
     if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state.safetensors"):
         torch.cuda.set_rng_state(checkpoint.tensor("state.safetensors", "rng.cuda"))
-    return Lanes.restore(checkpoint, config.train.batch, config.train.microbatches)
+    return Lanes.restore(checkpoint, model, config.train.batch, config.train.microbatches)

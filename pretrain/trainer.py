@@ -15,42 +15,45 @@ from __future__ import annotations
 import dataclasses
 import sys
 from contextlib import ExitStack
+from itertools import accumulate as running_sum
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from torch import Tensor
 
-from parallel import mesh
+from parallel import mesh, watchdog
 from parallel.engine import Engine
+from parallel.stages import Stage, balanced
 from pretrain import snapshot
 from pretrain.batch import IGNORE, Batch
+from pretrain.bounds import validate
 from pretrain.checkpoint import Checkpoint, newest
-from pretrain.config import Config
+from pretrain.config import Config, ParallelConfig
 from pretrain.console import TrainProgress
 from pretrain.data.source import Source
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.files import write_atomically
+from pretrain.flops import block_costs
 from pretrain.metrics import Meter, Metrics
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW, rate
 from pretrain.probe import Probe
 from pretrain.settings import dump
-from pretrain.sleep import plan
+from pretrain.step import accumulate
 from pretrain.tasks import TaskSource, make_task
 
 # What a resumed run may change: it does not enter what has been computed so far, or only by rounding.
 # (train.steps moves the learning rate's decay, which is counted from the end.)
 # The data streams check themselves that the data are the same, wherever they are.
 CHANGEABLE = {
-    "run.name", "run.dir", "parallel.zero", "parallel.recompute", "data.train", "data.heldout", "data.tokenizer",
-    "stories.path", "train.steps", "train.microbatches", "train.log_every", "train.eval_every", "train.eval_batches",
-    "train.checkpoint_every", "train.keep",
+    "run.name", "run.dir", *(f"parallel.{f.name}" for f in dataclasses.fields(ParallelConfig)),
+    "data.train", "data.heldout", "data.tokenizer", "stories.path", "train.steps", "train.microbatches",
+    "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every", "train.keep",
 }  # fmt: skip
 
 
@@ -65,10 +68,15 @@ def train(config: Config, progress: bool = True) -> Path:
     Raises:
         UserError: the configuration does not fit the data, the ranks or the checkpoint.
     """
-    mesh.initialize()
-    torch.manual_seed(config.run.seed)
-    source = make_source(config)
+    parallel = config.parallel
+    try:
+        mesh.initialize(parallel.tp, parallel.pp, parallel.sequence_parallel, parallel.patience)
+    except ValueError as error:
+        raise UserError(f"parallel.tp = {parallel.tp}, parallel.pp = {parallel.pp}: {error}") from None
     with ExitStack() as cleanup:
+        cleanup.enter_context(watchdog.watching(parallel.patience))
+        torch.manual_seed(config.run.seed)
+        source = make_source(config)
         cleanup.callback(source.close)
         return _train(_resolved(config, source), source, progress and dist.get_rank() == 0, cleanup)
 
@@ -83,19 +91,22 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
         progress.say(f"{run} is at step {start} already; set train.steps higher to go on")
         return run
 
-    model = HybridLM(config.model, config.sleep)
+    model = HybridLM(config.model, config.sleep, make_stage(config))
     if checkpoint:
         progress.say(f"resuming {run} at step {start}")
         checkpoint.load_weights(model)
     else:
         model.initialize(config.run.seed)
     optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
-    engine = Engine(model, optimizer, config.parallel.zero, settings.precision, settings.microbatches)
+    tied = model.embed.weight if config.model.tie_embeddings and "embed.weight" in optimizer.names else None
+    engine = Engine(
+        model, optimizer, config.parallel.zero, settings.precision, settings.microbatches, config.parallel.offload, tied
+    )
     cleanup.callback(engine.close)
     lanes = snapshot.Lanes.empty(settings.microbatches)
     tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())  # read so far, PAD left out
     if checkpoint:
-        lanes = snapshot.give_back(checkpoint, optimizer, source, config)
+        lanes = snapshot.give_back(checkpoint, model, optimizer, source, config)
         tokens.fill_(checkpoint.state["tokens"])
     evaluation = make_evaluation(config)
     metrics = Metrics(run, start) if dist.get_rank() == 0 else None
@@ -107,25 +118,21 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
 
     for step in range(start, settings.steps):
         done = step + 1
+        watchdog.doing("takes the rows of step", done)
         batch = source.next()
         parts = _microbatches(batch, config, done)
         scored, read = _count(batch)
         tokens += read
         probe = Probe() if done == 1 or _due(done, settings.log_every, settings.steps) else None
-        window_loss = torch.zeros(batch.starts.shape[1], device=mesh.device())
-        states = []
-        for part, state in zip(parts, lanes.states, strict=True):
-            out = engine(part, state, recompute=config.parallel.recompute, probe=probe)
-            engine.backward(out.loss, scored)
-            window_loss += out.window_loss
-            states.append(out.state)
-        lanes.remember(batch, states)
+        outputs = accumulate(engine, model, parts, lanes.states, scored, config.parallel, probe)
+        lanes.remember(batch, [out.state for out in outputs])
         optimizer.rate = rate(step, settings.steps, config.optimizer)
+        watchdog.doing("updates the weights of step", done)
         engine.step()
 
         progress.advance(done)
         if probe is not None:
-            row = {"tokens": int(tokens), **_losses(window_loss, batch, config)}
+            row = {"tokens": int(tokens), **_losses([out.window_loss for out in outputs], batch, config)}
             row |= {"lr": optimizer.rate * config.optimizer.muon_lr, **_health(optimizer), **probe.summary()}
             row |= meter.rates(done, row["tokens"], batch)
             if metrics:
@@ -135,6 +142,7 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
             if _due(done, settings.eval_every, settings.steps):
                 _evaluate(evaluation, model, done, metrics, progress)
             if _due(done, settings.checkpoint_every, settings.steps):
+                watchdog.doing("saves step", done)
                 counters = {"tokens": int(tokens)}
                 snapshot.take(run, done, engine, optimizer, model, source, lanes, counters, config)
     return run
@@ -156,15 +164,23 @@ def _resolved(config: Config, source: Source) -> Config:
             f"train.batch = {config.train.batch} does not divide by {mesh.dp_size()} data-parallel ranks x "
             f"train.microbatches = {config.train.microbatches}; make it a multiple of {share}"
         )
-    if config.train.precision == "bf16" and config.parallel.zero == 0 and config.train.microbatches > 1:
-        raise UserError("parallel.zero = 0 adds microbatches up in bf16; set parallel.zero = 1, which does it in fp32")
     vocab_size = config.model.vocab_size or source.vocab_size
     if vocab_size < source.vocab_size:
         raise UserError(
             f"model.vocab_size = {vocab_size} is less than the {source.vocab_size} tokens of the data; "
             "raise it, or leave it out to take the data's"
         )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+    validate(config)  # now that the vocabulary is known
+    return config
+
+
+def make_stage(config: Config) -> Stage:
+    """This rank's pipeline stage: parallel.stages, or as even as whole blocks can be, by FLOPs."""
+    given = config.parallel.stages
+    if given:
+        return Stage(mesh.pp_rank(), tuple(running_sum(given, initial=0)))
+    return Stage(mesh.pp_rank(), balanced(block_costs(config.model, config.sleep), mesh.pp_size()))
 
 
 def _resume_point(run: Path, config: Config) -> Checkpoint | None:
@@ -212,44 +228,32 @@ def _microbatches(batch: Batch, config: Config, step: int) -> list[Batch]:
     parts = [batch.rows(begin, begin + share) for begin in range(0, batch.size[0], share)]
     if not all(bool((part.targets != IGNORE).any()) for part in parts):
         raise UserError(f"step {step}: a microbatch of {share} rows has no token to predict; lower train.microbatches")
-    if config.parallel.zero >= 2 and mesh.dp_size() > 1:
-        _check_same_work(parts, config, step)
     return parts
-
-
-def _check_same_work(parts: list[Batch], config: Config, step: int) -> None:
-    """ZeRO 2 and 3 reduce in the order in which gradients arrive: the ranks must run the same windows and passes."""
-    W = parts[0].starts.shape[1]
-    done = torch.zeros(len(parts), W, 4, dtype=torch.int32)
-    for m, part in enumerate(parts):
-        for w, p in enumerate(plan(part, config.sleep)):
-            done[m, w] = torch.tensor([1 + p.keeps_graph, p.has_targets.any(), p.has_targets.all(), p.sleeps.any()])
-    extremes = torch.stack([done, -done]).to(mesh.device())
-    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
-    if (extremes[0] + extremes[1]).any():
-        raise UserError(
-            f"step {step}: the ranks' rows have targets in different windows, which parallel.zero = "
-            f"{config.parallel.zero} cannot reduce exactly; set parallel.zero = 1"
-        )
 
 
 def _count(batch: Batch) -> tuple[Tensor, Tensor]:
     """Scored tokens and valid tokens of the step, over all ranks; the host does not wait for them."""
     counts = torch.stack([(batch.targets != IGNORE).sum(), batch.valid.sum()]).to(mesh.device())
     if mesh.dp_size() > 1:
-        dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+        dist.all_reduce(counts, group=mesh.dp_group())
     return counts[0], counts[1]
 
 
-def _losses(window_loss: Tensor, batch: Batch, config: Config) -> dict[str, Any]:
-    """Loss per scored token, over all ranks: of the step, and by window (None where nothing is scored)."""
+def _losses(window_losses: list[Tensor], batch: Batch, config: Config) -> dict[str, Any]:
+    """Loss per scored token, over all ranks: of the step, and by window (None where nothing is scored).
+
+    Args:
+        window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others have zeros.
+    """
     W, T = batch.starts.shape[1], batch.size[1]
     scored = F.pad(batch.targets != IGNORE, (0, W * config.sleep.window - T)).view(-1, W, config.sleep.window)
-    both = torch.stack([window_loss.double(), scored.sum(dim=(0, 2)).to(window_loss.device)])
-    dist.all_reduce(both, group=parallel_state.get_data_parallel_group())
-    sums, counts = both.tolist()
-    by_window = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
-    return {"loss": sum(sums) / sum(counts), "loss_per_window": by_window}
+    sums = torch.stack(window_losses).sum(dim=0).double()
+    both = torch.stack([sums, scored.sum(dim=(0, 2)).to(sums.device)])
+    dist.all_reduce(both, group=mesh.dp_group())
+    dist.all_reduce(both[0], group=mesh.pp_group())
+    by_window = [s / n if n else None for s, n in zip(*both.tolist(), strict=True)]
+    total, count = both.sum(dim=1).tolist()
+    return {"loss": total / count, "loss_per_window": by_window}
 
 
 def _health(optimizer: MuonAdamW) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def test_predictions_stand_where_the_targets_are() -> None:
     model = build(change(passes=1), dtype=torch.float32)
     batch = sequences(L, rows=2)
     batch.targets[0, 2] = IGNORE
-    said = evaluate.predict(model, batch)
+    said = evaluate.predict(model, [batch])
     with torch.no_grad():
         seen: list[torch.Tensor] = []
         model(batch, head=lambda plan, y, goal: (seen.append(model.logits(y)), model.losses(y, goal))[1])

@@ -20,13 +20,13 @@ def test_one_pass_is_the_plain_chunked_hybrid_bit_for_bit(when: str, unscored: d
     batch = sequences(4 * L - 2, unscored=unscored)
     out = model(batch)
 
-    S = {i: block.empty_state(2, torch.device("cpu"), torch.float32) for i, block in enumerate(model.blocks)}
+    S = {i: block.empty_state(2, torch.device("cpu"), torch.float32) for i, block in enumerate(model.blocks.values())}
     loss = torch.zeros(())
     for w in range(4):
         tokens, targets, valid = (x[:, w * L : (w + 1) * L] for x in (batch.tokens, batch.targets, batch.valid))
         window = open_window(model.config, model.empty_state(2), valid, False, L, False)
         h = model.embed(tokens)
-        for i, block in enumerate(model.blocks):
+        for i, block in enumerate(model.blocks.values()):
             h, S[i] = block(h, S[i], window)
         if (targets != IGNORE).any():
             scored = targets != IGNORE

@@ -32,7 +32,7 @@ def fast_weights(state) -> Tensor:
 def test_retention_is_the_product_of_decays_over_a_window() -> None:
     """With alpha = 0 every token's decay is exp(-exp(A_log) * softplus(dt_bias))."""
     model = build()
-    mixers = [model.blocks[1].mixer, model.blocks[3].mixer]
+    mixers = [model.blocks["1"].mixer, model.blocks["3"].mixer]
     for mixer in mixers:
         mixer.alpha.weight.zero_()
     probe = Probe()

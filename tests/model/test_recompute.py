@@ -66,9 +66,9 @@ def test_dead_compute_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(module: torch.nn.Module, name: str) -> None:
         module.register_forward_hook(lambda *_: calls.update({name: calls[name] + 1}))
 
-    count(model.blocks[2].mlp, "block 2's MLP")
-    count(model.blocks[3].mlp, "block 3's MLP")
-    count(model.blocks[3].mixer.out, "block 3's read-out")
-    count(model.blocks[3].mixer.k, "block 3's keys")
+    count(model.blocks["2"].mlp, "block 2's MLP")
+    count(model.blocks["3"].mlp, "block 3's MLP")
+    count(model.blocks["3"].mixer.out, "block 3's read-out")
+    count(model.blocks["3"].mixer.k, "block 3's keys")
     model(sequences(2 * L, unscored={0: [0], 1: [0]}))  # 3 passes to consolidate and 1 to predict
     assert calls == {"block 2's MLP": 4, "block 3's MLP": 3, "block 3's read-out": 3, "block 3's keys": 4}

@@ -159,7 +159,7 @@ def test_a_setting_that_changes_the_result_is_refused(
 def test_errors_of_the_layout_name_the_setting(depo: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.batch = 4 does not divide by 1 data-parallel ranks x .* = 3"):
         train(depo("a", microbatches=3), progress=False)
-    with pytest.raises(UserError, match=r"parallel\.zero = 0 adds microbatches up in bf16"):
+    with pytest.raises(UserError, match=r"parallel\.zero = 0 with train\.precision = bf16 and .*: without ZeRO"):
         train(depo("b", precision="bf16", zero=0, microbatches=2), progress=False)
     config = depo("b")
     config.model.vocab_size = 5

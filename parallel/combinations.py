@@ -1,0 +1,84 @@
+"""What may be combined, as a table: checked before anything is built, and printed in docs/parallelism.md.
+
+    python -m parallel.combinations     # the table in Markdown
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step is spread over ranks, and what depends on it."""
+
+    tp: int = 1
+    pp: int = 1
+    sequence_parallel: bool = False
+    zero: int = 1
+    offload: bool = False
+    precision: str = "fp32"
+    microbatches: int = 1
+
+
+class Rule(NamedTuple):
+    """A combination that is refused."""
+
+    refused: str
+    why: str
+    fix: str
+    applies: Callable[[Layout], bool]
+
+
+RULES = (
+    Rule(
+        "parallel.pp > 1 with parallel.zero = 0",
+        "a stage's many small backwards need one reduction at their end, which DeepSpeed has from ZeRO 1 on",
+        "set parallel.zero = 1",
+        lambda x: x.pp > 1 and x.zero == 0,
+    ),
+    Rule(
+        "parallel.pp > 1 with parallel.zero = 2 or 3",
+        "they shard gradients and weights while later units of the pipeline still add to them and read them",
+        "set parallel.zero = 1",
+        lambda x: x.pp > 1 and x.zero >= 2,
+    ),
+    Rule(
+        "parallel.zero = 0 with train.precision = bf16 and train.microbatches > 1",
+        "without ZeRO DeepSpeed adds microbatches up in bf16",
+        "set parallel.zero = 1, which adds them up in fp32",
+        lambda x: x.zero == 0 and x.precision == "bf16" and x.microbatches > 1,
+    ),
+    Rule(
+        "parallel.offload with parallel.zero = 0",
+        "what is offloaded is the optimiser state that ZeRO shards",
+        "set parallel.zero = 1, 2 or 3",
+        lambda x: x.offload and x.zero == 0,
+    ),
+    Rule(
+        "parallel.sequence_parallel with parallel.tp = 1",
+        "there are no tensor-parallel ranks to share the tokens",
+        "leave it out, or set parallel.tp",
+        lambda x: x.sequence_parallel and x.tp == 1,
+    ),
+)
+
+
+def refusal(layout: Layout) -> str | None:
+    """Why a layout is refused and what to change, in one line; None: it may be run."""
+    for rule in RULES:
+        if rule.applies(layout):
+            return f"{rule.refused}: {rule.why}; {rule.fix}"
+    return None
+
+
+def table() -> str:
+    """The rules in Markdown."""
+    rows = "".join(f"| {rule.refused} | {rule.why} | {rule.fix} |\n" for rule in RULES)
+    return "| refused | why | instead |\n|---|---|---|\n" + rows
+
+
+if __name__ == "__main__":
+    print(table(), end="")

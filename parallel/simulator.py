@@ -1,0 +1,260 @@
+"""Carries a schedule out without computing anything: proves that it can be done and says how long it takes.
+
+It knows nothing of how schedules are made. Each stage goes through its own list of steps, as `parallel.pipeline` will,
+and at each action it is asked: is everything here that this unit needs? The rules are those of `parallel.schedule`,
+written a second time.
+
+Two semantics of messages are played at once.
+
+    rendezvous   decides what can happen: a batch holds its stage up until every peer has posted its part of every
+                 message in it. It is the strictest way to carry out a batch, so what does not deadlock here never does.
+    buffered     decides when it happens, and is what overlapped sends come to: nobody waits for a batch, and an action
+                 begins when its stage is free and what it takes has been sent. Messages take no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import NamedTuple
+
+from parallel.schedule import Action, Leg, Message, Schedule, ScheduleError, Step, default_cost
+
+Duration = Callable[[Action, int], float]
+
+
+class Span(NamedTuple):
+    """When a stage does an action; in the unit of the durations."""
+
+    action: Action
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What a simulation gives. Everything is by stage."""
+
+    spans: tuple[tuple[Span, ...], ...]  # in order of time
+    peak: tuple[int, ...]  # most units at a time whose forward was begun and whose backward was still to come
+
+    @property
+    def makespan(self) -> float:
+        """When the last stage is done."""
+        return max((stage[-1].end for stage in self.spans if stage), default=0.0)
+
+    @property
+    def busy(self) -> tuple[float, ...]:
+        """How long each stage computes."""
+        return tuple(sum(span.end - span.begin for span in stage) for stage in self.spans)
+
+    @property
+    def bubble(self) -> float:
+        """The part of all stages' time in which they idle, from 0 to 1."""
+        return 1 - sum(self.busy) / (len(self.spans) * self.makespan) if self.makespan else 0.0
+
+
+def simulate(
+    schedule: Schedule,
+    legs: Sequence[Sequence[Leg]],
+    stages: int,
+    duration: Duration = default_cost,
+    forward_only: bool = False,
+) -> Timeline:
+    """Carries out a schedule of these legs.
+
+    Args:
+        legs, stages, forward_only: what the schedule should have been made for.
+        duration: of an action at a stage, for example in measured seconds; none of the schedule's costs.
+    Raises:
+        ScheduleError: naming the stage, the unit and what is wrong, if something that an action needs is not there,
+            an action or a message is missing, there twice or not called for, the messages between two stages come in
+            different orders at its ends, or stages wait for each other for ever.
+    """
+    if len(schedule.steps) != stages:
+        raise ScheduleError(f"the schedule is for {len(schedule.steps)} stages, not {stages}")
+    _check_messages(schedule)
+    return _Run(schedule, legs, stages, duration, forward_only).finish()
+
+
+def _check_messages(schedule: Schedule) -> None:
+    """Both ends of every pair of stages have the same messages in the same order, each once."""
+    stages = range(len(schedule.steps))
+    posted: dict[tuple[int, int, int], list[Message]] = {}  # by (stage that posts, source, target)
+    for stage, steps in enumerate(schedule.steps):
+        for step in steps:
+            for message in step.messages:
+                if message.source == message.target or stage not in (message.source, message.target):
+                    raise ScheduleError(f"stage {stage} has no part in {message}")
+                if not (message.source in stages and message.target in stages):
+                    raise ScheduleError(f"stage {stage}: there is no other end of {message}")
+                posted.setdefault((stage, message.source, message.target), []).append(message)
+    for source in stages:
+        for target in stages:
+            sends, receives = (posted.get((end, source, target), []) for end in (source, target))
+            for sent, received in zip_longest(sends, receives):
+                if sent != received:
+                    raise ScheduleError(f"stage {source} sends {sent}, but next stage {target} expects {received}")
+            if len(sends) != len(set(sends)):
+                raise ScheduleError(f"stage {source} sends stage {target} the same twice: {sends}")
+
+
+class _Run:
+    """A step in the middle of being carried out."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        legs: Sequence[Sequence[Leg]],
+        stages: int,
+        duration: Duration,
+        forward_only: bool,
+    ) -> None:
+        self._steps, self._legs, self._duration, self._forward_only = schedule.steps, legs, duration, forward_only
+        self._at = [0] * stages  # the step each stage is in
+        self._in_batch = [False] * stages  # whether it has computed and posted, and waits for its peers
+        self._done: set[tuple[int, Action]] = set()
+        self._sent: dict[Message, float] = {}  # posted by its source, and when
+        self._expected: set[Message] = set()  # posted by its target
+        self._here: set[Message] = set()  # arrived and not yet taken
+        self._spans: list[list[Span]] = [[] for _ in range(stages)]
+        self._live, self._peak = [0] * stages, [0] * stages
+
+    def finish(self) -> Timeline:
+        """Goes on until nobody can."""
+        stages = range(len(self._steps))
+        while any([self._advance(s) for s in stages]):
+            pass
+        stuck = [s for s in stages if self._at[s] < len(self._steps[s])]
+        if stuck:
+            waits = (f"stage {s} for {next(self._missing(self._step(s)))}" for s in stuck)
+            raise ScheduleError(f"deadlock, stages wait for each other: {', '.join(waits)}")
+        for m, way in enumerate(self._legs):
+            for s in stages:
+                for n, leg in enumerate(way):
+                    for backward in (False, True):
+                        action = Action(backward, m, n)
+                        if self._is_called_for(leg, s, backward) and (s, action) not in self._done:
+                            self._fail(s, action, "is never done")
+        for message in self._here:
+            raise ScheduleError(f"stage {message.target} never takes {message}")
+        return Timeline(tuple(tuple(spans) for spans in self._spans), tuple(self._peak))
+
+    def _advance(self, s: int) -> bool:
+        """Takes a stage as far as it gets in its step; whether it got any further."""
+        if self._at[s] == len(self._steps[s]):
+            return False
+        step = self._step(s)
+        began = not self._in_batch[s]
+        if began:
+            if step.action is not None:
+                self._compute(s, step.action)
+            self._post(s, step)
+            self._in_batch[s] = True
+        if any(True for _ in self._missing(step)):
+            return began
+        self._here.update(message for message in step.messages if message.target == s)
+        self._at[s] += 1
+        self._in_batch[s] = False
+        return True
+
+    def _step(self, s: int) -> Step:
+        return self._steps[s][self._at[s]]
+
+    def _missing(self, step: Step) -> Iterator[Message]:
+        """The messages of a batch of which only one end is posted."""
+        return (message for message in step.messages if not (message in self._sent and message in self._expected))
+
+    def _post(self, s: int, step: Step) -> None:
+        for message in step.messages:
+            if message.target == s:
+                self._expected.add(message)
+                continue
+            made_by = message.leg + ((1 if message.backward else -1) if message.ring else 0)
+            if (s, Action(message.backward, message.microbatch, made_by)) not in self._done:
+                raise ScheduleError(f"stage {s} sends {message} before it is made")
+            self._sent[message] = self._clock(s)
+
+    def _clock(self, s: int) -> float:
+        return self._spans[s][-1].end if self._spans[s] else 0.0
+
+    def _compute(self, s: int, action: Action) -> None:
+        backward, m, n = action
+        if not (0 <= m < len(self._legs) and 0 <= n < len(self._legs[m])):
+            raise ScheduleError(f"stage {s}: there is no such unit: {action}")
+        leg = self._legs[m][n]
+        if not self._is_called_for(leg, s, backward):
+            self._fail(s, action, "is not called for")
+        if (s, action) in self._done:
+            self._fail(s, action, "is done twice")
+        (self._check_backward_memory if backward else self._check_forward_memory)(s, action)
+        begin = self._clock(s)
+        for message in self._gradients(s, m, n) if backward else self._input(s, m, n):
+            begin = max(begin, self._take(s, action, message))
+        self._spans[s].append(Span(action, begin, begin + self._duration(action, s)))
+        self._done.add((s, action))
+        if backward:
+            self._live[s] -= 1
+        elif self._is_called_for(leg, s, True):
+            self._live[s] += 1
+            self._peak[s] = max(self._peak[s], self._live[s])
+
+    def _is_called_for(self, leg: Leg, s: int, backward: bool) -> bool:
+        if not backward:
+            return leg.first <= s <= leg.last
+        core, read = leg.core_graph and leg.first <= s <= leg.turn, leg.read_graph and leg.turn <= s <= leg.last
+        return (core or read) and not self._forward_only
+
+    def _check_forward_memory(self, s: int, action: Action) -> None:
+        """S is as the stage's unit before left it."""
+        _, m, n = action
+        for k in range(n):
+            if self._is_called_for(self._legs[m][k], s, False) and (s, Action(False, m, k)) not in self._done:
+                self._fail(s, action, f"comes before the forward of leg {k}, which leaves it its state")
+
+    def _check_backward_memory(self, s: int, action: Action) -> None:
+        """The unit was run, and those that read the S it left have given their gradient."""
+        _, m, n = action
+        if (s, Action(False, m, n)) not in self._done:
+            self._fail(s, action, "comes before its forward")
+        way = self._legs[m]
+        for k in range(n + 1, len(way)):
+            if way[k].segment == way[n].segment and self._is_called_for(way[k], s, True):  # noqa: SIM102
+                if (s, Action(True, m, k)) not in self._done:
+                    self._fail(s, action, f"comes before the backward of leg {k}, whose gradient it needs")
+
+    def _input(self, s: int, m: int, n: int) -> Iterator[Message]:
+        """Where h comes from; nothing, where it comes from the data."""
+        way = self._legs[m]
+        if s != way[n].first:
+            yield Message(s - 1, s, False, m, n, False)
+        elif way[n].number > 1:
+            yield Message(way[n - 1].turn, s, False, m, n, True)
+
+    def _gradients(self, s: int, m: int, n: int) -> Iterator[Message]:
+        """Where the gradients of h, and of what is read of it, come from."""
+        way, leg = self._legs[m], self._legs[m][n]
+        if (leg.core_graph and s < leg.turn) or (leg.read_graph and leg.turn <= s < leg.last):
+            yield Message(s + 1, s, True, m, n, False)
+        if s == leg.turn and leg.loops and way[n + 1].returns:
+            yield Message(way[n + 1].first, s, True, m, n, True)
+
+    def _take(self, s: int, action: Action, message: Message) -> float:
+        """Takes what an action needs; since when it has been there."""
+        if message.source == s:
+            made_by = message.leg + (1 if message.backward else -1)  # only the ring can begin where it ends
+            if (s, Action(message.backward, message.microbatch, made_by)) not in self._done:
+                self._fail(s, action, f"comes before that of leg {made_by}, from which it gets its input")
+            return 0.0
+        if message not in self._here:
+            self._fail(s, action, f"begins before its input is received: {message}")
+        self._here.remove(message)
+        return self._sent[message]
+
+    def _fail(self, s: int, action: Action, fault: str) -> None:
+        leg = self._legs[action.microbatch][action.leg]
+        raise ScheduleError(
+            f"stage {s}: the {'backward' if action.backward else 'forward'} of microbatch {action.microbatch}, "
+            f"leg {action.leg} (window {leg.window}, pass {leg.number}) {fault}"
+        )

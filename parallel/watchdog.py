@@ -1,0 +1,60 @@
+"""Ends a rank that makes no headway, and says where it stood.
+
+Ranks wait for each other all the time, so one that hangs hangs them all. Each notes what it begins with `doing`; a
+thread that looks on ends the process when a note grows older than the patience of the run, with one line that
+names rank, host, place in the grid and the note. The launcher (torchrun, srun) then ends the others.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from parallel import mesh
+
+EXIT_STATUS = 75  # of a rank that gave up: "temporary failure" in sysexits.h
+
+
+class _Note:
+    what: tuple[object, ...] = ("starting",)
+    since = 0.0
+
+
+def doing(*what: object) -> None:
+    """Notes what this rank begins now, in words and values that are joined only if they are shown."""
+    _Note.what, _Note.since = what, time.monotonic()
+
+
+def activity() -> str:
+    """What this rank is doing, and where it is."""
+    return f"{mesh.place()}, {' '.join(map(str, _Note.what))}"
+
+
+@contextmanager
+def watching(patience: float) -> Iterator[None]:
+    """Inside, a rank that begins nothing new for `patience` seconds ends with a message on stderr.
+
+    An exception on its way out is told with the rank's activity, because others only see that this rank is gone.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(min(1.0, patience / 10)):
+            waited = time.monotonic() - _Note.since
+            if waited > patience:
+                line = f"hypnos: error: {activity()}: no headway for {waited:.0f} s (parallel.patience = {patience:g})"
+                print(line, file=sys.stderr, flush=True)
+                os._exit(EXIT_STATUS)
+
+    doing("starting")
+    thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,93 @@
+"""Which layouts are compared with one process: a chosen few every day, everything on demand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.layouts.problem import Problem
+from tests.layouts.worker import Layout
+
+
+class Case(NamedTuple):
+    layout: Layout
+    problem: Problem
+    fault: str | None = None
+
+    def __str__(self) -> str:
+        changed = [
+            f"{k}={v}"
+            for new, old in ((self.layout, Layout()), (self.problem, Problem()))
+            for k, v in vars(new).items()
+            if v != vars(old)[k]
+        ]
+        return " ".join(changed)
+
+
+# Largest relative errors, see worker.errors. In bf16 a different order of additions changes the last of 8 bits in
+# every sum, three passes amplify it, and Muon gives directions that hardly matter the same length as all others.
+TOLERANCE = {
+    "fp32": {"loss": 1e-5, "norm": 1e-5, "gradient": 1e-5, "weight": 1e-5, "state": 1e-5},
+    "bf16": {"loss": 1e-2, "norm": 5e-2, "gradient": 0.2, "weight": 2e-2, "state": 0.1},
+}
+
+DAILY = [
+    # two ranks
+    Case(Layout(tp=2, recompute="unit"), Problem(prelude=1, coda=1, when="context", tied=True)),
+    Case(Layout(tp=2, sequence_parallel=True, zero=3), Problem(eviction="sliding", coda=1)),
+    Case(Layout(tp=2, sequence_parallel=True, zero=0), Problem(optimizer="adamw", when="context", coda=1)),
+    Case(Layout(pp=2, microbatches=2, recompute="unit"), Problem(tied=True)),
+    Case(Layout(pp=2, microbatches=4, stages=(1, 3)), Problem(when="context", prelude=2, coda=1, passes=4)),
+    Case(Layout(pp=2, microbatches=2), Problem(truncate_windows=2, truncate_passes=1, prelude=1, eviction="sliding")),
+    Case(Layout(pp=2, microbatches=2, recompute="block"), Problem(precision="bf16", tied=True, passes=2)),
+    Case(Layout(dp=2, zero=2, microbatches=2, offload=True), Problem(when="context", coda=2)),
+    Case(Layout(dp=2, zero=3), Problem(when="context", prelude=1)),
+    # four
+    Case(Layout(tp=2, pp=2, microbatches=2, recompute="unit"), Problem(eviction="sliding", when="context", coda=2)),
+    Case(Layout(tp=2, pp=2, sequence_parallel=True, microbatches=2), Problem(tied=True, precision="bf16", passes=2)),
+    Case(Layout(tp=2, dp=2, zero=2), Problem(passes=1)),
+    Case(Layout(tp=2, dp=2, zero=0, recompute="block"), Problem(tied=True)),
+    Case(Layout(pp=2, dp=2, microbatches=2), Problem(tied=True, optimizer="adamw")),
+    Case(Layout(pp=4, microbatches=4), Problem(prelude=1, coda=2, when="context", layers=("delta", "attention") * 3)),
+    Case(Layout(pp=4, microbatches=2), Problem(layers=("attention", "delta", "delta", "attention"), when="context")),
+]  # fmt: skip
+
+FAULTY = [
+    Case(Layout(tp=2), Problem(), "one tp rank's gradient dropped"),
+    Case(Layout(tp=2), Problem(), "shared parameters counted twice in the norm"),
+    Case(Layout(pp=2, microbatches=2), Problem(), "gradient of the fast weights dropped"),
+    Case(Layout(pp=2, microbatches=2), Problem(), "gradient of the next pass dropped"),
+    Case(Layout(pp=2, microbatches=2), Problem(tied=True), "one end's gradient of a tied embedding dropped"),
+]
+
+# Every pair of values of every two columns is in some row (the orthogonal array L8).
+PAIRS = [
+    (0, 0, 0, 0, 0, 0, 0),
+    (0, 0, 0, 1, 1, 1, 1),
+    (0, 1, 1, 0, 0, 1, 1),
+    (0, 1, 1, 1, 1, 0, 0),
+    (1, 0, 1, 0, 1, 0, 1),
+    (1, 0, 1, 1, 0, 1, 0),
+    (1, 1, 0, 0, 1, 1, 0),
+    (1, 1, 0, 1, 0, 0, 1),
+]
+
+
+def everything() -> Iterator[Case]:
+    """All layouts of up to eight ranks, every ZeRO stage, N = 1 and 3; under each, every pair of the other choices."""
+    for tp, pp, dp in itertools.product((1, 2), (1, 2, 4), (1, 2)):
+        if tp * pp * dp > 8:
+            continue
+        for zero, passes, bits in itertools.product((1,) if pp > 1 else range(4), (1, 3), PAIRS):
+            recompute, parts, low, adamw, context, tied, padded = bits
+            layout = Layout(
+                tp=tp, pp=pp, dp=dp, zero=zero, recompute=("none", "unit")[recompute],
+                microbatches=(1, 1 if low and zero == 0 else 2)[parts],  # ZeRO 0 would add them up in bf16
+                sequence_parallel=tp > 1 and bool(context ^ parts),
+            )  # fmt: skip
+            problem = Problem(
+                passes=passes, precision=("fp32", "bf16")[low], optimizer=("muon", "adamw")[adamw],
+                when=("always", "context")[context], tied=bool(tied), padded=bool(padded),
+            )  # fmt: skip
+            yield Case(layout, problem)

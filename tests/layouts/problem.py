@@ -1,0 +1,140 @@
+"""A little training problem that has everything in it, and its solution by a plain loop in one process.
+
+Rows differ in what they score, where their documents begin, how much of them is padding and whether they go on in
+the next step. The loop uses none of ours but the model: one process, no microbatches, nothing recomputed, one
+matrix at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import IGNORE, Batch
+from pretrain.config import ModelConfig, OptimizerConfig, SleepConfig
+from pretrain.model import HybridLM
+from tests.train.reference import is_matrix_of_body, orthogonalized
+
+L, ROWS, STEPS = 6, 8, 3
+TOKENS = 4 * L - 2  # the last window is shorter
+CARRIES = torch.arange(ROWS) % 2 == 1  # rows whose documents go on in the next step
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is computed, whatever the layout."""
+
+    passes: int = 3
+    when: str = "always"
+    eviction: str = "hard"
+    prelude: int = 0
+    coda: int = 0
+    truncate_passes: int = 0
+    truncate_windows: int = 0
+    tied: bool = False
+    padded: bool = True  # left padding that is masked, in some rows
+    optimizer: str = "muon"
+    precision: str = "fp32"
+    layers: tuple[str, ...] = ("attention", "delta", "attention", "delta")
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its scales are such that fp32 errs by less than 3e-6 against fp64: 1e-5 between layouts then means much."""
+        return ModelConfig(
+            d_model=16, attention_heads=4, attention_kv_heads=2, attention_head_dim=8, delta_key_heads=2,
+            delta_value_heads=4, delta_key_dim=6, delta_value_dim=5, delta_chunk=4, mlp_width=28, vocab_size=22,
+            rotary_fraction=0.5, layers=list(self.layers), decay_init=(1e-3, 0.05), tie_embeddings=self.tied,
+            embedding_std=1.0, init_std=0.12, head_std=0.2,
+        )  # fmt: skip
+
+    @property
+    def sleep(self) -> SleepConfig:
+        return SleepConfig(
+            passes=self.passes, window=L, when=self.when, eviction=self.eviction, prelude=self.prelude, coda=self.coda,
+            truncate_passes=self.truncate_passes, truncate_windows=self.truncate_windows,
+        )  # fmt: skip
+
+    @property
+    def optimization(self) -> OptimizerConfig:
+        return OptimizerConfig(
+            name=self.optimizer, muon_lr=5e-3, adamw_lr=1e-4, weight_decay=0.1, clip=0.15, warmup=0
+        )
+
+    def build(self, **stage: Any) -> HybridLM:
+        """The model with its initial weights, or a stage of it."""
+        return HybridLM(self.model, self.sleep, **stage).initialize(0)
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of a step."""
+        W = -(-TOKENS // L)
+        g = torch.Generator().manual_seed(step)
+        ids = torch.randint(0, self.model.vocab_size, (ROWS, TOKENS + 1), generator=g)
+        tokens, targets = ids[:, :-1].clone(), ids[:, 1:].clone()
+        valid, starts = torch.ones(ROWS, TOKENS, dtype=torch.bool), torch.zeros(ROWS, W, dtype=torch.bool)
+        for row in range(ROWS):
+            targets[row, : row % 4] = IGNORE
+            if self.when == "context":  # some rows predict what others sleep over; two ranks' rows differ in it too
+                targets[row, : (2 if row % 2 or row >= 4 else 1) * L] = IGNORE
+                targets[row, 2 * L : 3 * L] = IGNORE if row == 5 else targets[row, 2 * L : 3 * L]
+            if self.padded and row % 3 == 1:
+                valid[row, :4] = False
+                targets[row, :4] = IGNORE
+            if row == 6:
+                starts[row, 2] = True
+            starts[row, 0] = step == 0 or row % 2 == 0
+        return Batch(tokens, targets, valid, starts, CARRIES.clone())
+
+
+@dataclass
+class Solution:
+    """What STEPS steps give."""
+
+    losses: list[float] = field(default_factory=list)  # per scored token
+    norms: list[float] = field(default_factory=list)  # of the gradient, before clipping
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)  # after clipping
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)  # fast weights of the rows that go on
+
+
+def solve(problem: Problem) -> Solution:
+    """The plain loop."""
+    net, c, low = problem.build(), problem.optimization, problem.precision == "bf16"
+    masters = {n: p.detach().clone().requires_grad_() for n, p in net.named_parameters()}
+    net.to(torch.bfloat16 if low else torch.float32)
+    matrices = [n for n, p in masters.items() if c.name == "muon" and is_matrix_of_body(n, p)]
+    momentum = {n: torch.zeros_like(masters[n]) for n in matrices}
+    decayed = [n for n, p in masters.items() if n not in matrices and p.dim() == 2 and ".conv_" not in n]
+    plain = [n for n in masters if n not in matrices and n not in decayed]
+    groups = [(decayed, 0.1), (plain, 0.0)]
+    adam = torch.optim.AdamW(
+        [{"params": [masters[n] for n in names], "weight_decay": decay} for names, decay in groups],
+        lr=c.adamw_lr, betas=c.betas,
+    )  # fmt: skip
+    found, state = Solution(), None
+    for step in range(STEPS):
+        batch = problem.batch(step)
+        out = net(batch, state)
+        state = out.state
+        loss = out.loss / int((batch.targets != IGNORE).sum())
+        net.zero_grad()
+        loss.backward()
+        for name, p in net.named_parameters():
+            masters[name].grad = p.grad.to(torch.float32)
+        found.norms.append(float(torch.nn.utils.clip_grad_norm_(list(masters.values()), c.clip)))
+        found.losses.append(float(loss.detach()))
+        found.gradients.append({n: p.grad.clone() for n, p in masters.items()})
+        adam.step()
+        with torch.no_grad():
+            for name, M in momentum.items():
+                W, G = masters[name], masters[name].grad
+                M.mul_(c.momentum).add_(G)
+                update = orthogonalized(G + c.momentum * M)
+                W -= c.muon_lr * (0.1 * W + max(1, W.shape[0] / W.shape[1]) ** 0.5 * update)
+            for name, p in net.named_parameters():
+                p.copy_(masters[name])
+    found.weights = {n: p.detach() for n, p in masters.items()}
+    found.state = state.named_tensors()
+    return found

@@ -1,0 +1,137 @@
+"""Run by torchrun: solves problems on a grid of real processes, and says how far from one process it comes.
+
+    torchrun --nproc-per-node=4 tests/layouts/worker.py FOLDER
+
+FOLDER has cases.json, a list of [layout, problem, fault], and reference-K.pt, the solutions of the problems.
+Rank 0 writes errors.json there: for each case, the largest relative error of everything that is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel import mesh
+from parallel.engine import Engine
+from parallel.stages import Stage, balanced
+from pretrain.batch import IGNORE
+from pretrain.config import ParallelConfig
+from pretrain.optimizer import MuonAdamW
+from pretrain.snapshot import Lanes
+from pretrain.step import accumulate
+from tests.layouts import faults
+from tests.layouts.problem import ROWS, STEPS, Problem, Solution
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a problem is spread over ranks."""
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    zero: int = 1
+    recompute: str = "none"
+    microbatches: int = 1
+    sequence_parallel: bool = False
+    offload: bool = False
+    stages: tuple[int, ...] = ()
+
+    @property
+    def world(self) -> int:
+        return self.tp * self.pp * self.dp
+
+
+class Watched(MuonAdamW):
+    """Keeps the gradient that an update is made of."""
+
+    def _muon(self, gradient: Tensor, finite: Tensor) -> None:
+        self.seen = gradient.clone()
+        super()._muon(gradient, finite)
+
+
+def solve(problem: Problem, layout: Layout) -> Solution:
+    """The counterpart of `problem.solve`, on this grid; whole on rank 0."""
+    costs, bounds = [1.0] * len(problem.layers), [0]
+    for count in layout.stages:
+        bounds.append(bounds[-1] + count)
+    stage = Stage(mesh.pp_rank(), tuple(bounds) if layout.stages else balanced(costs, layout.pp))
+    net = problem.build(stage=stage)
+    optimizer = Watched(net.named_parameters(), problem.optimization)
+    tied = net.embed.weight if problem.tied and "embed.weight" in optimizer.names else None
+    engine = Engine(net, optimizer, layout.zero, problem.precision, layout.microbatches, layout.offload, tied)
+    parallel = ParallelConfig(tp=layout.tp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute)
+    found, lanes = Solution(), Lanes.empty(layout.microbatches)
+    share = ROWS // layout.dp
+    for step in range(STEPS):
+        whole = problem.batch(step)
+        mine, part = whole.rows(mesh.dp_rank() * share, (mesh.dp_rank() + 1) * share), share // layout.microbatches
+        parts = [mine.rows(m * part, (m + 1) * part) for m in range(layout.microbatches)]
+        scored = int((whole.targets != IGNORE).sum())
+        outputs = accumulate(engine, net, parts, lanes.states, scored, parallel)
+        lanes.remember(mine, [out.state for out in outputs])
+        engine.step()
+        loss = torch.stack([out.loss for out in outputs]).sum().float()  # on the last stage; zero on the others
+        for group in (mesh.dp_group(), mesh.pp_group()):
+            dist.all_reduce(loss, group=group)
+        found.losses.append(float(loss) / scored)
+        found.norms.append(float(optimizer.grad_norm))
+        found.gradients.append(engine.partition.gather(optimizer.seen, optimizer.names))
+    found.weights = engine.weights()
+    found.state = {name.removeprefix("lanes."): value for name, value in lanes.gather(net).items()}
+    engine.close()
+    return found
+
+
+def errors(got: Solution, expected: Solution) -> dict[str, float]:
+    """The largest relative errors |a - b| / |b|, of each tensor by its Euclidean norm.
+
+    A tensor that has less than a hundredth of the whole norm is measured by that: in fp32 the sums that it comes
+    from are no more exact.
+    """
+
+    def of(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+        assert mine.keys() == theirs.keys(), mine.keys() ^ theirs.keys()
+        norms = {n: float(t.double().norm()) for n, t in theirs.items()}
+        floor = 1e-2 * sum(norm**2 for norm in norms.values()) ** 0.5
+        return max(float((mine[n].double() - t.double()).norm()) / max(norms[n], floor) for n, t in theirs.items())
+
+    def of_numbers(mine: list[float], theirs: list[float]) -> float:
+        return max(abs(a - b) / abs(b) for a, b in zip(mine, theirs, strict=True))
+
+    # A row's memory counts only if its document goes on.
+    on = got.state.pop("carries")
+    rows = {n: (t[on], expected.state[n][on]) for n, t in got.state.items()}
+    return {
+        "loss": of_numbers(got.losses, expected.losses),
+        "norm": of_numbers(got.norms, expected.norms),
+        "gradient": max(of(a, b) for a, b in zip(got.gradients, expected.gradients, strict=True)),
+        "weight": of(got.weights, expected.weights),
+        "state": of({n: a for n, (a, _) in rows.items()}, {n: b for n, (_, b) in rows.items()}),
+    }
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    found = []
+    for number, (settings, task, fault) in enumerate(json.loads((folder / "cases.json").read_text())):
+        layout, problem = Layout(**settings), Problem(**task | {"layers": tuple(task["layers"])})
+        mesh.parallel_state.destroy_model_parallel()
+        mesh.initialize(layout.tp, layout.pp, layout.sequence_parallel, patience=120)
+        with faults.planted(fault):
+            got = solve(problem, layout)
+        if dist.get_rank() == 0:
+            expected = torch.load(folder / f"reference-{number}.pt", weights_only=True)
+            found.append(errors(got, Solution(**expected)))
+            (folder / "errors.json").write_text(json.dumps(found))
+    mesh.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
