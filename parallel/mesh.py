@@ -42,7 +42,8 @@ def initialize(tp: int = 1, pp: int = 1, sequence_parallel: bool = False, patien
         tp: ranks that share each layer. pp: stages that the blocks are split over.
             The remaining factor of the world size is data parallel.
         sequence_parallel: between layers, each tp rank holds its share of the tokens only.
-        patience: seconds after which a rank that waits for another fails.
+        patience: seconds after which ranks that make no headway end, see `parallel.watchdog`. Twice of it is
+            the limit of any collective.
     Raises:
         ValueError: the world does not divide into tp x pp, or has another grid already.
     """
@@ -59,7 +60,7 @@ def initialize(tp: int = 1, pp: int = 1, sequence_parallel: bool = False, patien
         mappings.torch = _TorchOnCPU()
     # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for the device.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
-    timeout = timedelta(seconds=patience)
+    timeout = timedelta(seconds=2 * patience)
     if not dist.is_initialized():
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend, timeout=timeout)

@@ -162,8 +162,14 @@ class Pipeline:
             key = Key(False, action.microbatch, action.leg, True)
         else:
             return None
-        self._note("waits for", action)
-        return self._inbox.pop(key).get()
+        return self._receive(key, action)
+
+    def _receive(self, key: Key, action: Action) -> Tensor:
+        """What an action needs from elsewhere, as soon as it is here."""
+        self._note("waits for what it needs in", action)
+        tensor = self._inbox.pop(key).get()
+        self._note("computes", action)
+        return tensor
 
     @staticmethod
     def _cut(tensor: Tensor, unit: _Unit) -> Tensor:
@@ -180,8 +186,7 @@ class Pipeline:
         outputs, gradients = [], []
         for output, key in unit.sent:
             if key in self._inbox:
-                self._note("waits for", action)
-                gradient = self._inbox.pop(key).get()
+                gradient = self._receive(key, action)
                 if output.requires_grad:
                     outputs.append(output)
                     gradients.append(gradient)

@@ -11,17 +11,17 @@ stage does the passes of one microbatch in order; their backwards it does in the
                        dh from the stage after and round the ring, where there is one
 
 `schedule` is a pure function of facts that every rank has, so that all ranks compute the same schedule and need not
-talk about it. It plays a step on a clock of integer ticks and never lets a stage idle that has something to do.
+talk about it. It plays a step on a clock of integer ticks; no stage idles while something is ready for it.
 
 Of what is ready, a stage takes the work of the oldest group of microbatches (`_groups`). While h is on its way round
 the ring its microbatch has nothing for a stage to do, for about P ticks; P others fill that time, but only if none of
 them gets ahead. So microbatches that sleep go in groups of P or a few more, in lockstep: within a segment first
 forwards, the earliest pass first, then backwards, the latest pass first. Younger groups fill the gaps where a group
 turns round from forward to backward. Where nothing loops, each microbatch is a group of its own, and what comes of the
-same rule is the usual one-forward-one-backward. Memory is bounded: a stage begins a microbatch only when it is
-through with the one 5/2 P places before, or P places where nothing loops (`_most`). Measured, in ticks of a forward
-(a backward is two): M = P costs the least that can be, 3 (P - 1) ticks of idleness on every stage, whatever N; see
-`benchmarks.timeline` for more.
+same rule is the usual one-forward-one-backward. Memory is bounded: a microbatch is ready for a stage only when that is
+through with the one 5/2 P places before, or P places where nothing loops (`_most`). Where all stages are alike, a
+forward takes a tick, a backward two and M >= P, a step in one group idles 3 (P - 1) ticks, the least that can be,
+whatever N, and each further group adds 2 (P - 1) at most (measured; `benchmarks.timeline` has a table).
 
 A value that changes stage is a message. Sender and receiver post it in the batch that belongs to the tick at which it
 is made; what a stage sends and receives at one tick is one batch. No deadlock can follow, even where a batch holds its

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
-from parallel.schedule import Action, Leg, Message, Schedule, ScheduleError, Step, default_cost
+from parallel.schedule import Action, Leg, Message, Schedule, ScheduleError, Step, check, default_cost
 
 Duration = Callable[[Action, int], float]
 
@@ -70,8 +70,9 @@ def simulate(
     Raises:
         ScheduleError: naming the stage, the unit and what is wrong, if something that an action needs is not there,
             an action or a message is missing, there twice or not called for, the messages between two stages come in
-            different orders at its ends, or stages wait for each other for ever.
+            different orders at the two ends, or stages wait for each other for ever.
     """
+    check(legs, stages)
     if len(schedule.steps) != stages:
         raise ScheduleError(f"the schedule is for {len(schedule.steps)} stages, not {stages}")
     _check_messages(schedule)
@@ -124,8 +125,11 @@ class _Run:
     def finish(self) -> Timeline:
         """Goes on until nobody can."""
         stages = range(len(self._steps))
-        while any([self._advance(s) for s in stages]):
-            pass
+        going = True
+        while going:
+            going = False
+            for s in stages:
+                going = self._advance(s) or going
         stuck = [s for s in stages if self._at[s] < len(self._steps[s])]
         if stuck:
             waits = (f"stage {s} for {next(self._missing(self._step(s)))}" for s in stuck)
@@ -152,7 +156,7 @@ class _Run:
                 self._compute(s, step.action)
             self._post(s, step)
             self._in_batch[s] = True
-        if any(True for _ in self._missing(step)):
+        if next(self._missing(step), None) is not None:
             return began
         self._here.update(message for message in step.messages if message.target == s)
         self._at[s] += 1
@@ -220,9 +224,9 @@ class _Run:
             self._fail(s, action, "comes before its forward")
         way = self._legs[m]
         for k in range(n + 1, len(way)):
-            if way[k].segment == way[n].segment and self._is_called_for(way[k], s, True):  # noqa: SIM102
-                if (s, Action(True, m, k)) not in self._done:
-                    self._fail(s, action, f"comes before the backward of leg {k}, whose gradient it needs")
+            reads = way[k].segment == way[n].segment and self._is_called_for(way[k], s, True)
+            if reads and (s, Action(True, m, k)) not in self._done:
+                self._fail(s, action, f"comes before the backward of leg {k}, whose gradient it needs")
 
     def _input(self, s: int, m: int, n: int) -> Iterator[Message]:
         """Where h comes from; nothing, where it comes from the data."""

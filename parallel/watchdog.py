@@ -1,8 +1,9 @@
 """Ends a rank that makes no headway, and says where it stood.
 
-Ranks wait for each other all the time, so one that hangs hangs them all. Each notes what it begins with `doing`; a
-thread that looks on ends the process when a note grows older than the patience of the run, with one line that
-names rank, host, place in the grid and the note. The launcher (torchrun, srun) then ends the others.
+Ranks wait for each other all the time, so one that hangs hangs them all. Each notes what it begins with `doing`. When a
+note grows older than the patience of the run, a thread that looks on says so in one line, with rank, host, place in
+the grid and the note, and ends the process a little later: by then every rank that is stuck has said whether it
+computes or waits. The launcher (torchrun, srun) ends those that could not.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch.distributed as dist
+
 from parallel import mesh
 
+GRACE = 3.0  # seconds between the line and the end
 EXIT_STATUS = 75  # of a rank that gave up: "temporary failure" in sysexits.h
 
 
@@ -38,8 +42,11 @@ def activity() -> str:
 def watching(patience: float) -> Iterator[None]:
     """Inside, a rank that begins nothing new for `patience` seconds ends with a message on stderr.
 
-    An exception on its way out is told with the rank's activity, because others only see that this rank is gone.
+    An exception gets a note of the rank's activity. A process that is alone is left alone.
     """
+    if dist.get_world_size() == 1:
+        yield
+        return
     done = threading.Event()
 
     def watch() -> None:
@@ -48,6 +55,7 @@ def watching(patience: float) -> Iterator[None]:
             if waited > patience:
                 line = f"hypnos: error: {activity()}: no headway for {waited:.0f} s (parallel.patience = {patience:g})"
                 print(line, file=sys.stderr, flush=True)
+                time.sleep(GRACE)
                 os._exit(EXIT_STATUS)
 
     doing("starting")
@@ -55,6 +63,9 @@ def watching(patience: float) -> Iterator[None]:
     thread.start()
     try:
         yield
+    except Exception as error:
+        error.add_note(f"hypnos: {activity()}")
+        raise
     finally:
         done.set()
         thread.join()

@@ -226,9 +226,22 @@ def _microbatches(batch: Batch, config: Config, step: int) -> list[Batch]:
     """This rank's rows in equal parts."""
     share = batch.size[0] // config.train.microbatches
     parts = [batch.rows(begin, begin + share) for begin in range(0, batch.size[0], share)]
+    if config.parallel.sequence_parallel:
+        _check_tokens_divide(share, batch.size[1], config)
     if not all(bool((part.targets != IGNORE).any()) for part in parts):
         raise UserError(f"step {step}: a microbatch of {share} rows has no token to predict; lower train.microbatches")
     return parts
+
+
+def _check_tokens_divide(rows: int, tokens: int, config: Config) -> None:
+    """Every window of a microbatch is shared out by tokens."""
+    L, tp = config.sleep.window, config.parallel.tp
+    for width in {min(L, tokens), tokens % L or L}:
+        if rows * width % tp:
+            raise UserError(
+                f"parallel.sequence_parallel: a microbatch has windows of {rows} x {width} tokens, which do not divide "
+                f"by parallel.tp = {tp}; change train.microbatches or sleep.window, or leave it out"
+            )
 
 
 def _count(batch: Batch) -> tuple[Tensor, Tensor]:

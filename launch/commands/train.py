@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +17,9 @@ def register(commands: Commands) -> None:
         "train",
         help="train a model, or go on where a run stopped",
         description="Trains what CONFIG describes. A run that was interrupted goes on from its newest checkpoint.",
-        epilog="example:\n  hypnos train configs/depo-small.toml run.name=depo-n1 sleep.passes=1",
+        epilog="example:\n  hypnos train configs/depo-small.toml run.name=depo-n1 sleep.passes=1\n"
+        "on four ranks:\n  torchrun --nproc-per-node=4 -m launch train configs/depo-small.toml "
+        "parallel.tp=2 parallel.pp=2",
     )
     parser.add_argument("config", metavar="CONFIG", help="TOML file; configs/ has some")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ, as sleep.passes=4")
@@ -27,7 +32,17 @@ def run(arguments: argparse.Namespace) -> None:
     config = load(arguments.config, arguments.overrides)  # before the slow imports: a typo is told at once
 
     from parallel import mesh
+    from pretrain.errors import UserError
     from pretrain.trainer import train
 
-    train(config)
+    try:
+        train(config)
+    except UserError:
+        raise
+    except Exception:
+        if mesh.world_size() == 1:
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # an orderly end would wait for ranks that are gone
     mesh.shutdown()

@@ -6,18 +6,33 @@ The chosen few run every day; `make test-layouts` runs everything (HYPNOS_LAYOUT
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby, islice
 from pathlib import Path
 
 import pytest
 
 from tests.layouts.cases import DAILY, FAULTY, TOLERANCE, Case, everything
-from tests.layouts.launch import compare, expected
 from tests.layouts.problem import CARRIES, Problem
+from tests.layouts.processes import compare, expected
 from tests.layouts.worker import errors
 
 CASES = list(everything()) if os.environ.get("HYPNOS_LAYOUTS") == "all" else DAILY
-WORLDS = sorted({case.layout.world for case in CASES})
+
+
+def launches(cases: list[Case], most: int = 16) -> Iterator[list[Case]]:
+    """Cases that are done by the same processes: as many ranks, and those of one grid after another."""
+    cases = sorted(cases, key=lambda c: (c.layout.world, c.layout.tp, c.layout.pp, c.layout.sequence_parallel))
+    for _, same in groupby(cases, key=lambda c: c.layout.world):
+        yield from batched(same, most)
+
+
+def batched(cases: Iterable[Case], most: int) -> Iterator[list[Case]]:
+    """Runs of at most so many."""
+    cases = iter(cases)
+    while run := list(islice(cases, most)):
+        yield run
 
 
 def excess(case: Case, errors: dict[str, float]) -> dict[str, float]:
@@ -26,9 +41,8 @@ def excess(case: Case, errors: dict[str, float]) -> dict[str, float]:
     return {name: error for name, error in errors.items() if not error <= limits[name]}
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_as_one_process(world: int, tmp_path: Path) -> None:
-    cases = [case for case in CASES if case.layout.world == world]
+@pytest.mark.parametrize("cases", list(launches(CASES)), ids=lambda cases: f"{cases[0].layout.world} ranks")
+def test_as_one_process(cases: list[Case], tmp_path: Path) -> None:
     found = compare(cases, tmp_path)
     wrong = {str(case): worse for case, e in zip(cases, found, strict=True) if (worse := excess(case, e))}
     assert len(found) == len(cases) and not wrong, "\n".join(f"{case}: {errors}" for case, errors in wrong.items())

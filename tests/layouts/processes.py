@@ -27,18 +27,23 @@ def expected(problem: Problem) -> Solution:
     return solution
 
 
+def run(script: str, world: int, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """A script of this repository on `world` real processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    return subprocess.run(
+        [*command, str(ROOT / script), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
 def compare(cases: Sequence[Case], folder: Path) -> list[dict[str, float]]:
     """The errors of every case; all have the same number of ranks, which are started once."""
     (world,) = {case.layout.world for case in cases}
     (folder / "cases.json").write_text(json.dumps([(asdict(c.layout), asdict(c.problem), c.fault) for c in cases]))
     for number, case in enumerate(cases):
         torch.save(vars(expected(case.problem)), folder / f"reference-{number}.pt")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    done = subprocess.run(
-        [*command, str(ROOT / "tests/layouts/worker.py"), str(folder)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=180 + 60 * len(cases),
-    )  # fmt: skip
+    done = run("tests/layouts/worker.py", world, folder, timeout=180 + 60 * len(cases))
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-10_000:]
     found: list[dict[str, float]] = json.loads((folder / "errors.json").read_text())
     return found

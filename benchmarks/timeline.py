@@ -1,0 +1,133 @@
+"""How well pipeline stages are used by a model that sleeps, and what they must keep: the schedule, simulated.
+
+A step is W - 1 windows of context, each slept over for N passes, then one that is predicted. A forward takes 1 on every
+stage, a backward 2. Nothing is computed; `parallel.simulator` carries out what `parallel.schedule` says.
+
+    python -m benchmarks.timeline                            # a Markdown table, a few seconds
+    python -m benchmarks.timeline --svg docs/timeline.svg    # and one step as a picture
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from parallel.schedule import Leg, schedule
+from parallel.simulator import Span, Timeline, simulate
+
+# (W, N, whether backpropagation is cut between windows) of the table: no sleep, one window that sleeps, three
+STORIES = [(4, 1, False), (2, 2, False), (2, 4, False), (2, 8, False), (4, 4, False), (4, 4, True)]
+# by microbatch: forward, backward; dark and light enough for black and for white letters
+COLOURS = [("#b5d3f0", "#1f5d9c"), ("#fbd4a4", "#a4560b"), ("#bfe3bf", "#2b742f"), ("#d9c9ef", "#6a4fb3")]
+LANE, TICK, LEFT, TOP = 34, 22, 84, 92  # pixels
+
+
+def story(P: int, W: int, N: int, segments: bool = False) -> tuple[Leg, ...]:
+    """The legs of one microbatch.
+
+    Args:
+        segments: backpropagation is cut between windows, and every window is predicted.
+    """
+    legs = []
+    for w in range(W):
+        passes = N if w < W - 1 else 1
+        for number in range(1, passes + 1):
+            read = number == 1 and (segments or w == W - 1)
+            segment = w if segments else 0
+            legs.append(Leg(w, number, 0, P - 1, P - 1, number < passes, True, read, number > 1, segment))
+    return tuple(legs)
+
+
+def step(P: int, M: int, W: int, N: int, segments: bool = False) -> Timeline:
+    """One training step."""
+    legs = [story(P, W, N, segments)] * M
+    return simulate(schedule(legs, P), legs, P)
+
+
+def table() -> Iterator[str]:
+    """Markdown, line by line."""
+    columns = ["stages P", "microbatches M", "windows W", "passes N", "cut between", "idle", "at least"]
+    columns += ["peak units", "units of P microbatches"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for P in (2, 4, 8):
+        for W, N, segments in STORIES:
+            for M in (P, 4 * P):
+                units, timeline = len(story(P, W, N)), step(P, M, W, N, segments)
+                filling = (P - 1) / (P - 1 + M * units)  # and draining the pipeline, once
+                yield (
+                    f"| {P} | {M} | {W} | {N} | {'windows' if segments else ''} | {timeline.bubble:.1%} "
+                    f"| {filling:.1%} | {max(timeline.peak)} | {P * units} |"
+                )
+
+
+def svg(P: int, M: int, W: int, N: int) -> Iterator[str]:
+    """The timeline of one step, line by line: a lane for each stage, a box for each action."""
+    timeline = step(P, M, W, N)
+    long = TICK * int(timeline.makespan)
+    width, axis = LEFT + long + 24, TOP + LANE * P
+    yield (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {axis + 58}" '
+        'font-family="Helvetica, Arial, sans-serif" font-size="13">'
+    )
+    title = f"One step of {M} microbatches on {P} stages: window 1 takes {N} passes, then window {W} is predicted"
+    yield f"  <title>{title}</title>"
+    yield f'  <rect width="{width}" height="{axis + 58}" fill="#fff"/>'
+    yield f'  <text x="{LEFT}" y="30" font-size="18" font-weight="bold" fill="#222">{title}</text>'
+    yield from _legend(M)
+    for s, spans in enumerate(timeline.spans):
+        y = TOP + LANE * s
+        yield f'  <rect x="{LEFT}" y="{y + 2}" width="{long}" height="{LANE - 4}" fill="#f1f1f1"/>'
+        yield f'  <text x="{LEFT - 10}" y="{y + LANE / 2 + 5:g}" text-anchor="end" fill="#222">stage {s + 1}</text>'
+        yield '  <g font-size="10.5" text-anchor="middle">'
+        for span in spans:
+            leg = story(P, W, N)[span.action.leg]
+            yield from _box(span, y, f"{leg.window + 1}.{leg.number}")
+        yield "  </g>"
+    yield f'  <path d="M{LEFT} {axis + 4}h{long}" stroke="#555"/>'
+    yield '  <g text-anchor="middle" fill="#444">'
+    for t in range(0, int(timeline.makespan) + 1, 5):
+        x = LEFT + TICK * t
+        yield f'    <path d="M{x} {axis + 4}v6" stroke="#555"/><text x="{x}" y="{axis + 25}">{t}</text>'
+    yield f'    <text x="{LEFT + long // 2}" y="{axis + 46}">time, in forwards of one stage</text>'
+    yield "  </g>"
+    yield "</svg>"
+
+
+def _box(span: Span, y: int, label: str) -> Iterator[str]:
+    light, dark = COLOURS[span.action.microbatch % len(COLOURS)]
+    fill, letters = (dark, "#fff") if span.action.backward else (light, "#111")
+    x, width = LEFT + TICK * span.begin, TICK * (span.end - span.begin)
+    yield (
+        f'    <rect x="{x + 0.5:g}" y="{y + 2}" width="{width - 1:g}" height="{LANE - 4}" rx="2" fill="{fill}"/>'
+        f'<text x="{x + width / 2:g}" y="{y + LANE / 2 + 4:g}" fill="{letters}">{label}</text>'
+    )
+
+
+def _legend(M: int) -> Iterator[str]:
+    yield '  <g fill="#222">'
+    x = LEFT
+    for m in range(M):
+        for colour in COLOURS[m % len(COLOURS)]:
+            yield f'    <rect x="{x}" y="52" width="18" height="18" rx="2" fill="{colour}"/>'
+            x += 18
+        yield f'    <text x="{x + 8}" y="66">microbatch {m + 1}</text>'
+        x += 112
+    yield f'    <text x="{x + 6}" y="66">light: forward, dark: backward; 1.3: window 1, pass 3; grey: idle</text>'
+    yield "  </g>"
+
+
+def main() -> None:
+    """Prints the table, and draws the picture if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="also draw a step of P = 4, M = 4, W = 2, N = 3")
+    args = parser.parse_args()
+    for line in table():
+        print(line)
+    if args.svg:
+        args.svg.write_text("\n".join(svg(4, 4, 2, 3)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

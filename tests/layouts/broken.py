@@ -1,0 +1,55 @@
+"""Run by torchrun: the `hypnos` command on ranks of which the last one breaks, for test_failures.py.
+
+    torchrun --nproc-per-node=2 tests/layouts/broken.py HOW CONFIG [key=value ...]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launch.cli import main
+from pretrain import sleep
+from pretrain.tasks.source import TaskSource
+
+UNIT = (1, 2)  # window and pass in which it happens
+
+
+def _break_in_the_unit(how: Callable[[], Any]) -> None:
+    one_pass, calls = sleep.Reading.one_pass, 0
+
+    def breaking(self: Any, p: Any, number: int, x: Any) -> Any:
+        nonlocal calls
+        calls += (p.index, number) == UNIT
+        if calls == 3:
+            how()
+        return one_pass(self, p, number, x)
+
+    sleep.Reading.one_pass = breaking  # type: ignore[method-assign]
+
+
+def _lose_rows() -> None:
+    take = TaskSource.next
+    TaskSource.next = lambda self: take(self).rows(0, self.rows // 2)  # type: ignore[method-assign]
+
+
+def _raise() -> None:
+    raise RuntimeError("a cosmic ray")
+
+
+WAYS: dict[str, Callable[[], Any]] = {
+    "dies": lambda: _break_in_the_unit(lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "hangs": lambda: _break_in_the_unit(lambda: time.sleep(3600)),
+    "stops": lambda: _break_in_the_unit(lambda: os.kill(os.getpid(), signal.SIGSTOP)),
+    "raises": lambda: _break_in_the_unit(_raise),
+    "loses rows": _lose_rows,
+}
+
+if __name__ == "__main__":
+    if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+        WAYS[sys.argv[1]]()
+    sys.exit(main(["train", *sys.argv[2:]]))
