@@ -9,10 +9,10 @@ DEVICE ?= auto
 STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-layouts lint clean
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 setup: $(STAMP)  ## virtual environment, torch for this machine, pinned packages
 
@@ -29,6 +29,9 @@ lint: setup  ## style and types
 
 test: lint  ## style, types and tests
 	.venv/bin/python -m pytest -q tests
+
+test-layouts: setup  ## every parallel layout of up to eight ranks against one process (about an hour on two cores)
+	HYPNOS_LAYOUTS=all .venv/bin/python -m pytest -q tests/layouts/test_layouts.py
 
 clean:  ## removes the environment and caches; runs stay
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -71,7 +71,7 @@ def svg(P: int, M: int, W: int, N: int) -> Iterator[str]:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {axis + 58}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="13">'
     )
-    title = f"One step of {M} microbatches on {P} stages: window 1 takes {N} passes, then window {W} is predicted"
+    title = f"One step of {M} microbatches on {P} stages: window 0 takes {N} passes, then window {W - 1} is predicted"
     yield f"  <title>{title}</title>"
     yield f'  <rect width="{width}" height="{axis + 58}" fill="#fff"/>'
     yield f'  <text x="{LEFT}" y="30" font-size="18" font-weight="bold" fill="#222">{title}</text>'
@@ -79,11 +79,11 @@ def svg(P: int, M: int, W: int, N: int) -> Iterator[str]:
     for s, spans in enumerate(timeline.spans):
         y = TOP + LANE * s
         yield f'  <rect x="{LEFT}" y="{y + 2}" width="{long}" height="{LANE - 4}" fill="#f1f1f1"/>'
-        yield f'  <text x="{LEFT - 10}" y="{y + LANE / 2 + 5:g}" text-anchor="end" fill="#222">stage {s + 1}</text>'
+        yield f'  <text x="{LEFT - 10}" y="{y + LANE / 2 + 5:g}" text-anchor="end" fill="#222">stage {s}</text>'
         yield '  <g font-size="10.5" text-anchor="middle">'
         for span in spans:
             leg = story(P, W, N)[span.action.leg]
-            yield from _box(span, y, f"{leg.window + 1}.{leg.number}")
+            yield from _box(span, y, f"{leg.window}.{leg.number}")
         yield "  </g>"
     yield f'  <path d="M{LEFT} {axis + 4}h{long}" stroke="#555"/>'
     yield '  <g text-anchor="middle" fill="#444">'
@@ -112,9 +112,9 @@ def _legend(M: int) -> Iterator[str]:
         for colour in COLOURS[m % len(COLOURS)]:
             yield f'    <rect x="{x}" y="52" width="18" height="18" rx="2" fill="{colour}"/>'
             x += 18
-        yield f'    <text x="{x + 8}" y="66">microbatch {m + 1}</text>'
+        yield f'    <text x="{x + 8}" y="66">microbatch {m}</text>'
         x += 112
-    yield f'    <text x="{x + 6}" y="66">light: forward, dark: backward; 1.3: window 1, pass 3; grey: idle</text>'
+    yield f'    <text x="{x + 6}" y="66">light: forward, dark: backward; 0.3: window 0, pass 3; grey: idle</text>'
     yield "  </g>"
 
 

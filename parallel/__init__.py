@@ -1,7 +1,7 @@
 """How one step is computed on many ranks: the grid, the hybrid blocks and their state.
 
     shape.py            sizes of a block; the legend of shape letters
-    mesh.py             the grid of ranks
+    mesh.py             the grid of ranks;  combinations.py  what may be combined
     layers.py           Megatron's parallel linears and embedding, norms, cross-entropy
     delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention
     attention.py        gated causal attention
@@ -11,8 +11,13 @@
     state.py            what blocks keep from one window to the next
     window.py           what all blocks share within one window
     recompute.py        activation checkpointing of one (window, pass) unit
+    stages.py           which blocks a pipeline stage holds
+    schedule.py         when each stage does what;  simulator.py  proves a schedule on paper
+    pipeline.py         carries a schedule out
     engine.py           DeepSpeed ZeRO
     shards.py           which rank holds and updates what
+    whole.py            whole tensors from the ranks that share a model
+    watchdog.py         ends a rank that makes no headway
 """
 
 import warnings

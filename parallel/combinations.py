@@ -58,6 +58,12 @@ RULES = (
         lambda x: x.offload and x.zero == 0,
     ),
     Rule(
+        "parallel.offload with parallel.pp > 1 and train.precision = bf16",
+        "DeepSpeed's offloading optimiser would add a pipeline's units up in bf16",
+        "leave parallel.offload out: stages hold less optimiser state already",
+        lambda x: x.offload and x.pp > 1 and x.precision == "bf16",
+    ),
+    Rule(
         "parallel.sequence_parallel with parallel.tp = 1",
         "there are no tensor-parallel ranks to share the tokens",
         "leave it out, or set parallel.tp",

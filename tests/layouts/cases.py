@@ -75,7 +75,15 @@ PAIRS = [
 
 
 def everything() -> Iterator[Case]:
-    """All layouts of up to eight ranks, every ZeRO stage, N = 1 and 3; under each, every pair of the other choices."""
+    """All layouts of up to eight ranks, every ZeRO stage, N = 1 and 3; under each, every pair of the other choices.
+
+    Beside them, the daily ones, and offloading wherever it is allowed.
+    """
+    yield from DAILY
+    for split, zero, precision in itertools.product(("tp", "dp", "pp"), (1, 2, 3), ("fp32", "bf16")):
+        if split != "pp" or (zero, precision) == (1, "fp32"):
+            layout = Layout(**{split: 2}, zero=zero, offload=True, microbatches=2)
+            yield Case(layout, Problem(precision=precision, tied=True))
     for tp, pp, dp in itertools.product((1, 2), (1, 2, 4), (1, 2)):
         if tp * pp * dp > 8:
             continue

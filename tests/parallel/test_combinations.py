@@ -1,0 +1,55 @@
+"""What is refused is refused by name, and the documentation says the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from parallel.combinations import RULES, Layout, Rule, refusal, table
+from tests.layouts.cases import Case, everything
+
+REFUSED = [
+    Layout(pp=2, zero=0),
+    Layout(pp=2, zero=2),
+    Layout(pp=4, zero=3),
+    Layout(zero=0, precision="bf16", microbatches=2),
+    Layout(zero=0, offload=True),
+    Layout(pp=2, offload=True, precision="bf16"),
+    Layout(sequence_parallel=True),
+]
+
+
+@pytest.mark.parametrize("layout", REFUSED, ids=str)
+def test_refused(layout: Layout) -> None:
+    (rule,) = (rule for rule in RULES if rule.applies(layout))
+    assert refusal(layout) == f"{rule.refused}: {rule.why}; {rule.fix}"
+
+
+def test_every_rule_is_of_use() -> None:
+    def applies(rule: Rule) -> bool:
+        return any(rule.applies(layout) for layout in REFUSED)
+
+    assert all(applies(rule) for rule in RULES)
+
+
+def layout_of(case: Case) -> Layout:
+    x = case.layout
+    return Layout(x.tp, x.pp, x.sequence_parallel, x.zero, x.offload, case.problem.precision, x.microbatches)
+
+
+def test_all_that_is_allowed_is_compared_with_one_process() -> None:
+    compared = {layout_of(case) for case in everything()}
+    assert all(refusal(layout) is None for layout in compared)
+    for tp in (1, 2):
+        for pp in (1, 2, 4):
+            for zero in range(4):
+                for precision in ("fp32", "bf16"):
+                    layout = Layout(tp, pp, False, zero, False, precision)
+                    assert (refusal(layout) is None) == any(
+                        (x.tp, x.pp, x.zero, x.precision) == (tp, pp, zero, precision) for x in compared
+                    )
+
+
+def test_the_documentation_prints_the_table() -> None:
+    assert table() in (Path(__file__).parents[2] / "docs/parallelism.md").read_text(encoding="utf-8")
