@@ -31,7 +31,7 @@ test: lint  ## style, types and tests
 	.venv/bin/python -m pytest -q tests
 
 test-layouts: setup  ## every parallel layout of up to eight ranks against one process (about an hour on two cores)
-	HYPNOS_LAYOUTS=all .venv/bin/python -m pytest -q tests/layouts/test_layouts.py
+	HYPNOS_LAYOUTS=all .venv/bin/python -m pytest -q -rP tests/layouts/test_layouts.py
 
 clean:  ## removes the environment and caches; runs stay
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

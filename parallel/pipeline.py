@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from parallel import mesh, watchdog
 from parallel.schedule import Action, Leg, Message, Schedule
@@ -91,8 +92,9 @@ class _Unit:
     """What is kept of a unit until its backward."""
 
     x: Tensor | None  # what came in, if its gradient goes back
-    sent: list[tuple[Tensor, Key]] = field(default_factory=list)  # what left the stage, and where its gradient comes
-    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # what stayed, and its copy in the next unit
+    # What left the stage and what stayed: only their places in the graph, so that their values need not be kept.
+    sent: list[tuple[GradientEdge, Key]] = field(default_factory=list)  # and where its gradient comes
+    kept: list[tuple[GradientEdge, Tensor]] = field(default_factory=list)  # and its copy in the next unit
     loss: Tensor | None = None
 
 
@@ -145,11 +147,11 @@ class Pipeline:
         if passed.h is not None and s == leg.turn and leg.loops:
             target = stream.legs[number + 1].first
             self._hand_on(Key(False, m, number + 1, True), passed.h.detach(), target)
-            unit.sent.append((passed.h, Key(True, m, number, True)))
+            self._expect(unit, passed.h, Key(True, m, number, True))
         onward = passed.h if s < leg.turn else passed.y
         if onward is not None and s < leg.last:
             self._hand_on(Key(False, m, number, False), onward.detach(), s + 1)
-            unit.sent.append((onward, Key(True, m, number, False)))
+            self._expect(unit, onward, Key(True, m, number, False))
         if self._trains:
             stream.replace_memory(lambda t: self._cut(t, unit))
             self._units[m, number] = unit
@@ -172,12 +174,18 @@ class Pipeline:
         return tensor
 
     @staticmethod
+    def _expect(unit: _Unit, output: Tensor, key: Key) -> None:
+        """Notes where the gradient of what left the stage goes on when it comes."""
+        if output.requires_grad:
+            unit.sent.append((get_gradient_edge(output), key))
+
+    @staticmethod
     def _cut(tensor: Tensor, unit: _Unit) -> Tensor:
         """Takes what a unit leaves in memory out of its graph; the copy collects the gradient of later units."""
         if not tensor.requires_grad or tensor.is_leaf:
             return tensor
         copy = tensor.detach().requires_grad_()
-        unit.kept.append((tensor, copy))
+        unit.kept.append((get_gradient_edge(tensor), copy))
         return copy
 
     def _backward(self, action: Action) -> None:
@@ -186,16 +194,14 @@ class Pipeline:
         outputs, gradients = [], []
         for output, key in unit.sent:
             if key in self._inbox:
-                gradient = self._receive(key, action)
-                if output.requires_grad:
-                    outputs.append(output)
-                    gradients.append(gradient)
+                outputs.append(output)
+                gradients.append(self._receive(key, action))
         for output, copy in unit.kept:
             if copy.grad is not None:
                 outputs.append(output)
                 gradients.append(copy.grad)
         if unit.loss is not None:
-            outputs.append(unit.loss)
+            outputs.append(get_gradient_edge(unit.loss))
             gradients.append(unit.loss.new_ones(()) * self._loss_scale)
         if outputs:
             torch.autograd.backward(outputs, gradients)

@@ -187,11 +187,14 @@ def run(
     """
     plans = plan(batch, model.sleep, passes, agree)
     reading = Reading(model, batch, plans, state, recompute, probe, head)
+    losses = []
     for p in plans:
         h = None
         for number in range(1, p.passes + 1):  # 1: wake; 2..N: sleep
-            h = reading.one_pass(p, number, h).h
-    return reading.output()
+            h, _, loss = reading.one_pass(p, number, h)
+            losses += [] if loss is None else [loss]
+    out = reading.output()
+    return out._replace(loss=torch.stack(losses).sum()) if losses else out
 
 
 class Route(NamedTuple):
@@ -281,6 +284,8 @@ class Reading:
             if x is not None and p.detaches(number) and stage == way.first:
                 x = x.detach()
             h = y = self._core(p, number, window, x, dead_end=p.dead_end(number) and stage == way.turn)
+            if number == 1 < p.reads_at and p.any_scored and stage == way.turn:
+                self.memory = self.memory._replace(wake=h)
         if number == p.reads_at and stage >= way.turn:
             if stage == way.turn:
                 y = self._what_is_read(p, y)
@@ -330,8 +335,6 @@ class Reading:
             with _graph(p.keeps_graph):
                 state = choose_rows(asleep, self.memory.state, self.memory.awake)
             self.memory = self.memory._replace(state=state, awake=None)
-        if number == 1 and p.passes > 1 and p.reads_at > 1 and p.any_scored:
-            self.memory = self.memory._replace(wake=h)
         return h
 
     def _what_is_read(self, p: WindowPlan, h: Tensor | None) -> Tensor | None:
@@ -356,7 +359,7 @@ class Reading:
             scored = p.scored.to(y.device, non_blocking=True)
             y, goal = leave(y)[scored], self._targets[:, p.tokens].flatten()[scored]  # [n, D], [n]
             loss = kept(self._head, p, y, goal, recompute=self._recompute != "none").sum()
-        self._losses[p.index] = loss
+        self._losses[p.index] = loss.detach()
         return None, loss
 
     def _part(self, part: slice, h: Tensor, window: Window, dead_end: bool = False) -> Tensor:
@@ -376,12 +379,12 @@ class Reading:
             self._probe.end_window(state)
 
     def output(self) -> Output:
-        """When every pass is done. On a pipeline stage, its own share: the losses are on the last one."""
+        """When every pass is done; detached. Of pipeline stages the last has the losses, the others have zeros."""
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         zero = torch.zeros((), device=self.model.device, dtype=dtype)
         losses = torch.stack([self._losses.get(w, zero) for w in range(self.batch.starts.shape[1])])
         carried = self.memory.state.detach() if bool(self.batch.carries.any()) else None
-        return Output(losses.sum(), losses.detach(), carried)
+        return Output(losses.sum(), losses, carried)
 
 
 @contextmanager

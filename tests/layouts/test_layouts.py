@@ -44,6 +44,9 @@ def excess(case: Case, errors: dict[str, float]) -> dict[str, float]:
 @pytest.mark.parametrize("cases", list(launches(CASES)), ids=lambda cases: f"{cases[0].layout.world} ranks")
 def test_as_one_process(cases: list[Case], tmp_path: Path) -> None:
     found = compare(cases, tmp_path)
+    for precision in TOLERANCE:  # told by pytest -rP
+        mine = [e for case, e in zip(cases, found, strict=True) if case.problem.precision == precision]
+        print(precision, {name: f"{max(e[name] for e in mine):.1e}" for name in TOLERANCE[precision] if mine})
     wrong = {str(case): worse for case, e in zip(cases, found, strict=True) if (worse := excess(case, e))}
     assert len(found) == len(cases) and not wrong, "\n".join(f"{case}: {errors}" for case, errors in wrong.items())
 
