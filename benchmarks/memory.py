@@ -1,10 +1,12 @@
-"""Peak memory of one training step by recomputation policy and number of passes N.
+"""Peak memory and time of one training step, by recomputation policy, number of passes N and pipeline stages.
 
-Every row is a fresh process: the peak of its resident memory during forward and backward, less what it
-held before. Beside it stands what a policy "unit" must store, counted: (h, S) of every (window, pass).
+A step is forward and backward of a few microbatches, without the optimiser; every window but the last is slept over.
+Stages are processes of their own (`benchmarks/stage.py`). Beside what they held stands what the method should need,
+`counted`. Memory and time come from separate processes: in the first glibc gives freed tensors back at once, so that
+what is resident is what is held, and that costs time.
 
-    python -m benchmarks.memory            # 12 rows, about ten minutes
-    python -m benchmarks.memory --help
+    python -m benchmarks.memory --out docs/memory.md    # 36 rows, about four minutes on two cores
+    python -m benchmarks.memory --quick                 # 8 rows of a smaller model
 """
 
 from __future__ import annotations
@@ -12,104 +14,227 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import platform
 import subprocess
 import sys
-import threading
-import time
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
-ROWS, WINDOW, WINDOWS, WIDTH = 8, 128, 4, 256
+from parallel.schedule import Leg
+from parallel.simulator import Span
 
-
-def resident() -> int:
-    """Bytes of this process that are in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+MIB = 2**20
 
 
-def measure(policy: str, passes: int) -> dict[str, float]:
-    """One step in this process. Returns bytes and seconds."""
-    import torch
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and the sizes."""
 
-    from parallel import mesh
-    from pretrain.batch import IGNORE, Batch
-    from pretrain.config import ModelConfig, SleepConfig
-    from pretrain.model import HybridLM
+    policies: tuple[str, ...] = ("none", "unit", "block")
+    passes: tuple[int, ...] = (1, 2, 4, 8)
+    stages: tuple[int, ...] = (1, 2, 4)
+    layers: tuple[str, ...] = ("attention", "delta", "attention", "delta")
+    width: int = 256  # D
+    vocabulary: int = 512
+    microbatches: int = 4
+    rows: int = 1  # of each microbatch
+    windows: int = 3
+    window: int = 128  # tokens
+    repeats: int = 1  # the fastest of so many steps counts
 
-    torch.set_num_threads(1)
-    mesh.initialize()
-    config = ModelConfig(d_model=WIDTH, layers=["attention", "delta"] * 2, vocab_size=512, mlp_width=4 * WIDTH)
-    model = HybridLM(config, SleepConfig(passes=passes, window=WINDOW, when="context")).initialize(0)
-    length = WINDOW * WINDOWS
-    tokens = torch.randint(0, 512, (ROWS, length), generator=torch.Generator().manual_seed(0))
-    targets = tokens.roll(-1, 1)
-    targets[:, : length - WINDOW] = IGNORE  # only the last window is scored: the others sleep
-    starts = torch.zeros(ROWS, WINDOWS, dtype=torch.bool)
-    starts[:, 0] = True
-    batch = Batch(tokens, targets, torch.ones_like(tokens, dtype=torch.bool), starts, torch.zeros(ROWS).bool())
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-
-    before, peak, done = resident(), 0, threading.Event()
-
-    def step() -> None:
-        model(batch, recompute=policy).loss.backward()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, resident())
-            time.sleep(0.0005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    step()
-    done.set()
-    watcher.join()
-    begin = time.perf_counter()
-    step()
-    seconds = time.perf_counter() - begin
-    mesh.shutdown()
-    S = sum(b == "delta" for b in config.layers) * config.delta_value_heads * 64 * 64
-    units = (WINDOWS - 1) * passes + 1
-    return {"peak": peak - before, "seconds": seconds, "stored": units * 4 * ROWS * (WINDOW * WIDTH + S)}
+    @property
+    def cases(self) -> list[tuple[str, int]]:
+        """What one set of processes goes through: (recompute, N)."""
+        return [(policy, N) for N in self.passes for policy in self.policies]
 
 
-def in_a_process(policy: str, passes: int, settings: dict[str, str]) -> dict[str, float]:
-    """`measure` in a fresh process with these environment variables."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--one", policy, str(passes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | settings
-    run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    row: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
-    return row
+QUICK = Plan(("none", "unit"), (1, 2), (1, 2), width=128)
+
+
+class Peak(NamedTuple):
+    """Bytes of one stage in one step."""
+
+    held: int  # at most, beyond what the process held before
+    counted: int
+    stored: int  # one (h, S) for each of the units that are live at a time
+
+
+# ---- what the method should need
+
+
+class Weight(NamedTuple):
+    """Bytes of one block in one unit of work."""
+
+    h: int  # [B, T, D], what comes in
+    S: int  # [B, H, K, V] fp32, what comes in; 0 in an attention block
+    whole: int  # all that its backward reads, h and S among it, its weights not
+    write_only: int  # the same where nothing reads what the block gives
+
+
+def counted(policy: str, legs: Sequence[Leg], stage: int, spans: Sequence[Span], blocks: Sequence[Weight]) -> int:
+    """Peak bytes of a stage in one step: the most, over its actions, of what lives at once, which is
+
+        the sum of kept(u) over the units u between their forward and the end of their backward
+        + again(u) in the backward of u
+
+                 kept(u)                             again(u)
+        none     sum over blocks of whole            0
+        unit     h + sum over blocks of S            sum over blocks of whole, less kept(u)
+        block    sum over blocks of h + S            the most over blocks of whole - h - S
+
+    Where nothing reads the h that comes out of a unit, its last delta block is its last and counts with write_only.
+
+    Left out: weights and their gradients, which are there before; the embedding, the head and its logits; what a stage
+    keeps of the hidden states that it has handed on, and messages on their way; gradients of activations, and whatever
+    else lives only inside a forward or a backward.
+
+    Args:
+        legs: of a microbatch; all are alike. spans: the stage's actions, in order. blocks: the stage's.
+    """
+
+    def parts(leg: Leg) -> list[tuple[Weight, int]]:
+        """The blocks that run, with what the backward of each reads."""
+        if leg.loops or leg.read_graph or stage < leg.turn:
+            return [(block, block.whole) for block in blocks]
+        last = max(i for i, block in enumerate(blocks) if block.S)
+        return [(block, block.write_only if i == last else block.whole) for i, block in enumerate(blocks[: last + 1])]
+
+    def kept(leg: Leg) -> int:
+        if policy == "none":
+            return sum(whole for _, whole in parts(leg))
+        if policy == "unit":
+            return blocks[0].h + sum(block.S for block, _ in parts(leg))
+        return sum(block.h + block.S for block, _ in parts(leg))
+
+    def again(leg: Leg) -> int:
+        if policy == "none":
+            return 0
+        if policy == "unit":
+            return sum(whole for _, whole in parts(leg)) - kept(leg)
+        return max(whole - block.h - block.S for block, whole in parts(leg))
+
+    live = most = 0
+    for span in spans:
+        leg = legs[span.action.leg]
+        if span.action.backward:
+            most = max(most, live + again(leg))
+            live -= kept(leg)
+        else:
+            live += kept(leg)
+            most = max(most, live)
+    return most
+
+
+# ---- what was measured
+
+
+Peaks = Mapping[tuple[int, str, int], Sequence[Peak]]  # by (P, recompute, N): each stage's
+Seconds = Mapping[tuple[int, str, int], float]
+
+
+def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
+    """Markdown, line by line."""
+    columns = ["recompute", "N", "stages", "peak MiB of each stage", "most", "vs N = 1", "counted MiB"]
+    columns += ["measured / counted", "time vs none", "time vs 1 stage"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for P in plan.stages:
+        for policy in plan.policies:
+            for N in plan.passes:
+                most = max(peaks[P, policy, N])
+                first = max(peaks[P, policy, plan.passes[0]])
+                time = seconds[P, policy, N]
+                cells = [policy, N, P, " / ".join(f"{stage.held / MIB:.0f}" for stage in peaks[P, policy, N])]
+                cells += [f"{most.held / MIB:.0f}", f"{most.held / first.held:.2f}", f"{most.counted / MIB:.0f}"]
+                cells += [f"{most.held / most.counted:.2f}", f"{time / seconds[P, 'none', N]:.2f}"]
+                cells += [f"{time / seconds[plan.stages[0], policy, N]:.2f}"]
+                yield f"| {' | '.join(map(str, cells))} |"
+
+
+def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
+    """Whether deep sleep costs what it must store and no more, line by line."""
+    low, high = plan.passes[0], plan.passes[-1]
+    yield f'With "unit", peak(N = {high}) <= 1.3 peak(N = {low}) + the (h, S) of the units that are live in addition,'
+    yield "on every stage; of each number of stages, the stage that comes closest to the limit, or exceeds it most:"
+    yield ""
+    for P in plan.stages:
+        sides = []
+        for before, after in zip(peaks[P, "unit", low], peaks[P, "unit", high], strict=True):
+            sides.append((after.held, before.held, after.stored - before.stored))
+        after, before, stored = max(sides, key=lambda side: side[0] / (1.3 * side[1] + side[2]))
+        limit = 1.3 * before + stored
+        yield (
+            f"- stages = {P}: {after / MIB:.1f} {'<=' if after <= limit else '>'} {limit / MIB:.1f} MiB "
+            f"= 1.3 x {before / MIB:.1f} + {stored / MIB:.1f}: {'holds' if after <= limit else 'DOES NOT HOLD'}"
+        )
+
+
+def heading(plan: Plan) -> Iterator[str]:
+    """What was measured, where, when and of which commit."""
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = model[0].partition(":")[2].strip() if model else platform.machine()
+    described = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(described, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    yield "# Memory and time of a training step"
+    yield ""
+    yield (
+        f"Forward and backward of {plan.microbatches} microbatches of {plan.rows} rows of {plan.windows} windows of "
+        f"{plan.window} tokens; all windows but the last sleep. D = {plan.width}, {len(plan.layers)} blocks "
+        f"({', '.join(plan.layers)}), fp32. One process a stage, one thread each, gloo."
+    )
+    yield ""
+    yield (
+        "Peak: resident memory beyond what the process held before the step. Counted: what the method should need, on "
+        "the stage with the highest peak (`benchmarks/memory.py`, `counted`, says what goes into it and what does "
+        "not). Times are ratios: to no recomputation with the same N and stages, and to one stage with the same N and "
+        "recomputation."
+    )
+    yield ""
+    yield (
+        f"`python -m benchmarks.memory` on {os.cpu_count()} cores ({cpu}), {date.today()}, "
+        f"commit {commit or 'unknown'}."
+    )
+    yield ""
+
+
+def measure(plan: Plan, what: str, stages: int) -> list:
+    """Runs all cases on so many processes.
+
+    Args:
+        what: "peak" gives a list of `Peak` for each case, by stage; "seconds" gives seconds.
+    """
+    settings = {"OMP_NUM_THREADS": "1"}
+    if what == "peak":
+        settings["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={stages}"]
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as found:
+        arguments = ["-m", "benchmarks.stage", what, json.dumps(asdict(plan)), found.name]
+        subprocess.run(command + arguments, check=True, env=os.environ | settings, cwd=Path(__file__).parents[1])
+        return json.load(found)
 
 
 def main() -> None:
-    """Runs the rows and prints a Markdown table."""
+    """Measures, and prints or writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--one", nargs=2, metavar=("POLICY", "N"), help="measure one row in this process, print JSON")
+    parser.add_argument("--quick", action="store_true", help="a few rows of a smaller model")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there instead of printing it")
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(args.one[0], int(args.one[1]))))
-        return
-    print(f"{ROWS} rows of {WINDOWS} windows of {WINDOW} tokens, D = {WIDTH}, 4 blocks, fp32, CPU\n")
-    print("| recompute | N | peak MiB | vs N=1 | (h, S) of all units, MiB | step time vs none |")
-    print("|---|---|---|---|---|---|")
-    seconds: dict[tuple[str, int], float] = {}
-    for policy in ("none", "block", "unit"):
-        first = 0.0
-        for passes in (1, 2, 4, 8):
-            row = in_a_process(policy, passes, {})
-            # glibc then gives freed tensors back at once: what is resident is what is held.
-            row["peak"] = in_a_process(policy, passes, {"MALLOC_MMAP_THRESHOLD_": "65536"})["peak"]
-            first = first or row["peak"]
-            seconds[policy, passes] = row["seconds"]
-            print(
-                f"| {policy} | {passes} | {row['peak'] / 2**20:.0f} | {row['peak'] / first:.2f} "
-                f"| {row['stored'] / 2**20:.0f} | {row['seconds'] / seconds['none', passes]:.2f} |",
-                flush=True,
-            )
+    plan = QUICK if args.quick else Plan()
+    peaks, seconds = {}, {}
+    for P in plan.stages:
+        for (policy, N), stages in zip(plan.cases, measure(plan, "peak", P), strict=True):
+            peaks[P, policy, N] = [Peak(*stage) for stage in stages]
+        for (policy, N), took in zip(plan.cases, measure(plan, "seconds", P), strict=True):
+            seconds[P, policy, N] = took
+    text = "\n".join([*heading(plan), *table(plan, peaks, seconds), "", *claim(plan, peaks)]) + "\n"
+    if args.out:
+        args.out.write_text(text)
+    else:
+        print(text, end="")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""One pipeline stage's part of a training step, weighed and timed; run by `benchmarks.memory` on each rank.
+
+What is weighed is the method, blocks, recomputation and pipeline, as the trainer runs them on its stages
+(`pretrain/step.py`), but without DeepSpeed: every parameter has its gradient before. A single stage goes through the
+same code, as a pipeline without messages, so that it compares with several.
+
+    torchrun --nproc-per-node=P -m benchmarks.stage peak|seconds PLAN FILE
+
+PLAN is the JSON of a `benchmarks.memory.Plan`. Rank 0 writes to FILE what `benchmarks.memory.measure` returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.memory import MIB, Peak, Plan, Weight, counted
+from parallel import mesh
+from parallel.block import Block
+from parallel.simulator import simulate
+from parallel.stages import Stage, balanced
+from parallel.state import State
+from parallel.window import open_window
+from pretrain import step
+from pretrain.batch import IGNORE, Batch
+from pretrain.config import ModelConfig, SleepConfig
+from pretrain.model import HybridLM
+from pretrain.sleep import Reading, plan
+
+
+def build(p: Plan) -> HybridLM:
+    """This rank's stage."""
+    stage = Stage(mesh.pp_rank(), balanced([1.0] * len(p.layers), mesh.pp_size()))
+    config = ModelConfig(d_model=p.width, layers=list(p.layers), vocab_size=p.vocabulary, mlp_width=4 * p.width)
+    model = HybridLM(config, SleepConfig(window=p.window, when="context"), stage).initialize(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return model
+
+
+def microbatches(p: Plan) -> list[Batch]:
+    """The rows of a step. Only the last window is scored: the others sleep."""
+    rows, length = p.microbatches * p.rows, p.windows * p.window
+    tokens = torch.randint(0, p.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    targets = tokens.roll(-1, 1)
+    targets[:, : length - p.window] = IGNORE
+    starts = torch.zeros(rows, p.windows, dtype=torch.bool)
+    starts[:, 0] = True
+    whole = Batch(tokens, targets, torch.ones_like(tokens, dtype=torch.bool), starts, torch.zeros(rows).bool())
+    return [whole.rows(m * p.rows, (m + 1) * p.rows) for m in range(p.microbatches)]
+
+
+def train(model: HybridLM, parts: list[Batch], policy: str, passes: int) -> None:
+    """Forward and backward, as `pretrain.step.accumulate` does them on a stage."""
+    readings = [Reading(model, part, plan(part, model.sleep, passes), None, policy, None, None) for part in parts]
+    step._run(readings, policy, loss_scale=1.0)
+
+
+# ---- memory
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak(run: Callable[[], None]) -> int:
+    """The most bytes that this process holds meanwhile, beyond what it held before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but still resident would not count when it is used again
+    dist.barrier()
+    before, most, done = resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.is_set():
+            most = max(most, resident())
+            time.sleep(0.0005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return most - before
+
+
+def weigh(block: Block, rows: int, window: int) -> Weight:
+    """Weighs what autograd saves of one block: storages, each once."""
+    h = torch.randn(rows, window, block.shape.d_model, requires_grad=True)
+    memory = block.empty_state(rows, h.device, h.dtype)
+    S = memory.S.requires_grad_() if block.kind == "delta" else h[:0]
+    state = State((memory,), torch.zeros(rows, 0, dtype=torch.bool), torch.zeros(rows, dtype=torch.int64))
+    view = open_window(block.shape, state, torch.ones(rows, window, dtype=torch.bool), False, window, False)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+
+    def saved(write_only: bool) -> int:
+        sizes: dict[int, int] = {}  # by address; the graph holds them all, so none comes twice
+
+        def note(t: Tensor) -> Tensor:
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            graph = block(h, memory, view, write_only)
+        del graph
+        return sum(size for address, size in sizes.items() if address not in weights)
+
+    return Weight(h.nbytes, S.nbytes, saved(False), saved(True) if block.kind == "delta" else 0)
+
+
+def count(p: Plan, model: HybridLM, part: Batch, policy: str, passes: int) -> tuple[int, int]:
+    """`counted`, and the bytes of one (h, S) for each of the units that are live at a time."""
+    stage, legs = model.stage.index, step.legs(plan(part, model.sleep, passes), model)
+    everyone = (legs,) * p.microbatches
+    order = step._schedule(everyone, mesh.pp_size(), False, 2 if policy == "none" else 3)  # that of step._run
+    timeline = simulate(order, everyone, mesh.pp_size())
+    blocks = [weigh(block, p.rows, p.window) for block in model.run_blocks(slice(None))]
+    stored = timeline.peak[stage] * (blocks[0].h + sum(block.S for block in blocks))
+    return counted(policy, legs, stage, timeline.spans[stage], blocks), stored
+
+
+# ---- time
+
+
+def seconds(run: Callable[[], None], repeats: int) -> float:
+    """How long it takes, the fastest time of some."""
+    found = []
+    for _ in range(repeats):
+        gc.collect()
+        dist.barrier()
+        begin = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - begin)
+    return min(found)
+
+
+def main(what: str, p: Plan, file: Path) -> None:
+    """Goes through the plan's cases together with the other ranks."""
+    torch.set_num_threads(1)
+    mesh.initialize(pp=mesh.world_size())
+    model, parts, results = build(p), microbatches(p), []
+    for policy in p.policies:  # libraries and connections set themselves up
+        train(model, parts, policy, 1)
+    for policy, passes in p.cases:
+
+        def run(policy: str = policy, passes: int = passes) -> None:
+            train(model, parts, policy, passes)
+
+        if what == "peak":
+            mine = Peak(peak(run), *count(p, model, parts[0], policy, passes))
+        else:
+            mine = seconds(run, p.repeats)
+        everyone = [mine] * mesh.pp_size()
+        dist.all_gather_object(everyone, mine)
+        results.append(everyone if what == "peak" else max(everyone))
+        if dist.get_rank() == 0:
+            shown = [f"{x.held / MIB:.1f}" for x in everyone] if what == "peak" else [f"{max(everyone):.2f}"]
+            unit = "MiB" if what == "peak" else "s"
+            line = f"P = {mesh.pp_size()}, {policy}, N = {passes}: {' / '.join(shown)} {unit}"
+            print(line, file=sys.stderr, flush=True)
+    if dist.get_rank() == 0:
+        file.write_text(json.dumps(results))
+    mesh.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Plan(**json.loads(sys.argv[2])), Path(sys.argv[3]))
