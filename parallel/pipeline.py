@@ -14,6 +14,7 @@ Only hidden states and their gradients travel between stages, never S.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -25,6 +26,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from parallel import mesh, watchdog
 from parallel.schedule import Action, Leg, Message, Schedule
+
+SENDS_UNDER_WAY = 8
 
 
 class Passed(Protocol):
@@ -113,7 +116,7 @@ class Pipeline:
         self._inbox: dict[Key, _Arrival] = {}
         self._outbox: dict[Key, Tensor] = {}
         self._units: dict[tuple[int, int], _Unit] = {}
-        self._sending: list[tuple[dist.Work, Tensor]] = []
+        self._sending: deque[tuple[dist.Work, Tensor]] = deque()
 
     def run(self) -> None:
         """Carries out this stage's steps; returns when everything it sent has gone."""
@@ -222,8 +225,9 @@ class Pipeline:
             self._outbox[key] = tensor
 
     def _post(self, messages: Sequence[Message]) -> None:
-        """Begins this step's sends and receives, all at once; nobody waits here."""
-        self._sending = [(work, t) for work, t in self._sending if not work.is_completed()]
+        """Begins this step's sends and receives, all at once; only sends of long ago are waited for."""
+        while len(self._sending) > SENDS_UNDER_WAY:  # a send keeps its tensor until it is waited for
+            self._sending.popleft()[0].wait()
         operations = []
         for message in messages:
             if message.source == self._stage:
