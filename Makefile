@@ -30,7 +30,7 @@ lint: setup  ## style and types
 test: lint  ## style, types and tests
 	.venv/bin/python -m pytest -q tests
 
-test-layouts: setup  ## every parallel layout of up to eight ranks against one process (about an hour on two cores)
+test-layouts: setup  ## every parallel layout of up to eight ranks against one process (about half an hour on two cores)
 	HYPNOS_LAYOUTS=all .venv/bin/python -m pytest -q -rP tests/layouts/test_layouts.py
 
 clean:  ## removes the environment and caches; runs stay

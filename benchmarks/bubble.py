@@ -64,9 +64,9 @@ def idle(M: int, N: int) -> tuple[float, float]:
     P = mesh.pp_size()
     for _ in range(2):  # the first sets libraries and connections up
         readings = [Reading(model, part, plan(part, model.sleep, N), None, "unit", None, None) for part in parts]
-        streams = [step._Stream(reading) for reading in readings]
+        streams = [step.ReadingStream(reading) for reading in readings]
         legs = tuple(stream.legs for stream in streams)
-        order = step._schedule(legs, P, False, 3)
+        order = step.order(legs, P, "unit")
         timed = Timed(streams, order, 1.0)
         timed.run()
     everyone = [timed.seconds] * P

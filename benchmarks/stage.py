@@ -64,7 +64,7 @@ def microbatches(p: Plan) -> list[Batch]:
 def train(model: HybridLM, parts: list[Batch], policy: str, passes: int) -> None:
     """Forward and backward, as `pretrain.step.accumulate` does them on a stage."""
     readings = [Reading(model, part, plan(part, model.sleep, passes), None, policy, None, None) for part in parts]
-    step._run(readings, policy, loss_scale=1.0)
+    step.run_stage(readings, policy, loss_scale=1.0)
 
 
 # ---- memory
@@ -125,8 +125,8 @@ def count(p: Plan, model: HybridLM, part: Batch, policy: str, passes: int) -> tu
     """`counted`, and the bytes of one (h, S) for each of the units that are live at a time."""
     stage, legs = model.stage.index, step.legs(plan(part, model.sleep, passes), model)
     everyone = (legs,) * p.microbatches
-    order = step._schedule(everyone, mesh.pp_size(), False, 2 if policy == "none" else 3)  # that of step._run
-    timeline = simulate(order, everyone, mesh.pp_size())
+    P = mesh.pp_size()
+    timeline = simulate(step.order(everyone, P, policy), everyone, P)
     blocks = [weigh(block, p.rows, p.window) for block in model.run_blocks(slice(None))]
     stored = timeline.peak[stage] * (blocks[0].h + sum(block.S for block in blocks))
     return counted(policy, legs, stage, timeline.spans[stage], blocks), stored

@@ -27,23 +27,16 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from parallel import mesh, watchdog
 from parallel.schedule import Action, Leg, Message, Schedule
 
+# Sends that nobody waits for: enough that a stage does not wait for its neighbour to take what it has just been sent.
 SENDS_UNDER_WAY = 8
 
 
-class Passed(Protocol):
+class Passed(NamedTuple):
     """What a stage's part of a unit gives."""
 
-    @property
-    def h(self) -> Tensor | None:
-        """For the next stage of the core, or for the next pass."""
-
-    @property
-    def y(self) -> Tensor | None:
-        """For the next stage beyond the core."""
-
-    @property
-    def loss(self) -> Tensor | None:
-        """[] on the last stage."""
+    h: Tensor | None  # residual stream after its part of the core, None beyond the core
+    y: Tensor | None  # residual stream after its part of the coda, where the window is read
+    loss: Tensor | None  # [] of the window, on the last stage, where the window is read and scored
 
 
 class Stream(Protocol):
@@ -111,7 +104,7 @@ class Pipeline:
             loss_scale: see `parallel.engine.Engine.loss_scale`; None: there is no backward.
         """
         self._streams, self._schedule = streams, schedule
-        self._trains, self._loss_scale = loss_scale is not None, loss_scale or 0.0
+        self._trains, self._loss_scale = loss_scale is not None, 0.0 if loss_scale is None else loss_scale
         self._stage, self._group = mesh.pp_rank(), mesh.pp_group()
         self._inbox: dict[Key, _Arrival] = {}
         self._outbox: dict[Key, Tensor] = {}

@@ -81,6 +81,12 @@ class HybridLM(nn.Module):
         """The blocks of one part, in order."""
         return [block for block in list(self.blocks.values())[part] if isinstance(block, Block)]
 
+    @property
+    def tied(self) -> nn.Parameter | None:
+        """The embedding where it is the head's weight too: on the first and the last stage."""
+        ends = self.stage.is_first or self.stage.is_last
+        return self.embed.weight if self.config.tie_embeddings and ends else None
+
     def is_elsewhere(self, name: str) -> bool:
         """Whether a parameter is another stage's."""
         block = name.split(".")[1] if name.startswith("blocks.") else ""

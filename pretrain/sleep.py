@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from parallel.layers import by_row, leave
+from parallel.pipeline import Passed
 from parallel.recompute import kept, run_unit
 from parallel.stages import Stage
 from parallel.state import State, choose_rows
@@ -66,7 +67,7 @@ class WindowPlan:
     all_scored: bool  # every row has targets
     has_coda: bool
     keeps_graph: bool  # some scored position can be reached from here by backpropagation
-    segment: int  # windows between two cuts of truncated backpropagation, counted from the sequence's begin
+    segment: int  # the last window before the next cut of truncated backpropagation: its gradients come this far
     cut: bool  # backpropagation through windows is truncated before this one
     carried: bool  # the window only sleeps for the next batch, to which no gradient flows
     truncated: int  # passes out of backpropagation's reach
@@ -236,14 +237,6 @@ class Memory(NamedTuple):
         return Memory(self.state.map(f), awake, None if self.wake is None else f(self.wake))
 
 
-class Passed(NamedTuple):
-    """What a stage's part of a pass gives."""
-
-    h: Tensor | None  # residual stream after its part of the core, None beyond the core
-    y: Tensor | None  # residual stream after its part of the coda, where the window is read
-    loss: Tensor | None  # [] of the window, on the last stage, where the window is read and scored
-
-
 class Reading:
     """A batch in the middle of being read, by all blocks or by those of one pipeline stage."""
 
@@ -264,12 +257,10 @@ class Reading:
         self._tokens, self._targets, self._valid = (
             t.to(model.device, non_blocking=True) for t in (batch.tokens, batch.targets, batch.valid)
         )
+        routes = [[route(p, n, model.config, model.sleep, model.stage) for n in range(1, p.passes + 1)] for p in plans]
+        self._routes = {p.index: ways for p, ways in zip(plans, routes, strict=True)}
         self._window: Window | None = None  # the one that is being read
         self._losses: dict[int, Tensor] = {}  # by window
-
-    def route(self, p: WindowPlan, number: int) -> Route:
-        """The stages that a pass goes through."""
-        return route(p, number, self.model.config, self.model.sleep, self.model.stage)
 
     def one_pass(self, p: WindowPlan, number: int, x: Tensor | None) -> Passed:
         """Pass `number` over a window, as far as it is this stage's.
@@ -277,7 +268,7 @@ class Reading:
         Args:
             x: h after the stage before, or after the pass before; y beyond the core; None: embed the window.
         """
-        stage, way = self.model.stage.index, self.route(p, number)
+        stage, (way, *later) = self.model.stage.index, self._routes[p.index][number - 1 :]
         window = self._window or self._open(p)
         h, y, loss = None, x, None
         if stage <= way.turn:
@@ -290,7 +281,6 @@ class Reading:
             if stage == way.turn:
                 y = self._what_is_read(p, y)
             y, loss = self._read(p, window, y, dead_end=not p.any_scored and stage == way.last)
-        later = (self.route(p, n) for n in range(number + 1, p.passes + 1))
         if not any(w.first <= stage <= w.last for w in later):
             self._close(p, window)
         elif number == 1:

@@ -47,7 +47,7 @@ def accumulate(
             for part, state in zip(parts, states, strict=True)
         ]
         with engine.accumulating():
-            _run(readings, parallel.recompute, engine.loss_scale(scored))
+            run_stage(readings, parallel.recompute, engine.loss_scale(scored))
         return [reading.output() for reading in readings]
     outputs = []
     for m, (part, state) in enumerate(zip(parts, states, strict=True)):
@@ -71,7 +71,7 @@ def read(
     """
     check_same_rows(parts)
     if mesh.pp_size() > 1:
-        _run(
+        run_stage(
             [
                 Reading(model, part, plan(part, model.sleep, passes), None, "none", None, head)
                 for part, head in zip(parts, heads, strict=True)
@@ -148,7 +148,7 @@ def legs(plans: Sequence[WindowPlan], model: HybridLM) -> tuple[Leg, ...]:
     return tuple(found)
 
 
-class _Stream:
+class ReadingStream:
     """A microbatch that is being read, for `parallel.pipeline`."""
 
     def __init__(self, reading: Reading) -> None:
@@ -167,13 +167,17 @@ class _Stream:
         return stream_like(self.reading.batch.size[0], p.width, model.config.d_model, model.dtype)
 
 
-def _run(readings: Sequence[Reading], recompute: str = "none", loss_scale: Tensor | float | None = None) -> None:
-    streams = [_Stream(reading) for reading in readings]
-    backward_cost = 2 if recompute == "none" else 3  # in forwards
-    order = _schedule(tuple(stream.legs for stream in streams), mesh.pp_size(), loss_scale is None, backward_cost)
-    Pipeline(streams, order, loss_scale).run()
+def run_stage(readings: Sequence[Reading], recompute: str = "none", loss_scale: Tensor | float | None = None) -> None:
+    """This stage's part of all microbatches: forward and, given a `loss_scale`, backward."""
+    streams = [ReadingStream(reading) for reading in readings]
+    legs = tuple(stream.legs for stream in streams)
+    Pipeline(streams, order(legs, mesh.pp_size(), recompute, loss_scale is None), loss_scale).run()
 
 
 @lru_cache(maxsize=16)
-def _schedule(legs: tuple[tuple[Leg, ...], ...], stages: int, forward_only: bool, backward_cost: int) -> Schedule:
+def order(
+    legs: tuple[tuple[Leg, ...], ...], stages: int, recompute: str, forward_only: bool = False
+) -> Schedule:
+    """The schedule of a step. legs: of each microbatch."""
+    backward_cost = 2 if recompute == "none" else 3  # in forwards
     return schedule(legs, stages, forward_only, lambda action, _: backward_cost if action.backward else 1)

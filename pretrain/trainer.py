@@ -98,10 +98,8 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
     else:
         model.initialize(config.run.seed)
     optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
-    tied = model.embed.weight if config.model.tie_embeddings and "embed.weight" in optimizer.names else None
-    engine = Engine(
-        model, optimizer, config.parallel.zero, settings.precision, settings.microbatches, config.parallel.offload, tied
-    )
+    zero, offload = config.parallel.zero, config.parallel.offload
+    engine = Engine(model, optimizer, zero, settings.precision, settings.microbatches, offload, model.tied)
     cleanup.callback(engine.close)
     lanes = snapshot.Lanes.empty(settings.microbatches)
     tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())  # read so far, PAD left out

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from itertools import accumulate as running_sum
 from pathlib import Path
 
 import torch
@@ -58,14 +59,11 @@ class Watched(MuonAdamW):
 
 def solve(problem: Problem, layout: Layout) -> Solution:
     """The counterpart of `problem.solve`, on this grid; whole on rank 0."""
-    costs, bounds = [1.0] * len(problem.layers), [0]
-    for count in layout.stages:
-        bounds.append(bounds[-1] + count)
-    stage = Stage(mesh.pp_rank(), tuple(bounds) if layout.stages else balanced(costs, layout.pp))
+    given, even = tuple(running_sum(layout.stages, initial=0)), balanced([1.0] * len(problem.layers), layout.pp)
+    stage = Stage(mesh.pp_rank(), given if layout.stages else even)
     net = problem.build(stage=stage)
     optimizer = Watched(net.named_parameters(), problem.optimization)
-    tied = net.embed.weight if problem.tied and "embed.weight" in optimizer.names else None
-    engine = Engine(net, optimizer, layout.zero, problem.precision, layout.microbatches, layout.offload, tied)
+    engine = Engine(net, optimizer, layout.zero, problem.precision, layout.microbatches, layout.offload, net.tied)
     parallel = ParallelConfig(tp=layout.tp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute)
     found, lanes = Solution(), Lanes.empty(layout.microbatches)
     share = ROWS // layout.dp
