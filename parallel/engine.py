@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from parallel import mesh
 from parallel.layers import sees_a_share, split_dim
 from parallel.shards import Partition, layout
+from parallel.slices import Piece
 
 # torch 2.13 has new names for two collectives that DeepSpeed calls on every step.
 warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
@@ -170,9 +171,9 @@ class Engine:
         if self.optimizer.calls == calls:
             self.optimizer.skip()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The master weights by name, whole, fp32, on rank 0 (on the CPU); empty elsewhere."""
-        return self.partition.gather(self.partition.flat, self.optimizer.names)
+    def weights(self) -> dict[str, Piece]:
+        """This rank's pieces of the fp32 master weights by name; views, so copy what must last."""
+        return self.partition.pieces(self.partition.flat, self.optimizer.names)
 
     def close(self) -> None:
         """Gives back what DeepSpeed holds: hooks and buffers."""

@@ -9,8 +9,10 @@ test and tool goes through the same Megatron layers.
 
 from __future__ import annotations
 
+import itertools
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,7 @@ from megatron.core.tensor_parallel import mappings
 
 PATIENCE = 600.0  # seconds that a rank waits for another before it gives the job up, unless told otherwise
 
+_stores = itertools.count()
 _sequence_parallel = False  # beside Megatron's grid, which does not keep it
 
 
@@ -85,6 +88,15 @@ class _TorchOnCPU:
 
     def __getattr__(self, name: str) -> object:
         return getattr(torch, name)
+
+
+def store(purpose: str) -> dist.Store:
+    """The launcher's key-value store, over a connection of its own; asked for by all ranks in the same order.
+
+    For threads, in which a collective could meet one of the main thread.
+    """
+    common: Any = dist.distributed_c10d._get_default_store()
+    return dist.PrefixStore(f"hypnos/{purpose}/{next(_stores)}", common.clone())
 
 
 def shutdown() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from parallel import mesh
 from parallel.layers import share
-from parallel.whole import assemble
+from parallel.slices import Piece, Slice
 
 
 class Shard(NamedTuple):
@@ -115,35 +115,26 @@ class Partition:
         dist.all_reduce(square, group=None if self.sharded else mesh.model_group())
         return square.to(gradient.device)
 
-    def gather(self, flat: Tensor, names: Collection[str], base: int = 0) -> dict[str, Tensor]:
-        """Whole tensors of the whole model by name on rank 0 (on the CPU), nothing elsewhere.
+    def pieces(self, flat: Tensor, names: Collection[str], base: int = 0) -> dict[str, Piece]:
+        """What this rank answers for of the whole model's tensors, by name: of all ranks, each element is one's.
 
         Args:
             flat: laid out as the master weights (they themselves, their gradient), or as the part of them
-                that begins at `base` (a moment).
+                that begins at `base` (a moment). The pieces are views of it.
             names: the parameters to take.
         """
-        chosen = [[s for s in shards if s.name in names] for shards in self.layout]
-        sizes = [sum(s.length for s in shards) for shards in chosen]
-        rank = mesh.dp_rank()
-        padding = flat.new_zeros(max(sizes) - sizes[rank])
-        parts = [torch.cat([*(s.of(flat, base) for s in chosen[rank]), padding])]
-        if self.sharded and len(self.layout) > 1:
-            sent, group = parts[0], mesh.dp_group()
-            parts = [torch.empty_like(sent) for _ in sizes] if rank == 0 else []
-            dist.gather(sent, parts or None, dst=dist.get_global_rank(group, 0), group=group)
-        mine: dict[str, Tensor] = {}
-        if rank != 0:
-            return mine
-        for part, shards in zip(parts, chosen, strict=False):  # of replicas, one is enough
-            pieces = part.cpu().split([*(s.length for s in shards), len(part) - sum(s.length for s in shards)])
-            for s, piece in zip(shards, pieces, strict=False):
-                value = mine.setdefault(s.name, torch.empty(s.shape, dtype=flat.dtype))
-                value.view(-1)[s.start : s.start + s.length] = piece
-        return assemble(mine, self.splits)
+        if not self.sharded and mesh.dp_rank() > 0:  # a replica
+            return {}
+        mine = {}
+        for s in self.shards:
+            if s.name in names and s.name in self.counted:
+                dim, run = self.splits[s.name], (s.start, s.start + s.length)
+                places = {} if dim is None else {dim: (mesh.tp_rank(), mesh.tp_size())}
+                mine[s.name] = Piece(Slice.share(tuple(s.shape), places, run), s.of(flat, base))
+        return mine
 
     def scatter(self, flat: Tensor, whole: Mapping[str, Callable[[], Tensor]], base: int = 0) -> None:
-        """The inverse of `gather`: fills this rank's slices from whole tensors, without communication.
+        """The inverse of `pieces`: fills this rank's slices from whole tensors, without communication.
 
         Args:
             whole: by name, what gives the whole tensor; called only for what this rank holds.

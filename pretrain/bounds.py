@@ -38,7 +38,7 @@ AT_LEAST: dict[str, int] = {
     **dict.fromkeys(
         ("run.seed", "depo.min_nodes", "rule110.steps", "model.vocab_size", "sleep.prelude", "sleep.coda"), 0
     ),
-    **dict.fromkeys(("sleep.truncate_passes", "sleep.truncate_windows"), 0),
+    **dict.fromkeys(("sleep.truncate_passes", "sleep.truncate_windows", "train.keep_every"), 0),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.warmup", "optimizer.decay"), 0),
 }
 

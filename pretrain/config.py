@@ -125,6 +125,7 @@ class TrainConfig:
     eval_batches: int = 4
     checkpoint_every: int = 200
     keep: int = 2  # newest checkpoints kept
+    keep_every: int = 0  # steps; a checkpoint at a multiple of it is kept for good; 0: none is
 
 
 @dataclass(kw_only=True)

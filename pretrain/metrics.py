@@ -28,13 +28,14 @@ from pretrain.flops import peak, work
 class Metrics:
     """Writes the rows of one run; use it on one rank only."""
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int | None, evaluated: bool) -> None:
         """
         Args:
-            step: the run goes on from here; 0 begins it anew.
+            step: of the checkpoint that the run goes on from; None: it begins anew.
+            evaluated: the evaluation of that step, if it has one, was over when it was saved.
         """
         path = run / "metrics.jsonl"
-        kept = _rows_until(path, step) if step else []
+        kept = [] if step is None else _rows_until(path, step, evaluated)
         write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
@@ -46,21 +47,27 @@ class Metrics:
         for tag, value in _scalars(kind, row):
             self._board.add_scalar(tag, value, step)
 
+    def flush(self) -> None:
+        """Writes what still waits to be written."""
+        self._board.flush()
+
     def close(self) -> None:
         """Flushes and closes both."""
         self._file.close()
         self._board.close()
 
 
-def _rows_until(path: Path, step: int) -> list[str]:
-    """The whole lines of steps up to `step`; a line cut short by a crash is dropped."""
+def _rows_until(path: Path, step: int, evaluated: bool) -> list[str]:
+    """The whole lines of steps up to `step`; a line cut short by a crash is dropped, as half an evaluation is."""
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            continue
+        if row["step"] < step or (row["step"] == step and (evaluated or row.get("kind") == "train")):
             kept.append(line)
     return kept
 

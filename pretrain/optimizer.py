@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from parallel.shards import Partition, WholeMatrices
+from parallel.slices import Piece
 from pretrain.config import OptimizerConfig
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; its fixed points are where singular values end up
@@ -149,14 +150,14 @@ class MuonAdamW(torch.optim.Optimizer):
             beta1=self.config.betas[0], beta2=self.config.betas[1], lr=lr, weight_decay=0.0, eps=ADAM_EPS,
         )  # fmt: skip
 
-    def gather(self) -> dict[str, Tensor]:
-        """All moments, whole, as KIND.NAME, on rank 0 (on the CPU); empty elsewhere."""
+    def pieces(self) -> dict[str, Piece]:
+        """This rank's pieces of all moments, as KIND.NAME; views, so copy what must last."""
         assert self.partition is not None
-        whole: dict[str, Tensor] = {}
+        mine: dict[str, Piece] = {}
         for kind, moment in self.moments.items():
-            gathered = self.partition.gather(moment, self._names_with(kind), self.spans[kind].start)
-            whole |= {f"{kind}.{name}": value for name, value in gathered.items()}
-        return whole
+            named = self.partition.pieces(moment, self._names_with(kind), self.spans[kind].start)
+            mine |= {f"{kind}.{name}": piece for name, piece in named.items()}
+        return mine
 
     def scatter(self, whole: Callable[[str], Tensor], counters: dict[str, int]) -> None:
         """The inverse: takes this rank's share of the tensors that whole("KIND.NAME") gives, and the counters."""

@@ -1,14 +1,13 @@
 """What a checkpoint holds of a run in progress: taken from the ranks, and given back to them.
 
-Everything is whole and by name, so that any layout of ranks can go on from it. Rows of lane state are in the order
-of the global batch.
+Everything is by name and says which part of a whole it is, so that any layout of ranks can go on from it. Rows of lane
+state are in the order of the global batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,17 +17,17 @@ from torch import Tensor
 from parallel import mesh
 from parallel.engine import Engine
 from parallel.layers import share
+from parallel.slices import Piece, Slice
 from parallel.state import AttentionState, State, split_dim
-from parallel.whole import assemble
-from pretrain.batch import Batch
-from pretrain.checkpoint import Checkpoint, save
+from pretrain.checkpoint import Checkpoint, Snapshot
 from pretrain.config import Config
 from pretrain.data.source import Source
+from pretrain.errors import UserError
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW
 
 
-@dataclass
+@dataclass(frozen=True)
 class Lanes:
     """The fast weights of documents that go on in the next batch, for this rank's rows."""
 
@@ -40,40 +39,36 @@ class Lanes:
         """At the beginning of a run."""
         return Lanes([None] * microbatches)
 
-    def remember(self, batch: Batch, states: list[State | None]) -> None:
-        """After a step."""
-        self.states, self.carries = states, batch.carries
-
-    def gather(self, model: HybridLM) -> dict[str, Tensor]:
-        """Every rank's rows by name, whole, on rank 0; nothing if no document goes on anywhere."""
-        past = torch.tensor(max((s.past for s in self.states if s is not None), default=-1))
-        dist.all_reduce(past, op=dist.ReduceOp.MAX, group=mesh.dp_group())
-        if past < 0:
+    def pieces(self, model: HybridLM) -> dict[str, Piece]:
+        """What this rank answers for of the rows' memory, by name; nothing if none of its documents goes on."""
+        states = [s for s in self.states if s is not None]
+        if not states:
             return {}
         rows = len(self.carries) // len(self.states)
-        parts = [s if s is not None else _blank(model, rows, int(past)) for s in self.states]
+        parts = [_blank(model, rows, states[0].past) if s is None else s for s in self.states]
         named = [part.named_tensors(model.stage.blocks.start) for part in parts]
-        mine = {name: torch.cat([n[name] for n in named]) for name in named[0]}
-        mine["carries"] = self.carries.to(mesh.device())
-        rows_of_all = {f"lanes.{name}": _gather_rows(value) for name, value in sorted(mine.items())}
-        if mesh.dp_rank() > 0:
-            return {}
-        return assemble(rows_of_all, {name: split_dim(name) for name in rows_of_all})
+        mine = {name: torch.cat([n[name] for n in named]) for name in named[0]} | {"carries": self.carries}
+        pieces = {}
+        for name, value in mine.items():
+            places, dim = {0: (mesh.dp_rank(), mesh.dp_size())}, split_dim(name)
+            if dim is not None:
+                places[dim] = (mesh.tp_rank(), mesh.tp_size())
+            if name.startswith("blocks.") or mesh.tp_rank() == mesh.pp_rank() == 0:  # the rest is the same on all
+                pieces[name] = Piece(Slice.share(tuple(value.shape), places), value)
+        return pieces
 
     @staticmethod
     def restore(checkpoint: Checkpoint, model: HybridLM, batch: int, microbatches: int) -> Lanes:
         """This rank's rows, blocks and heads of a checkpoint's lanes."""
-        file, blocks = "state.safetensors", {str(b) for b in model.stage.blocks}
-        names = [n.removeprefix("lanes.") for n in checkpoint.names(file) if n.startswith("lanes.")]
+        blocks = {str(b) for b in model.stage.blocks}
+        names = [n.removeprefix("lanes.") for n in checkpoint.names("state") if n.startswith("lanes.")]
         names = [n for n in names if not n.startswith("blocks.") or n.split(".")[1] in blocks]
         if not names:
             return Lanes.empty(microbatches)
         rows = batch // mesh.dp_size()
         begin, each = mesh.dp_rank() * rows, rows // microbatches
-        mine = {
-            n: share(checkpoint.tensor(file, f"lanes.{n}")[begin : begin + rows], split_dim(n)).to(mesh.device())
-            for n in names
-        }
+        whole = {n: checkpoint.tensor("state", f"lanes.{n}", blank=0.0) for n in names}  # no piece: nothing goes on
+        mine = {n: share(t[begin : begin + rows], split_dim(n)).to(mesh.device()) for n, t in whole.items()}
         carries = mine.pop("carries").cpu()
         states: list[State | None] = []
         for m in range(microbatches):
@@ -96,42 +91,52 @@ def _blank(model: HybridLM, rows: int, past: int) -> State:
     return State(blocks, empty.attendable.new_zeros(rows, past), empty.position, past)
 
 
-def _gather_rows(value: Tensor) -> Tensor:
-    """Every rank's rows in order, on the CPU of data-parallel rank 0; elsewhere something to ignore."""
-    group = mesh.dp_group()
-    raw = value.contiguous()
-    raw = raw.to(torch.uint8) if raw.dtype == torch.bool else raw  # no backend sends bool
-    parts = [torch.empty_like(raw) for _ in range(mesh.dp_size())] if mesh.dp_rank() == 0 else None
-    dist.gather(raw, parts, dst=dist.get_global_rank(group, 0), group=group)
-    return torch.cat(parts).to(value.dtype).cpu() if parts is not None else value
+@dataclass(frozen=True)
+class Boundary:
+    """Where a run stands between two steps: all that is not in the model and the optimiser."""
 
+    step: int
+    lanes: Lanes
+    data: dict[str, Any]  # `Source.state_dict`
+    tokens: Tensor  # [] int64, read so far, PAD left out
+    random: dict[str, Tensor]
+    evaluated: bool  # the evaluation of this step, if it has one, is done
 
-def take(
-    run: Path, step: int, engine: Engine, optimizer: MuonAdamW, model: HybridLM, source: Source, lanes: Lanes,
-    counters: dict[str, Any], config: Config,
-) -> None:  # fmt: skip
-    """Saves a checkpoint; called by all ranks, returns when it is on disk."""
-    state_tensors = lanes.gather(model) | {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state_tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    tensors = {
-        "model.safetensors": engine.weights(),
-        "optimizer.safetensors": optimizer.gather(),
-        "state.safetensors": state_tensors,
-    }
-    state = {"optimizer": optimizer.counters(), "data": source.state_dict(), **counters}
-    if dist.get_rank() == 0:
-        save(run, step, tensors, state, config, config.train.keep)
-    dist.barrier()
+    @staticmethod
+    def here(step: int, lanes: Lanes, source: Source, tokens: Tensor, evaluated: bool) -> Boundary:
+        """After `step` steps."""
+        random = {"rng.cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["rng.cuda"] = torch.cuda.get_rng_state()
+        return Boundary(step, lanes, source.state_dict(), tokens, random, evaluated)
+
+    def take(self, engine: Engine, optimizer: MuonAdamW, model: HybridLM) -> Snapshot:
+        """What this rank gives to a checkpoint; before the weights change again."""
+        lanes = {f"lanes.{name}": piece for name, piece in self.lanes.pieces(model).items()}
+        if dist.get_rank() == 0:
+            lanes |= {name: Piece(Slice.share(tuple(t.shape), {}), t) for name, t in self.random.items()}
+        tensors = {"model": engine.weights(), "optimizer": optimizer.pieces(), "state": lanes}
+        copies = {
+            kind: {name: Piece(where, t.detach().to("cpu", copy=True)) for name, (where, t) in named.items()}
+            for kind, named in tensors.items()
+        }
+        state = {"optimizer": optimizer.counters(), "data": self.data, "tokens": int(self.tokens)}
+        return Snapshot(self.step, copies, {**state, "evaluated": self.evaluated})
 
 
 def give_back(
     checkpoint: Checkpoint, model: HybridLM, optimizer: MuonAdamW, source: Source, config: Config
-) -> Lanes:
+) -> Boundary:
     """Everything but the weights, which a model has to have before the engine is built around it."""
-    optimizer.scatter(partial(checkpoint.tensor, "optimizer.safetensors"), checkpoint.state["optimizer"])
-    source.load_state_dict(checkpoint.state["data"])
-    torch.set_rng_state(checkpoint.tensor("state.safetensors", "rng.cpu"))
-    if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state.safetensors"):
-        torch.cuda.set_rng_state(checkpoint.tensor("state.safetensors", "rng.cuda"))
-    return Lanes.restore(checkpoint, model, config.train.batch, config.train.microbatches)
+    state = checkpoint.state
+    try:
+        optimizer.scatter(partial(checkpoint.tensor, "optimizer"), state["optimizer"])
+        source.load_state_dict(state["data"])
+        torch.set_rng_state(checkpoint.tensor("state", "rng.cpu"))
+        if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state"):
+            torch.cuda.set_rng_state(checkpoint.tensor("state", "rng.cuda"))
+        lanes = Lanes.restore(checkpoint, model, config.train.batch, config.train.microbatches)
+        tokens = torch.tensor(state["tokens"], dtype=torch.int64, device=mesh.device())
+        return Boundary.here(checkpoint.step, lanes, source, tokens, state["evaluated"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint.folder / 'state.json'}: damaged, {error!r}") from None

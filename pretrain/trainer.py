@@ -27,10 +27,10 @@ from torch import Tensor
 from parallel import mesh, watchdog
 from parallel.engine import Engine
 from parallel.stages import Stage, balanced
-from pretrain import snapshot
 from pretrain.batch import IGNORE, Batch
 from pretrain.bounds import validate
-from pretrain.checkpoint import Checkpoint, newest
+from pretrain.checkpoint import Checkpoint, Saver, newest
+from pretrain.checkpoint.folder import locked, place, sweep
 from pretrain.config import Config, ParallelConfig
 from pretrain.console import TrainProgress
 from pretrain.data.source import Source
@@ -44,7 +44,9 @@ from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW, rate
 from pretrain.probe import Probe
 from pretrain.settings import dump
+from pretrain.snapshot import Boundary, Lanes, give_back
 from pretrain.step import accumulate
+from pretrain.stop import Stop
 from pretrain.tasks import TaskSource, make_task
 
 # What a resumed run may change: it does not enter what has been computed so far, or only by rounding.
@@ -54,6 +56,7 @@ CHANGEABLE = {
     "run.name", "run.dir", *(f"parallel.{f.name}" for f in dataclasses.fields(ParallelConfig)),
     "data.train", "data.heldout", "data.tokenizer", "stories.path", "train.steps", "train.microbatches",
     "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every", "train.keep",
+    "train.keep_every",
 }  # fmt: skip
 
 
@@ -83,7 +86,7 @@ def train(config: Config, progress: bool = True) -> Path:
 
 def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> Path:
     settings, run = config.train, Path(config.run.dir) / config.run.name
-    checkpoint = _resume_point(run, config)
+    checkpoint = _resume_point(run, config, cleanup)
     start = checkpoint.step if checkpoint else 0
     progress = TrainProgress(config.run.name, start, settings.steps, shown)
     cleanup.callback(progress.close)
@@ -101,48 +104,68 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
     zero, offload = config.parallel.zero, config.parallel.offload
     engine = Engine(model, optimizer, zero, settings.precision, settings.microbatches, offload, model.tied)
     cleanup.callback(engine.close)
-    lanes = snapshot.Lanes.empty(settings.microbatches)
-    tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())  # read so far, PAD left out
     if checkpoint:
-        lanes = snapshot.give_back(checkpoint, model, optimizer, source, config)
-        tokens.fill_(checkpoint.state["tokens"])
+        now = give_back(checkpoint, model, optimizer, source, config)
+    else:
+        tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())
+        now = Boundary.here(0, Lanes.empty(settings.microbatches), source, tokens, evaluated=False)
     evaluation = make_evaluation(config)
-    metrics = Metrics(run, start) if dist.get_rank() == 0 else None
+    metrics = Metrics(run, now.step if checkpoint else None, now.evaluated) if dist.get_rank() == 0 else None
     if metrics:
         cleanup.callback(metrics.close)
-    if not start:
-        _evaluate(evaluation, model, 0, metrics, progress)
-    meter = Meter(config, source, start, int(tokens))
+    meter = Meter(config, source, start, int(now.tokens))
+    saver = Saver(run, config, now.step if checkpoint else None)
 
+    def save() -> None:
+        saver.save(now.step, lambda: now.take(engine, optimizer, model))
+
+    def save_and_leave() -> None:
+        save()
+        saver.wait()
+        if metrics:
+            metrics.flush()
+
+    def evaluate() -> None:
+        nonlocal now
+        if not now.evaluated:
+            _evaluate(evaluation, model, now.step, metrics, progress)
+            now = dataclasses.replace(now, evaluated=True)
+
+    stop = Stop(start, save_and_leave, progress.say, config.parallel.patience)
+    cleanup.enter_context(stop.watching())
+    evaluate()
     for step in range(start, settings.steps):
         done = step + 1
         watchdog.doing("takes the rows of step", done)
         batch = source.next()
         parts = _microbatches(batch, config, done)
         scored, read = _count(batch)
-        tokens += read
         probe = Probe() if done == 1 or _due(done, settings.log_every, settings.steps) else None
-        outputs = accumulate(engine, model, parts, lanes.states, scored, config.parallel, probe)
-        lanes.remember(batch, [out.state for out in outputs])
-        optimizer.rate = rate(step, settings.steps, config.optimizer)
-        watchdog.doing("updates the weights of step", done)
-        engine.step()
-
-        progress.advance(done)
-        if probe is not None:
-            row = {"tokens": int(tokens), **_losses([out.window_loss for out in outputs], batch, config)}
-            row |= {"lr": optimizer.rate * config.optimizer.muon_lr, **_health(optimizer), **probe.summary()}
-            row |= meter.rates(done, row["tokens"], batch)
-            if metrics:
-                metrics.write("train", done, row)
-            progress.report(done, row["loss"], row["tokens_per_s"])
+        outputs = accumulate(engine, model, parts, now.lanes.states, scored, config.parallel, probe)
+        saver.check()
+        with stop.update(done):
+            optimizer.rate = rate(step, settings.steps, config.optimizer)
+            watchdog.doing("updates the weights of step", done)
+            engine.step()
+            progress.advance(done)
+            tokens = now.tokens + read
+            if probe is not None:
+                row = {"tokens": int(tokens), **_losses([out.window_loss for out in outputs], batch, config)}
+                row |= {"lr": optimizer.rate * config.optimizer.muon_lr, **_health(optimizer), **probe.summary()}
+                row |= meter.rates(done, row["tokens"], batch)
+                if metrics:
+                    metrics.write("train", done, row)
+                progress.report(done, row["loss"], row["tokens_per_s"])
+            lanes = Lanes([out.state for out in outputs], batch.carries)
+            evaluated = not _due(done, settings.eval_every, settings.steps)
+            now = Boundary.here(done, lanes, source, tokens, evaluated)
         with meter.paused():
-            if _due(done, settings.eval_every, settings.steps):
-                _evaluate(evaluation, model, done, metrics, progress)
+            evaluate()
             if _due(done, settings.checkpoint_every, settings.steps):
                 watchdog.doing("saves step", done)
-                counters = {"tokens": int(tokens)}
-                snapshot.take(run, done, engine, optimizer, model, source, lanes, counters, config)
+                save()
+    watchdog.doing("waits for its last checkpoint")
+    saver.wait()
     return run
 
 
@@ -181,14 +204,16 @@ def make_stage(config: Config) -> Stage:
     return Stage(mesh.pp_rank(), balanced(block_costs(config.model, config.sleep), mesh.pp_size()))
 
 
-def _resume_point(run: Path, config: Config) -> Checkpoint | None:
-    """Makes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies it for all."""
+def _resume_point(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | None:
+    """Takes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies it for all."""
     chosen = torch.full((), -1, device=mesh.device())
     if dist.get_rank() == 0:
         try:
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{run}: cannot make the run's folder: {error.strerror}; set run.dir") from None
+        cleanup.enter_context(locked(run))
+        sweep(run)
         found = newest(run, lambda line: print(line, file=sys.stderr, flush=True))
         if found:
             _check_unchanged(found, config)
@@ -196,7 +221,7 @@ def _resume_point(run: Path, config: Config) -> Checkpoint | None:
         write_atomically(run / "config.toml", dump(config))
     dist.broadcast(chosen, 0)
     step = int(chosen)
-    return Checkpoint.open(run / "checkpoints" / f"step-{step}", checked=True) if step >= 0 else None
+    return Checkpoint.open(place(run, step), checked=True) if step >= 0 else None
 
 
 def _check_unchanged(checkpoint: Checkpoint, config: Config) -> None:

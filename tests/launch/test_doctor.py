@@ -13,8 +13,7 @@ import torch
 
 from launch import doctor
 from launch.cli import main
-from pretrain import checkpoint
-from pretrain.config import Config
+from tests.checkpoint.written import write
 
 
 def test_this_machine_can_train(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,13 +61,12 @@ def test_a_runs_checkpoints_are_verified(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["doctor", str(tmp_path)]) == 2
     assert f"{tmp_path}: no checkpoints" in capsys.readouterr().err
 
-    tensors = {name: {"weight": torch.arange(100.0)} for name in checkpoint.TENSOR_FILES}
     for step in (5, 10):
-        checkpoint.save(tmp_path, step, tensors, {}, Config(), keep=2)
+        write(tmp_path, step)
     assert main(["doctor", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split() == ["ok", "step", "5", "whole", "ok", "step", "10", "whole"]
 
-    damaged = tmp_path / "checkpoints" / "step-10" / "model.safetensors"
+    damaged = tmp_path / "checkpoints" / "step-10" / "model.0.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)

@@ -26,6 +26,7 @@ from pretrain.config import ParallelConfig
 from pretrain.optimizer import MuonAdamW
 from pretrain.snapshot import Lanes
 from pretrain.step import accumulate
+from tests import gathered
 from tests.layouts import faults
 from tests.layouts.problem import ROWS, STEPS, Problem, Solution
 
@@ -73,16 +74,16 @@ def solve(problem: Problem, layout: Layout) -> Solution:
         parts = [mine.rows(m * part, (m + 1) * part) for m in range(layout.microbatches)]
         scored = int((whole.targets != IGNORE).sum())
         outputs = accumulate(engine, net, parts, lanes.states, scored, parallel)
-        lanes.remember(mine, [out.state for out in outputs])
+        lanes = Lanes([out.state for out in outputs], mine.carries)
         engine.step()
         loss = torch.stack([out.loss for out in outputs]).sum().float()  # on the last stage; zero on the others
         for group in (mesh.dp_group(), mesh.pp_group()):
             dist.all_reduce(loss, group=group)
         found.losses.append(float(loss) / scored)
         found.norms.append(float(optimizer.grad_norm))
-        found.gradients.append(engine.partition.gather(optimizer.seen, optimizer.names))
-    found.weights = engine.weights()
-    found.state = {name.removeprefix("lanes."): value for name, value in lanes.gather(net).items()}
+        found.gradients.append(gathered.whole(engine.partition.pieces(optimizer.seen, optimizer.names)))
+    found.weights = gathered.whole(engine.weights())
+    found.state = gathered.whole(lanes.pieces(net), blank=0.0)
     engine.close()
     return found
 

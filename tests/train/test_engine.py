@@ -9,6 +9,7 @@ from parallel import mesh
 from parallel.engine import Engine
 from pretrain.batch import IGNORE
 from pretrain.optimizer import MuonAdamW
+from tests import gathered
 from tests.train import reference
 
 
@@ -31,7 +32,7 @@ def train(zero: int, precision: str, microbatches: int, steps: int) -> reference
         torch.distributed.all_reduce(total)
         losses.append(float(total))
         norms.append(float(optimizer.grad_norm))
-    trained = reference.Trained(engine.weights(), optimizer.gather(), losses, norms)
+    trained = reference.Trained(gathered.whole(engine.weights()), gathered.whole(optimizer.pieces()), losses, norms)
     engine.close()
     return trained
 
@@ -93,7 +94,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(zero: int,
         engine.backward(engine(b).loss * factor, 30)
         engine.step()
         moments = {kind: m.clone() for kind, m in optimizer.moments.items()}
-        after.append((engine.weights(), moments, float(optimizer.adam_steps), int(optimizer.skipped)))
+        after.append((gathered.whole(engine.weights()), moments, float(optimizer.adam_steps), int(optimizer.skipped)))
     (good, moments, _, _), (same, same_moments, _, _), (later, _, _, _) = after
     assert_same(same, good, 0.0)
     assert_same(same_moments, moments, 0.0)

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pretrain import settings
+from pretrain.checkpoint import Checkpoint
+from pretrain.checkpoint.index import KINDS
 from pretrain.config import Config
 from pretrain.errors import UserError
 from pretrain.trainer import train
@@ -34,9 +35,8 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def tensors(run: Path, step: int = 6) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint: weights, moments, lanes, random state."""
-    folder = run / "checkpoints" / f"step-{step}"
-    files = ("model", "optimizer", "state")
-    return {f"{f}/{n}": t for f in files for n, t in load_file(folder / f"{f}.safetensors").items()}
+    saved = Checkpoint.open(run / "checkpoints" / f"step-{step}")
+    return {f"{kind}/{n}": saved.tensor(kind, n, blank=0.0) for kind in KINDS for n in saved.names(kind)}
 
 
 def position(run: Path, step: int = 6) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def interrupted(config: Config, at: int = 3) -> Config:
 def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
     config = depo("whole", checkpoint_every=2)
     run = train(config)
-    assert {p.name for p in run.iterdir()} == {"config.toml", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert {p.name for p in run.iterdir()} == {"config.toml", "metrics.jsonl", "tensorboard", "checkpoints", "lock"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
     written = settings.load(run / "config.toml")
     assert written.model.vocab_size > 0 and written.optimizer == config.optimizer
@@ -122,14 +122,14 @@ def test_another_stage_and_other_microbatches_go_on_the_same(depo: MakeConfig) -
 def test_a_damaged_checkpoint_is_passed_over(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
     expected = train(depo("whole"), progress=False)
     config = interrupted(depo("parts", checkpoint_every=2), at=4)
-    damaged = Path(config.run.dir) / "parts/checkpoints/step-4/optimizer.safetensors"
+    damaged = Path(config.run.dir) / "parts/checkpoints/step-4/optimizer.0.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     config.train.checkpoint_every = 3
     run = train(config)
     log = capsys.readouterr().err
-    assert "step-4/optimizer.safetensors: damaged in tensor" in log and "at step 2" in log
+    assert "step-4/optimizer.0.safetensors: damaged in tensor" in log and "at step 2" in log
     assert_same(tensors(run), tensors(expected), 0.0)
-    for file in run.glob("checkpoints/step-*/manifest.json"):
+    for file in run.glob("checkpoints/step-*/index.json"):
         file.unlink()
     with pytest.raises(UserError, match="every checkpoint is damaged"):
         train(config, progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,34 +13,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.checkpoint import FILES, Checkpoint, load_model, newest, save, steps, verify
-from pretrain.config import Config
+from pretrain.checkpoint import Checkpoint, load_model, newest, steps, verify
 from pretrain.errors import UserError
 from pretrain.model import HybridLM
+from tests.checkpoint.written import CONFIG, write
 from tests.train import reference
 
-CONFIG = Config(model=reference.MODEL, sleep=reference.SLEEP)
-
-
-def write(run: Path, step: int, keep: int = 5) -> Path:
-    weights = {name: p.detach().clone() for name, p in reference.model(seed=step).named_parameters()}
-    tensors = {
-        "model.safetensors": weights,
-        "optimizer.safetensors": {f"momentum.{n}": p * 2 for n, p in weights.items()},
-        "state.safetensors": {"rng.cpu": torch.get_rng_state()},
-    }
-    return save(run, step, tensors, {"tokens": 7}, CONFIG, keep)
+FILES = ("model.0.safetensors", "optimizer.0.safetensors", "state.0.safetensors", "state.json", "config.toml")
 
 
 def test_layout_is_plain_safetensors_and_json(tmp_path: Path) -> None:
     folder = write(tmp_path, 3)
-    assert {p.name for p in folder.iterdir()} == {*FILES, "manifest.json"}
-    for name, entry in json.loads((folder / "manifest.json").read_text())["files"].items():
+    assert {p.name for p in folder.iterdir()} == {*FILES, "index.json"}
+    for name, entry in json.loads((folder / "index.json").read_text())["files"].items():
         assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    assert json.loads((folder / "state.json").read_text()) == {"format": 1, "step": 3, "tokens": 7}
+    assert json.loads((folder / "state.json").read_text()) == {"step": 3, "tokens": 7}
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-3\n"
     expected = dict(reference.model(seed=3).named_parameters())
-    saved = load_file(folder / "model.safetensors")
+    saved = load_file(folder / "model.0.safetensors")
     assert saved.keys() == expected.keys() and all(torch.equal(saved[n], expected[n]) for n in saved)
 
 
@@ -70,7 +61,7 @@ def test_the_newest_are_kept_and_the_pointer_decides(tmp_path: Path) -> None:
 def test_a_save_that_was_killed_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1)
     killed = KeyboardInterrupt("killed")
-    for name in ("pretrain.checkpoint._describe", "pretrain.checkpoint.sync", "pathlib.Path.rename"):
+    for name in ("pretrain.checkpoint.write.describe", "pretrain.checkpoint.write.sync", "pathlib.Path.rename"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(name, lambda *a: (_ for _ in ()).throw(killed))
             write(tmp_path, 2)
@@ -88,29 +79,29 @@ def flip(path: Path, place: int) -> None:
 
 def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
     intact = write(tmp_path / "run", 1)
-    header = int.from_bytes((intact / "model.safetensors").read_bytes()[:8], "little")
-    offsets = json.loads((intact / "model.safetensors").read_bytes()[8 : 8 + header])
+    header = int.from_bytes((intact / "model.0.safetensors").read_bytes()[:8], "little")
+    offsets = json.loads((intact / "model.0.safetensors").read_bytes()[8 : 8 + header])
     place = 8 + header + offsets["blocks.1.mixer.A_log"]["data_offsets"][0]
-    size = (intact / "optimizer.safetensors").stat().st_size
+    size = (intact / "optimizer.0.safetensors").stat().st_size
 
-    model = r"model\.safetensors: damaged in "
+    model = r"model\.0\.safetensors: damaged in "
     damages = [
-        (lambda f: flip(f / "model.safetensors", place), model + r"tensor blocks\.1\.mixer\.A_log$"),
-        (lambda f: flip(f / "model.safetensors", 20), model + "(its header|tensor )"),
-        (lambda f: flip(f / "model.safetensors", 6), model + "its header"),
+        (lambda f: flip(f / "model.0.safetensors", place), model + r"tensor blocks\.1\.mixer\.A_log$"),
+        (lambda f: flip(f / "model.0.safetensors", 20), model + "(its header|tensor )"),
+        (lambda f: flip(f / "model.0.safetensors", 6), model + "its header"),
         (
-            lambda f: (f / "optimizer.safetensors").write_bytes((f / "optimizer.safetensors").read_bytes()[: size - 9]),
-            r"optimizer\.safetensors: damaged in tensor momentum\.",
+            lambda f: os.truncate(f / "optimizer.0.safetensors", size - 9),
+            r"optimizer\.0\.safetensors: damaged in tensor momentum\.",
         ),
-        (lambda f: (f / "optimizer.safetensors").write_bytes(b""), r"optimizer\.safetensors: damaged in its header"),
-        (lambda f: (f / "state.safetensors").unlink(), r"state\.safetensors: missing"),
-        (lambda f: flip(f / "state.json", 30), r"state\.json: damaged"),
+        (lambda f: os.truncate(f / "optimizer.0.safetensors", 0), r"optimizer\.0\.safetensors: damaged in its header"),
+        (lambda f: (f / "state.0.safetensors").unlink(), r"state\.0\.safetensors: missing"),
+        (lambda f: flip(f / "state.json", 12), r"state\.json: damaged"),
         (lambda f: flip(f / "config.toml", 30), r"config\.toml: damaged"),
-        (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: missing"),
-        (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json: damaged, not JSON"),
-        (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json: damaged, not a JSON object"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 1}'), r"manifest\.json: damaged, it does not match"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 99}'), r"written by a newer Hypnos"),
+        (lambda f: (f / "index.json").unlink(), r"index\.json: missing"),
+        (lambda f: (f / "index.json").write_text("{"), r"index\.json: damaged, not JSON"),
+        (lambda f: (f / "index.json").write_text("[]"), r"index\.json: damaged, not a JSON object"),
+        (lambda f: (f / "index.json").write_text('{"format": 2}'), r"index\.json: damaged, it does not match"),
+        (lambda f: (f / "index.json").write_text('{"format": 99}'), r"written by a newer Hypnos"),
         (lambda f: (f / "extra.bin").write_text("x"), r"extra\.bin: does not belong"),
     ]
     verify(intact)
@@ -126,7 +117,7 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
 def test_every_single_byte_counts(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     generator = torch.Generator().manual_seed(0)
-    for name in (*FILES, "manifest.json"):
+    for name in (*FILES, "index.json"):
         path = folder / name
         size = path.stat().st_size
         for place in torch.randint(0, size, (12,), generator=generator).tolist():
@@ -141,11 +132,11 @@ def test_a_damaged_newest_is_passed_over_and_said(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path, step)
     (tmp_path / "checkpoints/step-3/state.json").unlink()
-    flip(tmp_path / "checkpoints/step-2/model.safetensors", -1)
+    flip(tmp_path / "checkpoints/step-2/model.0.safetensors", -1)
     said: list[str] = []
     found = newest(tmp_path, said.append)
     assert found is not None and found.step == 1
-    assert ["step-3/state.json: missing" in said[0], "step-2/model.safetensors" in said[1]] == [True, True]
+    assert ["step-3/state.json: missing" in said[0], "step-2/model.0.safetensors" in said[1]] == [True, True]
     (tmp_path / "checkpoints/step-1/state.json").unlink()
     with pytest.raises(UserError, match="every checkpoint is damaged"):
         newest(tmp_path, said.append)
@@ -157,5 +148,5 @@ def test_a_checkpoint_of_another_model_is_refused_by_tensor(tmp_path: Path) -> N
         checkpoint.load_weights(HybridLM(replace(reference.MODEL, vocab_size=38), reference.SLEEP))
     with pytest.raises(UserError, match=r"tensor head\.weight is none of the model's"):
         checkpoint.load_weights(HybridLM(replace(reference.MODEL, tie_embeddings=True), reference.SLEEP))
-    with pytest.raises(UserError, match=r"model\.safetensors: tensor nothing is missing"):
-        checkpoint.tensor("model.safetensors", "nothing")
+    with pytest.raises(UserError, match=r"index\.json: tensor nothing is missing from model"):
+        checkpoint.tensor("model", "nothing")

@@ -1,0 +1,81 @@
+"""Pieces of tensors that several ranks hold together, and how they make a whole.
+
+Tensor-parallel ranks cut a parameter into boxes, by rows or by columns; ZeRO cuts the elements of each box,
+flattened, into runs. So whatever a rank holds of a tensor is a run of a box of it:
+
+    whole [4, 6]      box ((0, 4), (3, 6))      run (5, 9) of its 12 elements
+    . . . # # #             0  1  2                   .  .  .
+    . . . # # #             3  4  5                   .  .  5
+    . . . # # #             6  7  8                   6  7  8
+    . . . # # #             9 10 11                   .  .  .
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Slice(NamedTuple):
+    """Which part of a whole tensor a piece is."""
+
+    shape: tuple[int, ...]  # of the whole
+    box: tuple[tuple[int, int], ...]  # (begin, end) in each dimension
+    run: tuple[int, int]  # (begin, end) of the box's elements, the last dimension running fastest
+
+    @property
+    def box_shape(self) -> tuple[int, ...]:
+        return tuple(end - begin for begin, end in self.box)
+
+    @staticmethod
+    def share(shape: tuple[int, ...], places: dict[int, tuple[int, int]], run: tuple[int, int] | None = None) -> Slice:
+        """The box of `shape` that is number k of n along some dimensions, or a run of it.
+
+        Args:
+            shape: of the box. places: dimension -> (k, n).
+        """
+        whole, box = list(shape), [(0, size) for size in shape]
+        for dim, (k, n) in places.items():
+            whole[dim], box[dim] = shape[dim] * n, (shape[dim] * k, shape[dim] * (k + 1))
+        return Slice(tuple(whole), tuple(box), run or (0, prod(shape)))
+
+
+class Piece(NamedTuple):
+    """A part of a tensor, and which."""
+
+    where: Slice
+    values: Tensor  # the run, of any shape
+
+
+def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], blank: float | None = None) -> Tensor:
+    """The whole tensor of this shape, or what is wrong with its pieces as ValueError.
+
+    Args:
+        blank: the value of what no piece has; None: there must not be any such element.
+    """
+    pieces, covered = list(pieces), 0
+    for where, values in pieces:  # all are checked before anything is allocated
+        begin, end = where.run
+        inside = all(0 <= a <= b <= size for (a, b), size in zip(where.box, shape, strict=True))
+        if where.shape != shape or not inside or not 0 <= begin <= end <= prod(where.box_shape):
+            raise ValueError(f"a piece lies at {where.box} of {list(where.shape)}, outside {list(shape)}")
+        if values.numel() != end - begin:
+            raise ValueError(f"a piece has {values.numel()} elements instead of {end - begin}")
+        covered += end - begin
+    if blank is None and covered != prod(shape):
+        raise ValueError(f"its pieces have {covered} of {prod(shape)} elements")
+    boxes: dict[tuple[tuple[int, int], ...], Tensor] = {}
+    for where, values in pieces:
+        if where.box not in boxes:
+            boxes[where.box] = values.new_zeros(prod(where.box_shape))
+        boxes[where.box][where.run[0] : where.run[1]] = values.reshape(-1)
+    if len(boxes) == 1 and covered == prod(shape):
+        return next(iter(boxes.values())).view(shape)
+    whole = pieces[0].values.new_full(shape, blank or 0) if pieces else torch.full(shape, blank or 0.0)
+    for box, flat in boxes.items():
+        whole[tuple(slice(a, b) for a, b in box)] = flat.view([b - a for a, b in box])
+    return whole

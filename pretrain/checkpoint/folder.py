@@ -1,0 +1,96 @@
+"""The folder of a run's checkpoints: which there are, which one is the newest, and which are kept."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pretrain.errors import UserError
+from pretrain.files import write_atomically
+
+
+def steps(run: Path) -> list[int]:
+    """The steps that a run has checkpoints of, oldest first."""
+    found = [re.fullmatch(r"step-(\d{1,18})", path.name) for path in (run / "checkpoints").glob("step-*")]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def place(run: Path, step: int) -> Path:
+    """The folder of one checkpoint."""
+    return run / "checkpoints" / f"step-{step}"
+
+
+def pointed_at(run: Path) -> int | None:
+    """The step that `latest` names, if it names one."""
+    pointer = run / "checkpoints" / "latest"
+    named = re.fullmatch(r"step-(\d{1,18})\n?", pointer.read_text(errors="replace")) if pointer.is_file() else None
+    return int(named[1]) if named else None
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Inside, the run is this process's alone. UserError if another has it; a process that ends gives it back."""
+    path = run / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{run}: another run is writing here ({file.read().strip()}); wait for it, or set another run.name"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
+
+
+def sweep(run: Path) -> None:
+    """Removes what a run that was killed has left half written, or half deleted."""
+    for path in (run / "checkpoints").glob(".*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def draft(run: Path, step: int) -> Path:
+    """The name under which a checkpoint is written."""
+    return run / "checkpoints" / f".step-{step}.draft"
+
+
+def begin(run: Path, step: int) -> None:
+    """Makes an empty draft."""
+    give_up(run, step)
+    draft(run, step).mkdir(parents=True)
+
+
+def give_up(run: Path, step: int) -> None:
+    """Removes a draft."""
+    shutil.rmtree(draft(run, step), ignore_errors=True)
+
+
+def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
+    """Gives a draft that is whole its name, points `latest` at it, and deletes what is no longer kept.
+
+    Args:
+        keep: so many of the newest stay. keep_every: so do those of every so many steps; 0: no others.
+    """
+    final = place(run, step)
+    if final.exists():  # a damaged one, or one of a future that was given up: a resumed run has come here again
+        _delete(final)
+    draft(run, step).rename(final)
+    write_atomically(final.with_name("latest"), final.name + "\n")
+    for number in [n for n in steps(run) if n <= step][:-keep]:
+        if not keep_every or number % keep_every:
+            _delete(place(run, number))
+
+
+def _delete(folder: Path) -> None:
+    """Renamed first: half a folder must not look like a checkpoint."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,182 @@
+"""The index of a checkpoint: what is in it, where every piece lies, and what every byte must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from parallel.slices import Slice
+from pretrain.errors import UserError
+from pretrain.files import sha256
+
+FORMAT = 2
+INDEX = "index.json"
+STATE, CONFIG = "state.json", "config.toml"
+KINDS = ("model", "optimizer", "state")  # of tensors; every rank has a file of each
+MAX_JSON = 1 << 30  # bytes; no index is so long
+READERS = 8  # files that are hashed at once
+
+Entry = dict[str, Any]  # of a file, see `describe`
+Slices = dict[str, dict[str, dict[str, Slice]]]  # kind -> tensor -> file -> what of the tensor is in it
+
+
+def tensor_file(kind: str, rank: int) -> str:
+    """The file of a rank's pieces of one kind."""
+    return f"{kind}.{rank}.safetensors"
+
+
+def describe(path: Path) -> Entry:
+    """A file's entry in the index: bytes, sha256, and of tensors crc32 by name."""
+    entry: Entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            entry["tensors"] = {name: _crc32(file, *place) for name, place in _places(file).items()}
+    return entry
+
+
+def write(folder: Path, files: Mapping[str, Entry], slices: Slices) -> None:
+    """Writes the index, with a hash of its own."""
+    tensors: dict[str, dict[str, Any]] = {}
+    for kind, named in slices.items():
+        tensors[kind] = {}
+        for name, parts in sorted(named.items()):
+            shape = next(iter(parts.values())).shape
+            pieces = [{"file": file, "box": where.box, "run": where.run} for file, where in parts.items()]
+            tensors[kind][name] = {"shape": shape, "slices": pieces}
+    (folder / INDEX).write_text(_sealed({"format": FORMAT, "files": files, "tensors": tensors}))
+
+
+def _sealed(body: Mapping[str, Any]) -> str:
+    seal = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    return json.dumps({**body, "seal": seal}, indent=1)
+
+
+def _places(file: BinaryIO) -> dict[str, tuple[int, int]]:
+    """Where each tensor's bytes begin and end in a safetensors file; ValueError if its header is damaged."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > 100_000_000:
+        raise ValueError("header too long")
+    header = json.loads(file.read(length))
+    places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: (8 + length + int(begin), 8 + length + int(end)) for name, (begin, end) in places.items()}
+
+
+def _crc32(file: BinaryIO, begin: int, end: int) -> int:
+    file.seek(begin)
+    crc, left = 0, end - begin
+    while left > 0 and (block := file.read(min(left, 1 << 24))):
+        crc, left = zlib.crc32(block, crc), left - len(block)
+    return crc if left == 0 else -1
+
+
+# ---- reading
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or UserError."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {path.parent} is no whole checkpoint") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: damaged, not JSON") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged, not a JSON object")
+    return value
+
+
+def read(folder: Path) -> tuple[dict[str, Entry], Slices]:
+    """The entries of all files, and the slices. UserError if the index is damaged, or of another format."""
+    path = folder / INDEX
+    if not path.exists() and (folder / "manifest.json").exists():
+        raise UserError(f"{folder}: format 1 was written by an older Hypnos; this one reads format {FORMAT}")
+    body = read_json(path)
+    version, seal = body.get("format"), body.pop("seal", None)
+    if not isinstance(version, int):
+        raise UserError(f"{path}: damaged, no format version")
+    if version > FORMAT:
+        raise UserError(f"{path}: format {version} was written by a newer Hypnos; this one reads up to {FORMAT}")
+    if seal != hashlib.sha256(json.dumps(body).encode()).hexdigest() or path.read_text() != _sealed(body):
+        raise UserError(f"{path}: damaged, it does not match its own seal")
+    try:
+        return _checked_files(body["files"]), _slices(body["tensors"], body["files"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path}: damaged, it is sealed but not as Hypnos writes it") from None
+
+
+def _checked_files(files: dict[str, Entry]) -> dict[str, Entry]:
+    """Only names that a checkpoint can have, so that none lies outside its folder."""
+    tensors = re.compile(rf"({'|'.join(KINDS)})\.\d{{1,9}}\.safetensors")
+    if not {STATE, CONFIG} <= files.keys() or not all(tensors.fullmatch(n) for n in files.keys() - {STATE, CONFIG}):
+        raise ValueError
+    return files
+
+
+def _slices(tensors: dict[str, Any], files: dict[str, Entry]) -> Slices:
+    found: Slices = {}
+    for kind in KINDS:
+        found[kind] = {}
+        for name, entry in tensors[kind].items():
+            shape = tuple(map(int, entry["shape"]))
+            parts = found[kind][name] = {}
+            for piece in entry["slices"]:
+                if piece["file"] not in files:
+                    raise ValueError
+                box = tuple((int(begin), int(end)) for begin, end in piece["box"])
+                begin, end = map(int, piece["run"])
+                parts[piece["file"]] = Slice(shape, box, (begin, end))
+    return found
+
+
+# ---- checking
+
+
+def verify(folder: Path) -> None:
+    """Checks every byte of a checkpoint. Raises UserError naming a damaged file, and the tensor, if there is one."""
+    files, _ = read(folder)
+    foreign = {path.name for path in folder.iterdir()} - {*files, INDEX}
+    if foreign:
+        raise UserError(f"{folder / min(foreign)}: does not belong in a checkpoint; remove it")
+    _in_parallel(lambda item: _check(folder / item[0], item[1]), sorted(files.items()))
+
+
+def _in_parallel(check: Callable[[tuple[str, Entry]], None], items: Iterable[tuple[str, Entry]]) -> None:
+    with ThreadPoolExecutor(READERS) as pool:
+        for _ in pool.map(check, items):  # raises the first error
+            pass
+
+
+def _check(path: Path, entry: Entry) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: missing from the checkpoint")
+    try:
+        intact = path.stat().st_size == entry.get("bytes") and sha256(path) == entry.get("sha256")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not intact:
+        raise UserError(f"{path}: damaged{_damaged_tensor(path, entry)}")
+
+
+def _damaged_tensor(path: Path, entry: Entry) -> str:
+    """Says which tensor of a damaged file is hurt (the first, if several are)."""
+    if path.suffix != ".safetensors":
+        return ""
+    with path.open("rb") as file:
+        try:
+            places = _places(file)
+            for name, crc in entry["tensors"].items():
+                if name not in places or _crc32(file, *places[name]) != crc:
+                    return f" in tensor {name}"
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass
+    return " in its header"

@@ -1,0 +1,69 @@
+"""Writing a checkpoint: every rank its own tensors, then one of them what belongs to all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save_file
+
+from parallel.slices import Piece, Slice
+from pretrain.checkpoint import index
+from pretrain.checkpoint.index import CONFIG, STATE, Entry, describe, tensor_file
+from pretrain.config import Config
+from pretrain.files import sync
+from pretrain.settings import dump
+
+
+class Part(NamedTuple):
+    """What a rank has written: JSON-able."""
+
+    files: dict[str, Entry]
+    slices: dict[str, dict[str, dict[str, Slice]]]  # kind -> tensor -> file
+
+
+def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]]) -> Part:
+    """Writes a rank's pieces, by kind and name, and flushes them to disk. OSError or SafetensorError if it cannot."""
+    part = Part({}, {})
+    for kind, named in tensors.items():
+        if not named:
+            continue
+        path = draft / tensor_file(kind, rank)
+        values = {}
+        for name, (where, piece) in named.items():
+            whole_box = where.run == (0, piece.numel()) and piece.numel() == _elements(where)
+            values[name] = (piece.view(where.box_shape) if whole_box else piece.flatten()).contiguous()
+        save_file(values, path)
+        sync(path)
+        part.files[path.name] = describe(path)
+        part.slices[kind] = {name: {path.name: piece.where} for name, piece in named.items()}
+    return part
+
+
+def _elements(where: Slice) -> int:
+    count = 1
+    for size in where.box_shape:
+        count *= size
+    return count
+
+
+def write_common(draft: Path, step: int, parts: Sequence[Part], state: Mapping[str, Any], config: Config) -> None:
+    """Writes what the ranks' parts have in common, and the index of all; flushes them to disk.
+
+    Args:
+        state: JSON-able.
+    """
+    (draft / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+    (draft / CONFIG).write_text(dump(config), encoding="utf-8")
+    files = {name: describe(draft / name) for name in (STATE, CONFIG)}
+    slices: index.Slices = {kind: {} for kind in index.KINDS}
+    for part in parts:
+        files |= part.files
+        for kind, named in part.slices.items():
+            for name, where in named.items():
+                slices[kind].setdefault(name, {}).update({f: Slice(*w) for f, w in where.items()})
+    index.write(draft, files, slices)
+    for path in (draft / STATE, draft / CONFIG, draft / index.INDEX, draft):
+        sync(path)

@@ -1,0 +1,142 @@
+"""Ending a run before its time: on SIGTERM or SIGUSR1 all ranks save the last whole step, and exit.
+
+A signal reaches a thread of its own at once, even while the main thread waits inside a collective. That thread tells
+all ranks; each then holds its main thread back from updating weights. Until an update begins, the weights are those of
+the last whole step, so that step can be saved from beside while a long sleep, or an evaluation, goes on, and what goes
+on is given up. If some rank has begun an update, the others go on to its end, and that step is saved.
+
+    deadline: the time that a checkpoint takes to be written
+              + what is left of the step, if a rank has begun its update already
+              + ANSWER seconds if a rank is dead, after which the others end without saving
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from parallel import mesh
+from pretrain.errors import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+ANSWER = 10.0  # seconds in which a rank that is alive says where it is
+FOREVER = timedelta(days=365)
+
+
+class Stop:
+    """Watches for signals while a run trains. Every rank has one."""
+
+    def __init__(self, step: int, save: Callable[[], None], say: Callable[[str], None], patience: float) -> None:
+        """
+        Args:
+            step: where the run begins.
+            save: saves the last whole step together with the other ranks; called in a thread.
+            say: tells the user one line.
+            patience: seconds that an update which has begun may take.
+        """
+        self._save, self._say, self._patience = save, say, patience
+        self._changed = threading.Condition()
+        self._begun = self._done = step  # the last update that has begun, and the last that is over
+        self._limit: int | None = None  # no later one may begin
+        self._store, self._rank, self._world = mesh.store("stop"), dist.get_rank(), dist.get_world_size()
+        self._closed = False
+        self._ear, self._mouth = socket.socketpair()
+
+    @contextmanager
+    def update(self, step: int) -> Iterator[None]:
+        """Inside, the run goes from one whole step to the next; waits for ever if it is not to."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._limit is None or step <= self._limit)
+            self._begun = step
+        yield
+        with self._changed:
+            self._done = step
+            self._changed.notify_all()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, signals stop the run. Only in a process's main thread: elsewhere Python takes none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        threads = [threading.Thread(target=f, name=f.__name__, daemon=True) for f in (self._listen, self._stop)]
+        self._mouth.setblocking(False)
+        wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup)
+            self._mouth.close()
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+            self._store.set(f"wake/{self._rank}", "")
+            for thread in threads:
+                thread.join(ANSWER)  # if the run is being stopped, that thread ends the process
+
+    def _listen(self) -> None:
+        """Tells all ranks of a signal."""
+        while numbers := self._ear.recv(1):
+            if numbers[0] in SIGNALS:
+                self._store.set("number", str(numbers[0]))
+                for rank in range(self._world):
+                    self._store.set(f"wake/{rank}", f"{signal.Signals(numbers[0]).name} on {mesh.place()}")
+        self._ear.close()
+
+    def _stop(self) -> None:
+        """Waits for a rank's word, and ends the process."""
+        waiting: Any = self._store.clone()  # type: ignore[attr-defined]  # a wait keeps a connection to itself
+        waiting.wait([f"wake/{self._rank}"], FOREVER)
+        reason = self._store.get(f"wake/{self._rank}").decode()
+        if not reason:
+            return
+        try:
+            step = self._agree()
+            self._save()
+            self._say(f"stopped by {reason} after step {step}, which is saved; the same command goes on from there")
+        except UserError as error:
+            self._say(f"stopped by {reason}; {error}")
+        except dist.DistError:
+            self._say(f"stopped by {reason}; not all ranks answer, so nothing new is saved")
+        self._leave(128 + int(self._store.get("number")))
+
+    def _agree(self) -> int:
+        """Lets the step that is to be saved come to its end, and nothing beyond. Returns it."""
+        with self._changed:
+            self._limit = self._begun
+        self._store.set(f"begun/{self._rank}", str(self._begun))
+        everyone = [f"begun/{rank}" for rank in range(self._world)]
+        self._store.wait(everyone, timedelta(seconds=ANSWER))
+        with self._changed:
+            self._limit = step = max(int(self._store.get(key)) for key in everyone)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closed or self._done == step, self._patience)
+            if self._done != step:
+                raise UserError(f"step {step} did not come to its end, so nothing new is saved")
+        return step
+
+    def _leave(self, status: int) -> None:
+        """Ends the process, of which the main thread may be anywhere. The store may live on rank 0: it goes last."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            self._store.set(f"gone/{self._rank}", "")
+            if self._rank == 0:
+                self._store.wait([f"gone/{rank}" for rank in range(self._world)], timedelta(seconds=ANSWER))
+        except dist.DistError:
+            pass
+        os._exit(status)

@@ -1,0 +1,36 @@
+"""Checkpoints without a run: written as the saver writes them, by one rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from parallel.slices import Piece, Slice
+from pretrain.checkpoint import folder
+from pretrain.checkpoint.write import write_common, write_part
+from pretrain.config import Config
+from tests.train import reference
+
+CONFIG = Config(model=reference.MODEL, sleep=reference.SLEEP)
+
+
+def whole(tensors: dict[str, Tensor]) -> dict[str, Piece]:
+    """As one rank holds them."""
+    return {name: Piece(Slice.share(tuple(t.shape), {}), t) for name, t in tensors.items()}
+
+
+def write(run: Path, step: int, keep: int = 5, keep_every: int = 0) -> Path:
+    """A checkpoint of the reference model with weights of seed `step`."""
+    weights = {name: p.detach().clone() for name, p in reference.model(seed=step).named_parameters()}
+    folder.begin(run, step)
+    draft = folder.draft(run, step)
+    tensors = {
+        "model": whole(weights),
+        "optimizer": whole({f"momentum.{n}": p * 2 for n, p in weights.items()}),
+        "state": whole({"rng.cpu": torch.get_rng_state()}),
+    }
+    write_common(draft, step, [write_part(draft, 0, tensors)], {"tokens": 7}, CONFIG)
+    folder.publish(run, step, keep, keep_every)
+    return folder.place(run, step)
