@@ -24,6 +24,7 @@ def assemble(mine: dict[str, Tensor], splits: Mapping[str, int | None]) -> dict[
     ranks = dist.get_process_group_ranks(group)
     if len(ranks) == 1:
         return mine
+    mine = dict(sorted(mine.items(), key=lambda item: -item[1].element_size()))  # every type begins at its alignment
     entries = [(name, t.dtype, t.shape, splits[name]) for name, t in mine.items()]
     is_first = dist.get_rank() == ranks[0]
     directory: list[list[tuple[str, torch.dtype, torch.Size, int | None]]] = [[] for _ in ranks]
