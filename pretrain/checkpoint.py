@@ -59,7 +59,8 @@ def save(
     """
     folder = run / "checkpoints"
     final, draft = folder / f"step-{step}", folder / f".step-{step}.draft"
-    shutil.rmtree(draft, ignore_errors=True)
+    for left in folder.glob(".step-*"):  # by a save that was killed
+        shutil.rmtree(left)
     draft.mkdir(parents=True)
     for name in TENSOR_FILES:
         save_file({n: t.contiguous() for n, t in tensors[name].items()}, draft / name)
@@ -70,9 +71,7 @@ def save(
         sync(path)
 
     if final.exists():  # a damaged one, or one of a future that was given up: a resumed run has come here again
-        old = folder / f".step-{step}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
+        final.rename(folder / f".step-{step}.old")
     draft.rename(final)
     shutil.rmtree(folder / f".step-{step}.old", ignore_errors=True)
     write_atomically(folder / "latest", final.name + "\n")
