@@ -1,7 +1,8 @@
 """A rank of a job that is going to be killed: the `hypnos train` command in a forked process.
 
 A fork server imports this module, and with it all that is slow to import, once; a rank is forked from it in
-milliseconds. Nothing here computes anything before that, so there are no threads that a fork would lose.
+milliseconds. Nothing here computes anything before that, so there are no threads that a fork would lose. (Ranks that
+are forked from one server hash strings alike, which processes do not: test_trainer.py resumes a run in a new process.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed  # noqa: F401  (the trainer imports it when it needs it: too late for us)
+import numpy as np
+import torch
 
 import pretrain.trainer  # noqa: F401
 from launch import cli
@@ -38,7 +41,8 @@ def main(rank: int, world: int, port: int, config: Path, notes: Path, scratch: P
     }  # fmt: skip
     os.setpgid(0, 0)
     os.chdir(scratch)
-    random.seed()  # forked ranks have the server's generator, processes have one of their own
+    for seed in (random.seed, np.random.seed, torch.seed):  # the server's would hide draws that nobody has seeded
+        seed()
     _write_to(notes / f"{rank}.log")
     _keep_journal(notes / f"{rank}.journal")
     if clock:

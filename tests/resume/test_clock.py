@@ -38,11 +38,12 @@ def test_a_resumed_run_does_not_ask_the_time(
     job = run.start()
     until(job, LONGEST, lambda: len(saved.steps(run.folder)) >= 2)
     assert job.kill()
+    step = saved.resume_point(run.folder)
+    assert 0 < step < STEPS
     for number, path in enumerate(sorted(run.folder.rglob("*"))):
         os.utime(path, (age(number), age(number)))
 
-    step = saved.resume_point(run.folder)
-    assert 0 < step < STEPS
+    assert saved.resume_point(run.folder) == step
     job = run.finish(clock)
     assert [job.samples(r) for r in (0, 1)] == [expected.samples(r)[step:] for r in (0, 1)]
     assert saved.resume_point(run.folder) == STEPS
