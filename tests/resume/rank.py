@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -39,6 +40,7 @@ def main(rank: int, world: int, port: int, config: Path, notes: Path, scratch: P
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "TMPDIR": str(scratch), "HOME": str(scratch),
     }  # fmt: skip
+    tempfile.tempdir = None  # the server's
     os.setpgid(0, 0)
     os.chdir(scratch)
     for seed in (random.seed, np.random.seed, torch.seed):  # the server's would hide draws that nobody has seeded
