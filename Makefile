@@ -9,7 +9,7 @@ DEVICE ?= auto
 STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-layouts lint clean
+.PHONY: help setup demo test test-layouts test-kills lint clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -32,6 +32,9 @@ test: lint  ## style, types and tests
 
 test-layouts: setup  ## every parallel layout of up to eight ranks against one process (about half an hour on two cores)
 	HYPNOS_LAYOUTS=all .venv/bin/python -m pytest -q -rP tests/layouts/test_layouts.py
+
+test-kills: setup  ## runs killed at random moments, KILLS=100 times, and resumed (some minutes on two cores)
+	HYPNOS_KILLS=$(or $(KILLS),100) .venv/bin/python -m pytest -q -rP tests/resume
 
 clean:  ## removes the environment and caches; runs stay
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,54 @@
+"""A run that is started again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pretrain import settings
+from tests.resume.job import Job
+from tests.resume.problem import Case, make_config
+
+LONGEST = 120.0  # seconds that a job may take which is left alone
+
+
+class Run:
+    """A run's folder and its incarnations, with nothing else beside them.
+
+    Args:
+        root: where all of it is to be. changes: settings of [train] by name.
+    """
+
+    def __init__(self, case: Case, corpus: Path, root: Path, **changes: object) -> None:
+        self.case, self.corpus, self.root = case, corpus, root
+        self.folder, self.scratch, self.config = root / "runs/run", root / "scratch", root / "config.toml"
+        self.scratch.mkdir(parents=True)
+        self.jobs = 0
+        self.config.write_text(settings.dump(make_config(case, corpus, root / "runs", **changes)))
+
+    def start(self, clock: float = 0.0) -> Job:
+        """The next incarnation."""
+        self.jobs += 1
+        return Job(self.config, self.case.world, self.root / "notes" / str(self.jobs), self.scratch, clock)
+
+    def finish(self, clock: float = 0.0) -> Job:
+        """An incarnation that is left alone until it is done."""
+        job = self.start(clock)
+        assert job.wait(LONGEST) == [0] * self.case.world, job.log()
+        return job
+
+    def leftovers(self) -> list[Path]:
+        """Drafts, and what was to be deleted: nothing of a run that is done."""
+        return list(self.folder.rglob(".*"))
+
+    def strangers(self) -> list[Path]:
+        """What does not belong beside the run's folder."""
+        return [*self.scratch.iterdir(), *({*(self.root / "runs").iterdir()} - {self.folder})]
+
+
+def until(job: Job, seconds: float, happens: Callable[[], bool] = lambda: False) -> None:
+    """Waits until something happens, so many seconds have passed or the job has ended."""
+    end = time.monotonic() + seconds
+    while job.alive and not happens() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.0002))
