@@ -76,6 +76,8 @@ class Stop:
             thread.start()
         try:
             yield
+            for word in ("begun", "gone"):  # what those hear who are told to stop only now
+                self._store.set(f"{word}/{self._rank}", str(self._done))
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

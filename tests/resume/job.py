@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -55,6 +56,13 @@ class Job:
         for process in victims:
             process.join()
         return any(process.exitcode == -signal.SIGKILL for process in victims)
+
+    def signal(self, number: signal.Signals, ranks: Iterable[int]) -> None:
+        """Asks some ranks to stop."""
+        for r in ranks:
+            pid = self.ranks[r].pid
+            assert pid is not None
+            os.kill(pid, number)
 
     def journal(self, r: int) -> list[str]:
         """What a rank has noted so far, see `rank`."""

@@ -42,6 +42,7 @@ class Case(NamedTuple):
     precision: str = "fp32"
     eviction: str = "hard"
     checkpoint_every: int = 2
+    passes: int = 2
 
     def __str__(self) -> str:
         return f"{self.world} ranks " + " ".join(f"{name}={value}" for name, value in self.parallel.items())
@@ -64,7 +65,7 @@ def make_config(case: Case, corpus: Path, runs: Path, **changes: Any) -> Config:
     return Config(
         run=RunConfig(name="run", dir=str(runs)),
         model=MODEL,
-        sleep=SleepConfig(passes=2, window=8, eviction=case.eviction),
+        sleep=SleepConfig(passes=case.passes, window=8, eviction=case.eviction),
         data=DataConfig(
             tokenizer=str(corpus / "small.model"),
             train=[CorpusConfig(path=str(corpus / "shards/train"))],

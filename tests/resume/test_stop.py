@@ -1,0 +1,81 @@
+"""Told to stop, a run saves the last whole step and ends, wherever it is, and goes on from there the same."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from signal import SIGTERM, SIGUSR1, Signals
+
+import pytest
+
+from pretrain.stop import ANSWER
+from tests.resume import saved
+from tests.resume.job import Job
+from tests.resume.problem import STEPS, Case
+from tests.resume.run import LONGEST, Run, until
+from tests.train.test_trainer import rows
+
+DEADLINE = 30.0  # seconds; these checkpoints are small
+CASES = [Case(2, {"zero": 1}), Case(2, {"pp": 2}, microbatches=2), Case(2, {"tp": 2}, eviction="sliding")]
+
+
+def assert_stopped(job: Job, number: Signals, seconds: float = DEADLINE) -> None:
+    """All ranks end in time, with the status of the signal."""
+    assert job.wait(seconds) == [128 + number] * len(job.ranks), job.log()
+    assert f"stopped by {number.name} on rank" in job.log() and "Traceback" not in job.log()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> None:
+    """No checkpoints are due before the end, so that whatever a run has reached was saved because it was told to."""
+    chance = random.Random(str(case))
+    whole = Run(case, corpus, tmp_path / "whole", checkpoint_every=1, keep=STEPS)
+    whole.finish()
+    run = Run(case, corpus, tmp_path / "parts", checkpoint_every=STEPS)
+    stops, evaluating, step = 0, 0, 0
+    while True:
+        job = run.start()
+        if stops % 2:  # wait for an evaluation on the way
+            until(job, LONGEST, lambda job=job: len(job.journal(0)) > 1 and job.journal(0)[-1] == "evaluates")
+        else:
+            until(job, LONGEST, lambda job=job: len(job.samples(0)) > 1)
+            time.sleep(chance.uniform(0, 0.1))
+        in_evaluation = job.journal(0)[-1:] == ["evaluates"]
+        number, ranks = chance.choice([(SIGTERM, [0, 1]), (SIGTERM, [1]), (SIGUSR1, [0])])
+        job.signal(number, ranks)
+        if 0 in job.wait(DEADLINE):  # it was at its end
+            break
+        assert_stopped(job, number)
+        assert step <= saved.resume_point(run.folder), "what was done is lost"
+        step = saved.resume_point(run.folder)
+        evaluated = "state.json: evaluated"  # whether that step's evaluation was over, too
+        saved.assert_same(saved.folder(run.folder, step), saved.folder(whole.folder, step), but=evaluated)
+        stops, evaluating = stops + 1, evaluating + in_evaluation
+    run.finish()
+    assert stops > 2 and evaluating
+    assert rows(run.folder) == rows(whole.folder)
+    assert len(saved.steps(run.folder)) > 1 and not run.leftovers()
+
+
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
+def test_a_long_sleep_is_given_up(ranks: list[int], corpus: Path, tmp_path: Path) -> None:
+    """A step of thousands of passes: it would take minutes to come to its end."""
+    run = Run(Case(2, {"zero": 1}, passes=20_000), corpus, tmp_path, eval_every=100)
+    job = run.start()
+    until(job, LONGEST, lambda: bool(job.journal(0)) and bool(job.journal(1)))
+    time.sleep(1)
+    job.signal(SIGTERM, ranks)
+    assert_stopped(job, SIGTERM)
+    assert saved.resume_point(run.folder) == 0 and saved.steps(run.folder) == [0]
+    assert not job.samples(0) or "step" in job.journal(0)[-1]
+
+
+def test_a_dead_rank_is_not_waited_for(corpus: Path, tmp_path: Path) -> None:
+    run = Run(Case(2, {"zero": 1}, passes=20_000), corpus, tmp_path)
+    job = run.start()
+    until(job, LONGEST, lambda: bool(job.journal(1)))
+    job.kill([1])
+    job.signal(SIGTERM, [0])
+    assert job.wait(DEADLINE + ANSWER)[0] not in (0, None), job.log()
+    assert saved.resume_point(run.folder) == 0
