@@ -198,10 +198,11 @@ def _initialize(
     os.environ.setdefault("LOCAL_RANK", "0")  # asked for even in a world of one
     os.environ.setdefault("DS_ACCELERATOR", mesh.device().type)  # otherwise it looks around, and warns
     import deepspeed
-    from deepspeed.ops import __compatible_ops__
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    __compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled (a minute) for little on one machine
+    # Of its own kernels none is needed. Asked which there could be, it tries the compiler on every rank, with files in
+    # the system's temporary folder, and then builds one (a minute) that does little on one machine.
+    deepspeed.ops.__compatible_ops__ = {}
     bf16 = precision == "bf16"
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # only its product with the next is used, in counters we don't read
