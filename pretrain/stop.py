@@ -90,55 +90,61 @@ class Stop:
             for thread in threads:
                 thread.join(ANSWER)  # if the run is being stopped, that thread ends the process
 
+    def _connect(self) -> Any:
+        """The store for one thread: a wait keeps its connection to itself."""
+        return self._store.clone()  # type: ignore[attr-defined]
+
     def _listen(self) -> None:
         """Tells all ranks of a signal."""
+        store = self._connect()
         while numbers := self._ear.recv(1):
             if numbers[0] in SIGNALS:
-                self._store.set("number", str(numbers[0]))
+                store.set("number", str(numbers[0]))
                 for rank in range(self._world):
-                    self._store.set(f"wake/{rank}", f"{signal.Signals(numbers[0]).name} on {mesh.place()}")
+                    store.set(f"wake/{rank}", f"{signal.Signals(numbers[0]).name} on {mesh.place()}")
         self._ear.close()
 
     def _stop(self) -> None:
         """Waits for a rank's word, and ends the process."""
-        waiting: Any = self._store.clone()  # type: ignore[attr-defined]  # a wait keeps a connection to itself
-        waiting.wait([f"wake/{self._rank}"], FOREVER)
-        reason = self._store.get(f"wake/{self._rank}").decode()
+        store = self._connect()
+        store.wait([f"wake/{self._rank}"], FOREVER)
+        reason = store.get(f"wake/{self._rank}").decode()
         if not reason:
             return
+        status = 128 + int(store.get("number"))
         try:
-            step = self._agree()
+            step = self._agree(store)
             self._save()
             self._say(f"stopped by {reason} after step {step}, which is saved; the same command goes on from there")
         except UserError as error:
             self._say(f"stopped by {reason}; {error}")
         except dist.DistError:
             self._say(f"stopped by {reason}; not all ranks answer, so nothing new is saved")
-        self._leave(128 + int(self._store.get("number")))
+        self._leave(store, status)
 
-    def _agree(self) -> int:
+    def _agree(self, store: dist.Store) -> int:
         """Lets the step that is to be saved come to its end, and nothing beyond. Returns it."""
         with self._changed:
             self._limit = self._begun
-        self._store.set(f"begun/{self._rank}", str(self._begun))
+        store.set(f"begun/{self._rank}", str(self._begun))
         everyone = [f"begun/{rank}" for rank in range(self._world)]
-        self._store.wait(everyone, timedelta(seconds=ANSWER))
+        store.wait(everyone, timedelta(seconds=ANSWER))
         with self._changed:
-            self._limit = step = max(int(self._store.get(key)) for key in everyone)
+            self._limit = step = max(int(store.get(key)) for key in everyone)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._closed or self._done == step, self._patience)
             if self._done != step:
                 raise UserError(f"step {step} did not come to its end, so nothing new is saved")
         return step
 
-    def _leave(self, status: int) -> None:
+    def _leave(self, store: dist.Store, status: int) -> None:
         """Ends the process, of which the main thread may be anywhere. The store may live on rank 0: it goes last."""
         sys.stdout.flush()
         sys.stderr.flush()
         try:
-            self._store.set(f"gone/{self._rank}", "")
+            store.set(f"gone/{self._rank}", "")
             if self._rank == 0:
-                self._store.wait([f"gone/{rank}" for rank in range(self._world)], timedelta(seconds=ANSWER))
+                store.wait([f"gone/{rank}" for rank in range(self._world)], timedelta(seconds=ANSWER))
         except dist.DistError:
             pass
         os._exit(status)

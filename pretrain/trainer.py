@@ -90,7 +90,7 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
     start = checkpoint.step if checkpoint else 0
     progress = TrainProgress(config.run.name, start, settings.steps, shown)
     cleanup.callback(progress.close)
-    if start >= settings.steps:
+    if checkpoint and start >= settings.steps and checkpoint.state["evaluated"]:
         progress.say(f"{run} is at step {start} already; set train.steps higher to go on")
         return run
 
@@ -114,7 +114,7 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
     if metrics:
         cleanup.callback(metrics.close)
     meter = Meter(config, source, start, int(now.tokens))
-    saver = Saver(run, config, now.step if checkpoint else None)
+    saver = Saver(run, config, now.step if checkpoint and now.evaluated else None)
 
     def save() -> None:
         saver.save(now.step, lambda: now.take(engine, optimizer, model))
@@ -161,10 +161,11 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
             now = Boundary.here(done, lanes, source, tokens, evaluated)
         with meter.paused():
             evaluate()
-            if _due(done, settings.checkpoint_every, settings.steps):
+            if done % settings.checkpoint_every == 0:
                 watchdog.doing("saves step", done)
                 save()
     watchdog.doing("waits for its last checkpoint")
+    save()
     saver.wait()
     return run
 

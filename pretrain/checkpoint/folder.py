@@ -51,7 +51,11 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def sweep(run: Path) -> None:
-    """Removes what a run that was killed has left half written, or half deleted."""
+    """Removes what a run that was killed has left half written, or half deleted, and puts back what it had replaced."""
+    for path in (run / "checkpoints").glob(".step-*.replaced"):
+        final = path.with_name(path.name.removeprefix(".").removesuffix(".replaced"))
+        if not final.exists():
+            path.rename(final)
     for path in (run / "checkpoints").glob(".*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -79,9 +83,11 @@ def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
         keep: so many of the newest stay. keep_every: so do those of every so many steps; 0: no others.
     """
     final = place(run, step)
+    replaced = final.with_name(f".{final.name}.replaced")
     if final.exists():  # a damaged one, or one of a future that was given up: a resumed run has come here again
-        _delete(final)
+        final.rename(replaced)
     draft(run, step).rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
     write_atomically(final.with_name("latest"), final.name + "\n")
     for number in [n for n in steps(run) if n <= step][:-keep]:
         if not keep_every or number % keep_every:

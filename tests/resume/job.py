@@ -58,11 +58,11 @@ class Job:
         return any(process.exitcode == -signal.SIGKILL for process in victims)
 
     def signal(self, number: signal.Signals, ranks: Iterable[int]) -> None:
-        """Asks some ranks to stop."""
+        """Asks some ranks to stop, if they are there."""
         for r in ranks:
             pid = self.ranks[r].pid
-            assert pid is not None
-            os.kill(pid, number)
+            if self.ranks[r].is_alive() and pid is not None:
+                os.kill(pid, number)
 
     def journal(self, r: int) -> list[str]:
         """What a rank has noted so far, see `rank`."""
