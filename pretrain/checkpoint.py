@@ -5,7 +5,7 @@
       step-200/
         model.safetensors       every parameter, fp32, whole, by name
         optimizer.safetensors   momentum.NAME; exp_avg.NAME and exp_avg_sq.NAME
-        state.safetensors       rng.*; lanes.* (the fast weights of documents that go on)
+        state.safetensors       rng.*; lanes.* (the fast weights of documents that go on); guard.sums
         state.json              format version, step, position in the data, counters
         config.toml             the resolved configuration
         manifest.json           size and sha256 of each file, crc32 of each tensor, and a hash of itself
@@ -231,11 +231,14 @@ def steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def newest(
+    run: Path, say: Callable[[str], None], fits: Callable[[Checkpoint], bool] = lambda checkpoint: True
+) -> Checkpoint | None:
     """The checkpoint that `latest` names, or the newest intact one before it; None where there is none at all.
 
     Args:
         say: told, in one line each, about damaged checkpoints that are passed over.
+        fits: which intact ones will do; None is returned where none does.
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
@@ -244,12 +247,17 @@ def newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
     named = re.fullmatch(r"step-(\d+)\n?", pointer.read_text(errors="replace")) if pointer.is_file() else None
     if named:
         candidates = [step for step in candidates if step <= int(named[1])] or candidates
+    intact = False
     for step in reversed(candidates):
         try:
-            return Checkpoint.open(run / "checkpoints" / f"step-{step}")
+            checkpoint = Checkpoint.open(run / "checkpoints" / f"step-{step}")
         except UserError as error:
             say(f"{error}; trying the checkpoint before it")
-    if candidates:
+            continue
+        intact = True
+        if fits(checkpoint):
+            return checkpoint
+    if candidates and not intact:
         raise UserError(f"{run / 'checkpoints'}: every checkpoint is damaged; delete them to train from the beginning")
     return None
 

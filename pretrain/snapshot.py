@@ -111,7 +111,7 @@ def take(
     counters: dict[str, Any], config: Config,
 ) -> None:  # fmt: skip
     """Saves a checkpoint; called by all ranks, returns when it is on disk."""
-    state_tensors = lanes.gather(model) | {"rng.cpu": torch.get_rng_state()}
+    state_tensors = lanes.gather(model) | {"rng.cpu": torch.get_rng_state(), "guard.sums": optimizer.judge.sums.cpu()}
     if torch.cuda.is_available():
         state_tensors["rng.cuda"] = torch.cuda.get_rng_state()
     tensors = {
@@ -130,6 +130,7 @@ def give_back(
 ) -> Lanes:
     """Everything but the weights, which a model has to have before the engine is built around it."""
     optimizer.scatter(partial(checkpoint.tensor, "optimizer.safetensors"), checkpoint.state["optimizer"])
+    optimizer.judge.sums.copy_(checkpoint.tensor("state.safetensors", "guard.sums"))
     source.load_state_dict(checkpoint.state["data"])
     torch.set_rng_state(checkpoint.tensor("state.safetensors", "rng.cpu"))
     if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state.safetensors"):

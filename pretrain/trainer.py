@@ -13,6 +13,7 @@ have given another result so far.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import sys
 from contextlib import ExitStack
 from itertools import accumulate as running_sum
@@ -39,6 +40,7 @@ from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.files import write_atomically
 from pretrain.flops import block_costs
+from pretrain.guard import Guard, Rollbacks, Trouble, go_back, is_good, remembered
 from pretrain.metrics import Meter, Metrics
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW, rate
@@ -46,6 +48,7 @@ from pretrain.probe import Probe
 from pretrain.settings import dump
 from pretrain.step import accumulate
 from pretrain.tasks import TaskSource, make_task
+from pretrain.verdict import mean_loss
 
 # What a resumed run may change: it does not enter what has been computed so far, or only by rounding.
 # (train.steps moves the learning rate's decay, which is counted from the end.)
@@ -54,6 +57,7 @@ CHANGEABLE = {
     "run.name", "run.dir", *(f"parallel.{f.name}" for f in dataclasses.fields(ParallelConfig)),
     "data.train", "data.heldout", "data.tokenizer", "stories.path", "train.steps", "train.microbatches",
     "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every", "train.keep",
+    "guard.limit", "guard.then", "guard.rollbacks",
 }  # fmt: skip
 
 
@@ -66,7 +70,8 @@ def train(config: Config, progress: bool = True) -> Path:
         config: as `pretrain.settings.load` gives it.
         progress: say on stderr how far it is.
     Raises:
-        UserError: the configuration does not fit the data, the ranks or the checkpoint.
+        UserError: the configuration does not fit the data, the ranks or the checkpoint; or too many steps in a row
+            were skipped.
     """
     parallel = config.parallel
     try:
@@ -78,13 +83,27 @@ def train(config: Config, progress: bool = True) -> Path:
         torch.manual_seed(config.run.seed)
         source = make_source(config)
         cleanup.callback(source.close)
-        return _train(_resolved(config, source), source, progress and dist.get_rank() == 0, cleanup)
+        config, shown = _resolved(config, source), progress and dist.get_rank() == 0
+        trouble = None
+        while True:
+            with ExitStack() as attempt:
+                outcome = _train(config, source, shown, trouble, attempt)
+            if isinstance(outcome, Path):
+                return outcome
+            trouble = outcome
+            gc.collect()  # the old model's memory, before there is a new one
 
 
-def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> Path:
+def _train(
+    config: Config, source: Source, shown: bool, trouble: Trouble | None, cleanup: ExitStack
+) -> Path | Trouble:
+    """Trains to the end, or until too many steps in a row were skipped. After `trouble` it goes on from before it."""
     settings, run = config.train, Path(config.run.dir) / config.run.name
-    checkpoint = _resume_point(run, config)
+    checkpoint = _resume_point(run, config, trouble)
     start = checkpoint.step if checkpoint else 0
+    rollbacks = Rollbacks(**checkpoint.state["rollbacks"]) if checkpoint else Rollbacks()
+    if trouble:
+        rollbacks = go_back(trouble, checkpoint, config.guard)
     progress = TrainProgress(config.run.name, start, settings.steps, shown)
     cleanup.callback(progress.close)
     if start >= settings.steps:
@@ -97,19 +116,36 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
         checkpoint.load_weights(model)
     else:
         model.initialize(config.run.seed)
-    optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
+    optimizer = MuonAdamW(model.named_parameters(), config.optimizer, config.guard.spike)
     zero, offload = config.parallel.zero, config.parallel.offload
     engine = Engine(model, optimizer, zero, settings.precision, settings.microbatches, offload, model.tied)
     cleanup.callback(engine.close)
     lanes = snapshot.Lanes.empty(settings.microbatches)
     tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())  # read so far, PAD left out
+    position = source.state_dict()
     if checkpoint:
         lanes = snapshot.give_back(checkpoint, model, optimizer, source, config)
         tokens.fill_(checkpoint.state["tokens"])
     evaluation = make_evaluation(config)
-    metrics = Metrics(run, start) if dist.get_rank() == 0 else None
+    metrics = Metrics(run, start, rollbacks.total) if dist.get_rank() == 0 else None
     if metrics:
         cleanup.callback(metrics.close)
+    guard = Guard(config.guard, metrics, progress.say, rollbacks.total)
+
+    def save(step: int, rollbacks: Rollbacks) -> None:
+        watchdog.doing("saves step", step)
+        counters = {"tokens": int(tokens), "rollbacks": rollbacks._asdict()}
+        snapshot.take(run, step, engine, optimizer, model, source, lanes, counters, config)
+
+    if trouble:
+        # The documents that the checkpoint's fast weights belong to do not go on, and those that do begin with S = 0.
+        lanes = snapshot.Lanes.empty(settings.microbatches)
+        source.load_state_dict(position)
+        optimizer.judge.in_a_row.zero_()
+        if metrics:
+            metrics.write("rollback", start, {"from": trouble.step, "rollbacks": rollbacks.total})
+        progress.say(f"{trouble.what}; going on from step {start} with the data after them")
+        save(start, rollbacks)  # in the checkpoint's place: a run that is killed goes on after the trouble, too
     if not start:
         _evaluate(evaluation, model, 0, metrics, progress)
     meter = Meter(config, source, start, int(tokens))
@@ -123,10 +159,13 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
         tokens += read
         probe = Probe() if done == 1 or _due(done, settings.log_every, settings.steps) else None
         outputs = accumulate(engine, model, parts, lanes.states, scored, config.parallel, probe)
-        lanes.remember(batch, [out.state for out in outputs])
         optimizer.rate = rate(step, settings.steps, config.optimizer)
+        optimizer.loss = mean_loss([out.window_loss for out in outputs], scored)
         watchdog.doing("updates the weights of step", done)
         engine.step()
+        lanes.remember(batch, [remembered(out.state, optimizer.accepted) for out in outputs])
+        if trouble := guard.after(done, optimizer.judge.verdict, source.samples()):
+            return trouble
 
         progress.advance(done)
         if probe is not None:
@@ -140,9 +179,9 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
             if _due(done, settings.eval_every, settings.steps):
                 _evaluate(evaluation, model, done, metrics, progress)
             if _due(done, settings.checkpoint_every, settings.steps):
-                watchdog.doing("saves step", done)
-                counters = {"tokens": int(tokens)}
-                snapshot.take(run, done, engine, optimizer, model, source, lanes, counters, config)
+                if trouble := guard.settle():
+                    return trouble
+                save(done, Rollbacks(rollbacks.total))
     return run
 
 
@@ -181,7 +220,7 @@ def make_stage(config: Config) -> Stage:
     return Stage(mesh.pp_rank(), balanced(block_costs(config.model, config.sleep), mesh.pp_size()))
 
 
-def _resume_point(run: Path, config: Config) -> Checkpoint | None:
+def _resume_point(run: Path, config: Config, trouble: Trouble | None) -> Checkpoint | None:
     """Makes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies it for all."""
     chosen = torch.full((), -1, device=mesh.device())
     if dist.get_rank() == 0:
@@ -189,7 +228,8 @@ def _resume_point(run: Path, config: Config) -> Checkpoint | None:
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{run}: cannot make the run's folder: {error.strerror}; set run.dir") from None
-        found = newest(run, lambda line: print(line, file=sys.stderr, flush=True))
+        fits = is_good if trouble else lambda _: True
+        found = newest(run, lambda line: print(line, file=sys.stderr, flush=True), fits)
         if found:
             _check_unchanged(found, config)
             chosen.fill_(found.step)
