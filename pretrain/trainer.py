@@ -122,7 +122,7 @@ def _train(
     cleanup.callback(engine.close)
     lanes = snapshot.Lanes.empty(settings.microbatches)
     tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())  # read so far, PAD left out
-    position = source.state_dict()
+    position = source.state_dict()  # after trouble, that of the data to go on with
     if checkpoint:
         lanes = snapshot.give_back(checkpoint, model, optimizer, source, config)
         tokens.fill_(checkpoint.state["tokens"])
@@ -141,7 +141,6 @@ def _train(
         # The documents that the checkpoint's fast weights belong to do not go on, and those that do begin with S = 0.
         lanes = snapshot.Lanes.empty(settings.microbatches)
         source.load_state_dict(position)
-        optimizer.judge.in_a_row.zero_()
         if metrics:
             metrics.write("rollback", start, {"from": trouble.step, "rollbacks": rollbacks.total})
         progress.say(f"{trouble.what}; going on from step {start} with the data after them")
@@ -160,8 +159,8 @@ def _train(
         probe = Probe() if done == 1 or _due(done, settings.log_every, settings.steps) else None
         outputs = accumulate(engine, model, parts, lanes.states, scored, config.parallel, probe)
         optimizer.rate = rate(step, settings.steps, config.optimizer)
-        optimizer.loss = mean_loss([out.window_loss for out in outputs], scored)
         watchdog.doing("updates the weights of step", done)
+        optimizer.loss = mean_loss([out.window_loss for out in outputs], scored)
         engine.step()
         lanes.remember(batch, [remembered(out.state, optimizer.accepted) for out in outputs])
         if trouble := guard.after(done, optimizer.judge.verdict, source.samples()):

@@ -251,6 +251,9 @@ def test_it_goes_back_to_a_checkpoint_from_before_the_trouble(depo: MakeConfig) 
     """Those of steps 3 and 4 were taken in the middle of it."""
     with planted({2, 3, 4}) as taken:
         run = train(guarded(depo("amid", checkpoint_every=1, keep=9), limit=3), progress=False)
+    with planted({2, 3, 4}):  # a run that is interrupted there goes on counting
+        parts = train(interrupted(guarded(depo("parts", checkpoint_every=1, keep=9), limit=3)), progress=False)
+    assert_same_run(parts, run)
     assert [row["step"] for row in of_kind(run, "rollback")] == [2]
     assert taken == list(range(9))
     assert position(run)["optimizer"] == {"adam_steps": 6, "skipped": 0, "in_a_row": 0}
