@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "parallel.zero": (0, 1, 2, 3),
     "parallel.recompute": ("none", "unit", "block"),
     "train.precision": ("fp32", "bf16"),
+    "guard.then": ("stop", "rollback"),
 }
 
 # The least a number may be.
@@ -34,6 +35,7 @@ AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("rule110.rings", "stories.min_ops", "stories.context"), 1),
     **dict.fromkeys(("train.steps", "train.batch", "train.microbatches", "train.log_every", "train.eval_every"), 1),
     **dict.fromkeys(("train.eval_batches", "train.checkpoint_every", "train.keep", "parallel.tp", "parallel.pp"), 1),
+    **dict.fromkeys(("guard.limit", "guard.rollbacks"), 1),
     "rule110.width": 3,  # a cell and its two neighbours
     **dict.fromkeys(
         ("run.seed", "depo.min_nodes", "rule110.steps", "model.vocab_size", "sleep.prelude", "sleep.coda"), 0
@@ -67,7 +69,7 @@ def validate(config: Config) -> None:
     for place in POSITIVE:
         if _get(config, place) <= 0:
             raise _refused(config, place, "must be more than 0")
-    for check in (_run, _heads, _rotary, _decay, _parts, _truncation, _optimizer, _batches, _layout):
+    for check in (_run, _heads, _rotary, _decay, _parts, _truncation, _optimizer, _batches, _layout, _guard):
         check(config)
     if config.data.task in ("text", "stories") and not config.data.tokenizer:
         fix = f'name the sentencepiece model that `hypnos tokenizer train` wrote (data.task = "{config.data.task}")'
@@ -194,6 +196,11 @@ def _layout(config: Config) -> None:
     ):
         fix = f"must be parallel.pp = {parallel.pp} numbers of at least 1 that add up to the {blocks} blocks"
         raise UserError(f"parallel.stages = {parallel.stages}: {fix} of model.layers; [] balances them")
+
+
+def _guard(config: Config) -> None:
+    if config.guard.spike < 0 or 0 < config.guard.spike <= 1:
+        raise _refused(config, "guard.spike", "must be more than 1, so many times the running mean; 0 looks for none")
 
 
 def _text(config: Config) -> None:

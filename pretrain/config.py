@@ -129,6 +129,16 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True)
+class GuardConfig:
+    """Steps whose numbers go wrong (docs/guard.md). One whose loss or gradient norm is not finite is always skipped."""
+
+    spike: float = 0.0  # one with more than so many times its running mean of either is skipped too; 0: it is not
+    limit: int = 10  # so many skipped steps in a row are trouble
+    then: str = "stop"  # "stop", explained | "rollback": back to the newest checkpoint, on with the data after that
+    rollbacks: int = 3  # to one checkpoint; after so many it stops
+
+
+@dataclass(kw_only=True)
 class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -140,3 +150,4 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)

@@ -1,8 +1,9 @@
 """What a run writes about itself: metrics.jsonl, one JSON object a line, and the same for TensorBoard.
 
-Every line has "kind" ("train", "eval", "warning") and "step", the optimiser steps done when it was
-written. Numbers that are not finite are null. A resumed run first drops the lines after its checkpoint,
-so that no step is there twice.
+Every line has "kind" ("train", "eval", "warning", "skipped", "rollback") and "step", the optimiser steps done when it
+was written. Numbers that are not finite are null. A resumed run first drops the lines after its checkpoint, so that
+no step is there twice. Only what was skipped before a rollback stays, as the record of why: it has "rollbacks", how
+many there had been by then.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from pretrain.flops import peak, work
 class Metrics:
     """Writes the rows of one run; use it on one rank only."""
 
-    def __init__(self, run: Path, step: int | None, evaluated: bool) -> None:
+    def __init__(self, run: Path, step: int | None, evaluated: bool, rollbacks: int) -> None:
         """
         Args:
             step: of the checkpoint that the run goes on from; None: it begins anew.
             evaluated: the evaluation of that step, if it has one, was over when it was saved.
+            rollbacks: so many have led there.
         """
         path = run / "metrics.jsonl"
-        kept = [] if step is None else _rows_until(path, step, evaluated)
+        kept = [] if step is None else _rows_until(path, step, evaluated, rollbacks)
         write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
@@ -57,8 +59,8 @@ class Metrics:
         self._board.close()
 
 
-def _rows_until(path: Path, step: int, evaluated: bool) -> list[str]:
-    """The whole lines of steps up to `step`; a line cut short by a crash is dropped, as half an evaluation is."""
+def _rows_until(path: Path, step: int, evaluated: bool, rollbacks: int) -> list[str]:
+    """The whole lines of what led to `step`; a line cut short by a crash is dropped, as half an evaluation is."""
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
@@ -67,7 +69,8 @@ def _rows_until(path: Path, step: int, evaluated: bool) -> list[str]:
             continue
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             continue
-        if row["step"] < step or (row["step"] == step and (evaluated or row.get("kind") == "train")):
+        before, half = row.get("rollbacks", rollbacks), not evaluated and row.get("kind") in ("eval", "warning")
+        if before < rollbacks or (before == rollbacks and row["step"] <= step - half):
             kept.append(line)
     return kept
 
@@ -82,8 +85,8 @@ def _finite(value: Any) -> Any:
 
 
 def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
-    """(tag, number) of every number in a row; what is in a list or dict gets a tag of its own."""
-    if isinstance(value, bool) or not isinstance(value, int | float | dict | list):
+    """(tag, number) of every number in a row but its samples; what is in a list or dict gets a tag of its own."""
+    if tag.endswith("/samples") or isinstance(value, bool) or not isinstance(value, int | float | dict | list):
         return []
     if isinstance(value, int | float):
         return [(tag, value)]

@@ -10,7 +10,7 @@ For a matrix with gradient G (already clipped by the global norm) and momentum M
 sharded exactly as ZeRO shards the master weights; Newton-Schulz sees whole matrices, each on one rank
 (`parallel.shards.WholeMatrices` says what that costs).
 
-A step whose gradient norm is not finite changes nothing and is counted. That is decided on the device:
+A step that `pretrain.verdict.Judge` does not accept changes nothing and is counted. That is decided on the device:
 the host never waits for it.
 """
 
@@ -26,6 +26,7 @@ from torch.optim.adamw import adamw
 from parallel.shards import Partition, WholeMatrices
 from parallel.slices import Piece
 from pretrain.config import OptimizerConfig
+from pretrain.verdict import Judge
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; its fixed points are where singular values end up
 NEWTON_SCHULZ_STEPS = 5
@@ -68,18 +69,28 @@ def newton_schulz(X: Tensor) -> Tensor:
 class MuonAdamW(torch.optim.Optimizer):
     """The optimiser given to DeepSpeed: a `parallel.engine.ShardedOptimizer`."""
 
-    grad_norm: Tensor  # [] of the last gradient, before clipping; not finite if the step was skipped
+    grad_norm: Tensor  # [] of the last gradient, before clipping
+    loss: Tensor  # [] of the step, the same on every rank (`pretrain.verdict.mean_loss`); set before each step
     skipped: Tensor  # [] steps skipped so far
     adam_steps: Tensor  # [] steps not skipped so far
+    accepted: Tensor  # [] bool, whether the last step was not
+    judge: Judge
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, spike: float = 0.0
+    ) -> None:
+        """
+        Args:
+            spike: a step with more than so many times the usual loss or gradient norm is skipped; 0: none is.
+        """
+
         def place(item: tuple[str, nn.Parameter]) -> tuple[int, list[int]]:
             """Roles lie together, and in them matrices of one shape, to be orthogonalised in one batch."""
             name, p = item
             return [MUON, DECAYED, PLAIN].index(role(name, p.shape, config.name)), list(p.shape)
 
         named = sorted(named_parameters, key=place)
-        self.config = config
+        self.config, self.spike = config, spike
         self.names = [name for name, _ in named]
         self.roles = {name: role(name, p.shape, config.name) for name, p in named}
         self.rate = 1.0  # the schedule's factor on the learning rates, set before each step
@@ -90,7 +101,8 @@ class MuonAdamW(torch.optim.Optimizer):
     def attach(self, partition: Partition) -> None:
         """Makes the moments of what this rank updates, all zero."""
         flat, self.partition = partition.flat, partition
-        self.grad_norm, self.skipped, self.adam_steps = (flat.new_zeros(()) for _ in range(3))
+        self.grad_norm, self.loss, self.skipped, self.adam_steps = (flat.new_zeros(()) for _ in range(4))
+        self.judge = Judge(self.spike, flat.device)
         self.matrices = WholeMatrices(partition, [name for name in self.names if self.roles[name] == MUON])
         self.spans = {kind: self._span(roles) for kind, roles in KINDS.items()}
         self.moments = {kind: torch.zeros_like(flat[span]) for kind, span in self.spans.items()}
@@ -111,42 +123,44 @@ class MuonAdamW(torch.optim.Optimizer):
         gradient = self.partition.gradient()
         self.partition.complete(gradient)
         norm = self.partition.square(gradient).sqrt()
-        finite = norm.isfinite()
+        accepted = self._decide(norm)
         gradient.mul_((self.config.clip / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils.clip_grad_norm_
-        self._muon(gradient, finite)
-        self._adamw(gradient, finite)
-        self.grad_norm = norm
-        self.skipped += ~finite
+        self._muon(gradient, accepted)
+        self._adamw(gradient, accepted)
         self.calls += 1
 
     def skip(self) -> None:
         """Counts a step whose gradient DeepSpeed found not finite before asking."""
-        self.grad_norm = torch.full_like(self.grad_norm, float("inf"))
-        self.skipped += 1
+        self._decide(torch.full_like(self.grad_norm, float("inf")))
 
-    def _muon(self, gradient: Tensor, finite: Tensor) -> None:
+    def _decide(self, norm: Tensor) -> Tensor:
+        self.grad_norm, self.accepted = norm, self.judge(self.loss, norm, self.adam_steps)
+        self.skipped += ~self.accepted
+        return self.accepted
+
+    def _muon(self, gradient: Tensor, accepted: Tensor) -> None:
         lr, span = self.config.muon_lr * self.rate, self.spans["momentum"]
         gradient, momentum = gradient[span], self.moments["momentum"]
         advanced = torch.add(gradient, momentum, alpha=self.config.momentum)
-        momentum.copy_(torch.where(finite, advanced, momentum))
+        momentum.copy_(torch.where(accepted, advanced, momentum))
         nesterov = gradient.add_(momentum, alpha=self.config.momentum)
         values = [nesterov[s.offset - span.start : s.offset - span.start + s.length] for s in self.matrices.mine]
         batches = []
         for U in self.matrices.gather(values):  # [k, rows, columns]
             update = newton_schulz(U) * max(1.0, U.shape[1] / U.shape[2]) ** 0.5
-            batches.append(torch.where(finite.to(update.device), update, 0.0))
+            batches.append(torch.where(accepted.to(update.device), update, 0.0))
         updates = self.matrices.scatter(batches)
         if self.matrix_slices:
-            torch._foreach_mul_(self.matrix_slices, 1.0 - finite * (lr * self.config.weight_decay))
+            torch._foreach_mul_(self.matrix_slices, 1.0 - accepted * (lr * self.config.weight_decay))
             torch._foreach_add_(self.matrix_slices, updates, alpha=-lr)
 
-    def _adamw(self, gradient: Tensor, finite: Tensor) -> None:
+    def _adamw(self, gradient: Tensor, accepted: Tensor) -> None:
         assert self.partition is not None
         lr, span, flat = self.config.adamw_lr * self.rate, self.spans["exp_avg"], self.partition.flat
-        flat[self.decayed].mul_(1.0 - finite * (lr * self.config.weight_decay))
+        flat[self.decayed].mul_(1.0 - accepted * (lr * self.config.weight_decay))
         adamw(
             [flat[span]], [gradient[span]], [self.moments["exp_avg"]], [self.moments["exp_avg_sq"]], [],
-            [self.adam_steps], fused=True, found_inf=(~finite).float(), amsgrad=False, maximize=False,
+            [self.adam_steps], fused=True, found_inf=(~accepted).float(), amsgrad=False, maximize=False,
             beta1=self.config.betas[0], beta2=self.config.betas[1], lr=lr, weight_decay=0.0, eps=ADAM_EPS,
         )  # fmt: skip
 
@@ -167,11 +181,13 @@ class MuonAdamW(torch.optim.Optimizer):
             self.partition.scatter(moment, readers, self.spans[kind].start)
         self.adam_steps.fill_(counters["adam_steps"])
         self.skipped.fill_(counters["skipped"])
+        self.judge.in_a_row.fill_(counters["in_a_row"])
 
     def _names_with(self, kind: str) -> set[str]:
         """The parameters that have this moment."""
         return {name for name, role in self.roles.items() if role in KINDS[kind]}
 
     def counters(self) -> dict[str, int]:
-        """Steps taken and skipped; waits for the device."""
-        return {"adam_steps": int(self.adam_steps), "skipped": int(self.skipped)}
+        """Steps taken, skipped, and skipped one after the other up to now; waits for the device."""
+        counts = {"adam_steps": self.adam_steps, "skipped": self.skipped, "in_a_row": self.judge.in_a_row}
+        return {name: int(count) for name, count in counts.items()}

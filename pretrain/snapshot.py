@@ -23,6 +23,7 @@ from pretrain.checkpoint import Checkpoint, Snapshot
 from pretrain.config import Config
 from pretrain.data.source import Source
 from pretrain.errors import UserError
+from pretrain.guard import Rollbacks, Trouble, go_back
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW
 
@@ -99,29 +100,34 @@ class Boundary:
     lanes: Lanes
     data: dict[str, Any]  # `Source.state_dict`
     tokens: Tensor  # [] int64, read so far, PAD left out
+    rollbacks: Rollbacks
     random: dict[str, Tensor]
     evaluated: bool  # the evaluation of this step, if it has one, is done
 
     @staticmethod
-    def here(step: int, lanes: Lanes, source: Source, tokens: Tensor, evaluated: bool) -> Boundary:
+    def here(
+        step: int, lanes: Lanes, source: Source, tokens: Tensor, rollbacks: Rollbacks, evaluated: bool
+    ) -> Boundary:
         """After `step` steps."""
         random = {"rng.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["rng.cuda"] = torch.cuda.get_rng_state()
-        return Boundary(step, lanes, source.state_dict(), tokens, random, evaluated)
+        return Boundary(step, lanes, source.state_dict(), tokens, rollbacks, random, evaluated)
 
     def take(self, engine: Engine, optimizer: MuonAdamW, model: HybridLM) -> Snapshot:
         """What this rank gives to a checkpoint; before the weights change again."""
         lanes = {f"lanes.{name}": piece for name, piece in self.lanes.pieces(model).items()}
         if dist.get_rank() == 0:
-            lanes |= {name: Piece(Slice.share(tuple(t.shape), {}), t) for name, t in self.random.items()}
+            common = self.random | {"guard.sums": optimizer.judge.sums}
+            lanes |= {name: Piece(Slice.share(tuple(t.shape), {}), t) for name, t in common.items()}
         tensors = {"model": engine.weights(), "optimizer": optimizer.pieces(), "state": lanes}
         copies = {
             kind: {name: Piece(where, t.detach().to("cpu", copy=True)) for name, (where, t) in named.items()}
             for kind, named in tensors.items()
         }
         state = {"optimizer": optimizer.counters(), "data": self.data, "tokens": int(self.tokens)}
-        return Snapshot(self.step, copies, {**state, "evaluated": self.evaluated})
+        state |= {"rollbacks": self.rollbacks._asdict(), "evaluated": self.evaluated}
+        return Snapshot(self.step, copies, state)
 
 
 def give_back(
@@ -131,12 +137,37 @@ def give_back(
     state = checkpoint.state
     try:
         optimizer.scatter(partial(checkpoint.tensor, "optimizer"), state["optimizer"])
+        optimizer.judge.sums.copy_(checkpoint.tensor("state", "guard.sums"))
         source.load_state_dict(state["data"])
         torch.set_rng_state(checkpoint.tensor("state", "rng.cpu"))
         if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state"):
             torch.cuda.set_rng_state(checkpoint.tensor("state", "rng.cuda"))
         lanes = Lanes.restore(checkpoint, model, config.train.batch, config.train.microbatches)
         tokens = torch.tensor(state["tokens"], dtype=torch.int64, device=mesh.device())
-        return Boundary.here(checkpoint.step, lanes, source, tokens, state["evaluated"])
+        rollbacks = Rollbacks(**state["rollbacks"])
+        return Boundary.here(checkpoint.step, lanes, source, tokens, rollbacks, state["evaluated"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint.folder / 'state.json'}: damaged, {error!r}") from None
+
+
+def at_the_beginning(source: Source, microbatches: int) -> Boundary:
+    """Before the first step."""
+    tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())
+    return Boundary.here(0, Lanes.empty(microbatches), source, tokens, Rollbacks(), evaluated=False)
+
+
+def after_rollback(
+    trouble: Trouble, checkpoint: Checkpoint | None, model: HybridLM, optimizer: MuonAdamW, source: Source,
+    config: Config,
+) -> Boundary:  # fmt: skip
+    """The checkpoint's step once more, on the data after the trouble. UserError: the run stops here instead.
+
+    The documents that the checkpoint's fast weights belong to do not go on, and those that do begin with S = 0.
+    """
+    rollbacks, position = go_back(trouble, checkpoint, config.guard), source.state_dict()
+    assert checkpoint is not None, "go_back has seen to it"
+    before = give_back(checkpoint, model, optimizer, source, config)
+    source.load_state_dict(position)
+    return Boundary.here(
+        before.step, Lanes.empty(config.train.microbatches), source, before.tokens, rollbacks, before.evaluated
+    )

@@ -13,6 +13,7 @@ have given another result so far.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import sys
 from contextlib import ExitStack
 from itertools import accumulate as running_sum
@@ -39,15 +40,17 @@ from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.files import write_atomically
 from pretrain.flops import block_costs
+from pretrain.guard import Guard, Rollbacks, Trouble, is_good, remembered
 from pretrain.metrics import Meter, Metrics
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW, rate
 from pretrain.probe import Probe
 from pretrain.settings import dump
-from pretrain.snapshot import Boundary, Lanes, give_back
+from pretrain.snapshot import Boundary, Lanes, after_rollback, at_the_beginning, give_back
 from pretrain.step import accumulate
 from pretrain.stop import Stop
 from pretrain.tasks import TaskSource, make_task
+from pretrain.verdict import mean_loss
 
 # What a resumed run may change: it does not enter what has been computed so far, or only by rounding.
 # (train.steps moves the learning rate's decay, which is counted from the end.)
@@ -56,7 +59,7 @@ CHANGEABLE = {
     "run.name", "run.dir", *(f"parallel.{f.name}" for f in dataclasses.fields(ParallelConfig)),
     "data.train", "data.heldout", "data.tokenizer", "stories.path", "train.steps", "train.microbatches",
     "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every", "train.keep",
-    "train.keep_every",
+    "train.keep_every", "guard.limit", "guard.then", "guard.rollbacks",
 }  # fmt: skip
 
 
@@ -69,7 +72,8 @@ def train(config: Config, progress: bool = True) -> Path:
         config: as `pretrain.settings.load` gives it.
         progress: say on stderr how far it is.
     Raises:
-        UserError: the configuration does not fit the data, the ranks or the checkpoint.
+        UserError: the configuration does not fit the data, the ranks or the checkpoint; or too many steps in a row
+            were skipped.
     """
     parallel = config.parallel
     try:
@@ -81,16 +85,27 @@ def train(config: Config, progress: bool = True) -> Path:
         torch.manual_seed(config.run.seed)
         source = make_source(config)
         cleanup.callback(source.close)
-        return _train(_resolved(config, source), source, progress and dist.get_rank() == 0, cleanup)
+        config, shown = _resolved(config, source), progress and dist.get_rank() == 0
+        trouble = None
+        while True:
+            with ExitStack() as attempt:
+                outcome = _train(config, source, shown, trouble, attempt)
+            if isinstance(outcome, Path):
+                return outcome
+            trouble = outcome
+            gc.collect()  # the old model's memory, before there is a new one
 
 
-def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> Path:
+def _train(
+    config: Config, source: Source, shown: bool, trouble: Trouble | None, cleanup: ExitStack
+) -> Path | Trouble:
+    """Trains to the end, or until too many steps in a row were skipped. After `trouble` it goes on from before it."""
     settings, run = config.train, Path(config.run.dir) / config.run.name
-    checkpoint = _resume_point(run, config, cleanup)
+    checkpoint = _resume_point(run, config, trouble, cleanup)
     start = checkpoint.step if checkpoint else 0
     progress = TrainProgress(config.run.name, start, settings.steps, shown)
     cleanup.callback(progress.close)
-    if checkpoint and start >= settings.steps and checkpoint.state["evaluated"]:
+    if checkpoint and not trouble and start >= settings.steps and checkpoint.state["evaluated"]:
         progress.say(f"{run} is at step {start} already; set train.steps higher to go on")
         return run
 
@@ -100,27 +115,34 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
         checkpoint.load_weights(model)
     else:
         model.initialize(config.run.seed)
-    optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
+    optimizer = MuonAdamW(model.named_parameters(), config.optimizer, config.guard.spike)
     zero, offload = config.parallel.zero, config.parallel.offload
     engine = Engine(model, optimizer, zero, settings.precision, settings.microbatches, offload, model.tied)
     cleanup.callback(engine.close)
-    if checkpoint:
+    if trouble:
+        now = after_rollback(trouble, checkpoint, model, optimizer, source, config)
+    elif checkpoint:
         now = give_back(checkpoint, model, optimizer, source, config)
     else:
-        tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())
-        now = Boundary.here(0, Lanes.empty(settings.microbatches), source, tokens, evaluated=False)
+        now = at_the_beginning(source, settings.microbatches)
     evaluation = make_evaluation(config)
-    metrics = Metrics(run, now.step if checkpoint else None, now.evaluated) if dist.get_rank() == 0 else None
-    if metrics:
+    metrics = None
+    if dist.get_rank() == 0:
+        metrics = Metrics(run, start if checkpoint else None, now.evaluated, now.rollbacks.total)
         cleanup.callback(metrics.close)
+    guard = Guard(config.guard, metrics, progress.say, now.rollbacks.total)
     meter = Meter(config, source, start, int(now.tokens))
-    saver = Saver(run, config, now.step if checkpoint and now.evaluated else None)
+    is_saved = checkpoint is not None and trouble is None and now.evaluated
+    saver = Saver(run, config, start if is_saved else None)
+    cleanup.callback(saver.close)
 
     def save() -> None:
+        watchdog.doing("saves step", now.step)
         saver.save(now.step, lambda: now.take(engine, optimizer, model))
 
     def save_and_leave() -> None:
-        save()
+        guard.settle()
+        saver.save(now.step, lambda: now.take(engine, optimizer, model))
         saver.wait()
         if metrics:
             metrics.flush()
@@ -133,6 +155,11 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
 
     stop = Stop(start, save_and_leave, progress.say, config.parallel.patience)
     cleanup.enter_context(stop.watching())
+    if trouble:
+        if metrics:
+            metrics.write("rollback", start, {"from": trouble.step, "rollbacks": now.rollbacks.total})
+        progress.say(f"{trouble.what}; going on from step {start} with the data after them")
+        save()  # in the checkpoint's place: a run that is killed goes on after the trouble, too
     evaluate()
     for step in range(start, settings.steps):
         done = step + 1
@@ -146,7 +173,11 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
         with stop.update(done):
             optimizer.rate = rate(step, settings.steps, config.optimizer)
             watchdog.doing("updates the weights of step", done)
+            optimizer.loss = mean_loss([out.window_loss for out in outputs], scored)
             engine.step()
+            trouble = guard.after(done, optimizer.judge.verdict, source.samples())
+            if _due(done, settings.checkpoint_every, settings.steps):
+                trouble = trouble or guard.settle()
             progress.advance(done)
             tokens = now.tokens + read
             if probe is not None:
@@ -156,16 +187,18 @@ def _train(config: Config, source: Source, shown: bool, cleanup: ExitStack) -> P
                 if metrics:
                     metrics.write("train", done, row)
                 progress.report(done, row["loss"], row["tokens_per_s"])
-            lanes = Lanes([out.state for out in outputs], batch.carries)
+            lanes = Lanes([remembered(out.state, optimizer.accepted) for out in outputs], batch.carries)
             evaluated = not _due(done, settings.eval_every, settings.steps)
-            now = Boundary.here(done, lanes, source, tokens, evaluated)
+            now = Boundary.here(done, lanes, source, tokens, Rollbacks(now.rollbacks.total), evaluated)
+        if trouble:
+            saver.wait()
+            return trouble
         with meter.paused():
             evaluate()
             if done % settings.checkpoint_every == 0:
-                watchdog.doing("saves step", done)
                 save()
-    watchdog.doing("waits for its last checkpoint")
     save()
+    watchdog.doing("waits for its last checkpoint")
     saver.wait()
     return run
 
@@ -205,7 +238,9 @@ def make_stage(config: Config) -> Stage:
     return Stage(mesh.pp_rank(), balanced(block_costs(config.model, config.sleep), mesh.pp_size()))
 
 
-def _resume_point(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | None:
+def _resume_point(
+    run: Path, config: Config, trouble: Trouble | None, cleanup: ExitStack
+) -> Checkpoint | None:
     """Takes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies it for all."""
     chosen = torch.full((), -1, device=mesh.device())
     if dist.get_rank() == 0:
@@ -215,7 +250,8 @@ def _resume_point(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint |
             raise UserError(f"{run}: cannot make the run's folder: {error.strerror}; set run.dir") from None
         cleanup.enter_context(locked(run))
         sweep(run)
-        found = newest(run, lambda line: print(line, file=sys.stderr, flush=True))
+        fits = is_good if trouble else lambda _: True
+        found = newest(run, lambda line: print(line, file=sys.stderr, flush=True), fits)
         if found:
             _check_unchanged(found, config)
             chosen.fill_(found.step)

@@ -90,23 +90,31 @@ class Checkpoint:
             parameter.copy_(value)
 
 
-def newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def newest(
+    run: Path, say: Callable[[str], None], fits: Callable[[Checkpoint], bool] = lambda checkpoint: True
+) -> Checkpoint | None:
     """The checkpoint that `latest` names, or the newest intact one before it; None where there is none at all.
 
     Args:
         say: told, in one line each, about damaged checkpoints that are passed over.
+        fits: which intact ones will do; None is returned where none does.
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
     candidates, named = steps(run), pointed_at(run)
     if named is not None:
         candidates = [step for step in candidates if step <= named] or candidates
+    intact = False
     for step in reversed(candidates):
         try:
-            return Checkpoint.open(place(run, step))
+            checkpoint = Checkpoint.open(place(run, step))
         except UserError as error:
             say(f"{error}; trying the checkpoint before it")
-    if candidates:
+            continue
+        intact = True
+        if fits(checkpoint):
+            return checkpoint
+    if candidates and not intact:
         raise UserError(f"{run / 'checkpoints'}: every checkpoint is damaged; delete them to train from the beginning")
     return None
 

@@ -82,6 +82,11 @@ class Saver:
         if self._error:
             raise UserError(self._error)
 
+    def close(self) -> None:
+        """Ends a save that goes on, if no other rank is needed for that: one may be dead."""
+        if self._thread is not None and self._world == 1:
+            self._thread.join()
+
     def _finish(self) -> None:
         if self._thread is not None:
             self._thread.join()

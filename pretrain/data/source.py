@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from pretrain.batch import Batch
@@ -15,6 +16,13 @@ class Source(Protocol):
 
     def next(self) -> Batch:
         """This rank's rows of the next global step."""
+        ...
+
+    def samples(self) -> Callable[[], Any]:
+        """Which samples made up the whole global batch of the last next(), the same on every rank.
+
+        What is returned says it when it is called, now or later: JSON-able, and enough to find the samples again.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:

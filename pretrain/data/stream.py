@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,32 @@ class TextStream:
         self.vocab_size = tokenizer.vocab_size
         self.wait_seconds = 0.0
         self._position = Position(0, [(0, 0)] * batch)  # after the last batch given out
+        self._rows: Sequence[Row] = []  # of the last global batch given out
         self._ahead = self._position  # after the last batch made
-        self._prefetcher: Prefetcher[tuple[Batch, Position]] | None = None
+        self._prefetcher: Prefetcher[tuple[Batch, Sequence[Row], Position]] | None = None
 
     def next(self) -> Batch:
         """This rank's rows of the next global step."""
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self._make)
-        batch, self._position = self._prefetcher.next()
+        batch, self._rows, self._position = self._prefetcher.next()
         self.wait_seconds += self._prefetcher.wait_seconds
         return batch
+
+    def samples(self) -> Callable[[], Any]:
+        """The stretches of documents in each row of the last global batch: corpus, document, first token, tokens.
+
+        `document` is the number that `Shards(find_split(corpus, "train"), tokenizer).document` takes and, with nine
+        digits, the key in the corpus's tars. Its EOS counts as one more token. In documents = "stitch" a row's last
+        stretch is the one token that its last position predicts.
+        """
+        rows, paths = self._rows, [corpus.path for corpus in self._config.train]
+
+        def describe(span: Span) -> dict[str, Any]:
+            place = {"corpus": paths[span.corpus], "document": span.document}
+            return place | {"first": span.start, "tokens": span.length}
+
+        return lambda: [[describe(span) for span in row.spans] for row in rows]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is after the last batch taken, and the settings and shards that this depends on."""
@@ -100,14 +117,13 @@ class TextStream:
         for shards in self._corpora:
             shards.close()
 
-    def _make(self) -> tuple[Batch, Position]:
-        """The next batch and the position after it. Runs in the prefetch thread."""
-        planned = [self._plan(lane, cursor) for lane, cursor in enumerate(self._ahead.cursors)]
-        rows = [planned[lane][0] for lane in self._mine]
+    def _make(self) -> tuple[Batch, Sequence[Row], Position]:
+        """The next batch, all ranks' rows of it, and the position after it. Runs in the prefetch thread."""
+        rows, cursors = zip(*(self._plan(*place) for place in enumerate(self._ahead.cursors)), strict=True)
         read = self._reader.isolated if self._config.documents == "isolate" else self._reader.stitched
-        batch = read(self._mine, rows)
-        self._ahead = Position(self._ahead.steps + 1, [cursor for _, cursor in planned])
-        return batch, self._ahead
+        batch = read(self._mine, [rows[lane] for lane in self._mine])
+        self._ahead = Position(self._ahead.steps + 1, list(cursors))
+        return batch, rows, self._ahead
 
     def _plan(self, lane: int, cursor: Cursor) -> tuple[Row, Cursor]:
         config, B, L = self._config, self._batch, self._window

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -43,6 +44,11 @@ class TaskSource:
         self._prepared = self._prepare()
         self.wait_seconds += time.perf_counter() - begin
         return batch
+
+    def samples(self) -> Callable[[], Any]:
+        """The seed and the rows [first, stop) of the last global batch: task.sample(seed, first, stop - first)."""
+        rows = [self._position - self.batch, self._position]
+        return lambda: {"seed": self.seed, "rows": rows}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; the same on every rank."""

@@ -67,6 +67,8 @@ def test_the_defaults_are_valid(base: list[str]) -> None:
             ["train.steps=99"],
             "optimizer.warmup = 100 and optimizer.decay = 0 are more than train.steps = 99: lower them",
         ),
+        (["guard.spike=1"], "guard.spike = 1.0: must be more than 1, so many times the running mean; 0 looks for none"),
+        (["guard.spike=-2"], "guard.spike = -2.0: must be more than 1"),
         (["train.microbatches=5"], "train.batch = 32: must be a multiple of train.microbatches = 5"),
         (["data.task=text"], 'data.tokenizer = "": name the sentencepiece model that `hypnos tokenizer train` wrote'),
         (

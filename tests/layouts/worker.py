@@ -53,9 +53,9 @@ class Layout:
 class Watched(MuonAdamW):
     """Keeps the gradient that an update is made of."""
 
-    def _muon(self, gradient: Tensor, finite: Tensor) -> None:
+    def _muon(self, gradient: Tensor, accepted: Tensor) -> None:
         self.seen = gradient.clone()
-        super()._muon(gradient, finite)
+        super()._muon(gradient, accepted)
 
 
 def solve(problem: Problem, layout: Layout) -> Solution:

@@ -1,0 +1,52 @@
+"""Numbers that go wrong on one of two real ranks: both skip the step, both go back, and they equal one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain import settings, verdict
+from pretrain.config import Config, GuardConfig
+from pretrain.trainer import train
+from tests.layouts.processes import run
+from tests.train.conftest import MakeConfig
+from tests.train.planted import planted
+from tests.train.test_guard import of_kind
+from tests.train.test_trainer import assert_same_run
+from tests.train.wrong_numbers import TROUBLE, steps
+
+
+def test_both_ranks_decide_alike(
+    text: MakeConfig, depo: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "ENOUGH", 1)
+    torch.save(steps(0, "fp32", False, wrong=False)._asdict(), tmp_path / "expected.pt")
+    monkeypatch.undo()
+
+    def make(name: str, task: str, zero: int = 1, pp: int = 1) -> Config:
+        config = (text if task == "text" else depo)(name, zero, checkpoint_every=2)
+        config.parallel.pp = pp
+        return replace(config, guard=GuardConfig(limit=2, then="rollback"))
+
+    expected = {}
+    for task, where in (("text", "embedded"), ("depo", "losses")):
+        with planted(TROUBLE, where):
+            expected[task] = train(make(task, task), progress=False)
+        assert [row["step"] for row in of_kind(expected[task], "skipped")] == [2, 5, 6]
+        assert [row["step"] for row in of_kind(expected[task], "rollback")] == [4]
+    configs = [
+        make("text-zero-1", "text"), make("text-zero-3", "text", zero=3), make("depo-zero-2", "depo", zero=2),
+        make("depo-pp", "depo", pp=2), make("text-pp", "text", pp=2),
+    ]  # fmt: skip
+    for config in configs:
+        (tmp_path / f"{config.run.name}.toml").write_text(settings.dump(config))
+    done = run("tests/train/wrong_numbers.py", 2, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for config in configs:
+        mine, theirs = tmp_path / config.run.name, expected[config.data.task]
+        for kind in ("skipped", "rollback"):  # the samples of both ranks, too
+            assert of_kind(mine, kind) == of_kind(theirs, kind)
+        assert_same_run(mine, theirs, 1e-5)

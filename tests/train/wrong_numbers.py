@@ -1,0 +1,101 @@
+"""Run by torchrun on two ranks for test_wrong_numbers.py: numbers go wrong on the second one only.
+
+    torchrun --nproc-per-node=2 tests/train/wrong_numbers.py FOLDER
+
+FOLDER has expected.pt, what `steps` gives in one process, and the runs' TOML files.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel import mesh
+from parallel.engine import Engine
+from pretrain import settings, trainer, verdict
+from pretrain.batch import IGNORE
+from pretrain.optimizer import MuonAdamW
+from tests import gathered
+from tests.train import reference
+from tests.train.planted import NAN, planted
+from tests.train.test_engine import assert_same
+
+# By step, what the second rank's loss is multiplied by before backward, and what it reports of it.
+FAULTS = {1: (NAN, 1.0), 3: (50.0, 1.0), 4: (1.0, float("inf")), 5: (float("inf"), float("inf")), 6: (1.0, 50.0)}
+STEPS, SPIKE = 8, 5.0
+TROUBLE = {1, 4, 5}  # batches of the runs
+COMBINATIONS = [(zero, precision, False) for precision in ("fp32", "bf16") for zero in range(4)] + [
+    (zero, "fp32", True) for zero in (1, 2, 3)
+]
+
+
+class Steps(NamedTuple):
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    sums: Tensor  # that the running means come from
+
+
+def steps(zero: int, precision: str, offload: bool, wrong: bool) -> Steps:
+    """Trains on batch(0) .. batch(STEPS - 1), with numbers that go wrong or without the batches of those."""
+    net = reference.model()
+    optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER, SPIKE)
+    engine = Engine(net, optimizer, zero, precision, offload=offload)
+    for step in range(STEPS):
+        if step in FAULTS and not wrong:
+            continue
+        whole, share = reference.batch(step), 4 // mesh.dp_size()
+        scored = int((whole.targets != IGNORE).sum())
+        loss = engine(whole.rows(mesh.dp_rank() * share, (mesh.dp_rank() + 1) * share)).loss
+        factor, reported = FAULTS[step] if step in FAULTS and mesh.dp_rank() == 1 else (1.0, 1.0)
+        before = [t.clone() for t in state(engine, optimizer, zero)]
+        engine.backward(loss * factor, scored)
+        optimizer.loss = verdict.mean_loss([loss.detach()[None] * reported], scored)
+        engine.step()
+        accepted = bool(optimizer.accepted)
+        assert accepted == (step not in FAULTS), (zero, precision, step, optimizer.judge.verdict)
+        if not accepted:
+            after = state(engine, optimizer, zero)
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), (zero, precision, step)
+        verdicts = [torch.empty_like(optimizer.judge.verdict) for _ in range(dist.get_world_size())]
+        dist.all_gather(verdicts, optimizer.judge.verdict)
+        assert all(torch.equal(v.nan_to_num(), verdicts[0].nan_to_num()) for v in verdicts), verdicts
+    trained = Steps(gathered.whole(engine.weights()), gathered.whole(optimizer.pieces()), optimizer.judge.sums)
+    engine.close()
+    return trained
+
+
+def state(engine: Engine, optimizer: MuonAdamW, zero: int) -> list[Tensor]:
+    """What a skipped step must leave as it was on this rank. (Between steps ZeRO 3 has no weights but the masters.)"""
+    weights = list(engine.model.parameters()) if zero < 3 else []
+    return [*weights, engine.partition.flat, *optimizer.moments.values(), optimizer.adam_steps, optimizer.judge.sums]
+
+
+def main(folder: Path) -> None:
+    mesh.initialize()
+    verdict.ENOUGH = 1
+    expected = Steps(**torch.load(folder / "expected.pt"))
+    for zero, precision, offload in COMBINATIONS:
+        got, healthy = (steps(zero, precision, offload, wrong) for wrong in (True, False))
+        assert torch.equal(got.sums, healthy.sums), (zero, precision)
+        assert_same(got.weights, healthy.weights, 0.0)
+        assert_same(got.moments, healthy.moments, 0.0)
+        if precision == "fp32" and mesh.dp_rank() == 0:
+            assert_same(got.weights, expected.weights, 1e-5)
+            assert_same(got.moments, expected.moments, 1e-5)
+    verdict.ENOUGH = 20
+    for path in sorted(folder.glob("*.toml")):
+        mesh.parallel_state.destroy_model_parallel()  # each has a grid of its own
+        config = settings.load(path)
+        where = "embedded" if config.data.task == "text" and config.parallel.pp == 1 else "losses"
+        with planted(TROUBLE, where):
+            trainer.train(config, progress=False)
+    mesh.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
