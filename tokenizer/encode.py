@@ -11,7 +11,9 @@ import sentencepiece
 
 from tokenizer.cut import parts
 from tokenizer.errors import TokenizerError
+from tokenizer.seal import is_whole
 
+MOST_BYTES = 1 << 26  # of a model file; a million pieces take less
 SPACE = "\u2581"  # what sentencepiece writes for a space inside pieces
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -25,15 +27,11 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        """`model` is the content of a model file, `name` what errors call it."""
+        """`model` is the content of a model file that is whole, `name` what errors call it."""
         try:
-            if not model:
-                raise RuntimeError("empty")
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
-            raise TokenizerError(
-                f"{name}: not a sentencepiece model, or damaged; train one with `hypnos tokenizer train`"
-            ) from None
+            raise TokenizerError(f"{name}: not a sentencepiece model; train one with `hypnos tokenizer train`") from None
         self.vocab_size: int = self._model.vocab_size()
         self.eos: int = self._model.eos_id()
         self.pad: int = self._model.pad_id()
@@ -47,9 +45,14 @@ class Tokenizer:
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a model file; TokenizerError names it when it is missing, damaged or of another kind."""
         try:
-            model = Path(path).read_bytes()
+            with Path(path).open("rb") as file:
+                model = file.read(MOST_BYTES)
         except OSError as error:
             raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+        if not is_whole(model):
+            raise TokenizerError(
+                f"{path}: damaged, or no model of `hypnos tokenizer train`; copy it anew or train one with that"
+            )
         return cls(model, str(path))
 
     def encode(self, text: str) -> list[int]:

@@ -13,6 +13,7 @@ from tokenizer.cut import parts
 from tokenizer.encode import Tokenizer
 from tokenizer.errors import TokenizerError
 from tokenizer.files import write_atomic
+from tokenizer.seal import seal
 
 PAD, EOS, UNK = 0, 1, 2
 
@@ -64,7 +65,7 @@ def train(
         )
     except RuntimeError as error:
         raise TokenizerError(_explain(str(error), vocab_size)) from None
-    write_atomic(path, model.getvalue())
+    write_atomic(path, seal(model.getvalue()))
     return Tokenizer.load(path)
 
 
