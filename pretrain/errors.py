@@ -5,3 +5,8 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """Printed as one line by the command, without a traceback."""
+
+
+def shortened(text: str) -> str:
+    """What a message shows of a text that may be of any length."""
+    return text if len(text) <= 100 else f"{text[:100]}..."

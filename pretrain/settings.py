@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pretrain.bounds import validate
 from pretrain.config import Config
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 
 Table = dict[str, Any]
 MOST_BYTES = 1 << 20  # of a configuration
@@ -90,7 +90,7 @@ def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> An
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise UserError(f"{source}: unknown setting {prefix}{_cut(key)}{_suggest(key, prefix, list(hints))}")
+            raise UserError(f"{source}: unknown setting {prefix}{shortened(key)}{_suggest(key, prefix, list(hints))}")
     try:
         return cls(**{key: _value(hints[key], value, source, prefix + key) for key, value in values.items()})
     except TypeError:  # a field without a default is missing
@@ -123,13 +123,9 @@ def _value(hint: Any, value: Any, source: str, place: str) -> Any:
 def _shown(value: Any) -> str:
     """A value that was refused, however large it is."""
     try:
-        return _cut(_toml(value))
+        return shortened(_toml(value))
     except (RecursionError, ValueError):  # tables in tables without end, or an integer of too many digits to print
         return f"this {type(value).__name__}"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _expected(hint: Any) -> str:
@@ -160,16 +156,16 @@ def _suggest(key: str, prefix: str, known: list[str]) -> str:
 def _override(config: Config, text: str) -> None:
     """Sets what "section.key=value" says. The value is TOML; text needs no quotes."""
     place, equals, written = (part.strip() for part in text.partition("="))
-    source = f"override {_cut(text)!r}"
+    source = f"override {shortened(text)!r}"
     section, dot, key = place.partition(".")
     if not equals or not dot or not key:
         raise UserError(f"{source}: write it as section.key=value, for example sleep.passes=4")
     sections = get_type_hints(Config)
     if section not in sections:
-        raise UserError(f"{source}: unknown section {_cut(section)}{_suggest(section, '', list(sections))}")
+        raise UserError(f"{source}: unknown section {shortened(section)}{_suggest(section, '', list(sections))}")
     hints = get_type_hints(sections[section])
     if key not in hints:
-        raise UserError(f"{source}: unknown setting {_cut(place)}{_suggest(key, section + '.', list(hints))}")
+        raise UserError(f"{source}: unknown setting {shortened(place)}{_suggest(key, section + '.', list(hints))}")
     value = _written(written)
     if hints[key] is str and not isinstance(value, str):
         value = written  # a name such as 2026 or true

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,15 +31,16 @@ class Tokenizer:
         """`model` is the content of a model file that is whole, `name` what errors call it."""
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise TokenizerError(f"{name}: not a sentencepiece model; train one with `hypnos tokenizer train`") from None
-        self.vocab_size: int = self._model.vocab_size()
-        self.eos: int = self._model.eos_id()
-        self.pad: int = self._model.pad_id()
-        self.unk: int = self._model.unk_id()
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-        self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        if reason := self._unfit():
+            self.vocab_size: int = self._model.vocab_size()
+            self.eos: int = self._model.eos_id()
+            self.pad: int = self._model.pad_id()
+            self.unk: int = self._model.unk_id()
+            self.fingerprint = hashlib.sha256(model).hexdigest()
+            self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+            reason = self._unfit()
+        except (RuntimeError, UnicodeDecodeError):
+            reason = "not a sentencepiece model"
+        if reason:
             raise TokenizerError(f"{name}: {reason}; train one with `hypnos tokenizer train`")
 
     @classmethod
@@ -46,7 +48,7 @@ class Tokenizer:
         """Read a model file; TokenizerError names it when it is missing, damaged or of another kind."""
         try:
             with Path(path).open("rb") as file:
-                model = file.read(MOST_BYTES)
+                model = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
         except OSError as error:
             raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
         if not is_whole(model):

@@ -94,7 +94,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     """Lines of a plain, gzip or Zstandard file, streamed; one that is too long is cut."""
     with path.open("rb") as raw:
         if path.suffix == ".gz":
-            file: IO[bytes] = gzip.GzipFile(fileobj=raw)
+            file: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=raw)
         elif path.suffix == ".zst":
             file = io.BufferedReader(_ZstdFile(raw))
         else:
@@ -109,7 +109,7 @@ class _ZstdFile(io.RawIOBase):
         self._raw = raw
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._begun = False  # bytes of the current frame were read
-        self._ready = b""
+        self._ready = memoryview(b"")  # slicing it copies nothing
 
     def readable(self) -> bool:
         return True
@@ -126,7 +126,7 @@ class _ZstdFile(io.RawIOBase):
                     raise EOFError("compressed file ends in the middle of a frame")
                 return 0
             self._begun = True
-            self._ready = self._frame.decompress(chunk)
+            self._ready = memoryview(self._frame.decompress(chunk))
         size = min(len(buffer), len(self._ready))
         buffer[:size] = self._ready[:size]
         self._ready = self._ready[size:]

@@ -80,7 +80,7 @@ def read_index(folder: Path) -> Index:
     path = folder / INDEX
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES)
+            content = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; give a folder of `hypnos data prepare`") from None
     damaged = UserError(f"{path}: damaged, or of another version; copy it anew or prepare the corpus again")
@@ -109,7 +109,7 @@ def find_split(path: str | Path, split: str) -> Path:
         return path
     if (path / split / INDEX).is_file():
         return path / split
-    raise UserError(f"{path}: holds no {split} shards; give a folder of `hypnos data prepare`")
+    raise UserError(f"{path}: holds no {split} shards, for there is no {INDEX}; give a folder of `hypnos data prepare`")
 
 
 def find_splits(path: str | Path) -> list[Path]:
@@ -117,7 +117,7 @@ def find_splits(path: str | Path) -> list[Path]:
     path = Path(path)
     found = [path] if (path / INDEX).is_file() else [path / s for s in SPLITS if (path / s / INDEX).is_file()]
     if not found:
-        raise UserError(f"{path}: holds no shards; give a folder of `hypnos data prepare`")
+        raise UserError(f"{path}: holds no shards, for there is no {INDEX}; give a folder of `hypnos data prepare`")
     return found
 
 
