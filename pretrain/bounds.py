@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import unicodedata
 
 from parallel.combinations import Layout, refusal
 from pretrain.config import Config
@@ -52,6 +53,7 @@ AT_MOST: dict[str, int] = {
     **dict.fromkeys(("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"), 1 << 53),
     **dict.fromkeys(("train.keep", "optimizer.warmup", "optimizer.decay", "sleep.truncate_windows"), 1 << 53),
 }
+MOST_FLOAT = 10**15  # the product of two is a number in fp32
 MOST_BLOCKS = MOST_CORPORA = 1 << 12
 MOST_TOKENS = 1 << 28  # of a step, and of an evaluation: what a rank's host holds at once
 WEIGHTS = (1e-6, 1e6)  # of a corpus
@@ -98,16 +100,18 @@ def validate(config: Config) -> None:
 def _check_kind(config: Config, place: str) -> None:
     """What holds for every number and every text."""
     value: object = _get(config, place)
-    most = AT_MOST.get(place, MOST)
-    if isinstance(value, int | float) and (isinstance(value, int) or place in AT_MOST) and value > most:
-        raise _refused(config, place, f"must be at most {most}")
+    if isinstance(value, int | float):
+        most = AT_MOST.get(place, MOST if isinstance(value, int) else MOST_FLOAT)
+        if value > most:
+            raise _refused(config, place, f"must be at most {most}")
     if isinstance(value, str):
         _check_text(place, value)
 
 
 def _check_text(place: str, text: str) -> None:
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{place} = {shortened(ascii(text))}: holds a NUL or a lone surrogate, as no name does")
+    """No NUL, line's end or lone surrogate: most texts become names of files, and all are shown in messages."""
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise UserError(f"{place} = {shortened(ascii(text))}: holds a control character: remove it")
 
 
 def _get(config: Config, place: str) -> int:

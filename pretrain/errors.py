@@ -8,5 +8,6 @@ class UserError(ValueError):
 
 
 def shortened(text: str) -> str:
-    """What a message shows of a text that may be of any length."""
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    """What a message shows of a text that may be of any length and hold anything."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:100])
+    return shown if len(text) <= 100 else f"{shown}..."

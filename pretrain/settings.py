@@ -22,7 +22,8 @@ from pretrain.config import Config
 from pretrain.errors import UserError, shortened
 
 Table = dict[str, Any]
-MOST_BYTES = 1 << 20  # of a configuration
+MOST_BYTES = 1 << 16  # of a configuration
+MOST_DOTS = 1 << 12  # tomllib takes time and memory by the square of them, if they are all in one key
 MOST_FLOAT = sys.float_info.max
 
 
@@ -36,7 +37,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         with Path(path).open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise UserError(f"{path}: more than {MOST_BYTES >> 20} MiB, which is no configuration; name a TOML file")
+            raise UserError(f"{path}: more than {MOST_BYTES >> 10} KiB, which is no configuration; name a TOML file")
         text = content.decode()
     except OSError as error:
         raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
@@ -75,6 +76,8 @@ def dump(config: Config) -> str:
 
 def _parse_toml(text: str) -> Table:
     """The tables of a TOML text; ValueError says why it is none."""
+    if text.count(".") > MOST_DOTS:
+        raise ValueError(f"more than {MOST_DOTS} dots")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
@@ -156,7 +159,7 @@ def _suggest(key: str, prefix: str, known: list[str]) -> str:
 def _override(config: Config, text: str) -> None:
     """Sets what "section.key=value" says. The value is TOML; text needs no quotes."""
     place, equals, written = (part.strip() for part in text.partition("="))
-    source = f"override {shortened(text)!r}"
+    source = f"override {shortened(repr(text))}"
     section, dot, key = place.partition(".")
     if not equals or not dot or not key:
         raise UserError(f"{source}: write it as section.key=value, for example sleep.passes=4")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from pretrain.errors import UserError
+from pretrain.files import read_whole
 from pretrain.json_text import parse_json
 
 LINE_BYTES = 1 << 27  # of one JSON object; a compressed file of a few KB could hold one that fills the memory
@@ -39,13 +39,9 @@ class BadText(UserError):
 def read_text(path: Path, name: str) -> Iterator[Document]:
     """The whole file, line ends as they are."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device might never end
-            raise BadText(f"{path}: not a regular file; leave it out")
-        text = path.read_bytes().decode()
+        text = read_whole(path).decode()
     except OSError as error:
         raise BadText(f"{path}: cannot be read: {error.strerror}") from None
-    except MemoryError:
-        raise BadText(f"{path}: does not fit in memory; split it or leave it out") from None
     except UnicodeDecodeError as error:
         raise BadText(
             f"{path}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8 or leave it out"

@@ -25,6 +25,7 @@ from torch import Tensor
 from pretrain.batch import IGNORE, Batch
 from pretrain.config import StoriesConfig
 from pretrain.errors import UserError
+from pretrain.files import read_whole, sha256
 from pretrain.json_text import parse_json
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.story_writer import LARGEST, MOST_NOISE, MOST_OPS, write_story
@@ -70,7 +71,7 @@ class Stories:
             records = list(self._read(Path(config.path)))
             self.train, self.held_out = _split(records, config.path)
             longest = max(len(r.answer) for r in records)
-            self.fingerprint += f" file={hashlib.sha256(Path(config.path).read_bytes()).hexdigest()}"
+            self.fingerprint += f" file={sha256(Path(config.path))}"
         else:
             if config.max_ops > MOST_OPS:
                 raise UserError(f"stories.max_ops = {config.max_ops}: the built-in stories have at most {MOST_OPS}")
@@ -146,7 +147,7 @@ class Stories:
         """A file's records within min_ops..max_ops; UserError names the line of what is no such record."""
         low, high = self.config.min_ops, self.config.max_ops
         try:
-            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            lines = read_whole(path).decode().removesuffix("\n").split("\n")
         except OSError as error:
             raise UserError(f"{path}: cannot read the stories: {error.strerror}; mend stories.path") from None
         except UnicodeDecodeError as error:

@@ -99,9 +99,7 @@ def refusal(call: Callable[[], object]) -> str | None:
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Every path below a folder, with the content of files."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
@@ -117,14 +115,17 @@ def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
         content = whole
         for what, at, new in changes:
             old = content[at : at + len(new)]
-            content = content[:at] + {
-                "flip": bytes(a ^ b for a, b in zip(old[:1], new, strict=False)) + content[at + 1 :],
-                "set": new + content[at + len(new) :],
-                "cut": content[at + len(new) :],
-                "insert": new + content[at:],
-                "double": old + content[at:],
-                "end": b"",
-            }[what]
+            content = (
+                content[:at]
+                + {
+                    "flip": bytes(a ^ b for a, b in zip(old[:1], new, strict=False)) + content[at + 1 :],
+                    "set": new + content[at + len(new) :],
+                    "cut": content[at + len(new) :],
+                    "insert": new + content[at:],
+                    "double": old + content[at:],
+                    "end": b"",
+                }[what]
+            )
         return content
 
     return st.lists(change, min_size=1, max_size=3).map(apply)
