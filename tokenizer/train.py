@@ -16,6 +16,7 @@ from tokenizer.files import write_atomic
 from tokenizer.seal import seal
 
 PAD, EOS, UNK = 0, 1, 2
+MOST_PIECES = 1 << 20
 
 # Not given to the trainer: NUL ends its strings, and U+2581 (its space) and U+2585 (its unknown
 # character) are its own marks, so that a sentence with one of them would be dropped or misread.
@@ -40,6 +41,8 @@ def train(
     Raises TokenizerError when the documents are empty or too few for the vocabulary (it says how many
     pieces they can give), or the vocabulary cannot hold the bytes and the characters.
     """
+    if vocab_size > MOST_PIECES:
+        raise TokenizerError(f"tokenizer: vocab_size={vocab_size}: set vocab_size to {MOST_PIECES} or less")
     path = Path(path)
     model = io.BytesIO()
     try:

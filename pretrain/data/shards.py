@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.formats import Document
-from pretrain.data.index import DOCUMENTS, DTYPES, INDEX, SPLITS, Index, Shard, document_key, find_splits, read_index
+from pretrain.data.index import DTYPES, INDEX, SPLITS, Index, Shard, document_key, find_splits, read_index
 from pretrain.data.progress import Progress
 from pretrain.data.reader import check_size, read_documents
 from pretrain.data.writer import SplitWriter
@@ -142,8 +142,8 @@ def verify(path: str | Path) -> list[str]:
             except UserError as error:
                 problems.append(str(error))
             start += shard.samples
-        known = {INDEX, DOCUMENTS, *(shard.name for shard in index.shards)}
-        problems += [f"{p}: is not in {INDEX}; remove it" for p in sorted(folder.iterdir()) if p.name not in known]
+        known = {shard.name for shard in index.shards}
+        problems += [f"{p}: is not in {INDEX}; remove it" for p in sorted(folder.glob("*.tar")) if p.name not in known]
     return problems
 
 
