@@ -297,11 +297,16 @@ def one_document_of_gigabytes(index: dict[str, Any], records: NDArray[Any]) -> N
 
 
 def a_number_that_python_does_not_print(index: dict[str, Any], records: NDArray[Any]) -> None:
-    index["samples"] = 10**4299
+    index["shards"][0]["samples"] += 10**4299
+    index["samples"] += 10**4299
 
 
 def a_shard_of_terabytes(index: dict[str, Any], records: NDArray[Any]) -> None:
     index["shards"][0]["bytes"] = 2**62
+
+
+def a_shard_by_a_way_around(index: dict[str, Any], records: NDArray[Any]) -> None:
+    index["shards"][0]["name"] = "../train/shard-000000.tar"
 
 
 def no_documents(index: dict[str, Any], records: NDArray[Any]) -> None:
@@ -314,6 +319,7 @@ def no_documents(index: dict[str, Any], records: NDArray[Any]) -> None:
 @example(lie=one_document_of_gigabytes)
 @example(lie=a_number_that_python_does_not_print)
 @example(lie=a_shard_of_terabytes)
+@example(lie=a_shard_by_a_way_around)
 @example(lie=no_documents)
 def test_an_index_that_lies(
     sound: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, truth: list[list[int]], lie: Lie
@@ -326,6 +332,7 @@ def test_an_index_that_lies(
 
     def read_all() -> None:
         shards = Shards(folder, tokenizer)
+        assert all(shard.name in os.listdir(folder) for shard in shards.index.shards)
         assert [shards.document(number).tolist() for number in range(len(shards))] == truth
 
     told = refusal(read_all)
