@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ def _check(kind: type[Shard] | type[Index], record: dict[str, Any]) -> dict[str,
 def _sound(index: Index) -> bool:
     """Whether the parts of an index agree with each other and name nothing outside its folder."""
     return (
-        index.dtype == ids_suffix(index.vocab_size)
+        re.fullmatch("[0-9a-f]{64}", index.tokenizer) is not None
+        and index.dtype == ids_suffix(index.vocab_size)
         and max(index.eos, index.pad) < index.vocab_size
         and all(shard.name == shard_name(number) for number, shard in enumerate(index.shards))
         and index.samples == sum(shard.samples for shard in index.shards)

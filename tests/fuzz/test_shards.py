@@ -309,6 +309,10 @@ def a_shard_by_a_way_around(index: dict[str, Any], records: NDArray[Any]) -> Non
     index["shards"][0]["name"] = "../train/shard-000000.tar"
 
 
+def a_tokenizer_of_two_lines(index: dict[str, Any], records: NDArray[Any]) -> None:
+    index["tokenizer"] = "\n"
+
+
 def no_documents(index: dict[str, Any], records: NDArray[Any]) -> None:
     index |= {"samples": 0, "tokens": 0, "shards": []}
 
@@ -320,6 +324,7 @@ def no_documents(index: dict[str, Any], records: NDArray[Any]) -> None:
 @example(lie=a_number_that_python_does_not_print)
 @example(lie=a_shard_of_terabytes)
 @example(lie=a_shard_by_a_way_around)
+@example(lie=a_tokenizer_of_two_lines)
 @example(lie=no_documents)
 def test_an_index_that_lies(
     sound: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, truth: list[list[int]], lie: Lie
