@@ -8,10 +8,12 @@ HYPNOS_FUZZ=N in the environment makes every test here N times as long.
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -52,10 +54,12 @@ def bounded(seconds: int = SECONDS, memory: int = MEMORY) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, rang)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, hard))
     signal.alarm(seconds)
+    faulthandler.dump_traceback_later(3 * seconds, exit=True, file=sys.__stderr__)  # a call into C hears no signal
     try:
         yield
     finally:
         signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
