@@ -183,7 +183,9 @@ def changes(sections: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
     task=st.sampled_from(sorted(TINY)),
     change=changes(("depo.", "rule110.", "stories.", "train.batch", "sleep.", "model.", "data.task")),
 )
-@example(task="depo", change={"depo.name_tokens": [1, 40], "depo.context": 1024})  # more names than a word can number
+@example(  # more names than a word can number
+    task="depo", change={"depo.name_tokens": [1, 12], "depo.context": 128, "sleep.window": 128}
+)
 @example(task="depo", change={"depo.name_tokens": [-1, 1]})
 @example(task="depo", change={"depo.name_tokens": [1, 2**40]})
 @example(task="rule110", change={"rule110.steps": 2**40})
@@ -240,5 +242,7 @@ def test_names_of_runs(tmp_path: Path, name: str) -> None:
 
 @fuzz(6)
 @given(change=changes(("model.", "sleep.", "optimizer.", "train.", "run.seed", "parallel.")))
+@example(change={"model.d_model": 2**20, "model.mlp_width": 2**20})  # more weights than any machine holds
+@example(change={"run.dir": "a\0b"})
 def test_training(tmp_path_factory: pytest.TempPathFactory, change: dict[str, Any]) -> None:
     train(tmp_path_factory.mktemp("train"), change)
