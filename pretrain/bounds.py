@@ -5,11 +5,13 @@ What a task needs to be laid out in windows is checked by the task itself (`pret
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import unicodedata
 
 from parallel.combinations import Layout, refusal
 from pretrain.config import Config
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 
 # The words a setting may be.
 CHOICES: dict[str, tuple[str | int, ...]] = {
@@ -44,6 +46,20 @@ AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.warmup", "optimizer.decay"), 0),
 }
 
+# The most a whole number may be: more than anyone needs, and little enough that sizes made of it can be computed.
+MOST = 1 << 20
+AT_MOST: dict[str, int] = {
+    "run.seed": (1 << 63) - 1,
+    "model.vocab_size": 1 << 24,
+    "parallel.patience": 1 << 30,
+    **dict.fromkeys(("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_every"), 1 << 53),
+    **dict.fromkeys(("train.keep", "optimizer.warmup", "optimizer.decay", "sleep.truncate_windows"), 1 << 53),
+}
+MOST_FLOAT = 10**15  # the product of two is a number in fp32
+MOST_BLOCKS = MOST_CORPORA = 1 << 12
+MOST_TOKENS = 1 << 28  # of a step, and of an evaluation: what a rank's host holds at once
+WEIGHTS = (1e-6, 1e6)  # of a corpus
+
 # Numbers that must be more than 0.
 POSITIVE = (
     "model.rope_theta",
@@ -69,6 +85,9 @@ def validate(config: Config) -> None:
     for place in POSITIVE:
         if _get(config, place) <= 0:
             raise _refused(config, place, "must be more than 0")
+    for section in dataclasses.fields(config):
+        for field in dataclasses.fields(getattr(config, section.name)):
+            _check_kind(config, f"{section.name}.{field.name}")
     for check in (_run, _heads, _rotary, _decay, _parts, _truncation, _optimizer, _batches, _layout, _guard):
         check(config)
     if config.data.task in ("text", "stories") and not config.data.tokenizer:
@@ -80,13 +99,30 @@ def validate(config: Config) -> None:
         _stories(config)
 
 
+def _check_kind(config: Config, place: str) -> None:
+    """What holds for every number and every text."""
+    value: object = _get(config, place)
+    if isinstance(value, int | float):
+        most = AT_MOST.get(place, MOST if isinstance(value, int) else MOST_FLOAT)
+        if value > most:
+            raise _refused(config, place, f"must be at most {most}")
+    if isinstance(value, str):
+        _check_text(place, value)
+
+
+def _check_text(place: str, text: str) -> None:
+    """No NUL, line's end or lone surrogate: most texts become names of files, and all are shown in messages."""
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise UserError(f"{place} = {shortened(ascii(text))}: holds a control character: remove it")
+
+
 def _get(config: Config, place: str) -> int:
     section, key = place.split(".")
     return getattr(getattr(config, section), key)
 
 
 def _show(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return shortened(f'"{value}"' if isinstance(value, str) else str(value))
 
 
 def _refused(config: Config, place: str, fix: str) -> UserError:
@@ -95,7 +131,7 @@ def _refused(config: Config, place: str, fix: str) -> UserError:
 
 def _run(config: Config) -> None:
     name = config.run.name
-    if name in ("", ".", "..") or os.path.basename(name) != name or "\0" in name:
+    if name in ("", ".", "..") or os.path.basename(name) != name:
         raise _refused(config, "run.name", "must be the name of a folder, without slashes; run.dir says where it is")
 
 
@@ -127,6 +163,8 @@ def _parts(config: Config) -> None:
     for number, kind in enumerate(layers):
         if kind not in ("attention", "delta"):
             raise UserError(f'model.layers[{number}] = {_show(kind)}: must be "attention" or "delta"')
+    if len(layers) > MOST_BLOCKS:
+        raise UserError(f"model.layers names {len(layers)} blocks: at most {MOST_BLOCKS}")
     if not layers:
         raise UserError('model.layers = []: name at least one block, "attention" or "delta"')
     if sleep.prelude + sleep.coda > len(layers):
@@ -163,8 +201,26 @@ def _optimizer(config: Config) -> None:
 
 
 def _batches(config: Config) -> None:
+    sequence = _sequence(config)
+    for what, batches in (("train.batch", 1), ("train.eval_batches", config.train.eval_batches)):
+        if (tokens := batches * config.train.batch * sequence) > MOST_TOKENS:
+            fix = f"makes {tokens} tokens, {sequence} a sequence; at most {MOST_TOKENS} are held at once: lower it"
+            raise _refused(config, what, fix)
     if config.train.batch % config.train.microbatches:
         raise _refused(config, "train.batch", f"must be a multiple of train.microbatches = {config.train.microbatches}")
+
+
+def _sequence(config: Config) -> int:
+    """Tokens of a training sequence, or a few more."""
+    match config.data.task:
+        case "depo":
+            return config.depo.context + config.depo.queries * (2 + 2 * max(config.depo.name_tokens))
+        case "rule110":
+            return config.rule110.rings * (config.rule110.width + 1)
+        case "stories":
+            return config.stories.context + config.sleep.window
+        case _:
+            return config.data.windows * config.sleep.window
 
 
 # What tensor-parallel ranks share out evenly.
@@ -195,7 +251,7 @@ def _layout(config: Config) -> None:
         len(parallel.stages) != parallel.pp or sum(parallel.stages) != blocks or min(parallel.stages) < 1
     ):
         fix = f"must be parallel.pp = {parallel.pp} numbers of at least 1 that add up to the {blocks} blocks"
-        raise UserError(f"parallel.stages = {parallel.stages}: {fix} of model.layers; [] balances them")
+        raise UserError(f"parallel.stages = {_show(parallel.stages)}: {fix} of model.layers; [] balances them")
 
 
 def _guard(config: Config) -> None:
@@ -206,13 +262,18 @@ def _guard(config: Config) -> None:
 def _text(config: Config) -> None:
     if not config.data.train:
         raise UserError('data.train = []: name a folder that `hypnos data prepare` wrote, as [{path = "..."}]')
+    if len(config.data.train) > MOST_CORPORA:
+        raise UserError(f"data.train names {len(config.data.train)} corpora: at most {MOST_CORPORA}; join some")
     for number, corpus in enumerate(config.data.train):
+        _check_text(f"data.train[{number}].path", corpus.path)
         if not corpus.path:
             raise UserError(f'data.train[{number}].path = "": name a folder that `hypnos data prepare` wrote')
         if corpus.weight <= 0:
             raise UserError(
                 f"data.train[{number}].weight = {corpus.weight}: must be more than 0, or leave the corpus out"
             )
+        if not WEIGHTS[0] <= corpus.weight <= WEIGHTS[1]:
+            raise UserError(f"data.train[{number}].weight = {corpus.weight}: must be from {WEIGHTS[0]} to {WEIGHTS[1]}")
     if not config.data.heldout:
         raise _refused(config, "data.heldout", "name the folder of held-out shards that `hypnos data prepare` wrote")
     if config.sleep.when == "context" and config.sleep.passes > 1:

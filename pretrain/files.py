@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
+
+
+def read_whole(path: Path) -> bytes:
+    """A regular file's content. OSError for a pipe or a device, which might have no end, and if it does not fit."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    try:
+        return path.read_bytes()
+    except MemoryError:
+        raise OSError(errno.ENOMEM, "does not fit in memory", str(path)) from None
 
 
 def sha256(path: Path) -> str:

@@ -6,7 +6,6 @@ Reads `metrics.jsonl`, one object a line: {"kind": "train" | "eval", "step", "lo
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
+from pretrain.json_text import parse_json
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -149,11 +149,11 @@ def _read_metrics(path: Path) -> Iterator[Row]:
     lines = text.split("\n")
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is still being written
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             row["kind"], row["step"]
             if "loss" in row and row["loss"] is None:
                 row["loss"] = np.nan  # JSON has none: it was written as null
-        except (json.JSONDecodeError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}:{number}: not a line of metrics; remove it") from None
         yield row
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +19,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pretrain.bounds import validate
 from pretrain.config import Config
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 
 Table = dict[str, Any]
+MOST_BYTES = 1 << 16  # of a configuration
+MOST_DOTS = 1 << 12  # tomllib takes time and memory by the square of them, if they are all in one key
+MOST_FLOAT = sys.float_info.max
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -31,7 +34,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: the file cannot be read, or it or an override is refused.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f"{path}: more than {MOST_BYTES >> 10} KiB, which is no configuration; name a TOML file")
+        text = content.decode()
     except OSError as error:
         raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -47,8 +54,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def parse(text: str, name: str = "configuration", overrides: Sequence[str] = ()) -> Config:
     """The configuration of a TOML text, types checked but values not; `name` is what errors call it."""
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tables = _parse_toml(text)
+    except ValueError as error:
         raise UserError(f"{name}: not valid TOML: {error}") from None
     config: Config = _build(Config, tables, name, "")
     for override in overrides:
@@ -67,12 +74,26 @@ def dump(config: Config) -> str:
     return "\n".join(lines)
 
 
+def _parse_toml(text: str) -> Table:
+    """The tables of a TOML text; ValueError says why it is none."""
+    if text.count(".") > MOST_DOTS:
+        raise ValueError(f"more than {MOST_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError:  # Python's own limit on the digits of a number
+        raise ValueError("a number of too many digits") from None
+
+
 def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> Any:
     """A dataclass from a table; `prefix` is the dotted place of the table, with its last dot."""
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise UserError(f"{source}: unknown setting {prefix}{key}{_suggest(key, prefix, list(hints))}")
+            raise UserError(f"{source}: unknown setting {prefix}{shortened(key)}{_suggest(key, prefix, list(hints))}")
     try:
         return cls(**{key: _value(hints[key], value, source, prefix + key) for key, value in values.items()})
     except TypeError:  # a field without a default is missing
@@ -93,11 +114,21 @@ def _value(hint: Any, value: Any, source: str, place: str) -> Any:
     if get_origin(hint) is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
         parts = enumerate(zip(get_args(hint), value, strict=True))
         return tuple(_value(h, v, source, f"{place}[{i}]") for i, (h, v) in parts)
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if hint is float and type(value) in (int, float) and -MOST_FLOAT <= value <= MOST_FLOAT:
         return float(value)
+    if hint is int and type(value) is int and not -(2**63) <= value < 2**63:
+        raise UserError(f"{source}: {place} must fit in 64 bits, not {_shown(value)}")
     if hint in (int, bool, str) and type(value) is hint:
         return value
-    raise UserError(f"{source}: {place} must be {_expected(hint)}, not {_toml(value)}")
+    raise UserError(f"{source}: {place} must be {_expected(hint)}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value that was refused, however large it is."""
+    try:
+        return shortened(_toml(value))
+    except (RecursionError, ValueError):  # tables in tables without end, or an integer of too many digits to print
+        return f"this {type(value).__name__}"
 
 
 def _expected(hint: Any) -> str:
@@ -128,28 +159,29 @@ def _suggest(key: str, prefix: str, known: list[str]) -> str:
 def _override(config: Config, text: str) -> None:
     """Sets what "section.key=value" says. The value is TOML; text needs no quotes."""
     place, equals, written = (part.strip() for part in text.partition("="))
+    source = f"override {shortened(repr(text))}"
     section, dot, key = place.partition(".")
     if not equals or not dot or not key:
-        raise UserError(f"override {text!r}: write it as section.key=value, for example sleep.passes=4")
+        raise UserError(f"{source}: write it as section.key=value, for example sleep.passes=4")
     sections = get_type_hints(Config)
     if section not in sections:
-        raise UserError(f"override {text!r}: unknown section {section}{_suggest(section, '', list(sections))}")
+        raise UserError(f"{source}: unknown section {shortened(section)}{_suggest(section, '', list(sections))}")
     hints = get_type_hints(sections[section])
     if key not in hints:
-        raise UserError(f"override {text!r}: unknown setting {place}{_suggest(key, section + '.', list(hints))}")
+        raise UserError(f"{source}: unknown setting {shortened(place)}{_suggest(key, section + '.', list(hints))}")
     value = _written(written)
     if hints[key] is str and not isinstance(value, str):
         value = written  # a name such as 2026 or true
     if value == written and hints[key] is not str and written.startswith(("[", "{")):
-        raise UserError(f"override {text!r}: not valid TOML; inside a list or table, text needs quotes")
-    setattr(getattr(config, section), key, _value(hints[key], value, f"override {text!r}", place))
+        raise UserError(f"{source}: not valid TOML; inside a list or table, text needs quotes")
+    setattr(getattr(config, section), key, _value(hints[key], value, source, place))
 
 
 def _written(text: str) -> Any:
     """The TOML value that `text` is; the text itself where it is none."""
     try:
-        tables = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        tables = _parse_toml(f"value = {text}")
+    except ValueError:
         return text
     return tables["value"] if len(tables) == 1 else text
 

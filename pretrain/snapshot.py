@@ -146,8 +146,11 @@ def give_back(
         tokens = torch.tensor(state["tokens"], dtype=torch.int64, device=mesh.device())
         rollbacks = Rollbacks(**state["rollbacks"])
         return Boundary.here(checkpoint.step, lanes, source, tokens, rollbacks, state["evaluated"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{checkpoint.folder / 'state.json'}: damaged, {error!r}") from None
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{checkpoint.folder}: whole, but not as Hypnos writes it ({what})") from None
 
 
 def at_the_beginning(source: Source, microbatches: int) -> Boundary:

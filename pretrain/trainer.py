@@ -41,6 +41,7 @@ from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.files import write_atomically
 from pretrain.flops import block_costs
 from pretrain.guard import Guard, Rollbacks, Trouble, is_good, remembered
+from pretrain.memory import check_memory
 from pretrain.metrics import Meter, Metrics
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW, rate
@@ -227,6 +228,7 @@ def _resolved(config: Config, source: Source) -> Config:
         )
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
     validate(config)  # now that the vocabulary is known
+    check_memory(config)
     return config
 
 

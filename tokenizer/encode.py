@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ import sentencepiece
 
 from tokenizer.cut import parts
 from tokenizer.errors import TokenizerError
+from tokenizer.seal import is_whole
 
+MOST_BYTES = 1 << 26  # of a model file; a million pieces take less
 SPACE = "\u2581"  # what sentencepiece writes for a space inside pieces
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -25,31 +28,33 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        """`model` is the content of a model file, `name` what errors call it."""
+        """`model` is the content of a model file that is whole, `name` what errors call it."""
         try:
-            if not model:
-                raise RuntimeError("empty")
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise TokenizerError(
-                f"{name}: not a sentencepiece model, or damaged; train one with `hypnos tokenizer train`"
-            ) from None
-        self.vocab_size: int = self._model.vocab_size()
-        self.eos: int = self._model.eos_id()
-        self.pad: int = self._model.pad_id()
-        self.unk: int = self._model.unk_id()
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-        self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        if reason := self._unfit():
+            self.vocab_size: int = self._model.vocab_size()
+            self.eos: int = self._model.eos_id()
+            self.pad: int = self._model.pad_id()
+            self.unk: int = self._model.unk_id()
+            self.fingerprint = hashlib.sha256(model).hexdigest()
+            self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+            reason = self._unfit()
+        except (RuntimeError, UnicodeDecodeError):
+            reason = "not a sentencepiece model"
+        if reason:
             raise TokenizerError(f"{name}: {reason}; train one with `hypnos tokenizer train`")
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a model file; TokenizerError names it when it is missing, damaged or of another kind."""
         try:
-            model = Path(path).read_bytes()
+            with Path(path).open("rb") as file:
+                model = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
         except OSError as error:
             raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+        if not is_whole(model):
+            raise TokenizerError(
+                f"{path}: damaged, or no model of `hypnos tokenizer train`; copy it anew or train one with that"
+            )
         return cls(model, str(path))
 
     def encode(self, text: str) -> list[int]:

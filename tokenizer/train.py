@@ -13,8 +13,10 @@ from tokenizer.cut import parts
 from tokenizer.encode import Tokenizer
 from tokenizer.errors import TokenizerError
 from tokenizer.files import write_atomic
+from tokenizer.seal import seal
 
 PAD, EOS, UNK = 0, 1, 2
+MOST_PIECES = 1 << 20
 
 # Not given to the trainer: NUL ends its strings, and U+2581 (its space) and U+2585 (its unknown
 # character) are its own marks, so that a sentence with one of them would be dropped or misread.
@@ -39,6 +41,8 @@ def train(
     Raises TokenizerError when the documents are empty or too few for the vocabulary (it says how many
     pieces they can give), or the vocabulary cannot hold the bytes and the characters.
     """
+    if vocab_size > MOST_PIECES:
+        raise TokenizerError(f"tokenizer: vocab_size={vocab_size}: set vocab_size to {MOST_PIECES} or less")
     path = Path(path)
     model = io.BytesIO()
     try:
@@ -64,7 +68,7 @@ def train(
         )
     except RuntimeError as error:
         raise TokenizerError(_explain(str(error), vocab_size)) from None
-    write_atomic(path, model.getvalue())
+    write_atomic(path, seal(model.getvalue()))
     return Tokenizer.load(path)
 
 

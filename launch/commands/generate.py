@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.commands.values import positive, temperature
+from launch.commands.values import positive, seed, temperature
 
 if TYPE_CHECKING:
     from launch.commands import Commands
@@ -25,7 +25,7 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--temperature", type=temperature, metavar="X", default=0.8, help="0 takes the likeliest (default: 0.8)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the sampling (default: 0)")
     parser.add_argument("--passes", type=positive, metavar="N", help="passes over a full window (default: as trained)")
     parser.set_defaults(run=run)
 

@@ -33,14 +33,19 @@ def run(arguments: argparse.Namespace) -> None:
 
     from parallel import mesh
     from pretrain.errors import UserError
+    from pretrain.memory import out_of_memory
     from pretrain.trainer import train
 
     try:
         train(config)
     except UserError:
         raise
-    except Exception:
+    except Exception as error:
         if mesh.world_size() == 1:
+            if out_of_memory(error):
+                raise UserError(
+                    f"{arguments.config}: out of memory; raise train.microbatches, or lower train.batch or sleep.window"
+                ) from None
             raise
         traceback.print_exc()
         sys.stderr.flush()

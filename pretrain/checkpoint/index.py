@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 
 from parallel.slices import Slice
 from pretrain.errors import UserError
-from pretrain.files import sha256
+from pretrain.files import read_whole, sha256
+from pretrain.json_text import parse_json
 
 FORMAT = 2
 INDEX = "index.json"
 STATE, CONFIG = "state.json", "config.toml"
 KINDS = ("model", "optimizer", "state")  # of tensors; every rank has a file of each
-MAX_JSON = 1 << 30  # bytes; no index is so long
 READERS = 8  # files that are hashed at once
 
 Entry = dict[str, Any]  # of a file, see `describe`
@@ -81,15 +81,13 @@ def _crc32(file: BinaryIO, begin: int, end: int) -> int:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or UserError."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise ValueError
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_whole(path))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {path.parent} is no whole checkpoint") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: damaged, not JSON") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: damaged, not a JSON object")
     return value

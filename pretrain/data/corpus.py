@@ -23,8 +23,9 @@ class Corpus:
     A file is read by its suffix: .jsonl, .jsonl.gz, .jsonl.zst (one JSON object a line) and .parquet hold one
     document per line or row, under the key `text_field`; any other file is one document of UTF-8 text.
 
-    Empty texts are no documents. With `skip_bad`, a text file that cannot be read or is no UTF-8 is left out
-    and listed in `skipped`; without it, as for every damaged line, that is a UserError naming file and line.
+    Empty texts are no documents. With `skip_bad`, a text file that cannot be read or is no UTF-8, and a pipe or a
+    device, is left out and listed in `skipped`; without it, as for every damaged line, that is a UserError naming
+    file and line.
     """
 
     sources: Sequence[str | Path]
@@ -54,6 +55,8 @@ class Corpus:
             raise UserError(f"no text in {', '.join(map(str, self.sources))}: the corpus is empty; give other sources")
 
     def _read(self, path: Path, name: str) -> Iterator[Document]:
+        if path.exists() and not path.is_file():
+            raise BadText(f"{path}: a pipe or a device, which may have no end; leave it out")
         if path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
             yield from read_json_lines(path, name, self.text_field)
         elif path.suffix == ".parquet":

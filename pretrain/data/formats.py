@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
 from pretrain.errors import UserError
+from pretrain.files import read_whole
+from pretrain.json_text import parse_json
 
-READ_BYTES = 1 << 20
+LINE_BYTES = 1 << 27  # of one JSON object; a compressed file of a few KB could hold one that fills the memory
+ZSTD_BYTES = 1 << 11  # decompressed at once, for a bit of Zstandard can become 30,000 times as much
 
 
 @dataclass
@@ -37,7 +39,7 @@ class BadText(UserError):
 def read_text(path: Path, name: str) -> Iterator[Document]:
     """The whole file, line ends as they are."""
     try:
-        text = path.read_bytes().decode()
+        text = read_whole(path).decode()
     except OSError as error:
         raise BadText(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -60,6 +62,8 @@ def read_json_lines(path: Path, name: str, key: str) -> Iterator[Document]:
             raise UserError(f"{place}: cannot be read: {reason}; the file may be damaged") from None
         if line is None:
             return
+        if len(line) > LINE_BYTES:
+            raise UserError(f"{place}: more than {LINE_BYTES >> 20} MiB; split the text")
         if line.strip() and (text := _field(line, key, place)):
             yield Document(text, f"{name}:{number}")
 
@@ -67,11 +71,9 @@ def read_json_lines(path: Path, name: str, key: str) -> Iterator[Document]:
 def _field(line: bytes, key: str, place: str) -> str:
     """The text under `key` of one JSON object."""
     try:
-        record = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: malformed JSON: {error.msg}; repair the line") from None
+        record = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}; repair the line") from None
     if not isinstance(record, dict) or key not in record:
         raise UserError(f'{place}: no field "{key}"; name the field that holds the text')
     text = record[key]
@@ -85,14 +87,15 @@ def _field(line: bytes, key: str, place: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a plain, gzip or Zstandard file, streamed."""
+    """Lines of a plain, gzip or Zstandard file, streamed; one that is too long is cut."""
     with path.open("rb") as raw:
         if path.suffix == ".gz":
-            yield from gzip.GzipFile(fileobj=raw)
+            file: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=raw)
         elif path.suffix == ".zst":
-            yield from io.BufferedReader(_ZstdFile(raw))
+            file = io.BufferedReader(_ZstdFile(raw))
         else:
-            yield from raw
+            file = raw
+        yield from iter(lambda: file.readline(LINE_BYTES + 1), b"")
 
 
 class _ZstdFile(io.RawIOBase):
@@ -102,7 +105,7 @@ class _ZstdFile(io.RawIOBase):
         self._raw = raw
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._begun = False  # bytes of the current frame were read
-        self._ready = b""
+        self._ready = memoryview(b"")  # slicing it copies nothing
 
     def readable(self) -> bool:
         return True
@@ -113,13 +116,13 @@ class _ZstdFile(io.RawIOBase):
             if self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor().decompressobj()
                 self._begun = False
-            chunk = chunk or self._raw.read(READ_BYTES)
+            chunk = chunk or self._raw.read(ZSTD_BYTES)
             if not chunk:
                 if self._begun:
                     raise EOFError("compressed file ends in the middle of a frame")
                 return 0
             self._begun = True
-            self._ready = self._frame.decompress(chunk)
+            self._ready = memoryview(self._frame.decompress(chunk))
         size = min(len(buffer), len(self._ready))
         buffer[:size] = self._ready[:size]
         self._ready = self._ready[size:]

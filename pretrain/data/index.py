@@ -1,6 +1,6 @@
 """The index of one split of a prepared corpus: what lies in its folder, and the checks on reading it.
 
-index.json        this dataclass as JSON
+index.json        this dataclass as JSON, and last in it the sha256 of all bytes before that
 documents.idx     one DOCUMENT record per document, in the order of the shards: raw, mapped rather than read
 shard-NNNNNN.tar  webdataset samples: KEY.u16 (or .u32), the ids, little-endian; KEY.json, source, chars, tokens
 """
@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import UserError
+from pretrain.json_text import parse_json
 
-FORMAT = 1
+FORMAT = 2
 INDEX, DOCUMENTS = "index.json", "documents.idx"
+SEAL = b',\n "sha256": "'
+MOST_BYTES = 1 << 26  # of index.json; 300,000 shards take less
 SPLITS = ("train", "heldout")
 DTYPES: dict[str, np.dtype[Any]] = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
 DOCUMENT = np.dtype(
@@ -62,7 +65,8 @@ class Index:
     def write(self, folder: Path) -> None:
         """Write index.json and wait until it is on the disk."""
         with (folder / INDEX).open("wb") as file:
-            file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
+            body = json.dumps(asdict(self), indent=1).removesuffix("\n}").encode()
+            file.write(body + SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n')
             file.flush()
             os.fsync(file.fileno())
 
@@ -76,17 +80,26 @@ def read_index(folder: Path) -> Index:
     """The index of `folder`; UserError names the file when it is missing, damaged or of another format."""
     path = folder / INDEX
     try:
-        record = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; give a folder of `hypnos data prepare`") from None
+    damaged = UserError(f"{path}: damaged, or of another version; copy it anew or prepare the corpus again")
+    body, _, end = content.rpartition(SEAL)
+    if end != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
+        raise damaged
+    try:
+        record = parse_json(body + b"\n}")
         if record["format"] != FORMAT:
             raise UserError(f"{path}: format {record['format']}, not {FORMAT}; prepare the corpus again")
         shards = [Shard(**_check(Shard, shard)) for shard in record["shards"]]
         index = Index(**_check(Index, record) | {"shards": shards})
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; give a folder of `hypnos data prepare`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged index; prepare the corpus again") from None
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError):
+        raise damaged from None
     if not _sound(index):
-        raise UserError(f"{path}: damaged index; prepare the corpus again")
+        raise damaged
     return index
 
 
@@ -97,7 +110,7 @@ def find_split(path: str | Path, split: str) -> Path:
         return path
     if (path / split / INDEX).is_file():
         return path / split
-    raise UserError(f"{path}: holds no {split} shards; give a folder of `hypnos data prepare`")
+    raise UserError(f"{path}: holds no {split} shards, for there is no {INDEX}; give a folder of `hypnos data prepare`")
 
 
 def find_splits(path: str | Path) -> list[Path]:
@@ -105,7 +118,7 @@ def find_splits(path: str | Path) -> list[Path]:
     path = Path(path)
     found = [path] if (path / INDEX).is_file() else [path / s for s in SPLITS if (path / s / INDEX).is_file()]
     if not found:
-        raise UserError(f"{path}: holds no shards; give a folder of `hypnos data prepare`")
+        raise UserError(f"{path}: holds no shards, for there is no {INDEX}; give a folder of `hypnos data prepare`")
     return found
 
 
@@ -114,17 +127,37 @@ def _check(kind: type[Shard] | type[Index], record: dict[str, Any]) -> dict[str,
     if set(record) != {field.name for field in fields(kind)}:
         raise TypeError("fields")
     for field in fields(kind):
-        if type(record[field.name]).__name__ != str(field.type).split("[")[0]:
+        value = record[field.name]
+        if type(value).__name__ != str(field.type).split("[")[0]:
             raise TypeError(field.name)
+        if isinstance(value, int) and not 0 <= value < 1 << 63:
+            raise ValueError(field.name)
     return record
 
 
 def _sound(index: Index) -> bool:
     """Whether the parts of an index agree with each other and name nothing outside its folder."""
     return (
-        index.dtype in DTYPES
-        and all(re.fullmatch(r"shard-\d{6,}\.tar", shard.name) for shard in index.shards)
+        re.fullmatch("[0-9a-f]{64}", index.tokenizer) is not None
+        and index.dtype == ids_suffix(index.vocab_size)
+        and max(index.eos, index.pad) < index.vocab_size
+        and all(shard.name == shard_name(number) for number, shard in enumerate(index.shards))
         and index.samples == sum(shard.samples for shard in index.shards)
         and index.tokens == sum(shard.tokens for shard in index.shards)
         and index.samples > 0
     )
+
+
+def ids_suffix(vocab_size: int) -> str:
+    """The key of DTYPES for ids below `vocab_size`."""
+    return "u16" if vocab_size <= 1 << 16 else "u32"
+
+
+def shard_name(number: int) -> str:
+    """The file of a split's shard."""
+    return f"shard-{number:06d}.tar"
+
+
+def document_key(number: int) -> str:
+    """The webdataset key of a split's document."""
+    return f"{number:09d}"

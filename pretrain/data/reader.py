@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, read_index
-from pretrain.data.writer import document_key
+from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, Index, document_key, read_index
 from pretrain.errors import UserError
 from pretrain.files import sha256
 from tokenizer.encode import Tokenizer
@@ -24,7 +23,8 @@ class Shards:
     """One split, opened for random access.
 
     Opening checks what can be checked without reading the tars: the index, the tokenizer, the size of every
-    tar. Reading a document checks its bytes. Each failure is a UserError that names the file.
+    tar, and that every document lies within its own. Reading a document checks its bytes. Each failure is a
+    UserError that names the file.
 
     index     the split's index
     lengths   [documents] uint32 tokens of each document, EOS not among them; mapped, not loaded
@@ -33,13 +33,13 @@ class Shards:
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self.folder = folder
         self.index = read_index(folder)
-        if self.index.tokenizer != tokenizer.fingerprint:
+        if (self.index.tokenizer, self.index.vocab_size) != (tokenizer.fingerprint, tokenizer.vocab_size):
             raise UserError(
                 f"{folder}: made with another tokenizer ({self.index.tokenizer[:12]}, {self.index.vocab_size} pieces) "
                 f"than this one ({tokenizer.fingerprint[:12]}, {tokenizer.vocab_size}); "
                 "set data.tokenizer to its own, or prepare the corpus again"
             )
-        self._records = read_documents(folder)
+        self._records = read_documents(folder, self.index)
         self.lengths: NDArray[np.uint32] = self._records["tokens"]
         for shard in self.index.shards:
             check_size(folder / shard.name, shard.bytes)
@@ -62,7 +62,10 @@ class Shards:
             raise UserError(f"{path}: document {document_key(number)} cannot be read: {error.strerror}") from None
         if zlib.crc32(payload) != record["crc32"]:
             raise UserError(f"{path}: document {document_key(number)} is damaged; copy the shard anew or prepare again")
-        return np.frombuffer(payload, self._dtype)
+        ids = np.frombuffer(payload, self._dtype)
+        if ids.max() >= self.index.vocab_size:
+            raise UserError(f"{path}: document {document_key(number)} has ids beyond the vocabulary; prepare again")
+        return ids
 
     def close(self) -> None:
         """Close the tars; a later read opens them again."""
@@ -78,13 +81,30 @@ class Shards:
         return self._files[shard]
 
 
-def read_documents(folder: Path) -> NDArray[np.void]:
-    """[documents] DOCUMENT: documents.idx, checked against the index's hash and mapped."""
-    index, path = read_index(folder), folder / DOCUMENTS
+def read_documents(folder: Path, index: Index) -> NDArray[np.void]:
+    """[documents] DOCUMENT: documents.idx, checked against the folder's index and mapped."""
+    path = folder / DOCUMENTS
     check_size(path, index.samples * DOCUMENT.itemsize)
     if sha256(path) != index.documents_sha256:
         raise UserError(f"{path}: damaged: its content is not what index.json says; copy it anew or prepare again")
-    return np.memmap(path, DOCUMENT, mode="r")
+    records = np.memmap(path, DOCUMENT, mode="r")
+    _check_places(path, index, records)
+    return records
+
+
+def _check_places(path: Path, index: Index, records: NDArray[np.void]) -> None:
+    """UserError unless every document has tokens and lies within its shard."""
+    start, width = 0, DTYPES[index.dtype].itemsize
+    for shard in index.shards:
+        offsets, sizes = (records[name][start : start + shard.samples] for name in ("offset", "tokens"))
+        sizes = sizes.astype(np.int64) * width
+        wrong = (sizes == 0) | (offsets > shard.bytes) | (offsets.astype(np.int64) + sizes > shard.bytes)
+        if wrong.any():
+            key = document_key(start + int(wrong.argmax()))
+            raise UserError(f"{path}: document {key} does not lie within {shard.name}; prepare the corpus again")
+        if sizes.sum() != shard.tokens * width:
+            raise UserError(f"{path}: {shard.name} has not the tokens that index.json says; prepare the corpus again")
+        start += shard.samples
 
 
 def check_size(path: Path, size: int) -> None:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.formats import Document
-from pretrain.data.index import DTYPES, SPLITS, Index, Shard, find_splits, read_index
+from pretrain.data.index import DTYPES, INDEX, SPLITS, Index, Shard, document_key, find_splits, read_index
 from pretrain.data.progress import Progress
 from pretrain.data.reader import check_size, read_documents
-from pretrain.data.writer import SplitWriter, document_key
+from pretrain.data.writer import SplitWriter
 from pretrain.errors import UserError
 from pretrain.files import sha256, sync
 from tokenizer.encode import Tokenizer
@@ -130,7 +130,8 @@ def verify(path: str | Path) -> list[str]:
     problems = []
     for folder in find_splits(path):
         try:
-            index, records = read_index(folder), read_documents(folder)
+            index = read_index(folder)
+            records = read_documents(folder, index)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -141,6 +142,8 @@ def verify(path: str | Path) -> list[str]:
             except UserError as error:
                 problems.append(str(error))
             start += shard.samples
+        known = {shard.name for shard in index.shards}
+        problems += [f"{p}: is not in {INDEX}; remove it" for p in sorted(folder.glob("*.tar")) if p.name not in known]
     return problems
 
 
@@ -154,10 +157,13 @@ def _verify_shard(path: Path, shard: Shard, suffix: str, first: int, records: ND
         (f"{document_key(first + i)}.{suffix}", int(record["offset"]), int(record["tokens"]) * width)
         for i, record in enumerate(records)
     ]
-    with tarfile.open(path) as tar:
-        found = [(m.name, m.offset_data, m.size) for m in tar if m.name.endswith(f".{suffix}")]
-    if found != expected or int(records["tokens"].sum()) != shard.tokens:
-        raise UserError(f"{path}: does not hold what documents.idx and index.json say; prepare the corpus again")
+    try:
+        with tarfile.open(path, "r:") as tar:
+            found = [(m.name, m.offset_data, m.size) for m in tar if m.name.endswith(f".{suffix}")]
+    except tarfile.TarError as error:
+        raise UserError(f"{path}: not a tar: {error}; prepare the corpus again") from None
+    if found != expected:
+        raise UserError(f"{path}: does not hold what documents.idx says; prepare the corpus again")
 
 
 @dataclass
@@ -184,7 +190,8 @@ def stats(path: str | Path) -> list[Stats]:
 
 
 def _stats(folder: Path) -> Stats:
-    index, lengths = read_index(folder), read_documents(folder)["tokens"]
+    index = read_index(folder)
+    lengths = read_documents(folder, index)["tokens"]
     return Stats(
         split=folder.name,
         shards=len(index.shards),

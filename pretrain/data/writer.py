@@ -10,7 +10,7 @@ import numpy as np
 import webdataset
 
 from pretrain.data.formats import Document
-from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, FORMAT, Index, Shard
+from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, FORMAT, Index, Shard, document_key, ids_suffix, shard_name
 from pretrain.files import sha256, sync
 from tokenizer.encode import Tokenizer
 
@@ -26,7 +26,7 @@ class SplitWriter:
         self._folder = folder
         self._tokenizer = tokenizer
         self._shard_tokens = shard_tokens
-        self._suffix = "u16" if tokenizer.vocab_size <= 1 << 16 else "u32"
+        self._suffix = ids_suffix(tokenizer.vocab_size)
         self._shards: list[Shard] = []
         self._documents = (folder / DOCUMENTS).open("wb")
         self._begin_shard()
@@ -76,7 +76,7 @@ class SplitWriter:
         self._documents.close()
 
     def _begin_shard(self) -> None:
-        self._path = self._folder / f"shard-{len(self._shards):06d}.tar"
+        self._path = self._folder / shard_name(len(self._shards))
         self._tar = webdataset.TarWriter(str(self._path), encoder=False, mtime=0)  # no dates: same corpus, same bytes
         self._records: list[tuple[int, int, int]] = []  # DOCUMENT
         self._shard_size = 0  # tokens
@@ -90,8 +90,3 @@ class SplitWriter:
         self._documents.write(np.array(self._records, DOCUMENT).tobytes())
         size = self._path.stat().st_size
         self._shards.append(Shard(self._path.name, size, len(self._records), self._shard_size, sha256(self._path)))
-
-
-def document_key(number: int) -> str:
-    """The webdataset key of a split's document."""
-    return f"{number:09d}"

@@ -11,6 +11,8 @@ A name of j tokens is j - 1 tokens of one set and a last token of another, so na
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -131,6 +133,11 @@ class Depo:
             raise UserError(
                 f"depo: queries start at distinct nodes, so queries <= min_nodes <= nodes, but they are "
                 f"{c.queries}, {self.min_nodes} and {c.nodes}; lower depo.queries or raise depo.nodes"
+            )
+        if high * math.log2(c.vocabulary) > 31:  # names are drawn as numbers of 32 bits
+            raise UserError(
+                f"depo.vocabulary = {c.vocabulary} gives more than 2^31 names of depo.name_tokens = {high} tokens; "
+                "lower one of them"
             )
         if c.vocabulary**high < c.nodes:
             raise UserError(

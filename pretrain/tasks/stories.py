@@ -11,7 +11,6 @@ The records are those of a .jsonl file in the public format, or those of `story_
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,9 +25,12 @@ from torch import Tensor
 from pretrain.batch import IGNORE, Batch
 from pretrain.config import StoriesConfig
 from pretrain.errors import UserError
+from pretrain.files import read_whole, sha256
+from pretrain.json_text import parse_json
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.story_writer import LARGEST, MOST_NOISE, MOST_OPS, write_story
 from pretrain.tasks.task import check_context, make_batch
+from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
 _ANSWER = re.compile(r"Answer: (-?\d+)\.\s*$")
@@ -69,7 +71,7 @@ class Stories:
             records = list(self._read(Path(config.path)))
             self.train, self.held_out = _split(records, config.path)
             longest = max(len(r.answer) for r in records)
-            self.fingerprint += f" file={hashlib.sha256(Path(config.path).read_bytes()).hexdigest()}"
+            self.fingerprint += f" file={sha256(Path(config.path))}"
         else:
             if config.max_ops > MOST_OPS:
                 raise UserError(f"stories.max_ops = {config.max_ops}: the built-in stories have at most {MOST_OPS}")
@@ -145,7 +147,7 @@ class Stories:
         """A file's records within min_ops..max_ops; UserError names the line of what is no such record."""
         low, high = self.config.min_ops, self.config.max_ops
         try:
-            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            lines = read_whole(path).decode().removesuffix("\n").split("\n")
         except OSError as error:
             raise UserError(f"{path}: cannot read the stories: {error.strerror}; mend stories.path") from None
         except UnicodeDecodeError as error:
@@ -156,7 +158,10 @@ class Stories:
             if not low <= op <= high:
                 continue
             found = True
-            context = self.tokenizer.encode(self._text(question, problem))
+            try:
+                context = self.tokenizer.encode(self._text(question, problem))
+            except TokenizerError as error:  # JSON can spell what is no text
+                raise UserError(f"{path}:{number}: {error}") from None
             if len(context) > self.config.context:
                 raise UserError(
                     f"{path}:{number}: {len(context)} tokens do not fit stories.context = {self.config.context}; "
@@ -170,9 +175,9 @@ class Stories:
 def _parse(line: str, where: str) -> tuple[str, str, str, int]:
     """(question, problem, answer, op) of one line."""
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg}); each line is one record") from None
+        record = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; each line is one record") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: not a JSON object; each line is one record")
     for key, kind, name in (("question", str, "a string"), ("problem", str, "a string"), ("solution", str, "a string")):

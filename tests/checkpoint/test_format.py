@@ -98,7 +98,7 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
         (lambda f: flip(f / "state.json", 12), r"state\.json: damaged"),
         (lambda f: flip(f / "config.toml", 30), r"config\.toml: damaged"),
         (lambda f: (f / "index.json").unlink(), r"index\.json: missing"),
-        (lambda f: (f / "index.json").write_text("{"), r"index\.json: damaged, not JSON"),
+        (lambda f: (f / "index.json").write_text("{"), r"index\.json: damaged, malformed JSON"),
         (lambda f: (f / "index.json").write_text("[]"), r"index\.json: damaged, not a JSON object"),
         (lambda f: (f / "index.json").write_text('{"format": 2}'), r"index\.json: damaged, it does not match"),
         (lambda f: (f / "index.json").write_text('{"format": 99}'), r"written by a newer Hypnos"),

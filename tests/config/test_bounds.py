@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.bounds import AT_LEAST, CHOICES, POSITIVE, validate
+from pretrain.bounds import AT_LEAST, AT_MOST, CHOICES, MOST, POSITIVE, validate
 from pretrain.config import Config
 from pretrain.errors import UserError
 from pretrain.settings import parse
@@ -83,6 +83,20 @@ def test_the_defaults_are_valid(base: list[str]) -> None:
         ),
         ([*TEXT, "data.task=text", "data.heldout="], 'data.heldout = "": name the folder of held-out shards'),
         ([*TEXT, "data.task=text", "sleep.when=context"], 'sleep.when = "context": every window of text has targets'),
+        (
+            [*TEXT, "data.task=text", "data.train=[{path='a', weight=1e9}]"],
+            "data.train[0].weight = 1000000000.0: must be from 1e-06 to 1000000.0",
+        ),
+        (
+            [*TEXT, "data.task=text", f"data.train=[{','.join(['{path=1}'.replace('1', chr(34) * 2)] * 4097)}]"],
+            "data.train names 4097 corpora: at most 4096; join some",
+        ),
+        ([f"model.layers={['delta'] * 4097}"], "model.layers names 4097 blocks: at most 4096"),
+        (["run.dir=a\x85b"], "run.dir = 'a\\x85b': holds a control character: remove it"),
+        (["data.tokenizer=\udcff"], "data.tokenizer = '\\udcff': holds a control character: remove it"),
+        (["optimizer.clip=1e16"], "optimizer.clip = 1e+16: must be at most 1000000000000000"),
+        (["train.batch=1048576"], "train.batch = 1048576: makes 377487360 tokens, 360 a sequence; at most"),
+        (["train.eval_batches=1048576"], "train.eval_batches = 1048576: makes 12079595520 tokens, 360 a sequence"),
         ([*STORIES, "stories.min_ops=9"], "stories.max_ops = 8: must be at least stories.min_ops = 9"),
     ],
 )
@@ -102,6 +116,13 @@ def test_the_least_value_is_allowed_and_one_less_is_not(place: str) -> None:
         validate(config(*DEPO, f"{place}={least}"))
     except UserError as error:  # another setting may need more, but not this bound
         assert "must be at least" not in str(error)
+
+
+@pytest.mark.parametrize("place", sorted({*AT_LEAST, *AT_MOST} - {"optimizer.weight_decay"}))
+def test_one_more_than_the_most_is_refused(place: str) -> None:
+    most = AT_MOST.get(place, MOST)
+    with pytest.raises(UserError, match=rf"{place} .*must (be at most {most}|fit in 64 bits)"):
+        validate(config(*DEPO, f"{place}={most + 1}"))
 
 
 @pytest.mark.parametrize("place", POSITIVE)

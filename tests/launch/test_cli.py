@@ -59,6 +59,7 @@ def test_help_does_not_import_torch() -> None:
         (["train"], "the following arguments are required: CONFIG"),
         (["sleep"], "invalid choice: 'sleep'"),
         (["eval", "runs/x", "--passes", "0"], "'0' is not a whole number from 1"),
+        (["generate", "runs/x", "--prompt", "x", "--seed", str(1 << 63)], "is not a whole number from 0 to 2^63 - 1"),
         (["generate", "runs/x", "--temperature", "hot"], "'hot' is not a number from 0"),
         (["tokenizer", "train", "--out", "x.model"], "name the documents to read: either SOURCE ... or --python"),
         (["tokenizer", "train", "--python", "README.md", "--out", "x.model"], "either SOURCE ... or --python"),

@@ -139,7 +139,7 @@ def test_a_files_records_are_read_and_never_tested_on_when_trained_on(tokenizer:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"broken.jsonl:11: not JSON"),
+        ("{", r"broken.jsonl:11: malformed JSON"),
         ("[1]", r"broken.jsonl:11: not a JSON object"),
         ('{"question": "q", "problem": "p", "op": 2}', r"broken.jsonl:11: 'solution' is missing"),
         ('{"question": "q", "problem": "p", "solution": "Answer: 3.", "op": "2"}', r"broken.jsonl:11: 'op' is missing"),

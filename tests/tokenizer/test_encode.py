@@ -100,8 +100,10 @@ def test_foreign_sentencepiece_model_is_refused(
     lines = (line for text in corpus for line in text.splitlines())
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=file, **(options | setting))
     (tmp_path / "foreign.model").write_bytes(file.getvalue())
-    with pytest.raises(TokenizerError, match=rf"foreign\.model: .*{reason}"):
+    with pytest.raises(TokenizerError, match=r"foreign\.model: damaged, or no model of"):
         Tokenizer.load(tmp_path / "foreign.model")
+    with pytest.raises(TokenizerError, match=rf"foreign\.model: .*{reason}"):
+        Tokenizer(file.getvalue(), "foreign.model")
 
 
 def test_fingerprint_is_of_the_file(tmp_path: Path, tokenizer: Tokenizer, corpus: list[str], model: Path) -> None:

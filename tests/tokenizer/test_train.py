@@ -46,6 +46,11 @@ def test_vocabulary_too_small_says_how_many_are_needed(tmp_path: Path, corpus: l
     assert train(corpus, tmp_path / "t.model", vocab_size=needed).vocab_size == needed
 
 
+def test_vocabulary_beyond_what_sentencepiece_can_count_is_refused(tmp_path: Path, corpus: list[str]) -> None:
+    with pytest.raises(TokenizerError, match="set vocab_size to 1048576 or less"):
+        train(corpus, tmp_path / "t.model", vocab_size=1 << 31)
+
+
 @pytest.mark.parametrize("documents", [[], [""], ["\x00", "▁▅"], ["\n"]])
 def test_no_text_is_refused_and_leaves_no_file(tmp_path: Path, documents: list[str]) -> None:
     with pytest.raises(TokenizerError, match="no text"):

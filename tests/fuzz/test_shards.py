@@ -1,0 +1,389 @@
+"""No damage to a prepared corpus, and no lie in its index, puts a wrong token into a batch: it is named before."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pretrain.config import CorpusConfig, DataConfig
+from pretrain.data.index import DOCUMENT, DOCUMENTS, INDEX, SEAL, Index, find_split, read_index
+from pretrain.data.reader import Shards
+from pretrain.data.shards import verify
+from pretrain.data.stream import TextStream, heldout_batches
+from pretrain.errors import UserError
+from pretrain.files import sha256
+from tests.fuzz.harness import fuzz, hypnos, refusal, tree
+from tokenizer.encode import Tokenizer
+
+WINDOW, WINDOWS, BATCH = 8, 2, 4
+
+
+@pytest.fixture
+def copy(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "train"))
+
+
+@pytest.fixture(scope="session")
+def truth(sound: Path, tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids of every document."""
+    shards = Shards(sound, tokenizer)
+    return [shards.document(number).tolist() for number in range(len(shards))]
+
+
+def places(folder: Path) -> Iterator[tuple[int, str, range]]:
+    """(document, its shard, the bytes of that file that are its ids)."""
+    records, number = np.fromfile(folder / DOCUMENTS, DOCUMENT), 0
+    for shard in read_index(folder).shards:
+        for _ in range(shard.samples):
+            begin, count = int(records[number]["offset"]), int(records[number]["tokens"])
+            yield number, shard.name, range(begin, begin + 2 * count)
+            number += 1
+
+
+def flip(path: Path, at: int, by: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ by]))
+
+
+def test_every_byte_of_every_shard(copy: Path, tokenizer: Tokenizer, truth: list[list[int]]) -> None:
+    """A flipped byte is found by its document, is told with the file's name, and troubles no other document."""
+    shards, of_shard = Shards(copy, tokenizer), list(places(copy))
+    assert len(shards.index.shards) > 2
+    for shard in shards.index.shards:
+        path = copy / shard.name
+        documents = [(number, ids) for number, name, ids in of_shard if name == shard.name]
+        for at in range(shard.bytes):
+            flip(path, at, 1 + at * 37 % 255)
+            for number, ids in documents:
+                try:
+                    assert shards.document(number).tolist() == truth[number]
+                    assert at not in ids, f"byte {at} of {shard.name} was not missed"
+                except UserError as error:
+                    assert at in ids, error
+                    assert str(error).startswith(f"{path}: document {number:09d} is damaged")
+            flip(path, at, 1 + at * 37 % 255)
+
+
+@pytest.mark.parametrize("name", [INDEX, DOCUMENTS])
+def test_every_byte_and_every_length_of_the_index(copy: Path, tokenizer: Tokenizer, name: str) -> None:
+    path = copy / name
+    whole = path.read_bytes()
+    damaged = [whole[:length] for length in range(len(whole))]
+    damaged += [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))]
+    damaged += [whole + b"\0", whole * 2, b" " + whole, b"\xff" * len(whole)]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"/{re.escape(name)}: "):
+            Shards(copy, tokenizer)
+
+
+def test_every_length_of_a_shard(copy: Path, tokenizer: Tokenizer) -> None:
+    path = copy / "shard-000001.tar"
+    size = path.stat().st_size
+    for length in [*range(size - 1, -1, -97), *range(size - 512, -1, -512), 0, size + 1, 2 * size]:
+        os.truncate(path, length)
+        with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: (truncated|damaged): {length} bytes"):
+            Shards(copy, tokenizer)
+
+
+FILES = [INDEX, DOCUMENTS, "shard-000000.tar", "shard-000001.tar"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "foreign", "folder", "pipe", "dangling", "empty"])
+@pytest.mark.parametrize("name", FILES)
+def test_missing_and_foreign_files(copy: Path, foreign: Path, tokenizer: Tokenizer, name: str, kind: str) -> None:
+    path = copy / name
+    path.unlink()
+    {
+        "missing": lambda: None,
+        "foreign": lambda: shutil.copy(foreign / name, path),
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "dangling": lambda: path.symlink_to("nowhere"),
+        "empty": path.touch,
+    }[kind]()
+
+    def read_all() -> None:
+        shards = Shards(find_split(copy, "train"), tokenizer)
+        for number in range(len(shards)):
+            shards.document(number)
+
+    told = refusal(read_all)
+    assert told and str(copy) in told
+    if name != INDEX or kind != "foreign":  # a foreign index is whole, and another file is not what it says
+        assert name in told
+    for command in ("verify", "stats"):
+        outcome = hypnos("data", command, copy)
+        if command == "verify" or not name.endswith(".tar"):  # stats reads no tar
+            assert str(copy) in outcome.error
+
+
+def test_shards_that_changed_places(copy: Path, tokenizer: Tokenizer, truth: list[list[int]]) -> None:
+    """Both have the same size, so that only what is in them can tell."""
+    a, b = (copy / f"shard-00000{n}.tar" for n in (0, 1))
+    size = max(path.stat().st_size for path in (a, b))
+    index = read_index(copy)
+    for path in (a, b):
+        os.truncate(path, size)
+    shards = [replace(shard, bytes=(copy / shard.name).stat().st_size) for shard in index.shards]
+    replace(index, shards=shards).write(copy)
+    contents = a.read_bytes(), b.read_bytes()
+    b.write_bytes(contents[0])
+    a.write_bytes(contents[1])
+    opened = Shards(copy, tokenizer)
+    for number, name, _ in places(copy):
+        if name in (a.name, b.name):
+            with pytest.raises(UserError, match=rf"{name}: document {number:09d} is damaged"):
+                opened.document(number)
+        else:
+            assert opened.document(number).tolist() == truth[number]
+
+
+def test_a_file_that_is_not_in_the_index_is_found_by_verify(copy: Path, foreign: Path) -> None:
+    shutil.copy(foreign / "shard-000000.tar", copy / "shard-000099.tar")
+    assert f"{copy}/shard-000099.tar: is not in {INDEX}; remove it" in hypnos("data", "verify", copy).error
+
+
+def stream(folder: Path, model: Path) -> TextStream:
+    config = DataConfig(tokenizer=str(model), train=[CorpusConfig(path=str(folder))], windows=WINDOWS)
+    return TextStream(config, WINDOW, BATCH, seed=3)
+
+
+def batches(folder: Path, model: Path, count: int = 12) -> Iterator[list[torch.Tensor]]:
+    source = stream(folder, model)
+    try:
+        for _ in range(count):
+            yield list(vars(source.next()).values())
+    finally:
+        source.close()
+
+
+Damage = tuple[str, int, int]  # file, place in thousandths, and the bits to flip; none: cut there
+DAMAGE = st.tuples(st.sampled_from(FILES), st.integers(0, 999), st.integers(0, 255))
+
+
+@fuzz(40)
+@given(damage=st.lists(DAMAGE, min_size=1, max_size=3))
+def test_a_batch_is_right_or_is_not_given(
+    sound: Path, tmp_path_factory: pytest.TempPathFactory, model: Path, damage: list[Damage]
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    shutil.copytree(sound, folder, dirs_exist_ok=True)
+    for name, place, bits in damage:
+        size = (folder / name).stat().st_size
+        if bits and size:
+            flip(folder / name, place * size // 1000, bits)
+        elif size:
+            os.truncate(folder / name, place * size // 1000)
+    right = batches(sound, model)
+
+    def train() -> None:
+        for batch, expected in zip(batches(folder, model), right, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
+
+    told = refusal(train)
+    right.close()
+    changed = [name for name in FILES if (folder / name).read_bytes() != (sound / name).read_bytes()]
+    assert told is None or any(f"{folder}/{name}: " in told for name in changed)
+    verified = verify(folder)
+    assert bool(verified) == bool(changed)
+    if not {INDEX, DOCUMENTS} & set(changed):
+        assert all(any(f"/{name}: " in problem for problem in verified) for name in changed)
+    shutil.rmtree(folder)
+
+
+def test_training_stops_at_a_damaged_document(copy: Path, sound: Path, model: Path, tmp_path: Path) -> None:
+    """The command, from its configuration to its error; the held-out documents are sound."""
+    for _, name, ids in places(copy):
+        flip(copy / name, ids[len(ids) // 2], 4)
+    overrides = [
+        f"run.dir={tmp_path / 'runs'}", f"data.tokenizer={model}", f"data.train=[{{path='{copy}'}}]",
+        f"data.heldout={sound}", "data.task=text", "data.windows=1", "model.d_model=16", "model.layers=['delta']",
+        "sleep.window=4", "train.steps=2", "train.batch=2", "train.eval_batches=1", "optimizer.warmup=0",
+    ]  # fmt: skip
+    (tmp_path / "c.toml").touch()
+    error = hypnos("train", tmp_path / "c.toml", *overrides).err.splitlines()[-1]
+    assert re.search(rf"^hypnos: error: {copy}/shard-00000\d\.tar: document \d{{9}} is damaged", error)
+
+
+def test_heldout_batches_are_checked_too(copy: Path, tokenizer: Tokenizer) -> None:
+    number, name, ids = max(places(copy), key=lambda place: len(place[2]))
+    flip(copy / name, ids[0], 1)
+    with pytest.raises(UserError, match=rf"{name}: document {number:09d} is damaged"):
+        heldout_batches(copy, tokenizer, window=2, windows=1, batch=1, n=int(sum(Shards(copy, tokenizer).lengths // 2)))
+
+
+# Lies: an index, and what it says of the documents, made on purpose; every checksum in it is right.
+
+WILD = st.sampled_from([0, 1, -1, 2, 7, 511, 2**16, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1, 10**30]) | (
+    st.integers(-10, 10_000)
+)
+NAMES = st.sampled_from(
+    ["../train/shard-000000.tar", "/etc/passwd", "shard-000000.tar", "shard-00000٠.tar", "", "\0", "a" * 5000, INDEX]
+)
+LIES: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(("format", "vocab_size", "eos", "pad"), WILD | st.just(1.0)),
+    **dict.fromkeys(("samples", "tokens", "chars"), WILD | st.none()),
+    "dtype": st.sampled_from(["u16", "u32", "f8", "", "u64"]),
+    "tokenizer": st.text(max_size=5),
+    "documents_sha256": st.text(max_size=5),
+}
+OF_SHARD = {"name": NAMES, "sha256": st.text(max_size=5), **dict.fromkeys(("bytes", "samples", "tokens"), WILD)}
+OF_DOCUMENT = {"offset": st.integers(0, 2**64 - 1) | WILD, "tokens": st.integers(0, 2**32 - 1) | WILD}
+
+
+Lie = Callable[[dict[str, Any], NDArray[Any]], None]
+
+
+@st.composite
+def lies(draw: st.DrawFn) -> Lie:
+    """Changes an index, as a dictionary, and the records of its documents."""
+    of_index = draw(st.fixed_dictionaries({}, optional=LIES))
+    of_shards = draw(st.lists(st.fixed_dictionaries({}, optional=OF_SHARD), max_size=2))
+    of_documents = draw(st.lists(st.fixed_dictionaries({}, optional=OF_DOCUMENT), max_size=2))
+    which = draw(st.sampled_from(["index", "shards", "documents", "all"]))
+    copies = draw(st.integers(0, 2))
+
+    def lie(index: dict[str, Any], records: NDArray[Any]) -> None:
+        if which in ("index", "all"):
+            index |= of_index
+            index["shards"] *= copies + 1
+        if which in ("shards", "all"):
+            for shard, said in zip(index["shards"], of_shards, strict=False):
+                shard |= said
+        if which in ("documents", "all"):
+            for record, said in zip(records, of_documents, strict=False):
+                for key, value in said.items():
+                    record[key] = value % (2 ** (8 * records.dtype[key].itemsize))
+
+    return lie
+
+
+def tell(folder: Path, lie: Lie) -> None:
+    """Writes the lie down."""
+    index, records = asdict(read_index(folder)), np.fromfile(folder / DOCUMENTS, DOCUMENT)
+    index["shards"] = [dict(shard) for shard in index["shards"]]
+    before = records.copy()
+    lie(index, records)
+    if not np.array_equal(before, records):
+        records.tofile(folder / DOCUMENTS)
+        index["documents_sha256"] = sha256(folder / DOCUMENTS)
+    Index(**index).write(folder)
+
+
+def all_offsets_far(index: dict[str, Any], records: NDArray[Any]) -> None:
+    records["offset"] = 2**63 + 5
+
+
+def one_document_of_gigabytes(index: dict[str, Any], records: NDArray[Any]) -> None:
+    records["tokens"][0] = 2**32 - 1
+
+
+def a_number_that_python_does_not_print(index: dict[str, Any], records: NDArray[Any]) -> None:
+    index["shards"][0]["samples"] += 10**4299
+    index["samples"] += 10**4299
+
+
+def a_shard_of_terabytes(index: dict[str, Any], records: NDArray[Any]) -> None:
+    index["shards"][0]["bytes"] = 2**62
+
+
+def a_shard_by_a_way_around(index: dict[str, Any], records: NDArray[Any]) -> None:
+    index["shards"][0]["name"] = "../train/shard-000000.tar"
+
+
+def a_tokenizer_of_two_lines(index: dict[str, Any], records: NDArray[Any]) -> None:
+    index["tokenizer"] = "\n"
+
+
+def no_documents(index: dict[str, Any], records: NDArray[Any]) -> None:
+    index |= {"samples": 0, "tokens": 0, "shards": []}
+
+
+@fuzz(80)
+@given(lie=lies())
+@example(lie=all_offsets_far)
+@example(lie=one_document_of_gigabytes)
+@example(lie=a_number_that_python_does_not_print)
+@example(lie=a_shard_of_terabytes)
+@example(lie=a_shard_by_a_way_around)
+@example(lie=a_tokenizer_of_two_lines)
+@example(lie=no_documents)
+def test_an_index_that_lies(
+    sound: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, truth: list[list[int]], lie: Lie
+) -> None:
+    root = tmp_path_factory.mktemp("lie")
+    folder = Path(shutil.copytree(sound, root / "train"))
+    (root / "beside").write_text("not to be touched")
+    tell(folder, lie)
+    before = tree(root)
+
+    def read_all() -> None:
+        shards = Shards(folder, tokenizer)
+        assert all(shard.name in os.listdir(folder) for shard in shards.index.shards)
+        assert [shards.document(number).tolist() for number in range(len(shards))] == truth
+
+    told = refusal(read_all)
+    assert told is None or str(folder) in told
+    for command in ("verify", "stats"):
+        outcome = hypnos("data", command, folder)
+        assert outcome.status == 0 or str(folder) in outcome.error
+    assert tree(root) == before
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b"null", b"[]", b"{}", b'{"format": 2}', b'{"format": 2, "shards": 3}']
+    + [b'{"format": 2, "shards": [' + b"9" * 5000 + b"]}", b"\xff"],
+    ids=range(8),
+)
+def test_an_index_that_is_sealed_and_is_none(copy: Path, tokenizer: Tokenizer, content: bytes) -> None:
+    body = content.removesuffix(b"}")
+    (copy / INDEX).write_bytes(body + SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n')
+    told = refusal(lambda: Shards(copy, tokenizer))
+    assert told and f"{copy}/{INDEX}: damaged" in told
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar", b"\0" * 10240, b"\x1f\x8b\x08" + b"\0" * 2000])
+def test_a_shard_that_is_no_tar_is_found_by_verify(copy: Path, content: bytes) -> None:
+    """It is what the index says, byte for byte."""
+    path, index = copy / "shard-000000.tar", read_index(copy)
+    content = content.ljust(path.stat().st_size, b"\0")
+    path.write_bytes(content)
+    first = replace(index.shards[0], sha256=sha256(path))
+    replace(index, shards=[first, *index.shards[1:]]).write(copy)
+    assert f"{path}: " in hypnos("data", "verify", copy).error
+
+
+def test_ids_beyond_the_vocabulary_are_refused(copy: Path, tokenizer: Tokenizer) -> None:
+    """Written with a right checksum, they would be looked up in the embedding."""
+    number, name, ids = next(places(copy))
+    with (copy / name).open("r+b") as file:
+        file.seek(ids[0])
+        payload = np.full(len(ids) // 2, tokenizer.vocab_size, "<u2").tobytes()
+        file.write(payload)
+
+    def lie(index: dict[str, Any], records: NDArray[Any]) -> None:
+        records["crc32"][number] = zlib.crc32(payload)
+
+    tell(copy, lie)
+    with pytest.raises(UserError, match=rf"{name}: document {number:09d} has ids beyond the vocabulary"):
+        Shards(copy, tokenizer).document(number)
