@@ -52,8 +52,9 @@ AT_MOST: dict[str, int] = {
     "run.seed": (1 << 63) - 1,
     "model.vocab_size": 1 << 24,
     "parallel.patience": 1 << 30,
-    **dict.fromkeys(("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_every"), 1 << 53),
-    **dict.fromkeys(("train.keep", "optimizer.warmup", "optimizer.decay", "sleep.truncate_windows"), 1 << 53),
+    **dict.fromkeys(("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"), 1 << 53),
+    **dict.fromkeys(("train.keep", "train.keep_every", "optimizer.warmup", "optimizer.decay"), 1 << 53),
+    "sleep.truncate_windows": 1 << 53,
 }
 MOST_FLOAT = 10**15  # the product of two is a number in fp32
 MOST_BLOCKS = MOST_CORPORA = 1 << 12
