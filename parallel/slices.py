@@ -51,11 +51,11 @@ class Piece(NamedTuple):
     values: Tensor  # the run, of any shape
 
 
-def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], blank: float | None = None) -> Tensor:
+def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], partial: bool = False) -> Tensor:
     """The whole tensor of this shape, or what is wrong with its pieces as ValueError.
 
     Args:
-        blank: the value of what no piece has; None: there must not be any such element.
+        partial: elements that no piece has are 0; otherwise there must not be any.
     """
     pieces, covered = list(pieces), 0
     for where, values in pieces:  # all are checked before anything is allocated
@@ -66,7 +66,7 @@ def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], blank: float | Non
         if values.numel() != end - begin:
             raise ValueError(f"a piece has {values.numel()} elements instead of {end - begin}")
         covered += end - begin
-    if blank is None and covered != prod(shape):
+    if not partial and covered != prod(shape):
         raise ValueError(f"its pieces have {covered} of {prod(shape)} elements")
     boxes: dict[tuple[tuple[int, int], ...], Tensor] = {}
     for where, values in pieces:
@@ -75,7 +75,7 @@ def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], blank: float | Non
         boxes[where.box][where.run[0] : where.run[1]] = values.reshape(-1)
     if len(boxes) == 1 and covered == prod(shape):
         return next(iter(boxes.values())).view(shape)
-    whole = pieces[0].values.new_full(shape, blank or 0) if pieces else torch.full(shape, blank or 0.0)
+    whole = pieces[0].values.new_zeros(shape) if pieces else torch.zeros(shape)
     for box, flat in boxes.items():
         whole[tuple(slice(a, b) for a, b in box)] = flat.view([b - a for a, b in box])
     return whole

@@ -68,7 +68,7 @@ class Lanes:
             return Lanes.empty(microbatches)
         rows = batch // mesh.dp_size()
         begin, each = mesh.dp_rank() * rows, rows // microbatches
-        whole = {n: checkpoint.tensor("state", f"lanes.{n}", blank=0.0) for n in names}  # no piece: nothing goes on
+        whole = {n: checkpoint.tensor("state", f"lanes.{n}", partial=True) for n in names}  # no piece: nothing goes on
         mine = {n: share(t[begin : begin + rows], split_dim(n)).to(mesh.device()) for n, t in whole.items()}
         carries = mine.pop("carries").cpu()
         states: list[State | None] = []

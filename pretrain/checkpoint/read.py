@@ -51,11 +51,11 @@ class Checkpoint:
         """The tensors of one of `index.KINDS`."""
         return list(self.slices[kind])
 
-    def tensor(self, kind: str, name: str, blank: float | None = None) -> Tensor:
+    def tensor(self, kind: str, name: str, partial: bool = False) -> Tensor:
         """One tensor, whole, on the CPU.
 
         Args:
-            blank: the value of elements that no rank has written; None: there are none.
+            partial: elements that no rank has written are 0; otherwise there must not be any.
         Raises:
             UserError: it is not there, or not whole; names file and tensor.
         """
@@ -71,7 +71,7 @@ class Checkpoint:
                     raise UserError(f"{self.folder / file}: tensor {name} cannot be read: {error}") from None
                 pieces.append(Piece(where, values))
             try:
-                return assemble(pieces[0].where.shape, pieces, blank)
+                return assemble(pieces[0].where.shape, pieces, partial)
             except (ValueError, RuntimeError) as error:
                 raise UserError(f"{self.folder / INDEX}: tensor {name} of {kind}: {error}") from None
 

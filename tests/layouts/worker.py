@@ -83,7 +83,7 @@ def solve(problem: Problem, layout: Layout) -> Solution:
         found.norms.append(float(optimizer.grad_norm))
         found.gradients.append(gathered.whole(engine.partition.pieces(optimizer.seen, optimizer.names)))
     found.weights = gathered.whole(engine.weights())
-    found.state = gathered.whole(lanes.pieces(net), blank=0.0)
+    found.state = gathered.whole(lanes.pieces(net), partial=True)
     engine.close()
     return found
 

@@ -36,7 +36,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def tensors(run: Path, step: int = 6) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint: weights, moments, lanes, random state."""
     saved = Checkpoint.open(run / "checkpoints" / f"step-{step}")
-    return {f"{kind}/{n}": saved.tensor(kind, n, blank=0.0) for kind in KINDS for n in saved.names(kind)}
+    return {f"{kind}/{n}": saved.tensor(kind, n, partial=True) for kind in KINDS for n in saved.names(kind)}
 
 
 def position(run: Path, step: int = 6) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+"""How long a checkpoint keeps training waiting: saved beside it, and if training waited for the disk.
+
+    python -m benchmarks.checkpoint                                         # one process
+    torchrun --nproc-per-node=2 -m benchmarks.checkpoint                    # two data-parallel ranks, ZeRO 1
+
+Everything runs as in the trainer: a snapshot is copied, and a thread writes, hashes and flushes it while steps go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from parallel import mesh
+from parallel.engine import Engine
+from pretrain.batch import IGNORE
+from pretrain.checkpoint import Saver
+from pretrain.config import Config, DataConfig, DepoConfig, ModelConfig, RunConfig, SleepConfig, TrainConfig
+from pretrain.guard import Rollbacks
+from pretrain.model import HybridLM
+from pretrain.optimizer import MuonAdamW
+from pretrain.snapshot import Boundary, Lanes
+from pretrain.step import accumulate
+from pretrain.trainer import make_source
+
+MIB = 2**20
+REPEATS = 5
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long it takes, ranks beginning together."""
+    dist.barrier()
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Measures, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d-model", type=int, default=768, help="width of the model (%(default)s)")
+    args = parser.parse_args()
+    mesh.initialize()
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config(
+            run=RunConfig(dir=folder),
+            model=ModelConfig(d_model=args.d_model, layers=["attention", "delta"] * 2, vocab_size=128),
+            sleep=SleepConfig(passes=2, window=32, when="context"),
+            data=DataConfig(task="depo"),
+            depo=DepoConfig(nodes=8, context=32, queries=4),
+            train=TrainConfig(batch=4 * mesh.dp_size(), keep=1),
+        )
+        run = [Path(folder) / "run"]
+        dist.broadcast_object_list(run)  # rank 0's
+        measure(config, run[0])
+    mesh.shutdown()
+
+
+def measure(config: Config, run: Path) -> None:
+    """Trains a few steps in each of three ways."""
+    source = make_source(config)
+    model = HybridLM(config.model, config.sleep).initialize(0)
+    optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
+    engine = Engine(model, optimizer, zero=1, precision="fp32")
+    saver, done = Saver(run, config, None), 0
+
+    def train() -> None:
+        nonlocal done
+        batch = source.next()
+        scored = (batch.targets != IGNORE).sum()
+        dist.all_reduce(scored)
+        accumulate(engine, model, [batch], [None], scored, config.parallel)
+        engine.step()
+        done += 1
+
+    def save() -> None:
+        here = Boundary.here(done, Lanes.empty(1), source, torch.tensor(0), Rollbacks(), evaluated=True)
+        saver.save(done, lambda: here.take(engine, optimizer, model))
+
+    def save_and_wait() -> None:
+        save()
+        saver.wait()
+
+    train()
+    save_and_wait()  # what is allocated once
+    times: dict[str, list[float]] = {what: [] for what in ("plain", "waiting", "pause", "beside", "writing")}
+    for _ in range(REPEATS):
+        times["plain"].append(seconds(train))
+        train()
+        times["waiting"].append(seconds(save_and_wait))
+        train()
+        begin = time.perf_counter()
+        times["pause"].append(seconds(save))
+        times["beside"].append(seconds(train))
+        saver.wait()
+        times["writing"].append(time.perf_counter() - begin)
+    if dist.get_rank() == 0:
+        size = sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors")) / MIB
+        step, count = median(times["plain"]), sum(p.numel() for p in model.parameters()) / 1e6
+        print(f"{mesh.world_size()} ranks, {count:.1f} M parameters, {size:.0f} MiB on disk; a step takes {step:.3f} s")
+        print("| | seconds | steps |\n|---|---|---|")
+        for what, key in (
+            ("training waits for the disk", "waiting"), ("saved beside training: the pause", "pause"),
+            ("the step beside which it is written", "beside"), ("until it is on disk", "writing"),
+        ):  # fmt: skip
+            print(f"| {what} | {median(times[key]):.3f} | {median(times[key]) / step:.2f} |")
+    engine.close()
+    source.close()
+
+
+if __name__ == "__main__":
+    main()
