@@ -16,7 +16,7 @@
     pipeline.py         carries a schedule out
     engine.py           DeepSpeed ZeRO
     shards.py           which rank holds and updates what
-    whole.py            whole tensors from the ranks that share a model
+    slices.py           pieces of tensors that several ranks hold, and how they make a whole
     watchdog.py         ends a rank that makes no headway
 """
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from parallel import mesh
+from parallel import mesh, watchdog
 from parallel.slices import Piece
 from pretrain.checkpoint import folder
 from pretrain.checkpoint.write import Part, write_common, write_part
@@ -39,10 +38,7 @@ class Snapshot:
 
 
 class Saver:
-    """Saves a run's checkpoints; every rank has one and saves the same steps.
-
-    pause_seconds   how long `save` has kept its caller, in all
-    """
+    """Saves a run's checkpoints; every rank has one and saves the same steps."""
 
     def __init__(self, run: Path, config: Config, step: int | None) -> None:
         """
@@ -55,7 +51,6 @@ class Saver:
         self._last = step  # the step that was saved last, or is being saved
         self._thread: threading.Thread | None = None
         self._error: str | None = None
-        self.pause_seconds = 0.0
 
     def save(self, step: int, take: Callable[[], Snapshot]) -> None:
         """Begins to save a step, unless that has been done; waits while the one before is still being written.
@@ -63,14 +58,12 @@ class Saver:
         Args:
             take: gives the snapshot.
         """
-        begin = time.perf_counter()
         with self._lock:
             if step != self._last:
                 self._finish()
                 self._last = step
                 self._thread = threading.Thread(target=self._write, args=(take(),), name="saver", daemon=True)
                 self._thread.start()
-        self.pause_seconds += time.perf_counter() - begin
 
     def wait(self) -> None:
         """Until everything is on disk. Raises UserError if it cannot be written."""
@@ -88,9 +81,10 @@ class Saver:
             self._thread.join()
 
     def _finish(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        while self._thread is not None and self._thread.is_alive():
+            watchdog.doing("waits until step", self._last, "is on disk")  # as long as that takes
+            self._thread.join(1.0)
+        self._thread = None
         self.check()
 
     def _write(self, snapshot: Snapshot) -> None:
@@ -132,8 +126,9 @@ class Saver:
             told = {"value": act()}
         except UserError as error:  # another rank's
             told = {"error": str(error)}
-        except (OSError, SafetensorError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+        except Exception as error:  # whatever it is, the others must hear of it
+            known = isinstance(error, OSError | SafetensorError)
+            reason = (getattr(error, "strerror", None) or str(error)) if known else repr(error)
             where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {mesh.place()}: {reason}"
             told = {"error": f"{where}; the checkpoints before it are intact: make room there, or set run.dir"}
         self._store.set(key, json.dumps(told))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -13,9 +14,8 @@ from parallel import engine, pipeline, shards
 from pretrain import step
 
 
-def _everything_counts(self: Any, parameters: dict[str, Any], tied: Any) -> None:
-    _owners(self, parameters, tied)
-    self.counted = parameters.keys()
+def _everything_counts(self: shards.Partition, gradient: Tensor) -> Tensor:
+    return _square(dataclasses.replace(self, counted=self.splits.keys()), gradient)
 
 
 def _stays_in_no_graph(tensor: Tensor, unit: Any) -> Tensor:
@@ -26,10 +26,10 @@ def _no_gradient_round_the_ring(*arguments: Any) -> Any:
     return tuple(leg.__class__(**leg.__dict__ | {"returns": False}) for leg in _legs(*arguments))
 
 
-_owners, _legs = engine._Owners.__init__, step.legs
+_square, _legs = shards.Partition.square, step.legs
 FAULTS = {
     "one tp rank's gradient dropped": (shards.Partition, "complete", lambda self, gradient: None),
-    "shared parameters counted twice in the norm": (engine._Owners, "__init__", _everything_counts),
+    "shared parameters counted twice in the norm": (shards.Partition, "square", _everything_counts),
     "gradient of the fast weights dropped": (pipeline.Pipeline, "_cut", staticmethod(_stays_in_no_graph)),
     "gradient of the next pass dropped": (step, "legs", _no_gradient_round_the_ring),
     "one end's gradient of a tied embedding dropped": (engine.Engine, "_sum_tied", lambda self: None),
