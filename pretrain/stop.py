@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -76,8 +76,9 @@ class Stop:
             thread.start()
         try:
             yield
-            for word in ("begun", "gone"):  # what those hear who are told to stop only now
-                self._store.set(f"{word}/{self._rank}", str(self._done))
+            with suppress(dist.DistError):  # rank 0 may have left already
+                for word in ("begun", "gone"):  # what those hear who are told to stop only now
+                    self._store.set(f"{word}/{self._rank}", str(self._done))
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -86,7 +87,8 @@ class Stop:
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
-            self._store.set(f"wake/{self._rank}", "")
+            with suppress(dist.DistError):
+                self._store.set(f"wake/{self._rank}", "")
             for thread in threads:
                 thread.join(ANSWER)  # if the run is being stopped, that thread ends the process
 
@@ -99,19 +101,23 @@ class Stop:
         store = self._connect()
         while numbers := self._ear.recv(1):
             if numbers[0] in SIGNALS:
-                store.set("number", str(numbers[0]))
-                for rank in range(self._world):
-                    store.set(f"wake/{rank}", f"{signal.Signals(numbers[0]).name} on {mesh.place()}")
+                with suppress(dist.DistError):
+                    store.set("number", str(numbers[0]))
+                    for rank in range(self._world):
+                        store.set(f"wake/{rank}", f"{signal.Signals(numbers[0]).name} on {mesh.place()}")
         self._ear.close()
 
     def _stop(self) -> None:
         """Waits for a rank's word, and ends the process."""
         store = self._connect()
-        store.wait([f"wake/{self._rank}"], FOREVER)
-        reason = store.get(f"wake/{self._rank}").decode()
+        try:
+            store.wait([f"wake/{self._rank}"], FOREVER)
+            reason = store.get(f"wake/{self._rank}").decode()
+            status = 128 + int(store.get("number")) if reason else 0
+        except dist.DistError:  # rank 0 has left: nobody can stop together any more
+            return
         if not reason:
             return
-        status = 128 + int(store.get("number"))
         try:
             step = self._agree(store)
             self._save()
@@ -120,6 +126,8 @@ class Stop:
             self._say(f"stopped by {reason}; {error}")
         except dist.DistError:
             self._say(f"stopped by {reason}; not all ranks answer, so nothing new is saved")
+        except Exception as error:  # the main thread may be held back for ever: this thread must not end before it
+            self._say(f"stopped by {reason}; nothing new is saved: {error!r}")
         self._leave(store, status)
 
     def _agree(self, store: dist.Store) -> int:
