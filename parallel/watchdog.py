@@ -25,17 +25,23 @@ EXIT_STATUS = 75  # of a rank that gave up: "temporary failure" in sysexits.h
 
 class _Note:
     what: tuple[object, ...] = ("starting",)
+    part: tuple[object, ...] = ()
     since = 0.0
 
 
 def doing(*what: object) -> None:
     """Notes what this rank begins now, in words and values that are joined only if they are shown."""
-    _Note.what, _Note.since = what, time.monotonic()
+    _Note.what, _Note.part, _Note.since = what, (), time.monotonic()
+
+
+def part(*which: object) -> None:
+    """Notes the part of it that begins now."""
+    _Note.part, _Note.since = which, time.monotonic()
 
 
 def activity() -> str:
     """What this rank is doing, and where it is."""
-    return f"{mesh.place()}, {' '.join(map(str, _Note.what))}"
+    return ", ".join(" ".join(map(str, words)) for words in ((mesh.place(),), _Note.what, _Note.part) if words)
 
 
 @contextmanager

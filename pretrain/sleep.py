@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from parallel import watchdog
 from parallel.layers import by_row, leave
 from parallel.pipeline import Passed
 from parallel.recompute import kept, run_unit
@@ -192,6 +193,7 @@ def run(
     for p in plans:
         h = None
         for number in range(1, p.passes + 1):  # 1: wake; 2..N: sleep
+            watchdog.part("window", p.index, "pass", number)
             h, _, loss = reading.one_pass(p, number, h)
             losses += [] if loss is None else [loss]
     out = reading.output()

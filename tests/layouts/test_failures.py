@@ -13,31 +13,33 @@ from tests.layouts.processes import ROOT, run
 
 PATIENCE = 8  # seconds, of a run that would take one a step
 SETTINGS = [
-    "parallel.pp=2", "parallel.recompute=none", f"parallel.patience={PATIENCE}", "sleep.when=always",
+    "parallel.recompute=none", f"parallel.patience={PATIENCE}", "sleep.when=always",
     "model.d_model=16", "train.batch=8", "train.microbatches=2", "train.steps=50", "train.log_every=50",
     "train.eval_every=50", "train.eval_batches=1", "optimizer.warmup=0", "optimizer.decay=0",
 ]  # fmt: skip
 FIRST, LAST = (rf"rank {r} on \S+ \(stage {r} of 2, tp 0 of 1, dp 0 of 1\)" for r in (0, 1))
+SECOND = r"rank 1 on \S+ \(stage 0 of 1, tp 0 of 1, dp 1 of 2\)"
 UNIT = ", computes forward of microbatch 0, window 1, pass 2"
 
 
 @pytest.mark.parametrize(
-    ("how", "seconds", "messages"),
+    ("how", "pp", "seconds", "messages"),
     [
         # Its neighbour sees the connection close.
-        ("dies", 0, [FIRST + ", .*microbatch", "Signal 9"]),
+        ("dies", 2, 0, [FIRST + ", .*microbatch", "Signal 9"]),
         # It names itself, and its neighbour says what it waits for.
-        ("hangs", PATIENCE, [LAST + UNIT + ": no headway for", FIRST + ", .*: no headway for"]),
+        ("hangs", 2, PATIENCE, [LAST + UNIT + ": no headway for", FIRST + ", .*: no headway for"]),
+        ("hangs", 1, PATIENCE, [SECOND + ", reads microbatch 0, window 1 pass 2: no headway for"]),
         # It cannot say anything, so its neighbour tells what it waits for. torchrun kills what will not end in 30 s.
-        ("stops", PATIENCE + 30, [FIRST + ", waits for what it needs in .*microbatch"]),
-        ("raises", 0, ["RuntimeError: a cosmic ray", LAST + UNIT]),
-        ("loses rows", 0, [LAST + ": rank 1 reads other rows than rank 0, .* 2 x 2 x 48 against 2 x 4 x 48 "]),
+        ("stops", 2, PATIENCE + 30, [FIRST + ", waits for what it needs in .*microbatch"]),
+        ("raises", 2, 0, ["RuntimeError: a cosmic ray", LAST + UNIT]),
+        ("loses rows", 2, 0, [LAST + ": rank 1 reads other rows than rank 0, .* 2 x 2 x 48 against 2 x 4 x 48 "]),
     ],
 )
-def test_a_broken_rank_ends_the_job(how: str, seconds: float, messages: list[str], tmp_path: Path) -> None:
+def test_a_broken_rank_ends_the_job(how: str, pp: int, seconds: float, messages: list[str], tmp_path: Path) -> None:
     config, folder = ROOT / "configs/depo-small.toml", f"run.dir={tmp_path}"
     begin = time.monotonic()
-    done = run("tests/layouts/broken.py", 2, how, config, folder, *SETTINGS)
+    done = run("tests/layouts/broken.py", 2, how, config, folder, f"parallel.pp={pp}", *SETTINGS)
     assert time.monotonic() - begin < seconds + 45  # starting two processes takes up to half of it on a busy machine
     assert done.returncode != 0
     for message in messages:
