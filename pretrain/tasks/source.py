@@ -61,7 +61,8 @@ class TaskSource:
             if state[key] != mine:
                 raise UserError(
                     f"the checkpoint was trained on other data: its {key} is {shortened(repr(state[key]))}, the "
-                    f"settings now give {mine!r}; restore the settings of the task, or begin another run with another run.name"
+                    f"settings now give {mine!r}; restore the settings of the task, or begin another run with another "
+                    "run.name"
                 )
         if type(state["rows"]) is not int or not 0 <= state["rows"] < MOST_ROWS:
             raise ValueError(f"row {state['rows']!r} of the task")
