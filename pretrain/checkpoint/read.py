@@ -114,6 +114,8 @@ class Checkpoint:
                 raise UserError(f"{file}: tensor {name} is {shapes}")
             if value.dtype != torch.float32:
                 raise UserError(f"{file}: tensor {name} is of {value.dtype} instead of torch.float32")
+            if not value.isfinite().all():
+                raise UserError(f"{file}: tensor {name} is not finite; no run can go on from it")
             parameter.copy_(value)
 
 
