@@ -39,12 +39,12 @@ def examine_machine() -> list[Finding]:
 
 def examine_run(run: Path) -> list[Finding]:
     """Whether every byte of a run's checkpoints is as it was written; needs none of what trained it."""
-    from pretrain.checkpoint import steps, verify
+    from pretrain.checkpoint import Checkpoint, steps
 
     findings = []
     for step in steps(run):
         try:
-            verify(run / "checkpoints" / f"step-{step}")
+            Checkpoint.of(run, step)
         except UserError as error:
             fix = "remove that checkpoint; training goes on from the newest one that is whole"
             findings.append(Finding("fail", f"step {step:,}", str(error), fix))

@@ -13,6 +13,7 @@ flattened, into runs. So whatever a rank holds of a tensor is a run of a box of 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice, pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -66,6 +67,9 @@ def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], partial: bool = Fa
         if values.numel() != end - begin:
             raise ValueError(f"a piece has {values.numel()} elements instead of {end - begin}")
         covered += end - begin
+    if len({values.dtype for _, values in pieces}) > 1:
+        raise ValueError("its pieces are of different dtypes")
+    _check_apart(where for where, _ in pieces)
     if not partial and covered != prod(shape):
         raise ValueError(f"its pieces have {covered} of {prod(shape)} elements")
     boxes: dict[tuple[tuple[int, int], ...], Tensor] = {}
@@ -79,3 +83,20 @@ def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], partial: bool = Fa
     for box, flat in boxes.items():
         whole[tuple(slice(a, b) for a, b in box)] = flat.view([b - a for a, b in box])
     return whole
+
+
+def _check_apart(pieces: Iterable[Slice]) -> None:
+    """ValueError if two pieces of one tensor share an element, or if their boxes do and are not the same."""
+    runs: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = {}
+    for piece in pieces:
+        runs.setdefault(piece.box, []).append(piece.run)
+    for of_box in runs.values():
+        if any(one[1] > other[0] for one, other in pairwise(sorted(run for run in of_box if run[0] < run[1]))):
+            raise ValueError("its pieces overlap")
+    boxes = sorted(box for box in runs if all(begin < end for begin, end in box))
+    for number, box in enumerate(boxes):
+        for other in islice(boxes, number + 1, None):
+            if other[0][0] >= box[0][1]:  # they are in order: no later one can meet it either
+                break
+            if all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, other, strict=True)):
+                raise ValueError("its pieces overlap")

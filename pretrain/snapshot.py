@@ -22,7 +22,7 @@ from parallel.state import AttentionState, State, split_dim
 from pretrain.checkpoint import Checkpoint, Snapshot
 from pretrain.config import Config
 from pretrain.data.source import Source
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 from pretrain.guard import Rollbacks, Trouble, go_back
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW
@@ -61,15 +61,25 @@ class Lanes:
     @staticmethod
     def restore(checkpoint: Checkpoint, model: HybridLM, batch: int, microbatches: int) -> Lanes:
         """This rank's rows, blocks and heads of a checkpoint's lanes."""
-        blocks = {str(b) for b in model.stage.blocks}
-        names = [n.removeprefix("lanes.") for n in checkpoint.names("state") if n.startswith("lanes.")]
-        names = [n for n in names if not n.startswith("blocks.") or n.split(".")[1] in blocks]
-        if not names:
+        if not any(name.startswith("lanes.") for name in checkpoint.names("state")):
             return Lanes.empty(microbatches)
         rows = batch // mesh.dp_size()
         begin, each = mesh.dp_rank() * rows, rows // microbatches
-        whole = {n: checkpoint.tensor("state", f"lanes.{n}", partial=True) for n in names}  # no piece: nothing goes on
-        mine = {n: share(t[begin : begin + rows], split_dim(n)).to(mesh.device()) for n, t in whole.items()}
+        past = checkpoint.shape("state", "lanes.attendable")[1]
+        if past >= max(model.sleep.window, 1):
+            raise ValueError(f"{past} keys of the past in windows of {model.sleep.window}")
+        expected = _blank(model, 1, past).named_tensors(model.stage.blocks.start)
+        expected["carries"] = torch.zeros(1, dtype=torch.bool)
+        mine = {}
+        for name, like in expected.items():
+            shape, dim = [batch, *like.shape[1:]], split_dim(name)
+            if dim is not None:
+                shape[dim] *= mesh.tp_size()
+            # Rows of which no rank has a piece do not go on.
+            value = checkpoint.tensor("state", f"lanes.{name}", partial=True, shape=tuple(shape))
+            if value.dtype != like.dtype:
+                raise ValueError(f"lanes.{name} is of {value.dtype} instead of {like.dtype}")
+            mine[name] = share(value[begin : begin + rows], dim).to(mesh.device())
         carries = mine.pop("carries").cpu()
         states: list[State | None] = []
         for m in range(microbatches):
@@ -136,8 +146,8 @@ def give_back(
     """Everything but the weights, which a model has to have before the engine is built around it."""
     state = checkpoint.state
     try:
-        optimizer.scatter(partial(checkpoint.tensor, "optimizer"), state["optimizer"])
-        optimizer.judge.sums.copy_(checkpoint.tensor("state", "guard.sums"))
+        optimizer.scatter(partial(_moment, checkpoint), state["optimizer"])
+        optimizer.judge.sums.copy_(checkpoint.tensor("state", "guard.sums", shape=(2,)))
         source.load_state_dict(state["data"])
         torch.set_rng_state(checkpoint.tensor("state", "rng.cpu"))
         if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state"):
@@ -148,9 +158,14 @@ def give_back(
         return Boundary.here(checkpoint.step, lanes, source, tokens, rollbacks, state["evaluated"])
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        what = f"{type(error).__name__}: {error}"
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        what = f"{type(error).__name__}: {shortened(str(error))}"
         raise UserError(f"{checkpoint.folder}: whole, but not as Hypnos writes it ({what})") from None
+
+
+def _moment(checkpoint: Checkpoint, name: str) -> Tensor:
+    """KIND.PARAMETER, of the parameter's shape."""
+    return checkpoint.tensor("optimizer", name, shape=checkpoint.shape("model", name.partition(".")[2]))
 
 
 def at_the_beginning(source: Source, microbatches: int) -> Boundary:

@@ -36,7 +36,7 @@ from pretrain.config import Config, ParallelConfig
 from pretrain.console import TrainProgress
 from pretrain.data.source import Source
 from pretrain.data.stream import TextStream
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.files import write_atomically
 from pretrain.flops import block_costs
@@ -267,14 +267,15 @@ def _check_unchanged(checkpoint: Checkpoint, config: Config) -> None:
     """Refuses to resume with a setting that would have given another result so far."""
     before, now = dataclasses.asdict(checkpoint.config), dataclasses.asdict(config)
     changed = [
-        f"{section}.{key} = {values[key]!r} (it had {before[section][key]!r})"
+        f"{section}.{key} = {shortened(repr(values[key]))} (it had {shortened(repr(before[section][key]))})"
         for section, values in now.items()
         for key in values
         if f"{section}.{key}" not in CHANGEABLE and before[section][key] != values[key]
     ]
     if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"{checkpoint.folder} cannot be continued with {', '.join(changed)}: "
+            f"{checkpoint.folder} cannot be continued with {', '.join(changed[:5])}{more}: "
             "set it back, or begin another run with another run.name"
         )
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
 
+NAME = re.compile(r"step-(0|[1-9][0-9]{0,14})")  # as `place` writes it: step-007 is no checkpoint
+
 
 def steps(run: Path) -> list[int]:
     """The steps that a run has checkpoints of, oldest first."""
-    found = [re.fullmatch(r"step-(\d{1,18})", path.name) for path in (run / "checkpoints").glob("step-*")]
+    found = [NAME.fullmatch(path.name) for path in (run / "checkpoints").glob("step-*")]
     return sorted(int(match[1]) for match in found if match)
 
 
@@ -28,7 +30,10 @@ def place(run: Path, step: int) -> Path:
 def pointed_at(run: Path) -> int | None:
     """The step that `latest` names, if it names one."""
     pointer = run / "checkpoints" / "latest"
-    named = re.fullmatch(r"step-(\d{1,18})\n?", pointer.read_text(errors="replace")) if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    with pointer.open("rb") as file:
+        named = NAME.fullmatch(file.read(100).decode(errors="replace").removesuffix("\n"))
     return int(named[1]) if named else None
 
 
@@ -57,7 +62,7 @@ def sweep(run: Path) -> None:
         if not final.exists():
             path.rename(final)
     for path in (run / "checkpoints").glob(".*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _remove(path)
 
 
 def draft(run: Path, step: int) -> Path:
@@ -99,4 +104,9 @@ def _delete(folder: Path) -> None:
     doomed = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    """A folder with what is in it, or a file; of a link, the link alone."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

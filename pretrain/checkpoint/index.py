@@ -8,11 +8,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from parallel.slices import Slice
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 from pretrain.files import read_whole, sha256
 from pretrain.json_text import parse_json
 
@@ -21,6 +22,9 @@ INDEX = "index.json"
 STATE, CONFIG = "state.json", "config.toml"
 KINDS = ("model", "optimizer", "state")  # of tensors; every rank has a file of each
 READERS = 8  # files that are hashed at once
+MOST = 1 << 53  # elements of a tensor, and whatever is counted
+MOST_DIMS = 8
+TENSOR = re.compile(r"[A-Za-z0-9_.]{1,200}")  # its name
 
 Entry = dict[str, Any]  # of a file, see `describe`
 Slices = dict[str, dict[str, dict[str, Slice]]]  # kind -> tensor -> file -> what of the tensor is in it
@@ -62,9 +66,9 @@ def _places(file: BinaryIO) -> dict[str, tuple[int, int]]:
     length = int.from_bytes(file.read(8), "little")
     if length > 100_000_000:
         raise ValueError("header too long")
-    header = json.loads(file.read(length))
+    header = parse_json(file.read(length))
     places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-    return {name: (8 + length + int(begin), 8 + length + int(end)) for name, (begin, end) in places.items()}
+    return {name: (8 + length + counted(begin), 8 + length + counted(end)) for name, (begin, end) in places.items()}
 
 
 def _crc32(file: BinaryIO, begin: int, end: int) -> int:
@@ -99,12 +103,18 @@ def read(folder: Path) -> tuple[dict[str, Entry], Slices]:
     if not path.exists() and (folder / "manifest.json").exists():
         raise UserError(f"{folder}: format 1 was written by an older Hypnos; this one reads format {FORMAT}")
     body = read_json(path)
-    version, seal = body.get("format"), body.pop("seal", None)
-    if not isinstance(version, int):
+    version = body.get("format")
+    body.pop("seal", None)
+    if type(version) is not int or version < FORMAT:
         raise UserError(f"{path}: damaged, no format version")
     if version > FORMAT:
-        raise UserError(f"{path}: format {version} was written by a newer Hypnos; this one reads up to {FORMAT}")
-    if seal != hashlib.sha256(json.dumps(body).encode()).hexdigest() or path.read_text() != _sealed(body):
+        shown = shortened(str(version))
+        raise UserError(f"{path}: format {shown} was written by a newer Hypnos; this one reads format {FORMAT}")
+    try:
+        intact = path.read_bytes() == _sealed(body).encode()
+    except RecursionError:  # nested less deeply than can be read, and more than can be written
+        intact = False
+    if not intact:
         raise UserError(f"{path}: damaged, it does not match its own seal")
     try:
         return _checked_files(body["files"]), _slices(body["tensors"], body["files"])
@@ -113,11 +123,20 @@ def read(folder: Path) -> tuple[dict[str, Entry], Slices]:
 
 
 def _checked_files(files: dict[str, Entry]) -> dict[str, Entry]:
-    """Only names that a checkpoint can have, so that none lies outside its folder."""
-    tensors = re.compile(rf"({'|'.join(KINDS)})\.\d{{1,9}}\.safetensors")
+    """Only names that a checkpoint can have, so that none lies outside its folder, or spoils a message."""
+    tensors = re.compile(rf"({'|'.join(KINDS)})\.[0-9]{{1,9}}\.safetensors")
     if not {STATE, CONFIG} <= files.keys() or not all(tensors.fullmatch(n) for n in files.keys() - {STATE, CONFIG}):
         raise ValueError
+    if not all(TENSOR.fullmatch(name) for entry in files.values() for name in entry.get("tensors", {})):
+        raise ValueError
     return files
+
+
+def counted(value: Any) -> int:
+    """A number of things out of a file that may say anything: ValueError if it is none."""
+    if type(value) is not int or not 0 <= value <= MOST:
+        raise ValueError("not a number of things")
+    return value
 
 
 def _slices(tensors: dict[str, Any], files: dict[str, Entry]) -> Slices:
@@ -125,13 +144,15 @@ def _slices(tensors: dict[str, Any], files: dict[str, Entry]) -> Slices:
     for kind in KINDS:
         found[kind] = {}
         for name, entry in tensors[kind].items():
-            shape = tuple(map(int, entry["shape"]))
+            shape = tuple(map(counted, entry["shape"]))
+            if not TENSOR.fullmatch(name) or len(shape) > MOST_DIMS or prod(shape) > MOST:
+                raise ValueError
             parts = found[kind][name] = {}
             for piece in entry["slices"]:
-                if piece["file"] not in files:
+                if piece["file"] not in files or not piece["file"].startswith(f"{kind}.") or piece["file"] in parts:
                     raise ValueError
-                box = tuple((int(begin), int(end)) for begin, end in piece["box"])
-                begin, end = map(int, piece["run"])
+                box = tuple((counted(begin), counted(end)) for begin, end in piece["box"])
+                begin, end = map(counted, piece["run"])
                 parts[piece["file"]] = Slice(shape, box, (begin, end))
     return found
 
@@ -144,7 +165,7 @@ def verify(folder: Path) -> None:
     files, _ = read(folder)
     foreign = {path.name for path in folder.iterdir()} - {*files, INDEX}
     if foreign:
-        raise UserError(f"{folder / min(foreign)}: does not belong in a checkpoint; remove it")
+        raise UserError(f"{folder}/{shortened(min(foreign))}: does not belong in a checkpoint; remove it")
     _in_parallel(lambda item: _check(folder / item[0], item[1]), sorted(files.items()))
 
 
@@ -156,13 +177,14 @@ def _in_parallel(check: Callable[[tuple[str, Entry]], None], items: Iterable[tup
 
 def _check(path: Path, entry: Entry) -> None:
     if not path.is_file():
-        raise UserError(f"{path}: missing from the checkpoint")
+        raise UserError(f"{path}: missing from the checkpoint, or not a regular file")
     try:
         intact = path.stat().st_size == entry.get("bytes") and sha256(path) == entry.get("sha256")
+        damage = "" if intact else _damaged_tensor(path, entry)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not intact:
-        raise UserError(f"{path}: damaged{_damaged_tensor(path, entry)}")
+        raise UserError(f"{path}: damaged{damage}")
 
 
 def _damaged_tensor(path: Path, entry: Entry) -> str:
@@ -175,6 +197,6 @@ def _damaged_tensor(path: Path, entry: Entry) -> str:
             for name, crc in entry["tensors"].items():
                 if name not in places or _crc32(file, *places[name]) != crc:
                     return f" in tensor {name}"
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             pass
     return " in its header"

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from parallel import mesh
 from parallel.layers import share, split_dim
-from parallel.slices import Piece, assemble
+from parallel.slices import Piece, Slice, assemble
 from pretrain.checkpoint import index
 from pretrain.checkpoint.folder import place, pointed_at, steps
 from pretrain.checkpoint.index import CONFIG, INDEX, STATE, Slices, verify
 from pretrain.config import Config
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
+from pretrain.flops import parameters
 from pretrain.model import HybridLM
-from pretrain.settings import parse
+from pretrain.settings import load
 
 
 @dataclass
@@ -42,38 +43,62 @@ class Checkpoint:
             verify(folder)
         _, slices = index.read(folder)
         state = index.read_json(folder / STATE)
-        if not isinstance(state.get("step"), int):
-            raise UserError(f"{folder / STATE}: damaged, no step")
-        config = parse((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
-        return Checkpoint(folder, state["step"], state, config, slices)
+        try:
+            _check_state(state)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{folder / STATE}: whole, but not as Hypnos writes it") from None
+        return Checkpoint(folder, state["step"], state, load(folder / CONFIG), slices)
+
+    @staticmethod
+    def of(run: Path, step: int) -> Checkpoint:
+        """Opens one of a run's checkpoints."""
+        checkpoint = Checkpoint.open(place(run, step))
+        if checkpoint.step != step:
+            raise UserError(f"{checkpoint.folder / STATE}: is of step {checkpoint.step}; give the folder its own name")
+        return checkpoint
 
     def names(self, kind: str) -> list[str]:
         """The tensors of one of `index.KINDS`."""
         return list(self.slices[kind])
 
-    def tensor(self, kind: str, name: str, partial: bool = False) -> Tensor:
+    def shape(self, kind: str, name: str) -> tuple[int, ...]:
+        """Of a whole tensor. UserError if it is not there."""
+        return next(iter(self._parts(kind, name).values())).shape
+
+    def tensor(
+        self, kind: str, name: str, partial: bool = False, shape: tuple[int, ...] | None = None
+    ) -> Tensor:
         """One tensor, whole, on the CPU.
 
         Args:
             partial: elements that no rank has written are 0; otherwise there must not be any.
+            shape: what it must have.
         Raises:
-            UserError: it is not there, or not whole; names file and tensor.
+            UserError: it is not there, not whole or of another shape; names file and tensor.
         """
-        parts = self.slices[kind].get(name)
-        if not parts:
-            raise UserError(f"{self.folder / INDEX}: tensor {name} is missing from {kind}")
+        parts, found = self._parts(kind, name), self.shape(kind, name)
+        if shape not in (None, found):
+            what = f"tensor {name} of {kind} is {list(found)} instead of {list(shape or ())}"
+            raise UserError(f"{self.folder / INDEX}: {what}")
         with ExitStack() as opened:
             pieces = []
             for file, where in parts.items():
                 try:
                     values = opened.enter_context(safe_open(self.folder / file, framework="pt")).get_tensor(name)
                 except (SafetensorError, OSError) as error:
-                    raise UserError(f"{self.folder / file}: tensor {name} cannot be read: {error}") from None
+                    why = shortened(str(error))
+                    raise UserError(f"{self.folder / file}: tensor {name} cannot be read: {why}") from None
                 pieces.append(Piece(where, values))
             try:
-                return assemble(pieces[0].where.shape, pieces, partial)
+                return assemble(found, pieces, partial)
             except (ValueError, RuntimeError) as error:
                 raise UserError(f"{self.folder / INDEX}: tensor {name} of {kind}: {error}") from None
+
+    def _parts(self, kind: str, name: str) -> dict[str, Slice]:
+        parts = self.slices[kind].get(name)
+        if not parts:
+            raise UserError(f"{self.folder / INDEX}: tensor {name} is missing from {kind}")
+        return parts
 
     @torch.no_grad()
     def load_weights(self, model: HybridLM) -> None:
@@ -87,7 +112,22 @@ class Checkpoint:
             if value.shape != parameter.shape:
                 shapes = f"{list(value.shape)}, but the model's is {list(parameter.shape)}"
                 raise UserError(f"{file}: tensor {name} is {shapes}")
+            if value.dtype != torch.float32:
+                raise UserError(f"{file}: tensor {name} is of {value.dtype} instead of torch.float32")
+            if not value.isfinite().all():
+                raise UserError(f"{file}: tensor {name} is not finite; no run can go on from it")
             parameter.copy_(value)
+
+
+def _check_state(state: dict[str, Any]) -> None:
+    """KeyError, TypeError or ValueError if a counter is missing or is none; what is in "data" is the source's."""
+    for number in (
+        state["step"], state["tokens"], *(state["optimizer"][n] for n in ("adam_steps", "skipped", "in_a_row")),
+        *(state["rollbacks"][n] for n in ("total", "here")),
+    ):  # fmt: skip
+        index.counted(number)
+    if not isinstance(state["evaluated"], bool) or not isinstance(state["data"], dict):
+        raise TypeError
 
 
 def newest(
@@ -107,7 +147,7 @@ def newest(
     intact = False
     for step in reversed(candidates):
         try:
-            checkpoint = Checkpoint.open(place(run, step))
+            checkpoint = Checkpoint.of(run, step)
         except UserError as error:
             say(f"{error}; trying the checkpoint before it")
             continue
@@ -129,6 +169,10 @@ def load_model(folder: str | Path) -> tuple[HybridLM, Config]:
         checkpoint = newest(folder, lambda line: print(line, file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"{folder}: neither a checkpoint nor a run that has one")
+    weights = sum(path.stat().st_size for path in checkpoint.folder.glob("model.*"))
+    if parameters(checkpoint.config.model) * torch.float32.itemsize > weights:
+        what = f"[model] has more parameters than there are in {weights} bytes of weights"
+        raise UserError(f"{checkpoint.folder / CONFIG}: {what}")
     model = HybridLM(checkpoint.config.model, checkpoint.config.sleep)
     checkpoint.load_weights(model)
     return model, checkpoint.config

@@ -30,7 +30,10 @@ class Source(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly from there; UserError if `state` is of other data or settings."""
+        """Go on exactly from there; UserError if `state` is of other data or settings.
+
+        It comes out of a file: KeyError, TypeError, ValueError or AttributeError if no state_dict gave it.
+        """
         ...
 
     def close(self) -> None:

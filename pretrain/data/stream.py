@@ -16,8 +16,10 @@ from pretrain.data.order import Order, token_shares
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.reader import Shards
 from pretrain.data.rows import RowReader
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 from tokenizer.encode import Tokenizer
+
+MOST = 1 << 53  # documents of a lane, and whatever else is counted
 
 
 @dataclass
@@ -101,13 +103,25 @@ class TextStream:
         """Go on at the exact token, with any number of ranks."""
         for name, mine in self.settings.items():
             if state["settings"].get(name) != mine:
-                saved = "other shards or weights" if name == "data.train" else state["settings"].get(name)
+                told = shortened(str(state["settings"].get(name)))
+                saved = "other shards or weights" if name == "data.train" else told
                 raise UserError(
                     f"{name} is not what the checkpoint's stream of text was made with ({saved}), so it cannot be "
                     "continued; set it back, or begin another run with another run.name"
                 )
         self.close()
         self._position = self._ahead = Position(state["steps"], [(used_up, used) for used_up, used in state["lanes"]])
+        self._check_position()
+
+    def _check_position(self) -> None:
+        """ValueError if it is none of this stream."""
+        cursors = self._position.cursors
+        numbers = [self._position.steps, *(number for cursor in cursors for number in cursor)]
+        if len(cursors) != self._batch or not all(type(n) is int and 0 <= n < MOST for n in numbers):
+            raise ValueError("lanes that the stream has not")
+        for lane, (used_up, used) in enumerate(cursors):
+            if used >= self._find(lane + used_up * self._batch)[2]:
+                raise ValueError(f"{used} tokens used of a shorter document in lane {lane}")
 
     def close(self) -> None:
         """End the thread and close the shards."""

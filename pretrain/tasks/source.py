@@ -8,9 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from pretrain.batch import Batch
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 from pretrain.tasks.task import Task
 
+MOST_ROWS = 1 << 62  # of a run
 
 class TaskSource:
     """Gives each rank its rows of the global batch; row r is the same in any batch size and on any rank.
@@ -59,9 +60,12 @@ class TaskSource:
         for key, mine in (("seed", self.seed), ("fingerprint", self.task.fingerprint)):
             if state[key] != mine:
                 raise UserError(
-                    f"the checkpoint was trained on other data: its {key} is {state[key]!r}, the settings now give "
-                    f"{mine!r}; restore the settings of the task, or begin another run with another run.name"
+                    f"the checkpoint was trained on other data: its {key} is {shortened(repr(state[key]))}, the "
+                    f"settings now give {mine!r}; restore the settings of the task, or begin another run with another "
+                    "run.name"
                 )
+        if type(state["rows"]) is not int or not 0 <= state["rows"] < MOST_ROWS:
+            raise ValueError(f"row {state['rows']!r} of the task")
         self._position = state["rows"]
         self._prepared = None
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pretrain.checkpoint import Checkpoint, load_model, newest, steps, verify
 from pretrain.errors import UserError
 from pretrain.model import HybridLM
-from tests.checkpoint.written import CONFIG, write
+from tests.checkpoint.written import CONFIG, STATE, write
 from tests.train import reference
 
 FILES = ("model.0.safetensors", "optimizer.0.safetensors", "state.0.safetensors", "state.json", "config.toml")
@@ -27,7 +27,7 @@ def test_layout_is_plain_safetensors_and_json(tmp_path: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {*FILES, "index.json"}
     for name, entry in json.loads((folder / "index.json").read_text())["files"].items():
         assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    assert json.loads((folder / "state.json").read_text()) == {"step": 3, "tokens": 7}
+    assert json.loads((folder / "state.json").read_text()) == {"step": 3, **STATE}
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-3\n"
     expected = dict(reference.model(seed=3).named_parameters())
     saved = load_file(folder / "model.0.safetensors")

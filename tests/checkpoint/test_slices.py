@@ -15,7 +15,7 @@ from torch import Tensor
 from parallel.slices import Piece, Slice, assemble
 from pretrain.checkpoint import Checkpoint, folder
 from pretrain.checkpoint.write import write_common, write_part
-from tests.checkpoint.written import CONFIG
+from tests.checkpoint.written import CONFIG, STATE
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +74,7 @@ def test_the_documentation_reads_it_too(tmp_path: Path) -> None:
     for rank in range(6):
         mine = {name: pieces[rank] for name, pieces in cuts.items() if rank < len(pieces)}
         parts.append(write_part(draft, rank, {"model": mine}))
-    write_common(draft, 7, parts, {}, CONFIG)
+    write_common(draft, 7, parts, STATE, CONFIG)
     folder.publish(tmp_path, 7, keep=1, keep_every=0)
 
     text = (ROOT / "docs/checkpoints.md").read_text()

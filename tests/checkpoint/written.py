@@ -10,10 +10,14 @@ from torch import Tensor
 from parallel.slices import Piece, Slice
 from pretrain.checkpoint import folder
 from pretrain.checkpoint.write import write_common, write_part
-from pretrain.config import Config
+from pretrain.config import Config, DataConfig
 from tests.train import reference
 
-CONFIG = Config(model=reference.MODEL, sleep=reference.SLEEP)
+CONFIG = Config(model=reference.MODEL, sleep=reference.SLEEP, data=DataConfig(task="depo"))
+STATE = {
+    "optimizer": {"adam_steps": 2, "skipped": 1, "in_a_row": 0}, "data": {}, "tokens": 7,
+    "rollbacks": {"total": 0, "here": 0}, "evaluated": True,
+}  # fmt: skip
 
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Piece]:
@@ -31,6 +35,6 @@ def write(run: Path, step: int, keep: int = 5, keep_every: int = 0) -> Path:
         "optimizer": whole({f"momentum.{n}": p * 2 for n, p in weights.items()}),
         "state": whole({"rng.cpu": torch.get_rng_state()}),
     }
-    write_common(draft, step, [write_part(draft, 0, tensors)], {"tokens": 7}, CONFIG)
+    write_common(draft, step, [write_part(draft, 0, tensors)], STATE, CONFIG)
     folder.publish(run, step, keep, keep_every)
     return folder.place(run, step)
