@@ -164,8 +164,11 @@ def give_back(
 
 
 def _moment(checkpoint: Checkpoint, name: str) -> Tensor:
-    """KIND.PARAMETER, of the parameter's shape."""
-    return checkpoint.tensor("optimizer", name, shape=checkpoint.shape("model", name.partition(".")[2]))
+    """KIND.PARAMETER, of the parameter's shape: one that is not finite would spoil the weights in one step."""
+    value = checkpoint.tensor("optimizer", name, shape=checkpoint.shape("model", name.partition(".")[2]))
+    if value.dtype != torch.float32 or not value.isfinite().all():
+        raise ValueError(f"tensor {name} of optimizer is not finite, or not of torch.float32")
+    return value
 
 
 def at_the_beginning(source: Source, microbatches: int) -> Boundary:

@@ -115,7 +115,7 @@ class Checkpoint:
             if value.dtype != torch.float32:
                 raise UserError(f"{file}: tensor {name} is of {value.dtype} instead of torch.float32")
             if not value.isfinite().all():
-                raise UserError(f"{file}: tensor {name} is not finite; no run can go on from it")
+                raise UserError(f"{file}: tensor {name} of model is not finite; no run can go on from it")
             parameter.copy_(value)
 
 

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -285,12 +286,12 @@ def change(value: Any, changes: Changes) -> None:
         if how == "delete":
             del inside[key]
         elif how == "add" and isinstance(inside, dict):
-            inside[wild if isinstance(wild, str) else "added"] = json.loads(json.dumps(inside[key]))
+            inside[wild if isinstance(wild, str) else "added"] = deepcopy(inside[key])
         elif how == "as another":
             source, name = places[other % len(places)]
-            inside[key] = json.loads(json.dumps(source[name]))
+            inside[key] = deepcopy(source[name])
         else:
-            inside[key] = wild
+            inside[key] = deepcopy(wild)
 
 
 def body_of(at: Path) -> dict[str, Any]:
@@ -658,17 +659,15 @@ def test_lanes_of_gigabytes_are_not_made(tmp_path: Path, trainee: Trainee) -> No
     assert told and f"tensor {lane} of state is " in told
 
 
-@pytest.mark.parametrize(("kind", "message"), [("model", "is not finite"), ("optimizer", "were all skipped")])
-def test_numbers_that_are_no_numbers_end_a_run(trainee: Trainee, tmp_path: Path, kind: str, message: str) -> None:
+@pytest.mark.parametrize("kind", ["model", "optimizer"])
+def test_no_run_goes_on_from_numbers_that_are_none(trainee: Trainee, tmp_path: Path, kind: str) -> None:
     shutil.copytree(trainee.run, tmp_path / "run")
     at = folder.place(tmp_path / "run", 1)
     checkpoint = Checkpoint.open(at)
     tensors = {n: checkpoint.tensor(kind, n) for n in checkpoint.names(kind)}
     saved_as(at, kind, {n: torch.full_like(t, float("nan")) for n, t in tensors.items()})
-    config = trainee.make(tmp_path)
-    config.train.steps, config.guard.limit = 5, 2
-    told = refusal(lambda: train(config, progress=False))
-    assert told and message in told
+    told = refusal(lambda: train(trainee.make(tmp_path), progress=False))
+    assert told and str(at) in told and f" of {kind} is not finite" in told
 
 
 @pytest.mark.parametrize("trainee", [text_config], indirect=True)
