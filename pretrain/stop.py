@@ -107,7 +107,10 @@ class Stop:
     def _stop(self) -> None:
         """Waits for a rank's word, and ends the process."""
         store = self._connect()
-        store.wait([f"wake/{self._rank}"], FOREVER)
+        try:
+            store.wait([f"wake/{self._rank}"], FOREVER)
+        except dist.DistError:  # the rank that keeps the store has gone; training notices
+            return
         reason = store.get(f"wake/{self._rank}").decode()
         if not reason:
             return
