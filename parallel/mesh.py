@@ -10,6 +10,7 @@ test and tool goes through the same Megatron layers.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from datetime import timedelta
 from typing import Any
@@ -97,6 +98,22 @@ def store(purpose: str) -> dist.Store:
     """
     common: Any = dist.distributed_c10d._get_default_store()
     return dist.PrefixStore(f"hypnos/{purpose}/{next(_stores)}", common.clone())
+
+
+def from_rank_0(value: Any) -> Any:
+    """A JSON-able value of rank 0, on all ranks; what the others give is ignored."""
+    first = dist.get_rank() == 0
+    text = bytearray(json.dumps(value).encode() if first else b"")
+    size = torch.tensor(len(text))
+    dist.broadcast(size, 0)
+    content = torch.frombuffer(text, dtype=torch.uint8) if first else torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(content, 0)
+    return json.loads(content.numpy().tobytes())
+
+
+def is_of_another_rank(error: Exception) -> bool:
+    """Whether an error says that another rank has gone, so that its reason is to be found there."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def shutdown() -> None:

@@ -6,7 +6,11 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pretrain.errors import UserError
 
 
 def read_whole(path: Path) -> bytes:
@@ -32,6 +36,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, a file of a run is written: a full disk, or a folder that cannot be written, is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path  # a disk that is full names no file
+        raise UserError(
+            f"{where}: cannot be written: {error.strerror}; make room there, or set run.dir (what is saved is intact)"
+        ) from None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -22,12 +22,16 @@ from parallel import mesh
 from pretrain.batch import Batch
 from pretrain.config import Config
 from pretrain.data.source import Source
-from pretrain.files import write_atomically
+from pretrain.errors import UserError
+from pretrain.files import write_atomically, writing
 from pretrain.flops import peak, work
 
 
 class Metrics:
-    """Writes the rows of one run; use it on one rank only."""
+    """Writes the rows of one run; use it on one rank only, and as a context, which flushes and closes it.
+
+    What cannot be written, as on a full disk, is a UserError.
+    """
 
     def __init__(self, run: Path, step: int | None, evaluated: bool, rollbacks: int) -> None:
         """
@@ -36,27 +40,37 @@ class Metrics:
             evaluated: the evaluation of that step, if it has one, was over when it was saved.
             rollbacks: so many have led there.
         """
-        path = run / "metrics.jsonl"
-        kept = [] if step is None else _rows_until(path, step, evaluated, rollbacks)
-        write_atomically(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
+        self._path = path = run / "metrics.jsonl"
+        with writing(path):
+            kept = [] if step is None else _rows_until(path, step, evaluated, rollbacks)
+            write_atomically(path, "".join(line + "\n" for line in kept))
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
 
     def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
         """Adds one row, visible at once to whoever follows the file."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False) + "\n")
-        self._file.flush()
-        for tag, value in _scalars(kind, row):
-            self._board.add_scalar(tag, value, step)
+        with writing(self._path):
+            self._file.write(json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False) + "\n")
+            self._file.flush()
+            for tag, value in _scalars(kind, row):
+                self._board.add_scalar(tag, value, step)
 
     def flush(self) -> None:
         """Writes what still waits to be written."""
-        self._board.flush()
+        with writing(self._path):
+            self._board.flush()
 
-    def close(self) -> None:
-        """Flushes and closes both."""
-        self._file.close()
-        self._board.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            with writing(self._path):
+                self._file.close()
+                self._board.close()
+        except UserError:
+            if error is None:  # otherwise that one says why the run ends
+                raise
 
 
 def _rows_until(path: Path, step: int, evaluated: bool, rollbacks: int) -> list[str]:

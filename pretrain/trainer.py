@@ -15,10 +15,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import accumulate as running_sum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,7 @@ from pretrain.data.source import Source
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError, shortened
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
-from pretrain.files import write_atomically
+from pretrain.files import write_atomically, writing
 from pretrain.flops import block_costs
 from pretrain.guard import Guard, Rollbacks, Trouble, is_good, remembered
 from pretrain.memory import check_memory
@@ -52,6 +53,8 @@ from pretrain.step import accumulate
 from pretrain.stop import Stop
 from pretrain.tasks import TaskSource, make_task
 from pretrain.verdict import mean_loss
+
+T = TypeVar("T")
 
 # What a resumed run may change: it does not enter what has been computed so far, or only by rounding.
 # (train.steps moves the learning rate's decay, which is counted from the end.)
@@ -127,15 +130,12 @@ def _train(
     else:
         now = at_the_beginning(source, settings.microbatches)
     evaluation = make_evaluation(config)
-    metrics = None
-    if dist.get_rank() == 0:
-        metrics = Metrics(run, start if checkpoint else None, now.evaluated, now.rollbacks.total)
-        cleanup.callback(metrics.close)
+    begun, counted = (start if checkpoint else None), (now.evaluated, now.rollbacks.total)
+    metrics = _on_rank_0(lambda: cleanup.enter_context(Metrics(run, begun, *counted)))
     guard = Guard(config.guard, metrics, progress.say, now.rollbacks.total)
     meter = Meter(config, source, start, int(now.tokens))
     is_saved = checkpoint is not None and trouble is None and now.evaluated
-    saver = Saver(run, config, start if is_saved else None)
-    cleanup.callback(saver.close)
+    saver = cleanup.enter_context(Saver(run, config, start if is_saved else None))
 
     def save() -> None:
         watchdog.doing("saves step", now.step)
@@ -244,23 +244,37 @@ def _resume_point(
     run: Path, config: Config, trouble: Trouble | None, cleanup: ExitStack
 ) -> Checkpoint | None:
     """Takes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies it for all."""
-    chosen = torch.full((), -1, device=mesh.device())
+    step = mesh.from_rank_0(_on_rank_0(lambda: _take_folder(run, config, trouble, cleanup)))
+    return None if step is None else Checkpoint.open(place(run, step), checked=True)
+
+
+def _on_rank_0(act: Callable[[], T]) -> T | None:
+    """What it gives, there, and None on the other ranks; a UserError is raised on all, as none can go on alone."""
+    value, error = None, None
     if dist.get_rank() == 0:
         try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{run}: cannot make the run's folder: {error.strerror}; set run.dir") from None
+            value = act()
+        except UserError as caught:
+            error = str(caught)
+    error = mesh.from_rank_0(error)
+    if error is not None:
+        raise UserError(error)
+    return value
+
+
+def _take_folder(run: Path, config: Config, trouble: Trouble | None, cleanup: ExitStack) -> int | None:
+    """Makes the run's folder this process's own; the step to go on from, None for the beginning."""
+    with writing(run):
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         cleanup.enter_context(locked(run))
         sweep(run)
         fits = is_good if trouble else lambda _: True
         found = newest(run, lambda line: print(line, file=sys.stderr, flush=True), fits)
         if found:
             _check_unchanged(found, config)
-            chosen.fill_(found.step)
+    with writing(run / "config.toml"):
         write_atomically(run / "config.toml", dump(config))
-    dist.broadcast(chosen, 0)
-    step = int(chosen)
-    return Checkpoint.open(place(run, step), checked=True) if step >= 0 else None
+    return found.step if found else None
 
 
 def _check_unchanged(checkpoint: Checkpoint, config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = load(arguments.config, arguments.overrides)  # before the slow imports: a typo is told at once
 
-    from parallel import mesh
+    from parallel import mesh, watchdog
     from pretrain.errors import UserError
     from pretrain.memory import out_of_memory
     from pretrain.trainer import train
@@ -47,7 +48,11 @@ def run(arguments: argparse.Namespace) -> None:
                     f"{arguments.config}: out of memory; raise train.microbatches, or lower train.batch or sleep.window"
                 ) from None
             raise
-        traceback.print_exc()
+        if mesh.is_of_another_rank(error):
+            reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]  # gloo names its source
+            print(f"hypnos: error: {watchdog.activity()}: another rank has gone ({reason}); see there", file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # an orderly end would wait for ranks that are gone
     mesh.shutdown()

@@ -30,6 +30,17 @@ Entry = dict[str, Any]  # of a file, see `describe`
 Slices = dict[str, dict[str, dict[str, Slice]]]  # kind -> tensor -> file -> what of the tensor is in it
 
 
+class OtherFormat(UserError):
+    """A checkpoint that another version of Hypnos can read: not damaged, and so never passed over or replaced."""
+
+    def __init__(self, where: Path, written: int) -> None:
+        who = "a newer" if written > FORMAT else "an older"
+        super().__init__(
+            f"{where}: format {shortened(str(written))} was written by {who} Hypnos, this one reads format {FORMAT}; "
+            "go on with that version, or begin another run with another run.name"
+        )
+
+
 def tensor_file(kind: str, rank: int) -> str:
     """The file of a rank's pieces of one kind."""
     return f"{kind}.{rank}.safetensors"
@@ -101,15 +112,14 @@ def read(folder: Path) -> tuple[dict[str, Entry], Slices]:
     """The entries of all files, and the slices. UserError if the index is damaged, or of another format."""
     path = folder / INDEX
     if not path.exists() and (folder / "manifest.json").exists():
-        raise UserError(f"{folder}: format 1 was written by an older Hypnos; this one reads format {FORMAT}")
+        raise OtherFormat(folder, 1)
     body = read_json(path)
     version = body.get("format")
     body.pop("seal", None)
-    if type(version) is not int or version < FORMAT:
+    if type(version) is not int or version < 1:
         raise UserError(f"{path}: damaged, no format version")
-    if version > FORMAT:
-        shown = shortened(str(version))
-        raise UserError(f"{path}: format {shown} was written by a newer Hypnos; this one reads format {FORMAT}")
+    if version != FORMAT:
+        raise OtherFormat(path, version)
     try:
         intact = path.read_bytes() == _sealed(body).encode()
     except RecursionError:  # nested less deeply than can be read, and more than can be written

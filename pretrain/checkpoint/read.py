@@ -18,7 +18,7 @@ from parallel.layers import share, split_dim
 from parallel.slices import Piece, Slice, assemble
 from pretrain.checkpoint import index
 from pretrain.checkpoint.folder import place, pointed_at, steps
-from pretrain.checkpoint.index import CONFIG, INDEX, STATE, Slices, verify
+from pretrain.checkpoint.index import CONFIG, INDEX, STATE, OtherFormat, Slices, verify
 from pretrain.config import Config
 from pretrain.errors import UserError, shortened
 from pretrain.flops import parameters
@@ -139,7 +139,7 @@ def newest(
         say: told, in one line each, about damaged checkpoints that are passed over.
         fits: which intact ones will do; None is returned where none does.
     Raises:
-        UserError: there are checkpoints, and all are damaged.
+        UserError: there are checkpoints, and all are damaged; or one that would do is of another version's format.
     """
     candidates, named = steps(run), pointed_at(run)
     if named is not None:
@@ -148,6 +148,8 @@ def newest(
     for step in reversed(candidates):
         try:
             checkpoint = Checkpoint.of(run, step)
+        except OtherFormat:
+            raise
         except UserError as error:
             say(f"{error}; trying the checkpoint before it")
             continue

@@ -6,6 +6,7 @@ The ranks talk through the launcher's key-value store, so that no collective of 
     every rank      writes and flushes its files    says what it wrote, or why it could not
     rank 0          adds what they have in common, renames the folder, moves the pointer, deletes what is not kept
                                                     says that it is done, or why not
+    if not, every rank      waits until all have heard why: then none that leaves is a riddle to the others
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -26,6 +28,8 @@ from pretrain.checkpoint import folder
 from pretrain.checkpoint.write import Part, write_common, write_part
 from pretrain.config import Config
 from pretrain.errors import UserError
+
+ANSWER = timedelta(seconds=10)  # in which ranks that are alive hear of a failure
 
 
 @dataclass
@@ -38,7 +42,11 @@ class Snapshot:
 
 
 class Saver:
-    """Saves a run's checkpoints; every rank has one and saves the same steps."""
+    """Saves a run's checkpoints; every rank has one and saves the same steps.
+
+    As a context it ends a save that goes on. If training breaks there after a save has failed, as it does where other
+    ranks have left because of that, UserError says why the save has failed.
+    """
 
     def __init__(self, run: Path, config: Config, step: int | None) -> None:
         """
@@ -50,7 +58,8 @@ class Saver:
         self._lock = threading.Lock()
         self._last = step  # the step that was saved last, or is being saved
         self._thread: threading.Thread | None = None
-        self._error: str | None = None
+        self._error: str | None = None  # of a save that has failed
+        self._all_know = threading.Event()  # the error
 
     def save(self, step: int, take: Callable[[], Snapshot]) -> None:
         """Begins to save a step, unless that has been done; waits while the one before is still being written.
@@ -72,13 +81,17 @@ class Saver:
 
     def check(self) -> None:
         """Raises UserError if a save that is over has failed; does not wait for one that goes on."""
-        if self._error:
+        if self._all_know.is_set():
             raise UserError(self._error)
 
-    def close(self) -> None:
-        """Ends a save that goes on, if no other rank is needed for that: one may be dead."""
-        if self._thread is not None and self._world == 1:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._thread is not None and self._world == 1:  # no other rank is needed for that: one may be dead
             self._thread.join()
+        if self._error and isinstance(error, Exception) and not isinstance(error, UserError):
+            raise UserError(self._error) from error
 
     def _finish(self) -> None:
         while self._thread is not None and self._thread.is_alive():
@@ -90,10 +103,17 @@ class Saver:
     def _write(self, snapshot: Snapshot) -> None:
         try:
             self._write_together(snapshot)
+            return
         except UserError as error:
             self._error = str(error)
         except dist.DistError as error:
             self._error = f"step {snapshot.step} was not saved, a rank has gone: {str(error).splitlines()[0]}"
+        try:
+            self._store.set(f"{snapshot.step}/known/{self._rank}", "")
+            self._store.wait([f"{snapshot.step}/known/{rank}" for rank in range(self._world)], ANSWER)
+        except dist.DistError:  # one has gone, or has left because it knows that all know
+            pass
+        self._all_know.set()
 
     def _write_together(self, snapshot: Snapshot) -> None:
         """This rank's part in what the ranks do in turn. A failure anywhere is raised on all as UserError."""
@@ -104,7 +124,9 @@ class Saver:
             return write_part(folder.draft(run, step), self._rank, snapshot.tensors)
 
         def publish() -> None:
-            parts = [Part(*self._hear(f"{step}/part/{rank}")) for rank in range(self._world)]
+            written = [f"{step}/part/{rank}" for rank in range(self._world)]
+            self._store.wait(written)  # before any is heard: a draft in which one still writes could not be removed
+            parts = [Part(*self._hear(key)) for key in written]
             write_common(folder.draft(run, step), step, parts, snapshot.state, self._config)
             folder.publish(run, step, self._config.train.keep, self._config.train.keep_every)
 

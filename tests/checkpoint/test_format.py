@@ -58,6 +58,28 @@ def test_the_newest_are_kept_and_the_pointer_decides(tmp_path: Path) -> None:
     assert newest(tmp_path / "other", pytest.fail) is None
 
 
+def test_milestones_stay(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8, 10, 12, 14):
+        write(tmp_path, step, keep=2, keep_every=4)
+    assert steps(tmp_path) == [4, 8, 12, 14]
+    write(tmp_path, 16, keep=1, keep_every=8)  # no longer milestones
+    assert steps(tmp_path) == [8, 16]
+    write(tmp_path, 18, keep=1)
+    assert steps(tmp_path) == [18]
+
+
+@pytest.mark.parametrize(("format", "who"), [(3, "a newer"), (1, "an older")])
+def test_another_versions_checkpoint_is_not_passed_over(format: int, who: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        write(tmp_path, step)
+    (tmp_path / "checkpoints/step-2/index.json").write_text(json.dumps({"format": format}))
+    with pytest.raises(UserError, match=f"step-2/index.json: format {format} was written by {who} Hypnos"):
+        newest(tmp_path, pytest.fail)
+    shutil.rmtree(tmp_path / "checkpoints/step-1")
+    with pytest.raises(UserError, match=f"format {format} was written by {who} Hypnos"):
+        newest(tmp_path, pytest.fail)
+
+
 def test_a_save_that_was_killed_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1)
     killed = KeyboardInterrupt("killed")

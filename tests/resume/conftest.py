@@ -25,6 +25,7 @@ def _server() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command does before it imports torch
         patch.setenv("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed looks around, and says so
         forkserver.ensure_running()
     yield

@@ -166,7 +166,7 @@ def test_errors_of_the_layout_name_the_setting(depo: MakeConfig, tmp_path: Path)
     with pytest.raises(UserError, match=r"model\.vocab_size = 5 is less than"):
         train(config, progress=False)
     (tmp_path / "c").write_text("a file")
-    with pytest.raises(UserError, match=r"c: cannot make the run's folder"):
+    with pytest.raises(UserError, match=r"c/checkpoints: cannot be written: Not a directory"):
         train(depo("c"), progress=False)
 
 

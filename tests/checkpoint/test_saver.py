@@ -1,0 +1,169 @@
+"""Saving beside training, on one rank: what `save` promises to a loop that goes on at once.
+
+No clock decides how long a write takes. The draft of `latest`, the last that is written, is a pipe: until somebody
+reads from it, a save cannot end.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from parallel import mesh
+from parallel.engine import Engine
+from pretrain.checkpoint import Saver, Snapshot, steps, verify
+from pretrain.checkpoint.folder import place, pointed_at
+from pretrain.errors import UserError
+from pretrain.guard import Rollbacks
+from pretrain.optimizer import MuonAdamW
+from pretrain.snapshot import Boundary, Lanes
+from tests.checkpoint.written import CONFIG, whole
+from tests.train import reference
+
+HUNG = 60.0  # seconds after which a save that waits for its own end is let go
+
+
+class Weights:
+    """Weights in training."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.value = run, torch.zeros(1000)
+        self.taken: list[tuple[int, int | None]] = []  # step of each snapshot, and of the checkpoint that was newest
+
+    def of(self, step: int) -> Callable[[], Snapshot]:
+        """Takes the snapshot of a step."""
+
+        def take() -> Snapshot:
+            self.taken.append((step, pointed_at(self.run)))
+            return Snapshot(step, {"model": whole({"w": self.value.clone()})}, {})
+
+        return take
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Weights:
+    return Weights(tmp_path)
+
+
+@pytest.fixture
+def saver(tmp_path: Path) -> Iterator[Saver]:
+    mesh.initialize()
+    with Saver(tmp_path, CONFIG, None) as saver:
+        yield saver
+
+
+@contextmanager
+def held_back(run: Path, step: int) -> Iterator[None]:
+    """Inside, the save of a step cannot end."""
+    draft, pipe, plain = run / "checkpoints/.latest.draft", run / "pipe", run / "plain"
+    draft.parent.mkdir(exist_ok=True)
+    os.mkfifo(draft)
+    os.link(draft, pipe)
+    plain.write_text(f"step-{step}\n")
+    with ExitStack() as opened:
+
+        def let_go() -> None:
+            plain.rename(draft)  # who has not opened the pipe yet finds a file
+            opened.callback(os.close, os.open(pipe, os.O_RDWR))
+
+        timer = threading.Timer(HUNG, let_go)
+        timer.start()
+        yield
+        timer.cancel()
+        let_go()
+        for thread in threading.enumerate():
+            if thread.name == "saver":
+                thread.join()
+
+
+def saved(run: Path, step: int) -> float:
+    """The value of all weights in a checkpoint, which must be whole."""
+    verify(place(run, step))
+    (value,) = load_file(place(run, step) / "model.0.safetensors")["w"].unique().tolist()
+    return float(value)
+
+
+def test_training_goes_on_while_a_save_does(saver: Saver, weights: Weights, tmp_path: Path) -> None:
+    with held_back(tmp_path, 1):
+        saver.save(1, weights.of(1))
+        weights.value += 1
+        assert pointed_at(tmp_path) is None
+        saver.check()
+    saver.wait()
+    assert pointed_at(tmp_path) == 1 and saved(tmp_path, 1) == 0
+
+
+def test_a_save_waits_for_the_one_before(saver: Saver, weights: Weights, tmp_path: Path) -> None:
+    with held_back(tmp_path, 1):
+        saver.save(1, weights.of(1))
+        weights.value += 1
+        second = threading.Thread(target=saver.save, args=(2, weights.of(2)))
+        second.start()
+    second.join()
+    saver.wait()
+    assert weights.taken == [(1, None), (2, 1)]
+    assert [saved(tmp_path, 1), saved(tmp_path, 2)] == [0, 1]
+
+
+def test_a_step_is_saved_once(saver: Saver, weights: Weights, tmp_path: Path) -> None:
+    for step in (1, 1, 2, 2):
+        saver.save(step, weights.of(step))
+        saver.wait()
+    assert [step for step, _ in weights.taken] == steps(tmp_path) == [1, 2]
+
+
+def test_a_resumed_run_does_not_save_where_it_begins(weights: Weights, tmp_path: Path) -> None:
+    mesh.initialize()
+    with Saver(tmp_path, CONFIG, 3) as saver:
+        saver.save(3, weights.of(3))
+        saver.wait()
+    assert not weights.taken and not steps(tmp_path)
+
+
+def test_an_error_is_told_by_whatever_comes_next(weights: Weights, tmp_path: Path) -> None:
+    mesh.initialize()
+    (tmp_path / "checkpoints").write_text("no folder")
+    told = r"step 1 cannot be saved by rank 0 on .*; the checkpoints before it are intact"
+    with Saver(tmp_path, CONFIG, None) as saver:
+        saver.save(1, weights.of(1))
+        for method in (saver.wait, saver.wait, saver.check, lambda: saver.save(2, weights.of(2))):
+            with pytest.raises(UserError, match=told):
+                method()
+    assert [step for step, _ in weights.taken] == [1]
+
+
+def test_an_error_explains_what_breaks_after_it(weights: Weights, tmp_path: Path) -> None:
+    """But not another explanation."""
+    mesh.initialize()
+    (tmp_path / "checkpoints").write_text("no folder")
+    for broken, told in ((RuntimeError("connection closed"), "cannot be saved"), (UserError("no tokens"), "no tokens")):
+        with pytest.raises(UserError, match=told), Saver(tmp_path, CONFIG, None) as saver:
+            saver.save(1, weights.of(1))
+            raise broken
+
+
+def test_a_snapshot_is_a_copy() -> None:
+    """Of the weights and of the optimiser's moments, which the next step changes in place."""
+    mesh.initialize()
+    model = reference.model()
+    optimizer = MuonAdamW(model.named_parameters(), reference.OPTIMIZER)
+    engine = Engine(model, optimizer, 0, "fp32", 1)
+    tokens = torch.zeros((), dtype=torch.int64)
+    snapshot = Boundary(0, Lanes.empty(1), {}, tokens, Rollbacks(), {}, True).take(engine, optimizer, model)
+    kinds = {"model": engine.weights(), "optimizer": optimizer.pieces()}
+    before = {kind: {name: piece.values.clone() for name, piece in named.items()} for kind, named in kinds.items()}
+    for named in kinds.values():
+        for piece in named.values():
+            piece.values.add_(1)
+    optimizer.judge.sums.add_(1)
+    for kind, named in before.items():
+        assert named and all(torch.equal(snapshot.tensors[kind][name].values, value) for name, value in named.items())
+    assert not torch.equal(snapshot.tensors["state"]["guard.sums"].values, optimizer.judge.sums)
+    engine.close()

@@ -1,0 +1,108 @@
+"""A run's folder that cannot be had: one line on every rank, and nothing in it is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretrain import settings
+from tests.resume import saved
+from tests.resume.problem import STEPS, Case, make_config
+from tests.resume.run import LONGEST, Run, until
+from tests.resume.test_full_disk import assert_ends
+from tests.train.test_trainer import rows
+
+CASES = [Case(1, {}), Case(2, {"zero": 1})]
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    """Every file but the lock, which says who had it last."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+@pytest.fixture
+def run(case: Case, corpus: Path, tmp_path: Path) -> Run:
+    return Run(case, corpus, tmp_path)
+
+
+def elsewhere(run: Run, place: Path) -> None:
+    """Sets run.dir."""
+    run.config.write_text(settings.dump(make_config(run.case, run.corpus, place)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_file_system_that_cannot_be_written(run: Run) -> None:
+    elsewhere(run, Path("/proc/sys"))  # not even by root
+    assert_ends(run.start(), said=["/proc/sys/run", "cannot be written", "set run.dir"], statuses=[2] * run.case.world)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_folder_below_a_file(run: Run) -> None:
+    elsewhere(run, run.config)
+    job = run.start()
+    assert_ends(job, said=[f"{run.config}/run", "Not a directory; ", "set run.dir"], statuses=[2] * run.case.world)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_checkpoints_that_are_a_file(run: Run) -> None:
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoints").write_text("mine")
+    assert_ends(run.start(), said=["run/checkpoints: ", "File exists; "], statuses=[2] * run.case.world)
+    assert content(run.folder) == {run.folder / "checkpoints": b"mine"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_runs_in_one_folder(case: Case, corpus: Path, tmp_path: Path) -> None:
+    whole, run = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts")
+    whole.finish()
+    first = run.start()
+    until(first, LONGEST, lambda: bool(first.samples(0)))
+    holder = f"process {first.ranks[0].pid} on {os.uname().nodename}"
+    second = run.start()
+    assert_ends(second, said=["another run is writing here", holder, "run.name"], statuses=[2] * case.world)
+    assert not second.samples(0) and first.wait(LONGEST) == [0] * case.world, first.log()
+    saved.assert_same(saved.folder(run.folder, STEPS), saved.folder(whole.folder, STEPS))
+    assert rows(run.folder) == rows(whole.folder)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_run_that_was_killed_holds_nothing(run: Run) -> None:
+    first = run.start()
+    until(first, LONGEST, lambda: bool(first.samples(0)))
+    assert first.kill()
+    run.finish()
+
+
+def as_newer(checkpoint: Path) -> None:
+    """As a future version may write it."""
+    index = json.loads((checkpoint / "index.json").read_text())
+    (checkpoint / "index.json").write_text(json.dumps(index | {"format": 3, "chunks": []}))
+
+
+def as_older(checkpoint: Path) -> None:
+    """As format 1 had it."""
+    (checkpoint / "index.json").rename(checkpoint / "manifest.json")
+
+
+@pytest.mark.parametrize("every", [True, False], ids=["all", "newest"])
+@pytest.mark.parametrize(("convert", "said"), [
+    (as_newer, "format 3 was written by a newer Hypnos"), (as_older, "format 1 was written by an older Hypnos"),
+])  # fmt: skip
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_another_versions_checkpoints_are_left_alone(
+    run: Run, convert: Callable[[Path], None], said: str, every: bool
+) -> None:
+    """Neither trained over from the beginning, nor from an older one that this version can read."""
+    run.finish()
+    all_steps = saved.steps(run.folder)
+    assert len(all_steps) > 1
+    for step in all_steps if every else all_steps[-1:]:
+        convert(saved.folder(run.folder, step))
+    run.config.write_text(settings.dump(make_config(run.case, run.corpus, run.root / "runs", steps=2 * STEPS)))
+    before = content(run.folder)
+    assert_ends(run.start(), said=[f"step-{all_steps[-1]}", said, "run.name"], statuses=[2] * run.case.world)
+    assert content(run.folder) == before

@@ -1,0 +1,94 @@
+"""A disk that fills up ends a run in one line, and costs nothing that was saved.
+
+A rank's disk is full when the system lets it write no file beyond a size (RLIMIT_FSIZE), which needs no privilege.
+"""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from tests.resume import saved
+from tests.resume.job import Job
+from tests.resume.problem import STEPS, Case
+from tests.resume.run import LONGEST, Run, until
+from tests.train.test_trainer import rows
+
+SOON = 30.0  # seconds
+FOR_METRICS = 28_000  # bytes: more than metrics.jsonl and TensorBoard's file need, and less than any rank's weights
+CASES = [Case(2, {"zero": 1}), Case(2, {"pp": 2}, microbatches=2), Case(2, {"tp": 2}), Case(2, {"zero": 3})]
+
+
+def fill_disk(job: Job, rank: int, room: int) -> None:
+    """From now on the rank's files are no larger than `room` bytes."""
+    pid = job.ranks[rank].pid
+    assert pid is not None
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, room))
+
+
+def errors(job: Job, rank: int) -> list[str]:
+    """What a rank says that is not of its progress."""
+    lines = (job.notes / f"{rank}.log").read_text().splitlines()
+    return [line for line in lines if not line.startswith(("step ", "resuming "))]
+
+
+def assert_ends(job: Job, *, said: list[str], statuses: list[int]) -> None:
+    """All ranks end soon, each with one line that says all of this."""
+    assert job.wait(SOON) == statuses, job.log()
+    for rank in range(len(job.ranks)):
+        (line,) = errors(job, rank)
+        assert line.startswith("hypnos: error: ") and all(part in line for part in said), job.log()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_checkpoint_that_does_not_fit(case: Case, rank: int, corpus: Path, tmp_path: Path) -> None:
+    whole, run = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts")
+    expected = whole.finish()
+    job = run.start()
+    until(job, LONGEST, lambda: len(job.samples(rank)) >= 5)
+    fill_disk(job, rank, FOR_METRICS)
+    said = [f"cannot be saved by rank {rank} on ", "File too large", "the checkpoints before it are intact"]
+    assert_ends(job, said=said, statuses=[2, 2])
+    assert not run.leftovers() and not run.strangers()
+    step = saved.resume_point(run.folder)
+    assert 0 < step < STEPS and f"step {step + case.checkpoint_every} cannot be saved" in job.log()
+
+    job = run.finish()
+    assert [job.samples(r) for r in (0, 1)] == [expected.samples(r)[step:] for r in (0, 1)]
+    saved.assert_same(saved.folder(run.folder, STEPS), saved.folder(whole.folder, STEPS))
+    assert rows(run.folder) == rows(whole.folder) and not run.leftovers()
+
+
+@pytest.mark.parametrize("case", [Case(1, {}), Case(2, {"zero": 1})], ids=str)
+def test_metrics_that_do_not_fit(case: Case, corpus: Path, tmp_path: Path) -> None:
+    whole, run = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts", checkpoint_every=3)
+    whole.finish()
+    job = run.start()
+    until(job, LONGEST, lambda: len(saved.steps(run.folder)) == 1)
+    fill_disk(job, 0, (run.folder / "metrics.jsonl").stat().st_size + 100)
+    statuses = job.wait(SOON)
+    assert statuses[0] == 2 and None not in statuses and 0 not in statuses, job.log()
+    lines = [line for rank in range(case.world) for line in errors(job, rank)]
+    assert "metrics.jsonl: cannot be written: File too large; make room there" in lines[0], job.log()
+    assert len(lines) == case.world and all("another rank has gone (" in line for line in lines[1:]), job.log()
+    step = saved.resume_point(run.folder)
+    assert 0 < step < STEPS and not run.leftovers()
+    run.finish()
+    assert rows(run.folder) == rows(whole.folder)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl"])
+def test_a_run_that_finds_no_room(name: str, corpus: Path, tmp_path: Path) -> None:
+    """Not even to go on: /dev/full is always full."""
+    run = Run(Case(2, {"zero": 1}), corpus, tmp_path)
+    job = run.start()
+    until(job, LONGEST, lambda: bool(saved.steps(run.folder)))
+    job.kill()
+    step = saved.resume_point(run.folder)
+    (run.folder / f".{name}.draft").symlink_to("/dev/full")
+    said = f"{name}: cannot be written: No space left on device; make room there"
+    assert_ends(run.start(), said=[said], statuses=[2, 2])
+    assert saved.resume_point(run.folder) == step > 0
