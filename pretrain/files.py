@@ -53,6 +53,8 @@ def writing(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a small file as a whole, durably."""
     draft = path.with_name(f".{path.name}.draft")
+    if draft.is_symlink():  # it would lead elsewhere
+        draft.unlink()
     draft.write_text(text, encoding="utf-8")
     sync(draft)
     draft.rename(path)

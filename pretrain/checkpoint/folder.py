@@ -41,6 +41,8 @@ def pointed_at(run: Path) -> int | None:
 def locked(run: Path) -> Iterator[None]:
     """Inside, the run is this process's alone. UserError if another has it; a process that ends gives it back."""
     path = run / "lock"
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link to another place; remove it")
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

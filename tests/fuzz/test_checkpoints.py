@@ -26,6 +26,7 @@ from pretrain.checkpoint.index import CONFIG, INDEX, KINDS, STATE
 from pretrain.checkpoint.write import write_common, write_part
 from pretrain.config import Config, CorpusConfig, DataConfig, DepoConfig, RunConfig, TrainConfig
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW
 from pretrain.snapshot import Boundary, give_back
@@ -695,3 +696,16 @@ def test_rows_that_are_none(trainee: Trainee, tmp_path: Path, rows: Any) -> None
     put(at, STATE, json.dumps(state).encode())
     told = refusal(lambda: trainee.go_on(at))
     assert told and f"{at}: whole, but not as Hypnos writes it" in told
+
+
+def test_links_are_not_followed_out_of_the_run(tmp_path: Path) -> None:
+    """Where a run writes, whoever made its folder may have laid a link to something else."""
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    run.mkdir()
+    elsewhere.write_text("precious")
+    (run / ".config.toml.draft").symlink_to(elsewhere)
+    write_atomically(run / "config.toml", "new")
+    (run / "lock").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="lock: is a link"), folder.locked(run):
+        pass
+    assert elsewhere.read_text() == "precious" and (run / "config.toml").read_text() == "new"
