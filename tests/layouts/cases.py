@@ -29,7 +29,7 @@ class Case(NamedTuple):
 # every sum, three passes amplify it, and Muon gives directions that hardly matter the same length as all others.
 TOLERANCE = {
     "fp32": {"loss": 1e-5, "norm": 1e-5, "gradient": 1e-5, "weight": 1e-5, "state": 1e-5},
-    "bf16": {"loss": 1e-2, "norm": 5e-2, "gradient": 0.2, "weight": 2e-2, "state": 0.1},
+    "bf16": {"loss": 2e-3, "norm": 2e-2, "gradient": 0.2, "weight": 1e-2, "state": 5e-2},
 }
 
 DAILY = [

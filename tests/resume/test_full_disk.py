@@ -81,14 +81,14 @@ def test_metrics_that_do_not_fit(case: Case, corpus: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl"])
-def test_a_run_that_finds_no_room(name: str, corpus: Path, tmp_path: Path) -> None:
-    """Not even to go on: /dev/full is always full."""
+def test_a_run_that_cannot_write_its_files(name: str, corpus: Path, tmp_path: Path) -> None:
+    """Not even to go on: something is in the way."""
     run = Run(Case(2, {"zero": 1}), corpus, tmp_path)
     job = run.start()
     until(job, LONGEST, lambda: bool(saved.steps(run.folder)))
     job.kill()
     step = saved.resume_point(run.folder)
-    (run.folder / f".{name}.draft").symlink_to("/dev/full")
-    said = f"{name}: cannot be written: No space left on device; make room there"
+    (run.folder / f".{name}.draft").mkdir()
+    said = f".{name}.draft: cannot be written: Is a directory; make room there"
     assert_ends(run.start(), said=[said], statuses=[2, 2])
     assert saved.resume_point(run.folder) == step > 0
