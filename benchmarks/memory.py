@@ -5,7 +5,7 @@ Stages are processes of their own (`benchmarks/stage.py`). Beside what they held
 `counted`. Memory and time come from separate processes: in the first glibc gives freed tensors back at once, so that
 what is resident is what is held, and that costs time.
 
-    python -m benchmarks.memory --out docs/memory.md    # 36 rows, about twenty minutes on two cores
+    python -m benchmarks.memory --out docs/memory.md    # 36 rows, about ten minutes on two cores
     python -m benchmarks.memory --quick                 # 8 rows of a smaller model
 """
 
@@ -41,8 +41,8 @@ class Plan:
     width: int = 256  # D
     vocabulary: int = 512
     microbatches: int = 4
-    rows: int = 8  # of each microbatch: tensors must outweigh the graph nodes and Python objects of a unit
-    windows: int = 3
+    rows: int = 6  # of each microbatch: tensors must outweigh the graph nodes and Python objects of a unit
+    windows: int = 2
     window: int = 128  # tokens
     repeats: int = 1  # the fastest of so many steps counts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,20 +34,13 @@ def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]
         path = draft / tensor_file(kind, rank)
         values = {}
         for name, (where, piece) in named.items():
-            whole_box = where.run == (0, piece.numel()) and piece.numel() == _elements(where)
+            whole_box = where.run == (0, prod(where.box_shape))
             values[name] = (piece.view(where.box_shape) if whole_box else piece.flatten()).contiguous()
         save_file(values, path)
         sync(path)
         part.files[path.name] = describe(path)
         part.slices[kind] = {name: {path.name: piece.where} for name, piece in named.items()}
     return part
-
-
-def _elements(where: Slice) -> int:
-    count = 1
-    for size in where.box_shape:
-        count *= size
-    return count
 
 
 def write_common(draft: Path, step: int, parts: Sequence[Part], state: Mapping[str, Any], config: Config) -> None:
