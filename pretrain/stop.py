@@ -126,9 +126,14 @@ class Stop:
             self._say(f"stopped by {reason}; {error}")
         except dist.DistError:
             self._say(f"stopped by {reason}; not all ranks answer, so nothing new is saved")
+            self._leave(status)
         except Exception as error:  # the main thread may be held back for ever: this thread must not end before it
             self._say(f"stopped by {reason}; nothing new is saved: {error!r}")
-        self._leave(store, status)
+        with suppress(dist.DistError):
+            store.set(f"gone/{self._rank}", "")
+            if self._rank == 0:  # the store may live here: it goes last
+                store.wait([f"gone/{rank}" for rank in range(self._world)], timedelta(seconds=ANSWER))
+        self._leave(status)
 
     def _agree(self, store: dist.Store) -> int:
         """Lets the step that is to be saved come to its end, and nothing beyond. Returns it."""
@@ -145,14 +150,9 @@ class Stop:
                 raise UserError(f"step {step} did not come to its end, so nothing new is saved")
         return step
 
-    def _leave(self, store: dist.Store, status: int) -> None:
-        """Ends the process, of which the main thread may be anywhere. The store may live on rank 0: it goes last."""
+    @staticmethod
+    def _leave(status: int) -> None:
+        """Ends the process, of which the main thread may be anywhere."""
         sys.stdout.flush()
         sys.stderr.flush()
-        try:
-            store.set(f"gone/{self._rank}", "")
-            if self._rank == 0:
-                store.wait([f"gone/{rank}" for rank in range(self._world)], timedelta(seconds=ANSWER))
-        except dist.DistError:
-            pass
         os._exit(status)
