@@ -1,0 +1,29 @@
+"""What a resumed run keeps of the rows that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pretrain.metrics import Metrics
+from tests.train.test_trainer import rows
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "rollbacks", "kept"),
+    [
+        (True, 0, ["train 1", "train 2", "eval 2"]),
+        (False, 0, ["train 1", "train 2"]),  # stopped between the two rows of an evaluation, which is done again
+        (True, 1, ["train 1", "train 2", "eval 2", "skipped 3"]),  # what led to the rollback stays
+    ],
+)
+def test_rows_after_a_checkpoint_are_dropped(evaluated: bool, rollbacks: int, kept: list[str], tmp_path: Path) -> None:
+    with Metrics(tmp_path, None, False, 0) as metrics:
+        for kind, step in (("train", 1), ("train", 2), ("eval", 2), ("train", 3)):
+            metrics.write(kind, step, {"loss": 1.0})
+        metrics.write("skipped", 3, {"rollbacks": 0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # cut short by a crash
+    with Metrics(tmp_path, 2, evaluated, rollbacks):
+        assert [f"{row['kind']} {row['step']}" for row in rows(tmp_path)] == kept
