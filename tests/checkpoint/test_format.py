@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.checkpoint import Checkpoint, load_model, newest, steps, verify
+from pretrain.checkpoint.folder import sweep
 from pretrain.errors import UserError
+from pretrain.files import sync
 from pretrain.model import HybridLM
 from tests.checkpoint.written import CONFIG, STATE, write
 from tests.train import reference
@@ -172,3 +174,44 @@ def test_a_checkpoint_of_another_model_is_refused_by_tensor(tmp_path: Path) -> N
         checkpoint.load_weights(HybridLM(replace(reference.MODEL, tie_embeddings=True), reference.SLEEP))
     with pytest.raises(UserError, match=r"index\.json: tensor nothing is missing from model"):
         checkpoint.tensor("model", "nothing")
+
+
+def test_a_replaced_checkpoint_is_put_back_if_its_successor_never_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed between the two renames of a step that is saved again."""
+    write(tmp_path, 1)
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == ".step-1.draft":
+            raise KeyboardInterrupt("killed")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        write(tmp_path, 1)
+    assert steps(tmp_path) == []
+    sweep(tmp_path)
+    assert steps(tmp_path) == [1] and not list((tmp_path / "checkpoints").glob(".*"))
+    found = newest(tmp_path, pytest.fail)
+    assert found is not None and found.step == 1
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    rename = Path.rename
+
+    def flush(path: Path) -> None:
+        flushed.append(path.name)
+        sync(path)
+
+    def named(self: Path, target: Path) -> Path:
+        if self.name == ".step-1.draft":
+            assert {*FILES, "index.json", self.name} == set(flushed) and flushed[-1] == self.name
+        return rename(self, target)
+
+    monkeypatch.setattr("pretrain.checkpoint.write.sync", flush)
+    monkeypatch.setattr(Path, "rename", named)
+    write(tmp_path, 1)
+    assert steps(tmp_path) == [1]
