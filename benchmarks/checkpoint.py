@@ -57,9 +57,7 @@ def main() -> None:
             depo=DepoConfig(nodes=8, context=32, queries=4),
             train=TrainConfig(batch=4 * mesh.dp_size(), keep=1),
         )
-        run = [Path(folder) / "run"]
-        dist.broadcast_object_list(run)  # rank 0's
-        measure(config, run[0])
+        measure(config, mesh.from_rank_0(Path(folder) / "run"))
     mesh.shutdown()
 
 

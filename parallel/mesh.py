@@ -10,7 +10,6 @@ test and tool goes through the same Megatron layers.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from datetime import timedelta
 from typing import Any
@@ -21,6 +20,7 @@ from megatron.core import parallel_state
 from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import mappings
 
+ANSWER = 10.0  # seconds in which the threads of ranks that are alive answer each other through the store
 PATIENCE = 600.0  # seconds that a rank waits for another before it gives the job up, unless told otherwise
 
 _stores = itertools.count()
@@ -101,14 +101,10 @@ def store(purpose: str) -> dist.Store:
 
 
 def from_rank_0(value: Any) -> Any:
-    """A JSON-able value of rank 0, on all ranks; what the others give is ignored."""
-    first = dist.get_rank() == 0
-    text = bytearray(json.dumps(value).encode() if first else b"")
-    size = torch.tensor(len(text))
-    dist.broadcast(size, 0)
-    content = torch.frombuffer(text, dtype=torch.uint8) if first else torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(content, 0)
-    return json.loads(content.numpy().tobytes())
+    """A value of rank 0, on all ranks; what the others give is ignored."""
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
 
 
 def is_of_another_rank(error: Exception) -> bool:

@@ -5,6 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+MOST = 1 << 53  # of whatever is counted: JSON's own numbers are exact up to here
+
+
+def counted(value: Any) -> int:
+    """A number of things out of a file that may say anything: ValueError if it is none."""
+    if type(value) is not int or not 0 <= value <= MOST:
+        raise ValueError("not a number of things")
+    return value
+
 
 def parse_json(text: str | bytes) -> Any:
     """The value that `text` is; ValueError says in a few words why it is none."""

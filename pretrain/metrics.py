@@ -25,6 +25,7 @@ from pretrain.data.source import Source
 from pretrain.errors import UserError
 from pretrain.files import write_atomically, writing
 from pretrain.flops import peak, work
+from pretrain.json_text import parse_json
 
 
 class Metrics:
@@ -78,7 +79,7 @@ def _rows_until(path: Path, step: int, evaluated: bool, rollbacks: int) -> list[
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):

@@ -25,10 +25,10 @@ from typing import Any
 import torch.distributed as dist
 
 from parallel import mesh
+from parallel.mesh import ANSWER
 from pretrain.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-ANSWER = 10.0  # seconds in which a rank that is alive says where it is
 FOREVER = timedelta(days=365)
 
 
@@ -49,7 +49,6 @@ class Stop:
         self._limit: int | None = None  # no later one may begin
         self._store, self._rank, self._world = mesh.store("stop"), dist.get_rank(), dist.get_world_size()
         self._closed = False
-        self._ear, self._mouth = socket.socketpair()
 
     @contextmanager
     def update(self, step: int) -> Iterator[None]:
@@ -68,9 +67,13 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        threads = [threading.Thread(target=f, name=f.__name__, daemon=True) for f in (self._listen, self._stop)]
-        self._mouth.setblocking(False)
-        wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        ear, mouth = socket.socketpair()
+        threads = [
+            threading.Thread(target=self._listen, args=(ear,), name="signals", daemon=True),
+            threading.Thread(target=self._stop, name="stop", daemon=True),
+        ]
+        mouth.setblocking(False)
+        wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         for thread in threads:
             thread.start()
@@ -83,7 +86,7 @@ class Stop:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(wakeup)
-            self._mouth.close()
+            mouth.close()
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
@@ -96,16 +99,16 @@ class Stop:
         """The store for one thread: a wait keeps its connection to itself."""
         return self._store.clone()  # type: ignore[attr-defined]
 
-    def _listen(self) -> None:
-        """Tells all ranks of a signal."""
+    def _listen(self, ear: socket.socket) -> None:
+        """Tells all ranks of a signal. ear: where the numbers of signals arrive; shut when the run is over."""
         store = self._connect()
-        while numbers := self._ear.recv(1):
+        while numbers := ear.recv(1):
             if numbers[0] in SIGNALS:
                 with suppress(dist.DistError):
                     store.set("number", str(numbers[0]))
                     for rank in range(self._world):
                         store.set(f"wake/{rank}", f"{signal.Signals(numbers[0]).name} on {mesh.place()}")
-        self._ear.close()
+        ear.close()
 
     def _stop(self) -> None:
         """Waits for a rank's word, and ends the process."""

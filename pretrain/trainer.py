@@ -130,12 +130,11 @@ def _train(
     else:
         now = at_the_beginning(source, settings.microbatches)
     evaluation = make_evaluation(config)
-    begun, counted = (start if checkpoint else None), (now.evaluated, now.rollbacks.total)
-    metrics = _on_rank_0(lambda: cleanup.enter_context(Metrics(run, begun, *counted)))
+    begun = start if checkpoint else None
+    metrics = _on_rank_0(lambda: cleanup.enter_context(Metrics(run, begun, now.evaluated, now.rollbacks.total)))
     guard = Guard(config.guard, metrics, progress.say, now.rollbacks.total)
     meter = Meter(config, source, start, int(now.tokens))
-    is_saved = checkpoint is not None and trouble is None and now.evaluated
-    saver = cleanup.enter_context(Saver(run, config, start if is_saved else None))
+    saver = cleanup.enter_context(Saver(run, config, begun if now.evaluated and not trouble else None))
 
     def save() -> None:
         watchdog.doing("saves step", now.step)
@@ -143,7 +142,7 @@ def _train(
 
     def save_and_leave() -> None:
         guard.settle()
-        saver.save(now.step, lambda: now.take(engine, optimizer, model))
+        save()
         saver.wait()
         if metrics:
             metrics.flush()
@@ -199,7 +198,6 @@ def _train(
             if done % settings.checkpoint_every == 0:
                 save()
     save()
-    watchdog.doing("waits for its last checkpoint")
     saver.wait()
     return run
 

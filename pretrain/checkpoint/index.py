@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -15,14 +15,13 @@ from typing import Any, BinaryIO
 from parallel.slices import Slice
 from pretrain.errors import UserError, shortened
 from pretrain.files import read_whole, sha256
-from pretrain.json_text import parse_json
+from pretrain.json_text import MOST, counted, parse_json
 
 FORMAT = 2
 INDEX = "index.json"
 STATE, CONFIG = "state.json", "config.toml"
 KINDS = ("model", "optimizer", "state")  # of tensors; every rank has a file of each
 READERS = 8  # files that are hashed at once
-MOST = 1 << 53  # elements of a tensor, and whatever is counted
 MOST_DIMS = 8
 TENSOR = re.compile(r"[A-Za-z0-9_.]{1,200}")  # its name
 
@@ -95,12 +94,21 @@ def _crc32(file: BinaryIO, begin: int, end: int) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or UserError."""
+    return _parsed(path, _content(path))
+
+
+def _content(path: Path) -> bytes:
     try:
-        value = parse_json(read_whole(path))
+        return read_whole(path)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {path.parent} is no whole checkpoint") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        value = parse_json(content)
     except ValueError as error:
         raise UserError(f"{path}: damaged, {error}") from None
     if not isinstance(value, dict):
@@ -113,7 +121,8 @@ def read(folder: Path) -> tuple[dict[str, Entry], Slices]:
     path = folder / INDEX
     if not path.exists() and (folder / "manifest.json").exists():
         raise OtherFormat(folder, 1)
-    body = read_json(path)
+    content = _content(path)
+    body = _parsed(path, content)
     version = body.get("format")
     body.pop("seal", None)
     if type(version) is not int or version < 1:
@@ -121,7 +130,7 @@ def read(folder: Path) -> tuple[dict[str, Entry], Slices]:
     if version != FORMAT:
         raise OtherFormat(path, version)
     try:
-        intact = path.read_bytes() == _sealed(body).encode()
+        intact = content == _sealed(body).encode()
     except RecursionError:  # nested less deeply than can be read, and more than can be written
         intact = False
     if not intact:
@@ -140,13 +149,6 @@ def _checked_files(files: dict[str, Entry]) -> dict[str, Entry]:
     if not all(TENSOR.fullmatch(name) for entry in files.values() for name in entry.get("tensors", {})):
         raise ValueError
     return files
-
-
-def counted(value: Any) -> int:
-    """A number of things out of a file that may say anything: ValueError if it is none."""
-    if type(value) is not int or not 0 <= value <= MOST:
-        raise ValueError("not a number of things")
-    return value
 
 
 def _slices(tensors: dict[str, Any], files: dict[str, Entry]) -> Slices:
@@ -170,19 +172,19 @@ def _slices(tensors: dict[str, Any], files: dict[str, Entry]) -> Slices:
 # ---- checking
 
 
-def verify(folder: Path) -> None:
-    """Checks every byte of a checkpoint. Raises UserError naming a damaged file, and the tensor, if there is one."""
-    files, _ = read(folder)
+def verify(folder: Path) -> Slices:
+    """Checks every byte of a checkpoint; gives its slices.
+
+    Raises:
+        UserError: a file is damaged; names it, and the tensor, if there is one.
+    """
+    files, slices = read(folder)
     foreign = {path.name for path in folder.iterdir()} - {*files, INDEX}
     if foreign:
         raise UserError(f"{folder}/{shortened(min(foreign))}: does not belong in a checkpoint; remove it")
-    _in_parallel(lambda item: _check(folder / item[0], item[1]), sorted(files.items()))
-
-
-def _in_parallel(check: Callable[[tuple[str, Entry]], None], items: Iterable[tuple[str, Entry]]) -> None:
     with ThreadPoolExecutor(READERS) as pool:
-        for _ in pool.map(check, items):  # raises the first error
-            pass
+        list(pool.map(lambda name: _check(folder / name, files[name]), sorted(files)))  # raises the first error
+    return slices
 
 
 def _check(path: Path, entry: Entry) -> None:

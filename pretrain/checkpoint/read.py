@@ -22,6 +22,7 @@ from pretrain.checkpoint.index import CONFIG, INDEX, STATE, OtherFormat, Slices,
 from pretrain.config import Config
 from pretrain.errors import UserError, shortened
 from pretrain.flops import parameters
+from pretrain.json_text import counted
 from pretrain.model import HybridLM
 from pretrain.settings import load
 
@@ -39,9 +40,7 @@ class Checkpoint:
     @staticmethod
     def open(folder: Path, checked: bool = False) -> Checkpoint:
         """Verifies a checkpoint (unless that has just been done) and reads what is small of it."""
-        if not checked:
-            verify(folder)
-        _, slices = index.read(folder)
+        slices = index.read(folder)[1] if checked else verify(folder)
         state = index.read_json(folder / STATE)
         try:
             _check_state(state)
@@ -125,7 +124,7 @@ def _check_state(state: dict[str, Any]) -> None:
         state["step"], state["tokens"], *(state["optimizer"][n] for n in ("adam_steps", "skipped", "in_a_row")),
         *(state["rollbacks"][n] for n in ("total", "here")),
     ):  # fmt: skip
-        index.counted(number)
+        counted(number)
     if not isinstance(state["evaluated"], bool) or not isinstance(state["data"], dict):
         raise TypeError
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,8 +29,6 @@ from pretrain.checkpoint import folder
 from pretrain.checkpoint.write import Part, write_common, write_part
 from pretrain.config import Config
 from pretrain.errors import UserError
-
-ANSWER = timedelta(seconds=10)  # in which ranks that are alive hear of a failure
 
 
 @dataclass
@@ -108,11 +107,10 @@ class Saver:
             self._error = str(error)
         except dist.DistError as error:
             self._error = f"step {snapshot.step} was not saved, a rank has gone: {str(error).splitlines()[0]}"
-        try:
+        with suppress(dist.DistError):  # one has gone, or has left because it knows that all know
             self._store.set(f"{snapshot.step}/known/{self._rank}", "")
-            self._store.wait([f"{snapshot.step}/known/{rank}" for rank in range(self._world)], ANSWER)
-        except dist.DistError:  # one has gone, or has left because it knows that all know
-            pass
+            known = [f"{snapshot.step}/known/{rank}" for rank in range(self._world)]
+            self._store.wait(known, timedelta(seconds=mesh.ANSWER))
         self._all_know.set()
 
     def _write_together(self, snapshot: Snapshot) -> None:

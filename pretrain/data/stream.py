@@ -17,9 +17,8 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.data.reader import Shards
 from pretrain.data.rows import RowReader
 from pretrain.errors import UserError, shortened
+from pretrain.json_text import counted
 from tokenizer.encode import Tokenizer
-
-MOST = 1 << 53  # documents of a lane, and whatever else is counted
 
 
 @dataclass
@@ -116,8 +115,9 @@ class TextStream:
     def _check_position(self) -> None:
         """ValueError if it is none of this stream."""
         cursors = self._position.cursors
-        numbers = [self._position.steps, *(number for cursor in cursors for number in cursor)]
-        if len(cursors) != self._batch or not all(type(n) is int and 0 <= n < MOST for n in numbers):
+        for number in (self._position.steps, *(number for cursor in cursors for number in cursor)):
+            counted(number)
+        if len(cursors) != self._batch:
             raise ValueError("lanes that the stream has not")
         for lane, (used_up, used) in enumerate(cursors):
             if used >= self._find(lane + used_up * self._batch)[2]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from pretrain.batch import Batch
 from pretrain.errors import UserError, shortened
+from pretrain.json_text import counted
 from pretrain.tasks.task import Task
 
-MOST_ROWS = 1 << 62  # of a run
 
 class TaskSource:
     """Gives each rank its rows of the global batch; row r is the same in any batch size and on any rank.
@@ -64,9 +64,7 @@ class TaskSource:
                     f"settings now give {mine!r}; restore the settings of the task, or begin another run with another "
                     "run.name"
                 )
-        if type(state["rows"]) is not int or not 0 <= state["rows"] < MOST_ROWS:
-            raise ValueError(f"row {state['rows']!r} of the task")
-        self._position = state["rows"]
+        self._position = counted(state["rows"])
         self._prepared = None
 
     def close(self) -> None:

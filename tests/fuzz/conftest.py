@@ -8,16 +8,14 @@ import pytest
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.shards import prepare
+from tests.data.small import make_model
 from tests.data.texts import make_texts, write_texts
 from tokenizer.encode import Tokenizer
-from tokenizer.train import train
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "small.model"
-    train(make_texts(60, seed=9), path, vocab_size=320)
-    return path
+    return make_model(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")

@@ -679,20 +679,20 @@ def test_no_run_goes_on_from_numbers_that_are_none(trainee: Trainee, tmp_path: P
     ids=range(14),
 )
 def test_lanes_that_stand_nowhere(trainee: Trainee, tmp_path: Path, lanes: Any) -> None:
-    at = Path(shutil.copytree(folder.place(trainee.run, 1), tmp_path / "step-1"))
-    state = json.loads((at / STATE).read_text())
-    state["data"]["lanes"] = lanes
-    put(at, STATE, json.dumps(state).encode())
-    told = refusal(lambda: trainee.go_on(at))
-    assert told and f"{at}: whole, but not as Hypnos writes it" in told
+    assert_nowhere(trainee, tmp_path, {"lanes": lanes})
 
 
 @pytest.mark.parametrize("trainee", [depo_config], indirect=True)
 @pytest.mark.parametrize("rows", [-1, 2**63, 1.0, True, "1", None, [], 10**4000], ids=range(8))
 def test_rows_that_are_none(trainee: Trainee, tmp_path: Path, rows: Any) -> None:
+    assert_nowhere(trainee, tmp_path, {"rows": rows})
+
+
+def assert_nowhere(trainee: Trainee, tmp_path: Path, place: dict[str, Any]) -> None:
+    """A position in the data that is none is refused."""
     at = Path(shutil.copytree(folder.place(trainee.run, 1), tmp_path / "step-1"))
     state = json.loads((at / STATE).read_text())
-    state["data"]["rows"] = rows
+    state["data"] |= place
     put(at, STATE, json.dumps(state).encode())
     told = refusal(lambda: trainee.go_on(at))
     assert told and f"{at}: whole, but not as Hypnos writes it" in told

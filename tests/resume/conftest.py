@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.small import make_corpus
 from tests.layouts.processes import ROOT
 from tests.resume import job  # noqa: F401  (says what the server is to import)
-from tests.resume.problem import make_corpus
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,6 @@ from pretrain.config import (
     SleepConfig,
     TrainConfig,
 )
-from pretrain.data.corpus import Corpus
-from pretrain.data.shards import prepare
-from tests.data.texts import make_texts, write_texts
-from tokenizer.train import train as train_tokenizer
 
 STEPS, KEEP = 12, 2
 PATIENCE = 30.0  # seconds; a step takes a tenth of one
@@ -46,14 +42,6 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.world} ranks " + " ".join(f"{name}={value}" for name, value in self.parallel.items())
-
-
-def make_corpus(root: Path) -> Path:
-    """A tokenizer and shards; half of the documents are many sequences long."""
-    texts = make_texts(12, seed=1) + ["".join(make_texts(4, seed=s)) for s in range(12)]
-    tokenizer = train_tokenizer(texts, root / "small.model", vocab_size=320)
-    prepare(Corpus([write_texts(root / "texts", texts)]), tokenizer, root / "shards", holdout=0.2)
-    return root
 
 
 def make_config(case: Case, corpus: Path, runs: Path, **changes: Any) -> Config:

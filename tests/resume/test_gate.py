@@ -51,4 +51,3 @@ def test_no_update_beyond_the_step_that_is_saved(other: int, saved: int) -> None
     assert agreement.goes_on(LONG) and agreement.result == saved
     assert next_step.goes_on(LONG if saved == 5 else SHORT) == (saved == 5)
     assert not Running(lambda: update(stop, 6)).goes_on(SHORT)
-    stop._ear.close(), stop._mouth.close()

@@ -9,7 +9,7 @@ from signal import SIGTERM, SIGUSR1, Signals
 
 import pytest
 
-from pretrain.stop import ANSWER
+from parallel.mesh import ANSWER
 from tests.resume import saved
 from tests.resume.job import Job
 from tests.resume.problem import STEPS, Case

@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import Config, CorpusConfig, DataConfig, DepoConfig, ParallelConfig, RunConfig, TrainConfig
-from pretrain.data.corpus import Corpus
-from pretrain.data.shards import prepare
-from tests.data.texts import make_texts, write_texts
+from tests.data.small import make_corpus
 from tests.train import reference
-from tokenizer.train import train as train_tokenizer
 
 MakeConfig = Callable[..., Config]
 SCHEDULE = TrainConfig(steps=6, batch=4, log_every=3, eval_every=3, eval_batches=1, checkpoint_every=3, keep=2)
@@ -22,11 +19,7 @@ SCHEDULE = TrainConfig(steps=6, batch=4, log_every=3, eval_every=3, eval_batches
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer and shards; half of the documents are many sequences long."""
-    root = tmp_path_factory.mktemp("corpus")
-    texts = make_texts(12, seed=1) + ["".join(make_texts(4, seed=s)) for s in range(12)]
-    tokenizer = train_tokenizer(texts, root / "small.model", vocab_size=320)
-    prepare(Corpus([write_texts(root / "texts", texts)]), tokenizer, root / "shards", holdout=0.2)
-    return root
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ def test_rows_after_a_checkpoint_are_dropped(evaluated: bool, rollbacks: int, ke
             metrics.write(kind, step, {"loss": 1.0})
         metrics.write("skipped", 3, {"rollbacks": 0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "\n")  # no row, and more than Python's parser takes
         file.write('{"kind": "train", "st')  # cut short by a crash
     with Metrics(tmp_path, 2, evaluated, rollbacks):
         assert [f"{row['kind']} {row['step']}" for row in rows(tmp_path)] == kept
