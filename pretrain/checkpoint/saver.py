@@ -7,6 +7,8 @@ The ranks talk through the launcher's key-value store, so that no collective of 
     rank 0          adds what they have in common, renames the folder, moves the pointer, deletes what is not kept
                                                     says that it is done, or why not
     if not, every rank      waits until all have heard why: then none that leaves is a riddle to the others
+
+A rank waits for another's word for parallel.patience at most, and then takes it for dead.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Saver:
         """
         self._run, self._config = run, config
         self._store, self._rank, self._world = mesh.store("saver"), dist.get_rank(), dist.get_world_size()
+        self._store.set_timeout(timedelta(seconds=config.parallel.patience))
         self._lock = threading.Lock()
         self._last = step  # the step that was saved last, or is being saved
         self._thread: threading.Thread | None = None
@@ -123,7 +126,11 @@ class Saver:
 
         def publish() -> None:
             written = [f"{step}/part/{rank}" for rank in range(self._world)]
-            self._store.wait(written)  # before any is heard: a draft in which one still writes could not be removed
+            try:
+                self._store.wait(written)  # before any is heard: a draft in which one still writes could not be removed
+            except dist.DistStoreError:
+                silent = [str(rank) for rank, key in enumerate(written) if not self._store.check([key])]
+                raise UserError(f"step {step} was not saved: no word from rank {', '.join(silent)}") from None
             parts = [Part(*self._hear(key)) for key in written]
             write_common(folder.draft(run, step), step, parts, snapshot.state, self._config)
             folder.publish(run, step, self._config.train.keep, self._config.train.keep_every)

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,25 @@ def test_an_error_explains_what_breaks_after_it(weights: Weights, tmp_path: Path
         with pytest.raises(UserError, match=told), Saver(tmp_path, CONFIG, None) as saver:
             saver.save(1, weights.of(1))
             raise broken
+
+
+def test_a_rank_that_dies_in_a_save_is_waited_for_no_longer_than_any(
+    weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second rank is one that never says a word."""
+    mesh.initialize()
+    monkeypatch.setattr(mesh, "ANSWER", 0.1)
+    config = replace(CONFIG, parallel=replace(CONFIG.parallel, patience=0.2))
+    with Saver(tmp_path, config, None) as saver:
+        saver._world = 2
+        saver.save(1, weights.of(1))
+        thread = saver._thread
+        assert thread is not None
+        thread.join(HUNG)
+        assert not thread.is_alive()
+        with pytest.raises(UserError, match="step 1 was not saved: no word from rank 1"):
+            saver.wait()
+    assert not steps(tmp_path)
 
 
 def test_a_snapshot_is_a_copy() -> None:
