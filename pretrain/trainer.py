@@ -47,7 +47,7 @@ from pretrain.metrics import Meter, Metrics
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW, rate
 from pretrain.probe import Probe
-from pretrain.settings import dump
+from pretrain.settings import dump, load
 from pretrain.snapshot import Boundary, Lanes, after_rollback, at_the_beginning, give_back
 from pretrain.step import accumulate
 from pretrain.stop import Stop
@@ -272,6 +272,7 @@ def _take_folder(run: Path, config: Config, trouble: Trouble | None, cleanup: Ex
             _check_unchanged(found, config)
     with writing(run / "config.toml"):
         write_atomically(run / "config.toml", dump(config))
+    load(run / "config.toml")  # the checkpoints hold it too: what cannot be read again is refused now
     return found.step if found else None
 
 

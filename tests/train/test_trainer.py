@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,13 @@ def test_errors_of_the_layout_name_the_setting(depo: MakeConfig, tmp_path: Path)
     (tmp_path / "c").write_text("a file")
     with pytest.raises(UserError, match=r"c/checkpoints: cannot be written: Not a directory"):
         train(depo("c"), progress=False)
+
+
+def test_a_configuration_that_could_not_be_read_again_is_refused(text: MakeConfig) -> None:
+    config = text("many")
+    many = replace(config, data=replace(config.data, train=config.data.train * 2000))
+    with pytest.raises(UserError, match=r"config.toml: more than 64 KiB"):
+        train(many)
 
 
 def test_a_run_that_cannot_sleep_says_so(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
