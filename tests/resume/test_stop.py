@@ -63,6 +63,27 @@ def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> No
     assert len(saved.steps(run.folder)) > 1 and not run.leftovers()
 
 
+def test_a_step_that_was_skipped_is_recorded_before_the_end(corpus: Path, tmp_path: Path) -> None:
+    """Verdicts are read a step late, but for the last. Here the first step spoils the weights: no other counts."""
+    case = Case(2, {"zero": 1}, checkpoint_every=STEPS)  # none on the way, before which it would be read, too
+    runs = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts")
+    for run in runs:
+        text = run.config.read_text()
+        assert "adamw_lr = 0.002" in text and "limit = 10" in text
+        run.config.write_text(text.replace("adamw_lr = 0.002", "adamw_lr = 1e15").replace("limit = 10", "limit = 99"))
+    whole, run = runs
+    whole.finish()
+    job = run.start()
+    until(job, LONGEST, lambda: len(job.samples(0)) > 4)
+    job.signal(SIGTERM, [1])
+    assert_stopped(job, SIGTERM)
+    step = saved.resume_point(run.folder)
+    skipped = [row["step"] for row in rows(run.folder) if row["kind"] == "skipped"]
+    assert skipped == list(range(2, step + 1)) and step > 2
+    run.finish()
+    assert rows(run.folder) == rows(whole.folder)
+
+
 @pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
 def test_a_long_sleep_is_given_up(ranks: list[int], corpus: Path, tmp_path: Path) -> None:
     """A step of thousands of passes: it would take minutes to come to its end."""
