@@ -1,11 +1,14 @@
-"""JSON from a file that may hold anything."""
+"""JSON from a file that may hold anything, and JSON that tells whether it is whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 MOST = 1 << 53  # of whatever is counted: JSON's own numbers are exact up to here
+_SEAL = b',\n "sha256": "'
 
 
 def counted(value: Any) -> int:
@@ -27,3 +30,18 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("JSON that is nested too deeply") from None
     except ValueError:  # Python's own limit on the digits of a number
         raise ValueError("JSON with a number of too many digits") from None
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """A JSON object that holds something, and last in it, as "sha256", the hash of all bytes before that."""
+    return seal(json.dumps(value, indent=1).removesuffix("\n}").encode())
+
+
+def seal(body: bytes) -> bytes:
+    """The same of an object that is written up to its last member."""
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether these are the bytes that were sealed."""
+    return content == seal(content.rpartition(_SEAL)[0])

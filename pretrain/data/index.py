@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import UserError
-from pretrain.json_text import parse_json
+from pretrain.json_text import is_sealed, parse_json, sealed
 
 FORMAT = 2
 INDEX, DOCUMENTS = "index.json", "documents.idx"
-SEAL = b',\n "sha256": "'
 MOST_BYTES = 1 << 26  # of index.json; 300,000 shards take less
 SPLITS = ("train", "heldout")
 DTYPES: dict[str, np.dtype[Any]] = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
@@ -65,8 +64,7 @@ class Index:
     def write(self, folder: Path) -> None:
         """Write index.json and wait until it is on the disk."""
         with (folder / INDEX).open("wb") as file:
-            body = json.dumps(asdict(self), indent=1).removesuffix("\n}").encode()
-            file.write(body + SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n')
+            file.write(sealed(asdict(self)))
             file.flush()
             os.fsync(file.fileno())
 
@@ -85,11 +83,11 @@ def read_index(folder: Path) -> Index:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; give a folder of `hypnos data prepare`") from None
     damaged = UserError(f"{path}: damaged, or of another version; copy it anew or prepare the corpus again")
-    body, _, end = content.rpartition(SEAL)
-    if end != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
+    if not is_sealed(content):
         raise damaged
     try:
-        record = parse_json(body + b"\n}")
+        record = parse_json(content)
+        del record["sha256"]
         if record["format"] != FORMAT:
             raise UserError(f"{path}: format {record['format']}, not {FORMAT}; prepare the corpus again")
         shards = [Shard(**_check(Shard, shard)) for shard in record["shards"]]

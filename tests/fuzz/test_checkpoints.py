@@ -27,6 +27,7 @@ from pretrain.checkpoint.write import write_common, write_part
 from pretrain.config import Config, CorpusConfig, DataConfig, DepoConfig, RunConfig, TrainConfig
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
+from pretrain.json_text import seal
 from pretrain.model import HybridLM
 from pretrain.optimizer import MuonAdamW
 from pretrain.snapshot import Boundary, give_back
@@ -297,17 +298,13 @@ def change(value: Any, changes: Changes) -> None:
 
 def body_of(at: Path) -> dict[str, Any]:
     body = json.loads((at / INDEX).read_text())
-    del body["seal"]
+    del body["sha256"]
     return dict(body)
 
 
-def seal(at: Path, body: dict[str, Any]) -> None:
-    """Writes an index as the saver does."""
-    seal = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-    try:
-        (at / INDEX).write_text(json.dumps({**body, "seal": seal}, indent=1))
-    except RecursionError:  # what Hypnos could not have written either
-        (at / INDEX).write_text(json.dumps({**body, "seal": seal}))
+def write_index(at: Path, body: dict[str, Any]) -> None:
+    """As the saver does, though it does not nest it so deeply that only some of Python's JSON writers can."""
+    (at / INDEX).write_bytes(seal(json.dumps(body).removesuffix("}").encode()))
 
 
 def put(at: Path, name: str, content: bytes) -> None:
@@ -315,7 +312,7 @@ def put(at: Path, name: str, content: bytes) -> None:
     (at / name).write_bytes(content)
     body = body_of(at)
     body["files"][name] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    seal(at, body)
+    write_index(at, body)
 
 
 def changed_json(at: Path, name: str, changes: Changes) -> None:
@@ -327,7 +324,7 @@ def changed_json(at: Path, name: str, changes: Changes) -> None:
 def changed_index(at: Path, changes: Changes) -> None:
     body = body_of(at)
     change(body, changes)
-    seal(at, body)
+    write_index(at, body)
 
 
 def changed_header(at: Path, name: str, changes: Changes, length: int | None = None) -> None:
@@ -375,7 +372,7 @@ def tell(at: Path, *path: Any, value: Any) -> None:
     for key in path[:-1]:
         inside = inside[key]
     inside[path[-1]] = value
-    seal(at, body)
+    write_index(at, body)
 
 
 @fuzz(60)
@@ -608,7 +605,7 @@ def saved_as(at: Path, kind: str, tensors: dict[str, torch.Tensor]) -> None:
         piece = {"file": name, "box": where[name].box, "run": where[name].run}
         body["tensors"][kind][tensor] = {"shape": where[name].shape, "slices": [piece]}
     body["tensors"][kind] = {tensor: entry for tensor, entry in body["tensors"][kind].items() if tensor in tensors}
-    seal(at, body)
+    write_index(at, body)
 
 
 Tensors = dict[str, torch.Tensor]
@@ -655,7 +652,7 @@ def test_lanes_of_gigabytes_are_not_made(tmp_path: Path, trainee: Trainee) -> No
     if lane is None:  # tasks have no documents that go on
         return
     body["tensors"]["state"][lane]["shape"][0] = 2**40
-    seal(at, body)
+    write_index(at, body)
     told = refusal(lambda: trainee.go_on(at))
     assert told and f"tensor {lane} of state is " in told
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,12 +19,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pretrain.config import CorpusConfig, DataConfig
-from pretrain.data.index import DOCUMENT, DOCUMENTS, INDEX, SEAL, Index, find_split, read_index
+from pretrain.data.index import DOCUMENT, DOCUMENTS, INDEX, Index, find_split, read_index
 from pretrain.data.reader import Shards
 from pretrain.data.shards import verify
 from pretrain.data.stream import TextStream, heldout_batches
 from pretrain.errors import UserError
 from pretrain.files import sha256
+from pretrain.json_text import seal
 from tests.fuzz.harness import fuzz, hypnos, refusal, tree
 from tokenizer.encode import Tokenizer
 
@@ -356,8 +356,7 @@ def test_an_index_that_lies(
     ids=range(8),
 )
 def test_an_index_that_is_sealed_and_is_none(copy: Path, tokenizer: Tokenizer, content: bytes) -> None:
-    body = content.removesuffix(b"}")
-    (copy / INDEX).write_bytes(body + SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n')
+    (copy / INDEX).write_bytes(seal(content.removesuffix(b"}")))
     told = refusal(lambda: Shards(copy, tokenizer))
     assert told and f"{copy}/{INDEX}: damaged" in told
 
