@@ -39,17 +39,23 @@ def examine_machine() -> list[Finding]:
 
 def examine_run(run: Path) -> list[Finding]:
     """Whether every byte of a run's checkpoints is as it was written; needs none of what trained it."""
-    from pretrain.checkpoint import Checkpoint, steps
+    from pretrain.checkpoint import Checkpoint, NotDamaged, in_turn, steps
+    from pretrain.checkpoint.folder import place
 
     findings = []
     for step in steps(run):
+        what = f"step {step:,}"
         try:
             Checkpoint.of(run, step)
+            findings.append(Finding("ok", what, "whole"))
+        except NotDamaged as error:
+            findings.append(Finding("fail", what, str(error)))
         except UserError as error:
-            fix = "remove that checkpoint; training goes on from the newest one that is whole"
-            findings.append(Finding("fail", f"step {step:,}", str(error), fix))
-        else:
-            findings.append(Finding("ok", f"step {step:,}", "whole"))
+            if place(run, step).exists():  # a run that goes on may just have deleted it
+                fix = "if it cannot be mended, remove that checkpoint: training goes on from the newest whole one"
+                findings.append(Finding("fail", what, str(error), fix))
+    fix = "write into it the name of the checkpoint to go on from"
+    in_turn(run, lambda line: findings.append(Finding("fail", "latest", line, fix)))
     if not findings:
         raise UserError(f"{run}: no checkpoints; give the folder of a run that wrote one")
     return findings

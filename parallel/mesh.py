@@ -21,6 +21,7 @@ from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import mappings
 
 ANSWER = 10.0  # seconds in which the threads of ranks that are alive answer each other through the store
+FOREVER = timedelta(days=365)  # of a wait at the store, which has no other word for it
 PATIENCE = 600.0  # seconds that a rank waits for another before it gives the job up, unless told otherwise
 
 _stores = itertools.count()

@@ -112,7 +112,7 @@ class Pipeline:
         self._sending: deque[tuple[dist.Work, Tensor]] = deque()
 
     def run(self) -> None:
-        """Carries out this stage's steps; returns when everything it sent has gone."""
+        """Carries out this stage's steps; returns when everything it sent has gone, and all that came is taken."""
         for step in self._schedule.steps[self._stage]:
             if step.action is not None:
                 self._note("computes", step.action)
@@ -121,6 +121,7 @@ class Pipeline:
                 self._post(step.messages)
         for work, _ in self._sending:
             work.wait()
+        assert not self._inbox, f"a receive that nobody waits for would break later messages: {list(self._inbox)}"
 
     def _note(self, what: str, action: Action) -> None:
         leg = self._streams[action.microbatch].legs[action.leg]
@@ -132,8 +133,7 @@ class Pipeline:
     def _forward(self, action: Action) -> None:
         stream, s = self._streams[action.microbatch], self._stage
         leg, m, number = stream.legs[action.leg], action.microbatch, action.leg
-        has_graph = leg.core_graph if s <= leg.turn else leg.read_graph
-        wants = self._trains and (has_graph if s > leg.first else leg.returns)
+        wants = self._trains and (leg.comes_back(s - 1) if s > leg.first else leg.returns)
         x = self._take_in(action, leg)
         if x is not None:
             x.requires_grad_(wants)

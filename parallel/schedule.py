@@ -49,7 +49,7 @@ class Leg:
     turn: int  # stage that holds the end of the core: the next pass's h comes from here
     last: int  # stage where it ends; those from `turn` on run the coda and the head
     loops: bool  # the microbatch's next leg is the window's next pass and takes its h from `turn`
-    core_graph: bool  # backward goes through the stages first..turn
+    graph_to: int  # backward goes through the stages first..graph_to of those up to `turn`; -1: through none
     read_graph: bool  # backward goes through the stages turn..last, by what is read of the pass
     returns: bool  # the gradient of the h that comes in goes back round the ring, into the leg before
     segment: int  # gradients of the state do not cross from one segment to the next; never decreasing
@@ -60,7 +60,11 @@ class Leg:
 
     def goes_back(self, stage: int) -> bool:
         """Whether a stage that it visits has a backward."""
-        return (self.core_graph and stage <= self.turn) or (self.read_graph and stage >= self.turn)
+        return stage <= self.graph_to or (self.read_graph and stage >= self.turn)
+
+    def comes_back(self, stage: int) -> bool:
+        """Whether the next stage gives this one the gradient of what it was handed."""
+        return stage < self.graph_to or (self.read_graph and self.turn <= stage < self.last)
 
 
 class Action(NamedTuple):
@@ -244,7 +248,7 @@ def _units(
                 needs = [(unit(s, n), False)]
                 if leg.segment in ends:
                     needs.append((ends[leg.segment], False))
-                if s < leg.last and leg.goes_back(s + 1):
+                if leg.comes_back(s):
                     needs.append((unit(s + 1, n, True), False))
                 if s == leg.turn and n + 1 < len(way) and way[n + 1].returns:
                     needs.append((unit(way[n + 1].first, n + 1, True), True))
@@ -270,13 +274,15 @@ def _faults(leg: Leg, before: Leg | None, is_last: bool, stages: int) -> Iterato
     looped = before is not None and before.loops
     if not 0 <= leg.first <= leg.turn <= leg.last < stages:
         yield f"does not go by 0 <= first <= turn <= last < {stages} stages"
+    if leg.graph_to != -1 and not leg.first <= leg.graph_to <= leg.turn:
+        yield "goes back through stages beyond first..turn"
     if looped != (leg.number > 1):
         yield "sleeps, but the leg before does not loop" if leg.number > 1 else "wakes, but the leg before loops"
     if before is not None and looped and (leg.window, leg.number) != (before.window, before.number + 1):
         yield "is not the next pass of the window, but the leg before loops"
     if leg.loops and is_last:
         yield "loops, but there is no next leg"
-    if leg.returns and not (before is not None and looped and before.core_graph and leg.core_graph):
+    if leg.returns and not (before is not None and looped and before.graph_to == before.turn and leg.graph_to >= 0):
         yield "returns a gradient, but has none or the leg before takes none"
     if before is not None and leg.segment < before.segment:
         yield "is of an earlier segment than the leg before"

@@ -207,7 +207,7 @@ class _Run:
     def _is_called_for(self, leg: Leg, s: int, backward: bool) -> bool:
         if not backward:
             return leg.first <= s <= leg.last
-        core, read = leg.core_graph and leg.first <= s <= leg.turn, leg.read_graph and leg.turn <= s <= leg.last
+        core, read = leg.first <= s <= leg.graph_to, leg.read_graph and leg.turn <= s <= leg.last
         return (core or read) and not self._forward_only
 
     def _check_forward_memory(self, s: int, action: Action) -> None:
@@ -239,7 +239,7 @@ class _Run:
     def _gradients(self, s: int, m: int, n: int) -> Iterator[Message]:
         """Where the gradients of h, and of what is read of it, come from."""
         way, leg = self._legs[m], self._legs[m][n]
-        if (leg.core_graph and s < leg.turn) or (leg.read_graph and leg.turn <= s < leg.last):
+        if s + 1 <= leg.graph_to or (leg.read_graph and leg.turn <= s < leg.last):
             yield Message(s + 1, s, True, m, n, False)
         if s == leg.turn and leg.loops and way[n + 1].returns:
             yield Message(way[n + 1].first, s, True, m, n, True)

@@ -27,6 +27,7 @@ class _Note:
     what: tuple[object, ...] = ("starting",)
     part: tuple[object, ...] = ()
     since = 0.0
+    unhurried = False
 
 
 def doing(*what: object) -> None:
@@ -37,6 +38,18 @@ def doing(*what: object) -> None:
 def part(*which: object) -> None:
     """Notes the part of it that begins now."""
     _Note.part, _Note.since = which, time.monotonic()
+
+
+@contextmanager
+def unhurried(*what: object) -> Iterator[None]:
+    """Inside, it takes as long as it takes: a disk is read, say, of which nobody knows how fast it is."""
+    doing(*what)
+    _Note.unhurried = True
+    try:
+        yield
+    finally:
+        _Note.unhurried = False
+        doing(*what)
 
 
 def activity() -> str:
@@ -58,7 +71,7 @@ def watching(patience: float) -> Iterator[None]:
     def watch() -> None:
         while not done.wait(min(1.0, patience / 10)):
             waited = time.monotonic() - _Note.since
-            if waited > patience:
+            if waited > patience and not _Note.unhurried:
                 line = f"hypnos: error: {activity()}: no headway for {waited:.0f} s (parallel.patience = {patience:g})"
                 print(line, file=sys.stderr, flush=True)
                 time.sleep(GRACE)

@@ -13,10 +13,17 @@ from pathlib import Path
 from pretrain.errors import UserError
 
 
-def read_whole(path: Path) -> bytes:
-    """A regular file's content. OSError for a pipe or a device, which might have no end, and if it does not fit."""
-    if not stat.S_ISREG(path.stat().st_mode):
+def read_whole(path: Path, most: int | None = None) -> bytes:
+    """A regular file's content. OSError for a pipe or a device, which might have no end, and if it does not fit.
+
+    Args:
+        most: bytes that it may have.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if most is not None and status.st_size > most:
+        raise OSError(errno.EFBIG, f"more than {most >> 20} MiB, which none of its kind has", str(path))
     try:
         return path.read_bytes()
     except MemoryError:

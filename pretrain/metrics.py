@@ -77,7 +77,7 @@ class Metrics:
 def _rows_until(path: Path, step: int, evaluated: bool, rollbacks: int) -> list[str]:
     """The whole lines of what led to `step`; a line cut short by a crash is dropped, as half an evaluation is."""
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
             row = parse_json(line)
         except ValueError:
@@ -85,6 +85,8 @@ def _rows_until(path: Path, step: int, evaluated: bool, rollbacks: int) -> list[
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             continue
         before, half = row.get("rollbacks", rollbacks), not evaluated and row.get("kind") in ("eval", "warning")
+        if not isinstance(before, int):
+            continue
         if before < rollbacks or (before == rollbacks and row["step"] <= step - half):
             kept.append(line)
     return kept

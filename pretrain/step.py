@@ -127,8 +127,9 @@ def legs(plans: Sequence[WindowPlan], model: HybridLM) -> tuple[Leg, ...]:
     for p in plans:
         for number in range(1, p.passes + 1):
             way = route(p, number, model.config, model.sleep, model.stage)
-            # A prelude has a gradient through its own memory even where the wake pass's core is truncated.
-            prelude = number == 1 and model.sleep.prelude > 0 and p.keeps_graph
+            graph_to = way.turn if p.core_graph(number) else -1
+            if graph_to < 0 and number == 1 and model.sleep.prelude and p.keeps_graph:
+                graph_to = model.stage.of(model.sleep.prelude - 1)  # the prelude has a gradient through its own memory
             is_read = number == p.reads_at and (p.has_coda or p.any_scored)
             goes_back = number > 1 and p.core_graph(number) and p.core_graph(number - 1)
             found.append(
@@ -139,7 +140,7 @@ def legs(plans: Sequence[WindowPlan], model: HybridLM) -> tuple[Leg, ...]:
                     turn=way.turn,
                     last=way.last,
                     loops=number < p.passes,
-                    core_graph=p.core_graph(number) or prelude,
+                    graph_to=graph_to,
                     read_graph=is_read and p.keeps_graph,
                     returns=goes_back and not p.detaches(number),
                     segment=p.segment,

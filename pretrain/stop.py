@@ -29,7 +29,6 @@ from parallel.mesh import ANSWER
 from pretrain.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-FOREVER = timedelta(days=365)
 
 
 class Stop:
@@ -114,7 +113,7 @@ class Stop:
         """Waits for a rank's word, and ends the process."""
         store = self._connect()
         try:
-            store.wait([f"wake/{self._rank}"], FOREVER)
+            store.wait([f"wake/{self._rank}"], mesh.FOREVER)
             reason = store.get(f"wake/{self._rank}").decode()
             status = 128 + int(store.get("number")) if reason else 0
         except dist.DistError:  # rank 0 has left: nobody can stop together any more

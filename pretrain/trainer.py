@@ -4,7 +4,7 @@ A run is a folder, run.dir/run.name:
 
     config.toml      the resolved configuration
     metrics.jsonl    see pretrain/metrics.py;  tensorboard/ has the same
-    checkpoints/     see pretrain/checkpoint.py
+    checkpoints/     see pretrain/checkpoint/
 
 `train` goes on by itself from the newest intact checkpoint there, and refuses a configuration that would
 have given another result so far.
@@ -131,7 +131,9 @@ def _train(
         now = at_the_beginning(source, settings.microbatches)
     evaluation = make_evaluation(config)
     begun = start if checkpoint else None
-    metrics = _on_rank_0(lambda: cleanup.enter_context(Metrics(run, begun, now.evaluated, now.rollbacks.total)))
+    metrics = _on_rank_0(
+        "opens metrics.jsonl", lambda: cleanup.enter_context(Metrics(run, begun, now.evaluated, now.rollbacks.total))
+    )
     guard = Guard(config.guard, metrics, progress.say, now.rollbacks.total)
     meter = Meter(config, source, start, int(now.tokens))
     saver = cleanup.enter_context(Saver(run, config, begun if now.evaluated and not trouble else None))
@@ -140,8 +142,11 @@ def _train(
         watchdog.doing("saves step", now.step)
         saver.save(now.step, lambda: now.take(engine, optimizer, model))
 
+    found: Trouble | None = None
+
     def save_and_leave() -> None:
-        guard.settle()
+        if told := found or guard.settle():
+            raise UserError(f"{told.what}; nothing new is saved: the run that goes on will see to that")
         save()
         saver.wait()
         if metrics:
@@ -162,7 +167,7 @@ def _train(
         save()  # in the checkpoint's place: a run that is killed goes on after the trouble, too
     evaluate()
     for step in range(start, settings.steps):
-        done = step + 1
+        done, here = step + 1, now.data
         watchdog.doing("takes the rows of step", done)
         batch = source.next()
         parts = _microbatches(batch, config, done)
@@ -175,9 +180,9 @@ def _train(
             watchdog.doing("updates the weights of step", done)
             optimizer.loss = mean_loss([out.window_loss for out in outputs], scored)
             engine.step()
-            trouble = guard.after(done, optimizer.judge.verdict, source.samples())
+            found = guard.after(done, optimizer.judge.verdict, source.samples())
             if _due(done, settings.checkpoint_every, settings.steps):
-                trouble = trouble or guard.settle()
+                found = found or guard.settle()
             progress.advance(done)
             tokens = now.tokens + read
             if probe is not None:
@@ -190,9 +195,11 @@ def _train(
             lanes = Lanes([remembered(out.state, optimizer.accepted) for out in outputs], batch.carries)
             evaluated = not _due(done, settings.eval_every, settings.steps)
             now = Boundary.here(done, lanes, source, tokens, Rollbacks(now.rollbacks.total), evaluated)
-        if trouble:
+        if found:
             saver.wait()
-            return trouble
+            if found.step < done:  # what has been trained on since is undone, and comes again
+                source.load_state_dict(here)
+            return found
         with meter.paused():
             evaluate()
             if done % settings.checkpoint_every == 0:
@@ -242,18 +249,25 @@ def _resume_point(
     run: Path, config: Config, trouble: Trouble | None, cleanup: ExitStack
 ) -> Checkpoint | None:
     """Takes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies it for all."""
-    step = mesh.from_rank_0(_on_rank_0(lambda: _take_folder(run, config, trouble, cleanup)))
+    step = mesh.from_rank_0(_on_rank_0("takes the run's folder", lambda: _take_folder(run, config, trouble, cleanup)))
     return None if step is None else Checkpoint.open(place(run, step), checked=True)
 
 
-def _on_rank_0(act: Callable[[], T]) -> T | None:
-    """What it gives, there, and None on the other ranks; a UserError is raised on all, as none can go on alone."""
-    value, error = None, None
-    if dist.get_rank() == 0:
-        try:
-            value = act()
-        except UserError as caught:
-            error = str(caught)
+def _on_rank_0(what: str, act: Callable[[], T]) -> T | None:
+    """What it gives, there, and None on the other ranks; a UserError is raised on all, as none can go on alone.
+
+    It may take as long as it does: the others wait at the store, where there is no limit as for a collective.
+    """
+    value, error, store = None, None, mesh.store("rank 0")
+    with watchdog.unhurried(what):
+        if dist.get_rank() == 0:
+            try:
+                value = act()
+            except UserError as caught:
+                error = str(caught)
+            store.set("done", "")
+        else:
+            store.wait(["done"], mesh.FOREVER)
     error = mesh.from_rank_0(error)
     if error is not None:
         raise UserError(error)

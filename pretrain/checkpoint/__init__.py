@@ -1,7 +1,7 @@
 """Checkpoints on disk: folders of safetensors, JSON and TOML that nothing has to execute to be read.
 
     RUN/checkpoints/
-      latest                      the name of the newest one, moved last
+      latest                      the name of the newest one and its crc32, moved last
       step-200/
         model.0.safetensors       rank 0's pieces of the parameters, fp32, by name
         optimizer.0.safetensors   momentum.NAME; exp_avg.NAME and exp_avg_sq.NAME
@@ -21,8 +21,8 @@ all. Reading checks every byte against the index first.
 """
 
 from pretrain.checkpoint.folder import steps
-from pretrain.checkpoint.index import verify
-from pretrain.checkpoint.read import Checkpoint, load_model, newest
+from pretrain.checkpoint.index import NotDamaged, verify
+from pretrain.checkpoint.read import Checkpoint, in_turn, load_model, newest
 from pretrain.checkpoint.saver import Saver, Snapshot
 
-__all__ = ["Checkpoint", "Saver", "Snapshot", "load_model", "newest", "steps", "verify"]
+__all__ = ["Checkpoint", "NotDamaged", "Saver", "Snapshot", "in_turn", "load_model", "newest", "steps", "verify"]

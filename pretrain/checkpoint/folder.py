@@ -6,8 +6,9 @@ import fcntl
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pretrain.errors import UserError
@@ -28,13 +29,23 @@ def place(run: Path, step: int) -> Path:
 
 
 def pointed_at(run: Path) -> int | None:
-    """The step that `latest` names, if it names one."""
+    """The step that `latest` names (alone on its line, if written by hand); None without it. UserError: damaged."""
     pointer = run / "checkpoints" / "latest"
-    if not pointer.is_file():
+    if not os.path.lexists(pointer):
         return None
-    with pointer.open("rb") as file:
-        named = NAME.fullmatch(file.read(100).decode(errors="replace").removesuffix("\n"))
-    return int(named[1]) if named else None
+    content = b""
+    if pointer.is_file():
+        with pointer.open("rb") as file:
+            content = file.read(100)
+    named = NAME.match(content.decode(errors="replace"))
+    if named is None or content not in (f"{named[0]}\n".encode(), _pointer(named[0]).encode()):
+        raise UserError(f"{pointer}: damaged, it names no checkpoint")
+    return int(named[1])
+
+
+def _pointer(name: str) -> str:
+    """What is in `latest`: a name, and its crc32, as one flipped bit would make it another step's."""
+    return f"{name} {zlib.crc32(name.encode()):08x}\n"
 
 
 @contextmanager
@@ -80,7 +91,7 @@ def begin(run: Path, step: int) -> None:
 
 def give_up(run: Path, step: int) -> None:
     """Removes a draft."""
-    shutil.rmtree(draft(run, step), ignore_errors=True)
+    _remove(draft(run, step))
 
 
 def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
@@ -94,8 +105,8 @@ def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
     if final.exists():  # a damaged one, or one of a future that was given up: a resumed run has come here again
         final.rename(replaced)
     draft(run, step).rename(final)
-    shutil.rmtree(replaced, ignore_errors=True)
-    write_atomically(final.with_name("latest"), final.name + "\n")
+    _remove(replaced)
+    write_atomically(final.with_name("latest"), _pointer(final.name))
     for number in [n for n in steps(run) if n <= step][:-keep]:
         if not keep_every or number % keep_every:
             _delete(place(run, number))
@@ -104,11 +115,17 @@ def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
 def _delete(folder: Path) -> None:
     """Renamed first: half a folder must not look like a checkpoint."""
     doomed = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
     _remove(doomed)
+    with suppress(OSError):
+        folder.rename(doomed)
+        _remove(doomed)
 
 
 def _remove(path: Path) -> None:
-    """A folder with what is in it, or a file; of a link, the link alone."""
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    """A folder with what is in it, or a file; of a link, the link alone.
+
+    What cannot be removed is left to the next sweep: a reader may have a file of it open on a network's disk, and
+    nothing takes it for a checkpoint.
+    """
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

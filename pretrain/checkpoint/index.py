@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import zlib
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from pretrain.json_text import MOST, counted, is_sealed, parse_json, sealed
 FORMAT = 2
 INDEX = "index.json"
 STATE, CONFIG = "state.json", "config.toml"
-KINDS = ("model", "optimizer", "state")  # of tensors; every rank has a file of each
+MOST_BYTES = 1 << 29  # of a JSON file
+DAMAGE = (errno.EIO, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR)
+KINDS = ("model", "optimizer", "state")  # of tensors; a rank has a file of each that it has pieces of
 READERS = 8  # files that are hashed at once
 MOST_DIMS = 8
 TENSOR = re.compile(r"[A-Za-z0-9_.]{1,200}")  # its name
@@ -27,15 +30,23 @@ Entry = dict[str, Any]  # of a file, see `describe`
 Slices = dict[str, dict[str, dict[str, Slice]]]  # kind -> tensor -> file -> what of the tensor is in it
 
 
-class OtherFormat(UserError):
-    """A checkpoint that another version of Hypnos can read: not damaged, and so never passed over or replaced."""
+class NotDamaged(UserError):
+    """A checkpoint that cannot be read here and now, and may be whole: never passed over or replaced."""
 
-    def __init__(self, where: Path, written: int) -> None:
-        who = "a newer" if written > FORMAT else "an older"
-        super().__init__(
-            f"{where}: format {shortened(str(written))} was written by {who} Hypnos, this one reads format {FORMAT}; "
-            "go on with that version, or begin another run with another run.name"
-        )
+
+def other_format(where: Path, written: int) -> NotDamaged:
+    """Another version of Hypnos can read it."""
+    who = "a newer" if written > FORMAT else "an older"
+    return NotDamaged(
+        f"{where}: format {shortened(str(written))} was written by {who} Hypnos, this one reads format {FORMAT}; "
+        "go on with that version, or begin another run with another run.name"
+    )
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """What became of a file: it is damaged, or the system does not give it."""
+    told = f"{path}: cannot be read: {error.strerror}"
+    return UserError(told) if error.errno in DAMAGE else NotDamaged(f"{told}; try again when the system gives it")
 
 
 def tensor_file(kind: str, rank: int) -> str:
@@ -61,7 +72,10 @@ def write(folder: Path, files: Mapping[str, Entry], slices: Slices) -> None:
             shape = next(iter(parts.values())).shape
             pieces = [{"file": file, "box": where.box, "run": where.run} for file, where in parts.items()]
             tensors[kind][name] = {"shape": shape, "slices": pieces}
-    (folder / INDEX).write_bytes(sealed({"format": FORMAT, "files": files, "tensors": tensors}))
+    content = sealed({"format": FORMAT, "files": files, "tensors": tensors})
+    if len(content) > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"more than {MOST_BYTES >> 20} MiB, which nobody would read", str(folder / INDEX))
+    (folder / INDEX).write_bytes(content)
 
 
 def _places(file: BinaryIO) -> dict[str, tuple[int, int]]:
@@ -92,11 +106,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes:
     try:
-        return read_whole(path)
+        return read_whole(path, MOST_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {path.parent} is no whole checkpoint") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise unreadable(path, error) from None
 
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:
@@ -113,14 +127,14 @@ def read(folder: Path) -> tuple[dict[str, Entry], Slices]:
     """The entries of all files, and the slices. UserError if the index is damaged, or of another format."""
     path = folder / INDEX
     if not path.exists() and (folder / "manifest.json").exists():
-        raise OtherFormat(folder, 1)
+        raise other_format(folder, 1)
     content = _content(path)
     body = _parsed(path, content)
     version = body.get("format")
     if type(version) is not int or version < 1:
         raise UserError(f"{path}: damaged, no format version")
     if version != FORMAT:
-        raise OtherFormat(path, version)
+        raise other_format(path, version)
     if not is_sealed(content):
         raise UserError(f"{path}: damaged, it does not match its own sha256")
     try:
@@ -182,7 +196,7 @@ def _check(path: Path, entry: Entry) -> None:
         intact = path.stat().st_size == entry.get("bytes") and sha256(path) == entry.get("sha256")
         damage = "" if intact else _damaged_tensor(path, entry)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise unreadable(path, error) from None
     if not intact:
         raise UserError(f"{path}: damaged{damage}")
 

@@ -18,7 +18,7 @@ from parallel.layers import share, split_dim
 from parallel.slices import Piece, Slice, assemble
 from pretrain.checkpoint import index
 from pretrain.checkpoint.folder import place, pointed_at, steps
-from pretrain.checkpoint.index import CONFIG, INDEX, STATE, OtherFormat, Slices, verify
+from pretrain.checkpoint.index import CONFIG, INDEX, STATE, NotDamaged, Slices, verify
 from pretrain.config import Config
 from pretrain.errors import UserError, shortened
 from pretrain.flops import parameters
@@ -129,6 +129,25 @@ def _check_state(state: dict[str, Any]) -> None:
         raise TypeError
 
 
+def in_turn(run: Path, say: Callable[[str], None]) -> list[int]:
+    """The steps that a run may go on from, the newest first: those up to the one that `latest` names.
+
+    Args:
+        say: told, in one line, what is wrong with `latest`.
+    """
+    found = steps(run)[::-1]
+    try:
+        named = pointed_at(run)
+    except UserError as error:
+        say(f"{error}; taking the newest that there is")
+        return found
+    if named is None:
+        return found
+    if named not in found:
+        say(f"{place(run, named)}: missing, and `latest` names it; trying the checkpoint before it")
+    return [step for step in found if step <= named] or found
+
+
 def newest(
     run: Path, say: Callable[[str], None], fits: Callable[[Checkpoint], bool] = lambda checkpoint: True
 ) -> Checkpoint | None:
@@ -138,16 +157,15 @@ def newest(
         say: told, in one line each, about damaged checkpoints that are passed over.
         fits: which intact ones will do; None is returned where none does.
     Raises:
-        UserError: there are checkpoints, and all are damaged; or one that would do is of another version's format.
+        UserError: there are checkpoints, and all are damaged; or one that would do may be whole, but cannot be read:
+            another version has written it, say.
     """
-    candidates, named = steps(run), pointed_at(run)
-    if named is not None:
-        candidates = [step for step in candidates if step <= named] or candidates
+    candidates = in_turn(run, say)
     intact = False
-    for step in reversed(candidates):
+    for step in candidates:
         try:
             checkpoint = Checkpoint.of(run, step)
-        except OtherFormat:
+        except NotDamaged:
             raise
         except UserError as error:
             say(f"{error}; trying the checkpoint before it")

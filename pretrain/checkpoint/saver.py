@@ -132,6 +132,8 @@ class Saver:
                 silent = [str(rank) for rank, key in enumerate(written) if not self._store.check([key])]
                 raise UserError(f"step {step} was not saved: no word from rank {', '.join(silent)}") from None
             parts = [Part(*self._hear(key)) for key in written]
+            for key in written:  # nobody else hears it, and a launcher's memory is no archive
+                self._store.delete_key(key)
             write_common(folder.draft(run, step), step, parts, snapshot.state, self._config)
             folder.publish(run, step, self._config.train.keep, self._config.train.keep_every)
 

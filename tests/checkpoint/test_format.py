@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +32,7 @@ def test_layout_is_plain_safetensors_and_json(tmp_path: Path) -> None:
     for name, entry in json.loads((folder / "index.json").read_text())["files"].items():
         assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
     assert json.loads((folder / "state.json").read_text()) == {"step": 3, **STATE}
-    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-3\n"
+    assert (tmp_path / "checkpoints" / "latest").read_text() == f"step-3 {zlib.crc32(b'step-3'):08x}\n"
     expected = dict(reference.model(seed=3).named_parameters())
     saved = load_file(folder / "model.0.safetensors")
     assert saved.keys() == expected.keys() and all(torch.equal(saved[n], expected[n]) for n in saved)
@@ -93,6 +95,23 @@ def test_a_save_that_was_killed_leaves_the_one_before(tmp_path: Path, monkeypatc
         assert found is not None and found.step == 1
     write(tmp_path, 2)
     assert steps(tmp_path) == [1, 2]
+
+
+def test_what_cannot_be_deleted_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network's disk a folder stays while a reader has a file of it open."""
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        for step in (1, 2, 3):
+            write(tmp_path, step, keep=1)
+        sweep(tmp_path)
+    assert steps(tmp_path) == [3]
+    assert {path.name for path in (tmp_path / "checkpoints").glob(".*")} == {".step-1.old", ".step-2.old"}
+    sweep(tmp_path)
+    assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
 def flip(path: Path, place: int) -> None:

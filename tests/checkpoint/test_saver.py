@@ -169,6 +169,15 @@ def test_a_rank_that_dies_in_a_save_is_waited_for_no_longer_than_any(
     assert not steps(tmp_path)
 
 
+def test_the_store_does_not_keep_what_the_ranks_have_told(saver: Saver, weights: Weights) -> None:
+    before = saver._store.num_keys()
+    for step in (1, 2, 3):
+        saver.save(step, weights.of(step))
+        saver.wait()
+        assert not saver._store.check([f"{step}/part/0"])
+    assert saver._store.num_keys() - before <= 2 * 3  # that it began and that it is done
+
+
 def test_a_snapshot_is_a_copy() -> None:
     """Of the weights and of the optimiser's moments, which the next step changes in place."""
     mesh.initialize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,8 @@ from hypothesis import strategies as st
 
 from parallel.engine import Engine
 from parallel.slices import Piece, Slice
-from pretrain.checkpoint import Checkpoint, folder, load_model, newest, steps, verify
+from pretrain import files
+from pretrain.checkpoint import Checkpoint, NotDamaged, folder, index, load_model, newest, steps, verify
 from pretrain.checkpoint.index import CONFIG, INDEX, KINDS, STATE
 from pretrain.checkpoint.write import write_common, write_part
 from pretrain.config import Config, CorpusConfig, DataConfig, DepoConfig, RunConfig, TrainConfig
@@ -197,6 +199,18 @@ NAMES = [
 ]  # fmt: skip
 
 
+INSTEAD_OF_IT = "taking the newest that there is"
+
+
+def newest_said(run: Path) -> str:
+    """The one line that is said where step 2 is found."""
+    said: list[str] = []
+    found = newest(run, said.append)
+    assert found and found.step == 2
+    (line,) = said
+    return line
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["folder", "file", "loop", "copy"])
 def test_names_that_no_checkpoint_has(copy: Path, name: str, kind: str) -> None:
@@ -207,8 +221,7 @@ def test_names_that_no_checkpoint_has(copy: Path, name: str, kind: str) -> None:
     found = newest(copy, pytest.fail)
     assert found and found.step == 2
     (copy / "checkpoints" / "latest").write_text(name)
-    found = newest(copy, pytest.fail)
-    assert found and found.step == 2
+    assert newest_said(copy) == f"{copy}/checkpoints/latest: damaged, it names no checkpoint; {INSTEAD_OF_IT}"
     folder.begin(copy, 3)
     folder.publish(copy, 3, keep=1, keep_every=0)
     assert steps(copy) == [3] and os.path.lexists(path)
@@ -234,8 +247,27 @@ def test_a_checkpoint_that_is_no_folder(copy: Path, tmp_path: Path, kind: str) -
 @pytest.mark.parametrize("content", [b"", b"\0" * 50, b"\xff", b"step-7", b"step-" + b"9" * 5000, b"../step-1", b"1"])
 def test_garbage_in_latest(copy: Path, content: bytes) -> None:
     (copy / "checkpoints" / "latest").write_bytes(content)
+    assert INSTEAD_OF_IT in newest_said(copy)
+
+
+def test_every_bit_and_every_length_of_latest(copy: Path) -> None:
+    path = copy / "checkpoints" / "latest"
+    content = path.read_bytes()
+    damages = [content[:length] for length in range(len(content))]
+    for at in range(len(content)):
+        damages += [content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :] for bit in range(8)]
+    for damage in damages:
+        path.write_bytes(damage)
+        assert INSTEAD_OF_IT in newest_said(copy)
+    path.write_text("step-1\n")  # by hand
     found = newest(copy, pytest.fail)
-    assert found and found.step == 2
+    assert found and found.step == 1
+
+
+def test_latest_names_what_is_not_there(copy: Path) -> None:
+    write(copy, 3, {"embed.weight": torch.ones(2, 3), "norm.weight": torch.ones(3)})
+    shutil.rmtree(folder.place(copy, 3))
+    assert newest_said(copy).startswith(f"{folder.place(copy, 3)}: missing, and `latest` names it; ")
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "device", "dangling", "loop", "large"])
@@ -244,8 +276,38 @@ def test_something_else_in_the_place_of_latest(copy: Path, kind: str) -> None:
     path.unlink()
     (INSTEAD | {"large": lambda path: (path.touch(), os.truncate(path, 1 << 40))})[kind](path)
     with bounded():
-        found = newest(copy, pytest.fail)
-    assert found and found.step == 2
+        if kind == "missing":  # killed before it was moved for the first time
+            found = newest(copy, pytest.fail)
+            assert found and found.step == 2
+        else:
+            assert INSTEAD_OF_IT in newest_said(copy)
+
+
+def test_an_index_larger_than_any(copy: Path) -> None:
+    at = folder.place(copy, 2)
+    os.truncate(at / INDEX, 3 << 29)
+    with bounded(), pytest.raises(UserError, match=r"index\.json: cannot be read: more than 512 MiB"):
+        verify(at)
+
+
+@pytest.mark.parametrize(("number", "passed_over"), [(errno.EIO, True), (errno.ESTALE, False), (errno.EACCES, False)])
+def test_what_the_system_does_not_give_is_not_damaged(
+    copy: Path, number: int, passed_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that is passed over will be replaced."""
+
+    def fails(path: Path) -> str:
+        if path.parent.name == "step-2":
+            raise OSError(number, os.strerror(number), str(path))
+        return files.sha256(path)
+
+    monkeypatch.setattr(index, "sha256", fails)
+    if passed_over:
+        found = newest(copy, lambda _: None)
+        assert found and found.step == 1
+    else:
+        with pytest.raises(NotDamaged, match=f"step-2/.*: cannot be read: {os.strerror(number)}; try again"):
+            newest(copy, pytest.fail)
 
 
 # Lies: files made on purpose; every hash in them is right.

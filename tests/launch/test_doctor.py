@@ -13,6 +13,7 @@ import torch
 
 from launch import doctor
 from launch.cli import main
+from pretrain import checkpoint
 from tests.checkpoint.written import write
 
 
@@ -73,4 +74,21 @@ def test_a_runs_checkpoints_are_verified(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["doctor", str(tmp_path)]) == 1
     ok, fail, fix = capsys.readouterr().out.splitlines()
     assert ok.startswith("ok") and fail.startswith("fail  step 10") and str(damaged) in fail
-    assert fix.strip().startswith("fix: remove that checkpoint")
+    assert fix.strip().startswith("fix: if it cannot be mended, remove that checkpoint")
+
+    (tmp_path / "checkpoints/step-10/index.json").write_text('{"format": 99}')  # to be read by another version
+    (tmp_path / "checkpoints/latest").write_text("step-15\n")
+    assert main(["doctor", str(tmp_path)]) == 1
+    _, fail, latest, fix = capsys.readouterr().out.splitlines()
+    assert "written by a newer Hypnos" in fail and "step-15: missing, and `latest` names it" in latest
+    assert fix.strip() == "fix: write into it the name of the checkpoint to go on from"
+
+
+def test_a_checkpoint_that_goes_meanwhile_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that goes on deletes old ones."""
+    write(tmp_path, 5)
+    monkeypatch.setattr(checkpoint, "steps", lambda run: [2, 5])
+    assert main(["doctor", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == ["ok", "step", "5", "whole"]

@@ -22,6 +22,7 @@ Legs = Sequence[Sequence[Leg]]
 def window(
     w: int, N: int, P: int, scored: bool, ends: tuple[int, int] | None = None, segment: int = 0, graph: bool = True,
     truncated: int = 0, reads_at: int = 1, dead_turn: int | None = None, coda: int | None = None,
+    prelude: int = -1,
 ) -> list[Leg]:  # fmt: skip
     """The passes of one window, as a model with a prelude, a core and a coda plans them.
 
@@ -31,6 +32,7 @@ def window(
         reads_at: the pass that coda and head read, if the window is scored or has a coda.
         dead_turn: where the last pass ends if nothing reads it.
         coda: where the coda ends in a window that is not scored; None: no coda.
+        prelude: the stage where it ends; -1: there is none.
     """
     a, b = ends or (0, P - 1)
     legs = []
@@ -49,7 +51,7 @@ def window(
                 turn=turn,
                 last=(P - 1 if scored or coda is None else max(turn, coda)) if reads else turn,
                 loops=number < N,
-                core_graph=core_graph(number),
+                graph_to=turn if core_graph(number) else prelude if number == 1 and graph else -1,
                 read_graph=reads and graph,
                 returns=number > 1 and core_graph(number) and core_graph(number - 1) and number != truncated + 1,
                 segment=segment,
@@ -68,7 +70,7 @@ def planned(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
     """Microbatches of one model: which windows are scored, sleep and have a graph differs between them."""
     P = draw(st.integers(1, 8))
     a = draw(st.integers(0, P - 1))
-    b = draw(st.integers(a, P - 1))
+    b, prelude = draw(st.integers(a, P - 1)), draw(st.sampled_from([a - 1, a]))
     has_coda, N, W = draw(st.booleans()), draw(st.integers(1, 4)), draw(st.integers(1, 4))
     truncated, windows_apart = draw(st.integers(0, 2)), draw(st.integers(1, 4))
     microbatches = []
@@ -79,7 +81,7 @@ def planned(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
             legs += window(
                 w, passes, P, scored, (a, b), w // windows_apart, draw(st.booleans()), min(truncated, passes - 1),
                 reads_at=draw(st.sampled_from([1, passes])), dead_turn=draw(st.integers(a, b)),
-                coda=draw(st.integers(b, P - 1)) if has_coda else None,
+                coda=draw(st.integers(b, P - 1)) if has_coda else None, prelude=prelude,
             )  # fmt: skip
         microbatches.append(legs)
     return microbatches, P
@@ -95,7 +97,9 @@ def anything(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
         for n in reversed(range(draw(st.integers(0, 5)))):  # legs left
             before = way[-1] if way else None
             first, turn, last = sorted(draw(st.tuples(*[st.integers(0, P - 1)] * 3)))
-            looped, core = before is not None and before.loops, draw(st.booleans())
+            looped = before is not None and before.loops
+            graph_to = draw(st.sampled_from([-1, *range(first, turn + 1)]))
+            passes_on = before is not None and looped and before.graph_to == before.turn and graph_to >= 0
             way.append(
                 Leg(
                     window=(before.window + (not looped)) if before else 0,
@@ -104,9 +108,9 @@ def anything(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
                     turn=turn,
                     last=last,
                     loops=n > 0 and draw(st.booleans()),
-                    core_graph=core,
+                    graph_to=graph_to,
                     read_graph=draw(st.booleans()),
-                    returns=bool(before and looped and core and before.core_graph and draw(st.booleans())),
+                    returns=passes_on and draw(st.booleans()),
                     segment=(before.segment if before else 0) + draw(st.integers(0, 1)),
                 )
             )
@@ -429,7 +433,9 @@ def test_a_schedule_of_something_else(plan: Schedule) -> None:
         (lambda a, b: [a, replace(b, number=1)], "leg 1 wakes"),
         (lambda a, b: [a, replace(b, window=1)], "not the next pass"),
         (lambda a, b: [a, replace(b, loops=True)], "no next leg"),
-        (lambda a, b: [replace(a, core_graph=False), b], "leg 1 returns"),
+        (lambda a, b: [replace(a, graph_to=-1), b], "leg 1 returns"),
+        (lambda a, b: [replace(a, graph_to=0), b], "leg 1 returns"),
+        (lambda a, b: [a, replace(b, graph_to=2)], "leg 1 goes back through stages beyond"),
         (lambda a, b: [replace(a, segment=1), b], "earlier segment"),
     ],
 )

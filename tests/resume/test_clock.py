@@ -36,7 +36,7 @@ def test_a_resumed_run_does_not_ask_the_time(
     whole, run = Run(CASE, corpus, tmp_path / "whole"), Run(CASE, corpus, tmp_path / "parts")
     expected = whole.finish()
     job = run.start()
-    until(job, LONGEST, lambda: len(job.samples(0)) >= 9)
+    until(job, LONGEST, lambda: len(job.samples(0)) >= 7)
     assert job.kill()
     step = saved.resume_point(run.folder)
     assert 0 < step < STEPS and len(saved.steps(run.folder)) > 1

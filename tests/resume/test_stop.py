@@ -43,7 +43,7 @@ def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> No
         if stops % 2:  # wait for an evaluation on the way
             until(job, LONGEST, lambda job=job: bool(job.samples(0)) and job.journal(0)[-1] == "evaluates")
         else:
-            until(job, LONGEST, lambda job=job: bool(job.samples(0)))
+            until(job, LONGEST, lambda job=job: bool(job.samples(0)) and bool(job.samples(1)))
             time.sleep(chance.uniform(0, 0.1))
         in_evaluation = job.journal(0)[-1:] == ["evaluates"]
         number, ranks = chance.choice([(SIGTERM, [0, 1]), (SIGTERM, [1]), (SIGUSR1, [0])])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ from unittest import mock
 import pytest
 import torch
 
-from pretrain import verdict
+from pretrain import trainer, verdict
 from pretrain.batch import Batch
 from pretrain.config import Config, GuardConfig
 from pretrain.data.index import find_split
 from pretrain.data.reader import Shards
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
+from pretrain.stop import Stop
 from pretrain.tasks import TaskSource, make_task
 from pretrain.trainer import train
 from pretrain.verdict import Judge, Verdict
@@ -222,11 +225,21 @@ def test_a_rollback_goes_on_with_the_data_after_the_trouble(
     assert "going on from step 4 with the data after them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_batch_that_a_rollback_undoes_comes_again(depo: MakeConfig, every: int) -> None:
+    """Where no checkpoint is due, trouble is known a step late. That step was good: its rows must not be lost."""
+    with planted({3, 4}) as taken:
+        run = train(guarded(depo("again", checkpoint_every=every, keep=9)), progress=False)
+    last_good = 3 if every == 1 else 2
+    assert [(row["step"], row["from"]) for row in of_kind(run, "rollback")] == [(last_good, 5)]
+    assert taken == [0, 1, 2, 3, 4, *([5] if every == 2 else []), *range(5, 5 + 6 - last_good)]
+
+
 @pytest.mark.parametrize("killed_before", [5, 6, 7, 8])
 def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
     text: MakeConfig, killed_before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before batches 5 and 6 there is trouble, before 7 the rollback has just been made, before 8 it has gone on."""
+    """Before batches 5 and 6 there is trouble, before 7 and 8 the run has gone back, and on with batch 6."""
     changes = {"steps": 8, "checkpoint_every": 4, "log_every": 1}
     with planted(TROUBLE, "embedded"):
         expected = train(guarded(text("whole", **changes)), progress=False)
@@ -242,10 +255,49 @@ def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
             train(config, progress=False)
     with planted(TROUBLE, "embedded") as taken:
         run = train(config, progress=False)
-    assert taken[0] == (4 if killed_before < 7 else 7)  # a rollback that was made is not made again
+    assert taken[0] == (4 if killed_before < 7 else 6)  # a rollback that was made is not made again
     assert_same(tensors(run, 8), tensors(expected, 8), 0.0)
     assert position(run, 8) == position(expected, 8)
     assert rows(run) == rows(expected)
+
+
+@pytest.mark.parametrize("at", [4, 5, 6, 7])
+@pytest.mark.parametrize("then", ["rollback", "stop"])
+def test_a_run_that_was_stopped_around_trouble_is_the_same_run(
+    text: MakeConfig, at: int, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after step 5 or 6, whose verdicts nobody has read: the run that goes on must meet the trouble, too."""
+    changes = {"steps": 8, "checkpoint_every": 4, "log_every": 1}
+
+    class Stopped(Stop):
+        @contextmanager
+        def update(self, step: int) -> Iterator[None]:
+            with super().update(step):
+                yield
+            if step == at:
+                with suppress(UserError):
+                    self._save()
+                raise KeyboardInterrupt
+
+    def outcome(config: Config) -> Path | str:
+        with planted(TROUBLE, "embedded"):
+            try:
+                return train(config, progress=False)
+            except UserError as error:
+                return str(error)
+
+    expected, config = outcome(guarded(text("whole", **changes), then)), guarded(text("stopped", **changes), then)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "Stop", Stopped)
+        outcome(config)
+    got = outcome(config)
+    if isinstance(expected, str):
+        assert got == expected
+    else:
+        assert isinstance(got, Path)
+        assert_same(tensors(got, 8), tensors(expected, 8), 0.0)
+        assert position(got, 8) == position(expected, 8)
+        assert rows(got) == rows(expected)
 
 
 def test_it_goes_back_to_a_checkpoint_from_before_the_trouble(depo: MakeConfig) -> None:

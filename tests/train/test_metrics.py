@@ -22,8 +22,9 @@ def test_rows_after_a_checkpoint_are_dropped(evaluated: bool, rollbacks: int, ke
     with Metrics(tmp_path, None, False, 0) as metrics:
         for kind, step in (("train", 1), ("train", 2), ("eval", 2), ("train", 3)):
             metrics.write(kind, step, {"loss": 1.0})
-        metrics.write("skipped", 3, {"rollbacks": 0})
+        metrics.write("skipped", 3, {"rollbacks": 0, "samples": "a\u2028b"})  # a line to some, but not in JSON
     with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "skipped", "step": 1, "rollbacks": null}\n')
         file.write("[" * 100_000 + "\n")  # no row, and more than Python's parser takes
         file.write('{"kind": "train", "st')  # cut short by a crash
     with Metrics(tmp_path, 2, evaluated, rollbacks):
