@@ -97,7 +97,8 @@ class Engine:
         self.microbatches = 1 if mesh.pp_size() > 1 else microbatches
         self._tied = tied if mesh.pp_size() > 1 else None
         owners = _Owners({name: parameters[name] for name in optimizer.names}, self._tied)
-        self._deepspeed = _initialize(model, optimizer, zero, precision, self.microbatches, offload)
+        config = _config(model, zero, precision, self.microbatches, offload)
+        self._deepspeed = _initialize(model, optimizer, config)
         self.partition = _partition(self._deepspeed, zero, {name: v.shape for name, v in values.items()}, owners)
         self._accept(values, precision)
         optimizer.attach(self.partition)
@@ -191,10 +192,8 @@ class _Owners:
         self.counted = parameters.keys() - copies - replicas
 
 
-def _initialize(
-    model: nn.Module, optimizer: ShardedOptimizer, zero: int, precision: str, microbatches: int, offload: bool
-) -> Any:
-    """DeepSpeed's engine: quiet, compiling nothing, leaving norm and clipping to the optimiser."""
+def _initialize(model: nn.Module, optimizer: ShardedOptimizer, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine: quiet, compiling nothing."""
     os.environ.setdefault("LOCAL_RANK", "0")  # asked for even in a world of one
     os.environ.setdefault("DS_ACCELERATOR", mesh.device().type)  # otherwise it looks around, and warns
     import deepspeed
@@ -203,6 +202,13 @@ def _initialize(
     # Of its own kernels none is needed. Asked which there could be, it tries the compiler on every rank, with files in
     # the system's temporary folder, and then builds one (a minute) that does little on one machine.
     deepspeed.ops.__compatible_ops__ = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # one of its optimisers prints memory figures
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=Grid)
+    return engine
+
+
+def _config(model: nn.Module, zero: int, precision: str, microbatches: int, offload: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration: norm and clipping are left to the optimiser, wherever it lets them be."""
     bf16 = precision == "bf16"
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # only its product with the next is used, in counters we don't read
@@ -226,10 +232,10 @@ def _initialize(
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": mesh.device().type == "cuda"}
         config["zero_force_ds_cpu_optimizer"] = False  # ours works on either side
     elif zero == 2 or (zero == 1 and not bf16):
-        config["zero_optimization"]["compute_grad_norm"] = False  # the other stages insist on computing it
-    with contextlib.redirect_stdout(io.StringIO()):  # one of its optimisers prints memory figures
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=Grid)
-    return engine
+        # The optimiser does that, and the host does not wait for it. The other stages insist.
+        config["zero_optimization"]["compute_grad_norm"] = False
+        config["bf16"]["check_grad_overflow"] = False
+    return config
 
 
 def _bucket(model: nn.Module) -> int:

@@ -199,7 +199,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each position, in at least fp32.
 
     Args:
-        logits: [n, vocabulary of this rank]. targets: [n] int64, ids of the whole vocabulary.
+        logits: [n, vocabulary of this rank]; overwritten where there are several such ranks and they are fp32.
+        targets: [n] int64, ids of the whole vocabulary.
     Returns:
         [n] losses in nats.
     """

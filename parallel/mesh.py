@@ -183,6 +183,8 @@ def model_group() -> dist.ProcessGroup:
 
 def place() -> str:
     """This rank in words, for messages: number, host, and where in the grid."""
+    if not parallel_state.model_parallel_is_initialized():
+        return f"rank {os.environ.get('RANK', 0)} on {os.uname().nodename}, which joins the others"
     where = f"stage {pp_rank()} of {pp_size()}, tp {tp_rank()} of {tp_size()}, dp {dp_rank()} of {dp_size()}"
     return f"rank {dist.get_rank()} on {os.uname().nodename} ({where})"
 

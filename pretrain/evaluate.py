@@ -43,10 +43,11 @@ class _Keeper:
 
     def __call__(self, plan: WindowPlan, y: Tensor, goal: Tensor) -> Tensor:
         logits = self.model.logits(y)
+        best = likeliest(logits)  # before the cross-entropy, which works in their place where they are split over tp
         losses = cross_entropy(logits, goal)
         rows, columns = plan.scored // plan.width, plan.scored % plan.width + plan.tokens.start
         self.loss[rows, columns] = losses.float().cpu()
-        self.best[rows, columns] = likeliest(logits).cpu()
+        self.best[rows, columns] = best.cpu()
         return losses
 
 

@@ -253,7 +253,8 @@ class Reading:
         head: Head | None,
     ) -> None:
         self.model, self.batch, self.plans = model, batch, plans
-        self.memory = Memory(model.empty_state(batch.size[0]) if state is None else state)
+        self.memory: Memory  # from the first window on, and until the last, if no document goes on
+        self._given, self._carries = state, bool(batch.carries.any())
         self._recompute, self._probe = recompute, probe
         self._head: Head = head or (lambda _, y, goal: model.losses(y, goal))
         self._tokens, self._targets, self._valid = (
@@ -291,6 +292,8 @@ class Reading:
 
     def _open(self, p: WindowPlan) -> Window:
         """Begins a window: what the rows' new documents may not remember is forgotten."""
+        if p is self.plans[0]:
+            self.memory = Memory(self._given or self.model.empty_state(self.batch.size[0]))
         state = self.memory.state
         if p.cut:
             state = state.detach()
@@ -369,13 +372,15 @@ class Reading:
         self._window, self.memory = None, Memory(state)
         if self._probe is not None:
             self._probe.end_window(state)
+        if p is self.plans[-1] and not self._carries:
+            self.memory = Memory(self.model.empty_state(0))  # other microbatches may have to wait for their turn
 
     def output(self) -> Output:
         """When every pass is done; detached. Of pipeline stages the last has the losses, the others have zeros."""
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         zero = torch.zeros((), device=self.model.device, dtype=dtype)
         losses = torch.stack([self._losses.get(w, zero) for w in range(self.batch.starts.shape[1])])
-        carried = self.memory.state.detach() if bool(self.batch.carries.any()) else None
+        carried = self.memory.state.detach() if self._carries else None
         return Output(losses.sum(), losses, carried)
 
 

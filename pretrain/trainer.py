@@ -83,17 +83,23 @@ def train(config: Config, progress: bool = True) -> Path:
     try:
         mesh.initialize(parallel.tp, parallel.pp, parallel.sequence_parallel, parallel.patience)
     except ValueError as error:
-        raise UserError(f"parallel.tp = {parallel.tp}, parallel.pp = {parallel.pp}: {error}") from None
+        start = f"torchrun --nproc-per-node={parallel.tp * parallel.pp} -m launch train ..."
+        what = f"parallel.tp = {parallel.tp}, parallel.pp = {parallel.pp}: {error}"
+        raise UserError(f"{what}; start a multiple of tp x pp, as by {start}") from None
     with ExitStack() as cleanup:
         cleanup.enter_context(watchdog.watching(parallel.patience))
         torch.manual_seed(config.run.seed)
+        _check_rows_divide(config)
         source = make_source(config)
         cleanup.callback(source.close)
         config, shown = _resolved(config, source), progress and dist.get_rank() == 0
+        evaluation = make_evaluation(config)
+        for batch in evaluation.batches:
+            _check_tokens_divide(batch.size[1], config)
         trouble = None
         while True:
             with ExitStack() as attempt:
-                outcome = _train(config, source, shown, trouble, attempt)
+                outcome = _train(config, source, evaluation, shown, trouble, attempt)
             if isinstance(outcome, Path):
                 return outcome
             trouble = outcome
@@ -101,7 +107,7 @@ def train(config: Config, progress: bool = True) -> Path:
 
 
 def _train(
-    config: Config, source: Source, shown: bool, trouble: Trouble | None, cleanup: ExitStack
+    config: Config, source: Source, evaluation: Evaluation, shown: bool, trouble: Trouble | None, cleanup: ExitStack
 ) -> Path | Trouble:
     """Trains to the end, or until too many steps in a row were skipped. After `trouble` it goes on from before it."""
     settings, run = config.train, Path(config.run.dir) / config.run.name
@@ -129,13 +135,14 @@ def _train(
         now = give_back(checkpoint, model, optimizer, source, config)
     else:
         now = at_the_beginning(source, settings.microbatches)
-    evaluation = make_evaluation(config)
     begun = start if checkpoint else None
     metrics = _on_rank_0(
         "opens metrics.jsonl", lambda: cleanup.enter_context(Metrics(run, begun, now.evaluated, now.rollbacks.total))
     )
     guard = Guard(config.guard, metrics, progress.say, now.rollbacks.total)
     meter = Meter(config, source, start, int(now.tokens))
+    rates = {"muon": config.optimizer.muon_lr} if config.optimizer.name == "muon" else {}
+    rates["adamw"] = config.optimizer.adamw_lr
     saver = cleanup.enter_context(Saver(run, config, begun if now.evaluated and not trouble else None))
 
     def save() -> None:
@@ -187,7 +194,8 @@ def _train(
             tokens = now.tokens + read
             if probe is not None:
                 row = {"tokens": int(tokens), **_losses([out.window_loss for out in outputs], batch, config)}
-                row |= {"lr": optimizer.rate * config.optimizer.muon_lr, **_health(optimizer), **probe.summary()}
+                row |= {f"lr_{name}": optimizer.rate * lr for name, lr in rates.items()}
+                row |= {"grad_norm": float(optimizer.grad_norm), "skipped": int(optimizer.skipped), **probe.summary()}
                 row |= meter.rates(done, row["tokens"], batch)
                 if metrics:
                     metrics.write("train", done, row)
@@ -206,6 +214,7 @@ def _train(
                 save()
     save()
     saver.wait()
+    progress.say(f"done; next: hypnos eval {run}, hypnos report {run}")
     return run
 
 
@@ -217,14 +226,17 @@ def make_source(config: Config) -> Source:
     return TaskSource(make_task(config, config.sleep.window), *settings)
 
 
-def _resolved(config: Config, source: Source) -> Config:
-    """The configuration with nothing left to be filled in, checked against the data and the ranks."""
+def _check_rows_divide(config: Config) -> None:
     share = mesh.dp_size() * config.train.microbatches
     if config.train.batch % share:
         raise UserError(
             f"train.batch = {config.train.batch} does not divide by {mesh.dp_size()} data-parallel ranks x "
             f"train.microbatches = {config.train.microbatches}; make it a multiple of {share}"
         )
+
+
+def _resolved(config: Config, source: Source) -> Config:
+    """The configuration with nothing left to be filled in, checked against the data and this machine."""
     vocab_size = config.model.vocab_size or source.vocab_size
     if vocab_size < source.vocab_size:
         raise UserError(
@@ -316,17 +328,17 @@ def _microbatches(batch: Batch, config: Config, step: int) -> list[Batch]:
     """This rank's rows in equal parts."""
     share = batch.size[0] // config.train.microbatches
     parts = [batch.rows(begin, begin + share) for begin in range(0, batch.size[0], share)]
-    if config.parallel.sequence_parallel:
-        _check_tokens_divide(share, batch.size[1], config)
+    _check_tokens_divide(batch.size[1], config)
     if not all(bool((part.targets != IGNORE).any()) for part in parts):
         raise UserError(f"step {step}: a microbatch of {share} rows has no token to predict; lower train.microbatches")
     return parts
 
 
-def _check_tokens_divide(rows: int, tokens: int, config: Config) -> None:
-    """Every window of a microbatch is shared out by tokens."""
+def _check_tokens_divide(tokens: int, config: Config) -> None:
+    """Where sequences are split, every window of a microbatch is shared out. tokens: of a row."""
     L, tp = config.sleep.window, config.parallel.tp
-    for width in {min(L, tokens), tokens % L or L}:
+    rows = config.train.batch // mesh.dp_size() // config.train.microbatches
+    for width in {min(L, tokens), tokens % L or L} if config.parallel.sequence_parallel else ():
         if rows * width % tp:
             raise UserError(
                 f"parallel.sequence_parallel: a microbatch has windows of {rows} x {width} tokens, which do not divide "
@@ -336,7 +348,7 @@ def _check_tokens_divide(rows: int, tokens: int, config: Config) -> None:
 
 def _count(batch: Batch) -> tuple[Tensor, Tensor]:
     """Scored tokens and valid tokens of the step, over all ranks; the host does not wait for them."""
-    counts = torch.stack([(batch.targets != IGNORE).sum(), batch.valid.sum()]).to(mesh.device())
+    counts = torch.stack([(batch.targets != IGNORE).sum(), batch.valid.sum()]).to(mesh.device(), non_blocking=True)
     if mesh.dp_size() > 1:
         dist.all_reduce(counts, group=mesh.dp_group())
     return counts[0], counts[1]
@@ -357,11 +369,6 @@ def _losses(window_losses: list[Tensor], batch: Batch, config: Config) -> dict[s
     by_window = [s / n if n else None for s, n in zip(*both.tolist(), strict=True)]
     total, count = both.sum(dim=1).tolist()
     return {"loss": total / count, "loss_per_window": by_window}
-
-
-def _health(optimizer: MuonAdamW) -> dict[str, Any]:
-    """The gradient's norm before clipping, and how many steps have been skipped because it was not finite."""
-    return {"grad_norm": float(optimizer.grad_norm), "skipped": int(optimizer.skipped)}
 
 
 def _evaluate(

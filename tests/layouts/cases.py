@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from math import prod
 from typing import NamedTuple
 
 from tests.layouts.problem import Problem
@@ -13,7 +14,7 @@ from tests.layouts.worker import Layout
 class Case(NamedTuple):
     layout: Layout
     problem: Problem
-    fault: str | None = None
+    plant: str | None = None  # see planted.py
 
     def __str__(self) -> str:
         changed = [
@@ -22,7 +23,7 @@ class Case(NamedTuple):
             for k, v in vars(new).items()
             if v != vars(old)[k]
         ]
-        return " ".join(changed)
+        return " ".join([*changed, *([self.plant] if self.plant else [])])
 
 
 # Largest relative errors, see worker.errors. In bf16 a different order of additions changes the last of 8 bits in
@@ -43,12 +44,16 @@ DAILY = [
     Case(Layout(pp=2, microbatches=2, recompute="block"), Problem(precision="bf16", tied=True, passes=2)),
     Case(Layout(dp=2, zero=2, microbatches=2, offload=True), Problem(when="context", coda=2)),
     Case(Layout(dp=2, zero=3), Problem(when="context", prelude=1)),
+    Case(Layout(dp=2, zero=3, recompute="unit"), Problem(tied=True, when="context", coda=1), "weights leave at once"),
+    Case(Layout(dp=2, zero=3), Problem(eviction="sliding"), "weights come early, and leave at once"),
+    Case(Layout(pp=2, microbatches=2), Problem(when="context", prelude=1, truncate_passes=1)),
     # four
     Case(Layout(tp=2, pp=2, microbatches=2, recompute="unit"), Problem(eviction="sliding", when="context", coda=2)),
     Case(Layout(tp=2, pp=2, sequence_parallel=True, microbatches=2), Problem(tied=True, precision="bf16", passes=2)),
     Case(Layout(tp=2, dp=2, zero=2), Problem(passes=1)),
     Case(Layout(tp=2, dp=2, zero=0, recompute="block"), Problem(tied=True)),
     Case(Layout(pp=2, dp=2, microbatches=2), Problem(tied=True, optimizer="adamw")),
+    Case(Layout(pp=2, dp=2, microbatches=4), Problem(eviction="sliding", when="context", prelude=1, truncate_passes=1)),
     Case(Layout(pp=4, microbatches=4), Problem(prelude=1, coda=2, when="context", layers=("delta", "attention") * 3)),
     Case(Layout(pp=4, microbatches=2), Problem(layers=("attention", "delta", "delta", "attention"), when="context")),
 ]  # fmt: skip
@@ -77,25 +82,29 @@ PAIRS = [
 def everything() -> Iterator[Case]:
     """All layouts of up to eight ranks, every ZeRO stage, N = 1 and 3; under each, every pair of the other choices.
 
-    Beside them, the daily ones, and offloading wherever it is allowed.
+    Those of the second kind (eviction and what follows it) meet every pair of their own kind under each, and of the
+    first another in the next. Beside them, the daily ones, and offloading wherever it is allowed.
     """
     yield from DAILY
     for split, zero, precision in itertools.product(("tp", "dp", "pp"), (1, 2, 3), ("fp32", "bf16")):
         if split != "pp" or (zero, precision) == (1, "fp32"):
             layout = Layout(**{split: 2}, zero=zero, offload=True, microbatches=2)
             yield Case(layout, Problem(precision=precision, tied=True))
-    for tp, pp, dp in itertools.product((1, 2), (1, 2, 4), (1, 2)):
-        if tp * pp * dp > 8:
-            continue
-        for zero, passes, bits in itertools.product((1,) if pp > 1 else range(4), (1, 3), PAIRS):
-            recompute, parts, low, adamw, context, tied, padded = bits
+    grids = [grid for grid in itertools.product((1, 2), (1, 2, 4), (1, 2)) if prod(grid) <= 8]
+    combinations = [(*grid, zero, n) for grid in grids for zero in ((1,) if grid[1] > 1 else range(4)) for n in (1, 3)]
+    for turn, (tp, pp, dp, zero, passes) in enumerate(combinations):
+        for first, second in zip(PAIRS, PAIRS[turn % 8 :] + PAIRS[: turn % 8], strict=True):
+            recompute, parts, low, adamw, context, tied, padded = first
+            sliding, prelude, coda, few_passes, few_windows, many_parts, _ = second
             layout = Layout(
                 tp=tp, pp=pp, dp=dp, zero=zero, recompute=("none", "unit")[recompute],
-                microbatches=(1, 1 if low and zero == 0 else 2)[parts],  # ZeRO 0 would add them up in bf16
+                microbatches=(1, 1 if low and zero == 0 else (2, 4)[many_parts])[parts],  # ZeRO 0 would add up in bf16
                 sequence_parallel=tp > 1 and bool(context ^ parts),
             )  # fmt: skip
             problem = Problem(
                 passes=passes, precision=("fp32", "bf16")[low], optimizer=("muon", "adamw")[adamw],
                 when=("always", "context")[context], tied=bool(tied), padded=bool(padded),
+                eviction=("hard", "sliding")[sliding], prelude=prelude, coda=coda, truncate_passes=few_passes,
+                truncate_windows=2 * few_windows,
             )  # fmt: skip
             yield Case(layout, problem)

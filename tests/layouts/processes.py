@@ -40,7 +40,7 @@ def run(script: str, world: int, *arguments: object, timeout: float = 300) -> su
 def compare(cases: Sequence[Case], folder: Path) -> list[dict[str, float]]:
     """The errors of every case; all have the same number of ranks, which are started once."""
     (world,) = {case.layout.world for case in cases}
-    (folder / "cases.json").write_text(json.dumps([(asdict(c.layout), asdict(c.problem), c.fault) for c in cases]))
+    (folder / "cases.json").write_text(json.dumps([(asdict(c.layout), asdict(c.problem), c.plant) for c in cases]))
     for number, case in enumerate(cases):
         torch.save(vars(expected(case.problem)), folder / f"reference-{number}.pt")
     done = run("tests/layouts/worker.py", world, folder, timeout=180 + 60 * len(cases))

@@ -55,7 +55,7 @@ def test_planted_errors_are_found(tmp_path: Path) -> None:
     found = compare(FAULTY, tmp_path)
     assert len(found) == len(FAULTY)
     for case, seen in zip(FAULTY, found, strict=True):
-        assert excess(case, seen), f"{case.fault} went unnoticed: {seen}"
+        assert excess(case, seen), f"{case.plant} went unnoticed: {seen}"
 
 
 @pytest.mark.parametrize("when", ["always", "context"])

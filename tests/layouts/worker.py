@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node=4 tests/layouts/worker.py FOLDER
 
-FOLDER has cases.json, a list of [layout, problem, fault], and reference-K.pt, the solutions of the problems.
+FOLDER has cases.json, a list of [layout, problem, what is planted], and reference-K.pt, the solutions of the problems.
 Rank 0 writes errors.json there: for each case, the largest relative error of everything that is compared.
 """
 
@@ -27,7 +27,7 @@ from pretrain.optimizer import MuonAdamW
 from pretrain.snapshot import Lanes
 from pretrain.step import accumulate
 from tests import gathered
-from tests.layouts import faults
+from tests.layouts.planted import planted
 from tests.layouts.problem import ROWS, STEPS, Problem, Solution
 
 
@@ -119,14 +119,14 @@ def errors(got: Solution, expected: Solution) -> dict[str, float]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found, standing = [], None
-    for number, (settings, task, fault) in enumerate(json.loads((folder / "cases.json").read_text())):
+    for number, (settings, task, plant) in enumerate(json.loads((folder / "cases.json").read_text())):
         layout, problem = Layout(**settings), Problem(**task | {"layers": tuple(task["layers"])})
         grid = (layout.tp, layout.pp, layout.sequence_parallel)
         if grid != standing:  # every grid leaves threads behind that wait for nothing
             mesh.parallel_state.destroy_model_parallel()
             mesh.initialize(*grid, patience=120)
             standing = grid
-        with faults.planted(fault):
+        with planted(plant):
             got = solve(problem, layout)
         if dist.get_rank() == 0:
             expected = torch.load(folder / f"reference-{number}.pt", weights_only=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from parallel import mesh
 from pretrain import settings, trainer
+from pretrain.evaluate import _Keeper
 from tests.train import reference
 from tests.train.test_engine import assert_same, train
 
@@ -20,6 +23,7 @@ def main(folder: Path) -> None:
     compare(reference.Trained(**torch.load(folder / "expected.pt")))
     for path in sorted(folder.glob("*.toml")):
         trainer.train(settings.load(path), progress=False)
+    check_near_ties()
     mesh.shutdown()
 
 
@@ -37,6 +41,20 @@ def compare(expected: reference.Trained) -> None:
                 assert not got.weights and not got.moments
         got = train(zero, "bf16", 1, 4)
         assert got.losses == pytest.approx(expected.losses, rel=2e-2), zero
+
+
+def check_near_ties() -> None:
+    """The likeliest of two tokens whose probabilities are the same in fp32, on ranks that share the vocabulary."""
+    mesh.parallel_state.destroy_model_parallel()
+    mesh.initialize(tp=2)
+    logits = torch.zeros(1, 8)
+    logits[0, 5], logits[0, 7] = 1e-9, 2e-9
+    model: Any = SimpleNamespace(logits=lambda y: logits.chunk(2, dim=1)[mesh.tp_rank()].clone())
+    batch: Any = SimpleNamespace(size=(1, 1))
+    plan: Any = SimpleNamespace(scored=torch.tensor([0]), width=1, tokens=slice(0, 1))
+    keeper = _Keeper(model, batch)
+    keeper(plan, torch.zeros(1, 1), torch.tensor([3]))
+    assert keeper.best.item() == 7
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Errors that are planted to show that the comparison with one process finds them."""
+"""Errors that are planted to show that the comparison with one process finds them, and what it must not notice."""
 
 from __future__ import annotations
 
@@ -26,8 +26,22 @@ def _no_gradient_round_the_ring(*arguments: Any) -> Any:
     return tuple(leg.__class__(**leg.__dict__ | {"returns": False}) for leg in _legs(*arguments))
 
 
-_square, _legs = shards.Partition.square, step.legs
-FAULTS = {
+def _weights_leave_at_once(prefetched: int) -> Any:
+    """ZeRO 3 as it is with weights too large to stay: gathered when a layer needs them, and then released."""
+
+    def config(*arguments: Any) -> Any:
+        kept = ("param_persistence_threshold", "max_reuse_distance", "max_live_parameters")
+        changes = {f"stage3_{name}": 0 for name in kept} | {"stage3_prefetch_bucket_size": prefetched}
+        found = _config(*arguments)
+        return found | {"zero_optimization": found["zero_optimization"] | changes}
+
+    return config
+
+
+_square, _legs, _config = shards.Partition.square, step.legs, engine._config
+PLANTED = {
+    "weights leave at once": (engine, "_config", _weights_leave_at_once(0)),
+    "weights come early, and leave at once": (engine, "_config", _weights_leave_at_once(1000)),
     "one tp rank's gradient dropped": (shards.Partition, "complete", lambda self, gradient: None),
     "shared parameters counted twice in the norm": (shards.Partition, "square", _everything_counts),
     "gradient of the fast weights dropped": (pipeline.Pipeline, "_cut", staticmethod(_stays_in_no_graph)),
@@ -37,11 +51,11 @@ FAULTS = {
 
 
 @contextlib.contextmanager
-def planted(fault: str | None) -> Iterator[None]:
-    """Inside, the named error is there."""
-    if fault is None:
+def planted(what: str | None) -> Iterator[None]:
+    """Inside, what has that name is there."""
+    if what is None:
         yield
         return
-    owner, name, wrong = FAULTS[fault]
-    with mock.patch.object(owner, name, wrong):
+    owner, name, other = PLANTED[what]
+    with mock.patch.object(owner, name, other):
         yield
