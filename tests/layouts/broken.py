@@ -1,4 +1,4 @@
-"""Run by torchrun: the `hypnos` command on ranks of which the last one breaks, for test_failures.py.
+"""Run by torchrun: the `hypnos` command on ranks of which the last one breaks, or the first takes its time.
 
     torchrun --nproc-per-node=2 tests/layouts/broken.py HOW CONFIG [key=value ...]
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.cli import main
-from pretrain import sleep
+from pretrain import sleep, trainer
 from pretrain.tasks.source import TaskSource
 
 UNIT = (1, 2)  # window and pass in which it happens
@@ -37,6 +37,17 @@ def _lose_rows() -> None:
     TaskSource.next = lambda self: take(self).rows(0, self.rows // 2)  # type: ignore[method-assign]
 
 
+def _verify_slowly(seconds: float) -> None:
+    """As a large checkpoint on a slow disk makes the first rank do."""
+    take = trainer._take_folder
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return take(*arguments)
+
+    trainer._take_folder = slow
+
+
 def _raise() -> None:
     raise RuntimeError("a cosmic ray")
 
@@ -47,9 +58,10 @@ WAYS: dict[str, Callable[[], Any]] = {
     "stops": lambda: _break_in_the_unit(lambda: os.kill(os.getpid(), signal.SIGSTOP)),
     "raises": lambda: _break_in_the_unit(_raise),
     "loses rows": _lose_rows,
+    "verifies slowly": lambda: _verify_slowly(18),
 }
 
 if __name__ == "__main__":
-    if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+    if int(os.environ["RANK"]) == (0 if sys.argv[1] == "verifies slowly" else int(os.environ["WORLD_SIZE"]) - 1):
         WAYS[sys.argv[1]]()
     sys.exit(main(["train", *sys.argv[2:]]))

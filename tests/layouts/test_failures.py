@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -46,3 +49,28 @@ def test_a_broken_rank_ends_the_job(how: str, pp: int, seconds: float, messages:
         assert re.search(message, done.stderr), done.stderr[-5000:]
     left = [p.pid for p in psutil.process_iter(["cmdline"]) if folder in (p.info["cmdline"] or [])]
     assert not left, "processes were left behind"
+
+
+def test_a_first_rank_that_verifies_for_long_is_waited_for(tmp_path: Path) -> None:
+    """For longer than twice its patience, which is the limit of a collective."""
+    config, folder = ROOT / "configs/depo-small.toml", f"run.dir={tmp_path}"
+    done = run("tests/layouts/broken.py", 2, "verifies slowly", config, folder, *SETTINGS, "train.steps=1")
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def test_a_rank_that_never_comes_is_missed(tmp_path: Path) -> None:
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch", "train", ROOT / "configs/depo-small.toml", "parallel.patience=1"]
+    done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"hypnos: error: rank 0 on \S+, which joins the others, .*: another rank has gone", line)
+    assert done.returncode == 1
+
+
+def test_sequences_that_cannot_be_split_are_refused_at_once(tmp_path: Path) -> None:
+    settings = ["parallel.tp=2", "parallel.sequence_parallel=true", "train.batch=1", "sleep.window=17"]
+    config, folder = ROOT / "configs/depo-small.toml", f"run.dir={tmp_path}"
+    done = run("launch/__main__.py", 2, "train", config, folder, *settings, "depo.context=17", "depo.queries=4")
+    message = "a microbatch has windows of 1 x 17 tokens, which do not divide by parallel.tp = 2"
+    assert message in done.stderr and "AssertionError" not in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir()), "something was made before"
