@@ -93,7 +93,7 @@ def _write_splits(
             if not split.samples:
                 count = sum(s.samples for s in splits.values())
                 raise UserError(
-                    f"--holdout {holdout} of {count} documents leaves none for {name}; "
+                    f"--holdout {holdout:g} of {count} documents leaves none for {name}; "
                     "give another share, 0 to hold out none, or a corpus of more documents"
                 )
         return {name: split.finish() for name, split in splits.items()}
