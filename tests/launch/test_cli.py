@@ -31,7 +31,8 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 def examples(text: str) -> list[list[str]]:
     """The arguments of `hypnos` in every line that calls it, without what is piped into it and out of it."""
-    found = re.findall(r"^(?:.*\|)?[# ]*(?:hypnos|torchrun \S+ -m launch)\b([^|\n]*)", text, re.MULTILINE)
+    lines = text.replace("\\\n", " ")
+    found = re.findall(r"^(?:.*\|)?[# ]*(?:hypnos|torchrun \S+ -m launch)\b([^|\n]*)", lines, re.MULTILINE)
     return [shlex.split(arguments, comments=True) for arguments in found]
 
 
