@@ -9,6 +9,8 @@ time is what the schedule allows, the measured one has messages and the interpre
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
 from collections.abc import Callable
 
@@ -80,6 +82,10 @@ def idle(M: int, N: int) -> tuple[float, float]:
 
 def main() -> None:
     """Prints the table on rank 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    if mesh.world_size() == 1:
+        sys.exit("benchmarks.bubble: one stage is never idle; start it with torchrun, on two ranks or more")
     torch.set_num_threads(1)
     mesh.initialize(pp=mesh.world_size())
     if dist.get_rank() == 0:

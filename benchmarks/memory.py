@@ -173,12 +173,16 @@ def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
         )
 
 
+def commit() -> str:
+    """What is checked out, "-dirty" after it if files differ from that; empty without git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+
+
 def heading(plan: Plan) -> Iterator[str]:
     """What was measured, where, when and of which commit."""
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     cpu = model[0].partition(":")[2].strip() if model else platform.machine()
-    described = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(described, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     yield "# Memory and time of a training step"
     yield ""
     yield (
@@ -196,7 +200,7 @@ def heading(plan: Plan) -> Iterator[str]:
     yield ""
     yield (
         f"`python -m benchmarks.memory` on {os.cpu_count()} cores ({cpu}), {date.today()}, "
-        f"commit {commit or 'unknown'}."
+        f"commit {commit() or 'unknown'}."
     )
     yield ""
 
@@ -223,6 +227,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few rows of a smaller model")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there instead of printing it")
     args = parser.parse_args()
+    if args.out and commit().endswith("-dirty"):
+        sys.exit("benchmarks.memory: a report names the commit that it measured, and files here differ: commit first")
     plan = QUICK if args.quick else Plan()
     peaks, seconds = {}, {}
     for P in plan.stages:

@@ -11,6 +11,7 @@ PLAN is the JSON of a `benchmarks.memory.Plan`. Rank 0 writes to FILE what `benc
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
@@ -177,4 +178,9 @@ def main(what: str, p: Plan, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Plan(**json.loads(sys.argv[2])), Path(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("peak", "seconds"))
+    parser.add_argument("plan", metavar="PLAN", type=lambda text: Plan(**json.loads(text)))
+    parser.add_argument("file", metavar="FILE", type=Path)
+    args = parser.parse_args()
+    main(args.what, args.plan, args.file)

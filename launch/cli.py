@@ -30,8 +30,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"hypnos: error: {message} (`{self.prog} --help` shows an example)\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; returns the exit status."""
+def make_parser() -> Parser:
+    """The whole command line: what it parses has the subcommand's `run`."""
     parser = Parser(
         prog="hypnos",
         description="Pretraining of language models that sleep.",
@@ -40,7 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.register(commands)
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit status."""
+    chosen = make_parser().parse_args(arguments)
     quiet()
     try:
         status: int | None = chosen.run(chosen)

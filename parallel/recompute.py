@@ -17,8 +17,6 @@ from parallel.block import Block
 from parallel.state import BlockState
 from parallel.window import Window
 
-POLICIES = ("none", "unit", "block")
-
 
 def kept(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
     """function(*inputs), of which backward keeps only the inputs if `recompute`."""
@@ -38,7 +36,7 @@ def run_unit(
     """Runs h [B, T, D] through the blocks, updating their states.
 
     Args:
-        policy: one of POLICIES.
+        policy: "none" | "unit" | "block".
         dead_end: nothing reads the h that comes out, so whatever follows the last write into a
             memory that outlives the window (fast weights; keys under sliding eviction) is not computed.
     Returns:

@@ -87,10 +87,6 @@ class State(NamedTuple):
             blocks=blocks, attendable=attendable, position=self.position.masked_fill(starts, 0)
         )
 
-    def rows(self, start: int, stop: int) -> State:
-        """The state of rows start..stop-1."""
-        return self.map(lambda t: t[start:stop])
-
     def named_tensors(self, first: int = 0) -> dict[str, Tensor]:
         """Every tensor by name (`blocks.1.S`, `position`, ...), for a checkpoint.
 

@@ -70,8 +70,8 @@ class DepoConfig:
 
 @dataclass(kw_only=True)
 class Rule110Config:
-    width: int = 24
-    rings: int = 4
+    width: int = 24  # cells of a ring; sleep.window is a multiple of it, or it of sleep.window
+    rings: int = 4  # they fill whole windows
     steps: int = 32  # t, applications of the rule
 
 
@@ -132,7 +132,8 @@ class TrainConfig:
 class GuardConfig:
     """Steps whose numbers go wrong (docs/guard.md). One whose loss or gradient norm is not finite is always skipped."""
 
-    spike: float = 0.0  # one with more than so many times its running mean of either is skipped too; 0: it is not
+    # also skip a step whose loss or gradient norm exceeds this many times its running mean; 0: never
+    spike: float = 0.0
     limit: int = 10  # so many skipped steps in a row are trouble
     then: str = "stop"  # "stop", explained | "rollback": back to the newest checkpoint, on with the data after that
     rollbacks: int = 3  # to one checkpoint; after so many it stops

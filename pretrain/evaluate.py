@@ -159,7 +159,6 @@ def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
 
 def evaluate_run(run: Path, passes: list[int] | None = None) -> list[Metrics]:
     """Evaluates a run's newest checkpoint at each N of `passes` (the trained N and 1 if None)."""
-    mesh.initialize()
     model, config = load_model(run)
     evaluation = make_evaluation(config)
     model = model.to(mesh.device())

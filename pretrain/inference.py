@@ -157,7 +157,6 @@ def generate_run(
     Raises:
         UserError: the run was not trained on text, or has no checkpoint.
     """
-    mesh.initialize()
     model, config = load_model(run)
     if config.data.task != "text":
         raise UserError(f"{run} was trained on the task {config.data.task!r}, which has no text to generate")

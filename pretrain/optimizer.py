@@ -3,7 +3,7 @@
 For a matrix with gradient G (already clipped by the global norm) and momentum M:
 
     M = mu M + G;  U = G + mu M                                     Nesterov
-    O = Newton-Schulz(U)            U = A diag(s) B^T  ->  about A B^T, all singular values near 1
+    O = Newton-Schulz(U)            U = A diag(s) B^T  ->  about A B^T: s becomes 0.7..1.2
     W = W - lr (wd W + sqrt(max(1, rows / columns)) O)
 
 (Jordan et al., "Muon", 2024; momentum 0.95 and 5 steps as in arXiv 2605.26099.) Momentum and moments are
@@ -28,7 +28,7 @@ from parallel.slices import Piece
 from pretrain.config import OptimizerConfig
 from pretrain.verdict import Judge
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; its fixed points are where singular values end up
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steep at 0 rather than exact: five steps bring s to about 0.7..1.2, not to 1
 NEWTON_SCHULZ_STEPS = 5
 ADAM_EPS = 1e-8
 

@@ -101,18 +101,6 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
     print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, out / "report.md"]))
 
 
-def accuracy_by_hops(runs: dict[str, Path], out: Path) -> str:
-    """Draws the Depo accuracy of labelled runs into the PNG file `out`; returns the table of it."""
-    read = _coloured([read_run(label, path) for label, path in runs.items()])
-    for run, path in zip(read, runs.values(), strict=True):
-        if not _by_depth(run.accuracy, "hops"):
-            raise UserError(f"{path}: no accuracy by hops was logged; the run is not one of depo, or was not evaluated")
-    plot_accuracy(read, "hops", out)
-    hops = sorted({k for run in read for k in _by_depth(run.accuracy, "hops")})
-    rows = [[run.label, *(_percent(_by_depth(run.accuracy, "hops").get(k)) for k in hops)] for run in read]
-    return table(["accuracy", *(f"k = {k}" for k in hops)], rows)
-
-
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table that also reads well on a terminal: columns aligned, the first to the left."""
     widths = [max(len(str(line[i])) for line in [headers, *rows]) for i in range(len(headers))]

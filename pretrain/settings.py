@@ -40,7 +40,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"{path}: more than {MOST_BYTES >> 10} KiB, which is no configuration; name a TOML file")
         text = content.decode()
     except OSError as error:
-        raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
+        place = f" in {Path.cwd()}" if isinstance(error, FileNotFoundError) and not Path(path).is_absolute() else ""
+        raise UserError(f"{path}: cannot read the configuration: {error.strerror}{place}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     config = parse(text, str(path), overrides)
@@ -136,7 +137,10 @@ def _expected(hint: Any) -> str:
         return "a table of settings"
     if get_origin(hint) is list:
         inner = get_args(hint)[0]
-        return "a list of tables" if dataclasses.is_dataclass(inner) else f"a list, each {_expected(inner)}"
+        if not dataclasses.is_dataclass(inner):
+            return f"a list, each {_expected(inner)}"
+        required = ", ".join(f'{f.name} = "..."' for f in dataclasses.fields(inner) if _required(f))
+        return f"a list of tables such as [{{{required}}}]"
     if get_origin(hint) is tuple:
         return f"a list of {len(get_args(hint))} values, each {_expected(get_args(hint)[0])}"
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text in quotes"}[hint]

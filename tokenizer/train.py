@@ -17,6 +17,7 @@ from tokenizer.seal import seal
 
 PAD, EOS, UNK = 0, 1, 2
 MOST_PIECES = 1 << 20
+COVERAGE = 0.9995  # share of all characters of the documents that get a piece of their own
 
 # Not given to the trainer: NUL ends its strings, and U+2581 (its space) and U+2585 (its unknown
 # character) are its own marks, so that a sentence with one of them would be dropped or misread.
@@ -28,21 +29,18 @@ def train(
     documents: Iterable[str],
     path: str | Path,
     vocab_size: int = 8192,
-    *,
-    character_coverage: float = 0.9995,
 ) -> Tokenizer:
     """Learn `vocab_size` pieces from `documents`, write the model to `path` and return it loaded.
 
     BPE with byte fallback; PAD, EOS and <unk> are ids 0, 1 and 2, the 256 bytes follow. Text is taken as
-    it is: no normalisation, no dummy prefix, runs of spaces kept. `character_coverage` is the share of all
-    characters of the documents that get a piece of their own; the rest are written as bytes. The same
-    documents give the same file, byte for byte.
+    it is: no normalisation, no dummy prefix, runs of spaces kept. Characters beyond COVERAGE are written as
+    bytes. The same documents give the same file, byte for byte.
 
     Raises TokenizerError when the documents are empty or too few for the vocabulary (it says how many
     pieces they can give), or the vocabulary cannot hold the bytes and the characters.
     """
     if vocab_size > MOST_PIECES:
-        raise TokenizerError(f"tokenizer: vocab_size={vocab_size}: set vocab_size to {MOST_PIECES} or less")
+        raise TokenizerError(f"tokenizer: --vocab-size {vocab_size}: set it to {MOST_PIECES} or less")
     path = Path(path)
     model = io.BytesIO()
     try:
@@ -51,7 +49,7 @@ def train(
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
-            character_coverage=character_coverage,
+            character_coverage=COVERAGE,
             byte_fallback=True,
             pad_id=PAD,
             eos_id=EOS,
@@ -85,12 +83,12 @@ def _explain(error: str, vocab_size: int) -> str:
         return "tokenizer: the documents hold no text to learn from; give a corpus that is not empty"
     if limit := re.search(r"value <= (\d+)", error):
         return (
-            f"tokenizer: vocab_size={vocab_size} is more than these documents can give; "
-            f"set vocab_size to {limit[1]} or less, or train on more text"
+            f"tokenizer: --vocab-size {vocab_size} is more than these documents can give; "
+            f"set it to {limit[1]} or less, or train on more text"
         )
     if needed := re.search(r"required_chars\. \d+ vs (\d+)", error):
         return (
-            f"tokenizer: vocab_size={vocab_size} cannot hold the 256 bytes and the documents' characters; "
-            f"set vocab_size to {int(needed[1]) + 1} or more, or lower character_coverage"
+            f"tokenizer: --vocab-size {vocab_size} cannot hold the 256 bytes and the documents' characters; "
+            f"set it to {int(needed[1]) + 1} or more"
         )
-    return f"tokenizer: sentencepiece could not train with vocab_size={vocab_size}: {error}"
+    return f"tokenizer: sentencepiece could not train with --vocab-size {vocab_size}: {error}"

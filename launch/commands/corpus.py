@@ -16,14 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources", metavar="SOURCE", nargs="*", help="folder of text, text file, .jsonl(.gz/.zst) or .parquet"
     )
     parser.add_argument(
-        "--python", action="store_true", help="instead: the sources and documentation of this Python, some 10 MB"
+        "--python",
+        action="store_true",
+        help="read this Python's own sources and documentation, some 10 MB, instead of SOURCE",
     )
     parser.add_argument(
         "--suffix",
         dest="suffixes",
         action="append",
         metavar=".EXT",
-        help="files to read in folders; may be repeated (default: .py .txt .md .rst)",
+        help="suffix of files to read in folders; may be repeated (default: .py .txt .md .rst)",
     )
     parser.add_argument("--text-field", metavar="NAME", default="text", help="key of the text in JSON and Parquet")
     parser.add_argument(

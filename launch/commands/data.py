@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.commands import corpus
-from launch.commands.values import positive
+from launch.commands.values import positive, share
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,10 +33,14 @@ def register(commands: Commands) -> None:
     parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="file of `hypnos tokenizer train`")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write; must not be there")
     parser.add_argument(
-        "--holdout", type=float, default=0.01, metavar="SHARE", help="of documents held out (default: 0.01)"
+        "--holdout", type=share, default=0.01, metavar="SHARE", help="share of documents held out (default: 0.01)"
     )
     parser.add_argument(
-        "--shard-tokens", type=positive, metavar="COUNT", default=50_000_000, help="of one tar (default: 50000000)"
+        "--shard-tokens",
+        type=positive,
+        metavar="COUNT",
+        default=50_000_000,
+        help="tokens per shard (default: 50000000)",
     )
     parser.set_defaults(run=prepare)
 

@@ -31,7 +31,9 @@ def register(commands: Commands) -> None:
     )
     corpus.add_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file to write")
-    parser.add_argument("--vocab-size", type=positive, default=8192, metavar="COUNT", help="pieces (default: 8192)")
+    parser.add_argument(
+        "--vocab-size", type=positive, default=8192, metavar="COUNT", help="pieces to learn (default: 8192)"
+    )
     parser.set_defaults(run=train)
 
     parser = group.add_parser(
@@ -40,7 +42,7 @@ def register(commands: Commands) -> None:
         description="Prints the ids of a text's tokens on one line.",
         epilog="example:\n  echo 'to be or not to be' | hypnos tokenizer encode tokenizer.model",
     )
-    parser.add_argument("model", metavar="MODEL", help="model file")
+    parser.add_argument("model", metavar="MODEL", help="file of `hypnos tokenizer train`")
     parser.add_argument("file", metavar="FILE", nargs="?", type=Path, help="UTF-8 text (default: standard input)")
     parser.set_defaults(run=encode)
 
@@ -50,9 +52,11 @@ def register(commands: Commands) -> None:
         description="Writes tokenizer.json and its configuration, then compares both tokenizers on sample texts.",
         epilog="example:\n  hypnos tokenizer export tokenizer.model exported/ README.md",
     )
-    parser.add_argument("model", metavar="MODEL", help="model file")
+    parser.add_argument("model", metavar="MODEL", help="file of `hypnos tokenizer train`")
     parser.add_argument("out", metavar="FOLDER", type=Path, help="folder to write to")
-    parser.add_argument("samples", metavar="FILE", nargs="*", type=Path, help="more UTF-8 texts to compare on")
+    parser.add_argument(
+        "samples", metavar="FILE", nargs="*", type=Path, default=[], help="more UTF-8 texts to compare on"
+    )
     parser.set_defaults(run=export)
 
 

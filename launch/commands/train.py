@@ -20,10 +20,13 @@ def register(commands: Commands) -> None:
         description="Trains what CONFIG describes. A run that was interrupted goes on from its newest checkpoint.",
         epilog="example:\n  hypnos train configs/depo-small.toml run.name=depo-n1 sleep.passes=1\n"
         "on four ranks:\n  torchrun --nproc-per-node=4 -m launch train configs/depo-small.toml "
-        "parallel.tp=2 parallel.pp=2",
+        "parallel.tp=2 parallel.pp=2 train.microbatches=2\n"
+        "settings:\n  every one, its default and its meaning: pretrain/config.py",
     )
     parser.add_argument("config", metavar="CONFIG", help="TOML file; configs/ has some")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ, as sleep.passes=4")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="settings that differ, as sleep.passes=4"
+    )
     parser.set_defaults(run=run)
 
 

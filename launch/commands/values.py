@@ -21,10 +21,19 @@ def seed(text: str) -> int:
 
 def temperature(text: str) -> float:
     """A finite number from 0."""
+    return _number(text, float("inf"), "a number from 0")
+
+
+def share(text: str) -> float:
+    """A number from 0 to less than 1."""
+    return _number(text, 1.0, "a share, from 0 to less than 1")
+
+
+def _number(text: str, below: float, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    if not 0 <= value < below:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value

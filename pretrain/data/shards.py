@@ -50,10 +50,6 @@ def prepare(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there and not empty; give another folder or remove it")
-    if not 0 <= holdout < 1:
-        raise UserError(f"holdout={holdout}: the share of documents held out must be at least 0 and less than 1")
-    if shard_tokens < 1:
-        raise UserError(f"shard_tokens={shard_tokens}: a shard must hold at least 1 token")
     threads = threads or len(os.sched_getaffinity(0))
     with _appearing_whole(out) as work:
         return _write_splits(corpus, tokenizer, work, holdout, shard_tokens, threads)
@@ -95,9 +91,10 @@ def _write_splits(
             progress.update(f"{corpus.files_read}/{corpus.files} files", *totals)
         for name, split in splits.items():
             if not split.samples:
+                count = sum(s.samples for s in splits.values())
                 raise UserError(
-                    f"holdout={holdout} of {sum(s.samples for s in splits.values())} documents leaves none for {name}; "
-                    "give another holdout, 0 to hold out none, or a corpus of more documents"
+                    f"--holdout {holdout:g} of {count} documents leaves none for {name}; "
+                    "give another share, 0 to hold out none, or a corpus of more documents"
                 )
         return {name: split.finish() for name, split in splits.items()}
 

@@ -9,7 +9,8 @@ from pretrain.batch import Batch
 
 
 class Source(Protocol):
-    """An endless stream of batches. Of B rows in the global batch, rank r of n gets rows r*B/n .. (r+1)*B/n - 1."""
+    """An endless stream of batches. Of B rows in the global batch, rank r of n gets rows r*B/n .. (r+1)*B/n - 1;
+    the trainer sees to it that n divides B."""
 
     vocab_size: int
     wait_seconds: float  # how long next() has kept the trainer waiting, in all

@@ -42,7 +42,6 @@ class TextStream:
     """
 
     def __init__(self, config: DataConfig, window: int, batch: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
-        _check(config, batch, ranks)
         tokenizer = Tokenizer.load(config.tokenizer)
         self._corpora = [Shards(find_split(corpus.path, "train"), tokenizer) for corpus in config.train]
         self._config, self._window, self._batch = config, window, batch
@@ -64,12 +63,13 @@ class TextStream:
         self.wait_seconds = 0.0
         self._position = Position(0, [(0, 0)] * batch)  # after the last batch given out
         self._rows: Sequence[Row] = []  # of the last global batch given out
-        self._ahead = self._position  # after the last batch made
+        self._ahead = self._position  # after the last batch made, by the prefetcher's thread alone
         self._prefetcher: Prefetcher[tuple[Batch, Sequence[Row], Position]] | None = None
 
     def next(self) -> Batch:
         """This rank's rows of the next global step."""
         if self._prefetcher is None:
+            self._ahead = self._position
             self._prefetcher = Prefetcher(self._make)
         batch, self._rows, self._position = self._prefetcher.next()
         self.wait_seconds += self._prefetcher.wait_seconds
@@ -109,7 +109,7 @@ class TextStream:
                     "continued; set it back, or begin another run with another run.name"
                 )
         self.close()
-        self._position = self._ahead = Position(state["steps"], [(used_up, used) for used_up, used in state["lanes"]])
+        self._position = Position(state["steps"], [(used_up, used) for used_up, used in state["lanes"]])
         self._check_position()
 
     def _check_position(self) -> None:
@@ -151,37 +151,15 @@ class TextStream:
         return corpus, document, int(self._corpora[corpus].lengths[document]) + 1
 
 
-def _check(config: DataConfig, batch: int, ranks: int) -> None:
-    """Refuse settings that cannot be streamed, by name."""
-    if not config.train:
-        raise UserError("data.train names no corpus; add a [[data.train]] table with the path of prepared shards")
-    if not config.tokenizer:
-        raise UserError("data.tokenizer is not set; name the model that the shards were prepared with")
-    for corpus in config.train:
-        if not corpus.weight > 0:
-            raise UserError(
-                f"data.train: the weight of {corpus.path} is {corpus.weight}; give it more than 0 or drop it"
-            )
-    if config.windows < 1:
-        raise UserError(f"data.windows = {config.windows}: a sequence needs at least 1 window")
-    if config.documents not in ("isolate", "stitch"):
-        raise UserError(f'data.documents = "{config.documents}" is neither "isolate" nor "stitch"')
-    if batch % ranks:
-        raise UserError(f"train.batch = {batch} does not divide by {ranks} data-parallel ranks; make it a multiple")
-
-
 def heldout_batches(
-    path: str | Path, tokenizer: Tokenizer, window: int, windows: int, batch: int, n: int, rank: int = 0, ranks: int = 1
+    path: str | Path, tokenizer: Tokenizer, window: int, windows: int, batch: int, n: int
 ) -> list[Batch]:
     """`n` fixed batches for judging a model: every row is one stretch of one document, read with S = 0.
 
     No row has padding and every position predicts, so that all windows are averaged over the same rows. First
     comes the beginning of each document that fills a row, in the order of the shards, then the second stretch of
-    each that has one, and so on. Of each batch's `batch` rows a rank gets its share. UserError says how many rows
-    the held-out documents have when they are too few.
+    each that has one, and so on. UserError says how many rows the held-out documents have when they are too few.
     """
-    if batch % ranks:
-        raise UserError(f"train.batch = {batch} does not divide by {ranks} data-parallel ranks; make it a multiple")
     shards = Shards(find_split(path, "heldout"), tokenizer)
     width = windows * window
     stretches = shards.lengths // width  # [documents]; EOS follows the last token, so that it has a target
@@ -199,7 +177,6 @@ def heldout_batches(
     batches = []
     for _ in range(n):
         rows = [Row([Span(0, *next(places), width, 0, fresh=True)], carries=False) for _ in range(batch)]
-        mine = range(rank * batch // ranks, (rank + 1) * batch // ranks)
-        batches.append(reader.isolated(mine, [rows[b] for b in mine]))
+        batches.append(reader.isolated(range(batch), rows))
     shards.close()
     return batches

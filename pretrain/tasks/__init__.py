@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from pretrain.config import Config
-from pretrain.errors import UserError
 from pretrain.tasks.depo import Depo
 from pretrain.tasks.rule110 import Rule110
 from pretrain.tasks.source import TaskSource
@@ -28,8 +27,6 @@ def make_task(config: Config, window: int) -> Task:
         case "rule110":
             return Rule110(config.rule110, window)
         case "stories":
-            if not config.data.tokenizer:
-                raise UserError("data.tokenizer is not set: stories are text; name a model of `hypnos tokenizer train`")
             return Stories(config.stories, window, Tokenizer.load(config.data.tokenizer))
         case other:
-            raise UserError(f"data.task = {other!r} is no task; choose depo, rule110 or stories")
+            raise ValueError(f"{other!r} is no task")

@@ -127,8 +127,8 @@ class Depo:
         """UserError for settings under which the task cannot be laid out or asked as it is meant."""
         c, L = self.config, self.window
         low, high = c.name_tokens
-        if min(c.nodes, c.max_hops, c.queries, c.vocabulary) < 1 or not 1 <= low <= high:
-            raise UserError("depo: nodes, max_hops, queries and vocabulary are at least 1, name_tokens is [low, high]")
+        if not 1 <= low <= high:
+            raise UserError(f"depo.name_tokens = [{low}, {high}]: must be two numbers from 1, the smaller one first")
         if not c.queries <= self.min_nodes <= c.nodes:
             raise UserError(
                 f"depo: queries start at distinct nodes, so queries <= min_nodes <= nodes, but they are "

@@ -17,7 +17,7 @@ from pretrain.batch import IGNORE, Batch
 from pretrain.config import Rule110Config
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Rows
-from pretrain.tasks.task import check_context, make_batch
+from pretrain.tasks.task import make_batch
 
 Cells = NDArray[np.uint8]
 SEP = 2  # after the bits 0 and 1
@@ -31,13 +31,7 @@ class Rule110:
     def __init__(self, config: Rule110Config, window: int) -> None:
         self.config, self.window = config, window
         self.fingerprint = f"{config} window={window}"
-        if config.width < 3 or config.rings < 1 or config.steps < 0:
-            raise UserError("rule110: width is at least 3, rings at least 1, steps at least 0")
-        check_context("rule110.width * rule110.rings", config.width * config.rings, window)
-        if config.rings > window:
-            raise UserError(
-                f"rule110.rings = {config.rings} labels do not fit one window of sleep.window = {window}; lower it"
-            )
+        self._check()
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows: fresh fair bits."""
@@ -61,6 +55,23 @@ class Rule110:
         tokens = np.concatenate([bits, np.full((B, 1), SEP), labels[:, :-1]], axis=1)
         targets = np.concatenate([np.full((B, context), IGNORE), labels], axis=1)
         return make_batch(tokens, targets, np.ones(tokens.shape, dtype=np.bool_), self.window)
+
+    def _check(self) -> None:
+        """UserError unless windows hold whole rings, or rings whole windows, and one more holds all labels."""
+        width, rings, L = self.config.width, self.config.rings, self.window
+        if L % width and width % L:
+            raise UserError(
+                f"rule110.width = {width} and sleep.window = {L}: windows would cut rings at odd places; "
+                f"set sleep.window to {width}, a ring a window"
+            )
+        if width * rings % L:
+            together = L // width
+            raise UserError(
+                f"rule110.rings = {rings}: sleep.window = {L} holds {together} rings, and a window of rings must carry "
+                f"no label; set rule110.rings to {-(-rings // together) * together}, or sleep.window to {width}"
+            )
+        if rings > L:
+            raise UserError(f"rule110.rings = {rings} labels do not fit one window of sleep.window = {L}; lower it")
 
 
 def evolve(cells: Cells, steps: int) -> Cells:

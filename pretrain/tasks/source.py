@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from pretrain.batch import Batch
+from pretrain.data.prefetch import Prefetcher
 from pretrain.errors import UserError, shortened
 from pretrain.json_text import counted
 from pretrain.tasks.task import Task
@@ -16,8 +15,8 @@ from pretrain.tasks.task import Task
 class TaskSource:
     """Gives each rank its rows of the global batch; row r is the same in any batch size and on any rank.
 
-    The next batch is written by a thread while the current one is trained on. It is a pure function of the
-    position, so that what was prepared and not used is simply written again after a resume.
+    A thread stays a few batches ahead. A batch is a pure function of its position, so that what was written and not
+    used is simply written again after a resume.
 
     Args:
         batch: B, rows of the global batch, over all ranks.
@@ -27,23 +26,22 @@ class TaskSource:
     """
 
     def __init__(self, task: Task, batch: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
-        if batch % ranks:
-            raise UserError(f"train.batch = {batch} does not divide by {ranks} data-parallel ranks; make it a multiple")
         self.task, self.batch, self.seed = task, batch, seed
         self.rank, self.rows = rank, batch // ranks
         self.vocab_size = task.vocab_size
         self.wait_seconds = 0.0
-        self._position = 0  # rows consumed, over all ranks
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task-source")
-        self._prepared: Future[Batch] | None = None
+        self._position = 0  # rows given out, over all ranks
+        self._ahead = 0  # rows written, by the prefetcher's thread alone
+        self._prefetcher: Prefetcher[Batch] | None = None
 
     def next(self) -> Batch:
         """This rank's rows of the next global step."""
-        begin = time.perf_counter()
-        batch = (self._prepared or self._prepare()).result()
+        if self._prefetcher is None:
+            self._ahead = self._position
+            self._prefetcher = Prefetcher(self._make)
+        batch = self._prefetcher.next()
         self._position += self.batch
-        self._prepared = self._prepare()
-        self.wait_seconds += time.perf_counter() - begin
+        self.wait_seconds += self._prefetcher.wait_seconds
         return batch
 
     def samples(self) -> Callable[[], Any]:
@@ -64,12 +62,17 @@ class TaskSource:
                     f"settings now give {mine!r}; restore the settings of the task, or begin another run with another "
                     "run.name"
                 )
+        self.close()
         self._position = counted(state["rows"])
-        self._prepared = None
 
     def close(self) -> None:
         """Ends the thread."""
-        self._writer.shutdown(cancel_futures=True)
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
 
-    def _prepare(self) -> Future[Batch]:
-        return self._writer.submit(self.task.sample, self.seed, self._position + self.rank * self.rows, self.rows)
+    def _make(self) -> Batch:
+        """This rank's rows of the next batch. Runs in the prefetch thread."""
+        batch = self.task.sample(self.seed, self._ahead + self.rank * self.rows, self.rows)
+        self._ahead += self.batch
+        return batch

@@ -60,8 +60,6 @@ class Stories:
         self.config, self.window, self.tokenizer = config, window, tokenizer
         self.vocab_size = tokenizer.vocab_size
         self.prompt = tokenizer.encode("Answer:")
-        if not 1 <= config.min_ops <= config.max_ops:
-            raise UserError("stories: 1 <= min_ops <= max_ops does not hold; set stories.min_ops and stories.max_ops")
         check_context("stories.context", config.context, window)
         anywhere = replace(config, path="")  # a file may be moved, its content not changed
         self.fingerprint = f"{anywhere} window={window} tokenizer={tokenizer.fingerprint}"
@@ -180,9 +178,9 @@ def _parse(line: str, where: str) -> tuple[str, str, str, int]:
         raise UserError(f"{where}: {error}; each line is one record") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: not a JSON object; each line is one record")
-    for key, kind, name in (("question", str, "a string"), ("problem", str, "a string"), ("solution", str, "a string")):
-        if not isinstance(record.get(key), kind):
-            raise UserError(f"{where}: {key!r} is missing or not {name}; see the GSM-Infinite format")
+    for key in ("question", "problem", "solution"):
+        if not isinstance(record.get(key), str):
+            raise UserError(f"{where}: {key!r} is missing or not a string; see the GSM-Infinite format")
     if type(record.get("op")) is not int:
         raise UserError(f"{where}: 'op' is missing or not an integer; see the GSM-Infinite format")
     answer = _ANSWER.search(record["solution"])

@@ -124,7 +124,7 @@ def test_overrides_come_after_the_file_and_the_last_one_wins() -> None:
         ('[sleep]\npasses = "2"', 'sleep.passes must be a whole number, not "2"'),
         ("[sleep]\nwhen = 1", "sleep.when must be text in quotes, not 1"),
         ("[data]\ncarry = 1", "data.carry must be true or false, not 1"),
-        ("[data]\ntrain = 'a'", 'data.train must be a list of tables, not "a"'),
+        ("[data]\ntrain = 'a'", 'data.train must be a list of tables such as [{path = "..."}], not "a"'),
         ("[data]\ntrain = ['a']", 'data.train[0] must be a table of settings, not "a"'),
         ("[optimizer]\nclip = nan", "optimizer.clip must be a finite number, not nan"),
         ("[optimizer]\nclip = inf", "optimizer.clip must be a finite number, not inf"),
@@ -159,6 +159,7 @@ def test_a_bad_file_is_refused_by_name(text: str, message: str) -> None:
         ("sleep.passes=4\nsleep.window=2", "sleep.passes must be a whole number"),
         ("sleep.passes=", 'sleep.passes must be a whole number, not ""'),
         ("model.layers=[delta]", "not valid TOML; inside a list or table, text needs quotes"),
+        ("data.train=runs/corpus", 'data.train must be a list of tables such as [{path = "..."}], not "runs/corpus"'),
         ("data.train=[{pth='a'}]", "unknown setting data.train[0].pth; did you mean data.train[0].path?"),
     ],
 )
@@ -179,6 +180,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             load(path)
         assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^none.toml: cannot read the configuration: .* in {tmp_path}$"):
+        load("none.toml")
 
 
 def test_load_validates_and_names_the_file() -> None:

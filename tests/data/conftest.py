@@ -1,4 +1,4 @@
-"""A small corpus, its tokenizer and its shards, made once."""
+"""A small corpus and its shards, made once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,9 @@ import pytest
 from pretrain.config import CorpusConfig, DataConfig
 from pretrain.data.corpus import Corpus
 from pretrain.data.shards import prepare
-from tests.data.small import make_model
 from tests.data.texts import make_texts, write_texts
 from tokenizer.encode import Tokenizer
 from tokenizer.train import train
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="session")
-def tokenizer(model: Path) -> Tokenizer:
-    return Tokenizer.load(model)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A small tokenizer and corpora, made anew wherever they are needed."""
+"""A small corpus and its tokenizer, made anew wherever they are needed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from pretrain.data.corpus import Corpus
 from pretrain.data.shards import prepare
 from tests.data.texts import make_texts, write_texts
 from tokenizer.train import train
-
-
-def make_model(folder: Path) -> Path:
-    """A tokenizer's file."""
-    path = folder / "small.model"
-    train(make_texts(60, seed=9), path, vocab_size=320)
-    return path
 
 
 def make_corpus(root: Path) -> Path:

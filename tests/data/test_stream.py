@@ -159,6 +159,12 @@ def test_resume_is_exact_at_any_position_and_rank_count(
     assert all(same(join([part[i] for part in parts]), expected[i]) for i in range(10))
 
 
+def test_a_stream_that_was_closed_goes_on_after_the_last_batch_taken(config: DataConfig) -> None:
+    expected, stream = take(open_stream(config), 4), open_stream(config)
+    parts = take(stream, 2) + take(stream, 2)
+    assert all(map(same, parts, expected))
+
+
 def test_seed_changes_the_order(config: DataConfig) -> None:
     one, two = TextStream(config, L, B, seed=1).next(), TextStream(config, L, B, seed=2).next()
     assert not torch.equal(one.tokens, two.tokens)
@@ -198,27 +204,6 @@ def test_corpora_are_mixed_by_their_share_of_tokens(
     cost = {word: len(tokenizer.encode(f"{word} 1\n")) for word in ("wake", "sleep")}
     tokens = {word: text.count(word) * cost[word] for word in cost}
     assert tokens["wake"] / sum(tokens.values()) == pytest.approx(0.5, abs=0.05)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"train": []}, "data.train names no corpus"),
-        ({"tokenizer": ""}, "data.tokenizer is not set"),
-        ({"windows": 0}, "data.windows = 0"),
-        ({"documents": "packed"}, "data.documents"),
-    ],
-)
-def test_settings_that_cannot_be_streamed_are_refused(
-    config: DataConfig, change: dict[str, object], reason: str
-) -> None:
-    with pytest.raises(UserError, match=reason):
-        TextStream(replace(config, **change), L, B, seed=0)  # type: ignore[arg-type]
-
-
-def test_batch_that_ranks_do_not_divide_is_refused(config: DataConfig) -> None:
-    with pytest.raises(UserError, match=r"train\.batch = 4 does not divide by 3"):
-        TextStream(config, L, B, seed=0, rank=0, ranks=3)
 
 
 def test_other_tokenizer_and_folder_without_shards_are_refused(
@@ -279,12 +264,6 @@ def test_heldout_rows_are_stretches_of_documents_first_beginnings_then_the_rest(
     assert whole.valid.all()
     assert whole.starts.tolist() == [[True, False, False]] * (10 * B)
     assert not whole.carries.any()
-
-
-def test_heldout_rows_are_shared_by_ranks(heldout: Path, tokenizer: Tokenizer) -> None:
-    whole = heldout_batches(heldout, tokenizer, L, 3, batch=B, n=3)
-    parts = [heldout_batches(heldout, tokenizer, L, 3, batch=B, n=3, rank=rank, ranks=2) for rank in range(2)]
-    assert all(same(join([part[i] for part in parts]), whole[i]) for i in range(3))
 
 
 def test_too_few_heldout_documents_say_how_many_there_are(heldout: Path, tokenizer: Tokenizer) -> None:

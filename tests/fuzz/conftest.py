@@ -1,4 +1,4 @@
-"""A tokenizer and small corpora to damage, made once."""
+"""Small corpora to damage, made once."""
 
 from __future__ import annotations
 
@@ -8,19 +8,8 @@ import pytest
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.shards import prepare
-from tests.data.small import make_model
 from tests.data.texts import make_texts, write_texts
 from tokenizer.encode import Tokenizer
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="session")
-def tokenizer(model: Path) -> Tokenizer:
-    return Tokenizer.load(model)
 
 
 def make_corpus(root: Path, seed: int, tokenizer: Tokenizer) -> Path:

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from launch.cli import main
+from parallel import mesh
 from pretrain.errors import UserError
 from tokenizer import TokenizerError
 
@@ -87,6 +88,7 @@ def hypnos(*arguments: object) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     with bounded(), redirect_stdout(out), redirect_stderr(err):
         status = main([str(argument) for argument in arguments])
+    mesh.initialize()  # `hypnos train` leaves the world, and the next test needs one
     return Outcome(status, out.getvalue(), err.getvalue())
 
 

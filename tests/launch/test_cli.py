@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from launch.cli import main
+import launch.commands.train
+from launch.cli import main, make_parser
+from pretrain import settings
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = [
-    *(["train"], ["eval"], ["generate"], ["report"], ["doctor"]),
-    *(["data"], ["data", "prepare"], ["data", "verify"], ["data", "stats"]),
-    *(["tokenizer"], ["tokenizer", "train"], ["tokenizer", "encode"], ["tokenizer", "export"]),
-]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("*.toml"))]
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The command and all its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from parsers(command)
+
+
+def examples(text: str) -> list[list[str]]:
+    """The arguments of `hypnos` in every line that calls it, without what is piped into it and out of it."""
+    lines = text.replace("\\\n", " ")
+    found = re.findall(r"^(?:.*\|)?[# ]*(?:hypnos|torchrun \S+ -m launch)\b([^|\n]*)", lines, re.MULTILINE)
+    return [shlex.split(arguments, comments=True) for arguments in found]
+
+
+def understand(arguments: list[str]) -> None:
+    """As the command reads them: SystemExit or UserError if it does not."""
+    chosen = make_parser().parse_args(arguments)
+    if chosen.run is launch.commands.train.run:
+        settings.load(ROOT / chosen.config, chosen.overrides)
 
 
 def hypnos(*arguments: str, text: bytes = b"") -> tuple[int, str, str]:
@@ -25,22 +50,22 @@ def hypnos(*arguments: str, text: bytes = b"") -> tuple[int, str, str]:
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
-def test_help_has_an_example_that_the_command_understands(
-    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("command", [p.prog.split()[1:] for p in parsers(make_parser())], ids=" ".join)
+def test_help_has_examples_that_the_command_understands(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     assert ended.value.code == 0
-    written = capsys.readouterr().out
-    example = written.partition("example:\n")[2].splitlines()[0].strip()
-    assert f"hypnos {' '.join(command)}".strip() in example
-    words = example.partition("hypnos ")[2].split()
-    for word in words[:2]:  # every word that names a command is one
-        if not word.startswith("-"):
-            break
-    with pytest.raises(SystemExit):
-        main([*words[: max(1, len(command))], "--help"])
+    found = examples(capsys.readouterr().out.partition("example:\n")[2])
+    assert found
+    for arguments in found:
+        assert arguments[: len(command)] == command
+        understand(arguments)
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if examples(path.read_text())], ids=lambda path: path.name)
+def test_commands_in_documents_are_understood(path: Path) -> None:
+    for arguments in examples(path.read_text()):
+        understand(arguments)
 
 
 def test_help_does_not_import_torch() -> None:
@@ -54,13 +79,19 @@ def test_help_does_not_import_torch() -> None:
     ("arguments", "message"),
     [
         (["train", "configs/depo-small.toml", "sleep.pases=2"], "did you mean sleep.passes?"),
-        (["train", "configs/none.toml"], "configs/none.toml: cannot read the configuration: No such file or directory"),
+        (
+            ["train", "configs/none.toml"],
+            "configs/none.toml: cannot read the configuration: No such file or directory in ",
+        ),
         (["train", "Makefile"], "Makefile: not valid TOML"),
-        (["train"], "the following arguments are required: CONFIG"),
+        (["train"], "the following arguments are required: CONFIG (`hypnos train --help`"),
+        (["tokenizer", "export"], "the following arguments are required: MODEL, FOLDER (`"),
         (["sleep"], "invalid choice: 'sleep'"),
         (["eval", "runs/x", "--passes", "0"], "'0' is not a whole number from 1"),
         (["generate", "runs/x", "--prompt", "x", "--seed", str(1 << 63)], "is not a whole number from 0 to 2^63 - 1"),
         (["generate", "runs/x", "--temperature", "hot"], "'hot' is not a number from 0"),
+        (["data", "prepare", "--holdout", "x"], "argument --holdout: 'x' is not a share, from 0 to less than 1"),
+        (["data", "prepare", "--holdout", "2"], "argument --holdout: '2' is not a share, from 0 to less than 1"),
         (["tokenizer", "train", "--out", "x.model"], "name the documents to read: either SOURCE ... or --python"),
         (["tokenizer", "train", "--python", "README.md", "--out", "x.model"], "either SOURCE ... or --python"),
         (["tokenizer", "train", "no-such-folder", "--out", "x.model"], "no-such-folder: no such file or folder"),

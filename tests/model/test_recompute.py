@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.recompute import POLICIES, run_unit
+from parallel.recompute import run_unit
 from pretrain import sleep
+from pretrain.bounds import CHOICES
 from tests.model.test_documents import padded
 from tests.model.tiny import L, assert_same, build, change, equal, gradients, sequences
 
@@ -28,7 +29,7 @@ def test_recomputed_gradients_are_the_same_bit_for_bit(setting: str, dtype: torc
     expected = model(batch)
     gradient = gradients(model, expected.loss)
     assert any(g.abs().sum() > 0 for g in gradient.values())
-    for policy in POLICIES:
+    for policy in CHOICES["parallel.recompute"]:
         out = model(batch, recompute=policy)
         assert torch.equal(out.loss, expected.loss)
         assert equal(gradients(model, out.loss), gradient), policy

@@ -152,7 +152,8 @@ def test_more_names_of_one_token_than_there_are_become_longer() -> None:
         ({"vocabulary": 7}, 16, "depo.vocabulary = 7"),
         ({"name_tokens": (1, 2), "context": 32}, 16, "names of one length"),
         ({"name_tokens": (1, 2), "context": 96}, 48, None),
-        ({"name_tokens": (0, 1)}, 16, "name_tokens"),
+        ({"name_tokens": (0, 1)}, 16, r"depo\.name_tokens = \[0, 1\]: must be two numbers from 1"),
+        ({"name_tokens": (2, 1)}, 16, r"depo\.name_tokens = \[2, 1\]"),
     ],
 )
 def test_settings_that_cannot_be_asked_are_refused(change: dict, window: int, message: str | None) -> None:

@@ -56,7 +56,25 @@ def test_rows_do_not_depend_on_how_they_are_grouped() -> None:
     assert not torch.equal(task.test(1, 8).tokens, parts)
 
 
-def test_windows_that_would_mix_rings_and_labels_are_refused() -> None:
-    with pytest.raises(UserError, match=r"not a multiple of sleep\.window = 36"):
-        Rule110(Rule110Config(), 36)
-    Rule110(Rule110Config(), 48)
+@pytest.mark.parametrize(
+    ("width", "rings", "window", "message"),
+    [
+        (24, 4, 24, None),
+        (24, 4, 48, None),  # two rings a window
+        (24, 4, 8, None),  # a ring is three windows
+        (25, 4, 24, r"rule110\.width = 25 and sleep\.window = 24: .* set sleep\.window to 25, a ring a window"),
+        (25, 4, 25, None),
+        (24, 4, 32, r"rule110\.width = 24 and sleep\.window = 32: .* set sleep\.window to 24"),  # 3 windows of 4 rings
+        (24, 3, 48, r"rule110\.rings = 3: .* set rule110\.rings to 4, or sleep\.window to 24"),
+        (24, 9, 8, r"rule110\.rings = 9 labels do not fit"),
+    ],
+)
+def test_windows_that_would_cut_rings_or_mix_them_with_labels_are_refused(
+    width: int, rings: int, window: int, message: str | None
+) -> None:
+    config = Rule110Config(width=width, rings=rings)
+    if message is None:
+        Rule110(config, window)
+        return
+    with pytest.raises(UserError, match=message):
+        Rule110(config, window)

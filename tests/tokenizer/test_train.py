@@ -33,21 +33,21 @@ def test_same_documents_give_the_same_file(tmp_path: Path, corpus: list[str], mo
 
 def test_vocabulary_too_large_for_the_documents_says_how_many_they_give(tmp_path: Path) -> None:
     documents = ["hello world, hello tokens\n"] * 3
-    with pytest.raises(TokenizerError, match="set vocab_size to") as error:
+    with pytest.raises(TokenizerError, match=r"--vocab-size .* set it to") as error:
         train(documents, tmp_path / "t.model", vocab_size=5000)
-    limit = int(re.search(r"set vocab_size to (\d+) or less", str(error.value))[1])  # type: ignore[index]
+    limit = int(re.search(r"set it to (\d+) or less", str(error.value))[1])  # type: ignore[index]
     assert train(documents, tmp_path / "t.model", vocab_size=limit).vocab_size == limit
 
 
 def test_vocabulary_too_small_says_how_many_are_needed(tmp_path: Path, corpus: list[str]) -> None:
-    with pytest.raises(TokenizerError, match="set vocab_size to") as error:
+    with pytest.raises(TokenizerError, match=r"--vocab-size .* set it to") as error:
         train(corpus, tmp_path / "t.model", vocab_size=100)
-    needed = int(re.search(r"set vocab_size to (\d+) or more", str(error.value))[1])  # type: ignore[index]
+    needed = int(re.search(r"set it to (\d+) or more", str(error.value))[1])  # type: ignore[index]
     assert train(corpus, tmp_path / "t.model", vocab_size=needed).vocab_size == needed
 
 
 def test_vocabulary_beyond_what_sentencepiece_can_count_is_refused(tmp_path: Path, corpus: list[str]) -> None:
-    with pytest.raises(TokenizerError, match="set vocab_size to 1048576 or less"):
+    with pytest.raises(TokenizerError, match="--vocab-size 2147483648: set it to 1048576 or less"):
         train(corpus, tmp_path / "t.model", vocab_size=1 << 31)
 
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import image
 
 from pretrain.errors import UserError
-from pretrain.report import accuracy_by_hops, read_run, report, table
+from pretrain.report import read_run, report, table
 
 
 def write_run(folder: Path, passes: int, accuracy: dict[str, float] | None, ends: str = "") -> Path:
@@ -46,21 +46,6 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"report.md", "loss.png", "accuracy_by_hops.png"}
     assert all(is_picture(tmp_path / "out" / name) and f"]({name})" in text for name in written - {"report.md"})
-
-
-def test_accuracy_by_hops_is_ordered_by_hops_and_keeps_the_labels(tmp_path: Path) -> None:
-    runs = {
-        "without sleep": write_run(tmp_path / "a", 1, {"hops_10": 0.25, "hops_2": 0.5}),
-        "asleep": write_run(tmp_path / "b", 4, {"hops_2": 0.75}),
-    }
-    lines = accuracy_by_hops(runs, tmp_path / "plots" / "hops.png").splitlines()
-    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["accuracy", "k = 2", "k = 10"]
-    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["without sleep", "50.0 %", "25.0 %"]
-    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["asleep", "75.0 %", "-"]
-    assert is_picture(tmp_path / "plots" / "hops.png")
-    with pytest.raises(UserError, match="no accuracy by hops was logged"):
-        accuracy_by_hops({"text": write_run(tmp_path / "c", 1, None)}, tmp_path / "no.png")
-    assert not (tmp_path / "no.png").exists()
 
 
 @pytest.mark.parametrize(
