@@ -30,6 +30,5 @@ def test_every_key_that_a_run_writes_is_described(task: str, request: pytest.Fix
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} >= {"train", "eval"}
     known = described()
-    known["train"].add("lr")  # which lr_muon and lr_adamw are about to replace
     for row in rows:
         assert row.keys() <= known[""] | known[row["kind"]]
