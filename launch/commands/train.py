@@ -31,12 +31,17 @@ def register(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from pretrain.errors import UserError
     from pretrain.settings import load
 
-    config = load(arguments.config, arguments.overrides)  # before the slow imports: a typo is told at once
+    try:
+        config = load(arguments.config, arguments.overrides)  # before the slow imports: a typo is told at once
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # once a host is enough
+            sys.exit(2)
+        raise
 
     from parallel import mesh, watchdog
-    from pretrain.errors import UserError
     from pretrain.memory import out_of_memory
     from pretrain.trainer import train
 

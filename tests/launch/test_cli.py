@@ -110,6 +110,18 @@ def test_a_users_error_is_one_line_and_status_2(arguments: list[str], message: s
     assert error.count("\n") == 1 and error.endswith("\n")
 
 
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("3", 0)])
+def test_a_mistake_in_the_configuration_is_told_once_a_host(
+    rank: str, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    try:
+        status = main(["train", "nowhere.toml"])
+    except SystemExit as end:
+        status = int(str(end))
+    assert status == 2 and len(capsys.readouterr().err.splitlines()) == lines
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1.0}\n')
