@@ -24,8 +24,8 @@ from parallel import mesh
 from parallel.pipeline import Key, Pipeline
 from parallel.schedule import Action
 from parallel.simulator import simulate
-from pretrain import step
-from pretrain.sleep import Reading, plan
+from pretrain.model.sleep import Reading, plan
+from pretrain.run import step
 
 CASES = [(2, 1), (2, 4), (4, 1), (4, 2), (4, 4), (8, 4)]  # microbatches, passes
 

@@ -20,14 +20,14 @@ import torch.distributed as dist
 
 from parallel import mesh
 from parallel.engine import Engine
-from pretrain.batch import IGNORE
 from pretrain.checkpoint import Saver
-from pretrain.config import Config, DataConfig, DepoConfig, ModelConfig, RunConfig, SleepConfig, TrainConfig
-from pretrain.guard import Rollbacks
-from pretrain.model import HybridLM
-from pretrain.optimizer import MuonAdamW
-from pretrain.snapshot import Boundary, Lanes
-from pretrain.step import accumulate
+from pretrain.config.schema import Config, DataConfig, DepoConfig, ModelConfig, RunConfig, SleepConfig, TrainConfig
+from pretrain.data.batch import IGNORE
+from pretrain.model.hybrid import HybridLM
+from pretrain.run.guard import Rollbacks
+from pretrain.run.optimizer import MuonAdamW
+from pretrain.run.state import Boundary, Lanes
+from pretrain.run.step import accumulate
 from pretrain.trainer import make_source
 
 MIB = 2**20

@@ -1,8 +1,8 @@
 """One pipeline stage's part of a training step, weighed and timed; run by `benchmarks.memory` on each rank.
 
 What is weighed is the method, blocks, recomputation and pipeline, as the trainer runs them on its stages
-(`pretrain/step.py`), but without DeepSpeed: every parameter has its gradient before. A single stage goes through the
-same code, as a pipeline without messages, so that it compares with several.
+(`pretrain/run/step.py`), but without DeepSpeed: every parameter has its gradient before. A single stage goes through
+the same code, as a pipeline without messages, so that it compares with several.
 
     torchrun --nproc-per-node=P -m benchmarks.stage peak|seconds PLAN FILE
 
@@ -33,11 +33,11 @@ from parallel.simulator import simulate
 from parallel.stages import Stage, balanced
 from parallel.state import State
 from parallel.window import open_window
-from pretrain import step
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import ModelConfig, SleepConfig
-from pretrain.model import HybridLM
-from pretrain.sleep import Reading, plan
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import IGNORE, Batch
+from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import Reading, plan
+from pretrain.run import step
 
 
 def build(p: Plan) -> HybridLM:
@@ -63,7 +63,7 @@ def microbatches(p: Plan) -> list[Batch]:
 
 
 def train(model: HybridLM, parts: list[Batch], policy: str, passes: int) -> None:
-    """Forward and backward, as `pretrain.step.accumulate` does them on a stage."""
+    """Forward and backward, as `pretrain.run.step.accumulate` does them on a stage."""
     readings = [Reading(model, part, plan(part, model.sleep, passes), None, policy, None, None) for part in parts]
     step.run_stage(readings, policy, loss_scale=1.0)
 

@@ -2,7 +2,7 @@
 
 DeepSpeed reduces gradients, shards gradients, master weights and optimiser state, and gathers the
 weights again. Everything that must come out the same at every stage is done by the optimiser it is
-given, on the shards that `parallel.shards` describes: the global gradient norm, clipping, the decision
+given, on the shards that `parallel.zero_layout` describes: the global gradient norm, clipping, the decision
 to skip a step, and whole-matrix updates. All parameters form one DeepSpeed group, so that the
 optimiser is called once per step with everything.
 """
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from parallel import mesh
 from parallel.layers import sees_a_share, split_dim
-from parallel.shards import Partition, layout
 from parallel.slices import Piece
+from parallel.zero_layout import Partition, layout
 
 # torch 2.13 has new names for two collectives that DeepSpeed calls on every step.
 warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from parallel import mesh
 from parallel.layers import cross_entropy, likeliest
-from pretrain.batch import IGNORE, Batch
 from pretrain.checkpoint import load_model
-from pretrain.config import Config
+from pretrain.config.schema import Config
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.stream import heldout_batches
-from pretrain.model import HybridLM
-from pretrain.sleep import WindowPlan
-from pretrain.step import read
+from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import WindowPlan
+from pretrain.run.step import read
 from pretrain.tasks import Task, make_task
 from tokenizer.encode import Tokenizer
 

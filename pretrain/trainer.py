@@ -3,7 +3,7 @@
 A run is a folder, run.dir/run.name:
 
     config.toml      the resolved configuration
-    metrics.jsonl    see pretrain/metrics.py;  tensorboard/ has the same
+    metrics.jsonl    see pretrain/run/metrics.py;  tensorboard/ has the same
     checkpoints/     see pretrain/checkpoint/
 
 `train` goes on by itself from the newest intact checkpoint there, and refuses a configuration that would
@@ -29,30 +29,30 @@ from torch import Tensor
 from parallel import mesh, watchdog
 from parallel.engine import Engine
 from parallel.stages import Stage, balanced
-from pretrain.batch import IGNORE, Batch
-from pretrain.bounds import validate
 from pretrain.checkpoint import Checkpoint, Saver, newest
 from pretrain.checkpoint.folder import locked, place, sweep
-from pretrain.config import Config, ParallelConfig
-from pretrain.console import TrainProgress
+from pretrain.config.checks import validate
+from pretrain.config.load import dump, load
+from pretrain.config.memory import check_memory
+from pretrain.config.schema import Config, ParallelConfig
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import Source
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError, shortened
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.files import write_atomically, writing
-from pretrain.flops import block_costs
-from pretrain.guard import Guard, Rollbacks, Trouble, is_good, remembered
-from pretrain.memory import check_memory
-from pretrain.metrics import Meter, Metrics
-from pretrain.model import HybridLM
-from pretrain.optimizer import MuonAdamW, rate
-from pretrain.probe import Probe
-from pretrain.settings import dump, load
-from pretrain.snapshot import Boundary, Lanes, after_rollback, at_the_beginning, give_back
-from pretrain.step import accumulate
-from pretrain.stop import Stop
+from pretrain.model.flops import block_costs
+from pretrain.model.hybrid import HybridLM
+from pretrain.model.probe import Probe
+from pretrain.run.console import TrainProgress
+from pretrain.run.guard import Guard, Rollbacks, Trouble, is_good, remembered
+from pretrain.run.metrics import Meter, Metrics
+from pretrain.run.optimizer import MuonAdamW, rate
+from pretrain.run.state import Boundary, Lanes, after_rollback, at_the_beginning, give_back
+from pretrain.run.step import accumulate
+from pretrain.run.stop import Stop
+from pretrain.run.verdict import mean_loss
 from pretrain.tasks import TaskSource, make_task
-from pretrain.verdict import mean_loss
 
 T = TypeVar("T")
 

@@ -33,7 +33,7 @@ def register(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from pretrain.inference import generate_run
+    from pretrain.inference.session import generate_run
 
     pieces = generate_run(
         arguments.folder,

@@ -21,7 +21,7 @@ def register(commands: Commands) -> None:
         epilog="example:\n  hypnos train configs/depo-small.toml run.name=depo-n1 sleep.passes=1\n"
         "on four ranks:\n  torchrun --nproc-per-node=4 -m launch train configs/depo-small.toml "
         "parallel.tp=2 parallel.pp=2 train.microbatches=2\n"
-        "settings:\n  every one, its default and its meaning: pretrain/config.py",
+        "settings:\n  every one, its default and its meaning: pretrain/config/schema.py",
     )
     parser.add_argument("config", metavar="CONFIG", help="TOML file; configs/ has some")
     parser.add_argument(
@@ -31,8 +31,8 @@ def register(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from pretrain.config.load import load
     from pretrain.errors import UserError
-    from pretrain.settings import load
 
     try:
         config = load(arguments.config, arguments.overrides)  # before the slow imports: a typo is told at once
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise
 
     from parallel import mesh, watchdog
-    from pretrain.memory import out_of_memory
+    from pretrain.config.memory import out_of_memory
     from pretrain.trainer import train
 
     try:

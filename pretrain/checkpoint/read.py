@@ -19,12 +19,12 @@ from parallel.slices import Piece, Slice, assemble
 from pretrain.checkpoint import index
 from pretrain.checkpoint.folder import place, pointed_at, steps
 from pretrain.checkpoint.index import CONFIG, INDEX, STATE, NotDamaged, Slices, verify
-from pretrain.config import Config
+from pretrain.config.load import load
+from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
-from pretrain.flops import parameters
 from pretrain.json_text import counted
-from pretrain.model import HybridLM
-from pretrain.settings import load
+from pretrain.model.flops import parameters
+from pretrain.model.hybrid import HybridLM
 
 
 @dataclass

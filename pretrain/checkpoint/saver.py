@@ -29,7 +29,7 @@ from parallel import mesh, watchdog
 from parallel.slices import Piece
 from pretrain.checkpoint import folder
 from pretrain.checkpoint.write import Part, write_common, write_part
-from pretrain.config import Config
+from pretrain.config.schema import Config
 from pretrain.errors import UserError
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from parallel.slices import Piece, Slice
 from pretrain.checkpoint import index
 from pretrain.checkpoint.index import CONFIG, STATE, Entry, describe, tensor_file
-from pretrain.config import Config
+from pretrain.config.load import dump
+from pretrain.config.schema import Config
 from pretrain.files import sync
-from pretrain.settings import dump
 
 
 class Part(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pretrain.batch import IGNORE, Batch
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.lanes import Row, Span
 from pretrain.data.reader import Shards
 

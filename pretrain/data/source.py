@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from pretrain.batch import Batch
+from pretrain.data.batch import Batch
 
 
 class Source(Protocol):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.batch import Batch
-from pretrain.config import DataConfig
+from pretrain.config.schema import DataConfig
 from pretrain.data import lanes
+from pretrain.data.batch import Batch
 from pretrain.data.index import find_split
 from pretrain.data.lanes import Cursor, Row, Span
 from pretrain.data.order import Order, token_shares

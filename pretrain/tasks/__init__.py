@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from pretrain.config import Config
+from pretrain.config.schema import Config
 from pretrain.tasks.depo import Depo
 from pretrain.tasks.rule110 import Rule110
 from pretrain.tasks.source import TaskSource

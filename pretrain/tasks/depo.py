@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import DepoConfig
+from pretrain.config.schema import DepoConfig
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints, Rows
 from pretrain.tasks.task import check_context, make_batch

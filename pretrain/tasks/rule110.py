@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import Rule110Config
+from pretrain.config.schema import Rule110Config
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.task import make_batch

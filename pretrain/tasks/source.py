@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pretrain.batch import Batch
+from pretrain.data.batch import Batch
 from pretrain.data.prefetch import Prefetcher
 from pretrain.errors import UserError, shortened
 from pretrain.json_text import counted

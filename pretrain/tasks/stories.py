@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import StoriesConfig
+from pretrain.config.schema import StoriesConfig
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.files import read_whole, sha256
 from pretrain.json_text import parse_json

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.batch import Batch
+from pretrain.data.batch import Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints
 

@@ -19,9 +19,9 @@ from pretrain.checkpoint import Checkpoint, load_model, newest, steps, verify
 from pretrain.checkpoint.folder import sweep
 from pretrain.errors import UserError
 from pretrain.files import sync
-from pretrain.model import HybridLM
+from pretrain.model.hybrid import HybridLM
 from tests.checkpoint.written import CONFIG, STATE, write
-from tests.train import reference
+from tests.run import reference
 
 FILES = ("model.0.safetensors", "optimizer.0.safetensors", "state.0.safetensors", "state.json", "config.toml")
 

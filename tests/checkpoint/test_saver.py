@@ -22,11 +22,11 @@ from parallel.engine import Engine
 from pretrain.checkpoint import Saver, Snapshot, steps, verify
 from pretrain.checkpoint.folder import place, pointed_at
 from pretrain.errors import UserError
-from pretrain.guard import Rollbacks
-from pretrain.optimizer import MuonAdamW
-from pretrain.snapshot import Boundary, Lanes
+from pretrain.run.guard import Rollbacks
+from pretrain.run.optimizer import MuonAdamW
+from pretrain.run.state import Boundary, Lanes
 from tests.checkpoint.written import CONFIG, whole
-from tests.train import reference
+from tests.run import reference
 
 HUNG = 60.0  # seconds after which a save that waits for its own end is let go
 

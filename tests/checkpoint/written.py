@@ -10,8 +10,8 @@ from torch import Tensor
 from parallel.slices import Piece, Slice
 from pretrain.checkpoint import folder
 from pretrain.checkpoint.write import write_common, write_part
-from pretrain.config import Config, DataConfig
-from tests.train import reference
+from pretrain.config.schema import Config, DataConfig
+from tests.run import reference
 
 CONFIG = Config(model=reference.MODEL, sleep=reference.SLEEP, data=DataConfig(task="depo"))
 STATE = {

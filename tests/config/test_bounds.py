@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.bounds import AT_LEAST, AT_MOST, CHOICES, MOST, POSITIVE, validate
-from pretrain.config import Config
+from pretrain.config.checks import AT_LEAST, AT_MOST, CHOICES, MOST, POSITIVE, validate
+from pretrain.config.load import parse
+from pretrain.config.schema import Config
 from pretrain.errors import UserError
-from pretrain.settings import parse
 
 DEPO = ["data.task=depo"]
 TEXT = ["data.tokenizer=t.model", "data.train=[{path='train'}]", "data.heldout=heldout"]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config import Config, CorpusConfig
+from pretrain.config.load import dump, load, parse
+from pretrain.config.schema import Config, CorpusConfig
 from pretrain.errors import UserError
-from pretrain.settings import dump, load, parse
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import CorpusConfig, DataConfig
+from pretrain.config.schema import CorpusConfig, DataConfig
 from pretrain.data.corpus import Corpus
 from pretrain.data.shards import prepare
 from tests.data.texts import make_texts, write_texts

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import CorpusConfig, DataConfig
+from pretrain.config.schema import CorpusConfig, DataConfig
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.corpus import Corpus
 from pretrain.data.reader import Shards
 from pretrain.data.shards import prepare

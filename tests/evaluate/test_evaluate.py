@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain import evaluate
-from pretrain.batch import IGNORE
+from pretrain.data.batch import IGNORE
 from tests.model.tiny import L, build, change, sequences
 
 

@@ -26,17 +26,17 @@ from pretrain import files
 from pretrain.checkpoint import Checkpoint, NotDamaged, folder, index, load_model, newest, steps, verify
 from pretrain.checkpoint.index import CONFIG, INDEX, KINDS, STATE
 from pretrain.checkpoint.write import write_common, write_part
-from pretrain.config import Config, CorpusConfig, DataConfig, DepoConfig, RunConfig, TrainConfig
+from pretrain.config.schema import Config, CorpusConfig, DataConfig, DepoConfig, RunConfig, TrainConfig
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.json_text import seal
-from pretrain.model import HybridLM
-from pretrain.optimizer import MuonAdamW
-from pretrain.snapshot import Boundary, give_back
+from pretrain.model.hybrid import HybridLM
+from pretrain.run.optimizer import MuonAdamW
+from pretrain.run.state import Boundary, give_back
 from pretrain.trainer import make_source, make_stage, train
 from tests.checkpoint import written
 from tests.fuzz.harness import TIMES, bounded, fuzz, hypnos, refusal, tree
-from tests.train import reference
+from tests.run import reference
 
 FILES = [f"{kind}.{rank}.safetensors" for kind in KINDS for rank in range(2)] + [STATE, CONFIG, INDEX]
 SMALL = [INDEX, STATE, CONFIG]

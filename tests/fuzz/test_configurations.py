@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pretrain.config import Config
+from pretrain.config.load import MOST_BYTES, dump, load, parse
+from pretrain.config.memory import check_memory
+from pretrain.config.schema import Config
 from pretrain.evaluate import make_evaluation
-from pretrain.memory import check_memory
-from pretrain.settings import MOST_BYTES, dump, load, parse
 from pretrain.trainer import make_source
 from tests.fuzz.harness import damaged, fuzz, hypnos, refusal, tree
 

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pretrain.config import CorpusConfig, DataConfig
+from pretrain.config.schema import CorpusConfig, DataConfig
 from pretrain.data.index import DOCUMENT, DOCUMENTS, INDEX, Index, find_split, read_index
 from pretrain.data.reader import Shards
 from pretrain.data.shards import verify

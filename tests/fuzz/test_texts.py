@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pretrain.config import StoriesConfig
+from pretrain.config.schema import StoriesConfig
 from pretrain.data.corpus import Corpus
 from pretrain.data.formats import LINE_BYTES
 from pretrain.data.reader import Shards

@@ -7,11 +7,10 @@ import itertools
 import pytest
 import torch
 
-from pretrain import sleep
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import ModelConfig, SleepConfig
-from pretrain.inference import Session
-from pretrain.model import HybridLM
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import IGNORE, Batch
+from pretrain.inference.session import Session
+from pretrain.model.hybrid import HybridLM, sleep
 
 L, W, ROWS, VOCAB = 6, 3, 2, 40
 

@@ -14,7 +14,7 @@ import pytest
 
 import launch.commands.train
 from launch.cli import main, make_parser
-from pretrain import settings
+from pretrain.config.schema import load as settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("*.toml"))]

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.cli import main
-from pretrain import sleep, trainer
+from pretrain import trainer
+from pretrain.model.hybrid import sleep
 from pretrain.tasks.source import TaskSource
 
 UNIT = (1, 2)  # window and pass in which it happens

@@ -10,11 +10,11 @@ from unittest import mock
 
 from torch import Tensor
 
-from parallel import engine, pipeline, shards
-from pretrain import step
+from parallel import engine, pipeline, zero_layout
+from pretrain.run import step
 
 
-def _everything_counts(self: shards.Partition, gradient: Tensor) -> Tensor:
+def _everything_counts(self: zero_layout.Partition, gradient: Tensor) -> Tensor:
     return _square(dataclasses.replace(self, counted=self.splits.keys()), gradient)
 
 
@@ -38,12 +38,12 @@ def _weights_leave_at_once(prefetched: int) -> Any:
     return config
 
 
-_square, _legs, _config = shards.Partition.square, step.legs, engine._config
+_square, _legs, _config = zero_layout.Partition.square, step.legs, engine._config
 PLANTED = {
     "weights leave at once": (engine, "_config", _weights_leave_at_once(0)),
     "weights come early, and leave at once": (engine, "_config", _weights_leave_at_once(1000)),
-    "one tp rank's gradient dropped": (shards.Partition, "complete", lambda self, gradient: None),
-    "shared parameters counted twice in the norm": (shards.Partition, "square", _everything_counts),
+    "one tp rank's gradient dropped": (zero_layout.Partition, "complete", lambda self, gradient: None),
+    "shared parameters counted twice in the norm": (zero_layout.Partition, "square", _everything_counts),
     "gradient of the fast weights dropped": (pipeline.Pipeline, "_cut", staticmethod(_stays_in_no_graph)),
     "gradient of the next pass dropped": (step, "legs", _no_gradient_round_the_ring),
     "one end's gradient of a tied embedding dropped": (engine.Engine, "_sum_tied", lambda self: None),

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import ModelConfig, OptimizerConfig, SleepConfig
-from pretrain.model import HybridLM
-from tests.train.reference import is_matrix_of_body, orthogonalized
+from pretrain.config.schema import ModelConfig, OptimizerConfig, SleepConfig
+from pretrain.data.batch import IGNORE, Batch
+from pretrain.model.hybrid import HybridLM
+from tests.run.reference import is_matrix_of_body, orthogonalized
 
 L, ROWS, STEPS = 6, 8, 3
 TOKENS = 4 * L - 2  # the last window is shorter

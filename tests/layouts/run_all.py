@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from parallel import mesh
-from pretrain import settings, trainer
+from pretrain import trainer
+from pretrain.config.schema import load as settings
 
 if __name__ == "__main__":
     for path in sorted(Path(sys.argv[1]).glob("*.toml")):

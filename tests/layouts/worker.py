@@ -21,11 +21,11 @@ from torch import Tensor
 from parallel import mesh
 from parallel.engine import Engine
 from parallel.stages import Stage, balanced
-from pretrain.batch import IGNORE
-from pretrain.config import ParallelConfig
-from pretrain.optimizer import MuonAdamW
-from pretrain.snapshot import Lanes
-from pretrain.step import accumulate
+from pretrain.config.schema import ParallelConfig
+from pretrain.data.batch import IGNORE
+from pretrain.run.optimizer import MuonAdamW
+from pretrain.run.state import Lanes
+from pretrain.run.step import accumulate
 from tests import gathered
 from tests.layouts.planted import planted
 from tests.layouts.problem import ROWS, STEPS, Problem, Solution

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from parallel.state import DeltaState
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import SleepConfig
-from pretrain.model import HybridLM
-from pretrain.sleep import Output, plan
+from pretrain.config.schema import SleepConfig
+from pretrain.data.batch import IGNORE, Batch
+from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import Output, plan
 from tests.model.tiny import MODEL, SLEEP, L, assert_like_oracle, assert_same, build, change, gradients, sequences
 from tests.oracles import qwen
 from tests.oracles.sleep import read

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from parallel.state import AttentionState, DeltaState
 from parallel.window import open_window
-from pretrain.batch import IGNORE
+from pretrain.data.batch import IGNORE
 from tests.model.tiny import L, assert_same, build, change, equal, gradients, sequences
 from tests.oracles import qwen
 from tests.oracles.double import in_double

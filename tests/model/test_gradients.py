@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.batch import Batch
-from pretrain.model import HybridLM
+from pretrain.data.batch import Batch
+from pretrain.model.hybrid import HybridLM
 from tests.model.tiny import L, build, change, gradients, sequences
 
 # What decides what S takes up and what it lets go, first; then one of everything else.

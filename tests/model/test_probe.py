@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.state import DeltaState
-from pretrain.bounds import CHOICES
-from pretrain.probe import Probe
+from pretrain.config.checks import CHOICES
+from pretrain.model.probe import Probe
 from tests.model.tiny import L, build, change, equal, gradients, sequences
 
 

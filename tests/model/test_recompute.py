@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from parallel.recompute import run_unit
-from pretrain import sleep
-from pretrain.bounds import CHOICES
+from pretrain.config.checks import CHOICES
+from pretrain.model.hybrid import sleep
 from tests.model.test_documents import padded
 from tests.model.tiny import L, assert_same, build, change, equal, gradients, sequences
 

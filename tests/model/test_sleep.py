@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.batch import Batch
-from pretrain.model import HybridLM
+from pretrain.data.batch import Batch
+from pretrain.model.hybrid import HybridLM
 from tests.model.tiny import L, assert_like_oracle, build, change, gradients, oracle, sequences
 from tests.oracles import qwen
 from tests.oracles.sleep import read

@@ -5,9 +5,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import ModelConfig, SleepConfig
-from pretrain.model import HybridLM
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import IGNORE, Batch
+from pretrain.model.hybrid import HybridLM
 from tests.oracles import qwen
 from tests.oracles.sleep import read
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
-from pretrain.config import ModelConfig
-from pretrain.model import HybridLM
+from pretrain.config.schema import ModelConfig
+from pretrain.model.hybrid import HybridLM
 from tests.oracles.double import in_double
 
 ATTENTION = {"k": "k_proj", "v": "v_proj", "out": "o_proj", "q_norm": "q_norm", "k_norm": "k_norm"}

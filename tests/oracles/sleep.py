@@ -1,7 +1,7 @@
 """The sleep loop written a second time, on transformers' Qwen3.5 layers.
 
 Rows are read one by one with PAD taken out, every pass is computed whole, and autograd sees everything:
-slow, plain, and sharing no code with `pretrain/sleep.py` or `parallel/`.
+slow, plain, and sharing no code with `pretrain/model/sleep.py` or `parallel/`.
 """
 
 import torch
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen3_5ForCausalLM
 
-from pretrain.batch import Batch
-from pretrain.config import SleepConfig
+from pretrain.config.schema import SleepConfig
+from pretrain.data.batch import Batch
 from tests.oracles.double import in_double
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.config import (
+from pretrain.config.schema import (
     Config,
     CorpusConfig,
     DataConfig,

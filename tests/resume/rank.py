@@ -22,7 +22,7 @@ import torch
 
 import pretrain.trainer  # noqa: F401
 from launch import cli
-from pretrain.batch import Batch
+from pretrain.data.batch import Batch
 from pretrain.data.stream import TextStream
 from pretrain.evaluate import Evaluation
 

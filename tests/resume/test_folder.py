@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import settings
+from pretrain.config.schema import load as settings
 from tests.resume import saved
 from tests.resume.problem import STEPS, Case, make_config
 from tests.resume.run import LONGEST, Run, until
 from tests.resume.test_full_disk import assert_ends
-from tests.train.test_trainer import rows
+from tests.run.test_trainer import rows
 
 CASES = [Case(1, {}), Case(2, {"zero": 1})]
 

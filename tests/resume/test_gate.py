@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from parallel import mesh
-from pretrain.stop import Stop
+from pretrain.run.stop import Stop
 
 LONG = 20.0  # seconds that nothing takes here
 SHORT = 0.3  # seconds in which what is not held back would have gone on

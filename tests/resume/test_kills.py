@@ -19,7 +19,7 @@ from tests.resume import saved
 from tests.resume.job import Job
 from tests.resume.problem import KEEP, PATIENCE, STEPS, Case
 from tests.resume.run import LONGEST, Run, until
-from tests.train.test_trainer import rows
+from tests.run.test_trainer import rows
 
 KILLS = int(os.environ.get("HYPNOS_KILLS", 20))
 CASES = [

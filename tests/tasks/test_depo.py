@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import DepoConfig
+from pretrain.config.schema import DepoConfig
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks import Depo
 

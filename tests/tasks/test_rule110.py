@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.batch import IGNORE
-from pretrain.config import Rule110Config
+from pretrain.config.schema import Rule110Config
+from pretrain.data.batch import IGNORE
 from pretrain.errors import UserError
 from pretrain.tasks import Rule110
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.batch import Batch
-from pretrain.config import Rule110Config
+from pretrain.config.schema import Rule110Config
+from pretrain.data.batch import Batch
 from pretrain.errors import UserError
 from pretrain.tasks import Rule110, TaskSource
 from pretrain.tasks.counter import Rows

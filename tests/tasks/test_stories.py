@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.batch import IGNORE
-from pretrain.config import StoriesConfig
+from pretrain.config.schema import StoriesConfig
+from pretrain.data.batch import IGNORE
 from pretrain.errors import UserError
 from pretrain.tasks.stories import Stories
 from pretrain.tasks.story_writer import MOST_NOISE, MOST_OPS, write_story

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from parallel import mesh
-from pretrain import settings, trainer
+from pretrain import trainer
+from pretrain.config.schema import load as settings
 from pretrain.evaluate import _Keeper
-from tests.train import reference
-from tests.train.test_engine import assert_same, train
+from tests.parallel.test_engine import assert_same, train
+from tests.run import reference
 
 
 def main(folder: Path) -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import settings, verdict
-from pretrain.config import Config, GuardConfig
+from pretrain.config.schema import Config, GuardConfig
+from pretrain.config.schema import load as settings
+from pretrain.run import verdict
 from pretrain.trainer import train
 from tests.layouts.processes import run
-from tests.train.conftest import MakeConfig
-from tests.train.planted import planted
-from tests.train.test_guard import of_kind
-from tests.train.test_trainer import assert_same_run
-from tests.train.wrong_numbers import TROUBLE, steps
+from tests.run.conftest import MakeConfig
+from tests.run.planted import planted
+from tests.run.test_guard import of_kind
+from tests.run.test_trainer import assert_same_run
+from tests.run.wrong_numbers import TROUBLE, steps
 
 
 def test_both_ranks_decide_alike(
@@ -43,7 +44,7 @@ def test_both_ranks_decide_alike(
     ]  # fmt: skip
     for config in configs:
         (tmp_path / f"{config.run.name}.toml").write_text(settings.dump(config))
-    done = run("tests/train/wrong_numbers.py", 2, tmp_path)
+    done = run("tests/run/wrong_numbers.py", 2, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for config in configs:
         mine, theirs = tmp_path / config.run.name, expected[config.data.task]

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import settings
 from pretrain.checkpoint import Checkpoint
 from pretrain.checkpoint.index import KINDS
-from pretrain.config import Config
+from pretrain.config.schema import Config
+from pretrain.config.schema import load as settings
 from pretrain.errors import UserError
 from pretrain.trainer import train
-from tests.train.conftest import MakeConfig
-from tests.train.test_engine import assert_same
+from tests.parallel.test_engine import assert_same
+from tests.run.conftest import MakeConfig
 
 ROOT = Path(__file__).parents[2]
 # What depends on the clock.

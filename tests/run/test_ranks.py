@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import settings
-from pretrain.config import Config
+from pretrain.config.schema import Config
+from pretrain.config.schema import load as settings
 from pretrain.trainer import train
 from tests.layouts.processes import run
-from tests.train import reference
-from tests.train.conftest import MakeConfig
-from tests.train.test_trainer import assert_same_run, interrupted, rows, tensors
+from tests.run import reference
+from tests.run.conftest import MakeConfig
+from tests.run.test_trainer import assert_same_run, interrupted, rows, tensors
 
 
 def test_two_ranks_equal_one_process(text: MakeConfig, depo: MakeConfig, tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_two_ranks_equal_one_process(text: MakeConfig, depo: MakeConfig, tmp_pat
         config.train.steps = steps
         (tmp_path / f"{config.run.name}.toml").write_text(settings.dump(config))
 
-    done = run("tests/train/two_ranks.py", 2, tmp_path)
+    done = run("tests/run/two_ranks.py", 2, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
     train(text("text-two-one", zero=0), progress=False)

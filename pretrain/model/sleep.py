@@ -12,7 +12,7 @@ pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 2..N a
         end the window: keys and values are dropped, S stays
 
 `run` is that loop in one process. What a single pass does is `Reading.one_pass`; with pipeline stages each of
-them does its part of it, in the order of a schedule (`pretrain/step.py`).
+them does its part of it, in the order of a schedule (`pretrain/run/step.py`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from parallel.recompute import kept, run_unit
 from parallel.stages import Stage
 from parallel.state import State, choose_rows
 from parallel.window import Window, open_window
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import ModelConfig, SleepConfig
-from pretrain.probe import Probe
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import IGNORE, Batch
+from pretrain.model.probe import Probe
 
 if TYPE_CHECKING:
-    from pretrain.model import HybridLM
+    from pretrain.model.hybrid import HybridLM
 
 
 class Output(NamedTuple):

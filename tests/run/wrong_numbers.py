@@ -1,6 +1,6 @@
 """Run by torchrun on two ranks for test_wrong_numbers.py: numbers go wrong on the second one only.
 
-    torchrun --nproc-per-node=2 tests/train/wrong_numbers.py FOLDER
+    torchrun --nproc-per-node=2 tests/run/wrong_numbers.py FOLDER
 
 FOLDER has expected.pt, what `steps` gives in one process, and the runs' TOML files.
 """
@@ -17,13 +17,15 @@ from torch import Tensor
 
 from parallel import mesh
 from parallel.engine import Engine
-from pretrain import settings, trainer, verdict
-from pretrain.batch import IGNORE
-from pretrain.optimizer import MuonAdamW
+from pretrain import trainer
+from pretrain.config.schema import load as settings
+from pretrain.data.batch import IGNORE
+from pretrain.run import verdict
+from pretrain.run.optimizer import MuonAdamW
 from tests import gathered
-from tests.train import reference
-from tests.train.planted import NAN, planted
-from tests.train.test_engine import assert_same
+from tests.parallel.test_engine import assert_same
+from tests.run import reference
+from tests.run.planted import NAN, planted
 
 # By step, what the second rank's loss is multiplied by before backward, and what it reports of it.
 FAULTS = {1: (NAN, 1.0), 3: (50.0, 1.0), 4: (1.0, float("inf")), 5: (float("inf"), float("inf")), 6: (1.0, 50.0)}

@@ -20,12 +20,12 @@ from parallel.layers import share
 from parallel.slices import Piece, Slice
 from parallel.state import AttentionState, State, split_dim
 from pretrain.checkpoint import Checkpoint, Snapshot
-from pretrain.config import Config
+from pretrain.config.schema import Config
 from pretrain.data.source import Source
 from pretrain.errors import UserError, shortened
-from pretrain.guard import Rollbacks, Trouble, go_back
-from pretrain.model import HybridLM
-from pretrain.optimizer import MuonAdamW
+from pretrain.model.hybrid import HybridLM
+from pretrain.run.guard import Rollbacks, Trouble, go_back
+from pretrain.run.optimizer import MuonAdamW
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.batch import IGNORE
-from pretrain.config import ModelConfig, SleepConfig
-from pretrain.flops import parameters, peak, work
-from pretrain.model import HybridLM
-from tests.train import reference
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import IGNORE
+from pretrain.model.flops import parameters, peak, work
+from pretrain.model.hybrid import HybridLM
+from tests.run import reference
 
 CASES = {
     "one pass": (SleepConfig(passes=1, window=8), {}),

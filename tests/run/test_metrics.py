@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.metrics import Metrics
-from tests.train.test_trainer import rows
+from pretrain.run.metrics import Metrics
+from tests.run.test_trainer import rows
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.data.stream import TextStream
-from pretrain.model import HybridLM
+from pretrain.model.hybrid import HybridLM
 from pretrain.tasks import TaskSource
 
 NAN = float("nan")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import Config, CorpusConfig, DataConfig, DepoConfig, ParallelConfig, RunConfig, TrainConfig
+from pretrain.config.schema import Config, CorpusConfig, DataConfig, DepoConfig, ParallelConfig, RunConfig, TrainConfig
 from tests.data.small import make_corpus
-from tests.train import reference
+from tests.run import reference
 
 MakeConfig = Callable[..., Config]
 SCHEDULE = TrainConfig(steps=6, batch=4, log_every=3, eval_every=3, eval_batches=1, checkpoint_every=3, keep=2)

@@ -15,21 +15,22 @@ from unittest import mock
 import pytest
 import torch
 
-from pretrain import trainer, verdict
-from pretrain.batch import Batch
-from pretrain.config import Config, GuardConfig
+from pretrain import trainer
+from pretrain.config.schema import Config, GuardConfig
+from pretrain.data.batch import Batch
 from pretrain.data.index import find_split
 from pretrain.data.reader import Shards
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
-from pretrain.stop import Stop
+from pretrain.run import verdict
+from pretrain.run.stop import Stop
+from pretrain.run.verdict import Judge, Verdict
 from pretrain.tasks import TaskSource, make_task
 from pretrain.trainer import train
-from pretrain.verdict import Judge, Verdict
-from tests.train.conftest import MakeConfig
-from tests.train.planted import NAN, planted
-from tests.train.test_engine import assert_same
-from tests.train.test_trainer import assert_same_run, interrupted, position, rows, tensors
+from tests.parallel.test_engine import assert_same
+from tests.run.conftest import MakeConfig
+from tests.run.planted import NAN, planted
+from tests.run.test_trainer import assert_same_run, interrupted, position, rows, tensors
 from tokenizer.encode import Tokenizer
 
 INF = math.inf

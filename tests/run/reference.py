@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from pretrain.batch import IGNORE, Batch
-from pretrain.config import ModelConfig, OptimizerConfig, SleepConfig
-from pretrain.model import HybridLM
+from pretrain.config.schema import ModelConfig, OptimizerConfig, SleepConfig
+from pretrain.data.batch import IGNORE, Batch
+from pretrain.model.hybrid import HybridLM
 
 MODEL = ModelConfig(
     d_model=24, attention_heads=2, attention_kv_heads=1, attention_head_dim=12, delta_key_heads=1, delta_value_heads=3,

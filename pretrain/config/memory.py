@@ -6,9 +6,9 @@ import psutil
 import torch
 
 from parallel import mesh
-from pretrain.config import Config
+from pretrain.config.schema import Config
 from pretrain.errors import UserError
-from pretrain.flops import parameters
+from pretrain.model.flops import parameters
 
 FP32 = 4  # bytes
 

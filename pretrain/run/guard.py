@@ -1,6 +1,6 @@
 """What the training loop makes of steps that were skipped: a record of each, and an end to too many in a row.
 
-    step s        the device decides (pretrain/verdict.py); its verdict begins to travel to the host
+    step s        the device decides (pretrain/run/verdict.py); its verdict begins to travel to the host
     step s + 1    when all of it has been handed to the device, the host reads the verdict of s, which has arrived by
                   then: the device always has work, and every rank learns the same at the same step
 
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from parallel.state import State
 from pretrain.checkpoint import Checkpoint
-from pretrain.config import GuardConfig
+from pretrain.config.schema import GuardConfig
 from pretrain.errors import UserError
-from pretrain.metrics import Metrics
-from pretrain.verdict import Verdict
+from pretrain.run.metrics import Metrics
+from pretrain.run.verdict import Verdict
 
 Samples = Callable[[], Any]  # see pretrain.data.source.Source.samples
 

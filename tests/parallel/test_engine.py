@@ -7,10 +7,10 @@ import torch
 
 from parallel import mesh
 from parallel.engine import Engine
-from pretrain.batch import IGNORE
-from pretrain.optimizer import MuonAdamW
+from pretrain.data.batch import IGNORE
+from pretrain.run.optimizer import MuonAdamW
 from tests import gathered
-from tests.train import reference
+from tests.run import reference
 
 
 def train(zero: int, precision: str, microbatches: int, steps: int) -> reference.Trained:

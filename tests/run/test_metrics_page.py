@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.trainer import train
-from tests.train.conftest import MakeConfig
+from tests.run.conftest import MakeConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pretrain.batch import Batch
-from pretrain.config import ModelConfig, SleepConfig
-from pretrain.sleep import plan
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import Batch
+from pretrain.model.sleep import plan
 
 
 def block_forward(config: ModelConfig, kind: str, tokens: int, past: int = 0, write_only: bool = False) -> float:
@@ -91,7 +91,7 @@ class Work:
 
 
 def work(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
-    """Counts what `pretrain.sleep.run` will do, window by window and pass by pass. On the host."""
+    """Counts what `pretrain.model.sleep.run` will do, window by window and pass by pass. On the host."""
     done, B, sliding = Work(), batch.size[0], sleep.eviction == "sliding"
     prelude, coda = config.layers[: sleep.prelude], config.layers[len(config.layers) - sleep.coda :]
     core = config.layers[sleep.prelude : len(config.layers) - sleep.coda]

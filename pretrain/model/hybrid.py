@@ -1,4 +1,4 @@
-"""HybridLM: embedding, blocks (prelude | core | coda), head. The order in which they run is `pretrain/sleep.py`."""
+"""HybridLM: embedding, blocks (prelude | core | coda), head. Their order is in `pretrain/model/sleep.py`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from parallel.layers import (
 )
 from parallel.stages import Stage
 from parallel.state import State
-from pretrain import sleep
-from pretrain.batch import Batch
-from pretrain.config import ModelConfig, SleepConfig
-from pretrain.probe import Probe
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import Batch
+from pretrain.model import sleep
+from pretrain.model.probe import Probe
 
 
 class HybridLM(nn.Module):
@@ -59,7 +59,7 @@ class HybridLM(nn.Module):
         head: sleep.Head | None = None,
         agree: sleep.Agree = sleep.alone,
     ) -> sleep.Output:
-        """Reads a batch window by window, sleeping between them: see `pretrain.sleep.run`."""
+        """Reads a batch window by window, sleeping between them: see `pretrain.model.sleep.run`."""
         return sleep.run(self, batch, state, passes, recompute, probe, head, agree)
 
     @property

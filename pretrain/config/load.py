@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pretrain.bounds import validate
-from pretrain.config import Config
+from pretrain.config.checks import validate
+from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
 Table = dict[str, Any]

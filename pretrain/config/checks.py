@@ -10,7 +10,7 @@ import os
 import unicodedata
 
 from parallel.combinations import Layout, refusal
-from pretrain.config import Config
+from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
 # The words a setting may be.

@@ -8,9 +8,9 @@ For a matrix with gradient G (already clipped by the global norm) and momentum M
 
 (Jordan et al., "Muon", 2024; momentum 0.95 and 5 steps as in arXiv 2605.26099.) Momentum and moments are
 sharded exactly as ZeRO shards the master weights; Newton-Schulz sees whole matrices, each on one rank
-(`parallel.shards.WholeMatrices` says what that costs).
+(`parallel.zero_layout.WholeMatrices` says what that costs).
 
-A step that `pretrain.verdict.Judge` does not accept changes nothing and is counted. That is decided on the device:
+A step that `pretrain.run.verdict.Judge` does not accept changes nothing and is counted. That is decided on the device:
 the host never waits for it.
 """
 
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from parallel.shards import Partition, WholeMatrices
 from parallel.slices import Piece
-from pretrain.config import OptimizerConfig
-from pretrain.verdict import Judge
+from parallel.zero_layout import Partition, WholeMatrices
+from pretrain.config.schema import OptimizerConfig
+from pretrain.run.verdict import Judge
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steep at 0 rather than exact: five steps bring s to about 0.7..1.2, not to 1
 NEWTON_SCHULZ_STEPS = 5
@@ -70,7 +70,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """The optimiser given to DeepSpeed: a `parallel.engine.ShardedOptimizer`."""
 
     grad_norm: Tensor  # [] of the last gradient, before clipping
-    loss: Tensor  # [] of the step, the same on every rank (`pretrain.verdict.mean_loss`); set before each step
+    loss: Tensor  # [] of the step, the same on every rank (`pretrain.run.verdict.mean_loss`); set before each step
     skipped: Tensor  # [] steps skipped so far
     adam_steps: Tensor  # [] steps not skipped so far
     accepted: Tensor  # [] bool, whether the last step was not

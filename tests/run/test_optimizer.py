@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from parallel.shards import WholeMatrices, layout
-from pretrain.config import OptimizerConfig
-from pretrain.optimizer import DECAYED, MUON, PLAIN, newton_schulz, rate, role
-from tests.train import reference
+from parallel.zero_layout import WholeMatrices, layout
+from pretrain.config.schema import OptimizerConfig
+from pretrain.run.optimizer import DECAYED, MUON, PLAIN, newton_schulz, rate, role
+from tests.run import reference
 
 
 def test_schedule_warms_up_stays_and_decays() -> None:

@@ -19,13 +19,13 @@ from typing import Any, Self
 from torch.utils.tensorboard import SummaryWriter
 
 from parallel import mesh
-from pretrain.batch import Batch
-from pretrain.config import Config
+from pretrain.config.schema import Config
+from pretrain.data.batch import Batch
 from pretrain.data.source import Source
 from pretrain.errors import UserError
 from pretrain.files import write_atomically, writing
-from pretrain.flops import peak, work
 from pretrain.json_text import parse_json
+from pretrain.model.flops import peak, work
 
 
 class Metrics:

@@ -3,7 +3,7 @@
 Between tokens a session holds at most L tokens of keys and values, the open window's hidden states
 and the fast weights S: the same memory after a million tokens as after a thousand. Every token costs
 one pass; the N - 1 passes of sleep are paid once per window. What it computes is what training
-computed (`pretrain/sleep.py`), token by token.
+computed (`pretrain/model/sleep.py`), token by token.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from parallel import mesh
 from parallel.window import open_window
 from pretrain.checkpoint import load_model
 from pretrain.errors import UserError
-from pretrain.model import HybridLM
-from pretrain.sleep import run_part
+from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import run_part
 from tokenizer.encode import Tokenizer
 
 

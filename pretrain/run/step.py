@@ -20,12 +20,12 @@ from parallel.layers import stream_like
 from parallel.pipeline import Pipeline
 from parallel.schedule import Leg, Schedule, schedule
 from parallel.state import State
-from pretrain.batch import Batch
-from pretrain.config import ParallelConfig
+from pretrain.config.schema import ParallelConfig
+from pretrain.data.batch import Batch
 from pretrain.errors import UserError
-from pretrain.model import HybridLM
-from pretrain.probe import Probe
-from pretrain.sleep import Agree, Head, Output, Passed, Reading, WindowPlan, alone, plan, route
+from pretrain.model.hybrid import HybridLM
+from pretrain.model.probe import Probe
+from pretrain.model.sleep import Agree, Head, Output, Passed, Reading, WindowPlan, alone, plan, route
 
 
 def accumulate(
@@ -66,7 +66,7 @@ def read(
     """Reads microbatches with N = passes (the model's own if None); what comes of it each head keeps for itself.
 
     Args:
-        heads: of each microbatch, see `pretrain.sleep.run`; called on the last stage only.
+        heads: of each microbatch, see `pretrain.model.sleep.run`; called on the last stage only.
         zero: the ZeRO stage that the weights are sharded with.
     """
     check_same_rows(parts)
