@@ -14,7 +14,7 @@ import pytest
 
 import launch.commands.train
 from launch.cli import main, make_parser
-from pretrain.config.schema import load as settings
+from pretrain.config import load as settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("*.toml"))]
@@ -134,7 +134,7 @@ def test_ctrl_c_ends_with_130_and_one_line(capsys: pytest.CaptureFixture[str], m
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pretrain.settings.load", interrupted)
+    monkeypatch.setattr("pretrain.config.load.load", interrupted)
     assert main(["train", "configs/depo-small.toml"]) == 130
     assert capsys.readouterr() == ("", "hypnos: interrupted\n")
 
@@ -143,7 +143,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ValueError("not the user's")
 
-    monkeypatch.setattr("pretrain.settings.load", broken)
+    monkeypatch.setattr("pretrain.config.load.load", broken)
     with pytest.raises(ValueError, match="not the user's"):
         main(["train", "configs/depo-small.toml"])
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from launch.cli import main
 from pretrain import trainer
-from pretrain.model.hybrid import sleep
+from pretrain.model import sleep
 from pretrain.tasks.source import TaskSource
 
 UNIT = (1, 2)  # window and pass in which it happens

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from parallel import mesh
 from pretrain import trainer
-from pretrain.config.schema import load as settings
+from pretrain.config import load as settings
 
 if __name__ == "__main__":
     for path in sorted(Path(sys.argv[1]).glob("*.toml")):

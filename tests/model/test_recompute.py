@@ -7,7 +7,7 @@ import torch
 
 from parallel.recompute import run_unit
 from pretrain.config.checks import CHOICES
-from pretrain.model.hybrid import sleep
+from pretrain.model import sleep
 from tests.model.test_documents import padded
 from tests.model.tiny import L, assert_same, build, change, equal, gradients, sequences
 

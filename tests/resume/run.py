@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pretrain.config.schema import load as settings
+from pretrain.config import load as settings
 from tests.resume.job import Job
 from tests.resume.problem import Case, make_config
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config.schema import load as settings
+from pretrain.config import load as settings
 from tests.resume import saved
 from tests.resume.problem import STEPS, Case, make_config
 from tests.resume.run import LONGEST, Run, until

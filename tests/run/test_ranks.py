@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.config import load as settings
 from pretrain.config.schema import Config
-from pretrain.config.schema import load as settings
 from pretrain.trainer import train
 from tests.layouts.processes import run
 from tests.run import reference

@@ -16,8 +16,8 @@ import torch
 
 from pretrain.checkpoint import Checkpoint
 from pretrain.checkpoint.index import KINDS
+from pretrain.config import load as settings
 from pretrain.config.schema import Config
-from pretrain.config.schema import load as settings
 from pretrain.errors import UserError
 from pretrain.trainer import train
 from tests.parallel.test_engine import assert_same
@@ -95,7 +95,7 @@ def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
     config = interrupted(text("parts"))
     path = Path(config.run.dir) / "parts.toml"
     path.write_text(settings.dump(config))
-    program = "import sys; from pretrain import settings, trainer; trainer.train(settings.load(sys.argv[1]))"
+    program = "import sys; from pretrain import trainer; from pretrain.config import load as settings; trainer.train(settings.load(sys.argv[1]))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program, str(path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.config import load as settings
 from pretrain.config.schema import Config, GuardConfig
-from pretrain.config.schema import load as settings
 from pretrain.run import verdict
 from pretrain.trainer import train
 from tests.layouts.processes import run

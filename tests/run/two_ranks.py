@@ -12,7 +12,7 @@ import torch
 
 from parallel import mesh
 from pretrain import trainer
-from pretrain.config.schema import load as settings
+from pretrain.config import load as settings
 from pretrain.evaluate import _Keeper
 from tests.parallel.test_engine import assert_same, train
 from tests.run import reference

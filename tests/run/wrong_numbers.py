@@ -18,7 +18,7 @@ from torch import Tensor
 from parallel import mesh
 from parallel.engine import Engine
 from pretrain import trainer
-from pretrain.config.schema import load as settings
+from pretrain.config import load as settings
 from pretrain.data.batch import IGNORE
 from pretrain.run import verdict
 from pretrain.run.optimizer import MuonAdamW
