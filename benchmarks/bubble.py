@@ -1,8 +1,9 @@
 """The idle time of a real pipeline beside that of the simulator.
 
-Two stages, each a process with a core of its own, do training steps (`benchmarks/stage.py` has the model). Every
-action is timed, without what it waits for. The simulator then carries the same schedule out with these times: its idle
-time is what the schedule allows, the measured one has messages and the interpreter in it too.
+Two stages, each a process with a core of its own, do training steps (`benchmarks/stage.py` has the
+model). Every action is timed, without what it waits for. The simulator then carries the same
+schedule out with these times: its idle time is what the schedule allows, the measured one has
+messages and the interpreter in it too.
 
     torchrun --nproc-per-node=2 -m benchmarks.bubble    # a Markdown table, about a minute on two cores
 """
@@ -65,7 +66,10 @@ def idle(M: int, N: int) -> tuple[float, float]:
     model, parts = build(p), microbatches(p)
     P = mesh.pp_size()
     for _ in range(2):  # the first sets libraries and connections up
-        readings = [Reading(model, part, plan(part, model.sleep, N), None, "unit", None, None) for part in parts]
+        readings = [
+            Reading(model, part, plan(part, model.sleep, N), None, "unit", None, None)
+            for part in parts
+        ]
         streams = [step.ReadingStream(reading) for reading in readings]
         legs = tuple(stream.legs for stream in streams)
         order = step.order(legs, P, "unit")
@@ -82,14 +86,20 @@ def idle(M: int, N: int) -> tuple[float, float]:
 
 def main() -> None:
     """Prints the table on rank 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args()
     if mesh.world_size() == 1:
-        sys.exit("benchmarks.bubble: one stage is never idle; start it with torchrun, on two ranks or more")
+        sys.exit(
+            "benchmarks.bubble: one stage is never idle; start it with torchrun, on two ranks or more"
+        )
     torch.set_num_threads(1)
     mesh.initialize(pp=mesh.world_size())
     if dist.get_rank() == 0:
-        print("| microbatches | N | idle, measured | idle, simulated with the measured times |\n|---|---|---|---|")
+        print(
+            "| microbatches | N | idle, measured | idle, simulated with the measured times |\n|---|---|---|---|"
+        )
     for M, N in CASES:
         measured, simulated = idle(M, N)
         if dist.get_rank() == 0:

@@ -1,9 +1,11 @@
-"""How long a checkpoint keeps training waiting: saved beside it, and if training waited for the disk.
+"""How long a checkpoint keeps training waiting: saved beside it, and if training waited for the
+disk.
 
     python -m benchmarks.checkpoint                                         # one process
     torchrun --nproc-per-node=2 -m benchmarks.checkpoint                    # two data-parallel ranks, ZeRO 1
 
-Everything runs as in the trainer: a snapshot is copied, and a thread writes, hashes and flushes it while steps go on.
+Everything runs as in the trainer: a snapshot is copied, and a thread writes, hashes and flushes it
+    while steps go on.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ import torch.distributed as dist
 from parallel import mesh
 from parallel.engine import Engine
 from pretrain.checkpoint import Saver
-from pretrain.config.schema import Config, DataConfig, DepoConfig, ModelConfig, RunConfig, SleepConfig, TrainConfig
+from pretrain.config.schema import (
+    Config,
+    DataConfig,
+    DepoConfig,
+    ModelConfig,
+    RunConfig,
+    SleepConfig,
+    TrainConfig,
+)
 from pretrain.data.batch import IGNORE
 from pretrain.model.hybrid import HybridLM
 from pretrain.run.guard import Rollbacks
@@ -44,14 +54,18 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--d-model", type=int, default=768, help="width of the model (%(default)s)")
     args = parser.parse_args()
     mesh.initialize()
     with tempfile.TemporaryDirectory() as folder:
         config = Config(
             run=RunConfig(dir=folder),
-            model=ModelConfig(d_model=args.d_model, layers=["attention", "delta"] * 2, vocab_size=128),
+            model=ModelConfig(
+                d_model=args.d_model, layers=["attention", "delta"] * 2, vocab_size=128
+            ),
             sleep=SleepConfig(passes=2, window=32, when="context"),
             data=DataConfig(task="depo"),
             depo=DepoConfig(nodes=8, context=32, queries=4),
@@ -79,7 +93,9 @@ def measure(config: Config, run: Path) -> None:
         done += 1
 
     def save() -> None:
-        here = Boundary.here(done, Lanes.empty(1), source, torch.tensor(0), Rollbacks(), evaluated=True)
+        here = Boundary.here(
+            done, Lanes.empty(1), source, torch.tensor(0), Rollbacks(), evaluated=True
+        )
         saver.save(done, lambda: here.take(engine, optimizer, model))
 
     def save_and_wait() -> None:
@@ -88,7 +104,9 @@ def measure(config: Config, run: Path) -> None:
 
     train()
     save_and_wait()  # what is allocated once
-    times: dict[str, list[float]] = {what: [] for what in ("plain", "waiting", "pause", "beside", "writing")}
+    times: dict[str, list[float]] = {
+        what: [] for what in ("plain", "waiting", "pause", "beside", "writing")
+    }
     for _ in range(REPEATS):
         times["plain"].append(seconds(train))
         train()
@@ -100,9 +118,13 @@ def measure(config: Config, run: Path) -> None:
         saver.wait()
         times["writing"].append(time.perf_counter() - begin)
     if dist.get_rank() == 0:
-        size = sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors")) / MIB
+        size = (
+            sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors")) / MIB
+        )
         step, count = median(times["plain"]), sum(p.numel() for p in model.parameters()) / 1e6
-        print(f"{mesh.world_size()} ranks, {count:.1f} M parameters, {size:.0f} MiB on disk; a step takes {step:.3f} s")
+        print(
+            f"{mesh.world_size()} ranks, {count:.1f} M parameters, {size:.0f} MiB on disk; a step takes {step:.3f} s"
+        )
         print("| | seconds | steps |\n|---|---|---|")
         for what, key in (
             ("training waits for the disk", "waiting"), ("saved beside training: the pause", "pause"),

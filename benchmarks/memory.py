@@ -1,9 +1,11 @@
-"""Peak memory and time of one training step, by recomputation policy, number of passes N and pipeline stages.
+"""Peak memory and time of one training step, by recomputation policy, number of passes N and
+pipeline stages.
 
-A step is forward and backward of a few microbatches, without the optimiser; every window but the last is slept over.
-Stages are processes of their own (`benchmarks/stage.py`). Beside what they held stands what the method should need,
-`counted`. Memory and time come from separate processes: in the first glibc gives freed tensors back at once, so that
-what is resident is what is held, and that costs time.
+A step is forward and backward of a few microbatches, without the optimiser; every window but the
+last is slept over. Stages are processes of their own (`benchmarks/stage.py`). Beside what they held
+stands what the method should need, `counted`. Memory and time come from separate processes: in the
+first glibc gives freed tensors back at once, so that what is resident is what is held, and that
+costs time.
 
     python -m benchmarks.memory --out docs/memory.md    # 36 rows, about ten minutes on two cores
     python -m benchmarks.memory --quick                 # 8 rows of a smaller model
@@ -41,7 +43,8 @@ class Plan:
     width: int = 256  # D
     vocabulary: int = 512
     microbatches: int = 4
-    rows: int = 6  # of each microbatch: tensors must outweigh the graph nodes and Python objects of a unit
+    # of each microbatch: tensors must outweigh the graph nodes and Python objects of a unit
+    rows: int = 6
     windows: int = 2
     window: int = 128  # tokens
     repeats: int = 1  # the fastest of so many steps counts
@@ -75,8 +78,11 @@ class Weight(NamedTuple):
     write_only: int  # the same where nothing reads what the block gives
 
 
-def counted(policy: str, legs: Sequence[Leg], stage: int, spans: Sequence[Span], blocks: Sequence[Weight]) -> int:
-    """Peak bytes of a stage in one step: the most, over its actions, of what lives at once, which is
+def counted(
+    policy: str, legs: Sequence[Leg], stage: int, spans: Sequence[Span], blocks: Sequence[Weight]
+) -> int:
+    """Peak bytes of a stage in one step: the most, over its actions, of what lives at once, which
+    is
 
         the sum of kept(u) over the units u between their forward and the end of their backward
         + again(u) in the backward of u
@@ -86,14 +92,17 @@ def counted(policy: str, legs: Sequence[Leg], stage: int, spans: Sequence[Span],
         unit     h + sum over blocks of S            sum over blocks of whole, less kept(u)
         block    sum over blocks of h + S            the most over blocks of whole - h - S
 
-    Where nothing reads the h that comes out of a unit, its last delta block is its last and counts with write_only.
+    Where nothing reads the h that comes out of a unit, its last delta block is its last and counts
+    with write_only.
 
-    Left out: weights and their gradients, which are there before; the embedding, the head and its logits; what a stage
-    keeps of the hidden states that it has handed on, and messages on their way; gradients of activations, and whatever
-    else lives only inside a forward or a backward.
+    Left out: weights and their gradients, which are there before; the embedding, the head and its
+        logits; what a stage
+    keeps of the hidden states that it has handed on, and messages on their way; gradients of
+    activations, and whatever else lives only inside a forward or a backward.
 
     Args:
-        legs: of a microbatch; all are alike. spans: the stage's actions, in order. blocks: the stage's.
+        legs: of a microbatch; all are alike. spans: the stage's actions, in order. blocks: the
+            stage's.
     """
 
     def parts(leg: Leg) -> list[tuple[Weight, int]]:
@@ -101,7 +110,10 @@ def counted(policy: str, legs: Sequence[Leg], stage: int, spans: Sequence[Span],
         if leg.loops or leg.read_graph or stage < leg.turn:
             return [(block, block.whole) for block in blocks]
         last = max(i for i, block in enumerate(blocks) if block.S)
-        return [(block, block.write_only if i == last else block.whole) for i, block in enumerate(blocks[: last + 1])]
+        return [
+            (block, block.write_only if i == last else block.whole)
+            for i, block in enumerate(blocks[: last + 1])
+        ]
 
     def kept(leg: Leg) -> int:
         if policy == "none":
@@ -138,7 +150,15 @@ Seconds = Mapping[tuple[int, str, int], float]
 
 def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
     """Markdown, line by line."""
-    columns = ["recompute", "N", "stages", "peak MiB of each stage", "most", "vs N = 1", "counted MiB"]
+    columns = [
+        "recompute",
+        "N",
+        "stages",
+        "peak MiB of each stage",
+        "most",
+        "vs N = 1",
+        "counted MiB",
+    ]
     columns += ["measured / counted", "time vs none", "time vs 1 stage"]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
@@ -148,8 +168,17 @@ def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
                 most = max(peaks[P, policy, N])
                 first = max(peaks[P, policy, plan.passes[0]])
                 time = seconds[P, policy, N]
-                cells = [policy, N, P, " / ".join(f"{stage.held / MIB:.0f}" for stage in peaks[P, policy, N])]
-                cells += [f"{most.held / MIB:.0f}", f"{most.held / first.held:.2f}", f"{most.counted / MIB:.0f}"]
+                cells = [
+                    policy,
+                    N,
+                    P,
+                    " / ".join(f"{stage.held / MIB:.0f}" for stage in peaks[P, policy, N]),
+                ]
+                cells += [
+                    f"{most.held / MIB:.0f}",
+                    f"{most.held / first.held:.2f}",
+                    f"{most.counted / MIB:.0f}",
+                ]
                 cells += [f"{most.held / most.counted:.2f}", f"{time / seconds[P, 'none', N]:.2f}"]
                 cells += [f"{time / seconds[plan.stages[0], policy, N]:.2f}"]
                 yield f"| {' | '.join(map(str, cells))} |"
@@ -176,12 +205,18 @@ def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
 def commit() -> str:
     """What is checked out, "-dirty" after it if files differ from that; empty without git."""
     command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
 
 
 def heading(plan: Plan) -> Iterator[str]:
     """What was measured, where, when and of which commit."""
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     cpu = model[0].partition(":")[2].strip() if model else platform.machine()
     yield "# Memory and time of a training step"
     yield ""
@@ -214,21 +249,38 @@ def measure(plan: Plan, what: str, stages: int) -> list:
     settings = {"OMP_NUM_THREADS": "1"}
     if what == "peak":
         settings["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={stages}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={stages}",
+    ]
     with tempfile.NamedTemporaryFile("r", suffix=".json") as found:
         arguments = ["-m", "benchmarks.stage", what, json.dumps(asdict(plan)), found.name]
-        subprocess.run(command + arguments, check=True, env=os.environ | settings, cwd=Path(__file__).parents[1])
+        subprocess.run(
+            command + arguments,
+            check=True,
+            env=os.environ | settings,
+            cwd=Path(__file__).parents[1],
+        )
         return json.load(found)
 
 
 def main() -> None:
     """Measures, and prints or writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a few rows of a smaller model")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there instead of printing it")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the table there instead of printing it"
+    )
     args = parser.parse_args()
     if args.out and commit().endswith("-dirty"):
-        sys.exit("benchmarks.memory: a report names the commit that it measured, and files here differ: commit first")
+        sys.exit(
+            "benchmarks.memory: a report names the commit that it measured, and files here differ: commit first"
+        )
     plan = QUICK if args.quick else Plan()
     peaks, seconds = {}, {}
     for P in plan.stages:

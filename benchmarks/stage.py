@@ -1,12 +1,15 @@
-"""One pipeline stage's part of a training step, weighed and timed; run by `benchmarks.memory` on each rank.
+"""One pipeline stage's part of a training step, weighed and timed; run by `benchmarks.memory` on
+each rank.
 
-What is weighed is the method, blocks, recomputation and pipeline, as the trainer runs them on its stages
-(`pretrain/run/step.py`), but without DeepSpeed: every parameter has its gradient before. A single stage goes through
-the same code, as a pipeline without messages, so that it compares with several.
+What is weighed is the method, blocks, recomputation and pipeline, as the trainer runs them on its
+stages (`pretrain/run/step.py`), but without DeepSpeed: every parameter has its gradient before. A
+single stage goes through the same code, as a pipeline without messages, so that it compares with
+several.
 
     torchrun --nproc-per-node=P -m benchmarks.stage peak|seconds PLAN FILE
 
-PLAN is the JSON of a `benchmarks.memory.Plan`. Rank 0 writes to FILE what `benchmarks.memory.measure` returns.
+PLAN is the JSON of a `benchmarks.memory.Plan`. Rank 0 writes to FILE what
+`benchmarks.memory.measure` returns.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ from pretrain.run import step
 def build(p: Plan) -> HybridLM:
     """This rank's stage."""
     stage = Stage(mesh.pp_rank(), balanced([1.0] * len(p.layers), mesh.pp_size()))
-    config = ModelConfig(d_model=p.width, layers=list(p.layers), vocab_size=p.vocabulary, mlp_width=4 * p.width)
+    config = ModelConfig(
+        d_model=p.width, layers=list(p.layers), vocab_size=p.vocabulary, mlp_width=4 * p.width
+    )
     model = HybridLM(config, SleepConfig(window=p.window, when="context"), stage).initialize(0)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -53,18 +58,25 @@ def build(p: Plan) -> HybridLM:
 def microbatches(p: Plan) -> list[Batch]:
     """The rows of a step. Only the last window is scored: the others sleep."""
     rows, length = p.microbatches * p.rows, p.windows * p.window
-    tokens = torch.randint(0, p.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, p.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0)
+    )
     targets = tokens.roll(-1, 1)
     targets[:, : length - p.window] = IGNORE
     starts = torch.zeros(rows, p.windows, dtype=torch.bool)
     starts[:, 0] = True
-    whole = Batch(tokens, targets, torch.ones_like(tokens, dtype=torch.bool), starts, torch.zeros(rows).bool())
+    whole = Batch(
+        tokens, targets, torch.ones_like(tokens, dtype=torch.bool), starts, torch.zeros(rows).bool()
+    )
     return [whole.rows(m * p.rows, (m + 1) * p.rows) for m in range(p.microbatches)]
 
 
 def train(model: HybridLM, parts: list[Batch], policy: str, passes: int) -> None:
     """Forward and backward, as `pretrain.run.step.accumulate` does them on a stage."""
-    readings = [Reading(model, part, plan(part, model.sleep, passes), None, policy, None, None) for part in parts]
+    readings = [
+        Reading(model, part, plan(part, model.sleep, passes), None, policy, None, None)
+        for part in parts
+    ]
     step.run_stage(readings, policy, loss_scale=1.0)
 
 
@@ -80,7 +92,8 @@ def resident() -> int:
 def peak(run: Callable[[], None]) -> int:
     """The most bytes that this process holds meanwhile, beyond what it held before."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free but still resident would not count when it is used again
+    # what is free but still resident would not count when it is used again
+    ctypes.CDLL(None).malloc_trim(0)
     dist.barrier()
     before, most, done = resident(), 0, threading.Event()
 
@@ -103,8 +116,12 @@ def weigh(block: Block, rows: int, window: int) -> Weight:
     h = torch.randn(rows, window, block.shape.d_model, requires_grad=True)
     memory = block.empty_state(rows, h.device, h.dtype)
     S = memory.S.requires_grad_() if block.kind == "delta" else h[:0]
-    state = State((memory,), torch.zeros(rows, 0, dtype=torch.bool), torch.zeros(rows, dtype=torch.int64))
-    view = open_window(block.shape, state, torch.ones(rows, window, dtype=torch.bool), False, window, False)
+    state = State(
+        (memory,), torch.zeros(rows, 0, dtype=torch.bool), torch.zeros(rows, dtype=torch.int64)
+    )
+    view = open_window(
+        block.shape, state, torch.ones(rows, window, dtype=torch.bool), False, window, False
+    )
     weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
 
     def saved(write_only: bool) -> int:
@@ -168,7 +185,11 @@ def main(what: str, p: Plan, file: Path) -> None:
         dist.all_gather_object(everyone, mine)
         results.append(everyone if what == "peak" else max(everyone))
         if dist.get_rank() == 0:
-            shown = [f"{x.held / MIB:.1f}" for x in everyone] if what == "peak" else [f"{max(everyone):.2f}"]
+            shown = (
+                [f"{x.held / MIB:.1f}" for x in everyone]
+                if what == "peak"
+                else [f"{max(everyone):.2f}"]
+            )
             unit = "MiB" if what == "peak" else "s"
             line = f"P = {mesh.pp_size()}, {policy}, N = {passes}: {' / '.join(shown)} {unit}"
             print(line, file=sys.stderr, flush=True)
@@ -178,7 +199,9 @@ def main(what: str, p: Plan, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("peak", "seconds"))
     parser.add_argument("plan", metavar="PLAN", type=lambda text: Plan(**json.loads(text)))
     parser.add_argument("file", metavar="FILE", type=Path)

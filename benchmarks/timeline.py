@@ -1,7 +1,9 @@
-"""How well pipeline stages are used by a model that sleeps, and what they must keep: the schedule, simulated.
+"""How well pipeline stages are used by a model that sleeps, and what they must keep: the schedule,
+simulated.
 
-A step is W - 1 windows of context, each slept over for N passes, then one that is predicted. A forward takes 1 on every
-stage, a backward 2. Nothing is computed; `parallel.simulator` carries out what `parallel.schedule` says.
+A step is W - 1 windows of context, each slept over for N passes, then one that is predicted. A
+forward takes 1 on every stage, a backward 2. Nothing is computed; `parallel.simulator` carries out
+what `parallel.schedule` says.
 
     python -m benchmarks.timeline                            # a Markdown table, a few seconds
     python -m benchmarks.timeline --svg docs/timeline.svg    # and one step as a picture
@@ -16,10 +18,16 @@ from pathlib import Path
 from parallel.schedule import Leg, schedule
 from parallel.simulator import Span, Timeline, simulate
 
-# (W, N, whether backpropagation is cut between windows) of the table: no sleep, one window that sleeps, three
+# (W, N, whether backpropagation is cut between windows) of the table: no sleep, one window that
+# sleeps, three
 STORIES = [(4, 1, False), (2, 2, False), (2, 4, False), (2, 8, False), (4, 4, False), (4, 4, True)]
 # by microbatch: forward, backward; dark and light enough for black and for white letters
-COLOURS = [("#b5d3f0", "#1f5d9c"), ("#fbd4a4", "#a4560b"), ("#bfe3bf", "#2b742f"), ("#d9c9ef", "#6a4fb3")]
+COLOURS = [
+    ("#b5d3f0", "#1f5d9c"),
+    ("#fbd4a4", "#a4560b"),
+    ("#bfe3bf", "#2b742f"),
+    ("#d9c9ef", "#6a4fb3"),
+]
 LANE, TICK, LEFT, TOP = 34, 22, 84, 92  # pixels
 
 
@@ -35,7 +43,9 @@ def story(P: int, W: int, N: int, segments: bool = False) -> tuple[Leg, ...]:
         for number in range(1, passes + 1):
             read = number == 1 and (segments or w == W - 1)
             segment = w if segments else 0
-            legs.append(Leg(w, number, 0, P - 1, P - 1, number < passes, True, read, number > 1, segment))
+            legs.append(
+                Leg(w, number, 0, P - 1, P - 1, number < passes, True, read, number > 1, segment)
+            )
     return tuple(legs)
 
 
@@ -47,7 +57,15 @@ def step(P: int, M: int, W: int, N: int, segments: bool = False) -> Timeline:
 
 def table() -> Iterator[str]:
     """Markdown, line by line."""
-    columns = ["stages P", "microbatches M", "windows W", "passes N", "cut between", "idle", "at least"]
+    columns = [
+        "stages P",
+        "microbatches M",
+        "windows W",
+        "passes N",
+        "cut between",
+        "idle",
+        "at least",
+    ]
     columns += ["peak units", "units of P microbatches"]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
@@ -120,8 +138,12 @@ def _legend(M: int) -> Iterator[str]:
 
 def main() -> None:
     """Prints the table, and draws the picture if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="also draw a step of P = 4, M = 4, W = 2, N = 3")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--svg", type=Path, metavar="FILE", help="also draw a step of P = 4, M = 4, W = 2, N = 3"
+    )
     args = parser.parse_args()
     for line in table():
         print(line)

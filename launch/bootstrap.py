@@ -20,8 +20,10 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 
 TORCH_RANGE = ">=2.11,<2.14"  # the same as in pyproject.toml
-TORCH_CPU = "torch==2.13.0+cpu"  # PyPI's Linux build brings gigabytes of CUDA, so the CPU build is asked for by name
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own index, where the CPU build is published
+# PyPI's Linux build brings gigabytes of CUDA, so the CPU build is asked for by name
+TORCH_CPU = "torch==2.13.0+cpu"
+# PyTorch's own index, where the CPU build is published
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_INDEX = "https://download.pytorch.org/whl/cu126"  # named in a message only
 
 PROBE = """
@@ -79,7 +81,9 @@ def check_python() -> None:
     """Older Pythons reach this line, because nothing above needs a newer one."""
     if sys.version_info < (3, 11):  # noqa: UP036
         version = platform.python_version()
-        raise SetupError(f"Python {version} is too old: install Python >= 3.11 and run `make PYTHON=python3.11 ...`")
+        raise SetupError(
+            f"Python {version} is too old: install Python >= 3.11 and run `make PYTHON=python3.11 ...`"
+        )
 
 
 def has_gpu() -> bool:
@@ -92,14 +96,19 @@ def has_gpu() -> bool:
 
 def make_venv() -> None:
     """Creates .venv with pip in it; an existing one that works is kept."""
-    if PYTHON.exists() and subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0:
+    if (
+        PYTHON.exists()
+        and subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0
+    ):
         return
     try:
         import ensurepip  # noqa: F401  (Debian ships it apart from Python)
         import venv
     except ImportError:
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        raise SetupError(f"{version} has no venv module: run `apt install {version}-venv` (or python3-venv)") from None
+        raise SetupError(
+            f"{version} has no venv module: run `apt install {version}-venv` (or python3-venv)"
+        ) from None
     say("1/3 virtual environment in .venv")
     venv.create(VENV, clear=True, with_pip=True)
 
@@ -120,10 +129,14 @@ def install_torch(cuda: bool) -> str:
             if not error:
                 break
         if error:
-            raise SetupError(f"pip could not install torch ({error}); check the network and `pip config list`")
+            raise SetupError(
+                f"pip could not install torch ({error}); check the network and `pip config list`"
+            )
         found = installed_torch()
     if found is None:
-        raise SetupError("torch was installed into .venv but cannot be imported: run `make clean` and try again")
+        raise SetupError(
+            "torch was installed into .venv but cannot be imported: run `make clean` and try again"
+        )
     return f"torch=={found.version}"
 
 
@@ -137,17 +150,23 @@ def torch_choices(cuda: bool) -> list[list[str]]:
 
 def installed_torch() -> Torch | None:
     """The torch in .venv, or None when it has none that can be imported."""
-    probe = subprocess.run([PYTHON, "-c", PROBE, TORCH_RANGE], capture_output=True, text=True, check=False)
+    probe = subprocess.run(
+        [PYTHON, "-c", PROBE, TORCH_RANGE], capture_output=True, text=True, check=False
+    )
     found = json.loads(probe.stdout) if probe.returncode == 0 else None
     return Torch(*found) if found else None
 
 
 def install_packages(torch: str) -> None:
-    """Everything else, at the versions of constraints.txt; naming torch keeps pip from replacing it."""
+    """Everything else, at the versions of constraints.txt; naming torch keeps pip from replacing
+    it.
+    """
     say("3/3 packages")
     errors = pip("install", torch, "-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[test]")
     if errors:
-        raise SetupError(f"pip could not install the packages ({errors}); check the network and `pip config list`")
+        raise SetupError(
+            f"pip could not install the packages ({errors}); check the network and `pip config list`"
+        )
 
 
 def check_cuda() -> None:

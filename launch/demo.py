@@ -41,7 +41,9 @@ def main() -> int:
         train()
         show()
     except subprocess.CalledProcessError as error:
-        print(f"\ndemo: `{' '.join(error.cmd)}` ended with status {error.returncode}", file=sys.stderr)
+        print(
+            f"\ndemo: `{' '.join(error.cmd)}` ended with status {error.returncode}", file=sys.stderr
+        )
         return error.returncode or 1
     except KeyboardInterrupt:
         print("\ndemo: interrupted; `make demo` goes on from here", file=sys.stderr)
@@ -56,7 +58,17 @@ def prepare() -> None:
     if not TOKENIZER.exists():
         hypnos("tokenizer", "train", "--python", "--vocab-size", "2048", "--out", str(TOKENIZER))
     if not SHARDS.exists():
-        hypnos("data", "prepare", "--python", "--tokenizer", str(TOKENIZER), "--holdout", "0.05", "--out", str(SHARDS))
+        hypnos(
+            "data",
+            "prepare",
+            "--python",
+            "--tokenizer",
+            str(TOKENIZER),
+            "--holdout",
+            "0.05",
+            "--out",
+            str(SHARDS),
+        )
     hypnos("data", "stats", str(SHARDS))
 
 
@@ -71,7 +83,13 @@ def train() -> None:
 
 def depo(name: str, passes: int) -> tuple[str, ...]:
     """The command that trains one of the two runs: they differ in the number of passes alone."""
-    return ("train", "configs/depo-small.toml", f"run.dir={ROOT}", f"run.name={name}", f"sleep.passes={passes}")
+    return (
+        "train",
+        "configs/depo-small.toml",
+        f"run.dir={ROOT}",
+        f"run.name={name}",
+        f"sleep.passes={passes}",
+    )
 
 
 def show() -> None:
@@ -104,12 +122,17 @@ def title(words: str) -> None:
 
 
 def hypnos(*arguments: str, label: str = "") -> None:
-    """Runs one `hypnos` command to its end, in sight; with a label, each line it prints begins with it."""
+    """Runs one `hypnos` command to its end, in sight; with a label, each line it prints begins with
+    it.
+    """
     print(f"\n$ hypnos {' '.join(quoted(a) for a in arguments)}", flush=True)
     command = [sys.executable, "-m", "launch", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # runs side by side, each small: more threads only wait
+    # runs side by side, each small: more threads only wait
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     output = subprocess.PIPE if label else None
-    process = subprocess.Popen(command, env=environment, text=True, stdout=output, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, env=environment, text=True, stdout=output, stderr=subprocess.STDOUT
+    )
     for line in process.stdout or ():
         print(f"{label:<8}| {line}", end="", flush=True)
     if process.wait():
@@ -117,7 +140,7 @@ def hypnos(*arguments: str, label: str = "") -> None:
 
 
 def quoted(argument: str) -> str:
-    return f"'{argument}'" if set(argument) & set(" \"{}[]\n") else argument
+    return f"'{argument}'" if set(argument) & set(' "{}[]\n') else argument
 
 
 if __name__ == "__main__":

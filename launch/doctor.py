@@ -38,7 +38,9 @@ def examine_machine() -> list[Finding]:
 
 
 def examine_run(run: Path) -> list[Finding]:
-    """Whether every byte of a run's checkpoints is as it was written; needs none of what trained it."""
+    """Whether every byte of a run's checkpoints is as it was written; needs none of what trained
+    it.
+    """
     from pretrain.checkpoint import Checkpoint, NotDamaged, in_turn, steps
     from pretrain.checkpoint.folder import place
 
@@ -80,7 +82,9 @@ def _python() -> Iterator[Finding]:
     if sys.version_info >= (3, 11):  # noqa: UP036
         yield Finding("ok", "python", found)
     else:
-        yield Finding("fail", "python", found, "install Python >= 3.11 and run `make setup PYTHON=python3.11`")
+        yield Finding(
+            "fail", "python", found, "install Python >= 3.11 and run `make setup PYTHON=python3.11`"
+        )
 
 
 def _torch() -> Iterator[Finding]:
@@ -93,12 +97,21 @@ def _torch() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(number)
-            yield Finding("ok", f"gpu {number}", f"{device.name}, {device.total_memory / GB:.0f} GB")
+            yield Finding(
+                "ok", f"gpu {number}", f"{device.name}, {device.total_memory / GB:.0f} GB"
+            )
     elif has_gpu() and torch.version.cuda is None:
-        yield Finding("fail", "gpu", "this torch is a CPU build", "run `make clean setup`: it finds the GPU")
+        yield Finding(
+            "fail", "gpu", "this torch is a CPU build", "run `make clean setup`: it finds the GPU"
+        )
     elif has_gpu():
         found = f"torch is built for CUDA {torch.version.cuda}, which the driver does not serve"
-        yield Finding("fail", "gpu", found, "update the driver; `nvidia-smi` shows the CUDA version that it serves")
+        yield Finding(
+            "fail",
+            "gpu",
+            found,
+            "update the driver; `nvidia-smi` shows the CUDA version that it serves",
+        )
     else:
         yield Finding("note", "gpu", "none: small runs train on the CPU")
 
@@ -123,7 +136,9 @@ def _packages() -> Iterator[Finding]:
         try:
             module = importlib.import_module(name)
         except Exception as error:  # a broken package may raise anything on import
-            yield Finding("fail", name, f"{type(error).__name__}: {error}", "run `make clean setup`")
+            yield Finding(
+                "fail", name, f"{type(error).__name__}: {error}", "run `make clean setup`"
+            )
         else:
             yield Finding("ok", name, str(module.__version__))
 
@@ -147,18 +162,30 @@ def _compiler() -> Iterator[Finding]:
     if compiler:
         yield Finding("ok", "compiler", compiler)
     else:
-        yield Finding("note", "compiler", "no C++ compiler: DeepSpeed cannot build its extras", "`apt install g++`")
+        yield Finding(
+            "note",
+            "compiler",
+            "no C++ compiler: DeepSpeed cannot build its extras",
+            "`apt install g++`",
+        )
 
 
 def _memory() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    found = f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free, {os.cpu_count()} cores"
+    found = (
+        f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free, {os.cpu_count()} cores"
+    )
     if memory.available >= 4 * GB:
         yield Finding("ok", "memory", found)
     else:
-        yield Finding("note", "memory", found, "close other programs, or lower train.batch or raise train.microbatches")
+        yield Finding(
+            "note",
+            "memory",
+            found,
+            "close other programs, or lower train.batch or raise train.microbatches",
+        )
 
 
 def _disk() -> Iterator[Finding]:
@@ -167,4 +194,6 @@ def _disk() -> Iterator[Finding]:
     if free >= 5 * GB:
         yield Finding("ok", "disk", found)
     else:
-        yield Finding("note", "disk", found, "free some, or write runs elsewhere with run.dir=/another/disk")
+        yield Finding(
+            "note", "disk", found, "free some, or write runs elsewhere with run.dir=/another/disk"
+        )

@@ -1,23 +1,23 @@
 """How one step is computed on many ranks: the grid, the hybrid blocks and their state.
 
-    shape.py            sizes of a block; the legend of shape letters
-    mesh.py             the grid of ranks;  combinations.py  what may be combined
-    layers.py           Megatron's parallel linears and embedding, norms, cross-entropy
-    delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention
-    attention.py        gated causal attention
-    gated_delta_net.py  the block part that owns fast weights
-    short_convolution.py  the convolution before it
-    mlp.py  block.py    SwiGLU; the whole block: forward(x, state, window) -> (y, state)
-    state.py            what blocks keep from one window to the next
-    window.py           what all blocks share within one window
-    recompute.py        activation checkpointing of one (window, pass) unit
-    stages.py           which blocks a pipeline stage holds
-    schedule.py         when each stage does what;  simulator.py  proves a schedule on paper
-    pipeline.py         carries a schedule out
-    engine.py           DeepSpeed ZeRO
-    shards.py           which rank holds and updates what
-    slices.py           pieces of tensors that several ranks hold, and how they make a whole
-    watchdog.py         ends a rank that makes no headway
+shape.py            sizes of a block; the legend of shape letters
+mesh.py             the grid of ranks;  combinations.py  what may be combined
+layers.py           Megatron's parallel linears and embedding, norms, cross-entropy
+delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention
+attention.py        gated causal attention
+gated_delta_net.py  the block part that owns fast weights
+short_convolution.py  the convolution before it
+mlp.py  block.py    SwiGLU; the whole block: forward(x, state, window) -> (y, state)
+state.py            what blocks keep from one window to the next
+window.py           what all blocks share within one window
+recompute.py        activation checkpointing of one (window, pass) unit
+stages.py           which blocks a pipeline stage holds
+schedule.py         when each stage does what;  simulator.py  proves a schedule on paper
+pipeline.py         carries a schedule out
+engine.py           DeepSpeed ZeRO
+shards.py           which rank holds and updates what
+slices.py           pieces of tensors that several ranks hold, and how they make a whole
+watchdog.py         ends a rank that makes no headway
 """
 
 import warnings

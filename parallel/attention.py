@@ -29,7 +29,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """forward(x, state, window) -> (y, state), with x and y the residual stream (`parallel.layers`)."""
+    """forward(x, state, window) -> (y, state), with x and y the residual stream
+    (`parallel.layers`).
+    """
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -51,12 +53,14 @@ class Attention(nn.Module):
         """Attends to the state's keys and causally to x's own.
 
         Args:
-            write_only: nothing downstream reads y (the last pass of a window that only consolidates):
-                compute only the keys and values that outlive it, and return None for y.
+            write_only: nothing downstream reads y (the last pass of a window that only
+                consolidates): compute only the keys and values that outlive it, and return None for
+                y.
         """
         B, T = window.size
         x = enter(x)
-        k = self.k_norm(self.k(x).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)  # [B, Hkv, T, head]
+        # [B, Hkv, T, head]
+        k = self.k_norm(self.k(x).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)
         v = self.v(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         k = rotate(k, window.cos, window.sin).type_as(v)
         if state.k.shape[2]:
@@ -66,10 +70,16 @@ class Attention(nn.Module):
         if write_only:
             return None, state
 
-        q = self.q_norm(self.q(x).view(B, T, self.heads, self.head_dim)).transpose(1, 2)  # [B, H, T, head]
+        # [B, H, T, head]
+        q = self.q_norm(self.q(x).view(B, T, self.heads, self.head_dim)).transpose(1, 2)
         q = rotate(q, window.cos, window.sin).type_as(v)
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=window.mask, is_causal=window.mask is None, enable_gqa=self.heads != self.kv_heads
+            q,
+            k,
+            v,
+            attn_mask=window.mask,
+            is_causal=window.mask is None,
+            enable_gqa=self.heads != self.kv_heads,
         )
         y = y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim)
         return self.out(y * torch.sigmoid(self.gate(x)).view_as(y)), state

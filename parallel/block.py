@@ -1,4 +1,6 @@
-"""The hybrid block: a mixer that reads and writes memory, then an MLP, both pre-normed and residual."""
+"""The hybrid block: a mixer that reads and writes memory, then an MLP, both pre-normed and
+residual.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,29 @@ from parallel.shape import BlockShape
 from parallel.state import AttentionState, BlockState, DeltaState
 from parallel.window import Window
 
-MIXERS: dict[str, type[Attention | GatedDeltaNet]] = {"attention": Attention, "delta": GatedDeltaNet}
+MIXERS: dict[str, type[Attention | GatedDeltaNet]] = {
+    "attention": Attention,
+    "delta": GatedDeltaNet,
+}
 
 
 class Block(nn.Module):
     """forward(x, state, window) -> (y, state): the state comes back with x written into it.
 
-    x and y are the residual stream (`parallel.layers`): [B, T, D], or [B*T/tp, D] with sequence parallelism.
+    x and y are the residual stream (`parallel.layers`): [B, T, D], or [B*T/tp, D] with sequence
+    parallelism.
     """
 
     def __init__(self, shape: BlockShape, kind: str) -> None:
         super().__init__()
         self.shape, self.kind = shape, kind
-        self.mixer_norm = RMSNorm(shape.d_model, shape.norm_eps, sees_a_share=mesh.sequence_parallel())
+        self.mixer_norm = RMSNorm(
+            shape.d_model, shape.norm_eps, sees_a_share=mesh.sequence_parallel()
+        )
         self.mixer = MIXERS[kind](shape)
-        self.mlp_norm = RMSNorm(shape.d_model, shape.norm_eps, sees_a_share=mesh.sequence_parallel())
+        self.mlp_norm = RMSNorm(
+            shape.d_model, shape.norm_eps, sees_a_share=mesh.sequence_parallel()
+        )
         self.mlp = MLP(shape)
 
     def forward(
@@ -46,10 +56,17 @@ class Block(nn.Module):
         shape, tp = self.shape, mesh.tp_size()
         if self.kind == "attention":
             keys = torch.zeros(
-                batch, shape.attention_kv_heads // tp, 0, shape.attention_head_dim, device=device, dtype=dtype
+                batch,
+                shape.attention_kv_heads // tp,
+                0,
+                shape.attention_head_dim,
+                device=device,
+                dtype=dtype,
             )
             return AttentionState(keys, keys)
         heads, K, V = shape.delta_value_heads // tp, shape.delta_key_dim, shape.delta_value_dim
         channels = 2 * (shape.delta_key_heads // tp) * K + heads * V
-        S = torch.zeros(batch, heads, K, V, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        S = torch.zeros(
+            batch, heads, K, V, device=device, dtype=torch.promote_types(dtype, torch.float32)
+        )
         return DeltaState(S, torch.zeros(batch, 0, channels, device=device, dtype=dtype))

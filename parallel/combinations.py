@@ -1,4 +1,5 @@
-"""What may be combined, as a table: checked before anything is built, and printed in docs/parallelism.md.
+"""What may be combined, as a table: checked before anything is built, and printed in
+docs/parallelism.md.
 
     python -m parallel.combinations     # the table in Markdown
 """

@@ -5,9 +5,9 @@ write strength b_t in (0, 1), the state S [K, V] (the transpose of the paper's [
 
     S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T          o_t = S_t^T q_t / sqrt(K)
 
-(Lee et al., "Do Language Models Need Sleep?", arXiv 2605.26099; Yang et al., "Gated Delta Networks",
-arXiv 2412.06464). Three forms compute it: `recurrent_delta_rule`, one token after the other, the
-definition; `chunked_delta_rule`, exact and parallel inside chunks of C tokens; and
+(Lee et al., "Do Language Models Need Sleep?", arXiv 2605.26099; Yang et al., "Gated Delta
+Networks", arXiv 2412.06464). Three forms compute it: `recurrent_delta_rule`, one token after the
+other, the definition; `chunked_delta_rule`, exact and parallel inside chunks of C tokens; and
 flash-linear-attention's kernel on CUDA. All take and give S, and differentiate through both.
 """
 
@@ -23,7 +23,9 @@ from parallel.layers import at_least_fp32
 
 
 def _grouped(x: Tensor, heads: int) -> Tensor:
-    """Repeats each key head for the consecutive value heads it serves: [B, T, Hk, K] -> [B, T, H, K]."""
+    """Repeats each key head for the consecutive value heads it serves: [B, T, Hk, K] -> [B, T, H,
+    K].
+    """
     return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)
 
 
@@ -34,9 +36,11 @@ def recurrent_delta_rule(
 
     Args:
         q, k: [B, T, Hk, K], L2-normalised; q None: S is written but nothing is read.
-        v: [B, T, H, V], H a multiple of Hk. log_decay, beta: [B, T, H]. S: [B, H, K, V] in at least fp32.
+        v: [B, T, H, V], H a multiple of Hk. log_decay, beta: [B, T, H]. S: [B, H, K, V] in at least
+            fp32.
     Returns:
-        o [B, T, H, V] in v's dtype (None without q), and the state after the last token [B, H, K, V].
+        o [B, T, H, V] in v's dtype (None without q), and the state after the last token [B, H, K,
+        V].
     """
     dtype, heads = v.dtype, v.shape[2]
     k, v, beta = _grouped(k, heads).to(S.dtype), v.to(S.dtype), beta.to(S.dtype)
@@ -54,7 +58,13 @@ def recurrent_delta_rule(
 
 
 def chunked_delta_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, S: Tensor, chunk: int = 64
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    S: Tensor,
+    chunk: int = 64,
 ) -> tuple[Tensor | None, Tensor]:
     """The same result, parallel within chunks of C tokens.
 
@@ -73,7 +83,9 @@ def chunked_delta_rule(
     n = -(-T // C)
 
     def chunks(x: Tensor) -> Tensor:
-        """[B, T, H, ...] -> [B, H, n, C, ...]; the tail's padding writes nothing and decays nothing."""
+        """[B, T, H, ...] -> [B, H, n, C, ...]; the tail's padding writes nothing and decays
+        nothing.
+        """
         x = x.to(S.dtype).transpose(1, 2)
         if n * C > T:
             x = F.pad(x, (0, 0) * (x.dim() - 3) + (0, n * C - T))
@@ -110,16 +122,26 @@ def chunked_delta_rule(
 
 
 def delta_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, S: Tensor, chunk: int = 64
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    S: Tensor,
+    chunk: int = 64,
 ) -> tuple[Tensor | None, Tensor]:
     """The fastest exact form for these inputs; arguments and results as `recurrent_delta_rule`.
 
-    A single token takes the recurrence; half precision on CUDA takes flash-linear-attention's kernel
-    when it is installed (it refuses fp32); everything else takes the chunked form.
+    A single token takes the recurrence; half precision on CUDA takes flash-linear-attention's
+    kernel when it is installed (it refuses fp32); everything else takes the chunked form.
     """
     if k.shape[1] == 1:
         return recurrent_delta_rule(q, k, v, log_decay, beta, S)
-    if k.is_cuda and v.dtype in (torch.bfloat16, torch.float16) and importlib.util.find_spec("fla") is not None:
+    if (
+        k.is_cuda
+        and v.dtype in (torch.bfloat16, torch.float16)
+        and importlib.util.find_spec("fla") is not None
+    ):
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
         k = _grouped(k, v.shape[2]).to(v.dtype)

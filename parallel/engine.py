@@ -1,10 +1,11 @@
-"""DeepSpeed around a model, or a pipeline stage of one: ZeRO 0..3, fp32 or bf16 with fp32 master weights.
+"""DeepSpeed around a model, or a pipeline stage of one: ZeRO 0..3, fp32 or bf16 with fp32 master
+weights.
 
 DeepSpeed reduces gradients, shards gradients, master weights and optimiser state, and gathers the
 weights again. Everything that must come out the same at every stage is done by the optimiser it is
-given, on the shards that `parallel.zero_layout` describes: the global gradient norm, clipping, the decision
-to skip a step, and whole-matrix updates. All parameters form one DeepSpeed group, so that the
-optimiser is called once per step with everything.
+given, on the shards that `parallel.zero_layout` describes: the global gradient norm, clipping, the
+decision to skip a step, and whole-matrix updates. All parameters form one DeepSpeed group, so that
+the optimiser is called once per step with everything.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from parallel.slices import Piece
 from parallel.zero_layout import Partition, layout
 
 # torch 2.13 has new names for two collectives that DeepSpeed calls on every step.
-warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
+warnings.filterwarnings(
+    "ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning
+)
 
 
 class ShardedOptimizer(Protocol):
@@ -48,14 +51,17 @@ class Grid:
     """Megatron's grid in the words of DeepSpeed's `mpu`.
 
     The model-parallel group is tp x pp, so that norms and overflow are agreed by all stages, while
-    both rank getters give the tp rank: DeepSpeed counts parameters replicated over tp on rank 0 only.
+    both rank getters give the tp rank: DeepSpeed counts parameters replicated over tp on rank 0
+        only.
     """
 
     get_model_parallel_group = staticmethod(parallel_state.get_model_parallel_group)
     get_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
     get_tensor_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
     get_tensor_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
-    get_tensor_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_tensor_model_parallel_world_size = staticmethod(
+        parallel_state.get_tensor_model_parallel_world_size
+    )
     get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
     get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
     get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
@@ -69,8 +75,9 @@ class Grid:
 class Engine:
     """A model, its optimiser and DeepSpeed.
 
-    One step of a whole model is, for each microbatch, `out = engine(...)` and `engine.backward(loss, scored)`, then
-    `engine.step()`. A pipeline stage calls torch's backward itself, inside `with engine.accumulating()`.
+    One step of a whole model is, for each microbatch, `out = engine(...)` and
+    `engine.backward(loss, scored)`, then `engine.step()`. A pipeline stage calls torch's backward
+    itself, inside `with engine.accumulating()`.
     """
 
     def __init__(
@@ -99,18 +106,24 @@ class Engine:
         owners = _Owners({name: parameters[name] for name in optimizer.names}, self._tied)
         config = _config(model, zero, precision, self.microbatches, offload)
         self._deepspeed = _initialize(model, optimizer, config)
-        self.partition = _partition(self._deepspeed, zero, {name: v.shape for name, v in values.items()}, owners)
+        self.partition = _partition(
+            self._deepspeed, zero, {name: v.shape for name, v in values.items()}, owners
+        )
         self._accept(values, precision)
         optimizer.attach(self.partition)
         self._accumulated = 0
 
     def _accept(self, values: dict[str, Tensor], precision: str) -> None:
-        """Checks that DeepSpeed laid the weights out as we say, and puts the exact fp32 values there."""
+        """Checks that DeepSpeed laid the weights out as we say, and puts the exact fp32 values
+        there.
+        """
         low = torch.bfloat16 if precision == "bf16" else torch.float32
         for shard in self.partition.shards:
             expected = values[shard.name].reshape(-1)[shard.start : shard.start + shard.length]
             expected, held = expected.to(self.partition.flat.device), shard.of(self.partition.flat)
-            assert torch.equal(held, expected.to(low).float()), f"unexpected DeepSpeed layout at {shard.name}"
+            assert torch.equal(held, expected.to(low).float()), (
+                f"unexpected DeepSpeed layout at {shard.name}"
+            )
             held.copy_(expected)  # DeepSpeed's come from the low-precision copies
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -131,7 +144,8 @@ class Engine:
 
     @contextlib.contextmanager
     def accumulating(self) -> Iterator[None]:
-        """Inside, torch's backward adds to the gradients as often as it is called; on leaving they are reduced, once.
+        """Inside, torch's backward adds to the gradients as often as it is called; on leaving they
+        are reduced, once.
 
         Losses are to be scaled as `backward` does it: by `loss_scale`.
         """
@@ -147,7 +161,8 @@ class Engine:
 
     @staticmethod
     def loss_scale(scored: Tensor | int) -> Tensor | float:
-        """What a sum of losses is multiplied by before backward, so that the step has the gradient of their mean.
+        """What a sum of losses is multiplied by before backward, so that the step has the gradient
+        of their mean.
 
         DeepSpeed averages over the data-parallel ranks, while the gradient must be that of the sum.
 
@@ -157,7 +172,9 @@ class Engine:
         return mesh.dp_size() / scored
 
     def _sum_tied(self) -> None:
-        """Gives both ends' copies of a tied embedding the sum of their gradients, before it is sharded."""
+        """Gives both ends' copies of a tied embedding the sum of their gradients, before it is
+        sharded.
+        """
         if self._tied is None:
             return
         gradient = self._tied.grad if self.precision == "fp32" else self._tied._hp_grad  # type: ignore[attr-defined]
@@ -195,23 +212,30 @@ class _Owners:
 def _initialize(model: nn.Module, optimizer: ShardedOptimizer, config: dict[str, Any]) -> Any:
     """DeepSpeed's engine: quiet, compiling nothing."""
     os.environ.setdefault("LOCAL_RANK", "0")  # asked for even in a world of one
-    os.environ.setdefault("DS_ACCELERATOR", mesh.device().type)  # otherwise it looks around, and warns
+    # otherwise it looks around, and warns
+    os.environ.setdefault("DS_ACCELERATOR", mesh.device().type)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Of its own kernels none is needed. Asked which there could be, it tries the compiler on every rank, with files in
-    # the system's temporary folder, and then builds one (a minute) that does little on one machine.
+    # Of its own kernels none is needed. Asked which there could be, it tries the compiler on every
+    # rank, with files in the system's temporary folder, and then builds one (a minute) that does
+    # little on one machine.
     deepspeed.ops.__compatible_ops__ = {}
     with contextlib.redirect_stdout(io.StringIO()):  # one of its optimisers prints memory figures
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=Grid)
     return engine
 
 
-def _config(model: nn.Module, zero: int, precision: str, microbatches: int, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration: norm and clipping are left to the optimiser, wherever it lets them be."""
+def _config(
+    model: nn.Module, zero: int, precision: str, microbatches: int, offload: bool
+) -> dict[str, Any]:
+    """DeepSpeed's configuration: norm and clipping are left to the optimiser, wherever it lets them
+    be.
+    """
     bf16 = precision == "bf16"
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # only its product with the next is used, in counters we don't read
+        # only its product with the next is used, in counters we don't read
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": microbatches,
         "gradient_clipping": 0.0,
         "communication_data_type": "fp32",
@@ -222,14 +246,18 @@ def _config(model: nn.Module, zero: int, precision: str, microbatches: int, offl
             "overlap_comm": False,
             "reduce_bucket_size": _bucket(model),
             "sub_group_size": 10**15,  # one flat vector, so one optimiser call, in stage 3
-            "memory_efficient_linear": False,  # stage 3 would replace torch's own linear, everywhere
+            # stage 3 would replace torch's own linear, everywhere
+            "memory_efficient_linear": False,
         },
     }
     if bf16 and zero:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["bf16"]["immediate_grad_update"] = True
     if offload:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": mesh.device().type == "cuda"}
+        config["zero_optimization"]["offload_optimizer"] = {
+            "device": "cpu",
+            "pin_memory": mesh.device().type == "cuda",
+        }
         config["zero_force_ds_cpu_optimizer"] = False  # ours works on either side
     elif zero == 2 or (zero == 1 and not bf16):
         # The optimiser does that, and the host does not wait for it. The other stages insist.
@@ -239,14 +267,17 @@ def _config(model: nn.Module, zero: int, precision: str, microbatches: int, offl
 
 
 def _bucket(model: nn.Module) -> int:
-    """Elements reduced at once: DeepSpeed allocates a buffer of that size, so no more than there are."""
+    """Elements reduced at once: DeepSpeed allocates a buffer of that size, so no more than there
+    are.
+    """
     return min(sum(p.numel() for p in model.parameters()), 500_000_000)
 
 
 def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size], owners: _Owners) -> Partition:
     """Where DeepSpeed has put the fp32 master weights of this rank."""
     if zero == 0:
-        parts: list[Tensor] = engine.optimizer.param_groups[0]["params"]  # one per parameter: made views of one vector
+        # one per parameter: made views of one vector
+        parts: list[Tensor] = engine.optimizer.param_groups[0]["params"]
         flat = torch.cat([p.detach().reshape(-1) for p in parts])
         for p, view in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
             p.data = view.view_as(p)
@@ -257,7 +288,9 @@ def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size], owners: _O
 
     def gradient() -> Tensor:
         if zero == 0:
-            return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parts])
+            return torch.cat(
+                [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parts]
+            )
         assert flat.grad is not None
         return flat.grad
 

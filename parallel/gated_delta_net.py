@@ -1,4 +1,5 @@
-"""The block part that owns fast weights: projections, short convolutions and gates around the delta rule.
+"""The block part that owns fast weights: projections, short convolutions and gates around the delta
+rule.
 
 Layer for layer Qwen3.5's gated delta net, with every projection its own parameter, so that a split
 by head is a split of each of them.
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 
 from parallel import mesh
 from parallel.delta_rule import delta_rule
-from parallel.layers import ColumnLinear, GatedRMSNorm, RowLinear, at_least_fp32, enter, split_parameter
+from parallel.layers import (
+    ColumnLinear,
+    GatedRMSNorm,
+    RowLinear,
+    at_least_fp32,
+    enter,
+    split_parameter,
+)
 from parallel.shape import BlockShape
 from parallel.short_convolution import short_convolution
 from parallel.state import DeltaState
@@ -26,13 +34,21 @@ def l2_normalized(x: Tensor) -> Tensor:
 
 
 class GatedDeltaNet(nn.Module):
-    """forward(x, state, window) -> (y, state), with x and y the residual stream (`parallel.layers`)."""
+    """forward(x, state, window) -> (y, state), with x and y the residual stream
+    (`parallel.layers`).
+    """
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         D, taps, tp = shape.d_model, shape.delta_conv_width, mesh.tp_size()
-        keys, values = shape.delta_key_heads * shape.delta_key_dim, shape.delta_value_heads * shape.delta_value_dim
-        self.key_heads, self.value_heads = shape.delta_key_heads // tp, shape.delta_value_heads // tp
+        keys, values = (
+            shape.delta_key_heads * shape.delta_key_dim,
+            shape.delta_value_heads * shape.delta_value_dim,
+        )
+        self.key_heads, self.value_heads = (
+            shape.delta_key_heads // tp,
+            shape.delta_value_heads // tp,
+        )
         self.key_dim, self.value_dim = shape.delta_key_dim, shape.delta_value_dim
         self.taps, self.chunk = taps, shape.delta_chunk
         self.q = ColumnLinear(D, keys)
@@ -55,7 +71,9 @@ class GatedDeltaNet(nn.Module):
         return -at_least_fp32(self.A_log).exp() * step
 
     def _convolve(self, x: Tensor, weight: Tensor, tail: Tensor) -> Tensor:
-        """Causal depthwise convolution and SiLU. x: [B, T, C]; weight: [C, taps], the last tap is now."""
+        """Causal depthwise convolution and SiLU. x: [B, T, C]; weight: [C, taps], the last tap is
+        now.
+        """
         before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
         return F.silu(short_convolution(torch.cat([before, x], dim=1), weight))
 
@@ -65,8 +83,8 @@ class GatedDeltaNet(nn.Module):
         """Writes x into the fast weights by the delta rule, and reads them.
 
         Args:
-            write_only: nothing downstream reads y (the last pass of a window that only consolidates):
-                skip queries, gate and read-out, and return None for y.
+            write_only: nothing downstream reads y (the last pass of a window that only
+                consolidates): skip queries, gate and read-out, and return None for y.
         """
         B, T = window.size
         x = enter(x)
@@ -80,8 +98,12 @@ class GatedDeltaNet(nn.Module):
         if window.record_decay is not None:
             window.record_decay(log_decay)
         tail = state.tail[..., : streams.shape[-1]]
-        taps = torch.cat([self.conv_k, self.conv_v] if write_only else [self.conv_k, self.conv_v, self.conv_q])
-        k, v, *rest = self._convolve(streams, taps, tail).split([m.shape[-1] for m in mixed], dim=-1)
+        taps = torch.cat(
+            [self.conv_k, self.conv_v] if write_only else [self.conv_k, self.conv_v, self.conv_q]
+        )
+        k, v, *rest = self._convolve(streams, taps, tail).split(
+            [m.shape[-1] for m in mixed], dim=-1
+        )
 
         k = l2_normalized(k.reshape(B, T, self.key_heads, self.key_dim))
         q = l2_normalized(rest[0].reshape(B, T, self.key_heads, self.key_dim)) if rest else None

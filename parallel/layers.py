@@ -1,7 +1,7 @@
 """The parameterised pieces that blocks are made of.
 
-Linears and the embedding are Megatron's tensor-parallel layers, at every world size. Between them runs the
-residual stream. How it meets the linears, which hold some of the features or heads each:
+Linears and the embedding are Megatron's tensor-parallel layers, at every world size. Between them
+runs the residual stream. How it meets the linears, which hold some of the features or heads each:
 
     stream [B, T, D], the same on every rank          with sequence parallelism: [B*T/tp, D], a share of the tokens
       enter    as it is; backward sums over tp                   all tokens gathered; backward sums and shares out
@@ -37,13 +37,17 @@ def _initialized_by_the_model(weight: Tensor) -> None:
 
 
 def _split(parameter: nn.Parameter, dim: int) -> None:
-    """Marks a parameter as this rank's share of a larger one, in Megatron's own words (DeepSpeed reads them too)."""
+    """Marks a parameter as this rank's share of a larger one, in Megatron's own words (DeepSpeed
+    reads them too).
+    """
     if mesh.tp_size() > 1:
         set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)
 
 
 def split_parameter(*shape: int) -> nn.Parameter:
-    """An empty parameter of this whole shape, of which this rank holds its share of the first dimension."""
+    """An empty parameter of this whole shape, of which this rank holds its share of the first
+    dimension.
+    """
     parameter = nn.Parameter(torch.empty(shape[0] // mesh.tp_size(), *shape[1:]))
     _split(parameter, 0)
     return parameter
@@ -60,12 +64,16 @@ def share(whole: Tensor, dim: int | None) -> Tensor:
 
 
 def sees_a_share(parameter: Tensor) -> bool:
-    """Whether this rank's gradient of a replicated parameter covers its own heads or tokens only: sum it over tp."""
+    """Whether this rank's gradient of a replicated parameter covers its own heads or tokens only:
+    sum it over tp.
+    """
     return getattr(parameter, "sees_a_share", False) and mesh.tp_size() > 1
 
 
 def enter(x: Tensor) -> Tensor:
-    """The residual stream on its way into ColumnLinears: all tokens, [.., D]. One collective for all of them."""
+    """The residual stream on its way into ColumnLinears: all tokens, [.., D]. One collective for
+    all of them.
+    """
     if mesh.sequence_parallel():
         return gather_from_sequence_parallel_region(x, group=mesh.tp_group())
     return copied(x)
@@ -87,7 +95,9 @@ def leave(x: Tensor) -> Tensor:
     """The residual stream's tokens [B*T, D], all of them and the same on every rank."""
     if not mesh.sequence_parallel():
         return x.flatten(0, 1)
-    return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=mesh.tp_group())
+    return gather_from_sequence_parallel_region(
+        x, tensor_parallel_output_grad=False, group=mesh.tp_group()
+    )
 
 
 def stream_like(rows: int, width: int, d_model: int, dtype: torch.dtype) -> Tensor:
@@ -98,14 +108,18 @@ def stream_like(rows: int, width: int, d_model: int, dtype: torch.dtype) -> Tens
 
 
 def by_row(rows: Tensor, width: int) -> Tensor:
-    """One value per row [B] of windows of `width` tokens, to be broadcast against the residual stream."""
+    """One value per row [B] of windows of `width` tokens, to be broadcast against the residual
+    stream.
+    """
     if not mesh.sequence_parallel():
         return rows[:, None, None]
     return rows.repeat_interleave(width).chunk(mesh.tp_size())[mesh.tp_rank()][:, None]
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """y = x W^T without bias; the output features are split over the tensor-parallel ranks. x has to `enter`."""
+    """y = x W^T without bias; the output features are split over the tensor-parallel ranks. x has
+    to `enter`.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -124,7 +138,9 @@ class ColumnLinear(ColumnParallelLinear):
 
 
 class RowLinear(RowParallelLinear):
-    """y = x W^T without bias; the input features are split, and the ranks' results are summed: [B, T, ..] -> stream."""
+    """y = x W^T without bias; the input features are split, and the ranks' results are summed: [B,
+    T, ..] -> stream.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -163,7 +179,8 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight) over the last dimension, zero-centred as in Qwen3.5: weight 0 is no scaling.
+    """x / rms(x) * (1 + weight) over the last dimension, zero-centred as in Qwen3.5: weight 0 is no
+    scaling.
 
     Args:
         sees_a_share: of the heads or the tokens, on each tensor-parallel rank.
@@ -181,7 +198,9 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """x / rms(x) * weight * SiLU(gate) over the last dimension: the read-out norm of this rank's heads."""
+    """x / rms(x) * weight * SiLU(gate) over the last dimension: the read-out norm of this rank's
+    heads.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -199,7 +218,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each position, in at least fp32.
 
     Args:
-        logits: [n, vocabulary of this rank]; overwritten where there are several such ranks and they are fp32.
+        logits: [n, vocabulary of this rank]; overwritten where there are several such ranks and
+            they are fp32.
         targets: [n] int64, ids of the whole vocabulary.
     Returns:
         [n] losses in nats.
@@ -214,7 +234,9 @@ def likeliest(logits: Tensor) -> Tensor:
     value, index = logits.max(dim=-1)
     if mesh.tp_size() == 1:
         return index
-    mine = torch.stack([at_least_fp32(value).double(), (index + mesh.tp_rank() * logits.shape[-1]).double()])
+    mine = torch.stack(
+        [at_least_fp32(value).double(), (index + mesh.tp_rank() * logits.shape[-1]).double()]
+    )
     both = torch.stack(_from_each_rank(mine))  # [tp, value and index, n]
     return both[:, 1].gather(0, both[:, 0].argmax(dim=0, keepdim=True))[0].long()
 

@@ -1,7 +1,8 @@
 """The grid of ranks: tensor x data x pipeline parallel, kept by Megatron's `parallel_state`.
 
-Consecutive ranks share layers (tp), then hold the same weights (dp), then hold other blocks (pp): rank
-tp + tp_size * (dp + dp_size * pp). So the chattiest neighbours, those of one layer, sit on one host.
+Consecutive ranks share layers (tp), then hold the same weights (dp), then hold other blocks (pp):
+rank tp + tp_size * (dp + dp_size * pp). So the chattiest neighbours, those of one layer, sit on one
+host.
 
 A single process needs no launcher: it becomes a world of one, so that every run,
 test and tool goes through the same Megatron layers.
@@ -20,9 +21,11 @@ from megatron.core import parallel_state
 from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import mappings
 
-ANSWER = 10.0  # seconds in which the threads of ranks that are alive answer each other through the store
+# seconds in which the threads of ranks that are alive answer each other through the store
+ANSWER = 10.0
 FOREVER = timedelta(days=365)  # of a wait at the store, which has no other word for it
-PATIENCE = 600.0  # seconds that a rank waits for another before it gives the job up, unless told otherwise
+# seconds that a rank waits for another before it gives the job up, unless told otherwise
+PATIENCE = 600.0
 
 _stores = itertools.count()
 _sequence_parallel = False  # beside Megatron's grid, which does not keep it
@@ -40,22 +43,26 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
-def initialize(tp: int = 1, pp: int = 1, sequence_parallel: bool = False, patience: float = PATIENCE) -> None:
+def initialize(
+    tp: int = 1, pp: int = 1, sequence_parallel: bool = False, patience: float = PATIENCE
+) -> None:
     """Joins the world that the launcher describes (or a world of one) and lays the grid over it.
 
     Args:
         tp: ranks that share each layer. pp: stages that the blocks are split over.
             The remaining factor of the world size is data parallel.
         sequence_parallel: between layers, each tp rank holds its share of the tokens only.
-        patience: seconds after which ranks that make no headway end, see `parallel.watchdog`. Twice of it is
-            the limit of any collective.
+        patience: seconds after which ranks that make no headway end, see `parallel.watchdog`. Twice
+            of it is the limit of any collective.
     Raises:
         ValueError: the world does not divide into tp x pp, or has another grid already.
     """
     global _sequence_parallel
     if parallel_state.model_parallel_is_initialized():
         if (tp, pp, sequence_parallel) != (tp_size(), pp_size(), _sequence_parallel):
-            raise ValueError(f"this process is part of a {tp_size()} x {pp_size()} (tp x pp) grid already")
+            raise ValueError(
+                f"this process is part of a {tp_size()} x {pp_size()} (tp x pp) grid already"
+            )
         return
     if world_size() % (tp * pp):
         raise ValueError(f"{world_size()} ranks do not divide into tp x pp = {tp} x {pp}")
@@ -63,7 +70,8 @@ def initialize(tp: int = 1, pp: int = 1, sequence_parallel: bool = False, patien
         torch.cuda.set_device(device())
     else:
         mappings.torch = _TorchOnCPU()
-    # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for the device.
+    # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for
+    # the device.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
     timeout = timedelta(seconds=2 * patience)
     if not dist.is_initialized():
@@ -72,7 +80,10 @@ def initialize(tp: int = 1, pp: int = 1, sequence_parallel: bool = False, patien
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel(
-        tp, pp, create_gloo_process_groups=False, distributed_timeout_minutes=timeout.total_seconds() / 60
+        tp,
+        pp,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=timeout.total_seconds() / 60,
     )
     _sequence_parallel = sequence_parallel
 
@@ -80,7 +91,8 @@ def initialize(tp: int = 1, pp: int = 1, sequence_parallel: bool = False, patien
 class _TorchOnCPU:
     """The torch module as Megatron's sequence-parallel gather and scatter need it without a GPU.
 
-    They allocate on `torch.cuda.current_device()`, which fails there; nothing else of them needs CUDA.
+    They allocate on `torch.cuda.current_device()`, which fails there; nothing else of them needs
+    CUDA.
     """
 
     class cuda:
@@ -93,7 +105,8 @@ class _TorchOnCPU:
 
 
 def store(purpose: str) -> dist.Store:
-    """The launcher's key-value store, over a connection of its own; asked for by all ranks in the same order.
+    """The launcher's key-value store, over a connection of its own; asked for by all ranks in the
+    same order.
 
     For threads, in which a collective could meet one of the main thread.
     """
@@ -110,7 +123,9 @@ def from_rank_0(value: Any) -> Any:
 
 def is_of_another_rank(error: Exception) -> bool:
     """Whether an error says that another rank has gone, so that its reason is to be found there."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
 
 
 def shutdown() -> None:
@@ -198,7 +213,8 @@ def megatron_config(sequence_parallel: bool = False) -> ModelParallelConfig:
     return ModelParallelConfig(
         tensor_model_parallel_size=tp_size(),
         pipeline_model_parallel_size=pp_size(),
-        pipeline_dtype=torch.float32,  # asked for where there are stages; messages have the dtype of h
+        # asked for where there are stages; messages have the dtype of h
+        pipeline_dtype=torch.float32,
         sequence_parallel=sequence_parallel,
         use_cpu_initialization=True,
         perform_initialization=False,

@@ -1,8 +1,9 @@
 """Carries out a schedule on one pipeline stage.
 
-A unit is one pass of one microbatch over one window. From its forward to its backward a stage keeps of it the
-hidden state that came in and what the unit left in the stage's memory (fast weights S, kept keys); each is cut out of
-the autograd graph, so that every unit has a graph of its own, and its backward can run when its turn comes:
+A unit is one pass of one microbatch over one window. From its forward to its backward a stage keeps
+of it the hidden state that came in and what the unit left in the stage's memory (fast weights S,
+kept keys); each is cut out of the autograd graph, so that every unit has a graph of its own, and
+its backward can run when its turn comes:
 
     forward      x ----> [ blocks, recomputed or kept ] ----> h, y         to the next stage, or round to the next pass
                  S_u --> [                            ] ----> S_(u+1)      stays here
@@ -27,7 +28,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from parallel import mesh, watchdog
 from parallel.schedule import Action, Leg, Message, Schedule
 
-# Sends that nobody waits for: enough that a stage does not wait for its neighbour to take what it has just been sent.
+# Sends that nobody waits for: enough that a stage does not wait for its neighbour to take what it
+# has just been sent.
 SENDS_UNDER_WAY = 8
 
 
@@ -57,7 +59,8 @@ class Stream(Protocol):
 
 
 class Key(NamedTuple):
-    """A hidden state, or the gradient of one, by the unit that takes it. (A unit may take one from its own next
+    """A hidden state, or the gradient of one, by the unit that takes it. (A unit may take one from
+    its own next
     stage and one from round the ring.)"""
 
     backward: bool
@@ -88,23 +91,31 @@ class _Unit:
     """What is kept of a unit until its backward."""
 
     x: Tensor | None  # what came in, if its gradient goes back
-    # What left the stage and what stayed: only their places in the graph, so that their values need not be kept.
-    sent: list[tuple[GradientEdge, Key]] = field(default_factory=list)  # and where its gradient comes
-    kept: list[tuple[GradientEdge, Tensor]] = field(default_factory=list)  # and its copy in the next unit
+    # What left the stage and what stayed: only their places in the graph, so that their values need
+    # not be kept.
+    # and where its gradient comes
+    sent: list[tuple[GradientEdge, Key]] = field(default_factory=list)
+    # and its copy in the next unit
+    kept: list[tuple[GradientEdge, Tensor]] = field(default_factory=list)
     loss: Tensor | None = None
 
 
 class Pipeline:
     """One step, or one evaluation, on this rank's stage."""
 
-    def __init__(self, streams: Sequence[Stream], schedule: Schedule, loss_scale: Tensor | float | None) -> None:
+    def __init__(
+        self, streams: Sequence[Stream], schedule: Schedule, loss_scale: Tensor | float | None
+    ) -> None:
         """
         Args:
             streams: the microbatches. schedule: made of their legs, the same on every stage.
             loss_scale: see `parallel.engine.Engine.loss_scale`; None: there is no backward.
         """
         self._streams, self._schedule = streams, schedule
-        self._trains, self._loss_scale = loss_scale is not None, 0.0 if loss_scale is None else loss_scale
+        self._trains, self._loss_scale = (
+            loss_scale is not None,
+            0.0 if loss_scale is None else loss_scale,
+        )
         self._stage, self._group = mesh.pp_rank(), mesh.pp_group()
         self._inbox: dict[Key, _Arrival] = {}
         self._outbox: dict[Key, Tensor] = {}
@@ -112,7 +123,9 @@ class Pipeline:
         self._sending: deque[tuple[dist.Work, Tensor]] = deque()
 
     def run(self) -> None:
-        """Carries out this stage's steps; returns when everything it sent has gone, and all that came is taken."""
+        """Carries out this stage's steps; returns when everything it sent has gone, and all that
+        came is taken.
+        """
         for step in self._schedule.steps[self._stage]:
             if step.action is not None:
                 self._note("computes", step.action)
@@ -121,12 +134,17 @@ class Pipeline:
                 self._post(step.messages)
         for work, _ in self._sending:
             work.wait()
-        assert not self._inbox, f"a receive that nobody waits for would break later messages: {list(self._inbox)}"
+        assert not self._inbox, (
+            f"a receive that nobody waits for would break later messages: {list(self._inbox)}"
+        )
 
     def _note(self, what: str, action: Action) -> None:
         leg = self._streams[action.microbatch].legs[action.leg]
         direction = "backward" if action.backward else "forward"
-        watchdog.doing(what, f"{direction} of microbatch {action.microbatch}, window {leg.window}, pass {leg.number}")
+        watchdog.doing(
+            what,
+            f"{direction} of microbatch {action.microbatch}, window {leg.window}, pass {leg.number}",
+        )
 
     # ---- units
 
@@ -177,7 +195,9 @@ class Pipeline:
 
     @staticmethod
     def _cut(tensor: Tensor, unit: _Unit) -> Tensor:
-        """Takes what a unit leaves in memory out of its graph; the copy collects the gradient of later units."""
+        """Takes what a unit leaves in memory out of its graph; the copy collects the gradient of
+        later units.
+        """
         if not tensor.requires_grad or tensor.is_leaf:
             return tensor
         copy = tensor.detach().requires_grad_()
@@ -206,7 +226,11 @@ class Pipeline:
             if self._stage > leg.first:
                 self._hand_on(Key(True, m, action.leg, False), gradient, self._stage - 1)
             else:
-                self._hand_on(Key(True, m, action.leg - 1, True), gradient, self._streams[m].legs[action.leg - 1].turn)
+                self._hand_on(
+                    Key(True, m, action.leg - 1, True),
+                    gradient,
+                    self._streams[m].legs[action.leg - 1].turn,
+                )
 
     # ---- messages
 
@@ -218,17 +242,25 @@ class Pipeline:
             self._outbox[key] = tensor
 
     def _post(self, messages: Sequence[Message]) -> None:
-        """Begins this step's sends and receives, all at once; only sends of long ago are waited for."""
-        while len(self._sending) > SENDS_UNDER_WAY:  # a send keeps its tensor until it is waited for
+        """Begins this step's sends and receives, all at once; only sends of long ago are waited
+        for.
+        """
+        # a send keeps its tensor until it is waited for
+        while len(self._sending) > SENDS_UNDER_WAY:
             self._sending.popleft()[0].wait()
         operations = []
         for message in messages:
             if message.source == self._stage:
                 tensor, other = self._outbox.pop(_key(message)).contiguous(), message.target
             else:
-                tensor, other = self._streams[message.microbatch].message(message.leg), message.source
+                tensor, other = (
+                    self._streams[message.microbatch].message(message.leg),
+                    message.source,
+                )
             begin = dist.isend if message.source == self._stage else dist.irecv
-            operations.append(dist.P2POp(begin, tensor, dist.get_global_rank(self._group, other), self._group))
+            operations.append(
+                dist.P2POp(begin, tensor, dist.get_global_rank(self._group, other), self._group)
+            )
         works = dist.batch_isend_irecv(operations)
         if len(works) < len(operations):  # NCCL makes one of them all
             works = works * len(operations)

@@ -38,7 +38,8 @@ def run_unit(
     Args:
         policy: "none" | "unit" | "block".
         dead_end: nothing reads the h that comes out, so whatever follows the last write into a
-            memory that outlives the window (fast weights; keys under sliding eviction) is not computed.
+            memory that outlives the window (fast weights; keys under sliding eviction) is not
+            computed.
     Returns:
         h (meaningless at a dead end) and the states.
     """

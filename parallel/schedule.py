@@ -1,33 +1,39 @@
-"""When each pipeline stage does what: the order of units and messages in one step of a model that sleeps.
+"""When each pipeline stage does what: the order of units and messages in one step of a model that
+sleeps.
 
-The blocks are split over P stages. A unit of work is one pass of one microbatch over one window (a `Leg`), as far as
-it concerns one stage. The hidden states h of a pass go from stage to stage, and passes 2..N of a window take h from
-the stage with the end of the core back to the one with its begin, a ring. The state S never leaves its stage, so a
-stage does the passes of one microbatch in order; their backwards it does in the opposite order.
+The blocks are split over P stages. A unit of work is one pass of one microbatch over one window (a
+`Leg`), as far as it concerns one stage. The hidden states h of a pass go from stage to stage, and
+passes 2..N of a window take h from the stage with the end of the core back to the one with its
+begin, a ring. The state S never leaves its stage, so a stage does the passes of one microbatch in
+order; their backwards it does in the opposite order.
 
     forward    needs   the stage's forward of the microbatch's pass before (S), and h:
                        from the stage before, or round the ring, or, in a wake pass, from the data
     backward   needs   its forward, the stage's backwards of the later passes of the same segment (dS), and
                        dh from the stage after and round the ring, where there is one
 
-`schedule` is a pure function of facts that every rank has, so that all ranks compute the same schedule and need not
-talk about it. It plays a step on a clock of integer ticks; no stage idles while something is ready for it.
+`schedule` is a pure function of facts that every rank has, so that all ranks compute the same
+schedule and need not talk about it. It plays a step on a clock of integer ticks; no stage idles
+while something is ready for it.
 
-Of what is ready, a stage takes the work of the oldest group of microbatches (`_groups`). While h is on its way round
-the ring its microbatch has nothing for a stage to do, for about P ticks; P others fill that time, but only if none of
-them gets ahead. So microbatches that sleep go in groups of P or a few more, in lockstep: within a segment first
-forwards, the earliest pass first, then backwards, the latest pass first. Younger groups fill the gaps where a group
-turns round from forward to backward. Where nothing loops, each microbatch is a group of its own, and what comes of the
-same rule is the usual one-forward-one-backward. Memory is bounded: a microbatch is ready for a stage only when that is
-through with the one 5/2 P places before, or P places where nothing loops (`_most`). Where all stages are alike, a
-forward takes a tick, a backward two and M >= P, a step in one group idles 3 (P - 1) ticks, the least that can be,
-whatever N, and each further group adds 2 (P - 1) at most (measured; `benchmarks.timeline` has a table).
+Of what is ready, a stage takes the work of the oldest group of microbatches (`_groups`). While h is
+on its way round the ring its microbatch has nothing for a stage to do, for about P ticks; P others
+fill that time, but only if none of them gets ahead. So microbatches that sleep go in groups of P or
+a few more, in lockstep: within a segment first forwards, the earliest pass first, then backwards,
+the latest pass first. Younger groups fill the gaps where a group turns round from forward to
+backward. Where nothing loops, each microbatch is a group of its own, and what comes of the same
+rule is the usual one-forward-one-backward. Memory is bounded: a microbatch is ready for a stage
+only when that is through with the one 5/2 P places before, or P places where nothing loops
+(`_most`). Where all stages are alike, a forward takes a tick, a backward two and M >= P, a step in
+one group idles 3 (P - 1) ticks, the least that can be, whatever N, and each further group adds 2 (P
+- 1) at most (measured; `benchmarks.timeline` has a table).
 
-A value that changes stage is a message. Sender and receiver post it in the batch that belongs to the tick at which it
-is made; what a stage sends and receives at one tick is one batch. No deadlock can follow, even where a batch holds its
-stage up until every peer has posted its part: all stages go through their batches in the order of one clock, so those
-of the earliest tick that is not over yet wait for nothing else, and the messages of a pair of stages come in the same
-order on both sides. `parallel.simulator` checks this, and all the rest, of any schedule.
+A value that changes stage is a message. Sender and receiver post it in the batch that belongs to
+the tick at which it is made; what a stage sends and receives at one tick is one batch. No deadlock
+can follow, even where a batch holds its stage up until every peer has posted its part: all stages
+go through their batches in the order of one clock, so those of the earliest tick that is not over
+yet wait for nothing else, and the messages of a pair of stages come in the same order on both
+sides. `parallel.simulator` checks this, and all the rest, of any schedule.
 """
 
 from __future__ import annotations
@@ -49,10 +55,13 @@ class Leg:
     turn: int  # stage that holds the end of the core: the next pass's h comes from here
     last: int  # stage where it ends; those from `turn` on run the coda and the head
     loops: bool  # the microbatch's next leg is the window's next pass and takes its h from `turn`
-    graph_to: int  # backward goes through the stages first..graph_to of those up to `turn`; -1: through none
+    # backward goes through the stages first..graph_to of those up to `turn`; -1: through none
+    graph_to: int
     read_graph: bool  # backward goes through the stages turn..last, by what is read of the pass
-    returns: bool  # the gradient of the h that comes in goes back round the ring, into the leg before
-    segment: int  # gradients of the state do not cross from one segment to the next; never decreasing
+    # the gradient of the h that comes in goes back round the ring, into the leg before
+    returns: bool
+    # gradients of the state do not cross from one segment to the next; never decreasing
+    segment: int
 
     def visits(self, stage: int) -> bool:
         """Whether a stage has a part in it."""
@@ -113,7 +122,10 @@ def default_cost(action: Action, stage: int) -> int:
 
 
 def schedule(
-    legs: Sequence[Sequence[Leg]], stages: int, forward_only: bool = False, cost: Cost = default_cost
+    legs: Sequence[Sequence[Leg]],
+    stages: int,
+    forward_only: bool = False,
+    cost: Cost = default_cost,
 ) -> Schedule:
     """Orders the units of a step.
 
@@ -121,34 +133,41 @@ def schedule(
         legs: of each microbatch, in order; microbatches may differ.
         stages: P.
         forward_only: an evaluation; nothing goes back.
-        cost: ticks, at least 1, that an action takes at a stage. Any costs give a schedule that can be carried out;
-            true ones give one with little idleness.
+        cost: ticks, at least 1, that an action takes at a stage. Any costs give a schedule that can
+            be carried out; true ones give one with little idleness.
     Raises:
-        ScheduleError: for legs that make no sense, naming the microbatch and the leg, and for a cost below 1.
+        ScheduleError: for legs that make no sense, naming the microbatch and the leg, and for a
+            cost below 1.
     """
     check(legs, stages)
     waits: dict[_Unit, int] = {}  # for how many things
-    feeds: dict[_Unit, list[tuple[_Unit, bool]]] = defaultdict(list)  # who waits for it, and whether round the ring
+    # who waits for it, and whether round the ring
+    feeds: dict[_Unit, list[tuple[_Unit, bool]]] = defaultdict(list)
     for unit, needs in _units(legs, stages, forward_only):
         waits[unit] = len(needs)
         for source, ring in needs:
             feeds[source].append((unit, ring))
 
     groups = _groups(legs, stages)
-    ready: list[list[tuple[tuple[int, ...], Action]]] = [[] for _ in range(stages)]  # heaps, most urgent first
+    # heaps, most urgent first
+    ready: list[list[tuple[tuple[int, ...], Action]]] = [[] for _ in range(stages)]
     running: list[tuple[int, _Unit]] = []  # heap, by the tick at which they end
     ended: list[dict[int, Action]] = [{} for _ in range(stages)]  # by tick
     posted: list[dict[int, list[Message]]] = [defaultdict(list) for _ in range(stages)]  # by tick
 
     def is_ready(unit: _Unit) -> None:
         m, leg = unit.action.microbatch, unit.action.leg
-        heappush(ready[unit.stage], (_urgency(unit.action, groups[m], legs[m][leg].segment), unit.action))
+        heappush(
+            ready[unit.stage], (_urgency(unit.action, groups[m], legs[m][leg].segment), unit.action)
+        )
 
     def begin(stage: int, tick: int) -> None:
         action = heappop(ready[stage])[1]
         ticks = cost(action, stage)
         if ticks < 1:
-            raise ScheduleError(f"an action takes at least one tick, not {ticks}: stage {stage}, {action}")
+            raise ScheduleError(
+                f"an action takes at least one tick, not {ticks}: stage {stage}, {action}"
+            )
         heappush(running, (tick + ticks, _Unit(stage, action)))
 
     def end(unit: _Unit, tick: int) -> None:
@@ -180,7 +199,10 @@ def schedule(
             idle.add(unit.stage)
     return Schedule(
         tuple(
-            tuple(Step(ended[s].get(t), tuple(sorted(posted[s][t]))) for t in sorted({*ended[s], *posted[s]}))
+            tuple(
+                Step(ended[s].get(t), tuple(sorted(posted[s][t])))
+                for t in sorted({*ended[s], *posted[s]})
+            )
             for s in range(stages)
         )
     )
@@ -188,7 +210,13 @@ def schedule(
 
 def _urgency(action: Action, group: int, segment: int) -> tuple[int, ...]:
     """Of two actions that are ready at a stage, the one that sorts first is done first."""
-    return group, segment, action.backward, -action.leg if action.backward else action.leg, action.microbatch
+    return (
+        group,
+        segment,
+        action.backward,
+        -action.leg if action.backward else action.leg,
+        action.microbatch,
+    )
 
 
 def _loop(legs: Sequence[Sequence[Leg]]) -> bool:
@@ -196,7 +224,9 @@ def _loop(legs: Sequence[Sequence[Leg]]) -> bool:
 
 
 def _groups(legs: Sequence[Sequence[Leg]], stages: int) -> list[int]:
-    """The group of each microbatch: as many of at least P as there can be, all of about the same size."""
+    """The group of each microbatch: as many of at least P as there can be, all of about the same
+    size.
+    """
     M = len(legs)
     return [m * max(1, M // stages) // M for m in range(M)] if _loop(legs) else list(range(M))
 
@@ -204,8 +234,8 @@ def _groups(legs: Sequence[Sequence[Leg]], stages: int) -> list[int]:
 def _most(legs: Sequence[Sequence[Leg]], stages: int) -> int:
     """How many microbatches may be under way at a stage.
 
-    P are what the pipeline needs. Groups need the next ones to fill the gaps where they turn round: with 2 P the
-    idleness grows with M, with 3 P more is kept than those gaps are worth.
+    P are what the pipeline needs. Groups need the next ones to fill the gaps where they turn round:
+    with 2 P the idleness grows with M, with 3 P more is kept than those gaps are worth.
     """
     return 2 * stages + stages // 2 if _loop(legs) else stages
 
@@ -220,9 +250,12 @@ class _Unit(NamedTuple):
 def _units(
     legs: Sequence[Sequence[Leg]], stages: int, forward_only: bool
 ) -> Iterator[tuple[_Unit, list[tuple[_Unit, bool]]]]:
-    """All actions at all stages, with what each of them needs and whether that comes round the ring."""
+    """All actions at all stages, with what each of them needs and whether that comes round the
+    ring.
+    """
     most = _most(legs, stages)
-    over: dict[tuple[int, int], list[_Unit]] = {}  # by (microbatch, stage): when they are done it keeps nothing of it
+    # by (microbatch, stage): when they are done it keeps nothing of it
+    over: dict[tuple[int, int], list[_Unit]] = {}
     for m, way in enumerate(legs):
 
         def unit(stage: int, leg: int, backward: bool = False, m: int = m) -> _Unit:
@@ -277,12 +310,22 @@ def _faults(leg: Leg, before: Leg | None, is_last: bool, stages: int) -> Iterato
     if leg.graph_to != -1 and not leg.first <= leg.graph_to <= leg.turn:
         yield "goes back through stages beyond first..turn"
     if looped != (leg.number > 1):
-        yield "sleeps, but the leg before does not loop" if leg.number > 1 else "wakes, but the leg before loops"
-    if before is not None and looped and (leg.window, leg.number) != (before.window, before.number + 1):
+        yield (
+            "sleeps, but the leg before does not loop"
+            if leg.number > 1
+            else "wakes, but the leg before loops"
+        )
+    if (
+        before is not None
+        and looped
+        and (leg.window, leg.number) != (before.window, before.number + 1)
+    ):
         yield "is not the next pass of the window, but the leg before loops"
     if leg.loops and is_last:
         yield "loops, but there is no next leg"
-    if leg.returns and not (before is not None and looped and before.graph_to == before.turn and leg.graph_to >= 0):
+    if leg.returns and not (
+        before is not None and looped and before.graph_to == before.turn and leg.graph_to >= 0
+    ):
         yield "returns a gradient, but has none or the leg before takes none"
     if before is not None and leg.segment < before.segment:
         yield "is of an earlier segment than the leg before"

@@ -8,9 +8,11 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 class _ShortConvolution(torch.autograd.Function):
-    """y_t = sum_j w_j x_(t+j), channel by channel, in the layout [B, T, C] that projections read and write.
+    """y_t = sum_j w_j x_(t+j), channel by channel, in the layout [B, T, C] that projections read
+    and write.
 
-    torch's conv1d wants [B, C, T]: the transposes, there and in backward, cost more than the convolution.
+    torch's conv1d wants [B, C, T]: the transposes, there and in backward, cost more than the
+    convolution.
     """
 
     @staticmethod
@@ -31,7 +33,9 @@ class _ShortConvolution(torch.autograd.Function):
         dx, dw = torch.zeros_like(x), torch.empty_like(weight)
         for j in range(weight.shape[1]):
             dx[:, j : j + T].addcmul_(dy, weight[:, j])
-            dw[:, j] = (dy * x[:, j : j + T]).sum(dim=(0, 1), dtype=torch.promote_types(x.dtype, torch.float32))
+            dw[:, j] = (dy * x[:, j : j + T]).sum(
+                dim=(0, 1), dtype=torch.promote_types(x.dtype, torch.float32)
+            )
         return dx, dw
 
 

@@ -1,15 +1,18 @@
-"""Carries a schedule out without computing anything: proves that it can be done and says how long it takes.
+"""Carries a schedule out without computing anything: proves that it can be done and says how long
+it takes.
 
-It knows nothing of how schedules are made. Each stage goes through its own list of steps, as `parallel.pipeline` will,
-and at each action it is asked: is everything here that this unit needs? The rules are those of `parallel.schedule`,
-written a second time.
+It knows nothing of how schedules are made. Each stage goes through its own list of steps, as
+`parallel.pipeline` will, and at each action it is asked: is everything here that this unit needs?
+The rules are those of `parallel.schedule`, written a second time.
 
 Two semantics of messages are played at once.
 
     rendezvous   decides what can happen: a batch holds its stage up until every peer has posted its part of every
-                 message in it. It is the strictest way to carry out a batch, so what does not deadlock here never does.
+                 message in it. It is the strictest way to carry out a batch, so what does not
+                 deadlock here never does.
     buffered     decides when it happens, and is what overlapped sends come to: nobody waits for a batch, and an action
-                 begins when its stage is free and what it takes has been sent. Messages take no time.
+                 begins when its stage is free and what it takes has been sent. Messages take no
+                 time.
 """
 
 from __future__ import annotations
@@ -19,7 +22,16 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
-from parallel.schedule import Action, Leg, Message, Schedule, ScheduleError, Step, check, default_cost
+from parallel.schedule import (
+    Action,
+    Leg,
+    Message,
+    Schedule,
+    ScheduleError,
+    Step,
+    check,
+    default_cost,
+)
 
 Duration = Callable[[Action, int], float]
 
@@ -37,7 +49,8 @@ class Timeline:
     """What a simulation gives. Everything is by stage."""
 
     spans: tuple[tuple[Span, ...], ...]  # in order of time
-    peak: tuple[int, ...]  # most units at a time whose forward was begun and whose backward was still to come
+    # most units at a time whose forward was begun and whose backward was still to come
+    peak: tuple[int, ...]
 
     @property
     def makespan(self) -> float:
@@ -66,11 +79,13 @@ def simulate(
 
     Args:
         legs, stages, forward_only: what the schedule should have been made for.
-        duration: of an action at a stage, for example in measured seconds; none of the schedule's costs.
+        duration: of an action at a stage, for example in measured seconds; none of the schedule's
+            costs.
     Raises:
-        ScheduleError: naming the stage, the unit and what is wrong, if something that an action needs is not there,
-            an action or a message is missing, there twice or not called for, the messages between two stages come in
-            different orders at the two ends, or stages wait for each other for ever.
+        ScheduleError: naming the stage, the unit and what is wrong, if something that an action
+            needs is not there, an action or a message is missing, there twice or not called for,
+            the messages between two stages come in different orders at the two ends, or stages wait
+            for each other for ever.
     """
     check(legs, stages)
     if len(schedule.steps) != stages:
@@ -86,7 +101,10 @@ def _check_messages(schedule: Schedule) -> None:
     for stage, steps in enumerate(schedule.steps):
         for step in steps:
             for message in step.messages:
-                if message.source == message.target or stage not in (message.source, message.target):
+                if message.source == message.target or stage not in (
+                    message.source,
+                    message.target,
+                ):
                     raise ScheduleError(f"stage {stage} has no part in {message}")
                 if not (message.source in stages and message.target in stages):
                     raise ScheduleError(f"stage {stage}: there is no other end of {message}")
@@ -96,7 +114,9 @@ def _check_messages(schedule: Schedule) -> None:
             sends, receives = (posted.get((end, source, target), []) for end in (source, target))
             for sent, received in zip_longest(sends, receives):
                 if sent != received:
-                    raise ScheduleError(f"stage {source} sends {sent}, but next stage {target} expects {received}")
+                    raise ScheduleError(
+                        f"stage {source} sends {sent}, but next stage {target} expects {received}"
+                    )
             if len(sends) != len(set(sends)):
                 raise ScheduleError(f"stage {source} sends stage {target} the same twice: {sends}")
 
@@ -112,9 +132,15 @@ class _Run:
         duration: Duration,
         forward_only: bool,
     ) -> None:
-        self._steps, self._legs, self._duration, self._forward_only = schedule.steps, legs, duration, forward_only
+        self._steps, self._legs, self._duration, self._forward_only = (
+            schedule.steps,
+            legs,
+            duration,
+            forward_only,
+        )
         self._at = [0] * stages  # the step each stage is in
-        self._in_batch = [False] * stages  # whether it has computed and posted, and waits for its peers
+        # whether it has computed and posted, and waits for its peers
+        self._in_batch = [False] * stages
         self._done: set[tuple[int, Action]] = set()
         self._sent: dict[Message, float] = {}  # posted by its source, and when
         self._expected: set[Message] = set()  # posted by its target
@@ -168,7 +194,11 @@ class _Run:
 
     def _missing(self, step: Step) -> Iterator[Message]:
         """The messages of a batch of which only one end is posted."""
-        return (message for message in step.messages if not (message in self._sent and message in self._expected))
+        return (
+            message
+            for message in step.messages
+            if not (message in self._sent and message in self._expected)
+        )
 
     def _post(self, s: int, step: Step) -> None:
         for message in step.messages:
@@ -214,8 +244,13 @@ class _Run:
         """S is as the stage's unit before left it."""
         _, m, n = action
         for k in range(n):
-            if self._is_called_for(self._legs[m][k], s, False) and (s, Action(False, m, k)) not in self._done:
-                self._fail(s, action, f"comes before the forward of leg {k}, which leaves it its state")
+            if (
+                self._is_called_for(self._legs[m][k], s, False)
+                and (s, Action(False, m, k)) not in self._done
+            ):
+                self._fail(
+                    s, action, f"comes before the forward of leg {k}, which leaves it its state"
+                )
 
     def _check_backward_memory(self, s: int, action: Action) -> None:
         """The unit was run, and those that read the S it left have given their gradient."""
@@ -226,7 +261,9 @@ class _Run:
         for k in range(n + 1, len(way)):
             reads = way[k].segment == way[n].segment and self._is_called_for(way[k], s, True)
             if reads and (s, Action(True, m, k)) not in self._done:
-                self._fail(s, action, f"comes before the backward of leg {k}, whose gradient it needs")
+                self._fail(
+                    s, action, f"comes before the backward of leg {k}, whose gradient it needs"
+                )
 
     def _input(self, s: int, m: int, n: int) -> Iterator[Message]:
         """Where h comes from; nothing, where it comes from the data."""
@@ -247,9 +284,12 @@ class _Run:
     def _take(self, s: int, action: Action, message: Message) -> float:
         """Takes what an action needs; since when it has been there."""
         if message.source == s:
-            made_by = message.leg + (1 if message.backward else -1)  # only the ring can begin where it ends
+            # only the ring can begin where it ends
+            made_by = message.leg + (1 if message.backward else -1)
             if (s, Action(message.backward, message.microbatch, made_by)) not in self._done:
-                self._fail(s, action, f"comes before that of leg {made_by}, from which it gets its input")
+                self._fail(
+                    s, action, f"comes before that of leg {made_by}, from which it gets its input"
+                )
             return 0.0
         if message not in self._here:
             self._fail(s, action, f"begins before its input is received: {message}")

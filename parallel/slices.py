@@ -1,7 +1,7 @@
 """Pieces of tensors that several ranks hold together, and how they make a whole.
 
-Tensor-parallel ranks cut a parameter into boxes, by rows or by columns; ZeRO cuts the elements of each box,
-flattened, into runs. So whatever a rank holds of a tensor is a run of a box of it:
+Tensor-parallel ranks cut a parameter into boxes, by rows or by columns; ZeRO cuts the elements of
+each box, flattened, into runs. So whatever a rank holds of a tensor is a run of a box of it:
 
     whole [4, 6]      box ((0, 4), (3, 6))      run (5, 9) of its 12 elements
     . . . # # #             0  1  2                   .  .  .
@@ -33,7 +33,11 @@ class Slice(NamedTuple):
         return tuple(end - begin for begin, end in self.box)
 
     @staticmethod
-    def share(shape: tuple[int, ...], places: dict[int, tuple[int, int]], run: tuple[int, int] | None = None) -> Slice:
+    def share(
+        shape: tuple[int, ...],
+        places: dict[int, tuple[int, int]],
+        run: tuple[int, int] | None = None,
+    ) -> Slice:
         """The box of `shape` that is number k of n along some dimensions, or a run of it.
 
         Args:
@@ -63,7 +67,9 @@ def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], partial: bool = Fa
         begin, end = where.run
         inside = all(0 <= a <= b <= size for (a, b), size in zip(where.box, shape, strict=True))
         if where.shape != shape or not inside or not 0 <= begin <= end <= prod(where.box_shape):
-            raise ValueError(f"a piece lies at {where.box} of {list(where.shape)}, outside {list(shape)}")
+            raise ValueError(
+                f"a piece lies at {where.box} of {list(where.shape)}, outside {list(shape)}"
+            )
         if values.numel() != end - begin:
             raise ValueError(f"a piece has {values.numel()} elements instead of {end - begin}")
         covered += end - begin
@@ -86,12 +92,17 @@ def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], partial: bool = Fa
 
 
 def _check_apart(pieces: Iterable[Slice]) -> None:
-    """ValueError if two pieces of one tensor share an element, or if their boxes do and are not the same."""
+    """ValueError if two pieces of one tensor share an element, or if their boxes do and are not the
+    same.
+    """
     runs: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = {}
     for piece in pieces:
         runs.setdefault(piece.box, []).append(piece.run)
     for of_box in runs.values():
-        if any(one[1] > other[0] for one, other in pairwise(sorted(run for run in of_box if run[0] < run[1]))):
+        if any(
+            one[1] > other[0]
+            for one, other in pairwise(sorted(run for run in of_box if run[0] < run[1]))
+        ):
             raise ValueError("its pieces overlap")
     boxes = sorted(box for box in runs if all(begin < end for begin, end in box))
     for number, box in enumerate(boxes):

@@ -1,4 +1,6 @@
-"""Which blocks a pipeline stage holds: consecutive ones; the embedding is on the first stage, the head on the last."""
+"""Which blocks a pipeline stage holds: consecutive ones; the embedding is on the first stage, the
+head on the last.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def balanced(costs: Sequence[float], stages: int) -> tuple[int, ...]:
     if stages > len(costs):
         raise ValueError(f"{len(costs)} blocks cannot fill {stages} stages")
     # best[b]: (dearest stage, bounds) of blocks 0..b-1 split over the stages so far
-    best: dict[int, tuple[float, tuple[int, ...]]] = {b: (sum(costs[:b]), (0, b)) for b in range(1, len(costs) + 1)}
+    best: dict[int, tuple[float, tuple[int, ...]]] = {
+        b: (sum(costs[:b]), (0, b)) for b in range(1, len(costs) + 1)
+    }
     for _ in range(stages - 1):
         best = {
             b: min((max(best[a][0], sum(costs[a:b])), (*best[a][1], b)) for a in best if a < b)

@@ -54,7 +54,9 @@ class State(NamedTuple):
         return self._replace(blocks=tuple(blocks))
 
     def begin_pass(self, part: slice) -> State:
-        """Drops what the pass before left in the blocks of `part`: its keys and its convolutions' inputs."""
+        """Drops what the pass before left in the blocks of `part`: its keys and its convolutions'
+        inputs.
+        """
         blocks = list(self.blocks)
         for i in range(*part.indices(len(blocks))):
             b = blocks[i]
@@ -79,7 +81,9 @@ class State(NamedTuple):
     def begin_documents(self, starts: Tensor) -> State:
         """Forgets everything in the rows where a document starts. starts: [B] bool."""
         blocks = tuple(
-            b._replace(S=b.S.masked_fill(starts[:, None, None, None], 0.0)) if isinstance(b, DeltaState) else b
+            b._replace(S=b.S.masked_fill(starts[:, None, None, None], 0.0))
+            if isinstance(b, DeltaState)
+            else b
             for b in self.blocks
         )
         attendable = self.attendable & ~starts[:, None]
@@ -93,12 +97,18 @@ class State(NamedTuple):
         Args:
             first: the number that the first of these blocks has in the whole model.
         """
-        named = {f"blocks.{i}.{n}": t for i, b in enumerate(self.blocks, first) for n, t in b._asdict().items()}
+        named = {
+            f"blocks.{i}.{n}": t
+            for i, b in enumerate(self.blocks, first)
+            for n, t in b._asdict().items()
+        }
         return named | {"attendable": self.attendable, "position": self.position}
 
     @staticmethod
     def from_named(named: dict[str, Tensor], blocks: range) -> State:
-        """The inverse of `named_tensors` for a state between two windows; of the model's blocks, those given."""
+        """The inverse of `named_tensors` for a state between two windows; of the model's blocks,
+        those given.
+        """
         found: list[BlockState] = []
         for i in blocks:
             kind = DeltaState if f"blocks.{i}.S" in named else AttentionState
@@ -108,7 +118,9 @@ class State(NamedTuple):
 
 
 def split_dim(name: str) -> int | None:
-    """The dimension in which tensor-parallel ranks share a tensor of `State.named_tensors`: heads, channels."""
+    """The dimension in which tensor-parallel ranks share a tensor of `State.named_tensors`: heads,
+    channels.
+    """
     return {"S": 1, "tail": 2, "k": 1, "v": 1}.get(name.rsplit(".", 1)[-1])
 
 

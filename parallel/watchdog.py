@@ -1,9 +1,10 @@
 """Ends a rank that makes no headway, and says where it stood.
 
-Ranks wait for each other all the time, so one that hangs hangs them all. Each notes what it begins with `doing`. When a
-note grows older than the patience of the run, a thread that looks on says so in one line, with rank, host, place in
-the grid and the note, and ends the process a little later: by then every rank that is stuck has said whether it
-computes or waits. The launcher (torchrun, srun) ends those that could not.
+Ranks wait for each other all the time, so one that hangs hangs them all. Each notes what it begins
+with `doing`. When a note grows older than the patience of the run, a thread that looks on says so
+in one line, with rank, host, place in the grid and the note, and ends the process a little later:
+by then every rank that is stuck has said whether it computes or waits. The launcher (torchrun,
+srun) ends those that could not.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def part(*which: object) -> None:
 
 @contextmanager
 def unhurried(*what: object) -> Iterator[None]:
-    """Inside, it takes as long as it takes: a disk is read, say, of which nobody knows how fast it is."""
+    """Inside, it takes as long as it takes: a disk is read, say, of which nobody knows how fast it
+    is.
+    """
     doing(*what)
     _Note.unhurried = True
     try:
@@ -54,7 +57,9 @@ def unhurried(*what: object) -> Iterator[None]:
 
 def activity() -> str:
     """What this rank is doing, and where it is."""
-    return ", ".join(" ".join(map(str, words)) for words in ((mesh.place(),), _Note.what, _Note.part) if words)
+    return ", ".join(
+        " ".join(map(str, words)) for words in ((mesh.place(),), _Note.what, _Note.part) if words
+    )
 
 
 @contextmanager

@@ -20,15 +20,23 @@ class Window:
     valid: Tensor | None  # [B, T] bool, False at PAD; None: no PAD
     cos: Tensor  # [B or 1, 1, T, half] rotary angles
     sin: Tensor
-    mask: Tensor | None  # [B, 1, T, P + t + T] bool, True where a query may attend; None: plain causal
+    # [B, 1, T, P + t + T] bool, True where a query may attend; None: plain causal
+    mask: Tensor | None
     attendable: Tensor  # [B, P + t + T] bool, which of the keys are real
     keeps_keys: bool  # keys outlive this call: sliding eviction, or an open pass
     keeps_tail: bool  # the pass stays open: more of its tokens come in a later call
-    record_decay: Callable[[Tensor], None] | None = None  # is given each delta block's log decay [B, T, H]
+    # is given each delta block's log decay [B, T, H]
+    record_decay: Callable[[Tensor], None] | None = None
 
 
 def open_window(
-    shape: BlockShape, state: State, valid: Tensor, has_pad: bool, width: int, sliding: bool, stays_open: bool = False
+    shape: BlockShape,
+    state: State,
+    valid: Tensor,
+    has_pad: bool,
+    width: int,
+    sliding: bool,
+    stays_open: bool = False,
 ) -> Window:
     """The shared view of the next T tokens.
 
@@ -52,11 +60,17 @@ def open_window(
 
     mask = None
     if has_pad or earlier:
-        distance = torch.arange(T, device=device)[:, None] + earlier - torch.arange(earlier + T, device=device)
+        distance = (
+            torch.arange(T, device=device)[:, None]
+            + earlier
+            - torch.arange(earlier + T, device=device)
+        )
         band = (distance >= 0) & (distance < width)  # [T, P + t + T]
         # A PAD query attends to itself alone: its output is never read, but must be finite.
         mask = (band & attendable[:, None, :] | (distance == 0))[:, None]
     cos, sin = angle.cos().float(), angle.sin().float()
     keeps_keys = sliding or stays_open
     size = (valid.shape[0], T)
-    return Window(size, valid if has_pad else None, cos, sin, mask, attendable, keeps_keys, stays_open)
+    return Window(
+        size, valid if has_pad else None, cos, sin, mask, attendable, keeps_keys, stays_open
+    )

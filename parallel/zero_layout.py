@@ -8,8 +8,9 @@ ZeRO stage, for parameters a, b, c given in this order and 2 ranks:
     stage 3      rank 0 | a0 b0 c0 |     rank 1 | a1 b1 c1 . |    every parameter cut into equal parts
 
 `layout` says where everything is, for every rank, as a pure function. All that needs parameters or
-optimiser state by name and whole (Muon, checkpoints, gradient norms) is built on it alone. A parameter here is
-what this rank's stage and tensor-parallel share of the model has; those that share a stage have the same layout.
+optimiser state by name and whole (Muon, checkpoints, gradient norms) is built on it alone. A
+parameter here is what this rank's stage and tensor-parallel share of the model has; those that
+share a stage have the same layout.
 """
 
 from __future__ import annotations
@@ -77,10 +78,14 @@ class Partition:
     flat: Tensor  # [n] fp32
     layout: list[list[Shard]]  # by data-parallel rank
     sharded: bool  # False: every data-parallel rank holds everything (stage 0)
-    gradient: Callable[[], Tensor]  # [n] fp32, reduced over data-parallel ranks; valid while the optimiser steps
-    splits: Mapping[str, int | None]  # the dimension in which tensor-parallel ranks share a parameter
-    partial: Collection[str]  # replicated over tp, but each rank's gradient is that of its own heads or tokens
-    counted: Collection[str]  # the parameters that this rank counts in the norm: each is counted once
+    # [n] fp32, reduced over data-parallel ranks; valid while the optimiser steps
+    gradient: Callable[[], Tensor]
+    # the dimension in which tensor-parallel ranks share a parameter
+    splits: Mapping[str, int | None]
+    # replicated over tp, but each rank's gradient is that of its own heads or tokens
+    partial: Collection[str]
+    # the parameters that this rank counts in the norm: each is counted once
+    counted: Collection[str]
 
     @property
     def shards(self) -> list[Shard]:
@@ -96,11 +101,15 @@ class Partition:
 
     @property
     def group(self) -> dist.ProcessGroup:
-        """The ranks among which this stage's parameters are shared out, each element on one of them."""
+        """The ranks among which this stage's parameters are shared out, each element on one of
+        them.
+        """
         return mesh.tp_dp_group() if self.sharded else mesh.tp_group()
 
     def complete(self, gradient: Tensor) -> None:
-        """Sums over tp what each tensor-parallel rank has seen a share of. One collective, in place."""
+        """Sums over tp what each tensor-parallel rank has seen a share of. One collective, in
+        place.
+        """
         slices = [s.of(gradient) for s in self.shards if s.name in self.partial]
         if slices:
             summed = torch.cat(slices).to(mesh.device())
@@ -116,11 +125,12 @@ class Partition:
         return square.to(gradient.device)
 
     def pieces(self, flat: Tensor, names: Collection[str], base: int = 0) -> dict[str, Piece]:
-        """What this rank answers for of the whole model's tensors, by name: of all ranks, each element is one's.
+        """What this rank answers for of the whole model's tensors, by name: of all ranks, each
+        element is one's.
 
         Args:
-            flat: laid out as the master weights (they themselves, their gradient), or as the part of them
-                that begins at `base` (a moment). The pieces are views of it.
+            flat: laid out as the master weights (they themselves, their gradient), or as the part
+                of them that begins at `base` (a moment). The pieces are views of it.
             names: the parameters to take.
         """
         if not self.sharded and mesh.dp_rank() > 0:  # a replica
@@ -133,8 +143,11 @@ class Partition:
                 mine[s.name] = Piece(Slice.share(tuple(s.shape), places, run), s.of(flat, base))
         return mine
 
-    def scatter(self, flat: Tensor, whole: Mapping[str, Callable[[], Tensor]], base: int = 0) -> None:
-        """The inverse of `pieces`: fills this rank's slices from whole tensors, without communication.
+    def scatter(
+        self, flat: Tensor, whole: Mapping[str, Callable[[], Tensor]], base: int = 0
+    ) -> None:
+        """The inverse of `pieces`: fills this rank's slices from whole tensors, without
+        communication.
 
         Args:
             whole: by name, what gives the whole tensor; called only for what this rank holds.
@@ -148,11 +161,13 @@ class Partition:
 class WholeMatrices:
     """Brings scattered matrices together, each on one rank, and their updates back.
 
-    A matrix may be cut twice: into tensor-parallel shares, by rows or by columns, and each share into runs of
-    elements by ZeRO. Every matrix has one owner among all ranks of its stage (tp x dp); runs of consecutive
-    matrices are given to the ranks so that the work (m n min(m, n) for m x n) is even. Cost for E elements over R
-    ranks: two all-to-alls, in which a rank sends and receives about E / R elements, and E / R elements of memory:
-    nothing is computed twice and nobody holds all matrices. What is not cut does not move.
+    A matrix may be cut twice: into tensor-parallel shares, by rows or by columns, and each share
+        into runs of
+    elements by ZeRO. Every matrix has one owner among all ranks of its stage (tp x dp); runs of
+    consecutive matrices are given to the ranks so that the work (m n min(m, n) for m x n) is even.
+    Cost for E elements over R ranks: two all-to-alls, in which a rank sends and receives about E /
+    R elements, and E / R elements of memory: nothing is computed twice and nobody holds all
+    matrices. What is not cut does not move.
     """
 
     def __init__(self, partition: Partition, names: Sequence[str]) -> None:
@@ -172,9 +187,12 @@ class WholeMatrices:
             size += shapes[name].numel() * mesh.tp_size()
         self.size = size
         self.runs = self._runs([(*shapes[name], partition.splits[name]) for name in self.owned])
-        self.send = [sum(s.length for s in self.mine if owner[s.name] == rank) for rank in range(len(holders))]
-        # Owners do not decrease along the parameters' order, so what is sent to each rank is one run of the
-        # local slices, and what comes from a rank is in the order of that rank's slices.
+        self.send = [
+            sum(s.length for s in self.mine if owner[s.name] == rank)
+            for rank in range(len(holders))
+        ]
+        # Owners do not decrease along the parameters' order, so what is sent to each rank is one
+        # run of the local slices, and what comes from a rank is in the order of that rank's slices.
         arriving = [[s for s in layout[d] if owner[s.name] == me] for _, d in holders]
         self.receive = [sum(s.length for s in shards) for shards in arriving]
         self.places = [
@@ -188,13 +206,16 @@ class WholeMatrices:
         work = {name: shape.numel() * min(shape) for name, shape in shapes.items()}
         total, before, owner = max(sum(work.values()), 1), 0, {}
         for name, cost in work.items():
-            owner[name] = ranks * (2 * before + cost) // (2 * total)  # by the middle of its share of the work
+            # by the middle of its share of the work
+            owner[name] = ranks * (2 * before + cost) // (2 * total)
             before += cost
         return owner
 
     @staticmethod
     def _runs(shapes: list[tuple[int, int, int | None]]) -> list[tuple[int, int, int, int | None]]:
-        """Consecutive matrices whose shares have one shape and split: (how many, rows, columns, split)."""
+        """Consecutive matrices whose shares have one shape and split: (how many, rows, columns,
+        split).
+        """
         runs: list[tuple[int, int, int, int | None]] = []
         for shape in shapes:
             if runs and runs[-1][1:] == shape:
@@ -204,20 +225,27 @@ class WholeMatrices:
         return runs
 
     def gather(self, values: list[Tensor]) -> list[Tensor]:
-        """Local slices (in the order of `mine`) -> the owned matrices, in batches [k, rows, columns] on the device."""
-        flat = torch.cat([self._empty, *values]).to(mesh.device())  # offloaded optimiser state is on the host
+        """Local slices (in the order of `mine`) -> the owned matrices, in batches [k, rows,
+        columns] on the device.
+        """
+        # offloaded optimiser state is on the host
+        flat = torch.cat([self._empty, *values]).to(mesh.device())
         if self.exchanged:
             arrived = flat.new_empty(sum(self.receive))
             dist.all_to_all_single(arrived, flat, self.receive, self.send, group=self.group)
             flat = flat.new_empty(self.size)
-            for (place, length), part in zip(self.places, arrived.split([n for _, n in self.places]), strict=True):
+            for (place, length), part in zip(
+                self.places, arrived.split([n for _, n in self.places]), strict=True
+            ):
                 flat[place : place + length] = part
         tp = mesh.tp_size()
         parts = flat.split([k * tp * rows * columns for k, rows, columns, _ in self.runs])
         batches = []
         for part, (k, rows, columns, split) in zip(parts, self.runs, strict=True):
             shares = part.view(k, tp, rows, columns)
-            batches.append(shares.transpose(1, 2).flatten(2) if split == 1 else shares.flatten(1, 2))
+            batches.append(
+                shares.transpose(1, 2).flatten(2) if split == 1 else shares.flatten(1, 2)
+            )
         return batches
 
     def scatter(self, batches: list[Tensor]) -> list[Tensor]:
@@ -228,7 +256,9 @@ class WholeMatrices:
             parts.append(shares.reshape(-1))
         flat = torch.cat(parts)
         if self.exchanged:
-            sent = torch.cat([flat[:0]] + [flat[place : place + length] for place, length in self.places])
+            sent = torch.cat(
+                [flat[:0]] + [flat[place : place + length] for place, length in self.places]
+            )
             flat = flat.new_empty(sum(self.send))
             dist.all_to_all_single(flat, sent, self.send, self.receive, group=self.group)
         return list(flat.to(self._empty.device).split([s.length for s in self.mine]))

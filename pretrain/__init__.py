@@ -1,15 +1,15 @@
 """What is trained, on what, and how well.
 
-    trainer.py      train(): sets a run up, and the loop
-    evaluate.py     held-out loss by window and place, task accuracy, at any N
-    report.py       tables and plots of runs
-    errors.py       a user's error
-    files.py        files that are there whole or not at all;  json_text.py  JSON from a file that may hold anything
-    config/         every setting, and what is refused
-    model/          HybridLM, and the loop of the method
-    data/           corpus -> shards (webdataset) -> order -> lanes -> batches
-    tasks/          rule110, depo, stories: data, targets and metric, one file each
-    run/            a step, the optimiser, steps that go wrong, stops, metrics
-    checkpoint/     every rank its slices, hashed, whole or not there, written beside training
-    inference/      the session: wake, sleep when the window is full, wake again
+trainer.py      train(): sets a run up, and the loop
+evaluate.py     held-out loss by window and place, task accuracy, at any N
+report.py       tables and plots of runs
+errors.py       a user's error
+files.py        files that are there whole or not at all;  json_text.py  JSON from a file that may hold anything
+config/         every setting, and what is refused
+model/          HybridLM, and the loop of the method
+data/           corpus -> shards (webdataset) -> order -> lanes -> batches
+tasks/          rule110, depo, stories: data, targets and metric, one file each
+run/            a step, the optimiser, steps that go wrong, stops, metrics
+checkpoint/     every rank its slices, hashed, whole or not there, written beside training
+inference/      the session: wake, sleep when the window is full, wake again
 """

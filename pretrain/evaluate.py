@@ -1,4 +1,6 @@
-"""How well a model predicts: held-out loss by window and by place in the window, task accuracy, at any N."""
+"""How well a model predicts: held-out loss by window and by place in the window, task accuracy, at
+any N.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,16 @@ class _Keeper:
     """A head that keeps what is predicted, on the CPU."""
 
     def __init__(self, model: HybridLM, batch: Batch) -> None:
-        self.model, self.loss, self.best = model, torch.zeros(batch.size), torch.full(batch.size, IGNORE)
+        self.model, self.loss, self.best = (
+            model,
+            torch.zeros(batch.size),
+            torch.full(batch.size, IGNORE),
+        )
 
     def __call__(self, plan: WindowPlan, y: Tensor, goal: Tensor) -> Tensor:
         logits = self.model.logits(y)
-        best = likeliest(logits)  # before the cross-entropy, which works in their place where they are split over tp
+        # before the cross-entropy, which works in their place where they are split over tp
+        best = likeliest(logits)
         losses = cross_entropy(logits, goal)
         rows, columns = plan.scored // plan.width, plan.scored % plan.width + plan.tokens.start
         self.loss[rows, columns] = losses.float().cpu()
@@ -51,8 +58,11 @@ class _Keeper:
         return losses
 
 
-def predict(model: HybridLM, parts: Sequence[Batch], passes: int | None = None, zero: int = 0) -> Prediction:
-    """Reads microbatches with N = passes (the model's own if None); what it predicts, on all ranks that hold the model.
+def predict(
+    model: HybridLM, parts: Sequence[Batch], passes: int | None = None, zero: int = 0
+) -> Prediction:
+    """Reads microbatches with N = passes (the model's own if None); what it predicts, on all ranks
+    that hold the model.
 
     Args:
         zero: the ZeRO stage that the weights are sharded with.
@@ -69,7 +79,9 @@ def predict(model: HybridLM, parts: Sequence[Batch], passes: int | None = None, 
 
 @dataclass
 class Evaluation:
-    """The fixed data that a run is judged on. Every rank holds all of it and predicts its share of the rows."""
+    """The fixed data that a run is judged on. Every rank holds all of it and predicts its share of
+    the rows.
+    """
 
     batches: list[Batch]
     window: int  # L
@@ -78,10 +90,11 @@ class Evaluation:
     zero: int = 0  # the ZeRO stage that the weights are sharded with
 
     def run(self, model: HybridLM, passes: int | None = None) -> Metrics:
-        """Loss in nats per scored token, whole, by window and by place in the window; a task's accuracy.
+        """Loss in nats per scored token, whole, by window and by place in the window; a task's
+        accuracy.
 
-        The keys are "passes", "loss", "loss_per_window" [W], "loss_per_position" [L] and, for a task,
-        "accuracy": {name: share}. Places and windows in which nothing is scored are None.
+        The keys are "passes", "loss", "loss_per_window" [W], "loss_per_position" [L] and, for a
+        task, "accuracy": {name: share}. Places and windows in which nothing is scored are None.
         """
         was_training = model.training
         model.eval()
@@ -97,8 +110,12 @@ class Evaluation:
             "loss_per_position": _means(loss, scored, places % self.window),
         }
         if self.task is not None:
-            scores = [self.task.score(p.best, b) for p, b in zip(predictions, self.batches, strict=True)]
-            metrics["accuracy"] = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+            scores = [
+                self.task.score(p.best, b) for p, b in zip(predictions, self.batches, strict=True)
+            ]
+            metrics["accuracy"] = {
+                name: sum(s[name] for s in scores) / len(scores) for name in scores[0]
+            }
         return metrics
 
     def _predict(self, model: HybridLM, batch: Batch, passes: int | None) -> Prediction:
@@ -106,7 +123,9 @@ class Evaluation:
         ranks = mesh.dp_size()
         share = batch.size[0] // ranks
         first, part = mesh.dp_rank() * share, share // self.microbatches
-        parts = [batch.rows(first + m * part, first + (m + 1) * part) for m in range(self.microbatches)]
+        parts = [
+            batch.rows(first + m * part, first + (m + 1) * part) for m in range(self.microbatches)
+        ]
         mine = predict(model, parts, passes, self.zero)
         return Prediction(_gather(mine.loss), _gather(mine.best))
 
@@ -131,16 +150,21 @@ def _means(loss: Tensor, scored: Tensor, group: Tensor) -> list[float | None]:
 def make_evaluation(config: Config) -> Evaluation:
     """The run's evaluation: held-out documents for text, test rows for a task.
 
-    Rows per batch are train.batch, read in train.microbatches parts, so that what fits in training fits here.
+    Rows per batch are train.batch, read in train.microbatches parts, so that what fits in training
+    fits here.
     """
     L, count, rows = config.sleep.window, config.train.eval_batches, config.train.batch
     parts = config.train.microbatches
     if config.data.task == "text":
         tokenizer = Tokenizer.load(config.data.tokenizer)
-        batches = heldout_batches(config.data.heldout, tokenizer, L, config.data.windows, rows, count)
+        batches = heldout_batches(
+            config.data.heldout, tokenizer, L, config.data.windows, rows, count
+        )
         return Evaluation(batches, L, parts, None, config.parallel.zero)
     task = make_task(config, L)
-    return Evaluation([task.test(TEST_SEED + i, rows) for i in range(count)], L, parts, task, config.parallel.zero)
+    return Evaluation(
+        [task.test(TEST_SEED + i, rows) for i in range(count)], L, parts, task, config.parallel.zero
+    )
 
 
 def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
@@ -148,7 +172,8 @@ def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
 
     It happens when every head forgets a window before it ends: then nothing that is written stays.
     """
-    same = abs(at_n["loss"] - at_one["loss"]) <= 1e-6 * abs(at_one["loss"])  # never so for a loss that is not finite
+    # never so for a loss that is not finite
+    same = abs(at_n["loss"] - at_one["loss"]) <= 1e-6 * abs(at_one["loss"])
     if at_n["passes"] == 1 or not same:
         return None
     return (

@@ -14,7 +14,8 @@ from pretrain.errors import UserError
 
 
 def read_whole(path: Path, most: int | None = None) -> bytes:
-    """A regular file's content. OSError for a pipe or a device, which might have no end, and if it does not fit.
+    """A regular file's content. OSError for a pipe or a device, which might have no end, and if it
+    does not fit.
 
     Args:
         most: bytes that it may have.
@@ -23,7 +24,9 @@ def read_whole(path: Path, most: int | None = None) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     if most is not None and status.st_size > most:
-        raise OSError(errno.EFBIG, f"more than {most >> 20} MiB, which none of its kind has", str(path))
+        raise OSError(
+            errno.EFBIG, f"more than {most >> 20} MiB, which none of its kind has", str(path)
+        )
     try:
         return path.read_bytes()
     except MemoryError:
@@ -47,7 +50,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Inside, a file of a run is written: a full disk, or a folder that cannot be written, is a UserError."""
+    """Inside, a file of a run is written: a full disk, or a folder that cannot be written, is a
+    UserError.
+    """
     try:
         yield
     except OSError as error:

@@ -33,7 +33,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def sealed(value: Mapping[str, Any]) -> bytes:
-    """A JSON object that holds something, and last in it, as "sha256", the hash of all bytes before that."""
+    """A JSON object that holds something, and last in it, as "sha256", the hash of all bytes before
+    that.
+    """
     return seal(json.dumps(value, indent=1).removesuffix("\n}").encode())
 
 

@@ -1,7 +1,8 @@
 """Runs side by side: plots and one table, from what their trainers logged.
 
-Reads `metrics.jsonl`, one object a line: {"kind": "train" | "eval", "step", "loss", ...}; "eval" lines come from
-`pretrain.evaluate.Evaluation` and also hold "passes", "loss_per_window", "loss_per_position"; a task's "accuracy".
+Reads `metrics.jsonl`, one object a line: {"kind": "train" | "eval", "step", "loss", ...}; "eval"
+lines come from `pretrain.evaluate.Evaluation` and also hold "passes", "loss_per_window",
+"loss_per_position"; a task's "accuracy".
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 Row = dict[str, Any]
-DEPTHS = {"hops": "hops k", "op": "operations in the story"}  # accuracies named "hops_4" are drawn against 4
+# accuracies named "hops_4" are drawn against 4
+DEPTHS = {"hops": "hops k", "op": "operations in the story"}
 LABELS = {"exact": "all answers right", "label": "one label right"}
 COLOURS = ["#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e"]
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e6e8ee"
@@ -78,8 +80,8 @@ class RunMetrics:
 def report(run_dirs: Sequence[Path], out: Path) -> None:
     """Compares runs: writes OUT/report.md and its plots, and prints the table.
 
-    Writes those of loss.png, loss_by_place.png (text) and accuracy_by_hops.png / accuracy_by_op.png / accuracy.png
-    (tasks) for which the runs have data.
+    Writes those of loss.png, loss_by_place.png (text) and accuracy_by_hops.png / accuracy_by_op.png
+    / accuracy.png (tasks) for which the runs have data.
     """
     runs = _coloured([read_run(path.name, path) for path in run_dirs])
     for run, label in zip(runs, _labels(runs, run_dirs), strict=True):
@@ -95,7 +97,9 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
         pictures.append(out / (f"accuracy_by_{kind}.png" if kind else "accuracy.png"))
         plot_accuracy(runs, kind, pictures[-1])
     summary = table(*_summary(runs))
-    text = "\n\n".join(["# Report", summary, *(f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures)])
+    text = "\n\n".join(
+        ["# Report", summary, *(f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures)]
+    )
     write_atomically(out / "report.md", text + "\n")
     print(summary)
     print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, out / "report.md"]))
@@ -106,10 +110,15 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(str(line[i])) for line in [headers, *rows]) for i in range(len(headers))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        padded = [
+            f"{c:<{w}}" if i == 0 else f"{c:>{w}}"
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
         return f"| {' | '.join(padded)} |"
 
-    rule = "|".join(("-" * (w + 2)) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    rule = "|".join(
+        ("-" * (w + 2)) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)
+    )
     return "\n".join([line(headers), f"|{rule}|", *map(line, rows)])
 
 
@@ -133,9 +142,12 @@ def _read_metrics(path: Path) -> Iterator[Row]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot read the run's metrics: {error.strerror}; is this a run's folder?") from None
+        raise UserError(
+            f"{path}: cannot read the run's metrics: {error.strerror}; is this a run's folder?"
+        ) from None
     lines = text.split("\n")
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is still being written
+    # what follows the last newline is still being written
+    for number, line in enumerate(lines[:-1], start=1):
         try:
             row = parse_json(line)
             row["kind"], row["step"]
@@ -161,11 +173,23 @@ def plot_loss(runs: list[RunMetrics], out: Path) -> None:
         for run in runs:
             steps, losses = [r["step"] for r in run.train], [r["loss"] for r in run.train]
             axis.plot(steps, losses, color=run.colour, alpha=0.25, linewidth=0.8)
-            axis.plot(steps, _smooth(losses, max(1, len(losses) // 40)), color=run.colour, label=run.label)
+            axis.plot(
+                steps, _smooth(losses, max(1, len(losses) // 40)), color=run.colour, label=run.label
+            )
             held = [(r["step"], r["loss"]) for r in run.evaluations]
             if held:
-                axis.plot(*zip(*held, strict=True), "o", color=run.colour, markersize=4, markeredgecolor="white")
-        axis.set(title="Loss: training (lines) and held-out (points)", xlabel="step", ylabel="nats per scored token")
+                axis.plot(
+                    *zip(*held, strict=True),
+                    "o",
+                    color=run.colour,
+                    markersize=4,
+                    markeredgecolor="white",
+                )
+        axis.set(
+            title="Loss: training (lines) and held-out (points)",
+            xlabel="step",
+            ylabel="nats per scored token",
+        )
         axis.set_xlim(left=0)
 
 
@@ -173,24 +197,41 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
     """Held-out loss at the last evaluation, by window of the sequence and by place in the window."""
     with _figure(out, 2, 9.6) as (by_window, by_place):
         for run in runs:
-            windows, places = (run.evaluations[-1][f"loss_per_{what}"] for what in ("window", "position"))
+            windows, places = (
+                run.evaluations[-1][f"loss_per_{what}"] for what in ("window", "position")
+            )
             x, y = _present(windows, first=1)
             by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white", label=run.label)
             x, y = _present(places, first=1)
             by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
             by_place.plot(x, _smooth(y, max(1, len(y) // 48)), color=run.colour)
-        by_window.set(title="Held-out loss by window", xlabel="window of the sequence", ylabel="nats per token")
+        by_window.set(
+            title="Held-out loss by window",
+            xlabel="window of the sequence",
+            ylabel="nats per token",
+        )
         by_window.xaxis.get_major_locator().set_params(integer=True)
-        by_place.set(title="Held-out loss by place in the window", xlabel="tokens since the window began")
+        by_place.set(
+            title="Held-out loss by place in the window", xlabel="tokens since the window began"
+        )
 
 
 def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
-    """Accuracy at the end, by depth or by name, and on the way at the greatest depth (or the first name)."""
+    """Accuracy at the end, by depth or by name, and on the way at the greatest depth (or the first
+    name).
+    """
     runs = [run for run in runs if (_by_depth(run.accuracy, kind) if kind else run.accuracy)]
     if kind:
         depths = sorted({k for run in runs for k in _by_depth(run.accuracy, kind)})
-        names, shown, hardest = [f"{kind}_{k}" for k in depths], [str(k) for k in depths], f"{kind}_{depths[-1]}"
-        titles = f"Accuracy by {DEPTHS[kind]}", f"Accuracy at {DEPTHS[kind].split(' ')[0]} = {depths[-1]}, by step"
+        names, shown, hardest = (
+            [f"{kind}_{k}" for k in depths],
+            [str(k) for k in depths],
+            f"{kind}_{depths[-1]}",
+        )
+        titles = (
+            f"Accuracy by {DEPTHS[kind]}",
+            f"Accuracy at {DEPTHS[kind].split(' ')[0]} = {depths[-1]}, by step",
+        )
     else:
         names = list(runs[0].accuracy)
         shown, hardest = [LABELS.get(name, name) for name in names], names[0]
@@ -209,7 +250,9 @@ def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
                 [100 * r["accuracy"].get(hardest, np.nan) for r in run.evaluations],
                 "o-", color=run.colour, markersize=4.5, markeredgecolor="white",
             )  # fmt: skip
-        bars.set(title=titles[0], xlabel=DEPTHS[kind] if kind else "", ylabel="% right", ylim=(0, 108))
+        bars.set(
+            title=titles[0], xlabel=DEPTHS[kind] if kind else "", ylabel="% right", ylim=(0, 108)
+        )
         bars.set_xticks(range(len(names)), shown)
         bars.set_yticks(range(0, 101, 25))
         bars.grid(visible=False, axis="x")
@@ -221,11 +264,20 @@ def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
 def _summary(runs: list[RunMetrics]) -> tuple[list[str], list[list[str]]]:
     """The headers and rows of the comparison."""
     names = list(dict.fromkeys(name for run in runs for name in run.accuracy))
-    headers = ["run", "N", "steps", "training loss", "held-out loss", *(n.replace("_", " ") for n in names)]
+    headers = [
+        "run",
+        "N",
+        "steps",
+        "training loss",
+        "held-out loss",
+        *(n.replace("_", " ") for n in names),
+    ]
     rows = []
     for run in runs:
         steps = max(r["step"] for r in run.train[-1:] + run.evaluations[-1:])
-        losses = [f"{rows[-1]['loss']:.3f}" if rows else "-" for rows in (run.train, run.evaluations)]
+        losses = [
+            f"{rows[-1]['loss']:.3f}" if rows else "-" for rows in (run.train, run.evaluations)
+        ]
         shares = [_percent(run.accuracy.get(name)) for name in names]
         rows.append([run.label, str(run.passes or "-"), f"{steps:,}", *losses, *shares])
     return headers, rows
@@ -238,7 +290,11 @@ def _percent(share: float | None) -> str:
 def _by_depth(accuracy: dict[str, float], kind: str) -> dict[int, float]:
     """{4: share} of the accuracies called "hops_4"."""
     parts = {name: name.rpartition("_") for name in accuracy}
-    return {int(n): accuracy[name] for name, (head, _, n) in parts.items() if head == kind and n.isdigit()}
+    return {
+        int(n): accuracy[name]
+        for name, (head, _, n) in parts.items()
+        if head == kind and n.isdigit()
+    }
 
 
 def _present(values: list[float | None], first: int) -> tuple[list[int], list[float]]:
@@ -248,7 +304,9 @@ def _present(values: list[float | None], first: int) -> tuple[list[int], list[fl
 
 
 def _smooth(values: list[float], reach: int) -> list[float]:
-    """The mean over up to `reach` neighbours on each side, and fewer at the ends, which stay where they are."""
+    """The mean over up to `reach` neighbours on each side, and fewer at the ends, which stay where
+    they are.
+    """
     reaches = [min(reach, i, len(values) - 1 - i) for i in range(len(values))]
     return [float(np.mean(values[i - r : i + r + 1])) for i, r in enumerate(reaches)]
 
@@ -268,7 +326,9 @@ def _figure(out: Path, panels: int, width: float) -> Iterator[Any]:
         try:
             yield axes[0]
             handles, labels = axes[0][0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), labelcolor=INK)
+            figure.legend(
+                handles, labels, loc="outside upper right", ncols=len(labels), labelcolor=INK
+            )
             out.parent.mkdir(parents=True, exist_ok=True)
             part = out.with_name(f".{out.name}.part")
             figure.savefig(part, format="png")

@@ -6,8 +6,8 @@ A run is a folder, run.dir/run.name:
     metrics.jsonl    see pretrain/run/metrics.py;  tensorboard/ has the same
     checkpoints/     see pretrain/checkpoint/
 
-`train` goes on by itself from the newest intact checkpoint there, and refuses a configuration that would
-have given another result so far.
+`train` goes on by itself from the newest intact checkpoint there, and refuses a configuration that
+would have given another result so far.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ from pretrain.tasks import TaskSource, make_task
 
 T = TypeVar("T")
 
-# What a resumed run may change: it does not enter what has been computed so far, or only by rounding.
-# (train.steps moves the learning rate's decay, which is counted from the end.)
-# The data streams check themselves that the data are the same, wherever they are.
+# What a resumed run may change: it does not enter what has been computed so far, or only by
+# rounding. (train.steps moves the learning rate's decay, which is counted from the end.) The data
+# streams check themselves that the data are the same, wherever they are.
 CHANGEABLE = {
     "run.name", "run.dir", *(f"parallel.{f.name}" for f in dataclasses.fields(ParallelConfig)),
     "data.train", "data.heldout", "data.tokenizer", "stories.path", "train.steps", "train.microbatches",
@@ -68,7 +68,8 @@ CHANGEABLE = {
 
 
 def train(config: Config, progress: bool = True) -> Path:
-    """Trains to train.steps, from the beginning or from the run's newest checkpoint. Returns the run's folder.
+    """Trains to train.steps, from the beginning or from the run's newest checkpoint. Returns the
+    run's folder.
 
     Runs in one process, or as every rank of a launcher (torchrun, for example).
 
@@ -76,8 +77,8 @@ def train(config: Config, progress: bool = True) -> Path:
         config: as `pretrain.settings.load` gives it.
         progress: say on stderr how far it is.
     Raises:
-        UserError: the configuration does not fit the data, the ranks or the checkpoint; or too many steps in a row
-            were skipped.
+        UserError: the configuration does not fit the data, the ranks or the checkpoint; or too many
+            steps in a row were skipped.
     """
     parallel = config.parallel
     try:
@@ -107,9 +108,16 @@ def train(config: Config, progress: bool = True) -> Path:
 
 
 def _train(
-    config: Config, source: Source, evaluation: Evaluation, shown: bool, trouble: Trouble | None, cleanup: ExitStack
+    config: Config,
+    source: Source,
+    evaluation: Evaluation,
+    shown: bool,
+    trouble: Trouble | None,
+    cleanup: ExitStack,
 ) -> Path | Trouble:
-    """Trains to the end, or until too many steps in a row were skipped. After `trouble` it goes on from before it."""
+    """Trains to the end, or until too many steps in a row were skipped. After `trouble` it goes on
+    from before it.
+    """
     settings, run = config.train, Path(config.run.dir) / config.run.name
     checkpoint = _resume_point(run, config, trouble, cleanup)
     start = checkpoint.step if checkpoint else 0
@@ -127,7 +135,9 @@ def _train(
         model.initialize(config.run.seed)
     optimizer = MuonAdamW(model.named_parameters(), config.optimizer, config.guard.spike)
     zero, offload = config.parallel.zero, config.parallel.offload
-    engine = Engine(model, optimizer, zero, settings.precision, settings.microbatches, offload, model.tied)
+    engine = Engine(
+        model, optimizer, zero, settings.precision, settings.microbatches, offload, model.tied
+    )
     cleanup.callback(engine.close)
     if trouble:
         now = after_rollback(trouble, checkpoint, model, optimizer, source, config)
@@ -137,13 +147,16 @@ def _train(
         now = at_the_beginning(source, settings.microbatches)
     begun = start if checkpoint else None
     metrics = _on_rank_0(
-        "opens metrics.jsonl", lambda: cleanup.enter_context(Metrics(run, begun, now.evaluated, now.rollbacks.total))
+        "opens metrics.jsonl",
+        lambda: cleanup.enter_context(Metrics(run, begun, now.evaluated, now.rollbacks.total)),
     )
     guard = Guard(config.guard, metrics, progress.say, now.rollbacks.total)
     meter = Meter(config, source, start, int(now.tokens))
     rates = {"muon": config.optimizer.muon_lr} if config.optimizer.name == "muon" else {}
     rates["adamw"] = config.optimizer.adamw_lr
-    saver = cleanup.enter_context(Saver(run, config, begun if now.evaluated and not trouble else None))
+    saver = cleanup.enter_context(
+        Saver(run, config, begun if now.evaluated and not trouble else None)
+    )
 
     def save() -> None:
         watchdog.doing("saves step", now.step)
@@ -153,7 +166,9 @@ def _train(
 
     def save_and_leave() -> None:
         if told := found or guard.settle():
-            raise UserError(f"{told.what}; nothing new is saved: the run that goes on will see to that")
+            raise UserError(
+                f"{told.what}; nothing new is saved: the run that goes on will see to that"
+            )
         save()
         saver.wait()
         if metrics:
@@ -169,7 +184,9 @@ def _train(
     cleanup.enter_context(stop.watching())
     if trouble:
         if metrics:
-            metrics.write("rollback", start, {"from": trouble.step, "rollbacks": now.rollbacks.total})
+            metrics.write(
+                "rollback", start, {"from": trouble.step, "rollbacks": now.rollbacks.total}
+            )
         progress.say(f"{trouble.what}; going on from step {start} with the data after them")
         save()  # in the checkpoint's place: a run that is killed goes on after the trouble, too
     evaluate()
@@ -193,16 +210,27 @@ def _train(
             progress.advance(done)
             tokens = now.tokens + read
             if probe is not None:
-                row = {"tokens": int(tokens), **_losses([out.window_loss for out in outputs], batch, config)}
+                row = {
+                    "tokens": int(tokens),
+                    **_losses([out.window_loss for out in outputs], batch, config),
+                }
                 row |= {f"lr_{name}": optimizer.rate * lr for name, lr in rates.items()}
-                row |= {"grad_norm": float(optimizer.grad_norm), "skipped": int(optimizer.skipped), **probe.summary()}
+                row |= {
+                    "grad_norm": float(optimizer.grad_norm),
+                    "skipped": int(optimizer.skipped),
+                    **probe.summary(),
+                }
                 row |= meter.rates(done, row["tokens"], batch)
                 if metrics:
                     metrics.write("train", done, row)
                 progress.report(done, row["loss"], row["tokens_per_s"])
-            lanes = Lanes([remembered(out.state, optimizer.accepted) for out in outputs], batch.carries)
+            lanes = Lanes(
+                [remembered(out.state, optimizer.accepted) for out in outputs], batch.carries
+            )
             evaluated = not _due(done, settings.eval_every, settings.steps)
-            now = Boundary.here(done, lanes, source, tokens, Rollbacks(now.rollbacks.total), evaluated)
+            now = Boundary.here(
+                done, lanes, source, tokens, Rollbacks(now.rollbacks.total), evaluated
+            )
         if found:
             saver.wait()
             if found.step < done:  # what has been trained on since is undone, and comes again
@@ -236,14 +264,18 @@ def _check_rows_divide(config: Config) -> None:
 
 
 def _resolved(config: Config, source: Source) -> Config:
-    """The configuration with nothing left to be filled in, checked against the data and this machine."""
+    """The configuration with nothing left to be filled in, checked against the data and this
+    machine.
+    """
     vocab_size = config.model.vocab_size or source.vocab_size
     if vocab_size < source.vocab_size:
         raise UserError(
             f"model.vocab_size = {vocab_size} is less than the {source.vocab_size} tokens of the data; "
             "raise it, or leave it out to take the data's"
         )
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, vocab_size=vocab_size)
+    )
     validate(config)  # now that the vocabulary is known
     check_memory(config)
     return config
@@ -260,15 +292,21 @@ def make_stage(config: Config) -> Stage:
 def _resume_point(
     run: Path, config: Config, trouble: Trouble | None, cleanup: ExitStack
 ) -> Checkpoint | None:
-    """Takes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies it for all."""
-    step = mesh.from_rank_0(_on_rank_0("takes the run's folder", lambda: _take_folder(run, config, trouble, cleanup)))
+    """Takes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies
+    it for all.
+    """
+    step = mesh.from_rank_0(
+        _on_rank_0("takes the run's folder", lambda: _take_folder(run, config, trouble, cleanup))
+    )
     return None if step is None else Checkpoint.open(place(run, step), checked=True)
 
 
 def _on_rank_0(what: str, act: Callable[[], T]) -> T | None:
-    """What it gives, there, and None on the other ranks; a UserError is raised on all, as none can go on alone.
+    """What it gives, there, and None on the other ranks; a UserError is raised on all, as none can
+    go on alone.
 
-    It may take as long as it does: the others wait at the store, where there is no limit as for a collective.
+    It may take as long as it does: the others wait at the store, where there is no limit as for a
+        collective.
     """
     value, error, store = None, None, mesh.store("rank 0")
     with watchdog.unhurried(what):
@@ -286,7 +324,9 @@ def _on_rank_0(what: str, act: Callable[[], T]) -> T | None:
     return value
 
 
-def _take_folder(run: Path, config: Config, trouble: Trouble | None, cleanup: ExitStack) -> int | None:
+def _take_folder(
+    run: Path, config: Config, trouble: Trouble | None, cleanup: ExitStack
+) -> int | None:
     """Makes the run's folder this process's own; the step to go on from, None for the beginning."""
     with writing(run):
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -298,7 +338,8 @@ def _take_folder(run: Path, config: Config, trouble: Trouble | None, cleanup: Ex
             _check_unchanged(found, config)
     with writing(run / "config.toml"):
         write_atomically(run / "config.toml", dump(config))
-    load(run / "config.toml")  # the checkpoints hold it too: what cannot be read again is refused now
+    # the checkpoints hold it too: what cannot be read again is refused now
+    load(run / "config.toml")
     return found.step if found else None
 
 
@@ -330,7 +371,9 @@ def _microbatches(batch: Batch, config: Config, step: int) -> list[Batch]:
     parts = [batch.rows(begin, begin + share) for begin in range(0, batch.size[0], share)]
     _check_tokens_divide(batch.size[1], config)
     if not all(bool((part.targets != IGNORE).any()) for part in parts):
-        raise UserError(f"step {step}: a microbatch of {share} rows has no token to predict; lower train.microbatches")
+        raise UserError(
+            f"step {step}: a microbatch of {share} rows has no token to predict; lower train.microbatches"
+        )
     return parts
 
 
@@ -348,20 +391,26 @@ def _check_tokens_divide(tokens: int, config: Config) -> None:
 
 def _count(batch: Batch) -> tuple[Tensor, Tensor]:
     """Scored tokens and valid tokens of the step, over all ranks; the host does not wait for them."""
-    counts = torch.stack([(batch.targets != IGNORE).sum(), batch.valid.sum()]).to(mesh.device(), non_blocking=True)
+    counts = torch.stack([(batch.targets != IGNORE).sum(), batch.valid.sum()]).to(
+        mesh.device(), non_blocking=True
+    )
     if mesh.dp_size() > 1:
         dist.all_reduce(counts, group=mesh.dp_group())
     return counts[0], counts[1]
 
 
 def _losses(window_losses: list[Tensor], batch: Batch, config: Config) -> dict[str, Any]:
-    """Loss per scored token, over all ranks: of the step, and by window (None where nothing is scored).
+    """Loss per scored token, over all ranks: of the step, and by window (None where nothing is
+    scored).
 
     Args:
-        window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others have zeros.
+        window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others
+            have zeros.
     """
     W, T = batch.starts.shape[1], batch.size[1]
-    scored = F.pad(batch.targets != IGNORE, (0, W * config.sleep.window - T)).view(-1, W, config.sleep.window)
+    scored = F.pad(batch.targets != IGNORE, (0, W * config.sleep.window - T)).view(
+        -1, W, config.sleep.window
+    )
     sums = torch.stack(window_losses).sum(dim=0).double()
     both = torch.stack([sums, scored.sum(dim=(0, 2)).to(sums.device)])
     dist.all_reduce(both, group=mesh.dp_group())
@@ -372,9 +421,15 @@ def _losses(window_losses: list[Tensor], batch: Batch, config: Config) -> dict[s
 
 
 def _evaluate(
-    evaluation: Evaluation, model: HybridLM, step: int, metrics: Metrics | None, progress: TrainProgress
+    evaluation: Evaluation,
+    model: HybridLM,
+    step: int,
+    metrics: Metrics | None,
+    progress: TrainProgress,
 ) -> None:
-    """Writes how well the model predicts with N passes and with one, and warns when that makes no difference."""
+    """Writes how well the model predicts with N passes and with one, and warns when that makes no
+    difference.
+    """
     at_n = evaluation.run(model)
     rows, warning = [at_n], None
     if model.sleep.passes > 1:

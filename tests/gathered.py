@@ -10,11 +10,17 @@ from parallel.slices import Piece, assemble
 
 def whole(pieces: dict[str, Piece], partial: bool = False) -> dict[str, Tensor]:
     """Tensors by name on rank 0, nothing elsewhere; called by all ranks. partial: see `assemble`."""
-    mine = {name: Piece(where, values.detach().cpu().clone()) for name, (where, values) in pieces.items()}
+    mine = {
+        name: Piece(where, values.detach().cpu().clone())
+        for name, (where, values) in pieces.items()
+    }
     everyone: list[dict[str, Piece]] = [{}] * dist.get_world_size()
     dist.gather_object(mine, everyone if dist.get_rank() == 0 else None)
     found: dict[str, list[Piece]] = {}
     for held in everyone:
         for name, piece in held.items():
             found.setdefault(name, []).append(piece)
-    return {name: assemble(parts[0].where.shape, parts, partial) for name, parts in sorted(found.items())}
+    return {
+        name: assemble(parts[0].where.shape, parts, partial)
+        for name, parts in sorted(found.items())
+    }

@@ -8,8 +8,8 @@
     seal.py     a checksum in the model file, by which damage is found
 
 Every string of Unicode scalar values comes back from decode(encode(text)) unchanged: nothing is
-normalised, no space is added or dropped, what has no piece becomes bytes, and text that looks like a
-special token ("</s>") is ordinary text.
+normalised, no space is added or dropped, what has no piece becomes bytes, and text that looks like
+a special token ("</s>") is ordinary text.
 """
 
 from tokenizer.errors import TokenizerError

@@ -36,7 +36,9 @@ class Tokenizer:
             self.pad: int = self._model.pad_id()
             self.unk: int = self._model.unk_id()
             self.fingerprint = hashlib.sha256(model).hexdigest()
-            self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+            self._space_bytes = [
+                self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()
+            ]
             reason = self._unfit()
         except (RuntimeError, UnicodeDecodeError):
             reason = "not a sentencepiece model"
@@ -45,7 +47,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a model file; TokenizerError names it when it is missing, damaged or of another kind."""
+        """Read a model file; TokenizerError names it when it is missing, damaged or of another
+        kind.
+        """
         try:
             with Path(path).open("rb") as file:
                 model = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
@@ -58,7 +62,9 @@ class Tokenizer:
         return cls(model, str(path))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without EOS. Any string of Unicode scalar values; lone surrogates are refused."""
+        """Ids of `text`, without EOS. Any string of Unicode scalar values; lone surrogates are
+        refused.
+        """
         return next(self.encode_many([text]))
 
     def encode_many(self, texts: Iterable[str], threads: int = 1) -> Iterator[list[int]]:
@@ -91,16 +97,22 @@ class Tokenizer:
         numbers = [int(i) for i in ids]
         if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocab_size:
             low, high = min(numbers), max(numbers)
-            raise TokenizerError(f"cannot decode ids {low}..{high}: the vocabulary is 0..{self.vocab_size - 1}")
+            raise TokenizerError(
+                f"cannot decode ids {low}..{high}: the vocabulary is 0..{self.vocab_size - 1}"
+            )
         return self._model.decode(numbers) if numbers else ""
 
     def pieces(self) -> list[str]:
-        """The piece of every id, as sentencepiece writes it (U+2581 for a space, <0x0A> for a byte)."""
+        """The piece of every id, as sentencepiece writes it (U+2581 for a space, <0x0A> for a
+        byte).
+        """
         return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
 
     def is_text(self, i: int) -> bool:
         """Whether id `i` is a piece of text: neither a byte nor a special id."""
-        return not (self._model.is_byte(i) or self._model.is_control(i) or self._model.is_unknown(i))
+        return not (
+            self._model.is_byte(i) or self._model.is_control(i) or self._model.is_unknown(i)
+        )
 
     def _unfit(self) -> str | None:
         """Why this model cannot keep the promises above, or None."""
@@ -108,7 +120,9 @@ class Tokenizer:
             return "the model has no EOS or no PAD id"
         if not all(self._model.is_byte(i) for i in self._space_bytes):
             return "the model has no byte fallback, so it cannot write every text"
-        if any(SPACE in piece.lstrip(SPACE) for i, piece in enumerate(self.pieces()) if self.is_text(i)):
+        if any(
+            SPACE in piece.lstrip(SPACE) for i, piece in enumerate(self.pieces()) if self.is_text(i)
+        ):
             return "the model has pieces that span words"
         probe = "  two  spaces\n\ttab \ufb01 e\u0301 \0 "
         prefixed = self._model.id_to_piece(self.encode("a")[0]).startswith(SPACE)

@@ -4,4 +4,6 @@ from __future__ import annotations
 
 
 class TokenizerError(ValueError):
-    """One line that names the file or setting, and the fix; printed by the command without a traceback."""
+    """One line that names the file or setting, and the fix; printed by the command without a
+    traceback.
+    """

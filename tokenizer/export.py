@@ -1,12 +1,13 @@
 """Export to the Hugging Face fast format, with a report on whether it is the same tokenizer.
 
 The fast tokenizer is a BPE over characters with byte fallback and no normaliser or pre-tokeniser:
-pieces are written with plain spaces instead of sentencepiece's U+2581, so a literal U+2581 falls back to
-bytes there as it does here. sentencepiece scores pieces; the fast format ranks pairs. Every way to split a
-piece into two others becomes a pair, ordered by the piece's score.
+pieces are written with plain spaces instead of sentencepiece's U+2581, so a literal U+2581 falls
+back to bytes there as it does here. sentencepiece scores pieces; the fast format ranks pairs. Every
+way to split a piece into two others becomes a pair, ordered by the piece's score.
 
-Special-looking text: `tokenizer_config.json` sets split_special_tokens, so AutoTokenizer reads "</s>" in a
-text as ordinary text. The bare `tokenizers` library has no such setting in its file and reads it as EOS.
+Special-looking text: `tokenizer_config.json` sets split_special_tokens, so AutoTokenizer reads
+"</s>" in a text as ordinary text. The bare `tokenizers` library has no such setting in its file and
+reads it as EOS.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ SAMPLE = (
 
 @dataclass
 class Report:
-    """Both tokenizers on the same texts; `differences` and `inexact` are empty when they are the same."""
+    """Both tokenizers on the same texts; `differences` and `inexact` are empty when they are the
+    same.
+    """
 
     texts: int = 0
     tokens: int = 0
@@ -60,16 +63,19 @@ class Report:
 def export(tokenizer: Tokenizer, folder: str | Path, sample: Iterable[str] = ()) -> Report:
     """Write tokenizer.json and tokenizer_config.json into `folder`, load them back and compare.
 
-    The comparison runs over built-in texts (Unicode, control characters, special-looking text, long runs)
-    and over `sample`. The folder may hold other files, such as an exported model.
+    The comparison runs over built-in texts (Unicode, control characters, special-looking text, long
+    runs) and over `sample`. The folder may hold other files, such as an exported model.
     """
     folder = Path(folder)
     pieces = [
-        piece.replace(SPACE, " ") if tokenizer.is_text(i) else piece for i, piece in enumerate(tokenizer.pieces())
+        piece.replace(SPACE, " ") if tokenizer.is_text(i) else piece
+        for i, piece in enumerate(tokenizer.pieces())
     ]
     pad, eos, unk = pieces[tokenizer.pad], pieces[tokenizer.eos], pieces[tokenizer.unk]
     if len(set(pieces)) != len(pieces):
-        raise TokenizerError("cannot export the tokenizer: two ids have the same piece; train it again")
+        raise TokenizerError(
+            "cannot export the tokenizer: two ids have the same piece; train it again"
+        )
     fast = FastTokenizer(
         models.BPE(
             vocab={piece: i for i, piece in enumerate(pieces)},
@@ -79,7 +85,9 @@ def export(tokenizer: Tokenizer, folder: str | Path, sample: Iterable[str] = ())
         )
     )
     fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    fast.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in (pad, eos, unk)])
+    fast.add_special_tokens(
+        [AddedToken(p, normalized=False, special=True) for p in (pad, eos, unk)]
+    )
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": pad,

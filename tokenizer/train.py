@@ -32,15 +32,17 @@ def train(
 ) -> Tokenizer:
     """Learn `vocab_size` pieces from `documents`, write the model to `path` and return it loaded.
 
-    BPE with byte fallback; PAD, EOS and <unk> are ids 0, 1 and 2, the 256 bytes follow. Text is taken as
-    it is: no normalisation, no dummy prefix, runs of spaces kept. Characters beyond COVERAGE are written as
-    bytes. The same documents give the same file, byte for byte.
+    BPE with byte fallback; PAD, EOS and <unk> are ids 0, 1 and 2, the 256 bytes follow. Text is
+    taken as it is: no normalisation, no dummy prefix, runs of spaces kept. Characters beyond
+    COVERAGE are written as bytes. The same documents give the same file, byte for byte.
 
-    Raises TokenizerError when the documents are empty or too few for the vocabulary (it says how many
-    pieces they can give), or the vocabulary cannot hold the bytes and the characters.
+    Raises TokenizerError when the documents are empty or too few for the vocabulary (it says how
+    many pieces they can give), or the vocabulary cannot hold the bytes and the characters.
     """
     if vocab_size > MOST_PIECES:
-        raise TokenizerError(f"tokenizer: --vocab-size {vocab_size}: set it to {MOST_PIECES} or less")
+        raise TokenizerError(
+            f"tokenizer: --vocab-size {vocab_size}: set it to {MOST_PIECES} or less"
+        )
     path = Path(path)
     model = io.BytesIO()
     try:
@@ -80,7 +82,9 @@ def _sentences(documents: Iterable[str]) -> Iterator[str]:
 def _explain(error: str, vocab_size: int) -> str:
     """One line, with the fix, for what sentencepiece reports."""
     if "sentences_.empty()" in error:
-        return "tokenizer: the documents hold no text to learn from; give a corpus that is not empty"
+        return (
+            "tokenizer: the documents hold no text to learn from; give a corpus that is not empty"
+        )
     if limit := re.search(r"value <= (\d+)", error):
         return (
             f"tokenizer: --vocab-size {vocab_size} is more than these documents can give; "

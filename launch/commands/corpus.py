@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "sources", metavar="SOURCE", nargs="*", help="folder of text, text file, .jsonl(.gz/.zst) or .parquet"
+        "sources",
+        metavar="SOURCE",
+        nargs="*",
+        help="folder of text, text file, .jsonl(.gz/.zst) or .parquet",
     )
     parser.add_argument(
         "--python",
@@ -27,9 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=".EXT",
         help="suffix of files to read in folders; may be repeated (default: .py .txt .md .rst)",
     )
-    parser.add_argument("--text-field", metavar="NAME", default="text", help="key of the text in JSON and Parquet")
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out text files that are not UTF-8, and list them"
+        "--text-field", metavar="NAME", default="text", help="key of the text in JSON and Parquet"
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out text files that are not UTF-8, and list them",
     )
 
 

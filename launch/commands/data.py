@@ -30,10 +30,22 @@ def register(commands: Commands) -> None:
         epilog="example:\n  hypnos data prepare my-texts/ notes.jsonl.gz --tokenizer tokenizer.model --out shards",
     )
     corpus.add_arguments(parser)
-    parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="file of `hypnos tokenizer train`")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write; must not be there")
     parser.add_argument(
-        "--holdout", type=share, default=0.01, metavar="SHARE", help="share of documents held out (default: 0.01)"
+        "--tokenizer", required=True, metavar="MODEL", help="file of `hypnos tokenizer train`"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder to write; must not be there",
+    )
+    parser.add_argument(
+        "--holdout",
+        type=share,
+        default=0.01,
+        metavar="SHARE",
+        help="share of documents held out (default: 0.01)",
     )
     parser.add_argument(
         "--shard-tokens",
@@ -50,7 +62,9 @@ def register(commands: Commands) -> None:
         description="Checks a corpus that `hypnos data prepare` wrote, or one split of it.",
         epilog="example:\n  hypnos data verify runs/corpus/shards",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="what `hypnos data prepare` wrote")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="what `hypnos data prepare` wrote"
+    )
     parser.set_defaults(run=verify)
 
     parser = group.add_parser(
@@ -59,7 +73,9 @@ def register(commands: Commands) -> None:
         description="Describes a corpus that `hypnos data prepare` wrote, or one split of it.",
         epilog="example:\n  hypnos data stats runs/corpus/shards",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="what `hypnos data prepare` wrote")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="what `hypnos data prepare` wrote"
+    )
     parser.set_defaults(run=stats)
 
 

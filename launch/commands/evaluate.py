@@ -22,9 +22,17 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("folder", metavar="RUN", type=Path, help="a run's folder")
     parser.add_argument(
-        "--passes", type=positive, nargs="+", metavar="N", help="passes to evaluate at (default: 1 and the trained N)"
+        "--passes",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        help="passes to evaluate at (default: 1 and the trained N)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object per N, with the loss by window and place")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object per N, with the loss by window and place",
+    )
     parser.set_defaults(run=run)
 
 
@@ -48,9 +56,13 @@ def show(results: list[dict[str, Any]]) -> None:
     for metrics in results:
         table.add_column(f"N = {metrics['passes']}", justify="right")
     table.add_row("loss", *(f"{metrics['loss']:.4f}" for metrics in results))
-    for window, losses in enumerate(zip(*(metrics["loss_per_window"] for metrics in results), strict=True)):
+    for window, losses in enumerate(
+        zip(*(metrics["loss_per_window"] for metrics in results), strict=True)
+    ):
         if losses[0] is not None:  # nothing is scored there
             table.add_row(f"  window {window}", *(f"{loss:.4f}" for loss in losses))
     for name in results[0].get("accuracy", {}):
-        table.add_row(f"accuracy {name}", *(f"{100 * metrics['accuracy'][name]:.1f} %" for metrics in results))
+        table.add_row(
+            f"accuracy {name}", *(f"{100 * metrics['accuracy'][name]:.1f} %" for metrics in results)
+        )
     Console().print(table)

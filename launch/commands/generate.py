@@ -22,13 +22,26 @@ def register(commands: Commands) -> None:
     parser.add_argument("folder", metavar="RUN", type=Path, help="a run's folder")
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="text to go on from")
     parser.add_argument(
-        "--tokens", type=positive, metavar="COUNT", default=200, help="maximum new tokens (default: 200)"
+        "--tokens",
+        type=positive,
+        metavar="COUNT",
+        default=200,
+        help="maximum new tokens (default: 200)",
     )
     parser.add_argument(
-        "--temperature", type=temperature, metavar="X", default=0.8, help="0 takes the likeliest token (default: 0.8)"
+        "--temperature",
+        type=temperature,
+        metavar="X",
+        default=0.8,
+        help="0 takes the likeliest token (default: 0.8)",
     )
     parser.add_argument("--seed", type=seed, default=0, help="seed of the sampling (default: 0)")
-    parser.add_argument("--passes", type=positive, metavar="N", help="passes over a full window (default: as trained)")
+    parser.add_argument(
+        "--passes",
+        type=positive,
+        metavar="N",
+        help="passes over a full window (default: as trained)",
+    )
     parser.set_defaults(run=run)
 
 

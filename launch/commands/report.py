@@ -18,7 +18,12 @@ def register(commands: Commands) -> None:
         epilog="example:\n  hypnos report runs/depo-n1 runs/depo-n4 --out runs/depo-report",
     )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of runs")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: the first run's folder)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write (default: the first run's folder)",
+    )
     parser.set_defaults(run=run)
 
 

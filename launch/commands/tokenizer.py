@@ -30,9 +30,15 @@ def register(commands: Commands) -> None:
         epilog="example:\n  hypnos tokenizer train my-texts/ notes.jsonl.gz --vocab-size 16384 --out tokenizer.model",
     )
     corpus.add_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file to write")
     parser.add_argument(
-        "--vocab-size", type=positive, default=8192, metavar="COUNT", help="pieces to learn (default: 8192)"
+        "--out", type=Path, required=True, metavar="FILE", help="model file to write"
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=positive,
+        default=8192,
+        metavar="COUNT",
+        help="pieces to learn (default: 8192)",
     )
     parser.set_defaults(run=train)
 
@@ -43,7 +49,9 @@ def register(commands: Commands) -> None:
         epilog="example:\n  echo 'to be or not to be' | hypnos tokenizer encode tokenizer.model",
     )
     parser.add_argument("model", metavar="MODEL", help="file of `hypnos tokenizer train`")
-    parser.add_argument("file", metavar="FILE", nargs="?", type=Path, help="UTF-8 text (default: standard input)")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", type=Path, help="UTF-8 text (default: standard input)"
+    )
     parser.set_defaults(run=encode)
 
     parser = group.add_parser(
@@ -55,7 +63,12 @@ def register(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", help="file of `hypnos tokenizer train`")
     parser.add_argument("out", metavar="FOLDER", type=Path, help="folder to write to")
     parser.add_argument(
-        "samples", metavar="FILE", nargs="*", type=Path, default=[], help="more UTF-8 texts to compare on"
+        "samples",
+        metavar="FILE",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="more UTF-8 texts to compare on",
     )
     parser.set_defaults(run=export)
 
@@ -81,7 +94,11 @@ def export(arguments: argparse.Namespace) -> int:
     from tokenizer.encode import Tokenizer
     from tokenizer.export import export
 
-    report = export(Tokenizer.load(arguments.model), arguments.out, [read_text(path) for path in arguments.samples])
+    report = export(
+        Tokenizer.load(arguments.model),
+        arguments.out,
+        [read_text(path) for path in arguments.samples],
+    )
     print(f"{arguments.out}: {report}")
     return 0 if report.identical else 1
 
@@ -94,4 +111,6 @@ def read_text(path: Path | None) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         place = path or "standard input"
-        raise UserError(f"{place}: invalid UTF-8 at byte {error.start}; convert it to UTF-8") from None
+        raise UserError(
+            f"{place}: invalid UTF-8 at byte {error.start}; convert it to UTF-8"
+        ) from None

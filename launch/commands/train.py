@@ -25,7 +25,11 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help="TOML file; configs/ has some")
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", default=[], help="settings that differ, as sleep.passes=4"
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="settings that differ, as sleep.passes=4",
     )
     parser.set_defaults(run=run)
 
@@ -35,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
     from pretrain.errors import UserError
 
     try:
-        config = load(arguments.config, arguments.overrides)  # before the slow imports: a typo is told at once
+        # before the slow imports: a typo is told at once
+        config = load(arguments.config, arguments.overrides)
     except UserError:
         if os.environ.get("LOCAL_RANK", "0") != "0":  # once a host is enough
             sys.exit(2)
@@ -57,8 +62,12 @@ def run(arguments: argparse.Namespace) -> None:
                 ) from None
             raise
         if mesh.is_of_another_rank(error):
-            reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]  # gloo names its source
-            print(f"hypnos: error: {watchdog.activity()}: another rank has gone ({reason}); see there", file=sys.stderr)
+            # gloo names its source
+            reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
+            print(
+                f"hypnos: error: {watchdog.activity()}: another rank has gone ({reason}); see there",
+                file=sys.stderr,
+            )
         else:
             traceback.print_exc()
         sys.stderr.flush()

@@ -1,4 +1,5 @@
-"""Checkpoints on disk: folders of safetensors, JSON and TOML that nothing has to execute to be read.
+"""Checkpoints on disk: folders of safetensors, JSON and TOML that nothing has to execute to be
+read.
 
     RUN/checkpoints/
       latest                      the name of the newest one and its crc32, moved last
@@ -12,7 +13,8 @@
         index.json                format version; where every piece lies in its tensor; size and sha256 of each
                                   file, crc32 of each tensor in it; and a hash of itself
 
-A checkpoint is written under another name, flushed to disk and renamed: it is there whole, or not at
+A checkpoint is written under another name, flushed to disk and renamed: it is there whole, or not
+    at
 all. Reading checks every byte against the index first.
 
     folder.py   names, the pointer, what is kept      write.py   a rank's files, and the index
@@ -25,4 +27,14 @@ from pretrain.checkpoint.index import NotDamaged, verify
 from pretrain.checkpoint.read import Checkpoint, in_turn, load_model, newest
 from pretrain.checkpoint.saver import Saver, Snapshot
 
-__all__ = ["Checkpoint", "NotDamaged", "Saver", "Snapshot", "in_turn", "load_model", "newest", "steps", "verify"]
+__all__ = [
+    "Checkpoint",
+    "NotDamaged",
+    "Saver",
+    "Snapshot",
+    "in_turn",
+    "load_model",
+    "newest",
+    "steps",
+    "verify",
+]

@@ -29,7 +29,9 @@ def place(run: Path, step: int) -> Path:
 
 
 def pointed_at(run: Path) -> int | None:
-    """The step that `latest` names (alone on its line, if written by hand); None without it. UserError: damaged."""
+    """The step that `latest` names (alone on its line, if written by hand); None without it.
+    UserError: damaged.
+    """
     pointer = run / "checkpoints" / "latest"
     if not os.path.lexists(pointer):
         return None
@@ -50,7 +52,9 @@ def _pointer(name: str) -> str:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Inside, the run is this process's alone. UserError if another has it; a process that ends gives it back."""
+    """Inside, the run is this process's alone. UserError if another has it; a process that ends
+    gives it back.
+    """
     path = run / "lock"
     if path.is_symlink():
         raise UserError(f"{path}: is a link to another place; remove it")
@@ -69,7 +73,9 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def sweep(run: Path) -> None:
-    """Removes what a run that was killed has left half written, or half deleted, and puts back what it had replaced."""
+    """Removes what a run that was killed has left half written, or half deleted, and puts back what
+    it had replaced.
+    """
     for path in (run / "checkpoints").glob(".step-*.replaced"):
         final = path.with_name(path.name.removeprefix(".").removesuffix(".replaced"))
         if not final.exists():
@@ -95,14 +101,17 @@ def give_up(run: Path, step: int) -> None:
 
 
 def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
-    """Gives a draft that is whole its name, points `latest` at it, and deletes what is no longer kept.
+    """Gives a draft that is whole its name, points `latest` at it, and deletes what is no longer
+    kept.
 
     Args:
-        keep: so many of the newest stay. keep_every: so do those of every so many steps; 0: no others.
+        keep: so many of the newest stay. keep_every: so do those of every so many steps; 0: no
+            others.
     """
     final = place(run, step)
     replaced = final.with_name(f".{final.name}.replaced")
-    if final.exists():  # a damaged one, or one of a future that was given up: a resumed run has come here again
+    # a damaged one, or one of a future that was given up: a resumed run has come here again
+    if final.exists():
         final.rename(replaced)
     draft(run, step).rename(final)
     _remove(replaced)
@@ -124,7 +133,8 @@ def _delete(folder: Path) -> None:
 def _remove(path: Path) -> None:
     """A folder with what is in it, or a file; of a link, the link alone.
 
-    What cannot be removed is left to the next sweep: a reader may have a file of it open on a network's disk, and
+    What cannot be removed is left to the next sweep: a reader may have a file of it open on a
+        network's disk, and
     nothing takes it for a checkpoint.
     """
     with suppress(OSError):

@@ -20,18 +20,30 @@ FORMAT = 2
 INDEX = "index.json"
 STATE, CONFIG = "state.json", "config.toml"
 MOST_BYTES = 1 << 29  # of a JSON file
-DAMAGE = (errno.EIO, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR)
-KINDS = ("model", "optimizer", "state")  # of tensors; a rank has a file of each that it has pieces of
+DAMAGE = (
+    errno.EIO,
+    errno.EINVAL,
+    errno.EFBIG,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.ENOTDIR,
+)
+# of tensors; a rank has a file of each that it has pieces of
+KINDS = ("model", "optimizer", "state")
 READERS = 8  # files that are hashed at once
 MOST_DIMS = 8
 TENSOR = re.compile(r"[A-Za-z0-9_.]{1,200}")  # its name
 
 Entry = dict[str, Any]  # of a file, see `describe`
-Slices = dict[str, dict[str, dict[str, Slice]]]  # kind -> tensor -> file -> what of the tensor is in it
+# kind -> tensor -> file -> what of the tensor is in it
+Slices = dict[str, dict[str, dict[str, Slice]]]
 
 
 class NotDamaged(UserError):
-    """A checkpoint that cannot be read here and now, and may be whole: never passed over or replaced."""
+    """A checkpoint that cannot be read here and now, and may be whole: never passed over or
+    replaced.
+    """
 
 
 def other_format(where: Path, written: int) -> NotDamaged:
@@ -46,7 +58,11 @@ def other_format(where: Path, written: int) -> NotDamaged:
 def unreadable(path: Path, error: OSError) -> UserError:
     """What became of a file: it is damaged, or the system does not give it."""
     told = f"{path}: cannot be read: {error.strerror}"
-    return UserError(told) if error.errno in DAMAGE else NotDamaged(f"{told}; try again when the system gives it")
+    return (
+        UserError(told)
+        if error.errno in DAMAGE
+        else NotDamaged(f"{told}; try again when the system gives it")
+    )
 
 
 def tensor_file(kind: str, rank: int) -> str:
@@ -70,22 +86,35 @@ def write(folder: Path, files: Mapping[str, Entry], slices: Slices) -> None:
         tensors[kind] = {}
         for name, parts in sorted(named.items()):
             shape = next(iter(parts.values())).shape
-            pieces = [{"file": file, "box": where.box, "run": where.run} for file, where in parts.items()]
+            pieces = [
+                {"file": file, "box": where.box, "run": where.run} for file, where in parts.items()
+            ]
             tensors[kind][name] = {"shape": shape, "slices": pieces}
     content = sealed({"format": FORMAT, "files": files, "tensors": tensors})
     if len(content) > MOST_BYTES:
-        raise OSError(errno.EFBIG, f"more than {MOST_BYTES >> 20} MiB, which nobody would read", str(folder / INDEX))
+        raise OSError(
+            errno.EFBIG,
+            f"more than {MOST_BYTES >> 20} MiB, which nobody would read",
+            str(folder / INDEX),
+        )
     (folder / INDEX).write_bytes(content)
 
 
 def _places(file: BinaryIO) -> dict[str, tuple[int, int]]:
-    """Where each tensor's bytes begin and end in a safetensors file; ValueError if its header is damaged."""
+    """Where each tensor's bytes begin and end in a safetensors file; ValueError if its header is
+    damaged.
+    """
     length = int.from_bytes(file.read(8), "little")
     if length > 100_000_000:
         raise ValueError("header too long")
     header = parse_json(file.read(length))
-    places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-    return {name: (8 + length + counted(begin), 8 + length + counted(end)) for name, (begin, end) in places.items()}
+    places = {
+        name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"
+    }
+    return {
+        name: (8 + length + counted(begin), 8 + length + counted(end))
+        for name, (begin, end) in places.items()
+    }
 
 
 def _crc32(file: BinaryIO, begin: int, end: int) -> int:
@@ -124,7 +153,9 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def read(folder: Path) -> tuple[dict[str, Entry], Slices]:
-    """The entries of all files, and the slices. UserError if the index is damaged, or of another format."""
+    """The entries of all files, and the slices. UserError if the index is damaged, or of another
+    format.
+    """
     path = folder / INDEX
     if not path.exists() and (folder / "manifest.json").exists():
         raise other_format(folder, 1)
@@ -144,11 +175,17 @@ def read(folder: Path) -> tuple[dict[str, Entry], Slices]:
 
 
 def _checked_files(files: dict[str, Entry]) -> dict[str, Entry]:
-    """Only names that a checkpoint can have, so that none lies outside its folder, or spoils a message."""
+    """Only names that a checkpoint can have, so that none lies outside its folder, or spoils a
+    message.
+    """
     tensors = re.compile(rf"({'|'.join(KINDS)})\.[0-9]{{1,9}}\.safetensors")
-    if not {STATE, CONFIG} <= files.keys() or not all(tensors.fullmatch(n) for n in files.keys() - {STATE, CONFIG}):
+    if not {STATE, CONFIG} <= files.keys() or not all(
+        tensors.fullmatch(n) for n in files.keys() - {STATE, CONFIG}
+    ):
         raise ValueError
-    if not all(TENSOR.fullmatch(name) for entry in files.values() for name in entry.get("tensors", {})):
+    if not all(
+        TENSOR.fullmatch(name) for entry in files.values() for name in entry.get("tensors", {})
+    ):
         raise ValueError
     return files
 
@@ -163,7 +200,11 @@ def _slices(tensors: dict[str, Any], files: dict[str, Entry]) -> Slices:
                 raise ValueError
             parts = found[kind][name] = {}
             for piece in entry["slices"]:
-                if piece["file"] not in files or not piece["file"].startswith(f"{kind}.") or piece["file"] in parts:
+                if (
+                    piece["file"] not in files
+                    or not piece["file"].startswith(f"{kind}.")
+                    or piece["file"] in parts
+                ):
                     raise ValueError
                 box = tuple((counted(begin), counted(end)) for begin, end in piece["box"])
                 begin, end = map(counted, piece["run"])
@@ -183,9 +224,12 @@ def verify(folder: Path) -> Slices:
     files, slices = read(folder)
     foreign = {path.name for path in folder.iterdir()} - {*files, INDEX}
     if foreign:
-        raise UserError(f"{folder}/{shortened(min(foreign))}: does not belong in a checkpoint; remove it")
+        raise UserError(
+            f"{folder}/{shortened(min(foreign))}: does not belong in a checkpoint; remove it"
+        )
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(lambda name: _check(folder / name, files[name]), sorted(files)))  # raises the first error
+        # raises the first error
+        list(pool.map(lambda name: _check(folder / name, files[name]), sorted(files)))
     return slices
 
 

@@ -53,7 +53,9 @@ class Checkpoint:
         """Opens one of a run's checkpoints."""
         checkpoint = Checkpoint.open(place(run, step))
         if checkpoint.step != step:
-            raise UserError(f"{checkpoint.folder / STATE}: is of step {checkpoint.step}; give the folder its own name")
+            raise UserError(
+                f"{checkpoint.folder / STATE}: is of step {checkpoint.step}; give the folder its own name"
+            )
         return checkpoint
 
     def names(self, kind: str) -> list[str]:
@@ -83,15 +85,21 @@ class Checkpoint:
             pieces = []
             for file, where in parts.items():
                 try:
-                    values = opened.enter_context(safe_open(self.folder / file, framework="pt")).get_tensor(name)
+                    values = opened.enter_context(
+                        safe_open(self.folder / file, framework="pt")
+                    ).get_tensor(name)
                 except (SafetensorError, OSError) as error:
                     why = shortened(str(error))
-                    raise UserError(f"{self.folder / file}: tensor {name} cannot be read: {why}") from None
+                    raise UserError(
+                        f"{self.folder / file}: tensor {name} cannot be read: {why}"
+                    ) from None
                 pieces.append(Piece(where, values))
             try:
                 return assemble(found, pieces, partial)
             except (ValueError, RuntimeError) as error:
-                raise UserError(f"{self.folder / INDEX}: tensor {name} of {kind}: {error}") from None
+                raise UserError(
+                    f"{self.folder / INDEX}: tensor {name} of {kind}: {error}"
+                ) from None
 
     def _parts(self, kind: str, name: str) -> dict[str, Slice]:
         parts = self.slices[kind].get(name)
@@ -103,7 +111,11 @@ class Checkpoint:
     def load_weights(self, model: HybridLM) -> None:
         """Fills this rank's part of a model of the same shape."""
         parameters, file = dict(model.named_parameters()), self.folder / INDEX
-        unknown = [name for name in self.names("model") if name not in parameters and not model.is_elsewhere(name)]
+        unknown = [
+            name
+            for name in self.names("model")
+            if name not in parameters and not model.is_elsewhere(name)
+        ]
         if unknown:
             raise UserError(f"{file}: tensor {min(unknown)} is none of the model's")
         for name, parameter in parameters.items():
@@ -112,14 +124,20 @@ class Checkpoint:
                 shapes = f"{list(value.shape)}, but the model's is {list(parameter.shape)}"
                 raise UserError(f"{file}: tensor {name} is {shapes}")
             if value.dtype != torch.float32:
-                raise UserError(f"{file}: tensor {name} is of {value.dtype} instead of torch.float32")
+                raise UserError(
+                    f"{file}: tensor {name} is of {value.dtype} instead of torch.float32"
+                )
             if not value.isfinite().all():
-                raise UserError(f"{file}: tensor {name} of model is not finite; no run can go on from it")
+                raise UserError(
+                    f"{file}: tensor {name} of model is not finite; no run can go on from it"
+                )
             parameter.copy_(value)
 
 
 def _check_state(state: dict[str, Any]) -> None:
-    """KeyError, TypeError or ValueError if a counter is missing or is none; what is in "data" is the source's."""
+    """KeyError, TypeError or ValueError if a counter is missing or is none; what is in "data" is
+    the source's.
+    """
     for number in (
         state["step"], state["tokens"], *(state["optimizer"][n] for n in ("adam_steps", "skipped", "in_a_row")),
         *(state["rollbacks"][n] for n in ("total", "here")),
@@ -130,7 +148,8 @@ def _check_state(state: dict[str, Any]) -> None:
 
 
 def in_turn(run: Path, say: Callable[[str], None]) -> list[int]:
-    """The steps that a run may go on from, the newest first: those up to the one that `latest` names.
+    """The steps that a run may go on from, the newest first: those up to the one that `latest`
+    names.
 
     Args:
         say: told, in one line, what is wrong with `latest`.
@@ -149,16 +168,19 @@ def in_turn(run: Path, say: Callable[[str], None]) -> list[int]:
 
 
 def newest(
-    run: Path, say: Callable[[str], None], fits: Callable[[Checkpoint], bool] = lambda checkpoint: True
+    run: Path,
+    say: Callable[[str], None],
+    fits: Callable[[Checkpoint], bool] = lambda checkpoint: True,
 ) -> Checkpoint | None:
-    """The checkpoint that `latest` names, or the newest intact one before it; None where there is none at all.
+    """The checkpoint that `latest` names, or the newest intact one before it; None where there is
+    none at all.
 
     Args:
         say: told, in one line each, about damaged checkpoints that are passed over.
         fits: which intact ones will do; None is returned where none does.
     Raises:
-        UserError: there are checkpoints, and all are damaged; or one that would do may be whole, but cannot be read:
-            another version has written it, say.
+        UserError: there are checkpoints, and all are damaged; or one that would do may be whole,
+            but cannot be read: another version has written it, say.
     """
     candidates = in_turn(run, say)
     intact = False
@@ -174,12 +196,16 @@ def newest(
         if fits(checkpoint):
             return checkpoint
     if candidates and not intact:
-        raise UserError(f"{run / 'checkpoints'}: every checkpoint is damaged; delete them to train from the beginning")
+        raise UserError(
+            f"{run / 'checkpoints'}: every checkpoint is damaged; delete them to train from the beginning"
+        )
     return None
 
 
 def load_model(folder: str | Path) -> tuple[HybridLM, Config]:
-    """The model of a run's newest checkpoint, or of the checkpoint that `folder` is: fp32, on the CPU."""
+    """The model of a run's newest checkpoint, or of the checkpoint that `folder` is: fp32, on the
+    CPU.
+    """
     folder = Path(folder)
     mesh.initialize()
     if (folder / INDEX).exists():

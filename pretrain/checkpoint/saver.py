@@ -1,6 +1,8 @@
-"""Saving beside training: a thread on each rank writes what the rank holds, while the next steps run.
+"""Saving beside training: a thread on each rank writes what the rank holds, while the next steps
+run.
 
-The ranks talk through the launcher's key-value store, so that no collective of the threads can meet one of training:
+The ranks talk through the launcher's key-value store, so that no collective of the threads can meet
+one of training:
 
     rank 0          makes the draft folder          says so
     every rank      writes and flushes its files    says what it wrote, or why it could not
@@ -38,15 +40,16 @@ class Snapshot:
     """What a rank gives to a checkpoint."""
 
     step: int
-    tensors: Mapping[str, Mapping[str, Piece]]  # on the CPU, by kind and name; nobody writes to them any more
+    # on the CPU, by kind and name; nobody writes to them any more
+    tensors: Mapping[str, Mapping[str, Piece]]
     state: Mapping[str, Any]  # JSON-able; the same on every rank
 
 
 class Saver:
     """Saves a run's checkpoints; every rank has one and saves the same steps.
 
-    As a context it ends a save that goes on. If training breaks there after a save has failed, as it does where other
-    ranks have left because of that, UserError says why the save has failed.
+    As a context it ends a save that goes on. If training breaks there after a save has failed, as
+    it does where other ranks have left because of that, UserError says why the save has failed.
     """
 
     def __init__(self, run: Path, config: Config, step: int | None) -> None:
@@ -55,7 +58,11 @@ class Saver:
             step: of the checkpoint that the run goes on from; None: from none.
         """
         self._run, self._config = run, config
-        self._store, self._rank, self._world = mesh.store("saver"), dist.get_rank(), dist.get_world_size()
+        self._store, self._rank, self._world = (
+            mesh.store("saver"),
+            dist.get_rank(),
+            dist.get_world_size(),
+        )
         self._store.set_timeout(timedelta(seconds=config.parallel.patience))
         self._lock = threading.Lock()
         self._last = step  # the step that was saved last, or is being saved
@@ -64,7 +71,8 @@ class Saver:
         self._all_know = threading.Event()  # the error
 
     def save(self, step: int, take: Callable[[], Snapshot]) -> None:
-        """Begins to save a step, unless that has been done; waits while the one before is still being written.
+        """Begins to save a step, unless that has been done; waits while the one before is still
+        being written.
 
         Args:
             take: gives the snapshot.
@@ -73,7 +81,9 @@ class Saver:
             if step != self._last:
                 self._finish()
                 self._last = step
-                self._thread = threading.Thread(target=self._write, args=(take(),), name="saver", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._write, args=(take(),), name="saver", daemon=True
+                )
                 self._thread.start()
 
     def wait(self) -> None:
@@ -90,7 +100,8 @@ class Saver:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._thread is not None and self._world == 1:  # no other rank is needed for that: one may be dead
+        # no other rank is needed for that: one may be dead
+        if self._thread is not None and self._world == 1:
             self._thread.join()
         if self._error and isinstance(error, Exception) and not isinstance(error, UserError):
             raise UserError(self._error) from error
@@ -109,7 +120,9 @@ class Saver:
         except UserError as error:
             self._error = str(error)
         except dist.DistError as error:
-            self._error = f"step {snapshot.step} was not saved, a rank has gone: {str(error).splitlines()[0]}"
+            self._error = (
+                f"step {snapshot.step} was not saved, a rank has gone: {str(error).splitlines()[0]}"
+            )
         with suppress(dist.DistError):  # one has gone, or has left because it knows that all know
             self._store.set(f"{snapshot.step}/known/{self._rank}", "")
             known = [f"{snapshot.step}/known/{rank}" for rank in range(self._world)]
@@ -117,7 +130,9 @@ class Saver:
         self._all_know.set()
 
     def _write_together(self, snapshot: Snapshot) -> None:
-        """This rank's part in what the ranks do in turn. A failure anywhere is raised on all as UserError."""
+        """This rank's part in what the ranks do in turn. A failure anywhere is raised on all as
+        UserError.
+        """
         step, run = snapshot.step, self._run
 
         def write_mine() -> Part:
@@ -127,10 +142,15 @@ class Saver:
         def publish() -> None:
             written = [f"{step}/part/{rank}" for rank in range(self._world)]
             try:
-                self._store.wait(written)  # before any is heard: a draft in which one still writes could not be removed
+                # before any is heard: a draft in which one still writes could not be removed
+                self._store.wait(written)
             except dist.DistStoreError:
-                silent = [str(rank) for rank, key in enumerate(written) if not self._store.check([key])]
-                raise UserError(f"step {step} was not saved: no word from rank {', '.join(silent)}") from None
+                silent = [
+                    str(rank) for rank, key in enumerate(written) if not self._store.check([key])
+                ]
+                raise UserError(
+                    f"step {step} was not saved: no word from rank {', '.join(silent)}"
+                ) from None
             parts = [Part(*self._hear(key)) for key in written]
             for key in written:  # nobody else hears it, and a launcher's memory is no archive
                 self._store.delete_key(key)
@@ -159,7 +179,9 @@ class Saver:
             known = isinstance(error, OSError | SafetensorError)
             reason = (getattr(error, "strerror", None) or str(error)) if known else repr(error)
             where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {mesh.place()}: {reason}"
-            told = {"error": f"{where}; the checkpoints before it are intact: make room there, or set run.dir"}
+            told = {
+                "error": f"{where}; the checkpoints before it are intact: make room there, or set run.dir"
+            }
         self._store.set(key, json.dumps(told))
 
     def _hear(self, key: str) -> Any:

@@ -26,7 +26,9 @@ class Part(NamedTuple):
 
 
 def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]]) -> Part:
-    """Writes a rank's pieces, by kind and name, and flushes them to disk. OSError or SafetensorError if it cannot."""
+    """Writes a rank's pieces, by kind and name, and flushes them to disk. OSError or
+    SafetensorError if it cannot.
+    """
     part = Part({}, {})
     for kind, named in tensors.items():
         if not named:
@@ -35,7 +37,9 @@ def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]
         values = {}
         for name, (where, piece) in named.items():
             whole_box = where.run == (0, prod(where.box_shape))
-            values[name] = (piece.view(where.box_shape) if whole_box else piece.flatten()).contiguous()
+            values[name] = (
+                piece.view(where.box_shape) if whole_box else piece.flatten()
+            ).contiguous()
         save_file(values, path)
         sync(path)
         part.files[path.name] = describe(path)
@@ -43,7 +47,9 @@ def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]
     return part
 
 
-def write_common(draft: Path, step: int, parts: Sequence[Part], state: Mapping[str, Any], config: Config) -> None:
+def write_common(
+    draft: Path, step: int, parts: Sequence[Part], state: Mapping[str, Any], config: Config
+) -> None:
     """Writes what the ranks' parts have in common, and the index of all; flushes them to disk.
 
     Args:

@@ -1,4 +1,5 @@
-"""What a configuration must satisfy before anything is built: each refusal names the setting and the fix.
+"""What a configuration must satisfy before anything is built: each refusal names the setting and
+the fix.
 
 What a task needs to be laid out in windows is checked by the task itself (`pretrain/tasks/`).
 """
@@ -29,31 +30,62 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 # The least a number may be.
 AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("model.d_model", "model.attention_heads", "model.attention_kv_heads"), 1),
-    **dict.fromkeys(("model.attention_head_dim", "model.delta_key_heads", "model.delta_value_heads"), 1),
+    **dict.fromkeys(
+        ("model.attention_head_dim", "model.delta_key_heads", "model.delta_value_heads"), 1
+    ),
     **dict.fromkeys(("model.delta_key_dim", "model.delta_value_dim"), 1),
     "model.delta_conv_width": 2,
-    **dict.fromkeys(("model.delta_chunk", "model.mlp_width", "sleep.passes", "sleep.window", "data.windows"), 1),
-    **dict.fromkeys(("depo.nodes", "depo.max_hops", "depo.context", "depo.queries", "depo.vocabulary"), 1),
+    **dict.fromkeys(
+        ("model.delta_chunk", "model.mlp_width", "sleep.passes", "sleep.window", "data.windows"), 1
+    ),
+    **dict.fromkeys(
+        ("depo.nodes", "depo.max_hops", "depo.context", "depo.queries", "depo.vocabulary"), 1
+    ),
     **dict.fromkeys(("rule110.rings", "stories.min_ops", "stories.context"), 1),
-    **dict.fromkeys(("train.steps", "train.batch", "train.microbatches", "train.log_every", "train.eval_every"), 1),
-    **dict.fromkeys(("train.eval_batches", "train.checkpoint_every", "train.keep", "parallel.tp", "parallel.pp"), 1),
+    **dict.fromkeys(
+        ("train.steps", "train.batch", "train.microbatches", "train.log_every", "train.eval_every"),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            "train.eval_batches",
+            "train.checkpoint_every",
+            "train.keep",
+            "parallel.tp",
+            "parallel.pp",
+        ),
+        1,
+    ),
     **dict.fromkeys(("guard.limit", "guard.rollbacks"), 1),
     "rule110.width": 3,  # a cell and its two neighbours
     **dict.fromkeys(
-        ("run.seed", "depo.min_nodes", "rule110.steps", "model.vocab_size", "sleep.prelude", "sleep.coda"), 0
+        (
+            "run.seed",
+            "depo.min_nodes",
+            "rule110.steps",
+            "model.vocab_size",
+            "sleep.prelude",
+            "sleep.coda",
+        ),
+        0,
     ),
     **dict.fromkeys(("sleep.truncate_passes", "sleep.truncate_windows", "train.keep_every"), 0),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.warmup", "optimizer.decay"), 0),
 }
 
-# The most a whole number may be: more than anyone needs, and little enough that sizes made of it can be computed.
+# The most a whole number may be: more than anyone needs, and little enough that sizes made of it
+# can be computed.
 MOST = 1 << 20
 AT_MOST: dict[str, int] = {
     "run.seed": (1 << 63) - 1,
     "model.vocab_size": 1 << 24,
     "parallel.patience": 1 << 30,
-    **dict.fromkeys(("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"), 1 << 53),
-    **dict.fromkeys(("train.keep", "train.keep_every", "optimizer.warmup", "optimizer.decay"), 1 << 53),
+    **dict.fromkeys(
+        ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"), 1 << 53
+    ),
+    **dict.fromkeys(
+        ("train.keep", "train.keep_every", "optimizer.warmup", "optimizer.decay"), 1 << 53
+    ),
     "sleep.truncate_windows": 1 << 53,
 }
 MOST_FLOAT = 10**15  # the product of two is a number in fp32
@@ -89,7 +121,18 @@ def validate(config: Config) -> None:
     for section in dataclasses.fields(config):
         for field in dataclasses.fields(getattr(config, section.name)):
             _check_kind(config, f"{section.name}.{field.name}")
-    for check in (_run, _heads, _rotary, _decay, _parts, _truncation, _optimizer, _batches, _layout, _guard):
+    for check in (
+        _run,
+        _heads,
+        _rotary,
+        _decay,
+        _parts,
+        _truncation,
+        _optimizer,
+        _batches,
+        _layout,
+        _guard,
+    ):
         check(config)
     if config.data.task in ("text", "stories") and not config.data.tokenizer:
         fix = f'name the sentencepiece model that `hypnos tokenizer train` wrote (data.task = "{config.data.task}")'
@@ -112,7 +155,9 @@ def _check_kind(config: Config, place: str) -> None:
 
 
 def _check_text(place: str, text: str) -> None:
-    """No NUL, line's end or lone surrogate: most texts become names of files, and all are shown in messages."""
+    """No NUL, line's end or lone surrogate: most texts become names of files, and all are shown in
+    messages.
+    """
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
         raise UserError(f"{place} = {shortened(ascii(text))}: holds a control character: remove it")
 
@@ -133,14 +178,23 @@ def _refused(config: Config, place: str, fix: str) -> UserError:
 def _run(config: Config) -> None:
     name = config.run.name
     if name in ("", ".", "..") or os.path.basename(name) != name:
-        raise _refused(config, "run.name", "must be the name of a folder, without slashes; run.dir says where it is")
+        raise _refused(
+            config,
+            "run.name",
+            "must be the name of a folder, without slashes; run.dir says where it is",
+        )
 
 
 def _heads(config: Config) -> None:
-    for many, few in (("attention_heads", "attention_kv_heads"), ("delta_value_heads", "delta_key_heads")):
+    for many, few in (
+        ("attention_heads", "attention_kv_heads"),
+        ("delta_value_heads", "delta_key_heads"),
+    ):
         if _get(config, f"model.{many}") % _get(config, f"model.{few}"):
             raise _refused(
-                config, f"model.{many}", f"must be a multiple of model.{few} = {_get(config, f'model.{few}')}"
+                config,
+                f"model.{many}",
+                f"must be a multiple of model.{few} = {_get(config, f'model.{few}')}",
             )
 
 
@@ -156,14 +210,18 @@ def _rotary(config: Config) -> None:
 def _decay(config: Config) -> None:
     slow, fast = config.model.decay_init
     if not 0 < slow <= fast:
-        raise UserError(f"model.decay_init = [{slow}, {fast}]: must be two positive numbers, the smaller one first")
+        raise UserError(
+            f"model.decay_init = [{slow}, {fast}]: must be two positive numbers, the smaller one first"
+        )
 
 
 def _parts(config: Config) -> None:
     layers, sleep = config.model.layers, config.sleep
     for number, kind in enumerate(layers):
         if kind not in ("attention", "delta"):
-            raise UserError(f'model.layers[{number}] = {_show(kind)}: must be "attention" or "delta"')
+            raise UserError(
+                f'model.layers[{number}] = {_show(kind)}: must be "attention" or "delta"'
+            )
     if len(layers) > MOST_BLOCKS:
         raise UserError(f"model.layers names {len(layers)} blocks: at most {MOST_BLOCKS}")
     if not layers:
@@ -191,9 +249,13 @@ def _optimizer(config: Config) -> None:
     if not 0 <= settings.momentum < 1:
         raise _refused(config, "optimizer.momentum", "must be at least 0 and less than 1")
     if not all(0 <= beta < 1 for beta in settings.betas):
-        raise UserError(f"optimizer.betas = {list(settings.betas)}: each must be at least 0 and less than 1")
+        raise UserError(
+            f"optimizer.betas = {list(settings.betas)}: each must be at least 0 and less than 1"
+        )
     if not 0 <= settings.final_lr <= 1:
-        raise _refused(config, "optimizer.final_lr", "must be from 0 to 1, a share of the peak learning rate")
+        raise _refused(
+            config, "optimizer.final_lr", "must be from 0 to 1, a share of the peak learning rate"
+        )
     if settings.warmup + settings.decay > config.train.steps:
         raise UserError(
             f"optimizer.warmup = {settings.warmup} and optimizer.decay = {settings.decay} are more than "
@@ -208,14 +270,20 @@ def _batches(config: Config) -> None:
             fix = f"makes {tokens} tokens, {sequence} a sequence; at most {MOST_TOKENS} are held at once: lower it"
             raise _refused(config, what, fix)
     if config.train.batch % config.train.microbatches:
-        raise _refused(config, "train.batch", f"must be a multiple of train.microbatches = {config.train.microbatches}")
+        raise _refused(
+            config,
+            "train.batch",
+            f"must be a multiple of train.microbatches = {config.train.microbatches}",
+        )
 
 
 def _sequence(config: Config) -> int:
     """Tokens of a training sequence, or a few more."""
     match config.data.task:
         case "depo":
-            return config.depo.context + config.depo.queries * (2 + 2 * max(config.depo.name_tokens))
+            return config.depo.context + config.depo.queries * (
+                2 + 2 * max(config.depo.name_tokens)
+            )
         case "rule110":
             return config.rule110.rings * (config.rule110.width + 1)
         case "stories":
@@ -247,38 +315,66 @@ def _layout(config: Config) -> None:
             fix = f"does not divide by parallel.tp = {tp}; make it {size + -size % tp}, or lower parallel.tp"
             raise _refused(config, f"model.{name}", fix)
     if parallel.pp > blocks:
-        raise _refused(config, "parallel.pp", f"at most one stage for each of the {blocks} blocks of model.layers")
+        raise _refused(
+            config,
+            "parallel.pp",
+            f"at most one stage for each of the {blocks} blocks of model.layers",
+        )
     if parallel.stages and (
-        len(parallel.stages) != parallel.pp or sum(parallel.stages) != blocks or min(parallel.stages) < 1
+        len(parallel.stages) != parallel.pp
+        or sum(parallel.stages) != blocks
+        or min(parallel.stages) < 1
     ):
         fix = f"must be parallel.pp = {parallel.pp} numbers of at least 1 that add up to the {blocks} blocks"
-        raise UserError(f"parallel.stages = {_show(parallel.stages)}: {fix} of model.layers; [] balances them")
+        raise UserError(
+            f"parallel.stages = {_show(parallel.stages)}: {fix} of model.layers; [] balances them"
+        )
 
 
 def _guard(config: Config) -> None:
     if config.guard.spike < 0 or 0 < config.guard.spike <= 1:
-        raise _refused(config, "guard.spike", "must be more than 1, so many times the running mean; 0 looks for none")
+        raise _refused(
+            config,
+            "guard.spike",
+            "must be more than 1, so many times the running mean; 0 looks for none",
+        )
 
 
 def _text(config: Config) -> None:
     if not config.data.train:
-        raise UserError('data.train = []: name a folder that `hypnos data prepare` wrote, as [{path = "..."}]')
+        raise UserError(
+            'data.train = []: name a folder that `hypnos data prepare` wrote, as [{path = "..."}]'
+        )
     if len(config.data.train) > MOST_CORPORA:
-        raise UserError(f"data.train names {len(config.data.train)} corpora: at most {MOST_CORPORA}; join some")
+        raise UserError(
+            f"data.train names {len(config.data.train)} corpora: at most {MOST_CORPORA}; join some"
+        )
     for number, corpus in enumerate(config.data.train):
         _check_text(f"data.train[{number}].path", corpus.path)
         if not corpus.path:
-            raise UserError(f'data.train[{number}].path = "": name a folder that `hypnos data prepare` wrote')
+            raise UserError(
+                f'data.train[{number}].path = "": name a folder that `hypnos data prepare` wrote'
+            )
         if corpus.weight <= 0:
             raise UserError(
                 f"data.train[{number}].weight = {corpus.weight}: must be more than 0, or leave the corpus out"
             )
         if not WEIGHTS[0] <= corpus.weight <= WEIGHTS[1]:
-            raise UserError(f"data.train[{number}].weight = {corpus.weight}: must be from {WEIGHTS[0]} to {WEIGHTS[1]}")
+            raise UserError(
+                f"data.train[{number}].weight = {corpus.weight}: must be from {WEIGHTS[0]} to {WEIGHTS[1]}"
+            )
     if not config.data.heldout:
-        raise _refused(config, "data.heldout", "name the folder of held-out shards that `hypnos data prepare` wrote")
+        raise _refused(
+            config,
+            "data.heldout",
+            "name the folder of held-out shards that `hypnos data prepare` wrote",
+        )
     if config.sleep.when == "context" and config.sleep.passes > 1:
-        raise _refused(config, "sleep.when", 'every window of text has targets, so none would sleep: use "always"')
+        raise _refused(
+            config,
+            "sleep.when",
+            'every window of text has targets, so none would sleep: use "always"',
+        )
 
 
 def _stories(config: Config) -> None:

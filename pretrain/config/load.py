@@ -23,7 +23,8 @@ from pretrain.errors import UserError, shortened
 
 Table = dict[str, Any]
 MOST_BYTES = 1 << 16  # of a configuration
-MOST_DOTS = 1 << 12  # tomllib takes time and memory by the square of them, if they are all in one key
+# tomllib takes time and memory by the square of them, if they are all in one key
+MOST_DOTS = 1 << 12
 MOST_FLOAT = sys.float_info.max
 
 
@@ -37,10 +38,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         with Path(path).open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise UserError(f"{path}: more than {MOST_BYTES >> 10} KiB, which is no configuration; name a TOML file")
+            raise UserError(
+                f"{path}: more than {MOST_BYTES >> 10} KiB, which is no configuration; name a TOML file"
+            )
         text = content.decode()
     except OSError as error:
-        place = f" in {Path.cwd()}" if isinstance(error, FileNotFoundError) and not Path(path).is_absolute() else ""
+        place = (
+            f" in {Path.cwd()}"
+            if isinstance(error, FileNotFoundError) and not Path(path).is_absolute()
+            else ""
+        )
         raise UserError(f"{path}: cannot read the configuration: {error.strerror}{place}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
@@ -53,7 +60,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse(text: str, name: str = "configuration", overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a TOML text, types checked but values not; `name` is what errors call it."""
+    """The configuration of a TOML text, types checked but values not; `name` is what errors call
+    it.
+    """
     try:
         tables = _parse_toml(text)
     except ValueError as error:
@@ -70,7 +79,9 @@ def dump(config: Config) -> str:
     for section in dataclasses.fields(config):
         lines.append(f"[{section.name}]")
         values = getattr(config, section.name)
-        lines += [f"{f.name} = {_toml(getattr(values, f.name))}" for f in dataclasses.fields(values)]
+        lines += [
+            f"{f.name} = {_toml(getattr(values, f.name))}" for f in dataclasses.fields(values)
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -94,9 +105,16 @@ def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> An
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise UserError(f"{source}: unknown setting {prefix}{shortened(key)}{_suggest(key, prefix, list(hints))}")
+            raise UserError(
+                f"{source}: unknown setting {prefix}{shortened(key)}{_suggest(key, prefix, list(hints))}"
+            )
     try:
-        return cls(**{key: _value(hints[key], value, source, prefix + key) for key, value in values.items()})
+        return cls(
+            **{
+                key: _value(hints[key], value, source, prefix + key)
+                for key, value in values.items()
+            }
+        )
     except TypeError:  # a field without a default is missing
         missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _required(f)]
         raise UserError(f"{source}: {prefix}{missing[0]} is missing") from None
@@ -128,7 +146,8 @@ def _shown(value: Any) -> str:
     """A value that was refused, however large it is."""
     try:
         return shortened(_toml(value))
-    except (RecursionError, ValueError):  # tables in tables without end, or an integer of too many digits to print
+    # tables in tables without end, or an integer of too many digits to print
+    except (RecursionError, ValueError):
         return f"this {type(value).__name__}"
 
 
@@ -143,16 +162,25 @@ def _expected(hint: Any) -> str:
         return f"a list of tables such as [{{{required}}}]"
     if get_origin(hint) is tuple:
         return f"a list of {len(get_args(hint))} values, each {_expected(get_args(hint)[0])}"
-    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text in quotes"}[hint]
+    return {
+        int: "a whole number",
+        float: "a finite number",
+        bool: "true or false",
+        str: "text in quotes",
+    }[hint]
 
 
 def _suggest(key: str, prefix: str, known: list[str]) -> str:
-    """What was meant: a similar name here, the same or a similar one in another section, else all there are here."""
+    """What was meant: a similar name here, the same or a similar one in another section, else all
+    there are here.
+    """
     near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
     elsewhere = {
-        name: f"{section}.{name}" for section, cls in get_type_hints(Config).items() for name in get_type_hints(cls)
+        name: f"{section}.{name}"
+        for section, cls in get_type_hints(Config).items()
+        for name in get_type_hints(cls)
     }
     far = difflib.get_close_matches(key, elsewhere, n=1)
     if far:
@@ -169,10 +197,14 @@ def _override(config: Config, text: str) -> None:
         raise UserError(f"{source}: write it as section.key=value, for example sleep.passes=4")
     sections = get_type_hints(Config)
     if section not in sections:
-        raise UserError(f"{source}: unknown section {shortened(section)}{_suggest(section, '', list(sections))}")
+        raise UserError(
+            f"{source}: unknown section {shortened(section)}{_suggest(section, '', list(sections))}"
+        )
     hints = get_type_hints(sections[section])
     if key not in hints:
-        raise UserError(f"{source}: unknown setting {shortened(place)}{_suggest(key, section + '.', list(hints))}")
+        raise UserError(
+            f"{source}: unknown setting {shortened(place)}{_suggest(key, section + '.', list(hints))}"
+        )
     value = _written(written)
     if hints[key] is str and not isinstance(value, str):
         value = written  # a name such as 2026 or true

@@ -1,4 +1,6 @@
-"""What a run needs of a rank's memory at the very least, so that a slip in a size is told and not tried."""
+"""What a run needs of a rank's memory at the very least, so that a slip in a size is told and not
+tried.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ FP32 = 4  # bytes
 
 
 def check_memory(config: Config) -> None:
-    """UserError if a rank's share of the model is more than its device holds, whatever else there is beside it."""
+    """UserError if a rank's share of the model is more than its device holds, whatever else there
+    is beside it.
+    """
     needed, device = least_bytes(config), mesh.device()
     held = (
         torch.cuda.get_device_properties(device).total_memory
@@ -29,11 +33,19 @@ def check_memory(config: Config) -> None:
 
 
 def least_bytes(config: Config) -> int:
-    """Weights, the fast weights S [B, H, K, V] of a microbatch, and one hidden layer of one of its windows."""
+    """Weights, the fast weights S [B, H, K, V] of a microbatch, and one hidden layer of one of its
+    windows.
+    """
     model, parallel = config.model, config.parallel
     rows = config.train.batch // (mesh.dp_size() * config.train.microbatches)
     sizes = parameters(model)
-    sizes += model.layers.count("delta") * rows * model.delta_value_heads * model.delta_key_dim * model.delta_value_dim
+    sizes += (
+        model.layers.count("delta")
+        * rows
+        * model.delta_value_heads
+        * model.delta_key_dim
+        * model.delta_value_dim
+    )
     share = sizes * FP32 // (parallel.tp * parallel.pp)
     if parallel.zero == 3:
         share //= mesh.dp_size()
@@ -42,4 +54,6 @@ def least_bytes(config: Config) -> int:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether it says that the device or the host has no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
+        error
+    )

@@ -22,19 +22,23 @@ class ModelConfig(BlockShape):
     embedding_std: float = 0.02
     head_std: float = 0.02
     init_std: float = 0.02  # body matrices
-    decay_init: tuple[float, float] = (1e-3, 0.1)  # -log a_t of the heads at start: evenly spread in log scale
+    # -log a_t of the heads at start: evenly spread in log scale
+    decay_init: tuple[float, float] = (1e-3, 0.1)
 
 
 @dataclass(kw_only=True)
 class SleepConfig:
     passes: int = 4  # N, all passes over a window; 1 is the plain hybrid with eviction
     window: int = 256  # L, tokens
-    when: str = "always"  # "always": every window but the last sleeps | "context": windows without targets sleep
-    eviction: str = "hard"  # "hard": KV cleared at each window | "sliding": the last L-1 tokens stay attendable
+    # "always": every window but the last sleeps | "context": windows without targets sleep
+    when: str = "always"
+    # "hard": KV cleared at each window | "sliding": the last L-1 tokens stay attendable
+    eviction: str = "hard"
     prelude: int = 0  # blocks before the loop, run once per window
     coda: int = 0  # blocks after the loop, run once per window
     truncate_passes: int = 0  # backpropagate through the last k passes of a window only; 0: all
-    truncate_windows: int = 0  # cut backpropagation every j windows, counted from the sequence's end; 0: never
+    # cut backpropagation every j windows, counted from the sequence's end; 0: never
+    truncate_windows: int = 0
 
 
 @dataclass(kw_only=True)
@@ -50,7 +54,8 @@ class DataConfig:
     train: list[CorpusConfig] = field(default_factory=list)
     heldout: str = ""  # folder of held-out shards
     windows: int = 4  # W, windows per training sequence (text)
-    documents: str = "isolate"  # "isolate": a document starts a window with S = 0 | "stitch": joined by EOS
+    # "isolate": a document starts a window with S = 0 | "stitch": joined by EOS
+    documents: str = "isolate"
     carry: bool = True  # a document longer than W windows keeps S from one sequence to the next
 
 
@@ -59,7 +64,8 @@ class DepoConfig:
     """Multi-hop retrieval in a shuffled directed cycle (docs/method.md)."""
 
     nodes: int = 75
-    min_nodes: int = 0  # smallest cycle in training; equal to nodes: all have that size; 0: as many as queries
+    # smallest cycle in training; equal to nodes: all have that size; 0: as many as queries
+    min_nodes: int = 0
     max_hops: int = 16
     context: int = 300  # tokens of the edge list, left-padded
     queries: int = 10
@@ -102,16 +108,20 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """How a step is spread over ranks; those left over by tp x pp are data parallel (docs/parallelism.md)."""
+    """How a step is spread over ranks; those left over by tp x pp are data parallel
+    (docs/parallelism.md).
+    """
 
     tp: int = 1  # ranks that share each layer, by heads and by features
     pp: int = 1  # stages that the blocks are split over
-    stages: list[int] = field(default_factory=list)  # blocks on each stage; empty: balanced by FLOPs
+    # blocks on each stage; empty: balanced by FLOPs
+    stages: list[int] = field(default_factory=list)
     sequence_parallel: bool = False  # between layers, tp ranks share the tokens too
     zero: int = 1  # DeepSpeed ZeRO stage 0..3
     offload: bool = False  # optimiser state and fp32 master weights in host memory
     recompute: str = "unit"  # "none" | "unit": a (window, pass) keeps only its inputs | "block"
-    patience: float = 600.0  # seconds after which a rank that makes no headway, or waits for one, ends the job
+    # seconds after which a rank that makes no headway, or waits for one, ends the job
+    patience: float = 600.0
 
 
 @dataclass(kw_only=True)
@@ -119,7 +129,8 @@ class TrainConfig:
     steps: int = 1000
     batch: int = 32  # sequences per optimiser step, over all ranks
     microbatches: int = 1  # gradient accumulation on each rank
-    precision: str = "fp32"  # "fp32" | "bf16"; fast weights, gates and master weights are always fp32
+    # "fp32" | "bf16"; fast weights, gates and master weights are always fp32
+    precision: str = "fp32"
     log_every: int = 10
     eval_every: int = 200
     eval_batches: int = 4
@@ -130,12 +141,16 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class GuardConfig:
-    """Steps whose numbers go wrong (docs/guard.md). One whose loss or gradient norm is not finite is always skipped."""
+    """Steps whose numbers go wrong (docs/guard.md). One whose loss or gradient norm is not finite
+    is always skipped.
+    """
 
-    # also skip a step whose loss or gradient norm exceeds this many times its running mean; 0: never
+    # also skip a step whose loss or gradient norm exceeds this many times its running mean; 0:
+    # never
     spike: float = 0.0
     limit: int = 10  # so many skipped steps in a row are trouble
-    then: str = "stop"  # "stop", explained | "rollback": back to the newest checkpoint, on with the data after that
+    # "stop", explained | "rollback": back to the newest checkpoint, on with the data after that
+    then: str = "stop"
     rollbacks: int = 3  # to one checkpoint; after so many it stops
 
 

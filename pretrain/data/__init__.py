@@ -31,6 +31,7 @@ Training, on every rank. B rows (lanes) in the global batch, W windows of L toke
               +- tokens               reader.Shards.document()      only for this rank's B / ranks rows
                   +- Batch            stream.TextStream.next()      through a prefetch thread
 
-State of the stream, the same on every rank: steps taken, and for each lane (documents used up, tokens used of
+State of the stream, the same on every rank: steps taken, and for each lane (documents used up,
+    tokens used of
 the next one). Nothing else is needed to go on at the exact token with any number of ranks.
 """

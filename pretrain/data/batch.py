@@ -12,14 +12,16 @@ IGNORE = -100  # target of a position that is not scored
 
 @dataclass
 class Batch:
-    """B sequences of T tokens, read in W = ceil(T / L) windows of L tokens (the last may be shorter).
+    """B sequences of T tokens, read in W = ceil(T / L) windows of L tokens (the last may be
+    shorter).
 
     Data comes on the CPU, so that the loop can decide which windows are scored and which
     sleep without asking the device.
     """
 
     tokens: Tensor  # [B, T] int64
-    targets: Tensor  # [B, T] int64: the token to predict at each position, IGNORE where none is scored
+    # [B, T] int64: the token to predict at each position, IGNORE where none is scored
+    targets: Tensor
     valid: Tensor  # [B, T] bool: False at PAD, which neither writes, decays, is attended nor scored
     starts: Tensor  # [B, W] bool: a document begins with this window, so its fast weights are zero
     carries: Tensor  # [B] bool: the row's document goes on in the next batch, and so does its S

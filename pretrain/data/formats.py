@@ -20,7 +20,8 @@ from pretrain.errors import UserError
 from pretrain.files import read_whole
 from pretrain.json_text import parse_json
 
-LINE_BYTES = 1 << 27  # of one JSON object; a compressed file of a few KB could hold one that fills the memory
+# of one JSON object; a compressed file of a few KB could hold one that fills the memory
+LINE_BYTES = 1 << 27
 ZSTD_BYTES = 1 << 11  # decompressed at once, for a bit of Zstandard can become 30,000 times as much
 
 
@@ -82,7 +83,9 @@ def _field(line: bytes, key: str, place: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can spell them
-        raise UserError(f'{place}: "{key}" holds a lone surrogate, which is no text; repair the line') from None
+        raise UserError(
+            f'{place}: "{key}" holds a lone surrogate, which is no text; repair the line'
+        ) from None
     return text
 
 
@@ -99,7 +102,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """Decompresses Zstandard frames. The library's own reader takes a truncated file for a complete one."""
+    """Decompresses Zstandard frames. The library's own reader takes a truncated file for a complete
+    one.
+    """
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
@@ -135,10 +140,14 @@ def read_parquet(path: Path, name: str, column: str) -> Iterator[Document]:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
     if column not in names:
-        raise UserError(f'{path}: no column "{column}", only {", ".join(names)}; name the column that holds the text')
+        raise UserError(
+            f'{path}: no column "{column}", only {", ".join(names)}; name the column that holds the text'
+        )
     kind = file.schema_arrow.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(f'{path}: column "{column}" is not text; name the column that holds the text')
+        raise UserError(
+            f'{path}: column "{column}" is not text; name the column that holds the text'
+        )
     batches = file.iter_batches(batch_size=256, columns=[column])
     row = 0
     while True:
@@ -160,7 +169,11 @@ def _parquet_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: invalid UTF-8 in the text column: {error.reason}; repair the file") from None
+        raise UserError(
+            f"{path}: invalid UTF-8 in the text column: {error.reason}; repair the file"
+        ) from None
     except (OSError, pa.ArrowException) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as Parquet: {first}; the file may be damaged") from None
+        raise UserError(
+            f"{path}: cannot be read as Parquet: {first}; the file may be damaged"
+        ) from None

@@ -1,4 +1,5 @@
-"""The index of one split of a prepared corpus: what lies in its folder, and the checks on reading it.
+"""The index of one split of a prepared corpus: what lies in its folder, and the checks on reading
+it.
 
 index.json        this dataclass as JSON, and last in it the sha256 of all bytes before that
 documents.idx     one DOCUMENT record per document, in the order of the shards: raw, mapped rather than read
@@ -75,21 +76,29 @@ class Index:
 
 
 def read_index(folder: Path) -> Index:
-    """The index of `folder`; UserError names the file when it is missing, damaged or of another format."""
+    """The index of `folder`; UserError names the file when it is missing, damaged or of another
+    format.
+    """
     path = folder / INDEX
     try:
         with path.open("rb") as file:
             content = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; give a folder of `hypnos data prepare`") from None
-    damaged = UserError(f"{path}: damaged, or of another version; copy it anew or prepare the corpus again")
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; give a folder of `hypnos data prepare`"
+        ) from None
+    damaged = UserError(
+        f"{path}: damaged, or of another version; copy it anew or prepare the corpus again"
+    )
     if not is_sealed(content):
         raise damaged
     try:
         record = parse_json(content)
         del record["sha256"]
         if record["format"] != FORMAT:
-            raise UserError(f"{path}: format {record['format']}, not {FORMAT}; prepare the corpus again")
+            raise UserError(
+                f"{path}: format {record['format']}, not {FORMAT}; prepare the corpus again"
+            )
         shards = [Shard(**_check(Shard, shard)) for shard in record["shards"]]
         index = Index(**_check(Index, record) | {"shards": shards})
     except UserError:
@@ -108,15 +117,23 @@ def find_split(path: str | Path, split: str) -> Path:
         return path
     if (path / split / INDEX).is_file():
         return path / split
-    raise UserError(f"{path}: holds no {split} shards, for there is no {INDEX}; give a folder of `hypnos data prepare`")
+    raise UserError(
+        f"{path}: holds no {split} shards, for there is no {INDEX}; give a folder of `hypnos data prepare`"
+    )
 
 
 def find_splits(path: str | Path) -> list[Path]:
     """All splits of a prepared corpus, or the one that `path` itself is."""
     path = Path(path)
-    found = [path] if (path / INDEX).is_file() else [path / s for s in SPLITS if (path / s / INDEX).is_file()]
+    found = (
+        [path]
+        if (path / INDEX).is_file()
+        else [path / s for s in SPLITS if (path / s / INDEX).is_file()]
+    )
     if not found:
-        raise UserError(f"{path}: holds no shards, for there is no {INDEX}; give a folder of `hypnos data prepare`")
+        raise UserError(
+            f"{path}: holds no shards, for there is no {INDEX}; give a folder of `hypnos data prepare`"
+        )
     return found
 
 

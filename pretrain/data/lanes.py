@@ -1,7 +1,8 @@
 """Which tokens of which documents each row of a batch holds. Lengths only: no token is read here.
 
-Row b of every global batch is lane b. Draw j of the order goes to lane j mod B, so lane b's k-th document is
-draw b + k * B, and where a lane stands is two numbers. A document of n tokens is n + 1 with its EOS.
+Row b of every global batch is lane b. Draw j of the order goes to lane j mod B, so lane b's k-th
+document is draw b + k * B, and where a lane stands is two numbers. A document of n tokens is n + 1
+with its EOS.
 
     "isolate"   lane 0:  | doc .... doc | doc EOS PAD | doc doc doc | doc EOS PAD PAD |     | = a window begins
     "stitch"    lane 0:  | doc EOS doc doc doc EOS doc doc doc doc EOS doc EOS doc |
@@ -12,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Cursor = tuple[int, int]  # (documents of the lane that are used up, tokens used of the one after them)
+# (documents of the lane that are used up, tokens used of the one after them)
+Cursor = tuple[int, int]
 Find = Callable[[int], tuple[int, int, int]]  # draw -> (corpus, document, its length with EOS)
 
 
@@ -30,7 +32,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its spans in order, and whether its last document's S goes on in the lane's next row."""
+    """One row: its spans in order, and whether its last document's S goes on in the lane's next
+    row.
+    """
 
     spans: list[Span]
     carries: bool
@@ -41,8 +45,8 @@ def isolate(
 ) -> tuple[Row, Cursor]:
     """The lane's next row of `windows` windows, in which every document begins a window.
 
-    A document longer than what is left of the row goes on in the next row. With `carry` its fast weights do too;
-    without, its rest is read afresh.
+    A document longer than what is left of the row goes on in the next row. With `carry` its fast
+    weights do too; without, its rest is read afresh.
     """
     used_up, used = cursor
     spans: list[Span] = []
@@ -59,10 +63,11 @@ def isolate(
 
 
 def stitch(find: Find, lane: int, lanes: int, cursor: Cursor, width: int) -> tuple[Row, Cursor]:
-    """The lane's next row of `width` tokens and the one token after it, which its last position predicts.
+    """The lane's next row of `width` tokens and the one token after it, which its last position
+    predicts.
 
-    Documents follow one another without a gap and the row starts with zero fast weights, as sequences do in
-    ordinary pretraining. The extra token is the first of the lane's next row.
+    Documents follow one another without a gap and the row starts with zero fast weights, as
+    sequences do in ordinary pretraining. The extra token is the first of the lane's next row.
     """
     used_up, used = cursor
     spans: list[Span] = []

@@ -1,14 +1,16 @@
 """Which document is drawn at position j: a pure function of (seed, j), in O(1) memory per corpus.
 
-Several corpora are mixed in blocks of BLOCK draws. In every block a corpus has the same number of draws, its
-quota, placed by hashed numbers; so the n-th draw from a corpus is found from j without counting from the start.
-A corpus is gone through in epochs: draw n is document permutation_e(i) with (e, i) = divmod(n, documents).
+Several corpora are mixed in blocks of BLOCK draws. In every block a corpus has the same number of
+draws, its quota, placed by hashed numbers; so the n-th draw from a corpus is found from j without
+counting from the start. A corpus is gone through in epochs: draw n is document permutation_e(i)
+with (e, i) = divmod(n, documents).
 
-The permutation is a Feistel network (Luby and Rackoff 1988) over the smallest power of two that holds all
-documents, with cycle walking (Black and Rogaway 2002): a number that falls outside is encrypted again.
+The permutation is a Feistel network (Luby and Rackoff 1988) over the smallest power of two that
+holds all documents, with cycle walking (Black and Rogaway 2002): a number that falls outside is
+encrypted again.
 
-All numbers come from splitmix64 of a key and a counter. They are part of the format: changing them changes
-the order of every run.
+All numbers come from splitmix64 of a key and a counter. They are part of the format: changing them
+changes the order of every run.
 """
 
 from __future__ import annotations
@@ -89,11 +91,15 @@ class Order:
         return corpus, self._permutation(corpus, epoch)(i)
 
     def _make_pattern(self, block: int) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-        """[BLOCK] the corpus of every draw of a block, and [BLOCK] how many of that corpus came before in it."""
+        """[BLOCK] the corpus of every draw of a block, and [BLOCK] how many of that corpus came
+        before in it.
+        """
         stream = key(self._seed, "mix", block)
         numbers = np.array([splitmix64(stream, n) for n in range(BLOCK)], np.uint64)
         corpora = np.empty(BLOCK, np.int16)
-        corpora[np.argsort(numbers, kind="stable")] = np.repeat(np.arange(len(self._quotas)), self._quotas)
+        corpora[np.argsort(numbers, kind="stable")] = np.repeat(
+            np.arange(len(self._quotas)), self._quotas
+        )
         ranks = np.empty(BLOCK, np.int16)
         for corpus, quota in enumerate(self._quotas):
             ranks[corpora == corpus] = np.arange(quota)
@@ -104,7 +110,9 @@ class Order:
 
 
 def token_shares(weights: Sequence[float], mean_tokens: Sequence[float]) -> list[float]:
-    """Shares of the draws that give each corpus `weight` as its share of the tokens: weight / mean length."""
+    """Shares of the draws that give each corpus `weight` as its share of the tokens: weight / mean
+    length.
+    """
     draws = [weight / mean for weight, mean in zip(weights, mean_tokens, strict=True)]
     return [draw / sum(draws) for draw in draws]
 
@@ -117,6 +125,8 @@ def quotas(shares: Sequence[float]) -> list[int]:
         most = max(range(len(whole)), key=lambda c: exact[c] - whole[c])
         whole[most] += 1
     while sum(whole) > BLOCK:
-        least = max((c for c in range(len(whole)) if whole[c] > 1), key=lambda c: whole[c] - exact[c])
+        least = max(
+            (c for c in range(len(whole)) if whole[c] > 1), key=lambda c: whole[c] - exact[c]
+        )
         whole[least] -= 1
     return whole

@@ -22,7 +22,9 @@ class Prefetcher(Generic[T]):
         self.wait_seconds = 0.0  # how long the last next() kept its caller waiting
 
     def next(self) -> T:
-        """The next item. An exception of `produce` is raised here, in its place in the order, and ever after."""
+        """The next item. An exception of `produce` is raised here, in its place in the order, and
+        ever after.
+        """
         began = time.perf_counter()
         item = self._items[0].result()
         self.wait_seconds = time.perf_counter() - began

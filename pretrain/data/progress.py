@@ -1,4 +1,6 @@
-"""How far a long job on documents is: a live line on a terminal, a plain line now and then in a log."""
+"""How far a long job on documents is: a live line on a terminal, a plain line now and then in a
+log.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,10 @@ class Progress:
             print(self._line, file=sys.stderr, flush=True)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live:
             self._live.stop()

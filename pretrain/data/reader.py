@@ -22,9 +22,10 @@ OPEN_FILES = 64  # shards kept open
 class Shards:
     """One split, opened for random access.
 
-    Opening checks what can be checked without reading the tars: the index, the tokenizer, the size of every
-    tar, and that every document lies within its own. Reading a document checks its bytes. Each failure is a
-    UserError that names the file.
+    Opening checks what can be checked without reading the tars: the index, the tokenizer, the size
+        of every
+    tar, and that every document lies within its own. Reading a document checks its bytes. Each
+    failure is a UserError that names the file.
 
     index     the split's index
     lengths   [documents] uint32 tokens of each document, EOS not among them; mapped, not loaded
@@ -33,7 +34,10 @@ class Shards:
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self.folder = folder
         self.index = read_index(folder)
-        if (self.index.tokenizer, self.index.vocab_size) != (tokenizer.fingerprint, tokenizer.vocab_size):
+        if (self.index.tokenizer, self.index.vocab_size) != (
+            tokenizer.fingerprint,
+            tokenizer.vocab_size,
+        ):
             raise UserError(
                 f"{folder}: made with another tokenizer ({self.index.tokenizer[:12]}, {self.index.vocab_size} pieces) "
                 f"than this one ({tokenizer.fingerprint[:12]}, {tokenizer.vocab_size}); "
@@ -43,9 +47,11 @@ class Shards:
         self.lengths: NDArray[np.uint32] = self._records["tokens"]
         for shard in self.index.shards:
             check_size(folder / shard.name, shard.bytes)
-        self._ends = np.cumsum([shard.samples for shard in self.index.shards])  # first document of the next shard
+        # first document of the next shard
+        self._ends = np.cumsum([shard.samples for shard in self.index.shards])
         self._dtype = DTYPES[self.index.dtype]
-        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, least recently used first
+        # shard -> descriptor, least recently used first
+        self._files: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
         return self.index.samples
@@ -59,12 +65,18 @@ class Shards:
         try:
             payload = _read_exactly(self._file(shard, path), size, int(record["offset"]))
         except OSError as error:
-            raise UserError(f"{path}: document {document_key(number)} cannot be read: {error.strerror}") from None
+            raise UserError(
+                f"{path}: document {document_key(number)} cannot be read: {error.strerror}"
+            ) from None
         if zlib.crc32(payload) != record["crc32"]:
-            raise UserError(f"{path}: document {document_key(number)} is damaged; copy the shard anew or prepare again")
+            raise UserError(
+                f"{path}: document {document_key(number)} is damaged; copy the shard anew or prepare again"
+            )
         ids = np.frombuffer(payload, self._dtype)
         if ids.max() >= self.index.vocab_size:
-            raise UserError(f"{path}: document {document_key(number)} has ids beyond the vocabulary; prepare again")
+            raise UserError(
+                f"{path}: document {document_key(number)} has ids beyond the vocabulary; prepare again"
+            )
         return ids
 
     def close(self) -> None:
@@ -86,7 +98,9 @@ def read_documents(folder: Path, index: Index) -> NDArray[np.void]:
     path = folder / DOCUMENTS
     check_size(path, index.samples * DOCUMENT.itemsize)
     if sha256(path) != index.documents_sha256:
-        raise UserError(f"{path}: damaged: its content is not what index.json says; copy it anew or prepare again")
+        raise UserError(
+            f"{path}: damaged: its content is not what index.json says; copy it anew or prepare again"
+        )
     records = np.memmap(path, DOCUMENT, mode="r")
     _check_places(path, index, records)
     return records
@@ -96,14 +110,24 @@ def _check_places(path: Path, index: Index, records: NDArray[np.void]) -> None:
     """UserError unless every document has tokens and lies within its shard."""
     start, width = 0, DTYPES[index.dtype].itemsize
     for shard in index.shards:
-        offsets, sizes = (records[name][start : start + shard.samples] for name in ("offset", "tokens"))
+        offsets, sizes = (
+            records[name][start : start + shard.samples] for name in ("offset", "tokens")
+        )
         sizes = sizes.astype(np.int64) * width
-        wrong = (sizes == 0) | (offsets > shard.bytes) | (offsets.astype(np.int64) + sizes > shard.bytes)
+        wrong = (
+            (sizes == 0)
+            | (offsets > shard.bytes)
+            | (offsets.astype(np.int64) + sizes > shard.bytes)
+        )
         if wrong.any():
             key = document_key(start + int(wrong.argmax()))
-            raise UserError(f"{path}: document {key} does not lie within {shard.name}; prepare the corpus again")
+            raise UserError(
+                f"{path}: document {key} does not lie within {shard.name}; prepare the corpus again"
+            )
         if sizes.sum() != shard.tokens * width:
-            raise UserError(f"{path}: {shard.name} has not the tokens that index.json says; prepare the corpus again")
+            raise UserError(
+                f"{path}: {shard.name} has not the tokens that index.json says; prepare the corpus again"
+            )
         start += shard.samples
 
 
@@ -112,14 +136,20 @@ def check_size(path: Path, size: int) -> None:
     try:
         found = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; copy it anew or prepare again") from None
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; copy it anew or prepare again"
+        ) from None
     if found != size:
         kind = "truncated" if found < size else "damaged"
-        raise UserError(f"{path}: {kind}: {found} bytes instead of {size}; copy it anew or prepare again")
+        raise UserError(
+            f"{path}: {kind}: {found} bytes instead of {size}; copy it anew or prepare again"
+        )
 
 
 def _read_exactly(file: int, size: int, offset: int) -> bytes:
-    """`size` bytes at `offset`, or fewer at the file's end. One pread may return less than asked for."""
+    """`size` bytes at `offset`, or fewer at the file's end. One pread may return less than asked
+    for.
+    """
     parts: list[bytes] = []
     while size and (part := os.pread(file, size, offset)):
         parts.append(part)

@@ -17,13 +17,18 @@ from pretrain.data.reader import Shards
 class RowReader:
     """Fills rows from the shards; keeps each lane's open document, so that a long one is read once."""
 
-    def __init__(self, corpora: Sequence[Shards], eos: int, pad: int, windows: int, window: int) -> None:
+    def __init__(
+        self, corpora: Sequence[Shards], eos: int, pad: int, windows: int, window: int
+    ) -> None:
         self._corpora, self._eos, self._pad = corpora, eos, pad
         self._windows, self._window = windows, window
-        self._open: dict[int, tuple[tuple[int, int], NDArray[Any]]] = {}  # lane -> (corpus, document), its ids and EOS
+        # lane -> (corpus, document), its ids and EOS
+        self._open: dict[int, tuple[tuple[int, int], NDArray[Any]]] = {}
 
     def isolated(self, lanes: Sequence[int], rows: Sequence[Row]) -> Batch:
-        """Rows of `lanes.isolate`: every document padded to the end of its window and predicting only itself."""
+        """Rows of `lanes.isolate`: every document padded to the end of its window and predicting
+        only itself.
+        """
         tokens, targets, starts = self._blank(len(rows))
         valid = np.zeros(tokens.shape, bool)
         for b, (lane, row) in enumerate(zip(lanes, rows, strict=True)):
@@ -32,7 +37,8 @@ class RowReader:
                 stop = span.start + span.length
                 tokens[b, span.at : span.at + span.length] = ids[span.start : stop]
                 valid[b, span.at : span.at + span.length] = True
-                following = ids[span.start + 1 : stop + 1]  # one fewer where the document ends: EOS predicts nothing
+                # one fewer where the document ends: EOS predicts nothing
+                following = ids[span.start + 1 : stop + 1]
                 targets[b, span.at : span.at + len(following)] = following
                 starts[b, span.at // self._window] = span.fresh
         return _batch(tokens, targets, valid, starts, [row.carries for row in rows])
@@ -41,7 +47,9 @@ class RowReader:
         """Rows of `lanes.stitch`: every position predicts the next, over document ends too."""
         tokens, targets, starts = self._blank(len(rows))
         for b, (lane, row) in enumerate(zip(lanes, rows, strict=True)):
-            parts = [self._ids(lane, span)[span.start : span.start + span.length] for span in row.spans]
+            parts = [
+                self._ids(lane, span)[span.start : span.start + span.length] for span in row.spans
+            ]
             stream = np.concatenate(parts)  # [T + 1]
             tokens[b], targets[b] = stream[:-1], stream[1:]
         starts[:, 0] = True
@@ -50,7 +58,11 @@ class RowReader:
     def _blank(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """tokens [rows, T] of PAD, targets [rows, T] of IGNORE, starts [rows, W] of False."""
         shape = (rows, self._windows * self._window)
-        return np.full(shape, self._pad), np.full(shape, IGNORE), np.zeros((rows, self._windows), bool)
+        return (
+            np.full(shape, self._pad),
+            np.full(shape, IGNORE),
+            np.zeros((rows, self._windows), bool),
+        )
 
     def _ids(self, lane: int, span: Span) -> NDArray[Any]:
         """[tokens + 1] the ids of a span's document, with EOS."""

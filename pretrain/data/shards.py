@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.formats import Document
-from pretrain.data.index import DTYPES, INDEX, SPLITS, Index, Shard, document_key, find_splits, read_index
+from pretrain.data.index import (
+    DTYPES,
+    INDEX,
+    SPLITS,
+    Index,
+    Shard,
+    document_key,
+    find_splits,
+    read_index,
+)
 from pretrain.data.progress import Progress
 from pretrain.data.reader import check_size, read_documents
 from pretrain.data.writer import SplitWriter
@@ -39,13 +48,13 @@ def prepare(
 ) -> dict[str, Index]:
     """Tokenise `corpus` into out/train and out/heldout; returns the index of each.
 
-    `holdout` is the share of documents that is held out, chosen by a hash of the text: the same text is always
-    on the same side, and copies of it too. A shard is closed once it holds `shard_tokens` tokens, and a document
-    never crosses from one to the next. `threads` encode at once (0: one per core). The same corpus gives
-    the same bytes.
+    `holdout` is the share of documents that is held out, chosen by a hash of the text: the same
+    text is always on the same side, and copies of it too. A shard is closed once it holds
+    `shard_tokens` tokens, and a document never crosses from one to the next. `threads` encode at
+    once (0: one per core). The same corpus gives the same bytes.
 
-    `out` appears whole or not at all. UserError when it is there and not empty, when the corpus cannot be
-    read or is empty, or when one side gets no document.
+    `out` appears whole or not at all. UserError when it is there and not empty, when the corpus
+    cannot be read or is empty, or when one side gets no document.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -75,7 +84,12 @@ def _appearing_whole(out: Path) -> Iterator[Path]:
 
 
 def _write_splits(
-    corpus: Corpus, tokenizer: Tokenizer, work: Path, holdout: float, shard_tokens: int, threads: int
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    work: Path,
+    holdout: float,
+    shard_tokens: int,
+    threads: int,
 ) -> dict[str, Index]:
     """Write train/ and, unless holdout is 0, heldout/ below `work`."""
     with ExitStack() as files, Progress("tokenise") as progress:
@@ -87,7 +101,10 @@ def _write_splits(
             encoded = tokenizer.encode_many((document.text for document in documents), threads)
             for document, ids in zip(documents, encoded, strict=True):
                 splits[_side(document.text, holdout)].add(document, ids)
-            totals = (sum(getattr(s, what) for s in splits.values()) for what in ("samples", "chars", "tokens"))
+            totals = (
+                sum(getattr(s, what) for s in splits.values())
+                for what in ("samples", "chars", "tokens")
+            )
             progress.update(f"{corpus.files_read}/{corpus.files} files", *totals)
         for name, split in splits.items():
             if not split.samples:
@@ -105,8 +122,12 @@ def _side(text: str, holdout: float) -> str:
     return "heldout" if int.from_bytes(digest, "big") < holdout * 2**64 else "train"
 
 
-def _groups(documents: Iterator[Document], size: int = 256, chars: int = 4_000_000) -> Iterator[list[Document]]:
-    """Lists of documents, enough to keep the encoding threads busy and few enough to hold in memory."""
+def _groups(
+    documents: Iterator[Document], size: int = 256, chars: int = 4_000_000
+) -> Iterator[list[Document]]:
+    """Lists of documents, enough to keep the encoding threads busy and few enough to hold in
+    memory.
+    """
     group: list[Document] = []
     total = 0
     for document in documents:
@@ -135,23 +156,41 @@ def verify(path: str | Path) -> list[str]:
         start = 0
         for shard in index.shards:
             try:
-                _verify_shard(folder / shard.name, shard, index.dtype, start, records[start : start + shard.samples])
+                _verify_shard(
+                    folder / shard.name,
+                    shard,
+                    index.dtype,
+                    start,
+                    records[start : start + shard.samples],
+                )
             except UserError as error:
                 problems.append(str(error))
             start += shard.samples
         known = {shard.name for shard in index.shards}
-        problems += [f"{p}: is not in {INDEX}; remove it" for p in sorted(folder.glob("*.tar")) if p.name not in known]
+        problems += [
+            f"{p}: is not in {INDEX}; remove it"
+            for p in sorted(folder.glob("*.tar"))
+            if p.name not in known
+        ]
     return problems
 
 
-def _verify_shard(path: Path, shard: Shard, suffix: str, first: int, records: NDArray[np.void]) -> None:
+def _verify_shard(
+    path: Path, shard: Shard, suffix: str, first: int, records: NDArray[np.void]
+) -> None:
     """The tar is the one that was written, and its files are where documents.idx says."""
     check_size(path, shard.bytes)
     if sha256(path) != shard.sha256:
-        raise UserError(f"{path}: damaged: its content is not what index.json says; copy it anew or prepare again")
+        raise UserError(
+            f"{path}: damaged: its content is not what index.json says; copy it anew or prepare again"
+        )
     width = DTYPES[suffix].itemsize
     expected = [
-        (f"{document_key(first + i)}.{suffix}", int(record["offset"]), int(record["tokens"]) * width)
+        (
+            f"{document_key(first + i)}.{suffix}",
+            int(record["offset"]),
+            int(record["tokens"]) * width,
+        )
         for i, record in enumerate(records)
     ]
     try:

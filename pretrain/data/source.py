@@ -9,7 +9,8 @@ from pretrain.data.batch import Batch
 
 
 class Source(Protocol):
-    """An endless stream of batches. Of B rows in the global batch, rank r of n gets rows r*B/n .. (r+1)*B/n - 1;
+    """An endless stream of batches. Of B rows in the global batch, rank r of n gets rows r*B/n ..
+    (r+1)*B/n - 1;
     the trainer sees to it that n divides B."""
 
     vocab_size: int
@@ -22,7 +23,8 @@ class Source(Protocol):
     def samples(self) -> Callable[[], Any]:
         """Which samples made up the whole global batch of the last next(), the same on every rank.
 
-        What is returned says it when it is called, now or later: JSON-able, and enough to find the samples again.
+        What is returned says it when it is called, now or later: JSON-able, and enough to find the
+            samples again.
         """
         ...
 
@@ -33,7 +35,8 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly from there; UserError if `state` is of other data or settings.
 
-        It comes out of a file: KeyError, TypeError, ValueError or AttributeError if no state_dict gave it.
+        It comes out of a file: KeyError, TypeError, ValueError or AttributeError if no state_dict
+            gave it.
         """
         ...
 

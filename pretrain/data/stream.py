@@ -30,10 +30,12 @@ class Position:
 
 
 class TextStream:
-    """Batches of text without end: rows rank * B/ranks .. (rank + 1) * B/ranks - 1 of each global batch.
+    """Batches of text without end: rows rank * B/ranks .. (rank + 1) * B/ranks - 1 of each global
+    batch.
 
-    Every rank follows all lanes by the documents' lengths and reads the tokens of its own rows, in a thread that
-    stays a few batches ahead. The rows of a global batch do not depend on the number of ranks.
+    Every rank follows all lanes by the documents' lengths and reads the tokens of its own rows, in
+    a thread that stays a few batches ahead. The rows of a global batch do not depend on the number
+    of ranks.
 
     vocab_size     ids are below this
     wait_seconds   how long next() has kept the trainer waiting, in all
@@ -41,17 +43,27 @@ class TextStream:
     UserError names what is wrong with the settings or the shards.
     """
 
-    def __init__(self, config: DataConfig, window: int, batch: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self, config: DataConfig, window: int, batch: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
         tokenizer = Tokenizer.load(config.tokenizer)
-        self._corpora = [Shards(find_split(corpus.path, "train"), tokenizer) for corpus in config.train]
+        self._corpora = [
+            Shards(find_split(corpus.path, "train"), tokenizer) for corpus in config.train
+        ]
         self._config, self._window, self._batch = config, window, batch
         weights = [corpus.weight for corpus in config.train]
         means = [shards.index.tokens / len(shards) + 1 for shards in self._corpora]
-        self._order = Order([len(shards) for shards in self._corpora], token_shares(weights, means), seed)
-        self._reader = RowReader(self._corpora, tokenizer.eos, tokenizer.pad, config.windows, window)
+        self._order = Order(
+            [len(shards) for shards in self._corpora], token_shares(weights, means), seed
+        )
+        self._reader = RowReader(
+            self._corpora, tokenizer.eos, tokenizer.pad, config.windows, window
+        )
         self._mine = range(rank * batch // ranks, (rank + 1) * batch // ranks)
         self.settings: dict[str, Any] = {
-            "data.train": [[s.index.fingerprint, w] for s, w in zip(self._corpora, weights, strict=True)],
+            "data.train": [
+                [s.index.fingerprint, w] for s, w in zip(self._corpora, weights, strict=True)
+            ],
             "run.seed": seed,
             "train.batch": batch,
             "sleep.window": window,
@@ -76,11 +88,13 @@ class TextStream:
         return batch
 
     def samples(self) -> Callable[[], Any]:
-        """The stretches of documents in each row of the last global batch: corpus, document, first token, tokens.
+        """The stretches of documents in each row of the last global batch: corpus, document, first
+        token, tokens.
 
-        `document` is the number that `Shards(find_split(corpus, "train"), tokenizer).document` takes and, with nine
-        digits, the key in the corpus's tars. Its EOS counts as one more token. In documents = "stitch" a row's last
-        stretch is the one token that its last position predicts.
+        `document` is the number that `Shards(find_split(corpus, "train"), tokenizer).document`
+        takes and, with nine digits, the key in the corpus's tars. Its EOS counts as one more token.
+        In documents = "stitch" a row's last stretch is the one token that its last position
+        predicts.
         """
         rows, paths = self._rows, [corpus.path for corpus in self._config.train]
 
@@ -91,7 +105,9 @@ class TextStream:
         return lambda: [[describe(span) for span in row.spans] for row in rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is after the last batch taken, and the settings and shards that this depends on."""
+        """Where the stream is after the last batch taken, and the settings and shards that this
+        depends on.
+        """
         return {
             "steps": self._position.steps,
             "lanes": [list(cursor) for cursor in self._position.cursors],
@@ -109,7 +125,9 @@ class TextStream:
                     "continued; set it back, or begin another run with another run.name"
                 )
         self.close()
-        self._position = Position(state["steps"], [(used_up, used) for used_up, used in state["lanes"]])
+        self._position = Position(
+            state["steps"], [(used_up, used) for used_up, used in state["lanes"]]
+        )
         self._check_position()
 
     def _check_position(self) -> None:
@@ -132,9 +150,15 @@ class TextStream:
             shards.close()
 
     def _make(self) -> tuple[Batch, Sequence[Row], Position]:
-        """The next batch, all ranks' rows of it, and the position after it. Runs in the prefetch thread."""
-        rows, cursors = zip(*(self._plan(*place) for place in enumerate(self._ahead.cursors)), strict=True)
-        read = self._reader.isolated if self._config.documents == "isolate" else self._reader.stitched
+        """The next batch, all ranks' rows of it, and the position after it. Runs in the prefetch
+        thread.
+        """
+        rows, cursors = zip(
+            *(self._plan(*place) for place in enumerate(self._ahead.cursors)), strict=True
+        )
+        read = (
+            self._reader.isolated if self._config.documents == "isolate" else self._reader.stitched
+        )
         batch = read(self._mine, [rows[lane] for lane in self._mine])
         self._ahead = Position(self._ahead.steps + 1, list(cursors))
         return batch, rows, self._ahead
@@ -154,15 +178,18 @@ class TextStream:
 def heldout_batches(
     path: str | Path, tokenizer: Tokenizer, window: int, windows: int, batch: int, n: int
 ) -> list[Batch]:
-    """`n` fixed batches for judging a model: every row is one stretch of one document, read with S = 0.
+    """`n` fixed batches for judging a model: every row is one stretch of one document, read with S
+    = 0.
 
-    No row has padding and every position predicts, so that all windows are averaged over the same rows. First
-    comes the beginning of each document that fills a row, in the order of the shards, then the second stretch of
-    each that has one, and so on. UserError says how many rows the held-out documents have when they are too few.
+    No row has padding and every position predicts, so that all windows are averaged over the same
+    rows. First comes the beginning of each document that fills a row, in the order of the shards,
+    then the second stretch of each that has one, and so on. UserError says how many rows the
+    held-out documents have when they are too few.
     """
     shards = Shards(find_split(path, "heldout"), tokenizer)
     width = windows * window
-    stretches = shards.lengths // width  # [documents]; EOS follows the last token, so that it has a target
+    # [documents]; EOS follows the last token, so that it has a target
+    stretches = shards.lengths // width
     if stretches.sum() < n * batch:
         raise UserError(
             f"{path}: the held-out documents fill {stretches.sum()} sequences of {width} tokens, {n * batch} are asked "
@@ -176,7 +203,9 @@ def heldout_batches(
     reader = RowReader([shards], tokenizer.eos, tokenizer.pad, windows, window)
     batches = []
     for _ in range(n):
-        rows = [Row([Span(0, *next(places), width, 0, fresh=True)], carries=False) for _ in range(batch)]
+        rows = [
+            Row([Span(0, *next(places), width, 0, fresh=True)], carries=False) for _ in range(batch)
+        ]
         batches.append(reader.isolated(range(batch), rows))
     shards.close()
     return batches

@@ -10,7 +10,17 @@ import numpy as np
 import webdataset
 
 from pretrain.data.formats import Document
-from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, FORMAT, Index, Shard, document_key, ids_suffix, shard_name
+from pretrain.data.index import (
+    DOCUMENT,
+    DOCUMENTS,
+    DTYPES,
+    FORMAT,
+    Index,
+    Shard,
+    document_key,
+    ids_suffix,
+    shard_name,
+)
 from pretrain.files import sha256, sync
 from tokenizer.encode import Tokenizer
 
@@ -18,7 +28,9 @@ TAR_BLOCK = 512  # bytes; a tar pads every file to a multiple
 
 
 class SplitWriter:
-    """Documents in, one split out, to be finished and closed. The counters say what has been added so far."""
+    """Documents in, one split out, to be finished and closed. The counters say what has been added
+    so far.
+    """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
         folder.mkdir()
@@ -39,9 +51,14 @@ class SplitWriter:
         payload = np.array(ids, DTYPES[self._suffix]).tobytes()
         about = {"source": document.source, "chars": len(document.text), "tokens": len(ids)}
         self._tar.write(
-            {"__key__": document_key(self.samples), "json": json.dumps(about).encode(), self._suffix: payload}
+            {
+                "__key__": document_key(self.samples),
+                "json": json.dumps(about).encode(),
+                self._suffix: payload,
+            }
         )
-        padded = -(-len(payload) // TAR_BLOCK) * TAR_BLOCK  # webdataset sorts a sample's files: the ids come last
+        # webdataset sorts a sample's files: the ids come last
+        padded = -(-len(payload) // TAR_BLOCK) * TAR_BLOCK
         self._records.append((self._tar.tarstream.offset - padded, len(ids), zlib.crc32(payload)))
         self._shard_size += len(ids)
         self.samples += 1
@@ -77,7 +94,8 @@ class SplitWriter:
 
     def _begin_shard(self) -> None:
         self._path = self._folder / shard_name(len(self._shards))
-        self._tar = webdataset.TarWriter(str(self._path), encoder=False, mtime=0)  # no dates: same corpus, same bytes
+        # no dates: same corpus, same bytes
+        self._tar = webdataset.TarWriter(str(self._path), encoder=False, mtime=0)
         self._records: list[tuple[int, int, int]] = []  # DOCUMENT
         self._shard_size = 0  # tokens
 
@@ -89,4 +107,6 @@ class SplitWriter:
         sync(self._path)
         self._documents.write(np.array(self._records, DOCUMENT).tobytes())
         size = self._path.stat().st_size
-        self._shards.append(Shard(self._path.name, size, len(self._records), self._shard_size, sha256(self._path)))
+        self._shards.append(
+            Shard(self._path.name, size, len(self._records), self._shard_size, sha256(self._path))
+        )

@@ -1,4 +1,4 @@
 """Reading and writing with a trained model.
 
-    session.py   wake, sleep when the window is full, wake again
+session.py   wake, sleep when the window is full, wake again
 """

@@ -1,7 +1,8 @@
 """A session with a model that sleeps: read, sleep when the window is full, read on, answer.
 
 Between tokens a session holds at most L tokens of keys and values, the open window's hidden states
-and the fast weights S: the same memory after a million tokens as after a thousand. Every token costs
+and the fast weights S: the same memory after a million tokens as after a thousand. Every token
+    costs
 one pass; the N - 1 passes of sleep are paid once per window. What it computes is what training
 computed (`pretrain/model/sleep.py`), token by token.
 """
@@ -33,22 +34,25 @@ class Session:
     def __init__(self, model: HybridLM, rows: int = 1, passes: int | None = None) -> None:
         self.model, self.passes = model, passes or model.sleep.passes
         self.state = model.empty_state(rows)
-        self.hidden: list[Tensor] = []  # the wake pass's outputs over the open window, [B, t, D] together
+        # the wake pass's outputs over the open window, [B, t, D] together
+        self.hidden: list[Tensor] = []
         self.filled = 0  # t, tokens read into the open window
         self.slept = 0  # windows consolidated so far
         self._predicts = True  # whether the open window is one that predicts
 
     @torch.inference_mode()
     def read(self, tokens: Tensor, predicts: bool = True) -> Tensor | None:
-        """Reads tokens [B, T], T >= 1, each in a single pass, sleeping whenever the window fills up.
+        """Reads tokens [B, T], T >= 1, each in a single pass, sleeping whenever the window fills
+        up.
 
         Args:
-            predicts: these tokens are predicted (a continuation, an answer) rather than only consolidated.
-                It matters to a model trained with sleep.when = "context", whose predicting windows do not
-                sleep; such a model begins a new window where reading turns into predicting.
+            predicts: these tokens are predicted (a continuation, an answer) rather than only
+                consolidated. It matters to a model trained with sleep.when = "context", whose
+                predicting windows do not sleep; such a model begins a new window where reading
+                turns into predicting.
         Returns:
-            logits [B, vocabulary] after the last token; None while a model with a coda only consolidates,
-            since the coda then runs after the sleep.
+            logits [B, vocabulary] after the last token; None while a model with a coda only
+            consolidates, since the coda then runs after the sleep.
         """
         if self.model.sleep.when == "context" and predicts != self._predicts:
             if self.filled:
@@ -73,7 +77,13 @@ class Session:
         model, sleep = self.model, self.model.sleep
         everything = torch.ones_like(tokens, dtype=torch.bool)
         window = open_window(
-            model.config, self.state, everything, False, sleep.window, sleep.eviction == "sliding", stays_open=True
+            model.config,
+            self.state,
+            everything,
+            False,
+            sleep.window,
+            sleep.eviction == "sliding",
+            stays_open=True,
         )
         h = model.embedded(tokens)
         for part in (model.prelude, model.core):
@@ -91,15 +101,22 @@ class Session:
     @property
     def _coda_waits(self) -> bool:
         """In a window that only consolidates, the coda runs once, after the last pass."""
-        return self.model.sleep.when == "context" and not self._predicts and self.model.sleep.coda > 0
+        return (
+            self.model.sleep.when == "context" and not self._predicts and self.model.sleep.coda > 0
+        )
 
     @torch.inference_mode()
     def end_window(self) -> None:
-        """Sleeps over the open window (passes 2..N), if it is one that sleeps, and clears its keys and values."""
+        """Sleeps over the open window (passes 2..N), if it is one that sleeps, and clears its keys
+        and values.
+        """
         model, sleep = self.model, self.model.sleep
         h = torch.cat(self.hidden, dim=1)
         everything = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
-        sliding, keep = sleep.eviction == "sliding", sleep.window - 1 if sleep.eviction == "sliding" else 0
+        sliding, keep = (
+            sleep.eviction == "sliding",
+            sleep.window - 1 if sleep.eviction == "sliding" else 0,
+        )
         sleeps = sleep.when == "always" or not self._predicts
         attendable = self.state.attendable
         for number in range(2, self.passes + 1 if sleeps else 2):
@@ -124,10 +141,12 @@ class Session:
         stop: int | None = None,
         vocab_size: int | None = None,
     ) -> Iterator[int]:
-        """Samples tokens one by one after `read` gave `logits` [1, vocabulary], reading each as it comes.
+        """Samples tokens one by one after `read` gave `logits` [1, vocabulary], reading each as it
+        comes.
 
         Args:
-            count: at most so many tokens. temperature: 0 takes the likeliest. stop: a token that ends it.
+            count: at most so many tokens. temperature: 0 takes the likeliest. stop: a token that
+                ends it.
             vocab_size: ids the tokenizer has, where the model's vocabulary is padded beyond them.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -148,7 +167,12 @@ class Session:
 
 
 def generate_run(
-    run: Path, prompt: str, max_tokens: int = 200, temperature: float = 0.8, seed: int = 0, passes: int | None = None
+    run: Path,
+    prompt: str,
+    max_tokens: int = 200,
+    temperature: float = 0.8,
+    seed: int = 0,
+    passes: int | None = None,
 ) -> Iterator[str]:
     """Continues a prompt with a run's newest checkpoint, piece by piece as the text is decoded.
 
@@ -159,7 +183,9 @@ def generate_run(
     """
     model, config = load_model(run)
     if config.data.task != "text":
-        raise UserError(f"{run} was trained on the task {config.data.task!r}, which has no text to generate")
+        raise UserError(
+            f"{run} was trained on the task {config.data.task!r}, which has no text to generate"
+        )
     tokenizer = Tokenizer.load(config.data.tokenizer)
     session = Session(model.to(mesh.device()).eval(), passes=passes)
     ids = tokenizer.encode(prompt)
@@ -168,10 +194,13 @@ def generate_run(
     logits = session.read(torch.tensor([ids], device=mesh.device()))
     assert logits is not None, "a predicting window always gives logits"
     written, shown = [], ""
-    for token in session.generate(logits, max_tokens, temperature, seed, tokenizer.eos, tokenizer.vocab_size):
+    for token in session.generate(
+        logits, max_tokens, temperature, seed, tokenizer.eos, tokenizer.vocab_size
+    ):
         written.append(token)
         text = tokenizer.decode(written)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character's bytes may come in several tokens
+        # a character's bytes may come in several tokens
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
             yield text[len(shown) :]
             shown = text
     yield tokenizer.decode(written)[len(shown) :]

@@ -1,10 +1,11 @@
 """How much a model computes, from its configuration and what is in a batch, without running it.
 
-Counted are matrix multiplications, 2 operations per multiply-add; elementwise work (norms, gates, the short
-convolution) and the triangular solve of the delta rule are not. Attention is counted over the whole
-window, as dense kernels compute it, not its causal half. Backward costs twice the forward that it goes
-through. What is recomputed for lack of memory is work of the machine but not of the model: it is left out, as
-in the usual definition of model FLOPs utilisation (Chowdhery et al., "PaLM", 2022, appendix B).
+Counted are matrix multiplications, 2 operations per multiply-add; elementwise work (norms, gates,
+the short convolution) and the triangular solve of the delta rule are not. Attention is counted over
+the whole window, as dense kernels compute it, not its causal half. Backward costs twice the forward
+that it goes through. What is recomputed for lack of memory is work of the machine but not of the
+model: it is left out, as in the usual definition of model FLOPs utilisation (Chowdhery et al.,
+"PaLM", 2022, appendix B).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from pretrain.data.batch import Batch
 from pretrain.model.sleep import plan
 
 
-def block_forward(config: ModelConfig, kind: str, tokens: int, past: int = 0, write_only: bool = False) -> float:
+def block_forward(
+    config: ModelConfig, kind: str, tokens: int, past: int = 0, write_only: bool = False
+) -> float:
     """FLOPs per token of one block's forward.
 
     Args:
@@ -28,7 +31,11 @@ def block_forward(config: ModelConfig, kind: str, tokens: int, past: int = 0, wr
     """
     D, mlp = config.d_model, 6 * config.d_model * config.mlp_width
     if kind == "attention":
-        heads, kv, dim = config.attention_heads, config.attention_kv_heads, config.attention_head_dim
+        heads, kv, dim = (
+            config.attention_heads,
+            config.attention_kv_heads,
+            config.attention_head_dim,
+        )
         keys_and_values = 4 * D * kv * dim
         if write_only:
             return keys_and_values
@@ -60,10 +67,15 @@ def part_forward(
 
 
 def block_costs(config: ModelConfig, sleep: SleepConfig) -> list[float]:
-    """FLOPs per token of each block in a window that sleeps and is read; the head with the last block."""
+    """FLOPs per token of each block in a window that sleeps and is read; the head with the last
+    block.
+    """
     last = len(config.layers) - sleep.coda
     passes = [sleep.passes if sleep.prelude <= b < last else 1 for b in range(len(config.layers))]
-    costs = [n * block_forward(config, kind, sleep.window) for n, kind in zip(passes, config.layers, strict=True)]
+    costs = [
+        n * block_forward(config, kind, sleep.window)
+        for n, kind in zip(passes, config.layers, strict=True)
+    ]
     costs[-1] += 2 * config.d_model * config.vocab_size
     return costs
 
@@ -71,7 +83,11 @@ def block_costs(config: ModelConfig, sleep: SleepConfig) -> list[float]:
 def parameters(config: ModelConfig) -> int:
     """How many parameters the model has."""
     D, head = config.d_model, config.attention_head_dim
-    keys, heads, V = config.delta_key_heads * config.delta_key_dim, config.delta_value_heads, config.delta_value_dim
+    keys, heads, V = (
+        config.delta_key_heads * config.delta_key_dim,
+        config.delta_value_heads,
+        config.delta_value_dim,
+    )
     attention = D * head * (3 * config.attention_heads + 2 * config.attention_kv_heads) + 2 * head
     projections = D * (2 * keys + 3 * heads * V + 2 * heads)
     delta = projections + (2 * keys + heads * V) * config.delta_conv_width + 2 * heads + V
@@ -91,7 +107,9 @@ class Work:
 
 
 def work(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
-    """Counts what `pretrain.model.sleep.run` will do, window by window and pass by pass. On the host."""
+    """Counts what `pretrain.model.sleep.run` will do, window by window and pass by pass. On the
+    host.
+    """
     done, B, sliding = Work(), batch.size[0], sleep.eviction == "sliding"
     prelude, coda = config.layers[: sleep.prelude], config.layers[len(config.layers) - sleep.coda :]
     core = config.layers[sleep.prelude : len(config.layers) - sleep.coda]
@@ -104,7 +122,11 @@ def work(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
         T, past = p.width, min(p.tokens.start, sleep.window - 1) if sliding else 0
         add(part_forward(config, prelude, T, past, False, sliding), B * T, p.keeps_graph)
         for number in range(1, p.passes + 1):
-            add(part_forward(config, core, T, past, p.dead_end(number), sliding), B * T, p.core_graph(number))
+            add(
+                part_forward(config, core, T, past, p.dead_end(number), sliding),
+                B * T,
+                p.core_graph(number),
+            )
         add(part_forward(config, coda, T, past, not p.any_scored, sliding), B * T, p.keeps_graph)
         add(2 * config.d_model * config.vocab_size, len(p.scored), True)
         done.wake += B * T
@@ -112,7 +134,8 @@ def work(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
     return done
 
 
-# Dense bf16 matrix FLOP/s by a part of the device's name, as the makers state them (V100, T4: fp16).
+# Dense bf16 matrix FLOP/s by a part of the device's name, as the makers state them (V100, T4:
+# fp16).
 PEAKS = {
     "B200": 2.25e15, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
     "A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "V100": 125e12,
@@ -121,7 +144,9 @@ PEAKS = {
 
 
 def peak(device: torch.device) -> float | None:
-    """FLOP/s of a device at best: from the table for a GPU (None if it is not there), measured for a CPU."""
+    """FLOP/s of a device at best: from the table for a GPU (None if it is not there), measured for
+    a CPU.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((value for part, value in PEAKS.items() if part in name), None)

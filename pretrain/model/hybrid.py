@@ -1,4 +1,6 @@
-"""HybridLM: embedding, blocks (prelude | core | coda), head. Their order is in `pretrain/model/sleep.py`."""
+"""HybridLM: embedding, blocks (prelude | core | coda), head. Their order is in
+`pretrain/model/sleep.py`.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,16 @@ from pretrain.model.probe import Probe
 class HybridLM(nn.Module):
     """A decoder of attention and delta-rule blocks whose core is looped over each window.
 
-    With pipeline stages it is one stage's part of it: the stage's blocks under their numbers in the model, the
-    embedding on the first stage, norm and head on the last. If tied, both ends hold the embedding, and the engine
-    keeps them equal.
+    With pipeline stages it is one stage's part of it: the stage's blocks under their numbers in the
+    model, the embedding on the first stage, norm and head on the last. If tied, both ends hold the
+    embedding, and the engine keeps them equal.
 
     Build it after `parallel.mesh.initialize`. Weights are drawn by `initialize(seed)`.
     """
 
-    def __init__(self, config: ModelConfig, sleep_config: SleepConfig, stage: Stage | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, sleep_config: SleepConfig, stage: Stage | None = None
+    ) -> None:
         super().__init__()
         self.config, self.sleep = config, sleep_config
         self.stage = stage = stage or Stage.only(len(config.layers))
@@ -47,7 +51,9 @@ class HybridLM(nn.Module):
         self.blocks = nn.ModuleDict({str(b): Block(config, config.layers[b]) for b in stage.blocks})
         if stage.is_last:
             self.norm = RMSNorm(config.d_model, config.norm_eps, sees_a_share=False)
-            self.head = None if config.tie_embeddings else ColumnLinear(config.d_model, config.vocab_size)
+            self.head = (
+                None if config.tie_embeddings else ColumnLinear(config.d_model, config.vocab_size)
+            )
 
     def forward(
         self,
@@ -108,12 +114,17 @@ class HybridLM(nn.Module):
         return self.head(y)
 
     def losses(self, y: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of each scored position. y: [n, D]; targets: [n]. Returns [n] in at least fp32."""
+        """Cross-entropy of each scored position. y: [n, D]; targets: [n]. Returns [n] in at least
+        fp32.
+        """
         return cross_entropy(self.logits(y), targets)
 
     def empty_state(self, rows: int) -> State:
         """The memory of rows that have read nothing."""
-        blocks = tuple(block.empty_state(rows, self.device, self.dtype) for block in self.run_blocks(slice(None)))
+        blocks = tuple(
+            block.empty_state(rows, self.device, self.dtype)
+            for block in self.run_blocks(slice(None))
+        )
         attendable = torch.zeros(rows, 0, dtype=torch.bool, device=self.device)
         return State(blocks, attendable, torch.zeros(rows, dtype=torch.int64, device=self.device))
 
@@ -129,7 +140,9 @@ class HybridLM(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> HybridLM:
-        """Draws every parameter from (seed, its name) alone, so that the weights do not depend on the layout."""
+        """Draws every parameter from (seed, its name) alone, so that the weights do not depend on
+        the layout.
+        """
         for name, parameter in self.named_parameters():
             dim, shape = split_dim(parameter), list(parameter.shape)
             if dim is not None:
@@ -144,12 +157,13 @@ def _initial_value(name: str, shape: list[int], config: ModelConfig, seed: int) 
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     last = name.rsplit(".", 1)[-1]
     if last == "A_log":
-        # Heads forget at rates spread evenly, in log scale, over decay_init: some must be slow, for what
-        # forgets a window before it ends cannot be changed by sleeping over it.
+        # Heads forget at rates spread evenly, in log scale, over decay_init: some must be slow, for
+        # what forgets a window before it ends cannot be changed by sleeping over it.
         slow, fast = config.decay_init
         return torch.linspace(math.log(slow), math.log(fast), shape[0], dtype=torch.float64).float()
     if last == "dt_bias":
-        return torch.full(shape, math.log(math.e - 1))  # softplus of it is 1: -log a_t starts at exp(A_log)
+        # softplus of it is 1: -log a_t starts at exp(A_log)
+        return torch.full(shape, math.log(math.e - 1))
     if last.startswith("conv_"):
         bound = shape[1] ** -0.5
         return torch.rand(shape, generator=generator) * 2 * bound - bound
@@ -157,5 +171,7 @@ def _initial_value(name: str, shape: list[int], config: ModelConfig, seed: int) 
         return torch.ones(shape)
     if len(shape) == 1:
         return torch.zeros(shape)  # zero-centred RMSNorm
-    std = {"embed": config.embedding_std, "head": config.head_std}.get(name.split(".", 1)[0], config.init_std)
+    std = {"embed": config.embedding_std, "head": config.head_std}.get(
+        name.split(".", 1)[0], config.init_std
+    )
     return torch.randn(shape, generator=generator) * std

@@ -1,7 +1,7 @@
 """The loop: read a window, sleep over it, forget all of it but the fast weights.
 
-Algorithm 1 of "Do Language Models Need Sleep?" (arXiv 2605.26099), in the form that also covers plain
-pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 2..N are the sleep.
+Algorithm 1 of "Do Language Models Need Sleep?" (arXiv 2605.26099), in the form that also covers
+plain pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 2..N are the sleep.
 
     for each window c:
         h = Embed(c); h, S = Prelude(h, S)
@@ -11,8 +11,8 @@ pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 2..N a
         if c has no targets: h, S = Coda(h, S)
         end the window: keys and values are dropped, S stays
 
-`run` is that loop in one process. What a single pass does is `Reading.one_pass`; with pipeline stages each of
-them does its part of it, in the order of a schedule (`pretrain/run/step.py`).
+`run` is that loop in one process. What a single pass does is `Reading.one_pass`; with pipeline
+stages each of them does its part of it, in the order of a schedule (`pretrain/run/step.py`).
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ class Output(NamedTuple):
 
     loss: Tensor  # [] at least fp32, sum of cross-entropy over the scored positions, differentiable
     window_loss: Tensor  # [W] the same by window, detached
-    state: State | None  # fast weights for the next batch, detached; None if no row's document goes on
+    # fast weights for the next batch, detached; None if no row's document goes on
+    state: State | None
 
 
 @dataclass
 class WindowPlan:
     """What happens in one window, decided on the host before anything runs.
 
-    What decides which layers run, and in what order, is agreed over the data-parallel ranks (`plan`); what
-    differs by row is this rank's own.
+    What decides which layers run, and in what order, is agreed over the data-parallel ranks
+    (`plan`); what differs by row is this rank's own.
     """
 
     index: int  # of the window in its sequence
@@ -68,7 +69,8 @@ class WindowPlan:
     all_scored: bool  # every row has targets
     has_coda: bool
     keeps_graph: bool  # some scored position can be reached from here by backpropagation
-    segment: int  # the last window before the next cut of truncated backpropagation: its gradients come this far
+    # the last window before the next cut of truncated backpropagation: its gradients come this far
+    segment: int
     cut: bool  # backpropagation through windows is truncated before this one
     carried: bool  # the window only sleeps for the next batch, to which no gradient flows
     truncated: int  # passes out of backpropagation's reach
@@ -80,20 +82,27 @@ class WindowPlan:
 
     @property
     def reads_at(self) -> int:
-        """The pass after which coda and head run: the wake pass if it is what they read in every row, else the last."""
+        """The pass after which coda and head run: the wake pass if it is what they read in every
+        row, else the last.
+        """
         return 1 if self.any_scored and (self.all_scored or not self.has_coda) else self.passes
 
     def dead_end(self, number: int) -> bool:
         """Whether nothing reads the h that comes out of the core in this pass."""
-        return number == self.passes and not (number == self.reads_at and (self.has_coda or self.any_scored))
+        return number == self.passes and not (
+            number == self.reads_at and (self.has_coda or self.any_scored)
+        )
 
     def core_graph(self, number: int) -> bool:
         """Whether backpropagation goes through the core in this pass."""
-        reached = number > self.truncated or (number == 1 and self.any_scored)  # the wake pass has a loss of its own
+        # the wake pass has a loss of its own
+        reached = number > self.truncated or (number == 1 and self.any_scored)
         return self.keeps_graph and reached and not (self.carried and number > 1)
 
     def detaches(self, number: int) -> bool:
-        """Whether backpropagation ends before this pass, at the h and the core's memory that come in."""
+        """Whether backpropagation ends before this pass, at the h and the core's memory that come
+        in.
+        """
         return 1 < number == self.truncated + 1
 
 
@@ -115,19 +124,23 @@ def plan(
 
     Args:
         passes: N, if other than the configuration says.
-        agree: gives the elementwise maximum over the ranks that must run the same layers in the same order.
+        agree: gives the elementwise maximum over the ranks that must run the same layers in the
+            same order.
     """
     B, T = batch.size
     N, L, W = passes or config.passes, config.window, batch.starts.shape[1]
-    last = W - 1  # of the sequence, scored or not, so that truncation does not depend on what other rows score
+    # of the sequence, scored or not, so that truncation does not depend on what other rows score
+    last = W - 1
     targets = [batch.targets[:, w * L : (w + 1) * L] != IGNORE for w in range(W)]
     has_targets = torch.stack([t.any(dim=1) for t in targets])  # [W, B]
     sleeps = ~has_targets if config.when == "context" else torch.ones(W, B, dtype=torch.bool)
     sleeps[:-1] &= ~batch.starts.T[1:]  # what a document leaves behind at its end is forgotten
-    # The sequence's last window sleeps only for a document that goes on. Which is the last is agreed first.
+    # The sequence's last window sleeps only for a document that goes on. Which is the last is
+    # agreed first.
     bits = [has_targets, ~has_targets, sleeps, sleeps & batch.carries, batch.carries.expand(W, B)]
     any_scored, any_unscored, any_sleeps, any_sleeps_on, goes_on = (
-        bit.tolist() for bit in agree(torch.stack([b.any(dim=1) for b in bits]).to(torch.int32)).bool()
+        bit.tolist()
+        for bit in agree(torch.stack([b.any(dim=1) for b in bits]).to(torch.int32)).bool()
     )
     scored = [w for w in range(W) if any_scored[w]]
     if not goes_on[0]:  # what follows the last scored window changes nothing
@@ -136,7 +149,8 @@ def plan(
     plans = []
     for w in range(W):
         closing = w == W - 1
-        segment_end = last - (last - w) // j * j if j else last  # segments of j, counted from the end
+        # segments of j, counted from the end
+        segment_end = last - (last - w) // j * j if j else last
         plans.append(
             WindowPlan(
                 index=w,
@@ -183,8 +197,9 @@ def run(
         passes: N, if other than the model's configuration says.
         recompute: what a (window, pass) unit keeps for backward, see `parallel.recompute`.
         probe: collects norms on logging steps.
-        head: takes (plan, y [n, D], targets [n]) of a window's scored positions and gives their losses [n],
-            in place of the model's own head (an evaluation looks at each position this way).
+        head: takes (plan, y [n, D], targets [n]) of a window's scored positions and gives their
+            losses [n], in place of the model's own head (an evaluation looks at each position this
+            way).
         agree: see `plan`.
     """
     plans = plan(batch, model.sleep, passes, agree)
@@ -208,21 +223,32 @@ class Route(NamedTuple):
     last: int  # beyond `turn`, stages of the coda and the head
 
 
-def route(p: WindowPlan, number: int, config: ModelConfig, sleep: SleepConfig, stage: Stage) -> Route:
-    """Where pass `number` of a window begins, turns and ends, given how the blocks are split over stages."""
+def route(
+    p: WindowPlan, number: int, config: ModelConfig, sleep: SleepConfig, stage: Stage
+) -> Route:
+    """Where pass `number` of a window begins, turns and ends, given how the blocks are split over
+    stages.
+    """
     begin, end = sleep.prelude, len(config.layers) - sleep.coda
 
     def last_writer(first: int, last: int) -> int:
         """The stage after which a dead end has nothing more to do; -1: nothing at all."""
         kinds = enumerate(config.layers[first:last], first)
-        return max((stage.of(b) for b, kind in kinds if kind == "delta" or sleep.eviction == "sliding"), default=-1)
+        return max(
+            (stage.of(b) for b, kind in kinds if kind == "delta" or sleep.eviction == "sliding"),
+            default=-1,
+        )
 
     first = 0 if number == 1 else stage.of(begin)
     turn = last_writer(begin, end) if p.dead_end(number) else stage.of(max(end - 1, 0))
     turn = max(turn, stage.of(max(begin - 1, 0)) if number == 1 else first)
     last = turn
     if number == p.reads_at:
-        last = len(stage.bounds) - 2 if p.any_scored else max(turn, last_writer(end, len(config.layers)))
+        last = (
+            len(stage.bounds) - 2
+            if p.any_scored
+            else max(turn, last_writer(end, len(config.layers)))
+        )
     return Route(first, turn, last)
 
 
@@ -258,9 +284,13 @@ class Reading:
         self._recompute, self._probe = recompute, probe
         self._head: Head = head or (lambda _, y, goal: model.losses(y, goal))
         self._tokens, self._targets, self._valid = (
-            t.to(model.device, non_blocking=True) for t in (batch.tokens, batch.targets, batch.valid)
+            t.to(model.device, non_blocking=True)
+            for t in (batch.tokens, batch.targets, batch.valid)
         )
-        routes = [[route(p, n, model.config, model.sleep, model.stage) for n in range(1, p.passes + 1)] for p in plans]
+        routes = [
+            [route(p, n, model.config, model.sleep, model.stage) for n in range(1, p.passes + 1)]
+            for p in plans
+        ]
         self._routes = {p.index: ways for p, ways in zip(plans, routes, strict=True)}
         self._window: Window | None = None  # the one that is being read
         self._losses: dict[int, Tensor] = {}  # by window
@@ -269,7 +299,8 @@ class Reading:
         """Pass `number` over a window, as far as it is this stage's.
 
         Args:
-            x: h after the stage before, or after the pass before; y beyond the core; None: embed the window.
+            x: h after the stage before, or after the pass before; y beyond the core; None: embed
+                the window.
         """
         stage, (way, *later) = self.model.stage.index, self._routes[p.index][number - 1 :]
         window = self._window or self._open(p)
@@ -277,7 +308,9 @@ class Reading:
         if stage <= way.turn:
             if x is not None and p.detaches(number) and stage == way.first:
                 x = x.detach()
-            h = y = self._core(p, number, window, x, dead_end=p.dead_end(number) and stage == way.turn)
+            h = y = self._core(
+                p, number, window, x, dead_end=p.dead_end(number) and stage == way.turn
+            )
             if number == 1 < p.reads_at and p.any_scored and stage == way.turn:
                 self.memory = self.memory._replace(wake=h)
         if number == p.reads_at and stage >= way.turn:
@@ -287,7 +320,9 @@ class Reading:
         if not any(w.first <= stage <= w.last for w in later):
             self._close(p, window)
         elif number == 1:
-            self.memory = self.memory._replace(awake=None if bool(p.sleeps.all()) else self.memory.state)
+            self.memory = self.memory._replace(
+                awake=None if bool(p.sleeps.all()) else self.memory.state
+            )
         return Passed(h, y, loss)
 
     def _open(self, p: WindowPlan) -> Window:
@@ -306,11 +341,14 @@ class Reading:
         self._window, self.memory = window, Memory(state)
         return window
 
-    def _core(self, p: WindowPlan, number: int, window: Window, h: Tensor | None, dead_end: bool) -> Tensor:
+    def _core(
+        self, p: WindowPlan, number: int, window: Window, h: Tensor | None, dead_end: bool
+    ) -> Tensor:
         """The prelude if it is the wake pass, and the core."""
         model = self.model
         if number == 1:
-            window.record_decay = self._probe.record_decay if self._probe else None  # of the wake pass only
+            # of the wake pass only
+            window.record_decay = self._probe.record_decay if self._probe else None
             with _graph(p.keeps_graph):
                 h = model.embedded(self._tokens[:, p.tokens]) if model.stage.is_first else h
                 assert h is not None, "only the first stage embeds"
@@ -359,7 +397,9 @@ class Reading:
 
     def _part(self, part: slice, h: Tensor, window: Window, dead_end: bool = False) -> Tensor:
         """Runs some of this stage's blocks as one unit."""
-        h, state = run_part(self.model, part, h, self.memory.state, window, self._recompute, dead_end)
+        h, state = run_part(
+            self.model, part, h, self.memory.state, window, self._recompute, dead_end
+        )
         self.memory = self.memory._replace(state=state)
         return h
 
@@ -373,10 +413,13 @@ class Reading:
         if self._probe is not None:
             self._probe.end_window(state)
         if p is self.plans[-1] and not self._carries:
-            self.memory = Memory(self.model.empty_state(0))  # other microbatches may have to wait for their turn
+            # other microbatches may have to wait for their turn
+            self.memory = Memory(self.model.empty_state(0))
 
     def output(self) -> Output:
-        """When every pass is done; detached. Of pipeline stages the last has the losses, the others have zeros."""
+        """When every pass is done; detached. Of pipeline stages the last has the losses, the others
+        have zeros.
+        """
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         zero = torch.zeros((), device=self.model.device, dtype=dtype)
         losses = torch.stack([self._losses.get(w, zero) for w in range(self.batch.starts.shape[1])])
@@ -386,7 +429,9 @@ class Reading:
 
 @contextmanager
 def _graph(enabled: bool) -> Iterator[None]:
-    """Builds the autograd graph only where backpropagation will pass (and the caller wants it at all)."""
+    """Builds the autograd graph only where backpropagation will pass (and the caller wants it at
+    all).
+    """
     with torch.set_grad_enabled(enabled and torch.is_grad_enabled()):
         yield
 

@@ -36,9 +36,13 @@ class TrainProgress:
         if self._bar is not None:
             self._bar.update(self._task, numbers=f"loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s")
         elif self.shown:
-            left = (time.monotonic() - self._begin) / max(step - self.start, 1) * (self.steps - step)
+            left = (
+                (time.monotonic() - self._begin) / max(step - self.start, 1) * (self.steps - step)
+            )
             eta = f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
-            self.say(f"step {step}/{self.steps}  loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s  eta {eta}")
+            self.say(
+                f"step {step}/{self.steps}  loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s  eta {eta}"
+            )
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""

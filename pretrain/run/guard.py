@@ -1,11 +1,13 @@
-"""What the training loop makes of steps that were skipped: a record of each, and an end to too many in a row.
+"""What the training loop makes of steps that were skipped: a record of each, and an end to too many
+in a row.
 
     step s        the device decides (pretrain/run/verdict.py); its verdict begins to travel to the host
     step s + 1    when all of it has been handed to the device, the host reads the verdict of s, which has arrived by
                   then: the device always has work, and every rank learns the same at the same step
 
-Before a checkpoint is taken nothing may be left unread. After `guard.limit` skipped steps in a row the run stops, or
-goes back to its newest checkpoint (`guard.then`) and on with the data after the trouble.
+Before a checkpoint is taken nothing may be left unread. After `guard.limit` skipped steps in a row
+the run stops, or goes back to its newest checkpoint (`guard.then`) and on with the data after the
+trouble.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Trouble(NamedTuple):
     def stop(self, why: str, fix: str) -> UserError:
         """The end of the run, explained."""
         return UserError(
-            f"{self.what}; {why}. Their numbers and samples are in metrics.jsonl (kind \"skipped\"): {fix}, or begin "
+            f'{self.what}; {why}. Their numbers and samples are in metrics.jsonl (kind "skipped"): {fix}, or begin '
             "another run with a lower learning rate or without those samples"
         )
 
@@ -52,7 +54,11 @@ class Guard:
     """Reads the verdicts of a run's steps, one step late."""
 
     def __init__(
-        self, config: GuardConfig, metrics: Metrics | None, say: Callable[[str], None], rollbacks: int
+        self,
+        config: GuardConfig,
+        metrics: Metrics | None,
+        say: Callable[[str], None],
+        rollbacks: int,
     ) -> None:
         """
         Args:
@@ -63,7 +69,9 @@ class Guard:
         self._unread: tuple[int, _Fetch, Samples] | None = None
 
     def after(self, step: int, verdict: Tensor, samples: Samples) -> Trouble | None:
-        """Begins to fetch the verdict of a step that was just handed to the device; reads the one before it."""
+        """Begins to fetch the verdict of a step that was just handed to the device; reads the one
+        before it.
+        """
         before, self._unread = self._unread, (step, _Fetch(verdict), samples)
         trouble = self._read(before)
         return trouble and (self.settle() or trouble)  # the step after it is recorded too
@@ -83,7 +91,12 @@ class Guard:
         why = verdict.why(self._config.spike)
         self._say(f"step {step} skipped: {why}")
         if self._metrics:
-            row = {"loss": verdict.loss, "grad_norm": verdict.grad_norm, "why": why, "rollbacks": self._rollbacks}
+            row = {
+                "loss": verdict.loss,
+                "grad_norm": verdict.grad_norm,
+                "why": why,
+                "rollbacks": self._rollbacks,
+            }
             self._metrics.write("skipped", step, row | {"samples": samples()})
         if verdict.in_a_row < self._config.limit:
             return None
@@ -116,9 +129,11 @@ class _Fetch:
 
 
 def remembered(state: State | None, accepted: Tensor) -> State | None:
-    """What documents that go on take along from a step: nothing from one that was skipped, without asking the host.
+    """What documents that go on take along from a step: nothing from one that was skipped, without
+    asking the host.
 
-    A memory full of NaN would spoil every later sequence of its document, and one that made a spike may make another.
+    A memory full of NaN would spoil every later sequence of its document, and one that made a spike
+    may make another.
     """
     if state is None:
         return None
@@ -134,9 +149,13 @@ def is_good(checkpoint: Checkpoint) -> bool:
 def go_back(trouble: Trouble, checkpoint: Checkpoint | None, config: GuardConfig) -> Rollbacks:
     """Counts one more rollback, to this checkpoint. UserError: the run stops here instead."""
     if config.then == "stop":
-        raise trouble.stop('guard.then = "stop"', 'set guard.then = "rollback" to go on with the data after them')
+        raise trouble.stop(
+            'guard.then = "stop"', 'set guard.then = "rollback" to go on with the data after them'
+        )
     if checkpoint is None:
-        raise trouble.stop("there is no good checkpoint to go back to", "lower train.checkpoint_every")
+        raise trouble.stop(
+            "there is no good checkpoint to go back to", "lower train.checkpoint_every"
+        )
     here = int(checkpoint.state["rollbacks"]["here"]) + 1
     if here > config.rollbacks:
         why = f"the run has gone back to step {checkpoint.step} {here - 1} times already"

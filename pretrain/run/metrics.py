@@ -1,9 +1,10 @@
-"""What a run writes about itself: metrics.jsonl, one JSON object a line, and the same for TensorBoard.
+"""What a run writes about itself: metrics.jsonl, one JSON object a line, and the same for
+TensorBoard.
 
-Every line has "kind" ("train", "eval", "warning", "skipped", "rollback") and "step", the optimiser steps done when it
-was written. Numbers that are not finite are null. A resumed run first drops the lines after its checkpoint, so that
-no step is there twice. Only what was skipped before a rollback stays, as the record of why: it has "rollbacks", how
-many there had been by then.
+Every line has "kind" ("train", "eval", "warning", "skipped", "rollback") and "step", the optimiser
+steps done when it was written. Numbers that are not finite are null. A resumed run first drops the
+lines after its checkpoint, so that no step is there twice. Only what was skipped before a rollback
+stays, as the record of why: it has "rollbacks", how many there had been by then.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from pretrain.model.flops import peak, work
 
 
 class Metrics:
-    """Writes the rows of one run; use it on one rank only, and as a context, which flushes and closes it.
+    """Writes the rows of one run; use it on one rank only, and as a context, which flushes and
+    closes it.
 
     What cannot be written, as on a full disk, is a UserError.
     """
@@ -46,12 +48,16 @@ class Metrics:
             kept = [] if step is None else _rows_until(path, step, evaluated, rollbacks)
             write_atomically(path, "".join(line + "\n" for line in kept))
             self._file = path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else 0)
+            self._board = SummaryWriter(
+                str(run / "tensorboard"), purge_step=step + 1 if step else 0
+            )
 
     def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
         """Adds one row, visible at once to whoever follows the file."""
         with writing(self._path):
-            self._file.write(json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False) + "\n")
+            self._file.write(
+                json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False) + "\n"
+            )
             self._file.flush()
             for tag, value in _scalars(kind, row):
                 self._board.add_scalar(tag, value, step)
@@ -75,16 +81,23 @@ class Metrics:
 
 
 def _rows_until(path: Path, step: int, evaluated: bool, rollbacks: int) -> list[str]:
-    """The whole lines of what led to `step`; a line cut short by a crash is dropped, as half an evaluation is."""
+    """The whole lines of what led to `step`; a line cut short by a crash is dropped, as half an
+    evaluation is.
+    """
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
+    for line in (
+        path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    ):
         try:
             row = parse_json(line)
         except ValueError:
             continue
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             continue
-        before, half = row.get("rollbacks", rollbacks), not evaluated and row.get("kind") in ("eval", "warning")
+        before, half = (
+            row.get("rollbacks", rollbacks),
+            not evaluated and row.get("kind") in ("eval", "warning"),
+        )
         if not isinstance(before, int):
             continue
         if before < rollbacks or (before == rollbacks and row["step"] <= step - half):
@@ -102,8 +115,14 @@ def _finite(value: Any) -> Any:
 
 
 def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
-    """(tag, number) of every number in a row but its samples; what is in a list or dict gets a tag of its own."""
-    if tag.endswith("/samples") or isinstance(value, bool) or not isinstance(value, int | float | dict | list):
+    """(tag, number) of every number in a row but its samples; what is in a list or dict gets a tag
+    of its own.
+    """
+    if (
+        tag.endswith("/samples")
+        or isinstance(value, bool)
+        or not isinstance(value, int | float | dict | list)
+    ):
         return []
     if isinstance(value, int | float):
         return [(tag, value)]
@@ -130,8 +149,9 @@ class Meter:
     def rates(self, step: int, tokens: int, batch: Batch) -> dict[str, float | None]:
         """The rates up to this step, over all ranks.
 
-        Token-passes and FLOPs are those of this data-parallel rank's `batch`, taken for all since the last call.
-        Utilisation is of the device's dense bf16 peak (of its measured fp32 rate on a CPU).
+        Token-passes and FLOPs are those of this data-parallel rank's `batch`, taken for all since
+        the last call. Utilisation is of the device's dense bf16 peak (of its measured fp32 rate on
+        a CPU).
         """
         seconds = time.perf_counter() - self._begin - self._pause
         done = work(batch, self._config.model, self._config.sleep)

@@ -1,4 +1,5 @@
-"""Muon on the body's matrices, AdamW on everything else, on the shards that ZeRO leaves to this rank.
+"""Muon on the body's matrices, AdamW on everything else, on the shards that ZeRO leaves to this
+rank.
 
 For a matrix with gradient G (already clipped by the global norm) and momentum M:
 
@@ -6,12 +7,12 @@ For a matrix with gradient G (already clipped by the global norm) and momentum M
     O = Newton-Schulz(U)            U = A diag(s) B^T  ->  about A B^T: s becomes 0.7..1.2
     W = W - lr (wd W + sqrt(max(1, rows / columns)) O)
 
-(Jordan et al., "Muon", 2024; momentum 0.95 and 5 steps as in arXiv 2605.26099.) Momentum and moments are
-sharded exactly as ZeRO shards the master weights; Newton-Schulz sees whole matrices, each on one rank
-(`parallel.zero_layout.WholeMatrices` says what that costs).
+(Jordan et al., "Muon", 2024; momentum 0.95 and 5 steps as in arXiv 2605.26099.) Momentum and
+moments are sharded exactly as ZeRO shards the master weights; Newton-Schulz sees whole matrices,
+each on one rank (`parallel.zero_layout.WholeMatrices` says what that costs).
 
-A step that `pretrain.run.verdict.Judge` does not accept changes nothing and is counted. That is decided on the device:
-the host never waits for it.
+A step that `pretrain.run.verdict.Judge` does not accept changes nothing and is counted. That is
+decided on the device: the host never waits for it.
 """
 
 from __future__ import annotations
@@ -28,23 +29,29 @@ from parallel.zero_layout import Partition, WholeMatrices
 from pretrain.config.schema import OptimizerConfig
 from pretrain.run.verdict import Judge
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steep at 0 rather than exact: five steps bring s to about 0.7..1.2, not to 1
+# steep at 0 rather than exact: five steps bring s to about 0.7..1.2, not to 1
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 ADAM_EPS = 1e-8
 
 MUON, DECAYED, PLAIN = "muon", "decayed", "plain"
-KINDS = {"momentum": (MUON,), "exp_avg": (DECAYED, PLAIN), "exp_avg_sq": (DECAYED, PLAIN)}  # moments: of which roles
+# moments: of which roles
+KINDS = {"momentum": (MUON,), "exp_avg": (DECAYED, PLAIN), "exp_avg_sq": (DECAYED, PLAIN)}
 
 
 def role(name: str, shape: torch.Size, method: str) -> str:
-    """How a parameter is updated: Muon; AdamW with weight decay (other matrices); AdamW without (the rest)."""
+    """How a parameter is updated: Muon; AdamW with weight decay (other matrices); AdamW without
+    (the rest).
+    """
     if len(shape) != 2 or ".conv_" in name:
         return PLAIN
     return MUON if method == "muon" and name.startswith("blocks.") else DECAYED
 
 
 def rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The factor on both learning rates at a step (from 0): linear warm-up, constant, linear decay to final_lr."""
+    """The factor on both learning rates at a step (from 0): linear warm-up, constant, linear decay
+    to final_lr.
+    """
     factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.decay and step >= steps - config.decay:
         progress = min(1.0, (step + 1 - (steps - config.decay)) / config.decay)
@@ -70,22 +77,30 @@ class MuonAdamW(torch.optim.Optimizer):
     """The optimiser given to DeepSpeed: a `parallel.engine.ShardedOptimizer`."""
 
     grad_norm: Tensor  # [] of the last gradient, before clipping
-    loss: Tensor  # [] of the step, the same on every rank (`pretrain.run.verdict.mean_loss`); set before each step
+    # [] of the step, the same on every rank (`pretrain.run.verdict.mean_loss`); set before each
+    # step
+    loss: Tensor
     skipped: Tensor  # [] steps skipped so far
     adam_steps: Tensor  # [] steps not skipped so far
     accepted: Tensor  # [] bool, whether the last step was not
     judge: Judge
 
     def __init__(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, spike: float = 0.0
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimizerConfig,
+        spike: float = 0.0,
     ) -> None:
         """
         Args:
-            spike: a step with more than so many times the usual loss or gradient norm is skipped; 0: none is.
+            spike: a step with more than so many times the usual loss or gradient norm is skipped;
+                0: none is.
         """
 
         def place(item: tuple[str, nn.Parameter]) -> tuple[int, list[int]]:
-            """Roles lie together, and in them matrices of one shape, to be orthogonalised in one batch."""
+            """Roles lie together, and in them matrices of one shape, to be orthogonalised in one
+            batch.
+            """
             name, p = item
             return [MUON, DECAYED, PLAIN].index(role(name, p.shape, config.name)), list(p.shape)
 
@@ -101,30 +116,42 @@ class MuonAdamW(torch.optim.Optimizer):
     def attach(self, partition: Partition) -> None:
         """Makes the moments of what this rank updates, all zero."""
         flat, self.partition = partition.flat, partition
-        self.grad_norm, self.loss, self.skipped, self.adam_steps = (flat.new_zeros(()) for _ in range(4))
+        self.grad_norm, self.loss, self.skipped, self.adam_steps = (
+            flat.new_zeros(()) for _ in range(4)
+        )
         self.judge = Judge(self.spike, flat.device)
-        self.matrices = WholeMatrices(partition, [name for name in self.names if self.roles[name] == MUON])
+        self.matrices = WholeMatrices(
+            partition, [name for name in self.names if self.roles[name] == MUON]
+        )
         self.spans = {kind: self._span(roles) for kind, roles in KINDS.items()}
         self.moments = {kind: torch.zeros_like(flat[span]) for kind, span in self.spans.items()}
         self.decayed = self._span((DECAYED,))
         self.matrix_slices = [shard.of(flat) for shard in self.matrices.mine]
 
     def _span(self, roles: tuple[str, ...]) -> slice:
-        """Where this rank's share of the parameters of some (neighbouring) roles lies in its flat vector."""
+        """Where this rank's share of the parameters of some (neighbouring) roles lies in its flat
+        vector.
+        """
         assert self.partition is not None
         shards = [shard for shard in self.partition.shards if self.roles[shard.name] in roles]
-        return slice(shards[0].offset, shards[-1].offset + shards[-1].length) if shards else slice(0, 0)
+        return (
+            slice(shards[0].offset, shards[-1].offset + shards[-1].length)
+            if shards
+            else slice(0, 0)
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Called by DeepSpeed, once per step, with the reduced gradient in place."""
-        if self.partition is None:  # DeepSpeed tries an optimiser on zero gradients while it sets up
+        # DeepSpeed tries an optimiser on zero gradients while it sets up
+        if self.partition is None:
             return
         gradient = self.partition.gradient()
         self.partition.complete(gradient)
         norm = self.partition.square(gradient).sqrt()
         accepted = self._decide(norm)
-        gradient.mul_((self.config.clip / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils.clip_grad_norm_
+        # as torch.nn.utils.clip_grad_norm_
+        gradient.mul_((self.config.clip / (norm + 1e-6)).clamp(max=1.0))
         self._muon(gradient, accepted)
         self._adamw(gradient, accepted)
         self.calls += 1
@@ -144,19 +171,28 @@ class MuonAdamW(torch.optim.Optimizer):
         advanced = torch.add(gradient, momentum, alpha=self.config.momentum)
         momentum.copy_(torch.where(accepted, advanced, momentum))
         nesterov = gradient.add_(momentum, alpha=self.config.momentum)
-        values = [nesterov[s.offset - span.start : s.offset - span.start + s.length] for s in self.matrices.mine]
+        values = [
+            nesterov[s.offset - span.start : s.offset - span.start + s.length]
+            for s in self.matrices.mine
+        ]
         batches = []
         for U in self.matrices.gather(values):  # [k, rows, columns]
             update = newton_schulz(U) * max(1.0, U.shape[1] / U.shape[2]) ** 0.5
             batches.append(torch.where(accepted.to(update.device), update, 0.0))
         updates = self.matrices.scatter(batches)
         if self.matrix_slices:
-            torch._foreach_mul_(self.matrix_slices, 1.0 - accepted * (lr * self.config.weight_decay))
+            torch._foreach_mul_(
+                self.matrix_slices, 1.0 - accepted * (lr * self.config.weight_decay)
+            )
             torch._foreach_add_(self.matrix_slices, updates, alpha=-lr)
 
     def _adamw(self, gradient: Tensor, accepted: Tensor) -> None:
         assert self.partition is not None
-        lr, span, flat = self.config.adamw_lr * self.rate, self.spans["exp_avg"], self.partition.flat
+        lr, span, flat = (
+            self.config.adamw_lr * self.rate,
+            self.spans["exp_avg"],
+            self.partition.flat,
+        )
         flat[self.decayed].mul_(1.0 - accepted * (lr * self.config.weight_decay))
         adamw(
             [flat[span]], [gradient[span]], [self.moments["exp_avg"]], [self.moments["exp_avg_sq"]], [],
@@ -174,7 +210,9 @@ class MuonAdamW(torch.optim.Optimizer):
         return mine
 
     def scatter(self, whole: Callable[[str], Tensor], counters: dict[str, int]) -> None:
-        """The inverse: takes this rank's share of the tensors that whole("KIND.NAME") gives, and the counters."""
+        """The inverse: takes this rank's share of the tensors that whole("KIND.NAME") gives, and
+        the counters.
+        """
         assert self.partition is not None
         for kind, moment in self.moments.items():
             readers = {name: partial(whole, f"{kind}.{name}") for name in self._names_with(kind)}
@@ -189,5 +227,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def counters(self) -> dict[str, int]:
         """Steps taken, skipped, and skipped one after the other up to now; waits for the device."""
-        counts = {"adam_steps": self.adam_steps, "skipped": self.skipped, "in_a_row": self.judge.in_a_row}
+        counts = {
+            "adam_steps": self.adam_steps,
+            "skipped": self.skipped,
+            "in_a_row": self.judge.in_a_row,
+        }
         return {name: int(count) for name, count in counts.items()}

@@ -1,7 +1,7 @@
 """What a checkpoint holds of a run in progress: taken from the ranks, and given back to them.
 
-Everything is by name and says which part of a whole it is, so that any layout of ranks can go on from it. Rows of lane
-state are in the order of the global batch.
+Everything is by name and says which part of a whole it is, so that any layout of ranks can go on
+from it. Rows of lane state are in the order of the global batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Lanes:
     """The fast weights of documents that go on in the next batch, for this rank's rows."""
 
     states: list[State | None]  # by microbatch; None: no document of its rows goes on
-    carries: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))  # [rows] which rows' do
+    # [rows] which rows' do
+    carries: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     @staticmethod
     def empty(microbatches: int) -> Lanes:
@@ -41,20 +42,25 @@ class Lanes:
         return Lanes([None] * microbatches)
 
     def pieces(self, model: HybridLM) -> dict[str, Piece]:
-        """What this rank answers for of the rows' memory, by name; nothing if none of its documents goes on."""
+        """What this rank answers for of the rows' memory, by name; nothing if none of its documents
+        goes on.
+        """
         states = [s for s in self.states if s is not None]
         if not states:
             return {}
         rows = len(self.carries) // len(self.states)
         parts = [_blank(model, rows, states[0].past) if s is None else s for s in self.states]
         named = [part.named_tensors(model.stage.blocks.start) for part in parts]
-        mine = {name: torch.cat([n[name] for n in named]) for name in named[0]} | {"carries": self.carries}
+        mine = {name: torch.cat([n[name] for n in named]) for name in named[0]} | {
+            "carries": self.carries
+        }
         pieces = {}
         for name, value in mine.items():
             places, dim = {0: (mesh.dp_rank(), mesh.dp_size())}, split_dim(name)
             if dim is not None:
                 places[dim] = (mesh.tp_rank(), mesh.tp_size())
-            if name.startswith("blocks.") or mesh.tp_rank() == mesh.pp_rank() == 0:  # the rest is the same on all
+            # the rest is the same on all
+            if name.startswith("blocks.") or mesh.tp_rank() == mesh.pp_rank() == 0:
                 pieces[name] = Piece(Slice.share(tuple(value.shape), places), value)
         return pieces
 
@@ -116,7 +122,12 @@ class Boundary:
 
     @staticmethod
     def here(
-        step: int, lanes: Lanes, source: Source, tokens: Tensor, rollbacks: Rollbacks, evaluated: bool
+        step: int,
+        lanes: Lanes,
+        source: Source,
+        tokens: Tensor,
+        rollbacks: Rollbacks,
+        evaluated: bool,
     ) -> Boundary:
         """After `step` steps."""
         random = {"rng.cpu": torch.get_rng_state()}
@@ -132,7 +143,10 @@ class Boundary:
             lanes |= {name: Piece(Slice.share(tuple(t.shape), {}), t) for name, t in common.items()}
         tensors = {"model": engine.weights(), "optimizer": optimizer.pieces(), "state": lanes}
         copies = {
-            kind: {name: Piece(where, t.detach().to("cpu", copy=True)) for name, (where, t) in named.items()}
+            kind: {
+                name: Piece(where, t.detach().to("cpu", copy=True))
+                for name, (where, t) in named.items()
+            }
             for kind, named in tensors.items()
         }
         state = {"optimizer": optimizer.counters(), "data": self.data, "tokens": int(self.tokens)}
@@ -158,14 +172,27 @@ def give_back(
         return Boundary.here(checkpoint.step, lanes, source, tokens, rollbacks, state["evaluated"])
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         what = f"{type(error).__name__}: {shortened(str(error))}"
-        raise UserError(f"{checkpoint.folder}: whole, but not as Hypnos writes it ({what})") from None
+        raise UserError(
+            f"{checkpoint.folder}: whole, but not as Hypnos writes it ({what})"
+        ) from None
 
 
 def _moment(checkpoint: Checkpoint, name: str) -> Tensor:
-    """KIND.PARAMETER, of the parameter's shape: one that is not finite would spoil the weights in one step."""
-    value = checkpoint.tensor("optimizer", name, shape=checkpoint.shape("model", name.partition(".")[2]))
+    """KIND.PARAMETER, of the parameter's shape: one that is not finite would spoil the weights in
+    one step.
+    """
+    value = checkpoint.tensor(
+        "optimizer", name, shape=checkpoint.shape("model", name.partition(".")[2])
+    )
     if value.dtype != torch.float32 or not value.isfinite().all():
         raise ValueError(f"tensor {name} of optimizer is not finite, or not of torch.float32")
     return value
@@ -181,14 +208,21 @@ def after_rollback(
     trouble: Trouble, checkpoint: Checkpoint | None, model: HybridLM, optimizer: MuonAdamW, source: Source,
     config: Config,
 ) -> Boundary:  # fmt: skip
-    """The checkpoint's step once more, on the data after the trouble. UserError: the run stops here instead.
+    """The checkpoint's step once more, on the data after the trouble. UserError: the run stops here
+    instead.
 
-    The documents that the checkpoint's fast weights belong to do not go on, and those that do begin with S = 0.
+    The documents that the checkpoint's fast weights belong to do not go on, and those that do begin
+    with S = 0.
     """
     rollbacks, position = go_back(trouble, checkpoint, config.guard), source.state_dict()
     assert checkpoint is not None, "go_back has seen to it"
     before = give_back(checkpoint, model, optimizer, source, config)
     source.load_state_dict(position)
     return Boundary.here(
-        before.step, Lanes.empty(config.train.microbatches), source, before.tokens, rollbacks, before.evaluated
+        before.step,
+        Lanes.empty(config.train.microbatches),
+        source,
+        before.tokens,
+        rollbacks,
+        before.evaluated,
     )

@@ -1,7 +1,8 @@
 """Forward and backward of one step's microbatches, at any layout of ranks.
 
-On one stage the sleep loop runs from end to end and autograd sees all of it. On several, every stage reads the same
-rows, plans the same windows and passes, and does its part of each in the order of one schedule.
+On one stage the sleep loop runs from end to end and autograd sees all of it. On several, every
+stage reads the same rows, plans the same windows and passes, and does its part of each in the order
+of one schedule.
 """
 
 from __future__ import annotations
@@ -25,7 +26,17 @@ from pretrain.data.batch import Batch
 from pretrain.errors import UserError
 from pretrain.model.hybrid import HybridLM
 from pretrain.model.probe import Probe
-from pretrain.model.sleep import Agree, Head, Output, Passed, Reading, WindowPlan, alone, plan, route
+from pretrain.model.sleep import (
+    Agree,
+    Head,
+    Output,
+    Passed,
+    Reading,
+    WindowPlan,
+    alone,
+    plan,
+    route,
+)
 
 
 def accumulate(
@@ -35,10 +46,12 @@ def accumulate(
     """Adds the gradient of every microbatch to the engine's.
 
     Args:
-        parts: this data-parallel rank's microbatches. states: the memory of each from the batch before.
+        parts: this data-parallel rank's microbatches. states: the memory of each from the batch
+            before.
         scored: what the sum of losses over all ranks and microbatches is divided by.
     Returns:
-        An output for each, detached. On a pipeline stage: its own memory; the losses are on the last stage.
+        An output for each, detached. On a pipeline stage: its own memory; the losses are on the
+        last stage.
     """
     check_same_rows(parts)
     if mesh.pp_size() > 1:
@@ -52,7 +65,9 @@ def accumulate(
     outputs = []
     for m, (part, state) in enumerate(zip(parts, states, strict=True)):
         watchdog.doing("reads microbatch", m)
-        out = engine(part, state, recompute=parallel.recompute, probe=probe, agree=agreement(parallel.zero))
+        out = engine(
+            part, state, recompute=parallel.recompute, probe=probe, agree=agreement(parallel.zero)
+        )
         watchdog.doing("goes back through microbatch", m)
         engine.backward(out.loss, scored)
         outputs.append(out._replace(loss=out.loss.detach()))
@@ -61,9 +76,14 @@ def accumulate(
 
 @torch.no_grad()
 def read(
-    model: HybridLM, parts: Sequence[Batch], heads: Sequence[Head], passes: int | None = None, zero: int = 0
+    model: HybridLM,
+    parts: Sequence[Batch],
+    heads: Sequence[Head],
+    passes: int | None = None,
+    zero: int = 0,
 ) -> None:
-    """Reads microbatches with N = passes (the model's own if None); what comes of it each head keeps for itself.
+    """Reads microbatches with N = passes (the model's own if None); what comes of it each head
+    keeps for itself.
 
     Args:
         heads: of each microbatch, see `pretrain.model.sleep.run`; called on the last stage only.
@@ -84,7 +104,9 @@ def read(
 
 
 def agreement(zero: int) -> Agree:
-    """How data-parallel ranks agree on what to run: ZeRO 2 and 3 reduce and gather in the order of the layers."""
+    """How data-parallel ranks agree on what to run: ZeRO 2 and 3 reduce and gather in the order of
+    the layers.
+    """
     return _over_data_parallel_ranks if zero >= 2 and mesh.dp_size() > 1 else alone
 
 
@@ -94,7 +116,8 @@ def _over_data_parallel_ranks(bits: Tensor) -> Tensor:
 
 
 def check_same_rows(parts: Sequence[Batch]) -> None:
-    """Ranks that hold one model together must read the same rows, or they would wait for each other for ever.
+    """Ranks that hold one model together must read the same rows, or they would wait for each other
+    for ever.
 
     Raises:
         UserError: on every one of them, naming those that differ from the first.
@@ -111,9 +134,16 @@ def check_same_rows(parts: Sequence[Batch]) -> None:
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)
     ranks = dist.get_process_group_ranks(group)
-    others = [rank for rank, seen in zip(ranks, everyone, strict=True) if not torch.equal(seen, everyone[0])]
+    others = [
+        rank
+        for rank, seen in zip(ranks, everyone, strict=True)
+        if not torch.equal(seen, everyone[0])
+    ]
     if others:
-        shapes = {rank: " x ".join(map(str, seen[:3].tolist())) for rank, seen in zip(ranks, everyone, strict=True)}
+        shapes = {
+            rank: " x ".join(map(str, seen[:3].tolist()))
+            for rank, seen in zip(ranks, everyone, strict=True)
+        }
         raise UserError(
             f"{mesh.place()}: rank {others[0]} reads other rows than rank {ranks[0]}, with which it shares a model: "
             f"{shapes[others[0]]} against {shapes[ranks[0]]} (microbatches x rows x tokens); give all ranks the same "
@@ -129,7 +159,8 @@ def legs(plans: Sequence[WindowPlan], model: HybridLM) -> tuple[Leg, ...]:
             way = route(p, number, model.config, model.sleep, model.stage)
             graph_to = way.turn if p.core_graph(number) else -1
             if graph_to < 0 and number == 1 and model.sleep.prelude and p.keeps_graph:
-                graph_to = model.stage.of(model.sleep.prelude - 1)  # the prelude has a gradient through its own memory
+                # the prelude has a gradient through its own memory
+                graph_to = model.stage.of(model.sleep.prelude - 1)
             is_read = number == p.reads_at and (p.has_coda or p.any_scored)
             goes_back = number > 1 and p.core_graph(number) and p.core_graph(number - 1)
             found.append(
@@ -168,7 +199,9 @@ class ReadingStream:
         return stream_like(self.reading.batch.size[0], p.width, model.config.d_model, model.dtype)
 
 
-def run_stage(readings: Sequence[Reading], recompute: str = "none", loss_scale: Tensor | float | None = None) -> None:
+def run_stage(
+    readings: Sequence[Reading], recompute: str = "none", loss_scale: Tensor | float | None = None
+) -> None:
     """This stage's part of all microbatches: forward and, given a `loss_scale`, backward."""
     streams = [ReadingStream(reading) for reading in readings]
     legs = tuple(stream.legs for stream in streams)
@@ -181,4 +214,6 @@ def order(
 ) -> Schedule:
     """The schedule of a step. legs: of each microbatch."""
     backward_cost = 2 if recompute == "none" else 3  # in forwards
-    return schedule(legs, stages, forward_only, lambda action, _: backward_cost if action.backward else 1)
+    return schedule(
+        legs, stages, forward_only, lambda action, _: backward_cost if action.backward else 1
+    )

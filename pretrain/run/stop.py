@@ -1,9 +1,10 @@
 """Ending a run before its time: on SIGTERM or SIGUSR1 all ranks save the last whole step, and exit.
 
-A signal reaches a thread of its own at once, even while the main thread waits inside a collective. That thread tells
-all ranks; each then holds its main thread back from updating weights. Until an update begins, the weights are those of
-the last whole step, so that step can be saved from beside while a long sleep, or an evaluation, goes on, and what goes
-on is given up. If some rank has begun an update, the others go on to its end, and that step is saved.
+A signal reaches a thread of its own at once, even while the main thread waits inside a collective.
+That thread tells all ranks; each then holds its main thread back from updating weights. Until an
+update begins, the weights are those of the last whole step, so that step can be saved from beside
+while a long sleep, or an evaluation, goes on, and what goes on is given up. If some rank has begun
+an update, the others go on to its end, and that step is saved.
 
     deadline: the time that a checkpoint takes to be written
               + what is left of the step, if a rank has begun its update already
@@ -34,7 +35,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class Stop:
     """Watches for signals while a run trains. Every rank has one."""
 
-    def __init__(self, step: int, save: Callable[[], None], say: Callable[[str], None], patience: float) -> None:
+    def __init__(
+        self, step: int, save: Callable[[], None], say: Callable[[str], None], patience: float
+    ) -> None:
         """
         Args:
             step: where the run begins.
@@ -46,7 +49,11 @@ class Stop:
         self._changed = threading.Condition()
         self._begun = self._done = step  # the last update that has begun, and the last that is over
         self._limit: int | None = None  # no later one may begin
-        self._store, self._rank, self._world = mesh.store("stop"), dist.get_rank(), dist.get_world_size()
+        self._store, self._rank, self._world = (
+            mesh.store("stop"),
+            dist.get_rank(),
+            dist.get_world_size(),
+        )
         self._closed = False
 
     @contextmanager
@@ -62,7 +69,9 @@ class Stop:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, signals stop the run. Only in a process's main thread: elsewhere Python takes none."""
+        """Inside, signals stop the run. Only in a process's main thread: elsewhere Python takes
+        none.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -99,14 +108,18 @@ class Stop:
         return self._store.clone()  # type: ignore[attr-defined]
 
     def _listen(self, ear: socket.socket) -> None:
-        """Tells all ranks of a signal. ear: where the numbers of signals arrive; shut when the run is over."""
+        """Tells all ranks of a signal. ear: where the numbers of signals arrive; shut when the run
+        is over.
+        """
         store = self._connect()
         while numbers := ear.recv(1):
             if numbers[0] in SIGNALS:
                 with suppress(dist.DistError):
                     store.set("number", str(numbers[0]))
                     for rank in range(self._world):
-                        store.set(f"wake/{rank}", f"{signal.Signals(numbers[0]).name} on {mesh.place()}")
+                        store.set(
+                            f"wake/{rank}", f"{signal.Signals(numbers[0]).name} on {mesh.place()}"
+                        )
         ear.close()
 
     def _stop(self) -> None:
@@ -123,18 +136,23 @@ class Stop:
         try:
             step = self._agree(store)
             self._save()
-            self._say(f"stopped by {reason} after step {step}, which is saved; the same command goes on from there")
+            self._say(
+                f"stopped by {reason} after step {step}, which is saved; the same command goes on from there"
+            )
         except UserError as error:
             self._say(f"stopped by {reason}; {error}")
         except dist.DistError:
             self._say(f"stopped by {reason}; not all ranks answer, so nothing new is saved")
             self._leave(status)
-        except Exception as error:  # the main thread may be held back for ever: this thread must not end before it
+        # the main thread may be held back for ever: this thread must not end before it
+        except Exception as error:
             self._say(f"stopped by {reason}; nothing new is saved: {error!r}")
         with suppress(dist.DistError):
             store.set(f"gone/{self._rank}", "")
             if self._rank == 0:  # the store may live here: it goes last
-                store.wait([f"gone/{rank}" for rank in range(self._world)], timedelta(seconds=ANSWER))
+                store.wait(
+                    [f"gone/{rank}" for rank in range(self._world)], timedelta(seconds=ANSWER)
+                )
         self._leave(status)
 
     def _agree(self, store: dist.Store) -> int:

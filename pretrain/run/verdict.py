@@ -1,7 +1,9 @@
-"""Whether a step counts: decided on the device, the same on every rank, from its loss and the norm of its gradient.
+"""Whether a step counts: decided on the device, the same on every rank, from its loss and the norm
+of its gradient.
 
-A step is skipped if either is not finite, or more than `guard.spike` times its running mean. Both numbers come out of
-a reduction over all ranks, so a number that goes wrong on one of them is seen by all, and nobody asks the host.
+A step is skipped if either is not finite, or more than `guard.spike` times its running mean. Both
+numbers come out of a reduction over all ranks, so a number that goes wrong on one of them is seen
+by all, and nobody asks the host.
 
 The running means are exponential over the accepted steps x_1 .. x_n,
 
@@ -28,15 +30,18 @@ DECAY = 1 - 1 / HORIZON
 
 
 def mean_loss(window_losses: Sequence[Tensor], scored: Tensor | int) -> Tensor:
-    """[] fp64 loss per scored token of a step, over all ranks; not finite if a single rank's is not.
+    """[] fp64 loss per scored token of a step, over all ranks; not finite if a single rank's is
+    not.
 
     Args:
-        window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others have zeros.
+        window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others
+            have zeros.
         scored: tokens, over all ranks.
     """
     total = torch.stack(list(window_losses)).sum(dtype=torch.float64)
     dist.all_reduce(total)
-    return total / (scored * mesh.tp_size())  # those that share a layer all have the loss of their rows
+    # those that share a layer all have the loss of their rows
+    return total / (scored * mesh.tp_size())
 
 
 class Verdict(NamedTuple):
@@ -58,7 +63,8 @@ class Verdict(NamedTuple):
     def why(self, spike: float) -> str:
         """What is wrong with a step that was skipped."""
         faults = [f"loss is {self.loss}"] if not math.isfinite(self.loss) else []
-        if not math.isfinite(self.grad_norm):  # nan or inf: DeepSpeed does not tell which it has found
+        # nan or inf: DeepSpeed does not tell which it has found
+        if not math.isfinite(self.grad_norm):
             faults.append("grad_norm is not finite")
         for name, value, usual in (
             ("loss", self.loss, self.usual_loss), ("grad_norm", self.grad_norm, self.usual_grad_norm),

@@ -1,9 +1,9 @@
 """The paper's synthetic tasks: data, loss mask and metric, one task a file.
 
-    task.py       what a task is; the layout all share     source.py   a task as the trainer's stream
-    counter.py    random numbers by (seed, row)
-    depo.py       multi-hop retrieval                       rule110.py  a cellular automaton
-    stories.py    math stories (GSM-Infinite's format)      story_writer.py  writes such stories
+task.py       what a task is; the layout all share     source.py   a task as the trainer's stream
+counter.py    random numbers by (seed, row)
+depo.py       multi-hop retrieval                       rule110.py  a cellular automaton
+stories.py    math stories (GSM-Infinite's format)      story_writer.py  writes such stories
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Random numbers that depend on (seed, stream, row) alone, so that a row is the same in any batch and on any rank.
+"""Random numbers that depend on (seed, stream, row) alone, so that a row is the same in any batch
+and on any rank.
 
-SplitMix64 (Steele, Lea, Flood 2014) started at a hash of the row, evaluated for all rows at once: a counter
-takes the place of a generator's state.
+SplitMix64 (Steele, Lea, Flood 2014) started at a hash of the row, evaluated for all rows at once: a
+counter takes the place of a generator's state.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 class Rows:
     """The random numbers of rows position..position+rows-1 of a stream.
 
-    Every draw has a name: the same name gives the same numbers again, another name independent ones.
+    Every draw has a name: the same name gives the same numbers again, another name independent
+        ones.
     """
 
     def __init__(self, seed: int, stream: str, position: int, rows: int) -> None:
@@ -45,14 +47,20 @@ class Rows:
         return ((high * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
 
     def order(self, name: str, count: int, size: Ints | int | None = None) -> Ints:
-        """[B, count] permutations; with `size` ([B] or one), the first size[b] entries permute 0..size[b]-1."""
+        """[B, count] permutations; with `size` ([B] or one), the first size[b] entries permute
+        0..size[b]-1.
+        """
         words = self.words(name, count)
         if size is not None:
-            words[np.arange(count) >= np.broadcast_to(size, len(words))[:, None]] = np.iinfo(np.uint64).max
+            words[np.arange(count) >= np.broadcast_to(size, len(words))[:, None]] = np.iinfo(
+                np.uint64
+            ).max
         return np.argsort(words, axis=1)
 
     def distinct(self, name: str, count: int, bound: int) -> Ints:
-        """[B, count] integers in 0..bound-1, distinct within a row, every such choice equally likely."""
+        """[B, count] integers in 0..bound-1, distinct within a row, every such choice equally
+        likely.
+        """
         if bound <= 4 * count:
             return self.order(name, bound)[:, :count]
         numbers = self.below(name, count, bound)
@@ -61,7 +69,9 @@ class Rows:
             if not repeated.any():
                 return numbers
             numbers = np.where(repeated, self.below(f"{name}/{attempt}", count, bound), numbers)
-        raise AssertionError("at most a quarter of the numbers is taken, so a thousand attempts do not all fail")
+        raise AssertionError(
+            "at most a quarter of the numbers is taken, so a thousand attempts do not all fail"
+        )
 
     def generators(self) -> list[random.Random]:
         """One ordinary generator per row, for what is not drawn for all rows at once."""
@@ -69,7 +79,9 @@ class Rows:
 
 
 def _mix(x: Words) -> Words:
-    """The finaliser of SplitMix64: a bijection of 64-bit words that leaves no visible trace of a counter."""
+    """The finaliser of SplitMix64: a bijection of 64-bit words that leaves no visible trace of a
+    counter.
+    """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

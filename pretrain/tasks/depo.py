@@ -1,12 +1,14 @@
 """Depo: read a directed cycle as shuffled edges, then say which node comes k hops after another.
 
-Section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099); docs/method.md lists what is our choice.
-The k-th successor takes k look-ups, so that k measures how far a context was worked through before it was evicted.
+Section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099); docs/method.md lists what is our
+choice. The k-th successor takes k look-ups, so that k measures how far a context was worked through
+before it was evicted.
 
     PAD PAD a b | c d  b c | d a          4 nodes a -> b -> c -> d -> a as edges, left-padded to whole windows
     [hop 2] a [ANS] c  [hop 1] c [ANS] d  queries; scored: the answer's tokens, the first of them at [ANS]
 
-A name of j tokens is j - 1 tokens of one set and a last token of another, so names end where they seem to.
+A name of j tokens is j - 1 tokens of one set and a last token of another, so names end where they
+seem to.
 """
 
 from __future__ import annotations
@@ -63,18 +65,27 @@ class Depo:
         return self._write(Rows(seed, "depo test", 0, rows), np.full(rows, self.config.nodes), hops)
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
-        """Share of queries answered in full, {"hops_k": share}, for every k asked. best: [B, T] int64."""
+        """Share of queries answered in full, {"hops_k": share}, for every k asked. best: [B, T]
+        int64.
+        """
         asked = batch.tokens[:, self.config.context :] - HOP + 1  # k at a query's first token
         targets, best = batch.targets[:, self.config.context :], best[:, self.config.context :]
-        first = batch.valid[:, self.config.context :] & (asked >= 1) & (asked <= self.config.max_hops)
-        query = first.cumsum(dim=1) - 1  # [B, T - context], which query of the row a token belongs to
+        first = (
+            batch.valid[:, self.config.context :] & (asked >= 1) & (asked <= self.config.max_hops)
+        )
+        # [B, T - context], which query of the row a token belongs to
+        query = first.cumsum(dim=1) - 1
         misses = torch.zeros(best.shape[0], self.config.queries, dtype=torch.int64)
         misses.scatter_add_(1, query.clamp(min=0), ((targets != IGNORE) & (best != targets)).long())
         right, hops = misses.flatten() == 0, asked[first]
-        return {f"hops_{k}": float(right[hops == k].double().mean()) for k in hops.unique().tolist()}
+        return {
+            f"hops_{k}": float(right[hops == k].double().mean()) for k in hops.unique().tolist()
+        }
 
     def _write(self, draw: Rows, n: Ints, hops: Ints) -> Batch:
-        """Rows with n [B] nodes and queries of hops [B, Q]. Node i points to node i + 1: the names are random."""
+        """Rows with n [B] nodes and queries of hops [B, Q]. Node i points to node i + 1: the names
+        are random.
+        """
         config, B, Q = self.config, len(n), hops.shape[1]
         names, used = self._draw_names(draw)  # [B, nodes, m]
         T = config.context + Q * self.query_tokens
@@ -84,8 +95,12 @@ class Depo:
         row = np.arange(B)[:, None]
 
         source = draw.order("edges", config.nodes, n)  # [B, nodes], the first n of it are nodes
-        edges = np.stack([source, (source + 1) % n[:, None]], axis=2).reshape(B, -1)  # [B, 2 * nodes]
-        real = used[row, edges] & np.repeat(np.arange(config.nodes) < n[:, None], 2, axis=1)[:, :, None]
+        # [B, 2 * nodes]
+        edges = np.stack([source, (source + 1) % n[:, None]], axis=2).reshape(B, -1)
+        real = (
+            used[row, edges]
+            & np.repeat(np.arange(config.nodes) < n[:, None], 2, axis=1)[:, :, None]
+        )
         at, place = _packed(real)
         place += config.context - real.sum(axis=(1, 2))[at]  # left-padded
         tokens[at, place], valid[at, place] = names[row, edges][real], True
@@ -106,7 +121,9 @@ class Depo:
         return make_batch(tokens, targets, valid, self.window)
 
     def _draw_names(self, draw: Rows) -> tuple[Ints, NDArray[np.bool_]]:
-        """Distinct names [B, nodes, m], and which of their tokens are used: a name of j tokens uses the first j."""
+        """Distinct names [B, nodes, m], and which of their tokens are used: a name of j tokens uses
+        the first j.
+        """
         (low, high), V, nodes = self.config.name_tokens, self.config.vocabulary, self.config.nodes
         length = low + draw.below("lengths", nodes, high - low + 1)  # [B, nodes]
         names = np.zeros((*length.shape, high), dtype=np.int64)
@@ -128,7 +145,9 @@ class Depo:
         c, L = self.config, self.window
         low, high = c.name_tokens
         if not 1 <= low <= high:
-            raise UserError(f"depo.name_tokens = [{low}, {high}]: must be two numbers from 1, the smaller one first")
+            raise UserError(
+                f"depo.name_tokens = [{low}, {high}]: must be two numbers from 1, the smaller one first"
+            )
         if not c.queries <= self.min_nodes <= c.nodes:
             raise UserError(
                 f"depo: queries start at distinct nodes, so queries <= min_nodes <= nodes, but they are "
@@ -158,7 +177,9 @@ class Depo:
 
 
 def _packed(real: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Where the real entries of [B, items, slots] go when a row is written without gaps: (row, place from 0)."""
+    """Where the real entries of [B, items, slots] go when a row is written without gaps: (row,
+    place from 0).
+    """
     flat = real.reshape(len(real), -1)
     place = np.cumsum(flat, axis=1) - 1
     return flat.nonzero()[0], place[flat]

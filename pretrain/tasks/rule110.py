@@ -1,7 +1,8 @@
 """Rule 110: read rings of bits, then say what their first bits are after t steps of the automaton.
 
-Section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099); docs/method.md lists what is our choice.
-The rule is Turing-complete: its outcome is computed step by step, and a query leaves no time for that.
+Section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099); docs/method.md lists what is our
+choice. The rule is Turing-complete: its outcome is computed step by step, and a query leaves no
+time for that.
 
     24 bits | 24 bits | 24 bits | 24 bits    the rings, fair bits, nothing scored
     SEP l0 l1 l2                             predicts l0 l1 l2 l3, so no ring's window carries a target
@@ -42,9 +43,14 @@ class Rule110:
         return self._write(Rows(seed, "rule110 test", 0, rows))
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
-        """"exact": share of rows with all labels right; "label": share of labels. best: [B, T] int64."""
+        """ "exact": share of rows with all labels right; "label": share of labels. best: [B, T]
+        int64.
+        """
         right = (best == batch.targets)[:, -self.config.rings :]
-        return {"exact": float(right.all(dim=1).double().mean()), "label": float(right.double().mean())}
+        return {
+            "exact": float(right.all(dim=1).double().mean()),
+            "label": float(right.double().mean()),
+        }
 
     def _write(self, draw: Rows) -> Batch:
         c = self.config
@@ -57,7 +63,9 @@ class Rule110:
         return make_batch(tokens, targets, np.ones(tokens.shape, dtype=np.bool_), self.window)
 
     def _check(self) -> None:
-        """UserError unless windows hold whole rings, or rings whole windows, and one more holds all labels."""
+        """UserError unless windows hold whole rings, or rings whole windows, and one more holds all
+        labels.
+        """
         width, rings, L = self.config.width, self.config.rings, self.window
         if L % width and width % L:
             raise UserError(
@@ -71,11 +79,15 @@ class Rule110:
                 f"no label; set rule110.rings to {-(-rings // together) * together}, or sleep.window to {width}"
             )
         if rings > L:
-            raise UserError(f"rule110.rings = {rings} labels do not fit one window of sleep.window = {L}; lower it")
+            raise UserError(
+                f"rule110.rings = {rings} labels do not fit one window of sleep.window = {L}; lower it"
+            )
 
 
 def evolve(cells: Cells, steps: int) -> Cells:
-    """Rule 110 on rings [..., width] of 0 and 1: a cell becomes 1 unless left, itself, right are 000, 100 or 111."""
+    """Rule 110 on rings [..., width] of 0 and 1: a cell becomes 1 unless left, itself, right are
+    000, 100 or 111.
+    """
     for _ in range(steps):
         left, right = np.roll(cells, 1, axis=-1), np.roll(cells, -1, axis=-1)
         cells = (cells | right) & ~(left & cells & right)

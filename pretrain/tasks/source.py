@@ -13,10 +13,11 @@ from pretrain.tasks.task import Task
 
 
 class TaskSource:
-    """Gives each rank its rows of the global batch; row r is the same in any batch size and on any rank.
+    """Gives each rank its rows of the global batch; row r is the same in any batch size and on any
+    rank.
 
-    A thread stays a few batches ahead. A batch is a pure function of its position, so that what was written and not
-    used is simply written again after a resume.
+    A thread stays a few batches ahead. A batch is a pure function of its position, so that what was
+    written and not used is simply written again after a resume.
 
     Args:
         batch: B, rows of the global batch, over all ranks.
@@ -45,7 +46,9 @@ class TaskSource:
         return batch
 
     def samples(self) -> Callable[[], Any]:
-        """The seed and the rows [first, stop) of the last global batch: task.sample(seed, first, stop - first)."""
+        """The seed and the rows [first, stop) of the last global batch: task.sample(seed, first,
+        stop - first).
+        """
         rows = [self._position - self.batch, self._position]
         return lambda: {"seed": self.seed, "rows": rows}
 

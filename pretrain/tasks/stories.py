@@ -1,6 +1,8 @@
-"""Math stories: a problem that names many quantities, of which a few are needed, and its answer, a number.
+"""Math stories: a problem that names many quantities, of which a few are needed, and its answer, a
+number.
 
-GSM-Infinite, section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099): question first, no chain of thought.
+GSM-Infinite, section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099): question first, no
+chain of thought.
 
     PAD PAD What is the total ...? The number of ... equals ...   left-padded to whole windows; nothing scored
     Answer: 12 EOS                                                scored: the number and EOS
@@ -54,7 +56,9 @@ class Record(NamedTuple):
 
 
 class Stories:
-    """Stories with ops ~ U[min_ops, max_ops], or uniform over those that the file has in that range."""
+    """Stories with ops ~ U[min_ops, max_ops], or uniform over those that the file has in that
+    range.
+    """
 
     def __init__(self, config: StoriesConfig, window: int, tokenizer: Tokenizer) -> None:
         self.config, self.window, self.tokenizer = config, window, tokenizer
@@ -63,7 +67,8 @@ class Stories:
         check_context("stories.context", config.context, window)
         anywhere = replace(config, path="")  # a file may be moved, its content not changed
         self.fingerprint = f"{anywhere} window={window} tokenizer={tokenizer.fingerprint}"
-        self.train: dict[int, list[Record]] = {}  # a file's records by op; empty: they are written as needed
+        # a file's records by op; empty: they are written as needed
+        self.train: dict[int, list[Record]] = {}
         self.held_out: dict[int, list[Record]] = {}
         if config.path:
             records = list(self._read(Path(config.path)))
@@ -72,32 +77,48 @@ class Stories:
             self.fingerprint += f" file={sha256(Path(config.path))}"
         else:
             if config.max_ops > MOST_OPS:
-                raise UserError(f"stories.max_ops = {config.max_ops}: the built-in stories have at most {MOST_OPS}")
+                raise UserError(
+                    f"stories.max_ops = {config.max_ops}: the built-in stories have at most {MOST_OPS}"
+                )
             longest = max(len(self._answer(str(n))) for n in range(LARGEST + 1))
         self.answer_tokens = len(self.prompt) + longest - 1
         if self.answer_tokens > window:
-            raise UserError(f"sleep.window = {window} does not hold an answer; set it to {self.answer_tokens} or more")
+            raise UserError(
+                f"sleep.window = {window} does not hold an answer; set it to {self.answer_tokens} or more"
+            )
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows: op uniform, then a story of that op."""
         draw = Rows(seed, "stories", position, rows)
         ops = list(self.train) or list(range(self.config.min_ops, self.config.max_ops + 1))
         chosen = [ops[i] for i in draw.below("op", 1, len(ops))[:, 0].tolist()]
-        return self._write([self._draw(r, op, self.train) for r, op in zip(draw.generators(), chosen, strict=True)])
+        return self._write(
+            [self._draw(r, op, self.train) for r, op in zip(draw.generators(), chosen, strict=True)]
+        )
 
     def test(self, seed: int, rows: int) -> StoryBatch:
-        """Test rows that go through the ops in turn: a file's held-out records, or newly written ones."""
+        """Test rows that go through the ops in turn: a file's held-out records, or newly written
+        ones.
+        """
         ops = list(self.held_out) or list(range(self.config.min_ops, self.config.max_ops + 1))
         if rows < len(ops):
-            raise UserError(f"{rows} test rows do not hold one of each op of {ops}; set train.batch to {len(ops)}")
+            raise UserError(
+                f"{rows} test rows do not hold one of each op of {ops}; set train.batch to {len(ops)}"
+            )
         random = Rows(seed, "stories test", 0, rows).generators()
-        return self._write([self._draw(r, ops[i % len(ops)], self.held_out) for i, r in enumerate(random)])
+        return self._write(
+            [self._draw(r, ops[i % len(ops)], self.held_out) for i, r in enumerate(random)]
+        )
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
-        """Share of stories answered exactly: {"exact": of all, "op_k": of those with op k}. best: [B, T] int64."""
+        """Share of stories answered exactly: {"exact": of all, "op_k": of those with op k}. best:
+        [B, T] int64.
+        """
         assert isinstance(batch, StoryBatch), "all batches of this task are"
         right = ((best == batch.targets) | (batch.targets == IGNORE)).all(dim=1).double()
-        by_op = {f"op_{op}": float(right[batch.ops == op].mean()) for op in batch.ops.unique().tolist()}
+        by_op = {
+            f"op_{op}": float(right[batch.ops == op].mean()) for op in batch.ops.unique().tolist()
+        }
         return {"exact": float(right.mean()), **by_op}
 
     def _write(self, records: list[Record]) -> StoryBatch:
@@ -142,14 +163,20 @@ class Stories:
         return self.tokenizer.encode(f" {number}") + [self.tokenizer.eos]
 
     def _read(self, path: Path) -> Iterator[Record]:
-        """A file's records within min_ops..max_ops; UserError names the line of what is no such record."""
+        """A file's records within min_ops..max_ops; UserError names the line of what is no such
+        record.
+        """
         low, high = self.config.min_ops, self.config.max_ops
         try:
             lines = read_whole(path).decode().removesuffix("\n").split("\n")
         except OSError as error:
-            raise UserError(f"{path}: cannot read the stories: {error.strerror}; mend stories.path") from None
+            raise UserError(
+                f"{path}: cannot read the stories: {error.strerror}; mend stories.path"
+            ) from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {error.start}; write it again as UTF-8") from None
+            raise UserError(
+                f"{path}: not UTF-8 at byte {error.start}; write it again as UTF-8"
+            ) from None
         found = False
         for number, line in enumerate(lines, start=1):
             question, problem, answer, op = _parse(line, f"{path}:{number}")
@@ -167,7 +194,9 @@ class Stories:
                 )
             yield Record(context, self._answer(answer), op)
         if not found:
-            raise UserError(f"{path}: no story has stories.min_ops = {low} to stories.max_ops = {high} ops")
+            raise UserError(
+                f"{path}: no story has stories.min_ops = {low} to stories.max_ops = {high} ops"
+            )
 
 
 def _parse(line: str, where: str) -> tuple[str, str, str, int]:
@@ -180,12 +209,16 @@ def _parse(line: str, where: str) -> tuple[str, str, str, int]:
         raise UserError(f"{where}: not a JSON object; each line is one record")
     for key in ("question", "problem", "solution"):
         if not isinstance(record.get(key), str):
-            raise UserError(f"{where}: {key!r} is missing or not a string; see the GSM-Infinite format")
+            raise UserError(
+                f"{where}: {key!r} is missing or not a string; see the GSM-Infinite format"
+            )
     if type(record.get("op")) is not int:
         raise UserError(f"{where}: 'op' is missing or not an integer; see the GSM-Infinite format")
     answer = _ANSWER.search(record["solution"])
     if not answer:
-        raise UserError(f"{where}: the solution does not end in 'Answer: <integer>.'; see the GSM-Infinite format")
+        raise UserError(
+            f"{where}: the solution does not end in 'Answer: <integer>.'; see the GSM-Infinite format"
+        )
     return record["question"], record["problem"], answer[1], record["op"]
 
 
@@ -193,16 +226,22 @@ Split = dict[int, list[Record]]
 
 
 def _split(records: list[Record], path: str) -> tuple[Split, Split]:
-    """Training and held-out records by op. Which problems are held out depends on their text alone, by its hash."""
+    """Training and held-out records by op. Which problems are held out depends on their text alone,
+    by its hash.
+    """
     train: Split = {}
     held_out: Split = {}
     for op in sorted({r.op for r in records}):
         problems: dict[bytes, list[Record]] = {}
         for record in records:
             if record.op == op:
-                problems.setdefault(hashlib.sha256(str(record.context).encode()).digest(), []).append(record)
+                problems.setdefault(
+                    hashlib.sha256(str(record.context).encode()).digest(), []
+                ).append(record)
         if len(problems) < 2:
-            raise UserError(f"{path}: only one story has op {op}, which cannot be both trained on and held out")
+            raise UserError(
+                f"{path}: only one story has op {op}, which cannot be both trained on and held out"
+            )
         order = sorted(problems)
         count = max(1, len(order) // _HELD_OUT)
         held_out[op] = [r for key in order[:count] for r in problems[key]]

@@ -1,11 +1,14 @@
-"""Writes math stories of GSM-Infinite's kind (Zhou et al. 2025, arXiv 2502.05252), so that none need be downloaded.
+"""Writes math stories of GSM-Infinite's kind (Zhou et al. 2025, arXiv 2502.05252), so that none
+need be downloaded.
 
-    The number of adult fox in Pine Ridge equals 3. The number of adult deer in Pine Ridge equals 2 plus the number
+    The number of adult fox in Pine Ridge equals 3. The number of adult deer in Pine Ridge equals 2
+    plus the number
     of adult fox in Pine Ridge. ...    What is the total number of adult animals in Pine Ridge?
 
-A story is a graph of quantities, drawn from the question towards its leaves until exactly `op` operands are used in
-the definitions that the answer needs, which is how the public records count their `op`. Other quantities are noise.
-Of the public forms it writes no differences (nothing gets negative) and no equations with an unknown.
+A story is a graph of quantities, drawn from the question towards its leaves until exactly `op`
+operands are used in the definitions that the answer needs, which is how the public records count
+their `op`. Other quantities are noise. Of the public forms it writes no differences (nothing gets
+negative) and no equations with an unknown.
 """
 
 from __future__ import annotations
@@ -35,7 +38,20 @@ WORLDS = [
         "animals_in_parks",
         "adult ",
         "adult animals",
-        ["fox", "deer", "owl", "bear", "wolf", "crow", "otter", "lynx", "hare", "heron", "badger", "eagle"],
+        [
+            "fox",
+            "deer",
+            "owl",
+            "bear",
+            "wolf",
+            "crow",
+            "otter",
+            "lynx",
+            "hare",
+            "heron",
+            "badger",
+            "eagle",
+        ],
         ["Pine Ridge", "Cedar Valley", "Maple Creek", "Stone Harbor", "Willow Park", "Amber Hills"]
         + ["North Meadow", "Silver Lake", "Oak Hollow", "Misty Coast", "Red Canyon", "Elm Grove"],
     ),
@@ -43,8 +59,22 @@ WORLDS = [
         "schools_in_cities",
         "",
         "schools",
-        ["elementary school", "public highschool", "music school", "medical school", "law school", "art school"]
-        + ["night school", "sports school", "cooking school", "language school", "flight school", "drama school"],
+        [
+            "elementary school",
+            "public highschool",
+            "music school",
+            "medical school",
+            "law school",
+            "art school",
+        ]
+        + [
+            "night school",
+            "sports school",
+            "cooking school",
+            "language school",
+            "flight school",
+            "drama school",
+        ],
         ["Brightford", "Ruby Bay", "Evervale", "Hawksburg", "Glenfield", "Westhaven"]
         + ["Clearwater", "Oakbridge", "Riverton", "Shoreline", "Northgate", "Millbrook"],
     ),
@@ -52,10 +82,29 @@ WORLDS = [
         "movies_at_festivals",
         "",
         "movies",
-        ["calm road movie", "solemn period drama", "upbeat comedy", "space adventure", "silent film", "ghost story"]
+        [
+            "calm road movie",
+            "solemn period drama",
+            "upbeat comedy",
+            "space adventure",
+            "silent film",
+            "ghost story",
+        ]
         + ["courtroom drama", "heist movie", "nature film", "musical", "spy thriller", "western"],
-        ["Northwood Festival", "Verdi Festival", "Golden Lamp Festival", "Lumen Festival", "Harbor Film Week"]
-        + ["Taylor Festival", "West Sahara Festival", "Polar Film Days", "Montreval Festival", "Aurora Festival"]
+        [
+            "Northwood Festival",
+            "Verdi Festival",
+            "Golden Lamp Festival",
+            "Lumen Festival",
+            "Harbor Film Week",
+        ]
+        + [
+            "Taylor Festival",
+            "West Sahara Festival",
+            "Polar Film Days",
+            "Montreval Festival",
+            "Aurora Festival",
+        ]
         + ["Old Town Film Week", "Saffron Festival"],
     ),
 ]
@@ -89,14 +138,19 @@ class Story:
 
     world: World
     needed: dict[Quantity, Definition]  # a definition only uses quantities that follow it
-    noise: dict[Quantity, Definition]  # a definition only uses needed quantities and noise before it
+    # a definition only uses needed quantities and noise before it
+    noise: dict[Quantity, Definition]
     values: dict[Quantity, int]  # of the needed ones
     shuffle: list[float]  # sort keys of the sentences, one for each definition
 
     def record(self, noise: int) -> dict[str, str | int]:
         """The story in the public format, with the first `noise` noise quantities only."""
         told = list(self.needed.items()) + list(self.noise.items())[:noise]
-        sentences = [(key, self._sentence(q, d)) for key, (q, d) in zip(self.shuffle, told, strict=False) if q.kind]
+        sentences = [
+            (key, self._sentence(q, d))
+            for key, (q, d) in zip(self.shuffle, told, strict=False)
+            if q.kind
+        ]
         asked = next(iter(self.needed))
         if asked.kind is None:
             question = f"What is the {self.name(asked)}?"
@@ -159,7 +213,8 @@ def _chain(sign: str, symbols: list[str], numbers: list[int]) -> str:
 
 
 def write_story(random: Random, op: int, noise: int) -> Story:
-    """A story with exactly `op` operands (1..MOST_OPS) and `noise` (0..MOST_NOISE) quantities that do not matter.
+    """A story with exactly `op` operands (1..MOST_OPS) and `noise` (0..MOST_NOISE) quantities that
+    do not matter.
 
     Stories with a value above LARGEST are drawn again.
     """
@@ -179,7 +234,8 @@ def write_story(random: Random, op: int, noise: int) -> Story:
 
 
 class _Draft:
-    """Draws the needed quantities. Each open (not yet defined) one keeps back the operands of its cheapest definition.
+    """Draws the needed quantities. Each open (not yet defined) one keeps back the operands of its
+    cheapest definition.
 
     A definition may use new quantities and open ones, never defined ones: so there are no cycles.
     """
@@ -204,14 +260,22 @@ class _Draft:
         noise: dict[Quantity, Definition] = {}
         known = list(self.needed)
         for _ in range(count):
-            terms = self.random.sample(known, min(self.random.choice([0, 0, 1, 1, 2, 3]), len(known)))
+            terms = self.random.sample(
+                known, min(self.random.choice([0, 0, 1, 1, 2, 3]), len(known))
+            )
             q = self.fresh.pop()
-            noise[q] = self._with_constant(terms) if self.random.random() < 0.3 or not terms else Definition(terms)
+            noise[q] = (
+                self._with_constant(terms)
+                if self.random.random() < 0.3 or not terms
+                else Definition(terms)
+            )
             known.append(q)
         return noise
 
     def _define(self, q: Quantity) -> Definition:
-        """The first operand was kept back for q; others, and what new quantities keep back, are taken from spare."""
+        """The first operand was kept back for q; others, and what new quantities keep back, are
+        taken from spare.
+        """
         must_grow = not self.open
         if not self.spare or (not must_grow and self.random.random() < 0.3):
             return self._with_constant([])
@@ -221,7 +285,11 @@ class _Draft:
         for number in range(self.random.choice([1, 1, 2, 2, 3])):
             another = int(number > 0)
             reusable = [t for t in self.open if t not in terms]
-            choices = ["open"] if reusable and not (must_grow and not terms) and self.spare >= another else []
+            choices = (
+                ["open"]
+                if reusable and not (must_grow and not terms) and self.spare >= another
+                else []
+            )
             choices += ["new"] * 2 if self.spare >= another + 1 else []
             choices += ["total"] if self.spare >= another + 2 and self.total_places else []
             if not choices:

@@ -1,6 +1,6 @@
 """What a task is to the rest of `pretrain/`, and the layout that all tasks share.
 
-    | context: whole windows, nothing scored | prediction: the answers are scored |
+| context: whole windows, nothing scored | prediction: the answers are scored |
 """
 
 from __future__ import annotations
@@ -21,20 +21,27 @@ class Task(Protocol):
     """Data, loss mask and metric of a synthetic task."""
 
     vocab_size: int
-    fingerprint: str  # equal if and only if the task gives the same rows for the same (seed, position)
+    # equal if and only if the task gives the same rows for the same (seed, position)
+    fingerprint: str
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
-        """Training rows position..position+rows-1: a pure function of (seed, row), however they are grouped."""
+        """Training rows position..position+rows-1: a pure function of (seed, row), however they are
+        grouped.
+        """
 
     def test(self, seed: int, rows: int) -> Batch:
         """Rows of the held-out distribution; never rows of training."""
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
-        """Shares of right answers by name. best: [B, T] int64, the likeliest token where one is scored."""
+        """Shares of right answers by name. best: [B, T] int64, the likeliest token where one is
+        scored.
+        """
 
 
 def check_context(name: str, context: int, window: int) -> None:
-    """A window that holds context and answers would neither be slept on nor be evicted before it is asked about."""
+    """A window that holds context and answers would neither be slept on nor be evicted before it is
+    asked about.
+    """
     if context < 1 or context % window:
         fit = max(1, -(-context // window)) * window
         raise UserError(

@@ -1,4 +1,6 @@
-"""The benchmarks as commands: help with an example, and refusals in one line before anything is measured."""
+"""The benchmarks as commands: help with an example, and refusals in one line before anything is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,17 @@ def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_pipeline_of_one_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     told = str(benchmark("bubble"))
-    assert told.startswith("benchmarks.bubble: ") and "start it with torchrun" in told and "\n" not in told
+    assert (
+        told.startswith("benchmarks.bubble: ")
+        and "start it with torchrun" in told
+        and "\n" not in told
+    )
     assert not capsys.readouterr().out
 
 
-def test_a_report_of_what_no_commit_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_of_what_no_commit_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "commit", lambda: "0123abc-dirty")
     monkeypatch.setattr(sys, "argv", ["memory", "--quick", "--out", str(tmp_path / "memory.md")])
     with pytest.raises(SystemExit, match=r"^benchmarks\.memory: .* commit first$"):

@@ -23,7 +23,13 @@ from pretrain.model.hybrid import HybridLM
 from tests.checkpoint.written import CONFIG, STATE, write
 from tests.run import reference
 
-FILES = ("model.0.safetensors", "optimizer.0.safetensors", "state.0.safetensors", "state.json", "config.toml")
+FILES = (
+    "model.0.safetensors",
+    "optimizer.0.safetensors",
+    "state.0.safetensors",
+    "state.json",
+    "config.toml",
+)
 
 
 def test_layout_is_plain_safetensors_and_json(tmp_path: Path) -> None:
@@ -32,10 +38,14 @@ def test_layout_is_plain_safetensors_and_json(tmp_path: Path) -> None:
     for name, entry in json.loads((folder / "index.json").read_text())["files"].items():
         assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
     assert json.loads((folder / "state.json").read_text()) == {"step": 3, **STATE}
-    assert (tmp_path / "checkpoints" / "latest").read_text() == f"step-3 {zlib.crc32(b'step-3'):08x}\n"
+    assert (
+        tmp_path / "checkpoints" / "latest"
+    ).read_text() == f"step-3 {zlib.crc32(b'step-3'):08x}\n"
     expected = dict(reference.model(seed=3).named_parameters())
     saved = load_file(folder / "model.0.safetensors")
-    assert saved.keys() == expected.keys() and all(torch.equal(saved[n], expected[n]) for n in saved)
+    assert saved.keys() == expected.keys() and all(
+        torch.equal(saved[n], expected[n]) for n in saved
+    )
 
 
 def test_load_model_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
@@ -73,21 +83,31 @@ def test_milestones_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("format", "who"), [(3, "a newer"), (1, "an older")])
-def test_another_versions_checkpoint_is_not_passed_over(format: int, who: str, tmp_path: Path) -> None:
+def test_another_versions_checkpoint_is_not_passed_over(
+    format: int, who: str, tmp_path: Path
+) -> None:
     for step in (1, 2):
         write(tmp_path, step)
     (tmp_path / "checkpoints/step-2/index.json").write_text(json.dumps({"format": format}))
-    with pytest.raises(UserError, match=f"step-2/index.json: format {format} was written by {who} Hypnos"):
+    with pytest.raises(
+        UserError, match=f"step-2/index.json: format {format} was written by {who} Hypnos"
+    ):
         newest(tmp_path, pytest.fail)
     shutil.rmtree(tmp_path / "checkpoints/step-1")
     with pytest.raises(UserError, match=f"format {format} was written by {who} Hypnos"):
         newest(tmp_path, pytest.fail)
 
 
-def test_a_save_that_was_killed_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_was_killed_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, 1)
     killed = KeyboardInterrupt("killed")
-    for name in ("pretrain.checkpoint.write.describe", "pretrain.checkpoint.write.sync", "pathlib.Path.rename"):
+    for name in (
+        "pretrain.checkpoint.write.describe",
+        "pretrain.checkpoint.write.sync",
+        "pathlib.Path.rename",
+    ):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(name, lambda *a: (_ for _ in ()).throw(killed))
             write(tmp_path, 2)
@@ -97,7 +117,9 @@ def test_a_save_that_was_killed_leaves_the_one_before(tmp_path: Path, monkeypatc
     assert steps(tmp_path) == [1, 2]
 
 
-def test_what_cannot_be_deleted_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_deleted_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a network's disk a folder stays while a reader has a file of it open."""
 
     def busy(path: Path, ignore_errors: bool = False) -> None:
@@ -109,7 +131,10 @@ def test_what_cannot_be_deleted_costs_nothing(tmp_path: Path, monkeypatch: pytes
             write(tmp_path, step, keep=1)
         sweep(tmp_path)
     assert steps(tmp_path) == [3]
-    assert {path.name for path in (tmp_path / "checkpoints").glob(".*")} == {".step-1.old", ".step-2.old"}
+    assert {path.name for path in (tmp_path / "checkpoints").glob(".*")} == {
+        ".step-1.old",
+        ".step-2.old",
+    }
     sweep(tmp_path)
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
@@ -129,21 +154,30 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
 
     model = r"model\.0\.safetensors: damaged in "
     damages = [
-        (lambda f: flip(f / "model.0.safetensors", place), model + r"tensor blocks\.1\.mixer\.A_log$"),
+        (
+            lambda f: flip(f / "model.0.safetensors", place),
+            model + r"tensor blocks\.1\.mixer\.A_log$",
+        ),
         (lambda f: flip(f / "model.0.safetensors", 20), model + "(its header|tensor )"),
         (lambda f: flip(f / "model.0.safetensors", 6), model + "its header"),
         (
             lambda f: os.truncate(f / "optimizer.0.safetensors", size - 9),
             r"optimizer\.0\.safetensors: damaged in tensor momentum\.",
         ),
-        (lambda f: os.truncate(f / "optimizer.0.safetensors", 0), r"optimizer\.0\.safetensors: damaged in its header"),
+        (
+            lambda f: os.truncate(f / "optimizer.0.safetensors", 0),
+            r"optimizer\.0\.safetensors: damaged in its header",
+        ),
         (lambda f: (f / "state.0.safetensors").unlink(), r"state\.0\.safetensors: missing"),
         (lambda f: flip(f / "state.json", 12), r"state\.json: damaged"),
         (lambda f: flip(f / "config.toml", 30), r"config\.toml: damaged"),
         (lambda f: (f / "index.json").unlink(), r"index\.json: missing"),
         (lambda f: (f / "index.json").write_text("{"), r"index\.json: damaged, malformed JSON"),
         (lambda f: (f / "index.json").write_text("[]"), r"index\.json: damaged, not a JSON object"),
-        (lambda f: (f / "index.json").write_text('{"format": 2}'), r"index\.json: damaged, it does not match"),
+        (
+            lambda f: (f / "index.json").write_text('{"format": 2}'),
+            r"index\.json: damaged, it does not match",
+        ),
         (lambda f: (f / "index.json").write_text('{"format": 99}'), r"written by a newer Hypnos"),
         (lambda f: (f / "extra.bin").write_text("x"), r"extra\.bin: does not belong"),
     ]
@@ -179,7 +213,10 @@ def test_a_damaged_newest_is_passed_over_and_said(tmp_path: Path) -> None:
     said: list[str] = []
     found = newest(tmp_path, said.append)
     assert found is not None and found.step == 1
-    assert ["step-3/state.json: missing" in said[0], "step-2/model.0.safetensors" in said[1]] == [True, True]
+    assert ["step-3/state.json: missing" in said[0], "step-2/model.0.safetensors" in said[1]] == [
+        True,
+        True,
+    ]
     (tmp_path / "checkpoints/step-1/state.json").unlink()
     with pytest.raises(UserError, match="every checkpoint is damaged"):
         newest(tmp_path, said.append)
@@ -187,10 +224,14 @@ def test_a_damaged_newest_is_passed_over_and_said(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused_by_tensor(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write(tmp_path, 1))
-    with pytest.raises(UserError, match=r"tensor embed\.weight is \[37, 24\], but the model's is \[38, 24\]"):
+    with pytest.raises(
+        UserError, match=r"tensor embed\.weight is \[37, 24\], but the model's is \[38, 24\]"
+    ):
         checkpoint.load_weights(HybridLM(replace(reference.MODEL, vocab_size=38), reference.SLEEP))
     with pytest.raises(UserError, match=r"tensor head\.weight is none of the model's"):
-        checkpoint.load_weights(HybridLM(replace(reference.MODEL, tie_embeddings=True), reference.SLEEP))
+        checkpoint.load_weights(
+            HybridLM(replace(reference.MODEL, tie_embeddings=True), reference.SLEEP)
+        )
     with pytest.raises(UserError, match=r"index\.json: tensor nothing is missing from model"):
         checkpoint.tensor("model", "nothing")
 
@@ -217,7 +258,9 @@ def test_a_replaced_checkpoint_is_put_back_if_its_successor_never_came(
     assert found is not None and found.step == 1
 
 
-def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flushed: list[str] = []
     rename = Path.rename
 

@@ -1,7 +1,7 @@
 """Saving beside training, on one rank: what `save` promises to a loop that goes on at once.
 
-No clock decides how long a write takes. The draft of `latest`, the last that is written, is a pipe: until somebody
-reads from it, a save cannot end.
+No clock decides how long a write takes. The draft of `latest`, the last that is written, is a pipe:
+until somebody reads from it, a save cannot end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Weights:
 
     def __init__(self, run: Path) -> None:
         self.run, self.value = run, torch.zeros(1000)
-        self.taken: list[tuple[int, int | None]] = []  # step of each snapshot, and of the checkpoint that was newest
+        # step of each snapshot, and of the checkpoint that was newest
+        self.taken: list[tuple[int, int | None]] = []
 
     def of(self, step: int) -> Callable[[], Snapshot]:
         """Takes the snapshot of a step."""
@@ -144,7 +145,10 @@ def test_an_error_explains_what_breaks_after_it(weights: Weights, tmp_path: Path
     """But not another explanation."""
     mesh.initialize()
     (tmp_path / "checkpoints").write_text("no folder")
-    for broken, told in ((RuntimeError("connection closed"), "cannot be saved"), (UserError("no tokens"), "no tokens")):
+    for broken, told in (
+        (RuntimeError("connection closed"), "cannot be saved"),
+        (UserError("no tokens"), "no tokens"),
+    ):
         with pytest.raises(UserError, match=told), Saver(tmp_path, CONFIG, None) as saver:
             saver.save(1, weights.of(1))
             raise broken
@@ -185,14 +189,21 @@ def test_a_snapshot_is_a_copy() -> None:
     optimizer = MuonAdamW(model.named_parameters(), reference.OPTIMIZER)
     engine = Engine(model, optimizer, 0, "fp32", 1)
     tokens = torch.zeros((), dtype=torch.int64)
-    snapshot = Boundary(0, Lanes.empty(1), {}, tokens, Rollbacks(), {}, True).take(engine, optimizer, model)
+    snapshot = Boundary(0, Lanes.empty(1), {}, tokens, Rollbacks(), {}, True).take(
+        engine, optimizer, model
+    )
     kinds = {"model": engine.weights(), "optimizer": optimizer.pieces()}
-    before = {kind: {name: piece.values.clone() for name, piece in named.items()} for kind, named in kinds.items()}
+    before = {
+        kind: {name: piece.values.clone() for name, piece in named.items()}
+        for kind, named in kinds.items()
+    }
     for named in kinds.values():
         for piece in named.values():
             piece.values.add_(1)
     optimizer.judge.sums.add_(1)
     for kind, named in before.items():
-        assert named and all(torch.equal(snapshot.tensors[kind][name].values, value) for name, value in named.items())
+        assert named and all(
+            torch.equal(snapshot.tensors[kind][name].values, value) for name, value in named.items()
+        )
     assert not torch.equal(snapshot.tensors["state"]["guard.sums"].values, optimizer.judge.sums)
     engine.close()

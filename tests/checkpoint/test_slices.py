@@ -27,11 +27,20 @@ def cut(whole: Tensor, dim: int | None, shares: int, runs: int) -> list[Piece]:
         places = {} if dim is None else {dim: (k, shares)}
         bounds = [box.numel() * r // runs for r in range(runs + 1)]
         for run in pairwise(bounds):
-            pieces.append(Piece(Slice.share(tuple(box.shape), places, run), box.reshape(-1)[slice(*run)].clone()))
+            pieces.append(
+                Piece(
+                    Slice.share(tuple(box.shape), places, run), box.reshape(-1)[slice(*run)].clone()
+                )
+            )
     return pieces
 
 
-@given(st.lists(st.integers(1, 3), min_size=0, max_size=3), st.integers(1, 3), st.integers(1, 5), st.randoms())
+@given(
+    st.lists(st.integers(1, 3), min_size=0, max_size=3),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.randoms(),
+)
 def test_what_was_cut_is_made_whole(sizes: list[int], shares: int, runs: int, chance: Any) -> None:
     dim = chance.randrange(len(sizes)) if sizes else None
     if dim is not None:
@@ -60,14 +69,18 @@ def test_a_piece_that_lies_elsewhere_is_refused(where: Slice) -> None:
     with pytest.raises(ValueError, match="outside"):
         assemble((4, 4), [Piece(where, torch.zeros(4))], partial=True)
     with pytest.raises(ValueError, match="has 3 elements instead of 4"):
-        assemble((4, 4), [Piece(Slice((4, 4), ((0, 2), (0, 2)), (0, 4)), torch.zeros(3))], partial=True)
+        assemble(
+            (4, 4), [Piece(Slice((4, 4), ((0, 2), (0, 2)), (0, 4)), torch.zeros(3))], partial=True
+        )
 
 
 def test_the_documentation_reads_it_too(tmp_path: Path) -> None:
     """By its own code, and by `Checkpoint`, whatever the cut."""
     values = torch.Generator().manual_seed(0)
     tensors = {f"{dim}": torch.randn(6, 4, generator=values) for dim in (0, 1, None)}
-    cuts = {name: cut(t, None if name == "None" else int(name), 2, 3) for name, t in tensors.items()}
+    cuts = {
+        name: cut(t, None if name == "None" else int(name), 2, 3) for name, t in tensors.items()
+    }
     folder.begin(tmp_path, 7)
     draft = folder.draft(tmp_path, 7)
     parts = []

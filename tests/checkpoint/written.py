@@ -27,7 +27,9 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Piece]:
 
 def write(run: Path, step: int, keep: int = 5, keep_every: int = 0) -> Path:
     """A checkpoint of the reference model with weights of seed `step`."""
-    weights = {name: p.detach().clone() for name, p in reference.model(seed=step).named_parameters()}
+    weights = {
+        name: p.detach().clone() for name, p in reference.model(seed=step).named_parameters()
+    }
     folder.begin(run, step)
     draft = folder.draft(run, step)
     tensors = {

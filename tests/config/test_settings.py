@@ -45,7 +45,9 @@ def test_a_dumped_configuration_reads_back_equal(config: Config) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_of_the_repository_is_valid_and_survives_a_dump(path: Path, tmp_path: Path) -> None:
+def test_every_configuration_of_the_repository_is_valid_and_survives_a_dump(
+    path: Path, tmp_path: Path
+) -> None:
     config = load(path)
     copy = tmp_path / "config.toml"
     copy.write_text(dump(config), encoding="utf-8")
@@ -54,7 +56,13 @@ def test_every_configuration_of_the_repository_is_valid_and_survives_a_dump(path
 
 
 def test_there_are_configurations() -> None:
-    assert {path.stem for path in CONFIGS} >= {"text-tiny", "depo-small", "depo", "rule110", "stories"}
+    assert {path.stem for path in CONFIGS} >= {
+        "text-tiny",
+        "depo-small",
+        "depo",
+        "rule110",
+        "stories",
+    }
 
 
 def test_text_of_every_kind_survives_a_dump() -> None:
@@ -104,7 +112,9 @@ def test_an_override_sets_one_value(override: str, place: str, value: Any) -> No
 
 
 def test_overrides_come_after_the_file_and_the_last_one_wins() -> None:
-    config = parse("[sleep]\npasses = 1\nwindow = 8\n", overrides=["sleep.passes=2", "sleep.passes=3"])
+    config = parse(
+        "[sleep]\npasses = 1\nwindow = 8\n", overrides=["sleep.passes=2", "sleep.passes=3"]
+    )
     assert (config.sleep.passes, config.sleep.window) == (3, 8)
 
 
@@ -115,8 +125,14 @@ def test_overrides_come_after_the_file_and_the_last_one_wins() -> None:
         ("[slep]\npasses = 1", "unknown setting slep; did you mean sleep?"),
         ("passes = 1", "unknown setting passes; did you mean sleep.passes?"),
         ("[train]\npasses = 1", "unknown setting train.passes; did you mean sleep.passes?"),
-        ("[train]\nxyzzyx = 1", "unknown setting train.xyzzyx; [train] has batch, checkpoint_every"),
-        ("[data]\ntrain = [{pth = 'a'}]", "unknown setting data.train[0].pth; did you mean data.train[0].path?"),
+        (
+            "[train]\nxyzzyx = 1",
+            "unknown setting train.xyzzyx; [train] has batch, checkpoint_every",
+        ),
+        (
+            "[data]\ntrain = [{pth = 'a'}]",
+            "unknown setting data.train[0].pth; did you mean data.train[0].path?",
+        ),
         ("[data]\ntrain = [{path = 'a'}, {weight = 1.0}]", "data.train[1].path is missing"),
         ("sleep = 3", "sleep must be a table of settings, not 3"),
         ("[sleep]\npasses = 2.0", "sleep.passes must be a whole number, not 2.0"),
@@ -124,16 +140,28 @@ def test_overrides_come_after_the_file_and_the_last_one_wins() -> None:
         ('[sleep]\npasses = "2"', 'sleep.passes must be a whole number, not "2"'),
         ("[sleep]\nwhen = 1", "sleep.when must be text in quotes, not 1"),
         ("[data]\ncarry = 1", "data.carry must be true or false, not 1"),
-        ("[data]\ntrain = 'a'", 'data.train must be a list of tables such as [{path = "..."}], not "a"'),
+        (
+            "[data]\ntrain = 'a'",
+            'data.train must be a list of tables such as [{path = "..."}], not "a"',
+        ),
         ("[data]\ntrain = ['a']", 'data.train[0] must be a table of settings, not "a"'),
         ("[optimizer]\nclip = nan", "optimizer.clip must be a finite number, not nan"),
         ("[optimizer]\nclip = inf", "optimizer.clip must be a finite number, not inf"),
         ("[optimizer]\nclip = false", "optimizer.clip must be a finite number, not false"),
-        ("[optimizer]\nclip = 1979-05-27", "optimizer.clip must be a finite number, not 1979-05-27"),
-        ("[optimizer]\nbetas = [0.9]", "optimizer.betas must be a list of 2 values, each a finite number, not [0.9]"),
+        (
+            "[optimizer]\nclip = 1979-05-27",
+            "optimizer.clip must be a finite number, not 1979-05-27",
+        ),
+        (
+            "[optimizer]\nbetas = [0.9]",
+            "optimizer.betas must be a list of 2 values, each a finite number, not [0.9]",
+        ),
         ("[depo]\nname_tokens = [1, 2.5]", "depo.name_tokens[1] must be a whole number, not 2.5"),
         ("[model]\nlayers = [1]", "model.layers[0] must be text in quotes, not 1"),
-        ("[model]\nlayers = 'delta'", 'model.layers must be a list, each text in quotes, not "delta"'),
+        (
+            "[model]\nlayers = 'delta'",
+            'model.layers must be a list, each text in quotes, not "delta"',
+        ),
         ("[sleep\n", "not valid TOML"),
         ("[sleep]\npasses = 1\npasses = 2", "not valid TOML"),
     ],
@@ -159,8 +187,14 @@ def test_a_bad_file_is_refused_by_name(text: str, message: str) -> None:
         ("sleep.passes=4\nsleep.window=2", "sleep.passes must be a whole number"),
         ("sleep.passes=", 'sleep.passes must be a whole number, not ""'),
         ("model.layers=[delta]", "not valid TOML; inside a list or table, text needs quotes"),
-        ("data.train=runs/corpus", 'data.train must be a list of tables such as [{path = "..."}], not "runs/corpus"'),
-        ("data.train=[{pth='a'}]", "unknown setting data.train[0].pth; did you mean data.train[0].path?"),
+        (
+            "data.train=runs/corpus",
+            'data.train must be a list of tables such as [{path = "..."}], not "runs/corpus"',
+        ),
+        (
+            "data.train=[{pth='a'}]",
+            "unknown setting data.train[0].pth; did you mean data.train[0].path?",
+        ),
     ],
 )
 def test_a_bad_override_is_refused_by_name(override: str, message: str) -> None:
@@ -186,7 +220,9 @@ def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"^none.toml: cannot read the configuration: .* in {tmp_path}$"):
+    with pytest.raises(
+        UserError, match=f"^none.toml: cannot read the configuration: .* in {tmp_path}$"
+    ):
         load("none.toml")
 
 
@@ -197,7 +233,9 @@ def test_load_validates_and_names_the_file() -> None:
 
 
 def test_a_value_that_is_no_number_is_never_dumped_as_one() -> None:
-    """Infinity has a TOML form, but `parse` refuses it; nothing in a valid configuration is infinite."""
+    """Infinity has a TOML form, but `parse` refuses it; nothing in a valid configuration is
+    infinite.
+    """
     config = Config()
     config.optimizer.clip = math.inf
     with pytest.raises(UserError, match="finite"):

@@ -28,10 +28,18 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str], tokenizer: Tokenizer) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], tokenizer: Tokenizer
+) -> Path:
     """`texts` in three shards, nothing held out."""
     root = tmp_path_factory.mktemp("corpus")
-    prepare(Corpus([write_texts(root / "texts", texts)]), tokenizer, root / "out", holdout=0, shard_tokens=1500)
+    prepare(
+        Corpus([write_texts(root / "texts", texts)]),
+        tokenizer,
+        root / "out",
+        holdout=0,
+        shard_tokens=1500,
+    )
     return root / "out"
 
 

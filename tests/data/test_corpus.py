@@ -32,7 +32,13 @@ def json_lines(key: str = "text") -> bytes:
 
 
 def test_folder_is_read_in_sorted_order_with_files_kept_whole(tmp_path: Path) -> None:
-    for name, text in {"b.txt": "b", "a/z.md": "z\r\n", "a/b.py": "py", "c.rst": "c", "empty.txt": ""}.items():
+    for name, text in {
+        "b.txt": "b",
+        "a/z.md": "z\r\n",
+        "a/b.py": "py",
+        "c.rst": "c",
+        "empty.txt": "",
+    }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(text.encode())
     for left_out in ("x.bin", ".hidden.txt", ".git/y.txt"):
@@ -51,11 +57,17 @@ def test_single_files_of_any_suffix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.jsonl.zst"])
 def test_json_lines(tmp_path: Path, name: str) -> None:
-    content = json_lines().replace(b"\n", b"\n\n", 1) + b'{"text": ""}\n' + json_lines().rstrip(b"\n")
+    content = (
+        json_lines().replace(b"\n", b"\n\n", 1) + b'{"text": ""}\n' + json_lines().rstrip(b"\n")
+    )
     if name.endswith("gz"):
         content = gzip.compress(content[:100]) + gzip.compress(content[100:])
     elif name.endswith("zst"):  # several frames, as `zstd` and `pzstd` write
-        content = zstandard.compress(content[:100]) + zstandard.compress(b"") + zstandard.compress(content[100:])
+        content = (
+            zstandard.compress(content[:100])
+            + zstandard.compress(b"")
+            + zstandard.compress(content[100:])
+        )
     (tmp_path / name).write_bytes(content)
     assert texts(tmp_path / name) == TEXTS * 2
     sources = [d.source for d in Corpus([tmp_path / name])]
@@ -69,7 +81,9 @@ def test_json_field_is_chosen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
 def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
-    table = pa.table({"text": pa.array([*TEXTS, "", *TEXTS * 200], kind), "id": list(range(5 + 800))})
+    table = pa.table(
+        {"text": pa.array([*TEXTS, "", *TEXTS * 200], kind), "id": list(range(5 + 800))}
+    )
     pq.write_table(table, tmp_path / "d.parquet", row_group_size=7)
     assert texts(tmp_path / "d.parquet") == TEXTS * 201
 
@@ -95,9 +109,11 @@ def test_bad_json_line_is_named(tmp_path: Path, line: bytes, reason: str) -> Non
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.jsonl.zst"])
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "flipped"])
 def test_damaged_compressed_file_is_named(tmp_path: Path, name: str, damage: str) -> None:
-    whole = (gzip.compress if name.endswith("gz") else zstandard.ZstdCompressor(write_checksum=True).compress)(
-        json_lines()
-    )
+    whole = (
+        gzip.compress
+        if name.endswith("gz")
+        else zstandard.ZstdCompressor(write_checksum=True).compress
+    )(json_lines())
     middle = len(whole) // 2
     content = {
         "truncated": whole[:-5],

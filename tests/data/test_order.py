@@ -26,7 +26,9 @@ def test_permutation_of_many_documents_costs_no_memory_and_has_no_repeats() -> N
 
 
 def test_permutations_look_random() -> None:
-    """Over many seeds every place is as likely as any other to come first, and neighbours are not kept."""
+    """Over many seeds every place is as likely as any other to come first, and neighbours are not
+    kept.
+    """
     first = Counter(Permutation(6, seed)(0) for seed in range(6000))
     assert all(850 < first[i] < 1150 for i in range(6))
     neighbours = sum(abs(p(i + 1) - p(i)) == 1 for p in [Permutation(1000, 5)] for i in range(999))
@@ -35,7 +37,8 @@ def test_permutations_look_random() -> None:
 
 def test_one_corpus_is_gone_through_once_per_epoch_in_another_order() -> None:
     order = Order([100], [1.0], seed=7)
-    epochs = [[order(e * 100 + i)[1] for i in range(100)] for e in range(60)]  # into the second block of draws
+    # into the second block of draws
+    epochs = [[order(e * 100 + i)[1] for i in range(100)] for e in range(60)]
     assert BLOCK < 60 * 100
     assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 60
@@ -63,12 +66,15 @@ def test_order_is_what_it_was() -> None:
     assert [order(j) for j in range(6)] == [(1, 288), (0, 7), (1, 583), (0, 8), (1, 670), (1, 407)]
 
 
-@pytest.mark.parametrize("shares", [[1.0], [0.5, 0.5], [0.9999, 0.0001], [1 / 3] * 3, [1e-9] * 5 + [1 - 5e-9]])
+@pytest.mark.parametrize(
+    "shares", [[1.0], [0.5, 0.5], [0.9999, 0.0001], [1 / 3] * 3, [1e-9] * 5 + [1 - 5e-9]]
+)
 def test_quotas_fill_a_block_and_follow_the_shares(shares: list[float]) -> None:
     found = quotas(shares)
     assert sum(found) == BLOCK
     assert all(
-        quota >= 1 and abs(quota - share * BLOCK) <= len(shares) for quota, share in zip(found, shares, strict=True)
+        quota >= 1 and abs(quota - share * BLOCK) <= len(shares)
+        for quota, share in zip(found, shares, strict=True)
     )
 
 

@@ -33,16 +33,23 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(folder, tmp_path / "copy")
 
 
-def test_plain_webdataset_reads_the_tars(folder: Path, texts: list[str], tokenizer: Tokenizer) -> None:
+def test_plain_webdataset_reads_the_tars(
+    folder: Path, texts: list[str], tokenizer: Tokenizer
+) -> None:
     tars = sorted(str(path) for path in (folder / "train").glob("*.tar"))
     assert len(tars) > 2
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves the tars to the garbage collector
+        # webdataset leaves the tars to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)
         samples = list(webdataset.WebDataset(tars, shardshuffle=False))
         gc.collect()
     assert [tokenizer.decode(np.frombuffer(s["u16"], "<u2").tolist()) for s in samples] == texts
     about = json.loads(samples[5]["json"])
-    assert about == {"source": "texts/005.txt", "chars": len(texts[5]), "tokens": len(samples[5]["u16"]) // 2}
+    assert about == {
+        "source": "texts/005.txt",
+        "chars": len(texts[5]),
+        "tokens": len(samples[5]["u16"]) // 2,
+    }
 
 
 def test_documents_are_read_by_number(folder: Path, texts: list[str], tokenizer: Tokenizer) -> None:
@@ -60,24 +67,36 @@ def test_index_counts(folder: Path, texts: list[str], tokenizer: Tokenizer) -> N
     assert index.samples == sum(s.samples for s in index.shards) == len(texts)
     assert index.tokens == sum(len(tokenizer.encode(text)) for text in texts)
     assert index.chars == sum(map(len, texts))
-    assert (index.tokenizer, index.eos, index.pad) == (tokenizer.fingerprint, tokenizer.eos, tokenizer.pad)
+    assert (index.tokenizer, index.eos, index.pad) == (
+        tokenizer.fingerprint,
+        tokenizer.eos,
+        tokenizer.pad,
+    )
 
 
-def test_same_corpus_gives_the_same_bytes(folder: Path, tmp_path: Path, texts: list[str], tokenizer: Tokenizer) -> None:
+def test_same_corpus_gives_the_same_bytes(
+    folder: Path, tmp_path: Path, texts: list[str], tokenizer: Tokenizer
+) -> None:
     source = write_texts(tmp_path / "texts", texts)
     prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0, shard_tokens=1500, threads=2)
     names = sorted(path.name for path in (folder / "train").iterdir())
     for name in names:
-        assert (folder / "train" / name).read_bytes() == (tmp_path / "out" / "train" / name).read_bytes(), name
+        assert (folder / "train" / name).read_bytes() == (
+            tmp_path / "out" / "train" / name
+        ).read_bytes(), name
 
 
-def test_holdout_is_a_share_by_text_and_copies_stay_together(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_holdout_is_a_share_by_text_and_copies_stay_together(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     source = write_texts(tmp_path / "texts", make_texts(300, seed=3, longest=3) * 2)
     indexes = prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0.2)
     assert 60 < indexes["heldout"].samples < 180
     sides = [
         {tuple(shards.document(i).tolist()) for i in range(len(shards))}
-        for shards in (Shards(tmp_path / "out" / split, tokenizer) for split in ("train", "heldout"))
+        for shards in (
+            Shards(tmp_path / "out" / split, tokenizer) for split in ("train", "heldout")
+        )
     ]
     assert len(sides[0]) + len(sides[1]) == 300
 
@@ -93,13 +112,22 @@ def test_large_vocabulary_takes_four_bytes(tmp_path: Path, model: Path) -> None:
     assert verify(tmp_path / "train") == []
 
 
-def test_verify_and_stats_of_sound_shards(folder: Path, texts: list[str], tokenizer: Tokenizer) -> None:
+def test_verify_and_stats_of_sound_shards(
+    folder: Path, texts: list[str], tokenizer: Tokenizer
+) -> None:
     assert verify(folder) == verify(folder / "train") == []
     (row,) = stats(folder)
-    assert (row.split, row.documents, row.shards) == ("train", 41, len(list((folder / "train").glob("*.tar"))))
+    assert (row.split, row.documents, row.shards) == (
+        "train",
+        41,
+        len(list((folder / "train").glob("*.tar"))),
+    )
     lengths = [len(tokenizer.encode(text)) for text in texts]
     assert (row.shortest, row.longest, row.tokens) == (min(lengths), max(lengths), sum(lengths))
-    assert (row.median, row.mean) == (int(statistics.median(lengths)), round(statistics.mean(lengths)))
+    assert (row.median, row.mean) == (
+        int(statistics.median(lengths)),
+        round(statistics.mean(lengths)),
+    )
     assert row.chars_per_token == sum(map(len, texts)) / sum(lengths)
 
 
@@ -133,23 +161,30 @@ def test_index_that_disagrees_with_a_tar_is_found_by_verify(copy: Path) -> None:
     records = np.fromfile(copy / "train" / "documents.idx", DOCUMENT)
     records["offset"][-1] -= 512
     records.tofile(copy / "train" / "documents.idx")
-    index = replace(read_index(copy / "train"), documents_sha256=sha256(copy / "train" / "documents.idx"))
+    index = replace(
+        read_index(copy / "train"), documents_sha256=sha256(copy / "train" / "documents.idx")
+    )
     index.write(copy / "train")
     (problem,) = verify(copy)
     assert f"/{index.shards[-1].name}: does not hold" in problem
 
 
 @pytest.mark.parametrize(
-    ("file", "reason"), [("shard-000001.tar", "truncated"), ("documents.idx", "truncated"), ("index.json", "damaged")]
+    ("file", "reason"),
+    [("shard-000001.tar", "truncated"), ("documents.idx", "truncated"), ("index.json", "damaged")],
 )
-def test_truncated_file_is_named_on_opening(copy: Path, tokenizer: Tokenizer, file: str, reason: str) -> None:
+def test_truncated_file_is_named_on_opening(
+    copy: Path, tokenizer: Tokenizer, file: str, reason: str
+) -> None:
     path = copy / "train" / file
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UserError, match=rf"{file}: {reason}"):
         Shards(copy / "train", tokenizer)
 
 
-def test_flipped_byte_is_found_on_reading_its_document_only(copy: Path, tokenizer: Tokenizer) -> None:
+def test_flipped_byte_is_found_on_reading_its_document_only(
+    copy: Path, tokenizer: Tokenizer
+) -> None:
     shards = Shards(copy / "train", tokenizer)
     start = shards.index.shards[0].samples  # first document of the second tar
     with (copy / "train" / "shard-000001.tar").open("r+b") as file:
@@ -169,7 +204,9 @@ def test_other_tokenizer_is_refused(folder: Path, other_model: Path) -> None:
 @pytest.mark.parametrize("name", ["../evil.tar", "/etc/passwd", "shard-1.tar"])
 def test_index_cannot_name_files_elsewhere(copy: Path, tokenizer: Tokenizer, name: str) -> None:
     index = read_index(copy / "train")
-    replace(index, shards=[replace(index.shards[0], name=name), *index.shards[1:]]).write(copy / "train")
+    replace(index, shards=[replace(index.shards[0], name=name), *index.shards[1:]]).write(
+        copy / "train"
+    )
     with pytest.raises(UserError, match=r"index\.json: damaged"):
         Shards(copy / "train", tokenizer)
 
@@ -192,14 +229,20 @@ class Interrupted(Corpus):
         raise self._error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("bad line"), OSError(28, "No space left on device")])
-def test_interrupted_prepare_leaves_nothing(tmp_path: Path, tokenizer: Tokenizer, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), UserError("bad line"), OSError(28, "No space left on device")]
+)
+def test_interrupted_prepare_leaves_nothing(
+    tmp_path: Path, tokenizer: Tokenizer, error: BaseException
+) -> None:
     with pytest.raises(UserError if isinstance(error, OSError) else type(error)):
         prepare(Interrupted(error), tokenizer, tmp_path / "below" / "out")
     assert list((tmp_path / "below").iterdir()) == []
 
 
-def test_output_that_is_not_empty_is_refused_and_kept(tmp_path: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_output_that_is_not_empty_is_refused_and_kept(
+    tmp_path: Path, tokenizer: Tokenizer, texts: list[str]
+) -> None:
     source = write_texts(tmp_path / "texts", texts)
     (tmp_path / "out").mkdir()
     prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)  # an empty folder is welcome
@@ -210,7 +253,9 @@ def test_output_that_is_not_empty_is_refused_and_kept(tmp_path: Path, tokenizer:
 
 
 @pytest.mark.parametrize("holdout", [1e-9, 0.999999, 1.0, -0.1])
-def test_holdout_that_leaves_a_side_empty_is_refused(tmp_path: Path, tokenizer: Tokenizer, holdout: float) -> None:
+def test_holdout_that_leaves_a_side_empty_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer, holdout: float
+) -> None:
     source = write_texts(tmp_path / "texts", ["a", "b", "c"])
     with pytest.raises(UserError, match="holdout"):
         prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=holdout)

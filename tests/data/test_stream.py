@@ -1,4 +1,6 @@
-"""The stream: every token once, exact resume at any rank count, and what a batch says about documents."""
+"""The stream: every token once, exact resume at any rank count, and what a batch says about
+documents.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def open_stream(
     config: DataConfig, mode: tuple[str, bool] = ("isolate", True), rank: int = 0, ranks: int = 1
 ) -> TextStream:
     documents, carry = mode
-    return TextStream(replace(config, documents=documents, carry=carry), L, B, seed=5, rank=rank, ranks=ranks)
+    return TextStream(
+        replace(config, documents=documents, carry=carry), L, B, seed=5, rank=rank, ranks=ranks
+    )
 
 
 def take(stream: TextStream, steps: int) -> list[Batch]:
@@ -41,7 +45,8 @@ def take(stream: TextStream, steps: int) -> list[Batch]:
 
 def same(a: Batch, b: Batch) -> bool:
     return all(
-        torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
+        torch.equal(x, y) and x.dtype == y.dtype
+        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
     )
 
 
@@ -114,7 +119,9 @@ def test_isolated_rows_follow_the_lane_token_by_token(
     assert carried > 100
 
 
-def test_stitched_rows_are_one_stream_of_all_documents(config: DataConfig, tokenizer: Tokenizer) -> None:
+def test_stitched_rows_are_one_stream_of_all_documents(
+    config: DataConfig, tokenizer: Tokenizer
+) -> None:
     batches = take(open_stream(config, ("stitch", True)), 100)
     tokens = torch.cat([batch.tokens for batch in batches], dim=1)  # [B, steps * T]
     targets = torch.cat([batch.targets for batch in batches], dim=1)
@@ -127,7 +134,9 @@ def test_stitched_rows_are_one_stream_of_all_documents(config: DataConfig, token
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_rows_do_not_depend_on_the_number_of_ranks(config: DataConfig, mode: tuple[str, bool], ranks: int) -> None:
+def test_rows_do_not_depend_on_the_number_of_ranks(
+    config: DataConfig, mode: tuple[str, bool], ranks: int
+) -> None:
     whole = take(open_stream(config, mode), 30)
     streams = [open_stream(config, mode, rank, ranks) for rank in range(ranks)]
     parts = [[stream.next() for _ in range(30)] for stream in streams]
@@ -197,8 +206,15 @@ def test_corpora_are_mixed_by_their_share_of_tokens(
     """One corpus of short and one of long documents, equal weights: as many tokens of each."""
     for name, words, repeat in (("short", "wake", 3), ("long", "sleep", 60)):
         texts = [f"{words} {i}\n" * repeat for i in range(50)]
-        prepare(Corpus([write_texts(tmp_path / name, texts)]), tokenizer, tmp_path / f"{name}-out", holdout=0)
-    corpora = [CorpusConfig(path=str(tmp_path / f"{name}-out"), weight=1.0) for name in ("short", "long")]
+        prepare(
+            Corpus([write_texts(tmp_path / name, texts)]),
+            tokenizer,
+            tmp_path / f"{name}-out",
+            holdout=0,
+        )
+    corpora = [
+        CorpusConfig(path=str(tmp_path / f"{name}-out"), weight=1.0) for name in ("short", "long")
+    ]
     batches = take(open_stream(replace(config, train=corpora), ("stitch", True)), 1000)
     text = tokenizer.decode(torch.cat([batch.tokens.flatten() for batch in batches]).tolist())
     cost = {word: len(tokenizer.encode(f"{word} 1\n")) for word in ("wake", "sleep")}
@@ -266,6 +282,10 @@ def test_heldout_rows_are_stretches_of_documents_first_beginnings_then_the_rest(
     assert not whole.carries.any()
 
 
-def test_too_few_heldout_documents_say_how_many_there_are(heldout: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match=r"fill \d+ sequences of 24 tokens, 4000 are asked for; lower"):
+def test_too_few_heldout_documents_say_how_many_there_are(
+    heldout: Path, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(
+        UserError, match=r"fill \d+ sequences of 24 tokens, 4000 are asked for; lower"
+    ):
         heldout_batches(heldout, tokenizer, L, 3, batch=B, n=1000)

@@ -15,7 +15,9 @@ from tests.model.tiny import L, build, change, sequences
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_loss_by_window_and_by_place(microbatches: int) -> None:
-    """The same sums as transformers-checked forward passes give, whatever parts the rows are read in."""
+    """The same sums as transformers-checked forward passes give, whatever parts the rows are read
+    in.
+    """
     model = build(change(passes=2), dtype=torch.float32)
     batches = [sequences(3 * L, rows=2, unscored={0: [1]}), sequences(3 * L, rows=2)]
     metrics = evaluate.Evaluation(batches, L, microbatches, None).run(model)
@@ -38,10 +40,17 @@ def test_predictions_stand_where_the_targets_are() -> None:
     said = evaluate.predict(model, [batch])
     with torch.no_grad():
         seen: list[torch.Tensor] = []
-        model(batch, head=lambda plan, y, goal: (seen.append(model.logits(y)), model.losses(y, goal))[1])
+        model(
+            batch,
+            head=lambda plan, y, goal: (seen.append(model.logits(y)), model.losses(y, goal))[1],
+        )
     scored = batch.targets != IGNORE
-    assert torch.equal(said.best[scored], seen[0].argmax(-1)) and (said.best[~scored] == IGNORE).all()
-    torch.testing.assert_close(said.loss[scored], F.cross_entropy(seen[0], batch.targets[scored], reduction="none"))
+    assert (
+        torch.equal(said.best[scored], seen[0].argmax(-1)) and (said.best[~scored] == IGNORE).all()
+    )
+    torch.testing.assert_close(
+        said.loss[scored], F.cross_entropy(seen[0], batch.targets[scored], reduction="none")
+    )
     assert (said.loss[~scored] == 0).all()
 
 
@@ -54,7 +63,9 @@ def test_windows_without_targets_are_none() -> None:
 
 def test_the_warning_that_sleep_changes_nothing() -> None:
     def warning(n: int, loss: float, alone: float) -> str | None:
-        return evaluate.sleep_changes_nothing({"passes": n, "loss": loss}, {"passes": 1, "loss": alone})
+        return evaluate.sleep_changes_nothing(
+            {"passes": n, "loss": loss}, {"passes": 1, "loss": alone}
+        )
 
     assert "decay_init" in (warning(4, 2.0, 2.0 + 1e-7) or "")
     assert warning(4, 2.0, 2.001) is None
@@ -69,5 +80,7 @@ def test_a_model_that_forgets_at_once_is_warned_of() -> None:
         for name, parameter in model.named_parameters():
             if name.endswith("A_log"):
                 parameter.fill_(6.0)
-    evaluation = evaluate.Evaluation([sequences(3 * L, unscored={0: [0, 1], 1: [0, 1]})], L, 1, None)
+    evaluation = evaluate.Evaluation(
+        [sequences(3 * L, unscored={0: [0, 1], 1: [0, 1]})], L, 1, None
+    )
     assert evaluate.sleep_changes_nothing(evaluation.run(model), evaluation.run(model, 1))

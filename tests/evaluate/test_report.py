@@ -18,7 +18,10 @@ def write_run(folder: Path, passes: int, accuracy: dict[str, float] | None, ends
     for step in range(1, 41):
         rows.append({"kind": "train", "step": step, "loss": 4 / step})
         if step % 20 == 0:
-            places = {"loss_per_window": [None, 2.0, 1.5], "loss_per_position": [3.0, None, 2.0, 1.0]}
+            places = {
+                "loss_per_window": [None, 2.0, 1.5],
+                "loss_per_position": [3.0, None, 2.0, 1.0],
+            }
             for n in sorted({1, passes}):
                 row = {"kind": "eval", "step": step, "passes": n, "loss": 5 / step / n, **places}
                 if accuracy is not None:
@@ -40,12 +43,19 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     four = write_run(tmp_path / "b", 4, {"hops_1": 1.0, "hops_2": 0.75, "hops_10": 0.625})
     report([one, four], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| N=1 | 1 |    40 |         0.100 |         0.125 | 100.0 % | 50.0 % |  25.0 % |" in text
-    assert "| N=4 | 4 |    40 |         0.100 |         0.031 | 100.0 % | 75.0 % |  62.5 % |" in text
+    assert (
+        "| N=1 | 1 |    40 |         0.100 |         0.125 | 100.0 % | 50.0 % |  25.0 % |" in text
+    )
+    assert (
+        "| N=4 | 4 |    40 |         0.100 |         0.031 | 100.0 % | 75.0 % |  62.5 % |" in text
+    )
     assert text.split("\n\n")[1] in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"report.md", "loss.png", "accuracy_by_hops.png"}
-    assert all(is_picture(tmp_path / "out" / name) and f"]({name})" in text for name in written - {"report.md"})
+    assert all(
+        is_picture(tmp_path / "out" / name) and f"]({name})" in text
+        for name in written - {"report.md"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +66,9 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ({"exact": 0.5, "label": 0.5}, {"loss.png", "accuracy.png"}),
     ],
 )
-def test_each_kind_of_run_gets_its_pictures(accuracy: dict[str, float], pictures: set[str], tmp_path: Path) -> None:
+def test_each_kind_of_run_gets_its_pictures(
+    accuracy: dict[str, float], pictures: set[str], tmp_path: Path
+) -> None:
     report([write_run(tmp_path / "run", 2, accuracy)], tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == pictures
     assert all(is_picture(tmp_path / "run" / name) for name in pictures)
@@ -67,7 +79,10 @@ def test_a_run_before_its_first_evaluation_is_reported(tmp_path: Path) -> None:
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "loss": 2.5}\n')
     report([run], tmp_path / "out")
-    assert "| young | - |     5 |         2.500 |             - |" in (tmp_path / "out" / "report.md").read_text()
+    assert (
+        "| young | - |     5 |         2.500 |             - |"
+        in (tmp_path / "out" / "report.md").read_text()
+    )
 
 
 def test_a_loss_that_is_not_a_number_is_reported_as_such(tmp_path: Path) -> None:
@@ -77,14 +92,17 @@ def test_a_loss_that_is_not_a_number_is_reported_as_such(tmp_path: Path) -> None
 
 
 def test_steps_logged_again_after_a_resume_count_once(tmp_path: Path) -> None:
-    again = '{"kind": "train", "step": 40, "loss": 7.0}\n{"kind": "train", "st'  # and a line being written
+    # and a line being written
+    again = '{"kind": "train", "step": 40, "loss": 7.0}\n{"kind": "train", "st'
     run = read_run("x", write_run(tmp_path / "run", 4, None, ends=again))
     assert [row["step"] for row in run.train] == list(range(1, 41)) and run.train[-1]["loss"] == 7.0
     assert [(row["step"], row["passes"]) for row in run.evaluations] == [(20, 4), (40, 4)]
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"metrics.jsonl: cannot read the run's metrics: No such file"):
+    with pytest.raises(
+        UserError, match=r"metrics.jsonl: cannot read the run's metrics: No such file"
+    ):
         report([tmp_path], tmp_path)
     with pytest.raises(UserError, match=r"metrics.jsonl:\d+: not a line of metrics"):
         read_run("x", write_run(tmp_path / "run", 1, None, ends="oops\n"))

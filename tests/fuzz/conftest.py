@@ -15,7 +15,13 @@ from tokenizer.encode import Tokenizer
 def make_corpus(root: Path, seed: int, tokenizer: Tokenizer) -> Path:
     """12 documents in several shards; two corpora of other seeds have other texts."""
     texts = make_texts(12, seed=seed, longest=3)
-    prepare(Corpus([write_texts(root / "texts", texts)]), tokenizer, root / "out", holdout=0, shard_tokens=30)
+    prepare(
+        Corpus([write_texts(root / "texts", texts)]),
+        tokenizer,
+        root / "out",
+        holdout=0,
+        shard_tokens=30,
+    )
     return root / "out" / "train"
 
 

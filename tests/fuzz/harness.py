@@ -1,7 +1,8 @@
-"""Runs a command, or a part of one, on input that may be anything, and holds it to what every input may do:
+"""Runs a command, or a part of one, on input that may be anything, and holds it to what every input
+may do:
 
-end within some seconds, take no more than some memory, write nothing but what it is asked to, and tell what is wrong
-in one line that begins "hypnos: error:", with exit status 2.
+end within some seconds, take no more than some memory, write nothing but what it is asked to, and
+tell what is wrong in one line that begins "hypnos: error:", with exit status 2.
 
 HYPNOS_FUZZ=N in the environment makes every test here N times as long.
 """
@@ -35,7 +36,11 @@ MEMORY = 1 << 30  # bytes beyond what the process has mapped already
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
     """Settings of a fuzz test with so many examples, or HYPNOS_FUZZ times as many."""
-    allowed = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    allowed = [
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ]
     return settings(max_examples=examples * TIMES, deadline=None, suppress_health_check=allowed)
 
 
@@ -55,7 +60,8 @@ def bounded(seconds: int = SECONDS, memory: int = MEMORY) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, rang)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, hard))
     signal.alarm(seconds)
-    faulthandler.dump_traceback_later(3 * seconds, exit=True, file=sys.__stderr__)  # a call into C hears no signal
+    # a call into C hears no signal
+    faulthandler.dump_traceback_later(3 * seconds, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
@@ -75,7 +81,9 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line of its error; fails if it is another number of lines, or too long to be read."""
+        """The one line of its error; fails if it is another number of lines, or too long to be
+        read.
+        """
         assert self.status == 2, self
         assert self.err.startswith("hypnos: error: ") and self.err.endswith("\n"), self.err[:2000]
         assert len(self.err.splitlines()) == 1 and len(self.err) < 2000, self.err[:2000]
@@ -105,11 +113,16 @@ def refusal(call: Callable[[], object]) -> str | None:
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Every path below a folder, with the content of files."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
-    """`whole` with up to three bytes changed, stretches cut out, put in or doubled, or its end cut off."""
+    """`whole` with up to three bytes changed, stretches cut out, put in or doubled, or its end cut
+    off.
+    """
     size = len(whole)
     change = st.tuples(
         st.sampled_from(["flip", "set", "cut", "insert", "double", "end"]),
@@ -124,7 +137,8 @@ def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
             content = (
                 content[:at]
                 + {
-                    "flip": bytes(a ^ b for a, b in zip(old[:1], new, strict=False)) + content[at + 1 :],
+                    "flip": bytes(a ^ b for a, b in zip(old[:1], new, strict=False))
+                    + content[at + 1 :],
                     "set": new + content[at + len(new) :],
                     "cut": content[at + len(new) :],
                     "insert": new + content[at:],

@@ -1,4 +1,6 @@
-"""Configurations and overrides of every kind: each is trained, or refused in one line before it costs anything."""
+"""Configurations and overrides of every kind: each is trained, or refused in one line before it
+costs anything.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,30 @@ FLOATS = st.sampled_from(
     [0.0, -0.0, -1.0, 0.5, 1.0, 5e-324, 1e-308, 1e-45, 1e39, 1e300, 1.7976931348623157e308, -1e308]
 ) | st.floats(-4, 4)
 STRINGS = st.text(max_size=20) | st.sampled_from(
-    ["", ".", "..", "../../x", "/tmp/x", "a/b", "~", "a" * 300, "x" * 50_000, "\0", "a\0b", "\n", "\x1b[2J", "\u2028"]
+    [
+        "",
+        ".",
+        "..",
+        "../../x",
+        "/tmp/x",
+        "a/b",
+        "~",
+        "a" * 300,
+        "x" * 50_000,
+        "\0",
+        "a\0b",
+        "\n",
+        "\x1b[2J",
+        "\u2028",
+    ]
     + ["muon", "delta", "/dev/zero", "/dev/null/x"]
 )
-TYPED: dict[Any, st.SearchStrategy[Any]] = {int: INTEGERS, float: FLOATS, bool: st.booleans(), str: STRINGS}
+TYPED: dict[Any, st.SearchStrategy[Any]] = {
+    int: INTEGERS,
+    float: FLOATS,
+    bool: st.booleans(),
+    str: STRINGS,
+}
 
 
 def wild(hint: Any) -> st.SearchStrategy[Any]:
@@ -59,7 +81,9 @@ def wild(hint: Any) -> st.SearchStrategy[Any]:
     if get_origin(hint) is list and get_args(hint)[0] in TYPED:
         return st.lists(wild(get_args(hint)[0]), max_size=5)
     if get_origin(hint) is list:  # of corpora
-        return st.lists(st.fixed_dictionaries({"path": STRINGS}, optional={"weight": FLOATS}), max_size=3)
+        return st.lists(
+            st.fixed_dictionaries({"path": STRINGS}, optional={"weight": FLOATS}), max_size=3
+        )
     return TYPED[hint]
 
 
@@ -102,7 +126,11 @@ def literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, str):
-        return '"' + "".join(f"\\U{ord(c):08x}" if c in '"\\' or not c.isprintable() else c for c in value) + '"'
+        return (
+            '"'
+            + "".join(f"\\U{ord(c):08x}" if c in '"\\' or not c.isprintable() else c for c in value)
+            + '"'
+        )
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
@@ -126,7 +154,8 @@ def check(content: bytes, overrides: list[str], path: Path) -> Config | None:
 @given(lines=LINES)
 @example(lines=[("optimizer.clip", "1" + "0" * 400)])  # an integer that is no float
 @example(lines=[("optimizer.clip", "0x" + "f" * 5000)])  # nor can be printed
-@example(lines=[("run.name" + ".a" * 3000, "1")])  # tables in tables, which the parser does not count
+# tables in tables, which the parser does not count
+@example(lines=[("run.name" + ".a" * 3000, "1")])
 @example(lines=[("train.steps", "9" * 5000)])
 @example(lines=[("run.dir", '"\\u0000"')])
 @example(lines=[("train." + "x" * 100_000, "1")])
@@ -174,14 +203,18 @@ def overrides_of(changes: dict[str, Any]) -> list[str]:
 def changes(sections: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
     """One to three settings of these sections, of the right type and wild."""
     chosen = [place for place in SETTINGS if place.startswith(sections)]
-    one = st.sampled_from(chosen).flatmap(lambda place: st.tuples(st.just(place), wild(SETTINGS[place])))
+    one = st.sampled_from(chosen).flatmap(
+        lambda place: st.tuples(st.just(place), wild(SETTINGS[place]))
+    )
     return st.lists(one, min_size=1, max_size=3).map(dict)
 
 
 @fuzz(100)
 @given(
     task=st.sampled_from(sorted(TINY)),
-    change=changes(("depo.", "rule110.", "stories.", "train.batch", "sleep.", "model.", "data.task")),
+    change=changes(
+        ("depo.", "rule110.", "stories.", "train.batch", "sleep.", "model.", "data.task")
+    ),
 )
 @example(  # more names than a word can number
     task="depo", change={"depo.name_tokens": [1, 12], "depo.context": 128, "sleep.window": 128}
@@ -192,7 +225,9 @@ def changes(sections: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
 @example(task="depo", change={"train.batch": 2**20, "train.eval_batches": 2**20})
 @example(task="depo", change={"model.d_model": 2**20, "model.mlp_width": 2**20})
 @example(task="depo", change={"model.delta_key_dim": 2**20, "model.delta_value_dim": 2**20})
-def test_what_passes_can_be_laid_out(tmp_path: Path, model: Path, task: str, change: dict[str, Any]) -> None:
+def test_what_passes_can_be_laid_out(
+    tmp_path: Path, model: Path, task: str, change: dict[str, Any]
+) -> None:
     """The data of the task in its windows, and the model within the memory."""
     settings = TINY[task] | {"data.tokenizer": str(model)} | change
     config = check(b"", overrides_of(settings), tmp_path / "c.toml")
@@ -215,18 +250,26 @@ NAMES = ["../../x", "..", "/out", "a/../../b", "a" * 300, "\0", "\n", "-", "*", 
 
 
 def train(root: Path, change: dict[str, Any]) -> None:
-    """One step, which works or says in one line why it does not, and writes into the run's folder alone."""
+    """One step, which works or says in one line why it does not, and writes into the run's folder
+    alone.
+    """
     settings = TINY["depo"] | {"run.dir": str(root / "runs"), "run.name": "r"} | change
     (root / "beside").mkdir(parents=True)
     (root / "beside" / "file").write_text("not to be touched")
     around = (root, root.parent, Path.cwd())
     write_config(root / "c.toml", settings)
     (root / "runs").mkdir()
-    before = [tree(root / "beside"), *({path.name for path in folder.iterdir()} for folder in around)]
+    before = [
+        tree(root / "beside"),
+        *({path.name for path in folder.iterdir()} for folder in around),
+    ]
     outcome = hypnos("train", root / "c.toml")
     assert outcome.status == 0 or outcome.error
     assert [path.name for path in (root / "runs").iterdir()] in ([], [settings["run.name"]])
-    assert before == [tree(root / "beside"), *({path.name for path in folder.iterdir()} for folder in around)]
+    assert before == [
+        tree(root / "beside"),
+        *({path.name for path in folder.iterdir()} for folder in around),
+    ]
 
 
 def write_config(path: Path, settings: dict[str, Any]) -> Path:
@@ -237,12 +280,15 @@ def write_config(path: Path, settings: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_names_of_runs(tmp_path: Path, name: str) -> None:
     name = f"{tmp_path}{name}" if name.startswith("/") else name  # absolute
-    train(tmp_path / "in", {"run.name": name, "train.steps": 0 if name in ("-", "*", " ", "é") else 1})
+    train(
+        tmp_path / "in", {"run.name": name, "train.steps": 0 if name in ("-", "*", " ", "é") else 1}
+    )
 
 
 @fuzz(6)
 @given(change=changes(("model.", "sleep.", "optimizer.", "train.", "run.seed", "parallel.")))
-@example(change={"model.d_model": 2**20, "model.mlp_width": 2**20})  # more weights than any machine holds
+# more weights than any machine holds
+@example(change={"model.d_model": 2**20, "model.mlp_width": 2**20})
 @example(change={"run.dir": "a\0b"})
 def test_training(tmp_path_factory: pytest.TempPathFactory, change: dict[str, Any]) -> None:
     train(tmp_path_factory.mktemp("train"), change)

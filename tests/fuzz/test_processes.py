@@ -51,7 +51,10 @@ def damaged_lines(folder: Path, sound: Path, model: Path) -> list[str]:
     ("make", "message"),
     [
         (damaged_configuration, "c.toml: not valid TOML: nested too deeply"),
-        (wild_override, "override 'train.steps=1e99': train.steps must be a whole number, not 1e+99"),
+        (
+            wild_override,
+            "override 'train.steps=1e99': train.steps must be a whole number, not 1e+99",
+        ),
         (name_that_leads_out, 'c.toml: run.name = "../../x": must be the name of a folder'),
         (damaged_tokenizer, "t.model: damaged, or no model of `hypnos tokenizer train`"),
         (damaged_shard, "train/shard-000001.tar: damaged: its content is not what index.json says"),
@@ -60,7 +63,11 @@ def damaged_lines(folder: Path, sound: Path, model: Path) -> list[str]:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_one_line_and_nothing_written(
-    tmp_path: Path, sound: Path, model: Path, make: Callable[[Path, Path, Path], list[str]], message: str
+    tmp_path: Path,
+    sound: Path,
+    model: Path,
+    make: Callable[[Path, Path, Path], list[str]],
+    message: str,
 ) -> None:
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
@@ -68,7 +75,13 @@ def test_one_line_and_nothing_written(
     before = sorted(tmp_path.rglob("*"))
     limited = ["/bin/sh", "-c", 'ulimit -v 8000000; exec "$@"', "sh", *command]
     done = subprocess.run(
-        limited, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
+        limited,
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
     error = done.stderr.splitlines()[-1]

@@ -1,4 +1,6 @@
-"""No damage to a prepared corpus, and no lie in its index, puts a wrong token into a batch: it is named before."""
+"""No damage to a prepared corpus, and no lie in its index, puts a wrong token into a batch: it is
+named before.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,12 @@ def flip(path: Path, at: int, by: int) -> None:
         file.write(bytes([byte ^ by]))
 
 
-def test_every_byte_of_every_shard(copy: Path, tokenizer: Tokenizer, truth: list[list[int]]) -> None:
-    """A flipped byte is found by its document, is told with the file's name, and troubles no other document."""
+def test_every_byte_of_every_shard(
+    copy: Path, tokenizer: Tokenizer, truth: list[list[int]]
+) -> None:
+    """A flipped byte is found by its document, is told with the file's name, and troubles no other
+    document.
+    """
     shards, of_shard = Shards(copy, tokenizer), list(places(copy))
     assert len(shards.index.shards) > 2
     for shard in shards.index.shards:
@@ -82,11 +88,15 @@ def test_every_byte_of_every_shard(copy: Path, tokenizer: Tokenizer, truth: list
 
 
 @pytest.mark.parametrize("name", [INDEX, DOCUMENTS])
-def test_every_byte_and_every_length_of_the_index(copy: Path, tokenizer: Tokenizer, name: str) -> None:
+def test_every_byte_and_every_length_of_the_index(
+    copy: Path, tokenizer: Tokenizer, name: str
+) -> None:
     path = copy / name
     whole = path.read_bytes()
     damaged = [whole[:length] for length in range(len(whole))]
-    damaged += [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))]
+    damaged += [
+        whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))
+    ]
     damaged += [whole + b"\0", whole * 2, b" " + whole, b"\xff" * len(whole)]
     for content in damaged:
         path.write_bytes(content)
@@ -99,7 +109,9 @@ def test_every_length_of_a_shard(copy: Path, tokenizer: Tokenizer) -> None:
     size = path.stat().st_size
     for length in [*range(size - 1, -1, -97), *range(size - 512, -1, -512), 0, size + 1, 2 * size]:
         os.truncate(path, length)
-        with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: (truncated|damaged): {length} bytes"):
+        with pytest.raises(
+            UserError, match=rf"^{re.escape(str(path))}: (truncated|damaged): {length} bytes"
+        ):
             Shards(copy, tokenizer)
 
 
@@ -108,7 +120,9 @@ FILES = [INDEX, DOCUMENTS, "shard-000000.tar", "shard-000001.tar"]
 
 @pytest.mark.parametrize("kind", ["missing", "foreign", "folder", "pipe", "dangling", "empty"])
 @pytest.mark.parametrize("name", FILES)
-def test_missing_and_foreign_files(copy: Path, foreign: Path, tokenizer: Tokenizer, name: str, kind: str) -> None:
+def test_missing_and_foreign_files(
+    copy: Path, foreign: Path, tokenizer: Tokenizer, name: str, kind: str
+) -> None:
     path = copy / name
     path.unlink()
     {
@@ -127,7 +141,8 @@ def test_missing_and_foreign_files(copy: Path, foreign: Path, tokenizer: Tokeniz
 
     told = refusal(read_all)
     assert told and str(copy) in told
-    if name != INDEX or kind != "foreign":  # a foreign index is whole, and another file is not what it says
+    # a foreign index is whole, and another file is not what it says
+    if name != INDEX or kind != "foreign":
         assert name in told
     for command in ("verify", "stats"):
         outcome = hypnos("data", command, copy)
@@ -135,7 +150,9 @@ def test_missing_and_foreign_files(copy: Path, foreign: Path, tokenizer: Tokeniz
             assert str(copy) in outcome.error
 
 
-def test_shards_that_changed_places(copy: Path, tokenizer: Tokenizer, truth: list[list[int]]) -> None:
+def test_shards_that_changed_places(
+    copy: Path, tokenizer: Tokenizer, truth: list[list[int]]
+) -> None:
     """Both have the same size, so that only what is in them can tell."""
     a, b = (copy / f"shard-00000{n}.tar" for n in (0, 1))
     size = max(path.stat().st_size for path in (a, b))
@@ -158,11 +175,16 @@ def test_shards_that_changed_places(copy: Path, tokenizer: Tokenizer, truth: lis
 
 def test_a_file_that_is_not_in_the_index_is_found_by_verify(copy: Path, foreign: Path) -> None:
     shutil.copy(foreign / "shard-000000.tar", copy / "shard-000099.tar")
-    assert f"{copy}/shard-000099.tar: is not in {INDEX}; remove it" in hypnos("data", "verify", copy).error
+    assert (
+        f"{copy}/shard-000099.tar: is not in {INDEX}; remove it"
+        in hypnos("data", "verify", copy).error
+    )
 
 
 def stream(folder: Path, model: Path) -> TextStream:
-    config = DataConfig(tokenizer=str(model), train=[CorpusConfig(path=str(folder))], windows=WINDOWS)
+    config = DataConfig(
+        tokenizer=str(model), train=[CorpusConfig(path=str(folder))], windows=WINDOWS
+    )
     return TextStream(config, WINDOW, BATCH, seed=3)
 
 
@@ -200,7 +222,9 @@ def test_a_batch_is_right_or_is_not_given(
 
     told = refusal(train)
     right.close()
-    changed = [name for name in FILES if (folder / name).read_bytes() != (sound / name).read_bytes()]
+    changed = [
+        name for name in FILES if (folder / name).read_bytes() != (sound / name).read_bytes()
+    ]
     assert told is None or any(f"{folder}/{name}: " in told for name in changed)
     verified = verify(folder)
     assert bool(verified) == bool(changed)
@@ -209,7 +233,9 @@ def test_a_batch_is_right_or_is_not_given(
     shutil.rmtree(folder)
 
 
-def test_training_stops_at_a_damaged_document(copy: Path, sound: Path, model: Path, tmp_path: Path) -> None:
+def test_training_stops_at_a_damaged_document(
+    copy: Path, sound: Path, model: Path, tmp_path: Path
+) -> None:
     """The command, from its configuration to its error; the held-out documents are sound."""
     for _, name, ids in places(copy):
         flip(copy / name, ids[len(ids) // 2], 4)
@@ -220,23 +246,41 @@ def test_training_stops_at_a_damaged_document(copy: Path, sound: Path, model: Pa
     ]  # fmt: skip
     (tmp_path / "c.toml").touch()
     error = hypnos("train", tmp_path / "c.toml", *overrides).err.splitlines()[-1]
-    assert re.search(rf"^hypnos: error: {copy}/shard-00000\d\.tar: document \d{{9}} is damaged", error)
+    assert re.search(
+        rf"^hypnos: error: {copy}/shard-00000\d\.tar: document \d{{9}} is damaged", error
+    )
 
 
 def test_heldout_batches_are_checked_too(copy: Path, tokenizer: Tokenizer) -> None:
     number, name, ids = max(places(copy), key=lambda place: len(place[2]))
     flip(copy / name, ids[0], 1)
     with pytest.raises(UserError, match=rf"{name}: document {number:09d} is damaged"):
-        heldout_batches(copy, tokenizer, window=2, windows=1, batch=1, n=int(sum(Shards(copy, tokenizer).lengths // 2)))
+        heldout_batches(
+            copy,
+            tokenizer,
+            window=2,
+            windows=1,
+            batch=1,
+            n=int(sum(Shards(copy, tokenizer).lengths // 2)),
+        )
 
 
 # Lies: an index, and what it says of the documents, made on purpose; every checksum in it is right.
 
-WILD = st.sampled_from([0, 1, -1, 2, 7, 511, 2**16, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1, 10**30]) | (
-    st.integers(-10, 10_000)
-)
+WILD = st.sampled_from(
+    [0, 1, -1, 2, 7, 511, 2**16, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1, 10**30]
+) | (st.integers(-10, 10_000))
 NAMES = st.sampled_from(
-    ["../train/shard-000000.tar", "/etc/passwd", "shard-000000.tar", "shard-00000٠.tar", "", "\0", "a" * 5000, INDEX]
+    [
+        "../train/shard-000000.tar",
+        "/etc/passwd",
+        "shard-000000.tar",
+        "shard-00000٠.tar",
+        "",
+        "\0",
+        "a" * 5000,
+        INDEX,
+    ]
 )
 LIES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("format", "vocab_size", "eos", "pad"), WILD | st.just(1.0)),
@@ -245,8 +289,15 @@ LIES: dict[str, st.SearchStrategy[Any]] = {
     "tokenizer": st.text(max_size=5),
     "documents_sha256": st.text(max_size=5),
 }
-OF_SHARD = {"name": NAMES, "sha256": st.text(max_size=5), **dict.fromkeys(("bytes", "samples", "tokens"), WILD)}
-OF_DOCUMENT = {"offset": st.integers(0, 2**64 - 1) | WILD, "tokens": st.integers(0, 2**32 - 1) | WILD}
+OF_SHARD = {
+    "name": NAMES,
+    "sha256": st.text(max_size=5),
+    **dict.fromkeys(("bytes", "samples", "tokens"), WILD),
+}
+OF_DOCUMENT = {
+    "offset": st.integers(0, 2**64 - 1) | WILD,
+    "tokens": st.integers(0, 2**32 - 1) | WILD,
+}
 
 
 Lie = Callable[[dict[str, Any], NDArray[Any]], None]
@@ -327,7 +378,11 @@ def no_documents(index: dict[str, Any], records: NDArray[Any]) -> None:
 @example(lie=a_tokenizer_of_two_lines)
 @example(lie=no_documents)
 def test_an_index_that_lies(
-    sound: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, truth: list[list[int]], lie: Lie
+    sound: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: Tokenizer,
+    truth: list[list[int]],
+    lie: Lie,
 ) -> None:
     root = tmp_path_factory.mktemp("lie")
     folder = Path(shutil.copytree(sound, root / "train"))
@@ -355,7 +410,9 @@ def test_an_index_that_lies(
     + [b'{"format": 2, "shards": [' + b"9" * 5000 + b"]}", b"\xff"],
     ids=range(8),
 )
-def test_an_index_that_is_sealed_and_is_none(copy: Path, tokenizer: Tokenizer, content: bytes) -> None:
+def test_an_index_that_is_sealed_and_is_none(
+    copy: Path, tokenizer: Tokenizer, content: bytes
+) -> None:
     (copy / INDEX).write_bytes(seal(content.removesuffix(b"}")))
     told = refusal(lambda: Shards(copy, tokenizer))
     assert told and f"{copy}/{INDEX}: damaged" in told
@@ -384,5 +441,7 @@ def test_ids_beyond_the_vocabulary_are_refused(copy: Path, tokenizer: Tokenizer)
         records["crc32"][number] = zlib.crc32(payload)
 
     tell(copy, lie)
-    with pytest.raises(UserError, match=rf"{name}: document {number:09d} has ids beyond the vocabulary"):
+    with pytest.raises(
+        UserError, match=rf"{name}: document {number:09d} has ids beyond the vocabulary"
+    ):
         Shards(copy, tokenizer).document(number)

@@ -27,7 +27,12 @@ TEXTS = ["one\r\ntwo\n", "  drei  ", "vier\n" * 50, "é😀\u2581 last"]
 LINES = b"".join(json.dumps({"text": text, "id": 1}).encode() + b"\n" for text in TEXTS)
 STORIES = b"".join(
     json.dumps(
-        {"question": f"How many {n}?", "problem": f"{n} and {n}.", "solution": f"Answer: {n}.", "op": n % 2}
+        {
+            "question": f"How many {n}?",
+            "problem": f"{n} and {n}.",
+            "solution": f"Answer: {n}.",
+            "op": n % 2,
+        }
     ).encode()
     + b"\n"
     for n in range(2, 10)
@@ -80,7 +85,9 @@ def test_json_lines(tmp_path: Path, content: bytes) -> None:
 
 def parquet(compression: str) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.table({"text": TEXTS * 3, "id": list(range(12))}), file, compression=compression)
+    pq.write_table(
+        pa.table({"text": TEXTS * 3, "id": list(range(12))}), file, compression=compression
+    )
     return file.getvalue()
 
 
@@ -101,9 +108,15 @@ CHECKED = {
 @fuzz(100)
 @given(data=st.data(), name=st.sampled_from(sorted(CHECKED)))
 def test_what_has_a_checksum_is_right_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, model: Path, tokenizer: Tokenizer, data: st.DataObject, name: str
+    tmp_path_factory: pytest.TempPathFactory,
+    model: Path,
+    tokenizer: Tokenizer,
+    data: st.DataObject,
+    name: str,
 ) -> None:
-    """Of a compressed file, `data prepare` writes the documents that were compressed, or nothing at all."""
+    """Of a compressed file, `data prepare` writes the documents that were compressed, or nothing at
+    all.
+    """
     root = tmp_path_factory.mktemp("prepare")
     path, out = root / name, root / "out"
     path.write_bytes(data.draw(damaged(CHECKED[name])))
@@ -115,7 +128,8 @@ def test_what_has_a_checksum_is_right_or_refused(
     else:
         shards = Shards(out / "train", tokenizer)
         written = [tokenizer.decode(shards.document(n).tolist()) for n in range(len(shards))]
-        assert written in (TEXTS, TEXTS[: len(written)])  # whole frames may be missing, not parts of them
+        # whole frames may be missing, not parts of them
+        assert written in (TEXTS, TEXTS[: len(written)])
         shards.close()
 
 

@@ -25,21 +25,33 @@ def path(tmp_path: Path) -> Path:
 
 def test_every_byte_and_every_length(path: Path, model: Path) -> None:
     whole = model.read_bytes()
-    wrong = [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))]
-    wrong += [whole[:length] for length in range(len(whole))] + [whole + b"\0", whole * 2, b"\0" + whole]
+    wrong = [
+        whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))
+    ]
+    wrong += [whole[:length] for length in range(len(whole))] + [
+        whole + b"\0",
+        whole * 2,
+        b"\0" + whole,
+    ]
     for content in wrong:
         path.write_bytes(content)
         with pytest.raises(TokenizerError, match=r"damaged\.model: damaged, or no model"):
             Tokenizer.load(path)
 
 
-def test_sentencepiece_reads_a_sealed_file_like_any_other(model: Path, tokenizer: Tokenizer) -> None:
+def test_sentencepiece_reads_a_sealed_file_like_any_other(
+    model: Path, tokenizer: Tokenizer
+) -> None:
     assert is_whole(model.read_bytes())
-    assert sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(TEXT) == tokenizer.encode(TEXT)
+    assert sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(
+        TEXT
+    ) == tokenizer.encode(TEXT)
 
 
 @pytest.mark.parametrize("command", ["encode", "export", "prepare"])
-@pytest.mark.parametrize("damage", ["missing", "folder", "empty", "huge", "device", "flipped", "text"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "folder", "empty", "huge", "device", "flipped", "text"]
+)
 def test_commands_name_the_file(path: Path, model: Path, damage: str, command: str) -> None:
     if damage == "folder":
         path.mkdir()
@@ -50,7 +62,9 @@ def test_commands_name_the_file(path: Path, model: Path, damage: str, command: s
         path.symlink_to("/dev/zero")
     elif damage != "missing":
         whole = model.read_bytes()
-        path.write_bytes({"empty": b"", "text": b"text\n"}.get(damage, whole[:99] + b"\x55" + whole[100:]))
+        path.write_bytes(
+            {"empty": b"", "text": b"text\n"}.get(damage, whole[:99] + b"\x55" + whole[100:])
+        )
     text, out = path.with_name("text.txt"), path.with_name("out")
     text.write_text(TEXT)
     arguments = {

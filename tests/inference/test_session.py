@@ -30,7 +30,9 @@ def make_batch(context: int) -> Batch:
     targets = tokens.roll(-1, 1)
     targets[:, :context] = IGNORE
     starts = torch.tensor([[True] + [False] * (W - 1)] * ROWS)
-    return Batch(tokens, targets, torch.ones_like(tokens, dtype=torch.bool), starts, torch.zeros(ROWS).bool())
+    return Batch(
+        tokens, targets, torch.ones_like(tokens, dtype=torch.bool), starts, torch.zeros(ROWS).bool()
+    )
 
 
 def training_logits(model: HybridLM, batch: Batch) -> dict[int, torch.Tensor]:
@@ -39,7 +41,9 @@ def training_logits(model: HybridLM, batch: Batch) -> dict[int, torch.Tensor]:
 
     def head(plan: sleep.WindowPlan, y: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         said = model.logits(y).view(ROWS, -1, VOCAB)
-        logits.update({plan.tokens.stop - said.shape[1] + t: said[:, t] for t in range(said.shape[1])})
+        logits.update(
+            {plan.tokens.stop - said.shape[1] + t: said[:, t] for t in range(said.shape[1])}
+        )
         return model.losses(y, goal)
 
     with torch.no_grad():

@@ -13,7 +13,11 @@ from launch import bootstrap
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+CONSTRAINTS = [
+    line
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if line[0] != "#"
+]
 
 
 def test_torch_is_asked_for_with_the_range_of_the_project() -> None:
@@ -22,21 +26,32 @@ def test_torch_is_asked_for_with_the_range_of_the_project() -> None:
 
 def test_every_direct_dependency_but_torch_has_one_exact_version() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in CONSTRAINTS}
-    direct = {re.split("[<>=]", line)[0] for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]}
+    direct = {
+        re.split("[<>=]", line)[0]
+        for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    }
     assert direct - pinned == {"torch"}
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in CONSTRAINTS)
 
 
 def test_nothing_of_cuda_is_constrained() -> None:
     """A machine with a GPU takes other builds, and brings these with torch."""
-    assert not [line for line in CONSTRAINTS if line.startswith(("torch", "triton", "nvidia", "cuda")) or "+" in line]
+    assert not [
+        line
+        for line in CONSTRAINTS
+        if line.startswith(("torch", "triton", "nvidia", "cuda")) or "+" in line
+    ]
 
 
 def test_pips_own_configuration_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     first, second, last = bootstrap.torch_choices(cuda=False)
     assert first == [bootstrap.TORCH_CPU]
-    assert second == [bootstrap.TORCH_CPU, "--extra-index-url", "https://download.pytorch.org/whl/cpu"]
+    assert second == [
+        bootstrap.TORCH_CPU,
+        "--extra-index-url",
+        "https://download.pytorch.org/whl/cpu",
+    ]
     assert last == [f"torch{bootstrap.TORCH_RANGE}"]
     assert bootstrap.torch_choices(cuda=True) == [[f"torch{bootstrap.TORCH_RANGE}"]]
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -44,10 +59,15 @@ def test_pips_own_configuration_comes_first(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Machine:
-    """Stands for pip and .venv: which requirements pip can find, what is installed, and what was asked for."""
+    """Stands for pip and .venv: which requirements pip can find, what is installed, and what was
+    asked for.
+    """
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, installed: bootstrap.Torch | None, offers: list[list[str]]
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        installed: bootstrap.Torch | None,
+        offers: list[list[str]],
     ) -> None:
         self.installed, self.offers, self.asked = installed, offers, list[list[str]]()
         monkeypatch.setattr(bootstrap, "pip", self.pip)
@@ -83,8 +103,20 @@ PLAIN = [f"torch{bootstrap.TORCH_RANGE}"]
         (CPU, False, [], [], "torch==2.13.0+cpu"),
         (CUDA, True, [], [], "torch==2.12.1"),
         (CUDA, False, [], [], "torch==2.12.1"),
-        (CPU, True, [PLAIN], [["uninstall", "--yes", "torch"], ["install", *PLAIN]], "torch==2.13.0"),
-        (OLD, False, [MIRROR], [["uninstall", "--yes", "torch"], ["install", *MIRROR]], "torch==2.13.0+cpu"),
+        (
+            CPU,
+            True,
+            [PLAIN],
+            [["uninstall", "--yes", "torch"], ["install", *PLAIN]],
+            "torch==2.13.0",
+        ),
+        (
+            OLD,
+            False,
+            [MIRROR],
+            [["uninstall", "--yes", "torch"], ["install", *MIRROR]],
+            "torch==2.13.0+cpu",
+        ),
     ],
 )
 def test_the_torch_that_fits_is_installed_and_one_that_is_there_is_kept(
@@ -103,7 +135,8 @@ def test_the_torch_that_fits_is_installed_and_one_that_is_there_is_kept(
 def test_a_torch_that_pip_cannot_find_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, None, [])
     with pytest.raises(
-        bootstrap.SetupError, match=r"^pip could not install torch \(ERROR: No matching .*\); check the "
+        bootstrap.SetupError,
+        match=r"^pip could not install torch \(ERROR: No matching .*\); check the ",
     ):
         bootstrap.install_torch(cuda=False)
 
@@ -119,18 +152,27 @@ def test_an_old_python_is_told_what_to_install(
     assert error.count("\n") == 1
 
 
-def test_a_python_without_ensurepip_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_python_without_ensurepip_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(bootstrap, "PYTHON", tmp_path / "none")
-    monkeypatch.setitem(sys.modules, "ensurepip", None)  # as on Debian before apt install python3-venv
+    # as on Debian before apt install python3-venv
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
     with pytest.raises(bootstrap.SetupError, match=r"run `apt install python3\.\d+-venv`"):
         bootstrap.make_venv()
 
 
-def test_a_gpu_is_one_that_nvidia_smi_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_is_one_that_nvidia_smi_lists(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not bootstrap.has_gpu()
     tool = tmp_path / "nvidia-smi"
-    for script, expected in (("echo 'GPU 0: H200'", True), ("echo failed; exit 9", False), ("echo none", False)):
+    for script, expected in (
+        ("echo 'GPU 0: H200'", True),
+        ("echo failed; exit 9", False),
+        ("echo none", False),
+    ):
         tool.write_text(f"#!/bin/sh\n{script}\n")
         tool.chmod(0o755)
         assert bootstrap.has_gpu() is expected

@@ -17,7 +17,11 @@ from launch.cli import main, make_parser
 from pretrain.config import load as settings
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("*.toml"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "configs").glob("*.toml")),
+]
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -30,9 +34,13 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def examples(text: str) -> list[list[str]]:
-    """The arguments of `hypnos` in every line that calls it, without what is piped into it and out of it."""
+    """The arguments of `hypnos` in every line that calls it, without what is piped into it and out
+    of it.
+    """
     lines = text.replace("\\\n", " ")
-    found = re.findall(r"^(?:.*\|)?[# ]*(?:hypnos|torchrun \S+ -m launch)\b([^|\n]*)", lines, re.MULTILINE)
+    found = re.findall(
+        r"^(?:.*\|)?[# ]*(?:hypnos|torchrun \S+ -m launch)\b([^|\n]*)", lines, re.MULTILINE
+    )
     return [shlex.split(arguments, comments=True) for arguments in found]
 
 
@@ -50,8 +58,12 @@ def hypnos(*arguments: str, text: bytes = b"") -> tuple[int, str, str]:
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-@pytest.mark.parametrize("command", [p.prog.split()[1:] for p in parsers(make_parser())], ids=" ".join)
-def test_help_has_examples_that_the_command_understands(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "command", [p.prog.split()[1:] for p in parsers(make_parser())], ids=" ".join
+)
+def test_help_has_examples_that_the_command_understands(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     assert ended.value.code == 0
@@ -62,16 +74,22 @@ def test_help_has_examples_that_the_command_understands(command: list[str], caps
         understand(arguments)
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if examples(path.read_text())], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS if examples(path.read_text())], ids=lambda path: path.name
+)
 def test_commands_in_documents_are_understood(path: Path) -> None:
     for arguments in examples(path.read_text()):
         understand(arguments)
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys; from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = (
+        "import sys; from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    )
     check = "assert not {'torch', 'deepspeed', 'transformers', 'sentencepiece', 'rich'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code + check], cwd=ROOT, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code + check], cwd=ROOT, capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -88,13 +106,31 @@ def test_help_does_not_import_torch() -> None:
         (["tokenizer", "export"], "the following arguments are required: MODEL, FOLDER (`"),
         (["sleep"], "invalid choice: 'sleep'"),
         (["eval", "runs/x", "--passes", "0"], "'0' is not a whole number from 1"),
-        (["generate", "runs/x", "--prompt", "x", "--seed", str(1 << 63)], "is not a whole number from 0 to 2^63 - 1"),
+        (
+            ["generate", "runs/x", "--prompt", "x", "--seed", str(1 << 63)],
+            "is not a whole number from 0 to 2^63 - 1",
+        ),
         (["generate", "runs/x", "--temperature", "hot"], "'hot' is not a number from 0"),
-        (["data", "prepare", "--holdout", "x"], "argument --holdout: 'x' is not a share, from 0 to less than 1"),
-        (["data", "prepare", "--holdout", "2"], "argument --holdout: '2' is not a share, from 0 to less than 1"),
-        (["tokenizer", "train", "--out", "x.model"], "name the documents to read: either SOURCE ... or --python"),
-        (["tokenizer", "train", "--python", "README.md", "--out", "x.model"], "either SOURCE ... or --python"),
-        (["tokenizer", "train", "no-such-folder", "--out", "x.model"], "no-such-folder: no such file or folder"),
+        (
+            ["data", "prepare", "--holdout", "x"],
+            "argument --holdout: 'x' is not a share, from 0 to less than 1",
+        ),
+        (
+            ["data", "prepare", "--holdout", "2"],
+            "argument --holdout: '2' is not a share, from 0 to less than 1",
+        ),
+        (
+            ["tokenizer", "train", "--out", "x.model"],
+            "name the documents to read: either SOURCE ... or --python",
+        ),
+        (
+            ["tokenizer", "train", "--python", "README.md", "--out", "x.model"],
+            "either SOURCE ... or --python",
+        ),
+        (
+            ["tokenizer", "train", "no-such-folder", "--out", "x.model"],
+            "no-such-folder: no such file or folder",
+        ),
         (["tokenizer", "encode", "no-such.model"], "no-such.model: cannot read the tokenizer"),
         (["data", "stats", "no-such-folder"], "no-such-folder"),
         (["data", "verify", "no-such-folder"], "no-such-folder"),
@@ -130,7 +166,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert status == 2 and errors.count("\n") == 1 and f"{tmp_path / 'file'}: File exists" in errors
 
 
-def test_ctrl_c_ends_with_130_and_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_with_130_and_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -148,12 +186,17 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["train", "configs/depo-small.toml"])
 
 
-def test_tokenizer_and_data_from_text_to_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokenizer_and_data_from_text_to_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The commands in the order of a user who brings a folder of text."""
     texts, model, shards = tmp_path / "texts", tmp_path / "t.model", tmp_path / "shards"
     texts.mkdir()
     for number in range(40):
-        lines = [f"window {n} of text {number}: to sleep, perchance to dream {n * number}\n" for n in range(30)]
+        lines = [
+            f"window {n} of text {number}: to sleep, perchance to dream {n * number}\n"
+            for n in range(30)
+        ]
         (texts / f"{number}.txt").write_text("".join(lines), encoding="utf-8")
     (texts / "latin.txt").write_bytes(b"caf\xe9")
 
@@ -176,7 +219,16 @@ def test_tokenizer_and_data_from_text_to_shards(tmp_path: Path, capsys: pytest.C
     assert "identical" in capsys.readouterr().out
     assert (tmp_path / "fast" / "tokenizer.json").exists()
 
-    prepare = ["data", "prepare", str(texts), "--skip-bad", "--tokenizer", str(model), "--out", str(shards)]
+    prepare = [
+        "data",
+        "prepare",
+        str(texts),
+        "--skip-bad",
+        "--tokenizer",
+        str(model),
+        "--out",
+        str(shards),
+    ]
     assert main([*prepare, "--holdout", "0.2"]) == 0
     written = capsys.readouterr().out
     assert f"{shards / 'train'}: " in written and f"{shards / 'heldout'}: " in written

@@ -21,7 +21,10 @@ def test_this_machine_can_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     written = capsys.readouterr().out
     for what in ("python", "torch", "gloo", "deepspeed", "megatron.core", "memory", "disk"):
-        assert any(line.split()[:2] == ["ok", what] for line in written.splitlines()), (what, written)
+        assert any(line.split()[:2] == ["ok", what] for line in written.splitlines()), (
+            what,
+            written,
+        )
     assert torch.__version__ in written
 
 
@@ -58,14 +61,25 @@ def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert disk.state == "note" and "1.0 GB free" in disk.found and "run.dir" in disk.fix
 
 
-def test_a_runs_checkpoints_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_runs_checkpoints_are_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["doctor", str(tmp_path)]) == 2
     assert f"{tmp_path}: no checkpoints" in capsys.readouterr().err
 
     for step in (5, 10):
         write(tmp_path, step)
     assert main(["doctor", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split() == ["ok", "step", "5", "whole", "ok", "step", "10", "whole"]
+    assert capsys.readouterr().out.split() == [
+        "ok",
+        "step",
+        "5",
+        "whole",
+        "ok",
+        "step",
+        "10",
+        "whole",
+    ]
 
     damaged = tmp_path / "checkpoints" / "step-10" / "model.0.safetensors"
     content = bytearray(damaged.read_bytes())
@@ -76,11 +90,14 @@ def test_a_runs_checkpoints_are_verified(tmp_path: Path, capsys: pytest.CaptureF
     assert ok.startswith("ok") and fail.startswith("fail  step 10") and str(damaged) in fail
     assert fix.strip().startswith("fix: if it cannot be mended, remove that checkpoint")
 
-    (tmp_path / "checkpoints/step-10/index.json").write_text('{"format": 99}')  # to be read by another version
+    # to be read by another version
+    (tmp_path / "checkpoints/step-10/index.json").write_text('{"format": 99}')
     (tmp_path / "checkpoints/latest").write_text("step-15\n")
     assert main(["doctor", str(tmp_path)]) == 1
     _, fail, latest, fix = capsys.readouterr().out.splitlines()
-    assert "written by a newer Hypnos" in fail and "step-15: missing, and `latest` names it" in latest
+    assert (
+        "written by a newer Hypnos" in fail and "step-15: missing, and `latest` names it" in latest
+    )
     assert fix.strip() == "fix: write into it the name of the checkpoint to go on from"
 
 

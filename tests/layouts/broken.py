@@ -1,4 +1,5 @@
-"""Run by torchrun: the `hypnos` command on ranks of which the last one breaks, or the first takes its time.
+"""Run by torchrun: the `hypnos` command on ranks of which the last one breaks, or the first takes
+its time.
 
     torchrun --nproc-per-node=2 tests/layouts/broken.py HOW CONFIG [key=value ...]
 """
@@ -63,6 +64,8 @@ WAYS: dict[str, Callable[[], Any]] = {
 }
 
 if __name__ == "__main__":
-    if int(os.environ["RANK"]) == (0 if sys.argv[1] == "verifies slowly" else int(os.environ["WORLD_SIZE"]) - 1):
+    if int(os.environ["RANK"]) == (
+        0 if sys.argv[1] == "verifies slowly" else int(os.environ["WORLD_SIZE"]) - 1
+    ):
         WAYS[sys.argv[1]]()
     sys.exit(main(["train", *sys.argv[2:]]))

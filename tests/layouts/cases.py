@@ -26,8 +26,9 @@ class Case(NamedTuple):
         return " ".join([*changed, *([self.plant] if self.plant else [])])
 
 
-# Largest relative errors, see worker.errors. In bf16 a different order of additions changes the last of 8 bits in
-# every sum, three passes amplify it, and Muon gives directions that hardly matter the same length as all others.
+# Largest relative errors, see worker.errors. In bf16 a different order of additions changes the
+# last of 8 bits in every sum, three passes amplify it, and Muon gives directions that hardly matter
+# the same length as all others.
 TOLERANCE = {
     "fp32": {"loss": 1e-5, "norm": 1e-5, "gradient": 1e-5, "weight": 1e-5, "state": 1e-5},
     "bf16": {"loss": 2e-3, "norm": 2e-2, "gradient": 0.2, "weight": 1e-2, "state": 5e-2},
@@ -63,7 +64,11 @@ FAULTY = [
     Case(Layout(tp=2), Problem(), "shared parameters counted twice in the norm"),
     Case(Layout(pp=2, microbatches=2), Problem(), "gradient of the fast weights dropped"),
     Case(Layout(pp=2, microbatches=2), Problem(), "gradient of the next pass dropped"),
-    Case(Layout(pp=2, microbatches=2), Problem(tied=True), "one end's gradient of a tied embedding dropped"),
+    Case(
+        Layout(pp=2, microbatches=2),
+        Problem(tied=True),
+        "one end's gradient of a tied embedding dropped",
+    ),
 ]
 
 # Every pair of values of every two columns is in some row (the orthogonal array L8).
@@ -80,25 +85,35 @@ PAIRS = [
 
 
 def everything() -> Iterator[Case]:
-    """All layouts of up to eight ranks, every ZeRO stage, N = 1 and 3; under each, every pair of the other choices.
+    """All layouts of up to eight ranks, every ZeRO stage, N = 1 and 3; under each, every pair of
+    the other choices.
 
-    Those of the second kind (eviction and what follows it) meet every pair of their own kind under each, and of the
-    first another in the next. Beside them, the daily ones, and offloading wherever it is allowed.
+    Those of the second kind (eviction and what follows it) meet every pair of their own kind under
+    each, and of the first another in the next. Beside them, the daily ones, and offloading wherever
+    it is allowed.
     """
     yield from DAILY
-    for split, zero, precision in itertools.product(("tp", "dp", "pp"), (1, 2, 3), ("fp32", "bf16")):
+    for split, zero, precision in itertools.product(
+        ("tp", "dp", "pp"), (1, 2, 3), ("fp32", "bf16")
+    ):
         if split != "pp" or (zero, precision) == (1, "fp32"):
             layout = Layout(**{split: 2}, zero=zero, offload=True, microbatches=2)
             yield Case(layout, Problem(precision=precision, tied=True))
     grids = [grid for grid in itertools.product((1, 2), (1, 2, 4), (1, 2)) if prod(grid) <= 8]
-    combinations = [(*grid, zero, n) for grid in grids for zero in ((1,) if grid[1] > 1 else range(4)) for n in (1, 3)]
+    combinations = [
+        (*grid, zero, n)
+        for grid in grids
+        for zero in ((1,) if grid[1] > 1 else range(4))
+        for n in (1, 3)
+    ]
     for turn, (tp, pp, dp, zero, passes) in enumerate(combinations):
         for first, second in zip(PAIRS, PAIRS[turn % 8 :] + PAIRS[: turn % 8], strict=True):
             recompute, parts, low, adamw, context, tied, padded = first
             sliding, prelude, coda, few_passes, few_windows, many_parts, _ = second
             layout = Layout(
                 tp=tp, pp=pp, dp=dp, zero=zero, recompute=("none", "unit")[recompute],
-                microbatches=(1, 1 if low and zero == 0 else (2, 4)[many_parts])[parts],  # ZeRO 0 would add up in bf16
+                # ZeRO 0 would add up in bf16
+                microbatches=(1, 1 if low and zero == 0 else (2, 4)[many_parts])[parts],
                 sequence_parallel=tp > 1 and bool(context ^ parts),
             )  # fmt: skip
             problem = Problem(

@@ -1,4 +1,6 @@
-"""Errors that are planted to show that the comparison with one process finds them, and what it must not notice."""
+"""Errors that are planted to show that the comparison with one process finds them, and what it must
+not notice.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,15 @@ def _no_gradient_round_the_ring(*arguments: Any) -> Any:
 
 
 def _weights_leave_at_once(prefetched: int) -> Any:
-    """ZeRO 3 as it is with weights too large to stay: gathered when a layer needs them, and then released."""
+    """ZeRO 3 as it is with weights too large to stay: gathered when a layer needs them, and then
+    released.
+    """
 
     def config(*arguments: Any) -> Any:
         kept = ("param_persistence_threshold", "max_reuse_distance", "max_live_parameters")
-        changes = {f"stage3_{name}": 0 for name in kept} | {"stage3_prefetch_bucket_size": prefetched}
+        changes = {f"stage3_{name}": 0 for name in kept} | {
+            "stage3_prefetch_bucket_size": prefetched
+        }
         found = _config(*arguments)
         return found | {"zero_optimization": found["zero_optimization"] | changes}
 
@@ -42,11 +48,27 @@ _square, _legs, _config = zero_layout.Partition.square, step.legs, engine._confi
 PLANTED = {
     "weights leave at once": (engine, "_config", _weights_leave_at_once(0)),
     "weights come early, and leave at once": (engine, "_config", _weights_leave_at_once(1000)),
-    "one tp rank's gradient dropped": (zero_layout.Partition, "complete", lambda self, gradient: None),
-    "shared parameters counted twice in the norm": (zero_layout.Partition, "square", _everything_counts),
-    "gradient of the fast weights dropped": (pipeline.Pipeline, "_cut", staticmethod(_stays_in_no_graph)),
+    "one tp rank's gradient dropped": (
+        zero_layout.Partition,
+        "complete",
+        lambda self, gradient: None,
+    ),
+    "shared parameters counted twice in the norm": (
+        zero_layout.Partition,
+        "square",
+        _everything_counts,
+    ),
+    "gradient of the fast weights dropped": (
+        pipeline.Pipeline,
+        "_cut",
+        staticmethod(_stays_in_no_graph),
+    ),
     "gradient of the next pass dropped": (step, "legs", _no_gradient_round_the_ring),
-    "one end's gradient of a tied embedding dropped": (engine.Engine, "_sum_tied", lambda self: None),
+    "one end's gradient of a tied embedding dropped": (
+        engine.Engine,
+        "_sum_tied",
+        lambda self: None,
+    ),
 }
 
 

@@ -1,8 +1,9 @@
-"""A little training problem that has everything in it, and its solution by a plain loop in one process.
+"""A little training problem that has everything in it, and its solution by a plain loop in one
+process.
 
-Rows differ in what they score, where their documents begin, how much of them is padding and whether they go on in
-the next step. The loop uses none of ours but the model: one process, no microbatches, nothing recomputed, one
-matrix at a time.
+Rows differ in what they score, where their documents begin, how much of them is padding and whether
+they go on in the next step. The loop uses none of ours but the model: one process, no microbatches,
+nothing recomputed, one matrix at a time.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Problem:
 
     @property
     def model(self) -> ModelConfig:
-        """Its scales are such that fp32 errs by less than 3e-6 against fp64: 1e-5 between layouts then means much."""
+        """Its scales are such that fp32 errs by less than 3e-6 against fp64: 1e-5 between layouts
+        then means much.
+        """
         return ModelConfig(
             d_model=16, attention_heads=4, attention_kv_heads=2, attention_head_dim=8, delta_key_heads=2,
             delta_value_heads=4, delta_key_dim=6, delta_value_dim=5, delta_chunk=4, mlp_width=28, vocab_size=22,
@@ -73,10 +76,14 @@ class Problem:
         g = torch.Generator().manual_seed(step)
         ids = torch.randint(0, self.model.vocab_size, (ROWS, TOKENS + 1), generator=g)
         tokens, targets = ids[:, :-1].clone(), ids[:, 1:].clone()
-        valid, starts = torch.ones(ROWS, TOKENS, dtype=torch.bool), torch.zeros(ROWS, W, dtype=torch.bool)
+        valid, starts = (
+            torch.ones(ROWS, TOKENS, dtype=torch.bool),
+            torch.zeros(ROWS, W, dtype=torch.bool),
+        )
         for row in range(ROWS):
             targets[row, : row % 4] = IGNORE
-            if self.when == "context":  # some rows predict what others sleep over; two ranks' rows differ in it too
+            # some rows predict what others sleep over; two ranks' rows differ in it too
+            if self.when == "context":
                 targets[row, : (2 if row % 2 or row >= 4 else 1) * L] = IGNORE
                 targets[row, 2 * L : 3 * L] = IGNORE if row == 5 else targets[row, 2 * L : 3 * L]
             if self.padded and row % 3 == 1:
@@ -106,7 +113,9 @@ def solve(problem: Problem) -> Solution:
     net.to(torch.bfloat16 if low else torch.float32)
     matrices = [n for n, p in masters.items() if c.name == "muon" and is_matrix_of_body(n, p)]
     momentum = {n: torch.zeros_like(masters[n]) for n in matrices}
-    decayed = [n for n, p in masters.items() if n not in matrices and p.dim() == 2 and ".conv_" not in n]
+    decayed = [
+        n for n, p in masters.items() if n not in matrices and p.dim() == 2 and ".conv_" not in n
+    ]
     plain = [n for n in masters if n not in matrices and n not in decayed]
     groups = [(decayed, 0.1), (plain, 0.0)]
     adam = torch.optim.AdamW(

@@ -27,9 +27,17 @@ def expected(problem: Problem) -> Solution:
     return solution
 
 
-def run(script: str, world: int, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run(
+    script: str, world: int, *arguments: object, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """A script of this repository on `world` real processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={world}",
+    ]
     return subprocess.run(
         [*command, str(ROOT / script), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -40,7 +48,9 @@ def run(script: str, world: int, *arguments: object, timeout: float = 300) -> su
 def compare(cases: Sequence[Case], folder: Path) -> list[dict[str, float]]:
     """The errors of every case; all have the same number of ranks, which are started once."""
     (world,) = {case.layout.world for case in cases}
-    (folder / "cases.json").write_text(json.dumps([(asdict(c.layout), asdict(c.problem), c.plant) for c in cases]))
+    (folder / "cases.json").write_text(
+        json.dumps([(asdict(c.layout), asdict(c.problem), c.plant) for c in cases])
+    )
     for number, case in enumerate(cases):
         torch.save(vars(expected(case.problem)), folder / f"reference-{number}.pt")
     done = run("tests/layouts/worker.py", world, folder, timeout=180 + 60 * len(cases))

@@ -1,6 +1,6 @@
 """Run by torchrun: trains what every TOML file of a folder describes, one after the other.
 
-    torchrun --nproc-per-node=4 tests/layouts/run_all.py FOLDER
+torchrun --nproc-per-node=4 tests/layouts/run_all.py FOLDER
 """
 
 from __future__ import annotations

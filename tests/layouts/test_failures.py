@@ -1,4 +1,6 @@
-"""A rank that dies, hangs, raises or reads other rows ends the whole job, soon, and the message says where."""
+"""A rank that dies, hangs, raises or reads other rows ends the whole job, soon, and the message
+says where.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +35,26 @@ UNIT = ", computes forward of microbatch 0, window 1, pass 2"
         # It names itself, and its neighbour says what it waits for.
         ("hangs", 2, PATIENCE, [LAST + UNIT + ": no headway for", FIRST + ", .*: no headway for"]),
         ("hangs", 1, PATIENCE, [SECOND + ", reads microbatch 0, window 1 pass 2: no headway for"]),
-        # It cannot say anything, so its neighbour tells what it waits for. torchrun kills what will not end in 30 s.
+        # It cannot say anything, so its neighbour tells what it waits for. torchrun kills what will
+        # not end in 30 s.
         ("stops", 2, PATIENCE + 30, [FIRST + ", waits for what it needs in .*microbatch"]),
         ("raises", 2, 0, ["RuntimeError: a cosmic ray", LAST + UNIT]),
-        ("loses rows", 2, 0, [LAST + ": rank 1 reads other rows than rank 0, .* 2 x 2 x 48 against 2 x 4 x 48 "]),
+        (
+            "loses rows",
+            2,
+            0,
+            [LAST + ": rank 1 reads other rows than rank 0, .* 2 x 2 x 48 against 2 x 4 x 48 "],
+        ),
     ],
 )
-def test_a_broken_rank_ends_the_job(how: str, pp: int, seconds: float, messages: list[str], tmp_path: Path) -> None:
+def test_a_broken_rank_ends_the_job(
+    how: str, pp: int, seconds: float, messages: list[str], tmp_path: Path
+) -> None:
     config, folder = ROOT / "configs/depo-small.toml", f"run.dir={tmp_path}"
     begin = time.monotonic()
     done = run("tests/layouts/broken.py", 2, how, config, folder, f"parallel.pp={pp}", *SETTINGS)
-    assert time.monotonic() - begin < seconds + 45  # starting two processes takes up to half of it on a busy machine
+    # starting two processes takes up to half of it on a busy machine
+    assert time.monotonic() - begin < seconds + 45
     assert done.returncode != 0
     for message in messages:
         assert re.search(message, done.stderr), done.stderr[-5000:]
@@ -54,23 +65,56 @@ def test_a_broken_rank_ends_the_job(how: str, pp: int, seconds: float, messages:
 def test_a_first_rank_that_verifies_for_long_is_waited_for(tmp_path: Path) -> None:
     """For longer than twice its patience, which is the limit of a collective."""
     config, folder = ROOT / "configs/depo-small.toml", f"run.dir={tmp_path}"
-    done = run("tests/layouts/broken.py", 2, "verifies slowly", config, folder, *SETTINGS, "train.steps=1")
+    done = run(
+        "tests/layouts/broken.py", 2, "verifies slowly", config, folder, *SETTINGS, "train.steps=1"
+    )
     assert done.returncode == 0, done.stderr[-5000:]
 
 
 def test_a_rank_that_never_comes_is_missed(tmp_path: Path) -> None:
-    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "launch", "train", ROOT / "configs/depo-small.toml", "parallel.patience=1"]
-    done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    alone = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "train",
+        ROOT / "configs/depo-small.toml",
+        "parallel.patience=1",
+    ]
+    done = subprocess.run(
+        command, env=os.environ | alone, capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
     (line,) = done.stderr.splitlines()
-    assert re.match(r"hypnos: error: rank 0 on \S+, which joins the others, .*: another rank has gone", line)
+    assert re.match(
+        r"hypnos: error: rank 0 on \S+, which joins the others, .*: another rank has gone", line
+    )
     assert done.returncode == 1
 
 
 def test_sequences_that_cannot_be_split_are_refused_at_once(tmp_path: Path) -> None:
-    settings = ["parallel.tp=2", "parallel.sequence_parallel=true", "train.batch=1", "sleep.window=17"]
+    settings = [
+        "parallel.tp=2",
+        "parallel.sequence_parallel=true",
+        "train.batch=1",
+        "sleep.window=17",
+    ]
     config, folder = ROOT / "configs/depo-small.toml", f"run.dir={tmp_path}"
-    done = run("launch/__main__.py", 2, "train", config, folder, *settings, "depo.context=17", "depo.queries=4")
+    done = run(
+        "launch/__main__.py",
+        2,
+        "train",
+        config,
+        folder,
+        *settings,
+        "depo.context=17",
+        "depo.queries=4",
+    )
     message = "a microbatch has windows of 1 x 17 tokens, which do not divide by parallel.tp = 2"
     assert message in done.stderr and "AssertionError" not in done.stderr, done.stderr
     assert not list(tmp_path.iterdir()), "something was made before"

@@ -1,4 +1,5 @@
-"""The same loss, gradients, norm, weights and fast weights at every layout: real processes against one.
+"""The same loss, gradients, norm, weights and fast weights at every layout: real processes against
+one.
 
 The chosen few run every day; `make test-layouts` runs everything (HYPNOS_LAYOUTS=all).
 """
@@ -22,8 +23,12 @@ CASES = list(everything()) if os.environ.get("HYPNOS_LAYOUTS") == "all" else DAI
 
 
 def launches(cases: list[Case], most: int = 16) -> Iterator[list[Case]]:
-    """Cases that are done by the same processes: as many ranks, and those of one grid after another."""
-    cases = sorted(cases, key=lambda c: (c.layout.world, c.layout.tp, c.layout.pp, c.layout.sequence_parallel))
+    """Cases that are done by the same processes: as many ranks, and those of one grid after
+    another.
+    """
+    cases = sorted(
+        cases, key=lambda c: (c.layout.world, c.layout.tp, c.layout.pp, c.layout.sequence_parallel)
+    )
     for _, same in groupby(cases, key=lambda c: c.layout.world):
         yield from batched(same, most)
 
@@ -41,14 +46,25 @@ def excess(case: Case, errors: dict[str, float]) -> dict[str, float]:
     return {name: error for name, error in errors.items() if not error <= limits[name]}
 
 
-@pytest.mark.parametrize("cases", list(launches(CASES)), ids=lambda cases: f"{cases[0].layout.world} ranks")
+@pytest.mark.parametrize(
+    "cases", list(launches(CASES)), ids=lambda cases: f"{cases[0].layout.world} ranks"
+)
 def test_as_one_process(cases: list[Case], tmp_path: Path) -> None:
     found = compare(cases, tmp_path)
     for precision in TOLERANCE:  # told by pytest -rP
-        mine = [e for case, e in zip(cases, found, strict=True) if case.problem.precision == precision]
-        print(precision, {name: f"{max(e[name] for e in mine):.1e}" for name in TOLERANCE[precision] if mine})
-    wrong = {str(case): worse for case, e in zip(cases, found, strict=True) if (worse := excess(case, e))}
-    assert len(found) == len(cases) and not wrong, "\n".join(f"{case}: {errors}" for case, errors in wrong.items())
+        mine = [
+            e for case, e in zip(cases, found, strict=True) if case.problem.precision == precision
+        ]
+        print(
+            precision,
+            {name: f"{max(e[name] for e in mine):.1e}" for name in TOLERANCE[precision] if mine},
+        )
+    wrong = {
+        str(case): worse for case, e in zip(cases, found, strict=True) if (worse := excess(case, e))
+    }
+    assert len(found) == len(cases) and not wrong, "\n".join(
+        f"{case}: {errors}" for case, errors in wrong.items()
+    )
 
 
 def test_planted_errors_are_found(tmp_path: Path) -> None:
@@ -60,7 +76,9 @@ def test_planted_errors_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("when", ["always", "context"])
 def test_the_number_of_passes_matters(when: str) -> None:
-    """Otherwise the comparisons would say nothing about sleep: N - 1 passes are told from N by everything compared."""
+    """Otherwise the comparisons would say nothing about sleep: N - 1 passes are told from N by
+    everything compared.
+    """
     for passes in (2, 3):
         fewer, as_many = (expected(Problem(when=when, passes=n)) for n in (passes - 1, passes))
         found = errors(replace(fewer, state=fewer.state | {"carries": CARRIES}), as_many)

@@ -1,9 +1,11 @@
-"""Run by torchrun: solves problems on a grid of real processes, and says how far from one process it comes.
+"""Run by torchrun: solves problems on a grid of real processes, and says how far from one process
+it comes.
 
     torchrun --nproc-per-node=4 tests/layouts/worker.py FOLDER
 
-FOLDER has cases.json, a list of [layout, problem, what is planted], and reference-K.pt, the solutions of the problems.
-Rank 0 writes errors.json there: for each case, the largest relative error of everything that is compared.
+FOLDER has cases.json, a list of [layout, problem, what is planted], and reference-K.pt, the
+solutions of the problems. Rank 0 writes errors.json there: for each case, the largest relative
+error of everything that is compared.
 """
 
 from __future__ import annotations
@@ -60,28 +62,47 @@ class Watched(MuonAdamW):
 
 def solve(problem: Problem, layout: Layout) -> Solution:
     """The counterpart of `problem.solve`, on this grid; whole on rank 0."""
-    given, even = tuple(running_sum(layout.stages, initial=0)), balanced([1.0] * len(problem.layers), layout.pp)
+    given, even = (
+        tuple(running_sum(layout.stages, initial=0)),
+        balanced([1.0] * len(problem.layers), layout.pp),
+    )
     stage = Stage(mesh.pp_rank(), given if layout.stages else even)
     net = problem.build(stage=stage)
     optimizer = Watched(net.named_parameters(), problem.optimization)
-    engine = Engine(net, optimizer, layout.zero, problem.precision, layout.microbatches, layout.offload, net.tied)
-    parallel = ParallelConfig(tp=layout.tp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute)
+    engine = Engine(
+        net,
+        optimizer,
+        layout.zero,
+        problem.precision,
+        layout.microbatches,
+        layout.offload,
+        net.tied,
+    )
+    parallel = ParallelConfig(
+        tp=layout.tp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute
+    )
     found, lanes = Solution(), Lanes.empty(layout.microbatches)
     share = ROWS // layout.dp
     for step in range(STEPS):
         whole = problem.batch(step)
-        mine, part = whole.rows(mesh.dp_rank() * share, (mesh.dp_rank() + 1) * share), share // layout.microbatches
+        mine, part = (
+            whole.rows(mesh.dp_rank() * share, (mesh.dp_rank() + 1) * share),
+            share // layout.microbatches,
+        )
         parts = [mine.rows(m * part, (m + 1) * part) for m in range(layout.microbatches)]
         scored = int((whole.targets != IGNORE).sum())
         outputs = accumulate(engine, net, parts, lanes.states, scored, parallel)
         lanes = Lanes([out.state for out in outputs], mine.carries)
         engine.step()
-        loss = torch.stack([out.loss for out in outputs]).sum().float()  # on the last stage; zero on the others
+        # on the last stage; zero on the others
+        loss = torch.stack([out.loss for out in outputs]).sum().float()
         for group in (mesh.dp_group(), mesh.pp_group()):
             dist.all_reduce(loss, group=group)
         found.losses.append(float(loss) / scored)
         found.norms.append(float(optimizer.grad_norm))
-        found.gradients.append(gathered.whole(engine.partition.pieces(optimizer.seen, optimizer.names)))
+        found.gradients.append(
+            gathered.whole(engine.partition.pieces(optimizer.seen, optimizer.names))
+        )
     found.weights = gathered.whole(engine.weights())
     found.state = gathered.whole(lanes.pieces(net), partial=True)
     engine.close()
@@ -91,7 +112,8 @@ def solve(problem: Problem, layout: Layout) -> Solution:
 def errors(got: Solution, expected: Solution) -> dict[str, float]:
     """The largest relative errors |a - b| / |b|, of each tensor by its Euclidean norm.
 
-    A tensor that has less than a hundredth of the whole norm is measured by that: in fp32 the sums that it comes
+    A tensor that has less than a hundredth of the whole norm is measured by that: in fp32 the sums
+        that it comes
     from are no more exact.
     """
 
@@ -99,7 +121,10 @@ def errors(got: Solution, expected: Solution) -> dict[str, float]:
         assert mine.keys() == theirs.keys(), mine.keys() ^ theirs.keys()
         norms = {n: float(t.double().norm()) for n, t in theirs.items()}
         floor = 1e-2 * sum(norm**2 for norm in norms.values()) ** 0.5
-        return max(float((mine[n].double() - t.double()).norm()) / max(norms[n], floor) for n, t in theirs.items())
+        return max(
+            float((mine[n].double() - t.double()).norm()) / max(norms[n], floor)
+            for n, t in theirs.items()
+        )
 
     def of_numbers(mine: list[float], theirs: list[float]) -> float:
         return max(abs(a - b) / abs(b) for a, b in zip(mine, theirs, strict=True))
@@ -119,7 +144,9 @@ def errors(got: Solution, expected: Solution) -> dict[str, float]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found, standing = [], None
-    for number, (settings, task, plant) in enumerate(json.loads((folder / "cases.json").read_text())):
+    for number, (settings, task, plant) in enumerate(
+        json.loads((folder / "cases.json").read_text())
+    ):
         layout, problem = Layout(**settings), Problem(**task | {"layers": tuple(task["layers"])})
         grid = (layout.tp, layout.pp, layout.sequence_parallel)
         if grid != standing:  # every grid leaves threads behind that wait for nothing

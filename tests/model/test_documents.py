@@ -8,7 +8,17 @@ from pretrain.config.schema import SleepConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.model.hybrid import HybridLM
 from pretrain.model.sleep import Output, plan
-from tests.model.tiny import MODEL, SLEEP, L, assert_like_oracle, assert_same, build, change, gradients, sequences
+from tests.model.tiny import (
+    MODEL,
+    SLEEP,
+    L,
+    assert_like_oracle,
+    assert_same,
+    build,
+    change,
+    gradients,
+    sequences,
+)
 from tests.oracles import qwen
 from tests.oracles.sleep import read
 
@@ -20,7 +30,9 @@ SETTINGS = [
 ]
 
 
-def padded(T: int, ends: list[tuple[int, int]], unscored: dict[int, list[int]] | None = None, junk: int = 0) -> Batch:
+def padded(
+    T: int, ends: list[tuple[int, int]], unscored: dict[int, list[int]] | None = None, junk: int = 0
+) -> Batch:
     """Rows that are real in [start, stop) only; PAD is token `junk` and is not scored."""
     batch = sequences(T, len(ends), unscored)
     for row, (start, stop) in enumerate(ends):
@@ -33,8 +45,14 @@ def padded(T: int, ends: list[tuple[int, int]], unscored: dict[int, list[int]] |
 
 def join(*batches: Batch) -> Batch:
     """Each row's sequences one after the other."""
-    tensors = {name: [getattr(b, name) for b in batches] for name in ("tokens", "targets", "valid", "starts")}
-    return Batch(**{name: torch.cat(parts, dim=1) for name, parts in tensors.items()}, carries=batches[-1].carries)
+    tensors = {
+        name: [getattr(b, name) for b in batches]
+        for name in ("tokens", "targets", "valid", "starts")
+    }
+    return Batch(
+        **{name: torch.cat(parts, dim=1) for name, parts in tensors.items()},
+        carries=batches[-1].carries,
+    )
 
 
 @pytest.mark.parametrize("sleep", SETTINGS)
@@ -47,7 +65,9 @@ def join(*batches: Batch) -> Batch:
     ],
 )
 def test_pad_is_as_if_it_were_not_there(sleep: SleepConfig, ends: list[tuple[int, int]]) -> None:
-    """The oracle reads each row without its PAD, so its positions are shifted: 1e-7 in the fp32 rotary table."""
+    """The oracle reads each row without its PAD, so its positions are shifted: 1e-7 in the fp32
+    rotary table.
+    """
     assert_like_oracle(build(sleep), padded(3 * L, ends, {2: [0]}), tolerance=1e-6)
 
 
@@ -85,11 +105,15 @@ def test_documents_packed_in_one_row_are_two_rows(sleep: SleepConfig) -> None:
     assert_like_oracle(model, join(first, second))
 
 
-@pytest.mark.parametrize("sleep", [*SETTINGS, change(passes=3, truncate_passes=1, truncate_windows=3)])
+@pytest.mark.parametrize(
+    "sleep", [*SETTINGS, change(passes=3, truncate_passes=1, truncate_windows=3)]
+)
 def test_rows_do_not_see_each_other(sleep: SleepConfig) -> None:
     """Microbatches add up to the batch, whatever each of them scores and pads."""
     T = 4 * L - 1
-    batch = padded(T, [(0, T), (3, T), (0, 2 * L - 1), (0, 3 * L)], {0: [0, 2], 1: [0, 1], 3: [2, 3]})
+    batch = padded(
+        T, [(0, T), (3, T), (0, 2 * L - 1), (0, 3 * L)], {0: [0, 2], 1: [0, 1], 3: [2, 3]}
+    )
     model = build(sleep)
     whole = model(batch)
     parts = [model(batch.rows(0, 1)), model(batch.rows(1, 2)), model(batch.rows(2, 4))]
@@ -103,11 +127,14 @@ def test_carried_documents(sleep: SleepConfig) -> None:
     whole = sequences(4 * L, unscored={0: [0, 1], 1: [0, 3]})
     model = build(sleep)
     first, second, out = in_two(model, whole)
-    assert_same({"w": torch.cat([first.window_loss, second.window_loss])}, {"w": out.window_loss}, 1e-12)
+    assert_same(
+        {"w": torch.cat([first.window_loss, second.window_loss])}, {"w": out.window_loss}, 1e-12
+    )
     assert all(not t.requires_grad for t in first.state.named_tensors().values())
     assert second.state is None  # both documents end there
 
-    # Truncated once, at the boundary between the sequences, the whole sequence has the same gradient.
+    # Truncated once, at the boundary between the sequences, the whole sequence has the same
+    # gradient.
     cut = build(change(sleep, truncate_windows=2))
     assert_same(gradients(model, first.loss + second.loss), gradients(cut, cut(whole).loss))
 
@@ -116,8 +143,15 @@ def in_two(model: HybridLM, whole: Batch) -> tuple[Output, Output, Output]:
     """The whole, and its halves with the state carried."""
     half = whole.size[1] // 2
     first, second = (
-        Batch(*(x[:, s] for x in (whole.tokens, whole.targets, whole.valid)), whole.starts[:, w], torch.tensor([c, c]))
-        for s, w, c in ((slice(0, half), slice(0, 2), True), (slice(half, None), slice(2, 4), False))
+        Batch(
+            *(x[:, s] for x in (whole.tokens, whole.targets, whole.valid)),
+            whole.starts[:, w],
+            torch.tensor([c, c]),
+        )
+        for s, w, c in (
+            (slice(0, half), slice(0, 2), True),
+            (slice(half, None), slice(2, 4), False),
+        )
     )
     before = model(first)
     return before, model(second, before.state), model(whole)
@@ -125,7 +159,9 @@ def in_two(model: HybridLM, whole: Batch) -> tuple[Output, Output, Output]:
 
 @pytest.mark.parametrize("sleep", SETTINGS)
 def test_carried_memory_is_the_oracles(sleep: SleepConfig) -> None:
-    """S, and under sliding eviction the keys and values, after a batch whose last window scores nothing or not."""
+    """S, and under sliding eviction the keys and values, after a batch whose last window scores
+    nothing or not.
+    """
     model, batch = build(sleep), sequences(3 * L, unscored={0: [0, 2], 1: [1]})
     batch.carries[:] = True
     state = model(batch).state

@@ -13,17 +13,26 @@ from tests.oracles.double import in_double
 from tests.oracles.sleep import Memory
 
 
-@pytest.mark.parametrize("when, unscored", [("always", {}), ("context", {0: [1]}), ("context", {0: [1], 1: [1]})])
-def test_one_pass_is_the_plain_chunked_hybrid_bit_for_bit(when: str, unscored: dict[int, list[int]]) -> None:
+@pytest.mark.parametrize(
+    "when, unscored", [("always", {}), ("context", {0: [1]}), ("context", {0: [1], 1: [1]})]
+)
+def test_one_pass_is_the_plain_chunked_hybrid_bit_for_bit(
+    when: str, unscored: dict[int, list[int]]
+) -> None:
     """Blocks called one after the other with only S handed on: no loop, no passes, no plan."""
     model = build(change(passes=1, when=when), dtype=torch.float32)
     batch = sequences(4 * L - 2, unscored=unscored)
     out = model(batch)
 
-    S = {i: block.empty_state(2, torch.device("cpu"), torch.float32) for i, block in enumerate(model.blocks.values())}
+    S = {
+        i: block.empty_state(2, torch.device("cpu"), torch.float32)
+        for i, block in enumerate(model.blocks.values())
+    }
     loss = torch.zeros(())
     for w in range(4):
-        tokens, targets, valid = (x[:, w * L : (w + 1) * L] for x in (batch.tokens, batch.targets, batch.valid))
+        tokens, targets, valid = (
+            x[:, w * L : (w + 1) * L] for x in (batch.tokens, batch.targets, batch.valid)
+        )
         window = open_window(model.config, model.empty_state(2), valid, False, L, False)
         h = model.embed(tokens)
         for i, block in enumerate(model.blocks.values()):
@@ -32,12 +41,14 @@ def test_one_pass_is_the_plain_chunked_hybrid_bit_for_bit(when: str, unscored: d
             scored = targets != IGNORE
             loss = loss + model.losses(h[scored], targets[scored]).sum()
     assert torch.equal(out.loss, loss)
-    if len(unscored) < 2:  # else a window is consolidated only, and its dead compute skipped: see test_recompute.py
+    # else a window is consolidated only, and its dead compute skipped: see test_recompute.py
+    if len(unscored) < 2:
         assert equal(gradients(model, out.loss), gradients(model, loss))
 
 
 def test_sliding_with_one_pass_is_the_standard_sliding_window_hybrid() -> None:
-    """Layer by layer over the whole sequence: attention under one band mask, the delta rule never interrupted.
+    """Layer by layer over the whole sequence: attention under one band mask, the delta rule never
+    interrupted.
 
     Only the short convolutions begin anew with each window, so each delta layer is run in pieces.
     """
@@ -45,7 +56,9 @@ def test_sliding_with_one_pass_is_the_standard_sliding_window_hybrid() -> None:
     model, batch = build(change(passes=1, eviction="sliding")), sequences(T)
     other = qwen.from_hybrid(model)
     distance = torch.arange(T)[:, None] - torch.arange(T)
-    band = torch.zeros(T, T, dtype=torch.float64).masked_fill((distance < 0) | (distance >= L), -torch.inf)
+    band = torch.zeros(T, T, dtype=torch.float64).masked_fill(
+        (distance < 0) | (distance >= L), -torch.inf
+    )
     with in_double():
         h = other.model.embed_tokens(batch.tokens)
         angles = other.model.rotary_emb(h, torch.arange(T)[None])
@@ -54,7 +67,10 @@ def test_sliding_with_one_pass_is_the_standard_sliding_window_hybrid() -> None:
                 h = layer(h, position_embeddings=angles, attention_mask=band[None, None])
             else:
                 memory = Memory()
-                pieces = [layer(x, position_embeddings=None, past_key_values=memory) for x in h.split(L, dim=1)]
+                pieces = [
+                    layer(x, position_embeddings=None, past_key_values=memory)
+                    for x in h.split(L, dim=1)
+                ]
                 h = torch.cat(pieces, dim=1)
         logits = other.lm_head(other.model.norm(h))
     loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
@@ -62,7 +78,8 @@ def test_sliding_with_one_pass_is_the_standard_sliding_window_hybrid() -> None:
     out = model(batch)
     assert_same({"loss": out.loss}, {"loss": loss})
     assert_same(gradients(model, out.loss), qwen.gradients(other, model.config))
-    assert (out.loss - build(change(passes=1))(batch).loss).abs() > 1e-2  # hard eviction is something else
+    # hard eviction is something else
+    assert (out.loss - build(change(passes=1))(batch).loss).abs() > 1e-2
 
 
 def test_sliding_over_a_short_sequence_is_full_attention() -> None:

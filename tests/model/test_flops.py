@@ -17,10 +17,19 @@ from tests.run import reference
 
 CASES = {
     "one pass": (SleepConfig(passes=1, window=8), {}),
-    "sleep": (SleepConfig(passes=3, window=8), {"layers": ["delta", "attention"] * 2, "tie_embeddings": True}),
+    "sleep": (
+        SleepConfig(passes=3, window=8),
+        {"layers": ["delta", "attention"] * 2, "tie_embeddings": True},
+    ),
     "context": (SleepConfig(passes=2, window=8, when="context"), {}),
-    "parts": (SleepConfig(passes=2, window=8, prelude=1, coda=1), {"layers": ["attention", "delta"] * 2}),
-    "sliding": (SleepConfig(passes=2, window=8, eviction="sliding"), {"layers": ["delta", "attention"]}),
+    "parts": (
+        SleepConfig(passes=2, window=8, prelude=1, coda=1),
+        {"layers": ["attention", "delta"] * 2},
+    ),
+    "sliding": (
+        SleepConfig(passes=2, window=8, eviction="sliding"),
+        {"layers": ["delta", "attention"]},
+    ),
     "padded chunks": (SleepConfig(passes=2, window=10), {"delta_chunk": 4}),
 }
 
@@ -56,7 +65,8 @@ def test_tokens_by_kind_of_pass() -> None:
     batch = reference.batch(0, rows=4, tokens=20)
     batch.starts = torch.tensor([[True, False, False]] * 4)
     done = work(batch, reference.MODEL, SleepConfig(passes=3, window=8))
-    assert (done.wake, done.sleep) == (80, 2 * 4 * 16)  # the last window, of 4 tokens, does not sleep
+    # the last window, of 4 tokens, does not sleep
+    assert (done.wake, done.sleep) == (80, 2 * 4 * 16)
     batch.carries[1] = True  # this row's document goes on in the next batch
     assert work(batch, reference.MODEL, SleepConfig(passes=3, window=8)).sleep == 2 * (4 * 16 + 4)
 

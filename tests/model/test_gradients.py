@@ -1,4 +1,6 @@
-"""Gradients through passes and windows by finite differences in fp64: the learned local rule, second source aside."""
+"""Gradients through passes and windows by finite differences in fp64: the learned local rule,
+second source aside.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,9 @@ OTHERS = (
 )
 
 
-@pytest.mark.parametrize("when, eviction", [("always", "hard"), ("context", "hard"), ("always", "sliding")])
+@pytest.mark.parametrize(
+    "when, eviction", [("always", "hard"), ("context", "hard"), ("always", "sliding")]
+)
 def test_finite_differences(when: str, eviction: str) -> None:
     """A random direction in each parameter, and in the rule's the steepest single entry as well."""
     model = build(change(passes=3, when=when, eviction=eviction))
@@ -35,10 +39,14 @@ def test_finite_differences(when: str, eviction: str) -> None:
     parameters = dict(model.named_parameters())
     for name in RULE + OTHERS:
         p, g = parameters[name], exact[name]
-        directions = [torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=p.dtype)]
+        directions = [
+            torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=p.dtype)
+        ]
         if name in RULE:
             assert g.abs().max() > 1e-3, name
-            directions.append(torch.zeros_like(p).view(-1).index_fill(0, g.abs().argmax(), 1.0).view_as(p))
+            directions.append(
+                torch.zeros_like(p).view(-1).index_fill(0, g.abs().argmax(), 1.0).view_as(p)
+            )
         for direction in directions:
             expected = pytest.approx(float((g * direction).sum()), rel=1e-5, abs=1e-6)
             assert slope(model, batch, p, direction) == expected, name
@@ -57,7 +65,9 @@ def slope(model: HybridLM, batch: Batch, p: Tensor, direction: Tensor, step: flo
 
 @pytest.mark.parametrize("when", ["always", "context"])
 def test_only_fast_weights_cross_a_boundary(when: str) -> None:
-    """A later window's loss and an earlier window's embeddings: connected by S, and by nothing else."""
+    """A later window's loss and an earlier window's embeddings: connected by S, and by nothing
+    else.
+    """
     model = build(change(passes=2, when=when))
     batch = sequences(3 * L, rows=2, unscored={0: [0, 1], 1: [0, 1]})
     batch.starts[1, 2] = True  # the second row's state is zeroed before the scored window

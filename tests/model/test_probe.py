@@ -56,7 +56,9 @@ def test_looking_changes_nothing(policy: str) -> None:
 
 
 def test_gradient_by_pass_shows_where_backpropagation_ends() -> None:
-    """One window to consolidate in four passes, one to predict: cut to the last two, the first two get nothing."""
+    """One window to consolidate in four passes, one to predict: cut to the last two, the first two
+    get nothing.
+    """
     batch = sequences(2 * L, unscored={0: [0], 1: [0]})
     norms = {}
     for k in (0, 2):

@@ -12,7 +12,11 @@ from tests.oracles.double import in_double
 VARIANTS = {
     "hybrid": {},
     "tied embeddings": {"tie_embeddings": True},
-    "all heads rotated, no groups": {"rotary_fraction": 1.0, "attention_kv_heads": 4, "delta_key_heads": 3},
+    "all heads rotated, no groups": {
+        "rotary_fraction": 1.0,
+        "attention_kv_heads": 4,
+        "delta_key_heads": 3,
+    },
     "wide convolution": {"delta_conv_width": 6, "layers": ["delta", "delta"]},
     "attention only": {"layers": ["attention"]},
 }
@@ -23,7 +27,9 @@ def test_logits_loss_and_gradients(variant: str) -> None:
     model = build(change(passes=1, window=15), dataclasses.replace(MODEL, **VARIANTS[variant]))
     batch = sequences(15, window=15)
     seen = []
-    out = model(batch, head=lambda plan, y, goal: seen.append(model.logits(y)) or model.losses(y, goal))
+    out = model(
+        batch, head=lambda plan, y, goal: seen.append(model.logits(y)) or model.losses(y, goal)
+    )
 
     other = qwen.from_hybrid(model)
     with in_double():
@@ -41,7 +47,10 @@ def test_in_fp32_as_transformers_runs_it() -> None:
     batch = sequences(70, window=70)
     out = model(batch)
     other = qwen.from_hybrid(model)
-    expected = other(batch.tokens, labels=batch.targets, shift_labels=batch.targets).loss * batch.targets.numel()
+    expected = (
+        other(batch.tokens, labels=batch.targets, shift_labels=batch.targets).loss
+        * batch.targets.numel()
+    )
     expected.backward()
     assert_same({"loss": out.loss}, {"loss": expected}, 1e-6)
     assert_same(gradients(model, out.loss), qwen.gradients(other, model.config), 1e-5)

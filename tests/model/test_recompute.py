@@ -36,8 +36,11 @@ def test_recomputed_gradients_are_the_same_bit_for_bit(setting: str, dtype: torc
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_skipping_dead_compute_changes_nothing(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same run with every unit computed to its end: the loss bit for bit, the gradient to rounding.
+def test_skipping_dead_compute_changes_nothing(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run with every unit computed to its end: the loss bit for bit, the gradient to
+    rounding.
 
     (Its sums then have zeros among their terms, and the convolutions' backward other shapes.)
     """
@@ -56,11 +59,15 @@ def test_skipping_dead_compute_changes_nothing(setting: str, monkeypatch: pytest
     assert True in dead_ends and False in dead_ends
     for a, b in zip(skipping, complete, strict=True):
         assert torch.equal(a.loss, b.loss)
-    assert_same(gradients(models[1], skipping[1].loss), gradients(models[1], complete[1].loss), 1e-12)
+    assert_same(
+        gradients(models[1], skipping[1].loss), gradients(models[1], complete[1].loss), 1e-12
+    )
 
 
 def test_dead_compute_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a window's last pass the last delta block only writes: no read-out, no MLP, and no block after it."""
+    """In a window's last pass the last delta block only writes: no read-out, no MLP, and no block
+    after it.
+    """
     model = build(change(passes=3, when="context"))  # attention, delta, attention, delta
     calls = {"block 2's MLP": 0, "block 3's MLP": 0, "block 3's read-out": 0, "block 3's keys": 0}
 
@@ -72,4 +79,9 @@ def test_dead_compute_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     count(model.blocks["3"].mixer.out, "block 3's read-out")
     count(model.blocks["3"].mixer.k, "block 3's keys")
     model(sequences(2 * L, unscored={0: [0], 1: [0]}))  # 3 passes to consolidate and 1 to predict
-    assert calls == {"block 2's MLP": 4, "block 3's MLP": 3, "block 3's read-out": 3, "block 3's keys": 4}
+    assert calls == {
+        "block 2's MLP": 4,
+        "block 3's MLP": 3,
+        "block 3's read-out": 3,
+        "block 3's keys": 4,
+    }

@@ -1,4 +1,6 @@
-"""The sleep loop against the oracle on transformers: loss and the gradient of every parameter, in fp64."""
+"""The sleep loop against the oracle on transformers: loss and the gradient of every parameter, in
+fp64.
+"""
 
 import itertools
 
@@ -16,7 +18,9 @@ from tests.oracles.sleep import read
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 @pytest.mark.parametrize("passes", [1, 2, 3])
 def test_always(passes: int, eviction: str) -> None:
-    """Pretraining on text: every window is predicted at wake, then consolidated. The last one is shorter."""
+    """Pretraining on text: every window is predicted at wake, then consolidated. The last one is
+    shorter.
+    """
     assert_like_oracle(build(change(passes=passes, eviction=eviction)), sequences(3 * L + 2))
 
 
@@ -31,7 +35,9 @@ def test_context(passes: int, eviction: str) -> None:
 @pytest.mark.parametrize("when", ["context", "always"])
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 @pytest.mark.parametrize("prelude, coda", [(0, 0), (0, 1), (1, 2)])
-def test_rows_that_differ_in_what_they_predict(when: str, eviction: str, prelude: int, coda: int) -> None:
+def test_rows_that_differ_in_what_they_predict(
+    when: str, eviction: str, prelude: int, coda: int
+) -> None:
     """Each row sleeps, scores and runs its coda by its own targets."""
     batch = sequences(4 * L - 1, rows=3, unscored={0: [0, 2], 1: [1, 2], 2: [0, 2, 3]})
     sleep = change(passes=3, when=when, eviction=eviction, prelude=prelude, coda=coda)
@@ -40,7 +46,9 @@ def test_rows_that_differ_in_what_they_predict(when: str, eviction: str, prelude
 
 @pytest.mark.parametrize("prelude, coda", [(1, 0), (0, 1), (2, 1), (1, 3)])
 def test_prelude_and_coda(prelude: int, coda: int) -> None:
-    """Blocks outside the loop run once per window, and the delta rule among them keeps its memory too."""
+    """Blocks outside the loop run once per window, and the delta rule among them keeps its memory
+    too.
+    """
     batch = sequences(3 * L, unscored={0: [1]})
     for when in ("always", "context"):
         assert_like_oracle(build(change(passes=3, when=when, prelude=prelude, coda=coda)), batch)
@@ -48,7 +56,9 @@ def test_prelude_and_coda(prelude: int, coda: int) -> None:
 
 @torch.no_grad()
 def test_the_number_of_passes_matters() -> None:
-    """What would make every other comparison here empty: N without effect. Slow decays keep it alive."""
+    """What would make every other comparison here empty: N without effect. Slow decays keep it
+    alive.
+    """
     for when, unscored in (("always", {}), ("context", {0: [0, 1], 1: [0, 1]})):
         model, batch = build(change(when=when)), sequences(3 * L, unscored=unscored)
         predicted = [last_window_losses(model, batch, passes) for passes in (1, 2, 3, 4)]
@@ -59,7 +69,11 @@ def test_the_number_of_passes_matters() -> None:
 def last_window_losses(model: HybridLM, batch: Batch, passes: int) -> Tensor:
     """Cross-entropy of each token of the last window, in nats."""
     seen = []
-    model(batch, passes=passes, head=lambda _plan, y, goal: seen.append(model.losses(y, goal)) or seen[-1])
+    model(
+        batch,
+        passes=passes,
+        head=lambda _plan, y, goal: seen.append(model.losses(y, goal)) or seen[-1],
+    )
     return seen[-1]
 
 
@@ -71,8 +85,12 @@ def test_passes_of_a_call_override_the_configuration() -> None:
 @pytest.mark.parametrize("passes, k", [(2, 1), (3, 1), (3, 2), (3, 3), (3, 7)])
 @pytest.mark.parametrize("when", ["always", "context"])
 @pytest.mark.parametrize("prelude, coda, eviction", [(0, 0, "hard"), (1, 1, "sliding")])
-def test_truncated_passes(passes: int, k: int, when: str, prelude: int, coda: int, eviction: str) -> None:
-    """Before the last k passes h and the core's memory are detached, but not from the wake pass's own loss."""
+def test_truncated_passes(
+    passes: int, k: int, when: str, prelude: int, coda: int, eviction: str
+) -> None:
+    """Before the last k passes h and the core's memory are detached, but not from the wake pass's
+    own loss.
+    """
     batch = sequences(4 * L, unscored={0: [0, 2], 1: [0, 1]})
     sleep = change(passes=passes, when=when, prelude=prelude, coda=coda, eviction=eviction)
     full, truncated = build(sleep), build(change(sleep, truncate_passes=k))
@@ -84,9 +102,14 @@ def test_truncated_passes(passes: int, k: int, when: str, prelude: int, coda: in
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 @pytest.mark.parametrize("j", [1, 2, 3, 5])
 def test_truncated_windows(j: int, eviction: str) -> None:
-    """S (and what is kept of keys) is detached at every j-th boundary, counted from the sequence's end."""
+    """S (and what is kept of keys) is detached at every j-th boundary, counted from the sequence's
+    end.
+    """
     batch = sequences(5 * L, unscored={0: [0], 1: [0, 4]})
-    full, truncated = build(change(eviction=eviction)), build(change(eviction=eviction, truncate_windows=j))
+    full, truncated = (
+        build(change(eviction=eviction)),
+        build(change(eviction=eviction, truncate_windows=j)),
+    )
     assert torch.equal(assert_like_oracle(truncated, batch), full(batch).loss)
     g, whole = (gradients(m, m(batch).loss)["blocks.1.mixer.k.weight"] for m in (truncated, full))
     assert torch.equal(g, whole) == (j >= 5)
@@ -110,11 +133,15 @@ def test_the_oracle_itself_by_finite_differences() -> None:
     for name in ("blocks.1.mixer.A_log", "blocks.1.mixer.k.weight", "blocks.0.mixer.q.weight"):
         data = dict(other.named_parameters())
         view = qwen.by_our_names(model.config, lambda n, data=data: data[n].data)[name]
-        direction = torch.randn(view.shape, generator=torch.Generator().manual_seed(1), dtype=view.dtype)
+        direction = torch.randn(
+            view.shape, generator=torch.Generator().manual_seed(1), dtype=view.dtype
+        )
         losses = []
         for step in (1e-6, -1e-6):
             view.add_(step * direction)
             losses.append(read(other, batch, model.sleep)[0].sum().item())
             view.sub_(step * direction)
         slope = (losses[0] - losses[1]) / 2e-6
-        assert slope == pytest.approx(float((expected[name].view(view.shape) * direction).sum()), rel=1e-6), name
+        assert slope == pytest.approx(
+            float((expected[name].view(view.shape) * direction).sum()), rel=1e-6
+        ), name

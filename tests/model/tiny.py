@@ -20,8 +20,11 @@ MODEL = ModelConfig(
 SLEEP = SleepConfig(passes=2, window=L)
 
 
-def build(sleep: SleepConfig = SLEEP, config: ModelConfig = MODEL, dtype: torch.dtype = torch.float64) -> HybridLM:
-    """A model whose every parameter matters: no zeros, no ones, decays from slow (A_log = -6) to fast.
+def build(
+    sleep: SleepConfig = SLEEP, config: ModelConfig = MODEL, dtype: torch.dtype = torch.float64
+) -> HybridLM:
+    """A model whose every parameter matters: no zeros, no ones, decays from slow (A_log = -6) to
+    fast.
 
     Projections have half the usual gain: with all of it, three passes of random blocks are chaotic
     and no tolerance in fp32 or bf16 means anything.
@@ -43,8 +46,12 @@ def build(sleep: SleepConfig = SLEEP, config: ModelConfig = MODEL, dtype: torch.
     return model
 
 
-def sequences(T: int, rows: int = 2, unscored: dict[int, list[int]] | None = None, window: int = L) -> Batch:
-    """Random tokens, one document a row; `unscored` lists the windows of a row that carry no targets."""
+def sequences(
+    T: int, rows: int = 2, unscored: dict[int, list[int]] | None = None, window: int = L
+) -> Batch:
+    """Random tokens, one document a row; `unscored` lists the windows of a row that carry no
+    targets.
+    """
     g = torch.Generator().manual_seed(T)
     ids = torch.randint(1, MODEL.vocab_size, (rows, T + 1), generator=g)
     targets = ids[:, 1:].clone()
@@ -76,13 +83,17 @@ def oracle(model: HybridLM, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     return losses.detach(), qwen.gradients(other, model.config)
 
 
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+def assert_same(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10
+) -> None:
     """Every tensor, relative to its own largest entry."""
     assert actual.keys() == expected.keys()
     for name, want in expected.items():
         want = want.double()
         error = (actual[name].double() - want.reshape(actual[name].shape)).abs().max()
-        assert error <= tolerance * want.abs().max().clamp(min=1e-3), f"{name}: {error:.1e} of {want.abs().max():.1e}"
+        assert error <= tolerance * want.abs().max().clamp(min=1e-3), (
+            f"{name}: {error:.1e} of {want.abs().max():.1e}"
+        )
 
 
 def assert_like_oracle(model: HybridLM, batch: Batch, tolerance: float = 1e-10) -> Tensor:
@@ -97,4 +108,6 @@ def assert_like_oracle(model: HybridLM, batch: Batch, tolerance: float = 1e-10) 
 
 def equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     """Bit for bit."""
-    return actual.keys() == expected.keys() and all(torch.equal(actual[n], expected[n]) for n in expected)
+    return actual.keys() == expected.keys() and all(
+        torch.equal(actual[n], expected[n]) for n in expected
+    )

@@ -1,7 +1,7 @@
 """Runs transformers' Qwen3.5 code in fp64.
 
-That code casts to fp32 by name in its norms, gates, softmax and delta rule. Comparing in fp32 leaves
-a tolerance that a wrong epsilon would fit into; with the casts lifted to fp64 nothing fits.
+That code casts to fp32 by name in its norms, gates, softmax and delta rule. Comparing in fp32
+leaves a tolerance that a wrong epsilon would fit into; with the casts lifted to fp64 nothing fits.
 """
 
 import contextlib
@@ -24,7 +24,9 @@ class _DoubleTorch:
 
 @contextlib.contextmanager
 def in_double(active: bool = True) -> Iterator[None]:
-    """Inside, `torch.float32` and `.float()` of transformers' Qwen3.5 mean fp64 (nothing changes if not active)."""
+    """Inside, `torch.float32` and `.float()` of transformers' Qwen3.5 mean fp64 (nothing changes if
+    not active).
+    """
     if not active:
         yield
         return

@@ -11,7 +11,13 @@ from pretrain.model.hybrid import HybridLM
 from tests.oracles.double import in_double
 
 ATTENTION = {"k": "k_proj", "v": "v_proj", "out": "o_proj", "q_norm": "q_norm", "k_norm": "k_norm"}
-DELTA = {"gate": "in_proj_z", "beta": "in_proj_b", "alpha": "in_proj_a", "norm": "norm", "out": "out_proj"}
+DELTA = {
+    "gate": "in_proj_z",
+    "beta": "in_proj_b",
+    "alpha": "in_proj_a",
+    "norm": "norm",
+    "out": "out_proj",
+}
 
 
 def from_hybrid(model: HybridLM) -> Qwen3_5ForCausalLM:
@@ -22,7 +28,9 @@ def from_hybrid(model: HybridLM) -> Qwen3_5ForCausalLM:
         hidden_size=c.d_model,
         intermediate_size=c.mlp_width,
         num_hidden_layers=len(c.layers),
-        layer_types=[{"attention": "full_attention", "delta": "linear_attention"}[kind] for kind in c.layers],
+        layer_types=[
+            {"attention": "full_attention", "delta": "linear_attention"}[kind] for kind in c.layers
+        ],
         num_attention_heads=c.attention_heads,
         num_key_value_heads=c.attention_kv_heads,
         head_dim=c.attention_head_dim,
@@ -55,7 +63,9 @@ def from_hybrid(model: HybridLM) -> Qwen3_5ForCausalLM:
         filled = by_our_names(c, lambda name: parameters[name].data)
         ours = dict(model.named_parameters())
         assert filled.keys() == ours.keys(), filled.keys() ^ ours.keys()
-        assert sum(t.numel() for t in filled.values()) == sum(p.numel() for p in parameters.values())
+        assert sum(t.numel() for t in filled.values()) == sum(
+            p.numel() for p in parameters.values()
+        )
         for name, view in filled.items():
             view.copy_(ours[name].view(view.shape))
     return qwen
@@ -74,7 +84,10 @@ def gradients(qwen: Qwen3_5ForCausalLM, c: ModelConfig) -> dict[str, Tensor]:
 
 def by_our_names(c: ModelConfig, get: Callable[[str], Tensor]) -> dict[str, Tensor]:
     """Views into transformers' tensors, one for each parameter of ours (up to a reshape)."""
-    views = {"embed.weight": get("model.embed_tokens.weight"), "norm.weight": get("model.norm.weight")}
+    views = {
+        "embed.weight": get("model.embed_tokens.weight"),
+        "norm.weight": get("model.norm.weight"),
+    }
     if not c.tie_embeddings:
         views["head.weight"] = get("lm_head.weight")
     for i, kind in enumerate(c.layers):
@@ -86,13 +99,21 @@ def by_our_names(c: ModelConfig, get: Callable[[str], Tensor]) -> dict[str, Tens
         if kind == "attention":
             q_and_gate = get(f"{theirs}.self_attn.q_proj.weight")
             per_head = q_and_gate.view(c.attention_heads, 2, c.attention_head_dim, c.d_model)
-            views[f"{mixer}.q.weight"], views[f"{mixer}.gate.weight"] = per_head[:, 0], per_head[:, 1]
+            views[f"{mixer}.q.weight"], views[f"{mixer}.gate.weight"] = (
+                per_head[:, 0],
+                per_head[:, 1],
+            )
             for ours, name in ATTENTION.items():
                 views[f"{mixer}.{ours}.weight"] = get(f"{theirs}.self_attn.{name}.weight")
         else:
-            keys, values = c.delta_key_heads * c.delta_key_dim, c.delta_value_heads * c.delta_value_dim
+            keys, values = (
+                c.delta_key_heads * c.delta_key_dim,
+                c.delta_value_heads * c.delta_value_dim,
+            )
             projection = get(f"{theirs}.linear_attn.in_proj_qkv.weight").split([keys, keys, values])
-            convolution = get(f"{theirs}.linear_attn.conv1d.weight").squeeze(1).split([keys, keys, values])
+            convolution = (
+                get(f"{theirs}.linear_attn.conv1d.weight").squeeze(1).split([keys, keys, values])
+            )
             for ours, rows, taps in zip("qkv", projection, convolution, strict=True):
                 views[f"{mixer}.{ours}.weight"], views[f"{mixer}.conv_{ours}"] = rows, taps
             for ours, name in DELTA.items():

@@ -1,6 +1,7 @@
 """The sleep loop written a second time, on transformers' Qwen3.5 layers.
 
-Rows are read one by one with PAD taken out, every pass is computed whole, and autograd sees everything:
+Rows are read one by one with PAD taken out, every pass is computed whole, and autograd sees
+    everything:
 slow, plain, and sharing no code with `pretrain/model/sleep.py` or `parallel/`.
 """
 
@@ -15,7 +16,9 @@ from tests.oracles.double import in_double
 
 
 class Memory:
-    """What transformers calls a cache: S by assignment, convolutions that start from zero, keys of the past."""
+    """What transformers calls a cache: S by assignment, convolutions that start from zero, keys of
+    the past.
+    """
 
     def __init__(self) -> None:
         self.S: dict[int, Tensor] = {}
@@ -37,32 +40,49 @@ class Memory:
 
     def update(self, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         if layer in self.past:
-            k, v = torch.cat([self.past[layer][0], k], dim=2), torch.cat([self.past[layer][1], v], dim=2)
+            k, v = (
+                torch.cat([self.past[layer][0], k], dim=2),
+                torch.cat([self.past[layer][1], v], dim=2),
+            )
         self.now[layer] = (k, v)
         return k, v
 
     def close_window(self, keep: int, tokens: int) -> None:
-        self.past = {i: (k[:, :, -keep:], v[:, :, -keep:]) for i, (k, v) in self.now.items()} if keep else {}
+        self.past = (
+            {i: (k[:, :, -keep:], v[:, :, -keep:]) for i, (k, v) in self.now.items()}
+            if keep
+            else {}
+        )
         self.now, self.read = {}, self.read + tokens
 
     def detach(self, layers: range) -> None:
         self.S = {i: S.detach() if i in layers else S for i, S in self.S.items()}
-        self.past = {i: (k.detach(), v.detach()) if i in layers else (k, v) for i, (k, v) in self.past.items()}
+        self.past = {
+            i: (k.detach(), v.detach()) if i in layers else (k, v)
+            for i, (k, v) in self.past.items()
+        }
 
 
-def run_layers(qwen: Qwen3_5ForCausalLM, layers: range, h: Tensor, memory: Memory, sleep: SleepConfig) -> Tensor:
+def run_layers(
+    qwen: Qwen3_5ForCausalLM, layers: range, h: Tensor, memory: Memory, sleep: SleepConfig
+) -> Tensor:
     """Layers of one pass over one window. h: [1, T, D]."""
     T = h.shape[1]
     first = memory.read if sleep.eviction == "sliding" else 0
     past = next(iter(memory.past.values()))[0].shape[2] if memory.past else 0
     query, key = torch.arange(first, first + T), torch.arange(first - past, first + T)
     distance = query[:, None] - key[None]
-    mask = torch.zeros(T, past + T, dtype=h.dtype).masked_fill((distance < 0) | (distance >= sleep.window), -torch.inf)
+    mask = torch.zeros(T, past + T, dtype=h.dtype).masked_fill(
+        (distance < 0) | (distance >= sleep.window), -torch.inf
+    )
     angles = qwen.model.rotary_emb(h, query[None])
     for i in layers:
         attends = qwen.config.layer_types[i] == "full_attention"
         h = qwen.model.layers[i](
-            h, position_embeddings=angles, attention_mask=mask[None, None] if attends else None, past_key_values=memory
+            h,
+            position_embeddings=angles,
+            attention_mask=mask[None, None] if attends else None,
+            past_key_values=memory,
         )
     return h
 
@@ -86,7 +106,10 @@ def read_row(qwen: Qwen3_5ForCausalLM, row: Batch, sleep: SleepConfig) -> tuple[
         if sleep.truncate_windows and w > 0 and (W - w) % sleep.truncate_windows == 0:
             memory.detach(range(layers))
         real = row.valid[:, w * L : (w + 1) * L]
-        tokens, targets = row.tokens[:, w * L : (w + 1) * L][real], row.targets[:, w * L : (w + 1) * L][real]
+        tokens, targets = (
+            row.tokens[:, w * L : (w + 1) * L][real],
+            row.targets[:, w * L : (w + 1) * L][real],
+        )
         losses.append(torch.zeros((), dtype=qwen.dtype))
         if not len(tokens):
             continue

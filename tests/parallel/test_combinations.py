@@ -35,7 +35,9 @@ def test_every_rule_is_of_use() -> None:
 
 def layout_of(case: Case) -> Layout:
     x = case.layout
-    return Layout(x.tp, x.pp, x.sequence_parallel, x.zero, x.offload, case.problem.precision, x.microbatches)
+    return Layout(
+        x.tp, x.pp, x.sequence_parallel, x.zero, x.offload, case.problem.precision, x.microbatches
+    )
 
 
 def test_all_that_is_allowed_is_compared_with_one_process() -> None:
@@ -47,9 +49,12 @@ def test_all_that_is_allowed_is_compared_with_one_process() -> None:
                 for precision in ("fp32", "bf16"):
                     layout = Layout(tp, pp, False, zero, False, precision)
                     assert (refusal(layout) is None) == any(
-                        (x.tp, x.pp, x.zero, x.precision) == (tp, pp, zero, precision) for x in compared
+                        (x.tp, x.pp, x.zero, x.precision) == (tp, pp, zero, precision)
+                        for x in compared
                     )
 
 
 def test_the_documentation_prints_the_table() -> None:
-    assert table() in (Path(__file__).parents[2] / "docs/parallelism.md").read_text(encoding="utf-8")
+    assert table() in (Path(__file__).parents[2] / "docs/parallelism.md").read_text(
+        encoding="utf-8"
+    )

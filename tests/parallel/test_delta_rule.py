@@ -10,7 +10,9 @@ from tests.oracles.delta_rule import NAMES, naive, transformers_chunked, transfo
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-def inputs(T: int, dtype: torch.dtype, key_heads: int = 1, heads: int = 2, K: int = 5, V: int = 3) -> list[Tensor]:
+def inputs(
+    T: int, dtype: torch.dtype, key_heads: int = 1, heads: int = 2, K: int = 5, V: int = 3
+) -> list[Tensor]:
     """q, k, v, log_decay, beta, S with slow and fast heads and a state that is not empty."""
     g = torch.Generator().manual_seed(T)
 
@@ -29,9 +31,13 @@ def outcome(rule, tensors: list[Tensor], **options) -> dict[str, Tensor]:
     """Output, final state, and the gradients of a loss that weighs both unevenly."""
     o, S = rule(*tensors, **options)
     g = torch.Generator().manual_seed(0)
-    weigh_o, weigh_S = (torch.randn(x.shape, generator=g, dtype=torch.float64).to(x.dtype) for x in (o, S))
+    weigh_o, weigh_S = (
+        torch.randn(x.shape, generator=g, dtype=torch.float64).to(x.dtype) for x in (o, S)
+    )
     gradients = torch.autograd.grad((o * weigh_o).sum() + (S * weigh_S).sum(), tensors)
-    return {"o": o.detach(), "S'": S.detach()} | {f"d/d{n}": x for n, x in zip(NAMES, gradients, strict=True)}
+    return {"o": o.detach(), "S'": S.detach()} | {
+        f"d/d{n}": x for n, x in zip(NAMES, gradients, strict=True)
+    }
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -98,7 +104,9 @@ def test_without_queries_the_same_state_is_written(rule) -> None:
 
 @pytest.mark.parametrize("log_decay", [0.0, -50.0, "alternating"])
 def test_extreme_decays_stay_finite(log_decay: float | str) -> None:
-    """-50 a token is e^-3200 over a chunk of 64; the masked exponentials must not become inf, nor inf * 0."""
+    """-50 a token is e^-3200 over a chunk of 64; the masked exponentials must not become inf, nor
+    inf * 0.
+    """
     q, k, v, g, beta, S = inputs(130, torch.float32)
     if log_decay == "alternating":
         extreme = torch.zeros_like(g)
@@ -112,21 +120,35 @@ def test_extreme_decays_stay_finite(log_decay: float | str) -> None:
 
 
 def test_one_key_written_again_and_again() -> None:
-    """The worst triangular system: every key of a chunk is the same, nothing decays and nearly all is overwritten."""
+    """The worst triangular system: every key of a chunk is the same, nothing decays and nearly all
+    is overwritten.
+    """
     q, k, v, g, beta, S = inputs(130, torch.float32)
     same = k[:, :1].expand_as(k).detach().clone().requires_grad_()
-    tensors = [q, same, v, torch.zeros_like(g).requires_grad_(), torch.full_like(beta, 0.999).requires_grad_(), S]
+    tensors = [
+        q,
+        same,
+        v,
+        torch.zeros_like(g).requires_grad_(),
+        torch.full_like(beta, 0.999).requires_grad_(),
+        S,
+    ]
     expected = outcome(naive, [x.detach().double().requires_grad_() for x in tensors])
     assert_close(outcome(chunked_delta_rule, tensors), expected, 1e-5)
 
 
 def test_bf16_inputs_keep_an_fp32_state() -> None:
-    """Only the outputs' own rounding separates bf16 from exact arithmetic on the same rounded inputs."""
+    """Only the outputs' own rounding separates bf16 from exact arithmetic on the same rounded
+    inputs.
+    """
     *streams, S = inputs(130, torch.float32)
     rounded = [x.detach().bfloat16().requires_grad_() for x in streams] + [S]
     expected = outcome(naive, [x.detach().double().requires_grad_() for x in rounded])
     for rule in (chunked_delta_rule, recurrent_delta_rule):
         got = outcome(rule, rounded)
-        assert got["o"].dtype == torch.bfloat16 and got["S'"].dtype == got["d/dS"].dtype == torch.float32
+        assert (
+            got["o"].dtype == torch.bfloat16
+            and got["S'"].dtype == got["d/dS"].dtype == torch.float32
+        )
         assert_close({n: got[n] for n in ("S'",)}, {n: expected[n] for n in ("S'",)}, 1e-5)
         assert_close(got, expected, 2**-6)

@@ -1,4 +1,6 @@
-"""The engine and the optimiser against a plain torch loop; test_two_ranks.py has the same on two processes."""
+"""The engine and the optimiser against a plain torch loop; test_two_ranks.py has the same on two
+processes.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,16 @@ def train(zero: int, precision: str, microbatches: int, steps: int) -> reference
         torch.distributed.all_reduce(total)
         losses.append(float(total))
         norms.append(float(optimizer.grad_norm))
-    trained = reference.Trained(gathered.whole(engine.weights()), gathered.whole(optimizer.pieces()), losses, norms)
+    trained = reference.Trained(
+        gathered.whole(engine.weights()), gathered.whole(optimizer.pieces()), losses, norms
+    )
     engine.close()
     return trained
 
 
-def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+def assert_same(
+    got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float
+) -> None:
     assert got.keys() == expected.keys()
     for name, value in got.items():
         assert torch.allclose(value, expected[name], rtol=tolerance, atol=tolerance), (
@@ -77,14 +83,19 @@ def test_bf16_keeps_fp32_master_weights() -> None:
         norm = got.weights["norm.weight"]
         assert norm.dtype == torch.float32 and not torch.equal(norm, norm.bfloat16().float())
         assert got.losses == pytest.approx(expected.losses, rel=1e-3)
-        # A last bit of fp32 can turn one of bf16, and Muon's step has the same length whatever the gradient's.
+        # A last bit of fp32 can turn one of bf16, and Muon's step has the same length whatever the
+        # gradient's.
         assert_same(got.weights, expected.weights, 2e-2)
         if zero < 3:  # stage 3 adds the uses of a parameter up in another order, in bf16
             assert_same(got.weights, first.weights, 1e-6)
 
 
-@pytest.mark.parametrize(("zero", "precision"), [(0, "fp32"), (1, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16")])
-def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(zero: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("zero", "precision"), [(0, "fp32"), (1, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16")]
+)
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(
+    zero: int, precision: str
+) -> None:
     net = reference.model()
     optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER)
     engine = Engine(net, optimizer, zero, precision)
@@ -94,7 +105,14 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(zero: int,
         engine.backward(engine(b).loss * factor, 30)
         engine.step()
         moments = {kind: m.clone() for kind, m in optimizer.moments.items()}
-        after.append((gathered.whole(engine.weights()), moments, float(optimizer.adam_steps), int(optimizer.skipped)))
+        after.append(
+            (
+                gathered.whole(engine.weights()),
+                moments,
+                float(optimizer.adam_steps),
+                int(optimizer.skipped),
+            )
+        )
     (good, moments, _, _), (same, same_moments, _, _), (later, _, _, _) = after
     assert_same(same, good, 0.0)
     assert_same(same_moments, moments, 0.0)

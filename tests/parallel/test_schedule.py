@@ -1,4 +1,6 @@
-"""Schedules of looping pipelines: against a simulator with its own rules, by hand, and in how good they are."""
+"""Schedules of looping pipelines: against a simulator with its own rules, by hand, and in how good
+they are.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def window(
                 loops=number < N,
                 graph_to=turn if core_graph(number) else prelude if number == 1 and graph else -1,
                 read_graph=reads and graph,
-                returns=number > 1 and core_graph(number) and core_graph(number - 1) and number != truncated + 1,
+                returns=number > 1
+                and core_graph(number)
+                and core_graph(number - 1)
+                and number != truncated + 1,
                 segment=segment,
             )
         )
@@ -61,13 +66,21 @@ def window(
 
 
 def story(P: int, W: int, N: int, segments: bool = False) -> list[Leg]:
-    """W - 1 windows that are read once and slept over N - 1 times, then one more; all of them predicted."""
-    return [leg for w in range(W) for leg in window(w, N if w < W - 1 else 1, P, True, segment=w * segments)]
+    """W - 1 windows that are read once and slept over N - 1 times, then one more; all of them
+    predicted.
+    """
+    return [
+        leg
+        for w in range(W)
+        for leg in window(w, N if w < W - 1 else 1, P, True, segment=w * segments)
+    ]
 
 
 @st.composite
 def planned(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
-    """Microbatches of one model: which windows are scored, sleep and have a graph differs between them."""
+    """Microbatches of one model: which windows are scored, sleep and have a graph differs between
+    them.
+    """
     P = draw(st.integers(1, 8))
     a = draw(st.integers(0, P - 1))
     b, prelude = draw(st.integers(a, P - 1)), draw(st.sampled_from([a - 1, a]))
@@ -99,7 +112,9 @@ def anything(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
             first, turn, last = sorted(draw(st.tuples(*[st.integers(0, P - 1)] * 3)))
             looped = before is not None and before.loops
             graph_to = draw(st.sampled_from([-1, *range(first, turn + 1)]))
-            passes_on = before is not None and looped and before.graph_to == before.turn and graph_to >= 0
+            passes_on = (
+                before is not None and looped and before.graph_to == before.turn and graph_to >= 0
+            )
             way.append(
                 Leg(
                     window=(before.window + (not looped)) if before else 0,
@@ -130,12 +145,16 @@ def unplanned(action: Action, stage: int) -> float:
 
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(planned(), anything()), st.booleans())
-def test_every_schedule_can_be_carried_out(case: tuple[list[list[Leg]], int], forward_only: bool) -> None:
+def test_every_schedule_can_be_carried_out(
+    case: tuple[list[list[Leg]], int], forward_only: bool
+) -> None:
     legs, P = case
     plan = schedule(legs, P, forward_only)
     assert plan == schedule(legs, P, forward_only)
     timeline = simulate(plan, legs, P, unplanned, forward_only)
-    assert sum(map(len, timeline.spans)) == sum(step.action is not None for steps in plan.steps for step in steps)
+    assert sum(map(len, timeline.spans)) == sum(
+        step.action is not None for steps in plan.steps for step in steps
+    )
     simulate(schedule(legs, P, forward_only, uneven), legs, P, forward_only=forward_only)
     most = max((len(way) for way in legs), default=0) * (2 * P + P // 2)
     assert all(0 <= peak <= most for peak in timeline.peak)
@@ -149,13 +168,18 @@ def test_every_schedule_can_be_carried_out(case: tuple[list[list[Leg]], int], fo
 def written(timeline: Timeline) -> list[str]:
     """By stage: begin, F or B, microbatch.leg of every action."""
     return [
-        " ".join(f"{s.begin:g}{'FB'[s.action.backward]}{s.action.microbatch}.{s.action.leg}" for s in spans)
+        " ".join(
+            f"{s.begin:g}{'FB'[s.action.backward]}{s.action.microbatch}.{s.action.leg}"
+            for s in spans
+        )
         for spans in timeline.spans
     ]
 
 
 def test_two_stages_by_hand() -> None:
-    """P = M = W = N = 2: a window with a sleep, then one without. A forward is a tick, a backward two."""
+    """P = M = W = N = 2: a window with a sleep, then one without. A forward is a tick, a backward
+    two.
+    """
     legs = [window(0, 2, 2, True) + window(1, 1, 2, True)] * 2
     plan = schedule(legs, 2)
     timeline = simulate(plan, legs, 2)
@@ -163,7 +187,11 @@ def test_two_stages_by_hand() -> None:
         "0F0.0 1F1.0 2F0.1 3F1.1 4F0.2 5F1.2 9B0.2 11B1.2 13B0.1 15B1.1 17B0.0 19B1.0",
         "1F0.0 2F1.0 3F0.1 4F1.1 5F0.2 6F1.2 7B0.2 9B1.2 11B0.1 13B1.1 15B0.0 17B1.0",
     ]
-    assert timeline.makespan == 21 and timeline.busy == (18, 18) and timeline.bubble == pytest.approx(1 / 7)
+    assert (
+        timeline.makespan == 21
+        and timeline.busy == (18, 18)
+        and timeline.bubble == pytest.approx(1 / 7)
+    )
     assert timeline.peak == (6, 6)
 
     def onward(m: int, leg: int) -> Message:
@@ -178,25 +206,32 @@ def test_two_stages_by_hand() -> None:
     def ring_back(m: int, leg: int) -> Message:
         return Message(0, 1, True, m, leg, True)
 
-    forward = [(onward(0, 0),), (onward(1, 0), ring(0, 1)), (onward(0, 1), ring(1, 1))]  # ticks 1, 2, 3
+    # ticks 1, 2, 3
+    forward = [(onward(0, 0),), (onward(1, 0), ring(0, 1)), (onward(0, 1), ring(1, 1))]
     forward += [(onward(1, 1),), (onward(0, 2),), (onward(1, 2),)]  # 4, 5, 6
     backward = [(back(0, 2),), (back(1, 2),), (back(0, 1),)]  # 9, 11, 13
-    backward += [(ring_back(0, 0), back(1, 1)), (ring_back(1, 0), back(0, 0)), (back(1, 0),)]  # 15, 17, 19
+    # 15, 17, 19
+    backward += [(ring_back(0, 0), back(1, 1)), (ring_back(1, 0), back(0, 0)), (back(1, 0),)]
     for steps in plan.steps:
         assert [step.messages for step in steps if step.messages] == forward + backward
-    # Stage 1 has nothing to compute that ends when its first input is made, nor has stage 0 at its first gradient.
+    # Stage 1 has nothing to compute that ends when its first input is made, nor has stage 0 at its
+    # first gradient.
     assert [n for n, step in enumerate(plan.steps[0]) if step.action is None] == [6]
     assert [n for n, step in enumerate(plan.steps[1]) if step.action is None] == [0]
 
 
 def test_turn_before_the_last_stage_by_hand() -> None:
-    """The core is on stage 0, the head on stage 1: the wake pass gets one gradient from there, one from the sleep."""
+    """The core is on stage 0, the head on stage 1: the wake pass gets one gradient from there, one
+    from the sleep.
+    """
     legs = [window(0, 2, 2, True, (0, 0)) + window(1, 1, 2, True, (0, 0))]
     plan = schedule(legs, 2)
     timeline = simulate(plan, legs, 2)
     assert written(timeline) == ["0F0.0 1F0.1 2F0.2 6B0.2 8B0.1 10B0.0", "1F0.0 3F0.2 4B0.2 6B0.0"]
     assert timeline.peak == (3, 2)
-    assert not any(message.ring for steps in plan.steps for step in steps for message in step.messages)
+    assert not any(
+        message.ring for steps in plan.steps for step in steps for message in step.messages
+    )
     # Cut between the windows, the first one's backward need not wait for the second one's forward.
     legs = [window(0, 2, 2, True, (0, 0)) + window(1, 1, 2, True, (0, 0), segment=1)]
     timeline = simulate(schedule(legs, 2), legs, 2)
@@ -232,7 +267,9 @@ def test_legs_without_a_graph_have_no_backward() -> None:
 @pytest.mark.parametrize("P", [2, 4, 8])
 @pytest.mark.parametrize(("W", "N"), [(1, 1), (4, 1), (2, 2), (2, 8), (4, 2), (4, 4)])
 def test_bubble_and_memory(P: int, W: int, N: int) -> None:
-    """The step idles for little more than filling and draining once, and memory does not grow with M."""
+    """The step idles for little more than filling and draining once, and memory does not grow with
+    M.
+    """
     peaks = {}
     for M in (P, P + 1, 2 * P - 1, 2 * P, 4 * P, 6 * P):
         legs = [story(P, W, N)] * M
@@ -258,7 +295,9 @@ def test_segments_lower_the_peak(P: int, N: int) -> None:
 # ---- the simulator notices
 
 
-CORE_AND_CODA = [window(0, 3, 3, True, (0, 1)) + window(1, 2, 3, True, (0, 1)) + window(2, 1, 3, True, (0, 1))] * 3
+CORE_AND_CODA = [
+    window(0, 3, 3, True, (0, 1)) + window(1, 2, 3, True, (0, 1)) + window(2, 1, 3, True, (0, 1))
+] * 3
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +349,10 @@ def test_a_message_dropped_at_both_ends(plan: Schedule) -> None:
     refused(
         (
             Schedule(
-                tuple(tuple(s._replace(messages=without(s.messages, gone)) for s in steps) for steps in plan.steps)
+                tuple(
+                    tuple(s._replace(messages=without(s.messages, gone)) for s in steps)
+                    for steps in plan.steps
+                )
             )
             for gone in {message for _, _, step in every_step(plan) for message in step.messages}
         ),
@@ -319,14 +361,18 @@ def test_a_message_dropped_at_both_ends(plan: Schedule) -> None:
 
 
 def test_a_message_received_too_late(plan: Schedule) -> None:
-    """All receives of a stage moved into its next step; where none is used until then, that is all right."""
+    """All receives of a stage moved into its next step; where none is used until then, that is all
+    right.
+    """
     bad = 0
     for s, n, step in every_step(plan):
         receives = tuple(message for message in step.messages if message.target == s)
         if not receives or n + 1 == len(plan.steps[s]):
             continue
         after = plan.steps[s][n + 1]
-        late = changed(plan, s, n, step._replace(messages=tuple(x for x in step.messages if x.source == s)))
+        late = changed(
+            plan, s, n, step._replace(messages=tuple(x for x in step.messages if x.source == s))
+        )
         late = changed(late, s, n + 1, after._replace(messages=receives + after.messages))
         used = {(x.backward, x.microbatch, x.leg) for x in receives}
         if after.action is not None and tuple(after.action) in used:
@@ -340,7 +386,12 @@ def test_two_actions_swapped(plan: Schedule) -> None:
     """On every stage the actions of one microbatch have only one order here."""
     refused(
         (
-            changed(changed(plan, s, n, step._replace(action=other)), s, k, later._replace(action=step.action))
+            changed(
+                changed(plan, s, n, step._replace(action=other)),
+                s,
+                k,
+                later._replace(action=step.action),
+            )
             for s, n, step in every_step(plan)
             for k, later in enumerate(plan.steps[s])
             if (other := later.action) is not None and step.action is not None and k > n
@@ -372,7 +423,8 @@ def test_an_action_done_twice(plan: Schedule) -> None:
 
 
 def test_an_action_that_is_not_called_for(plan: Schedule) -> None:
-    for unit in (Action(False, 3, 0), Action(False, 0, 9), Action(True, 0, 1)):  # the sleep does not reach stage 2
+    # the sleep does not reach stage 2
+    for unit in (Action(False, 3, 0), Action(False, 0, 9), Action(True, 0, 1)):
         with pytest.raises(ScheduleError, match=r"no such unit|not called for"):
             simulate(changed(plan, 2, 0, Step(unit, plan.steps[2][0].messages)), CORE_AND_CODA, 3)
 
@@ -386,8 +438,12 @@ def test_messages_of_a_pair_in_another_order(plan: Schedule) -> None:
                 later = plan.steps[s][k]
                 pair = [(x, y) for x in step.messages for y in later.messages if x[:2] == y[:2]]
                 for x, y in pair[:1]:
-                    one = changed(plan, s, n, step._replace(messages=without(step.messages, x) + (y,)))
-                    yield changed(one, s, k, later._replace(messages=without(later.messages, y) + (x,)))
+                    one = changed(
+                        plan, s, n, step._replace(messages=without(step.messages, x) + (y,))
+                    )
+                    yield changed(
+                        one, s, k, later._replace(messages=without(later.messages, y) + (x,))
+                    )
                     break
 
     refused(plans(), match="but next stage . expects")
@@ -402,7 +458,11 @@ def test_batches_that_wait_for_each_other() -> None:
         step = plan.steps[stage][n]
         out, into = step.messages if stage == 0 else step.messages[::-1]
         assert out.source == stage and into.target == stage
-        steps = plan.steps[stage][:n] + (Step(step.action, (out,)), Step(None, (into,))) + plan.steps[stage][n + 1 :]
+        steps = (
+            plan.steps[stage][:n]
+            + (Step(step.action, (out,)), Step(None, (into,)))
+            + plan.steps[stage][n + 1 :]
+        )
         plan = Schedule(plan.steps[:stage] + (steps,) + plan.steps[stage + 1 :])
         if stage == 0:
             simulate(plan, legs, 2)  # one batch in two parts waits for nothing that will not come

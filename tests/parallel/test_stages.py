@@ -32,8 +32,20 @@ def test_more_stages_than_blocks() -> None:
 
 def test_a_stage_knows_its_blocks() -> None:
     first, middle, last = (Stage(s, (0, 2, 5, 6)) for s in range(3))
-    assert (first.is_first, first.is_last, last.is_first, last.is_last) == (True, False, False, True)
-    assert list(middle.blocks) == [2, 3, 4] and [middle.of(b) for b in range(6)] == [0, 0, 1, 1, 1, 2]
+    assert (first.is_first, first.is_last, last.is_first, last.is_last) == (
+        True,
+        False,
+        False,
+        True,
+    )
+    assert list(middle.blocks) == [2, 3, 4] and [middle.of(b) for b in range(6)] == [
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+    ]
     blocks = list(range(6))
     for stage in (first, middle, last):
         own = blocks[stage.blocks.start : stage.blocks.stop]

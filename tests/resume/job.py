@@ -23,14 +23,18 @@ class Job:
         notes: a new folder for what the ranks note down. scratch: see `rank.main`.
     """
 
-    def __init__(self, config: Path, world: int, notes: Path, scratch: Path, clock: float = 0.0) -> None:
+    def __init__(
+        self, config: Path, world: int, notes: Path, scratch: Path, clock: float = 0.0
+    ) -> None:
         notes.mkdir(parents=True)
         with socket.socket() as probe:  # a port that is free
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.notes, self.began = notes, time.monotonic()
         self.ranks = [
-            _processes.Process(target=rank.main, args=(r, world, port, config, notes, scratch, clock), daemon=True)
+            _processes.Process(
+                target=rank.main, args=(r, world, port, config, notes, scratch, clock), daemon=True
+            )
             for r in range(world)
         ]
         for process in self.ranks:
@@ -42,7 +46,9 @@ class Job:
         return any(process.is_alive() for process in self.ranks)
 
     def wait(self, seconds: float) -> list[int | None]:
-        """Waits for the ranks to end, at most so long; their exit statuses, None of those that have not."""
+        """Waits for the ranks to end, at most so long; their exit statuses, None of those that have
+        not.
+        """
         deadline = time.monotonic() + seconds
         for process in self.ranks:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -75,4 +81,6 @@ class Job:
 
     def log(self) -> str:
         """The end of what each rank said."""
-        return "\n".join(f"{path.name}:\n{path.read_text()[-4000:]}" for path in sorted(self.notes.glob("*.log")))
+        return "\n".join(
+            f"{path.name}:\n{path.read_text()[-4000:]}" for path in sorted(self.notes.glob("*.log"))
+        )

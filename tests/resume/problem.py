@@ -41,7 +41,9 @@ class Case(NamedTuple):
     passes: int = 2
 
     def __str__(self) -> str:
-        return f"{self.world} ranks " + " ".join(f"{name}={value}" for name, value in self.parallel.items())
+        return f"{self.world} ranks " + " ".join(
+            f"{name}={value}" for name, value in self.parallel.items()
+        )
 
 
 def make_config(case: Case, corpus: Path, runs: Path, **changes: Any) -> Config:
@@ -60,7 +62,9 @@ def make_config(case: Case, corpus: Path, runs: Path, **changes: Any) -> Config:
             heldout=str(corpus / "shards/heldout"),
             windows=2,
         ),
-        optimizer=OptimizerConfig(muon_lr=5e-3, adamw_lr=2e-3, weight_decay=0.1, clip=0.2, warmup=2, decay=4),
+        optimizer=OptimizerConfig(
+            muon_lr=5e-3, adamw_lr=2e-3, weight_decay=0.1, clip=0.2, warmup=2, decay=4
+        ),
         parallel=ParallelConfig(**case.parallel, patience=PATIENCE),
         train=replace(schedule, **changes),
     )

@@ -1,8 +1,9 @@
 """A rank of a job that is going to be killed: the `hypnos train` command in a forked process.
 
-A fork server imports this module, and with it all that is slow to import, once; a rank is forked from it in
-milliseconds. Nothing here computes anything before that, so there are no threads that a fork would lose. (Ranks that
-are forked from one server hash strings alike, which processes do not: test_trainer.py resumes a run in a new process.)
+A fork server imports this module, and with it all that is slow to import, once; a rank is forked
+from it in milliseconds. Nothing here computes anything before that, so there are no threads that a
+fork would lose. (Ranks that are forked from one server hash strings alike, which processes do not:
+test_trainer.py resumes a run in a new process.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from pretrain.data.stream import TextStream
 from pretrain.evaluate import Evaluation
 
 
-def main(rank: int, world: int, port: int, config: Path, notes: Path, scratch: Path, clock: float) -> None:
+def main(
+    rank: int, world: int, port: int, config: Path, notes: Path, scratch: Path, clock: float
+) -> None:
     """Runs one rank of `world`.
 
     Args:
@@ -43,7 +46,8 @@ def main(rank: int, world: int, port: int, config: Path, notes: Path, scratch: P
     tempfile.tempdir = None  # the server's
     os.setpgid(0, 0)
     os.chdir(scratch)
-    for seed in (random.seed, np.random.seed, torch.seed):  # the server's would hide draws that nobody has seeded
+    # the server's would hide draws that nobody has seeded
+    for seed in (random.seed, np.random.seed, torch.seed):
         seed()
     _write_to(notes / f"{rank}.log")
     _keep_journal(notes / f"{rank}.journal")
@@ -63,7 +67,8 @@ def _write_to(log: Path) -> None:
 def _keep_journal(path: Path) -> None:
     """Notes, as it happens, what this rank reads and when it evaluates.
 
-    A line is one write to the kernel, so it outlives the process: `step CRC` when a batch has been taken,
+    A line is one write to the kernel, so it outlives the process: `step CRC` when a batch has been
+        taken,
     `evaluates` and `evaluated`.
     """
     journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -22,7 +22,11 @@ class Run:
 
     def __init__(self, case: Case, corpus: Path, root: Path, **changes: object) -> None:
         self.case, self.corpus, self.root = case, corpus, root
-        self.folder, self.scratch, self.config = root / "runs/run", root / "scratch", root / "config.toml"
+        self.folder, self.scratch, self.config = (
+            root / "runs/run",
+            root / "scratch",
+            root / "config.toml",
+        )
         self.scratch.mkdir(parents=True)
         self.jobs = 0
         self.config.write_text(settings.dump(make_config(case, corpus, root / "runs", **changes)))
@@ -30,7 +34,9 @@ class Run:
     def start(self, clock: float = 0.0) -> Job:
         """The next incarnation."""
         self.jobs += 1
-        return Job(self.config, self.case.world, self.root / "notes" / str(self.jobs), self.scratch, clock)
+        return Job(
+            self.config, self.case.world, self.root / "notes" / str(self.jobs), self.scratch, clock
+        )
 
     def finish(self, clock: float = 0.0) -> Job:
         """An incarnation that is left alone until it is done."""

@@ -36,7 +36,9 @@ def folder(run: Path, step: int) -> Path:
 
 
 def traces(run: Path) -> Traces:
-    """Hidden files and folders, and when they last changed: a save in progress, or one that was killed."""
+    """Hidden files and folders, and when they last changed: a save in progress, or one that was
+    killed.
+    """
     found = set()
     for path in (run / "checkpoints").glob(".*"):
         try:
@@ -49,7 +51,8 @@ def traces(run: Path) -> Traces:
 def content(checkpoint: Path) -> dict[str, Any]:
     """Every tensor, by its type, shape and checksum, and every JSON value.
 
-    Left out are config.toml, which says how many checkpoints to keep, and the index, which has its checksum.
+    Left out are config.toml, which says how many checkpoints to keep, and the index, which has its
+    checksum.
     """
     found: dict[str, Any] = {}
     for path in sorted(checkpoint.rglob("*")):
@@ -58,7 +61,10 @@ def content(checkpoint: Path) -> dict[str, Any]:
                 raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
                 found[f"{path.name}: {name}"] = (tensor.dtype, tensor.shape, zlib.crc32(raw))
         elif path.suffix == ".json" and path.name != "index.json":
-            found |= {f"{path.name}: {name}": value for name, value in json.loads(path.read_text()).items()}
+            found |= {
+                f"{path.name}: {name}": value
+                for name, value in json.loads(path.read_text()).items()
+            }
     return found
 
 
@@ -66,5 +72,7 @@ def assert_same(got: Path, expected: Path, but: str = "") -> None:
     """Bit for bit, `but` one thing."""
     mine, theirs = content(got), content(expected)
     mine.pop(but, None), theirs.pop(but, None)
-    differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    differing = sorted(
+        name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)
+    )
     assert not differing, f"{got} differs in {differing}"

@@ -1,4 +1,6 @@
-"""Time decides nothing: a clock that goes backwards, or files of any age, leave a resumed run the same."""
+"""Time decides nothing: a clock that goes backwards, or files of any age, leave a resumed run the
+same.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,11 @@ CASES = [Case(1, {}), Case(2, {"zero": 1})]
 
 def content(folder: Path) -> dict[Path, bytes]:
     """Every file but the lock, which says who had it last."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
 
 
 @pytest.fixture
@@ -37,21 +41,31 @@ def elsewhere(run: Run, place: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_file_system_that_cannot_be_written(run: Run) -> None:
     elsewhere(run, Path("/proc/sys"))  # not even by root
-    assert_ends(run.start(), said=["/proc/sys/run", "cannot be written", "set run.dir"], statuses=[2] * run.case.world)
+    assert_ends(
+        run.start(),
+        said=["/proc/sys/run", "cannot be written", "set run.dir"],
+        statuses=[2] * run.case.world,
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_folder_below_a_file(run: Run) -> None:
     elsewhere(run, run.config)
     job = run.start()
-    assert_ends(job, said=[f"{run.config}/run", "Not a directory; ", "set run.dir"], statuses=[2] * run.case.world)
+    assert_ends(
+        job,
+        said=[f"{run.config}/run", "Not a directory; ", "set run.dir"],
+        statuses=[2] * run.case.world,
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_checkpoints_that_are_a_file(run: Run) -> None:
     run.folder.mkdir(parents=True)
     (run.folder / "checkpoints").write_text("mine")
-    assert_ends(run.start(), said=["run/checkpoints: ", "File exists; "], statuses=[2] * run.case.world)
+    assert_ends(
+        run.start(), said=["run/checkpoints: ", "File exists; "], statuses=[2] * run.case.world
+    )
     assert content(run.folder) == {run.folder / "checkpoints": b"mine"}
 
 
@@ -63,7 +77,9 @@ def test_two_runs_in_one_folder(case: Case, corpus: Path, tmp_path: Path) -> Non
     until(first, LONGEST, lambda: bool(first.samples(0)))
     holder = f"process {first.ranks[0].pid} on {os.uname().nodename}"
     second = run.start()
-    assert_ends(second, said=["another run is writing here", holder, "run.name"], statuses=[2] * case.world)
+    assert_ends(
+        second, said=["another run is writing here", holder, "run.name"], statuses=[2] * case.world
+    )
     assert not second.samples(0) and first.wait(LONGEST) == [0] * case.world, first.log()
     saved.assert_same(saved.folder(run.folder, STEPS), saved.folder(whole.folder, STEPS))
     assert rows(run.folder) == rows(whole.folder)
@@ -102,7 +118,11 @@ def test_another_versions_checkpoints_are_left_alone(
     assert len(all_steps) > 1
     for step in all_steps if every else all_steps[-1:]:
         convert(saved.folder(run.folder, step))
-    run.config.write_text(settings.dump(make_config(run.case, run.corpus, run.root / "runs", steps=2 * STEPS)))
+    run.config.write_text(
+        settings.dump(make_config(run.case, run.corpus, run.root / "runs", steps=2 * STEPS))
+    )
     before = content(run.folder)
-    assert_ends(run.start(), said=[f"step-{all_steps[-1]}", said, "run.name"], statuses=[2] * run.case.world)
+    assert_ends(
+        run.start(), said=[f"step-{all_steps[-1]}", said, "run.name"], statuses=[2] * run.case.world
+    )
     assert content(run.folder) == before

@@ -1,6 +1,7 @@
 """A disk that fills up ends a run in one line, and costs nothing that was saved.
 
-A rank's disk is full when the system lets it write no file beyond a size (RLIMIT_FSIZE), which needs no privilege.
+A rank's disk is full when the system lets it write no file beyond a size (RLIMIT_FSIZE), which
+needs no privilege.
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ from tests.resume.run import LONGEST, Run, until
 from tests.run.test_trainer import rows
 
 SOON = 30.0  # seconds
-FOR_METRICS = 28_000  # bytes: more than metrics.jsonl and TensorBoard's file need, and less than any rank's weights
-CASES = [Case(2, {"zero": 1}), Case(2, {"pp": 2}, microbatches=2), Case(2, {"tp": 2}), Case(2, {"zero": 3})]
+# bytes: more than metrics.jsonl and TensorBoard's file need, and less than any rank's weights
+FOR_METRICS = 28_000
+CASES = [
+    Case(2, {"zero": 1}),
+    Case(2, {"pp": 2}, microbatches=2),
+    Case(2, {"tp": 2}),
+    Case(2, {"zero": 3}),
+]
 
 
 def fill_disk(job: Job, rank: int, room: int) -> None:
@@ -44,13 +51,19 @@ def assert_ends(job: Job, *, said: list[str], statuses: list[int]) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_checkpoint_that_does_not_fit(case: Case, rank: int, corpus: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit(
+    case: Case, rank: int, corpus: Path, tmp_path: Path
+) -> None:
     whole, run = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts")
     expected = whole.finish()
     job = run.start()
     until(job, LONGEST, lambda: len(job.samples(rank)) >= 5)
     fill_disk(job, rank, FOR_METRICS)
-    said = [f"cannot be saved by rank {rank} on ", "File too large", "the checkpoints before it are intact"]
+    said = [
+        f"cannot be saved by rank {rank} on ",
+        "File too large",
+        "the checkpoints before it are intact",
+    ]
     assert_ends(job, said=said, statuses=[2, 2])
     assert not run.leftovers() and not run.strangers()
     step = saved.resume_point(run.folder)
@@ -64,7 +77,10 @@ def test_a_checkpoint_that_does_not_fit(case: Case, rank: int, corpus: Path, tmp
 
 @pytest.mark.parametrize("case", [Case(1, {}), Case(2, {"zero": 1})], ids=str)
 def test_metrics_that_do_not_fit(case: Case, corpus: Path, tmp_path: Path) -> None:
-    whole, run = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts", checkpoint_every=3)
+    whole, run = (
+        Run(case, corpus, tmp_path / "whole"),
+        Run(case, corpus, tmp_path / "parts", checkpoint_every=3),
+    )
     whole.finish()
     job = run.start()
     until(job, LONGEST, lambda: bool(saved.steps(run.folder)))
@@ -72,8 +88,12 @@ def test_metrics_that_do_not_fit(case: Case, corpus: Path, tmp_path: Path) -> No
     statuses = job.wait(SOON)
     assert statuses[0] == 2 and None not in statuses and 0 not in statuses, job.log()
     lines = [line for rank in range(case.world) for line in errors(job, rank)]
-    assert "metrics.jsonl: cannot be written: File too large; make room there" in lines[0], job.log()
-    assert len(lines) == case.world and all("another rank has gone (" in line for line in lines[1:]), job.log()
+    assert "metrics.jsonl: cannot be written: File too large; make room there" in lines[0], (
+        job.log()
+    )
+    assert len(lines) == case.world and all(
+        "another rank has gone (" in line for line in lines[1:]
+    ), job.log()
     step = saved.resume_point(run.folder)
     assert 0 < step < STEPS and not run.leftovers()
     run.finish()

@@ -1,4 +1,6 @@
-"""Whom a stop lets through while the ranks agree on the step that is saved: the second rank is played by the test."""
+"""Whom a stop lets through while the ranks agree on the step that is saved: the second rank is
+played by the test.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Killed at any moment, a run is the same run: real ranks die by SIGKILL, in the middle of saves too, and go on.
+"""Killed at any moment, a run is the same run: real ranks die by SIGKILL, in the middle of saves
+too, and go on.
 
-Some twenty kills every day; HYPNOS_KILLS sets their number, and `make test-kills` makes a hundred of them.
+Some twenty kills every day; HYPNOS_KILLS sets their number, and `make test-kills` makes a hundred
+of them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ CASES = [
     Case(2, {"pp": 2}, microbatches=2, precision="bf16", checkpoint_every=3),
     Case(2, {"zero": 3}),
 ]
-STARTING = 2.0  # seconds that survivors have who do not know each other yet; a launcher ends them at once
+# seconds that survivors have who do not know each other yet; a launcher ends them at once
+STARTING = 2.0
 
 
 @dataclass
@@ -59,19 +62,27 @@ def never_killed(case: Case, corpus: Path, root: Path) -> Whole:
         saving.append(time.monotonic() - begin)
     assert job.wait(LONGEST) == [0] * case.world, job.log()
     samples = [job.samples(r) for r in range(case.world)]
-    assert all(len(taken) == len(set(taken)) == STEPS for taken in samples), "a repeated sample would go unnoticed"
-    assert any(".safetensors: lanes." in name for name in saved.content(saved.folder(run.folder, STEPS // 2)))
+    assert all(len(taken) == len(set(taken)) == STEPS for taken in samples), (
+        "a repeated sample would go unnoticed"
+    )
+    assert any(
+        ".safetensors: lanes." in name
+        for name in saved.content(saved.folder(run.folder, STEPS // 2))
+    )
     return Whole(run.folder, samples, first - job.began, time.monotonic() - first, median(saving))
 
 
 class Killer:
     """Kills the incarnations of one run after another, and checks what is left."""
 
-    def __init__(self, case: Case, corpus: Path, root: Path, whole: Whole, chance: random.Random) -> None:
+    def __init__(
+        self, case: Case, corpus: Path, root: Path, whole: Whole, chance: random.Random
+    ) -> None:
         self.whole, self.chance = whole, chance
         self.run = Run(case, corpus, root)
         self.step = 0  # that the next incarnation will go on from
-        self.read: list[list[str]] = [[] for _ in whole.samples]  # like those; of the last that came to each step
+        # like those; of the last that came to each step
+        self.read: list[list[str]] = [[] for _ in whole.samples]
 
     def live(self, kills: int) -> Counter[str]:
         """Lives the run through, with at most so many kills; counts them by what they hit."""
@@ -111,7 +122,9 @@ class Killer:
         return {"start-up": "start-up", "evaluates": "evaluation"}.get(last[0], "training")
 
     def await_save(self, job: Job, number: int, written: bool) -> None:
-        """Waits until so many saves have begun, and the last one is about to put what is `written` in its place."""
+        """Waits until so many saves have begun, and the last one is about to put what is `written`
+        in its place.
+        """
         old = saved.traces(self.run.folder)
 
         def drafts() -> set[str]:
@@ -133,14 +146,20 @@ class Killer:
             job.kill()
 
     def check(self, job: Job) -> None:
-        """What was on disk counts, is whole and is what it should be; and the job has read what it should have."""
+        """What was on disk counts, is whole and is what it should be; and the job has read what it
+        should have.
+        """
         for r, expected in enumerate(self.whole.samples):
             self.read[r][self.step :] = job.samples(r)
-            assert self.read[r] == expected[: len(self.read[r])], f"rank {r} reads other samples\n{job.log()}"
+            assert self.read[r] == expected[: len(self.read[r])], (
+                f"rank {r} reads other samples\n{job.log()}"
+            )
         step = saved.resume_point(self.run.folder)
         assert self.step <= step, f"step {self.step} was saved, and now it is step {step}"
         if step:
-            saved.assert_same(saved.folder(self.run.folder, step), saved.folder(self.whole.folder, step))
+            saved.assert_same(
+                saved.folder(self.run.folder, step), saved.folder(self.whole.folder, step)
+            )
         self.step = step
         assert not self.run.strangers()
 
@@ -151,8 +170,14 @@ def test_killed_at_any_moment(case: Case, corpus: Path, tmp_path: Path) -> None:
     whole = never_killed(case, corpus, tmp_path / "whole")
     hits: Counter[str] = Counter()
     kills, lives = max(1, KILLS // len(CASES)), 0
-    while (missing := kills - hits.total() + hits["nothing"]) > 0 or not (hits["save"] and hits["training"]):
+    while (missing := kills - hits.total() + hits["nothing"]) > 0 or not (
+        hits["save"] and hits["training"]
+    ):
         lives += 1
-        hits += Killer(case, corpus, tmp_path / f"life-{lives}", whole, chance).live(max(missing, 2))
+        hits += Killer(case, corpus, tmp_path / f"life-{lives}", whole, chance).live(
+            max(missing, 2)
+        )
         assert hits.total() < 5 * kills + 20, hits
-    print(f"{case}: {hits.total() - hits['nothing']} kills in {lives} lives, that hit: {dict(hits)}")  # see pytest -rP
+    print(
+        f"{case}: {hits.total() - hits['nothing']} kills in {lives} lives, that hit: {dict(hits)}"
+    )  # see pytest -rP

@@ -1,4 +1,6 @@
-"""Told to stop, a run saves the last whole step and ends, wherever it is, and goes on from there the same."""
+"""Told to stop, a run saves the last whole step and ends, wherever it is, and goes on from there
+the same.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def assert_stopped(job: Job, number: Signals, seconds: float = DEADLINE) -> None
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> None:
-    """No checkpoints are due before the end, so that whatever a run has reached was saved because it was told to."""
+    """No checkpoints are due before the end, so that whatever a run has reached was saved because
+    it was told to.
+    """
     chance = random.Random(str(case))
     whole = Run(case, corpus, tmp_path / "whole", checkpoint_every=1, keep=STEPS)
     whole.finish()
@@ -41,7 +45,11 @@ def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> No
     while True:
         job = run.start()
         if stops % 2:  # wait for an evaluation on the way
-            until(job, LONGEST, lambda job=job: bool(job.samples(0)) and job.journal(0)[-1] == "evaluates")
+            until(
+                job,
+                LONGEST,
+                lambda job=job: bool(job.samples(0)) and job.journal(0)[-1] == "evaluates",
+            )
         else:
             until(job, LONGEST, lambda job=job: bool(job.samples(0)) and bool(job.samples(1)))
             time.sleep(chance.uniform(0, 0.1))
@@ -55,7 +63,9 @@ def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> No
         step = saved.resume_point(run.folder)
         evaluated = "state.json: evaluated"  # whether that step's evaluation was over, too
         if step:
-            saved.assert_same(saved.folder(run.folder, step), saved.folder(whole.folder, step), but=evaluated)
+            saved.assert_same(
+                saved.folder(run.folder, step), saved.folder(whole.folder, step), but=evaluated
+            )
         stops, evaluating = stops + 1, evaluating + in_evaluation
     run.finish()
     assert stops > 1 and evaluating
@@ -64,13 +74,18 @@ def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> No
 
 
 def test_a_step_that_was_skipped_is_recorded_before_the_end(corpus: Path, tmp_path: Path) -> None:
-    """Verdicts are read a step late, but for the last. Here the first step spoils the weights: no other counts."""
-    case = Case(2, {"zero": 1}, checkpoint_every=STEPS)  # none on the way, before which it would be read, too
+    """Verdicts are read a step late, but for the last. Here the first step spoils the weights: no
+    other counts.
+    """
+    # none on the way, before which it would be read, too
+    case = Case(2, {"zero": 1}, checkpoint_every=STEPS)
     runs = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts")
     for run in runs:
         text = run.config.read_text()
         assert "adamw_lr = 0.002" in text and "limit = 10" in text
-        run.config.write_text(text.replace("adamw_lr = 0.002", "adamw_lr = 1e15").replace("limit = 10", "limit = 99"))
+        run.config.write_text(
+            text.replace("adamw_lr = 0.002", "adamw_lr = 1e15").replace("limit = 10", "limit = 99")
+        )
     whole, run = runs
     whole.finish()
     job = run.start()

@@ -8,12 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config.schema import Config, CorpusConfig, DataConfig, DepoConfig, ParallelConfig, RunConfig, TrainConfig
+from pretrain.config.schema import (
+    Config,
+    CorpusConfig,
+    DataConfig,
+    DepoConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from tests.data.small import make_corpus
 from tests.run import reference
 
 MakeConfig = Callable[..., Config]
-SCHEDULE = TrainConfig(steps=6, batch=4, log_every=3, eval_every=3, eval_batches=1, checkpoint_every=3, keep=2)
+SCHEDULE = TrainConfig(
+    steps=6, batch=4, log_every=3, eval_every=3, eval_batches=1, checkpoint_every=3, keep=2
+)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +66,9 @@ def depo(tmp_path: Path) -> MakeConfig:
             model=replace(reference.MODEL, vocab_size=0),
             sleep=replace(reference.SLEEP, when="context"),
             data=DataConfig(task="depo"),
-            depo=DepoConfig(nodes=4, max_hops=2, context=8, queries=4, vocabulary=12, name_tokens=(1, 1)),
+            depo=DepoConfig(
+                nodes=4, max_hops=2, context=8, queries=4, vocabulary=12, name_tokens=(1, 1)
+            ),
             optimizer=replace(reference.OPTIMIZER),
             parallel=ParallelConfig(zero=zero),
             train=replace(SCHEDULE, **changes),

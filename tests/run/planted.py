@@ -18,11 +18,15 @@ NAN = float("nan")
 
 
 @contextmanager
-def planted(batches: Collection[int], where: str = "losses", factor: float = NAN) -> Iterator[list[int]]:
-    """Inside, what the last rank computes from these global batches (from 0) is multiplied by `factor`.
+def planted(
+    batches: Collection[int], where: str = "losses", factor: float = NAN
+) -> Iterator[list[int]]:
+    """Inside, what the last rank computes from these global batches (from 0) is multiplied by
+    `factor`.
 
     Args:
-        where: "losses", which only the last pipeline stage has, or "embedded", of which everything is made.
+        where: "losses", which only the last pipeline stage has, or "embedded", of which everything
+            is made.
     Returns:
         The batches that have been trained on, in this order.
     """
@@ -31,7 +35,9 @@ def planted(batches: Collection[int], where: str = "losses", factor: float = NAN
 
     def spoilt(self: HybridLM, *arguments: torch.Tensor) -> torch.Tensor:
         values: torch.Tensor = whole(self, *arguments)
-        spoils = self.training and taken[-1] in batches and dist.get_rank() == dist.get_world_size() - 1
+        spoils = (
+            self.training and taken[-1] in batches and dist.get_rank() == dist.get_world_size() - 1
+        )
         return values * factor if spoils else values
 
     def watched(take: Any, number: Any) -> Any:
@@ -43,7 +49,13 @@ def planted(batches: Collection[int], where: str = "losses", factor: float = NAN
 
     with (
         mock.patch.object(HybridLM, where, spoilt),
-        mock.patch.object(TaskSource, "next", watched(TaskSource.next, lambda s: s.state_dict()["rows"] // s.batch)),
-        mock.patch.object(TextStream, "next", watched(TextStream.next, lambda s: s.state_dict()["steps"])),
+        mock.patch.object(
+            TaskSource,
+            "next",
+            watched(TaskSource.next, lambda s: s.state_dict()["rows"] // s.batch),
+        ),
+        mock.patch.object(
+            TextStream, "next", watched(TextStream.next, lambda s: s.state_dict()["steps"])
+        ),
     ):
         yield taken

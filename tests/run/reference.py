@@ -1,4 +1,6 @@
-"""A plain training loop written without any of ours but the model: one process, one matrix at a time."""
+"""A plain training loop written without any of ours but the model: one process, one matrix at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ OPTIMIZER = OptimizerConfig(muon_lr=5e-3, adamw_lr=2e-3, weight_decay=0.1, clip=
 
 
 def model(seed: int = 0) -> HybridLM:
-    """The little hybrid of these tests. Every size is odd enough that no parameter splits evenly over 2 ranks."""
+    """The little hybrid of these tests. Every size is odd enough that no parameter splits evenly
+    over 2 ranks.
+    """
     return HybridLM(MODEL, SLEEP).initialize(seed)
 
 

@@ -1,4 +1,6 @@
-"""Numbers that go wrong: who decides, what is recorded, and how a run goes on; on two ranks: test_wrong_numbers.py."""
+"""Numbers that go wrong: who decides, what is recorded, and how a run goes on; on two ranks:
+test_wrong_numbers.py.
+"""
 
 from __future__ import annotations
 
@@ -51,17 +53,36 @@ def numbers(run: Path, step: int) -> dict[str, torch.Tensor]:
 def test_verdicts_follow_the_running_means() -> None:
     """Against the plain formula, over a history with every kind of trouble in it."""
     g = torch.Generator().manual_seed(0)
-    history = [(2 + float(torch.rand((), generator=g)), 1 + float(torch.rand((), generator=g))) for _ in range(60)]
-    bad = {5: (NAN, 1.0), 6: (2.0, INF), 10: (9.0, 9.0), 30: (2.0, 9.0), 31: (9.0, 1.0), 32: (NAN, NAN), 59: (2.0, 5.0)}
+    history = [
+        (2 + float(torch.rand((), generator=g)), 1 + float(torch.rand((), generator=g)))
+        for _ in range(60)
+    ]
+    bad = {
+        5: (NAN, 1.0),
+        6: (2.0, INF),
+        10: (9.0, 9.0),
+        30: (2.0, 9.0),
+        31: (9.0, 1.0),
+        32: (NAN, NAN),
+        59: (2.0, 5.0),
+    }
     judge, seen, in_a_row = Judge(3.0, torch.device("cpu")), [], 0
     for step, (loss, norm) in enumerate([bad.get(s, x) for s, x in enumerate(history)]):
         before, n = torch.tensor(float(len(seen))), len(seen)
         accepted = bool(judge(torch.tensor(loss), torch.tensor(norm), before))
-        weights = [(1 - verdict.DECAY) * verdict.DECAY ** (n - i) / (1 - verdict.DECAY**n) for i in range(1, n + 1)]
-        means = [sum(w * s[j] for w, s in zip(weights, seen, strict=True)) for j in (0, 1)] if n else [NAN, NAN]
+        weights = [
+            (1 - verdict.DECAY) * verdict.DECAY ** (n - i) / (1 - verdict.DECAY**n)
+            for i in range(1, n + 1)
+        ]
+        means = (
+            [sum(w * s[j] for w, s in zip(weights, seen, strict=True)) for j in (0, 1)]
+            if n
+            else [NAN, NAN]
+        )
         in_a_row = 0 if accepted else in_a_row + 1
         got = Verdict.read(judge.verdict)
-        assert accepted == (step not in bad or step == 10), step  # 10: too early to say what is usual
+        # 10: too early to say what is usual
+        assert accepted == (step not in bad or step == 10), step
         assert got[:2] == (accepted, in_a_row)
         assert got[2:] == pytest.approx((loss, norm, *means), rel=1e-6, nan_ok=True)
         seen += [(loss, norm)] if accepted else []
@@ -85,17 +106,26 @@ def test_why_names_what_was_wrong(seen: tuple[float, float], why: str) -> None:
 # ---- a skipped step
 
 
-def test_a_skipped_step_changes_nothing_and_is_recorded(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_skipped_step_changes_nothing_and_is_recorded(
+    depo: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     with planted({2, 5}):
         config = depo("skips", checkpoint_every=1, keep=9)
         run = train(config)
     for step in range(1, 7):
-        before, after = (position(run, s)["optimizer"] for s in (step - 1, step)) if step > 1 else ({}, {})
+        before, after = (
+            (position(run, s)["optimizer"] for s in (step - 1, step)) if step > 1 else ({}, {})
+        )
         if step in (3, 6):
             assert_same(numbers(run, step), numbers(run, step - 1), 0.0)
-            assert (after["adam_steps"], after["skipped"]) == (before["adam_steps"], before["skipped"] + 1)
+            assert (after["adam_steps"], after["skipped"]) == (
+                before["adam_steps"],
+                before["skipped"] + 1,
+            )
         elif step > 1:
-            changed = [not torch.equal(v, numbers(run, step)[n]) for n, v in numbers(run, step - 1).items()]
+            changed = [
+                not torch.equal(v, numbers(run, step)[n]) for n, v in numbers(run, step - 1).items()
+            ]
             assert all(changed)
     found = of_kind(run, "skipped")
     assert [(row["step"], row["loss"], row["why"]) for row in found] == [
@@ -106,7 +136,9 @@ def test_a_skipped_step_changes_nothing_and_is_recorded(depo: MakeConfig, capsys
 
 
 def trained_on(make: MakeConfig, source: type) -> tuple[Config, Any, Batch]:
-    """A run whose third step is skipped: its configuration, the samples in its record, and the batch that it read."""
+    """A run whose third step is skipped: its configuration, the samples in its record, and the
+    batch that it read.
+    """
     config, seen = make("samples", steps=3), []
     with planted({2}):
         take = source.next
@@ -140,7 +172,10 @@ def test_spikes_are_skipped_and_a_resumed_run_decides_the_same(
     monkeypatch.setattr(verdict, "ENOUGH", 1)
 
     def make(name: str) -> Config:
-        return replace(text(name, checkpoint_every=1, log_every=1, eval_every=1, keep=9), guard=GuardConfig(spike=4.0))
+        return replace(
+            text(name, checkpoint_every=1, log_every=1, eval_every=1, keep=9),
+            guard=GuardConfig(spike=4.0),
+        )
 
     with planted({2, 4}, factor=9.0):
         expected = train(make("whole"), progress=False)
@@ -148,17 +183,24 @@ def test_spikes_are_skipped_and_a_resumed_run_decides_the_same(
             assert_same_run(train(interrupted(make(f"parts-{at}"), at), progress=False), expected)
     found = of_kind(expected, "skipped")
     assert [row["step"] for row in found] == [3, 5]
-    assert all(re.fullmatch(r"loss is 8\.\S+ times its mean, grad_norm is \S+ times its mean", r["why"]) for r in found)
+    assert all(
+        re.fullmatch(r"loss is 8\.\S+ times its mean, grad_norm is \S+ times its mean", r["why"])
+        for r in found
+    )
     calm = train(replace(make("calm"), guard=GuardConfig()), progress=False)
     assert not of_kind(calm, "skipped")
 
 
 def test_a_spoilt_memory_is_not_carried_on(text: MakeConfig) -> None:
-    """Documents of the skipped step go on with zero fast weights, under sliding eviction without kept keys."""
+    """Documents of the skipped step go on with zero fast weights, under sliding eviction without
+    kept keys.
+    """
     for eviction in ("hard", "sliding"):
         with planted({2}, "embedded"):
             run = train(text(f"memory-{eviction}", eviction=eviction, log_every=1), progress=False)
-        lanes = {name: t for name, t in tensors(run, 3).items() if name.startswith("state/lanes.blocks")}
+        lanes = {
+            name: t for name, t in tensors(run, 3).items() if name.startswith("state/lanes.blocks")
+        }
         assert lanes and not any(t.any() for t in lanes.values())
         assert [row["step"] for row in of_kind(run, "skipped")] == [3]
         assert all(row["loss"] is not None for row in of_kind(run, "train") if row["step"] != 3)
@@ -184,11 +226,14 @@ def test_too_many_in_a_row_stop_the_run_with_an_explanation(depo: MakeConfig) ->
     ):  # fmt: skip
         assert part in message, message
     run = Path(config.run.dir) / "stops"
-    assert [row["step"] for row in of_kind(run, "skipped")] == [2, 4, 5, 6]  # the one that was under way, too
+    # the one that was under way, too
+    assert [row["step"] for row in of_kind(run, "skipped")] == [2, 4, 5, 6]
 
 
 def jumping(at: int, to: int) -> Any:
-    """A stream of text whose batch `at` is followed by batch `to`, in which every document begins afresh."""
+    """A stream of text whose batch `at` is followed by batch `to`, in which every document begins
+    afresh.
+    """
     take = TextStream.next
 
     def next_batch(self: TextStream) -> Any:
@@ -210,7 +255,9 @@ TROUBLE = {4, 5}  # steps 5 and 6; the checkpoint of step 6 makes the host look 
 def test_a_rollback_goes_on_with_the_data_after_the_trouble(
     text: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same as a run that has never seen those data, and whose open documents then begin with S = 0."""
+    """The same as a run that has never seen those data, and whose open documents then begin with S
+    = 0.
+    """
     changes = {"steps": 8, "checkpoint_every": 2, "log_every": 1, "eval_every": 8, "keep": 9}
     with jumping(at=4, to=6):
         expected = train(text("never", **changes), progress=False)
@@ -228,7 +275,9 @@ def test_a_rollback_goes_on_with_the_data_after_the_trouble(
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_batch_that_a_rollback_undoes_comes_again(depo: MakeConfig, every: int) -> None:
-    """Where no checkpoint is due, trouble is known a step late. That step was good: its rows must not be lost."""
+    """Where no checkpoint is due, trouble is known a step late. That step was good: its rows must
+    not be lost.
+    """
     with planted({3, 4}) as taken:
         run = train(guarded(depo("again", checkpoint_every=every, keep=9)), progress=False)
     last_good = 3 if every == 1 else 2
@@ -240,7 +289,9 @@ def test_a_batch_that_a_rollback_undoes_comes_again(depo: MakeConfig, every: int
 def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
     text: MakeConfig, killed_before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before batches 5 and 6 there is trouble, before 7 and 8 the run has gone back, and on with batch 6."""
+    """Before batches 5 and 6 there is trouble, before 7 and 8 the run has gone back, and on with
+    batch 6.
+    """
     changes = {"steps": 8, "checkpoint_every": 4, "log_every": 1}
     with planted(TROUBLE, "embedded"):
         expected = train(guarded(text("whole", **changes)), progress=False)
@@ -262,11 +313,15 @@ def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
     assert rows(run) == rows(expected)
 
 
-@pytest.mark.parametrize(("then", "at"), [("rollback", 5), ("rollback", 6), ("rollback", 7), ("stop", 6)])
+@pytest.mark.parametrize(
+    ("then", "at"), [("rollback", 5), ("rollback", 6), ("rollback", 7), ("stop", 6)]
+)
 def test_a_run_that_was_stopped_around_trouble_is_the_same_run(
     text: MakeConfig, then: str, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after step 5 or 6, whose verdicts nobody has read: the run that goes on must meet the trouble, too."""
+    """Stopped after step 5 or 6, whose verdicts nobody has read: the run that goes on must meet the
+    trouble, too.
+    """
     changes = {"steps": 8, "checkpoint_every": 4, "log_every": 1}
 
     class Stopped(Stop):
@@ -286,7 +341,10 @@ def test_a_run_that_was_stopped_around_trouble_is_the_same_run(
             except UserError as error:
                 return str(error)
 
-    expected, config = outcome(guarded(text("whole", **changes), then)), guarded(text("stopped", **changes), then)
+    expected, config = (
+        outcome(guarded(text("whole", **changes), then)),
+        guarded(text("stopped", **changes), then),
+    )
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer, "Stop", Stopped)
         outcome(config)
@@ -305,7 +363,9 @@ def test_it_goes_back_to_a_checkpoint_from_before_the_trouble(depo: MakeConfig) 
     with planted({2, 3, 4}) as taken:
         run = train(guarded(depo("amid", checkpoint_every=1, keep=9), limit=3), progress=False)
     with planted({2, 3, 4}):  # a run that is interrupted there goes on counting
-        parts = train(interrupted(guarded(depo("parts", checkpoint_every=1, keep=9), limit=3)), progress=False)
+        parts = train(
+            interrupted(guarded(depo("parts", checkpoint_every=1, keep=9), limit=3)), progress=False
+        )
     assert_same_run(parts, run)
     assert [row["step"] for row in of_kind(run, "rollback")] == [2]
     assert taken == list(range(9))
@@ -317,20 +377,29 @@ def test_it_goes_back_to_a_checkpoint_from_before_the_trouble(depo: MakeConfig) 
 def test_it_stops_when_going_back_does_not_help(depo: MakeConfig) -> None:
     with planted(range(3, 99)) as taken:
         config = guarded(depo("hopeless", steps=9), rollbacks=2)
-        with pytest.raises(UserError, match=r"steps 4 to 6 .* gone back to step 3 2 times already.*\.rollbacks = 2"):
+        with pytest.raises(
+            UserError, match=r"steps 4 to 6 .* gone back to step 3 2 times already.*\.rollbacks = 2"
+        ):
             train(config, progress=False)
-        assert taken == [0, 1, 2] + list(range(3, 12))  # three times two steps and the one under way
+        # three times two steps and the one under way
+        assert taken == [0, 1, 2] + list(range(3, 12))
     run = Path(config.run.dir) / "hopeless"
     assert [(r["kind"], r["step"], r["rollbacks"]) for r in rows(run) if "rollbacks" in r] == [
         *[("skipped", s, 0) for s in (4, 5, 6)], ("rollback", 3, 1),
         *[("skipped", s, 1) for s in (4, 5, 6)], ("rollback", 3, 2), *[("skipped", s, 2) for s in (4, 5, 6)],
     ]  # fmt: skip
-    assert json.loads((run / "checkpoints/step-3/state.json").read_text())["rollbacks"] == {"total": 2, "here": 2}
+    assert json.loads((run / "checkpoints/step-3/state.json").read_text())["rollbacks"] == {
+        "total": 2,
+        "here": 2,
+    }
 
 
 def test_it_stops_where_there_is_nothing_to_go_back_to(depo: MakeConfig) -> None:
     """There are checkpoints, but all were taken in the middle of the trouble."""
-    with planted(range(3)), pytest.raises(UserError, match=r"steps 1 to 3 .* no good checkpoint to go back to"):
+    with (
+        planted(range(3)),
+        pytest.raises(UserError, match=r"steps 1 to 3 .* no good checkpoint to go back to"),
+    ):
         train(guarded(depo("at-once", checkpoint_every=1), limit=3), progress=False)
 
 

@@ -14,15 +14,19 @@ from tests.run.test_trainer import rows
     ("evaluated", "rollbacks", "kept"),
     [
         (True, 0, ["train 1", "train 2", "eval 2"]),
-        (False, 0, ["train 1", "train 2"]),  # stopped between the two rows of an evaluation, which is done again
+        # stopped between the two rows of an evaluation, which is done again
+        (False, 0, ["train 1", "train 2"]),
         (True, 1, ["train 1", "train 2", "eval 2", "skipped 3"]),  # what led to the rollback stays
     ],
 )
-def test_rows_after_a_checkpoint_are_dropped(evaluated: bool, rollbacks: int, kept: list[str], tmp_path: Path) -> None:
+def test_rows_after_a_checkpoint_are_dropped(
+    evaluated: bool, rollbacks: int, kept: list[str], tmp_path: Path
+) -> None:
     with Metrics(tmp_path, None, False, 0) as metrics:
         for kind, step in (("train", 1), ("train", 2), ("eval", 2), ("train", 3)):
             metrics.write(kind, step, {"loss": 1.0})
-        metrics.write("skipped", 3, {"rollbacks": 0, "samples": "a\u2028b"})  # a line to some, but not in JSON
+        # a line to some, but not in JSON
+        metrics.write("skipped", 3, {"rollbacks": 0, "samples": "a\u2028b"})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "skipped", "step": 1, "rollbacks": null}\n')
         file.write("[" * 100_000 + "\n")  # no row, and more than Python's parser takes

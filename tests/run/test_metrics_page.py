@@ -24,7 +24,9 @@ def described() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("task", ["depo", "text"])
-def test_every_key_that_a_run_writes_is_described(task: str, request: pytest.FixtureRequest) -> None:
+def test_every_key_that_a_run_writes_is_described(
+    task: str, request: pytest.FixtureRequest
+) -> None:
     make: MakeConfig = request.getfixturevalue(task)
     run = train(make(task, steps=1), progress=False)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,6 @@
-"""The schedule, what Muon takes, and where the shards lie; the updates themselves are in test_engine.py."""
+"""The schedule, what Muon takes, and where the shards lie; the updates themselves are in
+test_engine.py.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,14 @@ def test_roles() -> None:
     roles = {name: role(name, p.shape, "muon") for name, p in reference.model().named_parameters()}
     assert {n for n, r in roles.items() if r == DECAYED} == {"embed.weight", "head.weight"}
     plain = {n for n, r in roles.items() if r == PLAIN}
-    assert {n.rsplit(".", 1)[-1] for n in plain} == {"weight", "conv_q", "conv_k", "conv_v", "A_log", "dt_bias"}
+    assert {n.rsplit(".", 1)[-1] for n in plain} == {
+        "weight",
+        "conv_q",
+        "conv_k",
+        "conv_v",
+        "A_log",
+        "dt_bias",
+    }
     assert all("norm" in n for n in plain if n.endswith(".weight"))
     assert roles["blocks.1.mixer.beta.weight"] == roles["blocks.0.mlp.down.weight"] == MUON
     without = {role(name, p.shape, "adamw") for name, p in reference.model().named_parameters()}
@@ -40,7 +49,8 @@ def test_newton_schulz_brings_singular_values_near_one(shape: tuple[int, int, in
     G = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     U, _, Vh = torch.linalg.svd(G, full_matrices=False)
     X = newton_schulz(G)
-    turned = U.transpose(1, 2) @ X @ Vh.transpose(1, 2)  # the same singular vectors: this is diagonal
+    # the same singular vectors: this is diagonal
+    turned = U.transpose(1, 2) @ X @ Vh.transpose(1, 2)
     values = torch.diagonal(turned, dim1=1, dim2=2)
     assert torch.allclose(turned, torch.diag_embed(values), atol=1e-4)
     assert float(values.min()) > 0.6 and float(values.max()) < 1.3
@@ -49,11 +59,18 @@ def test_newton_schulz_brings_singular_values_near_one(shape: tuple[int, int, in
 @pytest.mark.parametrize("stage", [1, 3])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_every_element_is_held_once_and_every_matrix_owned_once(stage: int, ranks: int) -> None:
-    shapes = {"a": torch.Size([5, 3]), "b": torch.Size([5, 3]), "c": torch.Size([2, 7]), "d": torch.Size([1])}
+    shapes = {
+        "a": torch.Size([5, 3]),
+        "b": torch.Size([5, 3]),
+        "c": torch.Size([2, 7]),
+        "d": torch.Size([1]),
+    }
     part = -(-sum(s.numel() for s in shapes.values()) // ranks) + 2
     held = layout(shapes, stage, ranks, part)
     for name, shape in shapes.items():
-        spans = sorted((s.start, s.start + s.length) for shards in held for s in shards if s.name == name)
+        spans = sorted(
+            (s.start, s.start + s.length) for shards in held for s in shards if s.name == name
+        )
         assert [spans[0][0], spans[-1][1]] == [0, shape.numel()]
         assert all(a[1] == b[0] for a, b in pairwise(spans))
     for shards in held:
@@ -61,5 +78,7 @@ def test_every_element_is_held_once_and_every_matrix_owned_once(stage: int, rank
         assert all(s.offset >= end for s, end in zip(shards[1:], ends, strict=False))
         assert stage == 3 or not ends or ends[-1] <= part
     owner = WholeMatrices._owners({n: s for n, s in shapes.items() if len(s) == 2}, ranks)
-    assert list(owner.values()) == sorted(owner.values()) and set(owner.values()) <= set(range(ranks))
+    assert list(owner.values()) == sorted(owner.values()) and set(owner.values()) <= set(
+        range(ranks)
+    )
     assert layout(shapes, 0, ranks, part) == [layout(shapes, 0, 1, part)[0]] * ranks

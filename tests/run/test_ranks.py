@@ -1,4 +1,6 @@
-"""Real processes against one: the engine at every ZeRO stage, and whole runs, moved from layout to layout."""
+"""Real processes against one: the engine at every ZeRO stage, and whole runs, moved from layout to
+layout.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from tests.run.test_trainer import assert_same_run, interrupted, rows, tensors
 
 def test_two_ranks_equal_one_process(text: MakeConfig, depo: MakeConfig, tmp_path: Path) -> None:
     torch.save(reference.train(4)._asdict(), tmp_path / "expected.pt")  # compared by two_ranks.py
-    expected = {"text": train(text("text"), progress=False), "depo": train(depo("depo"), progress=False)}
+    expected = {
+        "text": train(text("text"), progress=False),
+        "depo": train(depo("depo"), progress=False),
+    }
     interrupted(text("text-one-two", zero=1))
     interrupted(depo("depo-one-two", zero=3))
     plans = [
@@ -66,21 +71,31 @@ LAYOUTS = [
 
 
 def test_runs_move_between_layouts(text: MakeConfig, depo: MakeConfig, tmp_path: Path) -> None:
-    """One process, then four in some layout, or the other way round: the same run, its carried documents included."""
+    """One process, then four in some layout, or the other way round: the same run, its carried
+    documents included.
+    """
 
     def make(name: str, layout: dict[str, Any], task: str) -> Config:
         config = depo(name) if task == "depo" else text(name, eviction="sliding")
         config.model, config.sleep = replace(WIDER), replace(config.sleep, coda=1)
-        config.parallel, config.train.microbatches = replace(config.parallel, **layout), 2 if layout else 1
+        config.parallel, config.train.microbatches = (
+            replace(config.parallel, **layout),
+            2 if layout else 1,
+        )
         return config
 
     expected = {task: train(make(task, {}, task), progress=False) for task in ("text", "depo")}
-    assert any(name.startswith("state/lanes.") for name in tensors(expected["text"], 3)), "some document must go on"
+    assert any(name.startswith("state/lanes.") for name in tensors(expected["text"], 3)), (
+        "some document must go on"
+    )
     moves = []
     for number, layout in enumerate(LAYOUTS):
         task = ("text", "depo")[number == 3]
         interrupted(make(f"from-one-{number}", {}, task))
-        whole_way, half_way = make(f"from-one-{number}", layout, task), make(f"to-one-{number}", layout, task)
+        whole_way, half_way = (
+            make(f"from-one-{number}", layout, task),
+            make(f"to-one-{number}", layout, task),
+        )
         half_way.train.steps = 3
         moves += [(whole_way, task), (half_way, task)]
     for config, _ in moves:

@@ -25,7 +25,14 @@ from tests.run.conftest import MakeConfig
 
 ROOT = Path(__file__).parents[2]
 # What depends on the clock.
-TIMES = {"tokens_per_s", "wake_tokens_per_s", "sleep_tokens_per_s", "flops_per_s", "mfu", "data_wait_s"}
+TIMES = {
+    "tokens_per_s",
+    "wake_tokens_per_s",
+    "sleep_tokens_per_s",
+    "flops_per_s",
+    "mfu",
+    "data_wait_s",
+}
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -37,7 +44,11 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def tensors(run: Path, step: int = 6) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint: weights, moments, lanes, random state."""
     saved = Checkpoint.open(run / "checkpoints" / f"step-{step}")
-    return {f"{kind}/{n}": saved.tensor(kind, n, partial=True) for kind in KINDS for n in saved.names(kind)}
+    return {
+        f"{kind}/{n}": saved.tensor(kind, n, partial=True)
+        for kind in KINDS
+        for n in saved.names(kind)
+    }
 
 
 def position(run: Path, step: int = 6) -> dict[str, Any]:
@@ -66,7 +77,13 @@ def interrupted(config: Config, at: int = 3) -> Config:
 def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
     config = depo("whole", checkpoint_every=2)
     run = train(config)
-    assert {p.name for p in run.iterdir()} == {"config.toml", "metrics.jsonl", "tensorboard", "checkpoints", "lock"}
+    assert {p.name for p in run.iterdir()} == {
+        "config.toml",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "lock",
+    }
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
     written = settings.load(run / "config.toml")
     assert written.model.vocab_size > 0 and written.optimizer == config.optimizer
@@ -79,7 +96,8 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     assert row["loss_per_window"][0] is None  # nothing is asked in the window of edges
     assert row["loss"] == pytest.approx(sum(row["loss_per_window"][1:]) / 2)
     assert row["wake_tokens_per_s"] == pytest.approx(row["tokens_per_s"])
-    assert row["sleep_tokens_per_s"] == pytest.approx(row["wake_tokens_per_s"] / 3)  # one window of three, N = 2
+    # one window of three, N = 2
+    assert row["sleep_tokens_per_s"] == pytest.approx(row["wake_tokens_per_s"] / 3)
     assert len(row["grad_norm_per_pass"]) == len(row["update_norm_per_pass"]) == 2
     positive = ("grad_norm", "state_norm", "retention", "mfu", "flops_per_s", "lr_muon", "lr_adamw")
     assert all(row[key] > 0 for key in positive)
@@ -91,13 +109,17 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
 
 def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
     expected = train(text("whole"), progress=False)
-    assert any(name.startswith("state/lanes.") for name in tensors(expected, 3)), "some document must go on"
+    assert any(name.startswith("state/lanes.") for name in tensors(expected, 3)), (
+        "some document must go on"
+    )
     config = interrupted(text("parts"))
     path = Path(config.run.dir) / "parts.toml"
     path.write_text(settings.dump(config))
     program = "import sys; from pretrain import trainer; from pretrain.config import load as settings; trainer.train(settings.load(sys.argv[1]))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program, str(path)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr and "at step 3" in done.stderr
     assert_same_run(Path(config.run.dir) / "parts", expected)
@@ -121,7 +143,9 @@ def test_another_stage_and_other_microbatches_go_on_the_same(depo: MakeConfig) -
         assert_same_run(train(config, progress=False), expected, 1e-5)
 
 
-def test_a_damaged_checkpoint_is_passed_over(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_passed_over(
+    depo: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = train(depo("whole"), progress=False)
     config = interrupted(depo("parts", checkpoint_every=2), at=4)
     damaged = Path(config.run.dir) / "parts/checkpoints/step-4/optimizer.0.safetensors"
@@ -159,9 +183,13 @@ def test_a_setting_that_changes_the_result_is_refused(
 
 
 def test_errors_of_the_layout_name_the_setting(depo: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.batch = 4 does not divide by 1 data-parallel ranks x .* = 3"):
+    with pytest.raises(
+        UserError, match=r"train\.batch = 4 does not divide by 1 data-parallel ranks x .* = 3"
+    ):
         train(depo("a", microbatches=3), progress=False)
-    with pytest.raises(UserError, match=r"parallel\.zero = 0 with train\.precision = bf16 and .*: without ZeRO"):
+    with pytest.raises(
+        UserError, match=r"parallel\.zero = 0 with train\.precision = bf16 and .*: without ZeRO"
+    ):
         train(depo("b", precision="bf16", zero=0, microbatches=2), progress=False)
     config = depo("b")
     config.model.vocab_size = 5
@@ -179,7 +207,9 @@ def test_a_configuration_that_could_not_be_read_again_is_refused(text: MakeConfi
         train(many)
 
 
-def test_a_run_that_cannot_sleep_says_so(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_cannot_sleep_says_so(
+    depo: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = depo("forgetful", steps=1)
     config.model.decay_init = (200.0, 300.0)  # everything is forgotten from one token to the next
     run = train(config)

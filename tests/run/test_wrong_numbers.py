@@ -1,4 +1,6 @@
-"""Numbers that go wrong on one of two real ranks: both skip the step, both go back, and they equal one process."""
+"""Numbers that go wrong on one of two real ranks: both skip the step, both go back, and they equal
+one process.
+"""
 
 from __future__ import annotations
 

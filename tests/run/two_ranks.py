@@ -45,7 +45,9 @@ def compare(expected: reference.Trained) -> None:
 
 
 def check_near_ties() -> None:
-    """The likeliest of two tokens whose probabilities are the same in fp32, on ranks that share the vocabulary."""
+    """The likeliest of two tokens whose probabilities are the same in fp32, on ranks that share the
+    vocabulary.
+    """
     mesh.parallel_state.destroy_model_parallel()
     mesh.initialize(tp=2)
     logits = torch.zeros(1, 8)

@@ -28,7 +28,13 @@ from tests.run import reference
 from tests.run.planted import NAN, planted
 
 # By step, what the second rank's loss is multiplied by before backward, and what it reports of it.
-FAULTS = {1: (NAN, 1.0), 3: (50.0, 1.0), 4: (1.0, float("inf")), 5: (float("inf"), float("inf")), 6: (1.0, 50.0)}
+FAULTS = {
+    1: (NAN, 1.0),
+    3: (50.0, 1.0),
+    4: (1.0, float("inf")),
+    5: (float("inf"), float("inf")),
+    6: (1.0, 50.0),
+}
 STEPS, SPIKE = 8, 5.0
 TROUBLE = {1, 4, 5}  # batches of the runs
 COMBINATIONS = [(zero, precision, False) for precision in ("fp32", "bf16") for zero in range(4)] + [
@@ -43,7 +49,9 @@ class Steps(NamedTuple):
 
 
 def steps(zero: int, precision: str, offload: bool, wrong: bool) -> Steps:
-    """Trains on batch(0) .. batch(STEPS - 1), with numbers that go wrong or without the batches of those."""
+    """Trains on batch(0) .. batch(STEPS - 1), with numbers that go wrong or without the batches of
+    those.
+    """
     net = reference.model()
     optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER, SPIKE)
     engine = Engine(net, optimizer, zero, precision, offload=offload)
@@ -62,19 +70,35 @@ def steps(zero: int, precision: str, offload: bool, wrong: bool) -> Steps:
         assert accepted == (step not in FAULTS), (zero, precision, step, optimizer.judge.verdict)
         if not accepted:
             after = state(engine, optimizer, zero)
-            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), (zero, precision, step)
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), (
+                zero,
+                precision,
+                step,
+            )
         verdicts = [torch.empty_like(optimizer.judge.verdict) for _ in range(dist.get_world_size())]
         dist.all_gather(verdicts, optimizer.judge.verdict)
-        assert all(torch.equal(v.nan_to_num(), verdicts[0].nan_to_num()) for v in verdicts), verdicts
-    trained = Steps(gathered.whole(engine.weights()), gathered.whole(optimizer.pieces()), optimizer.judge.sums)
+        assert all(torch.equal(v.nan_to_num(), verdicts[0].nan_to_num()) for v in verdicts), (
+            verdicts
+        )
+    trained = Steps(
+        gathered.whole(engine.weights()), gathered.whole(optimizer.pieces()), optimizer.judge.sums
+    )
     engine.close()
     return trained
 
 
 def state(engine: Engine, optimizer: MuonAdamW, zero: int) -> list[Tensor]:
-    """What a skipped step must leave as it was on this rank. (Between steps ZeRO 3 has no weights but the masters.)"""
+    """What a skipped step must leave as it was on this rank. (Between steps ZeRO 3 has no weights
+    but the masters.)
+    """
     weights = list(engine.model.parameters()) if zero < 3 else []
-    return [*weights, engine.partition.flat, *optimizer.moments.values(), optimizer.adam_steps, optimizer.judge.sums]
+    return [
+        *weights,
+        engine.partition.flat,
+        *optimizer.moments.values(),
+        optimizer.adam_steps,
+        optimizer.judge.sums,
+    ]
 
 
 def main(folder: Path) -> None:

@@ -17,4 +17,8 @@ SAMPLE = Path(__file__).parent / "data" / "gsm_infinite.jsonl"  # public records
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     written = [str(write_story(random.Random(i), 6, 6).record(6)["problem"]) for i in range(30)]
-    return train([SAMPLE.read_text(), *written], tmp_path_factory.mktemp("tokenizer") / "small.model", vocab_size=600)
+    return train(
+        [SAMPLE.read_text(), *written],
+        tmp_path_factory.mktemp("tokenizer") / "small.model",
+        vocab_size=600,
+    )

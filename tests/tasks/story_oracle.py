@@ -1,4 +1,6 @@
-"""Reads a math story's text and works the answer out, without looking at how it was made or at its solution."""
+"""Reads a math story's text and works the answer out, without looking at how it was made or at its
+solution.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,16 @@ UNKNOWN = range(1, 1000)
 
 
 def solve(problem: str, question: str) -> tuple[int, int]:
-    """(answer, operands in the definitions that the answer needs; with an unknown, all but it is not counted)."""
+    """(answer, operands in the definitions that the answer needs; with an unknown, all but it is
+    not counted).
+    """
     definitions: dict[tuple[str, str], str] = {}
     checks: list[tuple[str, int]] = []
     unknown = None
     for sentence in re.findall(r"The (.+?)\.(?: |$)", problem):
-        if found := re.fullmatch(r"number of (.+?) in (.+?) exists, and its number is greater than 0", sentence):
+        if found := re.fullmatch(
+            r"number of (.+?) in (.+?) exists, and its number is greater than 0", sentence
+        ):
             unknown = (found[1], found[2])
         elif found := re.fullmatch(r"total number of .+? in (.+?) equals (\d+)", sentence):
             checks.append((found[1], int(found[2])))
@@ -41,7 +47,12 @@ def solve(problem: str, question: str) -> tuple[int, int]:
 
 class Reader:
     def __init__(self, definitions: dict, given: dict) -> None:
-        self.definitions, self.given, self.values, self.operands = definitions, given, dict(given), 0
+        self.definitions, self.given, self.values, self.operands = (
+            definitions,
+            given,
+            dict(given),
+            0,
+        )
 
     def value(self, key: tuple[str | None, str]) -> int:
         if key not in self.values:

@@ -13,7 +13,9 @@ from pretrain.errors import UserError
 from pretrain.tasks import Depo
 
 SMALL = DepoConfig(nodes=8, max_hops=4, context=16, queries=8, name_tokens=(1, 1))
-LONG = DepoConfig(nodes=20, min_nodes=10, max_hops=16, context=128, queries=5, vocabulary=30, name_tokens=(1, 3))
+LONG = DepoConfig(
+    nodes=20, min_nodes=10, max_hops=16, context=128, queries=5, vocabulary=30, name_tokens=(1, 3)
+)
 
 
 def read_names(tokens: list[int], first: int, last: int, multiple: bool) -> list[tuple[int, ...]]:
@@ -58,7 +60,9 @@ def solve(config: DepoConfig, batch: Batch, row: int) -> list[tuple[int, tuple[i
         starts.append(start)
         place = stop
     assert len(set(starts)) == len(starts) == config.queries
-    assert all(t == 0 for t in rest[place:]) and targets[config.context + place :] == [IGNORE] * (len(rest) - place)
+    assert all(t == 0 for t in rest[place:]) and targets[config.context + place :] == [IGNORE] * (
+        len(rest) - place
+    )
     edge_valid = [not config.mask_pad] * pads + [True] * (config.context - pads)
     assert batch.valid[row].tolist() == edge_valid + [True] * place + [False] * (len(rest) - place)
     # One cycle, not several: walking from anywhere visits every node.
@@ -70,7 +74,9 @@ def solve(config: DepoConfig, batch: Batch, row: int) -> list[tuple[int, tuple[i
     return solved
 
 
-@pytest.mark.parametrize("config", [SMALL, LONG, replace(LONG, mask_pad=True)], ids=["small", "long", "masked"])
+@pytest.mark.parametrize(
+    "config", [SMALL, LONG, replace(LONG, mask_pad=True)], ids=["small", "long", "masked"]
+)
 def test_every_answer_is_the_node_that_a_walk_reaches(config: DepoConfig) -> None:
     task = Depo(config, 16 if config is SMALL else 64)
     for batch in (task.sample(7, 1000, 40), task.test(7, 40)):
@@ -116,26 +122,40 @@ def test_score_counts_whole_answers_by_hops() -> None:
     task = Depo(LONG, 64)
     batch = task.test(1, 10)
     assert task.score(batch.targets, batch) == {f"hops_{k}": 1.0 for k in (1, 2, 4, 8, 16)}
-    # Spoil one token of the last answer of row 0 (k = 16), which must cost one of the ten queries of its k.
+    # Spoil one token of the last answer of row 0 (k = 16), which must cost one of the ten queries
+    # of its k.
     best = batch.targets.clone()
     best[0, (best[0] != IGNORE).nonzero()[-1]] += 1
     assert solve(LONG, batch, 0)[-1][0] == 16
-    assert task.score(best, batch) == {"hops_1": 1.0, "hops_2": 1.0, "hops_4": 1.0, "hops_8": 1.0, "hops_16": 0.9}
+    assert task.score(best, batch) == {
+        "hops_1": 1.0,
+        "hops_2": 1.0,
+        "hops_4": 1.0,
+        "hops_8": 1.0,
+        "hops_16": 0.9,
+    }
     assert set(task.score(torch.zeros_like(best), batch).values()) == {0.0}
 
 
 def test_the_papers_layout() -> None:
     task = Depo(DepoConfig(), 75)
     batch = task.sample(0, 0, 2)
-    assert batch.size == (2, 360) and batch.starts.shape == (2, 5) and task.vocab_size == 2 + 16 + 100
+    assert (
+        batch.size == (2, 360) and batch.starts.shape == (2, 5) and task.vocab_size == 2 + 16 + 100
+    )
     assert task.test_hops == [1, 2, 4, 8, 16]
-    assert batch.starts.tolist() == [[True, False, False, False, False]] * 2 and not batch.carries.any()
+    assert (
+        batch.starts.tolist() == [[True, False, False, False, False]] * 2
+        and not batch.carries.any()
+    )
     names = read_names([t for t in batch.tokens[0, :300].tolist() if t], 18, 68, True)
     assert {len(name) for name in names} == {1, 2}
 
 
 def test_more_names_of_one_token_than_there_are_become_longer() -> None:
-    config = DepoConfig(nodes=60, vocabulary=8, name_tokens=(1, 2), context=240, queries=2, max_hops=2)
+    config = DepoConfig(
+        nodes=60, vocabulary=8, name_tokens=(1, 2), context=240, queries=2, max_hops=2
+    )
     batch = Depo(config, 16).test(0, 4)
     assert all(right for row in range(4) for _, _, right in solve(config, batch, row))
 
@@ -143,7 +163,11 @@ def test_more_names_of_one_token_than_there_are_become_longer() -> None:
 @pytest.mark.parametrize(
     ("change", "window", "message"),
     [
-        ({"context": 20}, 16, "depo.context is 20 tokens, which is not a multiple of sleep.window = 16"),
+        (
+            {"context": 20},
+            16,
+            "depo.context is 20 tokens, which is not a multiple of sleep.window = 16",
+        ),
         ({"context": 14}, 14, "does not hold 8 edges"),
         ({"context": 24}, 12, None),
         ({"context": 18}, 6, "lower depo.queries to 1"),
@@ -156,7 +180,9 @@ def test_more_names_of_one_token_than_there_are_become_longer() -> None:
         ({"name_tokens": (2, 1)}, 16, r"depo\.name_tokens = \[2, 1\]"),
     ],
 )
-def test_settings_that_cannot_be_asked_are_refused(change: dict, window: int, message: str | None) -> None:
+def test_settings_that_cannot_be_asked_are_refused(
+    change: dict, window: int, message: str | None
+) -> None:
     if message is None:
         Depo(replace(SMALL, **change), window)
         return

@@ -15,7 +15,9 @@ def simulate(ring: list[int], steps: int) -> list[int]:
     """Neighbourhood left, self, right as a binary number picks the bit of 110."""
     for _ in range(steps):
         n = len(ring)
-        ring = [110 >> (4 * ring[(i - 1) % n] + 2 * ring[i] + ring[(i + 1) % n]) & 1 for i in range(n)]
+        ring = [
+            110 >> (4 * ring[(i - 1) % n] + 2 * ring[i] + ring[(i + 1) % n]) & 1 for i in range(n)
+        ]
     return ring
 
 
@@ -62,9 +64,15 @@ def test_rows_do_not_depend_on_how_they_are_grouped() -> None:
         (24, 4, 24, None),
         (24, 4, 48, None),  # two rings a window
         (24, 4, 8, None),  # a ring is three windows
-        (25, 4, 24, r"rule110\.width = 25 and sleep\.window = 24: .* set sleep\.window to 25, a ring a window"),
+        (
+            25,
+            4,
+            24,
+            r"rule110\.width = 25 and sleep\.window = 24: .* set sleep\.window to 25, a ring a window",
+        ),
         (25, 4, 25, None),
-        (24, 4, 32, r"rule110\.width = 24 and sleep\.window = 32: .* set sleep\.window to 24"),  # 3 windows of 4 rings
+        # 3 windows of 4 rings
+        (24, 4, 32, r"rule110\.width = 24 and sleep\.window = 32: .* set sleep\.window to 24"),
         (24, 3, 48, r"rule110\.rings = 3: .* set rule110\.rings to 4, or sleep\.window to 24"),
         (24, 9, 8, r"rule110\.rings = 9 labels do not fit"),
     ],

@@ -22,7 +22,10 @@ def take(source: TaskSource, steps: int) -> torch.Tensor:
 
 
 def test_ranks_share_the_rows_of_one_stream() -> None:
-    alone, ranks = TaskSource(TASK, 6, seed=1), [TaskSource(TASK, 6, seed=1, rank=r, ranks=3) for r in range(3)]
+    alone, ranks = (
+        TaskSource(TASK, 6, seed=1),
+        [TaskSource(TASK, 6, seed=1, rank=r, ranks=3) for r in range(3)],
+    )
     assert torch.equal(take(alone, 1), TASK.sample(1, 0, 6).tokens)
     shares = [take(source, 2) for source in ranks]  # 2 steps of 2 rows each
     expected = TASK.sample(1, 0, 12).tokens
@@ -70,7 +73,9 @@ def test_other_data_is_refused() -> None:
     with pytest.raises(UserError, match="seed is 1"):
         TaskSource(TASK, 4, seed=2).load_state_dict(state)
     with pytest.raises(UserError, match="fingerprint"):
-        TaskSource(Rule110(Rule110Config(width=8, rings=2, steps=3), 8), 4, seed=1).load_state_dict(state)
+        TaskSource(Rule110(Rule110Config(width=8, rings=2, steps=3), 8), 4, seed=1).load_state_dict(
+            state
+        )
 
 
 def test_an_error_in_a_row_reaches_the_caller() -> None:

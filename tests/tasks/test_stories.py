@@ -1,4 +1,6 @@
-"""Math stories against a reader that works the answer out from the text; public records in the same way."""
+"""Math stories against a reader that works the answer out from the text; public records in the same
+way.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def test_written_stories_have_the_answer_and_op_they_claim(op: int) -> None:
 
 
 def last_value(solution: str) -> int:
-    """Follows the steps "so a = b + c = 1 + 2 = 3", in letters and in numbers; returns the last one's value."""
+    """Follows the steps "so a = b + c = 1 + 2 = 3", in letters and in numbers; returns the last
+    one's value.
+    """
     values: dict[str, int] = {}
     for letter, statement in re.findall(r"(?:so |; )([a-zA-Z]) = ([^;.]+)[;.]", solution):
         sides = {work_out(side, values) for side in statement.split(" = ")}
@@ -66,7 +70,13 @@ def test_stories_vary() -> None:
     assert len({str(r["problem"]) for r in records}) == 200
     assert len({str(r["solution"]).rsplit(" ", 1)[1] for r in records}) > 15
     text = "".join(str(r["problem"]) + str(r["question"]) for r in records)
-    for form in ("times the sum of", "plus the total number", "How many", "What is the total", ", and the number"):
+    for form in (
+        "times the sum of",
+        "plus the total number",
+        "How many",
+        "What is the total",
+        ", and the number",
+    ):
         assert form in text
 
 
@@ -88,7 +98,8 @@ def test_a_row_reads_the_story_and_is_asked_for_its_answer(tokenizer: Tokenizer)
         assert targets[scored[-1]] == tokenizer.eos
         asked = tokens[400:][valid[400:]].tolist()
         assert tokenizer.decode(asked) == f"Answer: {answer}"
-        # Targets are the tokens that come next, and every scored place but the last is followed by its target.
+        # Targets are the tokens that come next, and every scored place but the last is followed by
+        # its target.
         assert torch.equal(tokens[scored[1:]], targets[scored[:-1]])
         assert (tokens[~valid] == tokenizer.pad).all()
 
@@ -107,33 +118,61 @@ def test_score_is_exact_and_by_op(tokenizer: Tokenizer) -> None:
     task = Stories(StoriesConfig(context=300, min_ops=1, max_ops=4), 100, tokenizer)
     batch = task.test(0, 8)
     assert batch.ops.tolist() == [1, 2, 3, 4] * 2
-    assert task.score(batch.targets, batch) == {"exact": 1.0, "op_1": 1.0, "op_2": 1.0, "op_3": 1.0, "op_4": 1.0}
+    assert task.score(batch.targets, batch) == {
+        "exact": 1.0,
+        "op_1": 1.0,
+        "op_2": 1.0,
+        "op_3": 1.0,
+        "op_4": 1.0,
+    }
     best = batch.targets.clone()
     best[2, (best[2] != IGNORE).nonzero()[0]] += 1  # one wrong token makes the answer wrong
-    assert task.score(best, batch) == {"exact": 7 / 8, "op_1": 1.0, "op_2": 1.0, "op_3": 0.5, "op_4": 1.0}
+    assert task.score(best, batch) == {
+        "exact": 7 / 8,
+        "op_1": 1.0,
+        "op_2": 1.0,
+        "op_3": 0.5,
+        "op_4": 1.0,
+    }
 
 
-def test_a_files_records_are_read_and_never_tested_on_when_trained_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_files_records_are_read_and_never_tested_on_when_trained_on(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     twice = tmp_path / "twice.jsonl"
     twice.write_text(SAMPLE.read_text() * 2)  # each copy of a problem must fall on the same side
     task = Stories(StoriesConfig(context=600, path=str(twice)), 200, tokenizer)
     texts = [json.loads(line) for line in SAMPLE.read_text().splitlines()]
-    known = {f"{t['question']} {t['problem'].strip()}": re.search(r"Answer: (\d+)", t["solution"])[1] for t in texts}
+    known = {
+        f"{t['question']} {t['problem'].strip()}": re.search(r"Answer: (\d+)", t["solution"])[1]
+        for t in texts
+    }
 
     def stories(batch) -> dict[str, str]:
         rows = zip(batch.tokens[:, :600], batch.valid[:, :600], batch.targets, strict=True)
-        return {tokenizer.decode(t[v].tolist()): tokenizer.decode(g[g != IGNORE].tolist()).strip() for t, v, g in rows}
+        return {
+            tokenizer.decode(t[v].tolist()): tokenizer.decode(g[g != IGNORE].tolist()).strip()
+            for t, v, g in rows
+        }
 
     trained, tested = stories(task.sample(0, 0, 300)), stories(task.test(0, 100))
     assert not set(trained) & set(tested)
     assert {**trained, **tested} == known
-    only = Stories(StoriesConfig(context=600, path=str(SAMPLE), min_ops=4, max_ops=4), 200, tokenizer)
+    only = Stories(
+        StoriesConfig(context=600, path=str(SAMPLE), min_ops=4, max_ops=4), 200, tokenizer
+    )
     assert set(only.sample(0, 0, 20).ops.tolist()) == {4}
     assert only.fingerprint != task.fingerprint
     moved = twice.rename(tmp_path / "moved.jsonl")
-    assert Stories(StoriesConfig(context=600, path=str(moved)), 200, tokenizer).fingerprint == task.fingerprint
+    assert (
+        Stories(StoriesConfig(context=600, path=str(moved)), 200, tokenizer).fingerprint
+        == task.fingerprint
+    )
     moved.write_text(SAMPLE.read_text())
-    assert Stories(StoriesConfig(context=600, path=str(moved)), 200, tokenizer).fingerprint != task.fingerprint
+    assert (
+        Stories(StoriesConfig(context=600, path=str(moved)), 200, tokenizer).fingerprint
+        != task.fingerprint
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,11 +181,19 @@ def test_a_files_records_are_read_and_never_tested_on_when_trained_on(tokenizer:
         ("{", r"broken.jsonl:11: malformed JSON"),
         ("[1]", r"broken.jsonl:11: not a JSON object"),
         ('{"question": "q", "problem": "p", "op": 2}', r"broken.jsonl:11: 'solution' is missing"),
-        ('{"question": "q", "problem": "p", "solution": "Answer: 3.", "op": "2"}', r"broken.jsonl:11: 'op' is missing"),
-        ('{"question": "q", "problem": "p", "solution": "so 3", "op": 2}', r"broken.jsonl:11: the solution does not"),
+        (
+            '{"question": "q", "problem": "p", "solution": "Answer: 3.", "op": "2"}',
+            r"broken.jsonl:11: 'op' is missing",
+        ),
+        (
+            '{"question": "q", "problem": "p", "solution": "so 3", "op": 2}',
+            r"broken.jsonl:11: the solution does not",
+        ),
     ],
 )
-def test_broken_files_are_named_with_the_line(line: str, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_broken_files_are_named_with_the_line(
+    line: str, message: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_text(SAMPLE.read_text() + line + "\n")
     with pytest.raises(UserError, match=message):
@@ -154,7 +201,9 @@ def test_broken_files_are_named_with_the_line(line: str, message: str, tokenizer
 
 
 def test_what_does_not_fit_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gsm_infinite.jsonl:\d+: \d+ tokens do not fit stories.context = 60"):
+    with pytest.raises(
+        UserError, match=r"gsm_infinite.jsonl:\d+: \d+ tokens do not fit stories.context = 60"
+    ):
         Stories(StoriesConfig(context=60, path=str(SAMPLE)), 20, tokenizer)
     with pytest.raises(UserError, match=r"stories\.context = 40 does not hold a story of 8 ops"):
         Stories(StoriesConfig(context=40, min_ops=8), 20, tokenizer).sample(0, 0, 20)

@@ -9,9 +9,9 @@ import pytest
 from tokenizer.encode import Tokenizer
 from tokenizer.train import train
 
-CORPUS = [Path(__file__).with_name(name).read_text() * 4 for name in ("test_train.py", "test_encode.py")] + [
-    "    " * 30 + "=" * 79 + "\n\n\n" + "-" * 40 + " naïve café 日本語\n" * 20
-]
+CORPUS = [
+    Path(__file__).with_name(name).read_text() * 4 for name in ("test_train.py", "test_encode.py")
+] + ["    " * 30 + "=" * 79 + "\n\n\n" + "-" * 40 + " naïve café 日本語\n" * 20]
 
 
 @pytest.fixture(scope="session")

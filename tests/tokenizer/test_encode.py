@@ -28,18 +28,26 @@ def test_round_trip_is_exact(tokenizer: Tokenizer, text: str) -> None:
 
 @settings(deadline=None)
 @given(texts=st.lists(TEXT, max_size=5), size=st.integers(1, 8))
-def test_cutting_and_threads_change_no_token(tokenizer: Tokenizer, texts: list[str], size: int) -> None:
+def test_cutting_and_threads_change_no_token(
+    tokenizer: Tokenizer, texts: list[str], size: int
+) -> None:
     for text in texts:
         pieces = list(cut.parts(text, size))
         assert "".join(pieces) == text
         assert [i for piece in pieces for i in tokenizer.encode(piece)] == tokenizer.encode(text)
-    assert list(tokenizer.encode_many(texts, threads=2)) == [tokenizer.encode(text) for text in texts]
+    assert list(tokenizer.encode_many(texts, threads=2)) == [
+        tokenizer.encode(text) for text in texts
+    ]
 
 
-def test_long_text_is_cut_and_equals_one_call_of_sentencepiece(model: Path, tokenizer: Tokenizer) -> None:
+def test_long_text_is_cut_and_equals_one_call_of_sentencepiece(
+    model: Path, tokenizer: Tokenizer
+) -> None:
     text = Path(__file__).read_text() * 30
     assert len(list(cut.parts(text))) > 2
-    assert tokenizer.encode(text) == sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(text)
+    assert tokenizer.encode(text) == sentencepiece.SentencePieceProcessor(
+        model_file=str(model)
+    ).encode(text)
 
 
 def test_special_ids_decode_to_nothing(tokenizer: Tokenizer) -> None:
@@ -98,7 +106,9 @@ def test_foreign_sentencepiece_model_is_refused(
     }  # fmt: skip
     file = io.BytesIO()
     lines = (line for text in corpus for line in text.splitlines())
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=file, **(options | setting))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=file, **(options | setting)
+    )
     (tmp_path / "foreign.model").write_bytes(file.getvalue())
     with pytest.raises(TokenizerError, match=r"foreign\.model: damaged, or no model of"):
         Tokenizer.load(tmp_path / "foreign.model")
@@ -106,6 +116,10 @@ def test_foreign_sentencepiece_model_is_refused(
         Tokenizer(file.getvalue(), "foreign.model")
 
 
-def test_fingerprint_is_of_the_file(tmp_path: Path, tokenizer: Tokenizer, corpus: list[str], model: Path) -> None:
+def test_fingerprint_is_of_the_file(
+    tmp_path: Path, tokenizer: Tokenizer, corpus: list[str], model: Path
+) -> None:
     assert Tokenizer.load(model).fingerprint == tokenizer.fingerprint
-    assert train(corpus, tmp_path / "other.model", vocab_size=641).fingerprint != tokenizer.fingerprint
+    assert (
+        train(corpus, tmp_path / "other.model", vocab_size=641).fingerprint != tokenizer.fingerprint
+    )

@@ -15,7 +15,9 @@ from tokenizer.export import SAMPLE, compare, export
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, corpus: list[str]) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, corpus: list[str]
+) -> Path:
     path = tmp_path_factory.mktemp("fast")
     report = export(tokenizer, path, corpus)
     assert report.identical, str(report)
@@ -25,8 +27,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, corpu
 
 def test_loads_with_auto_and_fast_classes(folder: Path, tokenizer: Tokenizer) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
-    for fast in (AutoTokenizer.from_pretrained(str(folder)), PreTrainedTokenizerFast.from_pretrained(str(folder))):
-        assert (fast.eos_token_id, fast.pad_token_id, len(fast)) == (tokenizer.eos, tokenizer.pad, tokenizer.vocab_size)
+    for fast in (
+        AutoTokenizer.from_pretrained(str(folder)),
+        PreTrainedTokenizerFast.from_pretrained(str(folder)),
+    ):
+        assert (fast.eos_token_id, fast.pad_token_id, len(fast)) == (
+            tokenizer.eos,
+            tokenizer.pad,
+            tokenizer.vocab_size,
+        )
         assert fast("  a </s>▁b\n")["input_ids"] == tokenizer.encode("  a </s>▁b\n")
 
 
@@ -36,14 +45,22 @@ def fast(folder: Path) -> PreTrainedTokenizerFast:
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text() | st.text(alphabet=" \n=-▁ae\x00", max_size=60) | st.lists(st.sampled_from(SAMPLE)).map("".join))
-def test_ids_and_text_are_identical_on_any_text(fast: PreTrainedTokenizerFast, tokenizer: Tokenizer, text: str) -> None:
+@given(
+    text=st.text()
+    | st.text(alphabet=" \n=-▁ae\x00", max_size=60)
+    | st.lists(st.sampled_from(SAMPLE)).map("".join)
+)
+def test_ids_and_text_are_identical_on_any_text(
+    fast: PreTrainedTokenizerFast, tokenizer: Tokenizer, text: str
+) -> None:
     ids = tokenizer.encode(text)
     assert fast.encode(text, add_special_tokens=False) == ids
     assert fast.decode(ids) == text
 
 
-def test_report_states_differences(tmp_path: Path, folder: Path, tokenizer: Tokenizer, corpus: list[str]) -> None:
+def test_report_states_differences(
+    tmp_path: Path, folder: Path, tokenizer: Tokenizer, corpus: list[str]
+) -> None:
     model = json.loads((folder / "tokenizer.json").read_text())
     model["model"]["merges"] = model["model"]["merges"][:10]  # a wrong conversion
     (tmp_path / "tokenizer.json").write_text(json.dumps(model))

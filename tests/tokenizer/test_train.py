@@ -46,7 +46,9 @@ def test_vocabulary_too_small_says_how_many_are_needed(tmp_path: Path, corpus: l
     assert train(corpus, tmp_path / "t.model", vocab_size=needed).vocab_size == needed
 
 
-def test_vocabulary_beyond_what_sentencepiece_can_count_is_refused(tmp_path: Path, corpus: list[str]) -> None:
+def test_vocabulary_beyond_what_sentencepiece_can_count_is_refused(
+    tmp_path: Path, corpus: list[str]
+) -> None:
     with pytest.raises(TokenizerError, match="--vocab-size 2147483648: set it to 1048576 or less"):
         train(corpus, tmp_path / "t.model", vocab_size=1 << 31)
 
@@ -60,7 +62,11 @@ def test_no_text_is_refused_and_leaves_no_file(tmp_path: Path, documents: list[s
 
 def test_marks_of_sentencepiece_do_not_hide_the_text_around_them(tmp_path: Path) -> None:
     word = "somnolent"
-    tokenizer = train([f"{mark}{word} {word}{mark}" * 50 for mark in "\x00▁▅"], tmp_path / "t.model", vocab_size=290)
+    tokenizer = train(
+        [f"{mark}{word} {word}{mark}" * 50 for mark in "\x00▁▅"],
+        tmp_path / "t.model",
+        vocab_size=290,
+    )
     assert len(tokenizer.encode(word)) < len(word) / 2
 
 
