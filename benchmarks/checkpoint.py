@@ -36,7 +36,7 @@ from pretrain.data.batch import IGNORE
 from pretrain.model.hybrid import HybridLM
 from pretrain.run.guard import Rollbacks
 from pretrain.run.optimizer import MuonAdamW
-from pretrain.run.state import Boundary, Lanes
+from pretrain.run.state import CarriedState, TrainState
 from pretrain.run.step import accumulate
 from pretrain.trainer import make_source
 
@@ -93,8 +93,8 @@ def measure(config: Config, run: Path) -> None:
         done += 1
 
     def save() -> None:
-        here = Boundary.here(
-            done, Lanes.empty(1), source, torch.tensor(0), Rollbacks(), evaluated=True
+        here = TrainState.here(
+            done, CarriedState.empty(1), source, torch.tensor(0), Rollbacks(), evaluated=True
         )
         saver.save(done, lambda: here.take(engine, optimizer, model))
 

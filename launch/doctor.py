@@ -41,8 +41,8 @@ def examine_run(run: Path) -> list[Finding]:
     """Whether every byte of a run's checkpoints is as it was written; needs none of what trained
     it.
     """
-    from pretrain.checkpoint import Checkpoint, NotDamaged, in_turn, steps
-    from pretrain.checkpoint.folder import place
+    from pretrain.checkpoint import Checkpoint, Unreadable, resume_candidates, steps
+    from pretrain.checkpoint.folder import checkpoint_dir
 
     findings = []
     for step in steps(run):
@@ -50,14 +50,14 @@ def examine_run(run: Path) -> list[Finding]:
         try:
             Checkpoint.of(run, step)
             findings.append(Finding("ok", what, "whole"))
-        except NotDamaged as error:
+        except Unreadable as error:
             findings.append(Finding("fail", what, str(error)))
         except UserError as error:
-            if place(run, step).exists():  # a run that goes on may just have deleted it
+            if checkpoint_dir(run, step).exists():  # a run that goes on may just have deleted it
                 fix = "if it cannot be mended, remove that checkpoint: training goes on from the newest whole one"
                 findings.append(Finding("fail", what, str(error), fix))
     fix = "write into it the name of the checkpoint to go on from"
-    in_turn(run, lambda line: findings.append(Finding("fail", "latest", line, fix)))
+    resume_candidates(run, lambda line: findings.append(Finding("fail", "latest", line, fix)))
     if not findings:
         raise UserError(f"{run}: no checkpoints; give the folder of a run that wrote one")
     return findings

@@ -17,7 +17,7 @@ pipeline.py         carries a schedule out
 engine.py           DeepSpeed ZeRO
 shards.py           which rank holds and updates what
 slices.py           pieces of tensors that several ranks hold, and how they make a whole
-watchdog.py         ends a rank that makes no headway
+watchdog.py         ends a rank that makes no progress
 """
 
 import warnings

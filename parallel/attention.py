@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel import mesh
-from parallel.layers import ColumnLinear, RMSNorm, RowLinear, enter
+from parallel.layers import ColumnLinear, RMSNorm, RowLinear, gather_tokens
 from parallel.shape import BlockShape
 from parallel.state import AttentionState
 from parallel.window import Window
@@ -43,8 +43,8 @@ class Attention(nn.Module):
         self.gate = ColumnLinear(D, shape.attention_heads * head)
         self.k = ColumnLinear(D, shape.attention_kv_heads * head)
         self.v = ColumnLinear(D, shape.attention_kv_heads * head)
-        self.q_norm = RMSNorm(head, shape.norm_eps, sees_a_share=True)
-        self.k_norm = RMSNorm(head, shape.norm_eps, sees_a_share=True)
+        self.q_norm = RMSNorm(head, shape.norm_eps, partial_grad=True)
+        self.k_norm = RMSNorm(head, shape.norm_eps, partial_grad=True)
         self.out = RowLinear(shape.attention_heads * head, D)
 
     def forward(
@@ -58,7 +58,7 @@ class Attention(nn.Module):
                 y.
         """
         B, T = window.size
-        x = enter(x)
+        x = gather_tokens(x)
         # [B, Hkv, T, head]
         k = self.k_norm(self.k(x).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)
         v = self.v(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)

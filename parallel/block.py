@@ -33,11 +33,11 @@ class Block(nn.Module):
         super().__init__()
         self.shape, self.kind = shape, kind
         self.mixer_norm = RMSNorm(
-            shape.d_model, shape.norm_eps, sees_a_share=mesh.sequence_parallel()
+            shape.d_model, shape.norm_eps, partial_grad=mesh.sequence_parallel()
         )
         self.mixer = MIXERS[kind](shape)
         self.mlp_norm = RMSNorm(
-            shape.d_model, shape.norm_eps, sees_a_share=mesh.sequence_parallel()
+            shape.d_model, shape.norm_eps, partial_grad=mesh.sequence_parallel()
         )
         self.mlp = MLP(shape)
 

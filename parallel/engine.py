@@ -24,7 +24,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from parallel import mesh
-from parallel.layers import sees_a_share, split_dim
+from parallel.layers import partial_grad, split_dim
 from parallel.slices import Piece
 from parallel.zero_layout import Partition, layout
 
@@ -47,7 +47,7 @@ class ShardedOptimizer(Protocol):
         """Told when DeepSpeed has found the gradient not finite, and dropped it without asking."""
 
 
-class Grid:
+class DeepSpeedMPU:
     """Megatron's grid in the words of DeepSpeed's `mpu`.
 
     The model-parallel group is tp x pp, so that norms and overflow are agreed by all stages, while
@@ -203,7 +203,7 @@ class _Owners:
 
     def __init__(self, parameters: dict[str, nn.Parameter], tied: nn.Parameter | None) -> None:
         self.splits = {name: split_dim(p) for name, p in parameters.items()}
-        self.partial = {name for name, p in parameters.items() if sees_a_share(p)}
+        self.partial = {name for name, p in parameters.items() if partial_grad(p)}
         copies = {name for name, p in parameters.items() if p is tied and mesh.pp_rank() > 0}
         replicas = {name for name, dim in self.splits.items() if dim is None and mesh.tp_rank() > 0}
         self.counted = parameters.keys() - copies - replicas
@@ -222,7 +222,9 @@ def _initialize(model: nn.Module, optimizer: ShardedOptimizer, config: dict[str,
     # little on one machine.
     deepspeed.ops.__compatible_ops__ = {}
     with contextlib.redirect_stdout(io.StringIO()):  # one of its optimisers prints memory figures
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=Grid)
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMPU
+        )
     return engine
 
 

@@ -18,7 +18,7 @@ from parallel.layers import (
     GatedRMSNorm,
     RowLinear,
     at_least_fp32,
-    enter,
+    gather_tokens,
     split_parameter,
 )
 from parallel.shape import BlockShape
@@ -87,7 +87,7 @@ class GatedDeltaNet(nn.Module):
                 consolidates): skip queries, gate and read-out, and return None for y.
         """
         B, T = window.size
-        x = enter(x)
+        x = gather_tokens(x)
         mixed = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
         beta = torch.sigmoid(at_least_fp32(self.beta(x))).view(B, T, self.value_heads)
         log_decay = self.log_decay(x).view(B, T, self.value_heads)

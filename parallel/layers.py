@@ -4,10 +4,10 @@ Linears and the embedding are Megatron's tensor-parallel layers, at every world 
 runs the residual stream. How it meets the linears, which hold some of the features or heads each:
 
     stream [B, T, D], the same on every rank          with sequence parallelism: [B*T/tp, D], a share of the tokens
-      enter    as it is; backward sums over tp                   all tokens gathered; backward sums and shares out
+      gather_tokens  as it is; backward sums over tp                   all tokens gathered; backward sums and shares out
       ColumnLinear  -> this rank's features                      the same
       RowLinear     -> summed over tp                            summed over tp and shared out
-      leave    as it is                                          all tokens gathered, for the head
+      all_tokens     as it is                                          all tokens gathered, for the head
 """
 
 from __future__ import annotations
@@ -63,35 +63,35 @@ def share(whole: Tensor, dim: int | None) -> Tensor:
     return whole if dim is None else whole.chunk(mesh.tp_size(), dim)[mesh.tp_rank()]
 
 
-def sees_a_share(parameter: Tensor) -> bool:
+def partial_grad(parameter: Tensor) -> bool:
     """Whether this rank's gradient of a replicated parameter covers its own heads or tokens only:
     sum it over tp.
     """
-    return getattr(parameter, "sees_a_share", False) and mesh.tp_size() > 1
+    return getattr(parameter, "partial_grad", False) and mesh.tp_size() > 1
 
 
-def enter(x: Tensor) -> Tensor:
+def gather_tokens(x: Tensor) -> Tensor:
     """The residual stream on its way into ColumnLinears: all tokens, [.., D]. One collective for
     all of them.
     """
     if mesh.sequence_parallel():
         return gather_from_sequence_parallel_region(x, group=mesh.tp_group())
-    return copied(x)
+    return copy_to_tp(x)
 
 
-def copied(x: Tensor) -> Tensor:
+def copy_to_tp(x: Tensor) -> Tensor:
     """What is the same on every rank, on its way into ColumnLinears; backward sums over tp."""
     return copy_to_tensor_model_parallel_region(x, group=mesh.tp_group())
 
 
-def shared_out(x: Tensor) -> Tensor:
+def scatter_tokens(x: Tensor) -> Tensor:
     """[B, T, D], the same on every rank, as the residual stream."""
     if not mesh.sequence_parallel():
         return x
     return scatter_to_sequence_parallel_region(x.flatten(0, 1), group=mesh.tp_group())
 
 
-def leave(x: Tensor) -> Tensor:
+def all_tokens(x: Tensor) -> Tensor:
     """The residual stream's tokens [B*T, D], all of them and the same on every rank."""
     if not mesh.sequence_parallel():
         return x.flatten(0, 1)
@@ -100,14 +100,14 @@ def leave(x: Tensor) -> Tensor:
     )
 
 
-def stream_like(rows: int, width: int, d_model: int, dtype: torch.dtype) -> Tensor:
+def empty_stream(rows: int, width: int, d_model: int, dtype: torch.dtype) -> Tensor:
     """An empty residual stream of `rows` windows of `width` tokens."""
     if not mesh.sequence_parallel():
         return torch.empty(rows, width, d_model, dtype=dtype, device=mesh.device())
     return torch.empty(rows * width // mesh.tp_size(), d_model, dtype=dtype, device=mesh.device())
 
 
-def by_row(rows: Tensor, width: int) -> Tensor:
+def broadcast_rows(rows: Tensor, width: int) -> Tensor:
     """One value per row [B] of windows of `width` tokens, to be broadcast against the residual
     stream.
     """
@@ -118,7 +118,7 @@ def by_row(rows: Tensor, width: int) -> Tensor:
 
 class ColumnLinear(ColumnParallelLinear):
     """y = x W^T without bias; the output features are split over the tensor-parallel ranks. x has
-    to `enter`.
+    to `gather_tokens`.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -183,13 +183,13 @@ class RMSNorm(nn.Module):
     scaling.
 
     Args:
-        sees_a_share: of the heads or the tokens, on each tensor-parallel rank.
+        partial_grad: of the heads or the tokens, on each tensor-parallel rank.
     """
 
-    def __init__(self, width: int, eps: float, sees_a_share: bool) -> None:
+    def __init__(self, width: int, eps: float, partial_grad: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
-        self.weight.sees_a_share = sees_a_share  # type: ignore[attr-defined]
+        self.weight.partial_grad = partial_grad  # type: ignore[attr-defined]
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class GatedRMSNorm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
-        self.weight.sees_a_share = True  # type: ignore[attr-defined]
+        self.weight.partial_grad = True  # type: ignore[attr-defined]
         self.eps = eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return vocab_parallel_cross_entropy(logits.unsqueeze(1), targets.unsqueeze(1)).squeeze(1)
 
 
-def likeliest(logits: Tensor) -> Tensor:
+def vocab_parallel_argmax(logits: Tensor) -> Tensor:
     """The most likely token of each position, [n] int64. logits: [n, vocabulary of this rank]."""
     value, index = logits.max(dim=-1)
     if mesh.tp_size() == 1:

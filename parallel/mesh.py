@@ -22,10 +22,10 @@ from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import mappings
 
 # seconds in which the threads of ranks that are alive answer each other through the store
-ANSWER = 10.0
-FOREVER = timedelta(days=365)  # of a wait at the store, which has no other word for it
+STORE_TIMEOUT_S = 10.0
+NO_TIMEOUT = timedelta(days=365)  # of a wait at the store, which has no other word for it
 # seconds that a rank waits for another before it gives the job up, unless told otherwise
-PATIENCE = 600.0
+TIMEOUT = 600.0
 
 _stores = itertools.count()
 _sequence_parallel = False  # beside Megatron's grid, which does not keep it
@@ -44,7 +44,7 @@ def world_size() -> int:
 
 
 def initialize(
-    tp: int = 1, pp: int = 1, sequence_parallel: bool = False, patience: float = PATIENCE
+    tp: int = 1, pp: int = 1, sequence_parallel: bool = False, timeout: float = TIMEOUT
 ) -> None:
     """Joins the world that the launcher describes (or a world of one) and lays the grid over it.
 
@@ -52,7 +52,7 @@ def initialize(
         tp: ranks that share each layer. pp: stages that the blocks are split over.
             The remaining factor of the world size is data parallel.
         sequence_parallel: between layers, each tp rank holds its share of the tokens only.
-        patience: seconds after which ranks that make no headway end, see `parallel.watchdog`. Twice
+        timeout: seconds after which ranks that make no progress end, see `parallel.watchdog`. Twice
             of it is the limit of any collective.
     Raises:
         ValueError: the world does not divide into tp x pp, or has another grid already.
@@ -73,17 +73,17 @@ def initialize(
     # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for
     # the device.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
-    timeout = timedelta(seconds=2 * patience)
+    longest = timedelta(seconds=2 * timeout)
     if not dist.is_initialized():
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
+            dist.init_process_group(backend, timeout=longest)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel(
         tp,
         pp,
         create_gloo_process_groups=False,
-        distributed_timeout_minutes=timeout.total_seconds() / 60,
+        distributed_timeout_minutes=longest.total_seconds() / 60,
     )
     _sequence_parallel = sequence_parallel
 

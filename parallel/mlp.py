@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.layers import ColumnLinear, RowLinear, enter
+from parallel.layers import ColumnLinear, RowLinear, gather_tokens
 from parallel.shape import BlockShape
 
 
@@ -19,5 +19,5 @@ class MLP(nn.Module):
         self.down = RowLinear(shape.mlp_width, shape.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = enter(x)
+        x = gather_tokens(x)
         return self.down(F.silu(self.gate(x)) * self.up(x))

@@ -33,7 +33,7 @@ from parallel.schedule import Action, Leg, Message, Schedule
 SENDS_UNDER_WAY = 8
 
 
-class Passed(NamedTuple):
+class UnitOutput(NamedTuple):
     """What a stage's part of a unit gives."""
 
     h: Tensor | None  # residual stream after its part of the core, None beyond the core
@@ -48,7 +48,7 @@ class Stream(Protocol):
     def legs(self) -> Sequence[Leg]:
         """Its units."""
 
-    def forward(self, leg: int, x: Tensor | None) -> Passed:
+    def forward(self, leg: int, x: Tensor | None) -> UnitOutput:
         """Runs this stage's part of a unit, and updates the stage's memory of the microbatch."""
 
     def replace_memory(self, f: Callable[[Tensor], Tensor]) -> None:

@@ -31,20 +31,20 @@ def run_unit(
     states: Sequence[BlockState],
     window: Window,
     policy: str,
-    dead_end: bool = False,
+    write_only: bool = False,
 ) -> tuple[Tensor, tuple[BlockState, ...]]:
     """Runs h [B, T, D] through the blocks, updating their states.
 
     Args:
         policy: "none" | "unit" | "block".
-        dead_end: nothing reads the h that comes out, so whatever follows the last write into a
+        write_only: nothing reads the h that comes out, so whatever follows the last write into a
             memory that outlives the window (fast weights; keys under sliding eviction) is not
             computed.
     Returns:
         h (meaningless at a dead end) and the states.
     """
     writers = [i for i, block in enumerate(blocks) if block.kind == "delta" or window.keeps_keys]
-    last = (writers[-1] if writers else -1) if dead_end else len(blocks)
+    last = (writers[-1] if writers else -1) if write_only else len(blocks)
 
     def unit(h: Tensor, *states: BlockState) -> tuple[Tensor, tuple[BlockState, ...]]:
         done = list(states)

@@ -1,7 +1,7 @@
-"""Ends a rank that makes no headway, and says where it stood.
+"""Ends a rank that makes no progress, and says where it stood.
 
 Ranks wait for each other all the time, so one that hangs hangs them all. Each notes what it begins
-with `doing`. When a note grows older than the patience of the run, a thread that looks on says so
+with `doing`. When a note grows older than the timeout of the run, a thread that looks on says so
 in one line, with rank, host, place in the grid and the note, and ends the process a little later:
 by then every rank that is stuck has said whether it computes or waits. The launcher (torchrun,
 srun) ends those that could not.
@@ -28,7 +28,7 @@ class _Note:
     what: tuple[object, ...] = ("starting",)
     part: tuple[object, ...] = ()
     since = 0.0
-    unhurried = False
+    no_timeout = False
 
 
 def doing(*what: object) -> None:
@@ -42,16 +42,16 @@ def part(*which: object) -> None:
 
 
 @contextmanager
-def unhurried(*what: object) -> Iterator[None]:
+def no_timeout(*what: object) -> Iterator[None]:
     """Inside, it takes as long as it takes: a disk is read, say, of which nobody knows how fast it
     is.
     """
     doing(*what)
-    _Note.unhurried = True
+    _Note.no_timeout = True
     try:
         yield
     finally:
-        _Note.unhurried = False
+        _Note.no_timeout = False
         doing(*what)
 
 
@@ -63,8 +63,8 @@ def activity() -> str:
 
 
 @contextmanager
-def watching(patience: float) -> Iterator[None]:
-    """Inside, a rank that begins nothing new for `patience` seconds ends with a message on stderr.
+def watching(timeout: float) -> Iterator[None]:
+    """Inside, a rank that begins nothing new for `timeout` seconds ends with a message on stderr.
 
     An exception gets a note of the rank's activity. A process that is alone is left alone.
     """
@@ -74,10 +74,10 @@ def watching(patience: float) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(min(1.0, patience / 10)):
+        while not done.wait(min(1.0, timeout / 10)):
             waited = time.monotonic() - _Note.since
-            if waited > patience and not _Note.unhurried:
-                line = f"hypnos: error: {activity()}: no headway for {waited:.0f} s (parallel.patience = {patience:g})"
+            if waited > timeout and not _Note.no_timeout:
+                line = f"hypnos: error: {activity()}: no progress for {waited:.0f} s (parallel.timeout = {timeout:g})"
                 print(line, file=sys.stderr, flush=True)
                 time.sleep(GRACE)
                 os._exit(EXIT_STATUS)

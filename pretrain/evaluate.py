@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import mesh
-from parallel.layers import cross_entropy, likeliest
+from parallel.layers import cross_entropy, vocab_parallel_argmax
 from pretrain.checkpoint import load_model
 from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE, Batch
@@ -37,7 +37,7 @@ class Prediction:
     best: Tensor  # [B, T] int64, the likeliest token; IGNORE where nothing is scored
 
 
-class _Keeper:
+class CollectPredictions:
     """A head that keeps what is predicted, on the CPU."""
 
     def __init__(self, model: HybridLM, batch: Batch) -> None:
@@ -50,7 +50,7 @@ class _Keeper:
     def __call__(self, plan: WindowPlan, y: Tensor, goal: Tensor) -> Tensor:
         logits = self.model.logits(y)
         # before the cross-entropy, which works in their place where they are split over tp
-        best = likeliest(logits)
+        best = vocab_parallel_argmax(logits)
         losses = cross_entropy(logits, goal)
         rows, columns = plan.scored // plan.width, plan.scored % plan.width + plan.tokens.start
         self.loss[rows, columns] = losses.float().cpu()
@@ -67,7 +67,7 @@ def predict(
     Args:
         zero: the ZeRO stage that the weights are sharded with.
     """
-    keepers = [_Keeper(model, part) for part in parts]
+    keepers = [CollectPredictions(model, part) for part in parts]
     read(model, parts, keepers, passes, zero)
     loss, best = torch.cat([k.loss for k in keepers]), torch.cat([k.best for k in keepers])
     if mesh.pp_size() > 1:

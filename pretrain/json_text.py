@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-MOST = 1 << 53  # of whatever is counted: JSON's own numbers are exact up to here
+MAX = 1 << 53  # of whatever is counted: JSON's own numbers are exact up to here
 _SEAL = b',\n "sha256": "'
 
 
 def counted(value: Any) -> int:
     """A number of things out of a file that may say anything: ValueError if it is none."""
-    if type(value) is not int or not 0 <= value <= MOST:
+    if type(value) is not int or not 0 <= value <= MAX:
         raise ValueError("not a number of things")
     return value
 

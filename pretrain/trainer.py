@@ -30,13 +30,13 @@ from parallel import mesh, watchdog
 from parallel.engine import Engine
 from parallel.stages import Stage, balanced
 from pretrain.checkpoint import Checkpoint, Saver, newest
-from pretrain.checkpoint.folder import locked, place, sweep
+from pretrain.checkpoint.folder import checkpoint_dir, locked, remove_incomplete
 from pretrain.config.checks import validate
 from pretrain.config.load import dump, load
 from pretrain.config.memory import check_memory
 from pretrain.config.schema import Config, ParallelConfig
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.data.source import Source
+from pretrain.data.source import BatchSource
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError, shortened
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
@@ -45,10 +45,10 @@ from pretrain.model.flops import block_costs
 from pretrain.model.hybrid import HybridLM
 from pretrain.model.probe import Probe
 from pretrain.run.console import TrainProgress
-from pretrain.run.guard import Guard, Rollbacks, Trouble, is_good, remembered
-from pretrain.run.metrics import Meter, Metrics
+from pretrain.run.guard import Guard, Rollbacks, SkipStreak, before_streak, reset_if_skipped
+from pretrain.run.metrics import Metrics, Throughput
 from pretrain.run.optimizer import MuonAdamW, rate
-from pretrain.run.state import Boundary, Lanes, after_rollback, at_the_beginning, give_back
+from pretrain.run.state import CarriedState, TrainState, after_rollback, at_the_beginning, give_back
 from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
 from pretrain.run.verdict import mean_loss
@@ -82,13 +82,13 @@ def train(config: Config, progress: bool = True) -> Path:
     """
     parallel = config.parallel
     try:
-        mesh.initialize(parallel.tp, parallel.pp, parallel.sequence_parallel, parallel.patience)
+        mesh.initialize(parallel.tp, parallel.pp, parallel.sequence_parallel, parallel.timeout)
     except ValueError as error:
         start = f"torchrun --nproc-per-node={parallel.tp * parallel.pp} -m launch train ..."
         what = f"parallel.tp = {parallel.tp}, parallel.pp = {parallel.pp}: {error}"
         raise UserError(f"{what}; start a multiple of tp x pp, as by {start}") from None
     with ExitStack() as cleanup:
-        cleanup.enter_context(watchdog.watching(parallel.patience))
+        cleanup.enter_context(watchdog.watching(parallel.timeout))
         torch.manual_seed(config.run.seed)
         _check_rows_divide(config)
         source = make_source(config)
@@ -109,12 +109,12 @@ def train(config: Config, progress: bool = True) -> Path:
 
 def _train(
     config: Config,
-    source: Source,
+    source: BatchSource,
     evaluation: Evaluation,
     shown: bool,
-    trouble: Trouble | None,
+    trouble: SkipStreak | None,
     cleanup: ExitStack,
-) -> Path | Trouble:
+) -> Path | SkipStreak:
     """Trains to the end, or until too many steps in a row were skipped. After `trouble` it goes on
     from before it.
     """
@@ -151,7 +151,7 @@ def _train(
         lambda: cleanup.enter_context(Metrics(run, begun, now.evaluated, now.rollbacks.total)),
     )
     guard = Guard(config.guard, metrics, progress.say, now.rollbacks.total)
-    meter = Meter(config, source, start, int(now.tokens))
+    meter = Throughput(config, source, start, int(now.tokens))
     rates = {"muon": config.optimizer.muon_lr} if config.optimizer.name == "muon" else {}
     rates["adamw"] = config.optimizer.adamw_lr
     saver = cleanup.enter_context(
@@ -162,7 +162,7 @@ def _train(
         watchdog.doing("saves step", now.step)
         saver.save(now.step, lambda: now.take(engine, optimizer, model))
 
-    found: Trouble | None = None
+    found: SkipStreak | None = None
 
     def save_and_leave() -> None:
         if told := found or guard.settle():
@@ -180,7 +180,7 @@ def _train(
             _evaluate(evaluation, model, now.step, metrics, progress)
             now = dataclasses.replace(now, evaluated=True)
 
-    stop = Stop(start, save_and_leave, progress.say, config.parallel.patience)
+    stop = Stop(start, save_and_leave, progress.say, config.parallel.timeout)
     cleanup.enter_context(stop.watching())
     if trouble:
         if metrics:
@@ -224,11 +224,11 @@ def _train(
                 if metrics:
                     metrics.write("train", done, row)
                 progress.report(done, row["loss"], row["tokens_per_s"])
-            lanes = Lanes(
-                [remembered(out.state, optimizer.accepted) for out in outputs], batch.carries
+            lanes = CarriedState(
+                [reset_if_skipped(out.state, optimizer.accepted) for out in outputs], batch.carries
             )
             evaluated = not _due(done, settings.eval_every, settings.steps)
-            now = Boundary.here(
+            now = TrainState.here(
                 done, lanes, source, tokens, Rollbacks(now.rollbacks.total), evaluated
             )
         if found:
@@ -246,7 +246,7 @@ def _train(
     return run
 
 
-def make_source(config: Config) -> Source:
+def make_source(config: Config) -> BatchSource:
     """The stream of this rank's batches that data.task names."""
     settings = (config.train.batch, config.run.seed, mesh.dp_rank(), mesh.dp_size())
     if config.data.task == "text":
@@ -263,7 +263,7 @@ def _check_rows_divide(config: Config) -> None:
         )
 
 
-def _resolved(config: Config, source: Source) -> Config:
+def _resolved(config: Config, source: BatchSource) -> Config:
     """The configuration with nothing left to be filled in, checked against the data and this
     machine.
     """
@@ -290,7 +290,7 @@ def make_stage(config: Config) -> Stage:
 
 
 def _resume_point(
-    run: Path, config: Config, trouble: Trouble | None, cleanup: ExitStack
+    run: Path, config: Config, trouble: SkipStreak | None, cleanup: ExitStack
 ) -> Checkpoint | None:
     """Takes the run's folder, and finds the checkpoint to go on from: rank 0 chooses and verifies
     it for all.
@@ -298,7 +298,7 @@ def _resume_point(
     step = mesh.from_rank_0(
         _on_rank_0("takes the run's folder", lambda: _take_folder(run, config, trouble, cleanup))
     )
-    return None if step is None else Checkpoint.open(place(run, step), checked=True)
+    return None if step is None else Checkpoint.open(checkpoint_dir(run, step), checked=True)
 
 
 def _on_rank_0(what: str, act: Callable[[], T]) -> T | None:
@@ -309,7 +309,7 @@ def _on_rank_0(what: str, act: Callable[[], T]) -> T | None:
         collective.
     """
     value, error, store = None, None, mesh.store("rank 0")
-    with watchdog.unhurried(what):
+    with watchdog.no_timeout(what):
         if dist.get_rank() == 0:
             try:
                 value = act()
@@ -317,7 +317,7 @@ def _on_rank_0(what: str, act: Callable[[], T]) -> T | None:
                 error = str(caught)
             store.set("done", "")
         else:
-            store.wait(["done"], mesh.FOREVER)
+            store.wait(["done"], mesh.NO_TIMEOUT)
     error = mesh.from_rank_0(error)
     if error is not None:
         raise UserError(error)
@@ -325,14 +325,14 @@ def _on_rank_0(what: str, act: Callable[[], T]) -> T | None:
 
 
 def _take_folder(
-    run: Path, config: Config, trouble: Trouble | None, cleanup: ExitStack
+    run: Path, config: Config, trouble: SkipStreak | None, cleanup: ExitStack
 ) -> int | None:
     """Makes the run's folder this process's own; the step to go on from, None for the beginning."""
     with writing(run):
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         cleanup.enter_context(locked(run))
-        sweep(run)
-        fits = is_good if trouble else lambda _: True
+        remove_incomplete(run)
+        fits = before_streak if trouble else lambda _: True
         found = newest(run, lambda line: print(line, file=sys.stderr, flush=True), fits)
         if found:
             _check_unchanged(found, config)

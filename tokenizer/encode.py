@@ -14,7 +14,7 @@ from tokenizer.cut import parts
 from tokenizer.errors import TokenizerError
 from tokenizer.seal import is_whole
 
-MOST_BYTES = 1 << 26  # of a model file; a million pieces take less
+MAX_BYTES = 1 << 26  # of a model file; a million pieces take less
 SPACE = "\u2581"  # what sentencepiece writes for a space inside pieces
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -52,7 +52,7 @@ class Tokenizer:
         """
         try:
             with Path(path).open("rb") as file:
-                model = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
+                model = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES))
         except OSError as error:
             raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
         if not is_whole(model):

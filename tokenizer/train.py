@@ -16,7 +16,7 @@ from tokenizer.files import write_atomic
 from tokenizer.seal import seal
 
 PAD, EOS, UNK = 0, 1, 2
-MOST_PIECES = 1 << 20
+MAX_PIECES = 1 << 20
 COVERAGE = 0.9995  # share of all characters of the documents that get a piece of their own
 
 # Not given to the trainer: NUL ends its strings, and U+2581 (its space) and U+2585 (its unknown
@@ -39,9 +39,9 @@ def train(
     Raises TokenizerError when the documents are empty or too few for the vocabulary (it says how
     many pieces they can give), or the vocabulary cannot hold the bytes and the characters.
     """
-    if vocab_size > MOST_PIECES:
+    if vocab_size > MAX_PIECES:
         raise TokenizerError(
-            f"tokenizer: --vocab-size {vocab_size}: set it to {MOST_PIECES} or less"
+            f"tokenizer: --vocab-size {vocab_size}: set it to {MAX_PIECES} or less"
         )
     path = Path(path)
     model = io.BytesIO()

@@ -23,18 +23,18 @@ all. Reading checks every byte against the index first.
 """
 
 from pretrain.checkpoint.folder import steps
-from pretrain.checkpoint.index import NotDamaged, verify
-from pretrain.checkpoint.read import Checkpoint, in_turn, load_model, newest
+from pretrain.checkpoint.index import Unreadable, verify
+from pretrain.checkpoint.read import Checkpoint, load_model, newest, resume_candidates
 from pretrain.checkpoint.saver import Saver, Snapshot
 
 __all__ = [
     "Checkpoint",
-    "NotDamaged",
     "Saver",
     "Snapshot",
-    "in_turn",
+    "Unreadable",
     "load_model",
     "newest",
+    "resume_candidates",
     "steps",
     "verify",
 ]

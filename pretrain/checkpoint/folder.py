@@ -23,7 +23,7 @@ def steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def place(run: Path, step: int) -> Path:
+def checkpoint_dir(run: Path, step: int) -> Path:
     """The folder of one checkpoint."""
     return run / "checkpoints" / f"step-{step}"
 
@@ -72,7 +72,7 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def sweep(run: Path) -> None:
+def remove_incomplete(run: Path) -> None:
     """Removes what a run that was killed has left half written, or half deleted, and puts back what
     it had replaced.
     """
@@ -108,7 +108,7 @@ def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
         keep: so many of the newest stay. keep_every: so do those of every so many steps; 0: no
             others.
     """
-    final = place(run, step)
+    final = checkpoint_dir(run, step)
     replaced = final.with_name(f".{final.name}.replaced")
     # a damaged one, or one of a future that was given up: a resumed run has come here again
     if final.exists():
@@ -118,7 +118,7 @@ def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
     write_atomically(final.with_name("latest"), _pointer(final.name))
     for number in [n for n in steps(run) if n <= step][:-keep]:
         if not keep_every or number % keep_every:
-            _delete(place(run, number))
+            _delete(checkpoint_dir(run, number))
 
 
 def _delete(folder: Path) -> None:
@@ -133,7 +133,7 @@ def _delete(folder: Path) -> None:
 def _remove(path: Path) -> None:
     """A folder with what is in it, or a file; of a link, the link alone.
 
-    What cannot be removed is left to the next sweep: a reader may have a file of it open on a
+    What cannot be removed is left to the next remove_incomplete: a reader may have a file of it open on a
         network's disk, and
     nothing takes it for a checkpoint.
     """

@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 from parallel.slices import Slice
 from pretrain.errors import UserError, shortened
 from pretrain.files import read_whole, sha256
-from pretrain.json_text import MOST, counted, is_sealed, parse_json, sealed
+from pretrain.json_text import MAX, counted, is_sealed, parse_json, sealed
 
 FORMAT = 2
 INDEX = "index.json"
 STATE, CONFIG = "state.json", "config.toml"
-MOST_BYTES = 1 << 29  # of a JSON file
+MAX_BYTES = 1 << 29  # of a JSON file
 DAMAGE = (
     errno.EIO,
     errno.EINVAL,
@@ -32,7 +32,7 @@ DAMAGE = (
 # of tensors; a rank has a file of each that it has pieces of
 KINDS = ("model", "optimizer", "state")
 READERS = 8  # files that are hashed at once
-MOST_DIMS = 8
+MAX_DIMS = 8
 TENSOR = re.compile(r"[A-Za-z0-9_.]{1,200}")  # its name
 
 Entry = dict[str, Any]  # of a file, see `describe`
@@ -40,16 +40,16 @@ Entry = dict[str, Any]  # of a file, see `describe`
 Slices = dict[str, dict[str, dict[str, Slice]]]
 
 
-class NotDamaged(UserError):
+class Unreadable(UserError):
     """A checkpoint that cannot be read here and now, and may be whole: never passed over or
     replaced.
     """
 
 
-def other_format(where: Path, written: int) -> NotDamaged:
+def other_format(where: Path, written: int) -> Unreadable:
     """Another version of Hypnos can read it."""
     who = "a newer" if written > FORMAT else "an older"
-    return NotDamaged(
+    return Unreadable(
         f"{where}: format {shortened(str(written))} was written by {who} Hypnos, this one reads format {FORMAT}; "
         "go on with that version, or begin another run with another run.name"
     )
@@ -61,7 +61,7 @@ def unreadable(path: Path, error: OSError) -> UserError:
     return (
         UserError(told)
         if error.errno in DAMAGE
-        else NotDamaged(f"{told}; try again when the system gives it")
+        else Unreadable(f"{told}; try again when the system gives it")
     )
 
 
@@ -91,10 +91,10 @@ def write(folder: Path, files: Mapping[str, Entry], slices: Slices) -> None:
             ]
             tensors[kind][name] = {"shape": shape, "slices": pieces}
     content = sealed({"format": FORMAT, "files": files, "tensors": tensors})
-    if len(content) > MOST_BYTES:
+    if len(content) > MAX_BYTES:
         raise OSError(
             errno.EFBIG,
-            f"more than {MOST_BYTES >> 20} MiB, which nobody would read",
+            f"more than {MAX_BYTES >> 20} MiB, which nobody would read",
             str(folder / INDEX),
         )
     (folder / INDEX).write_bytes(content)
@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes:
     try:
-        return read_whole(path, MOST_BYTES)
+        return read_whole(path, MAX_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {path.parent} is no whole checkpoint") from None
     except OSError as error:
@@ -196,7 +196,7 @@ def _slices(tensors: dict[str, Any], files: dict[str, Entry]) -> Slices:
         found[kind] = {}
         for name, entry in tensors[kind].items():
             shape = tuple(map(counted, entry["shape"]))
-            if not TENSOR.fullmatch(name) or len(shape) > MOST_DIMS or prod(shape) > MOST:
+            if not TENSOR.fullmatch(name) or len(shape) > MAX_DIMS or prod(shape) > MAX:
                 raise ValueError
             parts = found[kind][name] = {}
             for piece in entry["slices"]:

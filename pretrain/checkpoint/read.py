@@ -17,8 +17,8 @@ from parallel import mesh
 from parallel.layers import share, split_dim
 from parallel.slices import Piece, Slice, assemble
 from pretrain.checkpoint import index
-from pretrain.checkpoint.folder import place, pointed_at, steps
-from pretrain.checkpoint.index import CONFIG, INDEX, STATE, NotDamaged, Slices, verify
+from pretrain.checkpoint.folder import checkpoint_dir, pointed_at, steps
+from pretrain.checkpoint.index import CONFIG, INDEX, STATE, Slices, Unreadable, verify
 from pretrain.config.load import load
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
@@ -51,7 +51,7 @@ class Checkpoint:
     @staticmethod
     def of(run: Path, step: int) -> Checkpoint:
         """Opens one of a run's checkpoints."""
-        checkpoint = Checkpoint.open(place(run, step))
+        checkpoint = Checkpoint.open(checkpoint_dir(run, step))
         if checkpoint.step != step:
             raise UserError(
                 f"{checkpoint.folder / STATE}: is of step {checkpoint.step}; give the folder its own name"
@@ -147,7 +147,7 @@ def _check_state(state: dict[str, Any]) -> None:
         raise TypeError
 
 
-def in_turn(run: Path, say: Callable[[str], None]) -> list[int]:
+def resume_candidates(run: Path, say: Callable[[str], None]) -> list[int]:
     """The steps that a run may go on from, the newest first: those up to the one that `latest`
     names.
 
@@ -163,7 +163,9 @@ def in_turn(run: Path, say: Callable[[str], None]) -> list[int]:
     if named is None:
         return found
     if named not in found:
-        say(f"{place(run, named)}: missing, and `latest` names it; trying the checkpoint before it")
+        say(
+            f"{checkpoint_dir(run, named)}: missing, and `latest` names it; trying the checkpoint before it"
+        )
     return [step for step in found if step <= named] or found
 
 
@@ -182,12 +184,12 @@ def newest(
         UserError: there are checkpoints, and all are damaged; or one that would do may be whole,
             but cannot be read: another version has written it, say.
     """
-    candidates = in_turn(run, say)
+    candidates = resume_candidates(run, say)
     intact = False
     for step in candidates:
         try:
             checkpoint = Checkpoint.of(run, step)
-        except NotDamaged:
+        except Unreadable:
             raise
         except UserError as error:
             say(f"{error}; trying the checkpoint before it")

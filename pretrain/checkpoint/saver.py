@@ -10,7 +10,7 @@ one of training:
                                                     says that it is done, or why not
     if not, every rank      waits until all have heard why: then none that leaves is a riddle to the others
 
-A rank waits for another's word for parallel.patience at most, and then takes it for dead.
+A rank waits for another's word for parallel.timeout at most, and then takes it for dead.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Saver:
             dist.get_rank(),
             dist.get_world_size(),
         )
-        self._store.set_timeout(timedelta(seconds=config.parallel.patience))
+        self._store.set_timeout(timedelta(seconds=config.parallel.timeout))
         self._lock = threading.Lock()
         self._last = step  # the step that was saved last, or is being saved
         self._thread: threading.Thread | None = None
@@ -126,7 +126,7 @@ class Saver:
         with suppress(dist.DistError):  # one has gone, or has left because it knows that all know
             self._store.set(f"{snapshot.step}/known/{self._rank}", "")
             known = [f"{snapshot.step}/known/{rank}" for rank in range(self._world)]
-            self._store.wait(known, timedelta(seconds=mesh.ANSWER))
+            self._store.wait(known, timedelta(seconds=mesh.STORE_TIMEOUT_S))
         self._all_know.set()
 
     def _write_together(self, snapshot: Snapshot) -> None:

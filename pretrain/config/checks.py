@@ -75,11 +75,11 @@ AT_LEAST: dict[str, int] = {
 
 # The most a whole number may be: more than anyone needs, and little enough that sizes made of it
 # can be computed.
-MOST = 1 << 20
+MAX = 1 << 20
 AT_MOST: dict[str, int] = {
     "run.seed": (1 << 63) - 1,
     "model.vocab_size": 1 << 24,
-    "parallel.patience": 1 << 30,
+    "parallel.timeout": 1 << 30,
     **dict.fromkeys(
         ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"), 1 << 53
     ),
@@ -88,9 +88,9 @@ AT_MOST: dict[str, int] = {
     ),
     "sleep.truncate_windows": 1 << 53,
 }
-MOST_FLOAT = 10**15  # the product of two is a number in fp32
-MOST_BLOCKS = MOST_CORPORA = 1 << 12
-MOST_TOKENS = 1 << 28  # of a step, and of an evaluation: what a rank's host holds at once
+MAX_FLOAT = 10**15  # the product of two is a number in fp32
+MAX_BLOCKS = MAX_CORPORA = 1 << 12
+MAX_TOKENS = 1 << 28  # of a step, and of an evaluation: what a rank's host holds at once
 WEIGHTS = (1e-6, 1e6)  # of a corpus
 
 # Numbers that must be more than 0.
@@ -103,7 +103,7 @@ POSITIVE = (
     "optimizer.muon_lr",
     "optimizer.adamw_lr",
     "optimizer.clip",
-    "parallel.patience",
+    "parallel.timeout",
 )
 
 
@@ -147,7 +147,7 @@ def _check_kind(config: Config, place: str) -> None:
     """What holds for every number and every text."""
     value: object = _get(config, place)
     if isinstance(value, int | float):
-        most = AT_MOST.get(place, MOST if isinstance(value, int) else MOST_FLOAT)
+        most = AT_MOST.get(place, MAX if isinstance(value, int) else MAX_FLOAT)
         if value > most:
             raise _refused(config, place, f"must be at most {most}")
     if isinstance(value, str):
@@ -222,8 +222,8 @@ def _parts(config: Config) -> None:
             raise UserError(
                 f'model.layers[{number}] = {_show(kind)}: must be "attention" or "delta"'
             )
-    if len(layers) > MOST_BLOCKS:
-        raise UserError(f"model.layers names {len(layers)} blocks: at most {MOST_BLOCKS}")
+    if len(layers) > MAX_BLOCKS:
+        raise UserError(f"model.layers names {len(layers)} blocks: at most {MAX_BLOCKS}")
     if not layers:
         raise UserError('model.layers = []: name at least one block, "attention" or "delta"')
     if sleep.prelude + sleep.coda > len(layers):
@@ -266,8 +266,8 @@ def _optimizer(config: Config) -> None:
 def _batches(config: Config) -> None:
     sequence = _sequence(config)
     for what, batches in (("train.batch", 1), ("train.eval_batches", config.train.eval_batches)):
-        if (tokens := batches * config.train.batch * sequence) > MOST_TOKENS:
-            fix = f"makes {tokens} tokens, {sequence} a sequence; at most {MOST_TOKENS} are held at once: lower it"
+        if (tokens := batches * config.train.batch * sequence) > MAX_TOKENS:
+            fix = f"makes {tokens} tokens, {sequence} a sequence; at most {MAX_TOKENS} are held at once: lower it"
             raise _refused(config, what, fix)
     if config.train.batch % config.train.microbatches:
         raise _refused(
@@ -345,9 +345,9 @@ def _text(config: Config) -> None:
         raise UserError(
             'data.train = []: name a folder that `hypnos data prepare` wrote, as [{path = "..."}]'
         )
-    if len(config.data.train) > MOST_CORPORA:
+    if len(config.data.train) > MAX_CORPORA:
         raise UserError(
-            f"data.train names {len(config.data.train)} corpora: at most {MOST_CORPORA}; join some"
+            f"data.train names {len(config.data.train)} corpora: at most {MAX_CORPORA}; join some"
         )
     for number, corpus in enumerate(config.data.train):
         _check_text(f"data.train[{number}].path", corpus.path)

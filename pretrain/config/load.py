@@ -22,10 +22,10 @@ from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
 Table = dict[str, Any]
-MOST_BYTES = 1 << 16  # of a configuration
+MAX_BYTES = 1 << 16  # of a configuration
 # tomllib takes time and memory by the square of them, if they are all in one key
-MOST_DOTS = 1 << 12
-MOST_FLOAT = sys.float_info.max
+MAX_DOTS = 1 << 12
+MAX_FLOAT = sys.float_info.max
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -36,10 +36,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     try:
         with Path(path).open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise UserError(
-                f"{path}: more than {MOST_BYTES >> 10} KiB, which is no configuration; name a TOML file"
+                f"{path}: more than {MAX_BYTES >> 10} KiB, which is no configuration; name a TOML file"
             )
         text = content.decode()
     except OSError as error:
@@ -88,8 +88,8 @@ def dump(config: Config) -> str:
 
 def _parse_toml(text: str) -> Table:
     """The tables of a TOML text; ValueError says why it is none."""
-    if text.count(".") > MOST_DOTS:
-        raise ValueError(f"more than {MOST_DOTS} dots")
+    if text.count(".") > MAX_DOTS:
+        raise ValueError(f"more than {MAX_DOTS} dots")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
@@ -133,7 +133,7 @@ def _value(hint: Any, value: Any, source: str, place: str) -> Any:
     if get_origin(hint) is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
         parts = enumerate(zip(get_args(hint), value, strict=True))
         return tuple(_value(h, v, source, f"{place}[{i}]") for i, (h, v) in parts)
-    if hint is float and type(value) in (int, float) and -MOST_FLOAT <= value <= MOST_FLOAT:
+    if hint is float and type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT:
         return float(value)
     if hint is int and type(value) is int and not -(2**63) <= value < 2**63:
         raise UserError(f"{source}: {place} must fit in 64 bits, not {_shown(value)}")

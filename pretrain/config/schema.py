@@ -120,8 +120,8 @@ class ParallelConfig:
     zero: int = 1  # DeepSpeed ZeRO stage 0..3
     offload: bool = False  # optimiser state and fp32 master weights in host memory
     recompute: str = "unit"  # "none" | "unit": a (window, pass) keeps only its inputs | "block"
-    # seconds after which a rank that makes no headway, or waits for one, ends the job
-    patience: float = 600.0
+    # seconds after which a rank that makes no progress, or waits for one, ends the job
+    timeout: float = 600.0
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@
     stream.py    TextStream: batches for one rank, exact resume at any rank count; heldout_batches
     prefetch.py  a thread that stays a few batches ahead, and how long the trainer waited for it
     progress.py  how far a long job is
-    source.py    Source: what the trainer asks of any stream of batches
+    source.py    BatchSource: what the trainer asks of any stream of batches
 
 Preparing, once:
 

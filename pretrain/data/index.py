@@ -23,7 +23,7 @@ from pretrain.json_text import is_sealed, parse_json, sealed
 
 FORMAT = 2
 INDEX, DOCUMENTS = "index.json", "documents.idx"
-MOST_BYTES = 1 << 26  # of index.json; 300,000 shards take less
+MAX_BYTES = 1 << 26  # of index.json; 300,000 shards take less
 SPLITS = ("train", "heldout")
 DTYPES: dict[str, np.dtype[Any]] = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
 DOCUMENT = np.dtype(
@@ -82,7 +82,7 @@ def read_index(folder: Path) -> Index:
     path = folder / INDEX
     try:
         with path.open("rb") as file:
-            content = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
+            content = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; give a folder of `hypnos data prepare`"

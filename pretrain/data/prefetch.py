@@ -9,16 +9,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-AHEAD = 4  # items
+PREFETCH_DEPTH = 4  # items
 
 
 class Prefetcher(Generic[T]):
-    """Calls `produce` in one thread, AHEAD items ahead of `next()`, which hands them out in order."""
+    """Calls `produce` in one thread, PREFETCH_DEPTH items ahead of `next()`, which hands them out in order."""
 
     def __init__(self, produce: Callable[[], T]) -> None:
         self._produce = produce
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-        self._items: deque[Future[T]] = deque(self._thread.submit(produce) for _ in range(AHEAD))
+        self._items: deque[Future[T]] = deque(
+            self._thread.submit(produce) for _ in range(PREFETCH_DEPTH)
+        )
         self.wait_seconds = 0.0  # how long the last next() kept its caller waiting
 
     def next(self) -> T:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from pretrain.data.batch import Batch
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """An endless stream of batches. Of B rows in the global batch, rank r of n gets rows r*B/n ..
     (r+1)*B/n - 1;
     the trainer sees to it that n divides B."""

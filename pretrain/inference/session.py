@@ -122,12 +122,12 @@ class Session:
         for number in range(2, self.passes + 1 if sleeps else 2):
             state = self.state.begin_pass(model.core)
             window = open_window(model.config, state, everything, False, sleep.window, sliding)
-            dead_end = number == self.passes and not self._coda_waits
-            h, self.state = run_part(model, model.core, h, state, window, "none", dead_end)
+            write_only = number == self.passes and not self._coda_waits
+            h, self.state = run_part(model, model.core, h, state, window, "none", write_only)
         if self._coda_waits:
             before = self.state._replace(attendable=attendable[:, : self.state.past])
             window = open_window(model.config, before, everything, False, sleep.window, sliding)
-            h, self.state = run_part(model, model.coda, h, before, window, "none", dead_end=True)
+            h, self.state = run_part(model, model.coda, h, before, window, "none", write_only=True)
         self.state = self.state._replace(attendable=attendable).end_window(keep, self.filled)
         self.hidden, self.filled = [], 0
         self.slept += sleeps

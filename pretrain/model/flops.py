@@ -52,11 +52,16 @@ def block_forward(
 
 
 def part_forward(
-    config: ModelConfig, kinds: list[str], tokens: int, past: int, dead_end: bool, keeps_keys: bool
+    config: ModelConfig,
+    kinds: list[str],
+    tokens: int,
+    past: int,
+    write_only: bool,
+    keeps_keys: bool,
 ) -> float:
     """FLOPs per token of a run of blocks. At a dead end what follows its last write is left out
     (`parallel.recompute.run_unit`)."""
-    if not dead_end:
+    if not write_only:
         return sum(block_forward(config, kind, tokens, past) for kind in kinds)
     writers = [i for i, kind in enumerate(kinds) if kind == "delta" or keeps_keys]
     if not writers:
@@ -123,7 +128,7 @@ def work(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
         add(part_forward(config, prelude, T, past, False, sliding), B * T, p.keeps_graph)
         for number in range(1, p.passes + 1):
             add(
-                part_forward(config, core, T, past, p.dead_end(number), sliding),
+                part_forward(config, core, T, past, p.write_only(number), sliding),
                 B * T,
                 p.core_graph(number),
             )

@@ -16,10 +16,10 @@ from parallel.layers import (
     ColumnLinear,
     Embedding,
     RMSNorm,
-    copied,
+    copy_to_tp,
     cross_entropy,
+    scatter_tokens,
     share,
-    shared_out,
     split_dim,
 )
 from parallel.stages import Stage
@@ -50,7 +50,7 @@ class HybridLM(nn.Module):
             self.embed = Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleDict({str(b): Block(config, config.layers[b]) for b in stage.blocks})
         if stage.is_last:
-            self.norm = RMSNorm(config.d_model, config.norm_eps, sees_a_share=False)
+            self.norm = RMSNorm(config.d_model, config.norm_eps, partial_grad=False)
             self.head = (
                 None if config.tie_embeddings else ColumnLinear(config.d_model, config.vocab_size)
             )
@@ -104,11 +104,11 @@ class HybridLM(nn.Module):
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """[B, T] -> the residual stream (`parallel.layers`)."""
-        return shared_out(self.embed(tokens))
+        return scatter_tokens(self.embed(tokens))
 
     def logits(self, y: Tensor) -> Tensor:
         """[n, D], the same on every tensor-parallel rank -> [n, vocabulary of this rank]."""
-        y = copied(self.norm(y))
+        y = copy_to_tp(self.norm(y))
         if self.head is None:
             return nn.functional.linear(y, self.embed.weight)
         return self.head(y)

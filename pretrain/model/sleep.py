@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from parallel import watchdog
-from parallel.layers import by_row, leave
-from parallel.pipeline import Passed
+from parallel.layers import all_tokens, broadcast_rows
+from parallel.pipeline import UnitOutput
 from parallel.recompute import kept, run_unit
 from parallel.stages import Stage
 from parallel.state import State, choose_rows
@@ -87,7 +87,7 @@ class WindowPlan:
         """
         return 1 if self.any_scored and (self.all_scored or not self.has_coda) else self.passes
 
-    def dead_end(self, number: int) -> bool:
+    def write_only(self, number: int) -> bool:
         """Whether nothing reads the h that comes out of the core in this pass."""
         return number == self.passes and not (
             number == self.reads_at and (self.has_coda or self.any_scored)
@@ -240,7 +240,7 @@ def route(
         )
 
     first = 0 if number == 1 else stage.of(begin)
-    turn = last_writer(begin, end) if p.dead_end(number) else stage.of(max(end - 1, 0))
+    turn = last_writer(begin, end) if p.write_only(number) else stage.of(max(end - 1, 0))
     turn = max(turn, stage.of(max(begin - 1, 0)) if number == 1 else first)
     last = turn
     if number == p.reads_at:
@@ -295,7 +295,7 @@ class Reading:
         self._window: Window | None = None  # the one that is being read
         self._losses: dict[int, Tensor] = {}  # by window
 
-    def one_pass(self, p: WindowPlan, number: int, x: Tensor | None) -> Passed:
+    def one_pass(self, p: WindowPlan, number: int, x: Tensor | None) -> UnitOutput:
         """Pass `number` over a window, as far as it is this stage's.
 
         Args:
@@ -309,21 +309,21 @@ class Reading:
             if x is not None and p.detaches(number) and stage == way.first:
                 x = x.detach()
             h = y = self._core(
-                p, number, window, x, dead_end=p.dead_end(number) and stage == way.turn
+                p, number, window, x, write_only=p.write_only(number) and stage == way.turn
             )
             if number == 1 < p.reads_at and p.any_scored and stage == way.turn:
                 self.memory = self.memory._replace(wake=h)
         if number == p.reads_at and stage >= way.turn:
             if stage == way.turn:
                 y = self._what_is_read(p, y)
-            y, loss = self._read(p, window, y, dead_end=not p.any_scored and stage == way.last)
+            y, loss = self._read(p, window, y, write_only=not p.any_scored and stage == way.last)
         if not any(w.first <= stage <= w.last for w in later):
             self._close(p, window)
         elif number == 1:
             self.memory = self.memory._replace(
                 awake=None if bool(p.sleeps.all()) else self.memory.state
             )
-        return Passed(h, y, loss)
+        return UnitOutput(h, y, loss)
 
     def _open(self, p: WindowPlan) -> Window:
         """Begins a window: what the rows' new documents may not remember is forgotten."""
@@ -342,7 +342,7 @@ class Reading:
         return window
 
     def _core(
-        self, p: WindowPlan, number: int, window: Window, h: Tensor | None, dead_end: bool
+        self, p: WindowPlan, number: int, window: Window, h: Tensor | None, write_only: bool
     ) -> Tensor:
         """The prelude if it is the wake pass, and the core."""
         model = self.model
@@ -359,7 +359,7 @@ class Reading:
             state = state.detach(model.core)
         self.memory = self.memory._replace(state=state)
         with _graph(p.core_graph(number)):
-            h = self._part(model.core, h, window, dead_end)
+            h = self._part(model.core, h, window, write_only)
         if self._probe is not None:
             self._probe.after_pass(number, state, self.memory.state)
         window.record_decay = None
@@ -374,31 +374,34 @@ class Reading:
         """What coda and head read: the wake pass's h in rows with targets, else the last pass's."""
         if self.memory.wake is None or h is None:
             return h
-        rows = by_row(p.has_targets.to(h.device, non_blocking=True), p.width)
+        rows = broadcast_rows(p.has_targets.to(h.device, non_blocking=True), p.width)
         with _graph(p.keeps_graph):
             y = torch.where(rows, self.memory.wake, h)
         self.memory = self.memory._replace(wake=None)
         return y
 
     def _read(
-        self, p: WindowPlan, window: Window, y: Tensor | None, dead_end: bool
+        self, p: WindowPlan, window: Window, y: Tensor | None, write_only: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The coda, and on the last stage the loss."""
         assert y is not None, "the core, or the stage before, gives what is read"
         with _graph(p.keeps_graph):
-            y = self._part(self.model.coda, y, window, dead_end)
+            y = self._part(self.model.coda, y, window, write_only)
             if not (p.any_scored and self.model.stage.is_last):
                 return y, None
             scored = p.scored.to(y.device, non_blocking=True)
-            y, goal = leave(y)[scored], self._targets[:, p.tokens].flatten()[scored]  # [n, D], [n]
+            y, goal = (
+                all_tokens(y)[scored],
+                self._targets[:, p.tokens].flatten()[scored],
+            )  # [n, D], [n]
             loss = kept(self._head, p, y, goal, recompute=self._recompute != "none").sum()
         self._losses[p.index] = loss.detach()
         return None, loss
 
-    def _part(self, part: slice, h: Tensor, window: Window, dead_end: bool = False) -> Tensor:
+    def _part(self, part: slice, h: Tensor, window: Window, write_only: bool = False) -> Tensor:
         """Runs some of this stage's blocks as one unit."""
         h, state = run_part(
-            self.model, part, h, self.memory.state, window, self._recompute, dead_end
+            self.model, part, h, self.memory.state, window, self._recompute, write_only
         )
         self.memory = self.memory._replace(state=state)
         return h
@@ -443,11 +446,11 @@ def run_part(
     state: State,
     window: Window,
     recompute: str,
-    dead_end: bool = False,
+    write_only: bool = False,
 ) -> tuple[Tensor, State]:
     """Runs one part of the blocks as one unit; the other blocks' state is left as it is."""
     blocks = model.run_blocks(part)
     if not blocks:
         return h, state
-    h, done = run_unit(blocks, h, state.blocks[part], window, recompute, dead_end)
+    h, done = run_unit(blocks, h, state.blocks[part], window, recompute, write_only)
     return h, state._replace(blocks=state.blocks[: part.start] + done + state.blocks[part.stop :])

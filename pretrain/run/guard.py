@@ -23,9 +23,9 @@ from pretrain.checkpoint import Checkpoint
 from pretrain.config.schema import GuardConfig
 from pretrain.errors import UserError
 from pretrain.run.metrics import Metrics
-from pretrain.run.verdict import Verdict
+from pretrain.run.verdict import StepOutcome
 
-Samples = Callable[[], Any]  # see pretrain.data.source.Source.samples
+Samples = Callable[[], Any]  # see pretrain.data.source.BatchSource.samples
 
 
 class Rollbacks(NamedTuple):
@@ -35,7 +35,7 @@ class Rollbacks(NamedTuple):
     here: int = 0  # to the checkpoint that it goes on from
 
 
-class Trouble(NamedTuple):
+class SkipStreak(NamedTuple):
     """Too many steps skipped in a row."""
 
     what: str  # in one line
@@ -68,7 +68,7 @@ class Guard:
         self._config, self._metrics, self._say, self._rollbacks = config, metrics, say, rollbacks
         self._unread: tuple[int, _Fetch, Samples] | None = None
 
-    def after(self, step: int, verdict: Tensor, samples: Samples) -> Trouble | None:
+    def after(self, step: int, verdict: Tensor, samples: Samples) -> SkipStreak | None:
         """Begins to fetch the verdict of a step that was just handed to the device; reads the one
         before it.
         """
@@ -76,12 +76,12 @@ class Guard:
         trouble = self._read(before)
         return trouble and (self.settle() or trouble)  # the step after it is recorded too
 
-    def settle(self) -> Trouble | None:
+    def settle(self) -> SkipStreak | None:
         """Waits for the verdict that is still unread."""
         unread, self._unread = self._unread, None
         return self._read(unread)
 
-    def _read(self, unread: tuple[int, _Fetch, Samples] | None) -> Trouble | None:
+    def _read(self, unread: tuple[int, _Fetch, Samples] | None) -> SkipStreak | None:
         if unread is None:
             return None
         step, fetch, samples = unread
@@ -105,7 +105,7 @@ class Guard:
             f"last because {why}; its loss is {verdict.loss:.4g} (the mean was {verdict.usual_loss:.4g}), its gradient "
             f"norm {verdict.grad_norm:.4g} ({verdict.usual_grad_norm:.4g})"
         )
-        return Trouble(what, step, self._rollbacks)
+        return SkipStreak(what, step, self._rollbacks)
 
 
 class _Fetch:
@@ -121,14 +121,14 @@ class _Fetch:
         self._event = torch.cuda.Event()
         self._event.record()
 
-    def get(self) -> Verdict:
+    def get(self) -> StepOutcome:
         """Waits until they have arrived."""
         if self._event is not None:
             self._event.synchronize()
-        return Verdict.read(self._numbers)
+        return StepOutcome.read(self._numbers)
 
 
-def remembered(state: State | None, accepted: Tensor) -> State | None:
+def reset_if_skipped(state: State | None, accepted: Tensor) -> State | None:
     """What documents that go on take along from a step: nothing from one that was skipped, without
     asking the host.
 
@@ -141,12 +141,12 @@ def remembered(state: State | None, accepted: Tensor) -> State | None:
     return state.map(lambda t: torch.where(accepted, t, torch.zeros_like(t)))
 
 
-def is_good(checkpoint: Checkpoint) -> bool:
+def before_streak(checkpoint: Checkpoint) -> bool:
     """Whether it was taken after a step that counted, and not in the middle of trouble."""
     return int(checkpoint.state["optimizer"]["in_a_row"]) == 0
 
 
-def go_back(trouble: Trouble, checkpoint: Checkpoint | None, config: GuardConfig) -> Rollbacks:
+def go_back(trouble: SkipStreak, checkpoint: Checkpoint | None, config: GuardConfig) -> Rollbacks:
     """Counts one more rollback, to this checkpoint. UserError: the run stops here instead."""
     if config.then == "stop":
         raise trouble.stop(

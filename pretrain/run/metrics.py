@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from parallel import mesh
 from pretrain.config.schema import Config
 from pretrain.data.batch import Batch
-from pretrain.data.source import Source
+from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.files import write_atomically, writing
 from pretrain.json_text import parse_json
@@ -130,10 +130,10 @@ def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
     return [scalar for key, item in items for scalar in _scalars(f"{tag}/{key}", item)]
 
 
-class Meter:
+class Throughput:
     """How fast training has been since the last logging step, evaluations and checkpoints left out."""
 
-    def __init__(self, config: Config, source: Source, step: int, tokens: int) -> None:
+    def __init__(self, config: Config, source: BatchSource, step: int, tokens: int) -> None:
         self._config, self._source = config, source
         self._peak = peak(mesh.device())
         self._step, self._tokens, self._waited = step, tokens, source.wait_seconds

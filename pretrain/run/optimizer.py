@@ -11,7 +11,7 @@ For a matrix with gradient G (already clipped by the global norm) and momentum M
 moments are sharded exactly as ZeRO shards the master weights; Newton-Schulz sees whole matrices,
 each on one rank (`parallel.zero_layout.WholeMatrices` says what that costs).
 
-A step that `pretrain.run.verdict.Judge` does not accept changes nothing and is counted. That is
+A step that `pretrain.run.verdict.StepFilter` does not accept changes nothing and is counted. That is
 decided on the device: the host never waits for it.
 """
 
@@ -27,7 +27,7 @@ from torch.optim.adamw import adamw
 from parallel.slices import Piece
 from parallel.zero_layout import Partition, WholeMatrices
 from pretrain.config.schema import OptimizerConfig
-from pretrain.run.verdict import Judge
+from pretrain.run.verdict import StepFilter
 
 # steep at 0 rather than exact: five steps bring s to about 0.7..1.2, not to 1
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -83,7 +83,7 @@ class MuonAdamW(torch.optim.Optimizer):
     skipped: Tensor  # [] steps skipped so far
     adam_steps: Tensor  # [] steps not skipped so far
     accepted: Tensor  # [] bool, whether the last step was not
-    judge: Judge
+    judge: StepFilter
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.grad_norm, self.loss, self.skipped, self.adam_steps = (
             flat.new_zeros(()) for _ in range(4)
         )
-        self.judge = Judge(self.spike, flat.device)
+        self.judge = StepFilter(self.spike, flat.device)
         self.matrices = WholeMatrices(
             partition, [name for name in self.names if self.roles[name] == MUON]
         )

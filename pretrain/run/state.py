@@ -21,15 +21,15 @@ from parallel.slices import Piece, Slice
 from parallel.state import AttentionState, State, split_dim
 from pretrain.checkpoint import Checkpoint, Snapshot
 from pretrain.config.schema import Config
-from pretrain.data.source import Source
+from pretrain.data.source import BatchSource
 from pretrain.errors import UserError, shortened
 from pretrain.model.hybrid import HybridLM
-from pretrain.run.guard import Rollbacks, Trouble, go_back
+from pretrain.run.guard import Rollbacks, SkipStreak, go_back
 from pretrain.run.optimizer import MuonAdamW
 
 
 @dataclass(frozen=True)
-class Lanes:
+class CarriedState:
     """The fast weights of documents that go on in the next batch, for this rank's rows."""
 
     states: list[State | None]  # by microbatch; None: no document of its rows goes on
@@ -37,9 +37,9 @@ class Lanes:
     carries: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     @staticmethod
-    def empty(microbatches: int) -> Lanes:
+    def empty(microbatches: int) -> CarriedState:
         """At the beginning of a run."""
-        return Lanes([None] * microbatches)
+        return CarriedState([None] * microbatches)
 
     def pieces(self, model: HybridLM) -> dict[str, Piece]:
         """What this rank answers for of the rows' memory, by name; nothing if none of its documents
@@ -65,10 +65,12 @@ class Lanes:
         return pieces
 
     @staticmethod
-    def restore(checkpoint: Checkpoint, model: HybridLM, batch: int, microbatches: int) -> Lanes:
+    def restore(
+        checkpoint: Checkpoint, model: HybridLM, batch: int, microbatches: int
+    ) -> CarriedState:
         """This rank's rows, blocks and heads of a checkpoint's lanes."""
         if not any(name.startswith("lanes.") for name in checkpoint.names("state")):
-            return Lanes.empty(microbatches)
+            return CarriedState.empty(microbatches)
         rows = batch // mesh.dp_size()
         begin, each = mesh.dp_rank() * rows, rows // microbatches
         past = checkpoint.shape("state", "lanes.attendable")[1]
@@ -93,7 +95,7 @@ class Lanes:
             goes_on = bool(carries[part].any())
             named = {n: v[part] for n, v in mine.items()}
             states.append(State.from_named(named, model.stage.blocks) if goes_on else None)
-        return Lanes(states, carries)
+        return CarriedState(states, carries)
 
 
 def _blank(model: HybridLM, rows: int, past: int) -> State:
@@ -109,12 +111,12 @@ def _blank(model: HybridLM, rows: int, past: int) -> State:
 
 
 @dataclass(frozen=True)
-class Boundary:
+class TrainState:
     """Where a run stands between two steps: all that is not in the model and the optimiser."""
 
     step: int
-    lanes: Lanes
-    data: dict[str, Any]  # `Source.state_dict`
+    lanes: CarriedState
+    data: dict[str, Any]  # `BatchSource.state_dict`
     tokens: Tensor  # [] int64, read so far, PAD left out
     rollbacks: Rollbacks
     random: dict[str, Tensor]
@@ -123,17 +125,17 @@ class Boundary:
     @staticmethod
     def here(
         step: int,
-        lanes: Lanes,
-        source: Source,
+        lanes: CarriedState,
+        source: BatchSource,
         tokens: Tensor,
         rollbacks: Rollbacks,
         evaluated: bool,
-    ) -> Boundary:
+    ) -> TrainState:
         """After `step` steps."""
         random = {"rng.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["rng.cuda"] = torch.cuda.get_rng_state()
-        return Boundary(step, lanes, source.state_dict(), tokens, rollbacks, random, evaluated)
+        return TrainState(step, lanes, source.state_dict(), tokens, rollbacks, random, evaluated)
 
     def take(self, engine: Engine, optimizer: MuonAdamW, model: HybridLM) -> Snapshot:
         """What this rank gives to a checkpoint; before the weights change again."""
@@ -155,8 +157,12 @@ class Boundary:
 
 
 def give_back(
-    checkpoint: Checkpoint, model: HybridLM, optimizer: MuonAdamW, source: Source, config: Config
-) -> Boundary:
+    checkpoint: Checkpoint,
+    model: HybridLM,
+    optimizer: MuonAdamW,
+    source: BatchSource,
+    config: Config,
+) -> TrainState:
     """Everything but the weights, which a model has to have before the engine is built around it."""
     state = checkpoint.state
     try:
@@ -166,10 +172,14 @@ def give_back(
         torch.set_rng_state(checkpoint.tensor("state", "rng.cpu"))
         if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state"):
             torch.cuda.set_rng_state(checkpoint.tensor("state", "rng.cuda"))
-        lanes = Lanes.restore(checkpoint, model, config.train.batch, config.train.microbatches)
+        lanes = CarriedState.restore(
+            checkpoint, model, config.train.batch, config.train.microbatches
+        )
         tokens = torch.tensor(state["tokens"], dtype=torch.int64, device=mesh.device())
         rollbacks = Rollbacks(**state["rollbacks"])
-        return Boundary.here(checkpoint.step, lanes, source, tokens, rollbacks, state["evaluated"])
+        return TrainState.here(
+            checkpoint.step, lanes, source, tokens, rollbacks, state["evaluated"]
+        )
     except UserError:
         raise
     except (
@@ -198,16 +208,18 @@ def _moment(checkpoint: Checkpoint, name: str) -> Tensor:
     return value
 
 
-def at_the_beginning(source: Source, microbatches: int) -> Boundary:
+def at_the_beginning(source: BatchSource, microbatches: int) -> TrainState:
     """Before the first step."""
     tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())
-    return Boundary.here(0, Lanes.empty(microbatches), source, tokens, Rollbacks(), evaluated=False)
+    return TrainState.here(
+        0, CarriedState.empty(microbatches), source, tokens, Rollbacks(), evaluated=False
+    )
 
 
 def after_rollback(
-    trouble: Trouble, checkpoint: Checkpoint | None, model: HybridLM, optimizer: MuonAdamW, source: Source,
+    trouble: SkipStreak, checkpoint: Checkpoint | None, model: HybridLM, optimizer: MuonAdamW, source: BatchSource,
     config: Config,
-) -> Boundary:  # fmt: skip
+) -> TrainState:  # fmt: skip
     """The checkpoint's step once more, on the data after the trouble. UserError: the run stops here
     instead.
 
@@ -218,9 +230,9 @@ def after_rollback(
     assert checkpoint is not None, "go_back has seen to it"
     before = give_back(checkpoint, model, optimizer, source, config)
     source.load_state_dict(position)
-    return Boundary.here(
+    return TrainState.here(
         before.step,
-        Lanes.empty(config.train.microbatches),
+        CarriedState.empty(config.train.microbatches),
         source,
         before.tokens,
         rollbacks,

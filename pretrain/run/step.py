@@ -17,7 +17,7 @@ from torch import Tensor
 
 from parallel import mesh, watchdog
 from parallel.engine import Engine
-from parallel.layers import stream_like
+from parallel.layers import empty_stream
 from parallel.pipeline import Pipeline
 from parallel.schedule import Leg, Schedule, schedule
 from parallel.state import State
@@ -30,8 +30,8 @@ from pretrain.model.sleep import (
     Agree,
     Head,
     Output,
-    Passed,
     Reading,
+    UnitOutput,
     WindowPlan,
     alone,
     plan,
@@ -188,7 +188,7 @@ class ReadingStream:
         self.legs = legs(reading.plans, reading.model)
         self._units = [(p, number) for p in reading.plans for number in range(1, p.passes + 1)]
 
-    def forward(self, leg: int, x: Tensor | None) -> Passed:
+    def forward(self, leg: int, x: Tensor | None) -> UnitOutput:
         return self.reading.one_pass(*self._units[leg], x)
 
     def replace_memory(self, f: Callable[[Tensor], Tensor]) -> None:
@@ -196,7 +196,7 @@ class ReadingStream:
 
     def message(self, leg: int) -> Tensor:
         p, model = self._units[leg][0], self.reading.model
-        return stream_like(self.reading.batch.size[0], p.width, model.config.d_model, model.dtype)
+        return empty_stream(self.reading.batch.size[0], p.width, model.config.d_model, model.dtype)
 
 
 def run_stage(

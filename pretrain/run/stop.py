@@ -8,7 +8,7 @@ an update, the others go on to its end, and that step is saved.
 
     deadline: the time that a checkpoint takes to be written
               + what is left of the step, if a rank has begun its update already
-              + ANSWER seconds if a rank is dead, after which the others end without saving
+              + STORE_TIMEOUT_S seconds if a rank is dead, after which the others end without saving
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import torch.distributed as dist
 
 from parallel import mesh
-from parallel.mesh import ANSWER
+from parallel.mesh import STORE_TIMEOUT_S
 from pretrain.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -36,16 +36,16 @@ class Stop:
     """Watches for signals while a run trains. Every rank has one."""
 
     def __init__(
-        self, step: int, save: Callable[[], None], say: Callable[[str], None], patience: float
+        self, step: int, save: Callable[[], None], say: Callable[[str], None], timeout: float
     ) -> None:
         """
         Args:
             step: where the run begins.
             save: saves the last whole step together with the other ranks; called in a thread.
             say: tells the user one line.
-            patience: seconds that an update which has begun may take.
+            timeout: seconds that an update which has begun may take.
         """
-        self._save, self._say, self._patience = save, say, patience
+        self._save, self._say, self._patience = save, say, timeout
         self._changed = threading.Condition()
         self._begun = self._done = step  # the last update that has begun, and the last that is over
         self._limit: int | None = None  # no later one may begin
@@ -101,7 +101,9 @@ class Stop:
             with suppress(dist.DistError):
                 self._store.set(f"wake/{self._rank}", "")
             for thread in threads:
-                thread.join(ANSWER)  # if the run is being stopped, that thread ends the process
+                thread.join(
+                    STORE_TIMEOUT_S
+                )  # if the run is being stopped, that thread ends the process
 
     def _connect(self) -> Any:
         """The store for one thread: a wait keeps its connection to itself."""
@@ -126,7 +128,7 @@ class Stop:
         """Waits for a rank's word, and ends the process."""
         store = self._connect()
         try:
-            store.wait([f"wake/{self._rank}"], mesh.FOREVER)
+            store.wait([f"wake/{self._rank}"], mesh.NO_TIMEOUT)
             reason = store.get(f"wake/{self._rank}").decode()
             status = 128 + int(store.get("number")) if reason else 0
         except dist.DistError:  # rank 0 has left: nobody can stop together any more
@@ -151,7 +153,8 @@ class Stop:
             store.set(f"gone/{self._rank}", "")
             if self._rank == 0:  # the store may live here: it goes last
                 store.wait(
-                    [f"gone/{rank}" for rank in range(self._world)], timedelta(seconds=ANSWER)
+                    [f"gone/{rank}" for rank in range(self._world)],
+                    timedelta(seconds=STORE_TIMEOUT_S),
                 )
         self._leave(status)
 
@@ -161,7 +164,7 @@ class Stop:
             self._limit = self._begun
         store.set(f"begun/{self._rank}", str(self._begun))
         everyone = [f"begun/{rank}" for rank in range(self._world)]
-        store.wait(everyone, timedelta(seconds=ANSWER))
+        store.wait(everyone, timedelta(seconds=STORE_TIMEOUT_S))
         with self._changed:
             self._limit = step = max(int(store.get(key)) for key in everyone)
             self._changed.notify_all()

@@ -7,9 +7,9 @@ by all, and nobody asks the host.
 
 The running means are exponential over the accepted steps x_1 .. x_n,
 
-    m_n = sum_i (1 - d) d^(n - i) x_i / (1 - d^n)        d = 1 - 1 / HORIZON
+    m_n = sum_i (1 - d) d^(n - i) x_i / (1 - d^n)        d = 1 - 1 / EMA_STEPS
 
-and before ENOUGH of them nothing is called a spike.
+and before WARMUP_STEPS of them nothing is called a spike.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from parallel import mesh
 
-HORIZON = 100  # accepted steps that a running mean reaches back
-ENOUGH = 20  # accepted steps that make a mean
-DECAY = 1 - 1 / HORIZON
+EMA_STEPS = 100  # accepted steps that a running mean reaches back
+WARMUP_STEPS = 20  # accepted steps that make a mean
+DECAY = 1 - 1 / EMA_STEPS
 
 
 def mean_loss(window_losses: Sequence[Tensor], scored: Tensor | int) -> Tensor:
@@ -44,7 +44,7 @@ def mean_loss(window_losses: Sequence[Tensor], scored: Tensor | int) -> Tensor:
     return total / (scored * mesh.tp_size())
 
 
-class Verdict(NamedTuple):
+class StepOutcome(NamedTuple):
     """What became of a step, and what it was judged by."""
 
     accepted: bool
@@ -55,10 +55,10 @@ class Verdict(NamedTuple):
     usual_grad_norm: float
 
     @staticmethod
-    def read(numbers: Tensor) -> Verdict:
-        """From `Judge.verdict`, on the host."""
+    def read(numbers: Tensor) -> StepOutcome:
+        """From `StepFilter.verdict`, on the host."""
         accepted, in_a_row, *rest = numbers.tolist()
-        return Verdict(bool(accepted), int(in_a_row), *rest)
+        return StepOutcome(bool(accepted), int(in_a_row), *rest)
 
     def why(self, spike: float) -> str:
         """What is wrong with a step that was skipped."""
@@ -74,12 +74,12 @@ class Verdict(NamedTuple):
         return ", ".join(faults)
 
 
-class Judge:
+class StepFilter:
     """Decides step by step, and keeps what it decides by."""
 
     sums: Tensor  # [2] fp64, of loss and gradient norm: m_n without its denominator
     in_a_row: Tensor  # [] steps skipped one after the other, up to the last
-    verdict: Tensor  # [6] fp64 of the last step, see `Verdict.read`
+    verdict: Tensor  # [6] fp64 of the last step, see `StepOutcome.read`
 
     def __init__(self, spike: float, device: torch.device) -> None:
         self.spike = spike
@@ -97,7 +97,7 @@ class Judge:
         usual = self.sums / (1 - DECAY ** before.to(self.sums))
         accepted = seen.isfinite().all()
         if self.spike:
-            accepted &= (before < ENOUGH) | (seen <= self.spike * usual).all()
+            accepted &= (before < WARMUP_STEPS) | (seen <= self.spike * usual).all()
         self.sums = torch.where(accepted, torch.lerp(seen, self.sums, DECAY), self.sums)
         self.in_a_row = (self.in_a_row + 1).masked_fill(accepted, 0)
         self.verdict = torch.cat([torch.stack([accepted.to(seen), self.in_a_row]), seen, usual])

@@ -30,7 +30,7 @@ from pretrain.errors import UserError
 from pretrain.files import read_whole, sha256
 from pretrain.json_text import parse_json
 from pretrain.tasks.counter import Rows
-from pretrain.tasks.story_writer import LARGEST, MOST_NOISE, MOST_OPS, write_story
+from pretrain.tasks.story_writer import LARGEST, MAX_NOISE, MAX_OPS, write_story
 from pretrain.tasks.task import check_context, make_batch
 from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
@@ -76,9 +76,9 @@ class Stories:
             longest = max(len(r.answer) for r in records)
             self.fingerprint += f" file={sha256(Path(config.path))}"
         else:
-            if config.max_ops > MOST_OPS:
+            if config.max_ops > MAX_OPS:
                 raise UserError(
-                    f"stories.max_ops = {config.max_ops}: the built-in stories have at most {MOST_OPS}"
+                    f"stories.max_ops = {config.max_ops}: the built-in stories have at most {MAX_OPS}"
                 )
             longest = max(len(self._answer(str(n))) for n in range(LARGEST + 1))
         self.answer_tokens = len(self.prompt) + longest - 1
@@ -139,7 +139,7 @@ class Stories:
     def _draw(self, random: Random, op: int, file: dict[int, list[Record]]) -> Record:
         if file:
             return random.choice(file[op])
-        noise = random.randint(0, min(MOST_NOISE, self.config.context // _SENTENCE))
+        noise = random.randint(0, min(MAX_NOISE, self.config.context // _SENTENCE))
         story = write_story(random, op, noise)
         while True:
             told = story.record(noise)

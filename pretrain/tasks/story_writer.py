@@ -19,7 +19,7 @@ from random import Random
 from typing import NamedTuple
 
 LARGEST = 999  # answers and all values on the way
-MOST_OPS = 30
+MAX_OPS = 30
 _NO_OPERATOR = "plus"
 
 
@@ -109,7 +109,7 @@ WORLDS = [
     ),
 ]
 TOTALS = 4  # places with a total that is used; the other places hold every other quantity
-MOST_NOISE = min(len(w.kinds) * (len(w.places) - TOTALS) for w in WORLDS) - MOST_OPS
+MAX_NOISE = min(len(w.kinds) * (len(w.places) - TOTALS) for w in WORLDS) - MAX_OPS
 
 
 class Quantity(NamedTuple):
@@ -213,7 +213,7 @@ def _chain(sign: str, symbols: list[str], numbers: list[int]) -> str:
 
 
 def write_story(random: Random, op: int, noise: int) -> Story:
-    """A story with exactly `op` operands (1..MOST_OPS) and `noise` (0..MOST_NOISE) quantities that
+    """A story with exactly `op` operands (1..MAX_OPS) and `noise` (0..MAX_NOISE) quantities that
     do not matter.
 
     Stories with a value above LARGEST are drawn again.

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.checkpoint import Checkpoint, load_model, newest, steps, verify
-from pretrain.checkpoint.folder import sweep
+from pretrain.checkpoint.folder import remove_incomplete
 from pretrain.errors import UserError
 from pretrain.files import sync
 from pretrain.model.hybrid import HybridLM
@@ -129,13 +129,13 @@ def test_what_cannot_be_deleted_costs_nothing(
         patch.setattr(shutil, "rmtree", busy)
         for step in (1, 2, 3):
             write(tmp_path, step, keep=1)
-        sweep(tmp_path)
+        remove_incomplete(tmp_path)
     assert steps(tmp_path) == [3]
     assert {path.name for path in (tmp_path / "checkpoints").glob(".*")} == {
         ".step-1.old",
         ".step-2.old",
     }
-    sweep(tmp_path)
+    remove_incomplete(tmp_path)
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
@@ -252,7 +252,7 @@ def test_a_replaced_checkpoint_is_put_back_if_its_successor_never_came(
         patch.setattr(Path, "rename", killed)
         write(tmp_path, 1)
     assert steps(tmp_path) == []
-    sweep(tmp_path)
+    remove_incomplete(tmp_path)
     assert steps(tmp_path) == [1] and not list((tmp_path / "checkpoints").glob(".*"))
     found = newest(tmp_path, pytest.fail)
     assert found is not None and found.step == 1

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from parallel import mesh
 from parallel.engine import Engine
 from pretrain.checkpoint import Saver, Snapshot, steps, verify
-from pretrain.checkpoint.folder import place, pointed_at
+from pretrain.checkpoint.folder import checkpoint_dir, pointed_at
 from pretrain.errors import UserError
 from pretrain.run.guard import Rollbacks
 from pretrain.run.optimizer import MuonAdamW
-from pretrain.run.state import Boundary, Lanes
+from pretrain.run.state import CarriedState, TrainState
 from tests.checkpoint.written import CONFIG, whole
 from tests.run import reference
 
@@ -87,8 +87,8 @@ def held_back(run: Path, step: int) -> Iterator[None]:
 
 def saved(run: Path, step: int) -> float:
     """The value of all weights in a checkpoint, which must be whole."""
-    verify(place(run, step))
-    (value,) = load_file(place(run, step) / "model.0.safetensors")["w"].unique().tolist()
+    verify(checkpoint_dir(run, step))
+    (value,) = load_file(checkpoint_dir(run, step) / "model.0.safetensors")["w"].unique().tolist()
     return float(value)
 
 
@@ -159,8 +159,8 @@ def test_a_rank_that_dies_in_a_save_is_waited_for_no_longer_than_any(
 ) -> None:
     """The second rank is one that never says a word."""
     mesh.initialize()
-    monkeypatch.setattr(mesh, "ANSWER", 0.1)
-    config = replace(CONFIG, parallel=replace(CONFIG.parallel, patience=0.2))
+    monkeypatch.setattr(mesh, "STORE_TIMEOUT_S", 0.1)
+    config = replace(CONFIG, parallel=replace(CONFIG.parallel, timeout=0.2))
     with Saver(tmp_path, config, None) as saver:
         saver._world = 2
         saver.save(1, weights.of(1))
@@ -189,7 +189,7 @@ def test_a_snapshot_is_a_copy() -> None:
     optimizer = MuonAdamW(model.named_parameters(), reference.OPTIMIZER)
     engine = Engine(model, optimizer, 0, "fp32", 1)
     tokens = torch.zeros((), dtype=torch.int64)
-    snapshot = Boundary(0, Lanes.empty(1), {}, tokens, Rollbacks(), {}, True).take(
+    snapshot = TrainState(0, CarriedState.empty(1), {}, tokens, Rollbacks(), {}, True).take(
         engine, optimizer, model
     )
     kinds = {"model": engine.weights(), "optimizer": optimizer.pieces()}

@@ -93,7 +93,7 @@ def test_the_documentation_reads_it_too(tmp_path: Path) -> None:
     text = (ROOT / "docs/checkpoints.md").read_text()
     scope: dict[str, Any] = {}
     exec(text.partition("```python\n")[2].partition("```")[0], scope)
-    saved = Checkpoint.open(folder.place(tmp_path, 7))
+    saved = Checkpoint.open(folder.checkpoint_dir(tmp_path, 7))
     for name, expected in tensors.items():
         assert torch.equal(torch.from_numpy(scope["read"](saved.folder, "model", name)), expected)
         assert torch.equal(saved.tensor("model", name), expected)

@@ -39,4 +39,4 @@ def write(run: Path, step: int, keep: int = 5, keep_every: int = 0) -> Path:
     }
     write_common(draft, step, [write_part(draft, 0, tensors)], STATE, CONFIG)
     folder.publish(run, step, keep, keep_every)
-    return folder.place(run, step)
+    return folder.checkpoint_dir(run, step)

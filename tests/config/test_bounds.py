@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.config.checks import AT_LEAST, AT_MOST, CHOICES, MOST, POSITIVE, validate
+from pretrain.config.checks import AT_LEAST, AT_MOST, CHOICES, MAX, POSITIVE, validate
 from pretrain.config.load import parse
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
@@ -233,7 +233,7 @@ def test_the_least_value_is_allowed_and_one_less_is_not(place: str) -> None:
 
 @pytest.mark.parametrize("place", sorted({*AT_LEAST, *AT_MOST} - {"optimizer.weight_decay"}))
 def test_one_more_than_the_most_is_refused(place: str) -> None:
-    most = AT_MOST.get(place, MOST)
+    most = AT_MOST.get(place, MAX)
     with pytest.raises(UserError, match=rf"{place} .*must (be at most {most}|fit in 64 bits)"):
         validate(config(*DEPO, f"{place}={most + 1}"))
 

@@ -27,7 +27,7 @@ from parallel.slices import Piece, Slice
 from pretrain import files
 from pretrain.checkpoint import (
     Checkpoint,
-    NotDamaged,
+    Unreadable,
     folder,
     index,
     load_model,
@@ -50,7 +50,7 @@ from pretrain.files import write_atomically
 from pretrain.json_text import seal
 from pretrain.model.hybrid import HybridLM
 from pretrain.run.optimizer import MuonAdamW
-from pretrain.run.state import Boundary, give_back
+from pretrain.run.state import TrainState, give_back
 from pretrain.trainer import make_source, make_stage, train
 from tests.checkpoint import written
 from tests.fuzz.harness import TIMES, bounded, fuzz, hypnos, refusal, tree
@@ -89,7 +89,7 @@ def write(run: Path, step: int, weights: dict[str, torch.Tensor]) -> Path:
     ]
     write_common(draft, step, parts, written.STATE, written.CONFIG)
     folder.publish(run, step, keep=9, keep_every=0)
-    return folder.place(run, step)
+    return folder.checkpoint_dir(run, step)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +128,7 @@ def test_every_byte_and_every_length(copy: Path, name: str) -> None:
     """Of tensors only the header and some of the rest; of what is large only every few of them,
     another each time.
     """
-    at = folder.place(copy, 2)
+    at = folder.checkpoint_dir(copy, 2)
     path = at / name
     content = path.read_bytes()
     stride = max(1, len(content) // (250 * TIMES))
@@ -158,7 +158,7 @@ def test_every_byte_and_every_length(copy: Path, name: str) -> None:
 
 
 def test_a_damaged_tensor_is_named(copy: Path) -> None:
-    path = folder.place(copy, 2) / "model.1.safetensors"
+    path = folder.checkpoint_dir(copy, 2) / "model.1.safetensors"
     content = path.read_bytes()
     begin = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:begin])
@@ -191,7 +191,7 @@ INSTEAD: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("kind", INSTEAD)
 @pytest.mark.parametrize("name", FILES)
 def test_something_else_in_a_files_place(copy: Path, name: str, kind: str) -> None:
-    at = folder.place(copy, 2)
+    at = folder.checkpoint_dir(copy, 2)
     path = at / name
     if kind == "the other rank's" and ".0." not in name:
         return
@@ -215,7 +215,7 @@ def test_something_else_in_a_files_place(copy: Path, name: str, kind: str) -> No
 
 def test_a_link_to_the_same_bytes_is_read(copy: Path, tmp_path: Path) -> None:
     for name in FILES:
-        path = folder.place(copy, 2) / name
+        path = folder.checkpoint_dir(copy, 2) / name
         path.rename(tmp_path / name)
         path.symlink_to(tmp_path / name)
     assert torch.equal(Checkpoint.of(copy, 2).tensor("model", "norm.weight"), torch.full((3,), 2.0))
@@ -225,14 +225,14 @@ def test_a_link_to_the_same_bytes_is_read(copy: Path, tmp_path: Path) -> None:
     "name", ["x", "model.2.safetensors", "two\nlines", "bytes\udcff", "y" * 250, ".hidden"]
 )
 def test_what_does_not_belong_is_named(copy: Path, name: str) -> None:
-    (folder.place(copy, 2) / name).touch()
-    told = refusal(lambda: verify(folder.place(copy, 2)))
+    (folder.checkpoint_dir(copy, 2) / name).touch()
+    told = refusal(lambda: verify(folder.checkpoint_dir(copy, 2)))
     assert told and "does not belong in a checkpoint" in told and told.isprintable()
 
 
 def test_checkpoints_that_changed_places(copy: Path) -> None:
     """Each is whole; a run would go on from one that was not asked for."""
-    at = [folder.place(copy, step) for step in (1, 2)]
+    at = [folder.checkpoint_dir(copy, step) for step in (1, 2)]
     at[0].rename(copy / "aside")
     at[1].rename(at[0])
     (copy / "aside").rename(at[1])
@@ -270,7 +270,10 @@ def test_names_that_no_checkpoint_has(copy: Path, name: str, kind: str) -> None:
     path = copy / "checkpoints" / name
     (
         INSTEAD
-        | {"file": Path.touch, "copy": lambda path: shutil.copytree(folder.place(copy, 1), path)}
+        | {
+            "file": Path.touch,
+            "copy": lambda path: shutil.copytree(folder.checkpoint_dir(copy, 1), path),
+        }
     )[kind](path)
     assert steps(copy) == [1, 2]
     found = newest(copy, pytest.fail)
@@ -288,7 +291,7 @@ def test_names_that_no_checkpoint_has(copy: Path, name: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["file", "loop", "link", "dangling"])
 def test_a_checkpoint_that_is_no_folder(copy: Path, tmp_path: Path, kind: str) -> None:
     """It is passed over, and swept away when its time comes; what a link leads to stays."""
-    at = folder.place(copy, 2)
+    at = folder.checkpoint_dir(copy, 2)
     at.rename(tmp_path / "elsewhere")
     {**INSTEAD, "file": Path.touch, "link": lambda path: path.symlink_to(tmp_path / "elsewhere")}[
         kind
@@ -299,7 +302,7 @@ def test_a_checkpoint_that_is_no_folder(copy: Path, tmp_path: Path, kind: str) -
     folder.begin(copy, 3)
     folder.publish(copy, 3, keep=1, keep_every=0)
     at.with_name(".step-9.old").symlink_to(tmp_path / "elsewhere")
-    folder.sweep(copy)
+    folder.remove_incomplete(copy)
     assert {path.name for path in (copy / "checkpoints").iterdir()} == {"step-3", "latest"}
     assert (tmp_path / "elsewhere" / INDEX).is_file()
 
@@ -330,9 +333,9 @@ def test_every_bit_and_every_length_of_latest(copy: Path) -> None:
 
 def test_latest_names_what_is_not_there(copy: Path) -> None:
     write(copy, 3, {"embed.weight": torch.ones(2, 3), "norm.weight": torch.ones(3)})
-    shutil.rmtree(folder.place(copy, 3))
+    shutil.rmtree(folder.checkpoint_dir(copy, 3))
     assert newest_said(copy).startswith(
-        f"{folder.place(copy, 3)}: missing, and `latest` names it; "
+        f"{folder.checkpoint_dir(copy, 3)}: missing, and `latest` names it; "
     )
 
 
@@ -352,7 +355,7 @@ def test_something_else_in_the_place_of_latest(copy: Path, kind: str) -> None:
 
 
 def test_an_index_larger_than_any(copy: Path) -> None:
-    at = folder.place(copy, 2)
+    at = folder.checkpoint_dir(copy, 2)
     os.truncate(at / INDEX, 3 << 29)
     with (
         bounded(),
@@ -380,7 +383,7 @@ def test_what_the_system_does_not_give_is_not_damaged(
         assert found and found.step == 1
     else:
         with pytest.raises(
-            NotDamaged, match=f"step-2/.*: cannot be read: {os.strerror(number)}; try again"
+            Unreadable, match=f"step-2/.*: cannot be read: {os.strerror(number)}; try again"
         ):
             newest(copy, pytest.fail)
 
@@ -506,7 +509,7 @@ def read_all(at: Path) -> None:
 def hold(original: Path, root: Path, lie: Callable[[Path], None]) -> None:
     """A lie is told by its folder, or is none; nothing is written."""
     run = root / "run"
-    at = Path(shutil.copytree(original, folder.place(run, 1)))
+    at = Path(shutil.copytree(original, folder.checkpoint_dir(run, 1)))
     (root / "beside").write_text("not to be touched")
     lie(at)
     before = tree(root)
@@ -538,7 +541,9 @@ def test_an_index_that_lies(
     tiny: Path, tmp_path_factory: pytest.TempPathFactory, changes: Changes
 ) -> None:
     hold(
-        folder.place(tiny, 1), tmp_path_factory.mktemp("lie"), lambda at: changed_index(at, changes)
+        folder.checkpoint_dir(tiny, 1),
+        tmp_path_factory.mktemp("lie"),
+        lambda at: changed_index(at, changes),
     )
 
 
@@ -578,7 +583,7 @@ INDEX_LIES: list[tuple[tuple[Any, ...], Any, str]] = [
 def test_this_lie_of_an_index_is_told(
     copy: Path, path: tuple[Any, ...], value: Any, message: str
 ) -> None:
-    at = folder.place(copy, 1)
+    at = folder.checkpoint_dir(copy, 1)
     tell(at, *path, value=value)
     with bounded(), pytest.raises(UserError, match=message) as error:
         read_all(at)
@@ -590,7 +595,7 @@ def test_this_lie_of_an_index_is_told(
 
 
 def test_pieces_of_two_dtypes(copy: Path) -> None:
-    at = folder.place(copy, 1)
+    at = folder.checkpoint_dir(copy, 1)
     name = "model.0.safetensors"
     content = (at / name).read_bytes()
     put(at, name, content.replace(b'"F32"', b'"I32"'))
@@ -605,7 +610,7 @@ def test_a_state_that_lies(
     tiny: Path, tmp_path_factory: pytest.TempPathFactory, changes: Changes
 ) -> None:
     hold(
-        folder.place(tiny, 1),
+        folder.checkpoint_dir(tiny, 1),
         tmp_path_factory.mktemp("lie"),
         lambda at: changed_json(at, STATE, changes),
     )
@@ -626,7 +631,7 @@ def test_a_header_that_lies(
     length: int | None,
 ) -> None:
     root = tmp_path_factory.mktemp("lie")
-    hold(folder.place(tiny, 1), root, lambda at: changed_header(at, name, changes, length))
+    hold(folder.checkpoint_dir(tiny, 1), root, lambda at: changed_header(at, name, changes, length))
 
 
 @fuzz(60)
@@ -642,7 +647,7 @@ def test_a_damaged_header_that_leads_anywhere(
         changed_header(at, name, changes)
         (at / INDEX).write_bytes(index)
 
-    hold(folder.place(tiny, 1), tmp_path_factory.mktemp("damage"), damage)
+    hold(folder.checkpoint_dir(tiny, 1), tmp_path_factory.mktemp("damage"), damage)
 
 
 TOML = st.sampled_from(
@@ -697,7 +702,7 @@ def test_a_model_of_terabytes_is_not_tried(whole: Path, tmp_path: Path, setting:
     "content", [b"\xff", b"x", b"", b"a = 1", b"[" * 60_000, b"#" * (1 << 20)], ids=range(6)
 )
 def test_a_configuration_that_is_none(copy: Path, content: bytes) -> None:
-    at = folder.place(copy, 1)
+    at = folder.checkpoint_dir(copy, 1)
     put(at, CONFIG, content)
     told = refusal(lambda: Checkpoint.open(at))
     assert told is not None and told.startswith(f"{at / CONFIG}: ")
@@ -763,7 +768,7 @@ class Trainee:
         )
         self.engine = Engine(self.model, self.optimizer, 1, "fp32", 1, False, self.model.tied)
 
-    def go_on(self, at: Path) -> Boundary:
+    def go_on(self, at: Path) -> TrainState:
         """Takes everything from a checkpoint, and the next batch."""
         checkpoint = Checkpoint.open(at)
         checkpoint.load_weights(HybridLM(self.config.model, self.config.sleep))
@@ -807,7 +812,7 @@ def test_what_a_run_is_given_back(
     trainee: Trainee, tmp_path_factory: pytest.TempPathFactory, lie: Callable[[Path], None]
 ) -> None:
     root = tmp_path_factory.mktemp("lie")
-    at = Path(shutil.copytree(folder.place(trainee.run, 1), root / "step-1"))
+    at = Path(shutil.copytree(folder.checkpoint_dir(trainee.run, 1), root / "step-1"))
     lie(at)
     told = refusal(lambda: trainee.go_on(at))
     assert told is None or str(root) in told or "another run with another run.name" in told, told
@@ -822,7 +827,7 @@ def test_a_run_that_is_resumed(
     root = tmp_path_factory.mktemp("resumed")
     shutil.copytree(trainee.run, root / "runs" / "run")
     (root / "beside").write_text("not to be touched")
-    lie(folder.place(root / "runs" / "run", 1))
+    lie(folder.checkpoint_dir(root / "runs" / "run", 1))
     refusal(lambda: train(trainee.make(root / "runs"), progress=False))
     assert {path.name for path in root.iterdir()} == {"runs", "beside"} and os.listdir(
         root / "runs"
@@ -876,7 +881,7 @@ def test_a_tensor_that_lies(
     lie: Callable[[torch.Tensor], torch.Tensor],
     message: str,
 ) -> None:
-    at = Path(shutil.copytree(folder.place(trainee.run, 1), tmp_path / "step-1"))
+    at = Path(shutil.copytree(folder.checkpoint_dir(trainee.run, 1), tmp_path / "step-1"))
     checkpoint = Checkpoint.open(at)
     tensors = {n: checkpoint.tensor(kind, n, partial=True) for n in checkpoint.names(kind)}
     saved_as(at, kind, tensors)
@@ -888,7 +893,7 @@ def test_a_tensor_that_lies(
 
 def test_lanes_of_gigabytes_are_not_made(tmp_path: Path, trainee: Trainee) -> None:
     """Of what no rank has written there may be any amount."""
-    at = Path(shutil.copytree(folder.place(trainee.run, 1), tmp_path / "step-1"))
+    at = Path(shutil.copytree(folder.checkpoint_dir(trainee.run, 1), tmp_path / "step-1"))
     body = body_of(at)
     lane = next((name for name in body["tensors"]["state"] if name.endswith(".S")), None)
     if lane is None:  # tasks have no documents that go on
@@ -904,7 +909,7 @@ def test_no_run_goes_on_from_numbers_that_are_none(
     trainee: Trainee, tmp_path: Path, kind: str
 ) -> None:
     shutil.copytree(trainee.run, tmp_path / "run")
-    at = folder.place(tmp_path / "run", 1)
+    at = folder.checkpoint_dir(tmp_path / "run", 1)
     checkpoint = Checkpoint.open(at)
     tensors = {n: checkpoint.tensor(kind, n) for n in checkpoint.names(kind)}
     saved_as(at, kind, {n: torch.full_like(t, float("nan")) for n, t in tensors.items()})
@@ -939,7 +944,7 @@ def test_rows_that_are_none(trainee: Trainee, tmp_path: Path, rows: Any) -> None
 
 def assert_nowhere(trainee: Trainee, tmp_path: Path, place: dict[str, Any]) -> None:
     """A position in the data that is none is refused."""
-    at = Path(shutil.copytree(folder.place(trainee.run, 1), tmp_path / "step-1"))
+    at = Path(shutil.copytree(folder.checkpoint_dir(trainee.run, 1), tmp_path / "step-1"))
     state = json.loads((at / STATE).read_text())
     state["data"] |= place
     put(at, STATE, json.dumps(state).encode())

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pretrain.config.load import MOST_BYTES, dump, load, parse
+from pretrain.config.load import MAX_BYTES, dump, load, parse
 from pretrain.config.memory import check_memory
 from pretrain.config.schema import Config
 from pretrain.evaluate import make_evaluation
@@ -183,9 +183,9 @@ WHOLE = (ROOT / "configs" / "depo-small.toml").read_bytes()
 @given(content=damaged(WHOLE) | st.binary(max_size=100))
 @example(content=b"\xff")
 @example(content=b"[a" * 50_000)
-@example(content=b"a." * (MOST_BYTES // 2 - 3) + b"a = 1")  # tables in tables without end
+@example(content=b"a." * (MAX_BYTES // 2 - 3) + b"a = 1")  # tables in tables without end
 @example(content=b"[" + b"a." * 4000 + b"a]\n" + b"".join(b"%d=1\n" % n for n in range(9000)))
-@example(content=b"#" * (MOST_BYTES + 1))
+@example(content=b"#" * (MAX_BYTES + 1))
 @example(content=b"\xef\xbb\xbf" + WHOLE)
 @example(content=WHOLE.decode().encode("utf-16"))
 def test_damaged_files(tmp_path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.harness import damaged, fuzz, hypnos, refusal
 from tokenizer import TokenizerError
-from tokenizer.encode import MOST_BYTES, Tokenizer
+from tokenizer.encode import MAX_BYTES, Tokenizer
 from tokenizer.seal import is_whole, seal
 
 TEXT = "to sleep, ↯ perchance"
@@ -78,7 +78,7 @@ def test_commands_name_the_file(path: Path, model: Path, damage: str, command: s
 
 def test_a_file_of_more_than_is_read_is_refused(path: Path) -> None:
     """What is read of it would be whole."""
-    path.write_bytes(seal(bytes(MOST_BYTES - 35)) + b"\0")
+    path.write_bytes(seal(bytes(MAX_BYTES - 35)) + b"\0")
     assert refusal(lambda: Tokenizer.load(path))
 
 

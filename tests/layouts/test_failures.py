@@ -16,9 +16,9 @@ import pytest
 
 from tests.layouts.processes import ROOT, run
 
-PATIENCE = 8  # seconds, of a run that would take one a step
+TIMEOUT = 8  # seconds, of a run that would take one a step
 SETTINGS = [
-    "parallel.recompute=none", f"parallel.patience={PATIENCE}", "sleep.when=always",
+    "parallel.recompute=none", f"parallel.timeout={TIMEOUT}", "sleep.when=always",
     "model.d_model=16", "train.batch=8", "train.microbatches=2", "train.steps=50", "train.log_every=50",
     "train.eval_every=50", "train.eval_batches=1", "optimizer.warmup=0", "optimizer.decay=0",
 ]  # fmt: skip
@@ -33,11 +33,11 @@ UNIT = ", computes forward of microbatch 0, window 1, pass 2"
         # Its neighbour sees the connection close.
         ("dies", 2, 0, [FIRST + ", .*microbatch", "Signal 9"]),
         # It names itself, and its neighbour says what it waits for.
-        ("hangs", 2, PATIENCE, [LAST + UNIT + ": no headway for", FIRST + ", .*: no headway for"]),
-        ("hangs", 1, PATIENCE, [SECOND + ", reads microbatch 0, window 1 pass 2: no headway for"]),
+        ("hangs", 2, TIMEOUT, [LAST + UNIT + ": no progress for", FIRST + ", .*: no headway for"]),
+        ("hangs", 1, TIMEOUT, [SECOND + ", reads microbatch 0, window 1 pass 2: no progress for"]),
         # It cannot say anything, so its neighbour tells what it waits for. torchrun kills what will
         # not end in 30 s.
-        ("stops", 2, PATIENCE + 30, [FIRST + ", waits for what it needs in .*microbatch"]),
+        ("stops", 2, TIMEOUT + 30, [FIRST + ", waits for what it needs in .*microbatch"]),
         ("raises", 2, 0, ["RuntimeError: a cosmic ray", LAST + UNIT]),
         (
             "loses rows",
@@ -63,7 +63,7 @@ def test_a_broken_rank_ends_the_job(
 
 
 def test_a_first_rank_that_verifies_for_long_is_waited_for(tmp_path: Path) -> None:
-    """For longer than twice its patience, which is the limit of a collective."""
+    """For longer than twice its timeout, which is the limit of a collective."""
     config, folder = ROOT / "configs/depo-small.toml", f"run.dir={tmp_path}"
     done = run(
         "tests/layouts/broken.py", 2, "verifies slowly", config, folder, *SETTINGS, "train.steps=1"
@@ -85,7 +85,7 @@ def test_a_rank_that_never_comes_is_missed(tmp_path: Path) -> None:
         "launch",
         "train",
         ROOT / "configs/depo-small.toml",
-        "parallel.patience=1",
+        "parallel.timeout=1",
     ]
     done = subprocess.run(
         command, env=os.environ | alone, capture_output=True, text=True, cwd=tmp_path, timeout=120

@@ -26,7 +26,7 @@ from parallel.stages import Stage, balanced
 from pretrain.config.schema import ParallelConfig
 from pretrain.data.batch import IGNORE
 from pretrain.run.optimizer import MuonAdamW
-from pretrain.run.state import Lanes
+from pretrain.run.state import CarriedState
 from pretrain.run.step import accumulate
 from tests import gathered
 from tests.layouts.planted import planted
@@ -81,7 +81,7 @@ def solve(problem: Problem, layout: Layout) -> Solution:
     parallel = ParallelConfig(
         tp=layout.tp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute
     )
-    found, lanes = Solution(), Lanes.empty(layout.microbatches)
+    found, lanes = Solution(), CarriedState.empty(layout.microbatches)
     share = ROWS // layout.dp
     for step in range(STEPS):
         whole = problem.batch(step)
@@ -92,7 +92,7 @@ def solve(problem: Problem, layout: Layout) -> Solution:
         parts = [mine.rows(m * part, (m + 1) * part) for m in range(layout.microbatches)]
         scored = int((whole.targets != IGNORE).sum())
         outputs = accumulate(engine, net, parts, lanes.states, scored, parallel)
-        lanes = Lanes([out.state for out in outputs], mine.carries)
+        lanes = CarriedState([out.state for out in outputs], mine.carries)
         engine.step()
         # on the last stage; zero on the others
         loss = torch.stack([out.loss for out in outputs]).sum().float()
@@ -151,7 +151,7 @@ def main(folder: Path) -> None:
         grid = (layout.tp, layout.pp, layout.sequence_parallel)
         if grid != standing:  # every grid leaves threads behind that wait for nothing
             mesh.parallel_state.destroy_model_parallel()
-            mesh.initialize(*grid, patience=120)
+            mesh.initialize(*grid, timeout=120)
             standing = grid
         with planted(plant):
             got = solve(problem, layout)

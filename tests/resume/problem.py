@@ -19,7 +19,7 @@ from pretrain.config.schema import (
 )
 
 STEPS, KEEP = 12, 2
-PATIENCE = 30.0  # seconds; a step takes a tenth of one
+TIMEOUT = 30.0  # seconds; a step takes a tenth of one
 
 MODEL = ModelConfig(
     d_model=16, attention_heads=2, attention_kv_heads=2, attention_head_dim=8, delta_key_heads=2, delta_value_heads=4,
@@ -65,6 +65,6 @@ def make_config(case: Case, corpus: Path, runs: Path, **changes: Any) -> Config:
         optimizer=OptimizerConfig(
             muon_lr=5e-3, adamw_lr=2e-3, weight_decay=0.1, clip=0.2, warmup=2, decay=4
         ),
-        parallel=ParallelConfig(**case.parallel, patience=PATIENCE),
+        parallel=ParallelConfig(**case.parallel, timeout=TIMEOUT),
         train=replace(schedule, **changes),
     )

@@ -19,7 +19,7 @@ import pytest
 
 from tests.resume import saved
 from tests.resume.job import Job
-from tests.resume.problem import KEEP, PATIENCE, STEPS, Case
+from tests.resume.problem import KEEP, STEPS, TIMEOUT, Case
 from tests.resume.run import LONGEST, Run, until
 from tests.run.test_trainer import rows
 
@@ -141,7 +141,7 @@ class Killer:
     def check_survivors(self, job: Job) -> None:
         """Ranks whose neighbour has died end by themselves, once they know it."""
         training = all(job.samples(r) for r in range(self.run.case.world))
-        if None in job.wait(2 * PATIENCE if training else STARTING):
+        if None in job.wait(2 * TIMEOUT if training else STARTING):
             assert not training, f"a rank outlives another:\n{job.log()}"
             job.kill()
 

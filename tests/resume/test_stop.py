@@ -11,7 +11,7 @@ from signal import SIGTERM, SIGUSR1, Signals
 
 import pytest
 
-from parallel.mesh import ANSWER
+from parallel.mesh import STORE_TIMEOUT_S
 from tests.resume import saved
 from tests.resume.job import Job
 from tests.resume.problem import STEPS, Case
@@ -118,5 +118,5 @@ def test_a_dead_rank_is_not_waited_for(corpus: Path, tmp_path: Path) -> None:
     until(job, LONGEST, lambda: bool(job.journal(1)))
     job.kill([1])
     job.signal(SIGTERM, [0])
-    assert job.wait(DEADLINE + ANSWER)[0] not in (0, None), job.log()
+    assert job.wait(DEADLINE + STORE_TIMEOUT_S)[0] not in (0, None), job.log()
     assert saved.resume_point(run.folder) == 0

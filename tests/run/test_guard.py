@@ -26,7 +26,7 @@ from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from pretrain.run import verdict
 from pretrain.run.stop import Stop
-from pretrain.run.verdict import Judge, Verdict
+from pretrain.run.verdict import StepFilter, StepOutcome
 from pretrain.tasks import TaskSource, make_task
 from pretrain.trainer import train
 from tests.parallel.test_engine import assert_same
@@ -66,7 +66,7 @@ def test_verdicts_follow_the_running_means() -> None:
         32: (NAN, NAN),
         59: (2.0, 5.0),
     }
-    judge, seen, in_a_row = Judge(3.0, torch.device("cpu")), [], 0
+    judge, seen, in_a_row = StepFilter(3.0, torch.device("cpu")), [], 0
     for step, (loss, norm) in enumerate([bad.get(s, x) for s, x in enumerate(history)]):
         before, n = torch.tensor(float(len(seen))), len(seen)
         accepted = bool(judge(torch.tensor(loss), torch.tensor(norm), before))
@@ -80,7 +80,7 @@ def test_verdicts_follow_the_running_means() -> None:
             else [NAN, NAN]
         )
         in_a_row = 0 if accepted else in_a_row + 1
-        got = Verdict.read(judge.verdict)
+        got = StepOutcome.read(judge.verdict)
         # 10: too early to say what is usual
         assert accepted == (step not in bad or step == 10), step
         assert got[:2] == (accepted, in_a_row)
@@ -100,7 +100,7 @@ def test_verdicts_follow_the_running_means() -> None:
     ],
 )
 def test_why_names_what_was_wrong(seen: tuple[float, float], why: str) -> None:
-    assert Verdict(False, 1, *seen, 2.0, 1.0).why(4.0) == why
+    assert StepOutcome(False, 1, *seen, 2.0, 1.0).why(4.0) == why
 
 
 # ---- a skipped step
@@ -169,7 +169,7 @@ def test_samples_of_a_task_are_found_again(depo: MakeConfig) -> None:
 def test_spikes_are_skipped_and_a_resumed_run_decides_the_same(
     text: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "ENOUGH", 1)
+    monkeypatch.setattr(verdict, "WARMUP_STEPS", 1)
 
     def make(name: str) -> Config:
         return replace(

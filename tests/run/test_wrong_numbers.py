@@ -25,7 +25,7 @@ from tests.run.wrong_numbers import TROUBLE, steps
 def test_both_ranks_decide_alike(
     text: MakeConfig, depo: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "ENOUGH", 1)
+    monkeypatch.setattr(verdict, "WARMUP_STEPS", 1)
     torch.save(steps(0, "fp32", False, wrong=False)._asdict(), tmp_path / "expected.pt")
     monkeypatch.undo()
 

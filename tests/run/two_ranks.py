@@ -13,7 +13,7 @@ import torch
 from parallel import mesh
 from pretrain import trainer
 from pretrain.config import load as settings
-from pretrain.evaluate import _Keeper
+from pretrain.evaluate import CollectPredictions
 from tests.parallel.test_engine import assert_same, train
 from tests.run import reference
 
@@ -55,7 +55,7 @@ def check_near_ties() -> None:
     model: Any = SimpleNamespace(logits=lambda y: logits.chunk(2, dim=1)[mesh.tp_rank()].clone())
     batch: Any = SimpleNamespace(size=(1, 1))
     plan: Any = SimpleNamespace(scored=torch.tensor([0]), width=1, tokens=slice(0, 1))
-    keeper = _Keeper(model, batch)
+    keeper = CollectPredictions(model, batch)
     keeper(plan, torch.zeros(1, 1), torch.tensor([3]))
     assert keeper.best.item() == 7
 

@@ -103,7 +103,7 @@ def state(engine: Engine, optimizer: MuonAdamW, zero: int) -> list[Tensor]:
 
 def main(folder: Path) -> None:
     mesh.initialize()
-    verdict.ENOUGH = 1
+    verdict.WARMUP_STEPS = 1
     expected = Steps(**torch.load(folder / "expected.pt"))
     for zero, precision, offload in COMBINATIONS:
         got, healthy = (steps(zero, precision, offload, wrong) for wrong in (True, False))
@@ -113,7 +113,7 @@ def main(folder: Path) -> None:
         if precision == "fp32" and mesh.dp_rank() == 0:
             assert_same(got.weights, expected.weights, 1e-5)
             assert_same(got.moments, expected.moments, 1e-5)
-    verdict.ENOUGH = 20
+    verdict.WARMUP_STEPS = 20
     for path in sorted(folder.glob("*.toml")):
         mesh.parallel_state.destroy_model_parallel()  # each has a grid of its own
         config = settings.load(path)

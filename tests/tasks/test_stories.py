@@ -18,7 +18,7 @@ from pretrain.config.schema import StoriesConfig
 from pretrain.data.batch import IGNORE
 from pretrain.errors import UserError
 from pretrain.tasks.stories import Stories
-from pretrain.tasks.story_writer import MOST_NOISE, MOST_OPS, write_story
+from pretrain.tasks.story_writer import MAX_NOISE, MAX_OPS, write_story
 from tests.tasks.story_oracle import solve
 from tokenizer.encode import Tokenizer
 
@@ -34,10 +34,10 @@ def test_the_reader_solves_public_records() -> None:
             assert operands == record["op"]  # how they count op, and so do we
 
 
-@pytest.mark.parametrize("op", [1, 2, 3, 5, 8, 15, MOST_OPS])
+@pytest.mark.parametrize("op", [1, 2, 3, 5, 8, 15, MAX_OPS])
 def test_written_stories_have_the_answer_and_op_they_claim(op: int) -> None:
     for seed in range(60):
-        noise = random.Random(seed).choice([0, 3, MOST_NOISE])
+        noise = random.Random(seed).choice([0, 3, MAX_NOISE])
         story = write_story(random.Random(f"{op}/{seed}"), op, noise)
         for told in {noise, noise // 2}:
             record = story.record(told)
