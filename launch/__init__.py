@@ -7,3 +7,5 @@ quiet.py       silences what third-party packages say on import
 doctor.py      what a machine has and lacks
 demo.py        `make demo`
 """
+
+__version__ = "0.1.0"

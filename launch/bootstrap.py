@@ -35,7 +35,8 @@ except ImportError:
     print(json.dumps(None))
 else:
     fits = torch.__version__ in SpecifierSet(sys.argv[1])
-    print(json.dumps([torch.__version__, fits, torch.version.cuda is not None, torch.cuda.is_available()]))
+    found = [torch.__version__, fits, torch.version.cuda is not None, torch.cuda.is_available()]
+    print(json.dumps(found))
 """
 
 
@@ -58,7 +59,7 @@ def main() -> int:
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="torch build to install; auto looks for a GPU (say cuda on a login node or in an image build)",
+        help="torch build to install; auto looks for a GPU (cuda: on a login node, in an image)",
     )
     device = parser.parse_args().device
     try:
@@ -82,7 +83,8 @@ def check_python() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036
         version = platform.python_version()
         raise SetupError(
-            f"Python {version} is too old: install Python >= 3.11 and run `make PYTHON=python3.11 ...`"
+            f"Python {version} is too old: install Python >= 3.11 and run "
+            "`make PYTHON=python3.11 ...`"
         )
 
 
@@ -165,7 +167,8 @@ def install_packages(torch: str) -> None:
     errors = pip("install", torch, "-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[test]")
     if errors:
         raise SetupError(
-            f"pip could not install the packages ({errors}); check the network and `pip config list`"
+            f"pip could not install the packages ({errors}); check the network and "
+            "`pip config list`"
         )
 
 
@@ -174,8 +177,9 @@ def check_cuda() -> None:
     found = installed_torch()
     if found and not found.sees_gpu:
         raise SetupError(
-            f"torch {found.version} cannot use this GPU: update its driver, or install a build for the driver's CUDA "
-            f"(nvidia-smi shows it) as in `.venv/bin/pip install 'torch{TORCH_RANGE}' --index-url {CUDA_INDEX}`"
+            f"torch {found.version} cannot use this GPU: update its driver, or install a build for "
+            "the driver's CUDA (nvidia-smi shows it) as in "
+            f"`.venv/bin/pip install 'torch{TORCH_RANGE}' --index-url {CUDA_INDEX}`"
         )
 
 

@@ -7,48 +7,62 @@ keeps its traceback. Subcommands import torch and the like only when they run, s
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from launch.commands import data, doctor, evaluate, generate, report, tokenizer, train
-from launch.quiet import quiet
+from launch import __version__
+from launch.commands import Command
+from launch.commands.data import DATA
+from launch.commands.doctor import doctor
+from launch.commands.evaluate import evaluate
+from launch.commands.generate import generate
+from launch.commands.report import report
+from launch.commands.tokenizer import TOKENIZER
+from launch.commands.train import train
 from pretrain.errors import UserError
 from tokenizer import TokenizerError
 
-COMMANDS = (train, evaluate, generate, data, tokenizer, report, doctor)
+COMMANDS = (train, evaluate, generate, DATA, TOKENIZER, report, doctor)
 
 
 class Parser(argparse.ArgumentParser):
     """Errors in one line, and --help that keeps the layout of its example."""
 
     def __init__(self, **settings: object) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)  # type: ignore[arg-type]
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=layout, **settings)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"hypnos: error: {message} (`{self.prog} --help` shows an example)\n")
 
 
 def make_parser() -> Parser:
-    """The whole command line: what it parses has the subcommand's `run`."""
+    """The whole command line: what it parses has the chosen `command`."""
     parser = Parser(
         prog="hypnos",
         description="Pretraining of language models that sleep.",
         epilog="example:\n  hypnos train configs/depo-small.toml sleep.passes=2",
     )
+    parser.add_argument("--version", action="version", version=f"hypnos {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.register(commands)
+    for each in COMMANDS:
+        each.register(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
-    chosen = make_parser().parse_args(arguments)
+    given = vars(make_parser().parse_args(arguments))
+    command: Command = given.pop("command")
+    _write_anything()
+    from launch.quiet import quiet
+
     quiet()
     try:
-        status: int | None = chosen.run(chosen)
+        status = command.run(**given)
         sys.stdout.flush()
         return status or 0
     except (UserError, TokenizerError) as error:
@@ -65,6 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hypnos: interrupted", file=sys.stderr)
         return 130
+
+
+def _write_anything() -> None:
+    """A terminal that lacks a character gets its escape (\\xe9) rather than a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

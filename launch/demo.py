@@ -1,8 +1,8 @@
 """`make demo`: the whole story on this machine, as the commands that anyone would type.
 
     1  a corpus that every machine has becomes a tokenizer and webdataset shards
-    2  three runs are trained, two at a time: a small sleeping hybrid on that text, and the paper's question,
-       multi-hop retrieval, with N = 1 and N = 4 passes on the same data and seed
+    2  three runs are trained, two at a time: a small sleeping hybrid on that text, and the paper's
+       question, multi-hop retrieval, with N = 1 and N = 4 passes on the same data and seed
     3  the text model is evaluated and writes on; the two Depo runs are drawn side by side
 
 Interrupted, it goes on where it stopped; `rm -r runs/demo` begins anew.
@@ -23,8 +23,9 @@ TOKENIZER, SHARDS = ROOT / "tokenizer.model", ROOT / "shards"
 PROMPT = 'class Session:\n    """A session that '
 TEXT, DEPO = "text", {"depo-n4": 4, "depo-n1": 1}
 TRAIN_TEXT = (
-    "train", "configs/text-tiny.toml", f"run.dir={ROOT}", f"run.name={TEXT}", f"data.tokenizer={TOKENIZER}",
-    f'data.train=[{{path="{SHARDS / "train"}"}}]', f"data.heldout={SHARDS / 'heldout'}",
+    "train", "configs/text-tiny.toml", f"run.dir={ROOT}", f"run.name={TEXT}",
+    f"data.tokenizer={TOKENIZER}", f'data.train=[{{path="{SHARDS / "train"}"}}]',
+    f"data.heldout={SHARDS / 'heldout'}",
 )  # fmt: skip
 
 
@@ -122,9 +123,7 @@ def title(words: str) -> None:
 
 
 def hypnos(*arguments: str, label: str = "") -> None:
-    """Runs one `hypnos` command to its end, in sight; with a label, each line it prints begins with
-    it.
-    """
+    """Runs one `hypnos` command to its end, in sight; a label begins each line that it prints."""
     print(f"\n$ hypnos {' '.join(quoted(a) for a in arguments)}", flush=True)
     command = [sys.executable, "-m", "launch", *arguments]
     # runs side by side, each small: more threads only wait

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,52 +29,65 @@ class Finding:
     fix: str = ""
 
 
-def examine_machine() -> list[Finding]:
+def examine_machine() -> Iterator[Finding]:
     """Every check, in the order in which one depends on another."""
-    findings = [*_python(), *_torch()]
-    if findings[1].state == "ok":  # the rest of the software stands on torch
-        findings += [*_gloo(), *_packages(), *_kernels()]
-    return [*findings, *_compiler(), *_memory(), *_disk()]
+    yield from _python()
+    torch = list(_torch())
+    yield from torch
+    if torch[0].state == "ok":  # the rest of the software stands on torch
+        for check in (_gloo, _packages, _kernels):
+            yield from check()
+    for check in (_compiler, _memory, _disk):
+        yield from check()
 
 
-def examine_run(run: Path) -> list[Finding]:
-    """Whether every byte of a run's checkpoints is as it was written; needs none of what trained
-    it.
-    """
+def examine_run(run: Path) -> Iterator[Finding]:
+    """Whether every byte of a run's checkpoints is as written; needs none of what trained it."""
     from pretrain.checkpoint import Checkpoint, Unreadable, resume_candidates, steps
     from pretrain.checkpoint.folder import checkpoint_dir
 
-    findings = []
+    findings = 0
     for step in steps(run):
         what = f"step {step:,}"
         try:
             Checkpoint.of(run, step)
-            findings.append(Finding("ok", what, "whole"))
+            finding = Finding("ok", what, "whole")
         except Unreadable as error:
-            findings.append(Finding("fail", what, str(error)))
+            finding = Finding("fail", what, str(error))
         except UserError as error:
-            if checkpoint_dir(run, step).exists():  # a run that goes on may just have deleted it
-                fix = "if it cannot be mended, remove that checkpoint: training goes on from the newest whole one"
-                findings.append(Finding("fail", what, str(error), fix))
-    fix = "write into it the name of the checkpoint to go on from"
-    resume_candidates(run, lambda line: findings.append(Finding("fail", "latest", line, fix)))
-    if not findings:
+            if not checkpoint_dir(run, step).exists():  # a run that goes on has just deleted it
+                continue
+            fix = (
+                "if it cannot be mended, remove that checkpoint: "
+                "training goes on from the newest whole one"
+            )
+            finding = Finding("fail", what, str(error), fix)
+        findings += 1
+        yield finding
+    told: list[str] = []
+    resume_candidates(run, told.append)
+    for line in told:
+        fix = "write into it the name of the checkpoint to go on from"
+        yield Finding("fail", "latest", line, fix)
+    if not findings and not told:
         raise UserError(f"{run}: no checkpoints; give the folder of a run that wrote one")
-    return findings
 
 
-def show(findings: list[Finding]) -> None:
-    """A line per finding, and its fix below it where there is one."""
+def show(findings: Iterable[Finding]) -> list[Finding]:
+    """A line per finding as soon as it is made, its fix below it; gives them back."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(soft_wrap=True)
     colours = {"ok": "green", "note": "yellow", "fail": "red"}
+    shown = []
     for finding in findings:
         state = Text(f"{finding.state:5}", style=colours[finding.state])
         console.print(state, Text(f"{finding.what:14} {finding.found}"))
         if finding.fix:
             console.print(Text(f"{'':6}{'':14} fix: {finding.fix}"))
+        shown.append(finding)
+    return shown
 
 
 def _python() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Silences what third-party packages say on import, by name, so that anything else is still heard."""
+"""Silences what third-party packages say on import, by name: anything else is still heard."""
 
 from __future__ import annotations
 

@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from launch.commands import argument, command
 from launch.commands.values import positive
 
-if TYPE_CHECKING:
-    from launch.commands import Commands
 
-
-def register(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "eval",
-        help="held-out loss and task accuracy of a run, at any number of passes",
-        description="Evaluates a run's newest checkpoint on its held-out data.",
-        epilog="example:\n  hypnos eval runs/depo-small --passes 1 2 4",
-    )
-    parser.add_argument("folder", metavar="RUN", type=Path, help="a run's folder")
-    parser.add_argument(
-        "--passes",
-        type=positive,
-        nargs="+",
-        metavar="N",
-        help="passes to evaluate at (default: 1 and the trained N)",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="one JSON object per N, with the loss by window and place",
-    )
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> None:
+@command(
+    "eval",
+    "held-out loss and task accuracy of a run, at any number of passes",
+    description="Evaluates a run's newest checkpoint on its held-out data.",
+    example="hypnos eval runs/depo-small --passes 1 2 4",
+    arguments=[
+        argument("folder", metavar="RUN", type=Path, help="a run's folder"),
+        argument(
+            "--passes",
+            type=positive,
+            nargs="+",
+            metavar="N",
+            help="passes to evaluate at (default: 1 and the trained N)",
+        ),
+        argument(
+            "--json",
+            dest="as_json",
+            action="store_true",
+            help="one JSON object per N, with the loss by window and place",
+        ),
+    ],
+)
+def evaluate(folder: Path, passes: list[int] | None, as_json: bool) -> None:
     from pretrain.evaluate import evaluate_run
 
-    results = evaluate_run(arguments.folder, arguments.passes)
-    if arguments.json:
+    results = evaluate_run(folder, passes)
+    if as_json:
         for metrics in results:
             print(json.dumps(metrics))
     else:
@@ -56,13 +52,11 @@ def show(results: list[dict[str, Any]]) -> None:
     for metrics in results:
         table.add_column(f"N = {metrics['passes']}", justify="right")
     table.add_row("loss", *(f"{metrics['loss']:.4f}" for metrics in results))
-    for window, losses in enumerate(
-        zip(*(metrics["loss_per_window"] for metrics in results), strict=True)
-    ):
+    by_window = zip(*(metrics["loss_per_window"] for metrics in results), strict=True)
+    for window, losses in enumerate(by_window):
         if losses[0] is not None:  # nothing is scored there
             table.add_row(f"  window {window}", *(f"{loss:.4f}" for loss in losses))
     for name in results[0].get("accuracy", {}):
-        table.add_row(
-            f"accuracy {name}", *(f"{100 * metrics['accuracy'][name]:.1f} %" for metrics in results)
-        )
+        shares = (f"{100 * metrics['accuracy'][name]:.1f} %" for metrics in results)
+        table.add_row(f"accuracy {name}", *shares)
     Console().print(table)

@@ -2,62 +2,65 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from launch.commands.values import positive, seed, temperature
-
-if TYPE_CHECKING:
-    from launch.commands import Commands
+from launch.commands import argument, command
+from launch.commands.values import positive, read_text, seed, temperature
+from pretrain.errors import UserError
 
 
-def register(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "generate",
-        help="continue a prompt with a trained model that sleeps when its window is full",
-        description="Continues a prompt with a run's newest checkpoint.",
-        epilog='example:\n  hypnos generate runs/text-tiny --prompt "def main(" --tokens 300',
-    )
-    parser.add_argument("folder", metavar="RUN", type=Path, help="a run's folder")
-    parser.add_argument("--prompt", metavar="TEXT", required=True, help="text to go on from")
-    parser.add_argument(
-        "--tokens",
-        type=positive,
-        metavar="COUNT",
-        default=200,
-        help="maximum new tokens (default: 200)",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=temperature,
-        metavar="X",
-        default=0.8,
-        help="0 takes the likeliest token (default: 0.8)",
-    )
-    parser.add_argument("--seed", type=seed, default=0, help="seed of the sampling (default: 0)")
-    parser.add_argument(
-        "--passes",
-        type=positive,
-        metavar="N",
-        help="passes over a full window (default: as trained)",
-    )
-    parser.set_defaults(run=run)
+@command(
+    "generate",
+    "continue a prompt with a trained model that sleeps when its window is full",
+    description="Continues a prompt with a run's newest checkpoint.",
+    example='hypnos generate runs/text-tiny --prompt "def main(" --tokens 300',
+    arguments=[
+        argument("folder", metavar="RUN", type=Path, help="a run's folder"),
+        argument("--prompt", metavar="TEXT", help="text to go on from"),
+        argument(
+            "--prompt-file", metavar="FILE", help="UTF-8 file to go on from; -: standard input"
+        ),
+        argument(
+            "--tokens", type=positive, metavar="COUNT", default=200, help="maximum new tokens"
+        ),
+        argument(
+            "--temperature",
+            type=temperature,
+            metavar="X",
+            default=0.8,
+            help="0 takes the likeliest token",
+        ),
+        argument("--seed", type=seed, default=0, help="seed of the sampling (default: 0)"),
+        argument(
+            "--passes",
+            type=positive,
+            metavar="N",
+            help="passes over a full window (default: as trained)",
+        ),
+    ],
+)
+def generate(
+    folder: Path,
+    prompt: str | None,
+    prompt_file: str | None,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    passes: int | None,
+) -> None:
+    if (prompt is None) == (prompt_file is None):
+        raise UserError("name the text to go on from: either --prompt TEXT or --prompt-file FILE")
+    if prompt_file is not None:
+        prompt = read_text(None if prompt_file == "-" else Path(prompt_file))
+    assert prompt is not None, "one of the two is given"
 
-
-def run(arguments: argparse.Namespace) -> None:
     from pretrain.inference.session import generate_run
 
     pieces = generate_run(
-        arguments.folder,
-        arguments.prompt,
-        arguments.tokens,
-        arguments.temperature,
-        arguments.seed,
-        arguments.passes,
+        folder, prompt, max_tokens=tokens, temperature=temperature, seed=seed, passes=passes
     )
     first = next(pieces, "")  # opens the run: an error comes before anything is printed
-    print(arguments.prompt + first, end="", flush=True)
+    print(prompt + first, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

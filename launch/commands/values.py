@@ -1,8 +1,12 @@
-"""Types of command-line values, with errors that say what was expected."""
+"""Values on the command line, with errors that say what was expected."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+
+from pretrain.errors import UserError
 
 
 def positive(text: str) -> int:
@@ -37,3 +41,16 @@ def _number(text: str, below: float, what: str) -> float:
     if not 0 <= value < below:
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
+
+
+def read_text(path: Path | None) -> str:
+    """A UTF-8 file, or standard input if there is no path, exactly as it is."""
+    try:
+        return (sys.stdin.buffer.read() if path is None else path.read_bytes()).decode()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        place = path or "standard input"
+        raise UserError(
+            f"{place}: invalid UTF-8 at byte {error.start}; convert it to UTF-8"
+        ) from None

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import launch.commands.train
+from launch import __version__
 from launch.cli import main, make_parser
-from pretrain.config import load as settings
+from launch.commands.train import train
+from pretrain.config.load import load
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -39,7 +40,7 @@ def examples(text: str) -> list[list[str]]:
     """
     lines = text.replace("\\\n", " ")
     found = re.findall(
-        r"^(?:.*\|)?[# ]*(?:hypnos|torchrun \S+ -m launch)\b([^|\n]*)", lines, re.MULTILINE
+        r"^(?:.*\|)?[# ]*(?:hypnos|torchrun \S+ --no-python hypnos)\b([^|\n]*)", lines, re.MULTILINE
     )
     return [shlex.split(arguments, comments=True) for arguments in found]
 
@@ -47,8 +48,8 @@ def examples(text: str) -> list[list[str]]:
 def understand(arguments: list[str]) -> None:
     """As the command reads them: SystemExit or UserError if it does not."""
     chosen = make_parser().parse_args(arguments)
-    if chosen.run is launch.commands.train.run:
-        settings.load(ROOT / chosen.config, chosen.overrides)
+    if chosen.command is train:
+        load(ROOT / chosen.config, chosen.overrides)
 
 
 def hypnos(*arguments: str, text: bytes = b"") -> tuple[int, str, str]:
@@ -86,7 +87,8 @@ def test_help_does_not_import_torch() -> None:
     code = (
         "import sys; from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     )
-    check = "assert not {'torch', 'deepspeed', 'transformers', 'sentencepiece', 'rich'} & set(sys.modules)"
+    heavy = {"torch", "deepspeed", "transformers", "sentencepiece", "rich", "numpy"}
+    check = f"assert not {heavy} & set(sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code + check], cwd=ROOT, capture_output=True, check=False
     )
@@ -156,6 +158,12 @@ def test_a_mistake_in_the_configuration_is_told_once_a_host(
     except SystemExit as end:
         status = int(str(end))
     assert status == 2 and len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"hypnos {__version__}\n"
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
