@@ -34,7 +34,8 @@ _sequence_parallel = False  # beside Megatron's grid, which does not keep it
 def device() -> torch.device:
     """This rank's device: its own GPU when there is one, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        index = int(os.environ.get("LOCAL_RANK", 0)) if world_size() > 1 else 0
+        return torch.device("cuda", index)
     return torch.device("cpu")
 
 
@@ -44,7 +45,12 @@ def world_size() -> int:
 
 
 def initialize(
-    tp: int = 1, pp: int = 1, sequence_parallel: bool = False, timeout: float = TIMEOUT
+    tp: int = 1,
+    pp: int = 1,
+    sequence_parallel: bool = False,
+    timeout: float = TIMEOUT,
+    *,
+    alone: bool = False,
 ) -> None:
     """Joins the world that the launcher describes (or a world of one) and lays the grid over it.
 
@@ -54,6 +60,7 @@ def initialize(
         sequence_parallel: between layers, each tp rank holds its share of the tokens only.
         timeout: seconds after which ranks that make no progress end, see `parallel.watchdog`. Twice
             of it is the limit of any collective.
+        alone: a world of one, whatever a launcher's variables say: an evaluation inside a job.
     Raises:
         ValueError: the world does not divide into tp x pp, or has another grid already.
     """
@@ -64,6 +71,8 @@ def initialize(
                 f"this process is part of a {tp_size()} x {pp_size()} (tp x pp) grid already"
             )
         return
+    if alone and not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     if world_size() % (tp * pp):
         raise ValueError(f"{world_size()} ranks do not divide into tp x pp = {tp} x {pp}")
     if device().type == "cuda":

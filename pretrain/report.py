@@ -8,6 +8,7 @@ lines come from `pretrain.evaluate.Evaluation` and also hold "passes", "loss_per
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pretrain.json_text import parse_json
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
 
 Row = dict[str, Any]
 # accuracies named "hops_4" are drawn against 4
@@ -35,6 +37,7 @@ STYLE = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
     "font.size": 9.5,
+    "text.parse_math": False,  # a run may be called x$^$y
     "axes.edgecolor": GRID,
     "axes.labelcolor": FAINT,
     "axes.titlecolor": INK,
@@ -96,17 +99,16 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
         kind = next((k for k in DEPTHS if any(_by_depth(r.accuracy, k) for r in runs)), None)
         pictures.append(out / (f"accuracy_by_{kind}.png" if kind else "accuracy.png"))
         plot_accuracy(runs, kind, pictures[-1])
-    summary = table(*_summary(runs))
-    text = "\n\n".join(
-        ["# Report", summary, *(f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures)]
-    )
-    write_atomically(out / "report.md", text + "\n")
-    print(summary)
+    headers, rows = _summary(runs)
+    images = [f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures]
+    written = table(headers, [[_as_typed(cell) for cell in row] for row in rows])
+    write_atomically(out / "report.md", "\n\n".join(["# Report", written, *images]) + "\n")
+    print(table(headers, rows))
     print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, out / "report.md"]))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well on a terminal: columns aligned, the first to the left."""
+    """A Markdown table that also reads well on a terminal: aligned, the first column to the left."""
     widths = [max(len(str(line[i])) for line in [headers, *rows]) for i in range(len(headers))]
 
     def line(cells: Sequence[str]) -> str:
@@ -120,6 +122,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ("-" * (w + 2)) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)
     )
     return "\n".join([line(headers), f"|{rule}|", *map(line, rows)])
+
+
+def _as_typed(name: str) -> str:
+    """A name in Markdown that is shown as it was typed, inside a table."""
+    return re.sub(r"([\\`*_{}\[\]<>|~$])", r"\\\1", name)
 
 
 def read_run(label: str, path: Path) -> RunMetrics:
@@ -169,13 +176,11 @@ def _labels(runs: list[RunMetrics], paths: Sequence[Path]) -> list[str]:
 
 def plot_loss(runs: list[RunMetrics], out: Path) -> None:
     """Training loss by step, smoothed over a faint raw line, and held-out loss as points."""
-    with _figure(out, 1, 6.6) as (axis,):
+    with _figure(out, runs, panels=1, width=6.6) as (axis,):
         for run in runs:
             steps, losses = [r["step"] for r in run.train], [r["loss"] for r in run.train]
             axis.plot(steps, losses, color=run.colour, alpha=0.25, linewidth=0.8)
-            axis.plot(
-                steps, _smooth(losses, max(1, len(losses) // 40)), color=run.colour, label=run.label
-            )
+            axis.plot(steps, _smooth(losses, max(1, len(losses) // 40)), color=run.colour)
             held = [(r["step"], r["loss"]) for r in run.evaluations]
             if held:
                 axis.plot(
@@ -194,14 +199,14 @@ def plot_loss(runs: list[RunMetrics], out: Path) -> None:
 
 
 def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
-    """Held-out loss at the last evaluation, by window of the sequence and by place in the window."""
-    with _figure(out, 2, 9.6) as (by_window, by_place):
+    """Held-out loss at the last evaluation, by window of the sequence and by place within it."""
+    with _figure(out, runs, panels=2, width=9.6) as (by_window, by_place):
         for run in runs:
             windows, places = (
                 run.evaluations[-1][f"loss_per_{what}"] for what in ("window", "position")
             )
             x, y = _present(windows, first=1)
-            by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white", label=run.label)
+            by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white")
             x, y = _present(places, first=1)
             by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
             by_place.plot(x, _smooth(y, max(1, len(y) // 48)), color=run.colour)
@@ -217,9 +222,7 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
 
 
 def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
-    """Accuracy at the end, by depth or by name, and on the way at the greatest depth (or the first
-    name).
-    """
+    """Accuracy at the end by depth or by name, and on the way at the deepest (or the first)."""
     runs = [run for run in runs if (_by_depth(run.accuracy, kind) if kind else run.accuracy)]
     if kind:
         depths = sorted({k for run in runs for k in _by_depth(run.accuracy, kind)})
@@ -236,12 +239,12 @@ def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
         names = list(runs[0].accuracy)
         shown, hardest = [LABELS.get(name, name) for name in names], names[0]
         titles = "Accuracy", f"{shown[0].capitalize()}, by step"
-    with _figure(out, 2, 9.6) as (bars, curves):
+    with _figure(out, runs, panels=2, width=9.6) as (bars, curves):
         width = 0.8 / len(runs)
         for i, run in enumerate(runs):
             shares = [100 * run.accuracy.get(name, np.nan) for name in names]
             centres = np.arange(len(names)) + (i - (len(runs) - 1) / 2) * width
-            drawn = bars.bar(centres, shares, width * 0.92, color=run.colour, label=run.label)
+            drawn = bars.bar(centres, shares, width * 0.92, color=run.colour)
             if len(runs) * len(names) <= 16:
                 shown_shares = ["" if np.isnan(share) else f"{share:.0f}" for share in shares]
                 bars.bar_label(drawn, shown_shares, padding=2, fontsize=8.5, color=INK)
@@ -304,9 +307,7 @@ def _present(values: list[float | None], first: int) -> tuple[list[int], list[fl
 
 
 def _smooth(values: list[float], reach: int) -> list[float]:
-    """The mean over up to `reach` neighbours on each side, and fewer at the ends, which stay where
-    they are.
-    """
+    """The mean over up to `reach` neighbours on each side; fewer at the ends, which stay."""
     reaches = [min(reach, i, len(values) - 1 - i) for i in range(len(values))]
     return [float(np.mean(values[i - r : i + r + 1])) for i, r in enumerate(reaches)]
 
@@ -319,15 +320,16 @@ def _coloured(runs: list[RunMetrics]) -> list[RunMetrics]:
 
 
 @contextmanager
-def _figure(out: Path, panels: int, width: float) -> Iterator[Any]:
-    """Axes to draw on; the PNG is written whole or not at all."""
+def _figure(out: Path, runs: list[RunMetrics], panels: int, width: float) -> Iterator[Any]:
+    """Axes to draw the runs on; the PNG is written whole or not at all."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, panels, figsize=(width, 3.5), squeeze=False)
         try:
             yield axes[0]
-            handles, labels = axes[0][0].get_legend_handles_labels()
+            handles = [Patch(color=run.colour) for run in runs]
+            labels = [run.label for run in runs]
             figure.legend(
-                handles, labels, loc="outside upper right", ncols=len(labels), labelcolor=INK
+                handles, labels, loc="outside upper right", ncols=len(runs), labelcolor=INK
             )
             out.parent.mkdir(parents=True, exist_ok=True)
             part = out.with_name(f".{out.name}.part")

@@ -205,11 +205,12 @@ def newest(
 
 
 def load_model(folder: str | Path) -> tuple[HybridLM, Config]:
-    """The model of a run's newest checkpoint, or of the checkpoint that `folder` is: fp32, on the
-    CPU.
+    """The model of a run's newest checkpoint, or of the checkpoint `folder`: fp32, on the CPU.
+
+    In one process, also where a launcher's variables are set.
     """
     folder = Path(folder)
-    mesh.initialize()
+    mesh.initialize(alone=True)
     if (folder / INDEX).exists():
         checkpoint: Checkpoint | None = Checkpoint.open(folder)
     else:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from matplotlib import image
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from pretrain.errors import UserError
 from pretrain.report import read_run, report, table
@@ -119,3 +123,21 @@ def test_tables_are_markdown_and_aligned() -> None:
         "| a      | 1.25 |",
         "| longer | 10.5 |",
     ]
+
+
+@pytest.mark.parametrize("name", ["x$^$y", "_base", "a|b", "a*b*_c_", "<i>"])
+def test_a_run_is_drawn_and_tabulated_as_it_is_called(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def read_legend(figure: Figure) -> None:
+        drawn.extend(t.get_text() for t in figure.legends[0].get_texts() if not t.get_parse_math())
+
+    monkeypatch.setattr(plt, "close", read_legend)
+    report([write_run(tmp_path / name, 1, None)], tmp_path / "out")
+    assert drawn == [name, name]  # loss.png, loss_by_place.png
+    assert f"| {name} " in capsys.readouterr().out
+    row = (tmp_path / "out" / "report.md").read_text().splitlines()[4]
+    html = MarkdownIt("commonmark").enable("table").render("| a |\n|---|\n" + row)
+    assert f"<td>{escape(name)}</td>" in html

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -52,10 +54,14 @@ def understand(arguments: list[str]) -> None:
         load(ROOT / chosen.config, chosen.overrides)
 
 
-def hypnos(*arguments: str, text: bytes = b"") -> tuple[int, str, str]:
+def hypnos(
+    *arguments: str, text: bytes = b"", environment: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int, str, str]:
     """Status, stdout and stderr of the command in a process of its own."""
     command = [sys.executable, "-m", "launch", *arguments]
-    done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, input=text, capture_output=True, env=os.environ | environment, timeout=60
+    )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
@@ -158,6 +164,21 @@ def test_a_mistake_in_the_configuration_is_told_once_a_host(
     except SystemExit as end:
         status = int(str(end))
     assert status == 2 and len(capsys.readouterr().err.splitlines()) == lines
+
+
+@pytest.mark.parametrize("command", [["eval"], ["generate", "--prompt", "x"]], ids=" ".join)
+def test_one_process_is_enough_inside_a_launchers_job(command: list[str], tmp_path: Path) -> None:
+    launcher = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    status, _, error = hypnos(*command, str(tmp_path), environment=launcher)
+    assert status == 2 and "neither a checkpoint nor a run that has one" in error
+
+
+def test_a_terminal_without_the_character_gets_its_escape() -> None:
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    status, _, error = hypnos(
+        "data", "stats", "tab\N{LATIN SMALL LETTER E WITH ACUTE}", environment=ascii_only
+    )
+    assert status == 2 and "tab\\xe9" in error and "Traceback" not in error
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
