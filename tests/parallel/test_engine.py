@@ -13,6 +13,7 @@ from pretrain.data.batch import IGNORE
 from pretrain.run.optimizer import MuonAdamW
 from tests import gathered
 from tests.run import reference
+from tests.runs import assert_same
 
 
 def train(zero: int, precision: str, microbatches: int, steps: int) -> reference.Trained:
@@ -39,16 +40,6 @@ def train(zero: int, precision: str, microbatches: int, steps: int) -> reference
     )
     engine.close()
     return trained
-
-
-def assert_same(
-    got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float
-) -> None:
-    assert got.keys() == expected.keys()
-    for name, value in got.items():
-        assert torch.allclose(value, expected[name], rtol=tolerance, atol=tolerance), (
-            name, float((value - expected[name]).abs().max()),
-        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

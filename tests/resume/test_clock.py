@@ -15,7 +15,7 @@ import pytest
 from tests.resume import saved
 from tests.resume.problem import STEPS, Case
 from tests.resume.run import LONGEST, Run, until
-from tests.run.test_trainer import rows
+from tests.runs import rows
 
 CASE = Case(2, {"zero": 1})
 YEAR = 365 * 86400.0

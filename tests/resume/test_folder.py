@@ -14,7 +14,7 @@ from tests.resume import saved
 from tests.resume.problem import STEPS, Case, make_config
 from tests.resume.run import LONGEST, Run, until
 from tests.resume.test_full_disk import assert_ends
-from tests.run.test_trainer import rows
+from tests.runs import rows
 
 CASES = [Case(1, {}), Case(2, {"zero": 1})]
 

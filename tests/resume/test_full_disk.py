@@ -15,7 +15,7 @@ from tests.resume import saved
 from tests.resume.job import Job
 from tests.resume.problem import STEPS, Case
 from tests.resume.run import LONGEST, Run, until
-from tests.run.test_trainer import rows
+from tests.runs import rows
 
 SOON = 30.0  # seconds
 # bytes: more than metrics.jsonl and TensorBoard's file need, and less than any rank's weights

@@ -21,7 +21,7 @@ from tests.resume import saved
 from tests.resume.job import Job
 from tests.resume.problem import KEEP, STEPS, TIMEOUT, Case
 from tests.resume.run import LONGEST, Run, until
-from tests.run.test_trainer import rows
+from tests.runs import rows
 
 KILLS = int(os.environ.get("HYPNOS_KILLS", 20))
 CASES = [

@@ -16,7 +16,7 @@ from tests.resume import saved
 from tests.resume.job import Job
 from tests.resume.problem import STEPS, Case
 from tests.resume.run import LONGEST, Run, until
-from tests.run.test_trainer import rows
+from tests.runs import rows
 
 DEADLINE = 30.0  # seconds; these checkpoints are small
 CASES = [

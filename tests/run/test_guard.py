@@ -29,17 +29,12 @@ from pretrain.run.stop import Stop
 from pretrain.run.verdict import StepFilter, StepOutcome
 from pretrain.tasks import TaskSource, make_task
 from pretrain.trainer import train
-from tests.parallel.test_engine import assert_same
 from tests.run.conftest import MakeConfig
 from tests.run.planted import NAN, planted
-from tests.run.test_trainer import assert_same_run, interrupted, position, rows, tensors
+from tests.runs import assert_same, assert_same_run, interrupted, position, rows, tensors
 from tokenizer.encode import Tokenizer
 
 INF = math.inf
-
-
-def of_kind(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [row for row in rows(run) if row["kind"] == kind]
 
 
 def numbers(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -127,7 +122,7 @@ def test_a_skipped_step_changes_nothing_and_is_recorded(
                 not torch.equal(v, numbers(run, step)[n]) for n, v in numbers(run, step - 1).items()
             ]
             assert all(changed)
-    found = of_kind(run, "skipped")
+    found = rows(run, "skipped")
     assert [(row["step"], row["loss"], row["why"]) for row in found] == [
         (step, None, "loss is nan, grad_norm is not finite") for step in (3, 6)
     ]
@@ -143,7 +138,7 @@ def trained_on(make: MakeConfig, source: type) -> tuple[Config, Any, Batch]:
     with planted({2}):
         take = source.next
         with mock.patch.object(source, "next", lambda self: seen.append(take(self)) or seen[-1]):
-            (row,) = of_kind(train(config, progress=False), "skipped")
+            (row,) = rows(train(config, progress=False), "skipped")
     return config, row["samples"], seen[2]
 
 
@@ -181,14 +176,14 @@ def test_spikes_are_skipped_and_a_resumed_run_decides_the_same(
         expected = train(make("whole"), progress=False)
         for at in (2, 3):
             assert_same_run(train(interrupted(make(f"parts-{at}"), at), progress=False), expected)
-    found = of_kind(expected, "skipped")
+    found = rows(expected, "skipped")
     assert [row["step"] for row in found] == [3, 5]
     assert all(
         re.fullmatch(r"loss is 8\.\S+ times its mean, grad_norm is \S+ times its mean", r["why"])
         for r in found
     )
     calm = train(replace(make("calm"), guard=GuardConfig()), progress=False)
-    assert not of_kind(calm, "skipped")
+    assert not rows(calm, "skipped")
 
 
 def test_a_spoilt_memory_is_not_carried_on(text: MakeConfig) -> None:
@@ -202,8 +197,8 @@ def test_a_spoilt_memory_is_not_carried_on(text: MakeConfig) -> None:
             name: t for name, t in tensors(run, 3).items() if name.startswith("state/lanes.blocks")
         }
         assert lanes and not any(t.any() for t in lanes.values())
-        assert [row["step"] for row in of_kind(run, "skipped")] == [3]
-        assert all(row["loss"] is not None for row in of_kind(run, "train") if row["step"] != 3)
+        assert [row["step"] for row in rows(run, "skipped")] == [3]
+        assert all(row["loss"] is not None for row in rows(run, "train") if row["step"] != 3)
 
 
 # ---- trouble
@@ -227,7 +222,7 @@ def test_too_many_in_a_row_stop_the_run_with_an_explanation(depo: MakeConfig) ->
         assert part in message, message
     run = Path(config.run.dir) / "stops"
     # the one that was under way, too
-    assert [row["step"] for row in of_kind(run, "skipped")] == [2, 4, 5, 6]
+    assert [row["step"] for row in rows(run, "skipped")] == [2, 4, 5, 6]
 
 
 def jumping(at: int, to: int) -> Any:
@@ -268,8 +263,8 @@ def test_a_rollback_goes_on_with_the_data_after_the_trouble(
         assert_same(tensors(run, step), tensors(expected, step), 0.0)
     clean = [row for row in rows(run) if row["kind"] not in ("skipped", "rollback")]
     assert clean == rows(expected)
-    assert [(row["step"], row["rollbacks"]) for row in of_kind(run, "skipped")] == [(5, 0), (6, 0)]
-    assert of_kind(run, "rollback") == [{"kind": "rollback", "step": 4, "from": 6, "rollbacks": 1}]
+    assert [(row["step"], row["rollbacks"]) for row in rows(run, "skipped")] == [(5, 0), (6, 0)]
+    assert rows(run, "rollback") == [{"kind": "rollback", "step": 4, "from": 6, "rollbacks": 1}]
     assert "going on from step 4 with the data after them" in capsys.readouterr().err
 
 
@@ -281,7 +276,7 @@ def test_a_batch_that_a_rollback_undoes_comes_again(depo: MakeConfig, every: int
     with planted({3, 4}) as taken:
         run = train(guarded(depo("again", checkpoint_every=every, keep=9)), progress=False)
     last_good = 3 if every == 1 else 2
-    assert [(row["step"], row["from"]) for row in of_kind(run, "rollback")] == [(last_good, 5)]
+    assert [(row["step"], row["from"]) for row in rows(run, "rollback")] == [(last_good, 5)]
     assert taken == [0, 1, 2, 3, 4, *([5] if every == 2 else []), *range(5, 5 + 6 - last_good)]
 
 
@@ -367,7 +362,7 @@ def test_it_goes_back_to_a_checkpoint_from_before_the_trouble(depo: MakeConfig) 
             interrupted(guarded(depo("parts", checkpoint_every=1, keep=9), limit=3)), progress=False
         )
     assert_same_run(parts, run)
-    assert [row["step"] for row in of_kind(run, "rollback")] == [2]
+    assert [row["step"] for row in rows(run, "rollback")] == [2]
     assert taken == list(range(9))
     assert position(run)["optimizer"] == {"adam_steps": 6, "skipped": 0, "in_a_row": 0}
     assert position(run)["rollbacks"] == {"total": 1, "here": 0}

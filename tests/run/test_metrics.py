@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.run.metrics import Metrics
-from tests.run.test_trainer import rows
+from tests.runs import rows
 
 
 @pytest.mark.parametrize(

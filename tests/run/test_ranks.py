@@ -17,7 +17,7 @@ from pretrain.trainer import train
 from tests.layouts.processes import run
 from tests.run import reference
 from tests.run.conftest import MakeConfig
-from tests.run.test_trainer import assert_same_run, interrupted, rows, tensors
+from tests.runs import assert_same_run, interrupted, rows, tensors
 
 
 def test_two_ranks_equal_one_process(text: MakeConfig, depo: MakeConfig, tmp_path: Path) -> None:

@@ -9,69 +9,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from pretrain.checkpoint import Checkpoint
-from pretrain.checkpoint.index import KINDS
 from pretrain.config import load as settings
-from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.trainer import train
-from tests.parallel.test_engine import assert_same
 from tests.run.conftest import MakeConfig
+from tests.runs import assert_same, assert_same_run, interrupted, rows, tensors
 
 ROOT = Path(__file__).parents[2]
-# What depends on the clock.
-TIMES = {
-    "tokens_per_s",
-    "wake_tokens_per_s",
-    "sleep_tokens_per_s",
-    "flops_per_s",
-    "mfu",
-    "data_wait_s",
-}
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
-    lines = (run / "metrics.jsonl").read_text().removesuffix("\n").split("\n")
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-
-
-def tensors(run: Path, step: int = 6) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint: weights, moments, lanes, random state."""
-    saved = Checkpoint.open(run / "checkpoints" / f"step-{step}")
-    return {
-        f"{kind}/{n}": saved.tensor(kind, n, partial=True)
-        for kind in KINDS
-        for n in saved.names(kind)
-    }
-
-
-def position(run: Path, step: int = 6) -> dict[str, Any]:
-    """Counters and the place in the data."""
-    return json.loads((run / "checkpoints" / f"step-{step}" / "state.json").read_text())
-
-
-def assert_same_run(got: Path, expected: Path, tolerance: float = 0.0) -> None:
-    assert_same(tensors(got), tensors(expected), tolerance)
-    assert position(got) == position(expected)
-    if tolerance == 0:
-        assert rows(got) == rows(expected)
-
-
-def interrupted(config: Config, at: int = 3) -> Config:
-    """Trains up to step `at` only, and gives back the configuration to go on with."""
-    steps, config.train.steps = config.train.steps, at
-    run = train(config, progress=False)
-    config.train.steps = steps
-    # A run that dies leaves lines after its last checkpoint, the last one cut short.
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 4, "loss": 0.0}\n{"kind": "train", "st')
-    return config
 
 
 def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:

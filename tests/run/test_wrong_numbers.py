@@ -17,9 +17,8 @@ from pretrain.trainer import train
 from tests.layouts.processes import run
 from tests.run.conftest import MakeConfig
 from tests.run.planted import planted
-from tests.run.test_guard import of_kind
-from tests.run.test_trainer import assert_same_run
 from tests.run.wrong_numbers import TROUBLE, steps
+from tests.runs import assert_same_run, rows
 
 
 def test_both_ranks_decide_alike(
@@ -38,8 +37,8 @@ def test_both_ranks_decide_alike(
     for task, where in (("text", "embedded"), ("depo", "losses")):
         with planted(TROUBLE, where):
             expected[task] = train(make(task, task), progress=False)
-        assert [row["step"] for row in of_kind(expected[task], "skipped")] == [2, 5, 6]
-        assert [row["step"] for row in of_kind(expected[task], "rollback")] == [4]
+        assert [row["step"] for row in rows(expected[task], "skipped")] == [2, 5, 6]
+        assert [row["step"] for row in rows(expected[task], "rollback")] == [4]
     configs = [
         make("text-zero-1", "text"), make("text-zero-3", "text", zero=3), make("depo-zero-2", "depo", zero=2),
         make("depo-pp", "depo", pp=2), make("text-pp", "text", pp=2),
@@ -51,5 +50,5 @@ def test_both_ranks_decide_alike(
     for config in configs:
         mine, theirs = tmp_path / config.run.name, expected[config.data.task]
         for kind in ("skipped", "rollback"):  # the samples of both ranks, too
-            assert of_kind(mine, kind) == of_kind(theirs, kind)
+            assert rows(mine, kind) == rows(theirs, kind)
         assert_same_run(mine, theirs, 1e-5)

@@ -14,8 +14,9 @@ from parallel import mesh
 from pretrain import trainer
 from pretrain.config import load as settings
 from pretrain.evaluate import CollectPredictions
-from tests.parallel.test_engine import assert_same, train
+from tests.parallel.test_engine import train
 from tests.run import reference
+from tests.runs import assert_same
 
 
 def main(folder: Path) -> None:

@@ -23,9 +23,9 @@ from pretrain.data.batch import IGNORE
 from pretrain.run import verdict
 from pretrain.run.optimizer import MuonAdamW
 from tests import gathered
-from tests.parallel.test_engine import assert_same
 from tests.run import reference
 from tests.run.planted import NAN, planted
+from tests.runs import assert_same
 
 # By step, what the second rank's loss is multiplied by before backward, and what it reports of it.
 FAULTS = {
