@@ -2,14 +2,14 @@
 
     train.py    a BPE model with byte fallback from any iterable of documents
     encode.py   Tokenizer: load, encode, decode, fingerprint
-    export.py   the same tokenizer as a Hugging Face fast tokenizer, and a report on whether it is the same
+    export.py   the same as a Hugging Face fast tokenizer, and a report on whether it is
     cut.py      where a text may be cut without changing its tokens
     files.py    writing a file whole or not at all
     seal.py     a checksum in the model file, by which damage is found
 
-Every string of Unicode scalar values comes back from decode(encode(text)) unchanged: nothing is
-normalised, no space is added or dropped, what has no piece becomes bytes, and text that looks like
-a special token ("</s>") is ordinary text.
+Every string of Unicode scalar values comes back from decode(encode(text)) unchanged, whatever text
+the tokenizer was trained on: nothing is normalised, no space is added or dropped, what has no piece
+becomes bytes, and text that looks like a special token ("</s>") is ordinary text.
 """
 
 from tokenizer.errors import TokenizerError

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import sentencepiece
@@ -24,7 +25,7 @@ class Tokenizer:
 
     vocab_size   number of ids
     eos, pad     ids that no text encodes to; so is unk, because of the byte fallback
-    fingerprint  sha256 of the model file; shards carry it, so that they are read with their own tokenizer
+    fingerprint  sha256 of the model file, by which shards know their tokenizer
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
@@ -36,9 +37,15 @@ class Tokenizer:
             self.pad: int = self._model.pad_id()
             self.unk: int = self._model.unk_id()
             self.fingerprint = hashlib.sha256(model).hexdigest()
-            self._space_bytes = [
-                self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()
-            ]
+            # U+2581 would be taken for a space; a space without a piece, for U+2581
+            apart = SPACE if self._has_piece(SPACE) else f" {SPACE}"
+            self._apart = re.compile(f"([{apart}])")
+            self._as_bytes = {
+                character: [
+                    self._model.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()
+                ]
+                for character in apart
+            }
             reason = self._unfit()
         except (RuntimeError, UnicodeDecodeError):
             reason = "not a sentencepiece model"
@@ -47,9 +54,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a model file; TokenizerError names it when it is missing, damaged or of another
-        kind.
-        """
+        """Read a model file; TokenizerError names one that is missing, damaged or foreign."""
         try:
             with Path(path).open("rb") as file:
                 model = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES))
@@ -57,24 +62,27 @@ class Tokenizer:
             raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
         if not is_whole(model):
             raise TokenizerError(
-                f"{path}: damaged, or no model of `hypnos tokenizer train`; copy it anew or train one with that"
+                f"{path}: damaged, or no model of `hypnos tokenizer train`; "
+                "copy it anew or train one with that"
             )
         return cls(model, str(path))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without EOS. Any string of Unicode scalar values; lone surrogates are
-        refused.
-        """
+        """Ids of `text`, without EOS. TokenizerError if it holds a lone surrogate."""
         return next(self.encode_many([text]))
 
     def encode_many(self, texts: Iterable[str], threads: int = 1) -> Iterator[list[int]]:
-        """Ids of each text, in order; `threads` work at once on texts and on parts of long texts."""
+        """Ids of each text, in order, worked out by so many `threads` (long texts in parts)."""
         units: list[str] = []  # what sentencepiece sees
-        counts: list[list[int]] = []  # per text, the units between one U+2581 and the next
+        layouts: list[list[tuple[int, list[int]]]] = []  # per text: units, and ids after them
         for text in texts:
-            runs = [list(parts(run)) for run in text.split(SPACE)]
-            counts.append([len(run) for run in runs])
-            units += [unit for run in runs for unit in run]
+            runs = [*self._apart.split(text), ""]  # a run, the character after it, a run, ...
+            layout = []
+            for run, character in zip(runs[::2], runs[1::2], strict=True):
+                before = len(units)
+                units += parts(run)
+                layout.append((len(units) - before, self._as_bytes.get(character, [])))
+            layouts.append(layout)
         try:
             encoded = iter(self._model.encode(units, num_threads=threads) if units else [])
         except TypeError:
@@ -83,13 +91,12 @@ class Tokenizer:
                 f"text holds a lone surrogate (U+{ord(surrogate):04X}), which is no Unicode text; "
                 "remove it or decode the source properly"
             ) from None
-        for runs_of_text in counts:
+        for layout in layouts:
             ids: list[int] = []
-            for number, run in enumerate(runs_of_text):
-                if number:  # U+2581 would be taken for a space, so it goes in as its three bytes
-                    ids += self._space_bytes
-                for _ in range(run):
-                    ids += next(encoded)
+            for n_units, after in layout:
+                for unit_ids in islice(encoded, n_units):
+                    ids += unit_ids
+                ids += after
             yield ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -103,9 +110,7 @@ class Tokenizer:
         return self._model.decode(numbers) if numbers else ""
 
     def pieces(self) -> list[str]:
-        """The piece of every id, as sentencepiece writes it (U+2581 for a space, <0x0A> for a
-        byte).
-        """
+        """The piece of every id: U+2581 stands for a space, <0x0A> for a byte."""
         return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
 
     def is_text(self, i: int) -> bool:
@@ -114,11 +119,14 @@ class Tokenizer:
             self._model.is_byte(i) or self._model.is_control(i) or self._model.is_unknown(i)
         )
 
+    def _has_piece(self, piece: str) -> bool:
+        return self.is_text(self._model.piece_to_id(piece))
+
     def _unfit(self) -> str | None:
         """Why this model cannot keep the promises above, or None."""
         if self.eos < 0 or self.pad < 0:
             return "the model has no EOS or no PAD id"
-        if not all(self._model.is_byte(i) for i in self._space_bytes):
+        if not all(map(self._model.is_byte, chain(*self._as_bytes.values()))):
             return "the model has no byte fallback, so it cannot write every text"
         if any(
             SPACE in piece.lstrip(SPACE) for i, piece in enumerate(self.pieces()) if self.is_text(i)

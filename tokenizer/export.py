@@ -39,9 +39,7 @@ SAMPLE = (
 
 @dataclass
 class Report:
-    """Both tokenizers on the same texts; `differences` and `inexact` are empty when they are the
-    same.
-    """
+    """Both tokenizers on the same texts: without `differences` and `inexact` they are the same."""
 
     texts: int = 0
     tokens: int = 0
@@ -56,7 +54,10 @@ class Report:
         head = f"round trip over {self.texts:,} texts, {self.tokens:,} tokens: "
         if self.identical:
             return head + "ids and text identical"
-        counts = f"NOT IDENTICAL: ids differ in {len(self.differences)}, text is not given back in {len(self.inexact)}"
+        counts = (
+            f"NOT IDENTICAL: ids differ in {len(self.differences)}, "
+            f"text is not given back in {len(self.inexact)}"
+        )
         return "\n  ".join([head + counts, *self.differences[:10], *self.inexact[:10]])
 
 
@@ -115,7 +116,8 @@ def compare(tokenizer: Tokenizer, folder: str | Path, sample: Iterable[str]) -> 
             same = (a == b for a, b in zip(ours, theirs, strict=False))
             at = sum(takewhile(bool, same))
             report.differences.append(
-                f"text {number} ({text[:40]!r}): token {at}, ids {ours[at : at + 4]} became {theirs[at : at + 4]}"
+                f"text {number} ({text[:40]!r}): token {at}, ids {ours[at : at + 4]} became "
+                f"{theirs[at : at + 4]}"
             )
         if fast.decode(theirs) != text:
             report.inexact.append(f"text {number} ({text[:40]!r}) is not given back")

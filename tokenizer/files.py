@@ -9,6 +9,20 @@ from pathlib import Path
 from tokenizer.errors import TokenizerError
 
 
+def check_writable(path: Path) -> None:
+    """TokenizerError if `write_atomic` could not write `path`. Makes nothing."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"{folder} is no folder"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        reason = f"no permission to write in {folder}"
+    else:
+        return
+    raise TokenizerError(f"{path}: cannot be written: {reason}; give another file")
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`: a reader sees the old file or the new one, also after a crash."""
     try:

@@ -1,9 +1,8 @@
 """A checksum at the end of a model file, so that damage is found before sentencepiece parses it.
 
 sentencepiece itself does not look: some flipped bits give other tokens without a word. The checksum
-    is one more
-field of the file's protocol buffer, with a number that sentencepiece leaves to others, so that it
-reads a sealed file like any other.
+is one more field of the file's protocol buffer, with a number that sentencepiece leaves to others,
+so that it reads a sealed file like any other.
 """
 
 from __future__ import annotations

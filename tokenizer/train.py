@@ -12,12 +12,13 @@ import sentencepiece
 from tokenizer.cut import parts
 from tokenizer.encode import Tokenizer
 from tokenizer.errors import TokenizerError
-from tokenizer.files import write_atomic
+from tokenizer.files import check_writable, write_atomic
 from tokenizer.seal import seal
 
 PAD, EOS, UNK = 0, 1, 2
 MAX_PIECES = 1 << 20
 COVERAGE = 0.9995  # share of all characters of the documents that get a piece of their own
+MAX_UNIT = 1 << 20  # characters; sentencepiece drops a unit of 1 GiB without a word
 
 # Not given to the trainer: NUL ends its strings, and U+2581 (its space) and U+2585 (its unknown
 # character) are its own marks, so that a sentence with one of them would be dropped or misread.
@@ -25,25 +26,24 @@ COVERAGE = 0.9995  # share of all characters of the documents that get a piece o
 _MARKS = re.compile("[\x00\u2581\u2585]+")
 
 
-def train(
-    documents: Iterable[str],
-    path: str | Path,
-    vocab_size: int = 8192,
-) -> Tokenizer:
+def train(documents: Iterable[str], path: str | Path, vocab_size: int = 8192) -> Tokenizer:
     """Learn `vocab_size` pieces from `documents`, write the model to `path` and return it loaded.
 
     BPE with byte fallback; PAD, EOS and <unk> are ids 0, 1 and 2, the 256 bytes follow. Text is
     taken as it is: no normalisation, no dummy prefix, runs of spaces kept. Characters beyond
-    COVERAGE are written as bytes. The same documents give the same file, byte for byte.
+    COVERAGE, and those that the documents lack, the space among them, are written as bytes. The
+    same documents give the same file, byte for byte.
 
     Raises TokenizerError when the documents are empty or too few for the vocabulary (it says how
-    many pieces they can give), or the vocabulary cannot hold the bytes and the characters.
+    many pieces they can give), the vocabulary cannot hold the bytes and the characters, or `path`
+    cannot be written (before anything is read).
     """
     if vocab_size > MAX_PIECES:
         raise TokenizerError(
             f"tokenizer: --vocab-size {vocab_size}: set it to {MAX_PIECES} or less"
         )
     path = Path(path)
+    check_writable(path)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -62,21 +62,35 @@ def train(
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             split_by_whitespace=True,
-            max_sentence_length=1 << 30,  # bytes; longer ones would be skipped in silence
+            max_sentence_length=1 << 30,  # bytes; more than MAX_UNIT characters can take
             num_threads=1,  # one thread counts in one order
             minloglevel=2,
         )
     except RuntimeError as error:
         raise TokenizerError(_explain(str(error), vocab_size)) from None
-    write_atomic(path, seal(model.getvalue()))
-    return Tokenizer.load(path)
+    file = seal(model.getvalue())
+    made = Tokenizer(file, str(path))  # refuses a model that changes text, before it is written
+    write_atomic(path, file)
+    return made
 
 
 def _sentences(documents: Iterable[str]) -> Iterator[str]:
-    """The trainer's units: stretches of some lines, so that pieces such as ":\\n" can be learned."""
+    """The trainer's units, of all documents."""
+    first, learns = "", False
     for document in documents:
-        for stretch in _MARKS.split(document):
-            yield from parts(stretch, size=4096)
+        first = first or document[:4096]
+        for unit in _units(document):
+            learns = learns or unit.strip("\r\n") != ""
+            yield unit
+    if first and not learns:  # line ends and marks alone, of which sentencepiece keeps nothing
+        yield _MARKS.sub("", first) + " "
+
+
+def _units(document: str) -> Iterator[str]:
+    """Stretches of some lines, so that pieces such as ":\\n" can be learned."""
+    for stretch in _MARKS.split(document):
+        for part in parts(stretch, size=4096):
+            yield from (part[at : at + MAX_UNIT] for at in range(0, len(part), MAX_UNIT))
 
 
 def _explain(error: str, vocab_size: int) -> str:
@@ -92,7 +106,7 @@ def _explain(error: str, vocab_size: int) -> str:
         )
     if needed := re.search(r"required_chars\. \d+ vs (\d+)", error):
         return (
-            f"tokenizer: --vocab-size {vocab_size} cannot hold the 256 bytes and the documents' characters; "
-            f"set it to {int(needed[1]) + 1} or more"
+            f"tokenizer: --vocab-size {vocab_size} cannot hold the 256 bytes and the documents' "
+            f"characters; set it to {int(needed[1]) + 1} or more"
         )
     return f"tokenizer: sentencepiece could not train with --vocab-size {vocab_size}: {error}"

@@ -1,4 +1,4 @@
-"""Encoding: exact round trip on any Unicode, cuts that change nothing, refusal of foreign models."""
+"""Encoding: exact round trip on any Unicode, cuts that change nothing, foreign models refused."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def test_foreign_sentencepiece_model_is_refused(
     tmp_path: Path, corpus: list[str], setting: dict[str, object], reason: str
 ) -> None:
     options = {
-        "model_type": "bpe", "vocab_size": 640, "byte_fallback": True, "pad_id": 0, "eos_id": 1, "unk_id": 2,
-        "bos_id": -1, "normalization_rule_name": "identity", "add_dummy_prefix": False,
+        "model_type": "bpe", "vocab_size": 640, "byte_fallback": True, "pad_id": 0, "eos_id": 1,
+        "unk_id": 2, "bos_id": -1, "normalization_rule_name": "identity", "add_dummy_prefix": False,
         "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True, "minloglevel": 2,
     }  # fmt: skip
     file = io.BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_vocabulary_beyond_what_sentencepiece_can_count_is_refused(
         train(corpus, tmp_path / "t.model", vocab_size=1 << 31)
 
 
-@pytest.mark.parametrize("documents", [[], [""], ["\x00", "▁▅"], ["\n"]])
+@pytest.mark.parametrize("documents", [[], [""]])
 def test_no_text_is_refused_and_leaves_no_file(tmp_path: Path, documents: list[str]) -> None:
     with pytest.raises(TokenizerError, match="no text"):
         train(documents, tmp_path / "t.model", vocab_size=300)
@@ -70,10 +71,14 @@ def test_marks_of_sentencepiece_do_not_hide_the_text_around_them(tmp_path: Path)
     assert len(tokenizer.encode(word)) < len(word) / 2
 
 
-def test_place_that_cannot_be_written_is_named(tmp_path: Path, corpus: list[str]) -> None:
+def test_place_that_cannot_be_written_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    def corpus() -> Iterator[str]:
+        raise AssertionError("read")
+        yield
+
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder.model").mkdir()
     for path in (tmp_path / "file" / "t.model", tmp_path / "folder.model"):
         with pytest.raises(TokenizerError, match=rf"{path.name}: cannot be written"):
-            train(corpus, path, vocab_size=640)
+            train(corpus(), path, vocab_size=640)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.model"]
