@@ -27,6 +27,7 @@ from parallel import mesh
 from parallel.layers import partial_grad, split_dim
 from parallel.slices import Piece
 from parallel.zero_layout import Partition, layout
+from parallel.zero_order import WeightGathering, fill_missing, reduce_in_order
 
 # torch 2.13 has new names for two collectives that DeepSpeed calls on every step.
 warnings.filterwarnings(
@@ -84,6 +85,7 @@ class Engine:
         self,
         model: nn.Module,
         optimizer: ShardedOptimizer,
+        *,
         zero: int,
         precision: str,
         microbatches: int = 1,
@@ -106,6 +108,10 @@ class Engine:
         owners = _Owners({name: parameters[name] for name in optimizer.names}, self._tied)
         config = _config(model, zero, precision, self.microbatches, offload)
         self._deepspeed = _initialize(model, optimizer, config)
+        self._parameters = [parameters[name] for name in optimizer.names]
+        if zero:
+            reduce_in_order(self._deepspeed.optimizer, zero, self._parameters)
+        self._gathering = WeightGathering(self._deepspeed.optimizer, model) if zero == 3 else None
         self.partition = _partition(
             self._deepspeed, zero, {name: v.shape for name, v in values.items()}, owners
         )
@@ -134,10 +140,16 @@ class Engine:
         """Accumulates the gradient of one microbatch.
 
         Args:
-            loss: sum of losses over this rank's microbatch.
+            loss: sum of losses over this rank's microbatch; out of any graph if nothing is scored.
             scored: see `loss_scale`.
         """
-        self._deepspeed.backward(loss * self.loss_scale(scored), scale_wrt_gas=False)
+        loss = loss * self.loss_scale(scored)
+        if not loss.requires_grad:  # it adds nothing, but the ranks that share weights do
+            self._deepspeed._backward_prologue()
+            loss = loss.detach().requires_grad_()
+        self._deepspeed.backward(loss, scale_wrt_gas=False)
+        if self._gathering is not None:
+            self._gathering.check()
         self._accumulated += 1
         if self._accumulated < self.microbatches:
             self._deepspeed.step()  # counts the microbatch, changes nothing
@@ -152,6 +164,7 @@ class Engine:
         if self.precision == "fp32":
             with self._deepspeed.coalesce_grad_reduction():
                 yield
+                fill_missing(self._parameters)
                 self._sum_tied()
         else:  # its bf16 optimiser adds every backward to fp32 gradients
             yield

@@ -134,9 +134,14 @@ def _train(
     else:
         model.initialize(config.run.seed)
     optimizer = MuonAdamW(model.named_parameters(), config.optimizer, config.guard.spike)
-    zero, offload = config.parallel.zero, config.parallel.offload
     engine = Engine(
-        model, optimizer, zero, settings.precision, settings.microbatches, offload, model.tied
+        model,
+        optimizer,
+        zero=config.parallel.zero,
+        precision=settings.precision,
+        microbatches=settings.microbatches,
+        offload=config.parallel.offload,
+        tied=model.tied,
     )
     cleanup.callback(engine.close)
     if trouble:

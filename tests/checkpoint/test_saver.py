@@ -187,7 +187,7 @@ def test_a_snapshot_is_a_copy() -> None:
     mesh.initialize()
     model = reference.model()
     optimizer = MuonAdamW(model.named_parameters(), reference.OPTIMIZER)
-    engine = Engine(model, optimizer, 0, "fp32", 1)
+    engine = Engine(model, optimizer, zero=0, precision="fp32")
     tokens = torch.zeros((), dtype=torch.int64)
     snapshot = TrainState(0, CarriedState.empty(1), {}, tokens, Rollbacks(), {}, True).take(
         engine, optimizer, model

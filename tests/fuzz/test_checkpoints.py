@@ -766,7 +766,9 @@ class Trainee:
         self.optimizer = MuonAdamW(
             self.model.named_parameters(), self.config.optimizer, self.config.guard.spike
         )
-        self.engine = Engine(self.model, self.optimizer, 1, "fp32", 1, False, self.model.tied)
+        self.engine = Engine(
+            self.model, self.optimizer, zero=1, precision="fp32", tied=self.model.tied
+        )
 
     def go_on(self, at: Path) -> TrainState:
         """Takes everything from a checkpoint, and the next batch."""

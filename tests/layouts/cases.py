@@ -46,7 +46,7 @@ DAILY = [
     Case(Layout(dp=2, zero=2, microbatches=2, offload=True), Problem(when="context", coda=2)),
     Case(Layout(dp=2, zero=3), Problem(when="context", prelude=1)),
     Case(Layout(dp=2, zero=3, recompute="unit"), Problem(tied=True, when="context", coda=1), "weights leave at once"),
-    Case(Layout(dp=2, zero=3), Problem(eviction="sliding"), "weights come early, and leave at once"),
+    Case(Layout(dp=2, zero=3), Problem(eviction="sliding"), "weights leave at once"),
     Case(Layout(pp=2, microbatches=2), Problem(when="context", prelude=1, truncate_passes=1)),
     # four
     Case(Layout(tp=2, pp=2, microbatches=2, recompute="unit"), Problem(eviction="sliding", when="context", coda=2)),

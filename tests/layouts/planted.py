@@ -12,7 +12,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from parallel import engine, pipeline, zero_layout
+from parallel import engine, pipeline, zero_layout, zero_order
 from pretrain.run import step
 
 
@@ -28,47 +28,32 @@ def _no_gradient_round_the_ring(*arguments: Any) -> Any:
     return tuple(leg.__class__(**leg.__dict__ | {"returns": False}) for leg in _legs(*arguments))
 
 
-def _weights_leave_at_once(prefetched: int) -> Any:
-    """ZeRO 3 as it is with weights too large to stay: gathered when a layer needs them, and then
-    released.
-    """
-
-    def config(*arguments: Any) -> Any:
-        kept = ("param_persistence_threshold", "max_reuse_distance", "max_live_parameters")
-        changes = {f"stage3_{name}": 0 for name in kept} | {
-            "stage3_prefetch_bucket_size": prefetched
-        }
-        found = _config(*arguments)
-        return found | {"zero_optimization": found["zero_optimization"] | changes}
-
-    return config
+def _weights_leave_at_once(*arguments: Any) -> Any:
+    """ZeRO 3 as it is with weights too large to stay: nothing counts as small, nothing has room."""
+    found = _config(*arguments)
+    none = {"stage3_param_persistence_threshold": 0}
+    return found | {"zero_optimization": found["zero_optimization"] | none}
 
 
 _square, _legs, _config = zero_layout.Partition.square, step.legs, engine._config
-PLANTED = {
-    "weights leave at once": (engine, "_config", _weights_leave_at_once(0)),
-    "weights come early, and leave at once": (engine, "_config", _weights_leave_at_once(1000)),
-    "one tp rank's gradient dropped": (
-        zero_layout.Partition,
-        "complete",
-        lambda self, gradient: None,
-    ),
-    "shared parameters counted twice in the norm": (
-        zero_layout.Partition,
-        "square",
-        _everything_counts,
-    ),
-    "gradient of the fast weights dropped": (
-        pipeline.Pipeline,
-        "_cut",
-        staticmethod(_stays_in_no_graph),
-    ),
-    "gradient of the next pass dropped": (step, "legs", _no_gradient_round_the_ring),
-    "one end's gradient of a tied embedding dropped": (
-        engine.Engine,
-        "_sum_tied",
-        lambda self: None,
-    ),
+PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
+    "weights leave at once": [
+        (engine, "_config", _weights_leave_at_once),
+        (zero_order, "MAX_WHOLE", 0),
+    ],
+    "one tp rank's gradient dropped": [
+        (zero_layout.Partition, "complete", lambda self, gradient: None)
+    ],
+    "shared parameters counted twice in the norm": [
+        (zero_layout.Partition, "square", _everything_counts)
+    ],
+    "gradient of the fast weights dropped": [
+        (pipeline.Pipeline, "_cut", staticmethod(_stays_in_no_graph))
+    ],
+    "gradient of the next pass dropped": [(step, "legs", _no_gradient_round_the_ring)],
+    "one end's gradient of a tied embedding dropped": [
+        (engine.Engine, "_sum_tied", lambda self: None)
+    ],
 }
 
 
@@ -78,6 +63,7 @@ def planted(what: str | None) -> Iterator[None]:
     if what is None:
         yield
         return
-    owner, name, other = PLANTED[what]
-    with mock.patch.object(owner, name, other):
+    with contextlib.ExitStack() as stack:
+        for owner, name, other in PLANTED[what]:
+            stack.enter_context(mock.patch.object(owner, name, other))
         yield

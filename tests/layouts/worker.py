@@ -72,11 +72,11 @@ def solve(problem: Problem, layout: Layout) -> Solution:
     engine = Engine(
         net,
         optimizer,
-        layout.zero,
-        problem.precision,
-        layout.microbatches,
-        layout.offload,
-        net.tied,
+        zero=layout.zero,
+        precision=problem.precision,
+        microbatches=layout.microbatches,
+        offload=layout.offload,
+        tied=net.tied,
     )
     parallel = ParallelConfig(
         tp=layout.tp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute

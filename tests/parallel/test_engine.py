@@ -20,7 +20,7 @@ def train(zero: int, precision: str, microbatches: int, steps: int) -> reference
     """The engine's counterpart of `reference.train`; every rank takes its rows of each batch."""
     net = reference.model()
     optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER)
-    engine = Engine(net, optimizer, zero, precision, microbatches)
+    engine = Engine(net, optimizer, zero=zero, precision=precision, microbatches=microbatches)
     losses, norms = [], []
     for step in range(steps):
         whole = reference.batch(step)
@@ -89,7 +89,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(
 ) -> None:
     net = reference.model()
     optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER)
-    engine = Engine(net, optimizer, zero, precision)
+    engine = Engine(net, optimizer, zero=zero, precision=precision)
     b = reference.batch(0)
     after = []
     for factor in (1.0, float("nan"), 1.0):
