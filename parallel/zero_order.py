@@ -93,7 +93,9 @@ class WeightGathering:
         """
         optimizer.parameter_offload.destroy()
         blocks = [module for module in model.modules() if isinstance(module, Block)]
-        self._blocks = [[p for p in b.parameters() if not _stays(p)] for b in blocks]
+        self._blocks: list[list[Any]] = [
+            [p for p in b.parameters() if not _stays(p)] for b in blocks
+        ]
         of_blocks = {p for parameters in self._blocks for p in parameters}
         self._always = [p for p in model.parameters() if p not in of_blocks]
         self._whole: dict[int, None] = {}  # blocks that are here, the one that ran last at the end
