@@ -1,6 +1,7 @@
 """How one step is computed on many ranks: the grid, the hybrid blocks and their state.
 
 shape.py            sizes of a block; the legend of shape letters
+setting.py          a field that says what it means and what it may be
 mesh.py             the grid of ranks;  combinations.py  what may be combined
 layers.py           Megatron's parallel linears and embedding, norms, cross-entropy
 delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention

@@ -10,33 +10,51 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from parallel.setting import setting
+
 
 @dataclass(kw_only=True)
 class BlockShape:
     """Sizes of the attention, delta-rule and MLP parts of a block.
 
     Each means the same as a setting of transformers' `Qwen3_5TextConfig`, whose other name stands
-    in (parentheses); only delta_chunk has none there: it changes how a result is computed, not the
+    in (parentheses). Only delta_chunk has none there: it changes how a result is computed, not the
     result.
     """
 
-    d_model: int = 256  # D, width of the residual stream (hidden_size)
+    d_model: int = setting(256, "D, width of the residual stream (hidden_size)", at_least=1)
 
-    attention_heads: int = 4  # query heads (num_attention_heads)
-    attention_kv_heads: int = 4  # key/value heads; divides attention_heads (num_key_value_heads)
-    attention_head_dim: int = 64  # (head_dim)
-    # share of each head's width that is rotated (rope_parameters.partial_rotary_factor)
-    rotary_fraction: float = 0.25
-    rope_theta: float = 10_000.0  # (rope_parameters.rope_theta)
+    attention_heads: int = setting(4, "query heads (num_attention_heads)", at_least=1)
+    attention_kv_heads: int = setting(
+        4, "key/value heads; divides attention_heads (num_key_value_heads)", at_least=1
+    )
+    attention_head_dim: int = setting(64, "width of an attention head (head_dim)", at_least=1)
+    rotary_fraction: float = setting(
+        0.25,
+        "share of each head's width that is rotated (rope_parameters.partial_rotary_factor)",
+        above=0,
+        at_most=1,
+    )
+    rope_theta: float = setting(
+        10_000.0, "base of the rotary wavelengths (rope_parameters.rope_theta)", above=0
+    )
 
-    # query/key heads of the delta rule; divides delta_value_heads (linear_num_key_heads)
-    delta_key_heads: int = 4
-    # value heads: one fast-weight matrix S [K, V] each (linear_num_value_heads)
-    delta_value_heads: int = 4
-    delta_key_dim: int = 64  # K (linear_key_head_dim)
-    delta_value_dim: int = 64  # V (linear_value_head_dim)
-    delta_conv_width: int = 4  # taps of the causal depthwise convolution (linear_conv_kernel_dim)
-    delta_chunk: int = 64  # tokens solved at once by the chunked form
+    delta_key_heads: int = setting(
+        4,
+        "query/key heads of the delta rule; divides delta_value_heads (linear_num_key_heads)",
+        at_least=1,
+    )
+    delta_value_heads: int = setting(
+        4,
+        "value heads: one fast-weight matrix S [K, V] each (linear_num_value_heads)",
+        at_least=1,
+    )
+    delta_key_dim: int = setting(64, "K, width of a key (linear_key_head_dim)", at_least=1)
+    delta_value_dim: int = setting(64, "V, width of a value (linear_value_head_dim)", at_least=1)
+    delta_conv_width: int = setting(
+        4, "taps of the causal depthwise convolution (linear_conv_kernel_dim)", at_least=2
+    )
+    delta_chunk: int = setting(64, "tokens solved at once by the chunked form", at_least=1)
 
-    mlp_width: int = 1024  # F (intermediate_size)
-    norm_eps: float = 1e-6  # (rms_norm_eps)
+    mlp_width: int = setting(1024, "F, width of the MLP (intermediate_size)", at_least=1)
+    norm_eps: float = setting(1e-6, "added to the mean square in norms (rms_norm_eps)", above=0)

@@ -34,11 +34,12 @@ from pretrain.checkpoint.folder import checkpoint_dir, locked, remove_incomplete
 from pretrain.config.checks import validate
 from pretrain.config.load import dump, load
 from pretrain.config.memory import check_memory
-from pretrain.config.schema import Config, ParallelConfig
+from pretrain.config.resume import check_unchanged
+from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import BatchSource
 from pretrain.data.stream import TextStream
-from pretrain.errors import UserError, shortened
+from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.files import write_atomically, writing
 from pretrain.model.flops import block_costs
@@ -48,6 +49,7 @@ from pretrain.run.console import TrainProgress
 from pretrain.run.guard import Guard, Rollbacks, SkipStreak, before_streak, reset_if_skipped
 from pretrain.run.metrics import Metrics, Throughput
 from pretrain.run.optimizer import MuonAdamW, rate
+from pretrain.run.remarks import remarks
 from pretrain.run.state import CarriedState, TrainState, after_rollback, at_the_beginning, give_back
 from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
@@ -55,16 +57,6 @@ from pretrain.run.verdict import mean_loss
 from pretrain.tasks import TaskSource, make_task
 
 T = TypeVar("T")
-
-# What a resumed run may change: it does not enter what has been computed so far, or only by
-# rounding. (train.steps moves the learning rate's decay, which is counted from the end.) The data
-# streams check themselves that the data are the same, wherever they are.
-CHANGEABLE = {
-    "run.name", "run.dir", *(f"parallel.{f.name}" for f in dataclasses.fields(ParallelConfig)),
-    "data.train", "data.heldout", "data.tokenizer", "stories.path", "train.steps", "train.microbatches",
-    "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every", "train.keep",
-    "train.keep_every", "guard.limit", "guard.then", "guard.rollbacks",
-}  # fmt: skip
 
 
 def train(config: Config, progress: bool = True) -> Path:
@@ -74,7 +66,7 @@ def train(config: Config, progress: bool = True) -> Path:
     Runs in one process, or as every rank of a launcher (torchrun, for example).
 
     Args:
-        config: as `pretrain.settings.load` gives it.
+        config: as `pretrain.config.load.load` gives it.
         progress: say on stderr how far it is.
     Raises:
         UserError: the configuration does not fit the data, the ranks or the checkpoint; or too many
@@ -133,6 +125,9 @@ def _train(
         checkpoint.load_weights(model)
     else:
         model.initialize(config.run.seed)
+    if not trouble:
+        for line in remarks(config, checkpoint.config if checkpoint else None, start):
+            progress.say(line)
     optimizer = MuonAdamW(model.named_parameters(), config.optimizer, config.guard.spike)
     engine = Engine(
         model,
@@ -340,29 +335,12 @@ def _take_folder(
         fits = before_streak if trouble else lambda _: True
         found = newest(run, lambda line: print(line, file=sys.stderr, flush=True), fits)
         if found:
-            _check_unchanged(found, config)
+            check_unchanged(found.folder, found.config, config)
     with writing(run / "config.toml"):
         write_atomically(run / "config.toml", dump(config))
     # the checkpoints hold it too: what cannot be read again is refused now
     load(run / "config.toml")
     return found.step if found else None
-
-
-def _check_unchanged(checkpoint: Checkpoint, config: Config) -> None:
-    """Refuses to resume with a setting that would have given another result so far."""
-    before, now = dataclasses.asdict(checkpoint.config), dataclasses.asdict(config)
-    changed = [
-        f"{section}.{key} = {shortened(repr(values[key]))} (it had {shortened(repr(before[section][key]))})"
-        for section, values in now.items()
-        for key in values
-        if f"{section}.{key}" not in CHANGEABLE and before[section][key] != values[key]
-    ]
-    if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise UserError(
-            f"{checkpoint.folder} cannot be continued with {', '.join(changed[:5])}{more}: "
-            "set it back, or begin another run with another run.name"
-        )
 
 
 def _due(done: int, every: int, steps: int) -> bool:

@@ -1,7 +1,42 @@
 """What a run is told: one TOML file and overrides -> `Config`.
 
-schema.py   every setting: type, default, meaning
-load.py     TOML and overrides to a `Config`, and back
-checks.py   what is refused
-memory.py   the least memory that a run needs
+schema.py     every setting: type, default, meaning, choices, bounds, may it change on resume
+fields.py     the one reader of what stands there: lists the settings, checks each by itself
+load.py       TOML and overrides to a `Config`, and back
+checks.py     combinations of settings that are refused
+memory.py     does it fit the device
+resume.py     what a run that goes on may change
+reference.py  the page of all settings, docs/settings.md
 """
+
+from pretrain.config.schema import (
+    Config,
+    CorpusConfig,
+    DataConfig,
+    DepoConfig,
+    GuardConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    Rule110Config,
+    RunConfig,
+    SleepConfig,
+    StoriesConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "Config",
+    "CorpusConfig",
+    "DataConfig",
+    "DepoConfig",
+    "GuardConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "Rule110Config",
+    "RunConfig",
+    "SleepConfig",
+    "StoriesConfig",
+    "TrainConfig",
+]

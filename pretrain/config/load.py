@@ -2,12 +2,13 @@
 
     config = load("configs/depo-small.toml", ["sleep.passes=1", "run.name=depo-n1"])
 
-Reading is strict: an unknown key, a value of another type or a combination that cannot
-be trained is refused with one line that says what to write instead.
+Reading is strict: an unknown key, a value of another type or one that cannot be trained is refused
+with one line that says what to write instead.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -15,9 +16,10 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pretrain.config.checks import validate
+from pretrain.config.fields import expand_paths, sections
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
@@ -26,50 +28,71 @@ MAX_BYTES = 1 << 16  # of a configuration
 # tomllib takes time and memory by the square of them, if they are all in one key
 MAX_DOTS = 1 << 12
 MAX_FLOAT = sys.float_info.max
+KINDS = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text in quotes",
+}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The validated configuration of a TOML file, changed by overrides such as "sleep.passes=4".
 
+    A `~` that a path begins with is the user's folder.
+
     Raises:
         UserError: the file cannot be read, or it or an override is refused.
     """
+    config = parse(_read(Path(path)), str(path), overrides)
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(
-                f"{path}: more than {MAX_BYTES >> 10} KiB, which is no configuration; name a TOML file"
-            )
-        text = content.decode()
-    except OSError as error:
-        place = (
-            f" in {Path.cwd()}"
-            if isinstance(error, FileNotFoundError) and not Path(path).is_absolute()
-            else ""
-        )
-        raise UserError(f"{path}: cannot read the configuration: {error.strerror}{place}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    config = parse(text, str(path), overrides)
-    try:
-        validate(config)
+        return validated(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Another configuration, as valid as this one, that overrides have changed."""
+    changed = copy.deepcopy(config)
+    for text in overrides:
+        _override(changed, text)
+    return validated(changed)
+
+
+def validated(config: Config) -> Config:
+    """The same configuration, its paths expanded. UserError if it cannot be trained."""
+    for section in sections():
+        expand_paths(getattr(config, section))
+    validate(config)
     return config
 
 
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError) and not path.is_absolute()
+        where = f" in {Path.cwd()}" if missing else ""
+        raise UserError(f"{path}: cannot read the configuration: {error.strerror}{where}") from None
+    if len(content) > MAX_BYTES:
+        what = f"more than {MAX_BYTES >> 10} KiB, which is no configuration"
+        raise UserError(f"{path}: {what}; name a TOML file")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
 def parse(text: str, name: str = "configuration", overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a TOML text, types checked but values not; `name` is what errors call
-    it.
-    """
+    """The configuration of a TOML text, types checked but values not; errors call it `name`."""
     try:
         tables = _parse_toml(text)
     except ValueError as error:
         raise UserError(f"{name}: not valid TOML: {error}") from None
     config: Config = _build(Config, tables, name, "")
-    for override in overrides:
-        _override(config, override)
+    for each in overrides:
+        _override(config, each)
     return config
 
 
@@ -80,7 +103,7 @@ def dump(config: Config) -> str:
         lines.append(f"[{section.name}]")
         values = getattr(config, section.name)
         lines += [
-            f"{f.name} = {_toml(getattr(values, f.name))}" for f in dataclasses.fields(values)
+            f"{f.name} = {to_toml(getattr(values, f.name))}" for f in dataclasses.fields(values)
         ]
         lines.append("")
     return "\n".join(lines)
@@ -105,9 +128,8 @@ def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> An
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise UserError(
-                f"{source}: unknown setting {prefix}{shortened(key)}{_suggest(key, prefix, list(hints))}"
-            )
+            suggestion = _suggest(key, prefix, list(hints))
+            raise UserError(f"{source}: unknown setting {prefix}{shortened(key)}{suggestion}")
     try:
         return cls(
             **{
@@ -125,7 +147,12 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _value(hint: Any, value: Any, source: str, place: str) -> Any:
-    """`value` as the type `hint`, or a UserError that says what was expected."""
+    """`value` as the type `hint`, or a UserError that says what was expected.
+
+    Which values of its type a `Literal` takes is not asked here.
+    """
+    if get_origin(hint) is Literal:
+        hint = type(get_args(hint)[0])
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _build(hint, value, source, place + ".")  # type: ignore[arg-type]
     if get_origin(hint) is list and isinstance(value, list):
@@ -145,7 +172,7 @@ def _value(hint: Any, value: Any, source: str, place: str) -> Any:
 def _shown(value: Any) -> str:
     """A value that was refused, however large it is."""
     try:
-        return shortened(_toml(value))
+        return shortened(to_toml(value))
     # tables in tables without end, or an integer of too many digits to print
     except (RecursionError, ValueError):
         return f"this {type(value).__name__}"
@@ -154,6 +181,8 @@ def _shown(value: Any) -> str:
 def _expected(hint: Any) -> str:
     if dataclasses.is_dataclass(hint):
         return "a table of settings"
+    if get_origin(hint) is Literal:
+        hint = type(get_args(hint)[0])
     if get_origin(hint) is list:
         inner = get_args(hint)[0]
         if not dataclasses.is_dataclass(inner):
@@ -162,24 +191,17 @@ def _expected(hint: Any) -> str:
         return f"a list of tables such as [{{{required}}}]"
     if get_origin(hint) is tuple:
         return f"a list of {len(get_args(hint))} values, each {_expected(get_args(hint)[0])}"
-    return {
-        int: "a whole number",
-        float: "a finite number",
-        bool: "true or false",
-        str: "text in quotes",
-    }[hint]
+    return KINDS[hint]
 
 
 def _suggest(key: str, prefix: str, known: list[str]) -> str:
-    """What was meant: a similar name here, the same or a similar one in another section, else all
-    there are here.
-    """
+    """What was meant: a similar name here, or in another section; else all that there are here."""
     near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
     elsewhere = {
         name: f"{section}.{name}"
-        for section, cls in get_type_hints(Config).items()
+        for section, cls in sections().items()
         for name in get_type_hints(cls)
     }
     far = difflib.get_close_matches(key, elsewhere, n=1)
@@ -195,16 +217,13 @@ def _override(config: Config, text: str) -> None:
     section, dot, key = place.partition(".")
     if not equals or not dot or not key:
         raise UserError(f"{source}: write it as section.key=value, for example sleep.passes=4")
-    sections = get_type_hints(Config)
-    if section not in sections:
-        raise UserError(
-            f"{source}: unknown section {shortened(section)}{_suggest(section, '', list(sections))}"
-        )
-    hints = get_type_hints(sections[section])
+    if section not in sections():
+        suggestion = _suggest(section, "", list(sections()))
+        raise UserError(f"{source}: unknown section {shortened(section)}{suggestion}")
+    hints = get_type_hints(sections()[section])
     if key not in hints:
-        raise UserError(
-            f"{source}: unknown setting {shortened(place)}{_suggest(key, section + '.', list(hints))}"
-        )
+        suggestion = _suggest(key, section + ".", list(hints))
+        raise UserError(f"{source}: unknown setting {shortened(place)}{suggestion}")
     value = _written(written)
     if hints[key] is str and not isinstance(value, str):
         value = written  # a name such as 2026 or true
@@ -222,7 +241,7 @@ def _written(text: str) -> Any:
     return tables["value"] if len(tables) == 1 else text
 
 
-def _toml(value: Any) -> str:
+def to_toml(value: Any) -> str:
     """One value, in the notation of TOML."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -231,7 +250,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(to_toml, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{k} = {_toml(v)}' for k, v in value.items())}}}"
+        return f"{{{', '.join(f'{k} = {to_toml(v)}' for k, v in value.items())}}}"
     return str(value)

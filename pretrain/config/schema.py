@@ -1,142 +1,243 @@
-"""The settings of a run: what each one means, its default and its bounds."""
+"""Every setting of a run: type, default, meaning, choices, bounds, may it change on resume.
+
+Read from top to bottom, or printed by `hypnos train --help-settings`. A field's type says what kind
+of value it takes (`Literal`: which ones); `setting` says the rest:
+
+    at_least, above, at_most, below   bounds of a number, or of each number of a list
+    changes                           a run that goes on may have another value than before: it does
+                                      not enter what has been computed so far, or only by rounding
+    path                              the name of a file or a folder: `~` is expanded
+
+What several settings must satisfy together is in checks.py.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from parallel.setting import REQUIRED, setting
 from parallel.shape import BlockShape
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    name: str = "run"
-    dir: str = "runs"  # the run's folder is dir/name
-    seed: int = 0
+    """The run's folder is dir/name."""
+
+    name: str = setting("run", "name of the run's folder", changes=True)
+    dir: str = setting("runs", "folder that the run's folder is in", changes=True, path=True)
+    seed: int = setting(0, "seed of the weights and of the order of the data", at_least=0)
 
 
 @dataclass(kw_only=True)
 class ModelConfig(BlockShape):
-    layers: list[str] = field(default_factory=lambda: ["attention", "delta"] * 2)
-    vocab_size: int = 0  # 0: taken from the tokenizer or the task
-    tie_embeddings: bool = False
-    embedding_std: float = 0.02
-    head_std: float = 0.02
-    init_std: float = 0.02  # body matrices
-    # -log a_t of the heads at start: evenly spread in log scale
-    decay_init: tuple[float, float] = (1e-3, 0.1)
+    """The hybrid model; names in (parentheses) are transformers' for the same size."""
+
+    layers: list[Literal["attention", "delta"]] = setting(
+        ["attention", "delta", "attention", "delta"], "the blocks, from the first to the last"
+    )
+    vocab_size: int = setting(0, "tokens; 0: taken from the tokenizer or the task", at_least=0)
+    tie_embeddings: bool = setting(False, "the head uses the embedding's weights")
+    embedding_std: float = setting(0.02, "of the embedding at start", above=0)
+    head_std: float = setting(0.02, "of the head at start", above=0)
+    init_std: float = setting(0.02, "of the blocks' matrices at start", above=0)
+    decay_init: tuple[float, float] = setting(
+        (1e-3, 0.1), "-log a_t of the heads at start: evenly spread in log scale", above=0
+    )
 
 
 @dataclass(kw_only=True)
 class SleepConfig:
-    passes: int = 4  # N, all passes over a window; 1 is the plain hybrid with eviction
-    window: int = 256  # L, tokens
-    # "always": every window but the last sleeps | "context": windows without targets sleep
-    when: str = "always"
-    # "hard": KV cleared at each window | "sliding": the last L-1 tokens stay attendable
-    eviction: str = "hard"
-    prelude: int = 0  # blocks before the loop, run once per window
-    coda: int = 0  # blocks after the loop, run once per window
-    truncate_passes: int = 0  # backpropagate through the last k passes of a window only; 0: all
-    # cut backpropagation every j windows, counted from the sequence's end; 0: never
-    truncate_windows: int = 0
+    """What is done with a window when it is full (docs/method.md)."""
+
+    passes: int = setting(
+        4, "N, all passes over a window; 1 is the plain hybrid with eviction", at_least=1
+    )
+    window: int = setting(256, "L, tokens", at_least=1)
+    when: Literal["always", "context"] = setting(
+        "always", "always: every window but the last sleeps; context: windows without targets sleep"
+    )
+    eviction: Literal["hard", "sliding"] = setting(
+        "hard", "hard: keys and values end with a window; sliding: the last L - 1 stay attendable"
+    )
+    prelude: int = setting(0, "blocks before the loop, run once per window", at_least=0)
+    coda: int = setting(0, "blocks after the loop, run once per window", at_least=0)
+    truncate_passes: int = setting(
+        0, "backpropagate through the last k passes of a window only; 0: through all", at_least=0
+    )
+    truncate_windows: int = setting(
+        0,
+        "cut backpropagation every j windows, counted from the sequence's end; 0: never",
+        at_least=0,
+    )
 
 
 @dataclass(kw_only=True)
 class CorpusConfig:
-    path: str  # folder that `hypnos data prepare` wrote
-    weight: float = 1.0  # share of the tokens drawn from it, relative to the others
+    """One corpus of a mixture."""
+
+    path: str = setting(REQUIRED, "folder that `hypnos data prepare` wrote", path=True)
+    weight: float = setting(
+        1.0,
+        "share of the tokens drawn from it, relative to the others",
+        at_least=1e-6,
+        at_most=1e6,
+    )
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    task: str = "text"  # "text" | "depo" | "rule110" | "stories"
-    tokenizer: str = ""  # sentencepiece model; required for text and stories
-    train: list[CorpusConfig] = field(default_factory=list)
-    heldout: str = ""  # folder of held-out shards
-    windows: int = 4  # W, windows per training sequence (text)
-    # "isolate": a document starts a window with S = 0 | "stitch": joined by EOS
-    documents: str = "isolate"
-    carry: bool = True  # a document longer than W windows keeps S from one sequence to the next
+    """What is trained on."""
+
+    task: Literal["text", "depo", "rule110", "stories"] = setting(
+        "text", "text: shards of a corpus; the others are generated, as their sections say"
+    )
+    tokenizer: str = setting(
+        "", "sentencepiece model; required for text and stories", changes=True, path=True
+    )
+    train: list[CorpusConfig] = setting([], "corpora of text, and their weights", changes=True)
+    heldout: str = setting("", "folder of held-out shards (text)", changes=True, path=True)
+    windows: int = setting(4, "W, windows per training sequence (text)", at_least=1)
+    documents: Literal["isolate", "stitch"] = setting(
+        "isolate", "isolate: a document starts a window with S = 0; stitch: joined by EOS"
+    )
+    carry: bool = setting(
+        True, "a document longer than W windows keeps S from one sequence to the next"
+    )
 
 
 @dataclass(kw_only=True)
 class DepoConfig:
     """Multi-hop retrieval in a shuffled directed cycle (docs/method.md)."""
 
-    nodes: int = 75
-    # smallest cycle in training; equal to nodes: all have that size; 0: as many as queries
-    min_nodes: int = 0
-    max_hops: int = 16
-    context: int = 300  # tokens of the edge list, left-padded
-    queries: int = 10
-    vocabulary: int = 50  # size of each of the two sets that node names are written in
-    name_tokens: tuple[int, int] = (1, 2)
-    mask_pad: bool = False  # PAD neither writes nor decays; by default it is an ordinary token
+    nodes: int = setting(75, "of the largest cycle", at_least=1)
+    min_nodes: int = setting(
+        0,
+        "of the smallest cycle in training; equal to nodes: all have that size; "
+        "0: as many as queries",
+        at_least=0,
+    )
+    max_hops: int = setting(16, "a query goes 1 to so many hops", at_least=1)
+    context: int = setting(300, "tokens of the edge list, left-padded", at_least=1)
+    queries: int = setting(10, "on each cycle", at_least=1)
+    vocabulary: int = setting(
+        50, "size of each of the two sets of tokens that node names are written in", at_least=1
+    )
+    name_tokens: tuple[int, int] = setting((1, 2), "least and most tokens of a name", at_least=1)
+    mask_pad: bool = setting(
+        False, "PAD neither writes nor decays; by default it is an ordinary token"
+    )
 
 
 @dataclass(kw_only=True)
 class Rule110Config:
-    width: int = 24  # cells of a ring; sleep.window is a multiple of it, or it of sleep.window
-    rings: int = 4  # they fill whole windows
-    steps: int = 32  # t, applications of the rule
+    """A cellular automaton, to be told some steps ahead (docs/method.md)."""
+
+    width: int = setting(
+        24, "cells of a ring; sleep.window is a multiple of it, or it of sleep.window", at_least=3
+    )
+    rings: int = setting(4, "of a sequence; they fill whole windows", at_least=1)
+    steps: int = setting(32, "t, applications of the rule", at_least=0, at_most=1 << 20)
 
 
 @dataclass(kw_only=True)
 class StoriesConfig:
     """Math stories in the GSM-Infinite format."""
 
-    path: str = ""  # .jsonl with problem, question, solution, op; empty: the built-in generator
-    min_ops: int = 1
-    max_ops: int = 8
-    context: int = 2000  # tokens, left-padded
-    question_first: bool = True
+    path: str = setting(
+        "",
+        ".jsonl with problem, question, solution, op; empty: the built-in generator",
+        changes=True,
+        path=True,
+    )
+    min_ops: int = setting(1, "least operations of a story", at_least=1)
+    max_ops: int = setting(8, "most operations of a story", at_least=1)
+    context: int = setting(2000, "tokens, left-padded", at_least=1)
+    question_first: bool = setting(True, "the question comes before the story")
 
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    muon_lr: float = 2e-3  # body matrices
-    adamw_lr: float = 1e-3  # embeddings, head, norms, biases, A_log, dt_bias, convolutions
-    momentum: float = 0.95
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    warmup: int = 100  # steps
-    decay: int = 0  # last steps, linear to final_lr of the peak
-    final_lr: float = 0.1
-    name: str = "muon"  # "muon": Muon on body matrices, AdamW on the rest | "adamw": AdamW on all
+    """Muon and AdamW; learning rates warm up, stay at their peak and decay."""
+
+    muon_lr: float = setting(2e-3, "peak learning rate of the body's matrices", above=0)
+    adamw_lr: float = setting(
+        1e-3,
+        "peak learning rate of embeddings, head, norms, biases, A_log, dt_bias, convolutions",
+        above=0,
+    )
+    momentum: float = setting(0.95, "of Muon", at_least=0, below=1)
+    betas: tuple[float, float] = setting((0.9, 0.95), "of AdamW", at_least=0, below=1)
+    weight_decay: float = setting(1e-4, "of matrices, times the learning rate", at_least=0)
+    clip: float = setting(1.0, "most that the gradient's norm may be", above=0)
+    warmup: int = setting(100, "steps in which learning rates rise to their peak", at_least=0)
+    decay: int = setting(
+        0, "last steps, in which learning rates fall to final_lr of their peak", at_least=0
+    )
+    final_lr: float = setting(
+        0.1, "share of the peak learning rate at the end of the decay", at_least=0, at_most=1
+    )
+    name: Literal["muon", "adamw"] = setting(
+        "muon", "muon: Muon on the body's matrices, AdamW on the rest; adamw: AdamW on all"
+    )
 
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """How a step is spread over ranks; those left over by tp x pp are data parallel
+    """How a step is spread over ranks; those beyond tp x pp are data parallel
     (docs/parallelism.md).
     """
 
-    tp: int = 1  # ranks that share each layer, by heads and by features
-    pp: int = 1  # stages that the blocks are split over
-    # blocks on each stage; empty: balanced by FLOPs
-    stages: list[int] = field(default_factory=list)
-    sequence_parallel: bool = False  # between layers, tp ranks share the tokens too
-    zero: int = 1  # DeepSpeed ZeRO stage 0..3
-    offload: bool = False  # optimiser state and fp32 master weights in host memory
-    recompute: str = "unit"  # "none" | "unit": a (window, pass) keeps only its inputs | "block"
-    # seconds after which a rank that makes no progress, or waits for one, ends the job
-    timeout: float = 600.0
+    tp: int = setting(
+        1, "ranks that share each layer, by heads and by features", at_least=1, changes=True
+    )
+    pp: int = setting(1, "stages that the blocks are split over", at_least=1, changes=True)
+    stages: list[int] = setting(
+        [], "blocks on each stage; empty: balanced by FLOPs", at_least=1, changes=True
+    )
+    sequence_parallel: bool = setting(
+        False, "between layers, tp ranks share the tokens too", changes=True
+    )
+    zero: Literal[0, 1, 2, 3] = setting(1, "DeepSpeed ZeRO stage", changes=True)
+    offload: bool = setting(
+        False, "optimiser state and fp32 master weights in host memory", changes=True
+    )
+    recompute: Literal["none", "unit", "block"] = setting(
+        "unit",
+        "none: all activations are kept; unit: a (window, pass) keeps only its inputs; "
+        "block: each block does",
+        changes=True,
+    )
+    timeout: float = setting(
+        600.0,
+        "seconds after which a rank that makes no progress, or waits for one, ends the job",
+        above=0,
+        at_most=1e9,
+        changes=True,
+    )
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    steps: int = 1000
-    batch: int = 32  # sequences per optimiser step, over all ranks
-    microbatches: int = 1  # gradient accumulation on each rank
-    # "fp32" | "bf16"; fast weights, gates and master weights are always fp32
-    precision: str = "fp32"
-    log_every: int = 10
-    eval_every: int = 200
-    eval_batches: int = 4
-    checkpoint_every: int = 200
-    keep: int = 2  # newest checkpoints kept
-    keep_every: int = 0  # steps; a checkpoint at a multiple of it is kept for good; 0: none is
+    """How long, in which portions, and what is written when."""
+
+    steps: int = setting(1000, "optimiser steps", at_least=1, changes=True)
+    batch: int = setting(32, "sequences per optimiser step, over all ranks", at_least=1)
+    microbatches: int = setting(1, "gradient accumulation on each rank", at_least=1, changes=True)
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "of blocks and activations; fast weights, gates and master weights are always fp32"
+    )
+    log_every: int = setting(10, "steps between rows of metrics", at_least=1, changes=True)
+    eval_every: int = setting(200, "steps between evaluations", at_least=1, changes=True)
+    eval_batches: int = setting(4, "held-out batches of an evaluation", at_least=1, changes=True)
+    checkpoint_every: int = setting(200, "steps between checkpoints", at_least=1, changes=True)
+    keep: int = setting(2, "newest checkpoints that are kept", at_least=1, changes=True)
+    keep_every: int = setting(
+        0,
+        "steps; a checkpoint at a multiple of it is kept for good; 0: none is",
+        at_least=0,
+        changes=True,
+    )
 
 
 @dataclass(kw_only=True)
@@ -145,17 +246,27 @@ class GuardConfig:
     is always skipped.
     """
 
-    # also skip a step whose loss or gradient norm exceeds this many times its running mean; 0:
-    # never
-    spike: float = 0.0
-    limit: int = 10  # so many skipped steps in a row are trouble
-    # "stop", explained | "rollback": back to the newest checkpoint, on with the data after that
-    then: str = "stop"
-    rollbacks: int = 3  # to one checkpoint; after so many it stops
+    spike: float = setting(
+        0.0,
+        "also skip a step whose loss or gradient norm exceeds this many times its running mean; "
+        "0: never",
+        at_least=0,
+    )
+    limit: int = setting(10, "so many skipped steps in a row are trouble", at_least=1, changes=True)
+    then: Literal["stop", "rollback"] = setting(
+        "stop",
+        "stop: end, explained; rollback: to the newest checkpoint, on with the data after that",
+        changes=True,
+    )
+    rollbacks: int = setting(
+        3, "to one checkpoint; after so many the run stops", at_least=1, changes=True
+    )
 
 
 @dataclass(kw_only=True)
 class Config:
+    """All settings of a run."""
+
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sleep: SleepConfig = field(default_factory=SleepConfig)

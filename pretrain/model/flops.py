@@ -11,6 +11,7 @@ model: it is left out, as in the usual definition of model FLOPs utilisation (Ch
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ def block_forward(
 
 def part_forward(
     config: ModelConfig,
-    kinds: list[str],
+    kinds: Sequence[str],
     tokens: int,
     past: int,
     write_only: bool,

@@ -6,14 +6,14 @@ import dataclasses
 import math
 import tomllib
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config.load import dump, load, parse
-from pretrain.config.schema import Config, CorpusConfig
+from pretrain.config import Config, CorpusConfig
+from pretrain.config.load import dump, load, override, parse
 from pretrain.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -24,6 +24,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if dataclasses.is_dataclass(hint):
         fields = get_type_hints(hint)
         return st.builds(hint, **{name: values(inner) for name, inner in fields.items()})
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
     if get_origin(hint) is list:
         return st.lists(values(get_args(hint)[0]), max_size=3)
     if get_origin(hint) is tuple:
@@ -224,6 +226,29 @@ def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(
         UserError, match=f"^none.toml: cannot read the configuration: .* in {tmp_path}$"
     ):
         load("none.toml")
+
+
+def test_a_tilde_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    path = tmp_path / "c.toml"
+    path.write_text('[stories]\npath = "~/a"\n[data]\nheldout = "b/~"\n[run]\nname = "~"\n')
+    paths = ["data.tokenizer=~/t.model", "run.dir=~", "data.train=[{path='~/c'}]"]
+    config = load(path, ["data.task=depo", *paths])
+    assert (config.stories.path, config.data.heldout) == ("/home/me/a", "b/~")
+    assert (config.run.dir, config.run.name) == ("/home/me", "~")
+    assert (config.data.tokenizer, config.data.train[0].path) == (
+        "/home/me/t.model",
+        "/home/me/c",
+    )
+
+
+def test_overrides_of_a_configuration_leave_it_as_it_is() -> None:
+    config = parse("", overrides=["data.task=depo"])
+    changed = override(config, ["sleep.passes=2", "data.heldout=~"])
+    assert changed.sleep.passes == 2 and "~" not in changed.data.heldout
+    assert config == parse("", overrides=["data.task=depo"])
+    with pytest.raises(UserError, match=r"^sleep\.passes = 0: must be at least 1$"):
+        override(config, ["sleep.passes=0"])
 
 
 def test_load_validates_and_names_the_file() -> None:

@@ -1,0 +1,138 @@
+"""What the schema says of each setting, read: all of them listed, each checked by itself.
+
+Nothing here knows a setting by its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import unicodedata
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from parallel.setting import Rule
+from pretrain.config.schema import Config
+from pretrain.errors import UserError, shortened
+
+MAX_FLOAT = 1e15  # the product of two is a number in fp32
+
+
+class Setting(NamedTuple):
+    """A field of one of the schema's dataclasses."""
+
+    name: str
+    hint: Any  # its type
+    default: Any  # dataclasses.MISSING where there is none
+    rule: Rule
+
+
+def settings(cls: type) -> list[Setting]:
+    """The settings of a section, or of a table in one, in the schema's order."""
+    hints = get_type_hints(cls)
+    return [
+        Setting(
+            field.name,
+            hints[field.name],
+            field.default
+            if field.default_factory is dataclasses.MISSING
+            else field.default_factory(),
+            field.metadata["rule"],
+        )
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def sections() -> dict[str, type]:
+    """The dataclass of each section."""
+    return get_type_hints(Config)
+
+
+def values(config: Config) -> Iterator[tuple[str, Setting, Any]]:
+    """Every setting of a configuration: its dotted name, what the schema says of it, its value."""
+    for section, cls in sections().items():
+        for setting in settings(cls):
+            yield (
+                f"{section}.{setting.name}",
+                setting,
+                getattr(getattr(config, section), setting.name),
+            )
+
+
+def check(config: Config) -> None:
+    """Raises UserError at the first value that its own field does not allow."""
+    for place, setting, value in values(config):
+        _check(place, setting.hint, setting.rule, value)
+
+
+def _check(place: str, hint: Any, rule: Rule, value: Any) -> None:
+    if dataclasses.is_dataclass(hint):
+        for inner in settings(hint):  # type: ignore[arg-type]
+            _check(f"{place}.{inner.name}", inner.hint, inner.rule, getattr(value, inner.name))
+    elif get_origin(hint) in (list, tuple):
+        for number, element in enumerate(value):
+            _check(f"{place}[{number}]", get_args(hint)[0], rule, element)
+    elif get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise refused(place, value, f"must be {choices(hint)}")
+    elif hint is str:
+        _check_text(place, value)
+    elif hint in (int, float):
+        if not _within(rule, value):
+            raise refused(place, value, f"must be {bounds(rule)}")
+        if abs(value) > MAX_FLOAT and hint is float:
+            raise refused(place, value, f"must be at most {MAX_FLOAT:g}")
+
+
+def _check_text(place: str, text: str) -> None:
+    """No NUL, line's end or lone surrogate: most texts become names of files, and all are shown in
+    messages.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise UserError(f"{place} = {shortened(ascii(text))}: holds a control character: remove it")
+
+
+def _within(rule: Rule, number: float) -> bool:
+    return not (
+        (rule.at_least is not None and number < rule.at_least)
+        or (rule.above is not None and number <= rule.above)
+        or (rule.at_most is not None and number > rule.at_most)
+        or (rule.below is not None and number >= rule.below)
+    )
+
+
+def bounds(rule: Rule) -> str:
+    """As "at least 0 and less than 1"; empty where there are none."""
+    said = [
+        ("at least", rule.at_least),
+        ("more than", rule.above),
+        ("at most", rule.at_most),
+        ("less than", rule.below),
+    ]
+    return " and ".join(f"{words} {bound:.15g}" for words, bound in said if bound is not None)
+
+
+def choices(hint: Any) -> str:
+    """As '"hard" or "sliding"'."""
+    return " or ".join(map(shown, get_args(hint)))
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it."""
+    return shortened(f'"{value}"' if isinstance(value, str) else str(value))
+
+
+def refused(place: str, value: object, why: str) -> UserError:
+    """The error that a value of a setting is."""
+    return UserError(f"{place} = {shown(value)}: {why}")
+
+
+def expand_paths(table: Any) -> None:
+    """Puts the user's folder for a `~` that a path begins with: no shell does, after `key=`."""
+    for setting in settings(type(table)):
+        value = getattr(table, setting.name)
+        if setting.rule.path:
+            setattr(table, setting.name, os.path.expanduser(value))
+        elif isinstance(value, list):
+            for element in filter(dataclasses.is_dataclass, value):
+                expand_paths(element)

@@ -1,0 +1,30 @@
+"""What a run says of its learning rate before it begins, where it may not be what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pretrain.config import Config
+from pretrain.run.optimizer import rate
+
+
+def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
+    """One line each; nothing for an ordinary run.
+
+    Args:
+        before: the configuration of the checkpoint that is gone on from.
+        start: steps that are done.
+    """
+    schedule, steps = config.optimizer, config.train.steps
+    if schedule.warmup + schedule.decay > steps:
+        yield (
+            f"optimizer.warmup = {schedule.warmup} and optimizer.decay = {schedule.decay} are more "
+            f"than train.steps = {steps}: the learning rate does not reach its peak"
+        )
+    if before is not None and before.train.steps != steps and start < steps:
+        now, was = (rate(start, n, schedule) for n in (steps, before.train.steps))
+        if now != was:
+            yield (
+                f"train.steps = {steps} (it had {before.train.steps}) moves the learning rate's "
+                f"decay: it goes on at {now:.3g} of its peak instead of {was:.3g}"
+            )

@@ -1,0 +1,105 @@
+"""Every refusal of a combination of settings, each with its fix; and what must not be refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from pretrain.config import Config
+from pretrain.config.checks import validate
+from pretrain.config.load import parse
+from pretrain.errors import UserError
+
+DEPO = ["data.task=depo"]
+TEXT = ["data.task=text", "data.tokenizer=t.model", "data.train=[{path='train'}]"]
+TEXT += ["data.heldout=heldout"]
+STORIES = ["data.task=stories", "data.tokenizer=t.model"]
+RULE110 = ["data.task=rule110"]
+
+
+def config(*overrides: str) -> Config:
+    return parse("", overrides=overrides)
+
+
+@pytest.mark.parametrize("base", [DEPO, TEXT, STORIES, RULE110], ids=lambda base: base[0])
+def test_the_defaults_are_valid(base: list[str]) -> None:
+    validate(config(*base))
+
+
+REFUSED = {
+    "run.name=": 'run.name = "": must be the name of a folder, without slashes; run.dir says where',
+    "run.name=a/b": 'run.name = "a/b": must be the name of a folder',
+    "run.name=..": 'run.name = "..": must be the name of a folder',
+    "model.attention_heads=6": "model.attention_heads = 6: must be a multiple of "
+    "model.attention_kv_heads = 4",
+    "model.delta_value_heads=6": "model.delta_value_heads = 6: must be a multiple of "
+    "model.delta_key_heads = 4",
+    "model.attention_head_dim=12": "model.rotary_fraction = 0.25: rotates 3 of "
+    "model.attention_head_dim = 12: must be an even number, at least 2",
+    "model.attention_head_dim=4": "model.rotary_fraction = 0.25: rotates 1 of model.attention",
+    "model.attention_head_dim=2": "model.rotary_fraction = 0.25: rotates 0 of model.attention",
+    "model.decay_init=[0.2,0.1]": "model.decay_init = [0.2, 0.1]: must have the smaller number "
+    "first",
+    "model.layers=[]": 'model.layers = []: name at least one block, "attention" or "delta"',
+    "sleep.prelude=3 sleep.coda=2": "sleep.prelude = 3 and sleep.coda = 2 are more than the 4 b",
+    "model.layers=['attention']": 'sleep.passes = 4 needs a "delta" block between sleep.prelude',
+    "sleep.prelude=2 sleep.coda=1": 'sleep.passes = 4 needs a "delta" block between',
+    "sleep.prelude=4": 'sleep.passes = 4 needs a "delta" block between',
+    "sleep.truncate_passes=5": "sleep.truncate_passes = 5: must be at most sleep.passes = 4; 0 ",
+    "parallel.pp=2 parallel.zero=0": "parallel.pp > 1 with parallel.zero = 0: ",
+    "parallel.tp=4 model.attention_kv_heads=2": "model.attention_kv_heads = 2: does not divide by",
+    "parallel.tp=4 model.delta_key_heads=2": "model.delta_key_heads = 2: does not divide by para",
+    "parallel.tp=4 model.mlp_width=6": "model.mlp_width = 6: does not divide by parallel.tp = 4; "
+    "make it 8, or lower parallel.tp",
+    "parallel.tp=2 model.vocab_size=7": "model.vocab_size = 7: does not divide by parallel.tp = 2",
+    "parallel.pp=5": "parallel.pp = 5: at most one stage for each of the 4 blocks of model.layers",
+    "parallel.pp=2 parallel.stages=[4]": "parallel.stages = [4]: must be parallel.pp = 2 numbers",
+    "parallel.pp=2 parallel.stages=[1,2]": "parallel.stages = [1, 2]: must be parallel.pp = 2 ",
+    "guard.spike=1": "guard.spike = 1.0: must be more than 1, so many times the running mean; 0 ",
+    "train.microbatches=5": "train.batch = 32: must be a multiple of train.microbatches = 5",
+    "train.batch=1048576": "train.batch = 1048576: makes 377487360 tokens, 360 a sequence; at most",
+    "train.eval_batches=1048576": "train.eval_batches = 1048576: makes 12079595520 tokens, 360 a ",
+    "data.task=text": 'data.tokenizer = "": name the sentencepiece model that `hypnos tokenizer',
+    "data.task=stories": 'data.tokenizer = "": name the sentencepiece model that `hypnos tokenizer',
+}  # fmt: skip
+
+REFUSED_OF_TEXT = {
+    "data.train=[]": "data.train = []: name a folder that `hypnos data prepare` wrote, as [{path",
+    "data.train=[{path=''}]": 'data.train[0].path = "": name a folder that `hypnos data prepare`',
+    "data.heldout=": 'data.heldout = "": name the folder of held-out shards',
+    "sleep.when=context": 'sleep.when = "context": every window of text has targets',
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [([*DEPO, *changes.split(" ")], message) for changes, message in REFUSED.items()]
+    + [([*TEXT, change], message) for change, message in REFUSED_OF_TEXT.items()]
+    + [([*STORIES, "stories.min_ops=9"], "stories.max_ops = 8: must be at least stories.min_ops")],
+    ids=str,
+)
+def test_a_combination_that_cannot_be_trained_is_refused(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        validate(config(*overrides))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sleep.passes=1", 'model.layers=["attention"]'],  # the plain transformer, the baseline
+        ["sleep.passes=1", "sleep.prelude=2", "sleep.coda=2"],
+        ["sleep.prelude=1", "sleep.coda=2"],
+        ["sleep.truncate_passes=4", "sleep.truncate_windows=9"],
+        ["train.microbatches=32"],
+        ["optimizer.warmup=600", "optimizer.decay=400"],
+        ["train.steps=5"],  # less than the default warm-up
+        ["guard.spike=0"],
+        [*TEXT, "sleep.when=context", "sleep.passes=1"],
+    ],
+    ids=str,
+)
+def test_what_can_be_trained_is_not_refused(overrides: list[str]) -> None:
+    validate(config(*DEPO, *overrides))

@@ -1,0 +1,115 @@
+"""What stands with each setting: it is checked, printed, and decides what a resume may change."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import Config
+from pretrain.config.fields import check, values
+from pretrain.config.load import parse
+from pretrain.config.reference import WIDTH, page, text
+from pretrain.config.resume import check_unchanged
+from pretrain.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sleep.passes=0", "sleep.passes = 0: must be at least 1"),
+        ("rule110.width=2", "rule110.width = 2: must be at least 3"),
+        ("run.seed=-1", "run.seed = -1: must be at least 0"),
+        ("optimizer.clip=0", "optimizer.clip = 0.0: must be more than 0"),
+        ("optimizer.clip=-1", "optimizer.clip = -1.0: must be more than 0"),
+        ("optimizer.clip=1e16", "optimizer.clip = 1e+16: must be at most 1e+15"),
+        ("guard.spike=-2", "guard.spike = -2.0: must be at least 0"),
+        ("optimizer.momentum=1", "optimizer.momentum = 1.0: must be at least 0 and less than 1"),
+        ("optimizer.final_lr=1.5", "optimizer.final_lr = 1.5: must be at least 0 and at most 1"),
+        ("model.rotary_fraction=0", "model.rotary_fraction = 0.0: must be more than 0 and at most"),
+        ("optimizer.betas=[0.9,1]", "optimizer.betas[1] = 1.0: must be at least 0 and less than 1"),
+        ("model.decay_init=[0,0.1]", "model.decay_init[0] = 0.0: must be more than 0"),
+        ("parallel.stages=[4,0]", "parallel.stages[1] = 0: must be at least 1"),
+        ("parallel.timeout=1e10", "parallel.timeout = 10000000000.0: must be more than 0 and at m"),
+        ("data.train=[{path='a'},{path='b',weight=0}]", "data.train[1].weight = 0.0: must be at l"),
+        ("data.train=[{path='a',weight=1e9}]", "data.train[0].weight = 1000000000.0: must be at l"),
+        ("sleep.eviction=soft", 'sleep.eviction = "soft": must be "hard" or "sliding"'),
+        ("parallel.zero=7", "parallel.zero = 7: must be 0 or 1 or 2 or 3"),
+        ("model.layers=['delta','mamba']", 'model.layers[1] = "mamba": must be "attention" or "d'),
+        ("run.dir=a\x85b", "run.dir = 'a\\x85b': holds a control character: remove it"),
+        ("data.tokenizer=\udcff", "data.tokenizer = '\\udcff': holds a control character: remove"),
+        ("data.train=[{path='a\u2028'}]", "data.train[0].path = 'a\\u2028': holds a control chara"),
+    ],
+)
+def test_a_value_that_its_field_does_not_allow_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        check(parse("", overrides=[override]))
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sleep.passes=1",
+        "model.delta_conv_width=2",
+        "run.seed=9223372036854775807",
+        "model.rotary_fraction=1",
+        "optimizer.momentum=0",
+        "optimizer.final_lr=0",
+        "optimizer.weight_decay=0",
+        "data.train=[{path='a',weight=1e-6}]",
+        "parallel.zero=0",
+    ],
+)
+def test_a_bound_itself_is_allowed(override: str) -> None:
+    check(parse("", overrides=[override]))
+
+
+# As before the fields said so: neither this list nor theirs changes without the other.
+CHANGEABLE = {
+    "run.name", "run.dir", "data.train", "data.heldout", "data.tokenizer", "stories.path",
+    "parallel.tp", "parallel.pp", "parallel.stages", "parallel.sequence_parallel", "parallel.zero",
+    "parallel.offload", "parallel.recompute", "parallel.timeout", "train.steps",
+    "train.microbatches", "train.log_every", "train.eval_every", "train.eval_batches",
+    "train.checkpoint_every", "train.keep", "train.keep_every", "guard.limit", "guard.then",
+    "guard.rollbacks",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [place for place, _, _ in values(Config())])
+def test_what_a_run_that_goes_on_may_change(place: str) -> None:
+    before, now = Config(), Config()
+    section, name = place.split(".")
+    setattr(getattr(now, section), name, "another value")
+    if place in CHANGEABLE:
+        check_unchanged(Path("step-3"), before, now)
+        return
+    with pytest.raises(UserError) as error:
+        check_unchanged(Path("step-3"), before, now)
+    said = f"step-3 cannot be continued with {place} = 'another value' (it had "
+    assert str(error.value).startswith(said)
+
+
+def test_the_reference_is_a_configuration_of_every_default() -> None:
+    assert parse(text()) == Config()
+    assert {f"{s}.{k}" for s, table in tomllib.loads(text()).items() for k in table} == {
+        place for place, _, _ in values(Config())
+    }
+
+
+def test_the_reference_says_all_that_stands_with_a_setting() -> None:
+    said = text()
+    assert "# N, all passes over a window; 1 is the plain hybrid with eviction\npasses = 4" in said
+    assert 'when = "always"  # "always" or "context"\n' in said
+    assert "steps = 1000  # whole number, at least 1; may change on resume\n" in said
+    assert 'dir = "runs"  # path; may change on resume\n' in said
+    assert "#     weight = 1.0: share of the tokens drawn from it, relative to the others" in said
+    assert max(map(len, said.splitlines())) <= WIDTH
+
+
+def test_the_page_of_settings_is_what_the_fields_say() -> None:
+    """If not: python -m pretrain.config.reference > docs/settings.md"""
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == page()
