@@ -10,10 +10,10 @@ from pathlib import Path
 
 from parallel import mesh
 from pretrain import trainer
-from pretrain.config import load as settings
+from pretrain.config.load import load
 
 if __name__ == "__main__":
     for path in sorted(Path(sys.argv[1]).glob("*.toml")):
         mesh.parallel_state.destroy_model_parallel()  # each has a grid of its own
-        trainer.train(settings.load(path), progress=False)
+        trainer.train(load(path), progress=False)
     mesh.shutdown()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pretrain.config import load as settings
+from pretrain.config.load import dump
 from tests.resume.job import Job
 from tests.resume.problem import Case, make_config
 
@@ -29,7 +29,7 @@ class Run:
         )
         self.scratch.mkdir(parents=True)
         self.jobs = 0
-        self.config.write_text(settings.dump(make_config(case, corpus, root / "runs", **changes)))
+        self.config.write_text(dump(make_config(case, corpus, root / "runs", **changes)))
 
     def start(self, clock: float = 0.0) -> Job:
         """The next incarnation."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import load as settings
+from pretrain.config.load import dump
 from tests.resume import saved
 from tests.resume.problem import STEPS, Case, make_config
 from tests.resume.run import LONGEST, Run, until
@@ -35,7 +35,7 @@ def run(case: Case, corpus: Path, tmp_path: Path) -> Run:
 
 def elsewhere(run: Run, place: Path) -> None:
     """Sets run.dir."""
-    run.config.write_text(settings.dump(make_config(run.case, run.corpus, place)))
+    run.config.write_text(dump(make_config(run.case, run.corpus, place)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -119,7 +119,7 @@ def test_another_versions_checkpoints_are_left_alone(
     for step in all_steps if every else all_steps[-1:]:
         convert(saved.folder(run.folder, step))
     run.config.write_text(
-        settings.dump(make_config(run.case, run.corpus, run.root / "runs", steps=2 * STEPS))
+        dump(make_config(run.case, run.corpus, run.root / "runs", steps=2 * STEPS))
     )
     before = content(run.folder)
     assert_ends(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.config import load as settings
+from pretrain.config.load import dump
 from pretrain.config.schema import Config
 from pretrain.trainer import train
 from tests.layouts.processes import run
@@ -34,7 +34,7 @@ def test_two_ranks_equal_one_process(text: MakeConfig, depo: MakeConfig, tmp_pat
     ]  # fmt: skip
     for config, steps in plans:
         config.train.steps = steps
-        (tmp_path / f"{config.run.name}.toml").write_text(settings.dump(config))
+        (tmp_path / f"{config.run.name}.toml").write_text(dump(config))
 
     done = run("tests/run/two_ranks.py", 2, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -99,7 +99,7 @@ def test_runs_move_between_layouts(text: MakeConfig, depo: MakeConfig, tmp_path:
         half_way.train.steps = 3
         moves += [(whole_way, task), (half_way, task)]
     for config, _ in moves:
-        (tmp_path / f"{config.run.name}.toml").write_text(settings.dump(config))
+        (tmp_path / f"{config.run.name}.toml").write_text(dump(config))
     done = run("tests/layouts/run_all.py", 4, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for number in range(len(LAYOUTS)):

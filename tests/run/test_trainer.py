@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.config import load as settings
+from pretrain.config.load import dump, load
 from pretrain.errors import UserError
 from pretrain.trainer import train
 from tests.run.conftest import MakeConfig
@@ -33,7 +33,7 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
         "lock",
     }
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
-    written = settings.load(run / "config.toml")
+    written = load(run / "config.toml")
     assert written.model.vocab_size > 0 and written.optimizer == config.optimizer
     kinds = [(row["kind"], row["step"], row.get("passes")) for row in rows(run)]
     evaluations = [("eval", step, n) for step in (0, 3, 6) for n in (2, 1)]
@@ -62,8 +62,11 @@ def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
     )
     config = interrupted(text("parts"))
     path = Path(config.run.dir) / "parts.toml"
-    path.write_text(settings.dump(config))
-    program = "import sys; from pretrain import trainer; from pretrain.config import load as settings; trainer.train(settings.load(sys.argv[1]))"
+    path.write_text(dump(config))
+    program = (
+        "import sys; from pretrain.config.load import load; from pretrain.trainer import train; "
+        "train(load(sys.argv[1]))"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program, str(path)], env=environment, capture_output=True, text=True

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.config import load as settings
+from pretrain.config.load import dump
 from pretrain.config.schema import Config, GuardConfig
 from pretrain.run import verdict
 from pretrain.trainer import train
@@ -44,7 +44,7 @@ def test_both_ranks_decide_alike(
         make("depo-pp", "depo", pp=2), make("text-pp", "text", pp=2),
     ]  # fmt: skip
     for config in configs:
-        (tmp_path / f"{config.run.name}.toml").write_text(settings.dump(config))
+        (tmp_path / f"{config.run.name}.toml").write_text(dump(config))
     done = run("tests/run/wrong_numbers.py", 2, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for config in configs:

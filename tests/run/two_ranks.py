@@ -12,7 +12,7 @@ import torch
 
 from parallel import mesh
 from pretrain import trainer
-from pretrain.config import load as settings
+from pretrain.config.load import load
 from pretrain.evaluate import CollectPredictions
 from tests.parallel.test_engine import train
 from tests.run import reference
@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     assert mesh.dp_size() == 2
     compare(reference.Trained(**torch.load(folder / "expected.pt")))
     for path in sorted(folder.glob("*.toml")):
-        trainer.train(settings.load(path), progress=False)
+        trainer.train(load(path), progress=False)
     check_near_ties()
     mesh.shutdown()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from parallel import mesh
 from parallel.engine import Engine
 from pretrain import trainer
-from pretrain.config import load as settings
+from pretrain.config.load import load
 from pretrain.data.batch import IGNORE
 from pretrain.run import verdict
 from pretrain.run.optimizer import MuonAdamW
@@ -116,7 +116,7 @@ def main(folder: Path) -> None:
     verdict.WARMUP_STEPS = 20
     for path in sorted(folder.glob("*.toml")):
         mesh.parallel_state.destroy_model_parallel()  # each has a grid of its own
-        config = settings.load(path)
+        config = load(path)
         where = "embedded" if config.data.task == "text" and config.parallel.pp == 1 else "losses"
         with planted(TROUBLE, where):
             trainer.train(config, progress=False)

@@ -1,0 +1,44 @@
+"""What a run says of its learning rate: a warm-up it does not finish, a decay that moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from pretrain.config import Config
+from pretrain.config.load import parse
+from pretrain.run.remarks import remarks
+
+
+def config(*overrides: str) -> Config:
+    return parse("", overrides=["optimizer.warmup=20", "optimizer.decay=100", *overrides])
+
+
+def test_a_run_shorter_than_its_warm_up_says_so() -> None:
+    assert list(remarks(config("train.steps=5"), None, 0)) == [
+        "optimizer.warmup = 20 and optimizer.decay = 100 are more than train.steps = 5: "
+        "the learning rate does not reach its peak"
+    ]
+    assert not list(remarks(config("train.steps=120"), None, 0))
+
+
+@pytest.mark.parametrize(
+    ("start", "before", "now", "factors"),
+    [
+        (300, 300, 400, ("0.991", "0.1")),  # after the decay: tenfold
+        (250, 300, 400, ("1", "0.541")),  # in the middle of it
+        (350, 400, 360, ("0.181", "0.541")),  # brought forward
+    ],
+)
+def test_a_decay_that_moves_is_said(
+    start: int, before: int, now: int, factors: tuple[str, str]
+) -> None:
+    old, new = config(f"train.steps={before}"), config(f"train.steps={now}")
+    assert list(remarks(new, old, start)) == [
+        f"train.steps = {now} (it had {before}) moves the learning rate's decay: "
+        f"it goes on at {factors[0]} of its peak instead of {factors[1]}"
+    ]
+
+
+@pytest.mark.parametrize(("start", "before", "now"), [(100, 300, 400), (300, 300, 300)])
+def test_a_rate_that_stays_is_not_worth_a_word(start: int, before: int, now: int) -> None:
+    assert not list(remarks(config(f"train.steps={now}"), config(f"train.steps={before}"), start))
