@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -44,6 +45,26 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
+def join(timeout: float = TIMEOUT, *, alone: bool = False) -> None:
+    """Meets the ranks that the launcher describes, or becomes a world of one; there is no grid yet.
+
+    Args:
+        timeout: half of the limit, in seconds, of any collective.
+        alone: see `initialize`.
+    """
+    if dist.is_initialized():
+        return
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+    # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for
+    # the device.
+    backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
+    if alone or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, timeout=timedelta(seconds=2 * timeout))
+
+
 def initialize(
     tp: int = 1,
     pp: int = 1,
@@ -71,28 +92,17 @@ def initialize(
                 f"this process is part of a {tp_size()} x {pp_size()} (tp x pp) grid already"
             )
         return
-    if alone and not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    if world_size() % (tp * pp):
-        raise ValueError(f"{world_size()} ranks do not divide into tp x pp = {tp} x {pp}")
-    if device().type == "cuda":
-        torch.cuda.set_device(device())
-    else:
+    world = 1 if alone and not dist.is_initialized() else world_size()
+    if world % (tp * pp):
+        raise ValueError(f"{world} ranks do not divide into tp x pp = {tp} x {pp}")
+    if device().type != "cuda":
         mappings.torch = _TorchOnCPU()
-    # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for
-    # the device.
-    backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
-    longest = timedelta(seconds=2 * timeout)
-    if not dist.is_initialized():
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend, timeout=longest)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    join(timeout, alone=alone)
     parallel_state.initialize_model_parallel(
         tp,
         pp,
         create_gloo_process_groups=False,
-        distributed_timeout_minutes=longest.total_seconds() / 60,
+        distributed_timeout_minutes=2 * timeout / 60,
     )
     _sequence_parallel = sequence_parallel
 
@@ -121,6 +131,15 @@ def store(purpose: str) -> dist.Store:
     """
     common: Any = dist.distributed_c10d._get_default_store()
     return dist.PrefixStore(f"hypnos/{purpose}/{next(_stores)}", common.clone())
+
+
+def leave_together(store: dist.Store, rank: int, world: int) -> None:
+    """Before ranks end that have all heard why: rank 0, in which the store may live, goes last."""
+    with suppress(dist.DistError):  # one is dead, or does not wait
+        store.set(f"gone/{rank}", "")
+        if rank == 0:
+            everyone = [f"gone/{other}" for other in range(world)]
+            store.wait(everyone, timedelta(seconds=STORE_TIMEOUT_S))
 
 
 def from_rank_0(value: Any) -> Any:

@@ -15,11 +15,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import accumulate as running_sum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,6 +44,7 @@ from pretrain.files import write_atomically, writing
 from pretrain.model.flops import block_costs
 from pretrain.model.hybrid import HybridLM
 from pretrain.model.probe import Probe
+from pretrain.run.agreement import agree, on_rank_0
 from pretrain.run.console import TrainProgress
 from pretrain.run.guard import Guard, Rollbacks, SkipStreak, before_streak, reset_if_skipped
 from pretrain.run.metrics import Metrics, Throughput
@@ -55,8 +55,6 @@ from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
 from pretrain.run.verdict import mean_loss
 from pretrain.tasks import TaskSource, make_task
-
-T = TypeVar("T")
 
 
 def train(config: Config, progress: bool = True) -> Path:
@@ -73,14 +71,16 @@ def train(config: Config, progress: bool = True) -> Path:
             steps in a row were skipped.
     """
     parallel = config.parallel
-    try:
-        mesh.initialize(parallel.tp, parallel.pp, parallel.sequence_parallel, parallel.timeout)
-    except ValueError as error:
-        start = f"torchrun --nproc-per-node={parallel.tp * parallel.pp} -m launch train ..."
-        what = f"parallel.tp = {parallel.tp}, parallel.pp = {parallel.pp}: {error}"
-        raise UserError(f"{what}; start a multiple of tp x pp, as by {start}") from None
+    mesh.join(parallel.timeout)
     with ExitStack() as cleanup:
         cleanup.enter_context(watchdog.watching(parallel.timeout))
+        agree(config)
+        try:
+            mesh.initialize(parallel.tp, parallel.pp, parallel.sequence_parallel, parallel.timeout)
+        except ValueError as error:
+            start = f"torchrun --nproc-per-node={parallel.tp * parallel.pp} -m launch train ..."
+            what = f"parallel.tp = {parallel.tp}, parallel.pp = {parallel.pp}: {error}"
+            raise UserError(f"{what}; start a multiple of tp x pp, as by {start}") from None
         torch.manual_seed(config.run.seed)
         _check_rows_divide(config)
         source = make_source(config)
@@ -146,7 +146,7 @@ def _train(
     else:
         now = at_the_beginning(source, settings.microbatches)
     begun = start if checkpoint else None
-    metrics = _on_rank_0(
+    metrics = on_rank_0(
         "opens metrics.jsonl",
         lambda: cleanup.enter_context(Metrics(run, begun, now.evaluated, now.rollbacks.total)),
     )
@@ -296,32 +296,9 @@ def _resume_point(
     it for all.
     """
     step = mesh.from_rank_0(
-        _on_rank_0("takes the run's folder", lambda: _take_folder(run, config, trouble, cleanup))
+        on_rank_0("takes the run's folder", lambda: _take_folder(run, config, trouble, cleanup))
     )
     return None if step is None else Checkpoint.open(checkpoint_dir(run, step), checked=True)
-
-
-def _on_rank_0(what: str, act: Callable[[], T]) -> T | None:
-    """What it gives, there, and None on the other ranks; a UserError is raised on all, as none can
-    go on alone.
-
-    It may take as long as it does: the others wait at the store, where there is no limit as for a
-        collective.
-    """
-    value, error, store = None, None, mesh.store("rank 0")
-    with watchdog.no_timeout(what):
-        if dist.get_rank() == 0:
-            try:
-                value = act()
-            except UserError as caught:
-                error = str(caught)
-            store.set("done", "")
-        else:
-            store.wait(["done"], mesh.NO_TIMEOUT)
-    error = mesh.from_rank_0(error)
-    if error is not None:
-        raise UserError(error)
-    return value
 
 
 def _take_folder(
