@@ -44,33 +44,31 @@ def examine_machine() -> Iterator[Finding]:
 def examine_run(run: Path) -> Iterator[Finding]:
     """Whether every byte of a run's checkpoints is as written; needs none of what trained it."""
     from pretrain.checkpoint import Checkpoint, Unreadable, resume_candidates, steps
-    from pretrain.checkpoint.folder import checkpoint_dir
+    from pretrain.checkpoint.folder import checkpoint_dir, strays
 
-    findings = 0
+    examined = False
     for step in steps(run):
         what = f"step {step:,}"
         try:
-            Checkpoint.of(run, step)
-            finding = Finding("ok", what, "whole")
-        except Unreadable as error:
-            finding = Finding("fail", what, str(error))
+            checkpoint = Checkpoint.of(run, step)
         except UserError as error:
             if not checkpoint_dir(run, step).exists():  # a run that goes on has just deleted it
                 continue
-            fix = (
-                "if it cannot be mended, remove that checkpoint: "
-                "training goes on from the newest whole one"
-            )
-            finding = Finding("fail", what, str(error), fix)
-        findings += 1
-        yield finding
+            fix = "copy it anew from where it is whole; training goes on from the newest whole one"
+            fix = "" if isinstance(error, Unreadable) else fix  # that has its own
+            yield Finding("fail", what, str(error), fix)
+        else:
+            yield Finding("ok", what, "whole")
+            yield from (Finding("note", what, line) for line in checkpoint.strays())
+        examined = True
     told: list[str] = []
     resume_candidates(run, told.append)
     for line in told:
         fix = "write into it the name of the checkpoint to go on from"
         yield Finding("fail", "latest", line, fix)
-    if not findings and not told:
+    if not examined and not told:
         raise UserError(f"{run}: no checkpoints; give the folder of a run that wrote one")
+    yield from (Finding("note", "checkpoints", line) for line in strays(run))
 
 
 def show(findings: Iterable[Finding]) -> list[Finding]:

@@ -4,7 +4,7 @@ trainer.py      train(): sets a run up, and the loop
 evaluate.py     held-out loss by window and place, task accuracy, at any N
 report.py       tables and plots of runs
 errors.py       a user's error
-files.py        files that are there whole or not at all;  json_text.py  JSON from a file that may hold anything
+files.py        files that are there whole or not at all, hashes, JSON that may hold anything
 config/         every setting, and what is refused
 model/          HybridLM, and the loop of the method
 data/           corpus -> shards (webdataset) -> order -> lanes -> batches

@@ -1,32 +1,26 @@
-"""Files that are there whole or not at all, and what proves it."""
+"""Files that are there whole or not at all, hashes to prove it, JSON that may hold anything."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
+
+_CHECKSUM = b',\n "sha256": "'  # begins the last member of a JSON object that tells if it is whole
 
 
-def read_whole(path: Path, most: int | None = None) -> bytes:
-    """A regular file's content. OSError for a pipe or a device, which might have no end, and if it
-    does not fit.
-
-    Args:
-        most: bytes that it may have.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
+def read_whole(path: Path) -> bytes:
+    """A regular file's content. OSError for a pipe or a device, or if it is larger than memory."""
+    if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    if most is not None and status.st_size > most:
-        raise OSError(
-            errno.EFBIG, f"more than {most >> 20} MiB, which none of its kind has", str(path)
-        )
     try:
         return path.read_bytes()
     except MemoryError:
@@ -48,26 +42,60 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Inside, a file of a run is written: a full disk, or a folder that cannot be written, is a
-    UserError.
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a small file as a whole, durably."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    sync(draft)
+    draft.rename(path)
+    sync(path.parent)
+
+
+def strays(folder: Path, known: Container[str]) -> list[str]:
+    """Lines about what else lies in a folder than the files that are known. It proves nothing about
+    them. Hidden files are not worth a word: systems leave .DS_Store, .nfs0001, ._x everywhere.
     """
+    names = sorted(path.name for path in folder.iterdir())
+    others = [name for name in names if name not in known and not name.startswith(".")]
+    return [f"{folder}/{shortened(name)}: does not belong here, and is ignored" for name in others]
+
+
+@contextmanager
+def writes_user_file(path: Path) -> Iterator[None]:
+    """Inside, a run's file is written: a full disk, or a folder that forbids it, is a UserError."""
     try:
         yield
     except OSError as error:
         where = error.filename or path  # a disk that is full names no file
         raise UserError(
-            f"{where}: cannot be written: {error.strerror}; make room there, or set run.dir (what is saved is intact)"
+            f"{where}: cannot be written: {error.strerror}; "
+            "make room there, or set run.dir (what is saved is intact)"
         ) from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small file as a whole, durably."""
-    draft = path.with_name(f".{path.name}.draft")
-    if draft.is_symlink():  # it would lead elsewhere
-        draft.unlink()
-    draft.write_text(text, encoding="utf-8")
-    sync(draft)
-    draft.rename(path)
-    sync(path.parent)
+def parse_json(text: str | bytes) -> Any:
+    """The value that `text` is; ValueError says in a few words why it is none."""
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"malformed JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    except ValueError:  # Python's own limit on the digits of a number
+        raise ValueError("JSON with a number of too many digits") from None
+
+
+def with_checksum(value: Mapping[str, Any]) -> bytes:
+    """A JSON object (not empty), and last in it "sha256", the hash of all bytes before that."""
+    return _closed(json.dumps(value, indent=1).removesuffix("\n}").encode())
+
+
+def has_checksum(content: bytes) -> bool:
+    """Whether these are the bytes that `with_checksum` gave."""
+    return content == _closed(content.rpartition(_CHECKSUM)[0])
+
+
+def _closed(members: bytes) -> bytes:
+    return members + _CHECKSUM + hashlib.sha256(members).hexdigest().encode() + b'"\n}\n'

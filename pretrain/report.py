@@ -19,8 +19,7 @@ import matplotlib as mpl
 import numpy as np
 
 from pretrain.errors import UserError
-from pretrain.files import write_atomically
-from pretrain.json_text import parse_json
+from pretrain.files import parse_json, write_atomically
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

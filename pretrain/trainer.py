@@ -28,8 +28,8 @@ from torch import Tensor
 from parallel import mesh, watchdog
 from parallel.engine import Engine
 from parallel.stages import Stage, balanced
-from pretrain.checkpoint import Checkpoint, Saver, newest
-from pretrain.checkpoint.folder import checkpoint_dir, locked, remove_incomplete
+from pretrain.checkpoint import Checkpoint, Saver, latest_valid
+from pretrain.checkpoint.folder import checkpoint_dir, remove_incomplete, run_lock
 from pretrain.config.checks import validate
 from pretrain.config.load import dump, load
 from pretrain.config.memory import check_memory
@@ -40,7 +40,7 @@ from pretrain.data.source import BatchSource
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
-from pretrain.files import write_atomically, writing
+from pretrain.files import write_atomically, writes_user_file
 from pretrain.model.flops import block_costs
 from pretrain.model.hybrid import HybridLM
 from pretrain.model.probe import Probe
@@ -198,7 +198,7 @@ def _train(
         scored, read = _count(batch)
         probe = Probe() if done == 1 or _due(done, settings.log_every, settings.steps) else None
         outputs = accumulate(engine, model, parts, now.lanes.states, scored, config.parallel, probe)
-        saver.check()
+        saver.raise_if_failed()
         with stop.update(done):
             optimizer.rate = rate(step, settings.steps, config.optimizer)
             watchdog.doing("updates the weights of step", done)
@@ -305,15 +305,15 @@ def _take_folder(
     run: Path, config: Config, trouble: SkipStreak | None, cleanup: ExitStack
 ) -> int | None:
     """Makes the run's folder this process's own; the step to go on from, None for the beginning."""
-    with writing(run):
+    with writes_user_file(run):
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        cleanup.enter_context(locked(run))
+        cleanup.enter_context(run_lock(run))
         remove_incomplete(run)
         fits = before_streak if trouble else lambda _: True
-        found = newest(run, lambda line: print(line, file=sys.stderr, flush=True), fits)
+        found = latest_valid(run, lambda line: print(line, file=sys.stderr, flush=True), fits)
         if found:
             check_unchanged(found.folder, found.config, config)
-    with writing(run / "config.toml"):
+    with writes_user_file(run / "config.toml"):
         write_atomically(run / "config.toml", dump(config))
     # the checkpoints hold it too: what cannot be read again is refused now
     load(run / "config.toml")

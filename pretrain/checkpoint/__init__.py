@@ -1,21 +1,19 @@
-"""Checkpoints on disk: folders of safetensors, JSON and TOML that nothing has to execute to be
-read.
+"""Checkpoints on disk: folders of safetensors, JSON and TOML. Nothing is executed to read them.
 
     RUN/checkpoints/
-      latest                      the name of the newest one and its crc32, moved last
+      latest                      the name of the newest one, moved last
       step-200/
         model.0.safetensors       rank 0's pieces of the parameters, fp32, by name
         optimizer.0.safetensors   momentum.NAME; exp_avg.NAME and exp_avg_sq.NAME
-        state.0.safetensors       rng.*; lanes.* (the fast weights of documents that go on); guard.sums
+        state.0.safetensors       rng.*; lanes.* (S of documents that go on); guard.sums
         model.1.safetensors ...   rank 1's; a rank that has no piece writes no file
         state.json                step, position in the data, counters
         config.toml               the resolved configuration
-        index.json                format version; where every piece lies in its tensor; size and sha256 of each
-                                  file, crc32 of each tensor in it; and a hash of itself
+        index.json                format version; where every piece lies in its tensor; size and
+                                  sha256 of each file; and a hash of itself
 
 A checkpoint is written under another name, flushed to disk and renamed: it is there whole, or not
-    at
-all. Reading checks every byte against the index first.
+at all. Reading checks every byte against the index first; what is not in the index proves nothing.
 
     folder.py   names, the pointer, what is kept      write.py   a rank's files, and the index
     index.py    what the index says, and damage       read.py    tensors by name, whole
@@ -24,7 +22,7 @@ all. Reading checks every byte against the index first.
 
 from pretrain.checkpoint.folder import steps
 from pretrain.checkpoint.index import Unreadable, verify
-from pretrain.checkpoint.read import Checkpoint, load_model, newest, resume_candidates
+from pretrain.checkpoint.read import Checkpoint, latest_valid, load_model, resume_candidates
 from pretrain.checkpoint.saver import Saver, Snapshot
 
 __all__ = [
@@ -32,8 +30,8 @@ __all__ = [
     "Saver",
     "Snapshot",
     "Unreadable",
+    "latest_valid",
     "load_model",
-    "newest",
     "resume_candidates",
     "steps",
     "verify",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,14 +17,21 @@ from torch import Tensor
 from parallel import mesh
 from parallel.layers import share, split_dim
 from parallel.slices import Piece, Slice, assemble
-from pretrain.checkpoint import index
 from pretrain.checkpoint.folder import checkpoint_dir, pointed_at, steps
-from pretrain.checkpoint.index import CONFIG, INDEX, STATE, Slices, Unreadable, verify
+from pretrain.checkpoint.index import (
+    CONFIG,
+    INDEX,
+    STATE,
+    Slices,
+    Unreadable,
+    read_file,
+    read_index,
+    verify,
+)
 from pretrain.config.load import load
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
-from pretrain.json_text import counted
-from pretrain.model.flops import parameters
+from pretrain.files import strays
 from pretrain.model.hybrid import HybridLM
 
 
@@ -40,23 +48,33 @@ class Checkpoint:
     @staticmethod
     def open(folder: Path, checked: bool = False) -> Checkpoint:
         """Verifies a checkpoint (unless that has just been done) and reads what is small of it."""
-        slices = index.read(folder)[1] if checked else verify(folder)
-        state = index.read_json(folder / STATE)
+        slices = read_index(folder)[1] if checked else verify(folder)
+        state = json.loads(read_file(folder / STATE))
         try:
-            _check_state(state)
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{folder / STATE}: whole, but not as Hypnos writes it") from None
-        return Checkpoint(folder, state["step"], state, load(folder / CONFIG), slices)
+            config = load(folder / CONFIG)
+        except UserError as error:  # its bytes are those that were written
+            raise Unreadable(
+                f"{error}; another version of Hypnos wrote it: go on with that one, "
+                "or begin another run with another run.name"
+            ) from None
+        return Checkpoint(folder, state["step"], state, config, slices)
 
     @staticmethod
     def of(run: Path, step: int) -> Checkpoint:
         """Opens one of a run's checkpoints."""
         checkpoint = Checkpoint.open(checkpoint_dir(run, step))
         if checkpoint.step != step:
-            raise UserError(
-                f"{checkpoint.folder / STATE}: is of step {checkpoint.step}; give the folder its own name"
+            raise Unreadable(
+                f"{checkpoint.folder}: this is the checkpoint of step {checkpoint.step}; "
+                "give the folder its own name"
             )
         return checkpoint
+
+    def strays(self) -> list[str]:
+        """A line about each thing in the folder that is none of the checkpoint's."""
+        named = [by_file for kind in self.slices.values() for by_file in kind.values()]
+        files = {file for by_file in named for file in by_file}
+        return strays(self.folder, {INDEX, STATE, CONFIG, *files})
 
     def names(self, kind: str) -> list[str]:
         """The tensors of one of `index.KINDS`."""
@@ -64,7 +82,7 @@ class Checkpoint:
 
     def shape(self, kind: str, name: str) -> tuple[int, ...]:
         """Of a whole tensor. UserError if it is not there."""
-        return next(iter(self._parts(kind, name).values())).shape
+        return next(iter(self._by_file(kind, name).values())).shape
 
     def tensor(
         self, kind: str, name: str, partial: bool = False, shape: tuple[int, ...] | None = None
@@ -77,79 +95,51 @@ class Checkpoint:
         Raises:
             UserError: it is not there, not whole or of another shape; names file and tensor.
         """
-        parts, found = self._parts(kind, name), self.shape(kind, name)
+        by_file, found = self._by_file(kind, name), self.shape(kind, name)
+        where = f"{self.folder / INDEX}: tensor {name} of {kind}"
         if shape not in (None, found):
-            what = f"tensor {name} of {kind} is {list(found)} instead of {list(shape or ())}"
-            raise UserError(f"{self.folder / INDEX}: {what}")
+            raise UserError(f"{where} is {list(found)} instead of {list(shape or ())}")
         with ExitStack() as opened:
             pieces = []
-            for file, where in parts.items():
+            for file, part in by_file.items():
+                path = self.folder / file
                 try:
-                    values = opened.enter_context(
-                        safe_open(self.folder / file, framework="pt")
-                    ).get_tensor(name)
+                    tensors = opened.enter_context(safe_open(path, framework="pt"))
+                    pieces.append(Piece(part, tensors.get_tensor(name)))
                 except (SafetensorError, OSError) as error:
                     why = shortened(str(error))
-                    raise UserError(
-                        f"{self.folder / file}: tensor {name} cannot be read: {why}"
-                    ) from None
-                pieces.append(Piece(where, values))
+                    raise UserError(f"{path}: tensor {name} cannot be read: {why}") from None
             try:
                 return assemble(found, pieces, partial)
-            except (ValueError, RuntimeError) as error:
-                raise UserError(
-                    f"{self.folder / INDEX}: tensor {name} of {kind}: {error}"
-                ) from None
+            except ValueError as error:
+                raise UserError(f"{where}: {error}") from None
 
-    def _parts(self, kind: str, name: str) -> dict[str, Slice]:
-        parts = self.slices[kind].get(name)
-        if not parts:
+    def _by_file(self, kind: str, name: str) -> dict[str, Slice]:
+        by_file = self.slices[kind].get(name)
+        if not by_file:
             raise UserError(f"{self.folder / INDEX}: tensor {name} is missing from {kind}")
-        return parts
+        return by_file
 
     @torch.no_grad()
     def load_weights(self, model: HybridLM) -> None:
         """Fills this rank's part of a model of the same shape."""
         parameters, file = dict(model.named_parameters()), self.folder / INDEX
-        unknown = [
-            name
-            for name in self.names("model")
-            if name not in parameters and not model.is_elsewhere(name)
-        ]
-        if unknown:
-            raise UserError(f"{file}: tensor {min(unknown)} is none of the model's")
+        for name in self.names("model"):
+            if name not in parameters and not model.is_elsewhere(name):
+                raise UserError(f"{file}: tensor {name} is none of the model's")
         for name, parameter in parameters.items():
             value = share(self.tensor("model", name), split_dim(parameter))
             if value.shape != parameter.shape:
                 shapes = f"{list(value.shape)}, but the model's is {list(parameter.shape)}"
                 raise UserError(f"{file}: tensor {name} is {shapes}")
-            if value.dtype != torch.float32:
-                raise UserError(
-                    f"{file}: tensor {name} is of {value.dtype} instead of torch.float32"
-                )
             if not value.isfinite().all():
-                raise UserError(
-                    f"{file}: tensor {name} of model is not finite; no run can go on from it"
-                )
+                what = f"tensor {name} of model is not finite; no run can go on from it"
+                raise UserError(f"{file}: {what}")
             parameter.copy_(value)
 
 
-def _check_state(state: dict[str, Any]) -> None:
-    """KeyError, TypeError or ValueError if a counter is missing or is none; what is in "data" is
-    the source's.
-    """
-    for number in (
-        state["step"], state["tokens"], *(state["optimizer"][n] for n in ("adam_steps", "skipped", "in_a_row")),
-        *(state["rollbacks"][n] for n in ("total", "here")),
-    ):  # fmt: skip
-        counted(number)
-    if not isinstance(state["evaluated"], bool) or not isinstance(state["data"], dict):
-        raise TypeError
-
-
 def resume_candidates(run: Path, say: Callable[[str], None]) -> list[int]:
-    """The steps that a run may go on from, the newest first: those up to the one that `latest`
-    names.
+    """The steps that a run may go on from, the newest first: those up to what `latest` names.
 
     Args:
         say: told, in one line, what is wrong with `latest`.
@@ -163,26 +153,25 @@ def resume_candidates(run: Path, say: Callable[[str], None]) -> list[int]:
     if named is None:
         return found
     if named not in found:
-        say(
-            f"{checkpoint_dir(run, named)}: missing, and `latest` names it; trying the checkpoint before it"
-        )
+        missing = f"{checkpoint_dir(run, named)}: missing, and `latest` names it"
+        say(f"{missing}; trying the checkpoint before it")
     return [step for step in found if step <= named] or found
 
 
-def newest(
+def latest_valid(
     run: Path,
     say: Callable[[str], None],
     fits: Callable[[Checkpoint], bool] = lambda checkpoint: True,
 ) -> Checkpoint | None:
-    """The checkpoint that `latest` names, or the newest intact one before it; None where there is
-    none at all.
+    """The checkpoint that `latest` names, or the newest intact one before it; None: there is none.
 
     Args:
-        say: told, in one line each, about damaged checkpoints that are passed over.
+        say: told, in one line each, about damaged checkpoints that are passed over, and about what
+            lies in the folder of the one that is taken and is none of it.
         fits: which intact ones will do; None is returned where none does.
     Raises:
-        UserError: there are checkpoints, and all are damaged; or one that would do may be whole,
-            but cannot be read: another version has written it, say.
+        UserError: there are checkpoints, and all are damaged. Unreadable: one that would do may be
+            whole, but cannot be read.
     """
     candidates = resume_candidates(run, say)
     intact = False
@@ -196,10 +185,13 @@ def newest(
             continue
         intact = True
         if fits(checkpoint):
+            for line in checkpoint.strays():
+                say(line)
             return checkpoint
     if candidates and not intact:
         raise UserError(
-            f"{run / 'checkpoints'}: every checkpoint is damaged; delete them to train from the beginning"
+            f"{run / 'checkpoints'}: every checkpoint is damaged; copy one anew from where it is "
+            "whole, or begin another run with another run.name"
         )
     return None
 
@@ -214,13 +206,9 @@ def load_model(folder: str | Path) -> tuple[HybridLM, Config]:
     if (folder / INDEX).exists():
         checkpoint: Checkpoint | None = Checkpoint.open(folder)
     else:
-        checkpoint = newest(folder, lambda line: print(line, file=sys.stderr))
+        checkpoint = latest_valid(folder, lambda line: print(line, file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"{folder}: neither a checkpoint nor a run that has one")
-    weights = sum(path.stat().st_size for path in checkpoint.folder.glob("model.*"))
-    if parameters(checkpoint.config.model) * torch.float32.itemsize > weights:
-        what = f"[model] has more parameters than there are in {weights} bytes of weights"
-        raise UserError(f"{checkpoint.folder / CONFIG}: {what}")
     model = HybridLM(checkpoint.config.model, checkpoint.config.sleep)
     checkpoint.load_weights(model)
     return model, checkpoint.config

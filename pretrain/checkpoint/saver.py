@@ -1,16 +1,14 @@
-"""Saving beside training: a thread on each rank writes what the rank holds, while the next steps
-run.
+"""Saving beside training: a thread on each rank writes what the rank holds, while steps go on.
+
+    prepare    rank 0 makes the draft folder
+    write      every rank writes its files, waits until they are on the disk, says what it wrote
+    publish    rank 0 adds what they have in common, renames the folder, moves the pointer, deletes
+               what is not kept
 
 The ranks talk through the launcher's key-value store, so that no collective of the threads can meet
-one of training:
-
-    rank 0          makes the draft folder          says so
-    every rank      writes and flushes its files    says what it wrote, or why it could not
-    rank 0          adds what they have in common, renames the folder, moves the pointer, deletes what is not kept
-                                                    says that it is done, or why not
-    if not, every rank      waits until all have heard why: then none that leaves is a riddle to the others
-
-A rank waits for another's word for parallel.timeout at most, and then takes it for dead.
+one of training. Whatever a rank cannot do it says there, and the save fails on all. They wait until
+all have heard why: then none that leaves is a riddle to the others. A rank waits for another's word
+for parallel.timeout at most, and then takes it for dead.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +28,7 @@ from safetensors import SafetensorError
 
 from parallel import mesh, watchdog
 from parallel.slices import Piece
-from pretrain.checkpoint import folder
+from pretrain.checkpoint.folder import draft_dir, make_draft, publish, remove_draft
 from pretrain.checkpoint.write import Part, write_common, write_part
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
@@ -58,17 +57,16 @@ class Saver:
             step: of the checkpoint that the run goes on from; None: from none.
         """
         self._run, self._config = run, config
-        self._store, self._rank, self._world = (
-            mesh.store("saver"),
-            dist.get_rank(),
-            dist.get_world_size(),
-        )
+        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._store = mesh.store("saver")
         self._store.set_timeout(timedelta(seconds=config.parallel.timeout))
         self._lock = threading.Lock()
         self._last = step  # the step that was saved last, or is being saved
         self._thread: threading.Thread | None = None
         self._error: str | None = None  # of a save that has failed
         self._all_know = threading.Event()  # the error
+
+    # ---- the training loop's side
 
     def save(self, step: int, take: Callable[[], Snapshot]) -> None:
         """Begins to save a step, unless that has been done; waits while the one before is still
@@ -82,7 +80,7 @@ class Saver:
                 self._finish()
                 self._last = step
                 self._thread = threading.Thread(
-                    target=self._write, args=(take(),), name="saver", daemon=True
+                    target=self._save, args=(take(),), name="saver", daemon=True
                 )
                 self._thread.start()
 
@@ -91,8 +89,8 @@ class Saver:
         with self._lock:
             self._finish()
 
-    def check(self) -> None:
-        """Raises UserError if a save that is over has failed; does not wait for one that goes on."""
+    def raise_if_failed(self) -> None:
+        """UserError if a save that is over has failed; does not wait for one that goes on."""
         if self._all_know.is_set():
             raise UserError(self._error)
 
@@ -111,66 +109,75 @@ class Saver:
             watchdog.doing("waits until step", self._last, "is on disk")  # as long as that takes
             self._thread.join(1.0)
         self._thread = None
-        self.check()
+        self.raise_if_failed()
 
-    def _write(self, snapshot: Snapshot) -> None:
+    # ---- the thread's side
+
+    def _save(self, snapshot: Snapshot) -> None:
+        step = snapshot.step
         try:
-            self._write_together(snapshot)
+            self._prepare(step)
+            self._write(snapshot)
+            self._publish(snapshot)
             return
         except UserError as error:
             self._error = str(error)
         except dist.DistError as error:
-            self._error = (
-                f"step {snapshot.step} was not saved, a rank has gone: {str(error).splitlines()[0]}"
-            )
+            reason = str(error).splitlines()[0]
+            self._error = f"step {step} was not saved, a rank has gone: {reason}"
         with suppress(dist.DistError):  # one has gone, or has left because it knows that all know
-            self._store.set(f"{snapshot.step}/known/{self._rank}", "")
-            known = [f"{snapshot.step}/known/{rank}" for rank in range(self._world)]
+            self._store.set(f"{step}/known/{self._rank}", "")
+            known = [f"{step}/known/{rank}" for rank in range(self._world)]
             self._store.wait(known, timedelta(seconds=mesh.STORE_TIMEOUT_S))
         self._all_know.set()
 
-    def _write_together(self, snapshot: Snapshot) -> None:
-        """This rank's part in what the ranks do in turn. A failure anywhere is raised on all as
-        UserError.
-        """
-        step, run = snapshot.step, self._run
-
-        def write_mine() -> Part:
-            self._hear(f"{step}/begun")
-            return write_part(folder.draft(run, step), self._rank, snapshot.tensors)
-
-        def publish() -> None:
-            written = [f"{step}/part/{rank}" for rank in range(self._world)]
-            try:
-                # before any is heard: a draft in which one still writes could not be removed
-                self._store.wait(written)
-            except dist.DistStoreError:
-                silent = [
-                    str(rank) for rank, key in enumerate(written) if not self._store.check([key])
-                ]
-                raise UserError(
-                    f"step {step} was not saved: no word from rank {', '.join(silent)}"
-                ) from None
-            parts = [Part(*self._hear(key)) for key in written]
-            for key in written:  # nobody else hears it, and a launcher's memory is no archive
-                self._store.delete_key(key)
-            write_common(folder.draft(run, step), step, parts, snapshot.state, self._config)
-            folder.publish(run, step, self._config.train.keep, self._config.train.keep_every)
-
+    def _prepare(self, step: int) -> None:
+        """Rank 0 makes the draft's folder; every rank waits for it."""
         if self._rank == 0:
-            self._tell(f"{step}/begun", step, lambda: folder.begin(run, step))
-        self._tell(f"{step}/part/{self._rank}", step, write_mine)
+            self._announce(step, "prepared", partial(make_draft, self._run, step))
+        self._outcome(step, "prepared")
+
+    def _write(self, snapshot: Snapshot) -> None:
+        """Every rank writes its files. If it cannot, all learn of that in the next phase."""
+        act = partial(write_part, self._draft(snapshot), self._rank, snapshot.tensors)
+        self._announce(snapshot.step, f"written/{self._rank}", act)
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        """Rank 0 gives the draft its name once all have written; every rank waits for it."""
         if self._rank == 0:
-            self._tell(f"{step}/done", step, publish)
+            self._announce(snapshot.step, "published", partial(self._complete, snapshot))
         try:
-            self._hear(f"{step}/done")
+            self._outcome(snapshot.step, "published")
         except UserError:
             if self._rank == 0:
-                folder.give_up(run, step)  # what is half written takes room
+                remove_draft(self._run, snapshot.step)
             raise
 
-    def _tell(self, key: str, step: int, act: Callable[[], Any]) -> None:
-        """Does something and tells the other ranks what came of it."""
+    def _complete(self, snapshot: Snapshot) -> None:
+        """What rank 0 does to publish. UserError: a rank could not write, or has said nothing."""
+        step, train = snapshot.step, self._config.train
+        written = [f"written/{rank}" for rank in range(self._world)]
+        keys = [f"{step}/{event}" for event in written]
+        try:
+            # all before any is heard: a draft in which one still writes could not be removed
+            self._store.wait(keys)
+        except dist.DistStoreError:
+            silent = [str(rank) for rank, key in enumerate(keys) if not self._store.check([key])]
+            told = f"step {step} was not saved: no word from rank {', '.join(silent)}"
+            raise UserError(told) from None
+        parts = [Part(*self._outcome(step, event)) for event in written]
+        for key in keys:  # nobody else reads it, and a launcher's memory is no archive
+            self._store.delete_key(key)
+        write_common(self._draft(snapshot), step, parts, snapshot.state, self._config)
+        publish(self._run, step, train.keep, train.keep_every)
+
+    def _draft(self, snapshot: Snapshot) -> Path:
+        return draft_dir(self._run, snapshot.step)
+
+    # ---- what the ranks tell each other
+
+    def _announce(self, step: int, event: str, act: Callable[[], Any]) -> None:
+        """Does something, and tells all ranks what came of it: its value, or why it failed."""
         try:
             told = {"value": act()}
         except UserError as error:  # another rank's
@@ -178,15 +185,14 @@ class Saver:
         except Exception as error:  # whatever it is, the others must hear of it
             known = isinstance(error, OSError | SafetensorError)
             reason = (getattr(error, "strerror", None) or str(error)) if known else repr(error)
-            where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {mesh.place()}: {reason}"
-            told = {
-                "error": f"{where}; the checkpoints before it are intact: make room there, or set run.dir"
-            }
-        self._store.set(key, json.dumps(told))
+            where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {mesh.place()}"
+            fix = "the checkpoints before it are intact: make room there, or set run.dir"
+            told = {"error": f"{where}: {reason}; {fix}"}
+        self._store.set(f"{step}/{event}", json.dumps(told))
 
-    def _hear(self, key: str) -> Any:
-        """What a rank has told; UserError if it has failed."""
-        told = json.loads(self._store.get(key))
+    def _outcome(self, step: int, event: str) -> Any:
+        """What came of it; waits until that is told. UserError if it has failed."""
+        told = json.loads(self._store.get(f"{step}/{event}"))
         if "error" in told:
             raise UserError(told["error"])
         return told["value"]

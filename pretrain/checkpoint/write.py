@@ -11,8 +11,17 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 
 from parallel.slices import Piece, Slice
-from pretrain.checkpoint import index
-from pretrain.checkpoint.index import CONFIG, STATE, Entry, describe, tensor_file
+from pretrain.checkpoint.index import (
+    CONFIG,
+    INDEX,
+    KINDS,
+    STATE,
+    Entry,
+    Slices,
+    describe,
+    tensor_file,
+    write_index,
+)
 from pretrain.config.load import dump
 from pretrain.config.schema import Config
 from pretrain.files import sync
@@ -22,11 +31,11 @@ class Part(NamedTuple):
     """What a rank has written: JSON-able."""
 
     files: dict[str, Entry]
-    slices: dict[str, dict[str, dict[str, Slice]]]  # kind -> tensor -> file
+    slices: Slices
 
 
 def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]]) -> Part:
-    """Writes a rank's pieces, by kind and name, and flushes them to disk. OSError or
+    """Writes a rank's pieces, by kind and name, and waits until they are on the disk. OSError or
     SafetensorError if it cannot.
     """
     part = Part({}, {})
@@ -35,11 +44,9 @@ def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]
             continue
         path = draft / tensor_file(kind, rank)
         values = {}
-        for name, (where, piece) in named.items():
-            whole_box = where.run == (0, prod(where.box_shape))
-            values[name] = (
-                piece.view(where.box_shape) if whole_box else piece.flatten()
-            ).contiguous()
+        for name, (where, run) in named.items():  # a whole box keeps its shape
+            is_box = where.run == (0, prod(where.box_shape))
+            values[name] = (run.view(where.box_shape) if is_box else run.flatten()).contiguous()
         save_file(values, path)
         sync(path)
         part.files[path.name] = describe(path)
@@ -50,7 +57,8 @@ def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]
 def write_common(
     draft: Path, step: int, parts: Sequence[Part], state: Mapping[str, Any], config: Config
 ) -> None:
-    """Writes what the ranks' parts have in common, and the index of all; flushes them to disk.
+    """Writes what the ranks' parts have in common and the index of all, and waits until they are on
+    the disk.
 
     Args:
         state: JSON-able.
@@ -58,12 +66,14 @@ def write_common(
     (draft / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
     (draft / CONFIG).write_text(dump(config), encoding="utf-8")
     files = {name: describe(draft / name) for name in (STATE, CONFIG)}
-    slices: index.Slices = {kind: {} for kind in index.KINDS}
+    slices: Slices = {kind: {} for kind in KINDS}
     for part in parts:
         files |= part.files
         for kind, named in part.slices.items():
-            for name, where in named.items():
-                slices[kind].setdefault(name, {}).update({f: Slice(*w) for f, w in where.items()})
-    index.write(draft, files, slices)
-    for path in (draft / STATE, draft / CONFIG, draft / index.INDEX, draft):
+            for name, by_file in named.items():
+                slices[kind].setdefault(name, {}).update(
+                    {file: Slice(*where) for file, where in by_file.items()}
+                )
+    write_index(draft, files, slices)
+    for path in (draft / STATE, draft / CONFIG, draft / INDEX, draft):
         sync(path)

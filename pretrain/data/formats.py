@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from pretrain.errors import UserError
-from pretrain.files import read_whole
-from pretrain.json_text import parse_json
+from pretrain.files import parse_json, read_whole
 
 # of one JSON object; a compressed file of a few KB could hold one that fills the memory
 LINE_BYTES = 1 << 27

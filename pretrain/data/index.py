@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import UserError
-from pretrain.json_text import is_sealed, parse_json, sealed
+from pretrain.files import has_checksum, parse_json, with_checksum
 
 FORMAT = 2
 INDEX, DOCUMENTS = "index.json", "documents.idx"
@@ -65,7 +65,7 @@ class Index:
     def write(self, folder: Path) -> None:
         """Write index.json and wait until it is on the disk."""
         with (folder / INDEX).open("wb") as file:
-            file.write(sealed(asdict(self)))
+            file.write(with_checksum(asdict(self)))
             file.flush()
             os.fsync(file.fileno())
 
@@ -90,7 +90,7 @@ def read_index(folder: Path) -> Index:
     damaged = UserError(
         f"{path}: damaged, or of another version; copy it anew or prepare the corpus again"
     )
-    if not is_sealed(content):
+    if not has_checksum(content):
         raise damaged
     try:
         record = parse_json(content)

@@ -17,7 +17,6 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.data.reader import Shards
 from pretrain.data.rows import RowReader
 from pretrain.errors import UserError, shortened
-from pretrain.json_text import counted
 from tokenizer.encode import Tokenizer
 
 
@@ -128,18 +127,6 @@ class TextStream:
         self._position = Position(
             state["steps"], [(used_up, used) for used_up, used in state["lanes"]]
         )
-        self._check_position()
-
-    def _check_position(self) -> None:
-        """ValueError if it is none of this stream."""
-        cursors = self._position.cursors
-        for number in (self._position.steps, *(number for cursor in cursors for number in cursor)):
-            counted(number)
-        if len(cursors) != self._batch:
-            raise ValueError("lanes that the stream has not")
-        for lane, (used_up, used) in enumerate(cursors):
-            if used >= self._find(lane + used_up * self._batch)[2]:
-                raise ValueError(f"{used} tokens used of a shorter document in lane {lane}")
 
     def close(self) -> None:
         """End the thread and close the shards."""

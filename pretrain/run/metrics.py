@@ -24,8 +24,7 @@ from pretrain.config.schema import Config
 from pretrain.data.batch import Batch
 from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
-from pretrain.files import write_atomically, writing
-from pretrain.json_text import parse_json
+from pretrain.files import parse_json, write_atomically, writes_user_file
 from pretrain.model.flops import peak, work
 
 
@@ -44,7 +43,7 @@ class Metrics:
             rollbacks: so many have led there.
         """
         self._path = path = run / "metrics.jsonl"
-        with writing(path):
+        with writes_user_file(path):
             kept = [] if step is None else _rows_until(path, step, evaluated, rollbacks)
             write_atomically(path, "".join(line + "\n" for line in kept))
             self._file = path.open("a", encoding="utf-8")
@@ -54,7 +53,7 @@ class Metrics:
 
     def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
         """Adds one row, visible at once to whoever follows the file."""
-        with writing(self._path):
+        with writes_user_file(self._path):
             self._file.write(
                 json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False) + "\n"
             )
@@ -64,7 +63,7 @@ class Metrics:
 
     def flush(self) -> None:
         """Writes what still waits to be written."""
-        with writing(self._path):
+        with writes_user_file(self._path):
             self._board.flush()
 
     def __enter__(self) -> Self:
@@ -72,7 +71,7 @@ class Metrics:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            with writing(self._path):
+            with writes_user_file(self._path):
                 self._file.close()
                 self._board.close()
         except UserError:

@@ -8,7 +8,6 @@ from typing import Any
 from pretrain.data.batch import Batch
 from pretrain.data.prefetch import Prefetcher
 from pretrain.errors import UserError, shortened
-from pretrain.json_text import counted
 from pretrain.tasks.task import Task
 
 
@@ -66,7 +65,7 @@ class TaskSource:
                     "run.name"
                 )
         self.close()
-        self._position = counted(state["rows"])
+        self._position = state["rows"]
 
     def close(self) -> None:
         """Ends the thread."""

@@ -27,8 +27,7 @@ from torch import Tensor
 from pretrain.config.schema import StoriesConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
-from pretrain.files import read_whole, sha256
-from pretrain.json_text import parse_json
+from pretrain.files import parse_json, read_whole, sha256
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.story_writer import LARGEST, MAX_NOISE, MAX_OPS, write_story
 from pretrain.tasks.task import check_context, make_batch

@@ -97,7 +97,7 @@ def test_training_goes_on_while_a_save_does(saver: Saver, weights: Weights, tmp_
         saver.save(1, weights.of(1))
         weights.value += 1
         assert pointed_at(tmp_path) is None
-        saver.check()
+        saver.raise_if_failed()
     saver.wait()
     assert pointed_at(tmp_path) == 1 and saved(tmp_path, 1) == 0
 
@@ -135,7 +135,12 @@ def test_an_error_is_told_by_whatever_comes_next(weights: Weights, tmp_path: Pat
     told = r"step 1 cannot be saved by rank 0 on .*; the checkpoints before it are intact"
     with Saver(tmp_path, CONFIG, None) as saver:
         saver.save(1, weights.of(1))
-        for method in (saver.wait, saver.wait, saver.check, lambda: saver.save(2, weights.of(2))):
+        for method in (
+            saver.wait,
+            saver.wait,
+            saver.raise_if_failed,
+            lambda: saver.save(2, weights.of(2)),
+        ):
             with pytest.raises(UserError, match=told):
                 method()
     assert [step for step, _ in weights.taken] == [1]

@@ -81,8 +81,8 @@ def test_the_documentation_reads_it_too(tmp_path: Path) -> None:
     cuts = {
         name: cut(t, None if name == "None" else int(name), 2, 3) for name, t in tensors.items()
     }
-    folder.begin(tmp_path, 7)
-    draft = folder.draft(tmp_path, 7)
+    folder.make_draft(tmp_path, 7)
+    draft = folder.draft_dir(tmp_path, 7)
     parts = []
     for rank in range(6):
         mine = {name: pieces[rank] for name, pieces in cuts.items() if rank < len(pieces)}

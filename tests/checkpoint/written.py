@@ -30,8 +30,8 @@ def write(run: Path, step: int, keep: int = 5, keep_every: int = 0) -> Path:
     weights = {
         name: p.detach().clone() for name, p in reference.model(seed=step).named_parameters()
     }
-    folder.begin(run, step)
-    draft = folder.draft(run, step)
+    folder.make_draft(run, step)
+    draft = folder.draft_dir(run, step)
     tensors = {
         "model": whole(weights),
         "optimizer": whole({f"momentum.{n}": p * 2 for n, p in weights.items()}),

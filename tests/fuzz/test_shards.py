@@ -27,7 +27,6 @@ from pretrain.data.shards import verify
 from pretrain.data.stream import TextStream, heldout_batches
 from pretrain.errors import UserError
 from pretrain.files import sha256
-from pretrain.json_text import seal
 from tests.fuzz.harness import fuzz, hypnos, refusal, tree
 from tokenizer.encode import Tokenizer
 
@@ -402,20 +401,6 @@ def test_an_index_that_lies(
         assert outcome.status == 0 or str(folder) in outcome.error
     assert tree(root) == before
     shutil.rmtree(root)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"[" * 100_000, b"null", b"[]", b"{}", b'{"format": 2}', b'{"format": 2, "shards": 3}']
-    + [b'{"format": 2, "shards": [' + b"9" * 5000 + b"]}", b"\xff"],
-    ids=range(8),
-)
-def test_an_index_that_is_sealed_and_is_none(
-    copy: Path, tokenizer: Tokenizer, content: bytes
-) -> None:
-    (copy / INDEX).write_bytes(seal(content.removesuffix(b"}")))
-    told = refusal(lambda: Shards(copy, tokenizer))
-    assert told and f"{copy}/{INDEX}: damaged" in told
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar", b"\0" * 10240, b"\x1f\x8b\x08" + b"\0" * 2000])

@@ -88,7 +88,7 @@ def test_a_runs_checkpoints_are_verified(
     assert main(["doctor", str(tmp_path)]) == 1
     ok, fail, fix = capsys.readouterr().out.splitlines()
     assert ok.startswith("ok") and fail.startswith("fail  step 10") and str(damaged) in fail
-    assert fix.strip().startswith("fix: if it cannot be mended, remove that checkpoint")
+    assert fix.strip().startswith("fix: copy it anew from where it is whole")
 
     # to be read by another version
     (tmp_path / "checkpoints/step-10/index.json").write_text('{"format": 99}')
@@ -96,7 +96,8 @@ def test_a_runs_checkpoints_are_verified(
     assert main(["doctor", str(tmp_path)]) == 1
     _, fail, latest, fix = capsys.readouterr().out.splitlines()
     assert (
-        "written by a newer Hypnos" in fail and "step-15: missing, and `latest` names it" in latest
+        "format 99, and this Hypnos reads format 3" in fail
+        and "step-15: missing, and `latest` names it" in latest
     )
     assert fix.strip() == "fix: write into it the name of the checkpoint to go on from"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.checkpoint import load_model, newest, steps, verify
+from pretrain.checkpoint import latest_valid, load_model, steps, verify
 
 Traces = set[tuple[str, int]]
 
@@ -23,7 +23,7 @@ def resume_point(run: Path) -> int:
     """
     for step in steps(run):
         verify(folder(run, step))
-    found = newest(run, pytest.fail)
+    found = latest_valid(run, pytest.fail)
     if found is None:
         return 0
     load_model(found.folder)
