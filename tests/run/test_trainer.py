@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     config.train.checkpoint_every = 3
     run = train(config)
     log = capsys.readouterr().err
-    assert "step-4/optimizer.0.safetensors: damaged in tensor" in log and "at step 2" in log
+    assert "step-4/optimizer.0.safetensors: damaged" in log and "at step 2" in log
     assert_same(tensors(run), tensors(expected), 0.0)
     for file in run.glob("checkpoints/step-*/index.json"):
         file.unlink()
