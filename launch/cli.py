@@ -55,13 +55,13 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
-    given = vars(make_parser().parse_args(arguments))
-    command: Command = given.pop("command")
     _write_anything()
-    from launch.quiet import quiet
-
-    quiet()
     try:
+        given = vars(make_parser().parse_args(arguments))
+        command: Command = given.pop("command")
+        from launch.quiet import quiet
+
+        quiet()
         status = command.run(**given)
         sys.stdout.flush()
         return status or 0

@@ -7,7 +7,7 @@ One file per subcommand, or per group of them. Heavy imports stand inside the fu
         "eval",
         "held-out loss and accuracy of a run",
         example="hypnos eval runs/depo-small --passes 1 2 4",
-        arguments=[argument("run", metavar="RUN", type=Path, help="a run's folder")],
+        arguments=[argument("run", metavar="RUN", type=path, help="a run's folder")],
     )
     def evaluate(run: Path) -> None: ...
 """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.commands import argument
+from launch.commands.values import path
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ ARGUMENTS = (
         "sources",
         metavar="SOURCE",
         nargs="*",
+        type=path,
         help="folder of text, text file, .jsonl(.gz/.zst) or .parquet",
     ),
     argument(
@@ -42,7 +45,7 @@ ARGUMENTS = (
 
 def make_corpus(
     *,
-    sources: list[str],
+    sources: list[Path],
     python: bool,
     suffixes: list[str] | None,
     text_field: str,

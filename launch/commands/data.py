@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import Group, argument, command, corpus
-from launch.commands.values import positive, share
+from launch.commands.values import path, positive, share
 from pretrain.errors import UserError
 
-PREPARED = argument("folder", metavar="FOLDER", type=Path, help="what `hypnos data prepare` wrote")
+PREPARED = argument("folder", metavar="FOLDER", type=path, help="what `hypnos data prepare` wrote")
 
 
 @command(
@@ -21,11 +21,15 @@ PREPARED = argument("folder", metavar="FOLDER", type=Path, help="what `hypnos da
     arguments=[
         *corpus.ARGUMENTS,
         argument(
-            "--tokenizer", required=True, metavar="MODEL", help="file of `hypnos tokenizer train`"
+            "--tokenizer",
+            type=path,
+            required=True,
+            metavar="MODEL",
+            help="file of `hypnos tokenizer train`",
         ),
         argument(
             "--out",
-            type=Path,
+            type=path,
             required=True,
             metavar="FOLDER",
             help="folder to write; must not be there",
@@ -46,7 +50,7 @@ PREPARED = argument("folder", metavar="FOLDER", type=Path, help="what `hypnos da
         ),
     ],
 )
-def prepare(tokenizer: str, out: Path, holdout: float, shard_tokens: int, **source: Any) -> None:
+def prepare(tokenizer: Path, out: Path, holdout: float, shard_tokens: int, **source: Any) -> None:
     documents = corpus.make_corpus(**source)
 
     from pretrain.data.shards import prepare

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.commands import argument, command
+from launch.commands.values import path
 
 
 @command(
@@ -14,7 +15,7 @@ from launch.commands import argument, command
     "With RUN, verifies that run's checkpoints instead.",
     example="hypnos doctor\nhypnos doctor runs/text-tiny",
     arguments=[
-        argument("folder", metavar="RUN", type=Path, nargs="?", help="a run's folder"),
+        argument("folder", metavar="RUN", type=path, nargs="?", help="a run's folder"),
     ],
 )
 def doctor(folder: Path | None) -> int:

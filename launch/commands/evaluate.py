@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import argument, command
-from launch.commands.values import positive
+from launch.commands.values import path, positive
 
 
 @command(
@@ -16,7 +16,7 @@ from launch.commands.values import positive
     description="Evaluates a run's newest checkpoint on its held-out data.",
     example="hypnos eval runs/depo-small --passes 1 2 4",
     arguments=[
-        argument("folder", metavar="RUN", type=Path, help="a run's folder"),
+        argument("folder", metavar="RUN", type=path, help="a run's folder"),
         argument(
             "--passes",
             type=positive,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.commands import argument, command
-from launch.commands.values import positive, read_text, seed, temperature
+from launch.commands.values import path, positive, read_text, seed, temperature
 from pretrain.errors import UserError
 
 
@@ -15,10 +15,13 @@ from pretrain.errors import UserError
     description="Continues a prompt with a run's newest checkpoint.",
     example='hypnos generate runs/text-tiny --prompt "def main(" --tokens 300',
     arguments=[
-        argument("folder", metavar="RUN", type=Path, help="a run's folder"),
+        argument("folder", metavar="RUN", type=path, help="a run's folder"),
         argument("--prompt", metavar="TEXT", help="text to go on from"),
         argument(
-            "--prompt-file", metavar="FILE", help="UTF-8 file to go on from; -: standard input"
+            "--prompt-file",
+            type=path,
+            metavar="FILE",
+            help="UTF-8 file to go on from; -: standard input",
         ),
         argument(
             "--tokens", type=positive, metavar="COUNT", default=200, help="maximum new tokens"
@@ -42,7 +45,7 @@ from pretrain.errors import UserError
 def generate(
     folder: Path,
     prompt: str | None,
-    prompt_file: str | None,
+    prompt_file: Path | None,
     tokens: int,
     temperature: float,
     seed: int,
@@ -51,7 +54,7 @@ def generate(
     if (prompt is None) == (prompt_file is None):
         raise UserError("name the text to go on from: either --prompt TEXT or --prompt-file FILE")
     if prompt_file is not None:
-        prompt = read_text(None if prompt_file == "-" else Path(prompt_file))
+        prompt = read_text(None if str(prompt_file) == "-" else prompt_file)
     assert prompt is not None, "one of the two is given"
 
     from pretrain.inference.session import generate_run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.commands import argument, command
+from launch.commands.values import path
 
 
 @command(
@@ -13,10 +14,10 @@ from launch.commands import argument, command
     description="Compares the results of one or more runs.",
     example="hypnos report runs/depo-n1 runs/depo-n4 --out runs/depo-report",
     arguments=[
-        argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of runs"),
+        argument("runs", metavar="RUN", type=path, nargs="+", help="folders of runs"),
         argument(
             "--out",
-            type=Path,
+            type=path,
             metavar="FOLDER",
             help="where to write (default: the first run's folder)",
         ),

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import Group, argument, command, corpus
-from launch.commands.values import positive, read_text
+from launch.commands.values import path, positive, read_text
 
-MODEL = argument("model", metavar="MODEL", help="file of `hypnos tokenizer train`")
+MODEL = argument("model", metavar="MODEL", type=path, help="file of `hypnos tokenizer train`")
 
 
 @command(
@@ -20,7 +20,7 @@ MODEL = argument("model", metavar="MODEL", help="file of `hypnos tokenizer train
     "--out tokenizer.model",
     arguments=[
         *corpus.ARGUMENTS,
-        argument("--out", type=Path, required=True, metavar="FILE", help="model file to write"),
+        argument("--out", type=path, required=True, metavar="FILE", help="model file to write"),
         argument(
             "--vocab-size", type=positive, default=8192, metavar="COUNT", help="pieces to learn"
         ),
@@ -48,12 +48,12 @@ def train(out: Path, vocab_size: int, **source: Any) -> None:
             "file",
             metavar="FILE",
             nargs="?",
-            type=Path,
+            type=path,
             help="UTF-8 text (default: standard input)",
         ),
     ],
 )
-def encode(model: str, file: Path | None) -> None:
+def encode(model: Path, file: Path | None) -> None:
     from tokenizer.encode import Tokenizer
 
     print(*Tokenizer.load(model).encode(read_text(file)))
@@ -67,22 +67,22 @@ def encode(model: str, file: Path | None) -> None:
     example="hypnos tokenizer export tokenizer.model exported/ README.md",
     arguments=[
         MODEL,
-        argument("out", metavar="FOLDER", type=Path, help="folder to write to"),
+        argument("out", metavar="FOLDER", type=path, help="folder to write to"),
         argument(
             "samples",
             metavar="FILE",
             nargs="*",
-            type=Path,
+            type=path,
             default=[],
             help="more UTF-8 texts to compare on",
         ),
     ],
 )
-def export(model: str, out: Path, samples: list[Path]) -> int:
+def export(model: Path, out: Path, samples: list[Path]) -> int:
     from tokenizer.encode import Tokenizer
     from tokenizer.export import export
 
-    report = export(Tokenizer.load(model), out, [read_text(path) for path in samples])
+    report = export(Tokenizer.load(model), out, [read_text(sample) for sample in samples])
     print(f"{out}: {report}")
     return 0 if report.identical else 1
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
 import traceback
+from pathlib import Path
 
 from launch.commands import argument, command
+from launch.commands.values import path
+
+
+class ShowSettings(argparse.Action):
+    """Prints the page of all settings, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from pretrain.config.reference import text
+
+        print(text(), flush=True)
+        parser.exit()
 
 
 @command(
@@ -19,7 +32,7 @@ from launch.commands import argument, command
     "torchrun --nproc-per-node=4 --no-python hypnos train configs/depo-small.toml "
     "parallel.tp=2 parallel.pp=2 train.microbatches=2",
     arguments=[
-        argument("config", metavar="CONFIG", help="TOML file; configs/ has some"),
+        argument("config", metavar="CONFIG", type=path, help="TOML file; configs/ has some"),
         argument(
             "overrides",
             metavar="key=value",
@@ -27,9 +40,15 @@ from launch.commands import argument, command
             default=[],
             help="settings that differ, as sleep.passes=4",
         ),
+        argument(
+            "--help-settings",
+            action=ShowSettings,
+            nargs=0,
+            help="every setting: what it means and may be, its default, may it change on resume",
+        ),
     ],
 )
-def train(config: str, overrides: list[str]) -> None:
+def train(config: Path, overrides: list[str]) -> None:
     from pretrain.config.load import load
     from pretrain.errors import UserError
 

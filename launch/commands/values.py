@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from pretrain.errors import UserError
+
+
+def path(text: str) -> Path:
+    """A file or folder; `~` is the user's folder, which no shell sees in --out=~/x."""
+    return Path(os.path.expanduser(text))
 
 
 def positive(text: str) -> int:

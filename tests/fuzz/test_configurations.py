@@ -5,15 +5,15 @@ costs anything.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pretrain.config import Config, CorpusConfig
 from pretrain.config.load import MAX_BYTES, dump, load, parse
 from pretrain.config.memory import check_memory
-from pretrain.config.schema import Config
 from pretrain.evaluate import make_evaluation
 from pretrain.trainer import make_source
 from tests.fuzz.harness import damaged, fuzz, hypnos, refusal, tree
@@ -76,11 +76,13 @@ TYPED: dict[Any, st.SearchStrategy[Any]] = {
 
 def wild(hint: Any) -> st.SearchStrategy[Any]:
     """A value of a setting's type that TOML can write."""
+    if get_origin(hint) is Literal:
+        return TYPED[type(get_args(hint)[0])] | st.sampled_from(get_args(hint))
     if get_origin(hint) is tuple:
         return st.tuples(*map(wild, get_args(hint))).map(list)
-    if get_origin(hint) is list and get_args(hint)[0] in TYPED:
+    if get_origin(hint) is list and get_args(hint)[0] is not CorpusConfig:
         return st.lists(wild(get_args(hint)[0]), max_size=5)
-    if get_origin(hint) is list:  # of corpora
+    if get_origin(hint) is list:
         return st.lists(
             st.fixed_dictionaries({"path": STRINGS}, optional={"weight": FLOATS}), max_size=3
         )

@@ -17,7 +17,8 @@ import pytest
 from launch import __version__
 from launch.cli import main, make_parser
 from launch.commands.train import train
-from pretrain.config.load import load
+from pretrain.config import Config
+from pretrain.config.load import load, parse
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -89,16 +90,32 @@ def test_commands_in_documents_are_understood(path: Path) -> None:
         understand(arguments)
 
 
-def test_help_does_not_import_torch() -> None:
-    code = (
-        "import sys; from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    )
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help-settings"]], ids=str)
+def test_help_does_not_import_torch(arguments: list[str]) -> None:
+    code = f"import sys; from launch.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
     heavy = {"torch", "deepspeed", "transformers", "sentencepiece", "rich", "numpy"}
     check = f"assert not {heavy} & set(sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code + check], cwd=ROOT, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_tilde_is_the_users_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    names = {"RUN", "FOLDER", "FILE", "MODEL", "SOURCE", "CONFIG"}
+    actions = [action for page in parsers(make_parser()) for action in page._actions]
+    paths = [action for action in actions if action.metavar in names]
+    assert len(paths) > 10
+    for action in paths:
+        assert callable(action.type) and action.type("~/x") == Path("/home/me/x"), action
+
+
+def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help-settings"])
+    assert ended.value.code == 0
+    assert parse(capsys.readouterr().out) == Config()
 
 
 @pytest.mark.parametrize(
