@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.commands import argument, command
@@ -15,6 +16,10 @@ from launch.commands.values import path
 
 class ShowSettings(argparse.Action):
     """Prints the page of all settings, and ends."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        nothing = argparse.SUPPRESS  # the command is not told of it
+        super().__init__(option_strings, nothing, nargs=0, default=nothing, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from pretrain.config.reference import text
@@ -43,7 +48,6 @@ class ShowSettings(argparse.Action):
         argument(
             "--help-settings",
             action=ShowSettings,
-            nargs=0,
             help="every setting: what it means and may be, its default, may it change on resume",
         ),
     ],
