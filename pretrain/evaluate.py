@@ -1,6 +1,4 @@
-"""How well a model predicts: held-out loss by window and by place in the window, task accuracy, at
-any N.
-"""
+"""How well a model predicts: held-out loss by window and by position in it, accuracy, at any N."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from parallel.layers import cross_entropy, vocab_parallel_argmax
 from pretrain.checkpoint import load_model
 from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.data.stream import heldout_batches
+from pretrain.data.heldout import heldout_batches
 from pretrain.model.hybrid import HybridLM
 from pretrain.model.sleep import WindowPlan
 from pretrain.run.step import read
@@ -41,17 +39,14 @@ class CollectPredictions:
     """A head that keeps what is predicted, on the CPU."""
 
     def __init__(self, model: HybridLM, batch: Batch) -> None:
-        self.model, self.loss, self.best = (
-            model,
-            torch.zeros(batch.size),
-            torch.full(batch.size, IGNORE),
-        )
+        self.model = model
+        self.loss, self.best = torch.zeros(batch.size), torch.full(batch.size, IGNORE)
 
-    def __call__(self, plan: WindowPlan, y: Tensor, goal: Tensor) -> Tensor:
+    def __call__(self, plan: WindowPlan, y: Tensor, targets: Tensor) -> Tensor:
         logits = self.model.logits(y)
         # before the cross-entropy, which works in their place where they are split over tp
         best = vocab_parallel_argmax(logits)
-        losses = cross_entropy(logits, goal)
+        losses = cross_entropy(logits, targets)
         rows, columns = plan.scored // plan.width, plan.scored % plan.width + plan.tokens.start
         self.loss[rows, columns] = losses.float().cpu()
         self.best[rows, columns] = best.cpu()
@@ -61,15 +56,15 @@ class CollectPredictions:
 def predict(
     model: HybridLM, parts: Sequence[Batch], passes: int | None = None, zero: int = 0
 ) -> Prediction:
-    """Reads microbatches with N = passes (the model's own if None); what it predicts, on all ranks
-    that hold the model.
+    """What a model predicts in microbatches, given to all ranks that hold it.
 
     Args:
+        passes: N; the model's own if None.
         zero: the ZeRO stage that the weights are sharded with.
     """
-    keepers = [CollectPredictions(model, part) for part in parts]
-    read(model, parts, keepers, passes, zero)
-    loss, best = torch.cat([k.loss for k in keepers]), torch.cat([k.best for k in keepers])
+    heads = [CollectPredictions(model, part) for part in parts]
+    read(model, parts, heads, passes, zero)
+    loss, best = torch.cat([h.loss for h in heads]), torch.cat([h.best for h in heads])
     if mesh.pp_size() > 1:
         last = dist.get_global_rank(mesh.pp_group(), mesh.pp_size() - 1)
         for tensor in (loss, best):
@@ -79,35 +74,44 @@ def predict(
 
 @dataclass
 class Evaluation:
-    """The fixed data that a run is judged on. Every rank holds all of it and predicts its share of
-    the rows.
-    """
+    """The fixed data that a run is judged on: each rank has all, and predicts some rows of it."""
 
     batches: list[Batch]
     window: int  # L
     microbatches: int  # parts in which a rank reads its rows, as in training
     task: Task | None  # scores the answers; None for text
     zero: int = 0  # the ZeRO stage that the weights are sharded with
+    rows_asked: int = 0  # train.eval_batches x train.batch
+
+    def describe(self) -> list[str]:
+        """A line to say at the start, when there is less to predict than was asked for."""
+        scored = torch.cat([batch.targets for batch in self.batches]) != IGNORE
+        rows = int(scored.any(dim=1).sum())
+        if rows >= self.rows_asked:
+            return []
+        return [
+            f"held-out documents give {rows} of {self.rows_asked} rows "
+            f"(train.eval_batches x train.batch): {int(scored.sum()):,} tokens are predicted"
+        ]
 
     def run(self, model: HybridLM, passes: int | None = None) -> Metrics:
-        """Loss in nats per scored token, whole, by window and by place in the window; a task's
-        accuracy.
+        """Loss in nats per scored token, whole, by window and by position in it; a task's accuracy.
 
         The keys are "passes", "loss", "loss_per_window" [W], "loss_per_position" [L] and, for a
-        task, "accuracy": {name: share}. Places and windows in which nothing is scored are None.
+        task, "accuracy": {name: share}. Positions and windows without a target are None.
         """
         was_training = model.training
         model.eval()
         predictions = [self._predict(model, batch, passes) for batch in self.batches]
         model.train(was_training)
         loss = torch.cat([p.loss for p in predictions]).double()  # [all rows, T]
-        scored = torch.cat([b.targets != IGNORE for b in self.batches])
-        places = torch.arange(loss.shape[1])
+        scored_mask = torch.cat([b.targets != IGNORE for b in self.batches])
+        column = torch.arange(loss.shape[1])
         metrics: Metrics = {
             "passes": passes or model.sleep.passes,
-            "loss": float(loss.sum() / scored.sum()),
-            "loss_per_window": _means(loss, scored, places // self.window),
-            "loss_per_position": _means(loss, scored, places % self.window),
+            "loss": float(loss.sum() / scored_mask.sum()),
+            "loss_per_window": _means(loss, scored_mask, column // self.window),
+            "loss_per_position": _means(loss, scored_mask, column % self.window),
         }
         if self.task is not None:
             scores = [
@@ -139,11 +143,11 @@ def _gather(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _means(loss: Tensor, scored: Tensor, group: Tensor) -> list[float | None]:
-    """Mean loss of each group of columns; group: [T] int64. None where a group has nothing scored."""
+def _means(loss: Tensor, scored_mask: Tensor, group: Tensor) -> list[float | None]:
+    """Mean loss of each group of columns, None where none is scored. group: [T] int64."""
     groups = int(group.max()) + 1
     sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, group, loss.sum(dim=0))
-    counts = torch.zeros(groups, dtype=torch.int64).index_add_(0, group, scored.sum(dim=0))
+    counts = torch.zeros(groups, dtype=torch.int64).index_add_(0, group, scored_mask.sum(dim=0))
     return [float(s / c) if c else None for s, c in zip(sums, counts, strict=True)]
 
 
@@ -153,17 +157,19 @@ def make_evaluation(config: Config) -> Evaluation:
     Rows per batch are train.batch, read in train.microbatches parts, so that what fits in training
     fits here.
     """
-    L, count, rows = config.sleep.window, config.train.eval_batches, config.train.batch
-    parts = config.train.microbatches
-    if config.data.task == "text":
-        tokenizer = Tokenizer.load(config.data.tokenizer)
+    data, settings, L = config.data, config.train, config.sleep.window
+    count, rows = settings.eval_batches, settings.batch
+    task = None
+    if data.task == "text":
+        tokenizer = Tokenizer.load(data.tokenizer)
         batches = heldout_batches(
-            config.data.heldout, tokenizer, L, config.data.windows, rows, count
+            data.heldout, tokenizer, window=L, windows=data.windows, batch=rows, n=count
         )
-        return Evaluation(batches, L, parts, None, config.parallel.zero)
-    task = make_task(config, L)
+    else:
+        task = make_task(config, L)
+        batches = [task.test(TEST_SEED + i, rows) for i in range(count)]
     return Evaluation(
-        [task.test(TEST_SEED + i, rows) for i in range(count)], L, parts, task, config.parallel.zero
+        batches, L, settings.microbatches, task, zero=config.parallel.zero, rows_asked=count * rows
     )
 
 
@@ -177,8 +183,8 @@ def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
     if at_n["passes"] == 1 or not same:
         return None
     return (
-        f"sleep changes nothing: {at_n['passes']} passes and 1 pass both give a loss of {at_one['loss']:.6f}; "
-        "if the retention logged with the run is near 0, lower model.decay_init"
+        f"sleep changes nothing: {at_n['passes']} passes and 1 pass both give a loss of "
+        f"{at_one['loss']:.6f}; if the retention logged with the run is near 0, lower model.decay_init"
     )
 
 

@@ -189,12 +189,14 @@ def _train(
             )
         progress.say(f"{trouble.what}; going on from step {start} with the data after them")
         save()  # in the checkpoint's place: a run that is killed goes on after the trouble, too
+    for line in (*source.describe(settings.steps), *evaluation.describe()):
+        progress.say(line)
     evaluate()
     for step in range(start, settings.steps):
         done, here = step + 1, now.data
         watchdog.doing("takes the rows of step", done)
         batch = source.next()
-        parts = _microbatches(batch, config, done)
+        parts = _microbatches(batch, config)
         scored, read = _count(batch)
         probe = Probe() if done == 1 or _due(done, settings.log_every, settings.steps) else None
         outputs = accumulate(engine, model, parts, now.lanes.states, scored, config.parallel, probe)
@@ -248,10 +250,11 @@ def _train(
 
 def make_source(config: Config) -> BatchSource:
     """The stream of this rank's batches that data.task names."""
-    settings = (config.train.batch, config.run.seed, mesh.dp_rank(), mesh.dp_size())
+    window, batch, seed = config.sleep.window, config.train.batch, config.run.seed
+    rank, ranks = mesh.dp_rank(), mesh.dp_size()
     if config.data.task == "text":
-        return TextStream(config.data, config.sleep.window, *settings)
-    return TaskSource(make_task(config, config.sleep.window), *settings)
+        return TextStream(config.data, window, batch, seed, rank=rank, ranks=ranks)
+    return TaskSource(make_task(config, window), batch, seed, rank=rank, ranks=ranks)
 
 
 def _check_rows_divide(config: Config) -> None:
@@ -325,16 +328,11 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done % every == 0 or done == steps
 
 
-def _microbatches(batch: Batch, config: Config, step: int) -> list[Batch]:
+def _microbatches(batch: Batch, config: Config) -> list[Batch]:
     """This rank's rows in equal parts."""
     share = batch.size[0] // config.train.microbatches
-    parts = [batch.rows(begin, begin + share) for begin in range(0, batch.size[0], share)]
     _check_tokens_divide(batch.size[1], config)
-    if not all(bool((part.targets != IGNORE).any()) for part in parts):
-        raise UserError(
-            f"step {step}: a microbatch of {share} rows has no token to predict; lower train.microbatches"
-        )
-    return parts
+    return [batch.rows(begin, begin + share) for begin in range(0, batch.size[0], share)]
 
 
 def _check_tokens_divide(tokens: int, config: Config) -> None:

@@ -2,10 +2,13 @@
 
 Row b of every global batch is lane b. Draw j of the order goes to lane j mod B, so lane b's k-th
 document is draw b + k * B, and where a lane stands is two numbers. A document of n tokens is n + 1
-with its EOS.
+with its EOS. | is where a window begins:
 
-    "isolate"   lane 0:  | doc .... doc | doc EOS PAD | doc doc doc | doc EOS PAD PAD |     | = a window begins
+    "isolate"   lane 0:  | doc .... doc | doc EOS PAD | doc doc doc | doc EOS PAD PAD |
     "stitch"    lane 0:  | doc EOS doc doc doc EOS doc doc doc doc EOS doc EOS doc |
+
+Every row predicts something. In "isolate" an EOS predicts nothing, so it is never left alone for
+the next row: a document whose last token fills a row ends with that row, which predicts its EOS.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ def isolate(
 ) -> tuple[Row, Cursor]:
     """The lane's next row of `windows` windows, in which every document begins a window.
 
-    A document longer than what is left of the row goes on in the next row. With `carry` its fast
-    weights do too; without, its rest is read afresh.
+    A document longer than what is left of the row goes on in the next row, unless that is its EOS
+    alone. With `carry` its fast weights do too; without, its rest is read afresh.
     """
     used_up, used = cursor
     spans: list[Span] = []
@@ -57,7 +60,7 @@ def isolate(
         spans.append(Span(corpus, document, used, taken, column, fresh=used == 0 or not carry))
         column += -(-taken // window) * window  # to the next window
         used += taken
-        if used == length:
+        if used >= length - 1:
             used_up, used = used_up + 1, 0
     return Row(spans, carries=carry and used > 0), (used_up, used)
 

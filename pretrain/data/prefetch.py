@@ -13,7 +13,7 @@ PREFETCH_DEPTH = 4  # items
 
 
 class Prefetcher(Generic[T]):
-    """Calls `produce` in one thread, PREFETCH_DEPTH items ahead of `next()`, which hands them out in order."""
+    """Calls `produce` in one thread, PREFETCH_DEPTH items ahead of `next()`; keeps the order."""
 
     def __init__(self, produce: Callable[[], T]) -> None:
         self._produce = produce

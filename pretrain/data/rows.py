@@ -15,7 +15,7 @@ from pretrain.data.reader import Shards
 
 
 class RowReader:
-    """Fills rows from the shards; keeps each lane's open document, so that a long one is read once."""
+    """Fills rows from the shards; keeps each lane's open document, to read a long one once."""
 
     def __init__(
         self, corpora: Sequence[Shards], eos: int, pad: int, windows: int, window: int

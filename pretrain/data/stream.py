@@ -1,10 +1,9 @@
-"""The training stream of text, and the fixed batches that a run is judged on."""
+"""The training stream of text: batches for one rank, exact resume at any number of ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pretrain.config.schema import DataConfig
@@ -12,6 +11,8 @@ from pretrain.data import lanes
 from pretrain.data.batch import Batch
 from pretrain.data.index import find_split
 from pretrain.data.lanes import Cursor, Row, Span
+from pretrain.data.mixture import corpus_shares, mean_places
+from pretrain.data.open_files import OpenFiles
 from pretrain.data.order import Order, token_shares
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.reader import Shards
@@ -43,26 +44,32 @@ class TextStream:
     """
 
     def __init__(
-        self, config: DataConfig, window: int, batch: int, seed: int, rank: int = 0, ranks: int = 1
+        self,
+        config: DataConfig,
+        window: int,
+        batch: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         tokenizer = Tokenizer.load(config.tokenizer)
+        files = OpenFiles()
         self._corpora = [
-            Shards(find_split(corpus.path, "train"), tokenizer) for corpus in config.train
+            Shards(find_split(corpus.path, "train"), tokenizer, files) for corpus in config.train
         ]
         self._config, self._window, self._batch = config, window, batch
-        weights = [corpus.weight for corpus in config.train]
-        means = [shards.index.tokens / len(shards) + 1 for shards in self._corpora]
-        self._order = Order(
-            [len(shards) for shards in self._corpora], token_shares(weights, means), seed
-        )
+        self._weights = [corpus.weight for corpus in config.train]
+        self._sizes = [len(shards) for shards in self._corpora]
+        self._means = [shards.mean_tokens for shards in self._corpora]
+        self._order = Order(self._sizes, token_shares(self._weights, self._means), seed)
         self._reader = RowReader(
             self._corpora, tokenizer.eos, tokenizer.pad, config.windows, window
         )
         self._mine = range(rank * batch // ranks, (rank + 1) * batch // ranks)
+        fingerprints = [shards.index.fingerprint for shards in self._corpora]
         self.settings: dict[str, Any] = {
-            "data.train": [
-                [s.index.fingerprint, w] for s, w in zip(self._corpora, weights, strict=True)
-            ],
+            "data.train": [list(pair) for pair in zip(fingerprints, self._weights, strict=True)],
             "run.seed": seed,
             "train.batch": batch,
             "sleep.window": window,
@@ -85,6 +92,20 @@ class TextStream:
         batch, self._rows, self._position = self._prefetcher.next()
         self.wait_seconds += self._prefetcher.wait_seconds
         return batch
+
+    def describe(self, steps: int) -> list[str]:
+        """A line for each corpus of a mixture: what it gives to a run of so many steps."""
+        if len(self._corpora) == 1:
+            return []
+        L, W, places = self._window, self._config.windows, self._means
+        if self._config.documents == "isolate":
+            places = [mean_places(shards.lengths, L, W) for shards in self._corpora]
+        tokens = steps * self._batch * W * L
+        shares = corpus_shares(self._sizes, self._means, self._weights, tokens, places)
+        return [
+            f"{corpus.path}: {share} in {steps:,} steps"
+            for corpus, share in zip(self._config.train, shares, strict=True)
+        ]
 
     def samples(self) -> Callable[[], Any]:
         """The stretches of documents in each row of the last global batch: corpus, document, first
@@ -120,8 +141,9 @@ class TextStream:
                 told = shortened(str(state["settings"].get(name)))
                 saved = "other shards or weights" if name == "data.train" else told
                 raise UserError(
-                    f"{name} is not what the checkpoint's stream of text was made with ({saved}), so it cannot be "
-                    "continued; set it back, or begin another run with another run.name"
+                    f"{name} is not what the checkpoint's stream of text was made with ({saved}), "
+                    "so it cannot be continued; set it back, or begin another run with another "
+                    "run.name"
                 )
         self.close()
         self._position = Position(
@@ -133,19 +155,17 @@ class TextStream:
         if self._prefetcher is not None:
             self._prefetcher.close()
             self._prefetcher = None
-        for shards in self._corpora:
+        for shards in self._corpora:  # they share their open files
             shards.close()
 
     def _make(self) -> tuple[Batch, Sequence[Row], Position]:
         """The next batch, all ranks' rows of it, and the position after it. Runs in the prefetch
         thread.
         """
-        rows, cursors = zip(
-            *(self._plan(*place) for place in enumerate(self._ahead.cursors)), strict=True
-        )
-        read = (
-            self._reader.isolated if self._config.documents == "isolate" else self._reader.stitched
-        )
+        planned = [self._plan(lane, cursor) for lane, cursor in enumerate(self._ahead.cursors)]
+        rows, cursors = zip(*planned, strict=True)
+        isolate = self._config.documents == "isolate"
+        read = self._reader.isolated if isolate else self._reader.stitched
         batch = read(self._mine, [rows[lane] for lane in self._mine])
         self._ahead = Position(self._ahead.steps + 1, list(cursors))
         return batch, rows, self._ahead
@@ -160,39 +180,3 @@ class TextStream:
         """(corpus, document, tokens with EOS) of a draw."""
         corpus, document = self._order(draw)
         return corpus, document, int(self._corpora[corpus].lengths[document]) + 1
-
-
-def heldout_batches(
-    path: str | Path, tokenizer: Tokenizer, window: int, windows: int, batch: int, n: int
-) -> list[Batch]:
-    """`n` fixed batches for judging a model: every row is one stretch of one document, read with S
-    = 0.
-
-    No row has padding and every position predicts, so that all windows are averaged over the same
-    rows. First comes the beginning of each document that fills a row, in the order of the shards,
-    then the second stretch of each that has one, and so on. UserError says how many rows the
-    held-out documents have when they are too few.
-    """
-    shards = Shards(find_split(path, "heldout"), tokenizer)
-    width = windows * window
-    # [documents]; EOS follows the last token, so that it has a target
-    stretches = shards.lengths // width
-    if stretches.sum() < n * batch:
-        raise UserError(
-            f"{path}: the held-out documents fill {stretches.sum()} sequences of {width} tokens, {n * batch} are asked "
-            "for; lower train.eval_batches or train.batch, or prepare the corpus with a larger holdout"
-        )
-    places = (
-        (document, turn * width)
-        for turn in range(int(stretches.max()))
-        for document in (stretches > turn).nonzero()[0].tolist()
-    )
-    reader = RowReader([shards], tokenizer.eos, tokenizer.pad, windows, window)
-    batches = []
-    for _ in range(n):
-        rows = [
-            Row([Span(0, *next(places), width, 0, fresh=True)], carries=False) for _ in range(batch)
-        ]
-        batches.append(reader.isolated(range(batch), rows))
-    shards.close()
-    return batches

@@ -1,8 +1,7 @@
-"""Random numbers that depend on (seed, stream, row) alone, so that a row is the same in any batch
-and on any rank.
+"""Random numbers of (seed, stream, row) alone: a row is the same in any batch and on any rank.
 
-SplitMix64 (Steele, Lea, Flood 2014) started at a hash of the row, evaluated for all rows at once: a
-counter takes the place of a generator's state.
+SplitMix64 started at a hash of the row, evaluated for all rows at once: a counter takes the place
+of a generator's state.
 """
 
 from __future__ import annotations
@@ -14,28 +13,26 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Words = NDArray[np.uint64]
+from pretrain.data.splitmix import STEP, Words, mix, splitmix64
 
-_STEP = np.uint64(0x9E3779B97F4A7C15)
+Ints = NDArray[np.int64]
 
 
 class Rows:
     """The random numbers of rows position..position+rows-1 of a stream.
 
-    Every draw has a name: the same name gives the same numbers again, another name independent
-        ones.
+    Every draw has a name: the same name gives the same numbers again, another independent ones.
     """
 
     def __init__(self, seed: int, stream: str, position: int, rows: int) -> None:
         start = int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8], "little")
         index = np.arange(position, position + rows, dtype=np.uint64)
-        self._keys = _mix(np.array([start], dtype=np.uint64) + index * _STEP)  # [B]
+        self._keys = mix(index * np.uint64(STEP) + np.uint64(start))  # [B]
 
     def words(self, name: str, count: int) -> Words:
         """[B, count] uniform 64-bit words."""
-        draw = _mix(self._keys ^ _mix(np.array([zlib.crc32(name.encode())], dtype=np.uint64)))
-        return _mix(draw[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _STEP)
+        draw = mix(self._keys ^ np.uint64(mix(zlib.crc32(name.encode()))))
+        return splitmix64(draw[:, None], np.arange(count, dtype=np.uint64))
 
     def uniform(self, name: str, count: int) -> NDArray[np.float64]:
         """[B, count] floats in [0, 1)."""
@@ -76,15 +73,6 @@ class Rows:
     def generators(self) -> list[random.Random]:
         """One ordinary generator per row, for what is not drawn for all rows at once."""
         return [random.Random(int(key)) for key in self._keys]
-
-
-def _mix(x: Words) -> Words:
-    """The finaliser of SplitMix64: a bijection of 64-bit words that leaves no visible trace of a
-    counter.
-    """
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _repeated(numbers: Ints) -> NDArray[np.bool_]:

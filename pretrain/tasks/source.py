@@ -25,7 +25,7 @@ class TaskSource:
         wait_seconds: how long `next` has kept its caller waiting, in all.
     """
 
-    def __init__(self, task: Task, batch: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, task: Task, batch: int, seed: int, *, rank: int = 0, ranks: int = 1) -> None:
         self.task, self.batch, self.seed = task, batch, seed
         self.rank, self.rows = rank, batch // ranks
         self.vocab_size = task.vocab_size
@@ -44,6 +44,10 @@ class TaskSource:
         self.wait_seconds += self._prefetcher.wait_seconds
         return batch
 
+    def describe(self, steps: int) -> list[str]:
+        """Nothing: the configuration says all of a task."""
+        return []
+
     def samples(self) -> Callable[[], Any]:
         """The seed and the rows [first, stop) of the last global batch: task.sample(seed, first,
         stop - first).
@@ -60,9 +64,9 @@ class TaskSource:
         for key, mine in (("seed", self.seed), ("fingerprint", self.task.fingerprint)):
             if state[key] != mine:
                 raise UserError(
-                    f"the checkpoint was trained on other data: its {key} is {shortened(repr(state[key]))}, the "
-                    f"settings now give {mine!r}; restore the settings of the task, or begin another run with another "
-                    "run.name"
+                    f"the checkpoint was trained on other data: its {key} is "
+                    f"{shortened(repr(state[key]))}, the settings now give {mine!r}; restore the "
+                    "settings of the task, or begin another run with another run.name"
                 )
         self.close()
         self._position = state["rows"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.order import BLOCK, Order, Permutation, quotas, token_shares
+from pretrain.data.order import BLOCK, Order, Permutation, drawn_before, quotas, token_shares
 
 
 @settings(deadline=None)
@@ -66,16 +68,70 @@ def test_order_is_what_it_was() -> None:
     assert [order(j) for j in range(6)] == [(1, 288), (0, 7), (1, 583), (0, 8), (1, 670), (1, 407)]
 
 
-@pytest.mark.parametrize(
-    "shares", [[1.0], [0.5, 0.5], [0.9999, 0.0001], [1 / 3] * 3, [1e-9] * 5 + [1 - 5e-9]]
+MIXTURES = {  # weights, mean tokens of a document
+    "web and books": ((0.9, 0.1), (40.0, 200_000.0)),
+    "few long documents": ((0.99, 0.01), (40.0, 200_000.0)),
+    "a millionth": ((1.0, 1e-6), (500.0, 500.0)),
+    "a millionth, in documents of ten million": ((1.0, 1e-6), (1.0, 1e7)),
+    "a millionth, in documents of one": ((1.0, 1e-6), (1e7, 1.0)),
+    "200 small languages": ((60.0, *[0.2] * 200), (700.0, *range(20, 220))),
+    "by hundreds": ([10.0**-i for i in range(7)] * 2, [10.0**i for i in (*range(7), *range(7))]),
+}
+
+
+@pytest.mark.parametrize("weights, means", MIXTURES.values(), ids=MIXTURES)
+def test_weights_are_kept_over_any_long_stretch(
+    weights: Sequence[float], means: Sequence[float]
+) -> None:
+    """A stretch in which the rarest corpus is drawn some 1,000 times, anywhere; exact fractions."""
+    exact = [Fraction(w) / Fraction(m) for w, m in zip(weights, means, strict=True)]
+    rarest = min(exact) / sum(exact)
+    counts = quotas(token_shares(weights, means))
+    length = int(1000 / rarest)
+    for start in (0, length // 3, 7 * length + 5, 10**20):
+        before, after = drawn_before(start, counts), drawn_before(start + length, counts)
+        assert sum(after) == start + length
+        tokens = [(b - a) * m for a, b, m in zip(before, after, means, strict=True)]
+        for mine, asked in zip(tokens, weights, strict=True):
+            assert mine / sum(tokens) == pytest.approx(asked / sum(weights), rel=0.01)
+
+
+@given(
+    shares=st.lists(st.floats(1e-9, 1), min_size=1, max_size=40),
+    steps=st.lists(st.integers(1, 5000), max_size=30),
 )
-def test_quotas_fill_a_block_and_follow_the_shares(shares: list[float]) -> None:
-    found = quotas(shares)
-    assert sum(found) == BLOCK
-    assert all(
-        quota >= 1 and abs(quota - share * BLOCK) <= len(shares)
-        for quota, share in zip(found, shares, strict=True)
-    )
+def test_what_is_drawn_is_never_taken_back(shares: list[float], steps: list[int]) -> None:
+    """Or the n-th draw of a corpus would come twice."""
+    counts, draw = quotas(shares), 0
+    last = drawn_before(0, counts)
+    assert last == [0] * len(shares)
+    for step in steps:
+        draw += step
+        found = drawn_before(draw, counts)
+        assert all(a <= b for a, b in zip(last, found, strict=True))
+        last = found
+
+
+def test_the_order_draws_what_is_counted() -> None:
+    """Over whole blocks, for a corpus that is in few of them, too; and the n-th draw is the n-th."""
+    shares = [0.7, 0.29999, 0.00001]
+    order = Order([1000, 300, 5], shares, seed=3)
+    draws = [order(j) for j in range(60 * BLOCK)]
+    counted = drawn_before(60 * BLOCK, quotas(shares))
+    assert [sum(c == corpus for c, _ in draws) for corpus in range(3)] == counted
+    assert counted[2] == 2  # 2.46 of them
+    for corpus, size in enumerate((1000, 300, 5)):
+        drawn = [document for c, document in draws if c == corpus]
+        for epoch in range(len(drawn) // size):
+            assert sorted(drawn[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+def test_lanes_of_a_batch_have_every_corpus() -> None:
+    """Every second draw is of each corpus, but not in turn: no lane reads one corpus alone."""
+    order = Order([1000, 1000], [0.5, 0.5], seed=0)
+    for lane in range(4):
+        share = sum(order(lane + 4 * k)[0] for k in range(2000)) / 2000
+        assert share == pytest.approx(0.5, abs=0.05)
 
 
 def test_weights_are_shares_of_tokens() -> None:

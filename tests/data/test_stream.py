@@ -5,6 +5,9 @@ documents.
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -17,9 +20,10 @@ import torch
 from pretrain.config.schema import CorpusConfig, DataConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.corpus import Corpus
+from pretrain.data.heldout import heldout_batches
 from pretrain.data.reader import Shards
 from pretrain.data.shards import prepare
-from pretrain.data.stream import TextStream, heldout_batches
+from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from tests.data.texts import make_texts, write_texts
 from tokenizer.encode import Tokenizer
@@ -54,7 +58,9 @@ def join(parts: list[Batch]) -> Batch:
     return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
-def lane_documents(batches: list[Batch], lane: int, eos: int) -> list[list[int]]:
+def lane_documents(
+    batches: list[Batch], lane: int, eos: int, isolate: bool = True
+) -> list[list[int]]:
     """The documents of one lane, put together again from its rows; the last may be unfinished."""
     documents: list[list[int]] = [[]]
     for batch in batches:
@@ -63,6 +69,9 @@ def lane_documents(batches: list[Batch], lane: int, eos: int) -> list[list[int]]
             documents[-1].append(token)
             if token == eos:
                 documents.append([])
+        if isolate and batch.targets[lane, -1] == eos:  # not read: the document ends with its row
+            documents[-1].append(eos)
+            documents.append([])
     return documents
 
 
@@ -72,7 +81,8 @@ def test_every_token_of_every_document_once_per_epoch(
 ) -> None:
     """The first documents of all lanes, in the order of the draws, are two whole epochs."""
     batches = take(open_stream(config, mode), 500)
-    lanes = [lane_documents(batches, lane, tokenizer.eos)[:-1] for lane in range(B)]
+    isolate = mode[0] == "isolate"
+    lanes = [lane_documents(batches, lane, tokenizer.eos, isolate)[:-1] for lane in range(B)]
     drawn = [tuple(lanes[j % B][j // B]) for j in range(2 * len(texts))]
     expected = Counter((*tokenizer.encode(text), tokenizer.eos) for text in texts)
     assert Counter(drawn[: len(texts)]) == expected
@@ -112,6 +122,8 @@ def test_isolated_rows_follow_the_lane_token_by_token(
                 assert batch.tokens[lane, columns].tolist() == here + [tokenizer.pad] * padding
                 assert batch.targets[lane, columns].tolist() == after + [IGNORE] * padding
                 assert batch.valid[lane, columns].tolist() == [True] * len(here) + [False] * padding
+            if rest == [tokenizer.eos]:  # is predicted by the row's last token, and not read alone
+                rest = []
             assert bool(batch.carries[lane]) == (carry and bool(rest))
             carried += bool(rest)
             if carry:
@@ -200,10 +212,11 @@ def test_resume_with_other_settings_is_refused_by_name(
     assert "set it back, or begin another run" in str(error.value)
 
 
+@pytest.mark.parametrize("mode", [("isolate", True), ("stitch", True)])
 def test_corpora_are_mixed_by_their_share_of_tokens(
-    config: DataConfig, model: Path, tokenizer: Tokenizer, tmp_path: Path
+    config: DataConfig, tokenizer: Tokenizer, tmp_path: Path, mode: tuple[str, bool]
 ) -> None:
-    """One corpus of short and one of long documents, equal weights: as many tokens of each."""
+    """Short documents and long ones, equal weights: as many tokens of each, as is said before."""
     for name, words, repeat in (("short", "wake", 3), ("long", "sleep", 60)):
         texts = [f"{words} {i}\n" * repeat for i in range(50)]
         prepare(
@@ -215,11 +228,36 @@ def test_corpora_are_mixed_by_their_share_of_tokens(
     corpora = [
         CorpusConfig(path=str(tmp_path / f"{name}-out"), weight=1.0) for name in ("short", "long")
     ]
-    batches = take(open_stream(replace(config, train=corpora), ("stitch", True)), 1000)
-    text = tokenizer.decode(torch.cat([batch.tokens.flatten() for batch in batches]).tolist())
-    cost = {word: len(tokenizer.encode(f"{word} 1\n")) for word in ("wake", "sleep")}
-    tokens = {word: text.count(word) * cost[word] for word in cost}
-    assert tokens["wake"] / sum(tokens.values()) == pytest.approx(0.5, abs=0.05)
+    stream = open_stream(replace(config, train=corpora), mode)
+    read, documents = samples_of(stream, 1500)
+    assert read[corpora[0].path] / read.total() == pytest.approx(0.5, rel=0.03)  # 250 long ones
+
+    said = stream.describe(1500)
+    shares = [
+        float(re.search(r": ([\d.]+)% of the tokens \(50.0000% asked", line)[1]) for line in said
+    ]  # type: ignore[index]
+    assert shares == pytest.approx([50, 50], rel=0.005)
+    for corpus, line in zip(corpora, said, strict=True):
+        count = int(re.search(r"([\d,]+) documents", line)[1].replace(",", ""))  # type: ignore[index]
+        assert count == pytest.approx(documents[corpus.path], rel=0.08)  # by mean lengths
+        assert f"{count / 50:.2f} epochs" in line
+
+
+def samples_of(stream: TextStream, steps: int) -> tuple[Counter[str], Counter[str]]:
+    """Tokens and documents that so many steps read, by corpus."""
+    read, documents = Counter[str](), Counter[str]()
+    for _ in range(steps):
+        stream.next()
+        for row in stream.samples()():
+            for span in row if stream.settings["data.documents"] == "isolate" else row[:-1]:
+                read[span["corpus"]] += span["tokens"]
+                documents[span["corpus"]] += span["first"] == 0
+    stream.close()
+    return read, documents
+
+
+def test_one_corpus_needs_no_words(config: DataConfig) -> None:
+    assert open_stream(config).describe(100) == []
 
 
 def test_other_tokenizer_and_folder_without_shards_are_refused(
@@ -263,7 +301,7 @@ def heldout(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> P
 def test_heldout_rows_are_stretches_of_documents_first_beginnings_then_the_rest(
     heldout: Path, tokenizer: Tokenizer
 ) -> None:
-    batches = heldout_batches(heldout, tokenizer, L, 3, batch=B, n=10)
+    batches = heldout_batches(heldout, tokenizer, window=L, windows=3, batch=B, n=10)
     assert len(batches) == 10
     shards = Shards(heldout / "heldout", tokenizer)
     streams = [[*shards.document(i).tolist(), tokenizer.eos] for i in range(len(shards))]
@@ -282,10 +320,127 @@ def test_heldout_rows_are_stretches_of_documents_first_beginnings_then_the_rest(
     assert not whole.carries.any()
 
 
-def test_too_few_heldout_documents_say_how_many_there_are(
-    heldout: Path, tokenizer: Tokenizer
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """Documents of which some fill a row of 24 tokens, and most do not."""
+    root = tmp_path_factory.mktemp("short")
+    source = write_texts(root / "texts", make_texts(60, seed=7, longest=12))
+    prepare(Corpus([source]), tokenizer, root / "out", holdout=0.5)
+    return root / "out"
+
+
+def test_heldout_documents_that_fill_no_row_are_padded(short: Path, tokenizer: Tokenizer) -> None:
+    """Every token of every held-out document is there once, and predicts the next of its own."""
+    batches = heldout_batches(short, tokenizer, window=L, windows=3, batch=B, n=1000)
+    shards = Shards(short / "heldout", tokenizer)
+    streams = [[*shards.document(i).tolist(), tokenizer.eos] for i in range(len(shards))]
+    full = sum((len(stream) - 1) // (3 * L) for stream in streams)
+    assert 0 < full < len(streams) / 2
+    whole = join(batches)
+    assert whole.tokens.shape[1] == 3 * L and len(whole.tokens) % B == 0
+    assert whole.valid[:full].all() and not whole.valid[full:].all()
+    pieces = []  # as they are read: from a window in which a document begins to the next
+    for row in range(len(whole.tokens)):
+        for w in range(3):
+            here = slice(w * L, (w + 1) * L)
+            valid = whole.valid[row, here]
+            if whole.starts[row, w]:
+                pieces.append(([], []))
+            assert (whole.tokens[row, here][~valid] == tokenizer.pad).all()
+            assert (whole.targets[row, here][~valid] == IGNORE).all()
+            if valid.any():
+                pieces[-1][0].extend(whole.tokens[row, here][valid].tolist())
+                pieces[-1][1].extend(whole.targets[row, here][valid].tolist())
+    expected = []
+    for stream in streams:
+        for first in range(0, len(stream) - 1, 3 * L):  # an EOS that would be alone is predicted
+            read, after = stream[first : first + 3 * L], stream[first + 1 : first + 3 * L + 1]
+            expected.append((read, after + [IGNORE] * (len(read) - len(after))))
+    assert sorted(pieces) == sorted(expected)
+    assert not whole.carries.any()
+    few = heldout_batches(short, tokenizer, window=L, windows=3, batch=B, n=2)
+    assert all(map(same, few, batches[:2]))
+
+
+def test_one_heldout_document_fills_up_its_batch_with_pad(
+    tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    with pytest.raises(
-        UserError, match=r"fill \d+ sequences of 24 tokens, 4000 are asked for; lower"
-    ):
-        heldout_batches(heldout, tokenizer, L, 3, batch=B, n=1000)
+    source = write_texts(tmp_path / "texts", ["wake"])
+    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
+    batches = heldout_batches(
+        tmp_path / "out" / "train", tokenizer, window=L, windows=3, batch=B, n=5
+    )
+    assert len(batches) == 1 and batches[0].tokens.shape == (B, 3 * L)
+    assert batches[0].valid.sum() == len(tokenizer.encode("wake")) + 1
+    assert (batches[0].targets != IGNORE).any(dim=1).tolist() == [True, False, False, False]
+
+
+def by_tokens(tokenizer: Tokenizer, counts: list[int]) -> list[str]:
+    """Texts of so many tokens each, no two alike."""
+    texts = []
+    for i, count in enumerate(counts):
+        marks = [chr(0x4E00 + i), *["\u00e9"] * count]  # three bytes, then letters of one or two
+        text = marks[0] if count >= len(tokenizer.encode(marks[0])) else "0123456789"[i % 10]
+        while len(tokenizer.encode(text)) < count:
+            text += "\x01"  # a byte, so a token, each
+        assert len(tokenizer.encode(text)) == count
+        texts.append(text)
+    return texts
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "counts",
+    [[8] * 9, [24] * 9, [1] * 9, [1, 7, 8, 9, 15, 16, 17, 23, 24, 25, 47, 48, 49, 200, 240]],
+    ids=["a window", "a row", "a token", "any"],
+)
+def test_every_row_has_a_token_to_predict(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    counts: list[int],
+    mode: tuple[str, bool],
+    windows: int,
+) -> None:
+    """Whatever the lengths of documents; and every token of theirs is predicted, EOS too."""
+    texts = by_tokens(tokenizer, counts)
+    source = write_texts(tmp_path / "texts", texts)
+    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
+    corpus = [CorpusConfig(path=str(tmp_path / "out"))]
+    stream = open_stream(replace(config, train=corpus, windows=windows), mode)
+    batches = take(stream, 60)
+    for batch in batches:
+        assert (batch.targets != IGNORE).any(dim=1).all()
+    if mode[0] == "isolate":
+        whole = {(*tokenizer.encode(text)[1:], tokenizer.eos) for text in texts}
+        for lane in range(B):
+            targets = torch.cat([batch.targets[lane] for batch in batches])
+            said = targets[targets != IGNORE].tolist()
+            while tokenizer.eos in said:
+                end = said.index(tokenizer.eos) + 1
+                assert tuple(said[:end]) in whole
+                said = said[end:]
+
+
+def test_many_corpora_of_many_shards_need_few_open_files(
+    config: DataConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """40 files may be open beyond those that are; 6 corpora have 20 shards each."""
+    corpora = []
+    for c in range(6):
+        source = write_texts(tmp_path / f"texts{c}", make_texts(20, seed=c, longest=9))
+        prepare(Corpus([source]), tokenizer, tmp_path / f"{c}", holdout=0, shard_tokens=1)
+        assert len(list((tmp_path / f"{c}" / "train").glob("*.tar"))) == 20
+        corpora.append(CorpusConfig(path=str(tmp_path / f"{c}")))
+    before, limits = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 40, limits[1]))
+    try:
+        stream = open_stream(replace(config, train=corpora))
+        for _ in range(60):
+            stream.next()
+        assert len(os.listdir("/proc/self/fd")) <= before + 20
+        stream.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(os.listdir("/proc/self/fd")) == before

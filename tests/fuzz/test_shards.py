@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pretrain.config.schema import CorpusConfig, DataConfig
+from pretrain.data.heldout import heldout_batches
 from pretrain.data.index import DOCUMENT, DOCUMENTS, INDEX, Index, find_split, read_index
 from pretrain.data.reader import Shards
 from pretrain.data.shards import verify
-from pretrain.data.stream import TextStream, heldout_batches
+from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from pretrain.files import sha256
 from tests.fuzz.harness import fuzz, hypnos, refusal, tree

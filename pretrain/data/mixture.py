@@ -1,0 +1,59 @@
+"""What each corpus of a mixture really gives to a run: by the order that the run draws in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.data.order import drawn_before, quotas, token_shares
+
+
+@dataclass
+class CorpusShare:
+    """One corpus in a run of so many draws."""
+
+    asked: float  # its weight as a share of all weights
+    given: float  # its share of the tokens that are read
+    documents: int  # that are drawn from it
+    epochs: float  # how often all of it is gone through
+
+    def __str__(self) -> str:
+        return (
+            f"{self.given:.4%} of the tokens ({self.asked:.4%} asked for), "
+            f"about {self.documents:,} documents, {self.epochs:,.2f} epochs"
+        )
+
+
+def corpus_shares(
+    sizes: Sequence[int],
+    mean_tokens: Sequence[float],
+    weights: Sequence[float],
+    tokens: float,
+    mean_places: Sequence[float] | None = None,
+) -> list[CorpusShare]:
+    """The share of each corpus in a run of `tokens` tokens, PAD among them.
+
+    Args:
+        sizes: documents of each corpus. mean_tokens: of a document, with its EOS.
+        mean_places: that a document takes, with the PAD behind it; as mean_tokens if there is none.
+    """
+    shares = token_shares(weights, mean_tokens)
+    per_draw = sum(s * p for s, p in zip(shares, mean_places or mean_tokens, strict=True))
+    drawn = drawn_before(round(tokens / per_draw), quotas(shares))
+    read = [count * mean for count, mean in zip(drawn, mean_tokens, strict=True)]
+    return [
+        CorpusShare(weight / sum(weights), mine / max(sum(read), 1), count, count / size)
+        for weight, mine, count, size in zip(weights, read, drawn, sizes, strict=True)
+    ]
+
+
+def mean_places(lengths: NDArray[np.uint32], window: int, windows: int) -> float:
+    """Tokens of rows that a document takes in data.documents = "isolate", with the PAD behind it.
+
+    A document of whole windows needs another for its EOS, but where its row ends, too.
+    """
+    whole = (lengths % window == 0).mean()
+    return float((lengths // window + 1).mean() - whole / windows) * window

@@ -1,0 +1,49 @@
+"""Files that are read again and again, of which a process can have only so many open."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections import OrderedDict
+from pathlib import Path
+
+MAX_OPEN = 256
+
+
+class OpenFiles:
+    """Reads pieces of files and keeps the files open, the least recently read closed first.
+
+    A stream of any number of corpora has one of these. It holds MAX_OPEN files at most, and no more
+    than half of those that the process may still open: others need files, too.
+    """
+
+    def __init__(self) -> None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        left = limit - len(os.listdir("/dev/fd"))
+        self.most = (
+            MAX_OPEN if limit == resource.RLIM_INFINITY else min(MAX_OPEN, max(1, left // 2))
+        )
+        self._descriptors: OrderedDict[Path, int] = OrderedDict()  # least recently read first
+
+    def read(self, path: Path, size: int, offset: int) -> bytes:
+        """`size` bytes at `offset`, or fewer at the file's end. OSError if it cannot be read."""
+        file = self._descriptor(path)
+        parts: list[bytes] = []
+        while size and (part := os.pread(file, size, offset)):  # it may give less than asked for
+            parts.append(part)
+            size -= len(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Close all; a later read opens its file again."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def _descriptor(self, path: Path) -> int:
+        if path not in self._descriptors:
+            if len(self._descriptors) == self.most:
+                os.close(self._descriptors.popitem(last=False)[1])
+            self._descriptors[path] = os.open(path, os.O_RDONLY)
+        self._descriptors.move_to_end(path)
+        return self._descriptors[path]
