@@ -239,7 +239,7 @@ def test_corpora_are_mixed_by_their_share_of_tokens(
     assert shares == pytest.approx([50, 50], rel=0.005)
     for corpus, line in zip(corpora, said, strict=True):
         count = int(re.search(r"([\d,]+) documents", line)[1].replace(",", ""))  # type: ignore[index]
-        assert count == pytest.approx(documents[corpus.path], rel=0.08)  # by mean lengths
+        assert count == pytest.approx(documents[corpus.path], rel=0.15)  # by mean lengths
         assert f"{count / 50:.2f} epochs" in line
 
 
