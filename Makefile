@@ -9,7 +9,7 @@ DEVICE ?= auto
 STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-layouts test-kills lint clean
+.PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -25,10 +25,23 @@ demo: setup  ## the whole story on this machine, in about ten minutes
 
 lint: setup  ## style and types
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-test: lint  ## style, types and tests
-	.venv/bin/python -m pytest -q tests
+PYTEST := .venv/bin/python -m pytest -q -n 2 --dist worksteal
+
+test: setup  ## style, types, every test of one process, a smoke of each kind of layout (three minutes)
+	@$(MAKE) --no-print-directory -j2 lint test-quick  # side by side: ranks leave cores idle
+
+test-quick: setup
+	HYPNOS_FUZZ=$(or $(HYPNOS_FUZZ),0.2) $(PYTEST) -m "not slow" tests
+
+test-rest: setup  ## what `make test` leaves out: more ranks, more kills
+	$(PYTEST) -m slow tests
+
+test-all: setup  ## everything, the fuzz in full (a quarter of an hour)
+	@$(MAKE) --no-print-directory test HYPNOS_FUZZ=1
+	@$(MAKE) --no-print-directory test-rest
 
 test-layouts: setup  ## every parallel layout of up to eight ranks against one process (about half an hour on two cores)
 	HYPNOS_LAYOUTS=all .venv/bin/python -m pytest -q -rP tests/layouts/test_layouts.py

@@ -1,4 +1,4 @@
-"""One process, one thread, a world of one; and a small tokenizer."""
+"""One process, one thread, a world of one; which tests are slow; and a small corpus."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +7,24 @@ import pytest
 import torch
 
 from parallel import mesh
+from tests.data.small import make_corpus
 from tests.data.texts import make_texts
 from tokenizer.encode import Tokenizer
 from tokenizer.train import train
 
+TESTS = Path(__file__).parent
+# Folders and files of tests that start several processes: `make test` has only their smokes.
+SLOW = ("layouts", "resume", "run/test_ranks.py", "run/test_wrong_numbers.py")
+
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what SLOW names, but for what is marked as a smoke."""
+    for item in items:
+        slow = any(item.path.is_relative_to(TESTS / place) for place in SLOW)
+        if slow and not item.get_closest_marker("smoke"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,3 +45,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(model: Path) -> Tokenizer:
     return Tokenizer.load(model)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer and shards; half of the documents are many sequences long."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))

@@ -104,10 +104,11 @@ class Ranks:
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
                 "TORCHELASTIC_RESTART_COUNT": "0",
             }
+        work = pickle.dumps((function, args))  # multiprocessing would share tensors, not copy them
         _start_server()
         self.processes = [
             _processes.Process(
-                target=_main, args=(r, os.environ | given, folder, function, args), daemon=True
+                target=_main, args=(r, os.environ | given, folder, work), daemon=True
             )
             for r in range(world)
         ]
@@ -203,9 +204,7 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
-def _main(
-    rank: int, env: dict[str, str], folder: Path, function: Callable[..., Any], args: Any
-) -> None:
+def _main(rank: int, env: dict[str, str], folder: Path, work: bytes) -> None:
     """One rank's process. An exception ends it with status 1 and a traceback in its log."""
     log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -218,6 +217,7 @@ def _main(
     # the server's would hide draws that nobody has seeded
     for seed in (random.seed, np.random.seed, torch.seed):
         seed()
+    function, args = pickle.loads(work)
     returned = function(*args)
     mesh.shutdown()
     (folder / f"{rank}.result").write_bytes(pickle.dumps(returned))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from parallel import mesh
 from pretrain.checkpoint import Checkpoint
 from pretrain.checkpoint.index import KINDS
 from pretrain.config.schema import Config
@@ -49,7 +50,7 @@ def position(run: Path, step: int = 6) -> dict[str, Any]:
 def assert_same(
     got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float
 ) -> None:
-    """The same names, with values that differ by no more than the tolerance, relative or absolute."""
+    """The same names, and values that differ by at most the tolerance, relative or absolute."""
     assert got.keys() == expected.keys()
     for name, value in got.items():
         close = torch.isclose(value, expected[name], rtol=tolerance, atol=tolerance)
@@ -73,3 +74,10 @@ def interrupted(config: Config, at: int = 3) -> Config:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 4, "loss": 0.0}\n{"kind": "train", "st')
     return config
+
+
+def train_all(configs: list[Config]) -> None:
+    """A rank's part of some runs, one after the other; for `run_ranks`."""
+    for config in configs:
+        mesh.parallel_state.destroy_model_parallel()  # each has a grid of its own
+        train(config, progress=False)

@@ -1,8 +1,4 @@
-"""Run by torchrun: the `hypnos` command on ranks of which the last one breaks, or the first takes
-its time.
-
-    torchrun --nproc-per-node=2 tests/layouts/broken.py HOW CONFIG [key=value ...]
-"""
+"""The `hypnos` command on ranks of which the last one breaks, or the first takes its time."""
 
 from __future__ import annotations
 
@@ -63,9 +59,10 @@ WAYS: dict[str, Callable[[], Any]] = {
     "verifies slowly": lambda: _verify_slowly(18),
 }
 
-if __name__ == "__main__":
-    if int(os.environ["RANK"]) == (
-        0 if sys.argv[1] == "verifies slowly" else int(os.environ["WORLD_SIZE"]) - 1
-    ):
-        WAYS[sys.argv[1]]()
-    sys.exit(main(["train", *sys.argv[2:]]))
+
+def train(how: str, *arguments: str) -> None:
+    """A rank of `hypnos train ARGUMENTS`."""
+    first, last = 0, int(os.environ["WORLD_SIZE"]) - 1
+    if int(os.environ["RANK"]) == (first if how == "verifies slowly" else last):
+        WAYS[how]()
+    sys.exit(main(["train", *arguments]))

@@ -1,14 +1,33 @@
-"""Which layouts are compared with one process: a chosen few every day, everything on demand."""
+"""Which layouts are compared with one process: a smoke, a chosen few, everything on demand."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
 from tests.layouts.problem import Problem
-from tests.layouts.worker import Layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a problem is spread over ranks."""
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    zero: int = 1
+    recompute: str = "none"
+    microbatches: int = 1
+    sequence_parallel: bool = False
+    offload: bool = False
+    stages: tuple[int, ...] = ()
+
+    @property
+    def world(self) -> int:
+        return self.tp * self.pp * self.dp
 
 
 class Case(NamedTuple):
@@ -34,29 +53,45 @@ TOLERANCE = {
     "bf16": {"loss": 2e-3, "norm": 2e-2, "gradient": 0.2, "weight": 1e-2, "state": 5e-2},
 }
 
+# One of each kind, on two ranks.
+SMOKE = [
+    Case(Layout(tp=2, recompute="unit"), Problem(prelude=1, coda=1, when="context", tied=True)),
+    Case(
+        Layout(pp=2, microbatches=4, stages=(1, 3)),
+        Problem(when="context", prelude=2, coda=1, passes=4),
+    ),
+    Case(Layout(dp=2, zero=3), Problem(when="context", prelude=1)),
+]
+
 DAILY = [
     # two ranks
-    Case(Layout(tp=2, recompute="unit"), Problem(prelude=1, coda=1, when="context", tied=True)),
     Case(Layout(tp=2, sequence_parallel=True, zero=3), Problem(eviction="sliding", coda=1)),
-    Case(Layout(tp=2, sequence_parallel=True, zero=0), Problem(optimizer="adamw", when="context", coda=1)),
+    Case(Layout(tp=2, sequence_parallel=True, zero=0),
+         Problem(optimizer="adamw", when="context", coda=1)),
     Case(Layout(pp=2, microbatches=2, recompute="unit"), Problem(tied=True)),
-    Case(Layout(pp=2, microbatches=4, stages=(1, 3)), Problem(when="context", prelude=2, coda=1, passes=4)),
-    Case(Layout(pp=2, microbatches=2), Problem(truncate_windows=2, truncate_passes=1, prelude=1, eviction="sliding")),
-    Case(Layout(pp=2, microbatches=2, recompute="block"), Problem(precision="bf16", tied=True, passes=2)),
+    Case(Layout(pp=2, microbatches=2),
+         Problem(truncate_windows=2, truncate_passes=1, prelude=1, eviction="sliding")),
+    Case(Layout(pp=2, microbatches=2, recompute="block"),
+         Problem(precision="bf16", tied=True, passes=2)),
     Case(Layout(dp=2, zero=2, microbatches=2, offload=True), Problem(when="context", coda=2)),
-    Case(Layout(dp=2, zero=3), Problem(when="context", prelude=1)),
-    Case(Layout(dp=2, zero=3, recompute="unit"), Problem(tied=True, when="context", coda=1), "weights leave at once"),
+    Case(Layout(dp=2, zero=3, recompute="unit"),
+         Problem(tied=True, when="context", coda=1), "weights leave at once"),
     Case(Layout(dp=2, zero=3), Problem(eviction="sliding"), "weights leave at once"),
     Case(Layout(pp=2, microbatches=2), Problem(when="context", prelude=1, truncate_passes=1)),
     # four
-    Case(Layout(tp=2, pp=2, microbatches=2, recompute="unit"), Problem(eviction="sliding", when="context", coda=2)),
-    Case(Layout(tp=2, pp=2, sequence_parallel=True, microbatches=2), Problem(tied=True, precision="bf16", passes=2)),
+    Case(Layout(tp=2, pp=2, microbatches=2, recompute="unit"),
+         Problem(eviction="sliding", when="context", coda=2)),
+    Case(Layout(tp=2, pp=2, sequence_parallel=True, microbatches=2),
+         Problem(tied=True, precision="bf16", passes=2)),
     Case(Layout(tp=2, dp=2, zero=2), Problem(passes=1)),
     Case(Layout(tp=2, dp=2, zero=0, recompute="block"), Problem(tied=True)),
     Case(Layout(pp=2, dp=2, microbatches=2), Problem(tied=True, optimizer="adamw")),
-    Case(Layout(pp=2, dp=2, microbatches=4), Problem(eviction="sliding", when="context", prelude=1, truncate_passes=1)),
-    Case(Layout(pp=4, microbatches=4), Problem(prelude=1, coda=2, when="context", layers=("delta", "attention") * 3)),
-    Case(Layout(pp=4, microbatches=2), Problem(layers=("attention", "delta", "delta", "attention"), when="context")),
+    Case(Layout(pp=2, dp=2, microbatches=4),
+         Problem(eviction="sliding", when="context", prelude=1, truncate_passes=1)),
+    Case(Layout(pp=4, microbatches=4),
+         Problem(prelude=1, coda=2, when="context", layers=("delta", "attention") * 3)),
+    Case(Layout(pp=4, microbatches=2),
+         Problem(layers=("attention", "delta", "delta", "attention"), when="context")),
 ]  # fmt: skip
 
 FAULTY = [
@@ -89,10 +124,10 @@ def everything() -> Iterator[Case]:
     the other choices.
 
     Those of the second kind (eviction and what follows it) meet every pair of their own kind under
-    each, and of the first another in the next. Beside them, the daily ones, and offloading wherever
-    it is allowed.
+    each, and of the first another in the next. Beside them, the smokes, the chosen few, and
+    offloading wherever it is allowed.
     """
-    yield from DAILY
+    yield from [*SMOKE, *DAILY]
     for split, zero, precision in itertools.product(
         ("tp", "dp", "pp"), (1, 2, 3), ("fp32", "bf16")
     ):
@@ -119,7 +154,8 @@ def everything() -> Iterator[Case]:
             problem = Problem(
                 passes=passes, precision=("fp32", "bf16")[low], optimizer=("muon", "adamw")[adamw],
                 when=("always", "context")[context], tied=bool(tied), padded=bool(padded),
-                eviction=("hard", "sliding")[sliding], prelude=prelude, coda=coda, truncate_passes=few_passes,
+                eviction=("hard", "sliding")[sliding], prelude=prelude, coda=coda,
+                truncate_passes=few_passes,
                 truncate_windows=2 * few_windows,
             )  # fmt: skip
             yield Case(layout, problem)

@@ -47,16 +47,18 @@ class Problem:
         then means much.
         """
         return ModelConfig(
-            d_model=16, attention_heads=4, attention_kv_heads=2, attention_head_dim=8, delta_key_heads=2,
-            delta_value_heads=4, delta_key_dim=6, delta_value_dim=5, delta_chunk=4, mlp_width=28, vocab_size=22,
-            rotary_fraction=0.5, layers=list(self.layers), decay_init=(1e-3, 0.05), tie_embeddings=self.tied,
+            d_model=16, attention_heads=4, attention_kv_heads=2, attention_head_dim=8,
+            delta_key_heads=2, delta_value_heads=4, delta_key_dim=6, delta_value_dim=5,
+            delta_chunk=4, mlp_width=28, vocab_size=22, rotary_fraction=0.5,
+            layers=list(self.layers), decay_init=(1e-3, 0.05), tie_embeddings=self.tied,
             embedding_std=1.0, init_std=0.12, head_std=0.2,
         )  # fmt: skip
 
     @property
     def sleep(self) -> SleepConfig:
         return SleepConfig(
-            passes=self.passes, window=L, when=self.when, eviction=self.eviction, prelude=self.prelude, coda=self.coda,
+            passes=self.passes, window=L, when=self.when, eviction=self.eviction,
+            prelude=self.prelude, coda=self.coda,
             truncate_passes=self.truncate_passes, truncate_windows=self.truncate_windows,
         )  # fmt: skip
 

@@ -1,22 +1,13 @@
-"""Real processes for a list of cases."""
+"""Real ranks for a list of cases."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
-from pathlib import Path
-
-import torch
 
 from tests.layouts.cases import Case
 from tests.layouts.problem import Problem, Solution, solve
-
-ROOT = Path(__file__).parents[2]
+from tests.layouts.worker import solve_all
+from tests.ranks import run_ranks
 
 
 @cache
@@ -27,33 +18,10 @@ def expected(problem: Problem) -> Solution:
     return solution
 
 
-def run(
-    script: str, world: int, *arguments: object, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """A script of this repository on `world` real processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={world}",
-    ]
-    return subprocess.run(
-        [*command, str(ROOT / script), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
-
-
-def compare(cases: Sequence[Case], folder: Path) -> list[dict[str, float]]:
+def compare(cases: list[Case]) -> list[dict[str, float]]:
     """The errors of every case; all have the same number of ranks, which are started once."""
     (world,) = {case.layout.world for case in cases}
-    (folder / "cases.json").write_text(
-        json.dumps([(asdict(c.layout), asdict(c.problem), c.plant) for c in cases])
-    )
-    for number, case in enumerate(cases):
-        torch.save(vars(expected(case.problem)), folder / f"reference-{number}.pt")
-    done = run("tests/layouts/worker.py", world, folder, timeout=180 + 60 * len(cases))
-    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-10_000:]
-    found: list[dict[str, float]] = json.loads((folder / "errors.json").read_text())
+    references = [vars(expected(case.problem)) for case in cases]
+    found: list[dict[str, float]]
+    found, *_ = run_ranks(world, solve_all, cases, references, timeout=180 + 60 * len(cases))
     return found

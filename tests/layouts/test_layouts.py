@@ -1,7 +1,8 @@
 """The same loss, gradients, norm, weights and fast weights at every layout: real processes against
 one.
 
-The chosen few run every day; `make test-layouts` runs everything (HYPNOS_LAYOUTS=all).
+`make test` runs one of each kind, `make test-all` a chosen few, `make test-layouts` everything
+(HYPNOS_LAYOUTS=all).
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby, islice
-from pathlib import Path
 
 import pytest
 
-from tests.layouts.cases import DAILY, FAULTY, TOLERANCE, Case, everything
+from tests.layouts.cases import DAILY, FAULTY, SMOKE, TOLERANCE, Case, everything
 from tests.layouts.problem import CARRIES, Problem
 from tests.layouts.processes import compare, expected
 from tests.layouts.worker import errors
@@ -46,11 +46,9 @@ def excess(case: Case, errors: dict[str, float]) -> dict[str, float]:
     return {name: error for name, error in errors.items() if not error <= limits[name]}
 
 
-@pytest.mark.parametrize(
-    "cases", list(launches(CASES)), ids=lambda cases: f"{cases[0].layout.world} ranks"
-)
-def test_as_one_process(cases: list[Case], tmp_path: Path) -> None:
-    found = compare(cases, tmp_path)
+def check(cases: list[Case]) -> None:
+    """Compares them with one process."""
+    found = compare(cases)
     for precision in TOLERANCE:  # told by pytest -rP
         mine = [
             e for case, e in zip(cases, found, strict=True) if case.problem.precision == precision
@@ -67,13 +65,26 @@ def test_as_one_process(cases: list[Case], tmp_path: Path) -> None:
     )
 
 
-def test_planted_errors_are_found(tmp_path: Path) -> None:
-    found = compare(FAULTY, tmp_path)
+@pytest.mark.smoke
+def test_one_layout_of_each_kind() -> None:
+    check(SMOKE)
+
+
+@pytest.mark.parametrize(
+    "cases", list(launches(CASES)), ids=lambda cases: f"{cases[0].layout.world} ranks"
+)
+def test_as_one_process(cases: list[Case]) -> None:
+    check(cases)
+
+
+def test_planted_errors_are_found() -> None:
+    found = compare(FAULTY)
     assert len(found) == len(FAULTY)
     for case, seen in zip(FAULTY, found, strict=True):
         assert excess(case, seen), f"{case.plant} went unnoticed: {seen}"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("when", ["always", "context"])
 def test_the_number_of_passes_matters(when: str) -> None:
     """Otherwise the comparisons would say nothing about sleep: N - 1 passes are told from N by

@@ -1,20 +1,9 @@
-"""Run by torchrun: solves problems on a grid of real processes, and says how far from one process
-it comes.
-
-    torchrun --nproc-per-node=4 tests/layouts/worker.py FOLDER
-
-FOLDER has cases.json, a list of [layout, problem, what is planted], and reference-K.pt, the
-solutions of the problems. Rank 0 writes errors.json there: for each case, the largest relative
-error of everything that is compared.
-"""
+"""A problem solved on a grid of real ranks, and how far from one process that comes."""
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import dataclass
 from itertools import accumulate as running_sum
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,27 +18,9 @@ from pretrain.run.optimizer import MuonAdamW
 from pretrain.run.state import CarriedState
 from pretrain.run.step import accumulate
 from tests import gathered
+from tests.layouts.cases import Case, Layout
 from tests.layouts.planted import planted
 from tests.layouts.problem import ROWS, STEPS, Problem, Solution
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a problem is spread over ranks."""
-
-    tp: int = 1
-    pp: int = 1
-    dp: int = 1
-    zero: int = 1
-    recompute: str = "none"
-    microbatches: int = 1
-    sequence_parallel: bool = False
-    offload: bool = False
-    stages: tuple[int, ...] = ()
-
-    @property
-    def world(self) -> int:
-        return self.tp * self.pp * self.dp
 
 
 class Watched(MuonAdamW):
@@ -141,13 +112,14 @@ def errors(got: Solution, expected: Solution) -> dict[str, float]:
     }
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
+def solve_all(cases: list[Case], references: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Run by every rank: the errors of the cases' solutions, on rank 0; nothing on the others.
+
+    Args:
+        references: of each case the fields of the `Solution` by one process.
+    """
     found, standing = [], None
-    for number, (settings, task, plant) in enumerate(
-        json.loads((folder / "cases.json").read_text())
-    ):
-        layout, problem = Layout(**settings), Problem(**task | {"layers": tuple(task["layers"])})
+    for (layout, problem, plant), reference in zip(cases, references, strict=True):
         grid = (layout.tp, layout.pp, layout.sequence_parallel)
         if grid != standing:  # every grid leaves threads behind that wait for nothing
             mesh.parallel_state.destroy_model_parallel()
@@ -156,11 +128,5 @@ def main(folder: Path) -> None:
         with planted(plant):
             got = solve(problem, layout)
         if dist.get_rank() == 0:
-            expected = torch.load(folder / f"reference-{number}.pt", weights_only=True)
-            found.append(errors(got, Solution(**expected)))
-            (folder / "errors.json").write_text(json.dumps(found))
-    mesh.shutdown()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+            found.append(errors(got, Solution(**reference)))
+    return found

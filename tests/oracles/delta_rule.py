@@ -17,7 +17,10 @@ NAMES = ("q", "k", "v", "log_decay", "beta", "S")
 def naive(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, S: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """arXiv 2605.26099: S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T,  o_t = S_t q_t / sqrt(d_k)."""
+    """arXiv 2605.26099, token by token:
+
+    S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T,  o_t = S_t q_t / sqrt(d_k).
+    """
     batch, time, heads, d_v = v.shape
     d_k = k.shape[-1]
     identity = torch.eye(d_k, dtype=S.dtype)

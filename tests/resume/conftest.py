@@ -1,31 +1,29 @@
-"""The data of these runs, and the server that their ranks are forked from."""
+"""Runs that were left alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from multiprocessing import forkserver
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.data.small import make_corpus
-from tests.layouts.processes import ROOT
-from tests.resume import job  # noqa: F401  (says what the server is to import)
+from tests.resume.job import Job
+from tests.resume.problem import Case
+from tests.resume.run import Run
+
+Finished = Callable[[Case], tuple[Run, Job]]
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards and a tokenizer."""
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Of each case the run that was never interrupted, which the others must equal."""
 
+    known: dict[str, tuple[Run, Job]] = {}
 
-@pytest.fixture(scope="session", autouse=True)
-def _server() -> Iterator[None]:
-    """Starts it with the environment that all ranks inherit."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command does before it imports torch
-        patch.setenv("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed looks around, and says so
-        forkserver.ensure_running()
-    yield
+    def finish(case: Case) -> tuple[Run, Job]:
+        if repr(case) not in known:
+            run = Run(case, corpus, tmp_path_factory.mktemp("whole"))
+            known[repr(case)] = run, run.finish()
+        return known[repr(case)]
+
+    return finish

@@ -22,9 +22,9 @@ STEPS, KEEP = 12, 2
 TIMEOUT = 30.0  # seconds; a step takes a tenth of one
 
 MODEL = ModelConfig(
-    d_model=16, attention_heads=2, attention_kv_heads=2, attention_head_dim=8, delta_key_heads=2, delta_value_heads=4,
-    delta_key_dim=6, delta_value_dim=5, delta_chunk=4, mlp_width=24, rotary_fraction=0.5, decay_init=(1e-3, 0.02),
-    embedding_std=1.0, init_std=0.12, head_std=0.2,
+    d_model=16, attention_heads=2, attention_kv_heads=2, attention_head_dim=8, delta_key_heads=2,
+    delta_value_heads=4, delta_key_dim=6, delta_value_dim=5, delta_chunk=4, mlp_width=24,
+    rotary_fraction=0.5, decay_init=(1e-3, 0.02), embedding_std=1.0, init_std=0.12, head_std=0.2,
     layers=["attention", "delta"],
 )  # fmt: skip
 
@@ -49,7 +49,8 @@ class Case(NamedTuple):
 def make_config(case: Case, corpus: Path, runs: Path, **changes: Any) -> Config:
     """The run RUNS/run; settings of [train] by name."""
     schedule = TrainConfig(
-        steps=STEPS, batch=4, microbatches=case.microbatches, precision=case.precision, log_every=1, eval_every=5,
+        steps=STEPS, batch=4, microbatches=case.microbatches, precision=case.precision,
+        log_every=1, eval_every=5,
         eval_batches=1, checkpoint_every=case.checkpoint_every, keep=KEEP,
     )  # fmt: skip
     return Config(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.resume import saved
+from tests.resume.conftest import Finished
 from tests.resume.problem import STEPS, Case
 from tests.resume.run import LONGEST, Run, until
 from tests.runs import rows
@@ -33,10 +34,9 @@ def of_any_age(number: int) -> float:
 
 @pytest.mark.parametrize(("age", "clock"), [(from_the_future, -10 * YEAR), (of_any_age, 0.0)])
 def test_a_resumed_run_does_not_ask_the_time(
-    age: Callable[[int], float], clock: float, corpus: Path, tmp_path: Path
+    age: Callable[[int], float], clock: float, corpus: Path, finished: Finished, tmp_path: Path
 ) -> None:
-    whole, run = Run(CASE, corpus, tmp_path / "whole"), Run(CASE, corpus, tmp_path / "parts")
-    expected = whole.finish()
+    (whole, expected), run = finished(CASE), Run(CASE, corpus, tmp_path)
     job = run.start()
     until(job, LONGEST, lambda: len(job.samples(0)) >= 7)
     assert job.kill()

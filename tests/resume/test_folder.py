@@ -10,6 +10,7 @@ import pytest
 
 from pretrain.config.load import dump
 from tests.resume import saved
+from tests.resume.conftest import Finished
 from tests.resume.problem import STEPS, Case, make_config
 from tests.resume.run import LONGEST, Run, until
 from tests.resume.test_full_disk import assert_ends
@@ -69,12 +70,13 @@ def test_checkpoints_that_are_a_file(run: Run) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_two_runs_in_one_folder(case: Case, corpus: Path, tmp_path: Path) -> None:
-    whole, run = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts")
-    whole.finish()
+def test_two_runs_in_one_folder(
+    case: Case, corpus: Path, finished: Finished, tmp_path: Path
+) -> None:
+    (whole, _), run = finished(case), Run(case, corpus, tmp_path)
     first = run.start()
     until(first, LONGEST, lambda: bool(first.samples(0)))
-    holder = f"process {first.ranks[0].pid} on {os.uname().nodename}"
+    holder = f"process {first.processes[0].pid} on {os.uname().nodename}"
     second = run.start()
     assert_ends(
         second, said=["another run is writing here", holder, "run.name"], statuses=[2] * case.world

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.resume import saved
+from tests.resume.conftest import Finished
 from tests.resume.job import Job
 from tests.resume.problem import STEPS, Case
 from tests.resume.run import LONGEST, Run, until
@@ -30,21 +31,21 @@ CASES = [
 
 def fill_disk(job: Job, rank: int, room: int) -> None:
     """From now on the rank's files are no larger than `room` bytes."""
-    pid = job.ranks[rank].pid
+    pid = job.processes[rank].pid
     assert pid is not None
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, room))
 
 
 def errors(job: Job, rank: int) -> list[str]:
     """What a rank says that is not of its progress."""
-    lines = (job.notes / f"{rank}.log").read_text().splitlines()
+    lines = job.output(rank).splitlines()
     return [line for line in lines if not line.startswith(("step ", "resuming "))]
 
 
 def assert_ends(job: Job, *, said: list[str], statuses: list[int]) -> None:
     """All ranks end soon, each with one line that says all of this."""
     assert job.wait(SOON) == statuses, job.log()
-    for rank in range(len(job.ranks)):
+    for rank in range(len(job.processes)):
         (line,) = errors(job, rank)
         assert line.startswith("hypnos: error: ") and all(part in line for part in said), job.log()
 
@@ -52,10 +53,9 @@ def assert_ends(job: Job, *, said: list[str], statuses: list[int]) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_checkpoint_that_does_not_fit(
-    case: Case, rank: int, corpus: Path, tmp_path: Path
+    case: Case, rank: int, corpus: Path, finished: Finished, tmp_path: Path
 ) -> None:
-    whole, run = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts")
-    expected = whole.finish()
+    (whole, expected), run = finished(case), Run(case, corpus, tmp_path)
     job = run.start()
     until(job, LONGEST, lambda: len(job.samples(rank)) >= 5)
     fill_disk(job, rank, FOR_METRICS)
@@ -76,12 +76,10 @@ def test_a_checkpoint_that_does_not_fit(
 
 
 @pytest.mark.parametrize("case", [Case(1, {}), Case(2, {"zero": 1})], ids=str)
-def test_metrics_that_do_not_fit(case: Case, corpus: Path, tmp_path: Path) -> None:
-    whole, run = (
-        Run(case, corpus, tmp_path / "whole"),
-        Run(case, corpus, tmp_path / "parts", checkpoint_every=3),
-    )
-    whole.finish()
+def test_metrics_that_do_not_fit(
+    case: Case, corpus: Path, finished: Finished, tmp_path: Path
+) -> None:
+    (whole, _), run = finished(case), Run(case, corpus, tmp_path, checkpoint_every=3)
     job = run.start()
     until(job, LONGEST, lambda: bool(saved.steps(run.folder)))
     fill_disk(job, 0, (run.folder / "metrics.jsonl").stat().st_size + 100)

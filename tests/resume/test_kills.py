@@ -18,6 +18,7 @@ from statistics import median
 import pytest
 
 from tests.resume import saved
+from tests.resume.conftest import Finished
 from tests.resume.job import Job
 from tests.resume.problem import KEEP, STEPS, TIMEOUT, Case
 from tests.resume.run import LONGEST, Run, until
@@ -181,3 +182,18 @@ def test_killed_at_any_moment(case: Case, corpus: Path, tmp_path: Path) -> None:
     print(
         f"{case}: {hits.total() - hits['nothing']} kills in {lives} lives, that hit: {dict(hits)}"
     )  # see pytest -rP
+
+
+@pytest.mark.smoke
+def test_killed_once(corpus: Path, finished: Finished, tmp_path: Path) -> None:
+    """In the middle of training: the rest is read, and the run is the same."""
+    (whole, expected), run = finished(CASES[0]), Run(CASES[0], corpus, tmp_path)
+    job = run.start()
+    until(job, LONGEST, lambda: len(job.samples(0)) >= STEPS // 2)
+    assert job.kill()
+    step = saved.resume_point(run.folder)
+    assert 0 < step < STEPS
+    job = run.finish()
+    assert [job.samples(r) for r in (0, 1)] == [expected.samples(r)[step:] for r in (0, 1)]
+    saved.assert_same(saved.folder(run.folder, STEPS), saved.folder(whole.folder, STEPS))
+    assert rows(run.folder) == rows(whole.folder) and not run.leftovers()

@@ -28,7 +28,7 @@ CASES = [
 
 def assert_stopped(job: Job, number: Signals, seconds: float = DEADLINE) -> None:
     """All ranks end in time, with the status of the signal."""
-    assert job.wait(seconds) == [128 + number] * len(job.ranks), job.log()
+    assert job.wait(seconds) == [128 + number] * len(job.processes), job.log()
     assert f"stopped by {number.name} on rank" in job.log() and "Traceback" not in job.log()
 
 

@@ -17,19 +17,12 @@ from pretrain.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from tests.data.small import make_corpus
 from tests.run import reference
 
 MakeConfig = Callable[..., Config]
 SCHEDULE = TrainConfig(
     steps=6, batch=4, log_every=3, eval_every=3, eval_batches=1, checkpoint_every=3, keep=2
 )
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer and shards; half of the documents are many sequences long."""
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture

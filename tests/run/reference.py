@@ -13,9 +13,10 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.model.hybrid import HybridLM
 
 MODEL = ModelConfig(
-    d_model=24, attention_heads=2, attention_kv_heads=1, attention_head_dim=12, delta_key_heads=1, delta_value_heads=3,
-    delta_key_dim=8, delta_value_dim=10, delta_chunk=8, mlp_width=40, vocab_size=37, rotary_fraction=0.5,
-    layers=["attention", "delta"], decay_init=(1e-3, 0.02), embedding_std=0.5,
+    d_model=24, attention_heads=2, attention_kv_heads=1, attention_head_dim=12, delta_key_heads=1,
+    delta_value_heads=3, delta_key_dim=8, delta_value_dim=10, delta_chunk=8, mlp_width=40,
+    vocab_size=37, rotary_fraction=0.5, layers=["attention", "delta"], decay_init=(1e-3, 0.02),
+    embedding_std=0.5,
 )  # fmt: skip
 SLEEP = SleepConfig(passes=2, window=8)
 OPTIMIZER = OptimizerConfig(muon_lr=5e-3, adamw_lr=2e-3, weight_decay=0.1, clip=0.2, warmup=0)
@@ -73,13 +74,13 @@ def train(steps: int, precision: torch.dtype = torch.float32) -> Trained:
     net.to(precision)
     buffers = {n: torch.zeros_like(p) for n, p in masters.items() if is_matrix_of_body(n, p)}
     others = {n: p for n, p in masters.items() if n not in buffers}
-    adam = torch.optim.AdamW(
-        [
-            {"params": [p for n, p in others.items() if n in ("embed.weight", "head.weight")], "weight_decay": 0.1},
-            {"params": [p for n, p in others.items() if n not in ("embed.weight", "head.weight")], "weight_decay": 0.0},
-        ],
-        lr=c.adamw_lr, betas=c.betas,
-    )  # fmt: skip
+    tables = {n: others[n] for n in ("embed.weight", "head.weight")}
+    rest = [p for n, p in others.items() if n not in tables]
+    groups = [
+        {"params": list(tables.values()), "weight_decay": 0.1},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=c.adamw_lr, betas=c.betas)
     losses, norms = [], []
     for step in range(steps):
         b = batch(step)

@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from pretrain.config.load import dump
 from pretrain.config.schema import Config
 from pretrain.trainer import train
-from tests.layouts.processes import run
-from tests.run import reference
+from tests.ranks import run_ranks
+from tests.run import reference, two_ranks
 from tests.run.conftest import MakeConfig
-from tests.runs import assert_same_run, interrupted, rows, tensors
+from tests.runs import assert_same_run, interrupted, rows, tensors, train_all
 
 
-def test_two_ranks_equal_one_process(text: MakeConfig, depo: MakeConfig, tmp_path: Path) -> None:
-    torch.save(reference.train(4)._asdict(), tmp_path / "expected.pt")  # compared by two_ranks.py
+def test_the_engine_of_two_ranks_equals_one_process() -> None:
+    run_ranks(2, two_ranks.compare, reference.train(4)._asdict())
+
+
+def test_near_ties_on_ranks_that_share_the_vocabulary() -> None:
+    run_ranks(2, two_ranks.check_near_ties)
+
+
+def test_runs_of_two_ranks_equal_one_process(
+    text: MakeConfig, depo: MakeConfig, tmp_path: Path
+) -> None:
     expected = {
         "text": train(text("text"), progress=False),
         "depo": train(depo("depo"), progress=False),
@@ -34,10 +41,7 @@ def test_two_ranks_equal_one_process(text: MakeConfig, depo: MakeConfig, tmp_pat
     ]  # fmt: skip
     for config, steps in plans:
         config.train.steps = steps
-        (tmp_path / f"{config.run.name}.toml").write_text(dump(config))
-
-    done = run("tests/run/two_ranks.py", 2, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(2, train_all, [config for config, _ in plans])
 
     train(text("text-two-one", zero=0), progress=False)
     train(depo("depo-two-one", zero=3), progress=False)
@@ -59,7 +63,8 @@ def assert_same_report(run: Path, whole: Path) -> None:
 
 # Four blocks, and heads that two tensor-parallel ranks can share.
 WIDER = replace(
-    reference.MODEL, layers=["attention", "delta"] * 2, attention_heads=4, attention_kv_heads=2, delta_key_heads=2,
+    reference.MODEL, layers=["attention", "delta"] * 2, attention_heads=4, attention_kv_heads=2,
+    delta_key_heads=2,
     delta_value_heads=4, tie_embeddings=True, vocab_size=0, embedding_std=1.0,
 )  # fmt: skip
 LAYOUTS = [
@@ -98,10 +103,7 @@ def test_runs_move_between_layouts(text: MakeConfig, depo: MakeConfig, tmp_path:
         )
         half_way.train.steps = 3
         moves += [(whole_way, task), (half_way, task)]
-    for config, _ in moves:
-        (tmp_path / f"{config.run.name}.toml").write_text(dump(config))
-    done = run("tests/layouts/run_all.py", 4, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(4, train_all, [config for config, _ in moves])
     for number in range(len(LAYOUTS)):
         train(make(f"to-one-{number}", {}, ("text", "depo")[number == 3]), progress=False)
     for config, task in moves:

@@ -63,13 +63,12 @@ def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
     config = interrupted(text("parts"))
     path = Path(config.run.dir) / "parts.toml"
     path.write_text(dump(config))
-    program = (
-        "import sys; from pretrain.config.load import load; from pretrain.trainer import train; "
-        "train(load(sys.argv[1]))"
-    )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "launch", "train", str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr and "at step 3" in done.stderr

@@ -8,16 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from pretrain.config.load import dump
 from pretrain.config.schema import Config, GuardConfig
 from pretrain.run import verdict
 from pretrain.trainer import train
-from tests.layouts.processes import run
+from tests.ranks import run_ranks
 from tests.run.conftest import MakeConfig
 from tests.run.planted import planted
-from tests.run.wrong_numbers import TROUBLE, steps
+from tests.run.wrong_numbers import TROUBLE, compare, steps
 from tests.runs import assert_same_run, rows
 
 
@@ -25,7 +23,7 @@ def test_both_ranks_decide_alike(
     text: MakeConfig, depo: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verdict, "WARMUP_STEPS", 1)
-    torch.save(steps(0, "fp32", False, wrong=False)._asdict(), tmp_path / "expected.pt")
+    engine = steps(0, "fp32", False, wrong=False)._asdict()
     monkeypatch.undo()
 
     def make(name: str, task: str, zero: int = 1, pp: int = 1) -> Config:
@@ -40,13 +38,11 @@ def test_both_ranks_decide_alike(
         assert [row["step"] for row in rows(expected[task], "skipped")] == [2, 5, 6]
         assert [row["step"] for row in rows(expected[task], "rollback")] == [4]
     configs = [
-        make("text-zero-1", "text"), make("text-zero-3", "text", zero=3), make("depo-zero-2", "depo", zero=2),
+        make("text-zero-1", "text"), make("text-zero-3", "text", zero=3),
+        make("depo-zero-2", "depo", zero=2),
         make("depo-pp", "depo", pp=2), make("text-pp", "text", pp=2),
     ]  # fmt: skip
-    for config in configs:
-        (tmp_path / f"{config.run.name}.toml").write_text(dump(config))
-    done = run("tests/run/wrong_numbers.py", 2, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(2, compare, engine, configs)
     for config in configs:
         mine, theirs = tmp_path / config.run.name, expected[config.data.task]
         for kind in ("skipped", "rollback"):  # the samples of both ranks, too

@@ -1,9 +1,7 @@
-"""Run by torchrun on two ranks for test_two_ranks.py."""
+"""What two ranks compare with one process; for test_ranks.py."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,26 +9,20 @@ import pytest
 import torch
 
 from parallel import mesh
-from pretrain import trainer
-from pretrain.config.load import load
 from pretrain.evaluate import CollectPredictions
 from tests.parallel.test_engine import train
 from tests.run import reference
 from tests.runs import assert_same
 
 
-def main(folder: Path) -> None:
+def compare(whole: dict[str, Any]) -> None:
+    """The engine at every stage, with one row and with two rows per backward.
+
+    Args:
+        whole: the fields of what `reference.train` gives.
+    """
     mesh.initialize()
-    assert mesh.dp_size() == 2
-    compare(reference.Trained(**torch.load(folder / "expected.pt")))
-    for path in sorted(folder.glob("*.toml")):
-        trainer.train(load(path), progress=False)
-    check_near_ties()
-    mesh.shutdown()
-
-
-def compare(expected: reference.Trained) -> None:
-    """The engine at every stage, with one row and with two rows per backward."""
+    expected = reference.Trained(**whole)
     for zero in range(4):
         for microbatches in (1, 2):
             got = train(zero, "fp32", microbatches, 4)
@@ -49,7 +41,6 @@ def check_near_ties() -> None:
     """The likeliest of two tokens whose probabilities are the same in fp32, on ranks that share the
     vocabulary.
     """
-    mesh.parallel_state.destroy_model_parallel()
     mesh.initialize(tp=2)
     logits = torch.zeros(1, 8)
     logits[0, 5], logits[0, 7] = 1e-9, 2e-9
@@ -59,7 +50,3 @@ def check_near_ties() -> None:
     keeper = CollectPredictions(model, batch)
     keeper(plan, torch.zeros(1, 1), torch.tensor([3]))
     assert keeper.best.item() == 7
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

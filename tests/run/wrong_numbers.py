@@ -1,15 +1,8 @@
-"""Run by torchrun on two ranks for test_wrong_numbers.py: numbers go wrong on the second one only.
-
-    torchrun --nproc-per-node=2 tests/run/wrong_numbers.py FOLDER
-
-FOLDER has expected.pt, what `steps` gives in one process, and the runs' TOML files.
-"""
+"""Two ranks of which the second one's numbers go wrong; for test_wrong_numbers.py."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,15 +10,14 @@ from torch import Tensor
 
 from parallel import mesh
 from parallel.engine import Engine
-from pretrain import trainer
-from pretrain.config.load import load
+from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE
 from pretrain.run import verdict
 from pretrain.run.optimizer import MuonAdamW
 from tests import gathered
 from tests.run import reference
 from tests.run.planted import NAN, planted
-from tests.runs import assert_same
+from tests.runs import assert_same, train_all
 
 # By step, what the second rank's loss is multiplied by before backward, and what it reports of it.
 FAULTS = {
@@ -54,7 +46,7 @@ def steps(zero: int, precision: str, offload: bool, wrong: bool) -> Steps:
     """
     net = reference.model()
     optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER, SPIKE)
-    engine = Engine(net, optimizer, zero=zero, precision=precision, offload=offload)
+    engine = Engine(net, optimizer, zero, precision, offload=offload)
     for step in range(STEPS):
         if step in FAULTS and not wrong:
             continue
@@ -101,27 +93,25 @@ def state(engine: Engine, optimizer: MuonAdamW, zero: int) -> list[Tensor]:
     ]
 
 
-def main(folder: Path) -> None:
+def compare(expected: dict[str, Any], configs: list[Config]) -> None:
+    """A rank's part: the engine in every way it can be set up, then the runs.
+
+    Args:
+        expected: the fields of what `steps` gives in one process.
+    """
     mesh.initialize()
     verdict.WARMUP_STEPS = 1
-    expected = Steps(**torch.load(folder / "expected.pt"))
+    whole = Steps(**expected)
     for zero, precision, offload in COMBINATIONS:
         got, healthy = (steps(zero, precision, offload, wrong) for wrong in (True, False))
         assert torch.equal(got.sums, healthy.sums), (zero, precision)
         assert_same(got.weights, healthy.weights, 0.0)
         assert_same(got.moments, healthy.moments, 0.0)
         if precision == "fp32" and mesh.dp_rank() == 0:
-            assert_same(got.weights, expected.weights, 1e-5)
-            assert_same(got.moments, expected.moments, 1e-5)
+            assert_same(got.weights, whole.weights, 1e-5)
+            assert_same(got.moments, whole.moments, 1e-5)
     verdict.WARMUP_STEPS = 20
-    for path in sorted(folder.glob("*.toml")):
-        mesh.parallel_state.destroy_model_parallel()  # each has a grid of its own
-        config = load(path)
+    for config in configs:
         where = "embedded" if config.data.task == "text" and config.parallel.pp == 1 else "losses"
         with planted(TROUBLE, where):
-            trainer.train(config, progress=False)
-    mesh.shutdown()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+            train_all([config])
