@@ -92,12 +92,12 @@ def test_torchrun_ends_a_job_of_which_a_rank_has_died(tmp_path: Path) -> None:
 
     with torchrun(folder, "parallel.pp=2", *SETTINGS) as job:
         metrics = tmp_path / "depo-small/metrics.jsonl"
-        while job.poll() is None and not metrics.exists():  # it trains
+        while job.poll() is None and not (metrics.exists() and "train" in metrics.read_text()):
             time.sleep(0.05)
         ranks()[-1].kill()
-        _, said = job.communicate(timeout=60)
+        _, said = job.communicate(timeout=120)
     assert job.returncode != 0 and "Signal 9" in said, said[-5000:]
-    assert re.search(rf"{FIRST}, .*microbatch|{LAST}, .*microbatch", said), said[-5000:]
+    assert re.search(f"{FIRST}.*: another rank has gone", said), said[-5000:]
     assert not ranks(), "processes were left behind"
 
 
@@ -135,7 +135,7 @@ def test_sequences_that_cannot_be_split_are_refused_at_once(tmp_path: Path) -> N
         "sleep.window=17",
     ]
     done = torchrun(f"run.dir={tmp_path}", *settings, "depo.context=17", "depo.queries=4")
-    _, said = done.communicate(timeout=60)
+    _, said = done.communicate(timeout=120)
     message = "a microbatch has windows of 1 x 17 tokens, which do not divide by parallel.tp = 2"
     assert message in said and "AssertionError" not in said, said
     assert not list(tmp_path.iterdir()), "something was made before"

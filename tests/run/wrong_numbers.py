@@ -46,7 +46,7 @@ def steps(zero: int, precision: str, offload: bool, wrong: bool) -> Steps:
     """
     net = reference.model()
     optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER, SPIKE)
-    engine = Engine(net, optimizer, zero, precision, offload=offload)
+    engine = Engine(net, optimizer, zero=zero, precision=precision, offload=offload)
     for step in range(STEPS):
         if step in FAULTS and not wrong:
             continue
