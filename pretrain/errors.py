@@ -7,7 +7,7 @@ class UserError(ValueError):
     """Printed as one line by the command, without a traceback."""
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, most: int = 100) -> str:
     """What a message shows of a text that may be of any length and hold anything."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:100])
-    return shown if len(text) <= 100 else f"{shown}..."
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
+    return shown if len(text) <= most else f"{shown}..."

@@ -44,10 +44,11 @@ def train(documents: Iterable[str], path: str | Path, vocab_size: int = 8192) ->
         )
     path = Path(path)
     check_writable(path)
+    failures: list[BaseException] = []
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(documents),
+            sentence_iterator=_noting(failures, _sentences(documents)),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -67,6 +68,8 @@ def train(documents: Iterable[str], path: str | Path, vocab_size: int = 8192) ->
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
         raise TokenizerError(_explain(str(error), vocab_size)) from None
     file = seal(model.getvalue())
     made = Tokenizer(file, str(path))  # refuses a model that changes text, before it is written
@@ -84,6 +87,15 @@ def _sentences(documents: Iterable[str]) -> Iterator[str]:
             yield unit
     if first and not learns:  # line ends and marks alone, of which sentencepiece keeps nothing
         yield _MARKS.sub("", first) + " "
+
+
+def _noting(failures: list[BaseException], sentences: Iterator[str]) -> Iterator[str]:
+    """The same sentences; an error is noted, for sentencepiece makes it one of its own."""
+    try:
+        yield from sentences
+    except BaseException as error:
+        failures.append(error)
+        raise
 
 
 def _units(document: str) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ ARGUMENTS = (
         metavar="SOURCE",
         nargs="*",
         type=path,
-        help="folder of text, text file, .jsonl(.gz/.zst) or .parquet",
+        help="folder or file: .parquet, .jsonl, .ndjson, .json or text; also .gz, .zst, .xz, .bz2",
     ),
     argument(
         "--python",
@@ -30,7 +32,8 @@ ARGUMENTS = (
         dest="suffixes",
         action="append",
         metavar=".EXT",
-        help="suffix of files to read in folders; may be repeated (default: .py .txt .md .rst)",
+        help="suffix of files to read in folders; may be repeated (default: .py .txt .md .rst "
+        ".jsonl .ndjson .json .parquet)",
     ),
     argument(
         "--text-field", metavar="NAME", default="text", help="key of the text in JSON and Parquet"
@@ -38,7 +41,7 @@ ARGUMENTS = (
     argument(
         "--skip-bad",
         action="store_true",
-        help="leave out text files that are not UTF-8, and list them",
+        help="leave out rows and files without text that can be read, and count them by kind",
     ),
 )
 
@@ -55,13 +58,32 @@ def make_corpus(
     if python == bool(sources):
         raise UserError("name the documents to read: either SOURCE ... or --python")
 
-    from pretrain.data.corpus import TEXT_SUFFIXES, Corpus, PythonCorpus
+    from pretrain.data.corpus import Corpus, PythonCorpus
 
     if python:
         return PythonCorpus()
     return Corpus(
         sources,
-        suffixes=tuple(suffixes or TEXT_SUFFIXES),
+        suffixes=suffixes,
         text_field=text_field,
         skip_bad=skip_bad,
     )
+
+
+def read_texts(documents: Corpus) -> Iterator[str]:
+    """The texts, while a line says how far reading is."""
+    from pretrain.data.progress import Progress
+
+    count = chars = 0
+    with Progress("read") as progress:
+        for document in documents:
+            yield document.text
+            count, chars = count + 1, chars + len(document.text)
+            progress.update(f"{documents.files_read}/{documents.files} files", count, chars)
+        progress.update(f"{documents.files_read}/{documents.files} files", count, chars)
+
+
+def print_tally(documents: Corpus) -> None:
+    """What was read and what was left out, on stderr."""
+    for line in documents.tally.lines():
+        print(line, file=sys.stderr)

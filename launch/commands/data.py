@@ -59,8 +59,7 @@ def prepare(tokenizer: Path, out: Path, holdout: float, shard_tokens: int, **sou
     made = prepare(
         documents, Tokenizer.load(tokenizer), out, holdout=holdout, shard_tokens=shard_tokens
     )
-    for line in documents.skipped:
-        print(f"left out: {line}", file=sys.stderr)
+    corpus.print_tally(documents)
     for split, index in made.items():
         print(f"{out / split}: {index.samples:,} documents, {index.tokens:,} tokens")
 

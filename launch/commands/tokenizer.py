@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,15 @@ def train(out: Path, vocab_size: int, **source: Any) -> None:
 
     from tokenizer.train import train
 
-    made = train((document.text for document in documents), out, vocab_size)
-    for line in documents.skipped:
-        print(f"left out: {line}", file=sys.stderr)
+    made = train(_announced(corpus.read_texts(documents), vocab_size), out, vocab_size)
+    corpus.print_tally(documents)
     print(f"{out}: {made.vocab_size:,} pieces, fingerprint {made.fingerprint[:12]}")
+
+
+def _announced(texts: Iterator[str], vocab_size: int) -> Iterator[str]:
+    """The same texts; then it says what comes, for sentencepiece learns without a word."""
+    yield from texts
+    print(f"learning {vocab_size:,} pieces", file=sys.stderr, flush=True)
 
 
 @command(

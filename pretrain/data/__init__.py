@@ -1,7 +1,9 @@
 """From text on disk to the batches of a training step.
 
     corpus.py    documents of folders and files, or of the Python interpreter itself
-    formats.py   Document(text, source) from UTF-8 text, .jsonl(.gz/.zst), .parquet
+    folder.py    the files of a folder, and a count of all that is read and left out
+    formats.py   Document(text, source), or why there is none; UTF-8 text
+    json_rows.py, parquet.py, compression.py    JSON (lines, array, object); Parquet; gzip to xz
     shards.py    prepare, verify, stats: tokenised documents as webdataset tars with an index
     writer.py    one split as it is written
     index.py     what lies in a split's folder, and the checks on reading it
@@ -16,7 +18,7 @@
 
 Preparing, once:
 
-    folder, .jsonl, .parquet          corpus.Corpus                 one file, line or row: one Document
+    folder, .jsonl, .parquet          corpus.Corpus                 one file or row: one Document
       +- Document                     tokenizer.encode_many()       one document: n ids
           +- ids                      shards.prepare()              by hash of the text: train/ or heldout/
               +- shard-000000.tar     webdataset: 000000000.u16, 000000000.json, 000000001.u16, ...

@@ -1,83 +1,149 @@
-"""Documents from what a user has: folders of text, text files, .jsonl(.gz/.zst), .parquet, Python
-itself.
-"""
+"""Documents from what a user has: folders and files of text or of rows, or Python itself."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sysconfig
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from pretrain.data.formats import BadText, Document, read_json_lines, read_parquet, read_text
+from pretrain.data.compression import Damaged, TooLarge
+from pretrain.data.folder import Tally, find_files
+from pretrain.data.formats import (
+    TEXT_SUFFIXES,
+    Document,
+    Rejected,
+    read_text,
+    split_suffix,
+)
+from pretrain.data.json_rows import read_json, read_json_lines
+from pretrain.data.parquet import read_parquet
 from pretrain.errors import UserError
 
-TEXT_SUFFIXES = (".py", ".txt", ".md", ".rst")
+# What is wrong with one file; any other error of the system is one of the disk or the network.
+OF_A_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EINVAL}
 
 
 @dataclass
 class Corpus:
     """Documents of `sources` in a fixed order: the given order, and sorted paths within a folder.
 
-    A source is a folder (its files with one of `suffixes`, at any depth, hidden ones left out) or a
-    file. A file is read by its suffix: .jsonl, .jsonl.gz, .jsonl.zst (one JSON object a line) and
-    .parquet hold one document per line or row, under the key `text_field`; any other file is one
-    document of UTF-8 text.
+    A source is a file or a folder: its files with one of `suffixes` (None: all formats below), at
+    any depth. A file is read by its suffix, in any case, and decompressed if .gz, .zst, .xz or .bz2
+    follows: .jsonl, .ndjson, .json and .parquet hold one document per line, element or row, under
+    `text_field`; any other file is one document of UTF-8 text.
 
-    Empty texts are no documents. With `skip_bad`, a text file that cannot be read or is no UTF-8,
-    and a pipe or a device, is left out and listed in `skipped`; without it, as for every damaged
-    line, that is a UserError naming file and line.
+    Empty texts are no documents. A row or a file without text that can be read is a UserError that
+    names it; with `skip_bad` it is left out. `tally` counts all that is read and left out.
     """
 
     sources: Sequence[str | Path]
-    suffixes: Sequence[str] = TEXT_SUFFIXES
+    suffixes: Sequence[str] | None = None
     text_field: str = "text"
     skip_bad: bool = False
-    # one line for each file left out, filled while reading
-    skipped: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)  # filled while reading
     files: int = 0  # known when reading begins
     files_read: int = 0
 
     def __iter__(self) -> Iterator[Document]:
-        self.skipped.clear()
+        self.tally = Tally()
         found = [
-            (path, name)
+            (path, name, os.path.isdir(source))
             for source in self.sources
-            for path, name in _files(Path(source), self.suffixes)
+            for path, name in self._find(Path(source))
         ]
         self.files, self.files_read = len(found), 0
         documents = 0
-        for path, name in found:
-            try:
-                for document in self._read(path, name):
-                    documents += 1
-                    yield document
-            except BadText as error:
-                if not self.skip_bad:
-                    raise
-                self.skipped.append(str(error))
+        for path, name, in_folder in found:
+            for document in self._file(path, name, in_folder):
+                documents += 1
+                yield document
             self.files_read += 1
         if not documents:
+            why = "; ".join(self.tally.lines())
             raise UserError(
-                f"no text in {', '.join(map(str, self.sources))}: the corpus is empty; give other sources"
+                f"no text in {', '.join(map(str, self.sources))}: the corpus is empty; "
+                f"give other sources{f' ({why})' if why else ''}"
             )
 
-    def _read(self, path: Path, name: str) -> Iterator[Document]:
-        if path.exists() and not path.is_file():
-            raise BadText(f"{path}: a pipe or a device, which may have no end; leave it out")
-        if path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-            yield from read_json_lines(path, name, self.text_field)
-        elif path.suffix == ".parquet":
-            yield from read_parquet(path, name, self.text_field)
+    def _find(self, source: Path) -> list[tuple[Path, str]]:
+        return find_files(source, self.suffixes, self.tally, skip_bad=self.skip_bad)
+
+    def _file(self, path: Path, name: str, in_folder: bool) -> Iterator[Document]:
+        """The documents of one file."""
+        rows = 0
+        try:
+            for row in self._rows(path, name):
+                rows += 1
+                if isinstance(row, Rejected):
+                    self._reject("row", row)
+                elif row.text:
+                    yield row
+                else:
+                    self.tally.leave_out("row", "empty text", row.source)
+        except Rejected as error:
+            if error.is_metadata and in_folder:
+                self.tally.leave_out("file", error.kind, path)
+            else:
+                self._reject("file", error)
+        except (Damaged, TooLarge) as error:
+            after = f"{path}, after {rows:,} rows" if rows else str(path)
+            self._reject("file", _unreadable(after, error))
+        except OSError as error:
+            if error.errno not in OF_A_FILE:
+                raise UserError(
+                    f"{path}: cannot be read: {error.strerror}; look to the disk or the network"
+                ) from None
+            self._reject("file", _unreadable(str(path), error))
         else:
-            yield from read_text(path, name)
+            if not rows:
+                self.tally.leave_out("file", "empty", path)
+        if rows:
+            self.tally.read["".join(split_suffix(path.name))] += 1
+
+    def _rows(self, path: Path, name: str) -> Iterator[Document | Rejected]:
+        """Documents and bad rows of one file, by its suffix."""
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Rejected(
+                str(path), "a pipe or a device", ", which may have no end", fix="leave it out"
+            )
+        suffix, compression = split_suffix(path.name)
+        if suffix in (".jsonl", ".ndjson"):
+            return read_json_lines(path, name, self.text_field)
+        if suffix == ".json":
+            return read_json(path, name, self.text_field)
+        if suffix == ".parquet" and not compression:
+            return read_parquet(path, name, self.text_field)
+        return read_text(path, name)
+
+    def _reject(self, unit: str, what: Rejected) -> None:
+        """Leave out a row, a file or its rest, or end."""
+        if not self.skip_bad:
+            raise UserError(f"{what}; {what.fix}, or leave out such {unit}s with --skip-bad")
+        self.tally.leave_out(unit, what.kind, what.place)
+
+
+def _unreadable(place: str, error: Exception) -> Rejected:
+    """What is wrong with a file as a whole."""
+    if isinstance(error, TooLarge):
+        return Rejected(place, str(error), fix="read it on a machine with more memory")
+    if isinstance(error, Damaged):
+        return Rejected(
+            place,
+            "cannot be decompressed",
+            f": {error}",
+            fix="copy it anew if it is damaged",
+        )
+    reason = getattr(error, "strerror", None)
+    return Rejected(place, f"cannot be read: {reason}", fix="see that it is there and readable")
 
 
 class PythonCorpus(Corpus):
-    """The Python sources and documentation text of the running interpreter: a corpus that every
-    machine has.
+    """The running Python's own sources and documentation: a corpus that every machine has.
 
     The standard library without installed packages, tests (some are damaged on purpose, some
     distributions leave them out) and character tables, then the language reference that `help()`
@@ -99,18 +165,15 @@ class PythonCorpus(Corpus):
     )
 
     def __init__(self) -> None:
-        library = Path(sysconfig.get_path("stdlib"))
-        super().__init__(
-            [path for path, _ in _files(library, TEXT_SUFFIXES, self.LEFT_OUT)], skip_bad=True
-        )
-        self._library = library
+        self._library = Path(sysconfig.get_path("stdlib"))
+        super().__init__([self._library], suffixes=TEXT_SUFFIXES, skip_bad=True)
+
+    def _find(self, source: Path) -> list[tuple[Path, str]]:
+        found = find_files(source, self.suffixes, Tally(), skip_bad=True, without=self.LEFT_OUT)
+        return [(path, f"python/{path.relative_to(source).as_posix()}") for path, _ in found]
 
     def __iter__(self) -> Iterator[Document]:
-        for document in super().__iter__():
-            document.source = (
-                f"python/{Path(document.source).relative_to(self._library).as_posix()}"
-            )
-            yield document
+        yield from super().__iter__()
         try:
             topics: dict[str, str] = import_module("pydoc_data.topics").topics
         except ImportError:  # packaged apart by some distributions
@@ -118,35 +181,3 @@ class PythonCorpus(Corpus):
         for name in sorted(topics):
             if topics[name]:
                 yield Document(topics[name], f"python/help/{name}")
-
-
-def _files(
-    source: Path, suffixes: Sequence[str], left_out: Collection[str] = ()
-) -> Iterator[tuple[Path, str]]:
-    """(file, the name its documents carry) for a file or for a folder's files in sorted order."""
-    if source.is_file():
-        yield source, str(source)
-        return
-    if not source.is_dir():
-        raise UserError(
-            f"{source}: no such file or folder; give a folder, a text file, .jsonl(.gz/.zst) or .parquet"
-        )
-    found = sorted(path.relative_to(source).as_posix() for path in _walk(source, left_out))
-    chosen = [name for name in found if name.endswith(tuple(suffixes))]
-    if not chosen:
-        raise UserError(
-            f"{source}: no {', '.join(suffixes)} file in this folder; name the suffixes to read"
-        )
-    for name in chosen:
-        yield source / name, f"{source.name}/{name}"
-
-
-def _walk(folder: Path, left_out: Collection[str]) -> Iterator[Path]:
-    """Files below `folder` that are not hidden, without the folders named in `left_out`."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
-
-    for top, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
-        yield from (Path(top, name) for name in names if not name.startswith("."))

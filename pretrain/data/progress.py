@@ -31,14 +31,18 @@ class Progress:
             self._live.start()
         return self
 
-    def update(self, files: str, documents: int, chars: int, tokens: int) -> None:
-        """`files` in words ("3/80 files"), and what has been written so far."""
+    def update(self, files: str, documents: int, chars: int, tokens: int | None = None) -> None:
+        """`files` in words ("3/80 files"), and what has been read or written so far."""
         now = time.monotonic()
         seconds = max(now - self._begin, 1e-9)
         self._line = (
             f"{self._title}: {files}, {documents:,} documents, {chars / 1e6:,.1f} M characters, "
-            f"{tokens / 1e6:,.2f} M tokens, {seconds:,.0f} s, {tokens / seconds / 1e6:,.2f} M tokens/s"
         )
+        if tokens is not None:
+            self._line += f"{tokens / 1e6:,.2f} M tokens, "
+        self._line += f"{seconds:,.0f} s"
+        if tokens is not None:
+            self._line += f", {tokens / seconds / 1e6:,.2f} M tokens/s"
         if self._live:
             self._live.update(Text(self._line))
         elif now - self._logged > LOG_SECONDS:

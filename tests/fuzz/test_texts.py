@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.schema import StoriesConfig
 from pretrain.data.corpus import Corpus
-from pretrain.data.formats import LINE_BYTES
+from pretrain.data.json_rows import MAX_LINE
 from pretrain.data.reader import Shards
 from pretrain.tasks.stories import Stories
 from tests.fuzz.harness import bounded, damaged, fuzz, hypnos, refusal, tree
@@ -136,7 +136,7 @@ def test_what_has_a_checksum_is_right_or_refused(
 @pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.jsonl.gz", "bomb.jsonl.zst"])
 def test_a_line_that_fills_the_memory(tmp_path: Path, name: str) -> None:
     """Some gigabytes of the same byte, which take some kilobytes when compressed."""
-    path, size = tmp_path / name, 16 * LINE_BYTES
+    path, size = tmp_path / name, 16 * MAX_LINE
     if name.endswith("zst"):
         block = zstandard.ZstdCompressor(write_content_size=False).compressobj()
         with path.open("wb") as file:
@@ -149,7 +149,7 @@ def test_a_line_that_fills_the_memory(tmp_path: Path, name: str) -> None:
         path.touch()
         os.truncate(path, size)
     told = read(path)
-    assert told == f"{path}, line 1: more than {LINE_BYTES >> 20} MiB; split the text"
+    assert told and told.startswith(f"{path}, line 1: more than {MAX_LINE >> 20} MiB; split the")
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
@@ -160,9 +160,8 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     with bounded():
         corpus = Corpus([tmp_path], suffixes=(".txt", ".jsonl"), skip_bad=True)
         assert [document.text for document in corpus] == ["text"]
-    assert [line.partition(": ")[0] for line in corpus.skipped] == [
-        str(tmp_path / name) for name in ("pipe.jsonl", "pipe.txt", "zero.txt")
-    ]
+    (line,) = corpus.tally.lines()[1:]
+    assert line.startswith("left out 3 files: a pipe or a device (the first: ")
 
 
 STORY = {"question": "How many?", "problem": "2 and 2.", "solution": "Answer: 4.", "op": 2}

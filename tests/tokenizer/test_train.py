@@ -61,6 +61,16 @@ def test_no_text_is_refused_and_leaves_no_file(tmp_path: Path, documents: list[s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_of_the_documents_is_told_as_it_is(tmp_path: Path) -> None:
+    def corpus() -> Iterator[str]:
+        yield "text"
+        raise KeyboardInterrupt("of the documents")
+
+    with pytest.raises(KeyboardInterrupt, match="of the documents"):
+        train(corpus(), tmp_path / "t.model", vocab_size=300)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_marks_of_sentencepiece_do_not_hide_the_text_around_them(tmp_path: Path) -> None:
     word = "somnolent"
     tokenizer = train(

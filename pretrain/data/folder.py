@@ -1,0 +1,133 @@
+"""The files of a source, and a count of all that is left out or read."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from pretrain.data.formats import ROW_SUFFIXES, TEXT_SUFFIXES, split_suffix
+from pretrain.errors import UserError, shortened
+
+MAX_SUFFIXES = 10  # that a line names
+
+
+class Tally:
+    """What became of the files and rows of all sources, in lines that name each kind."""
+
+    def __init__(self) -> None:
+        self.read: Counter[str] = Counter()  # files, by suffix
+        self.unread: Counter[str] = Counter()  # files whose suffix is not among those read
+        self._left_out: dict[tuple[str, str], tuple[int, str]] = {}  # count, and the first place
+
+    def leave_out(self, unit: str, kind: str, place: str | Path) -> None:
+        """Count one "row", "file" or "folder" that is left out because it is of some kind."""
+        count, first = self._left_out.get((unit, kind), (0, str(place)))
+        self._left_out[unit, kind] = count + 1, first
+
+    def lines(self) -> list[str]:
+        """What was read, and what was left out, with the first of each kind."""
+        lines = []
+        for are_rows, how in ((True, "row by row"), (False, "each as one text")):
+            read = {s: n for s, n in self.read.items() if _holds_rows(s) == are_rows}
+            if read:
+                lines.append(f"read {_count(Counter(read))}, {how}")
+        for (unit, kind), (count, first) in self._left_out.items():
+            what, which = (unit, "") if count == 1 else (f"{unit}s", "the first: ")
+            lines.append(f"left out {count:,} {what}: {kind} ({which}{shortened(first, 300)})")
+        if self.unread:
+            lines.append(f"left out {_count(self.unread)}: --suffix names others to read")
+        return lines
+
+
+def _holds_rows(name: str) -> bool:
+    """Whether a file of this name, or of this suffix, holds a document a row."""
+    return split_suffix(f"_{name}")[0] in ROW_SUFFIXES
+
+
+def _count(suffixes: Counter[str]) -> str:
+    """1,204 files (1,200 .py, 4 .txt)."""
+    common = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{n:,} {suffix or 'without a suffix'}" for suffix, n in common]
+    if len(named) > MAX_SUFFIXES:
+        others = len(named) - MAX_SUFFIXES
+        named[MAX_SUFFIXES:] = [f"{others:,} other suffixes"]
+    total = suffixes.total()
+    return f"{total:,} file{'s' if total > 1 else ''} ({', '.join(named)})"
+
+
+def find_files(
+    source: Path,
+    suffixes: Collection[str] | None,
+    tally: Tally,
+    *,
+    skip_bad: bool = False,
+    without: Collection[str] = (),
+) -> list[tuple[Path, str]]:
+    """(file, the name its documents carry): a file itself, or a folder's files in sorted order.
+
+    suffixes: those to read in folders, in any case; None for all that are known, of which a README
+        beside files of rows is left out: it is their card.
+    skip_bad: leave out folders that cannot be read.
+    without: names of folders to pass over.
+    """
+    if not os.path.isdir(source):
+        if not os.path.lexists(source):
+            raise UserError(f"{source}: no such file or folder; give a folder or a file of text")
+        return [(source, str(source))]
+    names = [
+        path.relative_to(source).as_posix() for path in _walk(source, without, tally, skip_bad)
+    ]
+    chosen = [name for name in names if _is_wanted(name, suffixes)]
+    here = Counter("".join(split_suffix(name)) for name in names if not _is_wanted(name, suffixes))
+    if not chosen:
+        found = f"it holds {_count(here)}" if here else "it holds none"
+        raise UserError(
+            f"{source}: no file to read in this folder, {found}; name suffixes with --suffix"
+        )
+    tally.unread.update(here)
+    if suffixes is None and any(map(_holds_rows, chosen)):
+        for name in filter(_is_card, chosen):
+            tally.leave_out("file", "a README beside files of rows is their card", source / name)
+        chosen = [name for name in chosen if not _is_card(name)]
+    return [(source / name, f"{source.name}/{name}") for name in sorted(chosen)]
+
+
+def _is_wanted(name: str, suffixes: Collection[str] | None) -> bool:
+    if suffixes is None:
+        return split_suffix(name)[0] in TEXT_SUFFIXES + ROW_SUFFIXES
+    whole = name.lower()
+    bare = whole.removesuffix(split_suffix(name)[1])
+    return any(ending.endswith(suffix.lower()) for ending in (whole, bare) for suffix in suffixes)
+
+
+def _is_card(name: str) -> bool:
+    path = Path(name.lower())
+    return path.stem == "readme" and path.suffix in TEXT_SUFFIXES
+
+
+def _walk(source: Path, without: Collection[str], tally: Tally, skip_bad: bool) -> Iterator[Path]:
+    """Files below `source`, through links too, each real folder once; hidden ones are counted."""
+
+    def unreadable(error: OSError) -> None:
+        if not skip_bad:
+            raise UserError(
+                f"{error.filename}: cannot be read: {error.strerror}; allow it, or leave out such "
+                "folders with --skip-bad"
+            )
+        tally.leave_out("folder", f"cannot be read: {error.strerror}", error.filename)
+
+    seen: set[tuple[int, int]] = set()
+    for top, folders, names in os.walk(source, onerror=unreadable, followlinks=True):
+        status = os.stat(top)
+        if (status.st_dev, status.st_ino) in seen:
+            tally.leave_out("folder", "a link to a folder that is read already", top)
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for unit, entries in (("folder", folders), ("file", names)):
+            for name in sorted(entry for entry in entries if entry.startswith(".")):
+                tally.leave_out(unit, "hidden", Path(top, name))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in without)
+        yield from (Path(top, name) for name in names if not name.startswith("."))

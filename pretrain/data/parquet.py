@@ -1,0 +1,95 @@
+"""Documents of Parquet: one column, whatever kind of string it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pretrain.data.compression import TooLarge
+from pretrain.data.formats import Document, Rejected
+
+ROWS = 256  # that are in memory at once
+
+_IS_TEXT = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_null,
+)
+
+
+def read_parquet(path: Path, name: str, column: str) -> Iterator[Document | Rejected]:
+    """Every row's `column`: strings or bytes of UTF-8, as they are or by dictionary."""
+    with path.open("rb") as raw:
+        with _errors(path):
+            file = pq.ParquetFile(raw)
+            schema = file.schema_arrow
+        _check(schema, column, path)
+        batches = file.iter_batches(batch_size=ROWS, columns=[column])
+        row = 0
+        while True:
+            with _errors(path):
+                batch = next(batches, None)
+                texts = [] if batch is None else _as_bytes(batch.column(0)).to_pylist()
+            if batch is None:
+                return
+            for text in texts:
+                yield _document(text, column, f"{path}, row {row}", f"{name}:{row}")
+                row += 1
+
+
+def _check(schema: pa.Schema, column: str, path: Path) -> None:
+    """Rejects a file without such a column of text."""
+    fix = "name the column that holds the text (--text-field)"
+    if schema.names.count(column) != 1:
+        detail = f", only {', '.join(schema.names)}"
+        raise Rejected(str(path), f'not one column "{column}"', detail, fix=fix)
+    kind = stored = schema.field(column).type
+    while pa.types.is_dictionary(stored) or isinstance(stored, pa.BaseExtensionType):
+        is_dictionary = pa.types.is_dictionary(stored)
+        stored = stored.value_type if is_dictionary else stored.storage_type
+    if not any(is_text(stored) for is_text in _IS_TEXT):
+        raise Rejected(str(path), f'column "{column}" is {kind}, not text', fix=fix)
+
+
+def _as_bytes(array: pa.Array) -> pa.Array:
+    """Strings as their bytes, which Arrow does not check: a row that is no UTF-8 is one row's."""
+    while pa.types.is_dictionary(array.type) or isinstance(array.type, pa.BaseExtensionType):
+        is_dictionary = pa.types.is_dictionary(array.type)
+        array = array.dictionary_decode() if is_dictionary else array.storage
+    return array.cast(pa.large_binary())
+
+
+def _document(text: bytes | None, column: str, place: str, source: str) -> Document | Rejected:
+    if text is None:
+        return Rejected(place, f'"{column}" is null', fix="repair it")
+    try:
+        return Document(text.decode(), source)
+    except UnicodeDecodeError as error:
+        return Rejected(place, "invalid UTF-8", f" at byte {error.start}", fix="repair it")
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise TooLarge("does not fit in memory") from None
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        first = str(error).partition("\n")[0]
+        raise Rejected(
+            str(path),
+            "cannot be read as Parquet",
+            f": {first}",
+            fix="copy it anew if it is damaged",
+        ) from None

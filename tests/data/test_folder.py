@@ -1,0 +1,137 @@
+"""Folders as people have them: nothing of them is left out, or misread, without a line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pretrain.data.corpus import Corpus
+from pretrain.errors import UserError
+
+
+def write(root: Path, *names: str) -> None:
+    """Files that hold a text, or a row, that says which they are."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".parquet"):
+            pq.write_table(pa.table({"text": [name]}), path)
+        else:
+            path.write_text(f'{{"text": "{name}"}}\n' if "json" in name.lower() else name)
+
+
+def read(*sources: Path, **options: object) -> tuple[list[str], list[str]]:
+    """Texts, and what the tally says."""
+    corpus = Corpus(sources, **options)  # type: ignore[arg-type]
+    return [document.text for document in corpus], corpus.tally.lines()
+
+
+def test_a_folder_as_a_hub_gives_it(tmp_path: Path) -> None:
+    write(tmp_path, "README.md", "data/a.parquet", "data/b.jsonl", "c.json", "dataset_infos.json")
+    (tmp_path / "dataset_infos.json").write_text('{"default": {\n "features": {}}}')
+    write(tmp_path, ".gitattributes", ".cache/x.txt", "LICENSE", "cover.png", "BOOK.TXT")
+    texts, lines = read(tmp_path)
+    assert texts == ["BOOK.TXT", "c.json", "data/a.parquet", "data/b.jsonl"]
+    assert lines == [
+        "read 3 files (1 .json, 1 .jsonl, 1 .parquet), row by row",
+        "read 1 file (1 .txt), each as one text",
+        f"left out 1 folder: hidden ({tmp_path}/.cache)",
+        f"left out 1 file: hidden ({tmp_path}/.gitattributes)",
+        f"left out 1 file: a README beside files of rows is their card ({tmp_path}/README.md)",
+        "left out 1 file: JSON that is neither lines nor an array of objects, and without "
+        f'"text" ({tmp_path}/dataset_infos.json)',
+        "left out 2 files (1 without a suffix, 1 .png): --suffix names others to read",
+    ]
+
+
+def test_a_readme_without_rows_beside_it_is_a_text(tmp_path: Path) -> None:
+    write(tmp_path, "README.md", "src/main.py", "src/readme.rst")
+    assert read(tmp_path)[0] == ["README.md", "src/main.py", "src/readme.rst"]
+
+
+def test_suffixes_are_chosen_in_any_case_and_compressed(tmp_path: Path) -> None:
+    write(tmp_path, "README.md", "a.LOG", "b.log", "c.txt", "d.jsonl")
+    assert read(tmp_path, suffixes=[".log", ".md"]) == (
+        ["README.md", "a.LOG", "b.log"],
+        [
+            "read 3 files (2 .log, 1 .md), each as one text",
+            "left out 2 files (1 .jsonl, 1 .txt): --suffix names others to read",
+        ],
+    )
+
+
+def test_a_file_named_by_its_user_is_read_whatever_its_suffix(tmp_path: Path) -> None:
+    write(tmp_path, "table.csv", "book", ".hidden", "README.md")
+    sources = [tmp_path / name for name in ("table.csv", "book", ".hidden", "README.md")]
+    texts, lines = read(*sources)
+    assert texts == ["table.csv", "book", ".hidden", "README.md"]
+    assert lines == ["read 4 files (2 without a suffix, 1 .csv, 1 .md), each as one text"]
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path, "set/a.txt", "other/b.txt", "other/deep/c.txt")
+    os.symlink("../other", tmp_path / "set" / "linked")
+    os.symlink("../other", tmp_path / "set" / "twice")
+    os.symlink("..", tmp_path / "other" / "deep" / "up")  # back to a folder that is open
+    os.symlink("../set", tmp_path / "set" / "loop")
+    os.symlink("itself.txt", tmp_path / "set" / "itself.txt")
+    with pytest.raises(UserError, match=r"itself\.txt: cannot be read: Too many levels"):
+        read(tmp_path / "set")
+    texts, lines = read(tmp_path / "set", skip_bad=True)
+    assert texts == ["set/a.txt", "other/b.txt", "other/deep/c.txt"]
+    assert lines[1:] == [
+        "left out 3 folders: a link to a folder that is read already (the first: "
+        f"{tmp_path}/set/linked/deep/up)",
+        f"left out 1 file: cannot be read: Too many levels of symbolic links "
+        f"({tmp_path}/set/itself.txt)",
+    ]
+
+
+def test_empty_files_and_texts_are_counted(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt")
+    for name in ("b.txt", "c.jsonl", "d.json", "e.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "f.jsonl").write_text('{"text": ""}\n\n{"text": "f"}\n{"text": ""}\n')
+    texts, lines = read(tmp_path)
+    assert texts == ["a.txt", "f"]
+    assert lines[2:] == [
+        f"left out 4 files: empty (the first: {tmp_path}/b.txt)",
+        f"left out 2 rows: empty text (the first: {tmp_path.name}/f.jsonl:1)",
+    ]
+
+
+def test_a_folder_without_files_to_read_says_what_it_holds(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{n}.s{n}" for n in range(12)), "a.s0", "b.csv", "c.csv", "d.csv")
+    with pytest.raises(UserError) as error:
+        read(tmp_path)
+    assert str(error.value).startswith(
+        f"{tmp_path}: no file to read in this folder, it holds 16 files (3 .csv, 2 .s0, "
+    )
+    assert "1 .s6, 3 other suffixes)" in str(error.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="it holds none"):
+        read(tmp_path / "empty")
+
+
+def test_a_folder_that_cannot_be_read_is_named_or_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(path: str) -> Any:  # what root would be let into
+        if path.endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    write(tmp_path, "a.txt", "closed/b.txt")
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match="closed: cannot be read: Permission denied"):
+        read(tmp_path)
+    texts, lines = read(tmp_path, skip_bad=True)
+    assert texts == ["a.txt"]
+    assert lines[1].startswith("left out 1 folder: cannot be read: Permission denied (")
