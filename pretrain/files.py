@@ -53,11 +53,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 def strays(folder: Path, known: Container[str]) -> list[str]:
     """Lines about what else lies in a folder than the files that are known. It proves nothing about
-    them. Hidden files are not worth a word: systems leave .DS_Store, .nfs0001, ._x everywhere.
+    them. Hidden files are not worth a word.
     """
-    names = sorted(path.name for path in folder.iterdir())
-    others = [name for name in names if name not in known and not name.startswith(".")]
-    return [f"{folder}/{shortened(name)}: does not belong here, and is ignored" for name in others]
+    others = [path for path in folder.iterdir() if path.name not in known and not is_hidden(path)]
+    what = "does not belong here, and is ignored"
+    return [f"{folder}/{shortened(path.name)}: {what}" for path in sorted(others)]
+
+
+def is_hidden(path: Path) -> bool:
+    """As systems name what they leave in any folder: .DS_Store, .nfs0001, ._x."""
+    return path.name.startswith(".")
 
 
 @contextmanager

@@ -72,13 +72,15 @@ def prepare(tokenizer: Path, out: Path, holdout: float, shard_tokens: int, **sou
     arguments=[PREPARED],
 )
 def verify(folder: Path) -> None:
-    from pretrain.data.shards import verify
+    from pretrain.data.shards import strays_beside, verify
 
     problems = verify(folder)
     for line in problems[1:]:
         print(line, file=sys.stderr)
     if problems:
         raise UserError(problems[0])
+    for line in strays_beside(folder):
+        print(f"note: {line}", file=sys.stderr)
     print(f"{folder}: every byte is as the index says")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -13,17 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.formats import Document
 from pretrain.data.index import (
-    DTYPES,
+    DOCUMENTS,
     INDEX,
     SPLITS,
     Index,
     Shard,
-    document_key,
     find_splits,
     read_index,
 )
@@ -31,7 +28,7 @@ from pretrain.data.progress import Progress
 from pretrain.data.reader import check_size, read_documents
 from pretrain.data.writer import SplitWriter
 from pretrain.errors import UserError
-from pretrain.files import sha256, sync
+from pretrain.files import is_hidden, sha256, strays, sync
 from tokenizer.encode import Tokenizer
 
 SHARD_TOKENS = 50_000_000
@@ -57,8 +54,8 @@ def prepare(
     cannot be read or is empty, or when one side gets no document.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there and not empty; give another folder or remove it")
+    if out.exists() and (not out.is_dir() or any(not is_hidden(p) for p in out.iterdir())):
+        raise UserError(f"{out}: is there and not empty; give another folder")
     threads = threads or len(os.sched_getaffinity(0))
     with _appearing_whole(out) as work:
         return _write_splits(corpus, tokenizer, work, holdout, shard_tokens, threads)
@@ -74,6 +71,8 @@ def _appearing_whole(out: Path) -> Iterator[Path]:
             yield work
             work.chmod(0o755)  # mkdtemp makes it private
             sync(work)
+            for stray in out.iterdir() if out.exists() else ():  # hidden: .DS_Store
+                stray.rename(work / stray.name)
             work.rename(out)
             sync(out.parent)
         except BaseException:
@@ -149,57 +148,36 @@ def verify(path: str | Path) -> list[str]:
     for folder in find_splits(path):
         try:
             index = read_index(folder)
-            records = read_documents(folder, index)
+            read_documents(folder, index)
         except UserError as error:
             problems.append(str(error))
             continue
-        start = 0
         for shard in index.shards:
             try:
-                _verify_shard(
-                    folder / shard.name,
-                    shard,
-                    index.dtype,
-                    start,
-                    records[start : start + shard.samples],
-                )
+                _verify_shard(folder / shard.name, shard)
             except UserError as error:
                 problems.append(str(error))
-            start += shard.samples
-        known = {shard.name for shard in index.shards}
-        problems += [
-            f"{p}: is not in {INDEX}; remove it"
-            for p in sorted(folder.glob("*.tar"))
-            if p.name not in known
-        ]
     return problems
 
 
-def _verify_shard(
-    path: Path, shard: Shard, suffix: str, first: int, records: NDArray[np.void]
-) -> None:
-    """The tar is the one that was written, and its files are where documents.idx says."""
+def strays_beside(path: str | Path) -> list[str]:
+    """A line about each thing in the splits' folders that no index names: it is not read."""
+    return [
+        line
+        for folder in find_splits(path)
+        for line in strays(
+            folder, {INDEX, DOCUMENTS, *(shard.name for shard in read_index(folder).shards)}
+        )
+    ]
+
+
+def _verify_shard(path: Path, shard: Shard) -> None:
+    """UserError unless the tar is the one that was written."""
     check_size(path, shard.bytes)
     if sha256(path) != shard.sha256:
         raise UserError(
-            f"{path}: damaged: its content is not what index.json says; copy it anew or prepare again"
+            f"{path}: damaged: its content is not what {INDEX} says; copy it anew or prepare again"
         )
-    width = DTYPES[suffix].itemsize
-    expected = [
-        (
-            f"{document_key(first + i)}.{suffix}",
-            int(record["offset"]),
-            int(record["tokens"]) * width,
-        )
-        for i, record in enumerate(records)
-    ]
-    try:
-        with tarfile.open(path, "r:") as tar:
-            found = [(m.name, m.offset_data, m.size) for m in tar if m.name.endswith(f".{suffix}")]
-    except tarfile.TarError as error:
-        raise UserError(f"{path}: not a tar: {error}; prepare the corpus again") from None
-    if found != expected:
-        raise UserError(f"{path}: does not hold what documents.idx says; prepare the corpus again")
 
 
 @dataclass

@@ -12,6 +12,7 @@ from __future__ import annotations
 import faulthandler
 import io
 import os
+import random
 import resource
 import signal
 import sys
@@ -44,6 +45,12 @@ def fuzz(examples: int) -> Callable[[Any], Any]:
     return settings(
         max_examples=max(1, round(examples * TIMES)), deadline=None, suppress_health_check=allowed
     )
+
+
+def places(size: int, count: int) -> range:
+    """About count x HYPNOS_FUZZ places in a file of so many bytes, evenly apart, others each time."""
+    stride = max(1, int(size / (count * TIMES)))
+    return range(random.randrange(stride), size, stride)
 
 
 class Hang(BaseException):

@@ -10,7 +10,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.fuzz.harness import damaged, fuzz, hypnos, refusal
+from tests.fuzz.harness import damaged, fuzz, hypnos, places, refusal
 from tokenizer import TokenizerError
 from tokenizer.encode import MAX_BYTES, Tokenizer
 from tokenizer.seal import is_whole, seal
@@ -25,14 +25,10 @@ def path(tmp_path: Path) -> Path:
 
 def test_every_byte_and_every_length(path: Path, model: Path) -> None:
     whole = model.read_bytes()
-    wrong = [
-        whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))
-    ]
-    wrong += [whole[:length] for length in range(len(whole))] + [
-        whole + b"\0",
-        whole * 2,
-        b"\0" + whole,
-    ]
+    some = places(len(whole), 600)
+    wrong = [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in some]
+    wrong += [whole[:length] for length in some]
+    wrong += [whole + b"\0", whole * 2, b"\0" + whole]
     for content in wrong:
         path.write_bytes(content)
         with pytest.raises(TokenizerError, match=r"damaged\.model: damaged, or no model"):
