@@ -19,13 +19,14 @@ from launch.commands.data import DATA
 from launch.commands.doctor import doctor
 from launch.commands.evaluate import evaluate
 from launch.commands.generate import generate
+from launch.commands.launch import LAUNCH
 from launch.commands.report import report
 from launch.commands.tokenizer import TOKENIZER
 from launch.commands.train import train
 from pretrain.errors import UserError
 from tokenizer import TokenizerError
 
-COMMANDS = (train, evaluate, generate, DATA, TOKENIZER, report, doctor)
+COMMANDS = (train, LAUNCH, evaluate, generate, DATA, TOKENIZER, report, doctor)
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,6 +35,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: object) -> None:
         layout = argparse.RawDescriptionHelpFormatter
         super().__init__(formatter_class=layout, **settings)  # type: ignore[arg-type]
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse does, but settings may also follow flags: CONFIG --ranks 4 parallel.tp=2."""
+        chosen, rest = self.parse_known_args(args, namespace)
+        if rest and (not hasattr(chosen, "overrides") or any(r.startswith("-") for r in rest)):
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:
+            chosen.overrides = [*chosen.overrides, *rest]
+        return chosen
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"hypnos: error: {message} (`{self.prog} --help` shows an example)\n")

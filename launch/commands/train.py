@@ -28,6 +28,19 @@ class ShowSettings(argparse.Action):
         parser.exit()
 
 
+# What says which run: shared by all commands that train.
+RUN = (
+    argument("config", metavar="CONFIG", type=path, help="TOML file; configs/ has some"),
+    argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="settings that differ, as sleep.passes=4",
+    ),
+)
+
+
 @command(
     "train",
     "train a model, or go on where a run stopped",
@@ -37,14 +50,7 @@ class ShowSettings(argparse.Action):
     "torchrun --nproc-per-node=4 --no-python hypnos train configs/depo-small.toml "
     "parallel.tp=2 parallel.pp=2 train.microbatches=2",
     arguments=[
-        argument("config", metavar="CONFIG", type=path, help="TOML file; configs/ has some"),
-        argument(
-            "overrides",
-            metavar="key=value",
-            nargs="*",
-            default=[],
-            help="settings that differ, as sleep.passes=4",
-        ),
+        *RUN,
         argument(
             "--help-settings",
             action=ShowSettings,
@@ -53,9 +59,11 @@ class ShowSettings(argparse.Action):
     ],
 )
 def train(config: Path, overrides: list[str]) -> None:
+    from launch import world
     from pretrain.config.load import load
     from pretrain.errors import UserError
 
+    world.join()
     try:
         settings = load(config, overrides)  # before the slow imports: a typo is told at once
     except UserError:

@@ -1,0 +1,164 @@
+"""Who started this rank, and where the others are: the one place that reads launchers' variables.
+
+In this order, the innermost launcher first, since what it starts inherits the variables of those
+around it (mpirun inside a Slurm job):
+
+    torchrun    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; also set by hand
+    mpirun      Open MPI's, MPICH's, Intel's: asked through mpi4py, which also sends the address
+    srun        SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID of a job step, and its list of nodes
+    none        a world of one
+
+`join` leaves torchrun's variables for torch.distributed and DeepSpeed, whoever the launcher was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from zlib import crc32
+
+from pretrain.errors import UserError
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+PORTS = range(20_000, 30_000)  # below those that systems give to outgoing connections
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank's place among all, and where rank 0 listens."""
+
+    launcher: str
+    rank: int
+    size: int
+    local_rank: int  # on this host: the number of its GPU
+    address: str
+    port: int
+
+    def variables(self) -> dict[str, str]:
+        """As torchrun would set them."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(self.local_rank),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+def join() -> World | None:
+    """Finds the world that this process is a rank of, and tells it to torch; None: it is alone.
+
+    Raises:
+        UserError: variables are half set, or contradict each other.
+    """
+    world = find(os.environ)
+    if world is not None:
+        os.environ |= world.variables()
+    return world
+
+
+def find(environment: Mapping[str, str]) -> World | None:
+    """The world that a launcher's variables describe; see `join`."""
+    if any(name in environment for name in ("RANK", "WORLD_SIZE")):
+        return _torchrun(environment)
+    if any(name in environment for name in MPI) and not _is_srun(environment):
+        return _mpi()
+    if "SLURM_STEP_ID" in environment:  # a batch script by itself has none
+        return _slurm(environment)
+    return None
+
+
+def _torchrun(environment: Mapping[str, str]) -> World:
+    _all_set(environment, TORCHRUN, "start with torchrun, or unset them all")
+    rank, size, port = (
+        _number(environment, name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")
+    )
+    local = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0
+    return _checked(World("torchrun", rank, size, local, environment["MASTER_ADDR"], port))
+
+
+def _mpi() -> World:
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise UserError(
+            f"mpirun started this, but mpi4py cannot use its library ({error}): load the module of "
+            "the MPI that mpirun is of, or start with torchrun or srun"
+        ) from None
+    everyone = MPI.COMM_WORLD
+    local = everyone.Split_type(MPI.COMM_TYPE_SHARED)
+    here = (_own_address(), _free_port()) if everyone.rank == 0 else None
+    address, port = everyone.bcast(here, root=0)
+    return World("mpirun", everyone.rank, everyone.size, local.rank, address, port)
+
+
+def _slurm(environment: Mapping[str, str]) -> World:
+    _all_set(environment, SLURM, "start ranks with srun")
+    rank, size, local = (_number(environment, name) for name in SLURM[:3])
+    first = next(hosts(environment["SLURM_STEP_NODELIST"]))
+    job = f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}"
+    port = PORTS[crc32(job.encode()) % len(PORTS)]  # all ranks must come to the same one
+    return _checked(World("srun", rank, size, local, first, port))
+
+
+def _is_srun(environment: Mapping[str, str]) -> bool:
+    """Whether PMI's variables are those that srun itself sets (--mpi=pmi2)."""
+    same = environment.get("PMI_SIZE") == environment.get("SLURM_NTASKS")
+    return "SLURM_STEP_ID" in environment and "OMPI_COMM_WORLD_SIZE" not in environment and same
+
+
+def hosts(nodes: str) -> Iterator[str]:
+    """The names in a Slurm list of nodes such as "login,gpu[01-03,7]-a"."""
+    for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
+        bracket = re.search(r"\[([^\]]*)\]", name)
+        if bracket is None:
+            yield name
+            continue
+        for part in bracket[1].split(","):
+            low, _, high = part.partition("-")
+            for number in range(int(low), int(high or low) + 1):
+                one = f"{name[: bracket.start()]}{number:0{len(low)}}{name[bracket.end() :]}"
+                yield from hosts(one)
+
+
+def _all_set(environment: Mapping[str, str], names: tuple[str, ...], fix: str) -> None:
+    missing = [name for name in names if name not in environment]
+    if missing:
+        there = [name for name in names if name in environment]
+        raise UserError(f"{', '.join(there)} set, but not {', '.join(missing)}: {fix}")
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment[name]
+    if not text.isdecimal():
+        raise UserError(f"{name} = {text!r} is not a whole number; it is for the launcher to set")
+    return int(text)
+
+
+def _checked(world: World) -> World:
+    if world.rank >= world.size:
+        raise UserError(
+            f"rank {world.rank} of {world.size}: {world.launcher}'s variables contradict each other"
+        )
+    return world
+
+
+def _own_address() -> str:
+    """The address by which other hosts know this one."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        return name
+    return name if address.startswith("127.") else address
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
