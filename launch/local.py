@@ -79,7 +79,7 @@ class _Output:
         self._thread.start()
 
     def _copy(self, stream: IO[bytes]) -> None:
-        with self.log.open("wb", buffering=0) as log:
+        with stream, self.log.open("wb", buffering=0) as log:
             for line in stream:
                 log.write(line)
                 self.last.append(line)
