@@ -22,10 +22,10 @@ from torch import Tensor
 from benchmarks.memory import Plan
 from benchmarks.stage import build, microbatches
 from parallel import mesh
-from parallel.pipeline import Key, Pipeline
-from parallel.schedule import Action
+from parallel.pipeline import Pipeline
+from parallel.schedule import Action, Message
 from parallel.simulator import simulate
-from pretrain.model.sleep import Reading, plan
+from pretrain.model.reader import Reader
 from pretrain.run import step
 
 CASES = [(2, 1), (2, 4), (4, 1), (4, 2), (4, 4), (8, 4)]  # microbatches, passes
@@ -53,9 +53,9 @@ class Timed(Pipeline):
         act(action)
         self.seconds[action] = time.perf_counter() - begin - self._waited
 
-    def _receive(self, key: Key, action: Action) -> Tensor:
+    def _receive(self, message: Message, action: Action) -> Tensor:
         begin = time.perf_counter()
-        tensor = super()._receive(key, action)
+        tensor = super()._receive(message, action)
         self._waited += time.perf_counter() - begin
         return tensor
 
@@ -66,21 +66,19 @@ def idle(M: int, N: int) -> tuple[float, float]:
     model, parts = build(p), microbatches(p)
     P = mesh.pp_size()
     for _ in range(2):  # the first sets libraries and connections up
-        readings = [
-            Reading(model, part, plan(part, model.sleep, N), None, "unit", None, None)
-            for part in parts
+        streams = [
+            step.StageStream(Reader.of(model, part, passes=N, recompute="unit")) for part in parts
         ]
-        streams = [step.ReadingStream(reading) for reading in readings]
-        legs = tuple(stream.legs for stream in streams)
-        order = step.order(legs, P, "unit")
-        timed = Timed(streams, order, 1.0)
+        passes = tuple(stream.passes for stream in streams)
+        schedule = step.step_schedule(passes, P, "unit")
+        timed = Timed(streams, schedule, 1.0)
         timed.run()
     everyone = [timed.seconds] * P
     dist.all_gather_object(everyone, timed.seconds)
     makespan = torch.tensor(timed.makespan)
     dist.all_reduce(makespan, op=dist.ReduceOp.MAX)
     busy = sum(sum(stage.values()) for stage in everyone)
-    simulated = simulate(order, legs, P, lambda action, stage: everyone[stage][action])
+    simulated = simulate(schedule, passes, P, lambda action, stage: everyone[stage][action])
     return 1 - busy / (P * float(makespan)), simulated.bubble
 
 

@@ -33,7 +33,7 @@ from pretrain.config.schema import (
     TrainConfig,
 )
 from pretrain.data.batch import IGNORE
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 from pretrain.run.guard import Rollbacks
 from pretrain.run.optimizer import MuonAdamW
 from pretrain.run.state import CarriedState, TrainState
@@ -78,7 +78,7 @@ def main() -> None:
 def measure(config: Config, run: Path) -> None:
     """Trains a few steps in each of three ways."""
     source = make_source(config)
-    model = HybridLM(config.model, config.sleep).initialize(0)
+    model = SleepLM(config.model, config.sleep).initialize(0)
     optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
     engine = Engine(model, optimizer, zero=1, precision="fp32")
     saver, done = Saver(run, config, None), 0

@@ -26,7 +26,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from parallel.schedule import Leg
+from parallel.passes import Pass
 from parallel.simulator import Span
 
 MIB = 2**20
@@ -79,7 +79,7 @@ class Weight(NamedTuple):
 
 
 def counted(
-    policy: str, legs: Sequence[Leg], stage: int, spans: Sequence[Span], blocks: Sequence[Weight]
+    policy: str, passes: Sequence[Pass], spans: Sequence[Span], blocks: Mapping[int, Weight]
 ) -> int:
     """Peak bytes of a stage in one step: the most, over its actions, of what lives at once, which
     is
@@ -92,51 +92,47 @@ def counted(
         unit     h + sum over blocks of S            sum over blocks of whole, less kept(u)
         block    sum over blocks of h + S            the most over blocks of whole - h - S
 
-    Where nothing reads the h that comes out of a unit, its last delta block is its last and counts
-    with write_only.
+    over the blocks that the plan runs in the unit; the one that only writes counts with write_only.
 
     Left out: weights and their gradients, which are there before; the embedding, the head and its
-        logits; what a stage
-    keeps of the hidden states that it has handed on, and messages on their way; gradients of
-    activations, and whatever else lives only inside a forward or a backward.
+    logits; what a stage keeps of the hidden states that it has handed on, and messages on their
+    way; gradients of activations, and whatever else lives only inside a forward or a backward.
 
     Args:
-        legs: of a microbatch; all are alike. spans: the stage's actions, in order. blocks: the
-            stage's.
+        passes: of a microbatch; all are alike. spans: the stage's actions, in order.
+        blocks: the stage's, by their numbers in the model.
     """
 
-    def parts(leg: Leg) -> list[tuple[Weight, int]]:
-        """The blocks that run, with what the backward of each reads."""
-        if leg.loops or leg.read_graph or stage < leg.turn:
-            return [(block, block.whole) for block in blocks]
-        last = max(i for i, block in enumerate(blocks) if block.S)
+    def parts(p: Pass) -> list[tuple[Weight, int]]:
+        """The blocks that run here, with what the backward of each reads."""
         return [
-            (block, block.write_only if i == last else block.whole)
-            for i, block in enumerate(blocks[: last + 1])
+            (blocks[b], blocks[b].write_only if b == p.write_only else blocks[b].whole)
+            for b in p.blocks
+            if b in blocks
         ]
 
-    def kept(leg: Leg) -> int:
+    def kept(p: Pass) -> int:
         if policy == "none":
-            return sum(whole for _, whole in parts(leg))
+            return sum(whole for _, whole in parts(p))
         if policy == "unit":
-            return blocks[0].h + sum(block.S for block, _ in parts(leg))
-        return sum(block.h + block.S for block, _ in parts(leg))
+            return sum(block.h for block, _ in parts(p)[:1]) + sum(b.S for b, _ in parts(p))
+        return sum(block.h + block.S for block, _ in parts(p))
 
-    def again(leg: Leg) -> int:
+    def again(p: Pass) -> int:
         if policy == "none":
             return 0
         if policy == "unit":
-            return sum(whole for _, whole in parts(leg)) - kept(leg)
-        return max(whole - block.h - block.S for block, whole in parts(leg))
+            return sum(whole for _, whole in parts(p)) - kept(p)
+        return max((whole - block.h - block.S for block, whole in parts(p)), default=0)
 
     live = most = 0
     for span in spans:
-        leg = legs[span.action.leg]
+        p = passes[span.action.unit]
         if span.action.backward:
-            most = max(most, live + again(leg))
-            live -= kept(leg)
+            most = max(most, live + again(p))
+            live -= kept(p)
         else:
-            live += kept(leg)
+            live += kept(p)
             most = max(most, live)
     return most
 

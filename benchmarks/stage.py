@@ -38,18 +38,18 @@ from parallel.state import State
 from parallel.window import open_window
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.model.hybrid import HybridLM
-from pretrain.model.sleep import Reading, plan
+from pretrain.model.reader import Reader
+from pretrain.model.sleep import SleepLM
 from pretrain.run import step
 
 
-def build(p: Plan) -> HybridLM:
+def build(p: Plan) -> SleepLM:
     """This rank's stage."""
     stage = Stage(mesh.pp_rank(), balanced([1.0] * len(p.layers), mesh.pp_size()))
     config = ModelConfig(
         d_model=p.width, layers=list(p.layers), vocab_size=p.vocabulary, mlp_width=4 * p.width
     )
-    model = HybridLM(config, SleepConfig(window=p.window, when="context"), stage).initialize(0)
+    model = SleepLM(config, SleepConfig(window=p.window, when="context"), stage).initialize(0)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return model
@@ -71,13 +71,12 @@ def microbatches(p: Plan) -> list[Batch]:
     return [whole.rows(m * p.rows, (m + 1) * p.rows) for m in range(p.microbatches)]
 
 
-def train(model: HybridLM, parts: list[Batch], policy: str, passes: int) -> None:
+def train(model: SleepLM, parts: list[Batch], policy: str, passes: int) -> None:
     """Forward and backward, as `pretrain.run.step.accumulate` does them on a stage."""
-    readings = [
-        Reading(model, part, plan(part, model.sleep, passes), None, policy, None, None)
-        for part in parts
+    streams = [
+        step.StageStream(Reader.of(model, part, passes=passes, recompute=policy)) for part in parts
     ]
-    step.run_stage(readings, policy, loss_scale=1.0)
+    step.run_stage(streams, policy, loss_scale=1.0)
 
 
 # ---- memory
@@ -119,9 +118,8 @@ def weigh(block: Block, rows: int, window: int) -> Weight:
     state = State(
         (memory,), torch.zeros(rows, 0, dtype=torch.bool), torch.zeros(rows, dtype=torch.int64)
     )
-    view = open_window(
-        block.shape, state, torch.ones(rows, window, dtype=torch.bool), False, window, False
-    )
+    valid = torch.ones(rows, window, dtype=torch.bool)
+    view = open_window(block.shape, state, valid, has_pad=False, width=window, sliding=False)
     weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
 
     def saved(write_only: bool) -> int:
@@ -139,15 +137,17 @@ def weigh(block: Block, rows: int, window: int) -> Weight:
     return Weight(h.nbytes, S.nbytes, saved(False), saved(True) if block.kind == "delta" else 0)
 
 
-def count(p: Plan, model: HybridLM, part: Batch, policy: str, passes: int) -> tuple[int, int]:
+def count(p: Plan, model: SleepLM, part: Batch, policy: str, passes: int) -> tuple[int, int]:
     """`counted`, and the bytes of one (h, S) for each of the units that are live at a time."""
-    stage, legs = model.stage.index, step.legs(plan(part, model.sleep, passes), model)
-    everyone = (legs,) * p.microbatches
+    stage = model.stage
+    passes_of_one = step.StageStream(Reader.of(model, part, passes=passes)).passes
+    everyone = (passes_of_one,) * p.microbatches
     P = mesh.pp_size()
-    timeline = simulate(step.order(everyone, P, policy), everyone, P)
-    blocks = [weigh(block, p.rows, p.window) for block in model.run_blocks(slice(None))]
-    stored = timeline.peak[stage] * (blocks[0].h + sum(block.S for block in blocks))
-    return counted(policy, legs, stage, timeline.spans[stage], blocks), stored
+    timeline = simulate(step.step_schedule(everyone, P, policy), everyone, P)
+    weights = [weigh(block, p.rows, p.window) for block in model.blocks_of(slice(None))]
+    blocks = dict(zip(stage.blocks, weights, strict=True))
+    stored = timeline.peak[stage.index] * (weights[0].h + sum(weight.S for weight in weights))
+    return counted(policy, passes_of_one, timeline.spans[stage.index], blocks), stored
 
 
 # ---- time

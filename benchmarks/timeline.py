@@ -15,7 +15,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from parallel.schedule import Leg, schedule
+from parallel.passes import Pass
+from parallel.schedule import make_schedule
 from parallel.simulator import Span, Timeline, simulate
 
 # (W, N, whether backpropagation is cut between windows) of the table: no sleep, one window that
@@ -31,28 +32,39 @@ COLOURS = [
 LANE, TICK, LEFT, TOP = 34, 22, 84, 92  # pixels
 
 
-def story(P: int, W: int, N: int, segments: bool = False) -> tuple[Leg, ...]:
-    """The legs of one microbatch.
+def story(P: int, W: int, N: int, segments: bool = False) -> tuple[Pass, ...]:
+    """The passes of one microbatch.
 
     Args:
         segments: backpropagation is cut between windows, and every window is predicted.
     """
-    legs = []
+    passes = []
     for w in range(W):
-        passes = N if w < W - 1 else 1
-        for number in range(1, passes + 1):
+        last = N if w < W - 1 else 1
+        for number in range(1, last + 1):
             read = number == 1 and (segments or w == W - 1)
             segment = w if segments else 0
-            legs.append(
-                Leg(w, number, 0, P - 1, P - 1, number < passes, True, read, number > 1, segment)
+            passes.append(
+                Pass(
+                    window=w,
+                    number=number,
+                    first_stage=0,
+                    core_end=P - 1,
+                    last_stage=P - 1,
+                    loops=number < last,
+                    core_grad_until=P - 1,
+                    head_has_grad=read,
+                    sends_grad_to_previous_pass=number > 1,
+                    segment=segment,
+                )
             )
-    return tuple(legs)
+    return tuple(passes)
 
 
 def step(P: int, M: int, W: int, N: int, segments: bool = False) -> Timeline:
     """One training step."""
-    legs = [story(P, W, N, segments)] * M
-    return simulate(schedule(legs, P), legs, P)
+    passes = [story(P, W, N, segments)] * M
+    return simulate(make_schedule(passes, P), passes, P)
 
 
 def table() -> Iterator[str]:
@@ -100,8 +112,8 @@ def svg(P: int, M: int, W: int, N: int) -> Iterator[str]:
         yield f'  <text x="{LEFT - 10}" y="{y + LANE / 2 + 5:g}" text-anchor="end" fill="#222">stage {s}</text>'
         yield '  <g font-size="10.5" text-anchor="middle">'
         for span in spans:
-            leg = story(P, W, N)[span.action.leg]
-            yield from _box(span, y, f"{leg.window}.{leg.number}")
+            p = story(P, W, N)[span.action.unit]
+            yield from _box(span, y, f"{p.window}.{p.number}")
         yield "  </g>"
     yield f'  <path d="M{LEFT} {axis + 4}h{long}" stroke="#555"/>'
     yield '  <g text-anchor="middle" fill="#444">'

@@ -5,10 +5,11 @@ of it the hidden state that came in and what the unit left in the stage's memory
 kept keys); each is cut out of the autograd graph, so that every unit has a graph of its own, and
 its backward can run when its turn comes:
 
-    forward      x ----> [ blocks, recomputed or kept ] ----> h, y         to the next stage, or round to the next pass
+    forward      x ----> [ blocks, recomputed or kept ] ----> h, y      to the next stage, or
+                                                                        round to the next pass
                  S_u --> [                            ] ----> S_(u+1)      stays here
     backward     dx <--- [                            ] <---- dh, dy       from there
-                 dS_u <- [                            ] <---- dS_(u+1)     left here by the backward of unit u+1
+                 dS_u <- [                            ] <---- dS_(u+1)     left by the backward of u+1
 
 Only hidden states and their gradients travel between stages, never S.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from parallel import mesh, watchdog
-from parallel.schedule import Action, Leg, Message, Schedule
+from parallel.passes import Pass
+from parallel.schedule import Action, Message, Schedule
 
 # Sends that nobody waits for: enough that a stage does not wait for its neighbour to take what it
 # has just been sent.
@@ -41,36 +43,30 @@ class UnitOutput(NamedTuple):
     loss: Tensor | None  # [] of the window, on the last stage, where the window is read and scored
 
 
+class Memory(Protocol):
+    """What a stage keeps of a microbatch from unit to unit, a value."""
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Self:
+        """f applied tensor by tensor."""
+
+
+M = TypeVar("M", bound=Memory)
+
+
 class Stream(Protocol):
     """A microbatch as one stage sees it."""
 
+    memory: Any  # a Memory: what the stage's next unit begins with
+
     @property
-    def legs(self) -> Sequence[Leg]:
+    def passes(self) -> Sequence[Pass]:
         """Its units."""
 
-    def forward(self, leg: int, x: Tensor | None) -> UnitOutput:
-        """Runs this stage's part of a unit, and updates the stage's memory of the microbatch."""
+    def forward(self, unit: int, x: Tensor | None) -> UnitOutput:
+        """Runs this stage's part of a unit, and puts what it leaves into `memory`."""
 
-    def replace_memory(self, f: Callable[[Tensor], Tensor]) -> None:
-        """Puts f(t) in the place of every tensor t in that memory."""
-
-    def message(self, leg: int) -> Tensor:
+    def empty_message(self, unit: int) -> Tensor:
         """An empty tensor like the hidden states of a unit."""
-
-
-class Key(NamedTuple):
-    """A hidden state, or the gradient of one, by the unit that takes it. (A unit may take one from
-    its own next
-    stage and one from round the ring.)"""
-
-    backward: bool
-    microbatch: int
-    leg: int
-    ring: bool
-
-
-def _key(message: Message) -> Key:
-    return Key(message.backward, message.microbatch, message.leg, message.ring)
 
 
 @dataclass
@@ -88,16 +84,32 @@ class _Arrival:
 
 @dataclass
 class _Unit:
-    """What is kept of a unit until its backward."""
+    """What is kept of a unit until its backward: of tensors that left, their place in its graph."""
 
     x: Tensor | None  # what came in, if its gradient goes back
-    # What left the stage and what stayed: only their places in the graph, so that their values need
-    # not be kept.
-    # and where its gradient comes
-    sent: list[tuple[GradientEdge, Key]] = field(default_factory=list)
-    # and its copy in the next unit
+    loss: Tensor | None
+    # What left the stage, and the message that its gradient comes by.
+    sent: list[tuple[GradientEdge, Message]] = field(default_factory=list)
+    # What stayed in memory, and its copy there, which collects the gradient of later units.
     kept: list[tuple[GradientEdge, Tensor]] = field(default_factory=list)
-    loss: Tensor | None = None
+
+
+def cut(memory: M) -> tuple[M, list[tuple[GradientEdge, Tensor]]]:
+    """Takes a memory out of the graph of the unit that left it.
+
+    Returns:
+        the same values as leaves of the next unit's graph, and where their gradients go on.
+    """
+    edges = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad or tensor.is_leaf:
+            return tensor
+        copy = tensor.detach().requires_grad_()
+        edges.append((get_gradient_edge(tensor), copy))
+        return copy
+
+    return memory.map(leaf), edges
 
 
 class Pipeline:
@@ -108,24 +120,20 @@ class Pipeline:
     ) -> None:
         """
         Args:
-            streams: the microbatches. schedule: made of their legs, the same on every stage.
+            streams: the microbatches. schedule: made of their passes, the same on every stage.
             loss_scale: see `parallel.engine.Engine.loss_scale`; None: there is no backward.
         """
         self._streams, self._schedule = streams, schedule
-        self._trains, self._loss_scale = (
-            loss_scale is not None,
-            0.0 if loss_scale is None else loss_scale,
-        )
+        self._trains = loss_scale is not None
+        self._loss_scale = 0.0 if loss_scale is None else loss_scale
         self._stage, self._group = mesh.pp_rank(), mesh.pp_group()
-        self._inbox: dict[Key, _Arrival] = {}
-        self._outbox: dict[Key, Tensor] = {}
-        self._units: dict[tuple[int, int], _Unit] = {}
+        self._inbox: dict[Message, _Arrival] = {}
+        self._outbox: dict[Message, Tensor] = {}
+        self._units: dict[tuple[int, int], _Unit] = {}  # by (microbatch, unit)
         self._sending: deque[tuple[dist.Work, Tensor]] = deque()
 
     def run(self) -> None:
-        """Carries out this stage's steps; returns when everything it sent has gone, and all that
-        came is taken.
-        """
+        """Carries out this stage's steps, until all that it sends has gone and all has come."""
         for step in self._schedule.steps[self._stage]:
             if step.action is not None:
                 self._note("computes", step.action)
@@ -134,112 +142,105 @@ class Pipeline:
                 self._post(step.messages)
         for work, _ in self._sending:
             work.wait()
-        assert not self._inbox, (
-            f"a receive that nobody waits for would break later messages: {list(self._inbox)}"
-        )
+        left = list(self._inbox)
+        assert not left, f"a receive that nobody waits for would break later messages: {left}"
 
     def _note(self, what: str, action: Action) -> None:
-        leg = self._streams[action.microbatch].legs[action.leg]
+        p = self._streams[action.microbatch].passes[action.unit]
         direction = "backward" if action.backward else "forward"
-        watchdog.doing(
-            what,
-            f"{direction} of microbatch {action.microbatch}, window {leg.window}, pass {leg.number}",
-        )
+        unit = f"microbatch {action.microbatch}, window {p.window}, pass {p.number}"
+        watchdog.doing(what, f"{direction} of {unit}")
 
     # ---- units
 
     def _forward(self, action: Action) -> None:
-        stream, s = self._streams[action.microbatch], self._stage
-        leg, m, number = stream.legs[action.leg], action.microbatch, action.leg
-        wants = self._trains and (leg.comes_back(s - 1) if s > leg.first else leg.returns)
-        x = self._take_in(action, leg)
+        stream, s, n = self._streams[action.microbatch], self._stage, action.unit
+        p = stream.passes[n]
+        x = self._input(action)
+        needs_grad = self._trains and p.input_needs_grad(s)
         if x is not None:
-            x.requires_grad_(wants)
+            x.requires_grad_(needs_grad)
         with torch.set_grad_enabled(self._trains):
-            passed = stream.forward(number, x)
-        unit = _Unit(x if wants else None, loss=passed.loss)
-        if passed.h is not None and s == leg.turn and leg.loops:
-            target = stream.legs[number + 1].first
-            self._hand_on(Key(False, m, number + 1, True), passed.h.detach(), target)
-            self._expect(unit, passed.h, Key(True, m, number, True))
-        onward = passed.h if s < leg.turn else passed.y
-        if onward is not None and s < leg.last:
-            self._hand_on(Key(False, m, number, False), onward.detach(), s + 1)
-            self._expect(unit, onward, Key(True, m, number, False))
+            output = stream.forward(n, x)
+        unit = _Unit(x if needs_grad else None, output.loss)
+        if output.h is not None and s == p.core_end and p.loops:
+            target = stream.passes[n + 1].first_stage
+            self._hand_on(unit, output.h, self._message(action, n + 1, target, ring=True))
+        onward = output.h if s < p.core_end else output.y
+        if onward is not None and s < p.last_stage:
+            self._hand_on(unit, onward, self._message(action, n, s + 1, ring=False))
         if self._trains:
-            stream.replace_memory(lambda t: self._cut(t, unit))
-            self._units[m, number] = unit
+            stream.memory, unit.kept = cut(stream.memory)
+            self._units[action.microbatch, n] = unit
 
-    def _take_in(self, action: Action, leg: Leg) -> Tensor | None:
+    def _input(self, action: Action) -> Tensor | None:
         """What a unit's forward begins with; None where it begins with tokens."""
-        if self._stage > leg.first:
-            key = Key(False, action.microbatch, action.leg, False)
-        elif leg.number > 1:
-            key = Key(False, action.microbatch, action.leg, True)
+        passes, n = self._streams[action.microbatch].passes, action.unit
+        if self._stage > passes[n].first_stage:
+            source, ring = self._stage - 1, False
+        elif passes[n].number > 1:
+            source, ring = passes[n - 1].core_end, True
         else:
             return None
-        return self._receive(key, action)
+        return self._receive(Message(source, self._stage, *action, ring), action)
 
-    def _receive(self, key: Key, action: Action) -> Tensor:
+    def _message(self, action: Action, unit: int, target: int, *, ring: bool) -> Message:
+        """What an action sends to a unit at another stage, or to a later one here."""
+        to = Action(action.backward, action.microbatch, unit)
+        return Message(self._stage, target, *to, ring)
+
+    def _receive(self, message: Message, action: Action) -> Tensor:
         """What an action needs from elsewhere, as soon as it is here."""
         self._note("waits for what it needs in", action)
-        tensor = self._inbox.pop(key).get()
+        tensor = self._inbox.pop(message).get()
         self._note("computes", action)
         return tensor
 
-    @staticmethod
-    def _expect(unit: _Unit, output: Tensor, key: Key) -> None:
-        """Notes where the gradient of what left the stage goes on when it comes."""
+    def _hand_on(self, unit: _Unit, output: Tensor, message: Message) -> None:
+        """Sends a hidden state, and notes by which message its gradient will come."""
+        self._give(message, output.detach())
         if output.requires_grad:
-            unit.sent.append((get_gradient_edge(output), key))
-
-    @staticmethod
-    def _cut(tensor: Tensor, unit: _Unit) -> Tensor:
-        """Takes what a unit leaves in memory out of its graph; the copy collects the gradient of
-        later units.
-        """
-        if not tensor.requires_grad or tensor.is_leaf:
-            return tensor
-        copy = tensor.detach().requires_grad_()
-        unit.kept.append((get_gradient_edge(tensor), copy))
-        return copy
+            # of the unit that made it: round the ring, of the pass before
+            made_by = message.unit - 1 if message.ring else message.unit
+            gradient = Message(
+                message.target, self._stage, True, message.microbatch, made_by, message.ring
+            )
+            unit.sent.append((get_gradient_edge(output), gradient))
 
     def _backward(self, action: Action) -> None:
-        m, leg = action.microbatch, self._streams[action.microbatch].legs[action.leg]
-        unit = self._units.pop((m, action.leg))
+        passes, n = self._streams[action.microbatch].passes, action.unit
+        unit = self._units.pop((action.microbatch, n))
         outputs, gradients = [], []
-        for output, key in unit.sent:
-            if key in self._inbox:
-                outputs.append(output)
-                gradients.append(self._receive(key, action))
-        for output, copy in unit.kept:
+        for edge, message in unit.sent:
+            if message in self._inbox:
+                outputs.append(edge)
+                gradients.append(self._receive(message, action))
+        for edge, copy in unit.kept:
             if copy.grad is not None:
-                outputs.append(output)
+                outputs.append(edge)
                 gradients.append(copy.grad)
         if unit.loss is not None:
             outputs.append(get_gradient_edge(unit.loss))
             gradients.append(unit.loss.new_ones(()) * self._loss_scale)
         if outputs:
             torch.autograd.backward(outputs, gradients)
-        if unit.x is not None:
-            gradient = torch.zeros_like(unit.x) if unit.x.grad is None else unit.x.grad
-            if self._stage > leg.first:
-                self._hand_on(Key(True, m, action.leg, False), gradient, self._stage - 1)
-            else:
-                self._hand_on(
-                    Key(True, m, action.leg - 1, True),
-                    gradient,
-                    self._streams[m].legs[action.leg - 1].turn,
-                )
+        if unit.x is None:
+            return
+        gradient = torch.zeros_like(unit.x) if unit.x.grad is None else unit.x.grad
+        if self._stage > passes[n].first_stage:
+            self._give(self._message(action, n, self._stage - 1, ring=False), gradient)
+        else:
+            source = passes[n - 1].core_end
+            self._give(self._message(action, n - 1, source, ring=True), gradient)
 
     # ---- messages
 
-    def _hand_on(self, key: Key, tensor: Tensor, stage: int) -> None:
+    def _give(self, message: Message, tensor: Tensor) -> None:
         """To another stage with this step's messages, or to a later unit here."""
-        if stage == self._stage:
-            self._inbox[key] = _Arrival(tensor)
+        if message.target == self._stage:
+            self._inbox[message] = _Arrival(tensor)
         else:
-            self._outbox[key] = tensor
+            self._outbox[message] = tensor
 
     def _post(self, messages: Sequence[Message]) -> None:
         """Begins this step's sends and receives, all at once; only sends of long ago are waited
@@ -251,16 +252,13 @@ class Pipeline:
         operations = []
         for message in messages:
             if message.source == self._stage:
-                tensor, other = self._outbox.pop(_key(message)).contiguous(), message.target
+                tensor = self._outbox.pop(message).contiguous()
+                rank = dist.get_global_rank(self._group, message.target)
+                operations.append(dist.P2POp(dist.isend, tensor, rank, self._group))
             else:
-                tensor, other = (
-                    self._streams[message.microbatch].message(message.leg),
-                    message.source,
-                )
-            begin = dist.isend if message.source == self._stage else dist.irecv
-            operations.append(
-                dist.P2POp(begin, tensor, dist.get_global_rank(self._group, other), self._group)
-            )
+                tensor = self._streams[message.microbatch].empty_message(message.unit)
+                rank = dist.get_global_rank(self._group, message.source)
+                operations.append(dist.P2POp(dist.irecv, tensor, rank, self._group))
         works = dist.batch_isend_irecv(operations)
         if len(works) < len(operations):  # NCCL makes one of them all
             works = works * len(operations)
@@ -268,4 +266,4 @@ class Pipeline:
             if message.source == self._stage:
                 self._sending.append((work, operation.tensor))
             else:
-                self._inbox[_key(message)] = _Arrival(operation.tensor, work)
+                self._inbox[message] = _Arrival(operation.tensor, work)

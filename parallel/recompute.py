@@ -18,7 +18,7 @@ from parallel.state import BlockState
 from parallel.window import Window
 
 
-def kept(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
+def maybe_checkpoint(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
     """function(*inputs), of which backward keeps only the inputs if `recompute`."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -30,6 +30,7 @@ def run_unit(
     h: Tensor,
     states: Sequence[BlockState],
     window: Window,
+    *,
     policy: str,
     write_only: bool = False,
 ) -> tuple[Tensor, tuple[BlockState, ...]]:
@@ -37,19 +38,19 @@ def run_unit(
 
     Args:
         policy: "none" | "unit" | "block".
-        write_only: nothing reads the h that comes out, so whatever follows the last write into a
-            memory that outlives the window (fast weights; keys under sliding eviction) is not
-            computed.
+        write_only: nothing reads the h that comes out, so the last block only writes.
     Returns:
-        h (meaningless at a dead end) and the states.
+        h (meaningless if nothing reads it) and the states.
     """
-    writers = [i for i, block in enumerate(blocks) if block.kind == "delta" or window.keeps_keys]
-    last = (writers[-1] if writers else -1) if write_only else len(blocks)
 
     def unit(h: Tensor, *states: BlockState) -> tuple[Tensor, tuple[BlockState, ...]]:
-        done = list(states)
-        for i, block in enumerate(blocks[: last + 1]):
-            h, done[i] = kept(block, h, states[i], window, i == last, recompute=policy == "block")
+        done = []
+        for block, state in zip(blocks, states, strict=True):
+            only_writes = write_only and block is blocks[-1]
+            h, state = maybe_checkpoint(
+                block, h, state, window, only_writes, recompute=policy == "block"
+            )
+            done.append(state)
         return h, tuple(done)
 
-    return kept(unit, h, *states, recompute=policy == "unit")
+    return maybe_checkpoint(unit, h, *states, recompute=policy == "unit")

@@ -1,18 +1,17 @@
-"""When each pipeline stage does what: the order of units and messages in one step of a model that
-sleeps.
+"""When each pipeline stage does what: the order of units and messages in a step.
 
 The blocks are split over P stages. A unit of work is one pass of one microbatch over one window (a
-`Leg`), as far as it concerns one stage. The hidden states h of a pass go from stage to stage, and
+`Pass`), as far as it concerns one stage. The hidden states h of a pass go from stage to stage, and
 passes 2..N of a window take h from the stage with the end of the core back to the one with its
 begin, a ring. The state S never leaves its stage, so a stage does the passes of one microbatch in
 order; their backwards it does in the opposite order.
 
-    forward    needs   the stage's forward of the microbatch's pass before (S), and h:
-                       from the stage before, or round the ring, or, in a wake pass, from the data
-    backward   needs   its forward, the stage's backwards of the later passes of the same segment (dS), and
-                       dh from the stage after and round the ring, where there is one
+    forward    needs   the stage's forward of the microbatch's pass before (S), and h: from the
+                       stage before, or round the ring, or, in a wake pass, from the data
+    backward   needs   its forward, the stage's backwards of the later passes of the same segment
+                       (dS), and dh from the stage after and round the ring, where there is one
 
-`schedule` is a pure function of facts that every rank has, so that all ranks compute the same
+`make_schedule` is a pure function of facts that every rank has, so that all ranks compute the same
 schedule and need not talk about it. It plays a step on a clock of integer ticks; no stage idles
 while something is ready for it.
 
@@ -39,49 +38,20 @@ sides. `parallel.simulator` checks this, and all the rest, of any schedule.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-
-@dataclass(frozen=True)
-class Leg:
-    """One pass of one microbatch over one window: a way through the stages first..last."""
-
-    window: int
-    number: int  # of the pass, from 1
-    first: int  # stage where it begins
-    turn: int  # stage that holds the end of the core: the next pass's h comes from here
-    last: int  # stage where it ends; those from `turn` on run the coda and the head
-    loops: bool  # the microbatch's next leg is the window's next pass and takes its h from `turn`
-    # backward goes through the stages first..graph_to of those up to `turn`; -1: through none
-    graph_to: int
-    read_graph: bool  # backward goes through the stages turn..last, by what is read of the pass
-    # the gradient of the h that comes in goes back round the ring, into the leg before
-    returns: bool
-    # gradients of the state do not cross from one segment to the next; never decreasing
-    segment: int
-
-    def visits(self, stage: int) -> bool:
-        """Whether a stage has a part in it."""
-        return self.first <= stage <= self.last
-
-    def goes_back(self, stage: int) -> bool:
-        """Whether a stage that it visits has a backward."""
-        return stage <= self.graph_to or (self.read_graph and stage >= self.turn)
-
-    def comes_back(self, stage: int) -> bool:
-        """Whether the next stage gives this one the gradient of what it was handed."""
-        return stage < self.graph_to or (self.read_graph and self.turn <= stage < self.last)
+from parallel.passes import Pass, ScheduleError, check
 
 
 class Action(NamedTuple):
-    """What a stage computes: its part of a leg, forward or backward."""
+    """What a stage computes: its part of a pass, forward or backward."""
 
     backward: bool
     microbatch: int
-    leg: int  # place in the microbatch's list of legs
+    unit: int  # place in the microbatch's list of passes
 
 
 class Message(NamedTuple):
@@ -91,8 +61,8 @@ class Message(NamedTuple):
     target: int
     backward: bool
     microbatch: int
-    leg: int  # the one whose forward, or backward, takes it at `target`
-    ring: bool  # from one pass to the next, or back; a stage may get two gradients for one leg
+    unit: int  # the one whose forward, or backward, takes it at `target`
+    ring: bool  # from one pass to the next, or back; a stage may get two gradients for one pass
 
 
 class Step(NamedTuple):
@@ -109,10 +79,6 @@ class Schedule:
     steps: tuple[tuple[Step, ...], ...]  # by stage
 
 
-class ScheduleError(ValueError):
-    """Legs that make no sense, or a schedule that cannot be carried out."""
-
-
 Cost = Callable[[Action, int], int]
 
 
@@ -121,8 +87,8 @@ def default_cost(action: Action, stage: int) -> int:
     return 2 if action.backward else 1
 
 
-def schedule(
-    legs: Sequence[Sequence[Leg]],
+def make_schedule(
+    passes: Sequence[Sequence[Pass]],
     stages: int,
     forward_only: bool = False,
     cost: Cost = default_cost,
@@ -130,114 +96,25 @@ def schedule(
     """Orders the units of a step.
 
     Args:
-        legs: of each microbatch, in order; microbatches may differ.
+        passes: of each microbatch, in order; microbatches may differ.
         stages: P.
         forward_only: an evaluation; nothing goes back.
         cost: ticks, at least 1, that an action takes at a stage. Any costs give a schedule that can
             be carried out; true ones give one with little idleness.
     Raises:
-        ScheduleError: for legs that make no sense, naming the microbatch and the leg, and for a
-            cost below 1.
+        ScheduleError: passes that make no sense, by microbatch and unit; a cost below 1.
     """
-    check(legs, stages)
-    waits: dict[_Unit, int] = {}  # for how many things
-    # who waits for it, and whether round the ring
-    feeds: dict[_Unit, list[tuple[_Unit, bool]]] = defaultdict(list)
-    for unit, needs in _units(legs, stages, forward_only):
-        waits[unit] = len(needs)
-        for source, ring in needs:
-            feeds[source].append((unit, ring))
+    check(passes, stages)
+    needs = _dependencies(passes, stages, forward_only)
+    groups = _groups(passes, stages)
 
-    groups = _groups(legs, stages)
-    # heaps, most urgent first
-    ready: list[list[tuple[tuple[int, ...], Action]]] = [[] for _ in range(stages)]
-    running: list[tuple[int, _Unit]] = []  # heap, by the tick at which they end
-    ended: list[dict[int, Action]] = [{} for _ in range(stages)]  # by tick
-    posted: list[dict[int, list[Message]]] = [defaultdict(list) for _ in range(stages)]  # by tick
+    def urgency(unit: _Unit) -> tuple[int, ...]:
+        action = unit.action
+        p = passes[action.microbatch][action.unit]
+        return _urgency(action, group=groups[action.microbatch], segment=p.segment)
 
-    def is_ready(unit: _Unit) -> None:
-        m, leg = unit.action.microbatch, unit.action.leg
-        heappush(
-            ready[unit.stage], (_urgency(unit.action, groups[m], legs[m][leg].segment), unit.action)
-        )
-
-    def begin(stage: int, tick: int) -> None:
-        action = heappop(ready[stage])[1]
-        ticks = cost(action, stage)
-        if ticks < 1:
-            raise ScheduleError(
-                f"an action takes at least one tick, not {ticks}: stage {stage}, {action}"
-            )
-        heappush(running, (tick + ticks, _Unit(stage, action)))
-
-    def end(unit: _Unit, tick: int) -> None:
-        ended[unit.stage][tick] = unit.action
-        for other, ring in feeds[unit]:
-            waits[other] -= 1
-            if waits[other] == 0:
-                is_ready(other)
-            if other.stage != unit.stage:
-                message = Message(unit.stage, other.stage, *other.action, ring)
-                posted[unit.stage][tick].append(message)
-                posted[other.stage][tick].append(message)
-
-    for unit, missing in waits.items():
-        if missing == 0:
-            is_ready(unit)
-    idle, tick = set(range(stages)), 0
-    while True:
-        for stage in sorted(idle):
-            if ready[stage]:
-                begin(stage, tick)
-                idle.remove(stage)
-        if not running:
-            break
-        tick = running[0][0]
-        while running and running[0][0] == tick:
-            unit = heappop(running)[1]
-            end(unit, tick)
-            idle.add(unit.stage)
-    return Schedule(
-        tuple(
-            tuple(
-                Step(ended[s].get(t), tuple(sorted(posted[s][t])))
-                for t in sorted({*ended[s], *posted[s]})
-            )
-            for s in range(stages)
-        )
-    )
-
-
-def _urgency(action: Action, group: int, segment: int) -> tuple[int, ...]:
-    """Of two actions that are ready at a stage, the one that sorts first is done first."""
-    return (
-        group,
-        segment,
-        action.backward,
-        -action.leg if action.backward else action.leg,
-        action.microbatch,
-    )
-
-
-def _loop(legs: Sequence[Sequence[Leg]]) -> bool:
-    return any(leg.loops for way in legs for leg in way)
-
-
-def _groups(legs: Sequence[Sequence[Leg]], stages: int) -> list[int]:
-    """The group of each microbatch: as many of at least P as there can be, all of about the same
-    size.
-    """
-    M = len(legs)
-    return [m * max(1, M // stages) // M for m in range(M)] if _loop(legs) else list(range(M))
-
-
-def _most(legs: Sequence[Sequence[Leg]], stages: int) -> int:
-    """How many microbatches may be under way at a stage.
-
-    P are what the pipeline needs. Groups need the next ones to fill the gaps where they turn round:
-    with 2 P the idleness grows with M, with 3 P more is kept than those gaps are worth.
-    """
-    return 2 * stages + stages // 2 if _loop(legs) else stages
+    ended = _list_schedule(needs, stages, urgency=urgency, cost=cost)
+    return Schedule(_with_messages(ended, needs, stages))
 
 
 class _Unit(NamedTuple):
@@ -247,85 +124,156 @@ class _Unit(NamedTuple):
     action: Action
 
 
-def _units(
-    legs: Sequence[Sequence[Leg]], stages: int, forward_only: bool
-) -> Iterator[tuple[_Unit, list[tuple[_Unit, bool]]]]:
-    """All actions at all stages, with what each of them needs and whether that comes round the
-    ring.
+# What each unit needs done before it, and whether that comes to it round the ring.
+_Needs = dict[_Unit, list[tuple[_Unit, bool]]]
+
+
+def _list_schedule(
+    needs: _Needs, stages: int, *, urgency: Callable[[_Unit], tuple[int, ...]], cost: Cost
+) -> dict[_Unit, int]:
+    """List scheduling on a clock of ticks: a free stage begins the most urgent unit that is ready.
+
+    Returns:
+        units by the tick at which they end.
     """
-    most = _most(legs, stages)
-    # by (microbatch, stage): when they are done it keeps nothing of it
-    over: dict[tuple[int, int], list[_Unit]] = {}
-    for m, way in enumerate(legs):
-
-        def unit(stage: int, leg: int, backward: bool = False, m: int = m) -> _Unit:
-            return _Unit(stage, Action(backward, m, leg))
-
-        for s in range(stages):
-            here = [n for n, leg in enumerate(way) if leg.visits(s)]
-            for before, n in zip([None, *here], here, strict=False):
-                leg = way[n]
-                if before is None:
-                    needs = [(last, False) for last in over.get((m - most, s), [])]
-                else:
-                    needs = [(unit(s, before), False)]
-                if s > leg.first:
-                    needs.append((unit(s - 1, n), False))
-                elif n and way[n - 1].loops:
-                    needs.append((unit(way[n - 1].turn, n - 1), True))
-                yield unit(s, n), needs
-            back = [] if forward_only else [n for n in reversed(here) if way[n].goes_back(s)]
-            ends: dict[int, _Unit] = {}  # by segment, the backward that comes last
-            for n in back:
-                leg = way[n]
-                needs = [(unit(s, n), False)]
-                if leg.segment in ends:
-                    needs.append((ends[leg.segment], False))
-                if leg.comes_back(s):
-                    needs.append((unit(s + 1, n, True), False))
-                if s == leg.turn and n + 1 < len(way) and way[n + 1].returns:
-                    needs.append((unit(way[n + 1].first, n + 1, True), True))
-                ends[leg.segment] = unit(s, n, True)
-                yield ends[leg.segment], needs
-            over[m, s] = list(ends.values())
+    waits = {unit: len(sources) for unit, sources in needs.items()}  # for how many units
+    waiting: dict[_Unit, list[_Unit]] = defaultdict(list)  # who waits for it
+    for unit, sources in needs.items():
+        for source, _ in sources:
+            waiting[source].append(unit)
+    # heaps, most urgent first
+    ready: list[list[tuple[tuple[int, ...], Action]]] = [[] for _ in range(stages)]
+    running: list[tuple[int, _Unit]] = []  # heap, by the tick at which they end
+    ended: dict[_Unit, int] = {}
+    for unit in needs:
+        if waits[unit] == 0:
+            heappush(ready[unit.stage], (urgency(unit), unit.action))
+    idle, tick = set(range(stages)), 0
+    while True:
+        for stage in [stage for stage in sorted(idle) if ready[stage]]:
+            action = heappop(ready[stage])[1]
+            if (ticks := cost(action, stage)) < 1:
+                what = f"an action takes at least one tick, not {ticks}"
+                raise ScheduleError(f"{what}: stage {stage}, {action}")
+            heappush(running, (tick + ticks, _Unit(stage, action)))
+            idle.remove(stage)
+        if not running:
+            return ended
+        tick = running[0][0]
+        while running and running[0][0] == tick:  # all that end now, before anything begins
+            unit = heappop(running)[1]
+            ended[unit] = tick
+            idle.add(unit.stage)
+            for other in waiting[unit]:
+                waits[other] -= 1
+                if waits[other] == 0:
+                    heappush(ready[other.stage], (urgency(other), other.action))
 
 
-def check(legs: Sequence[Sequence[Leg]], stages: int) -> None:
-    """Makes sure that legs are ways through the stages.
-
-    Raises:
-        ScheduleError: naming the microbatch, the leg and what is wrong with it.
-    """
-    for m, way in enumerate(legs):
-        for n, leg in enumerate(way):
-            for fault in _faults(leg, way[n - 1] if n else None, n + 1 == len(way), stages):
-                raise ScheduleError(f"microbatch {m}, leg {n} {fault}: {leg}")
-
-
-def _faults(leg: Leg, before: Leg | None, is_last: bool, stages: int) -> Iterator[str]:
-    """What is wrong with a leg, given the one before."""
-    looped = before is not None and before.loops
-    if not 0 <= leg.first <= leg.turn <= leg.last < stages:
-        yield f"does not go by 0 <= first <= turn <= last < {stages} stages"
-    if leg.graph_to != -1 and not leg.first <= leg.graph_to <= leg.turn:
-        yield "goes back through stages beyond first..turn"
-    if looped != (leg.number > 1):
-        yield (
-            "sleeps, but the leg before does not loop"
-            if leg.number > 1
-            else "wakes, but the leg before loops"
+def _with_messages(
+    ended: dict[_Unit, int], needs: _Needs, stages: int
+) -> tuple[tuple[Step, ...], ...]:
+    """Each stage's steps: what crosses stages is posted on both at the tick when it is made."""
+    actions: list[dict[int, Action]] = [{} for _ in range(stages)]  # by tick
+    messages: list[dict[int, list[Message]]] = [defaultdict(list) for _ in range(stages)]
+    for unit, tick in ended.items():
+        actions[unit.stage][tick] = unit.action
+        for source, ring in needs[unit]:
+            if source.stage != unit.stage:
+                message = Message(source.stage, unit.stage, *unit.action, ring)
+                messages[source.stage][ended[source]].append(message)
+                messages[unit.stage][ended[source]].append(message)
+    return tuple(
+        tuple(
+            Step(actions[s].get(tick), tuple(sorted(messages[s][tick])))
+            for tick in sorted({*actions[s], *messages[s]})
         )
-    if (
-        before is not None
-        and looped
-        and (leg.window, leg.number) != (before.window, before.number + 1)
-    ):
-        yield "is not the next pass of the window, but the leg before loops"
-    if leg.loops and is_last:
-        yield "loops, but there is no next leg"
-    if leg.returns and not (
-        before is not None and looped and before.graph_to == before.turn and leg.graph_to >= 0
-    ):
-        yield "returns a gradient, but has none or the leg before takes none"
-    if before is not None and leg.segment < before.segment:
-        yield "is of an earlier segment than the leg before"
+        for s in range(stages)
+    )
+
+
+def _urgency(action: Action, group: int, segment: int) -> tuple[int, ...]:
+    """Of two actions that are ready at a stage, the one that sorts first is done first."""
+    return (
+        group,
+        segment,
+        action.backward,
+        -action.unit if action.backward else action.unit,
+        action.microbatch,
+    )
+
+
+def _loop(passes: Sequence[Sequence[Pass]]) -> bool:
+    return any(p.loops for way in passes for p in way)
+
+
+def _groups(passes: Sequence[Sequence[Pass]], stages: int) -> list[int]:
+    """The group of each microbatch: as many of at least P as there can be, all of about the same
+    size.
+    """
+    M = len(passes)
+    return [m * max(1, M // stages) // M for m in range(M)] if _loop(passes) else list(range(M))
+
+
+def _most(passes: Sequence[Sequence[Pass]], stages: int) -> int:
+    """How many microbatches may be under way at a stage.
+
+    P are what the pipeline needs. Groups need the next ones to fill the gaps where they turn round:
+    with 2 P the idleness grows with M, with 3 P more is kept than those gaps are worth.
+    """
+    return 2 * stages + stages // 2 if _loop(passes) else stages
+
+
+def _dependencies(passes: Sequence[Sequence[Pass]], stages: int, forward_only: bool) -> _Needs:
+    """All units, with what each of them needs."""
+    most = _most(passes, stages)
+    needs: _Needs = {}
+    # By (microbatch, stage): when they are done, it keeps nothing of it.
+    over: dict[tuple[int, int], list[_Unit]] = {}
+    for m, way in enumerate(passes):
+        for s in range(stages):
+            needs |= _forwards(m, way, s, begins_after=over.get((m - most, s), []))
+            backwards, over[m, s] = ({}, []) if forward_only else _backwards(m, way, s)
+            needs |= backwards
+    return needs
+
+
+def _forwards(m: int, way: Sequence[Pass], s: int, begins_after: Sequence[_Unit]) -> _Needs:
+    """The forwards of a microbatch at a stage.
+
+    Args:
+        begins_after: what must be over before the stage begins with the microbatch.
+    """
+    needs: _Needs = {}
+    before = list(begins_after)  # S as the stage's unit before left it
+    for n, p in enumerate(way):
+        if not p.visits(s):
+            continue
+        unit = _Unit(s, Action(False, m, n))
+        needs[unit] = [(source, False) for source in before]
+        if s > p.first_stage:
+            needs[unit].append((_Unit(s - 1, Action(False, m, n)), False))
+        elif n and way[n - 1].loops:
+            needs[unit].append((_Unit(way[n - 1].core_end, Action(False, m, n - 1)), True))
+        before = [unit]
+    return needs
+
+
+def _backwards(m: int, way: Sequence[Pass], s: int) -> tuple[_Needs, list[_Unit]]:
+    """The backwards of a microbatch at a stage, and the last one of each segment."""
+    needs: _Needs = {}
+    ends: dict[int, _Unit] = {}  # by segment
+    for n, p in reversed(list(enumerate(way))):
+        if not (p.visits(s) and p.has_backward(s)):
+            continue
+        unit = _Unit(s, Action(True, m, n))
+        needs[unit] = [(_Unit(s, Action(False, m, n)), False)]
+        if p.segment in ends:  # the gradient of the S that it left
+            needs[unit].append((ends[p.segment], False))
+        if p.receives_grad(s):
+            needs[unit].append((_Unit(s + 1, Action(True, m, n)), False))
+        following = way[n + 1] if n + 1 < len(way) else None
+        if following and s == p.core_end and following.sends_grad_to_previous_pass:
+            needs[unit].append((_Unit(following.first_stage, Action(True, m, n + 1)), True))
+        ends[p.segment] = unit
+    return needs, list(ends.values())

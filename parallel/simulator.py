@@ -22,16 +22,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
-from parallel.schedule import (
-    Action,
-    Leg,
-    Message,
-    Schedule,
-    ScheduleError,
-    Step,
-    check,
-    default_cost,
-)
+from parallel.passes import Pass, ScheduleError, check
+from parallel.schedule import Action, Message, Schedule, Step, default_cost
 
 Duration = Callable[[Action, int], float]
 
@@ -70,15 +62,15 @@ class Timeline:
 
 def simulate(
     schedule: Schedule,
-    legs: Sequence[Sequence[Leg]],
+    passes: Sequence[Sequence[Pass]],
     stages: int,
     duration: Duration = default_cost,
     forward_only: bool = False,
 ) -> Timeline:
-    """Carries out a schedule of these legs.
+    """Carries out a schedule of these passes.
 
     Args:
-        legs, stages, forward_only: what the schedule should have been made for.
+        passes, stages, forward_only: what the schedule should have been made for.
         duration: of an action at a stage, for example in measured seconds; none of the schedule's
             costs.
     Raises:
@@ -87,11 +79,11 @@ def simulate(
             the messages between two stages come in different orders at the two ends, or stages wait
             for each other for ever.
     """
-    check(legs, stages)
+    check(passes, stages)
     if len(schedule.steps) != stages:
         raise ScheduleError(f"the schedule is for {len(schedule.steps)} stages, not {stages}")
     _check_messages(schedule)
-    return _Run(schedule, legs, stages, duration, forward_only).finish()
+    return _Run(schedule, passes, stages, duration, forward_only).finish()
 
 
 def _check_messages(schedule: Schedule) -> None:
@@ -127,14 +119,14 @@ class _Run:
     def __init__(
         self,
         schedule: Schedule,
-        legs: Sequence[Sequence[Leg]],
+        passes: Sequence[Sequence[Pass]],
         stages: int,
         duration: Duration,
         forward_only: bool,
     ) -> None:
-        self._steps, self._legs, self._duration, self._forward_only = (
+        self._steps, self._passes, self._duration, self._forward_only = (
             schedule.steps,
-            legs,
+            passes,
             duration,
             forward_only,
         )
@@ -160,12 +152,12 @@ class _Run:
         if stuck:
             waits = (f"stage {s} for {next(self._missing(self._step(s)))}" for s in stuck)
             raise ScheduleError(f"deadlock, stages wait for each other: {', '.join(waits)}")
-        for m, way in enumerate(self._legs):
+        for m, way in enumerate(self._passes):
             for s in stages:
-                for n, leg in enumerate(way):
+                for n, p in enumerate(way):
                     for backward in (False, True):
                         action = Action(backward, m, n)
-                        if self._is_called_for(leg, s, backward) and (s, action) not in self._done:
+                        if self._is_called_for(p, s, backward) and (s, action) not in self._done:
                             self._fail(s, action, "is never done")
         for message in self._here:
             raise ScheduleError(f"stage {message.target} never takes {message}")
@@ -205,7 +197,7 @@ class _Run:
             if message.target == s:
                 self._expected.add(message)
                 continue
-            made_by = message.leg + ((1 if message.backward else -1) if message.ring else 0)
+            made_by = message.unit + ((1 if message.backward else -1) if message.ring else 0)
             if (s, Action(message.backward, message.microbatch, made_by)) not in self._done:
                 raise ScheduleError(f"stage {s} sends {message} before it is made")
             self._sent[message] = self._clock(s)
@@ -215,10 +207,10 @@ class _Run:
 
     def _compute(self, s: int, action: Action) -> None:
         backward, m, n = action
-        if not (0 <= m < len(self._legs) and 0 <= n < len(self._legs[m])):
+        if not (0 <= m < len(self._passes) and 0 <= n < len(self._passes[m])):
             raise ScheduleError(f"stage {s}: there is no such unit: {action}")
-        leg = self._legs[m][n]
-        if not self._is_called_for(leg, s, backward):
+        p = self._passes[m][n]
+        if not self._is_called_for(p, s, backward):
             self._fail(s, action, "is not called for")
         if (s, action) in self._done:
             self._fail(s, action, "is done twice")
@@ -230,14 +222,17 @@ class _Run:
         self._done.add((s, action))
         if backward:
             self._live[s] -= 1
-        elif self._is_called_for(leg, s, True):
+        elif self._is_called_for(p, s, True):
             self._live[s] += 1
             self._peak[s] = max(self._peak[s], self._live[s])
 
-    def _is_called_for(self, leg: Leg, s: int, backward: bool) -> bool:
+    def _is_called_for(self, p: Pass, s: int, backward: bool) -> bool:
         if not backward:
-            return leg.first <= s <= leg.last
-        core, read = leg.first <= s <= leg.graph_to, leg.read_graph and leg.turn <= s <= leg.last
+            return p.first_stage <= s <= p.last_stage
+        core, read = (
+            p.first_stage <= s <= p.core_grad_until,
+            p.head_has_grad and p.core_end <= s <= p.last_stage,
+        )
         return (core or read) and not self._forward_only
 
     def _check_forward_memory(self, s: int, action: Action) -> None:
@@ -245,11 +240,11 @@ class _Run:
         _, m, n = action
         for k in range(n):
             if (
-                self._is_called_for(self._legs[m][k], s, False)
+                self._is_called_for(self._passes[m][k], s, False)
                 and (s, Action(False, m, k)) not in self._done
             ):
                 self._fail(
-                    s, action, f"comes before the forward of leg {k}, which leaves it its state"
+                    s, action, f"comes before the forward of unit {k}, which leaves it its state"
                 )
 
     def _check_backward_memory(self, s: int, action: Action) -> None:
@@ -257,38 +252,38 @@ class _Run:
         _, m, n = action
         if (s, Action(False, m, n)) not in self._done:
             self._fail(s, action, "comes before its forward")
-        way = self._legs[m]
+        way = self._passes[m]
         for k in range(n + 1, len(way)):
             reads = way[k].segment == way[n].segment and self._is_called_for(way[k], s, True)
             if reads and (s, Action(True, m, k)) not in self._done:
                 self._fail(
-                    s, action, f"comes before the backward of leg {k}, whose gradient it needs"
+                    s, action, f"comes before the backward of unit {k}, whose gradient it needs"
                 )
 
     def _input(self, s: int, m: int, n: int) -> Iterator[Message]:
         """Where h comes from; nothing, where it comes from the data."""
-        way = self._legs[m]
-        if s != way[n].first:
+        way = self._passes[m]
+        if s != way[n].first_stage:
             yield Message(s - 1, s, False, m, n, False)
         elif way[n].number > 1:
-            yield Message(way[n - 1].turn, s, False, m, n, True)
+            yield Message(way[n - 1].core_end, s, False, m, n, True)
 
     def _gradients(self, s: int, m: int, n: int) -> Iterator[Message]:
         """Where the gradients of h, and of what is read of it, come from."""
-        way, leg = self._legs[m], self._legs[m][n]
-        if s + 1 <= leg.graph_to or (leg.read_graph and leg.turn <= s < leg.last):
+        way, p = self._passes[m], self._passes[m][n]
+        if s + 1 <= p.core_grad_until or (p.head_has_grad and p.core_end <= s < p.last_stage):
             yield Message(s + 1, s, True, m, n, False)
-        if s == leg.turn and leg.loops and way[n + 1].returns:
-            yield Message(way[n + 1].first, s, True, m, n, True)
+        if s == p.core_end and p.loops and way[n + 1].sends_grad_to_previous_pass:
+            yield Message(way[n + 1].first_stage, s, True, m, n, True)
 
     def _take(self, s: int, action: Action, message: Message) -> float:
         """Takes what an action needs; since when it has been there."""
         if message.source == s:
             # only the ring can begin where it ends
-            made_by = message.leg + (1 if message.backward else -1)
+            made_by = message.unit + (1 if message.backward else -1)
             if (s, Action(message.backward, message.microbatch, made_by)) not in self._done:
                 self._fail(
-                    s, action, f"comes before that of leg {made_by}, from which it gets its input"
+                    s, action, f"comes before that of unit {made_by}, from which it gets its input"
                 )
             return 0.0
         if message not in self._here:
@@ -297,8 +292,8 @@ class _Run:
         return self._sent[message]
 
     def _fail(self, s: int, action: Action, fault: str) -> None:
-        leg = self._legs[action.microbatch][action.leg]
+        p = self._passes[action.microbatch][action.unit]
         raise ScheduleError(
             f"stage {s}: the {'backward' if action.backward else 'forward'} of microbatch {action.microbatch}, "
-            f"leg {action.leg} (window {leg.window}, pass {leg.number}) {fault}"
+            f"unit {action.unit} (window {p.window}, pass {p.number}) {fault}"
         )

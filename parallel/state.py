@@ -6,7 +6,7 @@ values, as the window's last pass left them, stay attendable as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,16 @@ class AttentionState(NamedTuple):
 BlockState = DeltaState | AttentionState
 
 
+def map_blocks(
+    f: Callable[..., Tensor], blocks: Sequence[BlockState], *others: Sequence[BlockState]
+) -> tuple[BlockState, ...]:
+    """f applied tensor by tensor, over blocks' memory and that of the same blocks elsewhere."""
+    return tuple(
+        type(b)(*(f(*tensors) for tensors in zip(b, *same, strict=True)))
+        for b, *same in zip(blocks, *others, strict=True)
+    )
+
+
 class State(NamedTuple):
     """The memory of a whole model (or of one stage's blocks) for B rows."""
 
@@ -38,14 +48,16 @@ class State(NamedTuple):
     position: Tensor  # [B] int64, tokens of the row's document before its oldest unread token
     past: int = 0  # P, keys kept from earlier windows
 
-    def map(self, f: Callable[..., Tensor], *others: State) -> State:
-        """f applied tensor by tensor, over this state and others of the same structure."""
-        blocks = tuple(
-            type(b)(*(f(*ts) for ts in zip(b, *(o.blocks[i] for o in others), strict=True)))
-            for i, b in enumerate(self.blocks)
+    def map(self, f: Callable[[Tensor], Tensor]) -> State:
+        """f applied tensor by tensor."""
+        blocks = map_blocks(f, self.blocks)
+        return State(blocks, f(self.attendable), f(self.position), self.past)
+
+    def with_blocks(self, part: slice, blocks: Sequence[BlockState]) -> State:
+        """Other memory in the blocks of `part`."""
+        return self._replace(
+            blocks=(*self.blocks[: part.start], *blocks, *self.blocks[part.stop :])
         )
-        attendable = f(self.attendable, *(o.attendable for o in others))
-        return State(blocks, attendable, f(self.position, *(o.position for o in others)), self.past)
 
     def detach(self, part: slice = slice(None)) -> State:
         """The same values, those of the blocks of `part` outside the autograd graph."""
@@ -54,17 +66,17 @@ class State(NamedTuple):
         return self._replace(blocks=tuple(blocks))
 
     def begin_pass(self, part: slice) -> State:
-        """Drops what the pass before left in the blocks of `part`: its keys and its convolutions'
-        inputs.
+        """Drops what the pass before left in the blocks of `part`: its keys, and the inputs of its
+        convolutions.
         """
-        blocks = list(self.blocks)
-        for i in range(*part.indices(len(blocks))):
-            b = blocks[i]
-            if isinstance(b, DeltaState):
-                blocks[i] = b._replace(tail=b.tail[:, :0])
-            else:
-                blocks[i] = AttentionState(b.k[:, :, : self.past], b.v[:, :, : self.past])
-        return self._replace(blocks=tuple(blocks), attendable=self.attendable[:, : self.past])
+        begun = [
+            b._replace(tail=b.tail[:, :0])
+            if isinstance(b, DeltaState)
+            else AttentionState(b.k[:, :, : self.past], b.v[:, :, : self.past])
+            for b in self.blocks[part]
+        ]
+        attendable = self.attendable[:, : self.past]
+        return self.with_blocks(part, begun)._replace(attendable=attendable)
 
     def end_window(self, keep: int, read: int) -> State:
         """Leaves a window of `read` tokens: only S and the newest `keep` keys cross the boundary."""
@@ -124,6 +136,12 @@ def split_dim(name: str) -> int | None:
     return {"S": 1, "tail": 2, "k": 1, "v": 1}.get(name.rsplit(".", 1)[-1])
 
 
-def choose_rows(rows: Tensor, yes: State, no: State) -> State:
-    """Row by row, `yes` where rows [B] is True, else `no`."""
-    return yes.map(lambda a, b: torch.where(rows.view(-1, *[1] * (a.dim() - 1)), a, b), no)
+def choose_rows(
+    rows: Tensor, yes: Sequence[BlockState], no: Sequence[BlockState]
+) -> tuple[BlockState, ...]:
+    """Of the same blocks, row by row: `yes` where rows [B] is True, else `no`."""
+
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(rows.view(-1, *[1] * (a.dim() - 1)), a, b)
+
+    return map_blocks(choose, yes, no)

@@ -33,6 +33,7 @@ def open_window(
     shape: BlockShape,
     state: State,
     valid: Tensor,
+    *,
     has_pad: bool,
     width: int,
     sliding: bool,
@@ -68,9 +69,13 @@ def open_window(
         band = (distance >= 0) & (distance < width)  # [T, P + t + T]
         # A PAD query attends to itself alone: its output is never read, but must be finite.
         mask = (band & attendable[:, None, :] | (distance == 0))[:, None]
-    cos, sin = angle.cos().float(), angle.sin().float()
-    keeps_keys = sliding or stays_open
-    size = (valid.shape[0], T)
     return Window(
-        size, valid if has_pad else None, cos, sin, mask, attendable, keeps_keys, stays_open
+        size=(valid.shape[0], T),
+        valid=valid if has_pad else None,
+        cos=angle.cos().float(),
+        sin=angle.sin().float(),
+        mask=mask,
+        attendable=attendable,
+        keeps_keys=sliding or stays_open,
+        keeps_tail=stays_open,
     )

@@ -6,7 +6,7 @@ report.py       tables and plots of runs
 errors.py       a user's error
 files.py        files that are there whole or not at all, hashes, JSON that may hold anything
 config/         every setting, and what is refused
-model/          HybridLM, and the loop of the method
+model/          SleepLM: the model, and the loop of the method
 data/           corpus -> shards (webdataset) -> order -> lanes -> batches
 tasks/          rule110, depo, stories: data, targets and metric, one file each
 run/            a step, the optimiser, steps that go wrong, stops, metrics

@@ -17,8 +17,8 @@ from pretrain.checkpoint import load_model
 from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.heldout import heldout_batches
-from pretrain.model.hybrid import HybridLM
-from pretrain.model.sleep import WindowPlan
+from pretrain.model.plan import WindowPlan
+from pretrain.model.sleep import SleepLM
 from pretrain.run.step import read
 from pretrain.tasks import Task, make_task
 from tokenizer.encode import Tokenizer
@@ -38,7 +38,7 @@ class Prediction:
 class CollectPredictions:
     """A head that keeps what is predicted, on the CPU."""
 
-    def __init__(self, model: HybridLM, batch: Batch) -> None:
+    def __init__(self, model: SleepLM, batch: Batch) -> None:
         self.model = model
         self.loss, self.best = torch.zeros(batch.size), torch.full(batch.size, IGNORE)
 
@@ -47,14 +47,17 @@ class CollectPredictions:
         # before the cross-entropy, which works in their place where they are split over tp
         best = vocab_parallel_argmax(logits)
         losses = cross_entropy(logits, targets)
-        rows, columns = plan.scored // plan.width, plan.scored % plan.width + plan.tokens.start
+        rows, columns = (
+            plan.scored_index // plan.width,
+            plan.scored_index % plan.width + plan.tokens.start,
+        )
         self.loss[rows, columns] = losses.float().cpu()
         self.best[rows, columns] = best.cpu()
         return losses
 
 
 def predict(
-    model: HybridLM, parts: Sequence[Batch], passes: int | None = None, zero: int = 0
+    model: SleepLM, parts: Sequence[Batch], passes: int | None = None, zero: int = 0
 ) -> Prediction:
     """What a model predicts in microbatches, given to all ranks that hold it.
 
@@ -94,7 +97,7 @@ class Evaluation:
             f"(train.eval_batches x train.batch): {int(scored.sum()):,} tokens are predicted"
         ]
 
-    def run(self, model: HybridLM, passes: int | None = None) -> Metrics:
+    def run(self, model: SleepLM, passes: int | None = None) -> Metrics:
         """Loss in nats per scored token, whole, by window and by position in it; a task's accuracy.
 
         The keys are "passes", "loss", "loss_per_window" [W], "loss_per_position" [L] and, for a
@@ -122,7 +125,7 @@ class Evaluation:
             }
         return metrics
 
-    def _predict(self, model: HybridLM, batch: Batch, passes: int | None) -> Prediction:
+    def _predict(self, model: SleepLM, batch: Batch, passes: int | None) -> Prediction:
         """Predicts this rank's rows and gathers the others'."""
         ranks = mesh.dp_size()
         share = batch.size[0] // ranks

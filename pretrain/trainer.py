@@ -42,8 +42,8 @@ from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.files import write_atomically, writes_user_file
 from pretrain.model.flops import block_costs
-from pretrain.model.hybrid import HybridLM
 from pretrain.model.probe import Probe
+from pretrain.model.sleep import SleepLM
 from pretrain.run.agreement import agree, on_rank_0
 from pretrain.run.console import TrainProgress
 from pretrain.run.guard import Guard, Rollbacks, SkipStreak, before_streak, reset_if_skipped
@@ -119,7 +119,7 @@ def _train(
         progress.say(f"{run} is at step {start} already; set train.steps higher to go on")
         return run
 
-    model = HybridLM(config.model, config.sleep, make_stage(config))
+    model = SleepLM(config.model, config.sleep, make_stage(config))
     if checkpoint:
         progress.say(f"resuming {run} at step {start}")
         checkpoint.load_weights(model)
@@ -380,7 +380,7 @@ def _losses(window_losses: list[Tensor], batch: Batch, config: Config) -> dict[s
 
 def _evaluate(
     evaluation: Evaluation,
-    model: HybridLM,
+    model: SleepLM,
     step: int,
     metrics: Metrics | None,
     progress: TrainProgress,

@@ -32,7 +32,7 @@ from pretrain.config.load import load
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 from pretrain.files import strays
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Checkpoint:
         return by_file
 
     @torch.no_grad()
-    def load_weights(self, model: HybridLM) -> None:
+    def load_weights(self, model: SleepLM) -> None:
         """Fills this rank's part of a model of the same shape."""
         parameters, file = dict(model.named_parameters()), self.folder / INDEX
         for name in self.names("model"):
@@ -196,7 +196,7 @@ def latest_valid(
     return None
 
 
-def load_model(folder: str | Path) -> tuple[HybridLM, Config]:
+def load_model(folder: str | Path) -> tuple[SleepLM, Config]:
     """The model of a run's newest checkpoint, or of the checkpoint `folder`: fp32, on the CPU.
 
     In one process, also where a launcher's variables are set.
@@ -209,6 +209,6 @@ def load_model(folder: str | Path) -> tuple[HybridLM, Config]:
         checkpoint = latest_valid(folder, lambda line: print(line, file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"{folder}: neither a checkpoint nor a run that has one")
-    model = HybridLM(checkpoint.config.model, checkpoint.config.sleep)
+    model = SleepLM(checkpoint.config.model, checkpoint.config.sleep)
     checkpoint.load_weights(model)
     return model, checkpoint.config

@@ -2,25 +2,26 @@
 
 Between tokens a session holds at most L tokens of keys and values, the open window's hidden states
 and the fast weights S: the same memory after a million tokens as after a thousand. Every token
-    costs
-one pass; the N - 1 passes of sleep are paid once per window. What it computes is what training
-computed (`pretrain/model/sleep.py`), token by token.
+costs one pass; the N - 1 passes of sleep are paid once per window. It runs what training runs, the
+`one_pass` of `pretrain.model.sleep`, with the tokens of the wake pass coming one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from parallel import mesh
-from parallel.window import open_window
 from pretrain.checkpoint import load_model
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
-from pretrain.model.hybrid import HybridLM
-from pretrain.model.sleep import run_part
+from pretrain.model.plan import WindowPlan
+from pretrain.model.reader import Memory, Reader
+from pretrain.model.sleep import SleepLM, begin_window, end_window, one_pass
 from tokenizer.encode import Tokenizer
 
 
@@ -31,19 +32,19 @@ class Session:
         passes: N, if other than the model was trained with.
     """
 
-    def __init__(self, model: HybridLM, rows: int = 1, passes: int | None = None) -> None:
+    def __init__(self, model: SleepLM, rows: int = 1, passes: int | None = None) -> None:
         self.model, self.passes = model, passes or model.sleep.passes
-        self.state = model.empty_state(rows)
+        self.memory = Memory(model.empty_state(rows))
         # the wake pass's outputs over the open window, [B, t, D] together
         self.hidden: list[Tensor] = []
         self.filled = 0  # t, tokens read into the open window
         self.slept = 0  # windows consolidated so far
         self._predicts = True  # whether the open window is one that predicts
+        self._logits: Tensor | None = None  # [B, vocabulary] of the last token
 
     @torch.inference_mode()
     def read(self, tokens: Tensor, predicts: bool = True) -> Tensor | None:
-        """Reads tokens [B, T], T >= 1, each in a single pass, sleeping whenever the window fills
-        up.
+        """Reads tokens [B, T], T >= 1, each in a single pass, sleeping whenever the window is full.
 
         Args:
             predicts: these tokens are predicted (a continuation, an answer) rather than only
@@ -51,19 +52,17 @@ class Session:
                 predicting windows do not sleep; such a model begins a new window where reading
                 turns into predicting.
         Returns:
-            logits [B, vocabulary] after the last token; None while a model with a coda only
-            consolidates, since the coda then runs after the sleep.
+            logits [B, vocabulary] after the last token; None where it is only consolidated.
         """
         if self.model.sleep.when == "context" and predicts != self._predicts:
             if self.filled:
                 self.end_window()
             self._predicts = predicts
-        logits = None
         for start, stop in self._pieces(tokens.shape[1]):
-            logits = self._read_piece(tokens[:, start:stop])
+            self._read_piece(tokens[:, start:stop])
             if self.filled == self.model.sleep.window:
                 self.end_window()
-        return logits
+        return self._logits
 
     def _pieces(self, count: int) -> Iterator[tuple[int, int]]:
         """The token ranges that end where the window fills up."""
@@ -73,64 +72,53 @@ class Session:
             yield start, stop
             start = stop
 
-    def _read_piece(self, tokens: Tensor) -> Tensor | None:
-        model, sleep = self.model, self.model.sleep
-        everything = torch.ones_like(tokens, dtype=torch.bool)
-        window = open_window(
-            model.config,
-            self.state,
-            everything,
-            False,
-            sleep.window,
-            sleep.eviction == "sliding",
-            stays_open=True,
-        )
-        h = model.embedded(tokens)
-        for part in (model.prelude, model.core):
-            h, self.state = run_part(model, part, h, self.state, window, "none")
-        self.hidden.append(h)
-        self.filled += tokens.shape[1]
-        if self._coda_waits:
-            logits = None
-        else:
-            h, self.state = run_part(model, model.coda, h, self.state, window, "none")
-            logits = model.logits(h[:, -1])
-        self.state = self.state._replace(attendable=window.attendable)
-        return logits
+    def _reader(self, tokens: Tensor) -> tuple[Reader, WindowPlan]:
+        """Of the open window's tokens [B, t], planned as training plans a batch of one window.
 
-    @property
-    def _coda_waits(self) -> bool:
-        """In a window that only consolidates, the coda runs once, after the last pass."""
-        return (
-            self.model.sleep.when == "context" and not self._predicts and self.model.sleep.coda > 0
+        The last token is scored if the window predicts, and every document goes on.
+        """
+        targets = torch.full(tokens.shape, IGNORE)
+        if self._predicts or self.model.sleep.when == "always":
+            targets[:, -1] = 0
+        valid, rows = torch.ones(tokens.shape, dtype=torch.bool), len(tokens)
+        starts, carries = torch.zeros(rows, 1, dtype=torch.bool), torch.ones(rows).bool()
+        batch = Batch(tokens, targets, valid, starts, carries)
+        reader = Reader.of(
+            self.model, batch, self.memory.state, passes=self.passes, head=self._keep_logits
         )
+        return reader, reader.windows[0]
+
+    def _keep_logits(self, w: WindowPlan, y: Tensor, targets: Tensor) -> Tensor:
+        """The head of `one_pass`: what is predicted is wanted, and no loss."""
+        self._logits = self.model.logits(y)
+        return self._logits.new_zeros(len(y))
+
+    def _read_piece(self, tokens: Tensor) -> None:
+        """The wake pass over some of the window's tokens; its keys and convolutions stay open."""
+        self._logits = None
+        reader, w = self._reader(tokens)
+        window, memory = begin_window(reader, w, self.memory, stays_open=True)
+        wake = replace(reader.passes(w)[0], write_only=None)  # later tokens convolve over these
+        output, memory = one_pass(reader, wake, window, None, memory)
+        assert output.h is not None, "a wake pass runs the core"
+        self.hidden.append(output.h)
+        self.filled += tokens.shape[1]
+        self.memory = Memory(memory.state._replace(attendable=window.attendable))
 
     @torch.inference_mode()
     def end_window(self) -> None:
-        """Sleeps over the open window (passes 2..N), if it is one that sleeps, and clears its keys
-        and values.
-        """
-        model, sleep = self.model, self.model.sleep
-        h = torch.cat(self.hidden, dim=1)
-        everything = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
-        sliding, keep = (
-            sleep.eviction == "sliding",
-            sleep.window - 1 if sleep.eviction == "sliding" else 0,
-        )
-        sleeps = sleep.when == "always" or not self._predicts
-        attendable = self.state.attendable
-        for number in range(2, self.passes + 1 if sleeps else 2):
-            state = self.state.begin_pass(model.core)
-            window = open_window(model.config, state, everything, False, sleep.window, sliding)
-            write_only = number == self.passes and not self._coda_waits
-            h, self.state = run_part(model, model.core, h, state, window, "none", write_only)
-        if self._coda_waits:
-            before = self.state._replace(attendable=attendable[:, : self.state.past])
-            window = open_window(model.config, before, everything, False, sleep.window, sliding)
-            h, self.state = run_part(model, model.coda, h, before, window, "none", write_only=True)
-        self.state = self.state._replace(attendable=attendable).end_window(keep, self.filled)
+        """Sleeps over the open window (passes 2..N), if it is one that sleeps, and forgets it."""
+        h: Tensor | None = torch.cat(self.hidden, dim=1)
+        state = self.memory.state
+        before = state._replace(attendable=state.attendable[:, : state.past])
+        rows = len(state.position)
+        reader, w = self._reader(torch.zeros(rows, self.filled, dtype=torch.int64))
+        window, memory = begin_window(reader, w, Memory(before))
+        for p in reader.passes(w)[1:]:
+            (h, _, _), memory = one_pass(reader, p, window, h, memory)
+        self.memory = end_window(reader, w, window, memory)
         self.hidden, self.filled = [], 0
-        self.slept += sleeps
+        self.slept += bool(w.sleeps.all())
 
     def generate(
         self,

@@ -11,14 +11,14 @@ model: it is left out, as in the usual definition of model FLOPs utilisation (Ch
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from parallel.stages import Stage
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import Batch
-from pretrain.model.sleep import plan
+from pretrain.model.plan import plan_passes, plan_windows
 
 
 def block_forward(
@@ -50,26 +50,6 @@ def block_forward(
     read: float = 2 * D * (keys + 2 * values)
     read += heads * (2 * C * K + 2 * C * V + 2 * K * V) * padded  # q k'; scores U, q S
     return write if write_only else write + read + mlp
-
-
-def part_forward(
-    config: ModelConfig,
-    kinds: Sequence[str],
-    tokens: int,
-    past: int,
-    write_only: bool,
-    keeps_keys: bool,
-) -> float:
-    """FLOPs per token of a run of blocks. At a dead end what follows its last write is left out
-    (`parallel.recompute.run_unit`)."""
-    if not write_only:
-        return sum(block_forward(config, kind, tokens, past) for kind in kinds)
-    writers = [i for i, kind in enumerate(kinds) if kind == "delta" or keeps_keys]
-    if not writers:
-        return 0.0
-    last = writers[-1]
-    before = sum(block_forward(config, kind, tokens, past) for kind in kinds[:last])
-    return before + block_forward(config, kinds[last], tokens, past, write_only=True)
 
 
 def block_costs(config: ModelConfig, sleep: SleepConfig) -> list[float]:
@@ -112,31 +92,24 @@ class Work:
     backward: float = 0.0  # FLOPs
 
 
-def work(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
-    """Counts what `pretrain.model.sleep.run` will do, window by window and pass by pass. On the
-    host.
-    """
-    done, B, sliding = Work(), batch.size[0], sleep.eviction == "sliding"
-    prelude, coda = config.layers[: sleep.prelude], config.layers[len(config.layers) - sleep.coda :]
-    core = config.layers[sleep.prelude : len(config.layers) - sleep.coda]
+def step_flops(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
+    """Counts what `pretrain.model.sleep` will do, pass by pass of every window. On the host."""
+    done, B = Work(), batch.size[0]
 
-    def add(per_token: float, tokens: int, graph: bool) -> None:
-        done.forward += per_token * tokens
-        done.backward += 2 * per_token * tokens * graph
+    def add(flops: float, has_grad: bool) -> None:
+        done.forward += flops
+        done.backward += 2 * flops * has_grad
 
-    for p in plan(batch, sleep):
-        T, past = p.width, min(p.tokens.start, sleep.window - 1) if sliding else 0
-        add(part_forward(config, prelude, T, past, False, sliding), B * T, p.keeps_graph)
-        for number in range(1, p.passes + 1):
-            add(
-                part_forward(config, core, T, past, p.write_only(number), sliding),
-                B * T,
-                p.core_graph(number),
-            )
-        add(part_forward(config, coda, T, past, not p.any_scored, sliding), B * T, p.keeps_graph)
-        add(2 * config.d_model * config.vocab_size, len(p.scored), True)
-        done.wake += B * T
-        done.sleep += (p.passes - 1) * T * int(p.sleeps.sum())
+    for w in plan_windows(batch, sleep):
+        for p in plan_passes(w, config, sleep, Stage.only(len(config.layers))):
+            for b in p.blocks:
+                per_token = block_forward(
+                    config, config.layers[b], w.width, w.past, write_only=b == p.write_only
+                )
+                add(per_token * B * w.width, p.core_has_grad if b in p.core else w.has_grad)
+        add(2 * config.d_model * config.vocab_size * len(w.scored_index), w.has_grad)
+        done.wake += B * w.width
+        done.sleep += (w.passes - 1) * w.width * int(w.sleeps.sum())
     return done
 
 

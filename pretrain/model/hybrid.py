@@ -1,6 +1,4 @@
-"""HybridLM: embedding, blocks (prelude | core | coda), head. Their order is in
-`pretrain/model/sleep.py`.
-"""
+"""HybridLM: embedding, blocks (prelude | core | coda), head; no loop (`pretrain.model.sleep`)."""
 
 from __future__ import annotations
 
@@ -22,12 +20,11 @@ from parallel.layers import (
     share,
     split_dim,
 )
+from parallel.recompute import run_unit
 from parallel.stages import Stage
-from parallel.state import State
+from parallel.state import AttentionState, State
+from parallel.window import Window
 from pretrain.config.schema import ModelConfig, SleepConfig
-from pretrain.data.batch import Batch
-from pretrain.model import sleep
-from pretrain.model.probe import Probe
 
 
 class HybridLM(nn.Module):
@@ -55,37 +52,41 @@ class HybridLM(nn.Module):
                 None if config.tie_embeddings else ColumnLinear(config.d_model, config.vocab_size)
             )
 
-    def forward(
-        self,
-        batch: Batch,
-        state: State | None = None,
-        passes: int | None = None,
-        recompute: str = "none",
-        probe: Probe | None = None,
-        head: sleep.Head | None = None,
-        agree: sleep.Agree = sleep.alone,
-    ) -> sleep.Output:
-        """Reads a batch window by window, sleeping between them: see `pretrain.model.sleep.run`."""
-        return sleep.run(self, batch, state, passes, recompute, probe, head, agree)
-
-    @property
-    def prelude(self) -> slice:
-        """Of this stage's blocks, those that run once per window, before the loop."""
-        return self.stage.local(0, self.sleep.prelude)
-
     @property
     def core(self) -> slice:
         """Of this stage's blocks, those that every pass runs."""
         return self.stage.local(self.sleep.prelude, len(self.config.layers) - self.sleep.coda)
 
-    @property
-    def coda(self) -> slice:
-        """Of this stage's blocks, those that run once per window, after the loop."""
-        return self.stage.local(len(self.config.layers) - self.sleep.coda, len(self.config.layers))
-
-    def run_blocks(self, part: slice) -> list[Block]:
-        """The blocks of one part, in order."""
+    def blocks_of(self, part: slice) -> list[Block]:
+        """Those of a part of this stage's blocks, in order."""
         return [block for block in list(self.blocks.values())[part] if isinstance(block, Block)]
+
+    def run(
+        self,
+        numbers: range,
+        h: Tensor,
+        state: State,
+        window: Window,
+        *,
+        policy: str = "none",
+        write_only: int | None = None,
+    ) -> tuple[Tensor, State]:
+        """Runs those of the model's blocks `numbers` that are here, as one unit.
+
+        Args:
+            policy: what is kept for backward, see `parallel.recompute`.
+            write_only: the number of the block that only writes, if there is one.
+        Returns:
+            h, and the state with the memory that they leave; other blocks' is as it was.
+        """
+        part = self.stage.local(numbers.start, numbers.stop)
+        if not (blocks := self.blocks_of(part)):
+            return h, state
+        ends_in_write = write_only == numbers[-1] and numbers[-1] in self.stage.blocks
+        h, left = run_unit(
+            blocks, h, state.blocks[part], window, policy=policy, write_only=ends_in_write
+        )
+        return h, state.with_blocks(part, left)
 
     @property
     def tied(self) -> nn.Parameter | None:
@@ -119,14 +120,22 @@ class HybridLM(nn.Module):
         """
         return cross_entropy(self.logits(y), targets)
 
-    def empty_state(self, rows: int) -> State:
-        """The memory of rows that have read nothing."""
-        blocks = tuple(
-            block.empty_state(rows, self.device, self.dtype)
-            for block in self.run_blocks(slice(None))
+    def empty_state(self, rows: int, past: int = 0) -> State:
+        """The memory of rows that have read nothing.
+
+        Args:
+            past: room for so many keys of earlier windows, none of them attendable.
+        """
+        blocks = (b.empty_state(rows, self.device, self.dtype) for b in self.blocks_of(slice(None)))
+        roomy = tuple(
+            AttentionState(*(t.new_zeros(rows, t.shape[1], past, t.shape[3]) for t in b))
+            if isinstance(b, AttentionState)
+            else b
+            for b in blocks
         )
-        attendable = torch.zeros(rows, 0, dtype=torch.bool, device=self.device)
-        return State(blocks, attendable, torch.zeros(rows, dtype=torch.int64, device=self.device))
+        attendable = torch.zeros(rows, past, dtype=torch.bool, device=self.device)
+        position = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        return State(roomy, attendable, position, past)
 
     @property
     def device(self) -> torch.device:

@@ -3,454 +3,189 @@
 Algorithm 1 of "Do Language Models Need Sleep?" (arXiv 2605.26099), in the form that also covers
 plain pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 2..N are the sleep.
 
-    for each window c:
-        h = Embed(c); h, S = Prelude(h, S)
-        h, S = Core(h, S)                                    wake
-        if c has targets:  y, S = Coda(h, S); loss += CrossEntropy(Head(y))
-        if c sleeps:       repeat N-1 times: h, S = Core(h, S)
-        if c has no targets: h, S = Coda(h, S)
-        end the window: keys and values are dropped, S stays
+    h     hidden states of the window, from pass to pass
+    S     fast weights, from window to window: the state of a `Memory`, a value like any other
 
-`run` is that loop in one process. What a single pass does is `Reading.one_pass`; with pipeline
-stages each of them does its part of it, in the order of a schedule (`pretrain/run/step.py`).
+`SleepLM.forward` is the loop in one process. Pipeline stages (`pretrain.run.step`) run the same
+`one_pass`, each its part of it, when a schedule says so; so does a session (`pretrain.inference`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from parallel import watchdog
 from parallel.layers import all_tokens, broadcast_rows
+from parallel.passes import Pass
 from parallel.pipeline import UnitOutput
-from parallel.recompute import kept, run_unit
-from parallel.stages import Stage
+from parallel.recompute import maybe_checkpoint
 from parallel.state import State, choose_rows
 from parallel.window import Window, open_window
-from pretrain.config.schema import ModelConfig, SleepConfig
-from pretrain.data.batch import IGNORE, Batch
+from pretrain.data.batch import Batch
+from pretrain.model.hybrid import HybridLM
+from pretrain.model.plan import Agree, WindowPlan, alone
 from pretrain.model.probe import Probe
-
-if TYPE_CHECKING:
-    from pretrain.model.hybrid import HybridLM
+from pretrain.model.reader import Head, Memory, Output, Reader, grad
 
 
-class Output(NamedTuple):
-    """What reading a batch gives."""
+class SleepLM(HybridLM):
+    """A hybrid model that sleeps over what it has read."""
 
-    loss: Tensor  # [] at least fp32, sum of cross-entropy over the scored positions, differentiable
-    window_loss: Tensor  # [W] the same by window, detached
-    # fast weights for the next batch, detached; None if no row's document goes on
-    state: State | None
-
-
-@dataclass
-class WindowPlan:
-    """What happens in one window, decided on the host before anything runs.
-
-    What decides which layers run, and in what order, is agreed over the data-parallel ranks
-    (`plan`); what differs by row is this rank's own.
-    """
-
-    index: int  # of the window in its sequence
-    tokens: slice  # of the sequence
-    starts: Tensor  # [B] bool, rows in which a document begins
-    scored: Tensor  # [n] int64, flat indices into the window's [B, width] of its scored positions
-    has_targets: Tensor  # [B] bool
-    sleeps: Tensor  # [B] bool, rows that make passes 2..N
-    has_pad: bool
-    passes: int  # N, or 1 where no row sleeps
-    any_scored: bool
-    all_scored: bool  # every row has targets
-    has_coda: bool
-    keeps_graph: bool  # some scored position can be reached from here by backpropagation
-    # the last window before the next cut of truncated backpropagation: its gradients come this far
-    segment: int
-    cut: bool  # backpropagation through windows is truncated before this one
-    carried: bool  # the window only sleeps for the next batch, to which no gradient flows
-    truncated: int  # passes out of backpropagation's reach
-
-    @property
-    def width(self) -> int:
-        """Tokens of this window: L, or fewer in a sequence's last."""
-        return int(self.tokens.stop - self.tokens.start)
-
-    @property
-    def reads_at(self) -> int:
-        """The pass after which coda and head run: the wake pass if it is what they read in every
-        row, else the last.
-        """
-        return 1 if self.any_scored and (self.all_scored or not self.has_coda) else self.passes
-
-    def write_only(self, number: int) -> bool:
-        """Whether nothing reads the h that comes out of the core in this pass."""
-        return number == self.passes and not (
-            number == self.reads_at and (self.has_coda or self.any_scored)
-        )
-
-    def core_graph(self, number: int) -> bool:
-        """Whether backpropagation goes through the core in this pass."""
-        # the wake pass has a loss of its own
-        reached = number > self.truncated or (number == 1 and self.any_scored)
-        return self.keeps_graph and reached and not (self.carried and number > 1)
-
-    def detaches(self, number: int) -> bool:
-        """Whether backpropagation ends before this pass, at the h and the core's memory that come
-        in.
-        """
-        return 1 < number == self.truncated + 1
-
-
-Agree = Callable[[Tensor], Tensor]
-
-
-def alone(bits: Tensor) -> Tensor:
-    """The agreement of one rank."""
-    return bits
-
-
-def plan(
-    batch: Batch,
-    config: SleepConfig,
-    passes: int | None = None,
-    agree: Agree = alone,
-) -> list[WindowPlan]:
-    """The windows of a batch up to the last one that matters. A pure function, on CPU data.
-
-    Args:
-        passes: N, if other than the configuration says.
-        agree: gives the elementwise maximum over the ranks that must run the same layers in the
-            same order.
-    """
-    B, T = batch.size
-    N, L, W = passes or config.passes, config.window, batch.starts.shape[1]
-    # of the sequence, scored or not, so that truncation does not depend on what other rows score
-    last = W - 1
-    targets = [batch.targets[:, w * L : (w + 1) * L] != IGNORE for w in range(W)]
-    has_targets = torch.stack([t.any(dim=1) for t in targets])  # [W, B]
-    sleeps = ~has_targets if config.when == "context" else torch.ones(W, B, dtype=torch.bool)
-    sleeps[:-1] &= ~batch.starts.T[1:]  # what a document leaves behind at its end is forgotten
-    # The sequence's last window sleeps only for a document that goes on. Which is the last is
-    # agreed first.
-    bits = [has_targets, ~has_targets, sleeps, sleeps & batch.carries, batch.carries.expand(W, B)]
-    any_scored, any_unscored, any_sleeps, any_sleeps_on, goes_on = (
-        bit.tolist()
-        for bit in agree(torch.stack([b.any(dim=1) for b in bits]).to(torch.int32)).bool()
-    )
-    scored = [w for w in range(W) if any_scored[w]]
-    if not goes_on[0]:  # what follows the last scored window changes nothing
-        W = scored[-1] + 1 if scored else 0
-    j = config.truncate_windows
-    plans = []
-    for w in range(W):
-        closing = w == W - 1
-        # segments of j, counted from the end
-        segment_end = last - (last - w) // j * j if j else last
-        plans.append(
-            WindowPlan(
-                index=w,
-                tokens=slice(w * L, min((w + 1) * L, T)),
-                starts=batch.starts[:, w],
-                scored=targets[w].flatten().nonzero()[:, 0],
-                has_targets=has_targets[w],
-                sleeps=sleeps[w] & batch.carries if closing else sleeps[w],
-                has_pad=not bool(batch.valid[:, w * L : (w + 1) * L].all()),
-                passes=N if (any_sleeps_on if closing else any_sleeps)[w] else 1,
-                any_scored=any_scored[w],
-                all_scored=not any_unscored[w],
-                has_coda=config.coda > 0,
-                keeps_graph=any(w <= s <= segment_end for s in scored),
-                segment=segment_end,
-                cut=bool(j) and w > 0 and (last + 1 - w) % j == 0,
-                carried=closing,
-                truncated=0,
-            )
-        )
-        if config.truncate_passes:
-            plans[-1].truncated = plans[-1].passes - config.truncate_passes
-    return plans
-
-
-Head = Callable[[WindowPlan, Tensor, Tensor], Tensor]
-
-
-def run(
-    model: HybridLM,
-    batch: Batch,
-    state: State | None = None,
-    passes: int | None = None,
-    recompute: str = "none",
-    probe: Probe | None = None,
-    head: Head | None = None,
-    agree: Agree = alone,
-) -> Output:
-    """Reads a batch and sums its loss; backpropagation goes through every pass and window.
-
-    Args:
-        batch: on the CPU; tensors are moved to the model's device here.
-        state: memory of the rows from the batch before, for documents that go on; None: none does.
-        passes: N, if other than the model's configuration says.
-        recompute: what a (window, pass) unit keeps for backward, see `parallel.recompute`.
-        probe: collects norms on logging steps.
-        head: takes (plan, y [n, D], targets [n]) of a window's scored positions and gives their
-            losses [n], in place of the model's own head (an evaluation looks at each position this
-            way).
-        agree: see `plan`.
-    """
-    plans = plan(batch, model.sleep, passes, agree)
-    reading = Reading(model, batch, plans, state, recompute, probe, head)
-    losses = []
-    for p in plans:
-        h = None
-        for number in range(1, p.passes + 1):  # 1: wake; 2..N: sleep
-            watchdog.part("window", p.index, "pass", number)
-            h, _, loss = reading.one_pass(p, number, h)
-            losses += [] if loss is None else [loss]
-    out = reading.output()
-    return out._replace(loss=torch.stack(losses).sum()) if losses else out
-
-
-class Route(NamedTuple):
-    """The stages that a pass goes through."""
-
-    first: int
-    turn: int  # the last one with a part of the core; from here h goes to the next pass
-    last: int  # beyond `turn`, stages of the coda and the head
-
-
-def route(
-    p: WindowPlan, number: int, config: ModelConfig, sleep: SleepConfig, stage: Stage
-) -> Route:
-    """Where pass `number` of a window begins, turns and ends, given how the blocks are split over
-    stages.
-    """
-    begin, end = sleep.prelude, len(config.layers) - sleep.coda
-
-    def last_writer(first: int, last: int) -> int:
-        """The stage after which a dead end has nothing more to do; -1: nothing at all."""
-        kinds = enumerate(config.layers[first:last], first)
-        return max(
-            (stage.of(b) for b, kind in kinds if kind == "delta" or sleep.eviction == "sliding"),
-            default=-1,
-        )
-
-    first = 0 if number == 1 else stage.of(begin)
-    turn = last_writer(begin, end) if p.write_only(number) else stage.of(max(end - 1, 0))
-    turn = max(turn, stage.of(max(begin - 1, 0)) if number == 1 else first)
-    last = turn
-    if number == p.reads_at:
-        last = (
-            len(stage.bounds) - 2
-            if p.any_scored
-            else max(turn, last_writer(end, len(config.layers)))
-        )
-    return Route(first, turn, last)
-
-
-class Memory(NamedTuple):
-    """What a stage keeps of a batch from one pass to the next."""
-
-    state: State
-    awake: State | None = None  # as the wake pass left it, for the rows that do not sleep
-    wake: Tensor | None = None  # the wake pass's h, until the coda reads it
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Memory:
-        """f applied tensor by tensor."""
-        awake = None if self.awake is None else self.awake.map(f)
-        return Memory(self.state.map(f), awake, None if self.wake is None else f(self.wake))
-
-
-class Reading:
-    """A batch in the middle of being read, by all blocks or by those of one pipeline stage."""
-
-    def __init__(
+    def forward(
         self,
-        model: HybridLM,
         batch: Batch,
-        plans: list[WindowPlan],
-        state: State | None,
-        recompute: str,
-        probe: Probe | None,
-        head: Head | None,
-    ) -> None:
-        self.model, self.batch, self.plans = model, batch, plans
-        self.memory: Memory  # from the first window on, and until the last, if no document goes on
-        self._given, self._carries = state, bool(batch.carries.any())
-        self._recompute, self._probe = recompute, probe
-        self._head: Head = head or (lambda _, y, goal: model.losses(y, goal))
-        self._tokens, self._targets, self._valid = (
-            t.to(model.device, non_blocking=True)
-            for t in (batch.tokens, batch.targets, batch.valid)
-        )
-        routes = [
-            [route(p, n, model.config, model.sleep, model.stage) for n in range(1, p.passes + 1)]
-            for p in plans
-        ]
-        self._routes = {p.index: ways for p, ways in zip(plans, routes, strict=True)}
-        self._window: Window | None = None  # the one that is being read
-        self._losses: dict[int, Tensor] = {}  # by window
-
-    def one_pass(self, p: WindowPlan, number: int, x: Tensor | None) -> UnitOutput:
-        """Pass `number` over a window, as far as it is this stage's.
+        state: State | None = None,
+        *,
+        passes: int | None = None,
+        recompute: str = "none",
+        probe: Probe | None = None,
+        head: Head | None = None,
+        agree: Agree = alone,
+    ) -> Output:
+        """Reads a batch and sums its loss; gradients go through every pass and window.
 
         Args:
-            x: h after the stage before, or after the pass before; y beyond the core; None: embed
-                the window.
+            batch: on the CPU; tensors are moved to the model's device here.
+            state: memory of the rows from the batch before; None: no document goes on.
+            passes: N, if other than the model's configuration says.
+            recompute: what a (window, pass) keeps for backward, see `parallel.recompute`.
+            probe: collects norms on logging steps.
+            head: gives the losses of a window in place of the model's own.
+            agree: over data-parallel ranks, see `pretrain.model.plan`.
         """
-        stage, (way, *later) = self.model.stage.index, self._routes[p.index][number - 1 :]
-        window = self._window or self._open(p)
-        h, y, loss = None, x, None
-        if stage <= way.turn:
-            if x is not None and p.detaches(number) and stage == way.first:
-                x = x.detach()
-            h = y = self._core(
-                p, number, window, x, write_only=p.write_only(number) and stage == way.turn
-            )
-            if number == 1 < p.reads_at and p.any_scored and stage == way.turn:
-                self.memory = self.memory._replace(wake=h)
-        if number == p.reads_at and stage >= way.turn:
-            if stage == way.turn:
-                y = self._what_is_read(p, y)
-            y, loss = self._read(p, window, y, write_only=not p.any_scored and stage == way.last)
-        if not any(w.first <= stage <= w.last for w in later):
-            self._close(p, window)
-        elif number == 1:
-            self.memory = self.memory._replace(
-                awake=None if bool(p.sleeps.all()) else self.memory.state
-            )
-        return UnitOutput(h, y, loss)
-
-    def _open(self, p: WindowPlan) -> Window:
-        """Begins a window: what the rows' new documents may not remember is forgotten."""
-        if p is self.plans[0]:
-            self.memory = Memory(self._given or self.model.empty_state(self.batch.size[0]))
-        state = self.memory.state
-        if p.cut:
-            state = state.detach()
-        if p.starts.any():
-            state = state.begin_documents(p.starts.to(self.model.device, non_blocking=True))
-        sleep, valid = self.model.sleep, self._valid[:, p.tokens]
-        window = open_window(
-            self.model.config, state, valid, p.has_pad, sleep.window, sleep.eviction == "sliding"
-        )
-        self._window, self.memory = window, Memory(state)
-        return window
-
-    def _core(
-        self, p: WindowPlan, number: int, window: Window, h: Tensor | None, write_only: bool
-    ) -> Tensor:
-        """The prelude if it is the wake pass, and the core."""
-        model = self.model
-        if number == 1:
-            # of the wake pass only
-            window.record_decay = self._probe.record_decay if self._probe else None
-            with _graph(p.keeps_graph):
-                h = model.embedded(self._tokens[:, p.tokens]) if model.stage.is_first else h
-                assert h is not None, "only the first stage embeds"
-                h = self._part(model.prelude, h, window)
-        assert h is not None, "only the wake pass begins with the embedding"
-        state = self.memory.state if number == 1 else self.memory.state.begin_pass(model.core)
-        if p.detaches(number):
-            state = state.detach(model.core)
-        self.memory = self.memory._replace(state=state)
-        with _graph(p.core_graph(number)):
-            h = self._part(model.core, h, window, write_only)
-        if self._probe is not None:
-            self._probe.after_pass(number, state, self.memory.state)
-        window.record_decay = None
-        if number == p.passes and self.memory.awake is not None:
-            asleep = p.sleeps.to(h.device, non_blocking=True)
-            with _graph(p.keeps_graph):
-                state = choose_rows(asleep, self.memory.state, self.memory.awake)
-            self.memory = self.memory._replace(state=state, awake=None)
-        return h
-
-    def _what_is_read(self, p: WindowPlan, h: Tensor | None) -> Tensor | None:
-        """What coda and head read: the wake pass's h in rows with targets, else the last pass's."""
-        if self.memory.wake is None or h is None:
-            return h
-        rows = broadcast_rows(p.has_targets.to(h.device, non_blocking=True), p.width)
-        with _graph(p.keeps_graph):
-            y = torch.where(rows, self.memory.wake, h)
-        self.memory = self.memory._replace(wake=None)
-        return y
-
-    def _read(
-        self, p: WindowPlan, window: Window, y: Tensor | None, write_only: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The coda, and on the last stage the loss."""
-        assert y is not None, "the core, or the stage before, gives what is read"
-        with _graph(p.keeps_graph):
-            y = self._part(self.model.coda, y, window, write_only)
-            if not (p.any_scored and self.model.stage.is_last):
-                return y, None
-            scored = p.scored.to(y.device, non_blocking=True)
-            y, goal = (
-                all_tokens(y)[scored],
-                self._targets[:, p.tokens].flatten()[scored],
-            )  # [n, D], [n]
-            loss = kept(self._head, p, y, goal, recompute=self._recompute != "none").sum()
-        self._losses[p.index] = loss.detach()
-        return None, loss
-
-    def _part(self, part: slice, h: Tensor, window: Window, write_only: bool = False) -> Tensor:
-        """Runs some of this stage's blocks as one unit."""
-        h, state = run_part(
-            self.model, part, h, self.memory.state, window, self._recompute, write_only
-        )
-        self.memory = self.memory._replace(state=state)
-        return h
-
-    def _close(self, p: WindowPlan, window: Window) -> None:
-        """Ends a window: keys and values are dropped, S stays."""
-        state, sliding = self.memory.state, self.model.sleep.eviction == "sliding"
-        state = state._replace(attendable=window.attendable if sliding else state.attendable)
-        with _graph(p.keeps_graph):
-            state = state.end_window(self.model.sleep.window - 1 if sliding else 0, p.width)
-        self._window, self.memory = None, Memory(state)
-        if self._probe is not None:
-            self._probe.end_window(state)
-        if p is self.plans[-1] and not self._carries:
-            # other microbatches may have to wait for their turn
-            self.memory = Memory(self.model.empty_state(0))
-
-    def output(self) -> Output:
-        """When every pass is done; detached. Of pipeline stages the last has the losses, the others
-        have zeros.
-        """
-        dtype = torch.promote_types(self.model.dtype, torch.float32)
-        zero = torch.zeros((), device=self.model.device, dtype=dtype)
-        losses = torch.stack([self._losses.get(w, zero) for w in range(self.batch.starts.shape[1])])
-        carried = self.memory.state.detach() if self._carries else None
-        return Output(losses.sum(), losses, carried)
+        reader = Reader.of(
+            self, batch, state, passes=passes, recompute=recompute, probe=probe, head=head,
+            agree=agree,
+        )  # fmt: skip
+        memory, losses = reader.start(state), {}
+        for w in reader.windows:
+            window, memory = begin_window(reader, w, memory)  # new documents start with S = 0
+            h = None
+            for p in reader.passes(w):  # 1: wake; 2..N: sleep
+                watchdog.part("window", w.index, "pass", p.number)
+                (h, _, loss), memory = one_pass(reader, p, window, h, memory)
+                if loss is not None:
+                    losses[w.index] = loss
+            memory = end_window(reader, w, window, memory)  # keys and values are dropped, S stays
+        return reader.output(losses, memory)
 
 
-@contextmanager
-def _graph(enabled: bool) -> Iterator[None]:
-    """Builds the autograd graph only where backpropagation will pass (and the caller wants it at
-    all).
+def one_pass(
+    reader: Reader, p: Pass, window: Window, x: Tensor | None, memory: Memory
+) -> tuple[UnitOutput, Memory]:
+    """A pass over a window, or a pipeline stage's part of it: the unit that a schedule orders.
+
+    Args:
+        x: h after the stage before, or after the pass before; y beyond the core; None: embed.
     """
-    with torch.set_grad_enabled(enabled and torch.is_grad_enabled()):
-        yield
+    stage, h, y, loss = reader.model.stage.index, None, x, None
+    if p.runs_core(stage):
+        h, memory = (wake if p.number == 1 else sleep)(reader, p, window, x, memory)
+        y = h
+    if p.runs_coda(stage):
+        y, loss, memory = predict(reader, p, window, y, memory)
+    return UnitOutput(h, y, loss), memory
 
 
-def run_part(
-    model: HybridLM,
-    part: slice,
-    h: Tensor,
-    state: State,
-    window: Window,
-    recompute: str,
-    write_only: bool = False,
+def wake(
+    reader: Reader, p: Pass, window: Window, h: Tensor | None, memory: Memory
+) -> tuple[Tensor, Memory]:
+    """Reads the tokens: embedding, prelude and core."""
+    model, w = reader.model, reader.windows[p.window]
+    window.record_decay = reader.probe.record_decay if reader.probe else None
+    with grad(w.has_grad):
+        if h is None:
+            h = model.embedded(reader.tokens[:, w.tokens])
+        h, state = reader.run(p, p.prelude, h, memory.state, window)
+    h, state = run_core(reader, p, h, state, window)
+    window.record_decay = None  # nor when this is recomputed
+    # What rows go on with that do not sleep, and what those are predicted from that do.
+    woke = state.blocks[model.core] if p.loops and w.some_stay_awake else None
+    is_read_later = w.any_scored and not p.reads and model.stage.index == p.core_end
+    return h, Memory(state, woke, h if is_read_later else None)
+
+
+def sleep(
+    reader: Reader, p: Pass, window: Window, h: Tensor | None, memory: Memory
+) -> tuple[Tensor, Memory]:
+    """The core once more, on its own output: what it writes is all that counts."""
+    assert h is not None, "only the wake pass begins with the embedding"
+    core, w = reader.model.core, reader.windows[p.window]
+    state = memory.state.begin_pass(core)
+    if p.detaches:  # h is cut where the pass begins, S on every stage
+        h = h.detach() if reader.model.stage.index == p.first_stage else h
+        state = state.detach(core)
+    h, state = run_core(reader, p, h, state, window)
+    if p.loops or memory.woke is None:
+        return h, memory._replace(state=state)
+    with grad(w.has_grad):
+        chosen = choose_rows(reader.to_device(w.sleeps), state.blocks[core], memory.woke)
+    return h, memory._replace(state=state.with_blocks(core, chosen), woke=None)
+
+
+def predict(
+    reader: Reader, p: Pass, window: Window, y: Tensor | None, memory: Memory
+) -> tuple[Tensor | None, Tensor | None, Memory]:
+    """What reads a pass: the coda, and on the last stage head and cross-entropy."""
+    assert y is not None, "the core, or the stage before, gives what is read"
+    model, w = reader.model, reader.windows[p.window]
+    with grad(w.has_grad):
+        if memory.woke_h is not None:  # rows with targets are predicted as they woke
+            rows = broadcast_rows(reader.to_device(w.has_targets), w.width)
+            y, memory = torch.where(rows, memory.woke_h, y), memory._replace(woke_h=None)
+        y, state = reader.run(p, p.coda, y, memory.state, window)
+        memory = memory._replace(state=state)
+        if not (w.any_scored and model.stage.is_last):
+            return y, None, memory
+        index = reader.to_device(w.scored_index)
+        targets = reader.targets[:, w.tokens].flatten()[index]  # [n]
+        y = all_tokens(y)[index]  # [n, D]
+        losses = maybe_checkpoint(reader.head, w, y, targets, recompute=reader.recompute != "none")
+        return None, losses.sum(), memory
+
+
+def begin_window(
+    reader: Reader, w: WindowPlan, memory: Memory, *, stays_open: bool = False
+) -> tuple[Window, Memory]:
+    """Opens a window: what the rows' new documents may not remember is forgotten.
+
+    Args:
+        stays_open: its tokens come in several calls (`parallel.window`).
+    """
+    state, config = memory.state, reader.model.sleep
+    if w.cut:
+        state = state.detach()
+    if w.has_starts:
+        state = state.begin_documents(reader.to_device(w.starts))
+    window = open_window(
+        reader.model.config, state, reader.valid[:, w.tokens], has_pad=w.has_pad,
+        width=config.window, sliding=config.eviction == "sliding", stays_open=stays_open,
+    )  # fmt: skip
+    return window, Memory(state)
+
+
+def end_window(reader: Reader, w: WindowPlan, window: Window, memory: Memory) -> Memory:
+    """Leaves a window: keys and values are dropped (but the newest if they slide), S stays."""
+    state, config = memory.state, reader.model.sleep
+    keep = 0
+    if config.eviction == "sliding":
+        keep, state = config.window - 1, state._replace(attendable=window.attendable)
+    with grad(w.has_grad):
+        state = state.end_window(keep, w.width)
+    if reader.probe is not None:
+        reader.probe.end_window(state)
+    if w.is_last and not reader.carries:  # other microbatches may have to wait for their turn
+        return Memory(reader.model.empty_state(0))
+    return Memory(state)
+
+
+def run_core(
+    reader: Reader, p: Pass, h: Tensor, state: State, window: Window
 ) -> tuple[Tensor, State]:
-    """Runs one part of the blocks as one unit; the other blocks' state is left as it is."""
-    blocks = model.run_blocks(part)
-    if not blocks:
-        return h, state
-    h, done = run_unit(blocks, h, state.blocks[part], window, recompute, write_only)
-    return h, state._replace(blocks=state.blocks[: part.start] + done + state.blocks[part.stop :])
+    """The core of a pass, with what a probe wants to know of it."""
+    with grad(p.core_has_grad):
+        h, after = reader.run(p, p.core, h, state, window)
+    if reader.probe is not None:
+        reader.probe.after_pass(p.number, state, after)
+    return h, after

@@ -25,7 +25,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically, writes_user_file
-from pretrain.model.flops import peak, work
+from pretrain.model.flops import peak, step_flops
 
 
 class Metrics:
@@ -153,7 +153,7 @@ class Throughput:
         a CPU).
         """
         seconds = time.perf_counter() - self._begin - self._pause
-        done = work(batch, self._config.model, self._config.sleep)
+        done = step_flops(batch, self._config.model, self._config.sleep)
         scale = (step - self._step) * mesh.dp_size() / seconds
         flops = (done.forward + done.backward) * scale
         rates = {

@@ -23,7 +23,7 @@ from pretrain.checkpoint import Checkpoint, Snapshot
 from pretrain.config.schema import Config
 from pretrain.data.source import BatchSource
 from pretrain.errors import UserError, shortened
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 from pretrain.run.guard import Rollbacks, SkipStreak, go_back
 from pretrain.run.optimizer import MuonAdamW
 
@@ -41,7 +41,7 @@ class CarriedState:
         """At the beginning of a run."""
         return CarriedState([None] * microbatches)
 
-    def pieces(self, model: HybridLM) -> dict[str, Piece]:
+    def pieces(self, model: SleepLM) -> dict[str, Piece]:
         """What this rank answers for of the rows' memory, by name; nothing if none of its documents
         goes on.
         """
@@ -66,7 +66,7 @@ class CarriedState:
 
     @staticmethod
     def restore(
-        checkpoint: Checkpoint, model: HybridLM, batch: int, microbatches: int
+        checkpoint: Checkpoint, model: SleepLM, batch: int, microbatches: int
     ) -> CarriedState:
         """This rank's rows, blocks and heads of a checkpoint's lanes."""
         if not any(name.startswith("lanes.") for name in checkpoint.names("state")):
@@ -98,7 +98,7 @@ class CarriedState:
         return CarriedState(states, carries)
 
 
-def _blank(model: HybridLM, rows: int, past: int) -> State:
+def _blank(model: SleepLM, rows: int, past: int) -> State:
     """An empty state with room for `past` keys, none of them attendable."""
     empty = model.empty_state(rows)
     blocks = tuple(
@@ -137,7 +137,7 @@ class TrainState:
             random["rng.cuda"] = torch.cuda.get_rng_state()
         return TrainState(step, lanes, source.state_dict(), tokens, rollbacks, random, evaluated)
 
-    def take(self, engine: Engine, optimizer: MuonAdamW, model: HybridLM) -> Snapshot:
+    def take(self, engine: Engine, optimizer: MuonAdamW, model: SleepLM) -> Snapshot:
         """What this rank gives to a checkpoint; before the weights change again."""
         lanes = {f"lanes.{name}": piece for name, piece in self.lanes.pieces(model).items()}
         if dist.get_rank() == 0:
@@ -158,7 +158,7 @@ class TrainState:
 
 def give_back(
     checkpoint: Checkpoint,
-    model: HybridLM,
+    model: SleepLM,
     optimizer: MuonAdamW,
     source: BatchSource,
     config: Config,
@@ -217,7 +217,7 @@ def at_the_beginning(source: BatchSource, microbatches: int) -> TrainState:
 
 
 def after_rollback(
-    trouble: SkipStreak, checkpoint: Checkpoint | None, model: HybridLM, optimizer: MuonAdamW, source: BatchSource,
+    trouble: SkipStreak, checkpoint: Checkpoint | None, model: SleepLM, optimizer: MuonAdamW, source: BatchSource,
     config: Config,
 ) -> TrainState:  # fmt: skip
     """The checkpoint's step once more, on the data after the trouble. UserError: the run stops here

@@ -8,7 +8,7 @@ of one schedule.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -18,31 +18,29 @@ from torch import Tensor
 from parallel import mesh, watchdog
 from parallel.engine import Engine
 from parallel.layers import empty_stream
-from parallel.pipeline import Pipeline
-from parallel.schedule import Leg, Schedule, schedule
+from parallel.passes import Pass
+from parallel.pipeline import Pipeline, UnitOutput
+from parallel.schedule import Schedule, make_schedule
 from parallel.state import State
+from parallel.window import Window
 from pretrain.config.schema import ParallelConfig
 from pretrain.data.batch import Batch
 from pretrain.errors import UserError
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.plan import Agree, alone
 from pretrain.model.probe import Probe
-from pretrain.model.sleep import (
-    Agree,
-    Head,
-    Output,
-    Reading,
-    UnitOutput,
-    WindowPlan,
-    alone,
-    plan,
-    route,
-)
+from pretrain.model.reader import Head, Output, Reader
+from pretrain.model.sleep import SleepLM, begin_window, end_window, one_pass
 
 
 def accumulate(
-    engine: Engine, model: HybridLM, parts: Sequence[Batch], states: Sequence[State | None], scored: Tensor | int,
-    parallel: ParallelConfig, probe: Probe | None = None,
-) -> list[Output]:  # fmt: skip
+    engine: Engine,
+    model: SleepLM,
+    parts: Sequence[Batch],
+    states: Sequence[State | None],
+    scored: Tensor | int,
+    parallel: ParallelConfig,
+    probe: Probe | None = None,
+) -> list[Output]:
     """Adds the gradient of every microbatch to the engine's.
 
     Args:
@@ -55,19 +53,20 @@ def accumulate(
     """
     check_same_rows(parts)
     if mesh.pp_size() > 1:
-        readings = [
-            Reading(model, part, plan(part, model.sleep), state, parallel.recompute, probe, None)
+        streams = [
+            StageStream(
+                Reader.of(model, part, state, recompute=parallel.recompute, probe=probe), state
+            )
             for part, state in zip(parts, states, strict=True)
         ]
         with engine.accumulating():
-            run_stage(readings, parallel.recompute, engine.loss_scale(scored))
-        return [reading.output() for reading in readings]
+            run_stage(streams, parallel.recompute, engine.loss_scale(scored))
+        return [stream.output() for stream in streams]
     outputs = []
     for m, (part, state) in enumerate(zip(parts, states, strict=True)):
         watchdog.doing("reads microbatch", m)
-        out = engine(
-            part, state, recompute=parallel.recompute, probe=probe, agree=agreement(parallel.zero)
-        )
+        agree = agreement(parallel.zero)
+        out = engine(part, state, recompute=parallel.recompute, probe=probe, agree=agree)
         watchdog.doing("goes back through microbatch", m)
         engine.backward(out.loss, scored)
         outputs.append(out._replace(loss=out.loss.detach()))
@@ -76,24 +75,23 @@ def accumulate(
 
 @torch.no_grad()
 def read(
-    model: HybridLM,
+    model: SleepLM,
     parts: Sequence[Batch],
     heads: Sequence[Head],
     passes: int | None = None,
     zero: int = 0,
 ) -> None:
-    """Reads microbatches with N = passes (the model's own if None); what comes of it each head
-    keeps for itself.
+    """Reads microbatches with N = passes (the model's own if None); heads keep what comes of it.
 
     Args:
-        heads: of each microbatch, see `pretrain.model.sleep.run`; called on the last stage only.
+        heads: of each microbatch, see `SleepLM.forward`; called on the last stage only.
         zero: the ZeRO stage that the weights are sharded with.
     """
     check_same_rows(parts)
     if mesh.pp_size() > 1:
         run_stage(
             [
-                Reading(model, part, plan(part, model.sleep, passes), None, "none", None, head)
+                StageStream(Reader.of(model, part, passes=passes, head=head))
                 for part, head in zip(parts, heads, strict=True)
             ]
         )
@@ -110,9 +108,9 @@ def agreement(zero: int) -> Agree:
     return _over_data_parallel_ranks if zero >= 2 and mesh.dp_size() > 1 else alone
 
 
-def _over_data_parallel_ranks(bits: Tensor) -> Tensor:
-    dist.all_reduce(bits, op=dist.ReduceOp.MAX, group=mesh.dp_group())
-    return bits
+def _over_data_parallel_ranks(values: Tensor) -> Tensor:
+    dist.all_reduce(values, op=dist.ReduceOp.MAX, group=mesh.dp_group())
+    return values
 
 
 def check_same_rows(parts: Sequence[Batch]) -> None:
@@ -151,69 +149,77 @@ def check_same_rows(parts: Sequence[Batch]) -> None:
         )
 
 
-def legs(plans: Sequence[WindowPlan], model: HybridLM) -> tuple[Leg, ...]:
-    """The passes of a microbatch as the pipeline's schedule sees them."""
-    found = []
-    for p in plans:
-        for number in range(1, p.passes + 1):
-            way = route(p, number, model.config, model.sleep, model.stage)
-            graph_to = way.turn if p.core_graph(number) else -1
-            if graph_to < 0 and number == 1 and model.sleep.prelude and p.keeps_graph:
-                # the prelude has a gradient through its own memory
-                graph_to = model.stage.of(model.sleep.prelude - 1)
-            is_read = number == p.reads_at and (p.has_coda or p.any_scored)
-            goes_back = number > 1 and p.core_graph(number) and p.core_graph(number - 1)
-            found.append(
-                Leg(
-                    window=p.index,
-                    number=number,
-                    first=way.first,
-                    turn=way.turn,
-                    last=way.last,
-                    loops=number < p.passes,
-                    graph_to=graph_to,
-                    read_graph=is_read and p.keeps_graph,
-                    returns=goes_back and not p.detaches(number),
-                    segment=p.segment,
-                )
-            )
-    return tuple(found)
+class StageStream:
+    """A microbatch that one pipeline stage reads, unit by unit, for `parallel.pipeline`."""
 
+    def __init__(self, reader: Reader, state: State | None = None) -> None:
+        """
+        Args:
+            state: the rows' memory from the batch before.
+        """
+        self.reader, self.memory = reader, reader.start(state)
+        self.passes: tuple[Pass, ...] = tuple(p for w in reader.windows for p in reader.passes(w))
+        self._losses: dict[int, Tensor] = {}  # by window
+        self._window: Window | None = None  # the one that is being read
+        self._read = 0  # windows so far
+        stage = reader.model.stage.index
+        # By window, the last unit in which the stage has a part.
+        self._ends = {p.window: n for n, p in enumerate(self.passes) if p.visits(stage)}
 
-class ReadingStream:
-    """A microbatch that is being read, for `parallel.pipeline`."""
+    def forward(self, unit: int, x: Tensor | None) -> UnitOutput:
+        """This stage's part of a unit."""
+        p = self.passes[unit]
+        if self._window is None:
+            self._go_to(p.window)
+            w = self.reader.windows[p.window]
+            self._window, self.memory = begin_window(self.reader, w, self.memory)
+        output, self.memory = one_pass(self.reader, p, self._window, x, self.memory)
+        if output.loss is not None:
+            self._losses[p.window] = output.loss.detach()
+        if unit == self._ends[p.window]:
+            self._end(p.window, self._window)
+        return output
 
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-        self.legs = legs(reading.plans, reading.model)
-        self._units = [(p, number) for p in reading.plans for number in range(1, p.passes + 1)]
+    def _go_to(self, index: int) -> None:
+        """Past the windows before `index` that have nothing for this stage to do."""
+        while self._read < index:
+            w = self.reader.windows[self._read]
+            window, self.memory = begin_window(self.reader, w, self.memory)
+            self._end(self._read, window)
 
-    def forward(self, leg: int, x: Tensor | None) -> UnitOutput:
-        return self.reading.one_pass(*self._units[leg], x)
+    def _end(self, index: int, window: Window) -> None:
+        w = self.reader.windows[index]
+        self.memory = end_window(self.reader, w, window, self.memory)
+        self._window, self._read = None, index + 1
 
-    def replace_memory(self, f: Callable[[Tensor], Tensor]) -> None:
-        self.reading.memory = self.reading.memory.map(f)
+    def empty_message(self, unit: int) -> Tensor:
+        """An empty tensor like the hidden states of a unit."""
+        model, w = self.reader.model, self.reader.windows[self.passes[unit].window]
+        return empty_stream(len(self.reader.tokens), w.width, model.config.d_model, model.dtype)
 
-    def message(self, leg: int) -> Tensor:
-        p, model = self._units[leg][0], self.reading.model
-        return empty_stream(self.reading.batch.size[0], p.width, model.config.d_model, model.dtype)
+    def output(self) -> Output:
+        """When every unit is done; detached."""
+        self._go_to(len(self.reader.windows))
+        return self.reader.output(self._losses, self.memory)
 
 
 def run_stage(
-    readings: Sequence[Reading], recompute: str = "none", loss_scale: Tensor | float | None = None
+    streams: Sequence[StageStream],
+    recompute: str = "none",
+    loss_scale: Tensor | float | None = None,
 ) -> None:
     """This stage's part of all microbatches: forward and, given a `loss_scale`, backward."""
-    streams = [ReadingStream(reading) for reading in readings]
-    legs = tuple(stream.legs for stream in streams)
-    Pipeline(streams, order(legs, mesh.pp_size(), recompute, loss_scale is None), loss_scale).run()
+    passes = tuple(stream.passes for stream in streams)
+    schedule = step_schedule(passes, mesh.pp_size(), recompute, loss_scale is None)
+    Pipeline(streams, schedule, loss_scale).run()
 
 
 @lru_cache(maxsize=16)
-def order(
-    legs: tuple[tuple[Leg, ...], ...], stages: int, recompute: str, forward_only: bool = False
+def step_schedule(
+    passes: tuple[tuple[Pass, ...], ...], stages: int, recompute: str, forward_only: bool = False
 ) -> Schedule:
-    """The schedule of a step. legs: of each microbatch."""
+    """The schedule of a step. passes: of each microbatch."""
     backward_cost = 2 if recompute == "none" else 3  # in forwards
-    return schedule(
-        legs, stages, forward_only, lambda action, _: backward_cost if action.backward else 1
+    return make_schedule(
+        passes, stages, forward_only, lambda action, _: backward_cost if action.backward else 1
     )

@@ -18,7 +18,7 @@ from pretrain.checkpoint import Checkpoint, latest_valid, load_model, steps
 from pretrain.checkpoint.folder import remove_incomplete
 from pretrain.errors import UserError
 from pretrain.files import sync
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 from tests.checkpoint.written import CONFIG, STATE, write
 from tests.run import reference
 
@@ -125,10 +125,10 @@ def test_a_checkpoint_of_another_model_is_refused_by_tensor(tmp_path: Path) -> N
     with pytest.raises(
         UserError, match=r"tensor embed\.weight is \[37, 24\], but the model's is \[38, 24\]"
     ):
-        checkpoint.load_weights(HybridLM(replace(reference.MODEL, vocab_size=38), reference.SLEEP))
+        checkpoint.load_weights(SleepLM(replace(reference.MODEL, vocab_size=38), reference.SLEEP))
     with pytest.raises(UserError, match=r"tensor head\.weight is none of the model's"):
         checkpoint.load_weights(
-            HybridLM(replace(reference.MODEL, tie_embeddings=True), reference.SLEEP)
+            SleepLM(replace(reference.MODEL, tie_embeddings=True), reference.SLEEP)
         )
     with pytest.raises(UserError, match=r"index\.json: tensor nothing is missing from model"):
         checkpoint.tensor("model", "nothing")

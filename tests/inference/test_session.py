@@ -10,18 +10,19 @@ import torch
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.inference.session import Session
-from pretrain.model.hybrid import HybridLM, sleep
+from pretrain.model.plan import WindowPlan
+from pretrain.model.sleep import SleepLM
 
 L, W, ROWS, VOCAB = 6, 3, 2, 40
 
 
-def make_model(**settings: object) -> HybridLM:
+def make_model(**settings: object) -> SleepLM:
     config = ModelConfig(
         d_model=32, layers=["attention", "delta", "attention", "delta"], attention_heads=2, attention_kv_heads=1,
         attention_head_dim=16, delta_key_heads=1, delta_value_heads=2, delta_key_dim=8, delta_value_dim=16,
         mlp_width=48, vocab_size=VOCAB, embedding_std=1.0, init_std=0.2, head_std=0.2, decay_init=(1e-4, 1e-2),
     )  # fmt: skip
-    return HybridLM(config, SleepConfig(window=L, **settings)).initialize(3)  # type: ignore[arg-type]
+    return SleepLM(config, SleepConfig(window=L, **settings)).initialize(3)  # type: ignore[arg-type]
 
 
 def make_batch(context: int) -> Batch:
@@ -35,11 +36,11 @@ def make_batch(context: int) -> Batch:
     )
 
 
-def training_logits(model: HybridLM, batch: Batch) -> dict[int, torch.Tensor]:
+def training_logits(model: SleepLM, batch: Batch) -> dict[int, torch.Tensor]:
     """Position -> logits [ROWS, VOCAB] of every scored position, from the training forward."""
     logits: dict[int, torch.Tensor] = {}
 
-    def head(plan: sleep.WindowPlan, y: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    def head(plan: WindowPlan, y: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         said = model.logits(y).view(ROWS, -1, VOCAB)
         logits.update(
             {plan.tokens.stop - said.shape[1] + t: said[:, t] for t in range(said.shape[1])}
@@ -99,9 +100,9 @@ def test_memory_does_not_grow_with_what_was_read() -> None:
         sizes = set()
         for _ in range(4):
             session.read(torch.zeros(1, 2 * L, dtype=torch.int64))
-            sizes.add(tuple(tuple(t.shape) for t in session.state.named_tensors().values()))
+            sizes.add(tuple(tuple(t.shape) for t in session.memory.state.named_tensors().values()))
         assert len(sizes) == 1
-        assert session.state.attendable.shape[1] == keys
+        assert session.memory.state.attendable.shape[1] == keys
 
 
 def test_sampling_is_reproducible_and_stops() -> None:

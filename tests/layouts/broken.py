@@ -10,24 +10,26 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.cli import main
+from parallel.passes import Pass
 from pretrain import trainer
 from pretrain.model import sleep
+from pretrain.run import step
 from pretrain.tasks.source import TaskSource
 
 UNIT = (1, 2)  # window and pass in which it happens
 
 
 def _break_in_the_unit(how: Callable[[], Any]) -> None:
-    one_pass, calls = sleep.Reading.one_pass, 0
+    one_pass, calls = sleep.one_pass, 0
 
-    def breaking(self: Any, p: Any, number: int, x: Any) -> Any:
+    def breaking(reader: Any, p: Pass, *arguments: Any) -> Any:
         nonlocal calls
-        calls += (p.index, number) == UNIT
+        calls += (p.window, p.number) == UNIT
         if calls == 3:
             how()
-        return one_pass(self, p, number, x)
+        return one_pass(reader, p, *arguments)
 
-    sleep.Reading.one_pass = breaking  # type: ignore[method-assign]
+    sleep.one_pass = step.one_pass = breaking
 
 
 def _lose_rows() -> None:

@@ -10,22 +10,25 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import torch
 from torch import Tensor
 
 from parallel import engine, pipeline, zero_layout, zero_order
-from pretrain.run import step
+from pretrain.model import reader
 
 
 def _everything_counts(self: zero_layout.Partition, gradient: Tensor) -> Tensor:
     return _square(dataclasses.replace(self, counted=self.splits.keys()), gradient)
 
 
-def _stays_in_no_graph(tensor: Tensor, unit: Any) -> Tensor:
-    return tensor.detach()
+def _stays_in_no_graph(memory: Any) -> tuple[Any, list]:
+    return memory.map(torch.Tensor.detach), []
 
 
 def _no_gradient_round_the_ring(*arguments: Any) -> Any:
-    return tuple(leg.__class__(**leg.__dict__ | {"returns": False}) for leg in _legs(*arguments))
+    return tuple(
+        dataclasses.replace(p, sends_grad_to_previous_pass=False) for p in _passes(*arguments)
+    )
 
 
 def _weights_leave_at_once(*arguments: Any) -> Any:
@@ -35,7 +38,8 @@ def _weights_leave_at_once(*arguments: Any) -> Any:
     return found | {"zero_optimization": found["zero_optimization"] | none}
 
 
-_square, _legs, _config = zero_layout.Partition.square, step.legs, engine._config
+_square, _config = zero_layout.Partition.square, engine._config
+_passes = reader.plan_passes
 PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
     "weights leave at once": [
         (engine, "_config", _weights_leave_at_once),
@@ -47,10 +51,8 @@ PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
     "shared parameters counted twice in the norm": [
         (zero_layout.Partition, "square", _everything_counts)
     ],
-    "gradient of the fast weights dropped": [
-        (pipeline.Pipeline, "_cut", staticmethod(_stays_in_no_graph))
-    ],
-    "gradient of the next pass dropped": [(step, "legs", _no_gradient_round_the_ring)],
+    "gradient of the fast weights dropped": [(pipeline, "cut", _stays_in_no_graph)],
+    "gradient of the next pass dropped": [(reader, "plan_passes", _no_gradient_round_the_ring)],
     "one end's gradient of a tied embedding dropped": [
         (engine.Engine, "_sum_tied", lambda self: None)
     ],

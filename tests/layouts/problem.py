@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pretrain.config.schema import ModelConfig, OptimizerConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 from tests.run.reference import is_matrix_of_body, orthogonalized
 
 L, ROWS, STEPS = 6, 8, 3
@@ -68,9 +68,9 @@ class Problem:
             name=self.optimizer, muon_lr=5e-3, adamw_lr=1e-4, weight_decay=0.1, clip=0.15, warmup=0
         )
 
-    def build(self, **stage: Any) -> HybridLM:
+    def build(self, **stage: Any) -> SleepLM:
         """The model with its initial weights, or a stage of it."""
-        return HybridLM(self.model, self.sleep, **stage).initialize(0)
+        return SleepLM(self.model, self.sleep, **stage).initialize(0)
 
     def batch(self, step: int) -> Batch:
         """The global batch of a step."""

@@ -6,8 +6,9 @@ import torch
 from parallel.state import DeltaState
 from pretrain.config.schema import SleepConfig
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.model.hybrid import HybridLM
-from pretrain.model.sleep import Output, plan
+from pretrain.model.plan import plan_windows
+from pretrain.model.reader import Output
+from pretrain.model.sleep import SleepLM
 from tests.model.tiny import (
     MODEL,
     SLEEP,
@@ -139,7 +140,7 @@ def test_carried_documents(sleep: SleepConfig) -> None:
     assert_same(gradients(model, first.loss + second.loss), gradients(cut, cut(whole).loss))
 
 
-def in_two(model: HybridLM, whole: Batch) -> tuple[Output, Output, Output]:
+def in_two(model: SleepLM, whole: Batch) -> tuple[Output, Output, Output]:
     """The whole, and its halves with the state carried."""
     half = whole.size[1] // 2
     first, second = (
@@ -205,7 +206,7 @@ def test_what_a_document_leaves_behind_at_its_end_is_not_slept_over() -> None:
     """Its S is dropped at the next window, so only rows whose document goes on make passes 2..N."""
     batch = sequences(4 * L, rows=2)
     batch.starts[0, 2] = batch.starts[1, 3] = True
-    assert [p.sleeps.tolist() for p in plan(batch, SLEEP)] == [
+    assert [p.sleeps.tolist() for p in plan_windows(batch, SLEEP)] == [
         [True, True], [False, True], [True, False], [False, False],
     ]  # fmt: skip
     assert_like_oracle(build(), batch)

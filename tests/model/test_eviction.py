@@ -33,7 +33,9 @@ def test_one_pass_is_the_plain_chunked_hybrid_bit_for_bit(
         tokens, targets, valid = (
             x[:, w * L : (w + 1) * L] for x in (batch.tokens, batch.targets, batch.valid)
         )
-        window = open_window(model.config, model.empty_state(2), valid, False, L, False)
+        window = open_window(
+            model.config, model.empty_state(2), valid, has_pad=False, width=L, sliding=False
+        )
         h = model.embed(tokens)
         for i, block in enumerate(model.blocks.values()):
             h, S[i] = block(h, S[i], window)

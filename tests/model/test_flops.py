@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE
-from pretrain.model.flops import parameters, peak, work
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.flops import parameters, peak, step_flops
+from pretrain.model.sleep import SleepLM
 from tests.run import reference
 
 CASES = {
@@ -43,7 +43,7 @@ def counted(counter: FlopCounterMode, *operations: str) -> int:
 def test_forward_and_backward_of_a_batch(case: str) -> None:
     sleep, changes = CASES[case]
     config: ModelConfig = replace(reference.MODEL, **changes)
-    model = HybridLM(config, sleep).initialize(0)
+    model = SleepLM(config, sleep).initialize(0)
     batch = reference.batch(0, rows=3, tokens=2 * sleep.window + 3)
     batch.starts = batch.starts.new_zeros(3, 3)
     batch.starts[:, 0] = True
@@ -54,7 +54,7 @@ def test_forward_and_backward_of_a_batch(case: str) -> None:
         loss = model(batch).loss
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    done = work(batch, config, sleep)
+    done = step_flops(batch, config, sleep)
     assert done.forward == counted(forward, "mm", "addmm", "bmm")
     # A little more is counted: the triangular solve's backward is a bmm.
     assert counted(backward, "mm", "addmm", "bmm") == pytest.approx(done.backward, rel=0.05)
@@ -64,11 +64,13 @@ def test_forward_and_backward_of_a_batch(case: str) -> None:
 def test_tokens_by_kind_of_pass() -> None:
     batch = reference.batch(0, rows=4, tokens=20)
     batch.starts = torch.tensor([[True, False, False]] * 4)
-    done = work(batch, reference.MODEL, SleepConfig(passes=3, window=8))
+    done = step_flops(batch, reference.MODEL, SleepConfig(passes=3, window=8))
     # the last window, of 4 tokens, does not sleep
     assert (done.wake, done.sleep) == (80, 2 * 4 * 16)
     batch.carries[1] = True  # this row's document goes on in the next batch
-    assert work(batch, reference.MODEL, SleepConfig(passes=3, window=8)).sleep == 2 * (4 * 16 + 4)
+    assert step_flops(batch, reference.MODEL, SleepConfig(passes=3, window=8)).sleep == 2 * (
+        4 * 16 + 4
+    )
 
 
 def test_the_peak_of_this_processor_is_plausible() -> None:

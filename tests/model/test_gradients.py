@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pretrain.data.batch import Batch
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 from tests.model.tiny import L, build, change, gradients, sequences
 
 # What decides what S takes up and what it lets go, first; then one of everything else.
@@ -53,7 +53,7 @@ def test_finite_differences(when: str, eviction: str) -> None:
 
 
 @torch.no_grad()
-def slope(model: HybridLM, batch: Batch, p: Tensor, direction: Tensor, step: float = 1e-6) -> float:
+def slope(model: SleepLM, batch: Batch, p: Tensor, direction: Tensor, step: float = 1e-6) -> float:
     """Central difference of the loss along a direction. Rounding adds 1e-8."""
     original, loss = p.clone(), []
     for sign in (1, -1):

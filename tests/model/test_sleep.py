@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.data.batch import Batch
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 from tests.model.tiny import L, assert_like_oracle, build, change, gradients, oracle, sequences
 from tests.oracles import qwen
 from tests.oracles.sleep import read
@@ -66,7 +66,7 @@ def test_the_number_of_passes_matters() -> None:
             assert (a - b).abs().mean() > 0.01, when
 
 
-def last_window_losses(model: HybridLM, batch: Batch, passes: int) -> Tensor:
+def last_window_losses(model: SleepLM, batch: Batch, passes: int) -> Tensor:
     """Cross-entropy of each token of the last window, in nats."""
     seen = []
     model(

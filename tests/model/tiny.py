@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 from tests.oracles import qwen
 from tests.oracles.sleep import read
 
@@ -22,14 +22,14 @@ SLEEP = SleepConfig(passes=2, window=L)
 
 def build(
     sleep: SleepConfig = SLEEP, config: ModelConfig = MODEL, dtype: torch.dtype = torch.float64
-) -> HybridLM:
+) -> SleepLM:
     """A model whose every parameter matters: no zeros, no ones, decays from slow (A_log = -6) to
     fast.
 
     Projections have half the usual gain: with all of it, three passes of random blocks are chaotic
     and no tolerance in fp32 or bf16 means anything.
     """
-    model = HybridLM(config, sleep).to(dtype)
+    model = SleepLM(config, sleep).to(dtype)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -68,14 +68,14 @@ def change(sleep: SleepConfig = SLEEP, **settings: int | str) -> SleepConfig:
     return dataclasses.replace(sleep, **settings)
 
 
-def gradients(model: HybridLM, loss: Tensor) -> dict[str, Tensor]:
+def gradients(model: SleepLM, loss: Tensor) -> dict[str, Tensor]:
     """Of every parameter; zeros where the loss does not reach."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     grads = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
     return dict(zip(names, grads, strict=True))
 
 
-def oracle(model: HybridLM, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def oracle(model: SleepLM, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The same reading by transformers: loss by row and window, and the gradients of its sum."""
     other = qwen.from_hybrid(model)
     losses, _ = read(other, batch, model.sleep)
@@ -96,7 +96,7 @@ def assert_same(
         )
 
 
-def assert_like_oracle(model: HybridLM, batch: Batch, tolerance: float = 1e-10) -> Tensor:
+def assert_like_oracle(model: SleepLM, batch: Batch, tolerance: float = 1e-10) -> Tensor:
     """Loss by window and all gradients, ours against transformers'. Returns the loss."""
     out = model(batch)
     losses, expected = oracle(model, batch)

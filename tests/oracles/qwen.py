@@ -1,4 +1,4 @@
-"""transformers' Qwen3_5ForCausalLM with the sizes and the weights of a HybridLM."""
+"""transformers' Qwen3_5ForCausalLM with the sizes and the weights of a SleepLM."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from pretrain.config.schema import ModelConfig
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 from tests.oracles.double import in_double
 
 ATTENTION = {"k": "k_proj", "v": "v_proj", "out": "o_proj", "q_norm": "q_norm", "k_norm": "k_norm"}
@@ -20,7 +20,7 @@ DELTA = {
 }
 
 
-def from_hybrid(model: HybridLM) -> Qwen3_5ForCausalLM:
+def from_hybrid(model: SleepLM) -> Qwen3_5ForCausalLM:
     """The same function in transformers' code, in the model's dtype, without gradients yet."""
     c, dtype = model.config, model.norm.weight.dtype
     config = Qwen3_5TextConfig(

@@ -13,71 +13,77 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import parallel.passes
 import parallel.schedule
 import parallel.simulator
-from parallel.schedule import Action, Leg, Message, Schedule, ScheduleError, Step, schedule
+from parallel.passes import Pass, ScheduleError
+from parallel.schedule import Action, Message, Schedule, Step, make_schedule
 from parallel.simulator import Timeline, simulate
 
-Legs = Sequence[Sequence[Leg]]
+Passes = Sequence[Sequence[Pass]]
 
 
 def window(
     w: int, N: int, P: int, scored: bool, ends: tuple[int, int] | None = None, segment: int = 0, graph: bool = True,
-    truncated: int = 0, reads_at: int = 1, dead_turn: int | None = None, coda: int | None = None,
+    truncated: int = 0, reads_at: int = 1, write_only_end: int | None = None, coda: int | None = None,
     prelude: int = -1,
-) -> list[Leg]:  # fmt: skip
+) -> list[Pass]:  # fmt: skip
     """The passes of one window, as a model with a prelude, a core and a coda plans them.
 
     Args:
         ends: stages with the begin and the end of the core; None: all blocks loop.
         graph: a loss can be reached from here. truncated: passes out of backpropagation's reach.
         reads_at: the pass that coda and head read, if the window is scored or has a coda.
-        dead_turn: where the last pass ends if nothing reads it.
+        write_only_end: where the last pass ends if nothing reads it.
         coda: where the coda ends in a window that is not scored; None: no coda.
         prelude: the stage where it ends; -1: there is none.
     """
     a, b = ends or (0, P - 1)
-    legs = []
+    passes = []
     for number in range(1, N + 1):
         reads = number == reads_at and (scored or coda is not None)
-        turn = b if number < N or reads or dead_turn is None else dead_turn
+        turn = b if number < N or reads or write_only_end is None else write_only_end
 
         def core_graph(n: int) -> bool:
             return graph and (n > truncated or (n == 1 and scored))
 
-        legs.append(
-            Leg(
+        passes.append(
+            Pass(
                 window=w,
                 number=number,
-                first=0 if number == 1 else a,
-                turn=turn,
-                last=(P - 1 if scored or coda is None else max(turn, coda)) if reads else turn,
+                first_stage=0 if number == 1 else a,
+                core_end=turn,
+                last_stage=(P - 1 if scored or coda is None else max(turn, coda))
+                if reads
+                else turn,
                 loops=number < N,
-                graph_to=turn if core_graph(number) else prelude if number == 1 and graph else -1,
-                read_graph=reads and graph,
-                returns=number > 1
+                core_grad_until=turn
+                if core_graph(number)
+                else prelude
+                if number == 1 and graph
+                else -1,
+                head_has_grad=reads and graph,
+                sends_grad_to_previous_pass=number > 1
                 and core_graph(number)
                 and core_graph(number - 1)
                 and number != truncated + 1,
                 segment=segment,
             )
         )
-    return legs
+    return passes
 
 
-def story(P: int, W: int, N: int, segments: bool = False) -> list[Leg]:
+def story(P: int, W: int, N: int, segments: bool = False) -> list[Pass]:
     """W - 1 windows that are read once and slept over N - 1 times, then one more; all of them
     predicted.
     """
     return [
-        leg
-        for w in range(W)
-        for leg in window(w, N if w < W - 1 else 1, P, True, segment=w * segments)
+        p for w in range(W) for p in window(w, N if w < W - 1 else 1, P, True, segment=w * segments)
     ]
 
 
 @st.composite
-def planned(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
+def planned(draw: st.DrawFn) -> tuple[list[list[Pass]], int]:
     """Microbatches of one model: which windows are scored, sleep and have a graph differs between
     them.
     """
@@ -88,44 +94,47 @@ def planned(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
     truncated, windows_apart = draw(st.integers(0, 2)), draw(st.integers(1, 4))
     microbatches = []
     for _ in range(draw(st.integers(1, 9))):
-        legs: list[Leg] = []
+        way: list[Pass] = []
         for w in range(W):
-            scored, passes = draw(st.booleans()), draw(st.sampled_from([1, N]))
-            legs += window(
-                w, passes, P, scored, (a, b), w // windows_apart, draw(st.booleans()), min(truncated, passes - 1),
-                reads_at=draw(st.sampled_from([1, passes])), dead_turn=draw(st.integers(a, b)),
+            scored, n = draw(st.booleans()), draw(st.sampled_from([1, N]))
+            way += window(
+                w, n, P, scored, (a, b), w // windows_apart, draw(st.booleans()), min(truncated, n - 1),
+                reads_at=draw(st.sampled_from([1, n])), write_only_end=draw(st.integers(a, b)),
                 coda=draw(st.integers(b, P - 1)) if has_coda else None, prelude=prelude,
             )  # fmt: skip
-        microbatches.append(legs)
+        microbatches.append(way)
     return microbatches, P
 
 
 @st.composite
-def anything(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
-    """Legs that no model has, but that keep to the rules."""
+def anything(draw: st.DrawFn) -> tuple[list[list[Pass]], int]:
+    """Passes that no model has, but that keep to the rules."""
     P = draw(st.integers(1, 5))
     microbatches = []
     for _ in range(draw(st.integers(0, 4))):
-        way: list[Leg] = []
-        for n in reversed(range(draw(st.integers(0, 5)))):  # legs left
+        way: list[Pass] = []
+        for n in reversed(range(draw(st.integers(0, 5)))):  # passes left
             before = way[-1] if way else None
             first, turn, last = sorted(draw(st.tuples(*[st.integers(0, P - 1)] * 3)))
             looped = before is not None and before.loops
-            graph_to = draw(st.sampled_from([-1, *range(first, turn + 1)]))
+            core_grad_until = draw(st.sampled_from([-1, *range(first, turn + 1)]))
             passes_on = (
-                before is not None and looped and before.graph_to == before.turn and graph_to >= 0
+                before is not None
+                and looped
+                and before.core_grad_until == before.core_end
+                and core_grad_until >= 0
             )
             way.append(
-                Leg(
+                Pass(
                     window=(before.window + (not looped)) if before else 0,
                     number=before.number + 1 if before and looped else 1,
-                    first=first,
-                    turn=turn,
-                    last=last,
+                    first_stage=first,
+                    core_end=turn,
+                    last_stage=last,
                     loops=n > 0 and draw(st.booleans()),
-                    graph_to=graph_to,
-                    read_graph=draw(st.booleans()),
-                    returns=passes_on and draw(st.booleans()),
+                    core_grad_until=core_grad_until,
+                    head_has_grad=draw(st.booleans()),
+                    sends_grad_to_previous_pass=passes_on and draw(st.booleans()),
                     segment=(before.segment if before else 0) + draw(st.integers(0, 1)),
                 )
             )
@@ -135,28 +144,28 @@ def anything(draw: st.DrawFn) -> tuple[list[list[Leg]], int]:
 
 def uneven(action: Action, stage: int) -> int:
     """Some cost from 1 to 6."""
-    return 1 + (7 * stage + 5 * action.leg + 3 * action.microbatch + 2 * action.backward) % 6
+    return 1 + (7 * stage + 5 * action.unit + 3 * action.microbatch + 2 * action.backward) % 6
 
 
 def unplanned(action: Action, stage: int) -> float:
     """Some duration other than any cost."""
-    return 0.1 + (5 * stage + 3 * action.leg + 11 * action.microbatch + 13 * action.backward) % 7
+    return 0.1 + (5 * stage + 3 * action.unit + 11 * action.microbatch + 13 * action.backward) % 7
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(planned(), anything()), st.booleans())
 def test_every_schedule_can_be_carried_out(
-    case: tuple[list[list[Leg]], int], forward_only: bool
+    case: tuple[list[list[Pass]], int], forward_only: bool
 ) -> None:
-    legs, P = case
-    plan = schedule(legs, P, forward_only)
-    assert plan == schedule(legs, P, forward_only)
-    timeline = simulate(plan, legs, P, unplanned, forward_only)
+    passes, P = case
+    plan = make_schedule(passes, P, forward_only)
+    assert plan == make_schedule(passes, P, forward_only)
+    timeline = simulate(plan, passes, P, unplanned, forward_only)
     assert sum(map(len, timeline.spans)) == sum(
         step.action is not None for steps in plan.steps for step in steps
     )
-    simulate(schedule(legs, P, forward_only, uneven), legs, P, forward_only=forward_only)
-    most = max((len(way) for way in legs), default=0) * (2 * P + P // 2)
+    simulate(make_schedule(passes, P, forward_only, uneven), passes, P, forward_only=forward_only)
+    most = max((len(way) for way in passes), default=0) * (2 * P + P // 2)
     assert all(0 <= peak <= most for peak in timeline.peak)
     if forward_only:
         assert not any(timeline.peak)
@@ -166,10 +175,10 @@ def test_every_schedule_can_be_carried_out(
 
 
 def written(timeline: Timeline) -> list[str]:
-    """By stage: begin, F or B, microbatch.leg of every action."""
+    """By stage: begin, F or B, microbatch.unit of every action."""
     return [
         " ".join(
-            f"{s.begin:g}{'FB'[s.action.backward]}{s.action.microbatch}.{s.action.leg}"
+            f"{s.begin:g}{'FB'[s.action.backward]}{s.action.microbatch}.{s.action.unit}"
             for s in spans
         )
         for spans in timeline.spans
@@ -180,9 +189,9 @@ def test_two_stages_by_hand() -> None:
     """P = M = W = N = 2: a window with a sleep, then one without. A forward is a tick, a backward
     two.
     """
-    legs = [window(0, 2, 2, True) + window(1, 1, 2, True)] * 2
-    plan = schedule(legs, 2)
-    timeline = simulate(plan, legs, 2)
+    passes = [window(0, 2, 2, True) + window(1, 1, 2, True)] * 2
+    plan = make_schedule(passes, 2)
+    timeline = simulate(plan, passes, 2)
     assert written(timeline) == [
         "0F0.0 1F1.0 2F0.1 3F1.1 4F0.2 5F1.2 9B0.2 11B1.2 13B0.1 15B1.1 17B0.0 19B1.0",
         "1F0.0 2F1.0 3F0.1 4F1.1 5F0.2 6F1.2 7B0.2 9B1.2 11B0.1 13B1.1 15B0.0 17B1.0",
@@ -194,17 +203,17 @@ def test_two_stages_by_hand() -> None:
     )
     assert timeline.peak == (6, 6)
 
-    def onward(m: int, leg: int) -> Message:
-        return Message(0, 1, False, m, leg, False)
+    def onward(m: int, unit: int) -> Message:
+        return Message(0, 1, False, m, unit, False)
 
-    def back(m: int, leg: int) -> Message:
-        return Message(1, 0, True, m, leg, False)
+    def back(m: int, unit: int) -> Message:
+        return Message(1, 0, True, m, unit, False)
 
-    def ring(m: int, leg: int) -> Message:
-        return Message(1, 0, False, m, leg, True)
+    def ring(m: int, unit: int) -> Message:
+        return Message(1, 0, False, m, unit, True)
 
-    def ring_back(m: int, leg: int) -> Message:
-        return Message(0, 1, True, m, leg, True)
+    def ring_back(m: int, unit: int) -> Message:
+        return Message(0, 1, True, m, unit, True)
 
     # ticks 1, 2, 3
     forward = [(onward(0, 0),), (onward(1, 0), ring(0, 1)), (onward(0, 1), ring(1, 1))]
@@ -224,41 +233,41 @@ def test_turn_before_the_last_stage_by_hand() -> None:
     """The core is on stage 0, the head on stage 1: the wake pass gets one gradient from there, one
     from the sleep.
     """
-    legs = [window(0, 2, 2, True, (0, 0)) + window(1, 1, 2, True, (0, 0))]
-    plan = schedule(legs, 2)
-    timeline = simulate(plan, legs, 2)
+    passes = [window(0, 2, 2, True, (0, 0)) + window(1, 1, 2, True, (0, 0))]
+    plan = make_schedule(passes, 2)
+    timeline = simulate(plan, passes, 2)
     assert written(timeline) == ["0F0.0 1F0.1 2F0.2 6B0.2 8B0.1 10B0.0", "1F0.0 3F0.2 4B0.2 6B0.0"]
     assert timeline.peak == (3, 2)
     assert not any(
         message.ring for steps in plan.steps for step in steps for message in step.messages
     )
     # Cut between the windows, the first one's backward need not wait for the second one's forward.
-    legs = [window(0, 2, 2, True, (0, 0)) + window(1, 1, 2, True, (0, 0), segment=1)]
-    timeline = simulate(schedule(legs, 2), legs, 2)
+    passes = [window(0, 2, 2, True, (0, 0)) + window(1, 1, 2, True, (0, 0), segment=1)]
+    timeline = simulate(make_schedule(passes, 2), passes, 2)
     assert written(timeline) == ["0F0.0 1F0.1 2B0.1 4B0.0 6F0.2 10B0.2", "1F0.0 2B0.0 7F0.2 8B0.2"]
     assert timeline.peak == (2, 1)
 
 
 def test_without_loops_it_is_one_forward_one_backward() -> None:
-    legs = [window(0, 1, 2, True)] * 3
-    assert written(simulate(schedule(legs, 2), legs, 2)) == [
+    passes = [window(0, 1, 2, True)] * 3
+    assert written(simulate(make_schedule(passes, 2), passes, 2)) == [
         "0F0.0 1F1.0 4B0.0 6F2.0 7B1.0 10B2.0",
         "1F0.0 2B0.0 4F1.0 5B1.0 7F2.0 8B2.0",
     ]
 
 
 def test_forward_only_goes_once_through_everything() -> None:
-    legs = [story(4, 2, 3)] * 4
-    plan = schedule(legs, 4, forward_only=True)
+    passes = [story(4, 2, 3)] * 4
+    plan = make_schedule(passes, 4, forward_only=True)
     assert not any(step.action and step.action.backward for steps in plan.steps for step in steps)
-    timeline = simulate(plan, legs, 4, forward_only=True)
+    timeline = simulate(plan, passes, 4, forward_only=True)
     assert timeline.makespan == 4 * 4 + 3 and timeline.peak == (0, 0, 0, 0)
 
 
-def test_legs_without_a_graph_have_no_backward() -> None:
-    legs = [window(0, 3, 2, False, graph=False) + window(1, 1, 2, True)]
-    done = [step.action for step in schedule(legs, 2).steps[0] if step.action]
-    assert [action.leg for action in done if action.backward] == [3]
+def test_passes_without_a_graph_have_no_backward() -> None:
+    passes = [window(0, 3, 2, False, graph=False) + window(1, 1, 2, True)]
+    done = [step.action for step in make_schedule(passes, 2).steps[0] if step.action]
+    assert [action.unit for action in done if action.backward] == [3]
 
 
 # ---- how good they are
@@ -272,8 +281,8 @@ def test_bubble_and_memory(P: int, W: int, N: int) -> None:
     """
     peaks = {}
     for M in (P, P + 1, 2 * P - 1, 2 * P, 4 * P, 6 * P):
-        legs = [story(P, W, N)] * M
-        timeline = simulate(schedule(legs, P), legs, P)
+        passes = [story(P, W, N)] * M
+        timeline = simulate(make_schedule(passes, P), passes, P)
         idle = timeline.makespan - max(timeline.busy)
         turns = M // P - 1 if N > 1 else 0  # from group to group
         assert 3 * (P - 1) <= idle <= 3 * (P - 1) + 2 * (P - 1) * turns, M
@@ -286,8 +295,8 @@ def test_bubble_and_memory(P: int, W: int, N: int) -> None:
 @pytest.mark.parametrize(("P", "N"), [(2, 1), (4, 1), (4, 3), (8, 2)])
 def test_segments_lower_the_peak(P: int, N: int) -> None:
     def peak(segments: bool) -> int:
-        legs = [story(P, 6, N, segments)] * P
-        return max(simulate(schedule(legs, P), legs, P).peak)
+        passes = [story(P, 6, N, segments)] * P
+        return max(simulate(make_schedule(passes, P), passes, P).peak)
 
     assert peak(True) < peak(False) * (0.5 if N > 1 else 1)
 
@@ -302,7 +311,7 @@ CORE_AND_CODA = [
 
 @pytest.fixture(scope="module")
 def plan() -> Schedule:
-    plan = schedule(CORE_AND_CODA, 3)
+    plan = make_schedule(CORE_AND_CODA, 3)
     simulate(plan, CORE_AND_CODA, 3)
     return plan
 
@@ -374,7 +383,7 @@ def test_a_message_received_too_late(plan: Schedule) -> None:
             plan, s, n, step._replace(messages=tuple(x for x in step.messages if x.source == s))
         )
         late = changed(late, s, n + 1, after._replace(messages=receives + after.messages))
-        used = {(x.backward, x.microbatch, x.leg) for x in receives}
+        used = {(x.backward, x.microbatch, x.unit) for x in receives}
         if after.action is not None and tuple(after.action) in used:
             with pytest.raises(ScheduleError, match="begins before its input is received"):
                 simulate(late, CORE_AND_CODA, 3)
@@ -451,8 +460,8 @@ def test_messages_of_a_pair_in_another_order(plan: Schedule) -> None:
 
 def test_batches_that_wait_for_each_other() -> None:
     """Sends that are buffered get through; a batch that waits for its peer does not."""
-    legs = [window(0, 2, 2, True)] * 2
-    plan = schedule(legs, 2)
+    passes = [window(0, 2, 2, True)] * 2
+    plan = make_schedule(passes, 2)
     n = next(n for n, step in enumerate(plan.steps[0]) if len(step.messages) == 2)
     for stage in (0, 1):
         step = plan.steps[stage][n]
@@ -465,9 +474,9 @@ def test_batches_that_wait_for_each_other() -> None:
         )
         plan = Schedule(plan.steps[:stage] + (steps,) + plan.steps[stage + 1 :])
         if stage == 0:
-            simulate(plan, legs, 2)  # one batch in two parts waits for nothing that will not come
+            simulate(plan, passes, 2)  # one batch in two parts waits for nothing that will not come
     with pytest.raises(ScheduleError, match=r"deadlock.*stage 0 for .*stage 1 for "):
-        simulate(plan, legs, 2)
+        simulate(plan, passes, 2)
 
 
 def test_a_schedule_of_something_else(plan: Schedule) -> None:
@@ -476,7 +485,7 @@ def test_a_schedule_of_something_else(plan: Schedule) -> None:
     with pytest.raises(ScheduleError, match="is not called for"):
         simulate(plan, CORE_AND_CODA, 3, forward_only=True)
     with pytest.raises(ScheduleError, match="is never done"):
-        simulate(schedule(CORE_AND_CODA, 3, forward_only=True), CORE_AND_CODA, 3)
+        simulate(make_schedule(CORE_AND_CODA, 3, forward_only=True), CORE_AND_CODA, 3)
     with pytest.raises(ScheduleError, match="never done"):
         simulate(plan, [*CORE_AND_CODA, CORE_AND_CODA[0]], 3)
 
@@ -487,34 +496,37 @@ def test_a_schedule_of_something_else(plan: Schedule) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda a, b: [replace(a, last=2), b], "0 <= first <= turn <= last < 2"),
-        (lambda a, b: [replace(a, turn=0, first=1), b], "0 <= first"),
-        (lambda a, b: [replace(a, loops=False), b], "microbatch 0, leg 1 sleeps"),
-        (lambda a, b: [a, replace(b, number=1)], "leg 1 wakes"),
+        (
+            lambda a, b: [replace(a, last_stage=2), b],
+            "0 <= first_stage <= core_end <= last_stage < 2",
+        ),
+        (lambda a, b: [replace(a, core_end=0, first_stage=1), b], "0 <= first"),
+        (lambda a, b: [replace(a, loops=False), b], "microbatch 0, unit 1 sleeps"),
+        (lambda a, b: [a, replace(b, number=1)], "unit 1 wakes"),
         (lambda a, b: [a, replace(b, window=1)], "not the next pass"),
-        (lambda a, b: [a, replace(b, loops=True)], "no next leg"),
-        (lambda a, b: [replace(a, graph_to=-1), b], "leg 1 returns"),
-        (lambda a, b: [replace(a, graph_to=0), b], "leg 1 returns"),
-        (lambda a, b: [a, replace(b, graph_to=2)], "leg 1 goes back through stages beyond"),
+        (lambda a, b: [a, replace(b, loops=True)], "no next pass"),
+        (lambda a, b: [replace(a, core_grad_until=-1), b], "unit 1 sends a gradient"),
+        (lambda a, b: [replace(a, core_grad_until=0), b], "unit 1 sends a gradient"),
+        (lambda a, b: [a, replace(b, core_grad_until=2)], "unit 1 goes back through stages beyond"),
         (lambda a, b: [replace(a, segment=1), b], "earlier segment"),
     ],
 )
-def test_legs_that_make_no_sense(change: Callable[[Leg, Leg], list[Leg]], match: str) -> None:
+def test_passes_that_make_no_sense(change: Callable[[Pass, Pass], list[Pass]], match: str) -> None:
     with pytest.raises(ScheduleError, match=match):
-        schedule([change(*window(0, 2, 2, True))], 2)
+        make_schedule([change(*window(0, 2, 2, True))], 2)
 
 
 def test_a_cost_of_nothing() -> None:
     with pytest.raises(ScheduleError, match="at least one tick, not 0"):
-        schedule([window(0, 1, 2, True)], 2, cost=lambda action, stage: 0)
+        make_schedule([window(0, 1, 2, True)], 2, cost=lambda action, stage: 0)
 
 
 def test_nothing_to_do() -> None:
-    assert schedule([], 2) == Schedule(((), ()))
-    assert simulate(schedule([[]], 2), [[]], 2).bubble == 0
+    assert make_schedule([], 2) == Schedule(((), ()))
+    assert simulate(make_schedule([[]], 2), [[]], 2).bubble == 0
 
 
-@pytest.mark.parametrize("module", [parallel.schedule, parallel.simulator])
+@pytest.mark.parametrize("module", [parallel.passes, parallel.schedule, parallel.simulator])
 def test_pure(module: object) -> None:
     """No torch, no random numbers, no clock: every rank gets the same."""
     tree = ast.parse(Path(str(module.__file__)).read_text())  # type: ignore[attr-defined]
@@ -522,5 +534,5 @@ def test_pure(module: object) -> None:
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
     assert imported <= {
         "__future__", "collections", "collections.abc", "dataclasses", "heapq", "itertools", "typing",
-        "parallel.schedule",
+        "parallel.passes", "parallel.schedule",
     }  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.data.stream import TextStream
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 from pretrain.tasks import TaskSource
 
 NAN = float("nan")
@@ -31,9 +31,9 @@ def planted(
         The batches that have been trained on, in this order.
     """
     taken: list[int] = []
-    whole = getattr(HybridLM, where)
+    whole = getattr(SleepLM, where)
 
-    def spoilt(self: HybridLM, *arguments: torch.Tensor) -> torch.Tensor:
+    def spoilt(self: SleepLM, *arguments: torch.Tensor) -> torch.Tensor:
         values: torch.Tensor = whole(self, *arguments)
         spoils = (
             self.training and taken[-1] in batches and dist.get_rank() == dist.get_world_size() - 1
@@ -48,7 +48,7 @@ def planted(
         return next_batch
 
     with (
-        mock.patch.object(HybridLM, where, spoilt),
+        mock.patch.object(SleepLM, where, spoilt),
         mock.patch.object(
             TaskSource,
             "next",

@@ -10,7 +10,7 @@ import torch
 
 from pretrain.config.schema import ModelConfig, OptimizerConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.model.hybrid import HybridLM
+from pretrain.model.sleep import SleepLM
 
 MODEL = ModelConfig(
     d_model=24, attention_heads=2, attention_kv_heads=1, attention_head_dim=12, delta_key_heads=1,
@@ -22,11 +22,11 @@ SLEEP = SleepConfig(passes=2, window=8)
 OPTIMIZER = OptimizerConfig(muon_lr=5e-3, adamw_lr=2e-3, weight_decay=0.1, clip=0.2, warmup=0)
 
 
-def model(seed: int = 0) -> HybridLM:
+def model(seed: int = 0) -> SleepLM:
     """The little hybrid of these tests. Every size is odd enough that no parameter splits evenly
     over 2 ranks.
     """
-    return HybridLM(MODEL, SLEEP).initialize(seed)
+    return SleepLM(MODEL, SLEEP).initialize(seed)
 
 
 def batch(step: int, rows: int = 4, tokens: int = 16) -> Batch:

@@ -1,0 +1,250 @@
+"""What each window and each pass of a batch does, decided on the host before anything runs.
+
+The loop, the pipeline's schedule, the counts of FLOPs and of memory and a session ask here: it is
+said once which blocks run, what they write, what is read, what has a gradient, on which stages.
+
+Rows differ: one is predicted where another only sleeps. Values are then chosen row by row. What
+decides which operations run, and in what order, is a window's `structure`: the same on every
+data-parallel rank, for ZeRO reduces gradients and gathers weights in the order of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from parallel.passes import Pass
+from parallel.stages import Stage
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import IGNORE, Batch
+
+# Gives the elementwise maximum over the ranks that must run the same operations in the same order.
+Agree = Callable[[Tensor], Tensor]
+
+
+def alone(values: Tensor) -> Tensor:
+    """The agreement of one rank."""
+    return values
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WindowPlan:
+    """What happens in one window."""
+
+    index: int  # of the window in its sequence
+    tokens: slice  # of the sequence
+
+    # ---- rows, this rank's own
+    starts: Tensor  # [B] bool, a document begins
+    has_targets: Tensor  # [B] bool, something is predicted
+    sleeps: Tensor  # [B] bool, makes passes 2..N
+    scored_index: Tensor  # [n] int64, of the scored positions in the flattened [B, width]
+
+    # ---- structure, agreed over ranks: "some" means some row of some rank
+    passes: int  # N, or 1 where no row sleeps
+    past: int  # keys of earlier windows that it begins with
+    has_pad: bool  # some token is PAD
+    has_starts: bool  # some row begins a document
+    some_stay_awake: bool  # some row does not sleep
+    any_scored: bool  # some row has targets
+    all_scored: bool  # every row has
+
+    # ---- gradient, agreed
+    has_grad: bool  # some scored position can be reached from here by backpropagation
+    segment: int  # the last window before the next cut: gradients of its memory come no further
+    cut: bool  # backpropagation through windows is truncated before this one
+    truncated: int  # passes out of backpropagation's reach
+    is_last: bool  # its sleep is for the next batch, from which no gradient comes
+
+    @property
+    def width(self) -> int:
+        """Tokens of this window: L, or fewer in a sequence's last."""
+        return int(self.tokens.stop - self.tokens.start)
+
+
+F = TypeVar("F")
+
+
+class _Facts(NamedTuple, Generic[F]):
+    """What may hold, by window: of each row [W, B], or [W] of some row of some rank."""
+
+    scored: F
+    unscored: F
+    sleeps: F
+    stays: F  # does not sleep
+    sleeps_on: F  # sleeps, and its document goes on in the next batch
+    stays_on: F  # the opposite
+    goes_on: F
+    starts: F
+    has_pad: F
+
+
+def plan_windows(
+    batch: Batch,
+    config: SleepConfig,
+    *,
+    passes: int | None = None,
+    past: int = 0,
+    agree: Agree = alone,
+) -> tuple[WindowPlan, ...]:
+    """The windows of a batch up to the last one that matters. A pure function, on CPU data.
+
+    Args:
+        passes: N, if other than the configuration says.
+        past: keys of earlier windows that the batch begins with.
+        agree: over the data-parallel ranks; each of them calls it once.
+    """
+    T, L, W, j = batch.size[1], config.window, batch.starts.shape[1], config.truncate_windows
+    N, sliding = passes or config.passes, config.eviction == "sliding"
+    rows = _facts(batch, config)
+    some, past = _agreed(rows, past, agree)
+    scored, end = [w for w in range(W) if some.scored[w]], W - 1
+    if not some.goes_on[0]:  # what follows the last scored window changes nothing
+        W = scored[-1] + 1 if scored else 0
+    windows = []
+    for w in range(W):
+        tokens, is_last = slice(w * L, min((w + 1) * L, T)), w == W - 1
+        # The last window sleeps only for documents that go on in the next batch.
+        sleeps = rows.sleeps_on if is_last else rows.sleeps
+        some_sleep = some.sleeps_on if is_last else some.sleeps
+        some_stay = some.stays_on if is_last else some.stays
+        count = N if some_sleep[w] else 1
+        # Segments of j windows are counted from the sequence's end, whatever its rows score.
+        segment = end - (end - w) // j * j if j else end
+        windows.append(
+            WindowPlan(
+                index=w,
+                tokens=tokens,
+                starts=rows.starts[w],
+                has_targets=rows.scored[w],
+                sleeps=sleeps[w],
+                scored_index=(batch.targets[:, tokens] != IGNORE).flatten().nonzero()[:, 0],
+                passes=count,
+                past=min(L - 1, past + w * L) if sliding else 0,
+                has_pad=some.has_pad[w],
+                has_starts=some.starts[w],
+                some_stay_awake=some_stay[w],
+                any_scored=some.scored[w],
+                all_scored=not some.unscored[w],
+                has_grad=any(w <= s <= segment for s in scored),
+                segment=segment,
+                cut=bool(j) and w > 0 and (end + 1 - w) % j == 0,
+                truncated=count - config.truncate_passes if config.truncate_passes else 0,
+                is_last=is_last,
+            )
+        )
+    return tuple(windows)
+
+
+def _facts(batch: Batch, config: SleepConfig) -> _Facts[Tensor]:
+    """Of this rank's rows: [W, B] bool each."""
+    B, L, W = batch.size[0], config.window, batch.starts.shape[1]
+
+    def any_in_window(positions: Tensor) -> Tensor:  # [B, T] -> [W, B]
+        return torch.stack([positions[:, w * L : (w + 1) * L].any(dim=1) for w in range(W)])
+
+    starts, goes_on = batch.starts.T, batch.carries.expand(W, B)
+    scored = any_in_window(batch.targets != IGNORE)
+    sleeps = ~scored if config.when == "context" else torch.ones(W, B, dtype=torch.bool)
+    sleeps[:-1] &= ~starts[1:]  # what a document leaves behind at its end is forgotten
+    return _Facts(
+        scored=scored,
+        unscored=~scored,
+        sleeps=sleeps,
+        stays=~sleeps,
+        sleeps_on=sleeps & goes_on,
+        stays_on=~(sleeps & goes_on),
+        goes_on=goes_on,
+        starts=starts,
+        has_pad=any_in_window(~batch.valid),
+    )
+
+
+def _agreed(rows: _Facts[Tensor], past: int, agree: Agree) -> tuple[_Facts[list[bool]], int]:
+    """What holds for some row of some rank, and the longest past, in one agreement."""
+    facts = torch.stack([fact.any(dim=1) for fact in rows])  # [facts, W]
+    values = torch.cat([facts.flatten().to(torch.int32), torch.tensor([past], dtype=torch.int32)])
+    values = agree(values)
+    return _Facts(*values[:-1].view(facts.shape).bool().tolist()), int(values[-1])
+
+
+def plan_passes(
+    w: WindowPlan, config: ModelConfig, sleep: SleepConfig, stage: Stage
+) -> tuple[Pass, ...]:
+    """The passes of a window, 1: wake, 2..N: sleep, given how the blocks are split over stages.
+
+    Args:
+        stage: any one of them; `Stage.only` if the model is not split.
+    """
+    blocks = range(len(config.layers))
+    prelude, coda = blocks[: sleep.prelude], blocks[len(blocks) - sleep.coda :]
+    core = blocks[len(prelude) : len(blocks) - len(coda)]
+    # Coda and head read the wake pass if that is what they read in every row, else the last pass.
+    read_at = 1 if w.any_scored and (w.all_scored or not coda) else w.passes
+
+    def core_has_grad(n: int) -> bool:
+        if n > 1 and w.is_last:  # sleep for the next batch
+            return False
+        # The wake pass has a loss of its own, which truncation does not cut off.
+        return w.has_grad and (n > w.truncated or (n == 1 and w.any_scored))
+
+    def end_of(blocks: Sequence[int], at_least: int) -> int:
+        return max([at_least, *map(stage.of, blocks)])
+
+    passes = []
+    for n in range(1, w.passes + 1):
+        reads = n == read_at and (w.any_scored or bool(coda))
+        runs_prelude, runs_core, runs_coda = prelude if n == 1 else prelude[:0], core, coda[:0]
+        write_only: range = core[:0]
+        if n == w.passes and not reads:  # nothing reads the h that comes out of the core
+            runs_core = write_only = until_last_write(core, config, sleep)
+        elif reads and not w.any_scored:  # the coda only brings its memory up to date
+            runs_coda = write_only = until_last_write(coda, config, sleep)
+        elif reads:
+            runs_coda = coda
+
+        first_stage = 0 if n == 1 else stage.of(min(core.start, blocks[-1]))
+        core_end = end_of((*runs_prelude, *runs_core), first_stage)
+        core_grad_until = -1
+        if core_has_grad(n):
+            core_grad_until = core_end
+        elif runs_prelude and w.has_grad:  # by its own memory
+            core_grad_until = stage.of(runs_prelude[-1])
+        detaches = 1 < n == w.truncated + 1
+        both_have_grad = n > 1 and core_has_grad(n) and core_has_grad(n - 1)
+        head_stage = len(stage.bounds) - 2 if reads and w.any_scored else core_end
+        passes.append(
+            Pass(
+                window=w.index,
+                number=n,
+                first_stage=first_stage,
+                core_end=core_end,
+                last_stage=end_of(runs_coda, head_stage),
+                loops=n < w.passes,
+                core_grad_until=core_grad_until,
+                head_has_grad=reads and w.has_grad,
+                sends_grad_to_previous_pass=both_have_grad and not detaches,
+                segment=w.segment,
+                prelude=runs_prelude,
+                core=runs_core,
+                coda=runs_coda,
+                write_only=write_only[-1] if write_only else None,
+                reads=reads,
+                core_has_grad=core_has_grad(n),
+                detaches=detaches,
+            )
+        )
+    return tuple(passes)
+
+
+def until_last_write(blocks: range, config: ModelConfig, sleep: SleepConfig) -> range:
+    """The blocks up to the last one that writes into a memory which outlives the window.
+
+    A delta block writes fast weights; under sliding eviction, attention's keys outlive it too.
+    """
+    writers = [b for b in blocks if config.layers[b] == "delta" or sleep.eviction == "sliding"]
+    return range(blocks.start, writers[-1] + 1) if writers else blocks[:0]

@@ -1,0 +1,133 @@
+"""Around the loop: what is constant while a batch is read, what is kept from pass to pass, and what
+comes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from parallel.passes import Pass
+from parallel.state import BlockState, State, map_blocks
+from parallel.window import Window
+from pretrain.data.batch import Batch
+from pretrain.model.hybrid import HybridLM
+from pretrain.model.plan import Agree, WindowPlan, alone, plan_passes, plan_windows
+from pretrain.model.probe import Probe
+
+# Takes a window's plan, y [n, D] and targets [n] of its scored positions; gives their losses [n].
+Head = Callable[[WindowPlan, Tensor, Tensor], Tensor]
+
+
+class Output(NamedTuple):
+    """What reading a batch gives."""
+
+    loss: Tensor  # [] at least fp32, sum of cross-entropy over the scored positions, differentiable
+    window_loss: Tensor  # [W] the same by window, detached
+    # fast weights for the next batch, detached; None if no row's document goes on
+    state: State | None
+
+
+class Memory(NamedTuple):
+    """What a stage keeps of a batch from one pass to the next."""
+
+    state: State
+    # The core's as the wake pass left it, for the rows that do not sleep.
+    woke: tuple[BlockState, ...] | None = None
+    # The wake pass's h, for the rows that are predicted from it, until the coda reads it.
+    woke_h: Tensor | None = None
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Memory:
+        """f applied tensor by tensor."""
+        return Memory(
+            self.state.map(f),
+            None if self.woke is None else map_blocks(f, self.woke),
+            None if self.woke_h is None else f(self.woke_h),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Who reads a batch, with all blocks or those of one pipeline stage: nothing here changes."""
+
+    model: HybridLM
+    windows: tuple[WindowPlan, ...]
+    tokens: Tensor  # [B, T] int64; this and the next two on the model's device
+    targets: Tensor  # [B, T] int64
+    valid: Tensor  # [B, T] bool
+    carries: bool  # some row's document goes on in the next batch
+    recompute: str  # what a unit keeps for backward, see `parallel.recompute`
+    probe: Probe | None
+    head: Head
+
+    @staticmethod
+    def of(
+        model: HybridLM,
+        batch: Batch,
+        state: State | None = None,
+        *,
+        passes: int | None = None,
+        recompute: str = "none",
+        probe: Probe | None = None,
+        head: Head | None = None,
+        agree: Agree = alone,
+    ) -> Reader:
+        """Plans the windows and moves the batch to the device; see `SleepLM.forward`."""
+        past = 0 if state is None else state.past
+        windows = plan_windows(batch, model.sleep, passes=passes, past=past, agree=agree)
+        tokens, targets, valid = (
+            t.to(model.device, non_blocking=True)
+            for t in (batch.tokens, batch.targets, batch.valid)
+        )
+        return Reader(
+            model, windows, tokens, targets, valid, bool(batch.carries.any()), recompute, probe,
+            head or (lambda _, y, targets: model.losses(y, targets)),
+        )  # fmt: skip
+
+    def start(self, state: State | None) -> Memory:
+        """The memory that the batch begins with: of the batch before, or empty."""
+        if state is None:
+            past = self.windows[0].past if self.windows else 0
+            state = self.model.empty_state(len(self.tokens), past)
+        return Memory(state)
+
+    def passes(self, w: WindowPlan) -> tuple[Pass, ...]:
+        """Of a window, over this model's blocks and stages."""
+        return plan_passes(w, self.model.config, self.model.sleep, self.model.stage)
+
+    def run(
+        self, p: Pass, blocks: range, h: Tensor, state: State, window: Window
+    ) -> tuple[Tensor, State]:
+        """Some of a pass's blocks, as far as they are this stage's."""
+        return self.model.run(
+            blocks, h, state, window, policy=self.recompute, write_only=p.write_only
+        )
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A tensor of the plan; the host does not wait."""
+        return tensor.to(self.model.device, non_blocking=True)
+
+    def output(self, losses: Mapping[int, Tensor], memory: Memory) -> Output:
+        """When every pass is done.
+
+        Args:
+            losses: [] of each scored window by its index; of pipeline stages the last has them.
+        """
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        zero = torch.zeros((), device=self.model.device, dtype=dtype)
+        W = -(-self.tokens.shape[1] // self.model.sleep.window)
+        by_window = torch.stack([losses.get(w, zero).detach() for w in range(W)])
+        total = torch.stack(list(losses.values())).sum() if losses else zero
+        return Output(total, by_window, memory.state.detach() if self.carries else None)
+
+
+@contextmanager
+def grad(enabled: bool) -> Iterator[None]:
+    """Builds the graph only where backpropagation will pass, if the caller wants it at all."""
+    with torch.set_grad_enabled(enabled and torch.is_grad_enabled()):
+        yield
