@@ -9,7 +9,7 @@ DEVICE ?= auto
 STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills clean
+.PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -48,6 +48,9 @@ test-layouts: setup  ## every parallel layout of up to eight ranks against one p
 
 test-kills: setup  ## runs killed at random moments, KILLS=100 times, and resumed (some minutes on two cores)
 	HYPNOS_KILLS=$(or $(KILLS),100) .venv/bin/python -m pytest -q -rP tests/resume
+
+test-planted: setup  ## errors planted in a copy of the tree: which half of the tests finds each (half an hour)
+	.venv/bin/python -m tests.planted_errors
 
 clean:  ## removes the environment and caches; runs stay
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

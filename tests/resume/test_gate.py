@@ -12,6 +12,8 @@ import pytest
 from parallel import mesh
 from pretrain.run.stop import Stop
 
+pytestmark = pytest.mark.smoke  # one process
+
 LONG = 20.0  # seconds that nothing takes here
 SHORT = 0.3  # seconds in which what is not held back would have gone on
 
