@@ -1,5 +1,5 @@
-"""The engine and the optimiser against a plain torch loop; test_two_ranks.py has the same on two
-processes.
+"""The engine and the optimiser against a plain torch loop; tests/run/test_ranks.py has the same on
+two ranks.
 """
 
 from __future__ import annotations
@@ -7,39 +7,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from parallel import mesh
 from parallel.engine import Engine
-from pretrain.data.batch import IGNORE
 from pretrain.run.optimizer import MuonAdamW
 from tests import gathered
 from tests.run import reference
+from tests.run.by_engine import train
 from tests.runs import assert_same
-
-
-def train(zero: int, precision: str, microbatches: int, steps: int) -> reference.Trained:
-    """The engine's counterpart of `reference.train`; every rank takes its rows of each batch."""
-    net = reference.model()
-    optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER)
-    engine = Engine(net, optimizer, zero=zero, precision=precision, microbatches=microbatches)
-    losses, norms = [], []
-    for step in range(steps):
-        whole = reference.batch(step)
-        scored, share = int((whole.targets != IGNORE).sum()), 4 // mesh.dp_size()
-        mine = whole.rows(mesh.dp_rank() * share, (mesh.dp_rank() + 1) * share)
-        part, total = share // microbatches, torch.zeros(())
-        for m in range(microbatches):
-            loss = engine(mine.rows(m * part, (m + 1) * part)).loss
-            engine.backward(loss, scored)
-            total += loss.detach() / scored
-        engine.step()
-        torch.distributed.all_reduce(total)
-        losses.append(float(total))
-        norms.append(float(optimizer.grad_norm))
-    trained = reference.Trained(
-        gathered.whole(engine.weights()), gathered.whole(optimizer.pieces()), losses, norms
-    )
-    engine.close()
-    return trained
 
 
 @pytest.fixture(scope="module")

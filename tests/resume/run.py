@@ -11,6 +11,7 @@ from tests.resume.job import Job
 from tests.resume.problem import Case, make_config
 
 LONGEST = 120.0  # seconds that a job may take which is left alone
+SOON = 30.0  # seconds in which ranks end that cannot go on
 
 
 class Run:
@@ -58,3 +59,17 @@ def until(job: Job, seconds: float, happens: Callable[[], bool] = lambda: False)
     end = time.monotonic() + seconds
     while job.alive and not happens() and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 0.0002))
+
+
+def errors(job: Job, rank: int) -> list[str]:
+    """What a rank says that is not of its progress."""
+    lines = job.output(rank).splitlines()
+    return [line for line in lines if not line.startswith(("step ", "resuming "))]
+
+
+def assert_ends(job: Job, *, said: list[str], statuses: list[int]) -> None:
+    """All ranks end soon, each with one line that says all of this."""
+    assert job.wait(SOON) == statuses, job.log()
+    for rank in range(len(job.processes)):
+        (line,) = errors(job, rank)
+        assert line.startswith("hypnos: error: ") and all(part in line for part in said), job.log()

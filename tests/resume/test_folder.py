@@ -12,8 +12,7 @@ from pretrain.config.load import dump
 from tests.resume import saved
 from tests.resume.conftest import Finished
 from tests.resume.problem import STEPS, Case, make_config
-from tests.resume.run import LONGEST, Run, until
-from tests.resume.test_full_disk import assert_ends
+from tests.resume.run import LONGEST, Run, assert_ends, until
 from tests.runs import rows
 
 CASES = [Case(1, {}), Case(2, {"zero": 1})]

@@ -15,10 +15,9 @@ from tests.resume import saved
 from tests.resume.conftest import Finished
 from tests.resume.job import Job
 from tests.resume.problem import STEPS, Case
-from tests.resume.run import LONGEST, Run, until
+from tests.resume.run import LONGEST, SOON, Run, assert_ends, errors, until
 from tests.runs import rows
 
-SOON = 30.0  # seconds
 # bytes: more than metrics.jsonl and TensorBoard's file need, and less than any rank's weights
 FOR_METRICS = 28_000
 CASES = [
@@ -34,20 +33,6 @@ def fill_disk(job: Job, rank: int, room: int) -> None:
     pid = job.processes[rank].pid
     assert pid is not None
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, room))
-
-
-def errors(job: Job, rank: int) -> list[str]:
-    """What a rank says that is not of its progress."""
-    lines = job.output(rank).splitlines()
-    return [line for line in lines if not line.startswith(("step ", "resuming "))]
-
-
-def assert_ends(job: Job, *, said: list[str], statuses: list[int]) -> None:
-    """All ranks end soon, each with one line that says all of this."""
-    assert job.wait(SOON) == statuses, job.log()
-    for rank in range(len(job.processes)):
-        (line,) = errors(job, rank)
-        assert line.startswith("hypnos: error: ") and all(part in line for part in said), job.log()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -10,8 +10,8 @@ import torch
 
 from parallel import mesh
 from pretrain.evaluate import CollectPredictions
-from tests.parallel.test_engine import train
 from tests.run import reference
+from tests.run.by_engine import train
 from tests.runs import assert_same
 
 
