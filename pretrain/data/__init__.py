@@ -8,32 +8,36 @@
     writer.py    one split as it is written
     index.py     what lies in a split's folder, and the checks on reading it
     reader.py    one document's tokens by number, checked, without reading its neighbours
+    open_files.py  files that are read again and again, of which only so many may be open
+    splitmix.py  random numbers as a function of a key and a counter
     order.py     which document is drawn at position j: a pure function of (seed, j)
     lanes.py     which tokens of which documents each row of a batch holds: lengths only
     rows.py      those tokens, read and laid out as a Batch
-    stream.py    TextStream: batches for one rank, exact resume at any rank count; heldout_batches
+    stream.py    TextStream: batches for one rank, exact resume at any rank count
+    heldout.py   the fixed batches that a run is judged on
+    mixture.py   what each corpus of a mixture really gives to a run
     prefetch.py  a thread that stays a few batches ahead, and how long the trainer waited for it
     progress.py  how far a long job is
     source.py    BatchSource: what the trainer asks of any stream of batches
 
 Preparing, once:
 
-    folder, .jsonl, .parquet          corpus.Corpus                 one file or row: one Document
-      +- Document                     tokenizer.encode_many()       one document: n ids
-          +- ids                      shards.prepare()              by hash of the text: train/ or heldout/
-              +- shard-000000.tar     webdataset: 000000000.u16, 000000000.json, 000000001.u16, ...
+    folder, .jsonl, .parquet      corpus.Corpus                one file or row: one Document
+      +- Document                 tokenizer.encode_many()      one document: n ids
+          +- ids                  shards.prepare()             by hash of the text: train/, heldout/
+              +- shard-000000.tar     webdataset samples of one document, or of several short ones
                  documents.idx        where each document's ids lie, how many, and their crc32
                  index.json           shards, totals, hashes, the tokenizer's fingerprint
 
 Training, on every rank. B rows (lanes) in the global batch, W windows of L tokens in a row:
 
-    draw j = 0, 1, 2, ...             order.Order                   corpus by weight, then its permutation
-      +- lane j mod B                 lanes.isolate(), stitch()     every rank follows all B lanes (lengths only)
-          +- row of W windows                                       [doc EOS PAD] or [doc EOS doc EOS doc]
-              +- tokens               reader.Shards.document()      only for this rank's B / ranks rows
-                  +- Batch            stream.TextStream.next()      through a prefetch thread
+    draw j = 0, 1, 2, ...         order.Order                  corpus by weight, its permutation
+      +- lane j mod B             lanes.isolate(), stitch()    all B lanes, by lengths only
+          +- row of W windows                                  [doc EOS PAD], [doc EOS doc EOS doc]
+              +- tokens           reader.Shards.document()     of this rank's B / ranks rows
+                  +- Batch        stream.TextStream.next()     through a prefetch thread
 
 State of the stream, the same on every rank: steps taken, and for each lane (documents used up,
-    tokens used of
-the next one). Nothing else is needed to go on at the exact token with any number of ranks.
+tokens used of the next one). Nothing else is needed to go on at the exact token with any number of
+ranks.
 """

@@ -1,8 +1,11 @@
 """The index of one split of a prepared corpus: what lies in its folder.
 
 index.json        this dataclass as JSON, and last in it the sha256 of all bytes before that
-documents.idx     one DOCUMENT record per document, in the order of the shards: raw, mapped rather than read
-shard-NNNNNN.tar  webdataset samples: KEY.u16 (or .u32), the ids, little-endian; KEY.json, source, chars, tokens
+documents.idx     a DOCUMENT record for each document, in the order of the shards: raw, mapped
+shard-NNNNNN.tar  webdataset samples of one document, or of several short ones:
+                  KEY.u16 (or .u32)  their ids, little-endian, one document after the other
+                  KEY.json           for each of them {source, chars, tokens}
+                  KEY is the number of the first of them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy as np
 from pretrain.errors import UserError
 from pretrain.files import has_checksum, parse_json, read_whole, with_checksum
 
-FORMAT = 2
+FORMAT = 3
 INDEX, DOCUMENTS = "index.json", "documents.idx"
 SPLITS = ("train", "heldout")
 DTYPES: dict[str, np.dtype[Any]] = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
@@ -102,7 +105,8 @@ def find_split(path: str | Path, split: str) -> Path:
     if (path / split / INDEX).is_file():
         return path / split
     raise UserError(
-        f"{path}: holds no {split} shards, for there is no {INDEX}; give a folder of `hypnos data prepare`"
+        f"{path}: holds no {split} shards, for there is no {INDEX}; "
+        "give a folder of `hypnos data prepare`"
     )
 
 
@@ -116,7 +120,8 @@ def find_splits(path: str | Path) -> list[Path]:
     )
     if not found:
         raise UserError(
-            f"{path}: holds no shards, for there is no {INDEX}; give a folder of `hypnos data prepare`"
+            f"{path}: holds no shards, for there is no {INDEX}; "
+            "give a folder of `hypnos data prepare`"
         )
     return found
 

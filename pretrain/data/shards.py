@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,23 +65,47 @@ def prepare(
 
 @contextmanager
 def _appearing_whole(out: Path) -> Iterator[Path]:
-    """A folder to work in that becomes `out` at the end, or vanishes if anything goes wrong."""
+    """A folder to work in that becomes `out` at the end, or vanishes if anything goes wrong.
+
+    One that a killed process has left is removed by the next. Whose process lives is told by its
+    lock on the file beside the folder, which ends with the process.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-        try:
-            yield work
-            work.chmod(0o755)  # mkdtemp makes it private
-            sync(work)
-            for stray in out.iterdir() if out.exists() else ():  # hidden: .DS_Store
-                stray.rename(work / stray.name)
-            work.rename(out)
-            sync(out.parent)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+        for left in out.parent.glob(f".{glob.escape(out.name)}.partial-*.lock"):
+            _remove_left_over(left)
+        with tempfile.NamedTemporaryFile(
+            prefix=f".{out.name}.partial-", suffix=".lock", dir=out.parent
+        ) as lock:
+            with suppress(OSError):  # no locks on this file system: what is left over stays, too
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            work = Path(lock.name).with_suffix("")
+            work.mkdir()
+            try:
+                yield work
+                sync(work)
+                for stray in out.iterdir() if out.exists() else ():  # hidden: .DS_Store
+                    stray.rename(work / stray.name)
+                work.rename(out)
+                sync(out.parent)
+            except BaseException:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _remove_left_over(lock: Path) -> None:
+    """Removes a folder that was being written, and its lock, unless another process has it."""
+    work = lock.with_suffix("")
+    try:
+        with lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if work.is_dir():  # or its process is about to lock it
+                shutil.rmtree(work)
+                lock.unlink()
+    except OSError:  # it lives, or is another user's, or there are no locks to ask
+        return
 
 
 def _write_splits(
@@ -100,11 +126,8 @@ def _write_splits(
             encoded = tokenizer.encode_many((document.text for document in documents), threads)
             for document, ids in zip(documents, encoded, strict=True):
                 splits[_side(document.text, holdout)].add(document, ids)
-            totals = (
-                sum(getattr(s, what) for s in splits.values())
-                for what in ("samples", "chars", "tokens")
-            )
-            progress.update(f"{corpus.files_read}/{corpus.files} files", *totals)
+            _report(progress, corpus, splits.values())
+        _report(progress, corpus, splits.values())  # the last file has been read by now
         for name, split in splits.items():
             if not split.samples:
                 count = sum(s.samples for s in splits.values())
@@ -113,6 +136,15 @@ def _write_splits(
                     "give another share, 0 to hold out none, or a corpus of more documents"
                 )
         return {name: split.finish() for name, split in splits.items()}
+
+
+def _report(progress: Progress, corpus: Corpus, splits: Collection[SplitWriter]) -> None:
+    progress.update(
+        f"{corpus.files_read}/{corpus.files} files",
+        documents=sum(split.samples for split in splits),
+        chars=sum(split.chars for split in splits),
+        tokens=sum(split.tokens for split in splits),
+    )
 
 
 def _side(text: str, holdout: float) -> str:

@@ -112,7 +112,8 @@ class TextStream:
         token, tokens.
 
         `document` is the number that `Shards(find_split(corpus, "train"), tokenizer).document`
-        takes and, with nine digits, the key in the corpus's tars. Its EOS counts as one more token.
+        takes; in the corpus's tars it is in the sample with the last key up to that. Its EOS counts
+        as one more token.
         In documents = "stitch" a row's last stretch is the one token that its last position
         predicts.
         """

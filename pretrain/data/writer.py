@@ -24,7 +24,8 @@ from pretrain.data.index import (
 from pretrain.files import sha256, sync
 from tokenizer.encode import Tokenizer
 
-TAR_BLOCK = 512  # bytes; a tar pads every file to a multiple
+TAR_BLOCK = 512  # bytes; a tar pads every file to a multiple, and puts a header of one before it
+SAMPLE_BYTES = 1 << 16  # of ids; short documents share a sample until it has so many
 
 
 class SplitWriter:
@@ -49,21 +50,17 @@ class SplitWriter:
             self._end_shard()
             self._begin_shard()
         payload = np.array(ids, DTYPES[self._suffix]).tobytes()
-        about = {"source": document.source, "chars": len(document.text), "tokens": len(ids)}
-        self._tar.write(
-            {
-                "__key__": document_key(self.samples),
-                "json": json.dumps(about).encode(),
-                self._suffix: payload,
-            }
+        self._about.append(
+            {"source": document.source, "chars": len(document.text), "tokens": len(ids)}
         )
-        # webdataset sorts a sample's files: the ids come last
-        padded = -(-len(payload) // TAR_BLOCK) * TAR_BLOCK
-        self._records.append((self._tar.tarstream.offset - padded, len(ids), zlib.crc32(payload)))
+        self._payloads.append(payload)
+        self._sample_size += len(payload)
         self._shard_size += len(ids)
         self.samples += 1
         self.tokens += len(ids)
         self.chars += len(document.text)
+        if self._sample_size >= SAMPLE_BYTES:
+            self._end_sample()
 
     def finish(self) -> Index:
         """Finish the last shard and write the index; all of it is on the disk when this returns."""
@@ -98,11 +95,38 @@ class SplitWriter:
         self._tar = webdataset.TarWriter(str(self._path), encoder=False, mtime=0)
         self._records: list[tuple[int, int, int]] = []  # DOCUMENT
         self._shard_size = 0  # tokens
+        self._begin_sample()
+
+    def _begin_sample(self) -> None:
+        self._first = self.samples  # its first document
+        self._about: list[dict[str, str | int]] = []
+        self._payloads: list[bytes] = []
+        self._sample_size = 0  # bytes of ids
+
+    def _end_sample(self) -> None:
+        """Writes the documents that share a sample, and notes where the ids of each begin."""
+        if not self._payloads:
+            return
+        self._tar.write(
+            {
+                "__key__": document_key(self._first),
+                "json": json.dumps(self._about).encode(),
+                self._suffix: b"".join(self._payloads),
+            }
+        )
+        # webdataset sorts a sample's files: the ids come last
+        padded = -(-self._sample_size // TAR_BLOCK) * TAR_BLOCK
+        offset = self._tar.tarstream.offset - padded
+        for about, payload in zip(self._about, self._payloads, strict=True):
+            self._records.append((offset, int(about["tokens"]), zlib.crc32(payload)))
+            offset += len(payload)
+        self._begin_sample()
 
     def _shard_full(self) -> bool:
         return self._shard_size >= self._shard_tokens
 
     def _end_shard(self) -> None:
+        self._end_sample()
         self._tar.close()
         sync(self._path)
         self._documents.write(np.array(self._records, DOCUMENT).tobytes())

@@ -6,6 +6,9 @@ import gc
 import json
 import shutil
 import statistics
+import subprocess
+import sys
+import tarfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,13 +45,40 @@ def test_plain_webdataset_reads_the_tars(
         warnings.simplefilter("ignore", ResourceWarning)
         samples = list(webdataset.WebDataset(tars, shardshuffle=False))
         gc.collect()
-    assert [tokenizer.decode(np.frombuffer(s["u16"], "<u2").tolist()) for s in samples] == texts
-    about = json.loads(samples[5]["json"])
-    assert about == {
-        "source": "texts/005.txt",
-        "chars": len(texts[5]),
-        "tokens": len(samples[5]["u16"]) // 2,
-    }
+    assert len(samples) < len(texts) / 4  # short documents share a sample
+    read, about = [], []
+    for sample in samples:
+        documents = json.loads(sample["json"])
+        ends = np.cumsum([document["tokens"] for document in documents])
+        ids = np.frombuffer(sample["u16"], "<u2")
+        assert len(ids) == ends[-1] and sample["__key__"] == f"{len(read):09d}"
+        read += [tokenizer.decode(part.tolist()) for part in np.split(ids, ends[:-1])]
+        about += documents
+    assert read == texts
+    count = len(tokenizer.encode(texts[5]))
+    assert about[5] == {"source": "texts/005.txt", "chars": len(texts[5]), "tokens": count}
+
+
+def test_short_documents_take_little_room(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Files of a tar take 1 KB at least, so a document of a few tokens must not be one."""
+    source = tmp_path / "d.jsonl"
+    source.write_text("".join(f'{{"text": "wake {i}"}}\n' for i in range(1000)))
+    index = prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)["train"]
+    assert sum(shard.bytes for shard in index.shards) < 150 * 1000
+    assert verify(tmp_path / "out") == []
+
+
+def test_long_documents_have_samples_of_their_own(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts = ["wake", *(f"{i} " + "sleep " * 40_000 for i in range(3)), "night", "day"]
+    out = tmp_path / "out"
+    prepare(Corpus([write_texts(tmp_path / "texts", texts)]), tokenizer, out, holdout=0)
+    assert verify(out) == []
+    with tarfile.open(out / "train" / "shard-000000.tar") as tar:
+        names = [name for name in tar.getnames() if name.endswith("json")]
+    assert names == [f"{first:09d}.json" for first in (0, 2, 3, 4)]
+    shards = Shards(out / "train", tokenizer)
+    for number, text in enumerate(texts):
+        assert tokenizer.decode(shards.document(number).tolist()) == text
 
 
 def test_documents_are_read_by_number(folder: Path, texts: list[str], tokenizer: Tokenizer) -> None:
@@ -195,3 +225,49 @@ def test_holdout_that_leaves_a_side_empty_is_refused(
     with pytest.raises(UserError, match="holdout"):
         prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=holdout)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts"]
+
+
+def test_what_a_killed_prepare_left_is_removed_by_the_next(
+    tmp_path: Path, tokenizer: Tokenizer, model: Path
+) -> None:
+    """And what a process that lives is writing is not."""
+    source = write_texts(tmp_path / "texts", make_texts(5, seed=1))
+    code = (
+        "import sys, time\n"
+        "from pretrain.data.shards import _appearing_whole\n"
+        "from pathlib import Path\n"
+        "with _appearing_whole(Path(sys.argv[1])) as work:\n"
+        "    (work / 'train').mkdir()\n"
+        "    print('writing', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    out = tmp_path / "o[u]t"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, out], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        for writer in writers:
+            assert writer.stdout and writer.stdout.readline() == b"writing\n"
+        writers[0].kill()
+        writers[0].wait()
+        hidden = {path.name for path in tmp_path.glob(".*")}
+        assert len(hidden) == 4
+        prepare(Corpus([source]), tokenizer, out, holdout=0)
+        left = {path.name for path in tmp_path.glob(".*")}
+        assert len(left) == 2 and left < hidden  # the folder and the lock of the one that lives
+        assert (tmp_path / min(left, key=len) / "train").is_dir()
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+
+
+def test_progress_ends_with_every_file_read(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """256 documents are written at once: at the last of them its file is not known to be at an end."""
+    source = tmp_path / "d.jsonl"
+    source.write_text("".join(f'{{"text": "wake {i}"}}\n' for i in range(512)))
+    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
+    assert "1/1 files" in capsys.readouterr().err
