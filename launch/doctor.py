@@ -45,6 +45,7 @@ def examine_run(run: Path) -> Iterator[Finding]:
     """Whether every byte of a run's checkpoints is as written; needs none of what trained it."""
     from pretrain.checkpoint import Checkpoint, Unreadable, resume_candidates, steps
     from pretrain.checkpoint.folder import checkpoint_dir, strays
+    from pretrain.config.run_folder import TOKENIZER
 
     examined = False
     for step in steps(run):
@@ -61,6 +62,7 @@ def examine_run(run: Path) -> Iterator[Finding]:
             yield Finding("ok", what, "whole")
             yield from (Finding("note", what, line) for line in checkpoint.strays())
         examined = True
+    yield from _tokenizer(run / TOKENIZER)
     told: list[str] = []
     resume_candidates(run, told.append)
     for line in told:
@@ -69,6 +71,20 @@ def examine_run(run: Path) -> Iterator[Finding]:
     if not examined and not told:
         raise UserError(f"{run}: no checkpoints; give the folder of a run that wrote one")
     yield from (Finding("note", "checkpoints", line) for line in strays(run))
+
+
+def _tokenizer(own: Path) -> Iterator[Finding]:
+    """The one in the run's folder; a task that reads no text has none."""
+    from tokenizer import TokenizerError
+    from tokenizer.encode import Tokenizer
+
+    if own.exists():
+        try:
+            Tokenizer.load(own)
+            yield Finding("ok", "tokenizer", "whole")
+        except TokenizerError as error:
+            fix = "copy there the data.tokenizer that the run was trained with"
+            yield Finding("fail", "tokenizer", str(error), fix)
 
 
 def show(findings: Iterable[Finding]) -> list[Finding]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from parallel import mesh
 from parallel.layers import cross_entropy, vocab_parallel_argmax
 from pretrain.checkpoint import load_model
+from pretrain.config.run_folder import check_data, check_tokenizer
 from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.heldout import heldout_batches
@@ -191,9 +192,17 @@ def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
     )
 
 
-def evaluate_run(run: Path, passes: list[int] | None = None) -> list[Metrics]:
-    """Evaluates a run's newest checkpoint at each N of `passes` (the trained N and 1 if None)."""
-    model, config = load_model(run)
+def evaluate_run(
+    run: Path, passes: list[int] | None = None, overrides: Sequence[str] = ()
+) -> list[Metrics]:
+    """Evaluates a run's newest checkpoint at each N of `passes` (the trained N and 1 if None).
+
+    Args:
+        overrides: settings that differ from the run's: other held-out data, more batches of them.
+    """
+    model, config = load_model(run, overrides)
+    check_tokenizer(config)
+    check_data(config, training=False)
     evaluation = make_evaluation(config)
     model = model.to(mesh.device())
     return [evaluation.run(model, n) for n in passes or sorted({1, config.sleep.passes})]

@@ -42,10 +42,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small file as a whole, durably."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces a small file as a whole, durably. Text is written in UTF-8."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_bytes(content.encode() if isinstance(content, str) else content)
     sync(draft)
     draft.rename(path)
     sync(path.parent)

@@ -2,7 +2,7 @@
 
 A run is a folder, run.dir/run.name:
 
-    config.toml      the resolved configuration
+    config.toml      the resolved configuration;  tokenizer.model  what the data are written in
     metrics.jsonl    see pretrain/run/metrics.py;  tensorboard/ has the same
     checkpoints/     see pretrain/checkpoint/
 
@@ -34,6 +34,7 @@ from pretrain.config.checks import validate
 from pretrain.config.load import dump, load
 from pretrain.config.memory import check_memory
 from pretrain.config.resume import check_unchanged
+from pretrain.config.run_folder import keep_tokenizer
 from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import BatchSource
@@ -316,6 +317,7 @@ def _take_folder(
         found = latest_valid(run, lambda line: print(line, file=sys.stderr, flush=True), fits)
         if found:
             check_unchanged(found.folder, found.config, config)
+        keep_tokenizer(run, config, resumes=found is not None)
     with writes_user_file(run / "config.toml"):
         write_atomically(run / "config.toml", dump(config))
     # the checkpoints hold it too: what cannot be read again is refused now

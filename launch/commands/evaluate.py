@@ -14,9 +14,17 @@ from launch.commands.values import path, positive
     "eval",
     "held-out loss and task accuracy of a run, at any number of passes",
     description="Evaluates a run's newest checkpoint on its held-out data.",
-    example="hypnos eval runs/depo-small --passes 1 2 4",
+    example="hypnos eval runs/depo-small --passes 1 2 4\n"
+    "hypnos eval runs/text-tiny data.heldout=other/shards train.eval_batches=8",
     arguments=[
         argument("folder", metavar="RUN", type=path, help="a run's folder"),
+        argument(
+            "overrides",
+            metavar="key=value",
+            nargs="*",
+            default=[],
+            help="settings that differ from the run's, as data.heldout=FOLDER, before any option",
+        ),
         argument(
             "--passes",
             type=positive,
@@ -32,10 +40,10 @@ from launch.commands.values import path, positive
         ),
     ],
 )
-def evaluate(folder: Path, passes: list[int] | None, as_json: bool) -> None:
+def evaluate(folder: Path, overrides: list[str], passes: list[int] | None, as_json: bool) -> None:
     from pretrain.evaluate import evaluate_run
 
-    results = evaluate_run(folder, passes)
+    results = evaluate_run(folder, passes, overrides)
     if as_json:
         for metrics in results:
             print(json.dumps(metrics))

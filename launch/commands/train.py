@@ -61,11 +61,14 @@ RUN = (
 def train(config: Path, overrides: list[str]) -> None:
     from launch import world
     from pretrain.config.load import load
+    from pretrain.config.run_folder import check_data, places
     from pretrain.errors import UserError
 
     world.join()
     try:
-        settings = load(config, overrides)  # before the slow imports: a typo is told at once
+        # before the slow imports: a typo is told at once
+        settings = load(config, [*places(config), *overrides])
+        check_data(settings, training=True)
     except UserError:
         if os.environ.get("LOCAL_RANK", "0") != "0":  # once a host is enough
             sys.exit(2)

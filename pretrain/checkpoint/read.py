@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from pretrain.checkpoint.index import (
     verify,
 )
 from pretrain.config.load import load
+from pretrain.config.run_folder import configuration_of
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 from pretrain.files import strays
@@ -196,10 +198,13 @@ def latest_valid(
     return None
 
 
-def load_model(folder: str | Path) -> tuple[SleepLM, Config]:
+def load_model(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[SleepLM, Config]:
     """The model of a run's newest checkpoint, or of the checkpoint `folder`: fp32, on the CPU.
 
     In one process, also where a launcher's variables are set.
+
+    Args:
+        overrides: see `pretrain.config.run_folder.configuration_of`.
     """
     folder = Path(folder)
     mesh.initialize(alone=True)
@@ -209,6 +214,8 @@ def load_model(folder: str | Path) -> tuple[SleepLM, Config]:
         checkpoint = latest_valid(folder, lambda line: print(line, file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"{folder}: neither a checkpoint nor a run that has one")
-    model = SleepLM(checkpoint.config.model, checkpoint.config.sleep)
+    run = Path(os.path.abspath(checkpoint.folder)).parents[1]
+    config = configuration_of(run, checkpoint.config, overrides)
+    model = SleepLM(config.model, config.sleep)
     checkpoint.load_weights(model)
-    return model, checkpoint.config
+    return model, config

@@ -160,9 +160,14 @@ def _stages(config: Config) -> None:
         raise refused("parallel.stages", stages, f"{fix} of model.layers; [] balances them")
 
 
+def uses_tokenizer(config: Config) -> bool:
+    """Whether the data are texts; data.tokenizer means nothing to the other tasks."""
+    return config.data.task in ("text", "stories")
+
+
 def _data(config: Config) -> None:
     data = config.data
-    if data.task in ("text", "stories") and not data.tokenizer:
+    if uses_tokenizer(config) and not data.tokenizer:
         fix = "name the sentencepiece model that `hypnos tokenizer train` wrote"
         raise refused("data.tokenizer", "", f'{fix} (data.task = "{data.task}")')
     if data.task == "text":

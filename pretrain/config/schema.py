@@ -222,7 +222,9 @@ class TrainConfig:
     """How long, in which portions, and what is written when."""
 
     steps: int = setting(1000, "optimiser steps", at_least=1, changes=True)
-    batch: int = setting(32, "sequences per optimiser step, over all ranks", at_least=1)
+    batch: int = setting(
+        32, "sequences per optimiser step, over all ranks", at_least=1, at_most=1 << 20
+    )
     microbatches: int = setting(1, "gradient accumulation on each rank", at_least=1, changes=True)
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "of blocks and activations; fast weights, gates and master weights are always fp32"

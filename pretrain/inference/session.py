@@ -17,6 +17,7 @@ from torch import Tensor
 
 from parallel import mesh
 from pretrain.checkpoint import load_model
+from pretrain.config.run_folder import check_tokenizer
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.model.plan import WindowPlan
@@ -174,6 +175,7 @@ def generate_run(
         raise UserError(
             f"{run} was trained on the task {config.data.task!r}, which has no text to generate"
         )
+    check_tokenizer(config)
     tokenizer = Tokenizer.load(config.data.tokenizer)
     session = Session(model.to(mesh.device()).eval(), passes=passes)
     ids = tokenizer.encode(prompt)

@@ -28,19 +28,46 @@ SETTINGS: dict[str, Any] = {
 # A run of a second, whose settings are then made wild.
 TINY = {
     "depo": {
-        "model.d_model": 16, "model.mlp_width": 16, "model.attention_heads": 2, "model.attention_kv_heads": 2,
-        "model.attention_head_dim": 8, "model.delta_key_heads": 2, "model.delta_value_heads": 2,
-        "model.delta_key_dim": 8, "model.delta_value_dim": 8, "model.layers": ["delta"],
-        "sleep.window": 16, "sleep.passes": 2, "sleep.when": "context", "data.task": "depo", "depo.nodes": 4,
-        "depo.context": 16, "depo.queries": 4, "depo.max_hops": 2, "depo.name_tokens": [1, 1], "train.steps": 1,
-        "train.batch": 2, "train.eval_batches": 1, "optimizer.warmup": 0,
+        "model.d_model": 16,
+        "model.mlp_width": 16,
+        "model.attention_heads": 2,
+        "model.attention_kv_heads": 2,
+        "model.attention_head_dim": 8,
+        "model.delta_key_heads": 2,
+        "model.delta_value_heads": 2,
+        "model.delta_key_dim": 8,
+        "model.delta_value_dim": 8,
+        "model.layers": ["delta"],
+        "sleep.window": 16,
+        "sleep.passes": 2,
+        "sleep.when": "context",
+        "data.task": "depo",
+        "depo.nodes": 4,
+        "depo.context": 16,
+        "depo.queries": 4,
+        "depo.max_hops": 2,
+        "depo.name_tokens": [1, 1],
+        "train.steps": 1,
+        "train.batch": 2,
+        "train.eval_batches": 1,
+        "optimizer.warmup": 0,
     },
     "rule110": {
-        "data.task": "rule110", "rule110.width": 8, "rule110.rings": 2, "rule110.steps": 3, "sleep.window": 8,
-        "train.batch": 2, "train.eval_batches": 1,
+        "data.task": "rule110",
+        "rule110.width": 8,
+        "rule110.rings": 2,
+        "rule110.steps": 3,
+        "sleep.window": 8,
+        "train.batch": 2,
+        "train.eval_batches": 1,
     },
-    "stories": {"data.task": "stories", "stories.context": 512, "sleep.window": 512, "train.batch": 8},
-}  # fmt: skip
+    "stories": {
+        "data.task": "stories",
+        "stories.context": 512,
+        "sleep.window": 512,
+        "train.batch": 8,
+    },
+}
 
 LARGE = [2**21, 2**31, 2**40, 2**62, 2**63 - 1]
 INTEGERS = st.integers(-3, 64) | st.sampled_from([*LARGE, -1, 2**63, -(2**63), 2**64, 10**30])

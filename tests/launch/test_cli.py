@@ -92,7 +92,8 @@ def test_commands_in_documents_are_understood(path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help-settings"]], ids=str)
 def test_help_does_not_import_torch(arguments: list[str]) -> None:
-    code = f"import sys; from launch.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+    code = "import sys; from launch.cli import main\n"
+    code += f"try: main({arguments})\nexcept SystemExit: pass\n"
     heavy = {"torch", "deepspeed", "transformers", "sentencepiece", "rich", "numpy"}
     check = f"assert not {heavy} & set(sys.modules)"
     done = subprocess.run(
