@@ -73,12 +73,14 @@ def read_index(folder: Path) -> tuple[dict[str, Entry], Slices]:
     try:
         body = parse_json(content)
         written = body["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged, {shortened(str(error))}") from None
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: damaged, no format version") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, {error}") from None
     if written != FORMAT:  # before the hash: another version may have another
         raise Unreadable(
-            f"{path}: format {shortened(str(written))}, and this Hypnos reads format {FORMAT}; go on with "
-            "the version that wrote it, or begin another run with another run.name"
+            f"{path}: format {shortened(str(written))}, and this Hypnos reads format {FORMAT}; "
+            "go on with the version that wrote it, or begin another run with another run.name"
         )
     if not has_checksum(content):
         raise UserError(f"{path}: damaged, it does not match its own sha256")

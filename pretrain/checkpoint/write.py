@@ -43,11 +43,12 @@ def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]
         if not named:
             continue
         path = draft / tensor_file(kind, rank)
-        values = {}
-        for name, (where, run) in named.items():  # a whole box keeps its shape
-            is_box = where.run == (0, prod(where.box_shape))
-            values[name] = (run.view(where.box_shape) if is_box else run.flatten()).contiguous()
-        save_file(values, path)
+        contents = {}
+        for name, (where, values) in named.items():
+            is_box = where.run == (0, prod(where.box_shape))  # then it keeps its shape
+            shaped = values.view(where.box_shape) if is_box else values.flatten()
+            contents[name] = shaped.contiguous()
+        save_file(contents, path)
         sync(path)
         part.files[path.name] = describe(path)
         part.slices[kind] = {name: {path.name: piece.where} for name, piece in named.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,6 +35,7 @@ def cut(whole: Tensor, dim: int | None, shares: int, runs: int) -> list[Piece]:
     return pieces
 
 
+@settings(deadline=None)  # a busy machine
 @given(
     st.lists(st.integers(1, 3), min_size=0, max_size=3),
     st.integers(1, 3),

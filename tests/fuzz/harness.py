@@ -48,7 +48,7 @@ def fuzz(examples: int) -> Callable[[Any], Any]:
 
 
 def places(size: int, count: int) -> range:
-    """About count x HYPNOS_FUZZ places in a file of so many bytes, evenly apart, others each time."""
+    """About count x HYPNOS_FUZZ places in `size` bytes, evenly apart, others each time."""
     stride = max(1, int(size / (count * TIMES)))
     return range(random.randrange(stride), size, stride)
 

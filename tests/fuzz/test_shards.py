@@ -242,9 +242,10 @@ def test_training_stops_at_a_damaged_document(
     for _, name, ids in documents(copy):
         flip(copy / name, ids[len(ids) // 2], 4)
     overrides = [
-        f"run.dir={tmp_path / 'runs'}", f"data.tokenizer={model}", f"data.train=[{{path='{copy}'}}]",
-        f"data.heldout={sound}", "data.task=text", "data.windows=1", "model.d_model=16", "model.layers=['delta']",
-        "sleep.window=4", "train.steps=2", "train.batch=2", "train.eval_batches=1", "optimizer.warmup=0",
+        f"run.dir={tmp_path / 'runs'}", f"data.tokenizer={model}", "data.task=text",
+        f"data.train=[{{path='{copy}'}}]", f"data.heldout={sound}", "data.windows=1",
+        "model.d_model=16", "model.layers=['delta']", "sleep.window=4", "train.steps=2",
+        "train.batch=2", "train.eval_batches=1", "optimizer.warmup=0",
     ]  # fmt: skip
     (tmp_path / "c.toml").touch()
     error = hypnos("train", tmp_path / "c.toml", *overrides).err.splitlines()[-1]
