@@ -165,8 +165,18 @@ def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["report", "no-such-run"], "no-such-run/metrics.jsonl: cannot read the run's metrics"),
     ],
 )
-def test_a_users_error_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    status, written, error = hypnos(*arguments)
+def test_a_users_error_is_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    try:
+        status = main(arguments)
+    except SystemExit as end:  # argparse's
+        status = int(str(end))
+    written, error = capsys.readouterr()
     assert (status, written) == (2, "")
     assert error.startswith("hypnos: error: ") and message in error
     assert error.count("\n") == 1 and error.endswith("\n")

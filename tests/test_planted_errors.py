@@ -1,0 +1,9 @@
+"""The errors of planted_errors.py can be planted: their texts are where they say, once."""
+
+from __future__ import annotations
+
+from tests.planted_errors import ROOT, missing
+
+
+def test_planted_errors_are_up_to_date() -> None:
+    assert not missing(ROOT), "mend tests/planted_errors.py"
