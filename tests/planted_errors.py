@@ -217,8 +217,8 @@ def found_by(error: Planted, tree: Path) -> tuple[str, str] | None:
                 env=os.environ | {"OMP_NUM_THREADS": "1", "HYPNOS_FUZZ": "0.2"},
             )  # fmt: skip
             assert done.returncode in (0, 1, 5), done.stdout + done.stderr  # 5: there are none
-            if failed := re.search(r"^FAILED tests/([^ ]+)", done.stdout, re.MULTILINE):
-                return half, re.sub(r"\[.*", "", failed[1])
+            if failed := re.search(r"^FAILED tests/([^\s\[]+)", done.stdout, re.MULTILINE):
+                return half, failed[1]
         return None
     finally:
         path.write_text(text)
