@@ -43,8 +43,9 @@ test-all: setup  ## everything, the fuzz in full (a quarter of an hour)
 	@$(MAKE) --no-print-directory test HYPNOS_FUZZ=1
 	@$(MAKE) --no-print-directory test-rest
 
-test-layouts: setup  ## every parallel layout of up to eight ranks against one process (about half an hour on two cores)
-	HYPNOS_LAYOUTS=all .venv/bin/python -m pytest -q -rP tests/layouts/test_layouts.py
+test-layouts: setup  ## every parallel layout against one process, and LAYOUTS=200 random ones (an hour on two cores)
+	HYPNOS_LAYOUTS=$(or $(LAYOUTS),200) .venv/bin/python -m pytest -q -rP \
+		tests/layouts/test_layouts.py tests/layouts/test_random.py
 
 test-kills: setup  ## runs killed at random moments, KILLS=100 times, and resumed (some minutes on two cores)
 	HYPNOS_KILLS=$(or $(KILLS),100) .venv/bin/python -m pytest -q -rP tests/resume

@@ -145,8 +145,9 @@ class Engine:
         """
         loss = loss * self.loss_scale(scored)
         if not loss.requires_grad:  # it adds nothing, but the ranks that share weights do
-            self._deepspeed._backward_prologue()
-            loss = loss.detach().requires_grad_()
+            if self.partition.sharded:
+                self._deepspeed._backward_prologue()  # which it calls where outputs have a graph
+            loss = loss.detach().requires_grad_() + 0  # a graph, with none of the parameters
         self._deepspeed.backward(loss, scale_wrt_gas=False)
         if self._gathering is not None:
             self._gathering.check()

@@ -45,6 +45,12 @@ PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
         (engine, "_config", _weights_leave_at_once),
         (zero_order, "MAX_WHOLE", 0),
     ],
+    # as DeepSpeed does it by itself
+    "gradients are reduced as they come": [(engine, "reduce_in_order", lambda *_: None)],
+    "weights are gathered as in the pass before": [
+        (engine, "reduce_in_order", lambda *_: None),
+        (engine, "WeightGathering", mock.Mock()),
+    ],
     "one tp rank's gradient dropped": [
         (zero_layout.Partition, "complete", lambda self, gradient: None)
     ],

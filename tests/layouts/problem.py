@@ -1,5 +1,4 @@
-"""A little training problem that has everything in it, and its solution by a plain loop in one
-process.
+"""A little training problem that has everything in it, and its solution by a plain loop.
 
 Rows differ in what they score, where their documents begin, how much of them is padding and whether
 they go on in the next step. The loop uses none of ours but the model: one process, no microbatches,
@@ -8,6 +7,7 @@ nothing recomputed, one matrix at a time.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,6 @@ from pretrain.model.sleep import SleepLM
 from tests.run.reference import is_matrix_of_body, orthogonalized
 
 L, ROWS, STEPS = 6, 8, 3
-TOKENS = 4 * L - 2  # the last window is shorter
 CARRIES = torch.arange(ROWS) % 2 == 1  # rows whose documents go on in the next step
 
 
@@ -40,6 +39,8 @@ class Problem:
     optimizer: str = "muon"
     precision: str = "fp32"
     layers: tuple[str, ...] = ("attention", "delta", "attention", "delta")
+    windows: int = 4
+    documents: int | None = None  # the seed of random ones; None: those of `_rows`
 
     @property
     def model(self) -> ModelConfig:
@@ -72,16 +73,26 @@ class Problem:
         """The model with its initial weights, or a stage of it."""
         return SleepLM(self.model, self.sleep, **stage).initialize(0)
 
+    @property
+    def tokens(self) -> int:
+        """Of a sequence: its last window is shorter, unless it is the only one."""
+        return self.windows * L - (2 if self.windows > 1 else 0)
+
     def batch(self, step: int) -> Batch:
         """The global batch of a step."""
-        W = -(-TOKENS // L)
+        return self._rows(step) if self.documents is None else random_documents(self, step)
+
+    def ids(self, step: int) -> tuple[Tensor, Tensor]:
+        """Random tokens [ROWS, tokens], and what follows each."""
         g = torch.Generator().manual_seed(step)
-        ids = torch.randint(0, self.model.vocab_size, (ROWS, TOKENS + 1), generator=g)
-        tokens, targets = ids[:, :-1].clone(), ids[:, 1:].clone()
-        valid, starts = (
-            torch.ones(ROWS, TOKENS, dtype=torch.bool),
-            torch.zeros(ROWS, W, dtype=torch.bool),
-        )
+        ids = torch.randint(0, self.model.vocab_size, (ROWS, self.tokens + 1), generator=g)
+        return ids[:, :-1].clone(), ids[:, 1:].clone()
+
+    def _rows(self, step: int) -> Batch:
+        """Rows of every kind."""
+        tokens, targets = self.ids(step)
+        valid = torch.ones(ROWS, self.tokens, dtype=torch.bool)
+        starts = torch.zeros(ROWS, self.windows, dtype=torch.bool)
         for row in range(ROWS):
             targets[row, : row % 4] = IGNORE
             # some rows predict what others sleep over; two ranks' rows differ in it too
@@ -95,6 +106,44 @@ class Problem:
                 starts[row, 2] = True
             starts[row, 0] = step == 0 or row % 2 == 0
         return Batch(tokens, targets, valid, starts, CARRIES.clone())
+
+
+LENGTHS = (1, 2, L - 1, L, L + 1, 2 * L, 3 * L + 2, 8 * L)  # of random documents, in tokens
+
+
+def random_documents(problem: Problem, step: int) -> Batch:
+    """Rows of documents that begin at windows, end in PAD, and go on from step to step.
+
+    What is not scored is decided window by window, in some problems row by row as well; under
+    "context" some windows are all rows' context, as tasks have it.
+    """
+    tokens, targets = problem.ids(step)
+    valid = torch.zeros(ROWS, problem.tokens, dtype=torch.bool)
+    starts = torch.zeros(ROWS, problem.windows, dtype=torch.bool)
+    carries = torch.zeros(ROWS, dtype=torch.bool)
+    unscored_rows = random.Random(f"{problem.documents}").choice((0.0, 0.0, 0.5))
+    for row in range(ROWS):
+        draw, left = random.Random(f"{problem.documents}/{row}"), 0
+        for at in range((step + 1) * problem.windows):  # from the first step on: documents go on
+            begin = at % problem.windows * L
+            if begin == 0:
+                quiet = draw.random() < unscored_rows
+            starting, unscored = left == 0, draw.random() < 0.2
+            if problem.when == "context":
+                unscored |= random.Random(f"{problem.documents}, window {at}").random() < 0.5
+            left = draw.choice(LENGTHS) if starting else left
+            end = min(begin + L, problem.tokens, begin + left)
+            left -= end - begin
+            if at >= step * problem.windows:
+                starts[row, at % problem.windows] = starting
+                valid[row, begin:end] = True
+                targets[row, end - (left == 0) : begin + L] = IGNORE  # nothing follows a last token
+                if quiet or unscored:
+                    targets[row, begin : begin + L] = IGNORE
+        carries[row] = left > 0
+    if (targets == IGNORE).all():  # a step has to score something
+        targets[0, 0] = 1
+    return Batch(tokens, targets, valid, starts, carries)
 
 
 @dataclass
@@ -133,7 +182,8 @@ def solve(problem: Problem) -> Solution:
         net.zero_grad()
         loss.backward()
         for name, p in net.named_parameters():
-            masters[name].grad = p.grad.to(torch.float32)
+            used = torch.zeros_like(p) if p.grad is None else p.grad
+            masters[name].grad = used.to(torch.float32)
         found.norms.append(float(torch.nn.utils.clip_grad_norm_(list(masters.values()), c.clip)))
         found.losses.append(float(loss.detach()))
         found.gradients.append({n: p.grad.clone() for n, p in masters.items()})

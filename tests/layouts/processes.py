@@ -14,7 +14,8 @@ from tests.ranks import run_ranks
 def expected(problem: Problem) -> Solution:
     """The solution by one process."""
     solution = solve(problem)
-    assert min(solution.norms) > 2 * problem.optimization.clip, "clipping must be active"
+    if problem.documents is None:
+        assert min(solution.norms) > 2 * problem.optimization.clip, "clipping must be active"
     return solution
 
 

@@ -1,8 +1,6 @@
-"""The same loss, gradients, norm, weights and fast weights at every layout: real processes against
-one.
+"""The same loss, gradients, norm, weights and fast weights at every layout as in one process.
 
-`make test` runs one of each kind, `make test-all` a chosen few, `make test-layouts` everything
-(HYPNOS_LAYOUTS=all).
+`make test` runs one of each kind, `make test-all` a chosen few, `make test-layouts` everything.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from tests.layouts.problem import CARRIES, Problem
 from tests.layouts.processes import compare, expected
 from tests.layouts.worker import errors
 
-CASES = list(everything()) if os.environ.get("HYPNOS_LAYOUTS") == "all" else DAILY
+CASES = list(everything()) if "HYPNOS_LAYOUTS" in os.environ else DAILY
 
 
 def launches(cases: list[Case], most: int = 16) -> Iterator[list[Case]]:
@@ -40,12 +38,6 @@ def batched(cases: Iterable[Case], most: int) -> Iterator[list[Case]]:
         yield run
 
 
-def excess(case: Case, errors: dict[str, float]) -> dict[str, float]:
-    """The errors above their tolerance."""
-    limits = TOLERANCE[case.problem.precision]
-    return {name: error for name, error in errors.items() if not error <= limits[name]}
-
-
 def check(cases: list[Case]) -> None:
     """Compares them with one process."""
     found = compare(cases)
@@ -58,7 +50,7 @@ def check(cases: list[Case]) -> None:
             {name: f"{max(e[name] for e in mine):.1e}" for name in TOLERANCE[precision] if mine},
         )
     wrong = {
-        str(case): worse for case, e in zip(cases, found, strict=True) if (worse := excess(case, e))
+        str(case): worse for case, e in zip(cases, found, strict=True) if (worse := case.excess(e))
     }
     assert len(found) == len(cases) and not wrong, "\n".join(
         f"{case}: {errors}" for case, errors in wrong.items()
@@ -81,7 +73,7 @@ def test_planted_errors_are_found() -> None:
     found = compare(FAULTY)
     assert len(found) == len(FAULTY)
     for case, seen in zip(FAULTY, found, strict=True):
-        assert excess(case, seen), f"{case.plant} went unnoticed: {seen}"
+        assert case.excess(seen), f"{case.plant} went unnoticed: {seen}"
 
 
 @pytest.mark.smoke
