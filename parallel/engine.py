@@ -111,7 +111,7 @@ class Engine:
         self._parameters = [parameters[name] for name in optimizer.names]
         if zero:
             reduce_in_order(self._deepspeed.optimizer, zero, self._parameters)
-        self._gathering = WeightGathering(self._deepspeed.optimizer, model) if zero == 3 else None
+        self.gathering = WeightGathering(self._deepspeed.optimizer, model) if zero == 3 else None
         self.partition = _partition(
             self._deepspeed, zero, {name: v.shape for name, v in values.items()}, owners
         )
@@ -149,8 +149,8 @@ class Engine:
                 self._deepspeed._backward_prologue()  # which it calls where outputs have a graph
             loss = loss.detach().requires_grad_() + 0  # a graph, with none of the parameters
         self._deepspeed.backward(loss, scale_wrt_gas=False)
-        if self._gathering is not None:
-            self._gathering.check()
+        if self.gathering is not None:
+            self.gathering.check()
         self._accumulated += 1
         if self._accumulated < self.microbatches:
             self._deepspeed.step()  # counts the microbatch, changes nothing

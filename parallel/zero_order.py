@@ -99,7 +99,7 @@ class WeightGathering:
         of_blocks = {p for parameters in self._blocks for p in parameters}
         self._always = [p for p in model.parameters() if p not in of_blocks]
         self._whole: dict[int, None] = {}  # blocks that are here, the one that ran last at the end
-        self._order = 0  # a checksum of what has been gathered, in order, since the last `check`
+        self.order = 0  # a checksum of what has been gathered, in order, since the last `check`
         model.register_forward_pre_hook(lambda *_: self._begin())
         for number, block in enumerate(blocks):
             block.register_forward_pre_hook(lambda *_, number=number: self._need(number))
@@ -137,7 +137,7 @@ class WeightGathering:
     def _gather(self, number: int, parameters: Sequence[Any]) -> None:
         missing = _missing(parameters)
         if missing:
-            self._order = zlib.crc32(number.to_bytes(4, "little", signed=True), self._order)
+            self.order = zlib.crc32(number.to_bytes(4, "little", signed=True), self.order)
             missing[0].all_gather_coalesced(missing).wait()
 
     def check(self) -> None:
@@ -147,7 +147,7 @@ class WeightGathering:
             RuntimeError: on all data-parallel ranks, naming those that have gathered in another
                 order: they have computed with each other's weights.
         """
-        mine, self._order = torch.tensor([self._order]), 0
+        mine, self.order = torch.tensor([self.order]), 0
         everyone = [torch.empty_like(mine) for _ in range(mesh.dp_size())]
         dist.all_gather(everyone, mine, group=mesh.dp_group())
         ranks = dist.get_process_group_ranks(mesh.dp_group())

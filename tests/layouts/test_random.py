@@ -7,12 +7,18 @@ names its seed: HYPNOS_LAYOUT_SEED=SEED draws it first.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 
 import pytest
+import torch.distributed as dist
 
-from tests.layouts.cases import draw
+from parallel import mesh
+from tests.layouts.cases import Case, Layout, draw
+from tests.layouts.problem import Problem
 from tests.layouts.processes import compare
+from tests.layouts.worker import build
+from tests.ranks import run_ranks
 
 FEW = 12
 MANY = int(os.environ.get("HYPNOS_LAYOUTS", 0))
@@ -27,3 +33,52 @@ def test_as_one_process(number: int) -> None:
     print(f"HYPNOS_LAYOUT_SEED={seed} HYPNOS_LAYOUTS={MANY or ''}:", case)
     (errors,) = compare([case])
     assert not case.excess(errors), errors
+
+
+DELTA = ("delta",) * 4
+FOUND = {
+    # Once `recompute` had run a block again, the weights whose gradients were to come were gone.
+    "weights are gathered as in the pass before": Case(
+        Layout(zero=3, recompute="unit", microbatches=4),
+        Problem(layers=("delta", "attention", "attention"), coda=1, passes=2, documents=0),
+    ),
+    # Two ranks summed the gradients of one's queries' convolution and the other's keys'.
+    "gradients are reduced as they come": Case(
+        Layout(dp=2, zero=2),
+        Problem(layers=DELTA, coda=1, passes=3, truncate_passes=1, eviction="sliding", documents=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("plant", FOUND)
+def test_what_random_layouts_have_found(plant: str) -> None:
+    case = FOUND[plant]
+    (errors,) = compare([case])
+    assert not case.excess(errors), errors
+    try:
+        (errors,) = compare([case._replace(plant=plant)])
+    except AssertionError as failed:
+        assert "must match the size" in str(failed), failed
+    else:
+        assert case.excess(errors), "unnoticed"
+
+
+def _told_of_another_order() -> str:
+    """What a rank says when the other one has gathered other blocks."""
+    mesh.initialize(timeout=60)
+    problem = Problem()
+    engine = build(problem, Layout(dp=2, zero=3))[0]
+    assert engine.gathering is not None
+    engine.gathering.order += dist.get_rank()
+    loss = engine(problem.batch(0)).loss
+    try:
+        engine.backward(loss, 1)
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_weights_gathered_in_another_order_end_the_run() -> None:
+    message = r"rank \d on .*: rank 1 has gathered weights in another order than rank 0"
+    for said in run_ranks(2, _told_of_another_order):
+        assert re.match(message, said)

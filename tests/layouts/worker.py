@@ -14,6 +14,7 @@ from parallel.engine import Engine
 from parallel.stages import Stage, balanced
 from pretrain.config.schema import ParallelConfig
 from pretrain.data.batch import IGNORE
+from pretrain.model.hybrid import HybridLM
 from pretrain.run.optimizer import MuonAdamW
 from pretrain.run.state import CarriedState
 from pretrain.run.step import accumulate
@@ -31,14 +32,11 @@ class Watched(MuonAdamW):
         super()._muon(gradient, accepted)
 
 
-def solve(problem: Problem, layout: Layout) -> Solution:
-    """The counterpart of `problem.solve`, on this grid; whole on rank 0."""
-    given, even = (
-        tuple(running_sum(layout.stages, initial=0)),
-        balanced([1.0] * len(problem.layers), layout.pp),
-    )
-    stage = Stage(mesh.pp_rank(), given if layout.stages else even)
-    net = problem.build(stage=stage)
+def build(problem: Problem, layout: Layout) -> tuple[Engine, HybridLM, Watched]:
+    """A problem's engine, model and optimiser on this grid."""
+    even = balanced([1.0] * len(problem.layers), layout.pp)
+    given = tuple(running_sum(layout.stages, initial=0))
+    net = problem.build(stage=Stage(mesh.pp_rank(), given if layout.stages else even))
     optimizer = Watched(net.named_parameters(), problem.optimization)
     engine = Engine(
         net,
@@ -49,6 +47,12 @@ def solve(problem: Problem, layout: Layout) -> Solution:
         offload=layout.offload,
         tied=net.tied,
     )
+    return engine, net, optimizer
+
+
+def solve(problem: Problem, layout: Layout) -> Solution:
+    """The counterpart of `problem.solve`, on this grid; whole on rank 0."""
+    engine, net, optimizer = build(problem, layout)
     parallel = ParallelConfig(
         tp=layout.tp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute
     )
