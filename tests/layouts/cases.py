@@ -60,10 +60,11 @@ class Case(NamedTuple):
 # Largest relative errors, see worker.errors. In bf16 a different order of additions changes the
 # last of 8 bits in every sum, three passes amplify it, and Muon gives directions that hardly matter
 # the same length as all others.
-# Random models are worse conditioned than those chosen: there fp32 alone changes gradients by 2e-5.
+# Random models are worse conditioned: fp32 alone changes their gradients, and what Adam makes of
+# small ones, by up to 3e-5.
 TOLERANCE = {
     "fp32": {"loss": 1e-5, "norm": 1e-5, "gradient": 1e-5, "weight": 1e-5, "state": 1e-5},
-    "random": {"loss": 1e-5, "norm": 1e-5, "gradient": 1e-4, "weight": 1e-5, "state": 1e-5},
+    "random": {"loss": 1e-5, "norm": 1e-5, "gradient": 1e-4, "weight": 1e-4, "state": 1e-5},
     "bf16": {"loss": 2e-3, "norm": 2e-2, "gradient": 0.2, "weight": 1e-2, "state": 5e-2},
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parallel import engine, pipeline, zero_layout, zero_order
-from pretrain.model import reader
+from pretrain.model import plan, reader
 
 
 def _everything_counts(self: zero_layout.Partition, gradient: Tensor) -> Tensor:
@@ -38,15 +38,29 @@ def _weights_leave_at_once(*arguments: Any) -> Any:
     return found | {"zero_optimization": found["zero_optimization"] | none}
 
 
+def _partly_agreed(rows: Any, past: int, agree: Any) -> Any:
+    """Whether there is PAD, what begins and what stays awake, every rank decides for its own rows."""
+    own, _ = _agreed(rows, past, plan.alone)
+    some, past = _agreed(rows, past, agree)
+    return own._replace(
+        **{fact: getattr(some, fact) for fact in some._fields if fact not in OWN}
+    ), past
+
+
+OWN = ("has_pad", "starts", "stays", "stays_on")
 _square, _config = zero_layout.Partition.square, engine._config
-_passes = reader.plan_passes
+_passes, _agreed = reader.plan_passes, plan._agreed
 PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
     "weights leave at once": [
         (engine, "_config", _weights_leave_at_once),
         (zero_order, "MAX_WHOLE", 0),
     ],
-    # as DeepSpeed does it by itself
-    "gradients are reduced as they come": [(engine, "reduce_in_order", lambda *_: None)],
+    # as DeepSpeed does it by itself, and where rows decide what there is to reduce
+    "gradients are reduced as they come": [
+        (engine, "reduce_in_order", lambda *_: None),
+        (plan, "_agreed", _partly_agreed),
+    ],
+    "structure is not agreed": [(plan, "_agreed", _partly_agreed)],
     "weights are gathered as in the pass before": [
         (engine, "reduce_in_order", lambda *_: None),
         (engine, "WeightGathering", mock.Mock()),

@@ -63,6 +63,13 @@ def test_what_random_layouts_have_found(plant: str) -> None:
         assert case.excess(errors), "unnoticed"
 
 
+def test_the_order_of_reductions_does_not_lean_on_what_ranks_agree_on() -> None:
+    """Either of the two would do."""
+    case = FOUND["gradients are reduced as they come"]
+    (errors,) = compare([case._replace(plant="structure is not agreed")])
+    assert not case.excess(errors), errors
+
+
 def _told_of_another_order() -> str:
     """What a rank says when the other one has gathered other blocks."""
     mesh.initialize(timeout=60)

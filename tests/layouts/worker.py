@@ -84,6 +84,13 @@ def solve(problem: Problem, layout: Layout) -> Solution:
     return found
 
 
+def _what_counts(state: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The memory of some rows, zero where a key is of PAD or of another document."""
+    attendable = state["attendable"][rows].bool()[:, None, :, None]  # [B, 1, past, 1]
+    kept = {name: t[rows] for name, t in state.items() if name != "carries"}
+    return {n: t * attendable if n.endswith((".k", ".v")) else t for n, t in kept.items()}
+
+
 def errors(got: Solution, expected: Solution) -> dict[str, float]:
     """The largest relative errors |a - b| / |b|, of each tensor by its Euclidean norm.
 
@@ -104,15 +111,14 @@ def errors(got: Solution, expected: Solution) -> dict[str, float]:
     def of_numbers(mine: list[float], theirs: list[float]) -> float:
         return max(abs(a - b) / abs(b) for a, b in zip(mine, theirs, strict=True))
 
-    # A row's memory counts only if its document goes on.
-    on = got.state.pop("carries")
-    rows = {n: (t[on], expected.state[n][on]) for n, t in got.state.items()}
+    on = got.state["carries"]  # a row's memory counts only if its document goes on
+    kept, right = (_what_counts(state, on) for state in (got.state, expected.state))
     return {
         "loss": of_numbers(got.losses, expected.losses),
         "norm": of_numbers(got.norms, expected.norms),
         "gradient": max(of(a, b) for a, b in zip(got.gradients, expected.gradients, strict=True)),
         "weight": of(got.weights, expected.weights),
-        "state": of({n: a for n, (a, _) in rows.items()}, {n: b for n, (_, b) in rows.items()}),
+        "state": of(kept, right),
     }
 
 
