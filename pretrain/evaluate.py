@@ -188,7 +188,8 @@ def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
         return None
     return (
         f"sleep changes nothing: {at_n['passes']} passes and 1 pass both give a loss of "
-        f"{at_one['loss']:.6f}; if the retention logged with the run is near 0, lower model.decay_init"
+        f"{at_one['loss']:.6f}; if the retention logged with the run is near 0, "
+        "lower model.decay_init"
     )
 
 

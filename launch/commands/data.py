@@ -86,24 +86,47 @@ def verify(folder: Path) -> None:
 
 @command(
     "stats",
-    "how many documents and tokens, and how long they are",
-    description="Describes a corpus that `hypnos data prepare` wrote, or one split of it.",
-    example="hypnos data stats runs/corpus/shards",
-    arguments=[PREPARED],
+    "how many documents and tokens, how long they are, and what a mixture gives",
+    description="Describes corpora that `hypnos data prepare` wrote, or one split of each. With "
+    "--weights, says what share of the tokens each would give to training.",
+    example="hypnos data stats web books --weights 0.9 0.1 --tokens 5e9",
+    arguments=[
+        argument(
+            "folders", metavar="FOLDER", type=path, nargs="+", help="what `data prepare` wrote"
+        ),
+        argument(
+            "--weights",
+            type=float,
+            nargs="+",
+            metavar="WEIGHT",
+            help="of each folder, as in data.train",
+        ),
+        argument("--tokens", type=float, default=1e9, metavar="COUNT", help="that are trained on"),
+    ],
 )
-def stats(folder: Path) -> None:
+def stats(folders: list[Path], weights: list[float] | None, tokens: float) -> None:
     from dataclasses import fields
 
     from rich.console import Console
     from rich.table import Table
 
+    from pretrain.data.mixture import mixture
     from pretrain.data.shards import stats
 
-    splits = stats(folder)
-    table = Table("split", *(split.split for split in splits))
-    for name in [field.name for field in fields(splits[0])][1:]:
-        table.add_row(name.replace("_", " "), *(written(getattr(split, name)) for split in splits))
-    Console().print(table)
+    if weights is not None and (len(weights) != len(folders) or min(weights) <= 0):
+        raise UserError("--weights: give a number above 0 for each folder")
+    console = Console()
+    for folder in folders:
+        splits = stats(folder)
+        title = str(folder) if len(folders) > 1 else None
+        table = Table("split", *(split.split for split in splits), title=title)
+        for name in [field.name for field in fields(splits[0])][1:]:
+            numbers = (written(getattr(split, name)) for split in splits)
+            table.add_row(name.replace("_", " "), *numbers)
+        console.print(table)
+    if weights is not None:
+        for folder, share in zip(folders, mixture(folders, weights, tokens), strict=True):
+            print(f"{folder}: {share} in {tokens:,.0f} tokens")
 
 
 DATA = Group(

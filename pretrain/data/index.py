@@ -70,6 +70,11 @@ class Index:
             os.fsync(file.fileno())
 
     @property
+    def mean_tokens(self) -> float:
+        """Of a document, with its EOS."""
+        return self.tokens / self.samples + 1
+
+    @property
     def fingerprint(self) -> str:
         """Stands for all content of the split: ids, their order and the tokenizer."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()

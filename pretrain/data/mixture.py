@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.index import find_split, read_index
 from pretrain.data.order import drawn_before, quotas, token_shares
 
 
@@ -48,6 +50,15 @@ def corpus_shares(
         CorpusShare(weight / sum(weights), mine / max(sum(read), 1), count, count / size)
         for weight, mine, count, size in zip(weights, read, drawn, sizes, strict=True)
     ]
+
+
+def mixture(
+    paths: Sequence[str | Path], weights: Sequence[float], tokens: float
+) -> list[CorpusShare]:
+    """The share of each prepared corpus in a run that trains on so many tokens of them, joined."""
+    indexes = [read_index(find_split(path, "train")) for path in paths]
+    sizes = [index.samples for index in indexes]
+    return corpus_shares(sizes, [index.mean_tokens for index in indexes], weights, tokens)
 
 
 def mean_places(lengths: NDArray[np.uint32], window: int, windows: int) -> float:

@@ -24,9 +24,8 @@ class Shards:
     of every tar, and that every document lies within its own. Reading a document checks its bytes.
     Each failure is a UserError that names the file.
 
-    index         the split's index
-    lengths       [documents] uint32 tokens of each, EOS not among them; mapped, not loaded
-    mean_tokens   of a document, with its EOS
+    index     the split's index
+    lengths   [documents] uint32 tokens of each, EOS not among them; mapped, not loaded
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, files: OpenFiles | None = None) -> None:
@@ -42,7 +41,6 @@ class Shards:
             )
         self._records = read_documents(folder, self.index)
         self.lengths: NDArray[np.uint32] = self._records["tokens"]
-        self.mean_tokens = self.index.tokens / self.index.samples + 1
         for shard in self.index.shards:
             check_size(folder / shard.name, shard.bytes)
         # first document of the next shard

@@ -61,7 +61,7 @@ class TextStream:
         self._config, self._window, self._batch = config, window, batch
         self._weights = [corpus.weight for corpus in config.train]
         self._sizes = [len(shards) for shards in self._corpora]
-        self._means = [shards.mean_tokens for shards in self._corpora]
+        self._means = [shards.index.mean_tokens for shards in self._corpora]
         self._order = Order(self._sizes, token_shares(self._weights, self._means), seed)
         self._reader = RowReader(
             self._corpora, tokenizer.eos, tokenizer.pad, config.windows, window

@@ -4,8 +4,8 @@ Section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099); docs/method.md
 choice. The k-th successor takes k look-ups, so that k measures how far a context was worked through
 before it was evicted.
 
-    PAD PAD a b | c d  b c | d a          4 nodes a -> b -> c -> d -> a as edges, left-padded to whole windows
-    [hop 2] a [ANS] c  [hop 1] c [ANS] d  queries; scored: the answer's tokens, the first of them at [ANS]
+    PAD PAD a b | c d  b c | d a          4 nodes a -> b -> c -> d -> a as edges, left-padded
+    [hop 2] a [ANS] c  [hop 1] c [ANS] d  queries; scored: the answer's tokens, from [ANS] on
 
 A name of j tokens is j - 1 tokens of one set and a last token of another, so names end where they
 seem to.
@@ -14,6 +14,7 @@ seem to.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +30,18 @@ from pretrain.tasks.task import check_context, make_batch
 PAD, ANS, HOP = 0, 1, 2  # [hop k] is HOP + k - 1
 
 
+Mask = NDArray[np.bool_]
+
+
+class Names(NamedTuple):
+    """What the nodes of each row are called."""
+
+    tokens: Ints  # [B, nodes, m]
+    used: Mask  # [B, nodes, m]: a name may be shorter than m tokens
+
+
 class Depo:
-    """Multi-hop retrieval; Q queries on a cycle of n nodes whose names are at most m tokens long."""
+    """Multi-hop retrieval; Q queries on a cycle of n nodes with names of up to m tokens."""
 
     def __init__(self, config: DepoConfig, window: int) -> None:
         self.config, self.window = config, window
@@ -58,7 +69,8 @@ class Depo:
         count = rows * self.config.queries
         if count < len(self.test_hops):
             raise UserError(
-                f"{count} test queries cannot hold one of each of the {len(self.test_hops)} hop counts; "
+                f"{count} test queries cannot hold one of each of the {len(self.test_hops)} "
+                "hop counts; "
                 f"set train.batch to at least {-(-len(self.test_hops) // self.config.queries)}"
             )
         hops = np.resize(self.test_hops, count).reshape(rows, self.config.queries)
@@ -83,47 +95,56 @@ class Depo:
         }
 
     def _write(self, draw: Rows, n: Ints, hops: Ints) -> Batch:
-        """Rows with n [B] nodes and queries of hops [B, Q]. Node i points to node i + 1: the names
-        are random.
-        """
-        config, B, Q = self.config, len(n), hops.shape[1]
-        names, used = self._draw_names(draw)  # [B, nodes, m]
-        T = config.context + Q * self.query_tokens
+        """Rows with n [B] nodes and queries of hops [B, Q]. Node i points to node i + 1."""
+        config, B = self.config, len(n)
+        names = self._draw_names(draw)
+        T = config.context + hops.shape[1] * self.query_tokens
         tokens, targets = np.full((B, T), PAD), np.full((B, T), IGNORE)
         valid = np.zeros((B, T), dtype=np.bool_)
         valid[:, : config.context] = not config.mask_pad
-        row = np.arange(B)[:, None]
 
-        source = draw.order("edges", config.nodes, n)  # [B, nodes], the first n of it are nodes
-        # [B, 2 * nodes]
-        edges = np.stack([source, (source + 1) % n[:, None]], axis=2).reshape(B, -1)
-        real = (
-            used[row, edges]
-            & np.repeat(np.arange(config.nodes) < n[:, None], 2, axis=1)[:, :, None]
-        )
-        at, place = _packed(real)
-        place += config.context - real.sum(axis=(1, 2))[at]  # left-padded
-        tokens[at, place], valid[at, place] = names[row, edges][real], True
+        edges, used = self._edge_tokens(draw, n, names)
+        row, column = _packed(used)
+        column += config.context - used.sum(axis=(1, 2))[row]  # left-padded
+        tokens[row, column], valid[row, column] = edges[used], True
 
-        start = draw.order("starts", config.nodes, n)[:, :Q]  # distinct
-        goal = (start + hops) % n[:, None]
-        one = np.ones((B, Q, 1), dtype=np.bool_)
-        hop, answer = (HOP - 1 + hops)[:, :, None], np.full((B, Q, 1), ANS)
-        # [B, Q, 2 + 2m]: hop, name, ANS, answer
-        written = np.concatenate([hop, names[row, start], answer, names[row, goal]], axis=2)
-        real = np.concatenate([one, used[row, start], one, used[row, goal]], axis=2)
-        wanted = np.full(written.shape, IGNORE)
-        m = names.shape[2]
-        wanted[:, :, m + 1 : -1] = np.where(used[row, goal], names[row, goal], IGNORE)
-        at, place = _packed(real)
-        place += config.context
-        tokens[at, place], targets[at, place], valid[at, place] = written[real], wanted[real], True
+        queries, scored, used = self._query_tokens(draw, n, hops, names)
+        row, column = _packed(used)
+        column += config.context
+        tokens[row, column], valid[row, column] = queries[used], True
+        targets[row, column] = scored[used]
         return make_batch(tokens, targets, valid, self.window)
 
-    def _draw_names(self, draw: Rows) -> tuple[Ints, NDArray[np.bool_]]:
-        """Distinct names [B, nodes, m], and which of their tokens are used: a name of j tokens uses
-        the first j.
+    def _edge_tokens(self, draw: Rows, n: Ints, names: Names) -> tuple[Ints, Mask]:
+        """Edges in random order, each as two names: (tokens, used), [B, 2 * nodes, m]."""
+        nodes, row = self.config.nodes, np.arange(len(n))[:, None]
+        source = draw.order("edges", nodes, n)  # [B, nodes], the first n of it are nodes
+        both = np.stack([source, (source + 1) % n[:, None]], axis=2).reshape(len(n), -1)
+        is_edge = np.repeat(np.arange(nodes) < n[:, None], 2, axis=1)  # [B, 2 * nodes]
+        return names.tokens[row, both], names.used[row, both] & is_edge[:, :, None]
+
+    def _query_tokens(
+        self, draw: Rows, n: Ints, hops: Ints, names: Names
+    ) -> tuple[Ints, Ints, Mask]:
+        """Queries as [hop k] name [ANS] answer: (tokens, targets, used), [B, Q, 2 + 2m].
+
+        The target of a place is the answer's token that follows it.
         """
+        (B, Q), m = hops.shape, names.tokens.shape[2]
+        row = np.arange(B)[:, None]
+        start = draw.order("starts", self.config.nodes, n)[:, :Q]  # distinct
+        end = (start + hops) % n[:, None]
+        one = np.ones((B, Q, 1), dtype=np.bool_)
+        hop, ans = (HOP - 1 + hops)[:, :, None], np.full((B, Q, 1), ANS)
+        answer, answer_used = names.tokens[row, end], names.used[row, end]
+        tokens = np.concatenate([hop, names.tokens[row, start], ans, answer], axis=2)
+        used = np.concatenate([one, names.used[row, start], one, answer_used], axis=2)
+        targets = np.full(tokens.shape, IGNORE)
+        targets[:, :, m + 1 : -1] = np.where(answer_used, answer, IGNORE)  # from [ANS] on
+        return tokens, targets, used
+
+    def _draw_names(self, draw: Rows) -> Names:
+        """Distinct names; one of j tokens uses the first j."""
         (low, high), V, nodes = self.config.name_tokens, self.config.vocabulary, self.config.nodes
         length = low + draw.below("lengths", nodes, high - low + 1)  # [B, nodes]
         names = np.zeros((*length.shape, high), dtype=np.int64)
@@ -138,48 +159,50 @@ class Depo:
                 last_set = V if token == j - 1 and high > 1 else 0
                 names[row, node, token] = self._names + last_set + code % V
                 code //= V
-        return names, np.arange(high) < length[:, :, None]
+        return Names(names, np.arange(high) < length[:, :, None])
 
     def _check(self) -> None:
-        """UserError for settings under which the task cannot be laid out or asked as it is meant."""
+        """UserError for settings under which the task cannot be laid out as it is meant."""
         c, L = self.config, self.window
         low, high = c.name_tokens
         if not 1 <= low <= high:
             raise UserError(
-                f"depo.name_tokens = [{low}, {high}]: must be two numbers from 1, the smaller one first"
+                f"depo.name_tokens = [{low}, {high}]: must be two numbers from 1, "
+                "the smaller one first"
             )
         if not c.queries <= self.min_nodes <= c.nodes:
             raise UserError(
-                f"depo: queries start at distinct nodes, so queries <= min_nodes <= nodes, but they are "
-                f"{c.queries}, {self.min_nodes} and {c.nodes}; lower depo.queries or raise depo.nodes"
+                "depo: queries start at distinct nodes, so queries <= min_nodes <= nodes, but they "
+                f"are {c.queries}, {self.min_nodes} and {c.nodes}; "
+                "lower depo.queries or raise depo.nodes"
             )
         if high * math.log2(c.vocabulary) > 31:  # names are drawn as numbers of 32 bits
             raise UserError(
-                f"depo.vocabulary = {c.vocabulary} gives more than 2^31 names of depo.name_tokens = {high} tokens; "
-                "lower one of them"
+                f"depo.vocabulary = {c.vocabulary} gives more than 2^31 names of "
+                f"depo.name_tokens = {high} tokens; lower one of them"
             )
         if c.vocabulary**high < c.nodes:
             raise UserError(
-                f"depo.vocabulary = {c.vocabulary} gives fewer than depo.nodes = {c.nodes} names; raise it to {c.nodes}"
+                f"depo.vocabulary = {c.vocabulary} gives fewer than depo.nodes = {c.nodes} names; "
+                f"raise it to {c.nodes}"
             )
         if c.context < 2 * c.nodes * high:
             raise UserError(
-                f"depo.context = {c.context} does not hold {c.nodes} edges of two names of up to {high} tokens; "
-                f"set it to at least {2 * c.nodes * high}"
+                f"depo.context = {c.context} does not hold {c.nodes} edges of two names of up to "
+                f"{high} tokens; set it to at least {2 * c.nodes * high}"
             )
         check_context("depo.context", c.context, L)
         if c.queries * self.query_tokens > L and (low != high or L % self.query_tokens):
             raise UserError(
-                f"depo: {c.queries} queries of up to {self.query_tokens} tokens need more than one window of "
-                f"sleep.window = {L} and would be cut by its boundary; lower depo.queries to {L // self.query_tokens}, "
-                f"or take names of one length and a window that is a multiple of {self.query_tokens}"
+                f"depo: {c.queries} queries of up to {self.query_tokens} tokens need more than one "
+                f"window of sleep.window = {L} and would be cut by its boundary; lower "
+                f"depo.queries to {L // self.query_tokens}, or take names of one length and a "
+                f"window that is a multiple of {self.query_tokens}"
             )
 
 
-def _packed(real: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Where the real entries of [B, items, slots] go when a row is written without gaps: (row,
-    place from 0).
-    """
-    flat = real.reshape(len(real), -1)
-    place = np.cumsum(flat, axis=1) - 1
-    return flat.nonzero()[0], place[flat]
+def _packed(used: Mask) -> tuple[Ints, Ints]:
+    """Where the used tokens of [B, items, m] go in rows without gaps: (row, column from 0)."""
+    flat = used.reshape(len(used), -1)
+    column = np.cumsum(flat, axis=1) - 1
+    return flat.nonzero()[0], column[flat]

@@ -5,7 +5,7 @@ choice. The rule is Turing-complete: its outcome is computed step by step, and a
 time for that.
 
     24 bits | 24 bits | 24 bits | 24 bits    the rings, fair bits, nothing scored
-    SEP l0 l1 l2                             predicts l0 l1 l2 l3, so no ring's window carries a target
+    SEP l0 l1 l2                             predicts l0 l1 l2 l3: no ring's window has a target
 """
 
 from __future__ import annotations
@@ -69,18 +69,20 @@ class Rule110:
         width, rings, L = self.config.width, self.config.rings, self.window
         if L % width and width % L:
             raise UserError(
-                f"rule110.width = {width} and sleep.window = {L}: windows would cut rings at odd places; "
-                f"set sleep.window to {width}, a ring a window"
+                f"rule110.width = {width} and sleep.window = {L}: windows would cut rings at odd "
+                f"places; set sleep.window to {width}, a ring a window"
             )
         if width * rings % L:
             together = L // width
             raise UserError(
-                f"rule110.rings = {rings}: sleep.window = {L} holds {together} rings, and a window of rings must carry "
-                f"no label; set rule110.rings to {-(-rings // together) * together}, or sleep.window to {width}"
+                f"rule110.rings = {rings}: sleep.window = {L} holds {together} rings, and a window "
+                "of rings must carry no label; set rule110.rings to "
+                f"{-(-rings // together) * together}, or sleep.window to {width}"
             )
         if rings > L:
             raise UserError(
-                f"rule110.rings = {rings} labels do not fit one window of sleep.window = {L}; lower it"
+                f"rule110.rings = {rings} labels do not fit one window of sleep.window = {L}; "
+                "lower it"
             )
 
 

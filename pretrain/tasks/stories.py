@@ -4,7 +4,7 @@ number.
 GSM-Infinite, section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099): question first, no
 chain of thought.
 
-    PAD PAD What is the total ...? The number of ... equals ...   left-padded to whole windows; nothing scored
+    PAD PAD What is the total ...? The number of ... equals ...   left-padded; nothing scored
     Answer: 12 EOS                                                scored: the number and EOS
 
 The records are those of a .jsonl file in the public format, or those of `story_writer.py`.
@@ -77,13 +77,15 @@ class Stories:
         else:
             if config.max_ops > MAX_OPS:
                 raise UserError(
-                    f"stories.max_ops = {config.max_ops}: the built-in stories have at most {MAX_OPS}"
+                    f"stories.max_ops = {config.max_ops}: the built-in stories have at most "
+                    f"{MAX_OPS}; lower it, or set stories.path"
                 )
             longest = max(len(self._answer(str(n))) for n in range(LARGEST + 1))
         self.answer_tokens = len(self.prompt) + longest - 1
         if self.answer_tokens > window:
             raise UserError(
-                f"sleep.window = {window} does not hold an answer; set it to {self.answer_tokens} or more"
+                f"sleep.window = {window} does not hold an answer; "
+                f"set it to {self.answer_tokens} or more"
             )
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
@@ -102,7 +104,8 @@ class Stories:
         ops = list(self.held_out) or list(range(self.config.min_ops, self.config.max_ops + 1))
         if rows < len(ops):
             raise UserError(
-                f"{rows} test rows do not hold one of each op of {ops}; set train.batch to {len(ops)}"
+                f"{rows} test rows do not hold one of each op of {ops}; "
+                f"set train.batch to {len(ops)}"
             )
         random = Rows(seed, "stories test", 0, rows).generators()
         return self._write(
@@ -149,8 +152,9 @@ class Stories:
                 return Record(context, self._answer(found[1]), op)
             if not noise:
                 raise UserError(
-                    f"stories.context = {self.config.context} does not hold a story of {op} ops, which is "
-                    f"{len(context)} tokens without any noise; raise it or lower stories.max_ops"
+                    f"stories.context = {self.config.context} does not hold a story of {op} ops, "
+                    f"which is {len(context)} tokens without any noise; "
+                    "raise it or lower stories.max_ops"
                 )
             noise //= 2
 
@@ -188,8 +192,8 @@ class Stories:
                 raise UserError(f"{path}:{number}: {error}") from None
             if len(context) > self.config.context:
                 raise UserError(
-                    f"{path}:{number}: {len(context)} tokens do not fit stories.context = {self.config.context}; "
-                    "raise it, or leave the record out"
+                    f"{path}:{number}: {len(context)} tokens do not fit stories.context = "
+                    f"{self.config.context}; raise it, or leave the record out"
                 )
             yield Record(context, self._answer(answer), op)
         if not found:
@@ -216,7 +220,8 @@ def _parse(line: str, where: str) -> tuple[str, str, str, int]:
     answer = _ANSWER.search(record["solution"])
     if not answer:
         raise UserError(
-            f"{where}: the solution does not end in 'Answer: <integer>.'; see the GSM-Infinite format"
+            f"{where}: the solution does not end in 'Answer: <integer>.'; "
+            "see the GSM-Infinite format"
         )
     return record["question"], record["problem"], answer[1], record["op"]
 

@@ -45,8 +45,8 @@ def check_context(name: str, context: int, window: int) -> None:
     if context < 1 or context % window:
         fit = max(1, -(-context // window)) * window
         raise UserError(
-            f"{name} is {context} tokens, which is not a multiple of sleep.window = {window}: a context window "
-            f"must carry no target; set it to {fit}, or choose another window"
+            f"{name} is {context} tokens, which is not a multiple of sleep.window = {window}: a "
+            f"context window must carry no target; set it to {fit}, or choose another window"
         )
 
 

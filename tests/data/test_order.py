@@ -113,7 +113,7 @@ def test_what_is_drawn_is_never_taken_back(shares: list[float], steps: list[int]
 
 
 def test_the_order_draws_what_is_counted() -> None:
-    """Over whole blocks, for a corpus that is in few of them, too; and the n-th draw is the n-th."""
+    """Over whole blocks, for a corpus that is in few of them, too; epochs stay whole."""
     shares = [0.7, 0.29999, 0.00001]
     order = Order([1000, 300, 5], shares, seed=3)
     draws = [order(j) for j in range(60 * BLOCK)]

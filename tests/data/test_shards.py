@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from launch.cli import main
 from pretrain.data.corpus import Corpus
 from pretrain.data.formats import Document
 from pretrain.data.index import read_index
@@ -266,8 +268,28 @@ def test_what_a_killed_prepare_left_is_removed_by_the_next(
 def test_progress_ends_with_every_file_read(
     tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """256 documents are written at once: at the last of them its file is not known to be at an end."""
+    """256 documents are written at once, and the last does not know that its file ends."""
     source = tmp_path / "d.jsonl"
     source.write_text("".join(f'{{"text": "wake {i}"}}\n' for i in range(512)))
     prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
     assert "1/1 files" in capsys.readouterr().err
+
+
+def test_stats_say_what_a_mixture_gives(
+    folder: Path, tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The few tokens of a run that ends before a rare corpus is drawn from are none of its."""
+    source = write_texts(tmp_path / "texts", ["sleep " * 5000, "wake " * 5000])
+    prepare(Corpus([source]), tokenizer, tmp_path / "long", holdout=0)
+    command = ["data", "stats", str(folder), str(tmp_path / "long"), "--weights", "0.9", "0.1"]
+    mean = read_index(tmp_path / "long" / "train").mean_tokens
+    for tokens in (1e9, 1e3):
+        assert main([*command, "--tokens", str(tokens)]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        said = re.match(r".*/long: ([\d.]+)% of the tokens .*, about ([\d,]+) documents", line)
+        assert said, line
+        documents = int(said[2].replace(",", ""))
+        assert documents == pytest.approx(0.1 * tokens / mean, abs=1)
+        assert float(said[1]) == pytest.approx(10 if documents else 0, rel=0.001)
+    assert main([*command[:-1]]) == 2
+    assert "--weights: give a number above 0 for each folder" in capsys.readouterr().err

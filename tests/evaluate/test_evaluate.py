@@ -1,4 +1,4 @@
-"""What an evaluation adds up, against a plain forward; and the warning that sleep changes nothing."""
+"""What an evaluation adds up, against a plain forward; the warning that sleep is useless."""
 
 from __future__ import annotations
 

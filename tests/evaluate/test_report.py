@@ -90,7 +90,8 @@ def test_a_run_before_its_first_evaluation_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_a_number_is_reported_as_such(tmp_path: Path) -> None:
-    diverged = '{"kind": "train", "step": 41, "loss": null}\n{"kind": "warning", "step": 41, "message": "!"}\n'
+    rows = ({"kind": "train", "loss": None}, {"kind": "warning", "message": "!"})
+    diverged = "".join(json.dumps(row | {"step": 41}) + "\n" for row in rows)
     report([write_run(tmp_path / "run", 2, None, ends=diverged)], tmp_path / "out")
     assert "|           nan |" in (tmp_path / "out" / "report.md").read_text()
 

@@ -1,4 +1,4 @@
-"""The training stream of a task: the same rows whatever the batch, the rank or the interruptions."""
+"""The training stream of a task: the same rows in any batch, on any rank, after any stop."""
 
 from __future__ import annotations
 
