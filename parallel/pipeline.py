@@ -7,9 +7,9 @@ its backward can run when its turn comes:
 
     forward      x ----> [ blocks, recomputed or kept ] ----> h, y      to the next stage, or
                                                                         round to the next pass
-                 S_u --> [                            ] ----> S_(u+1)      stays here
-    backward     dx <--- [                            ] <---- dh, dy       from there
-                 dS_u <- [                            ] <---- dS_(u+1)     left by the backward of u+1
+                 S_u --> [                            ] ----> S_(u+1)   stays here
+    backward     dx <--- [                            ] <---- dh, dy    from there
+                 dS_u <- [                            ] <---- dS_(u+1)  left by the backward of u+1
 
 Only hidden states and their gradients travel between stages, never S.
 """

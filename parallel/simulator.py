@@ -7,12 +7,12 @@ The rules are those of `parallel.schedule`, written a second time.
 
 Two semantics of messages are played at once.
 
-    rendezvous   decides what can happen: a batch holds its stage up until every peer has posted its part of every
-                 message in it. It is the strictest way to carry out a batch, so what does not
-                 deadlock here never does.
-    buffered     decides when it happens, and is what overlapped sends come to: nobody waits for a batch, and an action
-                 begins when its stage is free and what it takes has been sent. Messages take no
-                 time.
+    rendezvous   decides what can happen: a batch holds its stage up until every peer has posted
+                 its part of every message in it. It is the strictest way to carry out a batch, so
+                 what does not deadlock here never does.
+    buffered     decides when it happens, and is what overlapped sends come to: nobody waits for a
+                 batch, and an action begins when its stage is free and what it takes has been
+                 sent. Messages take no time.
 """
 
 from __future__ import annotations
@@ -293,7 +293,8 @@ class _Run:
 
     def _fail(self, s: int, action: Action, fault: str) -> None:
         p = self._passes[action.microbatch][action.unit]
+        direction = "backward" if action.backward else "forward"
         raise ScheduleError(
-            f"stage {s}: the {'backward' if action.backward else 'forward'} of microbatch {action.microbatch}, "
+            f"stage {s}: the {direction} of microbatch {action.microbatch}, "
             f"unit {action.unit} (window {p.window}, pass {p.number}) {fault}"
         )

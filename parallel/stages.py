@@ -36,7 +36,7 @@ class Stage:
         return range(self.bounds[self.index], self.bounds[self.index + 1])
 
     def local(self, begin: int, end: int) -> slice:
-        """Those of the model's blocks begin..end-1 that are here, as a slice of this stage's own."""
+        """Of the model's blocks begin..end-1 those that are here, as a slice of this stage's."""
         first, last = self.blocks.start, self.blocks.stop
         return slice(min(max(begin, first), last) - first, max(min(end, last), first) - first)
 

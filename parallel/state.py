@@ -21,7 +21,7 @@ class DeltaState(NamedTuple):
 
 
 class AttentionState(NamedTuple):
-    """An attention block's memory: rotated keys, and values, of the past and of this pass so far."""
+    """An attention block's memory: rotated keys, and values, of the past and of this pass."""
 
     k: Tensor  # [B, Hkv, P + t, head_dim]
     v: Tensor  # [B, Hkv, P + t, head_dim]
@@ -79,7 +79,7 @@ class State(NamedTuple):
         return self.with_blocks(part, begun)._replace(attendable=attendable)
 
     def end_window(self, keep: int, read: int) -> State:
-        """Leaves a window of `read` tokens: only S and the newest `keep` keys cross the boundary."""
+        """Leaves a window of `read` tokens: only S and the newest `keep` keys go on."""
         old = self.attendable.shape[1] - keep if keep < self.attendable.shape[1] else 0
         past = self.attendable.shape[1] - old if keep else 0
         blocks = tuple(

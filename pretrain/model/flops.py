@@ -113,12 +113,12 @@ def step_flops(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
     return done
 
 
-# Dense bf16 matrix FLOP/s by a part of the device's name, as the makers state them (V100, T4:
-# fp16).
+# Dense bf16 matrix FLOP/s by a part of the device's name, as makers state them (V100, T4: fp16).
 PEAKS = {
-    "B200": 2.25e15, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
-    "A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "V100": 125e12,
-    "T4": 65e12, "RTX 5090": 209.5e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "MI300X": 1307e12, "MI250": 383e12,
+    "B200": 2.25e15, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
+    "H100": 989e12, "A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12,
+    "L4": 121e12, "V100": 125e12, "T4": 65e12, "RTX 5090": 209.5e12, "RTX 4090": 165e12,
+    "RTX 3090": 71e12, "MI300X": 1307e12, "MI250": 383e12,
 }  # fmt: skip
 
 

@@ -143,9 +143,9 @@ def check_same_rows(parts: Sequence[Batch]) -> None:
             for rank, seen in zip(ranks, everyone, strict=True)
         }
         raise UserError(
-            f"{mesh.place()}: rank {others[0]} reads other rows than rank {ranks[0]}, with which it shares a model: "
-            f"{shapes[others[0]]} against {shapes[ranks[0]]} (microbatches x rows x tokens); give all ranks the same "
-            "configuration and data"
+            f"{mesh.place()}: rank {others[0]} reads other rows than rank {ranks[0]}, "
+            f"with which it shares a model: {shapes[others[0]]} against {shapes[ranks[0]]} "
+            "(microbatches x rows x tokens); give all ranks the same configuration and data"
         )
 
 
