@@ -17,7 +17,7 @@ from pretrain.data.order import Order, token_shares
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.reader import Shards
 from pretrain.data.rows import RowReader
-from pretrain.errors import UserError, shortened
+from pretrain.errors import UserError
 from tokenizer.encode import Tokenizer
 
 
@@ -68,15 +68,7 @@ class TextStream:
         )
         self._mine = range(rank * batch // ranks, (rank + 1) * batch // ranks)
         fingerprints = [shards.index.fingerprint for shards in self._corpora]
-        self.settings: dict[str, Any] = {
-            "data.train": [list(pair) for pair in zip(fingerprints, self._weights, strict=True)],
-            "run.seed": seed,
-            "train.batch": batch,
-            "sleep.window": window,
-            "data.windows": config.windows,
-            "data.documents": config.documents,
-            "data.carry": config.carry,
-        }
+        self._data = [list(pair) for pair in zip(fingerprints, self._weights, strict=True)]
         self.vocab_size = tokenizer.vocab_size
         self.wait_seconds = 0.0
         self._position = Position(0, [(0, 0)] * batch)  # after the last batch given out
@@ -126,26 +118,24 @@ class TextStream:
         return lambda: [[describe(span) for span in row.spans] for row in rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is after the last batch taken, and the settings and shards that this
-        depends on.
+        """Where the stream is after the last batch taken, and the data that this depends on.
+
+        It depends on settings, too, which a run that goes on may not change (pretrain/config).
         """
         return {
             "steps": self._position.steps,
             "lanes": [list(cursor) for cursor in self._position.cursors],
-            "settings": self.settings,
+            "data.train": self._data,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the exact token, with any number of ranks."""
-        for name, mine in self.settings.items():
-            if state["settings"].get(name) != mine:
-                told = shortened(str(state["settings"].get(name)))
-                saved = "other shards or weights" if name == "data.train" else told
-                raise UserError(
-                    f"{name} is not what the checkpoint's stream of text was made with ({saved}), "
-                    "so it cannot be continued; set it back, or begin another run with another "
-                    "run.name"
-                )
+        """Go on at the exact token, with any number of ranks. UserError if the data are others."""
+        if state["data.train"] != self._data:
+            raise UserError(
+                "data.train is not what the checkpoint's stream of text was made with (other "
+                "shards or weights), so it cannot be continued; set it back, or begin another run "
+                "with another run.name"
+            )
         self.close()
         self._position = Position(
             state["steps"], [(used_up, used) for used_up, used in state["lanes"]]
