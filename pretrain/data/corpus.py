@@ -116,7 +116,9 @@ class Corpus:
             return read_json_lines(path, name, self.text_field)
         if suffix == ".json":
             return read_json(path, name, self.text_field)
-        if suffix == ".parquet" and not compression:
+        if suffix == ".parquet":
+            if compression:
+                raise Rejected(str(path), f"Parquet inside {compression}", fix="decompress it")
             return read_parquet(path, name, self.text_field)
         return read_text(path, name)
 

@@ -146,6 +146,12 @@ def test_other_parquet_columns_are_refused_with_their_type(
     assert f'd.parquet: column "text" is {kind}, not text; name the column' in str(error.value)
 
 
+def test_parquet_inside_an_archive_is_refused_as_that(tmp_path: Path) -> None:
+    (tmp_path / "d.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(UserError, match=r"d\.parquet\.gz: Parquet inside \.gz; decompress it"):
+        texts(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["foreign", "truncated", "column"])
 def test_damaged_parquet_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "d.parquet"
