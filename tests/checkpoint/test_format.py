@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.checkpoint import Checkpoint, latest_valid, load_model, steps
-from pretrain.checkpoint.folder import remove_incomplete
+from pretrain.checkpoint.folder import pointed_at, remove_incomplete
 from pretrain.errors import UserError
 from pretrain.files import sync
 from pretrain.model.sleep import SleepLM
@@ -169,6 +169,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(
     def named(self: Path, target: Path) -> Path:
         if self.name == ".step-1.draft":
             assert {*FILES, "index.json", self.name} == set(flushed) and flushed[-1] == self.name
+            assert pointed_at(tmp_path) is None  # `latest` is moved last
         return rename(self, target)
 
     monkeypatch.setattr("pretrain.checkpoint.write.sync", flush)
