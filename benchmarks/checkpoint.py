@@ -36,9 +36,9 @@ from pretrain.data.batch import IGNORE
 from pretrain.model.sleep import SleepLM
 from pretrain.run.guard import Rollbacks
 from pretrain.run.optimizer import MuonAdamW
-from pretrain.run.state import CarriedState, TrainState
+from pretrain.run.prepare import make_source
+from pretrain.run.state import CarriedState, TrainState, random_state
 from pretrain.run.step import accumulate
-from pretrain.trainer import make_source
 
 MIB = 2**20
 REPEATS = 5
@@ -93,10 +93,16 @@ def measure(config: Config, run: Path) -> None:
         done += 1
 
     def save() -> None:
-        here = TrainState.here(
-            done, CarriedState.empty(1), source, torch.tensor(0), Rollbacks(), evaluated=True
+        state = TrainState(
+            step=done,
+            carried=CarriedState.empty(1),
+            data=source.state_dict(),
+            tokens=torch.tensor(0),
+            rollbacks=Rollbacks(),
+            random=random_state(),
+            evaluated=True,
         )
-        saver.save(done, lambda: here.take(engine, optimizer, model))
+        saver.save(done, lambda: state.snapshot(engine, optimizer, model))
 
     def save_and_wait() -> None:
         save()

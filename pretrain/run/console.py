@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SLOW = 2.0  # seconds after which what goes on is said
+
+
+@contextmanager
+def said_if_slow(what: str, say: Callable[[str], None], after: float = SLOW) -> Iterator[None]:
+    """Inside, something goes on that is usually over soon; otherwise one line says what it is."""
+    timer = threading.Timer(after, say, [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class TrainProgress:
     """Says what it is told on stderr; nothing at all if `shown` is False."""
 
-    def __init__(self, name: str, start: int, steps: int, shown: bool) -> None:
-        self.start, self.steps, self.shown = start, steps, shown
-        self._begin = time.monotonic()
-        console = Console(stderr=True)
+    def __init__(self, name: str, steps: int, shown: bool) -> None:
+        self._name, self._steps, self._shown = name, steps, shown
+        self._start, self._begin = 0, time.monotonic()
         self._bar: Progress | None = None
-        if shown and console.is_terminal:
+
+    def begin(self, step: int) -> None:
+        """Training begins, or begins again, after `step` steps."""
+        self._start, self._begin = step, time.monotonic()
+        console = Console(stderr=True)
+        if self._bar is None and self._shown and console.is_terminal:
             columns = (
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task(name, total=steps, completed=start, numbers="")
+            self._task = self._bar.add_task(self._name, total=self._steps, numbers="")
             self._bar.start()
+        self.advance(step)
+
+    def slow(self, what: str) -> AbstractContextManager[None]:
+        """Inside, something goes on that is said if it takes long."""
+        return said_if_slow(what, self.say)
 
     def advance(self, step: int) -> None:
         """`step` steps are done."""
@@ -35,20 +64,18 @@ class TrainProgress:
         """The numbers of a logging step."""
         if self._bar is not None:
             self._bar.update(self._task, numbers=f"loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s")
-        elif self.shown:
-            left = (
-                (time.monotonic() - self._begin) / max(step - self.start, 1) * (self.steps - step)
-            )
-            eta = f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
-            self.say(
-                f"step {step}/{self.steps}  loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s  eta {eta}"
-            )
+        elif self._shown:
+            per_step = (time.monotonic() - self._begin) / max(step - self._start, 1)
+            left = int(per_step * (self._steps - step))
+            eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+            speed = f"{tokens_per_s:,.0f} tokens/s  eta {eta}"
+            self.say(f"step {step}/{self._steps}  loss {loss:.4f}  {speed}")
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        elif self.shown:
+        elif self._shown:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -1,31 +1,122 @@
-"""What the training loop makes of steps that were skipped: a record of each, and an end to too many
-in a row.
+"""Steps whose numbers go wrong: which are skipped, what is recorded, and when there are too many.
 
-    step s        the device decides (pretrain/run/verdict.py); its verdict begins to travel to the host
-    step s + 1    when all of it has been handed to the device, the host reads the verdict of s, which has arrived by
-                  then: the device always has work, and every rank learns the same at the same step
+    step s        the device decides (`StepFilter`), for the optimiser, whether the step counts; the
+                  outcome begins to travel to the host
+    step s + 1    when all of it has been handed to the device, the host reads the outcome of s,
+                  which has arrived by then (`Guard`): the device always has work, and every rank
+                  learns the same at the same step
 
-Before a checkpoint is taken nothing may be left unread. After `guard.limit` skipped steps in a row
-the run stops, or goes back to its newest checkpoint (`guard.then`) and on with the data after the
-trouble.
+A step is skipped if its loss or the norm of its gradient is not finite, or more than `guard.spike`
+times its running mean. Both numbers come out of a reduction over all ranks, so a number that goes
+wrong on one of them is seen by all. The running means are exponential over the accepted steps
+x_1 .. x_n,
+
+    m_n = sum_i (1 - d) d^(n - i) x_i / (1 - d^n)        d = 1 - 1 / EMA_STEPS
+
+and before WARMUP_STEPS of them nothing is called a spike.
+
+Before a checkpoint is taken no outcome may be left unread. After `guard.limit` skipped steps in a
+row the run stops, or goes back to its newest checkpoint (`guard.then`) and on with the data after
+the streak (pretrain/run/resume.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from parallel import mesh
 from parallel.state import State
-from pretrain.checkpoint import Checkpoint
 from pretrain.config.schema import GuardConfig
 from pretrain.errors import UserError
 from pretrain.run.metrics import Metrics
-from pretrain.run.verdict import StepOutcome
 
+EMA_STEPS = 100  # accepted steps that a running mean reaches back
+WARMUP_STEPS = 20  # accepted steps that make a mean
+DECAY = 1 - 1 / EMA_STEPS
 Samples = Callable[[], Any]  # see pretrain.data.source.BatchSource.samples
+
+
+def mean_loss(window_losses: Sequence[Tensor], scored: Tensor | int) -> Tensor:
+    """[] fp64 loss per scored token of a step, over all ranks; not finite if any rank's is not.
+
+    Args:
+        window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others
+            have zeros.
+        scored: tokens, over all ranks.
+    """
+    total = torch.stack(list(window_losses)).sum(dtype=torch.float64)
+    dist.all_reduce(total)
+    # those that share a layer all have the loss of their rows
+    return total / (scored * mesh.tp_size())
+
+
+class StepOutcome(NamedTuple):
+    """What became of a step, and what it was judged by."""
+
+    accepted: bool
+    in_a_row: int  # steps skipped one after the other, up to this one
+    loss: float
+    grad_norm: float  # before clipping
+    running_loss: float  # the running means before this step; nan before the first
+    running_grad_norm: float
+
+    @staticmethod
+    def read(numbers: Tensor) -> StepOutcome:
+        """From `StepFilter.outcome`, on the host."""
+        accepted, in_a_row, *rest = numbers.tolist()
+        return StepOutcome(bool(accepted), int(in_a_row), *rest)
+
+    def why(self, spike: float) -> str:
+        """What is wrong with a step that was skipped."""
+        faults = [f"loss is {self.loss}"] if not math.isfinite(self.loss) else []
+        # nan or inf: DeepSpeed does not tell which it has found
+        if not math.isfinite(self.grad_norm):
+            faults.append("grad_norm is not finite")
+        compared = {
+            "loss": (self.loss, self.running_loss),
+            "grad_norm": (self.grad_norm, self.running_grad_norm),
+        }
+        for name, (value, running_mean) in compared.items():
+            if spike and math.isfinite(value) and value > spike * running_mean:
+                faults.append(f"{name} is {value / running_mean:.3g} times its mean")
+        return ", ".join(faults)
+
+
+class StepFilter:
+    """Decides on the device, step by step, and keeps what it decides by."""
+
+    sums: Tensor  # [2] fp64, of loss and gradient norm: m_n without its denominator
+    in_a_row: Tensor  # [] steps skipped one after the other, up to the last
+    outcome: Tensor  # [6] fp64 of the last step, see `StepOutcome.read`
+
+    def __init__(self, spike: float, device: torch.device) -> None:
+        self.spike = spike
+        self.sums, self.in_a_row, self.outcome = (
+            torch.zeros(shape, dtype=torch.float64, device=device) for shape in ((2,), (), (6,))
+        )
+
+    def __call__(self, loss: Tensor, grad_norm: Tensor, before: Tensor) -> Tensor:
+        """[] bool: whether the step is accepted.
+
+        Args:
+            before: [] accepted steps before this one.
+        """
+        seen = torch.stack([loss.to(self.sums), grad_norm.to(self.sums)])
+        running_mean = self.sums / (1 - DECAY ** before.to(self.sums))
+        accepted = seen.isfinite().all()
+        if self.spike:
+            accepted &= (before < WARMUP_STEPS) | (seen <= self.spike * running_mean).all()
+        self.sums = torch.where(accepted, torch.lerp(seen, self.sums, DECAY), self.sums)
+        self.in_a_row = (self.in_a_row + 1).masked_fill(accepted, 0)
+        outcome = [torch.stack([accepted.to(seen), self.in_a_row]), seen, running_mean]
+        self.outcome = torch.cat(outcome)
+        return accepted
 
 
 class Rollbacks(NamedTuple):
@@ -39,73 +130,91 @@ class SkipStreak(NamedTuple):
     """Too many steps skipped in a row."""
 
     what: str  # in one line
-    step: int  # the last that was done
+    step: int  # the last of them
+    data: dict[str, Any]  # `BatchSource.state_dict` after it
     rollbacks: int  # in all, before this
 
     def stop(self, why: str, fix: str) -> UserError:
         """The end of the run, explained."""
         return UserError(
-            f'{self.what}; {why}. Their numbers and samples are in metrics.jsonl (kind "skipped"): {fix}, or begin '
-            "another run with a lower learning rate or without those samples"
+            f"{self.what}; {why}. Their numbers and samples are in metrics.jsonl (kind "
+            f'"skipped"): {fix}, or begin another run with a lower learning rate or without those '
+            "samples"
         )
 
 
 class Guard:
-    """Reads the verdicts of a run's steps, one step late."""
+    """Reads the outcomes of a run's steps, one step late."""
 
     def __init__(
-        self,
-        config: GuardConfig,
-        metrics: Metrics | None,
-        say: Callable[[str], None],
-        rollbacks: int,
+        self, config: GuardConfig, metrics: Metrics, say: Callable[[str], None], rollbacks: int
     ) -> None:
         """
         Args:
-            metrics: where skipped steps are recorded; on one rank only.
+            metrics: where skipped steps are recorded.
             rollbacks: so many has the run made, in all.
         """
         self._config, self._metrics, self._say, self._rollbacks = config, metrics, say, rollbacks
-        self._unread: tuple[int, _Fetch, Samples] | None = None
+        self._unread: _Unread | None = None
+        self._streak: SkipStreak | None = None
 
-    def after(self, step: int, verdict: Tensor, samples: Samples) -> SkipStreak | None:
-        """Begins to fetch the verdict of a step that was just handed to the device; reads the one
+    def after(
+        self, step: int, outcome: Tensor, samples: Samples, data: dict[str, Any]
+    ) -> SkipStreak | None:
+        """Begins to fetch the outcome of a step that was just handed to the device; reads the one
         before it.
+
+        Args:
+            samples, data: of the source, after the step.
+        Returns:
+            Too many skipped steps in a row. The step after them is recorded, too.
         """
-        before, self._unread = self._unread, (step, _Fetch(verdict), samples)
-        trouble = self._read(before)
-        return trouble and (self.settle() or trouble)  # the step after it is recorded too
+        before, self._unread = self._unread, _Unread(step, _Fetch(outcome), samples, data)
+        self._read(before)
+        return self.settle() if self._streak else None
 
     def settle(self) -> SkipStreak | None:
-        """Waits for the verdict that is still unread."""
+        """Waits for the outcome that is still unread."""
         unread, self._unread = self._unread, None
-        return self._read(unread)
+        self._read(unread)
+        return self._streak
 
-    def _read(self, unread: tuple[int, _Fetch, Samples] | None) -> SkipStreak | None:
+    def _read(self, unread: _Unread | None) -> None:
         if unread is None:
-            return None
-        step, fetch, samples = unread
-        verdict = fetch.get()
-        if verdict.accepted:
-            return None
-        why = verdict.why(self._config.spike)
+            return
+        outcome = unread.fetch.get()
+        if outcome.accepted:
+            return
+        step, why = unread.step, outcome.why(self._config.spike)
         self._say(f"step {step} skipped: {why}")
-        if self._metrics:
-            row = {
-                "loss": verdict.loss,
-                "grad_norm": verdict.grad_norm,
+        self._metrics.write(
+            "skipped",
+            step,
+            {
+                "loss": outcome.loss,
+                "grad_norm": outcome.grad_norm,
                 "why": why,
                 "rollbacks": self._rollbacks,
-            }
-            self._metrics.write("skipped", step, row | {"samples": samples()})
-        if verdict.in_a_row < self._config.limit:
-            return None
-        what = (
-            f"steps {step - verdict.in_a_row + 1} to {step} were all skipped (guard.limit = {self._config.limit}), the "
-            f"last because {why}; its loss is {verdict.loss:.4g} (the mean was {verdict.usual_loss:.4g}), its gradient "
-            f"norm {verdict.grad_norm:.4g} ({verdict.usual_grad_norm:.4g})"
+                "samples": unread.samples(),
+            },
         )
-        return SkipStreak(what, step, self._rollbacks)
+        if outcome.in_a_row >= self._config.limit:
+            what = (
+                f"steps {step - outcome.in_a_row + 1} to {step} were all skipped "
+                f"(guard.limit = {self._config.limit}), the last because {why}; "
+                f"its loss is {outcome.loss:.4g} (the mean was {outcome.running_loss:.4g}), "
+                f"its gradient norm {outcome.grad_norm:.4g} ({outcome.running_grad_norm:.4g})"
+            )
+            self._streak = SkipStreak(what, step, unread.data, self._rollbacks)
+
+
+class _Unread(NamedTuple):
+    """A step whose outcome is on its way."""
+
+    step: int
+    fetch: _Fetch
+    samples: Samples
+    data: dict[str, Any]
 
 
 class _Fetch:
@@ -129,35 +238,12 @@ class _Fetch:
 
 
 def reset_if_skipped(state: State | None, accepted: Tensor) -> State | None:
-    """What documents that go on take along from a step: nothing from one that was skipped, without
-    asking the host.
+    """What documents that go on take along from a step: nothing from one that was skipped.
 
     A memory full of NaN would spoil every later sequence of its document, and one that made a spike
-    may make another.
+    may make another. The host is not asked.
     """
     if state is None:
         return None
     accepted = accepted.to(state.position.device, non_blocking=True)
     return state.map(lambda t: torch.where(accepted, t, torch.zeros_like(t)))
-
-
-def before_streak(checkpoint: Checkpoint) -> bool:
-    """Whether it was taken after a step that counted, and not in the middle of trouble."""
-    return int(checkpoint.state["optimizer"]["in_a_row"]) == 0
-
-
-def go_back(trouble: SkipStreak, checkpoint: Checkpoint | None, config: GuardConfig) -> Rollbacks:
-    """Counts one more rollback, to this checkpoint. UserError: the run stops here instead."""
-    if config.then == "stop":
-        raise trouble.stop(
-            'guard.then = "stop"', 'set guard.then = "rollback" to go on with the data after them'
-        )
-    if checkpoint is None:
-        raise trouble.stop(
-            "there is no good checkpoint to go back to", "lower train.checkpoint_every"
-        )
-    here = int(checkpoint.state["rollbacks"]["here"]) + 1
-    if here > config.rollbacks:
-        why = f"the run has gone back to step {checkpoint.step} {here - 1} times already"
-        raise trouble.stop(why, f"raise guard.rollbacks = {config.rollbacks}")
-    return Rollbacks(trouble.rollbacks + 1, here)

@@ -2,9 +2,9 @@
 TensorBoard.
 
 Every line has "kind" ("train", "eval", "warning", "skipped", "rollback") and "step", the optimiser
-steps done when it was written. Numbers that are not finite are null. A resumed run first drops the
-lines after its checkpoint, so that no step is there twice. Only what was skipped before a rollback
-stays, as the record of why: it has "rollbacks", how many there had been by then.
+steps done when it was written (docs/metrics.md). Numbers that are not finite are null. A resumed
+run first drops the lines that its checkpoint does not know of, so that no step is there twice
+(`_keep`).
 """
 
 from __future__ import annotations
@@ -12,64 +12,85 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TextIO
 
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from parallel import mesh
 from pretrain.config.schema import Config
-from pretrain.data.batch import Batch
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically, writes_user_file
 from pretrain.model.flops import peak, step_flops
+from pretrain.run.agreement import on_rank_0
+
+Row = dict[str, Any]
+
+
+class ResumePoint(NamedTuple):
+    """What metrics have to know of the checkpoint that a run goes on from."""
+
+    step: int
+    evaluated: bool  # the evaluation of that step, if it has one, was over when it was saved
+    rollbacks: int  # so many have led there
 
 
 class Metrics:
-    """Writes the rows of one run; use it on one rank only, and as a context, which flushes and
-    closes it.
+    """Writes the rows of one run, on rank 0; on the other ranks it does nothing.
 
-    What cannot be written, as on a full disk, is a UserError.
+    A context, which flushes and closes it. What cannot be written, as on a full disk, is a
+    UserError: when it is opened, on every rank.
     """
 
-    def __init__(self, run: Path, step: int | None, evaluated: bool, rollbacks: int) -> None:
+    def __init__(self, run: Path, resumed: ResumePoint | None) -> None:
         """
         Args:
-            step: of the checkpoint that the run goes on from; None: it begins anew.
-            evaluated: the evaluation of that step, if it has one, was over when it was saved.
-            rollbacks: so many have led there.
+            resumed: what the run goes on from; None: it begins anew.
         """
-        self._path = path = run / "metrics.jsonl"
-        with writes_user_file(path):
-            kept = [] if step is None else _rows_until(path, step, evaluated, rollbacks)
-            write_atomically(path, "".join(line + "\n" for line in kept))
-            self._file = path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(
-                str(run / "tensorboard"), purge_step=step + 1 if step else 0
-            )
+        self._path = run / "metrics.jsonl"
+        self._file: TextIO | None = None
+        on_rank_0("opens metrics.jsonl", lambda: self._open(resumed))
 
-    def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
-        """Adds one row, visible at once to whoever follows the file."""
+    def _open(self, resumed: ResumePoint | None) -> None:
         with writes_user_file(self._path):
-            self._file.write(
-                json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False) + "\n"
-            )
+            kept = [] if resumed is None else _kept_lines(self._path, resumed)
+            write_atomically(self._path, "".join(line + "\n" for line in kept))
+            self._file = self._path.open("a", encoding="utf-8")
+            purged = resumed.step + 1 if resumed and resumed.step else 0
+            board = str(self._path.with_name("tensorboard"))
+            self._board = SummaryWriter(board, purge_step=purged)
+
+    def write(self, kind: str, step: int, row: Row) -> None:
+        """Adds one row, visible at once to whoever follows the file."""
+        if self._file is None:
+            return
+        text = json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False)
+        with writes_user_file(self._path):
+            self._file.write(text + "\n")
             self._file.flush()
             for tag, value in _scalars(kind, row):
                 self._board.add_scalar(tag, value, step)
 
     def flush(self) -> None:
         """Writes what still waits to be written."""
-        with writes_user_file(self._path):
-            self._board.flush()
+        if self._file is not None:
+            with writes_user_file(self._path):
+                self._board.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._file is None:
+            return
         try:
             with writes_user_file(self._path):
                 self._file.close()
@@ -79,29 +100,78 @@ class Metrics:
                 raise
 
 
-def _rows_until(path: Path, step: int, evaluated: bool, rollbacks: int) -> list[str]:
-    """The whole lines of what led to `step`; a line cut short by a crash is dropped, as half an
-    evaluation is.
-    """
+def _kept_lines(path: Path, resumed: ResumePoint) -> list[str]:
+    """The lines that stay. One that is no row, such as one cut short by a crash, does not."""
     kept = []
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    ):
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.split("\n"):
         try:
             row = parse_json(line)
         except ValueError:
             continue
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            continue
-        before, half = (
-            row.get("rollbacks", rollbacks),
-            not evaluated and row.get("kind") in ("eval", "warning"),
-        )
-        if not isinstance(before, int):
-            continue
-        if before < rollbacks or (before == rollbacks and row["step"] <= step - half):
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and _keep(row, resumed):
             kept.append(line)
     return kept
+
+
+def _keep(row: Row, resumed: ResumePoint) -> bool:
+    """Whether a row stays in a run that goes on from a checkpoint."""
+    rollbacks = row.get("rollbacks", resumed.rollbacks)  # there had been when it was written
+    if not isinstance(rollbacks, int):
+        return False  # none of ours
+    if rollbacks < resumed.rollbacks:
+        return True  # what was skipped before the run went back: the record of why it did
+    if rollbacks > resumed.rollbacks:
+        return False  # of a rollback that was not saved: it is made again
+    if row["step"] == resumed.step and row.get("kind") in ("eval", "warning"):
+        return resumed.evaluated  # if not, perhaps half an evaluation: it is done again
+    return row["step"] <= resumed.step  # later steps are done again
+
+
+def train_row(
+    *,
+    batch: Batch,
+    window_losses: Sequence[Tensor],
+    config: Config,
+    tokens: Tensor,
+    learning_rates: dict[str, float],
+    grad_norm: Tensor,
+    skipped: Tensor,
+) -> Row:
+    """The row of a logging step, but for what the probe and the clock add; made by all ranks
+    together.
+
+    Args:
+        batch, window_losses, config: see `loss_by_window`.
+        tokens: [] read so far, over all ranks. learning_rates: by method.
+        grad_norm: [] of the step. skipped: [] steps so far.
+    """
+    return {
+        "tokens": int(tokens),
+        **loss_by_window(window_losses, batch, config.sleep.window),
+        **{f"lr_{method}": rate for method, rate in learning_rates.items()},
+        "grad_norm": float(grad_norm),
+        "skipped": int(skipped),
+    }
+
+
+def loss_by_window(window_losses: Sequence[Tensor], batch: Batch, window: int) -> Row:
+    """Loss per scored token, over all ranks: of the step, and by window (None: nothing is scored).
+
+    Args:
+        window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others
+            have zeros.
+        batch: this rank's, of W windows of `window` tokens, the last perhaps shorter.
+    """
+    W, T = batch.starts.shape[1], batch.size[1]
+    scored = F.pad(batch.targets != IGNORE, (0, W * window - T)).view(-1, W, window)
+    sums = torch.stack(list(window_losses)).sum(dim=0).double()  # [W]
+    both = torch.stack([sums, scored.sum(dim=(0, 2)).to(sums.device)])  # [2, W]
+    dist.all_reduce(both, group=mesh.dp_group())
+    dist.all_reduce(both[0], group=mesh.pp_group())
+    by_window = [s / n if n else None for s, n in zip(*both.tolist(), strict=True)]
+    total, count = both.sum(dim=1).tolist()
+    return {"loss": total / count, "loss_per_window": by_window}
 
 
 def _finite(value: Any) -> Any:
@@ -114,14 +184,9 @@ def _finite(value: Any) -> Any:
 
 
 def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
-    """(tag, number) of every number in a row but its samples; what is in a list or dict gets a tag
-    of its own.
-    """
-    if (
-        tag.endswith("/samples")
-        or isinstance(value, bool)
-        or not isinstance(value, int | float | dict | list)
-    ):
+    """(tag, number) of every number in a row but its samples; items of lists and dicts, too."""
+    shown = isinstance(value, int | float | dict | list) and not isinstance(value, bool)
+    if not shown or tag.endswith("/samples"):
         return []
     if isinstance(value, int | float):
         return [(tag, value)]
@@ -130,7 +195,7 @@ def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
 
 
 class Throughput:
-    """How fast training has been since the last logging step, evaluations and checkpoints left out."""
+    """How fast training has been since the last logging step, without evaluations and saves."""
 
     def __init__(self, config: Config, source: BatchSource, step: int, tokens: int) -> None:
         self._config, self._source = config, source

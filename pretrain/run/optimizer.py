@@ -11,7 +11,7 @@ For a matrix with gradient G (already clipped by the global norm) and momentum M
 moments are sharded exactly as ZeRO shards the master weights; Newton-Schulz sees whole matrices,
 each on one rank (`parallel.zero_layout.WholeMatrices` says what that costs).
 
-A step that `pretrain.run.verdict.StepFilter` does not accept changes nothing and is counted. That is
+A step that `pretrain.run.guard.StepFilter` does not accept changes nothing and is counted. That is
 decided on the device: the host never waits for it.
 """
 
@@ -27,7 +27,7 @@ from torch.optim.adamw import adamw
 from parallel.slices import Piece
 from parallel.zero_layout import Partition, WholeMatrices
 from pretrain.config.schema import OptimizerConfig
-from pretrain.run.verdict import StepFilter
+from pretrain.run.guard import StepFilter
 
 # steep at 0 rather than exact: five steps bring s to about 0.7..1.2, not to 1
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -48,10 +48,8 @@ def role(name: str, shape: torch.Size, method: str) -> str:
     return MUON if method == "muon" and name.startswith("blocks.") else DECAYED
 
 
-def rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The factor on both learning rates at a step (from 0): linear warm-up, constant, linear decay
-    to final_lr.
-    """
+def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Of both learning rates at a step, from 0: linear warm-up, constant, linear decay to final_lr."""
     factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.decay and step >= steps - config.decay:
         progress = min(1.0, (step + 1 - (steps - config.decay)) / config.decay)
@@ -77,13 +75,13 @@ class MuonAdamW(torch.optim.Optimizer):
     """The optimiser given to DeepSpeed: a `parallel.engine.ShardedOptimizer`."""
 
     grad_norm: Tensor  # [] of the last gradient, before clipping
-    # [] of the step, the same on every rank (`pretrain.run.verdict.mean_loss`); set before each
+    # [] of the step, the same on every rank (`pretrain.run.guard.mean_loss`); set before each
     # step
     loss: Tensor
     skipped: Tensor  # [] steps skipped so far
     adam_steps: Tensor  # [] steps not skipped so far
     accepted: Tensor  # [] bool, whether the last step was not
-    judge: StepFilter
+    filter: StepFilter
 
     def __init__(
         self,
@@ -108,7 +106,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.config, self.spike = config, spike
         self.names = [name for name, _ in named]
         self.roles = {name: role(name, p.shape, config.name) for name, p in named}
-        self.rate = 1.0  # the schedule's factor on the learning rates, set before each step
+        self.lr_factor = 1.0  # on both learning rates, set before each step
         self.calls = 0
         self.partition: Partition | None = None
         super().__init__([p for _, p in named], {})
@@ -119,7 +117,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.grad_norm, self.loss, self.skipped, self.adam_steps = (
             flat.new_zeros(()) for _ in range(4)
         )
-        self.judge = StepFilter(self.spike, flat.device)
+        self.filter = StepFilter(self.spike, flat.device)
         self.matrices = WholeMatrices(
             partition, [name for name in self.names if self.roles[name] == MUON]
         )
@@ -156,17 +154,24 @@ class MuonAdamW(torch.optim.Optimizer):
         self._adamw(gradient, accepted)
         self.calls += 1
 
+    def learning_rates(self) -> dict[str, float]:
+        """Of the step, by method."""
+        peaks = {"adamw": self.config.adamw_lr}
+        if self.config.name == "muon":
+            peaks = {"muon": self.config.muon_lr} | peaks
+        return {method: self.lr_factor * peak for method, peak in peaks.items()}
+
     def skip(self) -> None:
         """Counts a step whose gradient DeepSpeed found not finite before asking."""
         self._decide(torch.full_like(self.grad_norm, float("inf")))
 
     def _decide(self, norm: Tensor) -> Tensor:
-        self.grad_norm, self.accepted = norm, self.judge(self.loss, norm, self.adam_steps)
+        self.grad_norm, self.accepted = norm, self.filter(self.loss, norm, self.adam_steps)
         self.skipped += ~self.accepted
         return self.accepted
 
     def _muon(self, gradient: Tensor, accepted: Tensor) -> None:
-        lr, span = self.config.muon_lr * self.rate, self.spans["momentum"]
+        lr, span = self.config.muon_lr * self.lr_factor, self.spans["momentum"]
         gradient, momentum = gradient[span], self.moments["momentum"]
         advanced = torch.add(gradient, momentum, alpha=self.config.momentum)
         momentum.copy_(torch.where(accepted, advanced, momentum))
@@ -189,7 +194,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw(self, gradient: Tensor, accepted: Tensor) -> None:
         assert self.partition is not None
         lr, span, flat = (
-            self.config.adamw_lr * self.rate,
+            self.config.adamw_lr * self.lr_factor,
             self.spans["exp_avg"],
             self.partition.flat,
         )
@@ -219,7 +224,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self.partition.scatter(moment, readers, self.spans[kind].start)
         self.adam_steps.fill_(counters["adam_steps"])
         self.skipped.fill_(counters["skipped"])
-        self.judge.in_a_row.fill_(counters["in_a_row"])
+        self.filter.in_a_row.fill_(counters["in_a_row"])
 
     def _names_with(self, kind: str) -> set[str]:
         """The parameters that have this moment."""
@@ -230,6 +235,6 @@ class MuonAdamW(torch.optim.Optimizer):
         counts = {
             "adam_steps": self.adam_steps,
             "skipped": self.skipped,
-            "in_a_row": self.judge.in_a_row,
+            "in_a_row": self.filter.in_a_row,
         }
         return {name: int(count) for name, count in counts.items()}

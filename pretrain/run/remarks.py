@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pretrain.config import Config
-from pretrain.run.optimizer import rate
+from pretrain.run.optimizer import lr_factor
 
 
 def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
@@ -22,7 +22,7 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
             f"than train.steps = {steps}: the learning rate does not reach its peak"
         )
     if before is not None and before.train.steps != steps and start < steps:
-        now, was = (rate(start, n, schedule) for n in (steps, before.train.steps))
+        now, was = (lr_factor(start, n, schedule) for n in (steps, before.train.steps))
         if now != was:
             yield (
                 f"train.steps = {steps} (it had {before.train.steps}) moves the learning rate's "

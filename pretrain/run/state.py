@@ -20,11 +20,11 @@ from parallel.layers import share
 from parallel.slices import Piece, Slice
 from parallel.state import AttentionState, State, split_dim
 from pretrain.checkpoint import Checkpoint, Snapshot
-from pretrain.config.schema import Config
+from pretrain.config.schema import TrainConfig
 from pretrain.data.source import BatchSource
-from pretrain.errors import UserError, shortened
+from pretrain.errors import UserError
 from pretrain.model.sleep import SleepLM
-from pretrain.run.guard import Rollbacks, SkipStreak, go_back
+from pretrain.run.guard import Rollbacks, SkipStreak
 from pretrain.run.optimizer import MuonAdamW
 
 
@@ -73,9 +73,7 @@ class CarriedState:
             return CarriedState.empty(microbatches)
         rows = batch // mesh.dp_size()
         begin, each = mesh.dp_rank() * rows, rows // microbatches
-        past = checkpoint.shape("state", "lanes.attendable")[1]
-        if past >= max(model.sleep.window, 1):
-            raise ValueError(f"{past} keys of the past in windows of {model.sleep.window}")
+        past = checkpoint.shape("state", "lanes.attendable")[1]  # keys
         expected = _blank(model, 1, past).named_tensors(model.stage.blocks.start)
         expected["carries"] = torch.zeros(1, dtype=torch.bool)
         mine = {}
@@ -85,8 +83,6 @@ class CarriedState:
                 shape[dim] *= mesh.tp_size()
             # Rows of which no rank has a piece do not go on.
             value = checkpoint.tensor("state", f"lanes.{name}", partial=True, shape=tuple(shape))
-            if value.dtype != like.dtype:
-                raise ValueError(f"lanes.{name} is of {value.dtype} instead of {like.dtype}")
             mine[name] = share(value[begin : begin + rows], dim).to(mesh.device())
         carries = mine.pop("carries").cpu()
         states: list[State | None] = []
@@ -110,40 +106,96 @@ def _blank(model: SleepLM, rows: int, past: int) -> State:
     return State(blocks, empty.attendable.new_zeros(rows, past), empty.position, past)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainState:
-    """Where a run stands between two steps: all that is not in the model and the optimiser."""
+    """Where a run stands: all that it goes on from but the model and the optimiser.
 
-    step: int
-    lanes: CarriedState
+    It changes between two steps only, when no checkpoint can be taken; a checkpoint holds
+    all of it (`snapshot`).
+    """
+
+    step: int  # steps that are done
+    carried: CarriedState
     data: dict[str, Any]  # `BatchSource.state_dict`
     tokens: Tensor  # [] int64, read so far, PAD left out
     rollbacks: Rollbacks
-    random: dict[str, Tensor]
+    random: dict[str, Tensor]  # see `random_state`
     evaluated: bool  # the evaluation of this step, if it has one, is done
 
     @staticmethod
-    def here(
-        step: int,
-        lanes: CarriedState,
-        source: BatchSource,
-        tokens: Tensor,
-        rollbacks: Rollbacks,
-        evaluated: bool,
-    ) -> TrainState:
-        """After `step` steps."""
-        random = {"rng.cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["rng.cuda"] = torch.cuda.get_rng_state()
-        return TrainState(step, lanes, source.state_dict(), tokens, rollbacks, random, evaluated)
+    def initial(source: BatchSource, microbatches: int) -> TrainState:
+        """Before the first step."""
+        return TrainState(
+            step=0,
+            carried=CarriedState.empty(microbatches),
+            data=source.state_dict(),
+            tokens=torch.zeros((), dtype=torch.int64, device=mesh.device()),
+            rollbacks=Rollbacks(),
+            random=random_state(),
+            evaluated=False,
+        )
 
-    def take(self, engine: Engine, optimizer: MuonAdamW, model: SleepLM) -> Snapshot:
+    @staticmethod
+    def restore(
+        checkpoint: Checkpoint,
+        model: SleepLM,
+        optimizer: MuonAdamW,
+        source: BatchSource,
+        train: TrainConfig,
+    ) -> TrainState:
+        """Gives optimiser, source and random generators what a checkpoint holds of them; the rest
+        is returned. The weights a model has to have before the engine is built around it.
+        """
+        saved = checkpoint.state
+        optimizer.scatter(partial(_moment, checkpoint), saved["optimizer"])
+        optimizer.filter.sums.copy_(checkpoint.tensor("state", "guard.sums", shape=(2,)))
+        source.load_state_dict(saved["data"])
+        torch.set_rng_state(checkpoint.tensor("state", "rng.cpu"))
+        if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state"):
+            torch.cuda.set_rng_state(checkpoint.tensor("state", "rng.cuda"))
+        return TrainState(
+            step=checkpoint.step,
+            carried=CarriedState.restore(checkpoint, model, train.batch, train.microbatches),
+            data=source.state_dict(),
+            tokens=torch.tensor(saved["tokens"], dtype=torch.int64, device=mesh.device()),
+            rollbacks=Rollbacks(**saved["rollbacks"]),
+            random=random_state(),
+            evaluated=saved["evaluated"],
+        )
+
+    def advance(
+        self, carried: CarriedState, tokens: Tensor, source: BatchSource, evaluated: bool
+    ) -> None:
+        """One more step is done.
+
+        Args:
+            tokens: [] that were read in it, PAD left out.
+            evaluated: it has no evaluation.
+        """
+        self.step += 1
+        self.carried, self.tokens = carried, self.tokens + tokens
+        self.data, self.random = source.state_dict(), random_state()
+        self.rollbacks = Rollbacks(self.rollbacks.total)
+        self.evaluated = evaluated
+
+    def rollback(self, streak: SkipStreak, source: BatchSource) -> None:
+        """The checkpoint that was restored, once more, on the data after the streak.
+
+        The documents that its fast weights belong to do not go on there, and those that do begin
+        with S = 0.
+        """
+        source.load_state_dict(streak.data)
+        self.data = source.state_dict()
+        self.carried = CarriedState.empty(len(self.carried.states))
+        self.rollbacks = Rollbacks(streak.rollbacks + 1, self.rollbacks.here + 1)
+
+    def snapshot(self, engine: Engine, optimizer: MuonAdamW, model: SleepLM) -> Snapshot:
         """What this rank gives to a checkpoint; before the weights change again."""
-        lanes = {f"lanes.{name}": piece for name, piece in self.lanes.pieces(model).items()}
+        state = {f"lanes.{name}": piece for name, piece in self.carried.pieces(model).items()}
         if dist.get_rank() == 0:
-            common = self.random | {"guard.sums": optimizer.judge.sums}
-            lanes |= {name: Piece(Slice.share(tuple(t.shape), {}), t) for name, t in common.items()}
-        tensors = {"model": engine.weights(), "optimizer": optimizer.pieces(), "state": lanes}
+            common = self.random | {"guard.sums": optimizer.filter.sums}
+            state |= {name: Piece(Slice.share(tuple(t.shape), {}), t) for name, t in common.items()}
+        tensors = {"model": engine.weights(), "optimizer": optimizer.pieces(), "state": state}
         copies = {
             kind: {
                 name: Piece(where, t.detach().to("cpu", copy=True))
@@ -151,90 +203,29 @@ class TrainState:
             }
             for kind, named in tensors.items()
         }
-        state = {"optimizer": optimizer.counters(), "data": self.data, "tokens": int(self.tokens)}
-        state |= {"rollbacks": self.rollbacks._asdict(), "evaluated": self.evaluated}
-        return Snapshot(self.step, copies, state)
+        counters = {
+            "optimizer": optimizer.counters(),
+            "data": self.data,
+            "tokens": int(self.tokens),
+            "rollbacks": self.rollbacks._asdict(),
+            "evaluated": self.evaluated,
+        }
+        return Snapshot(self.step, copies, counters)
 
 
-def give_back(
-    checkpoint: Checkpoint,
-    model: SleepLM,
-    optimizer: MuonAdamW,
-    source: BatchSource,
-    config: Config,
-) -> TrainState:
-    """Everything but the weights, which a model has to have before the engine is built around it."""
-    state = checkpoint.state
-    try:
-        optimizer.scatter(partial(_moment, checkpoint), state["optimizer"])
-        optimizer.judge.sums.copy_(checkpoint.tensor("state", "guard.sums", shape=(2,)))
-        source.load_state_dict(state["data"])
-        torch.set_rng_state(checkpoint.tensor("state", "rng.cpu"))
-        if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state"):
-            torch.cuda.set_rng_state(checkpoint.tensor("state", "rng.cuda"))
-        lanes = CarriedState.restore(
-            checkpoint, model, config.train.batch, config.train.microbatches
-        )
-        tokens = torch.tensor(state["tokens"], dtype=torch.int64, device=mesh.device())
-        rollbacks = Rollbacks(**state["rollbacks"])
-        return TrainState.here(
-            checkpoint.step, lanes, source, tokens, rollbacks, state["evaluated"]
-        )
-    except UserError:
-        raise
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-        OverflowError,
-    ) as error:
-        what = f"{type(error).__name__}: {shortened(str(error))}"
-        raise UserError(
-            f"{checkpoint.folder}: whole, but not as Hypnos writes it ({what})"
-        ) from None
+def random_state() -> dict[str, Tensor]:
+    """Of torch's generators on the host and on the device."""
+    states = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["rng.cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
 def _moment(checkpoint: Checkpoint, name: str) -> Tensor:
-    """KIND.PARAMETER, of the parameter's shape: one that is not finite would spoil the weights in
-    one step.
-    """
-    value = checkpoint.tensor(
-        "optimizer", name, shape=checkpoint.shape("model", name.partition(".")[2])
-    )
-    if value.dtype != torch.float32 or not value.isfinite().all():
-        raise ValueError(f"tensor {name} of optimizer is not finite, or not of torch.float32")
+    """KIND.PARAMETER, of the parameter's shape. One that is not finite would spoil the weights."""
+    shape = checkpoint.shape("model", name.partition(".")[2])
+    value = checkpoint.tensor("optimizer", name, shape=shape)
+    if not value.isfinite().all():
+        what = f"tensor {name} of optimizer is not finite; no run can go on from it"
+        raise UserError(f"{checkpoint.folder}: {what}")
     return value
-
-
-def at_the_beginning(source: BatchSource, microbatches: int) -> TrainState:
-    """Before the first step."""
-    tokens = torch.zeros((), dtype=torch.int64, device=mesh.device())
-    return TrainState.here(
-        0, CarriedState.empty(microbatches), source, tokens, Rollbacks(), evaluated=False
-    )
-
-
-def after_rollback(
-    trouble: SkipStreak, checkpoint: Checkpoint | None, model: SleepLM, optimizer: MuonAdamW, source: BatchSource,
-    config: Config,
-) -> TrainState:  # fmt: skip
-    """The checkpoint's step once more, on the data after the trouble. UserError: the run stops here
-    instead.
-
-    The documents that the checkpoint's fast weights belong to do not go on, and those that do begin
-    with S = 0.
-    """
-    rollbacks, position = go_back(trouble, checkpoint, config.guard), source.state_dict()
-    assert checkpoint is not None, "go_back has seen to it"
-    before = give_back(checkpoint, model, optimizer, source, config)
-    source.load_state_dict(position)
-    return TrainState.here(
-        before.step,
-        CarriedState.empty(config.train.microbatches),
-        source,
-        before.tokens,
-        rollbacks,
-        before.evaluated,
-    )

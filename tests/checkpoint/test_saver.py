@@ -194,7 +194,7 @@ def test_a_snapshot_is_a_copy() -> None:
     optimizer = MuonAdamW(model.named_parameters(), reference.OPTIMIZER)
     engine = Engine(model, optimizer, zero=0, precision="fp32")
     tokens = torch.zeros((), dtype=torch.int64)
-    snapshot = TrainState(0, CarriedState.empty(1), {}, tokens, Rollbacks(), {}, True).take(
+    snapshot = TrainState(0, CarriedState.empty(1), {}, tokens, Rollbacks(), {}, True).snapshot(
         engine, optimizer, model
     )
     kinds = {"model": engine.weights(), "optimizer": optimizer.pieces()}
@@ -205,10 +205,10 @@ def test_a_snapshot_is_a_copy() -> None:
     for named in kinds.values():
         for piece in named.values():
             piece.values.add_(1)
-    optimizer.judge.sums.add_(1)
+    optimizer.filter.sums.add_(1)
     for kind, named in before.items():
         assert named and all(
             torch.equal(snapshot.tensors[kind][name].values, value) for name, value in named.items()
         )
-    assert not torch.equal(snapshot.tensors["state"]["guard.sums"].values, optimizer.judge.sums)
+    assert not torch.equal(snapshot.tensors["state"]["guard.sums"].values, optimizer.filter.sums)
     engine.close()

@@ -15,7 +15,7 @@ from pretrain.config import Config, CorpusConfig
 from pretrain.config.load import MAX_BYTES, dump, load, parse
 from pretrain.config.memory import check_memory
 from pretrain.evaluate import make_evaluation
-from pretrain.trainer import make_source
+from pretrain.run.prepare import make_source
 from tests.fuzz.harness import damaged, fuzz, hypnos, refusal, tree
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,8 @@ from typing import Any
 
 from launch.cli import main
 from parallel.passes import Pass
-from pretrain import trainer
 from pretrain.model import sleep
-from pretrain.run import step
+from pretrain.run import resume, step
 from pretrain.tasks.source import TaskSource
 
 UNIT = (1, 2)  # window and pass in which it happens
@@ -39,13 +38,13 @@ def _lose_rows() -> None:
 
 def _verify_slowly(seconds: float) -> None:
     """As a large checkpoint on a slow disk makes the first rank do."""
-    take = trainer._take_folder
+    take = resume._take_folder
 
     def slow(*arguments: Any) -> Any:
         time.sleep(seconds)
         return take(*arguments)
 
-    trainer._take_folder = slow
+    resume._take_folder = slow
 
 
 def _raise() -> None:

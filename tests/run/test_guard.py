@@ -24,9 +24,9 @@ from pretrain.data.index import find_split
 from pretrain.data.reader import Shards
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
-from pretrain.run import verdict
+from pretrain.run import guard
+from pretrain.run.guard import StepFilter, StepOutcome
 from pretrain.run.stop import Stop
-from pretrain.run.verdict import StepFilter, StepOutcome
 from pretrain.tasks import TaskSource, make_task
 from pretrain.trainer import train
 from tests.run.conftest import MakeConfig
@@ -42,10 +42,10 @@ def numbers(run: Path, step: int) -> dict[str, torch.Tensor]:
     return {name: t for name, t in tensors(run, step).items() if not name.startswith("state/")}
 
 
-# ---- the verdict
+# ---- the decision
 
 
-def test_verdicts_follow_the_running_means() -> None:
+def test_outcomes_follow_the_running_means() -> None:
     """Against the plain formula, over a history with every kind of trouble in it."""
     g = torch.Generator().manual_seed(0)
     history = [
@@ -61,12 +61,12 @@ def test_verdicts_follow_the_running_means() -> None:
         32: (NAN, NAN),
         59: (2.0, 5.0),
     }
-    judge, seen, in_a_row = StepFilter(3.0, torch.device("cpu")), [], 0
+    step_filter, seen, in_a_row = StepFilter(3.0, torch.device("cpu")), [], 0
     for step, (loss, norm) in enumerate([bad.get(s, x) for s, x in enumerate(history)]):
         before, n = torch.tensor(float(len(seen))), len(seen)
-        accepted = bool(judge(torch.tensor(loss), torch.tensor(norm), before))
+        accepted = bool(step_filter(torch.tensor(loss), torch.tensor(norm), before))
         weights = [
-            (1 - verdict.DECAY) * verdict.DECAY ** (n - i) / (1 - verdict.DECAY**n)
+            (1 - guard.DECAY) * guard.DECAY ** (n - i) / (1 - guard.DECAY**n)
             for i in range(1, n + 1)
         ]
         means = (
@@ -75,7 +75,7 @@ def test_verdicts_follow_the_running_means() -> None:
             else [NAN, NAN]
         )
         in_a_row = 0 if accepted else in_a_row + 1
-        got = StepOutcome.read(judge.verdict)
+        got = StepOutcome.read(step_filter.outcome)
         # 10: too early to say what is usual
         assert accepted == (step not in bad or step == 10), step
         assert got[:2] == (accepted, in_a_row)
@@ -164,7 +164,7 @@ def test_samples_of_a_task_are_found_again(depo: MakeConfig) -> None:
 def test_spikes_are_skipped_and_a_resumed_run_decides_the_same(
     text: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "WARMUP_STEPS", 1)
+    monkeypatch.setattr(guard, "WARMUP_STEPS", 1)
 
     def make(name: str) -> Config:
         return replace(
@@ -314,7 +314,7 @@ def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
 def test_a_run_that_was_stopped_around_trouble_is_the_same_run(
     text: MakeConfig, then: str, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after step 5 or 6, whose verdicts nobody has read: the run that goes on must meet the
+    """Stopped after step 5 or 6, whose outcomes nobody has read: the run that goes on must meet the
     trouble, too.
     """
     changes = {"steps": 8, "checkpoint_every": 4, "log_every": 1}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.run.metrics import Metrics
+from pretrain.run.metrics import Metrics, ResumePoint
 from tests.runs import rows
 
 
@@ -22,7 +22,7 @@ from tests.runs import rows
 def test_rows_after_a_checkpoint_are_dropped(
     evaluated: bool, rollbacks: int, kept: list[str], tmp_path: Path
 ) -> None:
-    with Metrics(tmp_path, None, False, 0) as metrics:
+    with Metrics(tmp_path, None) as metrics:
         for kind, step in (("train", 1), ("train", 2), ("eval", 2), ("train", 3)):
             metrics.write(kind, step, {"loss": 1.0})
         # a line to some, but not in JSON
@@ -31,5 +31,5 @@ def test_rows_after_a_checkpoint_are_dropped(
         file.write('{"kind": "skipped", "step": 1, "rollbacks": null}\n')
         file.write("[" * 100_000 + "\n")  # no row, and more than Python's parser takes
         file.write('{"kind": "train", "st')  # cut short by a crash
-    with Metrics(tmp_path, 2, evaluated, rollbacks):
+    with Metrics(tmp_path, ResumePoint(2, evaluated, rollbacks)):
         assert [f"{row['kind']} {row['step']}" for row in rows(tmp_path)] == kept

@@ -11,19 +11,19 @@ import torch
 
 from parallel.zero_layout import WholeMatrices, layout
 from pretrain.config.schema import OptimizerConfig
-from pretrain.run.optimizer import DECAYED, MUON, PLAIN, newton_schulz, rate, role
+from pretrain.run.optimizer import DECAYED, MUON, PLAIN, lr_factor, newton_schulz, role
 from tests.run import reference
 
 
 def test_schedule_warms_up_stays_and_decays() -> None:
     config = OptimizerConfig(warmup=4, decay=5, final_lr=0.1)
-    rates = [rate(step, 20, config) for step in range(20)]
+    rates = [lr_factor(step, 20, config) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4:15] == [1.0] * 11
     assert rates[-1] == pytest.approx(0.1)
     steps = [b - a for a, b in pairwise(rates[14:])]
     assert steps == pytest.approx([-0.18] * 5)
-    assert rate(0, 20, OptimizerConfig(warmup=0, decay=0)) == 1.0
+    assert lr_factor(0, 20, OptimizerConfig(warmup=0, decay=0)) == 1.0
 
 
 def test_roles() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.schema import Config, GuardConfig
-from pretrain.run import verdict
+from pretrain.run import guard
 from pretrain.trainer import train
 from tests.ranks import run_ranks
 from tests.run.conftest import MakeConfig
@@ -22,7 +22,7 @@ from tests.runs import assert_same_run, rows
 def test_both_ranks_decide_alike(
     text: MakeConfig, depo: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "WARMUP_STEPS", 1)
+    monkeypatch.setattr(guard, "WARMUP_STEPS", 1)
     engine = steps(0, "fp32", False, wrong=False)._asdict()
     monkeypatch.undo()
 

@@ -12,7 +12,7 @@ from parallel import mesh
 from parallel.engine import Engine
 from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE
-from pretrain.run import verdict
+from pretrain.run import guard
 from pretrain.run.optimizer import MuonAdamW
 from tests import gathered
 from tests.run import reference
@@ -56,10 +56,10 @@ def steps(zero: int, precision: str, offload: bool, wrong: bool) -> Steps:
         factor, reported = FAULTS[step] if step in FAULTS and mesh.dp_rank() == 1 else (1.0, 1.0)
         before = [t.clone() for t in state(engine, optimizer, zero)]
         engine.backward(loss * factor, scored)
-        optimizer.loss = verdict.mean_loss([loss.detach()[None] * reported], scored)
+        optimizer.loss = guard.mean_loss([loss.detach()[None] * reported], scored)
         engine.step()
         accepted = bool(optimizer.accepted)
-        assert accepted == (step not in FAULTS), (zero, precision, step, optimizer.judge.verdict)
+        assert accepted == (step not in FAULTS), (zero, precision, step, optimizer.filter.outcome)
         if not accepted:
             after = state(engine, optimizer, zero)
             assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), (
@@ -67,13 +67,15 @@ def steps(zero: int, precision: str, offload: bool, wrong: bool) -> Steps:
                 precision,
                 step,
             )
-        verdicts = [torch.empty_like(optimizer.judge.verdict) for _ in range(dist.get_world_size())]
-        dist.all_gather(verdicts, optimizer.judge.verdict)
-        assert all(torch.equal(v.nan_to_num(), verdicts[0].nan_to_num()) for v in verdicts), (
-            verdicts
+        outcomes = [
+            torch.empty_like(optimizer.filter.outcome) for _ in range(dist.get_world_size())
+        ]
+        dist.all_gather(outcomes, optimizer.filter.outcome)
+        assert all(torch.equal(v.nan_to_num(), outcomes[0].nan_to_num()) for v in outcomes), (
+            outcomes
         )
     trained = Steps(
-        gathered.whole(engine.weights()), gathered.whole(optimizer.pieces()), optimizer.judge.sums
+        gathered.whole(engine.weights()), gathered.whole(optimizer.pieces()), optimizer.filter.sums
     )
     engine.close()
     return trained
@@ -89,7 +91,7 @@ def state(engine: Engine, optimizer: MuonAdamW, zero: int) -> list[Tensor]:
         engine.partition.flat,
         *optimizer.moments.values(),
         optimizer.adam_steps,
-        optimizer.judge.sums,
+        optimizer.filter.sums,
     ]
 
 
@@ -100,7 +102,7 @@ def compare(expected: dict[str, Any], configs: list[Config]) -> None:
         expected: the fields of what `steps` gives in one process.
     """
     mesh.initialize()
-    verdict.WARMUP_STEPS = 1
+    guard.WARMUP_STEPS = 1
     whole = Steps(**expected)
     for zero, precision, offload in COMBINATIONS:
         got, healthy = (steps(zero, precision, offload, wrong) for wrong in (True, False))
@@ -110,7 +112,7 @@ def compare(expected: dict[str, Any], configs: list[Config]) -> None:
         if precision == "fp32" and mesh.dp_rank() == 0:
             assert_same(got.weights, whole.weights, 1e-5)
             assert_same(got.moments, whole.moments, 1e-5)
-    verdict.WARMUP_STEPS = 20
+    guard.WARMUP_STEPS = 20
     for config in configs:
         where = "embedded" if config.data.task == "text" and config.parallel.pp == 1 else "losses"
         with planted(TROUBLE, where):

@@ -1,0 +1,88 @@
+"""What a run's configuration must fit before anything is built: its data, its ranks, their memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import accumulate as running_sum
+
+from parallel import mesh
+from parallel.stages import Stage, balanced
+from pretrain.config.checks import validate
+from pretrain.config.memory import check_memory
+from pretrain.config.schema import Config, ParallelConfig
+from pretrain.data.source import BatchSource
+from pretrain.data.stream import TextStream
+from pretrain.errors import UserError
+from pretrain.model.flops import block_costs
+from pretrain.tasks import TaskSource, make_task
+
+
+def lay_grid(parallel: ParallelConfig) -> None:
+    """Lays the grid of ranks. UserError: there are too few or too many."""
+    tp, pp = parallel.tp, parallel.pp
+    try:
+        mesh.initialize(tp, pp, parallel.sequence_parallel, parallel.timeout)
+    except ValueError as error:
+        start = f"torchrun --nproc-per-node={tp * pp} -m launch train ..."
+        fix = f"start a multiple of tp x pp, as by {start}"
+        raise UserError(f"parallel.tp = {tp}, parallel.pp = {pp}: {error}; {fix}") from None
+
+
+def make_source(config: Config) -> BatchSource:
+    """The stream of this rank's batches that data.task names."""
+    window, batch, seed = config.sleep.window, config.train.batch, config.run.seed
+    rank, ranks = mesh.dp_rank(), mesh.dp_size()
+    if config.data.task == "text":
+        return TextStream(config.data, window, batch, seed, rank=rank, ranks=ranks)
+    return TaskSource(make_task(config, window), batch, seed, rank=rank, ranks=ranks)
+
+
+def make_stage(config: Config) -> Stage:
+    """This rank's pipeline stage: parallel.stages, or as even as whole blocks can be, by FLOPs."""
+    given = config.parallel.stages
+    if given:
+        return Stage(mesh.pp_rank(), tuple(running_sum(given, initial=0)))
+    return Stage(mesh.pp_rank(), balanced(block_costs(config.model, config.sleep), mesh.pp_size()))
+
+
+def resolve(config: Config, source: BatchSource) -> Config:
+    """The configuration with nothing left to be filled in, checked against the data and this
+    machine.
+    """
+    vocab_size = config.model.vocab_size or source.vocab_size
+    if vocab_size < source.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {vocab_size} is less than the {source.vocab_size} tokens of the "
+            "data; raise it, or leave it out to take the data's"
+        )
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    config = dataclasses.replace(config, model=model)
+    validate(config)  # now that the vocabulary is known
+    check_memory(config)
+    return config
+
+
+def check_rows_divide(config: Config) -> None:
+    """Every data-parallel rank reads equal microbatches."""
+    share = mesh.dp_size() * config.train.microbatches
+    if config.train.batch % share:
+        raise UserError(
+            f"train.batch = {config.train.batch} does not divide by {mesh.dp_size()} data-parallel "
+            f"ranks x train.microbatches = {config.train.microbatches}; "
+            f"make it a multiple of {share}"
+        )
+
+
+def check_tokens_divide(tokens: int, config: Config) -> None:
+    """Where sequences are split, every window of a microbatch is shared out. tokens: of a row."""
+    if not config.parallel.sequence_parallel:
+        return
+    L, tp = config.sleep.window, config.parallel.tp
+    rows = config.train.batch // mesh.dp_size() // config.train.microbatches
+    for width in {min(L, tokens), tokens % L or L}:
+        if rows * width % tp:
+            raise UserError(
+                f"parallel.sequence_parallel: a microbatch has windows of {rows} x {width} tokens, "
+                f"which do not divide by parallel.tp = {tp}; "
+                "change train.microbatches or sleep.window, or leave it out"
+            )

@@ -1,0 +1,87 @@
+"""How a run goes on: its folder is taken, and the checkpoint found that it goes on from.
+
+Rank 0 chooses and verifies the checkpoint for all. After too many skipped steps in a row a run may
+also go back, to the newest checkpoint that was not taken in the middle of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from parallel import mesh
+from pretrain.checkpoint import Checkpoint, latest_valid
+from pretrain.checkpoint.folder import checkpoint_dir, remove_incomplete, run_lock
+from pretrain.config.load import dump, load
+from pretrain.config.resume import check_unchanged
+from pretrain.config.run_folder import keep_tokenizer
+from pretrain.config.schema import Config, GuardConfig
+from pretrain.files import write_atomically, writes_user_file
+from pretrain.run.agreement import on_rank_0
+from pretrain.run.guard import SkipStreak
+
+
+def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | None:
+    """Makes the run's folder this job's own, until `cleanup`. The checkpoint to go on from; None:
+    there is none, and the run begins.
+
+    UserError, on every rank: another run has the folder, it cannot be written, no checkpoint is
+    whole, or a setting has changed that enters what has been computed.
+    """
+    return _chosen(run, "takes the run's folder", lambda: _take_folder(run, config, cleanup))
+
+
+def checkpoint_before(streak: SkipStreak, run: Path, guard: GuardConfig) -> Checkpoint:
+    """The checkpoint to go back to. UserError, on every rank: the run stops here instead."""
+    if guard.then == "stop":
+        fix = 'set guard.then = "rollback" to go on with the data after them'
+        raise streak.stop('guard.then = "stop"', fix)
+    checkpoint = _chosen(
+        run, "looks for a checkpoint", lambda: _step(latest_valid(run, _warn, _is_good))
+    )
+    if checkpoint is None:
+        why = "there is no good checkpoint to go back to"
+        raise streak.stop(why, "lower train.checkpoint_every")
+    times = checkpoint.state["rollbacks"]["here"]
+    if times >= guard.rollbacks:
+        why = f"the run has gone back to step {checkpoint.step} {times} times already"
+        raise streak.stop(why, f"raise guard.rollbacks = {guard.rollbacks}")
+    return checkpoint
+
+
+def _chosen(run: Path, what: str, choose: Callable[[], int | None]) -> Checkpoint | None:
+    """Opens, on every rank, the checkpoint of the step that rank 0 chooses."""
+    step = mesh.from_rank_0(on_rank_0(what, choose))
+    return None if step is None else Checkpoint.open(checkpoint_dir(run, step), checked=True)
+
+
+def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
+    with writes_user_file(run):
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        cleanup.enter_context(run_lock(run))
+        remove_incomplete(run)
+        found = latest_valid(run, _warn)
+        if found:
+            check_unchanged(found.folder, found.config, config)
+        keep_tokenizer(run, config, resumes=found is not None)
+    with writes_user_file(run / "config.toml"):
+        write_atomically(run / "config.toml", dump(config))
+    # the checkpoints hold it too: what cannot be read again is refused now
+    load(run / "config.toml")
+    return _step(found)
+
+
+def _step(checkpoint: Checkpoint | None) -> int | None:
+    return checkpoint.step if checkpoint else None
+
+
+def _is_good(checkpoint: Checkpoint) -> bool:
+    """Whether it was taken after a step that counted, and not in the middle of a streak."""
+    return int(checkpoint.state["optimizer"]["in_a_row"]) == 0
+
+
+def _warn(line: str) -> None:
+    """Said in any case, also where a run shows no progress."""
+    print(line, file=sys.stderr, flush=True)
