@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -52,9 +52,12 @@ def pointed_at(run: Path) -> int | None:
 
 
 @contextmanager
-def run_lock(run: Path) -> Iterator[None]:
+def run_lock(run: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Inside, the run is this process's alone. UserError if another has it; a process that ends
     gives it back.
+
+    Args:
+        say: told, in one line, if the file system has no such locks: nobody is kept out there.
     """
     path = run / "lock"
     with path.open("a+") as file:
@@ -66,6 +69,11 @@ def run_lock(run: Path) -> Iterator[None]:
                 f"{run}: another run is writing here ({file.read().strip()}); "
                 "wait for it, or set another run.name"
             ) from None
+        except OSError as error:  # Lustre without -o flock, NFS without its lock service, ...
+            say(
+                f"{path}: the file system has no locks ({error.strerror}); "
+                f"start no second run in {run} while this one goes on"
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         file.flush()

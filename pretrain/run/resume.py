@@ -60,7 +60,7 @@ def _chosen(run: Path, what: str, choose: Callable[[], int | None]) -> Checkpoin
 def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
     with writes_user_file(run):
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        cleanup.enter_context(run_lock(run))
+        cleanup.enter_context(run_lock(run, _warn))
         remove_incomplete(run)
         found = latest_valid(run, _warn)
         if found:

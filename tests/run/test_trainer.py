@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,9 +16,11 @@ import pytest
 import torch
 
 from pretrain.config.load import dump, load
+from pretrain.config.schema import GuardConfig
 from pretrain.errors import UserError
 from pretrain.trainer import train
 from tests.run.conftest import MakeConfig
+from tests.run.planted import planted
 from tests.runs import assert_same, assert_same_run, interrupted, rows, tensors
 
 ROOT = Path(__file__).parents[2]
@@ -166,3 +170,21 @@ def test_a_run_that_cannot_sleep_says_so(
     assert "warning: sleep changes nothing" in capsys.readouterr().err
     assert [row["step"] for row in rows(run) if row["kind"] == "warning"] == [0, 1]
     shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named_once(
+    number: int,
+    depo: MakeConfig,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    config = depo(f"unlocked-{number}", steps=4, checkpoint_every=2)
+    with planted({2, 3}):  # a rollback takes the folder no second time
+        train(replace(config, guard=GuardConfig(limit=2, then="rollback")), progress=False)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"lock: the file system has no locks ({os.strerror(number)})" in line
