@@ -63,6 +63,7 @@ def train(config: Path, overrides: list[str]) -> None:
     from pretrain.config.load import load
     from pretrain.config.run_folder import check_data, places
     from pretrain.errors import UserError
+    from pretrain.run.console import said_if_slow
 
     world.join()
     try:
@@ -74,9 +75,10 @@ def train(config: Path, overrides: list[str]) -> None:
             sys.exit(2)
         raise
 
-    from parallel import mesh, watchdog
-    from pretrain.config.memory import out_of_memory
-    from pretrain.trainer import train
+    with said_if_slow("loading torch, Megatron and DeepSpeed", _say):
+        from parallel import mesh, watchdog
+        from pretrain.config.memory import out_of_memory
+        from pretrain.trainer import train
 
     try:
         train(settings)
@@ -98,3 +100,8 @@ def train(config: Path, overrides: list[str]) -> None:
         sys.stderr.flush()
         os._exit(1)  # an orderly end would wait for ranks that are gone
     mesh.shutdown()
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)

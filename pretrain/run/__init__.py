@@ -1,10 +1,13 @@
-"""What a training run does between its data and its checkpoints.
+"""What a training run does between its data and its checkpoints (pretrain/trainer.py).
 
+agreement.py   the ranks compare code, settings and data; what rank 0 does for all
+prepare.py     what a configuration must fit before anything is built
+resume.py      taking the run's folder, and the checkpoint that is gone on from, or back to
+remarks.py     what a run says of its learning rate before it begins
 step.py        forward and backward of a step's microbatches, on one stage or on several
 optimizer.py   Muon and AdamW on ZeRO's shards
-verdict.py     whether a step counts, decided on the device;  guard.py  what becomes of those that do not
+guard.py       steps whose numbers go wrong: which are skipped, and when there are too many
 state.py       what a checkpoint holds of a run
-remarks.py     what it says of its learning rate before it begins
 stop.py        ends a run before its time, saved
 metrics.py     what it writes down (docs/metrics.md);  console.py  what it shows
 """

@@ -1,10 +1,19 @@
-"""Ending a run before its time: on SIGTERM or SIGUSR1 all ranks save the last whole step, and exit.
+"""Ending a run before its time: on Ctrl-C, SIGTERM or SIGUSR1 all ranks save the last whole step.
 
-A signal reaches a thread of its own at once, even while the main thread waits inside a collective.
-That thread tells all ranks; each then holds its main thread back from updating weights. Until an
-update begins, the weights are those of the last whole step, so that step can be saved from beside
-while a long sleep, or an evaluation, goes on, and what goes on is given up. If some rank has begun
-an update, the others go on to its end, and that step is saved.
+    running --> asked --> agreed(step) --> saved --> exit, with status 128 + signal
+       |          |
+       |          '- another Ctrl-C -----------------> exit at once
+       '- the run is done: nothing more is heard
+
+running        the main thread trains; a thread (`_listen`) reads signals as they arrive, even while
+               the main thread waits inside a collective; another (`_stop`) waits to be asked
+asked          some rank had a signal and told all. Each holds its main thread back from beginning
+               another update, and says which update it has begun last
+agreed(step)   the last one that any rank has begun. Until an update begins, the weights are those
+               of the last whole step, so that step can be saved from beside while a long sleep, or
+               an evaluation, goes on, and what goes on is given up. If some rank has begun an
+               update, the others go on to its end
+saved          by all ranks together, from the threads; rank 0, where the store may live, exits last
 
     deadline: the time that a checkpoint takes to be written
               + what is left of the step, if a rank has begun its update already
@@ -18,6 +27,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -29,7 +39,9 @@ from parallel import mesh
 from parallel.mesh import STORE_TIMEOUT_S
 from pretrain.errors import UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# seconds in which a second SIGINT is the first one still: terminal and launcher both send it
+ONE_PRESS_S = 1.0
 
 
 class Stop:
@@ -45,16 +57,15 @@ class Stop:
             say: tells the user one line.
             timeout: seconds that an update which has begun may take.
         """
-        self._save, self._say, self._patience = save, say, timeout
+        self._save, self._say, self._timeout = save, say, timeout
         self._changed = threading.Condition()
         self._begun = self._done = step  # the last update that has begun, and the last that is over
         self._limit: int | None = None  # no later one may begin
-        self._store, self._rank, self._world = (
-            mesh.store("stop"),
-            dist.get_rank(),
-            dist.get_world_size(),
-        )
         self._closed = False
+        self._store = mesh.store("stop")
+        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+
+    # ---- the main thread: running
 
     @contextmanager
     def update(self, step: int) -> Iterator[None]:
@@ -69,94 +80,95 @@ class Stop:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, signals stop the run. Only in a process's main thread: elsewhere Python takes
-        none.
+        """Inside, signals stop the run. Only in a process's main thread, as Python takes signals
+        nowhere else.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        ear, mouth = socket.socketpair()
+        reader, writer = socket.socketpair()
         threads = [
-            threading.Thread(target=self._listen, args=(ear,), name="signals", daemon=True),
+            threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True),
             threading.Thread(target=self._stop, name="stop", daemon=True),
         ]
-        mouth.setblocking(False)
-        wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+        writer.setblocking(False)
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         for thread in threads:
             thread.start()
         try:
             yield
             with suppress(dist.DistError):  # rank 0 may have left already
-                for word in ("begun", "gone"):  # what those hear who are told to stop only now
-                    self._store.set(f"{word}/{self._rank}", str(self._done))
+                for key in ("begun", "gone"):  # for those that are asked to stop only now
+                    self._store.set(f"{key}/{self._rank}", str(self._done))
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(wakeup)
-            mouth.close()
+            writer.close()
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
             with suppress(dist.DistError):
-                self._store.set(f"wake/{self._rank}", "")
+                self._store.set(f"reason/{self._rank}", "")
             for thread in threads:
-                thread.join(
-                    STORE_TIMEOUT_S
-                )  # if the run is being stopped, that thread ends the process
+                # if the run is being stopped, that thread ends the process
+                thread.join(STORE_TIMEOUT_S)
 
-    def _connect(self) -> Any:
-        """The store for one thread: a wait keeps its connection to itself."""
-        return self._store.clone()  # type: ignore[attr-defined]
+    # ---- the thread that listens: running -> asked
 
-    def _listen(self, ear: socket.socket) -> None:
-        """Tells all ranks of a signal. ear: where the numbers of signals arrive; shut when the run
-        is over.
+    def _listen(self, reader: socket.socket) -> None:
+        """Tells all ranks of a signal. reader: gets the numbers of signals; shut when the run is
+        over.
         """
-        store = self._connect()
-        while numbers := ear.recv(1):
-            if numbers[0] in SIGNALS:
-                with suppress(dist.DistError):
-                    store.set("number", str(numbers[0]))
-                    for rank in range(self._world):
-                        store.set(
-                            f"wake/{rank}", f"{signal.Signals(numbers[0]).name} on {mesh.place()}"
-                        )
-        ear.close()
+        store, pressed = self._connect(), None
+        while numbers := reader.recv(1):
+            number = numbers[0]
+            if number not in SIGNALS:
+                continue
+            now = time.monotonic()
+            if number == signal.SIGINT and pressed is not None:
+                if now - pressed < ONE_PRESS_S:
+                    continue
+                _exit(128 + number)
+            pressed = now if number == signal.SIGINT else pressed
+            with suppress(dist.DistError):
+                store.set("number", str(number))
+                reason = f"{signal.Signals(number).name} on {mesh.place()}"
+                for rank in range(self._world):
+                    store.set(f"reason/{rank}", reason)
+        reader.close()
+
+    # ---- the thread that stops the run: asked -> agreed -> saved -> exit
 
     def _stop(self) -> None:
-        """Waits for a rank's word, and ends the process."""
+        """Waits until some rank asks, and ends the process."""
         store = self._connect()
         try:
-            store.wait([f"wake/{self._rank}"], mesh.NO_TIMEOUT)
-            reason = store.get(f"wake/{self._rank}").decode()
+            store.wait([f"reason/{self._rank}"], mesh.NO_TIMEOUT)
+            reason = store.get(f"reason/{self._rank}").decode()
             status = 128 + int(store.get("number")) if reason else 0
         except dist.DistError:  # rank 0 has left: nobody can stop together any more
             return
         if not reason:
             return
+        if status == 128 + signal.SIGINT:
+            self._say("saving the last whole step; Ctrl-C again ends the run at once, without it")
         try:
             step = self._agree(store)
             self._save()
-            self._say(
-                f"stopped by {reason} after step {step}, which is saved; the same command goes on from there"
-            )
+            done = f"stopped by {reason} after step {step}, which is saved"
+            self._say(f"{done}; the same command goes on from there")
         except UserError as error:
             self._say(f"stopped by {reason}; {error}")
         except dist.DistError:
             self._say(f"stopped by {reason}; not all ranks answer, so nothing new is saved")
-            self._leave(status)
+            _exit(status)
         # the main thread may be held back for ever: this thread must not end before it
         except Exception as error:
             self._say(f"stopped by {reason}; nothing new is saved: {error!r}")
-        with suppress(dist.DistError):
-            store.set(f"gone/{self._rank}", "")
-            if self._rank == 0:  # the store may live here: it goes last
-                store.wait(
-                    [f"gone/{rank}" for rank in range(self._world)],
-                    timedelta(seconds=STORE_TIMEOUT_S),
-                )
-        self._leave(status)
+        mesh.leave_together(store, self._rank, self._world)
+        _exit(status)
 
     def _agree(self, store: dist.Store) -> int:
         """Lets the step that is to be saved come to its end, and nothing beyond. Returns it."""
@@ -168,14 +180,18 @@ class Stop:
         with self._changed:
             self._limit = step = max(int(store.get(key)) for key in everyone)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._closed or self._done == step, self._patience)
+            self._changed.wait_for(lambda: self._closed or self._done == step, self._timeout)
             if self._done != step:
                 raise UserError(f"step {step} did not come to its end, so nothing new is saved")
         return step
 
-    @staticmethod
-    def _leave(status: int) -> None:
-        """Ends the process, of which the main thread may be anywhere."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    def _connect(self) -> Any:
+        """The store for one thread: a wait keeps its connection to itself."""
+        return self._store.clone()  # type: ignore[attr-defined]
+
+
+def _exit(status: int) -> None:
+    """Ends the process, of which the main thread may be anywhere."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -7,11 +7,12 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
-from signal import SIGTERM, SIGUSR1, Signals
+from signal import SIGINT, SIGSTOP, SIGTERM, SIGUSR1, Signals
 
 import pytest
 
 from parallel.mesh import STORE_TIMEOUT_S
+from pretrain.run.stop import ONE_PRESS_S
 from tests.resume import saved
 from tests.resume.job import Job
 from tests.resume.problem import STEPS, Case
@@ -54,7 +55,9 @@ def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> No
             until(job, LONGEST, lambda job=job: bool(job.samples(0)) and bool(job.samples(1)))
             time.sleep(chance.uniform(0, 0.1))
         in_evaluation = job.journal(0)[-1:] == ["evaluates"]
-        number, ranks = chance.choice([(SIGTERM, [0, 1]), (SIGTERM, [1]), (SIGUSR1, [0])])
+        number, ranks = chance.choice(
+            [(SIGTERM, [0, 1]), (SIGTERM, [1]), (SIGUSR1, [0]), (SIGINT, [0, 1])]
+        )
         job.signal(number, ranks)
         if 0 in job.wait(DEADLINE):  # it had come to its end
             break
@@ -120,3 +123,31 @@ def test_a_dead_rank_is_not_waited_for(corpus: Path, tmp_path: Path) -> None:
     job.signal(SIGTERM, [0])
     assert job.wait(DEADLINE + STORE_TIMEOUT_S)[0] not in (0, None), job.log()
     assert saved.resume_point(run.folder) == 0
+
+
+def test_a_terminal_and_a_launcher_may_both_pass_one_ctrl_c_on(
+    corpus: Path, tmp_path: Path
+) -> None:
+    run = Run(Case(2, {"zero": 1}, passes=20_000), corpus, tmp_path)
+    job = run.start()
+    until(job, LONGEST, lambda: bool(job.journal(0)) and bool(job.journal(1)))
+    for _ in range(3):
+        job.signal(SIGINT, [0, 1])
+        time.sleep(0.01)
+    assert_stopped(job, SIGINT)
+    assert "Ctrl-C again" in job.log() and saved.steps(run.folder) == [0]
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(corpus: Path, tmp_path: Path) -> None:
+    """While the other rank, which is stopped, keeps the first one from saving."""
+    run = Run(Case(2, {"zero": 1}, passes=20_000), corpus, tmp_path)
+    job = run.start()
+    until(job, LONGEST, lambda: bool(job.journal(0)) and bool(job.journal(1)))
+    job.signal(SIGSTOP, [1])
+    job.signal(SIGINT, [0])
+    time.sleep(1.5 * ONE_PRESS_S)
+    assert job.alive
+    job.signal(SIGINT, [0])
+    assert job.wait(STORE_TIMEOUT_S / 2)[0] == 128 + SIGINT
+    assert not saved.steps(run.folder) and "Traceback" not in job.log()
+    job.kill()
