@@ -1,7 +1,6 @@
-"""What may be combined, as a table: checked before anything is built, and printed in
-docs/parallelism.md.
+"""What may be combined, as a table: checked before anything is built, printed in the docs.
 
-    python -m parallel.combinations     # the table in Markdown
+python -m parallel.combinations     # the table in Markdown
 """
 
 from __future__ import annotations
@@ -36,13 +35,15 @@ class Rule(NamedTuple):
 RULES = (
     Rule(
         "parallel.pp > 1 with parallel.zero = 0",
-        "a stage's many small backwards need one reduction at their end, which DeepSpeed has from ZeRO 1 on",
+        "a stage's many small backwards need one reduction at their end, "
+        "which DeepSpeed has from ZeRO 1 on",
         "set parallel.zero = 1",
         lambda x: x.pp > 1 and x.zero == 0,
     ),
     Rule(
         "parallel.pp > 1 with parallel.zero = 2 or 3",
-        "they shard gradients and weights while later units of the pipeline still add to them and read them",
+        "they shard gradients and weights while later units of the pipeline "
+        "still add to them and read them",
         "set parallel.zero = 1",
         lambda x: x.pp > 1 and x.zero >= 2,
     ),

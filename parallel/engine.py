@@ -1,5 +1,4 @@
-"""DeepSpeed around a model, or a pipeline stage of one: ZeRO 0..3, fp32 or bf16 with fp32 master
-weights.
+"""DeepSpeed around a model or a pipeline stage: ZeRO 0..3, fp32, or bf16 with fp32 masters.
 
 DeepSpeed reduces gradients, shards gradients, master weights and optimiser state, and gathers the
 weights again. Everything that must come out the same at every stage is done by the optimiser it is
@@ -36,7 +35,7 @@ warnings.filterwarnings(
 
 
 class ShardedOptimizer(Protocol):
-    """What the engine asks of an optimiser: a torch optimiser with one group, that also has these."""
+    """What the engine asks of an optimiser: a torch one with one group, that also has these."""
 
     names: list[str]  # the parameters, in the order of its group
     calls: int  # of step()
@@ -52,8 +51,7 @@ class DeepSpeedMPU:
     """Megatron's grid in the words of DeepSpeed's `mpu`.
 
     The model-parallel group is tp x pp, so that norms and overflow are agreed by all stages, while
-    both rank getters give the tp rank: DeepSpeed counts parameters replicated over tp on rank 0
-        only.
+    both rank getters give the tp rank: DeepSpeed counts what is replicated over tp on rank 0 only.
     """
 
     get_model_parallel_group = staticmethod(parallel_state.get_model_parallel_group)
@@ -120,9 +118,7 @@ class Engine:
         self._accumulated = 0
 
     def _accept(self, values: dict[str, Tensor], precision: str) -> None:
-        """Checks that DeepSpeed laid the weights out as we say, and puts the exact fp32 values
-        there.
-        """
+        """Checks that the weights lie as we say, and puts the exact fp32 values there."""
         low = torch.bfloat16 if precision == "bf16" else torch.float32
         for shard in self.partition.shards:
             expected = values[shard.name].reshape(-1)[shard.start : shard.start + shard.length]
@@ -157,8 +153,7 @@ class Engine:
 
     @contextlib.contextmanager
     def accumulating(self) -> Iterator[None]:
-        """Inside, torch's backward adds to the gradients as often as it is called; on leaving they
-        are reduced, once.
+        """Inside, torch's backward adds to the gradients; on leaving they are reduced, once.
 
         Losses are to be scaled as `backward` does it: by `loss_scale`.
         """
@@ -175,8 +170,7 @@ class Engine:
 
     @staticmethod
     def loss_scale(scored: Tensor | int) -> Tensor | float:
-        """What a sum of losses is multiplied by before backward, so that the step has the gradient
-        of their mean.
+        """What a sum of losses is multiplied by, so that the step has the gradient of their mean.
 
         DeepSpeed averages over the data-parallel ranks, while the gradient must be that of the sum.
 
@@ -186,9 +180,7 @@ class Engine:
         return mesh.dp_size() / scored
 
     def _sum_tied(self) -> None:
-        """Gives both ends' copies of a tied embedding the sum of their gradients, before it is
-        sharded.
-        """
+        """Gives both ends' copies of a tied embedding the sum of their gradients."""
         if self._tied is None:
             return
         gradient = self._tied.grad if self.precision == "fp32" else self._tied._hp_grad  # type: ignore[attr-defined]
@@ -217,7 +209,7 @@ class _Owners:
 
     def __init__(self, parameters: dict[str, nn.Parameter], tied: nn.Parameter | None) -> None:
         self.splits = {name: split_dim(p) for name, p in parameters.items()}
-        self.partial = {name for name, p in parameters.items() if partial_grad(p)}
+        self.partial_grad = {name for name, p in parameters.items() if partial_grad(p)}
         copies = {name for name, p in parameters.items() if p is tied and mesh.pp_rank() > 0}
         replicas = {name for name, dim in self.splits.items() if dim is None and mesh.tp_rank() > 0}
         self.counted = parameters.keys() - copies - replicas
@@ -245,9 +237,7 @@ def _initialize(model: nn.Module, optimizer: ShardedOptimizer, config: dict[str,
 def _config(
     model: nn.Module, zero: int, precision: str, microbatches: int, offload: bool
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration: norm and clipping are left to the optimiser, wherever it lets them
-    be.
-    """
+    """DeepSpeed's configuration: norm and clipping are left to the optimiser, where they may be."""
     bf16 = precision == "bf16"
     config: dict[str, Any] = {
         # only its product with the next is used, in counters we don't read
@@ -283,9 +273,7 @@ def _config(
 
 
 def _bucket(model: nn.Module) -> int:
-    """Elements reduced at once: DeepSpeed allocates a buffer of that size, so no more than there
-    are.
-    """
+    """Elements reduced at once: a buffer of that size is allocated, so no more than there are."""
     return min(sum(p.numel() for p in model.parameters()), 500_000_000)
 
 
@@ -312,10 +300,10 @@ def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size], owners: _O
 
     return Partition(
         flat=flat.detach(),
-        layout=layout(shapes, zero, mesh.dp_size(), flat.numel()),
+        layout=layout(shapes, stage=zero, ranks=mesh.dp_size(), part=flat.numel()),
         sharded=zero > 0,
         gradient=gradient,
         splits=owners.splits,
-        partial=owners.partial,
+        partial_grad=owners.partial_grad,
         counted=owners.counted,
     )

@@ -3,11 +3,12 @@
 Linears and the embedding are Megatron's tensor-parallel layers, at every world size. Between them
 runs the residual stream. How it meets the linears, which hold some of the features or heads each:
 
-    stream [B, T, D], the same on every rank          with sequence parallelism: [B*T/tp, D], a share of the tokens
-      gather_tokens  as it is; backward sums over tp                   all tokens gathered; backward sums and shares out
-      ColumnLinear  -> this rank's features                      the same
-      RowLinear     -> summed over tp                            summed over tp and shared out
-      all_tokens     as it is                                          all tokens gathered, for the head
+                    stream [B, T, D],                 with sequence parallelism:
+                    the same on every rank            [B*T/tp, D], a share of the tokens
+    gather_tokens   as it is; backward sums over tp   all gathered; backward sums and shares out
+    ColumnLinear    -> this rank's features           the same
+    RowLinear       -> summed over tp                 summed over tp and shared out
+    all_tokens      as it is                          all gathered, for the head
 """
 
 from __future__ import annotations
@@ -37,24 +38,20 @@ def _initialized_by_the_model(weight: Tensor) -> None:
 
 
 def _split(parameter: nn.Parameter, dim: int) -> None:
-    """Marks a parameter as this rank's share of a larger one, in Megatron's own words (DeepSpeed
-    reads them too).
-    """
+    """Marks a parameter as this rank's share of a larger one, in words that DeepSpeed reads too."""
     if mesh.tp_size() > 1:
         set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)
 
 
 def split_parameter(*shape: int) -> nn.Parameter:
-    """An empty parameter of this whole shape, of which this rank holds its share of the first
-    dimension.
-    """
+    """An empty parameter of this whole shape: this rank's share of its first dimension."""
     parameter = nn.Parameter(torch.empty(shape[0] // mesh.tp_size(), *shape[1:]))
     _split(parameter, 0)
     return parameter
 
 
 def split_dim(parameter: Tensor) -> int | None:
-    """The dimension in which the tensor-parallel ranks share a parameter; None: each has all of it."""
+    """The dimension in which tensor-parallel ranks share a parameter; None: each has all of it."""
     return parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None  # type: ignore[attr-defined]
 
 
@@ -64,16 +61,12 @@ def share(whole: Tensor, dim: int | None) -> Tensor:
 
 
 def partial_grad(parameter: Tensor) -> bool:
-    """Whether this rank's gradient of a replicated parameter covers its own heads or tokens only:
-    sum it over tp.
-    """
+    """Whether a replicated parameter's gradient is of this rank's heads or tokens: to be summed."""
     return getattr(parameter, "partial_grad", False) and mesh.tp_size() > 1
 
 
 def gather_tokens(x: Tensor) -> Tensor:
-    """The residual stream on its way into ColumnLinears: all tokens, [.., D]. One collective for
-    all of them.
-    """
+    """All tokens [.., D] on their way into ColumnLinears; one collective for all of these."""
     if mesh.sequence_parallel():
         return gather_from_sequence_parallel_region(x, group=mesh.tp_group())
     return copy_to_tp(x)
@@ -108,18 +101,14 @@ def empty_stream(rows: int, width: int, d_model: int, dtype: torch.dtype) -> Ten
 
 
 def broadcast_rows(rows: Tensor, width: int) -> Tensor:
-    """One value per row [B] of windows of `width` tokens, to be broadcast against the residual
-    stream.
-    """
+    """One value per row [B] of windows of `width` tokens, as the residual stream is broadcast."""
     if not mesh.sequence_parallel():
         return rows[:, None, None]
     return rows.repeat_interleave(width).chunk(mesh.tp_size())[mesh.tp_rank()][:, None]
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """y = x W^T without bias; the output features are split over the tensor-parallel ranks. x has
-    to `gather_tokens`.
-    """
+    """y = x W^T without bias; each tp rank has some output features. x has to `gather_tokens`."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -128,7 +117,7 @@ class ColumnLinear(ColumnParallelLinear):
             config=mesh.megatron_config(),
             init_method=_initialized_by_the_model,
             bias=False,
-            disable_grad_reduce=True,  # `enter` sums the gradient, once for all linears that read x
+            disable_grad_reduce=True,  # `gather_tokens` sums it, once for all linears that read x
             tp_group=mesh.tp_group(),
         )
         _split(self.weight, 0)
@@ -138,9 +127,7 @@ class ColumnLinear(ColumnParallelLinear):
 
 
 class RowLinear(RowParallelLinear):
-    """y = x W^T without bias; the input features are split, and the ranks' results are summed: [B,
-    T, ..] -> stream.
-    """
+    """y = x W^T without bias; input features are split, results summed: [B, T, ..] -> stream."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -179,8 +166,7 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight) over the last dimension, zero-centred as in Qwen3.5: weight 0 is no
-    scaling.
+    """x / rms(x) * (1 + weight) over the last dimension, as in Qwen3.5: weight 0 scales nothing.
 
     Args:
         partial_grad: of the heads or the tokens, on each tensor-parallel rank.
@@ -198,9 +184,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """x / rms(x) * weight * SiLU(gate) over the last dimension: the read-out norm of this rank's
-    heads.
-    """
+    """x / rms(x) * weight * SiLU(gate) over the last dimension: the read-out norm of heads."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

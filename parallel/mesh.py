@@ -228,7 +228,9 @@ def place() -> str:
     """This rank in words, for messages: number, host, and where in the grid."""
     if not parallel_state.model_parallel_is_initialized():
         return f"rank {os.environ.get('RANK', 0)} on {os.uname().nodename}, which joins the others"
-    where = f"stage {pp_rank()} of {pp_size()}, tp {tp_rank()} of {tp_size()}, dp {dp_rank()} of {dp_size()}"
+    places = {"stage": (pp_rank(), pp_size()), "tp": (tp_rank(), tp_size())}
+    places["dp"] = (dp_rank(), dp_size())
+    where = ", ".join(f"{name} {rank} of {size}" for name, (rank, size) in places.items())
     return f"rank {dist.get_rank()} on {os.uname().nodename} ({where})"
 
 

@@ -92,9 +92,7 @@ def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], partial: bool = Fa
 
 
 def _check_apart(pieces: Iterable[Slice]) -> None:
-    """ValueError if two pieces of one tensor share an element, or if their boxes do and are not the
-    same.
-    """
+    """ValueError if two pieces of one tensor share an element, or two different boxes do."""
     runs: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = {}
     for piece in pieces:
         runs.setdefault(piece.box, []).append(piece.run)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch.distributed as dist
 
@@ -24,41 +25,45 @@ GRACE = 3.0  # seconds between the line and the end
 EXIT_STATUS = 75  # of a rank that gave up: "temporary failure" in sysexits.h
 
 
+@dataclass
 class _Note:
+    """What this rank is doing; one for the process, which the watching thread reads."""
+
     what: tuple[object, ...] = ("starting",)
     part: tuple[object, ...] = ()
-    since = 0.0
-    no_timeout = False
+    since: float = 0.0  # on the monotonic clock, in seconds
+    no_timeout: bool = False
+
+
+_note = _Note()
 
 
 def doing(*what: object) -> None:
-    """Notes what this rank begins now, in words and values that are joined only if they are shown."""
-    _Note.what, _Note.part, _Note.since = what, (), time.monotonic()
+    """Notes what this rank begins now: words and values, joined only if they are shown."""
+    _note.what, _note.part, _note.since = what, (), time.monotonic()
 
 
 def part(*which: object) -> None:
     """Notes the part of it that begins now."""
-    _Note.part, _Note.since = which, time.monotonic()
+    _note.part, _note.since = which, time.monotonic()
 
 
 @contextmanager
 def no_timeout(*what: object) -> Iterator[None]:
-    """Inside, it takes as long as it takes: a disk is read, say, of which nobody knows how fast it
-    is.
-    """
+    """Inside, it takes as long as it takes: a disk of unknown speed is read, say."""
     doing(*what)
-    _Note.no_timeout = True
+    _note.no_timeout = True
     try:
         yield
     finally:
-        _Note.no_timeout = False
+        _note.no_timeout = False
         doing(*what)
 
 
 def activity() -> str:
     """What this rank is doing, and where it is."""
     return ", ".join(
-        " ".join(map(str, words)) for words in ((mesh.place(),), _Note.what, _Note.part) if words
+        " ".join(map(str, words)) for words in ((mesh.place(),), _note.what, _note.part) if words
     )
 
 
@@ -75,9 +80,10 @@ def watching(timeout: float) -> Iterator[None]:
 
     def watch() -> None:
         while not done.wait(min(1.0, timeout / 10)):
-            waited = time.monotonic() - _Note.since
-            if waited > timeout and not _Note.no_timeout:
-                line = f"hypnos: error: {activity()}: no progress for {waited:.0f} s (parallel.timeout = {timeout:g})"
+            waited = time.monotonic() - _note.since
+            if waited > timeout and not _note.no_timeout:
+                limit = f"(parallel.timeout = {timeout:g})"
+                line = f"hypnos: error: {activity()}: no progress for {waited:.0f} s {limit}"
                 print(line, file=sys.stderr, flush=True)
                 time.sleep(GRACE)
                 os._exit(EXIT_STATUS)

@@ -3,9 +3,9 @@
 DeepSpeed keeps, on every rank, one flat fp32 vector of master weights. What is in it depends on the
 ZeRO stage, for parameters a, b, c given in this order and 2 ranks:
 
-    stage 0      rank 0 | a b c |        rank 1 | a b c |         every rank holds and updates everything
-    stage 1, 2   rank 0 | a b0  |        rank 1 | b1 c . |        one long vector, cut into equal parts
-    stage 3      rank 0 | a0 b0 c0 |     rank 1 | a1 b1 c1 . |    every parameter cut into equal parts
+    stage 0      rank 0 | a b c |      rank 1 | a b c |        everybody holds and updates all
+    stage 1, 2   rank 0 | a b0  |      rank 1 | b1 c . |       one long vector, cut in equal parts
+    stage 3      rank 0 | a0 b0 c0 |   rank 1 | a1 b1 c1 . |   every parameter cut in equal parts
 
 `layout` says where everything is, for every rank, as a pure function. All that needs parameters or
 optimiser state by name and whole (Muon, checkpoints, gradient norms) is built on it alone. A
@@ -42,7 +42,9 @@ class Shard(NamedTuple):
         return flat[self.offset - base : self.offset - base + self.length]
 
 
-def layout(shapes: dict[str, torch.Size], stage: int, ranks: int, part: int) -> list[list[Shard]]:
+def layout(
+    shapes: dict[str, torch.Size], *, stage: int, ranks: int, part: int
+) -> list[list[Shard]]:
     """What each rank holds, in the order of its flat vector.
 
     Args:
@@ -83,7 +85,7 @@ class Partition:
     # the dimension in which tensor-parallel ranks share a parameter
     splits: Mapping[str, int | None]
     # replicated over tp, but each rank's gradient is that of its own heads or tokens
-    partial: Collection[str]
+    partial_grad: Collection[str]
     # the parameters that this rank counts in the norm: each is counted once
     counted: Collection[str]
 
@@ -101,16 +103,12 @@ class Partition:
 
     @property
     def group(self) -> dist.ProcessGroup:
-        """The ranks among which this stage's parameters are shared out, each element on one of
-        them.
-        """
+        """The ranks that this stage's parameters are shared out to, each element to one of them."""
         return mesh.tp_dp_group() if self.sharded else mesh.tp_group()
 
     def complete(self, gradient: Tensor) -> None:
-        """Sums over tp what each tensor-parallel rank has seen a share of. One collective, in
-        place.
-        """
-        slices = [s.of(gradient) for s in self.shards if s.name in self.partial]
+        """Sums over tp what each tp rank has a partial gradient of. One collective, in place."""
+        slices = [s.of(gradient) for s in self.shards if s.name in self.partial_grad]
         if slices:
             summed = torch.cat(slices).to(mesh.device())
             dist.all_reduce(summed, group=mesh.tp_group())
@@ -125,8 +123,7 @@ class Partition:
         return square.to(gradient.device)
 
     def pieces(self, flat: Tensor, names: Collection[str], base: int = 0) -> dict[str, Piece]:
-        """What this rank answers for of the whole model's tensors, by name: of all ranks, each
-        element is one's.
+        """What this rank answers for, by name: each element of the model is one rank's.
 
         Args:
             flat: laid out as the master weights (they themselves, their gradient), or as the part
@@ -146,8 +143,7 @@ class Partition:
     def scatter(
         self, flat: Tensor, whole: Mapping[str, Callable[[], Tensor]], base: int = 0
     ) -> None:
-        """The inverse of `pieces`: fills this rank's slices from whole tensors, without
-        communication.
+        """The inverse of `pieces`: fills this rank's slices from whole tensors, without talk.
 
         Args:
             whole: by name, what gives the whole tensor; called only for what this rank holds.
@@ -162,37 +158,48 @@ class WholeMatrices:
     """Brings scattered matrices together, each on one rank, and their updates back.
 
     A matrix may be cut twice: into tensor-parallel shares, by rows or by columns, and each share
-        into runs of
-    elements by ZeRO. Every matrix has one owner among all ranks of its stage (tp x dp); runs of
-    consecutive matrices are given to the ranks so that the work (m n min(m, n) for m x n) is even.
-    Cost for E elements over R ranks: two all-to-alls, in which a rank sends and receives about E /
-    R elements, and E / R elements of memory: nothing is computed twice and nobody holds all
-    matrices. What is not cut does not move.
+    into runs of elements by ZeRO. Three steps of planning say who sends what to whom, here for
+    matrices A, B, C on 2 ranks:
+
+        layout          rank 0 | A B0    |          rank 1 | B1 C    |
+        owners          A: rank 0                   B, C: rank 1
+        send plan       A -> 0, B0 -> 1             B1 C -> 1           a run of the slices for each
+        receive plan    A <- 0                      B0 <- 0, B1 C <- 1  a place for each that comes
+        gathered        rank 0 | A |                rank 1 | B0 B1 C |
+        scattered       the same back, with what the owners have made of them
+
+    Owners are chosen among all ranks of the stage (tp x dp) so that the work (m n min(m, n) for
+    m x n) is even. Cost for E elements over R ranks: two all-to-alls, in which a rank sends and
+    receives about E / R elements, and E / R elements of memory: nothing is computed twice and
+    nobody holds all matrices. What is not cut does not move.
     """
 
     def __init__(self, partition: Partition, names: Sequence[str]) -> None:
-        chosen = set(names)
+        chosen, holders = set(names), partition.holders
         layout = [[s for s in shards if s.name in chosen] for shards in partition.layout]
-        holders = partition.holders
         self.group, self.exchanged = partition.group, len(holders) > 1
         self.mine = layout[mesh.dp_rank()]
         self._empty = partition.flat.new_zeros(0)
         shapes = {s.name: s.shape for shards in layout for s in shards}
-        owner = self._owners({name: shapes[name] for name in names}, len(holders))
         me = holders.index((mesh.tp_rank(), mesh.dp_rank())) if self.exchanged else 0
+
+        owner = self._owners({name: shapes[name] for name in names}, len(holders))
         self.owned = [name for name in names if owner[name] == me]
-        begins, size = {}, 0  # an owned matrix is the run of its tensor-parallel shares
-        for name in self.owned:
-            begins[name] = size
-            size += shapes[name].numel() * mesh.tp_size()
-        self.size = size
         self.runs = self._runs([(*shapes[name], partition.splits[name]) for name in self.owned])
+
+        # Send plan: how many elements go to each rank. Owners do not decrease along the parameters'
+        # order, so what is sent to a rank is one run of the local slices.
         self.send = [
             sum(s.length for s in self.mine if owner[s.name] == rank)
             for rank in range(len(holders))
         ]
-        # Owners do not decrease along the parameters' order, so what is sent to each rank is one
-        # run of the local slices, and what comes from a rank is in the order of that rank's slices.
+
+        # Receive plan: how many come from each, and where they go. They come in the order of that
+        # rank's slices; an owned matrix is the run of its tensor-parallel shares.
+        begins, self.size = {}, 0
+        for name in self.owned:
+            begins[name] = self.size
+            self.size += shapes[name].numel() * mesh.tp_size()
         arriving = [[s for s in layout[d] if owner[s.name] == me] for _, d in holders]
         self.receive = [sum(s.length for s in shards) for shards in arriving]
         self.places = [
@@ -203,6 +210,7 @@ class WholeMatrices:
 
     @staticmethod
     def _owners(shapes: dict[str, torch.Size], ranks: int) -> dict[str, int]:
+        """Runs of consecutive matrices for one rank after the other, of even work."""
         work = {name: shape.numel() * min(shape) for name, shape in shapes.items()}
         total, before, owner = max(sum(work.values()), 1), 0, {}
         for name, cost in work.items():
@@ -213,9 +221,7 @@ class WholeMatrices:
 
     @staticmethod
     def _runs(shapes: list[tuple[int, int, int | None]]) -> list[tuple[int, int, int, int | None]]:
-        """Consecutive matrices whose shares have one shape and split: (how many, rows, columns,
-        split).
-        """
+        """Consecutive matrices of one shape and split: (how many, rows, columns, split)."""
         runs: list[tuple[int, int, int, int | None]] = []
         for shape in shapes:
             if runs and runs[-1][1:] == shape:
@@ -225,9 +231,7 @@ class WholeMatrices:
         return runs
 
     def gather(self, values: list[Tensor]) -> list[Tensor]:
-        """Local slices (in the order of `mine`) -> the owned matrices, in batches [k, rows,
-        columns] on the device.
-        """
+        """Local slices, in the order of `mine` -> owned matrices, batches of [k, rows, columns]."""
         # offloaded optimiser state is on the host
         flat = torch.cat([self._empty, *values]).to(mesh.device())
         if self.exchanged:

@@ -108,7 +108,7 @@ class WeightGathering:
             )
 
     def _begin(self) -> None:
-        """At the model's forward: the weights may be others than before, and were taken away then."""
+        """At the model's forward: a step between takes away what was here."""
         self._whole = {b: None for b in self._whole if not _missing(self._blocks[b])}
         self._gather(-1, self._always)
 

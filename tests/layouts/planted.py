@@ -15,6 +15,7 @@ from torch import Tensor
 
 from parallel import engine, pipeline, zero_layout, zero_order
 from pretrain.model import plan, reader
+from pretrain.run import step
 
 
 def _everything_counts(self: zero_layout.Partition, gradient: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def _weights_leave_at_once(*arguments: Any) -> Any:
 
 
 def _partly_agreed(rows: Any, past: int, agree: Any) -> Any:
-    """Whether there is PAD, what begins and what stays awake, every rank decides for its own rows."""
+    """Whether there is PAD, what begins, what stays awake: each rank decides by its own rows."""
     own, _ = _agreed(rows, past, plan.alone)
     some, past = _agreed(rows, past, agree)
     return own._replace(
@@ -47,9 +48,16 @@ def _partly_agreed(rows: Any, past: int, agree: Any) -> Any:
     ), past
 
 
+def _no_memory_of_windows_passed_by(self: step.StageStream, index: int) -> None:
+    """A stage's memory begins with the first window that it has a part in."""
+    if self._read < index:
+        del self.memory
+    _go_to(self, index)
+
+
 OWN = ("has_pad", "starts", "stays", "stays_on")
 _square, _config = zero_layout.Partition.square, engine._config
-_passes, _agreed = reader.plan_passes, plan._agreed
+_passes, _agreed, _go_to = reader.plan_passes, plan._agreed, step.StageStream._go_to
 PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
     "weights leave at once": [
         (engine, "_config", _weights_leave_at_once),
@@ -59,6 +67,9 @@ PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
     "gradients are reduced as they come": [
         (engine, "reduce_in_order", lambda *_: None),
         (plan, "_agreed", _partly_agreed),
+    ],
+    "memory begins where a stage does": [
+        (step.StageStream, "_go_to", _no_memory_of_windows_passed_by)
     ],
     "structure is not agreed": [(plan, "_agreed", _partly_agreed)],
     "weights are gathered as in the pass before": [

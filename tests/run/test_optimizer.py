@@ -66,7 +66,7 @@ def test_every_element_is_held_once_and_every_matrix_owned_once(stage: int, rank
         "d": torch.Size([1]),
     }
     part = -(-sum(s.numel() for s in shapes.values()) // ranks) + 2
-    held = layout(shapes, stage, ranks, part)
+    held = layout(shapes, stage=stage, ranks=ranks, part=part)
     for name, shape in shapes.items():
         spans = sorted(
             (s.start, s.start + s.length) for shards in held for s in shards if s.name == name
@@ -81,4 +81,5 @@ def test_every_element_is_held_once_and_every_matrix_owned_once(stage: int, rank
     assert list(owner.values()) == sorted(owner.values()) and set(owner.values()) <= set(
         range(ranks)
     )
-    assert layout(shapes, 0, ranks, part) == [layout(shapes, 0, 1, part)[0]] * ranks
+    alone = layout(shapes, stage=0, ranks=1, part=part)
+    assert layout(shapes, stage=0, ranks=ranks, part=part) == alone * ranks
