@@ -49,7 +49,7 @@ def role(name: str, shape: torch.Size, method: str) -> str:
 
 
 def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Of both learning rates at a step, from 0: linear warm-up, constant, linear decay to final_lr."""
+    """Of both learning rates at a step, from 0: linear warm-up, constant, decay to final_lr."""
     factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.decay and step >= steps - config.decay:
         progress = min(1.0, (step + 1 - (steps - config.decay)) / config.decay)
@@ -199,11 +199,24 @@ class MuonAdamW(torch.optim.Optimizer):
             self.partition.flat,
         )
         flat[self.decayed].mul_(1.0 - accepted * (lr * self.config.weight_decay))
+        beta1, beta2 = self.config.betas
         adamw(
-            [flat[span]], [gradient[span]], [self.moments["exp_avg"]], [self.moments["exp_avg_sq"]], [],
-            [self.adam_steps], fused=True, found_inf=(~accepted).float(), amsgrad=False, maximize=False,
-            beta1=self.config.betas[0], beta2=self.config.betas[1], lr=lr, weight_decay=0.0, eps=ADAM_EPS,
-        )  # fmt: skip
+            [flat[span]],
+            [gradient[span]],
+            [self.moments["exp_avg"]],
+            [self.moments["exp_avg_sq"]],
+            [],
+            [self.adam_steps],
+            fused=True,
+            found_inf=(~accepted).float(),
+            amsgrad=False,
+            maximize=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=ADAM_EPS,
+        )
 
     def pieces(self) -> dict[str, Piece]:
         """This rank's pieces of all moments, as KIND.NAME; views, so copy what must last."""

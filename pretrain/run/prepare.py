@@ -1,4 +1,4 @@
-"""What a run's configuration must fit before anything is built: its data, its ranks, their memory."""
+"""What a run's configuration must fit before anything is built: data, ranks, memory."""
 
 from __future__ import annotations
 

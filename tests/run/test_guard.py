@@ -216,9 +216,13 @@ def test_too_many_in_a_row_stop_the_run_with_an_explanation(depo: MakeConfig) ->
     message = str(error.value)
     assert "\n" not in message
     for part in (
-        "steps 4 to 6 were all skipped (guard.limit = 2), the last because loss is nan, grad_norm is not finite",
-        "metrics.jsonl", 'guard.then = "stop"', 'set guard.then = "rollback"', "its loss is nan (the mean was ",
-    ):  # fmt: skip
+        "steps 4 to 6 were all skipped (guard.limit = 2), "
+        "the last because loss is nan, grad_norm is not finite",
+        "metrics.jsonl",
+        'guard.then = "stop"',
+        'set guard.then = "rollback"',
+        "its loss is nan (the mean was ",
+    ):
         assert part in message, message
     run = Path(config.run.dir) / "stops"
     # the one that was under way, too
@@ -381,7 +385,8 @@ def test_it_stops_when_going_back_does_not_help(depo: MakeConfig) -> None:
     run = Path(config.run.dir) / "hopeless"
     assert [(r["kind"], r["step"], r["rollbacks"]) for r in rows(run) if "rollbacks" in r] == [
         *[("skipped", s, 0) for s in (4, 5, 6)], ("rollback", 3, 1),
-        *[("skipped", s, 1) for s in (4, 5, 6)], ("rollback", 3, 2), *[("skipped", s, 2) for s in (4, 5, 6)],
+        *[("skipped", s, 1) for s in (4, 5, 6)], ("rollback", 3, 2),
+        *[("skipped", s, 2) for s in (4, 5, 6)],
     ]  # fmt: skip
     assert json.loads((run / "checkpoints/step-3/state.json").read_text())["rollbacks"] == {
         "total": 2,
