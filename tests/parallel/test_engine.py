@@ -4,6 +4,8 @@ two ranks.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -29,6 +31,14 @@ def test_five_steps_equal_a_plain_torch_loop(zero: int, expected: reference.Trai
     assert_same(got.moments, expected.moments, 1e-6)
     assert got.losses == pytest.approx(expected.losses, rel=1e-6)
     assert got.norms == pytest.approx(expected.norms, rel=1e-5)
+
+
+def test_a_gradient_below_the_clip_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "OPTIMIZER", replace(reference.OPTIMIZER, clip=100.0))
+    expected, got = reference.train(3), train(1, "fp32", 1, 3)
+    assert max(expected.norms) < 50
+    assert_same(got.weights, expected.weights, 1e-6)
+    assert_same(got.moments, expected.moments, 1e-6)
 
 
 @pytest.mark.parametrize("zero", range(4))
