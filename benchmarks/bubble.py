@@ -5,7 +5,7 @@ model). Every action is timed, without what it waits for. The simulator then car
 schedule out with these times: its idle time is what the schedule allows, the measured one has
 messages and the interpreter in it too.
 
-    torchrun --nproc-per-node=2 -m benchmarks.bubble    # a Markdown table, about a minute on two cores
+    torchrun --nproc-per-node=2 -m benchmarks.bubble    # a table, in about a minute
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CASES = [(2, 1), (2, 4), (4, 1), (4, 2), (4, 4), (8, 4)]  # microbatches, passes
 
 
 class Timed(Pipeline):
-    """Notes how long each action computes, and how long all of them take with what they wait for."""
+    """Notes how long each action computes, and how long all take with what they wait for."""
 
     def run(self) -> None:
         self.seconds: dict[Action, float] = {}
@@ -90,13 +90,14 @@ def main() -> None:
     parser.parse_args()
     if mesh.world_size() == 1:
         sys.exit(
-            "benchmarks.bubble: one stage is never idle; start it with torchrun, on two ranks or more"
+            "benchmarks.bubble: one stage is never idle; start it with torchrun on several ranks"
         )
     torch.set_num_threads(1)
     mesh.initialize(pp=mesh.world_size())
     if dist.get_rank() == 0:
         print(
-            "| microbatches | N | idle, measured | idle, simulated with the measured times |\n|---|---|---|---|"
+            "| microbatches | N | idle, measured | idle, simulated with the measured times |\n"
+            "|---|---|---|---|"
         )
     for M, N in CASES:
         measured, simulated = idle(M, N)

@@ -2,7 +2,7 @@
 disk.
 
     python -m benchmarks.checkpoint                                         # one process
-    torchrun --nproc-per-node=2 -m benchmarks.checkpoint                    # two data-parallel ranks, ZeRO 1
+    torchrun --nproc-per-node=2 -m benchmarks.checkpoint     # two ranks, ZeRO 1
 
 Everything runs as in the trainer: a snapshot is copied, and a thread writes, hashes and flushes it
     while steps go on.
@@ -129,11 +129,13 @@ def measure(config: Config, run: Path) -> None:
         )
         step, count = median(times["plain"]), sum(p.numel() for p in model.parameters()) / 1e6
         print(
-            f"{mesh.world_size()} ranks, {count:.1f} M parameters, {size:.0f} MiB on disk; a step takes {step:.3f} s"
+            f"{mesh.world_size()} ranks, {count:.1f} M parameters, {size:.0f} MiB on disk; "
+            f"a step takes {step:.3f} s"
         )
         print("| | seconds | steps |\n|---|---|---|")
         for what, key in (
-            ("training waits for the disk", "waiting"), ("saved beside training: the pause", "pause"),
+            ("training waits for the disk", "waiting"),
+            ("saved beside training: the pause", "pause"),
             ("the step beside which it is written", "beside"), ("until it is on disk", "writing"),
         ):  # fmt: skip
             print(f"| {what} | {median(times[key]):.3f} | {median(times[key]) / step:.2f} |")

@@ -183,8 +183,9 @@ def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
 def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
     """Whether deep sleep costs what it must store and no more, line by line."""
     low, high = plan.passes[0], plan.passes[-1]
-    yield f'With "unit", peak(N = {high}) <= 1.3 peak(N = {low}) + the (h, S) of the units that are live in addition,'
-    yield "on every stage; of each number of stages, the stage that comes closest to the limit, or exceeds it most:"
+    yield f'With "unit", peak(N = {high}) <= 1.3 peak(N = {low}) + the (h, S) of the units that are'
+    yield "live in addition, on every stage; of each number of stages, the stage that comes closest to"
+    yield "the limit, or exceeds it most:"
     yield ""
     for P in plan.stages:
         sides = []
@@ -193,8 +194,9 @@ def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
         after, before, stored = max(sides, key=lambda side: side[0] / (1.3 * side[1] + side[2]))
         limit = 1.3 * before + stored
         yield (
-            f"- stages = {P}: {after / MIB:.1f} {'<=' if after <= limit else '>'} {limit / MIB:.1f} MiB "
-            f"= 1.3 x {before / MIB:.1f} + {stored / MIB:.1f}: {'holds' if after <= limit else 'DOES NOT HOLD'}"
+            f"- stages = {P}: {after / MIB:.1f} {'<=' if after <= limit else '>'} "
+            f"{limit / MIB:.1f} MiB = 1.3 x {before / MIB:.1f} + {stored / MIB:.1f}: "
+            f"{'holds' if after <= limit else 'DOES NOT HOLD'}"
         )
 
 
@@ -217,15 +219,17 @@ def heading(plan: Plan) -> Iterator[str]:
     yield "# Memory and time of a training step"
     yield ""
     yield (
-        f"Forward and backward of {plan.microbatches} microbatches of {plan.rows} rows of {plan.windows} windows of "
-        f"{plan.window} tokens; all windows but the last sleep. D = {plan.width}, {len(plan.layers)} blocks "
+        f"Forward and backward of {plan.microbatches} microbatches of {plan.rows} rows of "
+        f"{plan.windows} windows of {plan.window} tokens; all windows but the last sleep. "
+        f"D = {plan.width}, {len(plan.layers)} blocks "
         f"({', '.join(plan.layers)}), fp32. One process a stage, one thread each, gloo."
     )
     yield ""
     yield (
-        "Peak: resident memory beyond what the process held before the step. Counted: what the method should need, on "
-        "the stage with the highest peak (`benchmarks/memory.py`, `counted`, says what goes into it and what does "
-        "not). Times are ratios: to no recomputation with the same N and stages, and to one stage with the same N and "
+        "Peak: resident memory beyond what the process held before the step. Counted: what the "
+        "method should need, on the stage with the highest peak (`benchmarks/memory.py`, `counted`, "
+        "says what goes into it and what does not). Times are ratios: to no recomputation with the "
+        "same N and stages, and to one stage with the same N and "
         "recomputation."
     )
     yield ""
@@ -275,7 +279,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.out and commit().endswith("-dirty"):
         sys.exit(
-            "benchmarks.memory: a report names the commit that it measured, and files here differ: commit first"
+            "benchmarks.memory: a report names its commit, and files here differ from it: commit first"
         )
     plan = QUICK if args.quick else Plan()
     peaks, seconds = {}, {}

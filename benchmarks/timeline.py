@@ -87,7 +87,8 @@ def table() -> Iterator[str]:
                 units, timeline = len(story(P, W, N)), step(P, M, W, N, segments)
                 filling = (P - 1) / (P - 1 + M * units)  # and draining the pipeline, once
                 yield (
-                    f"| {P} | {M} | {W} | {N} | {'windows' if segments else ''} | {timeline.bubble:.1%} "
+                    f"| {P} | {M} | {W} | {N} | {'windows' if segments else ''} "
+                    f"| {timeline.bubble:.1%} "
                     f"| {filling:.1%} | {max(timeline.peak)} | {P * units} |"
                 )
 
@@ -101,7 +102,10 @@ def svg(P: int, M: int, W: int, N: int) -> Iterator[str]:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {axis + 58}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="13">'
     )
-    title = f"One step of {M} microbatches on {P} stages: window 0 takes {N} passes, then window {W - 1} is predicted"
+    title = (
+        f"One step of {M} microbatches on {P} stages: window 0 takes {N} passes, then window {W - 1} "
+        "is predicted"
+    )
     yield f"  <title>{title}</title>"
     yield f'  <rect width="{width}" height="{axis + 58}" fill="#fff"/>'
     yield f'  <text x="{LEFT}" y="30" font-size="18" font-weight="bold" fill="#222">{title}</text>'
@@ -109,7 +113,8 @@ def svg(P: int, M: int, W: int, N: int) -> Iterator[str]:
     for s, spans in enumerate(timeline.spans):
         y = TOP + LANE * s
         yield f'  <rect x="{LEFT}" y="{y + 2}" width="{long}" height="{LANE - 4}" fill="#f1f1f1"/>'
-        yield f'  <text x="{LEFT - 10}" y="{y + LANE / 2 + 5:g}" text-anchor="end" fill="#222">stage {s}</text>'
+        at = f'x="{LEFT - 10}" y="{y + LANE / 2 + 5:g}"'
+        yield f'  <text {at} text-anchor="end" fill="#222">stage {s}</text>'
         yield '  <g font-size="10.5" text-anchor="middle">'
         for span in spans:
             p = story(P, W, N)[span.action.unit]
@@ -119,7 +124,8 @@ def svg(P: int, M: int, W: int, N: int) -> Iterator[str]:
     yield '  <g text-anchor="middle" fill="#444">'
     for t in range(0, int(timeline.makespan) + 1, 5):
         x = LEFT + TICK * t
-        yield f'    <path d="M{x} {axis + 4}v6" stroke="#555"/><text x="{x}" y="{axis + 25}">{t}</text>'
+        text = f'<text x="{x}" y="{axis + 25}">{t}</text>'
+        yield f'    <path d="M{x} {axis + 4}v6" stroke="#555"/>{text}'
     yield f'    <text x="{LEFT + long // 2}" y="{axis + 46}">time, in forwards of one stage</text>'
     yield "  </g>"
     yield "</svg>"
@@ -130,7 +136,8 @@ def _box(span: Span, y: int, label: str) -> Iterator[str]:
     fill, letters = (dark, "#fff") if span.action.backward else (light, "#111")
     x, width = LEFT + TICK * span.begin, TICK * (span.end - span.begin)
     yield (
-        f'    <rect x="{x + 0.5:g}" y="{y + 2}" width="{width - 1:g}" height="{LANE - 4}" rx="2" fill="{fill}"/>'
+        f'    <rect x="{x + 0.5:g}" y="{y + 2}" width="{width - 1:g}" height="{LANE - 4}" '
+        f'rx="2" fill="{fill}"/>'
         f'<text x="{x + width / 2:g}" y="{y + LANE / 2 + 4:g}" fill="{letters}">{label}</text>'
     )
 
@@ -144,7 +151,8 @@ def _legend(M: int) -> Iterator[str]:
             x += 18
         yield f'    <text x="{x + 8}" y="66">microbatch {m}</text>'
         x += 112
-    yield f'    <text x="{x + 6}" y="66">light: forward, dark: backward; 0.3: window 0, pass 3; grey: idle</text>'
+    legend = "light: forward, dark: backward; 0.3: window 0, pass 3; grey: idle"
+    yield f'    <text x="{x + 6}" y="66">{legend}</text>'
     yield "  </g>"
 
 

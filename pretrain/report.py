@@ -107,7 +107,7 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well on a terminal: aligned, the first column to the left."""
+    """A Markdown table that also reads well on a terminal: aligned, the first to the left."""
     widths = [max(len(str(line[i])) for line in [headers, *rows]) for i in range(len(headers))]
 
     def line(cells: Sequence[str]) -> str:
