@@ -183,9 +183,9 @@ def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
 def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
     """Whether deep sleep costs what it must store and no more, line by line."""
     low, high = plan.passes[0], plan.passes[-1]
-    yield f'With "unit", peak(N = {high}) <= 1.3 peak(N = {low}) + the (h, S) of the units that are'
-    yield "live in addition, on every stage; of each number of stages, the stage that comes closest to"
-    yield "the limit, or exceeds it most:"
+    yield f'With "unit", peak(N = {high}) <= 1.3 peak(N = {low}) + the (h, S) of the units'
+    yield "that are live in addition, on every stage; of each number of stages, the stage that"
+    yield "comes closest to the limit, or exceeds it most:"
     yield ""
     for P in plan.stages:
         sides = []
@@ -227,8 +227,8 @@ def heading(plan: Plan) -> Iterator[str]:
     yield ""
     yield (
         "Peak: resident memory beyond what the process held before the step. Counted: what the "
-        "method should need, on the stage with the highest peak (`benchmarks/memory.py`, `counted`, "
-        "says what goes into it and what does not). Times are ratios: to no recomputation with the "
+        "method should need, on the stage with the highest peak (`counted` in `benchmarks/memory.py` "
+        "says what goes into it and what not). Times are ratios: to no recomputation with the "
         "same N and stages, and to one stage with the same N and "
         "recomputation."
     )
@@ -279,7 +279,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.out and commit().endswith("-dirty"):
         sys.exit(
-            "benchmarks.memory: a report names its commit, and files here differ from it: commit first"
+            "benchmarks.memory: a report names its commit, and files here differ: commit first"
         )
     plan = QUICK if args.quick else Plan()
     peaks, seconds = {}, {}

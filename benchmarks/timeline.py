@@ -103,8 +103,8 @@ def svg(P: int, M: int, W: int, N: int) -> Iterator[str]:
         'font-family="Helvetica, Arial, sans-serif" font-size="13">'
     )
     title = (
-        f"One step of {M} microbatches on {P} stages: window 0 takes {N} passes, then window {W - 1} "
-        "is predicted"
+        f"One step of {M} microbatches on {P} stages: window 0 takes {N} passes, then window "
+        f"{W - 1} is predicted"
     )
     yield f"  <title>{title}</title>"
     yield f'  <rect width="{width}" height="{axis + 58}" fill="#fff"/>'
