@@ -1,5 +1,4 @@
-"""How long a checkpoint keeps training waiting: saved beside it, and if training waited for the
-disk.
+"""How long a checkpoint keeps training waiting: saved beside it, and if it waited for the disk.
 
     python -m benchmarks.checkpoint                                         # one process
     torchrun --nproc-per-node=2 -m benchmarks.checkpoint     # two ranks, ZeRO 1

@@ -1,5 +1,4 @@
-"""Peak memory and time of one training step, by recomputation policy, number of passes N and
-pipeline stages.
+"""Peak memory and time of a training step, by recomputation, number of passes and stages.
 
 A step is forward and backward of a few microbatches, without the optimiser; every window but the
 last is slept over. Stages are processes of their own (`benchmarks/stage.py`). Beside what they held
@@ -227,7 +226,7 @@ def heading(plan: Plan) -> Iterator[str]:
     yield ""
     yield (
         "Peak: resident memory beyond what the process held before the step. Counted: what the "
-        "method should need, on the stage with the highest peak (`counted` in `benchmarks/memory.py` "
+        "method should need, on the stage with the highest peak (`benchmarks/memory.py` "
         "says what goes into it and what not). Times are ratios: to no recomputation with the "
         "same N and stages, and to one stage with the same N and "
         "recomputation."

@@ -1,5 +1,4 @@
-"""One pipeline stage's part of a training step, weighed and timed; run by `benchmarks.memory` on
-each rank.
+"""One stage's part of a training step, weighed and timed; run by `benchmarks.memory`.
 
 What is weighed is the method, blocks, recomputation and pipeline, as the trainer runs them on its
 stages (`pretrain/run/step.py`), but without DeepSpeed: every parameter has its gradient before. A

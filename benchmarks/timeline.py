@@ -1,5 +1,4 @@
-"""How well pipeline stages are used by a model that sleeps, and what they must keep: the schedule,
-simulated.
+"""How well stages are used by a model that sleeps, and what they must keep: simulated.
 
 A step is W - 1 windows of context, each slept over for N passes, then one that is predicted. A
 forward takes 1 on every stage, a backward 2. Nothing is computed; `parallel.simulator` carries out

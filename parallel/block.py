@@ -1,6 +1,4 @@
-"""The hybrid block: a mixer that reads and writes memory, then an MLP, both pre-normed and
-residual.
-"""
+"""The hybrid block: a mixer that reads and writes memory, then an MLP; pre-norm, residual."""
 
 from __future__ import annotations
 

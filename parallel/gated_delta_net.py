@@ -1,5 +1,4 @@
-"""The block part that owns fast weights: projections, short convolutions and gates around the delta
-rule.
+"""The block part that owns fast weights: projections, convolutions, gates, the delta rule.
 
 Layer for layer Qwen3.5's gated delta net, with every projection its own parameter, so that a split
 by head is a split of each of them.

@@ -1,5 +1,4 @@
-"""Carries a schedule out without computing anything: proves that it can be done and says how long
-it takes.
+"""Carries a schedule out without computing: proves that it works, says how long it takes.
 
 It knows nothing of how schedules are made. Each stage goes through its own list of steps, as
 `parallel.pipeline` will, and at each action it is asked: is everything here that this unit needs?

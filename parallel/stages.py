@@ -1,6 +1,4 @@
-"""Which blocks a pipeline stage holds: consecutive ones; the embedding is on the first stage, the
-head on the last.
-"""
+"""Which blocks a pipeline stage holds: a run of them; the first embeds, the last has the head."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""How far a long job on documents is: a live line on a terminal, a plain line now and then in a
-log.
-"""
+"""How far a long job is: a live line on a terminal, a plain line now and then in a log."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Around the loop: what is constant while a batch is read, what is kept from pass to pass, and what
-comes of it.
-"""
+"""Around the loop: what is constant while a batch is read, kept from pass to pass, given."""
 
 from __future__ import annotations
 

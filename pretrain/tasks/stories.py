@@ -1,5 +1,4 @@
-"""Math stories: a problem that names many quantities, of which a few are needed, and its answer, a
-number.
+"""Math stories: many quantities, of which a few are needed, and an answer, a number.
 
 GSM-Infinite, section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099): question first, no
 chain of thought.

@@ -1,5 +1,4 @@
-"""Writes math stories of GSM-Infinite's kind (Zhou et al. 2025, arXiv 2502.05252), so that none
-need be downloaded.
+"""Writes math stories of GSM-Infinite's kind (arXiv 2502.05252): none need be downloaded.
 
     The number of adult fox in Pine Ridge equals 3. The number of adult deer in Pine Ridge equals 2
     plus the number
