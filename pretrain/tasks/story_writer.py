@@ -1,8 +1,8 @@
 """Writes math stories of GSM-Infinite's kind (arXiv 2502.05252): none need be downloaded.
 
     The number of adult fox in Pine Ridge equals 3. The number of adult deer in Pine Ridge equals 2
-    plus the number
-    of adult fox in Pine Ridge. ...    What is the total number of adult animals in Pine Ridge?
+    plus the number of adult fox in Pine Ridge. ...
+    What is the total number of adult animals in Pine Ridge?
 
 A story is a graph of quantities, drawn from the question towards its leaves until exactly `op`
 operands are used in the definitions that the answer needs, which is how the public records count
