@@ -146,7 +146,8 @@ def delta_rule(
 
         k = _grouped(k, v.shape[2]).to(v.dtype)
         o, S = chunk_gated_delta_rule(
-            k if q is None else _grouped(q, v.shape[2]).to(v.dtype), k, v, at_least_fp32(log_decay), beta,
+            k if q is None else _grouped(q, v.shape[2]).to(v.dtype),
+            k, v, at_least_fp32(log_decay), beta,
             initial_state=S, output_final_state=True,
         )  # fmt: skip
         return None if q is None else o, S

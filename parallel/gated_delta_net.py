@@ -27,7 +27,7 @@ from parallel.window import Window
 
 
 def l2_normalized(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension, in at least fp32; the epsilon is flash-linear-attention's."""
+    """x / |x| over the last dimension, in at least fp32, with flash-linear-attention's epsilon."""
     x = at_least_fp32(x)
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
@@ -65,7 +65,7 @@ class GatedDeltaNet(nn.Module):
         self.out = RowLinear(values, D)
 
     def log_decay(self, x: Tensor) -> Tensor:
-        """log a_t <= 0 of each token and head: -exp(A_log) * softplus(W_a x_t + dt_bias), [.., H]."""
+        """log a_t <= 0 of each token, head: -exp(A_log) * softplus(W_a x_t + dt_bias), [.., H]."""
         step = F.softplus(at_least_fp32(self.alpha(x)) + at_least_fp32(self.dt_bias))
         return -at_least_fp32(self.A_log).exp() * step
 

@@ -10,7 +10,7 @@ from parallel.shape import BlockShape
 
 
 class MLP(nn.Module):
-    """The residual stream -> what is added to it; of width F, split over the tensor-parallel ranks."""
+    """The residual stream -> what is added to it; of width F, split over tensor-parallel ranks."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()

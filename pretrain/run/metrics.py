@@ -1,5 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, one JSON object a line, and the same for
-TensorBoard.
+"""What a run writes down: metrics.jsonl, a JSON object a line; the same for TensorBoard.
 
 Every line has "kind" ("train", "eval", "warning", "skipped", "rollback") and "step", the optimiser
 steps done when it was written (docs/metrics.md). Numbers that are not finite are null. A resumed

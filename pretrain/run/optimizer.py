@@ -1,5 +1,4 @@
-"""Muon on the body's matrices, AdamW on everything else, on the shards that ZeRO leaves to this
-rank.
+"""Muon on the body's matrices, AdamW on the rest, on the shards that ZeRO leaves to this rank.
 
 For a matrix with gradient G (already clipped by the global norm) and momentum M:
 

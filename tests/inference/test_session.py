@@ -18,9 +18,11 @@ L, W, ROWS, VOCAB = 6, 3, 2, 40
 
 def make_model(**settings: object) -> SleepLM:
     config = ModelConfig(
-        d_model=32, layers=["attention", "delta", "attention", "delta"], attention_heads=2, attention_kv_heads=1,
-        attention_head_dim=16, delta_key_heads=1, delta_value_heads=2, delta_key_dim=8, delta_value_dim=16,
-        mlp_width=48, vocab_size=VOCAB, embedding_std=1.0, init_std=0.2, head_std=0.2, decay_init=(1e-4, 1e-2),
+        d_model=32, layers=["attention", "delta", "attention", "delta"],
+        attention_heads=2, attention_kv_heads=1, attention_head_dim=16,
+        delta_key_heads=1, delta_value_heads=2, delta_key_dim=8, delta_value_dim=16,
+        mlp_width=48, vocab_size=VOCAB,
+        embedding_std=1.0, init_std=0.2, head_std=0.2, decay_init=(1e-4, 1e-2),
     )  # fmt: skip
     return SleepLM(config, SleepConfig(window=L, **settings)).initialize(3)  # type: ignore[arg-type]
 

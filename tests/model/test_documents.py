@@ -1,4 +1,4 @@
-"""PAD, documents that share a row, rows that share a batch, and documents longer than a sequence."""
+"""PAD, documents that share a row, rows that share a batch, documents longer than a sequence."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def test_what_pad_holds_is_irrelevant(sleep: SleepConfig) -> None:
 
 @pytest.mark.parametrize("sleep", SETTINGS)
 def test_documents_packed_in_one_row_are_two_rows(sleep: SleepConfig) -> None:
-    """A document begins at a window boundary with S = 0, and nothing of the one before is attended."""
+    """A document begins at a window with S = 0, and nothing of the one before is attended."""
     first = padded(2 * L, [(0, L + 4)], {0: [0]})
     second = padded(3 * L, [(0, 3 * L)], {0: [0]})
     model = build(sleep)
@@ -124,7 +124,7 @@ def test_rows_do_not_see_each_other(sleep: SleepConfig) -> None:
 
 @pytest.mark.parametrize("sleep", SETTINGS)
 def test_carried_documents(sleep: SleepConfig) -> None:
-    """Two sequences of W windows with S carried read like one of 2W; the gradient stops in between."""
+    """Two sequences of W windows with S carried read like one of 2W; the gradient stops between."""
     whole = sequences(4 * L, unscored={0: [0, 1], 1: [0, 3]})
     model = build(sleep)
     first, second, out = in_two(model, whole)

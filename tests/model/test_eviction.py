@@ -85,7 +85,7 @@ def test_sliding_with_one_pass_is_the_standard_sliding_window_hybrid() -> None:
 
 
 def test_sliding_over_a_short_sequence_is_full_attention() -> None:
-    """A band wider than the sequence hides nothing, so one window of L and one window of T agree."""
+    """A band wider than the sequence hides nothing: one window of L and one of T agree."""
     batch = sequences(L)
     sliding, hard = build(change(passes=3, eviction="sliding")), build(change(passes=3))
     assert_same({"loss": sliding(batch).loss}, {"loss": hard(batch).loss}, 1e-12)

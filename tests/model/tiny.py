@@ -1,4 +1,4 @@
-"""A hybrid small enough to differentiate twice a second, with every size different and slow decays."""
+"""A hybrid small enough to differentiate twice a second: all sizes differ, decays are slow."""
 
 import dataclasses
 
@@ -13,8 +13,10 @@ from tests.oracles.sleep import read
 
 L = 6
 MODEL = ModelConfig(
-    d_model=16, attention_heads=4, attention_kv_heads=2, attention_head_dim=8, rotary_fraction=0.5, rope_theta=100.0,
-    delta_key_heads=1, delta_value_heads=3, delta_key_dim=5, delta_value_dim=7, delta_chunk=4, mlp_width=20,
+    d_model=16, attention_heads=4, attention_kv_heads=2, attention_head_dim=8,
+    rotary_fraction=0.5, rope_theta=100.0,
+    delta_key_heads=1, delta_value_heads=3, delta_key_dim=5, delta_value_dim=7, delta_chunk=4,
+    mlp_width=20,
     norm_eps=1e-5, vocab_size=23, layers=["attention", "delta", "attention", "delta"],
 )  # fmt: skip
 SLEEP = SleepConfig(passes=2, window=L)

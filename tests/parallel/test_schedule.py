@@ -24,8 +24,9 @@ Passes = Sequence[Sequence[Pass]]
 
 
 def window(
-    w: int, N: int, P: int, scored: bool, ends: tuple[int, int] | None = None, segment: int = 0, graph: bool = True,
-    truncated: int = 0, reads_at: int = 1, write_only_end: int | None = None, coda: int | None = None,
+    w: int, N: int, P: int, scored: bool, ends: tuple[int, int] | None = None,
+    segment: int = 0, graph: bool = True, truncated: int = 0, reads_at: int = 1,
+    write_only_end: int | None = None, coda: int | None = None,
     prelude: int = -1,
 ) -> list[Pass]:  # fmt: skip
     """The passes of one window, as a model with a prelude, a core and a coda plans them.
@@ -98,7 +99,8 @@ def planned(draw: st.DrawFn) -> tuple[list[list[Pass]], int]:
         for w in range(W):
             scored, n = draw(st.booleans()), draw(st.sampled_from([1, N]))
             way += window(
-                w, n, P, scored, (a, b), w // windows_apart, draw(st.booleans()), min(truncated, n - 1),
+                w, n, P, scored, (a, b), w // windows_apart, draw(st.booleans()),
+                min(truncated, n - 1),
                 reads_at=draw(st.sampled_from([1, n])), write_only_end=draw(st.integers(a, b)),
                 coda=draw(st.integers(b, P - 1)) if has_coda else None, prelude=prelude,
             )  # fmt: skip
@@ -533,6 +535,7 @@ def test_pure(module: object) -> None:
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
     assert imported <= {
-        "__future__", "collections", "collections.abc", "dataclasses", "heapq", "itertools", "typing",
+        "__future__", "collections", "collections.abc", "dataclasses", "heapq", "itertools",
+        "typing",
         "parallel.passes", "parallel.schedule",
     }  # fmt: skip
