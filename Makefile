@@ -50,7 +50,7 @@ test-layouts: setup  ## every parallel layout against one process, and LAYOUTS=2
 test-kills: setup  ## runs killed at random moments, KILLS=100 times, and resumed (some minutes on two cores)
 	HYPNOS_KILLS=$(or $(KILLS),100) .venv/bin/python -m pytest -q -rP tests/resume
 
-test-planted: setup  ## errors planted in a copy of the tree: which half of the tests finds each (half an hour)
+test-planted: setup  ## errors planted in a copy of the tree: which half of the tests finds each (ten minutes)
 	.venv/bin/python -m tests.planted_errors
 
 clean:  ## removes the environment and caches; runs stay

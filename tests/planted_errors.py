@@ -151,7 +151,7 @@ ERRORS = [
         "torch.where(accepted, advanced, momentum)", "advanced", "run/test_guard.py",
     ),
     Planted(
-        "a skipped step counts in the running means", "pretrain/run/verdict.py",
+        "a skipped step counts in the running means", "pretrain/run/guard.py",
         "torch.where(accepted, torch.lerp(seen, self.sums, DECAY), self.sums)",
         "torch.lerp(seen, self.sums, DECAY)", "run/test_guard.py",
     ),
@@ -226,9 +226,12 @@ def found_by(error: Planted, tree: Path) -> tuple[str, str] | None:
 
 def missing(tree: Path) -> list[str]:
     """Errors whose text is not in its file exactly once."""
-    return [
-        error.name for error in ERRORS if (tree / error.path).read_text().count(error.right) != 1
-    ]
+
+    def count(error: Planted) -> int:
+        path = tree / error.path
+        return path.read_text().count(error.right) if path.is_file() else 0
+
+    return [error.name for error in ERRORS if count(error) != 1]
 
 
 def main(words: list[str]) -> int:
