@@ -97,7 +97,6 @@ def test_torchrun_ends_a_job_of_which_a_rank_has_died(tmp_path: Path) -> None:
         ranks()[-1].kill()
         _, said = job.communicate(timeout=120)
     assert job.returncode != 0 and "Signal 9" in said, said[-5000:]
-    assert re.search(f"{FIRST}.*: another rank has gone", said), said[-5000:]
     assert not ranks(), "processes were left behind"
 
 

@@ -64,19 +64,19 @@ def test_a_checkpoint_that_does_not_fit(
 def test_metrics_that_do_not_fit(
     case: Case, corpus: Path, finished: Finished, tmp_path: Path
 ) -> None:
-    (whole, _), run = finished(case), Run(case, corpus, tmp_path, checkpoint_every=3)
+    # rows, and no checkpoint, come soon after the first
+    (whole, _), run = finished(case), Run(case, corpus, tmp_path, checkpoint_every=STEPS // 2)
     job = run.start()
     until(job, LONGEST, lambda: bool(saved.steps(run.folder)))
     fill_disk(job, 0, (run.folder / "metrics.jsonl").stat().st_size + 100)
     statuses = job.wait(SOON)
     assert statuses[0] == 2 and None not in statuses and 0 not in statuses, job.log()
-    lines = [line for rank in range(case.world) for line in errors(job, rank)]
-    assert "metrics.jsonl: cannot be written: File too large; make room there" in lines[0], (
-        job.log()
-    )
-    assert len(lines) == case.world and all(
-        "another rank has gone (" in line for line in lines[1:]
-    ), job.log()
+    # TensorBoard's own thread may have told of its file before
+    said = "metrics.jsonl: cannot be written: File too large; make room there"
+    assert said in errors(job, 0)[-1], job.log()
+    for rank in range(1, case.world):
+        (line,) = errors(job, rank)
+        assert "another rank has gone (" in line, job.log()
     step = saved.resume_point(run.folder)
     assert 0 < step < STEPS and not run.leftovers()
     run.finish()
