@@ -23,7 +23,7 @@ from launch.commands.values import path, positive
             metavar="key=value",
             nargs="*",
             default=[],
-            help="settings that differ from the run's, as data.heldout=FOLDER, before any option",
+            help="settings that differ from the run's, as data.heldout=FOLDER",
         ),
         argument(
             "--passes",
