@@ -25,14 +25,13 @@ SCHEDULE = TrainConfig(
 )
 
 
-@pytest.fixture
-def text(corpus: Path, tmp_path: Path) -> MakeConfig:
-    """A text run; settings of [train] by name, `name`, `zero` and `eviction` beside them."""
+def text_runs(corpus: Path, folder: Path) -> MakeConfig:
+    """Text runs in a folder; settings of [train] by name, `name`, `zero`, `eviction` beside."""
     shards = corpus / "shards"
 
     def make(name: str, zero: int = 1, eviction: str = "hard", **changes: object) -> Config:
         return Config(
-            run=RunConfig(name=name, dir=str(tmp_path)),
+            run=RunConfig(name=name, dir=str(folder)),
             model=replace(reference.MODEL, vocab_size=0),
             sleep=replace(reference.SLEEP, eviction=eviction),
             data=DataConfig(
@@ -47,6 +46,12 @@ def text(corpus: Path, tmp_path: Path) -> MakeConfig:
         )
 
     return make
+
+
+@pytest.fixture
+def text(corpus: Path, tmp_path: Path) -> MakeConfig:
+    """A text run of this test."""
+    return text_runs(corpus, tmp_path)
 
 
 @pytest.fixture

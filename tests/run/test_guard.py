@@ -29,7 +29,7 @@ from pretrain.run.guard import StepFilter, StepOutcome
 from pretrain.run.stop import Stop
 from pretrain.tasks import TaskSource, make_task
 from pretrain.trainer import train
-from tests.run.conftest import MakeConfig
+from tests.run.conftest import MakeConfig, text_runs
 from tests.run.planted import NAN, planted
 from tests.runs import assert_same, assert_same_run, interrupted, position, rows, tensors
 from tokenizer.encode import Tokenizer
@@ -118,10 +118,8 @@ def test_a_skipped_step_changes_nothing_and_is_recorded(
                 before["skipped"] + 1,
             )
         elif step > 1:
-            changed = [
-                not torch.equal(v, numbers(run, step)[n]) for n, v in numbers(run, step - 1).items()
-            ]
-            assert all(changed)
+            old, new = numbers(run, step - 1), numbers(run, step)
+            assert not any(torch.equal(v, new[n]) for n, v in old.items())
     found = rows(run, "skipped")
     assert [(row["step"], row["loss"], row["why"]) for row in found] == [
         (step, None, "loss is nan, grad_norm is not finite") for step in (3, 6)
@@ -284,17 +282,26 @@ def test_a_batch_that_a_rollback_undoes_comes_again(depo: MakeConfig, every: int
     assert taken == [0, 1, 2, 3, 4, *([5] if every == 2 else []), *range(5, 5 + 6 - last_good)]
 
 
+AROUND = {"steps": 8, "checkpoint_every": 4, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def went_back(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that meets the trouble and goes back, without any interruption."""
+    make = text_runs(corpus, tmp_path_factory.mktemp("whole"))
+    with planted(TROUBLE, "embedded"):
+        return train(guarded(make("whole", **AROUND)), progress=False)
+
+
 @pytest.mark.parametrize("killed_before", [5, 6, 7, 8])
 def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
-    text: MakeConfig, killed_before: int, monkeypatch: pytest.MonkeyPatch
+    text: MakeConfig, went_back: Path, killed_before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before batches 5 and 6 there is trouble, before 7 and 8 the run has gone back, and on with
     batch 6.
     """
-    changes = {"steps": 8, "checkpoint_every": 4, "log_every": 1}
     with planted(TROUBLE, "embedded"):
-        expected = train(guarded(text("whole", **changes)), progress=False)
-        config, take = guarded(text("killed", **changes)), TextStream.next
+        config, take = guarded(text("killed", **AROUND)), TextStream.next
 
         def dies(self: TextStream) -> Any:
             if self.state_dict()["steps"] == killed_before:
@@ -307,21 +314,20 @@ def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
     with planted(TROUBLE, "embedded") as taken:
         run = train(config, progress=False)
     assert taken[0] == (4 if killed_before < 7 else 6)  # a rollback that was made is not made again
-    assert_same(tensors(run, 8), tensors(expected, 8), 0.0)
-    assert position(run, 8) == position(expected, 8)
-    assert rows(run) == rows(expected)
+    assert_same(tensors(run, 8), tensors(went_back, 8), 0.0)
+    assert position(run, 8) == position(went_back, 8)
+    assert rows(run) == rows(went_back)
 
 
 @pytest.mark.parametrize(
     ("then", "at"), [("rollback", 5), ("rollback", 6), ("rollback", 7), ("stop", 6)]
 )
 def test_a_run_that_was_stopped_around_trouble_is_the_same_run(
-    text: MakeConfig, then: str, at: int, monkeypatch: pytest.MonkeyPatch
+    text: MakeConfig, went_back: Path, then: str, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after step 5 or 6, whose outcomes nobody has read: the run that goes on must meet the
     trouble, too.
     """
-    changes = {"steps": 8, "checkpoint_every": 4, "log_every": 1}
 
     class Stopped(Stop):
         @contextmanager
@@ -340,10 +346,8 @@ def test_a_run_that_was_stopped_around_trouble_is_the_same_run(
             except UserError as error:
                 return str(error)
 
-    expected, config = (
-        outcome(guarded(text("whole", **changes), then)),
-        guarded(text("stopped", **changes), then),
-    )
+    expected = went_back if then == "rollback" else outcome(guarded(text("whole", **AROUND), then))
+    config = guarded(text("stopped", **AROUND), then)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer, "Stop", Stopped)
         outcome(config)
