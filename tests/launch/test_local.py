@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.local import GRACE, run_ranks
+from launch import local
+from launch.local import run_ranks
 
 ROOT = Path(__file__).parents[2]
 # Three ranks; each writes its pid before it does what it is told.
@@ -52,13 +53,14 @@ def test_rank_0_is_shown_and_each_has_a_log(
 
 
 def test_the_first_death_is_shown_and_ends_all(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(local, "GRACE", 1.0)
     deaf = "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
     dies = "time.sleep(1)\nif rank == 1: sys.exit('the reason')\ntime.sleep(60)\ntime.sleep(60)"
     begin = time.monotonic()
     assert run(tmp_path, deaf + dies) == 1
-    assert time.monotonic() - begin < GRACE + 4 and gone(tmp_path)
+    assert time.monotonic() - begin < 5 and gone(tmp_path)
     told = capfd.readouterr().err
     assert "rank 1 ended with status 1" in told and "  the reason\n" in told
     assert (tmp_path / "logs" / "rank-2.log").read_text().endswith("asked\n")
