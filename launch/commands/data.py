@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import Group, argument, command, corpus
-from launch.commands.values import path, positive, share
+from launch.commands.values import path, positive, share, tell
 from pretrain.errors import UserError
 
 PREPARED = argument("folder", metavar="FOLDER", type=path, help="what `hypnos data prepare` wrote")
@@ -73,8 +73,10 @@ def prepare(tokenizer: Path, out: Path, holdout: float, shard_tokens: int, **sou
 )
 def verify(folder: Path) -> None:
     from pretrain.data.shards import strays_beside, verify
+    from pretrain.run.console import said_if_slow
 
-    problems = verify(folder)
+    with said_if_slow(f"reading every byte of {folder}", tell):
+        problems = verify(folder)
     for line in problems[1:]:
         print(line, file=sys.stderr)
     if problems:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import argument, command
-from launch.commands.values import path, positive
+from launch.commands.values import path, positive, tell
 
 
 @command(
@@ -42,8 +42,10 @@ from launch.commands.values import path, positive
 )
 def evaluate(folder: Path, overrides: list[str], passes: list[int] | None, as_json: bool) -> None:
     from pretrain.evaluate import evaluate_run
+    from pretrain.run.console import said_if_slow
 
-    results = evaluate_run(folder, passes, overrides)
+    with said_if_slow(f"evaluating {folder}", tell):
+        results = evaluate_run(folder, passes, overrides)
     if as_json:
         for metrics in results:
             print(json.dumps(metrics))

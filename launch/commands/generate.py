@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.commands import argument, command
-from launch.commands.values import path, positive, read_text, seed, temperature
+from launch.commands.values import path, positive, read_text, seed, tell, temperature
 from pretrain.errors import UserError
 
 
@@ -58,11 +58,13 @@ def generate(
     assert prompt is not None, "one of the two is given"
 
     from pretrain.inference.session import generate_run
+    from pretrain.run.console import said_if_slow
 
     pieces = generate_run(
         folder, prompt, max_tokens=tokens, temperature=temperature, seed=seed, passes=passes
     )
-    first = next(pieces, "")  # opens the run: an error comes before anything is printed
+    with said_if_slow(f"opening {folder} and reading the prompt", tell):
+        first = next(pieces, "")  # an error comes before anything is printed
     print(prompt + first, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.commands import argument, command
-from launch.commands.values import path
+from launch.commands.values import path, tell
 
 
 @command(
@@ -25,5 +25,7 @@ from launch.commands.values import path
 )
 def report(runs: list[Path], out: Path | None) -> None:
     from pretrain.report import report
+    from pretrain.run.console import said_if_slow
 
-    report(runs, out or runs[0])
+    with said_if_slow("drawing", tell):
+        report(runs, out or runs[0])

@@ -60,3 +60,8 @@ def read_text(path: Path | None) -> str:
         raise UserError(
             f"{place}: invalid UTF-8 at byte {error.start}; convert it to UTF-8"
         ) from None
+
+
+def tell(line: str) -> None:
+    """A line beside what a command gives: on stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
