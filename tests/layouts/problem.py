@@ -141,8 +141,10 @@ def random_documents(problem: Problem, step: int) -> Batch:
                 if quiet or unscored:
                     targets[row, begin : begin + L] = IGNORE
         carries[row] = left > 0
-    if (targets == IGNORE).all():  # a step has to score something
-        targets[0, 0] = 1
+    if (targets == IGNORE).all():
+        # A step has to score something, and more than a token: of a gradient of rank one, Muon
+        # makes directions out of what fp32 rounded.
+        targets = torch.where(valid, problem.ids(step)[1], IGNORE)
     return Batch(tokens, targets, valid, starts, carries)
 
 

@@ -95,8 +95,7 @@ def errors(got: Solution, expected: Solution) -> dict[str, float]:
     """The largest relative errors |a - b| / |b|, of each tensor by its Euclidean norm.
 
     A tensor that has less than a hundredth of the whole norm is measured by that: in fp32 the sums
-        that it comes
-    from are no more exact.
+    that it comes from are no more exact.
     """
 
     def of(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
