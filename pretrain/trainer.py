@@ -203,34 +203,19 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
         # take
         watchdog.doing("takes the rows of step", step)
         batch = job.source.next()
-        microbatches = split(batch, job.config)
         scored, read = count_tokens(batch)
 
         # accumulate
         probe = Probe() if step == 1 or due(step, settings.log_every) else None
-        outputs = accumulate(
-            parts.engine,
-            parts.model,
-            microbatches,
-            state.carried.states,
-            scored,
-            job.config.parallel,
-            probe,
-        )
+        outputs = forward_and_backward(parts, state, batch, scored, probe)
         parts.saver.raise_if_failed()
 
         with stop.update(step):  # a signal waits until the step is whole, and written down
             # update
             watchdog.doing("updates the weights of step", step)
-            update(parts, outputs, scored, step)
-            accepted = parts.optimizer.accepted
-            carried = [reset_if_skipped(out.state, accepted) for out in outputs]
-            state.advance(
-                CarriedState(carried, batch.carries),
-                read,
-                job.source,
-                evaluated=not due(step, settings.eval_every),
-            )
+            carried = update(parts, batch, outputs, scored, step)
+            evaluated = not due(step, settings.eval_every)
+            state.advance(carried, read, job.source, evaluated=evaluated)
             outcome = parts.optimizer.filter.outcome
             streak = parts.guard.after(step, outcome, job.source.samples(), state.data)
             if due(step, settings.checkpoint_every):
@@ -275,12 +260,31 @@ def count_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     return counts[0], counts[1]
 
 
-def update(parts: Parts, outputs: list[Output], scored: Tensor, step: int) -> None:
-    """Updates the weights by the step's gradient, unless its numbers are wrong."""
+def forward_and_backward(
+    parts: Parts, state: TrainState, batch: Batch, scored: Tensor, probe: Probe | None
+) -> list[Output]:
+    """The gradient of the step's mean loss, summed up over its microbatches."""
+    config = parts.job.config
+    return accumulate(
+        parts.engine, parts.model, split(batch, config), state.carried.states, scored,
+        config.parallel, probe,
+    )  # fmt: skip
+
+
+def update(
+    parts: Parts, batch: Batch, outputs: list[Output], scored: Tensor, step: int
+) -> CarriedState:
+    """Updates the weights by the step's gradient, unless its numbers are wrong.
+
+    Returns:
+        what the rows that go on remember: nothing of a step whose numbers were wrong.
+    """
     optimizer, config = parts.optimizer, parts.job.config
     optimizer.lr_factor = lr_factor(step - 1, config.train.steps, config.optimizer)
     optimizer.loss = mean_loss([out.window_loss for out in outputs], scored)
     parts.engine.step()
+    carried = [reset_if_skipped(out.state, optimizer.accepted) for out in outputs]
+    return CarriedState(carried, batch.carries)
 
 
 def log(parts: Parts, state: TrainState, batch: Batch, outputs: list[Output], probe: Probe) -> None:
