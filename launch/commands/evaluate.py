@@ -41,9 +41,10 @@ from launch.commands.values import path, positive, tell
     ],
 )
 def evaluate(folder: Path, overrides: list[str], passes: list[int] | None, as_json: bool) -> None:
-    from pretrain.evaluate import evaluate_run
     from pretrain.run.console import said_if_slow
 
+    with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
+        from pretrain.evaluate import evaluate_run
     with said_if_slow(f"evaluating {folder}", tell):
         results = evaluate_run(folder, passes, overrides)
     if as_json:

@@ -57,9 +57,10 @@ def generate(
         prompt = read_text(None if str(prompt_file) == "-" else prompt_file)
     assert prompt is not None, "one of the two is given"
 
-    from pretrain.inference.session import generate_run
     from pretrain.run.console import said_if_slow
 
+    with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
+        from pretrain.inference.session import generate_run
     pieces = generate_run(
         folder, prompt, max_tokens=tokens, temperature=temperature, seed=seed, passes=passes
     )
