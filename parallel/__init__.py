@@ -13,10 +13,11 @@ state.py            what blocks keep from one window to the next
 window.py           what all blocks share within one window
 recompute.py        activation checkpointing of one (window, pass) unit
 stages.py           which blocks a pipeline stage holds
+passes.py           what a stage computes in one pass over one window
 schedule.py         when each stage does what;  simulator.py  proves a schedule on paper
 pipeline.py         carries a schedule out
 engine.py           DeepSpeed ZeRO
-shards.py           which rank holds and updates what
+zero_layout.py      which rank holds and updates what;  zero_order.py  when it is sent
 slices.py           pieces of tensors that several ranks hold, and how they make a whole
 watchdog.py         ends a rank that makes no progress
 """

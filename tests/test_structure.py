@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -83,3 +84,15 @@ def test_one_way(room: str) -> None:
             ]
             rooms = {name.split(".")[0] for node in imports for name in named(node, known)}
             assert rooms <= MAY_IMPORT[room], module
+
+
+ROOMS = [path.parent for room in MAY_IMPORT for path in (ROOT / room).rglob("__init__.py")]
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_says_what_is_in_it(room: Path) -> None:
+    """The list of files in a package's docstring is whole, and names no file that is gone."""
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    said = set(re.findall(r"(?<![\w/])\w+\.py\b", text))  # not of another room: pretrain/trainer.py
+    there = {path.name for path in room.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert not said or said == there, "in one of the two only: " + " ".join(said ^ there)

@@ -6,6 +6,7 @@
     cut.py      where a text may be cut without changing its tokens
     files.py    writing a file whole or not at all
     seal.py     a checksum in the model file, by which damage is found
+    errors.py   what a user's error is here
 
 Every string of Unicode scalar values comes back from decode(encode(text)) unchanged, whatever text
 the tokenizer was trained on: nothing is normalised, no space is added or dropped, what has no piece

@@ -18,6 +18,7 @@
     mixture.py   what each corpus of a mixture really gives to a run
     prefetch.py  a thread that stays a few batches ahead, and how long the trainer waited for it
     progress.py  how far a long job is
+    batch.py     Batch: rows of windows, what is scored, where documents begin
     source.py    BatchSource: what the trainer asks of any stream of batches
 
 Preparing, once:
