@@ -18,6 +18,7 @@ from launch.commands import Command
 from launch.commands.data import DATA
 from launch.commands.doctor import doctor
 from launch.commands.evaluate import evaluate
+from launch.commands.export import export
 from launch.commands.generate import generate
 from launch.commands.launch import LAUNCH
 from launch.commands.report import report
@@ -26,7 +27,7 @@ from launch.commands.train import train
 from pretrain.errors import UserError
 from tokenizer import TokenizerError
 
-COMMANDS = (train, LAUNCH, evaluate, generate, DATA, TOKENIZER, report, doctor)
+COMMANDS = (train, LAUNCH, evaluate, generate, export, DATA, TOKENIZER, report, doctor)
 
 
 class Parser(argparse.ArgumentParser):

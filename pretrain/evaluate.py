@@ -13,9 +13,9 @@ from torch import Tensor
 
 from parallel import mesh
 from parallel.layers import cross_entropy, vocab_parallel_argmax
-from pretrain.checkpoint import load_model
 from pretrain.config.run_folder import check_data, check_tokenizer
 from pretrain.config.schema import Config
+from pretrain.convert.load import open_model
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.heldout import heldout_batches
 from pretrain.model.plan import WindowPlan
@@ -201,7 +201,7 @@ def evaluate_run(
     Args:
         overrides: settings that differ from the run's: other held-out data, more batches of them.
     """
-    model, config = load_model(run, overrides)
+    model, config = open_model(run, overrides)
     check_tokenizer(config)
     check_data(config, training=False)
     evaluation = make_evaluation(config)

@@ -132,7 +132,7 @@ def read_run(label: str, path: Path) -> RunMetrics:
     """The metrics of the run in folder `path`."""
     train: dict[int, Row] = {}
     evaluations: dict[tuple[int, int], Row] = {}
-    for row in _read_metrics(path / "metrics.jsonl"):
+    for row in read_metrics(path / "metrics.jsonl"):
         if row["kind"] == "train":
             train[row["step"]] = row
         elif row["kind"] == "eval":
@@ -144,7 +144,8 @@ def read_run(label: str, path: Path) -> RunMetrics:
     return RunMetrics(label, [train[step] for step in sorted(train)], at_most)
 
 
-def _read_metrics(path: Path) -> Iterator[Row]:
+def read_metrics(path: Path) -> Iterator[Row]:
+    """The rows of a metrics.jsonl. UserError: it cannot be read, or a line is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -17,7 +17,7 @@ from launch.commands.values import path, positive, tell
     example="hypnos eval runs/depo-small --passes 1 2 4\n"
     "hypnos eval runs/text-tiny data.heldout=other/shards train.eval_batches=8",
     arguments=[
-        argument("folder", metavar="RUN", type=path, help="a run's folder"),
+        argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
         argument(
             "overrides",
             metavar="key=value",

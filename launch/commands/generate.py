@@ -12,10 +12,10 @@ from pretrain.errors import UserError
 @command(
     "generate",
     "continue a prompt with a trained model that sleeps when its window is full",
-    description="Continues a prompt with a run's newest checkpoint.",
+    description="Continues a prompt with a run's newest checkpoint, or with an export of it.",
     example='hypnos generate runs/text-tiny --prompt "def main(" --tokens 300',
     arguments=[
-        argument("folder", metavar="RUN", type=path, help="a run's folder"),
+        argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
         argument("--prompt", metavar="TEXT", help="text to go on from"),
         argument(
             "--prompt-file",

@@ -22,7 +22,13 @@ at all. Reading checks every byte against the index first; what is not in the in
 
 from pretrain.checkpoint.folder import steps
 from pretrain.checkpoint.index import Unreadable, verify
-from pretrain.checkpoint.read import Checkpoint, latest_valid, load_model, resume_candidates
+from pretrain.checkpoint.read import (
+    Checkpoint,
+    latest_valid,
+    load_model,
+    open_checkpoint,
+    resume_candidates,
+)
 from pretrain.checkpoint.saver import Saver, Snapshot
 
 __all__ = [
@@ -32,6 +38,7 @@ __all__ = [
     "Unreadable",
     "latest_valid",
     "load_model",
+    "open_checkpoint",
     "resume_candidates",
     "steps",
     "verify",

@@ -72,6 +72,11 @@ class Checkpoint:
             )
         return checkpoint
 
+    @property
+    def run(self) -> Path:
+        """The folder of the run that it is of."""
+        return Path(os.path.abspath(self.folder)).parents[1]
+
     def strays(self) -> list[str]:
         """A line about each thing in the folder that is none of the checkpoint's."""
         named = [by_file for kind in self.slices.values() for by_file in kind.values()]
@@ -198,6 +203,23 @@ def latest_valid(
     return None
 
 
+def open_checkpoint(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Checkpoint, Config]:
+    """A run's newest checkpoint, or the checkpoint `folder`; its configuration as it is used where
+    it lies now.
+
+    Args:
+        overrides: see `pretrain.config.run_folder.configuration_of`.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).exists():
+        checkpoint: Checkpoint | None = Checkpoint.open(folder)
+    else:
+        checkpoint = latest_valid(folder, lambda line: print(line, file=sys.stderr))
+    if checkpoint is None:
+        raise UserError(f"{folder}: neither a checkpoint nor a run that has one")
+    return checkpoint, configuration_of(checkpoint.run, checkpoint.config, overrides)
+
+
 def load_model(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[SleepLM, Config]:
     """The model of a run's newest checkpoint, or of the checkpoint `folder`: fp32, on the CPU.
 
@@ -206,16 +228,8 @@ def load_model(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Sleep
     Args:
         overrides: see `pretrain.config.run_folder.configuration_of`.
     """
-    folder = Path(folder)
     mesh.initialize(alone=True)
-    if (folder / INDEX).exists():
-        checkpoint: Checkpoint | None = Checkpoint.open(folder)
-    else:
-        checkpoint = latest_valid(folder, lambda line: print(line, file=sys.stderr))
-    if checkpoint is None:
-        raise UserError(f"{folder}: neither a checkpoint nor a run that has one")
-    run = Path(os.path.abspath(checkpoint.folder)).parents[1]
-    config = configuration_of(run, checkpoint.config, overrides)
+    checkpoint, config = open_checkpoint(folder, overrides)
     model = SleepLM(config.model, config.sleep)
     checkpoint.load_weights(model)
     return model, config

@@ -90,9 +90,17 @@ def parse(text: str, name: str = "configuration", overrides: Sequence[str] = ())
         tables = _parse_toml(text)
     except ValueError as error:
         raise UserError(f"{name}: not valid TOML: {error}") from None
-    config: Config = _build(Config, tables, name, "")
+    config = from_tables(tables, name)
     for each in overrides:
         _override(config, each)
+    return config
+
+
+def from_tables(tables: Mapping[str, Any], name: str) -> Config:
+    """The configuration of sections of settings, types checked but values not; errors call it
+    `name`.
+    """
+    config: Config = _build(Config, tables, name, "")
     return config
 
 

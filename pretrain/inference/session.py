@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from parallel import mesh
-from pretrain.checkpoint import load_model
 from pretrain.config.run_folder import check_tokenizer
+from pretrain.convert.load import open_model
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.model.plan import WindowPlan
@@ -170,7 +170,7 @@ def generate_run(
     Raises:
         UserError: the run was not trained on text, or has no checkpoint.
     """
-    model, config = load_model(run)
+    model, config = open_model(run)
     if config.data.task != "text":
         raise UserError(
             f"{run} was trained on the task {config.data.task!r}, which has no text to generate"

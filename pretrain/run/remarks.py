@@ -1,10 +1,12 @@
-"""What a run says of its learning rate before it begins, where it may not be what was meant."""
+"""What a run says of its settings before it begins, where they may not be what was meant."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from pretrain.config import Config
+from pretrain.config.checks import uses_tokenizer
+from pretrain.convert.engines import early_warning
 from pretrain.run.optimizer import lr_factor
 
 
@@ -21,6 +23,8 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
             f"optimizer.warmup = {schedule.warmup} and optimizer.decay = {schedule.decay} are more "
             f"than train.steps = {steps}: the learning rate does not reach its peak"
         )
+    if before is None and uses_tokenizer(config) and (line := early_warning(config.model)):
+        yield line
     if before is not None and before.train.steps != steps and start < steps:
         now, was = (lr_factor(start, n, schedule) for n in (steps, before.train.steps))
         if now != was:

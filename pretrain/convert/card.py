@@ -1,0 +1,100 @@
+"""The model card of an export: README.md, as the Hub shows it, with the run's own figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pretrain.checkpoint import Checkpoint
+from pretrain.config.checks import uses_tokenizer
+from pretrain.config.schema import Config, SleepConfig
+from pretrain.model.flops import parameters
+from pretrain.report import read_metrics, table
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [hypnos, sleep, qwen3_5]
+---
+
+# {name}
+
+A language model that sleeps, pretrained with Hypnos: {blocks} blocks ({attention} of attention,
+{delta} of the gated delta rule), {parameters:,} parameters. It was trained to read windows of
+{window} tokens, to make {passes} over a full one{loop}, and then to forget its keys and values
+({eviction} eviction).
+
+{data}
+
+{figures}
+
+## Use
+
+Awake and within one window this folder is an ordinary Qwen3.5 hybrid:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+
+Other engines neither sleep nor evict: beyond {window} tokens they do what the model was not trained
+for. With sleep, for a text of any length:
+
+```sh
+hypnos generate {name} --prompt "..."
+```
+"""
+
+
+def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
+    """The whole card.
+
+    Args:
+        name: of the folder that it lies in.
+    """
+    layers, sleep = config.model.layers, config.sleep
+    return CARD.format(
+        name=name,
+        blocks=len(layers),
+        attention=layers.count("attention"),
+        delta=layers.count("delta"),
+        parameters=parameters(config.model),
+        window=sleep.window,
+        passes=f"N = {sleep.passes} pass{'es' if sleep.passes > 1 else ''}",
+        loop=_loop(sleep, len(layers)),
+        eviction=sleep.eviction,
+        data=_data(checkpoint, config),
+        figures=_figures(checkpoint.run / "metrics.jsonl", checkpoint.step),
+    )
+
+
+def _loop(sleep: SleepConfig, blocks: int) -> str:
+    """Which blocks the passes are of, where not all of them are."""
+    if not sleep.prelude and not sleep.coda:
+        return ""
+    return f" with blocks {sleep.prelude} to {blocks - sleep.coda - 1}, counted from 0,"
+
+
+def _data(checkpoint: Checkpoint, config: Config) -> str:
+    read = f"{checkpoint.state['tokens']:,} tokens in {checkpoint.step:,} steps"
+    if uses_tokenizer(config):
+        return f"It has read {read} ({config.data.task}); the vocabulary is in tokenizer.model."
+    return f"It has read {read} of the task {config.data.task}, which has no tokenizer."
+
+
+def _figures(metrics: Path, step: int) -> str:
+    """The last evaluation up to a step, one row for each N."""
+    rows = list(read_metrics(metrics)) if metrics.exists() else []
+    seen = [row for row in rows if row["kind"] == "eval" and row["step"] <= step]
+    last = {row["passes"]: row for row in seen if row["step"] == seen[-1]["step"]}
+    if not last:
+        return "It was not evaluated."
+    names = list(next(iter(last.values())).get("accuracy", {}))
+    cells = [
+        [str(n), f"{row['loss']:.4f}", *(f"{100 * row['accuracy'][name]:.1f} %" for name in names)]
+        for n, row in sorted(last.items())
+    ]
+    heads = ["N", "held-out loss (nats per token)", *(f"accuracy {name}" for name in names)]
+    return f"Held-out data, after step {seen[-1]['step']:,}:\n\n{table(heads, cells)}"

@@ -1,0 +1,84 @@
+"""A checkpoint out as a Hugging Face folder, that AutoModelForCausalLM loads without our code.
+
+model.safetensors     or numbered files and their index      config.json  sizes; key "hypnos"
+generation_config.json                                       README.md    model card
+tokenizer.json, tokenizer_config.json                        the fast tokenizer
+tokenizer.model                                              sentencepiece's, which ours reads
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint import Checkpoint, open_checkpoint
+from pretrain.config.checks import uses_tokenizer
+from pretrain.config.run_folder import TOKENIZER, check_tokenizer
+from pretrain.config.schema import Config
+from pretrain.convert import card, engines, qwen3_5
+from pretrain.convert.folder import Spec, new_folder, write_json, write_shards
+from pretrain.convert.names import packed_tensors
+from pretrain.errors import UserError
+from tokenizer.encode import Tokenizer
+from tokenizer.export import export as export_tokenizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def export(run: Path, out: Path, precision: str = "fp32") -> list[str]:
+    """Writes a run's newest checkpoint, or the checkpoint `run`, as a Hugging Face folder.
+
+    Memory holds about one tensor at a time. The folder is there whole at the end, or not at all.
+
+    Args:
+        precision: of all weights, one of `DTYPES`.
+    Returns:
+        Lines about the result: the tokenizer's comparison, and what engines do not read the shape.
+    Raises:
+        UserError: nothing can be exported, or `out` is there already.
+    """
+    checkpoint, config = open_checkpoint(run)
+    check_tokenizer(config)
+    with new_folder(out) as folder:
+        dtype = DTYPES[precision]
+        specs = [Spec(packed.name, packed.shape, dtype) for packed in packed_tensors(config.model)]
+        write_shards(folder, specs, _tensors(checkpoint, config, dtype))
+        special, said = _write_tokenizer(config, folder)
+        named = {"dtype": str(dtype).removeprefix("torch.")} | special
+        write_json(folder / qwen3_5.CONFIG, qwen3_5.to_json(config, checkpoint.step) | named)
+        write_json(folder / "generation_config.json", special | {"use_cache": True})
+        (folder / "README.md").write_text(card.text(checkpoint, config, out.name), encoding="utf-8")
+    not_read = {name: why for name, why in engines.reasons(config.model).items() if why}
+    return [said, *(f"not for {name}: {why}" for name, why in not_read.items())]
+
+
+def _tensors(checkpoint: Checkpoint, config: Config, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Their tensors, one after the other; nothing is kept of one when the next is read."""
+    for packed in packed_tensors(config.model):
+        whole = packed.pack(
+            [checkpoint.tensor("model", part.name, shape=part.shape) for part in packed.parts]
+        ).to(dtype)
+        if not whole.isfinite().all():
+            where = f"{checkpoint.folder}: {packed.name}"
+            raise UserError(f"{where} is not finite in {dtype}; export an earlier checkpoint")
+        yield whole
+        del whole
+
+
+def _write_tokenizer(config: Config, folder: Path) -> tuple[dict[str, Any], str]:
+    """Writes the run's tokenizer in both formats; special ids, and a line that compares them."""
+    special: dict[str, Any] = {"bos_token_id": None}
+    if not uses_tokenizer(config):
+        return special, f"no tokenizer: the task {config.data.task!r} has none"
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    shutil.copyfile(config.data.tokenizer, folder / TOKENIZER)
+    report = export_tokenizer(tokenizer, folder)
+    if not report.identical:
+        raise UserError(f"{config.data.tokenizer}: the fast tokenizer is another one: {report}")
+    special |= {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    return special, f"tokenizer: {report}"

@@ -1,0 +1,192 @@
+"""Folders of safetensors: written and read a tensor at a time, so that memory holds one of them.
+
+The safetensors library writes only what is all in memory. The format is small enough to stream: the
+length of a header, the header (JSON: dtype, shape and place of each tensor), the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pretrain.errors import UserError, shortened
+from pretrain.files import parse_json, sync
+
+MAX_SHARD = 5_000_000_000  # bytes of a file, as transformers cuts them
+MAX_JSON = 1 << 26  # bytes of a config.json or an index
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class Spec(NamedTuple):
+    """What is known of a tensor before it is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A draft to write in, which becomes `out` at the end, or vanishes if anything fails.
+
+    Raises:
+        UserError: `out` is there already and not an empty folder, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; name a new folder, or remove it")
+    draft = out.with_name(f".{out.name}.draft")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        for path in (p for p in draft.rglob("*")):
+            sync(path)
+        draft.replace(out)
+        sync(out.parent)
+    except OSError as error:
+        where = f"{out}: cannot be written: {error.strerror}"
+        raise UserError(f"{where}; make room there, or name another folder") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_tensors(path: Path, specs: Sequence[Spec], tensors: Iterator[Tensor]) -> None:
+    """Writes a safetensors file of the next len(specs) of `tensors`, each taken when it is due."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for spec in specs:
+        begin, end = end, end + spec.nbytes
+        place = {"dtype": DTYPES[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}
+        header[spec.name] = place
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors' bytes are aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for spec in specs:
+            tensor = next(tensors)
+            assert (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype), spec
+            file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+            del tensor  # before there is another
+
+
+def write_shards(
+    folder: Path, specs: Sequence[Spec], tensors: Iterator[Tensor], max_shard: int = MAX_SHARD
+) -> None:
+    """Writes model.safetensors, or the numbered files that transformers cuts a large one into."""
+    shards = list(_cut(specs, max_shard))
+    if len(shards) == 1:
+        write_tensors(folder / SINGLE, shards[0], tensors)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_tensors(folder / name, shard, tensors)
+        weight_map |= {spec.name: name for spec in shard}
+    total = {"total_size": sum(spec.nbytes for spec in specs)}
+    write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
+
+
+def _cut(specs: Sequence[Spec], max_shard: int) -> Iterator[list[Spec]]:
+    shard: list[Spec] = []
+    for spec in specs:
+        if shard and sum(s.nbytes for s in shard) + spec.nbytes > max_shard:
+            yield shard
+            shard = []
+        shard.append(spec)
+    yield shard
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, indented."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. UserError names it otherwise."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise UserError(f"{path}: {path.stat().st_size} bytes, too large to be what it should")
+        value = parse_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
+class TensorFolder:
+    """The tensors of a folder of safetensors, by name; a context, which closes the files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._opened, self._files = ExitStack(), dict[str, Any]()
+        if (folder / INDEX).exists():
+            self._file_of = self._weight_map()
+        elif (folder / SINGLE).exists():
+            self._file_of = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        else:
+            raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}; only safetensors are read")
+
+    def _weight_map(self) -> dict[str, str]:
+        named = read_json(self.folder / INDEX).get("weight_map")
+        if not isinstance(named, dict):
+            raise UserError(f"{self.folder / INDEX}: no weight_map")
+        for file in named.values():
+            if not isinstance(file, str) or os.path.basename(file) != file:
+                raise UserError(f"{self.folder / INDEX}: {shortened(repr(file))} is no file of it")
+        return named
+
+    def _open(self, name: str) -> Any:
+        if name not in self._files:
+            try:
+                opened = safe_open(self.folder / name, framework="pt")
+                self._files[name] = self._opened.enter_context(opened)
+            except (SafetensorError, OSError) as error:
+                why = shortened(str(error))
+                raise UserError(f"{self.folder / name}: cannot be read: {why}") from None
+        return self._files[name]
+
+    def names(self) -> Iterable[str]:
+        """Of all tensors."""
+        return self._file_of.keys()
+
+    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One tensor, in the dtype that it has there.
+
+        Raises:
+            UserError: it is missing, of another shape, or cannot be read; names file and tensor.
+        """
+        file = self._file_of.get(name)
+        if file is None:
+            raise UserError(f"{self.folder}: tensor {shortened(name)} is missing")
+        where = f"{self.folder / file}: tensor {shortened(name)}"
+        try:
+            tensor: Tensor = self._open(file).get_tensor(name)
+        except SafetensorError as error:
+            raise UserError(f"{where} cannot be read: {shortened(str(error))}") from None
+        if tuple(tensor.shape) != shape:
+            raise UserError(f"{where} is {list(tensor.shape)} instead of {list(shape)}")
+        return tensor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()

@@ -1,0 +1,50 @@
+"""A model from whatever holds one: a run, a checkpoint of it, or an export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from parallel import mesh
+from pretrain.checkpoint import load_model
+from pretrain.config.run_folder import configuration_of
+from pretrain.config.schema import Config
+from pretrain.convert import qwen3_5
+from pretrain.convert.folder import TensorFolder
+from pretrain.convert.names import packed_tensors
+from pretrain.errors import UserError
+from pretrain.model.sleep import SleepLM
+
+
+def open_model(folder: Path, overrides: Sequence[str] = ()) -> tuple[SleepLM, Config]:
+    """The model of a run's newest checkpoint, of the checkpoint `folder`, or of an export: fp32, on
+    the CPU. An export's configuration has its sizes, its sleep and its tokenizer.
+
+    In one process, also where a launcher's variables are set.
+
+    Args:
+        overrides: see `pretrain.config.run_folder.configuration_of`.
+    """
+    if not (folder / qwen3_5.CONFIG).exists():
+        return load_model(folder, overrides)
+    mesh.initialize(alone=True)
+    config = configuration_of(folder, qwen3_5.from_json(folder), overrides)
+    model = SleepLM(config.model, config.sleep)
+    load_weights(folder, model)
+    return model, config
+
+
+@torch.no_grad()
+def load_weights(folder: Path, model: SleepLM) -> None:
+    """Fills a model, all of it on this rank, from the safetensors of an export, one by one."""
+    parameters = dict(model.named_parameters())
+    with TensorFolder(folder) as tensors:
+        for packed in packed_tensors(model.config):
+            whole = tensors.get(packed.name, packed.shape)
+            if not whole.isfinite().all():
+                raise UserError(f"{folder}: tensor {packed.name} is not finite")
+            for part, value in zip(packed.parts, packed.unpack(whole), strict=True):
+                parameters.pop(part.name).copy_(value)
+    assert not parameters, parameters.keys()

@@ -1,0 +1,143 @@
+"""config.json of transformers' Qwen3.5 dense hybrid <-> our settings.
+
+Within one window, awake (N = 1), the two are the same function. What makes the model sleep has no
+place there; it stands under one key of ours, "hypnos", which only our own sessions read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pretrain.config.load import from_tables, validated
+from pretrain.config.run_folder import TOKENIZER
+from pretrain.config.schema import Config
+from pretrain.convert import engines
+from pretrain.convert.folder import read_json
+from pretrain.errors import UserError, shortened
+
+CONFIG = "config.json"
+MODEL_TYPE = "qwen3_5_text"
+KEY, VERSION = "hypnos", 1  # of config.json, and of what stands there
+SLEEP = ("passes", "window", "when", "eviction", "prelude", "coda")  # what a session needs to know
+KINDS = {"attention": "full_attention", "delta": "linear_attention"}
+# theirs: ours
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "intermediate_size": "mlp_width",
+    "num_attention_heads": "attention_heads",
+    "num_key_value_heads": "attention_kv_heads",
+    "head_dim": "attention_head_dim",
+    "linear_num_key_heads": "delta_key_heads",
+    "linear_num_value_heads": "delta_value_heads",
+    "linear_key_head_dim": "delta_key_dim",
+    "linear_value_head_dim": "delta_value_dim",
+    "linear_conv_kernel_dim": "delta_conv_width",
+    "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tie_embeddings",
+}
+FIXED = {"hidden_act": "silu", "attention_bias": False}  # our blocks are built so
+# Where this machine's own corpus lies by the README's commands; only training reads it.
+DATA = {"train": [{"path": "runs/corpus/shards/train"}], "heldout": "runs/corpus/shards/heldout"}
+
+
+def to_json(config: Config, step: int) -> dict[str, Any]:
+    """config.json of an export, without dtype and special ids.
+
+    Args:
+        step: of the run, when the weights were saved.
+    """
+    model, sleep = config.model, config.sleep
+    every = engines.interval(list(model.layers))
+    return {
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "model_type": MODEL_TYPE,
+        **{theirs: getattr(model, ours) for theirs, ours in SIZES.items()},
+        **FIXED,
+        "num_hidden_layers": len(model.layers),
+        "layer_types": [KINDS[kind] for kind in model.layers],
+        # mlx-lm knows no layer_types
+        **({"full_attention_interval": every} if every else {}),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": model.rope_theta,
+            "partial_rotary_factor": model.rotary_fraction,
+            "mrope_section": rotary_sections(config),
+            "mrope_interleaved": True,
+        },
+        # One window: beyond it no other engine does what the model was trained for.
+        "max_position_embeddings": sleep.window,
+        "use_cache": True,
+        KEY: {"version": VERSION, "task": config.data.task, "step": step}
+        | {name: getattr(sleep, name) for name in SLEEP},
+    }
+
+
+def rotary_sections(config: Config) -> list[int]:
+    """The rotary pairs, in three parts: for text they are rotated alike, but engines ask for the
+    parts.
+    """
+    pairs = int(config.model.attention_head_dim * config.model.rotary_fraction) // 2
+    return [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3]
+
+
+def from_json(folder: Path) -> Config:
+    """The configuration of an exported folder's model: sizes, sleep, and its tokenizer's place.
+
+    Raises:
+        UserError: it is no export of ours, or one that cannot be read.
+    """
+    path = folder / CONFIG
+    theirs = read_json(path)
+    ours = theirs.get(KEY)
+    if not isinstance(ours, dict):
+        raise UserError(f"{path}: says nothing of sleep; make a run of it with `hypnos import`")
+    if ours.get("version") != VERSION:
+        written = shortened(str(ours.get("version")))
+        raise UserError(f"{path}: {KEY} is of version {written}, and this Hypnos reads {VERSION}")
+    data = DATA | {"task": ours.get("task"), "tokenizer": str(folder / TOKENIZER)}
+    sleep = {name: ours[name] for name in SLEEP if name in ours}
+    tables = {"model": model_table(theirs, path), "sleep": sleep, "data": data}
+    return validated(from_tables(tables, str(path)))
+
+
+def model_table(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The section [model] of a Qwen3.5 dense hybrid's config.json, unchecked.
+
+    Raises:
+        UserError: it is another architecture, or has something that our blocks have not.
+    """
+    if theirs.get("model_type") != MODEL_TYPE:
+        kind = shortened(repr(theirs.get("model_type")))
+        raise UserError(f"{path}: model_type = {kind} instead of {MODEL_TYPE!r}")
+    for name, value in FIXED.items():
+        if theirs.get(name, value) != value:
+            raise UserError(f"{path}: {name} = {theirs[name]!r}; only {value!r} can be held")
+    missing = [name for name in SIZES if name not in theirs and name != "tie_word_embeddings"]
+    if missing:
+        raise UserError(f"{path}: {missing[0]} is missing")
+    sizes = {ours: theirs[name] for name, ours in SIZES.items() if name in theirs}
+    return sizes | {"layers": _layers(theirs, path)} | _rope(theirs, path)
+
+
+def _layers(theirs: dict[str, Any], path: Path) -> list[str]:
+    kinds = {name: ours for ours, name in KINDS.items()}
+    named = theirs.get("layer_types")
+    if not isinstance(named, list) or not all(str(name) in kinds for name in named):
+        known = " and ".join(kinds)
+        raise UserError(f"{path}: layer_types must be a list of {known}")
+    return [kinds[name] for name in named]
+
+
+def _rope(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
+    rope = theirs.get("rope_parameters")
+    if not isinstance(rope, dict) or not {"rope_theta", "partial_rotary_factor"} <= rope.keys():
+        raise UserError(f"{path}: rope_parameters lack rope_theta or partial_rotary_factor")
+    if rope.get("rope_type", "default") != "default":
+        kind = shortened(repr(rope["rope_type"]))
+        raise UserError(f"{path}: rope_type = {kind}; only 'default' can be held")
+    return {
+        "rope_theta": rope["rope_theta"],
+        "rotary_fraction": rope["partial_rotary_factor"],
+    }

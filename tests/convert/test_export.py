@@ -1,0 +1,200 @@
+"""An exported folder is the same model and tokenizer in transformers, and read back in ours."""
+
+from __future__ import annotations
+
+import json
+import stat
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3_5ForCausalLM
+
+from pretrain.checkpoint import Checkpoint
+from pretrain.config.schema import Config, DataConfig, SleepConfig
+from pretrain.convert import folder
+from pretrain.convert.export import export
+from pretrain.convert.load import open_model
+from pretrain.errors import UserError
+from pretrain.inference.session import Session, generate_run
+from tests.convert.made import ADAD, DDDA, config, weights, write_run
+from tests.model import tiny
+from tokenizer.encode import Tokenizer
+
+CASES = {
+    "interval, grouped, untied": {"layers": DDDA},
+    "attention first, equal heads, tied": {
+        "layers": ADAD, "tie_embeddings": True, "attention_kv_heads": 4, "delta_key_heads": 4,
+    },
+    "other widths of keys and values, all rotated": {
+        "layers": ["delta", "attention"], "delta_key_dim": 4, "delta_value_dim": 12,
+        "rotary_fraction": 1.0, "rope_theta": 1e6, "delta_conv_width": 3,
+    },
+}  # fmt: skip
+
+
+def ours(settings: Config, ids: list[int]) -> Tensor:
+    """[T, vocabulary]: after each token, N = 1 in one window."""
+    model = tiny.build(settings.sleep, settings.model, torch.float32)
+    model.sleep = SleepConfig(passes=1, window=len(ids) + 1)
+    session = Session(model)
+    return torch.cat([session.read(torch.tensor([[i]])) for i in ids])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_loads_the_same_function(case: str, model: Path, tmp_path: Path) -> None:
+    settings = config(model, **CASES[case])
+    said = export(write_run(tmp_path / "run", settings), tmp_path / "out")
+    assert "ids and text identical" in said[0]
+
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
+    assert type(theirs) is Qwen3_5ForCausalLM and theirs.dtype == torch.float32
+    text = "A window is read, slept over and forgotten. " * 3
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out").encode(text)
+    assert ids == Tokenizer.load(model).encode(text) and len(ids) > 70  # more than a chunk of 64
+    with torch.inference_mode():
+        logits = theirs(torch.tensor([ids])).logits[0]
+    expected = ours(settings, ids)
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_what_an_export_says_of_itself(model: Path, tmp_path: Path) -> None:
+    settings = config(model, SleepConfig(passes=3, window=16, prelude=1, coda=1))
+    export(write_run(tmp_path / "run", settings), tmp_path / "out")
+    said = json.loads((tmp_path / "out/config.json").read_text())
+    assert said["model_type"] == "qwen3_5_text" and said["full_attention_interval"] == 4
+    assert said["rope_parameters"]["mrope_section"] == [1, 1, 0]
+    assert said["hypnos"] == {
+        "version": 1, "task": "text", "step": 7, "passes": 3, "window": 16, "when": "always",
+        "eviction": "hard", "prelude": 1, "coda": 1,
+    }  # fmt: skip
+    generation = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert generation["eos_token_id"] == said["eos_token_id"] == Tokenizer.load(model).eos
+    card = (tmp_path / "out/README.md").read_text()
+    assert "5.4321" in card and "blocks 1 to 2" in card and "7 tokens in 7 steps" in card
+    for path in (tmp_path / "out").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644, path
+
+
+def test_shards(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(model)
+    monkeypatch.setattr(folder.write_shards, "__defaults__", (40_000,))
+    export(write_run(tmp_path / "run", settings), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert torch.equal(loaded["model.norm.weight"], weights(settings)["norm.weight"])
+    back, _ = open_model(tmp_path / "out")
+    assert tiny.equal(dict(back.named_parameters()), weights(settings))
+
+
+def test_read_back_it_is_the_same_model(model: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", config(model))
+    export(run, tmp_path / "out")
+    one, settings = open_model(run)
+    two, exported = open_model(tmp_path / "out")
+    assert tiny.equal(dict(two.named_parameters()), dict(one.named_parameters()))
+    assert (exported.model.layers, exported.sleep) == (settings.model.layers, settings.sleep)
+    prompt = "def sleep(window):"
+    texts = ["".join(generate_run(f, prompt, 40)) for f in (run, tmp_path / "out")]
+    assert texts[0] == texts[1] != ""
+
+
+def test_half_precision(model: Path, tmp_path: Path) -> None:
+    settings = config(model)
+    export(write_run(tmp_path / "run", settings), tmp_path / "out", "bf16")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == torch.bfloat16
+    back, _ = open_model(tmp_path / "out")
+    assert back.dtype == torch.float32
+    rounded = {name: p.bfloat16().float() for name, p in weights(settings).items()}
+    assert tiny.equal(dict(back.named_parameters()), rounded)
+
+
+def test_memory_holds_one_tensor(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a tensor is asked for, none of those asked for before its own group is alive."""
+    run, alive, most = write_run(tmp_path / "run", config(model)), [], 0
+    read = Checkpoint.tensor
+
+    def watched(*args: object, **settings: object) -> Tensor:
+        nonlocal most
+        most = max(most, sum(tensor() is not None for tensor in alive))
+        tensor = read(*args, **settings)
+        alive.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "tensor", watched)
+    export(run, tmp_path / "out")
+    assert len(alive) > 50 and most == 2  # q, k and v become one tensor
+
+
+def test_a_task_without_a_tokenizer_goes_out_without_one(model: Path, tmp_path: Path) -> None:
+    settings = config(model)
+    settings.data = DataConfig(task="rule110")
+    said = export(write_run(tmp_path / "run", settings), tmp_path / "out")
+    assert said[0] == "no tokenizer: the task 'rule110' has none"
+    assert not list((tmp_path / "out").glob("tokenizer*"))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None:
+    run, out = write_run(tmp_path / "run", config(model)), tmp_path / "out"
+    out.mkdir()
+    (out / "mine").touch()
+    with pytest.raises(UserError, match="is there already"):
+        export(run, out)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+    weight = next((run / "checkpoints").glob("*/model.1.safetensors"))
+    weight.write_bytes(weight.read_bytes()[:-1])
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        export(run, tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_weights_that_are_not_finite_leave_nothing_behind(model: Path, tmp_path: Path) -> None:
+    settings = config(model, d_model=32)
+    run = write_run(tmp_path / "run", settings)
+    with pytest.MonkeyPatch.context() as patched:
+        read = Checkpoint.tensor
+        patched.setattr(Checkpoint, "tensor", lambda *a, **k: read(*a, **k) * float("inf"))
+        with pytest.raises(UserError, match=r"embed_tokens\.weight is not finite"):
+            export(run, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hypnos": None}, "says nothing of sleep"),
+        ({"hypnos": {"version": 9}}, "version 9"),
+        ({"model_type": "llama"}, "model_type = 'llama'"),
+        ({"hidden_size": "32"}, "model.d_model must be a whole number"),
+        ({"hidden_size": 33}, r"embed_tokens.weight is \[\d+, 32\] instead of \[\d+, 33\]"),
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types must be a list"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "partial_rotary_factor"),
+    ],
+)
+def test_a_folder_that_cannot_be_read(
+    change: dict[str, object], message: str, exported: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in exported.iterdir():
+        (copy / path.name).symlink_to(path)
+    said = json.loads((exported / "config.json").read_text()) | change
+    (copy / "config.json").unlink()
+    (copy / "config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=message):
+        open_model(copy)
+
+
+@pytest.fixture(scope="module")
+def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("exported")
+    export(write_run(place / "run", config(model)), place / "out")
+    return place / "out"
