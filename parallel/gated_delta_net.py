@@ -87,7 +87,8 @@ class GatedDeltaNet(nn.Module):
         """
         B, T = window.size
         x = gather_tokens(x)
-        mixed = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
+        k, v = self.k(x), self.v(x)
+        mixed = [v, k] if write_only else [v, k, self.q(x)]
         beta = torch.sigmoid(at_least_fp32(self.beta(x))).view(B, T, self.value_heads)
         log_decay = self.log_decay(x).view(B, T, self.value_heads)
         streams = torch.cat(mixed, dim=-1).view(B, T, -1)  # [B, T, channels]
@@ -98,9 +99,9 @@ class GatedDeltaNet(nn.Module):
             window.record_decay(log_decay)
         tail = state.tail[..., : streams.shape[-1]]
         taps = torch.cat(
-            [self.conv_k, self.conv_v] if write_only else [self.conv_k, self.conv_v, self.conv_q]
+            [self.conv_v, self.conv_k] if write_only else [self.conv_v, self.conv_k, self.conv_q]
         )
-        k, v, *rest = self._convolve(streams, taps, tail).split(
+        v, k, *rest = self._convolve(streams, taps, tail).split(
             [m.shape[-1] for m in mixed], dim=-1
         )
 

@@ -11,5 +11,5 @@ data/           corpus -> shards (webdataset) -> order -> lanes -> batches
 tasks/          rule110, depo, stories: data, targets and metric, one file each
 run/            a step, the optimiser, steps that go wrong, stops, metrics
 checkpoint/     every rank its slices, hashed, whole or not there, written beside training
-inference/      the session: wake, sleep when the window is full, wake again
+inference/      sessions: wake, sleep when the window is full, wake again
 """

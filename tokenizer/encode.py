@@ -113,6 +113,10 @@ class Tokenizer:
         """The piece of every id: U+2581 stands for a space, <0x0A> for a byte."""
         return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
 
+    def byte(self, i: int) -> int | None:
+        """The byte that id `i` stands for; None if it is no single byte."""
+        return int(self._model.id_to_piece(i)[3:5], 16) if self._model.is_byte(i) else None
+
     def is_text(self, i: int) -> bool:
         """Whether id `i` is a piece of text: neither a byte nor a special id."""
         return not (

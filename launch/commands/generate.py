@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from launch.commands import argument, command
-from launch.commands.values import path, positive, read_text, seed, tell, temperature
+from launch.commands.values import number, path, positive, read_text, seed, tell, whole
 from pretrain.errors import UserError
 
 
@@ -13,7 +14,8 @@ from pretrain.errors import UserError
     "generate",
     "continue a prompt with a trained model that sleeps when its window is full",
     description="Continues a prompt with a run's newest checkpoint, or with an export of it.",
-    example='hypnos generate runs/text-tiny --prompt "def main(" --tokens 300',
+    example='hypnos generate runs/text-tiny --prompt "def main(" --tokens 300\n'
+    "hypnos generate runs/text-tiny --prompt-file book.txt --samples 4 --top-p 0.9 --passes 8",
     arguments=[
         argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
         argument("--prompt", metavar="TEXT", help="text to go on from"),
@@ -27,13 +29,49 @@ from pretrain.errors import UserError
             "--tokens", type=positive, metavar="COUNT", default=200, help="maximum new tokens"
         ),
         argument(
+            "--samples", type=positive, metavar="COUNT", default=1, help="so many continuations"
+        ),
+        argument(
+            "--stop",
+            action="append",
+            metavar="TEXT",
+            default=[],
+            help="text that ends it and is left out; may be given several times",
+        ),
+        argument(
             "--temperature",
-            type=temperature,
+            type=number,
             metavar="X",
             default=0.8,
             help="0 takes the likeliest token",
         ),
-        argument("--seed", type=seed, default=0, help="seed of the sampling (default: 0)"),
+        argument(
+            "--top-p",
+            type=number,
+            metavar="P",
+            default=1.0,
+            help="only the likeliest tokens that together have this probability",
+        ),
+        argument("--top-k", type=whole, metavar="K", help="only the K likeliest tokens"),
+        argument(
+            "--min-p",
+            type=number,
+            metavar="P",
+            help="only tokens at least P times as likely as the likeliest",
+        ),
+        argument(
+            "--repetition-penalty",
+            type=number,
+            metavar="X",
+            default=1.0,
+            help="above 1 makes tokens that were read less likely",
+        ),
+        argument(
+            "--seed",
+            type=seed,
+            default=0,
+            help="of the sampling; sample i has seed + i (default: 0)",
+        ),
         argument(
             "--passes",
             type=positive,
@@ -47,9 +85,12 @@ def generate(
     prompt: str | None,
     prompt_file: Path | None,
     tokens: int,
-    temperature: float,
-    seed: int,
+    samples: int,
+    stop: list[str],
     passes: int | None,
+    top_k: int | None,
+    min_p: float | None,
+    **settings: Any,
 ) -> None:
     if (prompt is None) == (prompt_file is None):
         raise UserError("name the text to go on from: either --prompt TEXT or --prompt-file FILE")
@@ -60,13 +101,23 @@ def generate(
     from pretrain.run.console import said_if_slow
 
     with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
-        from pretrain.inference.session import generate_run
-    pieces = generate_run(
-        folder, prompt, max_tokens=tokens, temperature=temperature, seed=seed, passes=passes
-    )
+        from pretrain.inference.generate import continue_text, generate, open_run
+        from pretrain.inference.sampling import Sampling
+    sampling = Sampling(top_k=top_k or 0, min_p=min_p or 0.0, **settings)
     with said_if_slow(f"opening {folder} and reading the prompt", tell):
-        first = next(pieces, "")  # an error comes before anything is printed
-    print(prompt + first, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+        started = continue_text(
+            *open_run(folder), prompt, sampling,
+            max_tokens=tokens, stop=stop, samples=samples, passes=passes,
+        )  # fmt: skip
+    if samples == 1:
+        print(prompt, end="", flush=True)
+        for _, piece in generate(started):
+            print(piece.text, end="", flush=True)
+        print()
+        return
+    texts = dict.fromkeys(started, "")
+    with said_if_slow(f"writing {samples} continuations", tell):
+        for one, piece in generate(started):
+            texts[one] += piece.text
+    for number_, text in enumerate(texts.values(), 1):
+        print(f"---- {number_} of {samples}\n{prompt}{text}")

@@ -29,7 +29,14 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def temperature(text: str) -> float:
+def whole(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def number(text: str) -> float:
     """A finite number from 0."""
     return _number(text, float("inf"), "a number from 0")
 

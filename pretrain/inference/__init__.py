@@ -1,4 +1,9 @@
 """Reading and writing with a trained model.
 
-session.py   wake, sleep when the window is full, wake again
+session.py    wake, sleep when the window is full, wake again; several sessions in one forward pass
+decode.py     one token of each of them, made quick
+memory.py     what a session keeps
+sampling.py   which token comes next
+text.py       tokens to text while they come
+generate.py   continuations of a prompt
 """

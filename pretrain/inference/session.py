@@ -1,196 +1,303 @@
 """A session with a model that sleeps: read, sleep when the window is full, read on, answer.
 
-Between tokens a session holds at most L tokens of keys and values, the open window's hidden states
-and the fast weights S: the same memory after a million tokens as after a thousand. Every token
-costs one pass; the N - 1 passes of sleep are paid once per window. It runs what training runs, the
-`one_pass` of `pretrain.model.sleep`, with the tokens of the wake pass coming one by one.
+Between tokens a session holds the open window's keys, values and hidden states and the fast weights
+S: the same memory after a million tokens as after a thousand. Every token costs one pass; the N - 1
+passes of sleep are owed when a window is full. They can be made at once, in the background, or one
+by one between other sessions' tokens, with the same result; before that the session reads no more.
+
+It runs what training runs, the `one_pass` of `pretrain.model.sleep`, with the tokens of the wake
+pass coming in pieces. Single tokens take `pretrain.inference.decode`, the same made quick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from parallel import mesh
-from pretrain.config.run_folder import check_tokenizer
-from pretrain.convert.load import open_model
+from parallel.window import Window
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.errors import UserError
+from pretrain.inference.decode import Decoder
+from pretrain.inference.memory import SessionMemory
 from pretrain.model.plan import WindowPlan
 from pretrain.model.reader import Memory, Reader
-from pretrain.model.sleep import SleepLM, begin_window, end_window, one_pass
-from tokenizer.encode import Tokenizer
+from pretrain.model.sleep import begin_window, end_window, one_pass, predict
+
+
+class SleepOwed(ValueError):
+    """A session was to read on whose window is full, and not slept over yet."""
 
 
 class Session:
-    """B rows read in step.
+    """One conversation, or any other stream of tokens.
+
+    position   tokens read so far
+    filled     of them in the open window
+    slept      windows slept over so far
+    pending    passes of sleep that it owes
+    seen       [vocabulary] bool, the tokens that it has read, for a repetition penalty
 
     Args:
         passes: N, if other than the model was trained with.
     """
 
-    def __init__(self, model: SleepLM, rows: int = 1, passes: int | None = None) -> None:
-        self.model, self.passes = model, passes or model.sleep.passes
-        self.memory = Memory(model.empty_state(rows))
-        # the wake pass's outputs over the open window, [B, t, D] together
-        self.hidden: list[Tensor] = []
-        self.filled = 0  # t, tokens read into the open window
-        self.slept = 0  # windows consolidated so far
-        self._predicts = True  # whether the open window is one that predicts
-        self._logits: Tensor | None = None  # [B, vocabulary] of the last token
+    def __init__(self, decoder: Decoder, passes: int | None = None) -> None:
+        self.decoder, self.model = decoder, decoder.model
+        self.memory = SessionMemory(decoder.model)
+        self.seen = np.zeros(self.model.config.vocab_size, dtype=bool)
+        self.predicts = True  # whether the open window is one that predicts
+        self.ended = False  # it takes no more tokens
+        self.done = 1  # passes over it, the wake pass among them
+        self.slept = 0
+        self._passes = passes or self.model.sleep.passes
+        self._background: Future[None] | None = None
+
+    @property
+    def position(self) -> int:
+        """Tokens read so far."""
+        return self.memory.position + self.memory.filled
+
+    @property
+    def filled(self) -> int:
+        """Tokens in the open window."""
+        return self.memory.filled
+
+    @property
+    def passes(self) -> int:
+        """N of the next sleep; it can be set at any time but in the middle of a sleep."""
+        return self._passes
+
+    @passes.setter
+    def passes(self, passes: int) -> None:
+        self._wait()
+        if passes < 1:
+            raise ValueError(f"passes = {passes}: N counts the wake pass, so it is 1 at least")
+        if self.done > 1 and passes != self._passes:
+            raise ValueError(
+                f"{self.done} of {self._passes} passes are made: N holds until the last"
+            )
+        self._passes = passes
+        self._forget_if_done()
+
+    @property
+    def pending(self) -> int:
+        """Passes of sleep that it owes before it can read on."""
+        return self._passes - self.done if self.ended and self._sleeps else 0
+
+    # ---- reading
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor, predicts: bool = True) -> Tensor | None:
-        """Reads tokens [B, T], T >= 1, each in a single pass, sleeping whenever the window is full.
+    def read(
+        self, tokens: Sequence[int] | Tensor, predicts: bool = True, every: bool = False
+    ) -> Tensor | None:
+        """Reads tokens, each in a single pass; sleeps where a full window has no room for the next.
 
         Args:
+            tokens: at least one.
             predicts: these tokens are predicted (a continuation, an answer) rather than only
                 consolidated. It matters to a model trained with sleep.when = "context", whose
                 predicting windows do not sleep; such a model begins a new window where reading
                 turns into predicting.
+            every: logits after each token rather than after the last.
         Returns:
-            logits [B, vocabulary] after the last token; None where it is only consolidated.
+            logits [vocabulary], or [T, vocabulary]; None where it is only consolidated.
         """
-        if self.model.sleep.when == "context" and predicts != self._predicts:
-            if self.filled:
-                self.end_window()
-            self._predicts = predicts
-        for start, stop in self._pieces(tokens.shape[1]):
-            self._read_piece(tokens[:, start:stop])
-            if self.filled == self.model.sleep.window:
-                self.end_window()
-        return self._logits
+        ids = torch.as_tensor(tokens, dtype=torch.int64, device="cpu")
+        if not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < len(self.seen):
+            raise ValueError(f"a session reads one token or more, of ids 0..{len(self.seen) - 1}")
+        self.turn(predicts)
+        said = []
+        for piece in self._pieces(ids):
+            self.sleep()
+            said.append(self._read_piece(piece, every))
+        if not self._scored:
+            return None
+        return torch.cat(said) if every else said[-1][-1]
 
-    def _pieces(self, count: int) -> Iterator[tuple[int, int]]:
-        """The token ranges that end where the window fills up."""
-        start = 0
-        while start < count:
-            stop = min(count, start + self.model.sleep.window - self.filled)
-            yield start, stop
-            start = stop
+    def turn(self, predicts: bool) -> None:
+        """What comes is predicted, or only consolidated; see `read`."""
+        if self.model.sleep.when == "context" and predicts != self.predicts:
+            self.end_window()
+            self.sleep()
+            self.predicts = predicts
 
-    def _reader(self, tokens: Tensor) -> tuple[Reader, WindowPlan]:
-        """Of the open window's tokens [B, t], planned as training plans a batch of one window.
+    def end_window(self) -> None:
+        """No more tokens come into this window: its sleep is owed now, though it is not full."""
+        if self.filled:
+            self.ended = True
+            self._forget_if_done()
 
-        The last token is scored if the window predicts, and every document goes on.
-        """
-        targets = torch.full(tokens.shape, IGNORE)
-        if self._predicts or self.model.sleep.when == "always":
-            targets[:, -1] = 0
-        valid, rows = torch.ones(tokens.shape, dtype=torch.bool), len(tokens)
-        starts, carries = torch.zeros(rows, 1, dtype=torch.bool), torch.ones(rows).bool()
-        batch = Batch(tokens, targets, valid, starts, carries)
-        reader = Reader.of(
-            self.model, batch, self.memory.state, passes=self.passes, head=self._keep_logits
-        )
-        return reader, reader.windows[0]
+    def _pieces(self, ids: Tensor) -> Iterator[Tensor]:
+        """The tokens, cut where the window fills up."""
+        room = 0 if self.ended else self.model.sleep.window - self.filled
+        if room:
+            yield ids[:room]
+        yield from ids[room:].split(self.model.sleep.window) if room < len(ids) else ()
 
-    def _keep_logits(self, w: WindowPlan, y: Tensor, targets: Tensor) -> Tensor:
-        """The head of `one_pass`: what is predicted is wanted, and no loss."""
-        self._logits = self.model.logits(y)
-        return self._logits.new_zeros(len(y))
-
-    def _read_piece(self, tokens: Tensor) -> None:
+    def _read_piece(self, ids: Tensor, every: bool) -> Tensor:
         """The wake pass over some of the window's tokens; its keys and convolutions stay open."""
-        self._logits = None
-        reader, w = self._reader(tokens)
-        window, memory = begin_window(reader, w, self.memory, stays_open=True)
-        wake = replace(reader.passes(w)[0], write_only=None)  # later tokens convolve over these
-        output, memory = one_pass(reader, wake, window, None, memory)
+        if len(ids) == 1 and self._scored:
+            logits = self.decoder.step([self.memory], ids.tolist())
+        else:
+            logits = self._prefill(ids, every)
+        self._has_read(ids)
+        return logits
+
+    def _has_read(self, ids: Tensor) -> None:
+        self.seen[ids] = True
+        if self.filled == self.model.sleep.window:
+            self.end_window()
+
+    def _prefill(self, ids: Tensor, every: bool) -> Tensor:
+        """Several tokens in one pass. Returns logits of all, or of the last alone."""
+        said: list[Tensor] = []
+
+        def keep_logits(w: WindowPlan, y: Tensor, targets: Tensor) -> Tensor:
+            said.append(self.decoder.logits(y))
+            return y.new_zeros(len(y))
+
+        before = self.memory.state(unread=self._unread)
+        # With another pass to come, this one runs the whole core and leaves an unread coda to it.
+        reader, w = self._reader(ids[None], Memory(before), passes=2, every=every, head=keep_logits)
+        window, memory = begin_window(reader, w, Memory(before), stays_open=True)
+        output, memory = one_pass(reader, reader.passes(w)[0], window, None, memory)
         assert output.h is not None, "a wake pass runs the core"
-        self.hidden.append(output.h)
-        self.filled += tokens.shape[1]
-        self.memory = Memory(memory.state._replace(attendable=window.attendable))
+        filled = self.filled
+        self.memory.write(memory.state.blocks)
+        self.memory.hidden[:, filled : filled + len(ids)] = output.h
+        self.memory.filled += len(ids)
+        return said[0] if said else output.h.new_empty(0, 0)
+
+    # ---- sleeping
 
     @torch.inference_mode()
-    def end_window(self) -> None:
-        """Sleeps over the open window (passes 2..N), if it is one that sleeps, and forgets it."""
-        h: Tensor | None = torch.cat(self.hidden, dim=1)
-        state = self.memory.state
-        before = state._replace(attendable=state.attendable[:, : state.past])
-        rows = len(state.position)
-        reader, w = self._reader(torch.zeros(rows, self.filled, dtype=torch.int64))
-        window, memory = begin_window(reader, w, Memory(before))
-        for p in reader.passes(w)[1:]:
-            (h, _, _), memory = one_pass(reader, p, window, h, memory)
-        self.memory = end_window(reader, w, window, memory)
-        self.hidden, self.filled = [], 0
-        self.slept += bool(w.sleeps.all())
+    def sleep_pass(self) -> None:
+        """Makes one of the passes that are owed; the last one forgets the window."""
+        if not self.pending:
+            raise ValueError("no sleep is owed")
+        reader, w, window, memory = self._reopened()
+        h = self.memory.hidden[:, : self.filled]
+        p = reader.passes(w)[self.done]
+        (left, _, _), memory = one_pass(reader, p, window, h, memory)
+        self.done += 1
+        if not self.pending:
+            self._forget(reader, w, window, memory)
+        else:
+            assert left is not None, "a pass that is not the last runs the core"
+            self.memory.write(memory.state.blocks)
+            h.copy_(left)
 
-    def generate(
-        self,
-        logits: Tensor,
-        count: int,
-        temperature: float,
-        seed: int,
-        stop: int | None = None,
-        vocab_size: int | None = None,
-    ) -> Iterator[int]:
-        """Samples tokens one by one after `read` gave `logits` [1, vocabulary], reading each as it
-        comes.
+    def sleep(self) -> None:
+        """Makes all passes that are owed, or waits for those that are made in the background."""
+        self._wait()
+        while self.pending:
+            self.sleep_pass()
 
-        Args:
-            count: at most so many tokens. temperature: 0 takes the likeliest. stop: a token that
-                ends it.
-            vocab_size: ids the tokenizer has, where the model's vocabulary is padded beyond them.
+    def sleep_in_background(self) -> Future[None]:
+        """Makes all passes that are owed on a thread; reading waits for them, and so does `sleep`.
+
+        Raises:
+            ValueError: over tensor-parallel ranks, whose collectives must be of one thread.
         """
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(count):
-            logits = logits[:, :vocab_size]
-            if temperature == 0:
-                token = int(logits.argmax())
-            else:
-                scores = logits[0].double().cpu()
-                chances = torch.softmax((scores - scores.max()) / temperature, dim=0)
-                token = int(torch.multinomial(chances, 1, generator=generator))
-            if token == stop:
-                return
-            yield token
-            following = self.read(torch.tensor([[token]], device=logits.device))
-            assert following is not None, "a predicting window always gives logits"
-            logits = following
+        if mesh.tp_size() > 1:
+            raise ValueError("in the background sleeps a session of one rank only: call sleep()")
+        if self._background is None:
+            self._background = _threads.submit(self._sleep_through)
+        return self._background
+
+    def _sleep_through(self) -> None:
+        while self.pending:
+            self.sleep_pass()
+
+    def _wait(self) -> None:
+        """For what goes on in the background; an error there is raised here."""
+        if self._background is not None:
+            self._background.result()
+            self._background = None
+
+    def _forget_if_done(self) -> None:
+        if self.ended and not self.pending:
+            with torch.inference_mode():
+                self._forget(*self._reopened())
+
+    def _forget(self, reader: Reader, w: WindowPlan, window: Window, memory: Memory) -> None:
+        """Leaves the window; an unread coda that no pass of sleep has run takes note of it."""
+        if not self._scored and self.done == 1:
+            h = self.memory.hidden[:, : self.filled]
+            memory = predict(reader, reader.passes(w)[0], window, h, memory)[2]
+        self.memory.end_window(end_window(reader, w, window, memory).state)
+        self.slept += self._sleeps
+        self.ended, self.done = False, 1
+
+    def _reopened(self) -> tuple[Reader, WindowPlan, Window, Memory]:
+        """The open window as a whole, for another pass."""
+        state = self.memory.state(unread=self._unread)
+        before = Memory(state._replace(attendable=state.attendable[:, : state.past]))
+        tokens = torch.zeros(1, self.filled, dtype=torch.int64)  # no pass of sleep reads them
+        reader, w = self._reader(tokens, before, passes=self._passes)
+        window, memory = begin_window(reader, w, before)
+        return reader, w, window, memory
+
+    # ---- planning
+
+    @property
+    def _scored(self) -> bool:
+        return self.predicts or self.model.sleep.when == "always"
+
+    @property
+    def _sleeps(self) -> bool:
+        return self.model.sleep.when == "always" or not self.predicts
+
+    @property
+    def _unread(self) -> slice:
+        """The blocks that have not run over the open window: the coda, if nothing is predicted."""
+        return slice(0) if self._scored else slice(self.model.core.stop, None)
+
+    def _reader(
+        self, tokens: Tensor, before: Memory, passes: int, every: bool = False, **options: object
+    ) -> tuple[Reader, WindowPlan]:
+        """Of tokens [1, t], planned as training plans a batch of one window.
+
+        The last token is scored if the window predicts, or every one; the document goes on.
+        """
+        targets = torch.full(tokens.shape, IGNORE)
+        if self._scored:
+            targets[:, 0 if every else -1 :] = 0
+        valid = torch.ones(tokens.shape, dtype=torch.bool)
+        batch = Batch(tokens, targets, valid, torch.zeros(1, 1).bool(), torch.ones(1).bool())
+        reader = Reader.of(self.model, batch, before.state, passes=passes, **options)  # type: ignore[arg-type]
+        return reader, reader.windows[0]
+
+    # ---- copying
+
+    def fork(self) -> Session:
+        """Another session that goes on from here by itself."""
+        self._wait()
+        other = object.__new__(Session)
+        other.__dict__.update(self.__dict__)
+        other.memory, other.seen = self.memory.copy(), self.seen.copy()
+        return other
 
 
-def generate_run(
-    run: Path,
-    prompt: str,
-    max_tokens: int = 200,
-    temperature: float = 0.8,
-    seed: int = 0,
-    passes: int | None = None,
-) -> Iterator[str]:
-    """Continues a prompt with a run's newest checkpoint, piece by piece as the text is decoded.
+_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sleep")
 
-    Args:
-        passes: N over each full window, if other than the run was trained with.
+
+def read_together(sessions: Sequence[Session], tokens: Sequence[int]) -> Tensor:
+    """Each session, all of one decoder, reads a token of its own in one forward pass.
+
+    Returns:
+        logits [B, vocabulary] of what follows each.
     Raises:
-        UserError: the run was not trained on text, or has no checkpoint.
+        SleepOwed: a session's window is full; make the passes that are `pending` first.
     """
-    model, config = open_model(run)
-    if config.data.task != "text":
-        raise UserError(
-            f"{run} was trained on the task {config.data.task!r}, which has no text to generate"
-        )
-    check_tokenizer(config)
-    tokenizer = Tokenizer.load(config.data.tokenizer)
-    session = Session(model.to(mesh.device()).eval(), passes=passes)
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        raise UserError("the prompt is empty: give the model some text to go on from")
-    logits = session.read(torch.tensor([ids], device=mesh.device()))
-    assert logits is not None, "a predicting window always gives logits"
-    written, shown = [], ""
-    for token in session.generate(
-        logits, max_tokens, temperature, seed, tokenizer.eos, tokenizer.vocab_size
-    ):
-        written.append(token)
-        text = tokenizer.decode(written)
-        # a character's bytes may come in several tokens
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text[len(shown) :]
-            shown = text
-    yield tokenizer.decode(written)[len(shown) :]
+    for session in sessions:
+        if session.ended or not session._scored:
+            raise SleepOwed(f"{session.pending} passes are owed before the session can read on")
+    logits = sessions[0].decoder.step([session.memory for session in sessions], tokens)
+    for session, token in zip(sessions, tokens, strict=True):
+        session._has_read(torch.tensor([token]))
+    return logits

@@ -18,7 +18,10 @@ from pretrain.convert import folder
 from pretrain.convert.export import export
 from pretrain.convert.load import open_model
 from pretrain.errors import UserError
-from pretrain.inference.session import Session, generate_run
+from pretrain.inference.decode import Decoder
+from pretrain.inference.generate import continue_text, generate, open_run
+from pretrain.inference.sampling import Sampling
+from pretrain.inference.session import Session
 from tests.convert.made import ADAD, DDDA, config, weights, write_run
 from tests.model import tiny
 from tokenizer.encode import Tokenizer
@@ -39,8 +42,7 @@ def ours(settings: Config, ids: list[int]) -> Tensor:
     """[T, vocabulary]: after each token, N = 1 in one window."""
     model = tiny.build(settings.sleep, settings.model, torch.float32)
     model.sleep = SleepConfig(passes=1, window=len(ids) + 1)
-    session = Session(model)
-    return torch.cat([session.read(torch.tensor([[i]])) for i in ids])
+    return Session(Decoder(model)).read(ids, every=True)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -97,7 +99,10 @@ def test_read_back_it_is_the_same_model(model: Path, tmp_path: Path) -> None:
     assert tiny.equal(dict(two.named_parameters()), dict(one.named_parameters()))
     assert (exported.model.layers, exported.sleep) == (settings.model.layers, settings.sleep)
     prompt = "def sleep(window):"
-    texts = ["".join(generate_run(f, prompt, 40)) for f in (run, tmp_path / "out")]
+    texts = []
+    for one in (run, tmp_path / "out"):
+        started = continue_text(*open_run(one), prompt, Sampling(), max_tokens=40)
+        texts.append("".join(piece.text for _, piece in generate(started)))
     assert texts[0] == texts[1] != ""
 
 

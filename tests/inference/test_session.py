@@ -6,124 +6,193 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor
 
-from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.config.schema import SleepConfig
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.inference.session import Session
+from pretrain.inference.decode import Decoder
+from pretrain.inference.session import Session, SleepOwed, read_together
 from pretrain.model.plan import WindowPlan
 from pretrain.model.sleep import SleepLM
+from tests.model.tiny import MODEL, build
 
-L, W, ROWS, VOCAB = 6, 3, 2, 40
-
-
-def make_model(**settings: object) -> SleepLM:
-    config = ModelConfig(
-        d_model=32, layers=["attention", "delta", "attention", "delta"],
-        attention_heads=2, attention_kv_heads=1, attention_head_dim=16,
-        delta_key_heads=1, delta_value_heads=2, delta_key_dim=8, delta_value_dim=16,
-        mlp_width=48, vocab_size=VOCAB,
-        embedding_std=1.0, init_std=0.2, head_std=0.2, decay_init=(1e-4, 1e-2),
-    )  # fmt: skip
-    return SleepLM(config, SleepConfig(window=L, **settings)).initialize(3)  # type: ignore[arg-type]
+L, W, ROWS = 6, 4, 3
+VOCAB = MODEL.vocab_size
 
 
-def make_batch(context: int) -> Batch:
+def make_decoder(dtype: torch.dtype = torch.float32, **settings: object) -> Decoder:
+    """Every parameter of it matters; decays are slow, or no sleep would change anything."""
+    return Decoder(build(SleepConfig(window=L, **settings), dtype=dtype))  # type: ignore[arg-type]
+
+
+def make_batch(context: int = 0, tokens: int = L * W) -> Batch:
     """ROWS sequences whose first `context` tokens carry no target."""
-    tokens = torch.randint(0, VOCAB, (ROWS, L * W), generator=torch.Generator().manual_seed(5))
-    targets = tokens.roll(-1, 1)
+    ids = torch.randint(0, VOCAB, (ROWS, tokens), generator=torch.Generator().manual_seed(5))
+    targets = ids.roll(-1, 1)
     targets[:, :context] = IGNORE
-    starts = torch.tensor([[True] + [False] * (W - 1)] * ROWS)
-    return Batch(
-        tokens, targets, torch.ones_like(tokens, dtype=torch.bool), starts, torch.zeros(ROWS).bool()
-    )
+    starts = torch.tensor([[True] + [False] * (-(-tokens // L) - 1)] * ROWS)
+    valid, carries = torch.ones_like(ids, dtype=torch.bool), torch.zeros(ROWS).bool()
+    return Batch(ids, targets, valid, starts, carries)
 
 
-def training_logits(model: SleepLM, batch: Batch) -> dict[int, torch.Tensor]:
+def training_logits(model: SleepLM, batch: Batch) -> dict[int, Tensor]:
     """Position -> logits [ROWS, VOCAB] of every scored position, from the training forward."""
-    logits: dict[int, torch.Tensor] = {}
+    logits: dict[int, Tensor] = {}
 
-    def head(plan: WindowPlan, y: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    def head(plan: WindowPlan, y: Tensor, targets: Tensor) -> Tensor:
         said = model.logits(y).view(ROWS, -1, VOCAB)
-        logits.update(
-            {plan.tokens.stop - said.shape[1] + t: said[:, t] for t in range(said.shape[1])}
-        )
-        return model.losses(y, goal)
+        start = plan.tokens.stop - said.shape[1]
+        logits.update({start + t: said[:, t] for t in range(said.shape[1])})
+        return model.losses(y, targets)
 
     with torch.no_grad():
         model(batch, head=head)
     return logits
 
 
+def close(actual: Tensor | None, expected: Tensor) -> None:
+    assert actual is not None
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
 CASES = list(itertools.product(("hard", "sliding"), (0, 1), (1, 3)))
 
 
 @pytest.mark.parametrize(("eviction", "ends", "passes"), CASES)
-def test_decoding_equals_training(eviction: str, ends: int, passes: int) -> None:
-    model = make_model(passes=passes, when="always", eviction=eviction, prelude=ends, coda=ends)
-    batch = make_batch(context=0)
-    expected = training_logits(model, batch)
-    session = Session(model, rows=ROWS)
+def test_tokens_one_by_one_or_together_equal_training(
+    eviction: str, ends: int, passes: int
+) -> None:
+    decoder = make_decoder(passes=passes, eviction=eviction, prelude=ends, coda=ends)
+    batch = make_batch()
+    expected = training_logits(decoder.model, batch)
+    alone, every = Session(decoder), Session(decoder)
+    together = [Session(decoder) for _ in range(ROWS)]
     for t in range(L * W):
-        got = session.read(batch.tokens[:, t : t + 1])
-        assert got is not None
-        torch.testing.assert_close(got, expected[t], atol=2e-5, rtol=1e-4)
-    assert session.slept == W  # full windows, the last one too: more may come
+        close(alone.read(batch.tokens[0, t : t + 1]), expected[t][0])
+        for session in together:
+            session.sleep()
+        close(read_together(together, batch.tokens[:, t].tolist()), expected[t])
+    close(every.read(batch.tokens[0], every=True), torch.stack([expected[t][0] for t in expected]))
+    for session in (alone, every, together[0]):
+        session.sleep()
+        assert (session.slept, session.position, session.filled) == (W, L * W, 0)
 
 
 @pytest.mark.parametrize(("eviction", "ends", "passes"), CASES)
 def test_reading_a_context_and_answering(eviction: str, ends: int, passes: int) -> None:
     """With sleep.when = "context" the context windows sleep and the answer's window does not."""
-    model = make_model(passes=passes, when="context", eviction=eviction, prelude=ends, coda=ends)
-    batch = make_batch(context=2 * L)
-    expected = training_logits(model, batch)
-    session = Session(model, rows=ROWS)
-    session.read(batch.tokens[:, :9], predicts=False)  # pieces that do not end with the window
-    session.read(batch.tokens[:, 9 : 2 * L], predicts=False)
+    decoder = make_decoder(
+        passes=passes, when="context", eviction=eviction, prelude=ends, coda=ends
+    )
+    batch = make_batch(context=2 * L, tokens=3 * L)
+    expected = training_logits(decoder.model, batch)
+    session = Session(decoder)
+    for piece in batch.tokens[0, : 2 * L].split([9, 1, 2]):  # they do not end with the window
+        assert session.read(piece, predicts=False) is None
+    session.turn(predicts=True)
     assert session.slept == 2
-    for t in range(2 * L, 3 * L):
-        got = session.read(batch.tokens[:, t : t + 1])
-        assert got is not None
-        torch.testing.assert_close(got, expected[t], atol=2e-5, rtol=1e-4)
-    assert session.slept == 2
+    close(session.read(batch.tokens[0, 2 * L : 2 * L + 2]), expected[2 * L + 1][0])
+    for t in range(2 * L + 2, 3 * L):
+        close(session.read(batch.tokens[0, t : t + 1]), expected[t][0])
+    session.sleep()
+    assert session.slept == 2 and session.filled == 0
 
 
-def test_the_number_of_passes_changes_what_is_said() -> None:
-    model = make_model(passes=3, when="always")
-    said = []
-    for passes in (1, 3):
-        session = Session(model, passes=passes)
-        said.append(session.read(make_batch(0).tokens[:1]))
-    assert (said[0] - said[1]).abs().max() > 1e-3
+def test_ragged_sessions_read_together_as_each_alone() -> None:
+    """Of different lengths, in windows that are full to different degrees, at different N."""
+    for eviction in ("hard", "sliding"):
+        decoder, batch = make_decoder(eviction=eviction, coda=1), make_batch()
+        lengths = (1, 9, 14)
+        sessions = [Session(decoder, passes) for passes in (1, 2, 4)]
+        for session, row, length in zip(sessions, batch.tokens, lengths, strict=True):
+            session.read(row[:length])
+        apart = [session.fork() for session in sessions]
+        for step in range(8):
+            tokens = [int(row[n + step]) for row, n in zip(batch.tokens, lengths, strict=True)]
+            for session in sessions:
+                session.sleep()
+            said = read_together(sessions, tokens)
+            for row, (session, token) in enumerate(zip(apart, tokens, strict=True)):
+                close(said[row], session.read([token]))  # type: ignore[arg-type]
+        assert {session.filled for session in sessions} == {3, 5, 4}
+
+
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+def test_a_sleep_at_once_a_pass_at_a_time_or_in_the_background(eviction: str) -> None:
+    decoder, batch = make_decoder(passes=4, eviction=eviction, prelude=1, coda=1), make_batch()
+    first = Session(decoder)
+    first.read(batch.tokens[0, : 2 * L])
+    assert first.pending == 3 and first.slept == 1
+    with pytest.raises(SleepOwed, match="3 passes are owed"):
+        read_together([first], [1])
+    other, stepwise, background = Session(decoder), first.fork(), first.fork()
+    first.sleep()
+    for owed in (3, 2, 1):
+        assert stepwise.pending == owed
+        read_together([other], [owed])  # others go on meanwhile
+        stepwise = stepwise.fork()  # in the middle of a sleep, too
+        stepwise.sleep_pass()
+    background.sleep_in_background()
+    said = [session.read([7]) for session in (first, stepwise, background)]
+    assert all(torch.equal(said[0], each) for each in said)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no sleep is owed"):
+        first.sleep_pass()
+
+
+def test_n_is_chosen_at_any_time_and_matters() -> None:
+    decoder, batch = make_decoder(passes=2), make_batch()
+    start, said = Session(decoder), {}
+    start.read(batch.tokens[0, :L])
+    for passes in (1, 2, 4):
+        session = start.fork()
+        session.passes = passes  # the window is full already
+        assert session.pending == passes - 1
+        said[passes] = session.read(batch.tokens[0, L : L + 2])
+    assert (said[1] - said[2]).abs().max() > 1e-3 < (said[2] - said[4]).abs().max()
+    start.sleep_pass()  # of two: the window is forgotten
+    start.passes = 5
+    start.read(batch.tokens[0, L : 2 * L])
+    start.sleep_pass()
+    with pytest.raises(ValueError, match="2 of 5 passes are made"):
+        start.passes = 3
+
+
+def test_a_fork_goes_on_by_itself() -> None:
+    decoder, batch = make_decoder(eviction="sliding"), make_batch()
+    one = Session(decoder)
+    one.read(batch.tokens[0, :8])
+    two = one.fork()
+    one.read(batch.tokens[1])
+    three = Session(decoder)
+    three.read(batch.tokens[0, :8])
+    assert torch.equal(two.read([3]), three.read([3]))  # type: ignore[arg-type]
+    assert two.seen.sum() < one.seen.sum()
 
 
 def test_memory_does_not_grow_with_what_was_read() -> None:
-    for eviction, keys in (("hard", 0), ("sliding", L - 1)):
-        session = Session(make_model(passes=2, eviction=eviction))
-        sizes = set()
+    for eviction, keys in (("hard", L), ("sliding", 2 * L - 1)):
+        session, sizes = Session(make_decoder(eviction=eviction)), set()
         for _ in range(4):
-            session.read(torch.zeros(1, 2 * L, dtype=torch.int64))
-            sizes.add(tuple(tuple(t.shape) for t in session.memory.state.named_tensors().values()))
-        assert len(sizes) == 1
-        assert session.memory.state.attendable.shape[1] == keys
+            session.read([0] * (2 * L))
+            sizes.add(session.memory.nbytes)
+        (kept,) = {block.k.shape[2] for block in session.memory.blocks if hasattr(block, "k")}
+        assert len(sizes) == 1 and kept == keys
 
 
-def test_sampling_is_reproducible_and_stops() -> None:
-    model = make_model(passes=2)
-
-    def text(temperature: float, seed: int, stop: int | None = None) -> list[int]:
-        session = Session(model)
-        logits = session.read(torch.tensor([[1, 2, 3]]))
-        assert logits is not None
-        return list(session.generate(logits, 20, temperature, seed, stop))
-
-    assert text(1.0, 0) == text(1.0, 0) != text(1.0, 1)
-    assert text(0.0, 0) == text(0.0, 1)
-    greedy = text(0.0, 0)
-    assert text(0.0, 0, stop=greedy[4]) == greedy[: greedy.index(greedy[4])]
+def test_in_double_a_token_is_exact() -> None:
+    """What is written twice, here and in parallel/, is the same mathematics."""
+    decoder, batch = make_decoder(dtype=torch.float64, eviction="sliding"), make_batch()
+    expected = training_logits(decoder.model, batch)
+    session = Session(decoder)
+    for t in range(L * W):
+        said = session.read(batch.tokens[0, t : t + 1])
+        torch.testing.assert_close(said, expected[t][0], atol=1e-12, rtol=1e-12)
 
 
-def test_a_padded_vocabulary_is_never_sampled() -> None:
-    session = Session(make_model(passes=1))
-    logits = session.read(torch.tensor([[1, 2, 3]]))
-    assert logits is not None
-    assert max(session.generate(logits, 40, temperature=5.0, seed=0, vocab_size=3)) < 3
+def test_what_cannot_be_read_is_refused() -> None:
+    session = Session(make_decoder())
+    for tokens in ([], [VOCAB], [-1]):
+        with pytest.raises(ValueError, match=r"one token or more, of ids 0\.\.22"):
+            session.read(tokens)
+    with pytest.raises(ValueError, match="N counts the wake pass"):
+        session.passes = 0

@@ -17,6 +17,7 @@ from parallel.stages import Stage
 from parallel.state import State
 from pretrain.config.schema import SleepConfig
 from pretrain.data.batch import IGNORE, Batch
+from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session
 from pretrain.model import plan
 from pretrain.model.flops import step_flops
@@ -47,7 +48,9 @@ def seen(sleep: SleepConfig) -> dict[str, object]:
     found: dict[str, object] = {}
     model(batch)
     found["loop"], calls = calls, 0
-    Session(model).read(batch.tokens[:1, :L], predicts=False)
+    session = Session(Decoder(model))
+    session.read(batch.tokens[0, :L], predicts=False)
+    session.sleep()
     found["session"] = calls
     found["FLOPs"] = step_flops(batch, config, sleep).forward
     stages = Stage(0, (0, 1, 2, 3, 4))

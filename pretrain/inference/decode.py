@@ -1,0 +1,285 @@
+"""One token of each of B sessions in one forward pass: the wake pass of `one_pass`, made quick.
+
+A token of a small model is some hundred operations on a few numbers each, so that time goes where
+training has none to lose: into planning a window, into building masks, into every operator's own
+overhead. Here a session's memory is written in place (`pretrain.inference.memory`), the projections
+that read the same input are one matrix, and nothing is decided per token. What is computed is what
+`parallel/` says: tests/inference/test_session.py holds the two together.
+
+Sessions may differ in all they remember, in how full their windows are, and in N. The weights are
+read once for all of them; S and the convolutions are stacked, attention goes session by session
+over as many keys as each has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from torch import Tensor, nn
+
+from parallel import mesh
+from parallel.attention import Attention
+from parallel.block import Block
+from parallel.gated_delta_net import GatedDeltaNet
+from parallel.layers import RowLinear, at_least_fp32
+from parallel.mlp import MLP
+from parallel.state import AttentionState, DeltaState
+from pretrain.inference.memory import SessionMemory
+from pretrain.model.sleep import SleepLM
+
+
+class Decoder:
+    """A model laid out for reading token by token.
+
+    The parameters become views of the matrices that are used here: there is one copy of them, and
+    they must not be replaced (loading in place is fine) while a Decoder is used.
+
+    Raises:
+        ValueError: the model is one pipeline stage of several, or runs with sequence parallelism.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: SleepLM) -> None:
+        if not (model.stage.is_first and model.stage.is_last) or mesh.sequence_parallel():
+            raise ValueError("a session needs the whole model: no stages, no sequence parallelism")
+        self.model = model.eval()
+        self.blocks = [_TokenBlock(block) for block in model.blocks_of(slice(None))]
+        self.norm = _Norm(1 + at_least_fp32(model.norm.weight), model.norm.eps)
+        shape = model.config
+        half = int(shape.attention_head_dim * shape.rotary_fraction) // 2
+        exponent = torch.arange(half, device=model.device, dtype=torch.float64) / half
+        self.frequency = shape.rope_theta**-exponent  # [half]
+        self.is_absolute = model.sleep.eviction == "sliding"
+
+    @torch.inference_mode()
+    def step(self, memories: Sequence[SessionMemory], tokens: Sequence[int]) -> Tensor:
+        """Reads a token into each of B memories, none of whose windows is full.
+
+        Returns:
+            logits [B, vocabulary] of what follows.
+        """
+        device = self.model.device
+        x = self.model.embed(torch.tensor(tokens, device=device))  # [B, D]
+        rotation = self._rotation(memories)
+        core = self.model.core
+        for b, block in enumerate(self.blocks):
+            x = block(x, memories, [memory.blocks[b] for memory in memories], rotation)
+            if b + 1 == core.stop:
+                for row, memory in enumerate(memories):
+                    memory.hidden[0, memory.filled] = x[row]
+        for memory in memories:
+            memory.filled += 1
+        return self.logits(x)
+
+    def logits(self, y: Tensor) -> Tensor:
+        """[n, D] -> [n, vocabulary], the same on every tensor-parallel rank."""
+        head = self.model.head.weight if self.model.head is not None else self.model.embed.weight
+        logits = F.linear(self.norm(y), head)
+        if mesh.tp_size() > 1:
+            return gather_from_tensor_model_parallel_region(logits, group=mesh.tp_group())
+        return logits
+
+    def _rotation(self, memories: Sequence[SessionMemory]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, 1, 2 half] of each row's next position, as `_rotate` takes them."""
+        positions = [m.filled + (m.position if self.is_absolute else 0) for m in memories]
+        at = torch.tensor(positions, dtype=torch.float64, device=self.frequency.device)
+        angle = at[:, None, None] * self.frequency
+        cos, sin = angle.cos().float(), angle.sin().float()
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+class _TokenBlock:
+    """`parallel.block.Block` for one token a row."""
+
+    def __init__(self, block: Block) -> None:
+        mixer = block.mixer
+        self.mixer = _TokenAttention(mixer) if isinstance(mixer, Attention) else _TokenDelta(mixer)
+        self.mixer_norm, self.mlp_norm = (
+            _Norm(1 + at_least_fp32(norm.weight), norm.eps)
+            for norm in (block.mixer_norm, block.mlp_norm)
+        )
+        self.mlp = _TokenMLP(block.mlp)
+
+    def __call__(
+        self,
+        x: Tensor,
+        memories: Sequence[SessionMemory],
+        states: Sequence[Any],  # of the mixer's own kind
+        rotation: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        x = self.mixer(x, self.mixer_norm(x), memories, states, rotation)
+        return self.mlp(x, self.mlp_norm(x))
+
+
+class _Norm:
+    """x / rms(x) * scale over the last dimension, in at least fp32; a third of F.rms_norm's
+    operators.
+    """
+
+    def __init__(self, scale: Tensor, eps: float) -> None:
+        self.scale, self.mean = scale, 1 / scale.shape[-1]
+        self.eps = scale.new_full((), eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = at_least_fp32(x)
+        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = torch.addcmul(self.eps, size, size, value=self.mean).rsqrt_()
+        return (wide * inverse).mul_(self.scale).type_as(x)
+
+
+class _TokenMLP:
+    """`parallel.mlp.MLP`: x [B, D], and x normed -> x with the MLP's output added."""
+
+    def __init__(self, mlp: MLP) -> None:
+        self.into = _side_by_side(mlp.gate.weight, mlp.up.weight)
+        self.out = _Out(mlp.down)
+
+    def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
+        gate, up = F.linear(normed, self.into).chunk(2, dim=-1)
+        return self.out(x, F.silu(gate).mul_(up))
+
+
+class _TokenDelta:
+    """`parallel.gated_delta_net.GatedDeltaNet`, by the recurrence that defines the delta rule."""
+
+    def __init__(self, net: GatedDeltaNet) -> None:
+        self.into = _side_by_side(
+            net.v.weight, net.k.weight, net.q.weight,
+            net.gate.weight, net.beta.weight, net.alpha.weight,
+        )  # fmt: skip
+        self.taps = torch.cat([net.conv_v, net.conv_k, net.conv_q]).T.contiguous()  # [taps, C]
+        self.H, self.Hk, self.K, self.V = net.value_heads, net.key_heads, net.key_dim, net.value_dim
+        values, keys = self.H * self.V, self.Hk * self.K
+        self.parts = [values + 2 * keys, values, self.H, self.H]
+        self.values = values
+        self.rate = -at_least_fp32(net.A_log).exp()
+        self.dt_bias = at_least_fp32(net.dt_bias)
+        self.norm = _Norm(at_least_fp32(net.norm.weight), net.norm.eps)
+        self.out = _Out(net.out)
+
+    def __call__(
+        self,
+        x: Tensor,
+        normed: Tensor,
+        memories: Sequence[SessionMemory],
+        states: Sequence[DeltaState],
+        rotation: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        B, H, K, V = len(x), self.H, self.K, self.V
+        streams, gate, beta, alpha = F.linear(normed, self.into).split(self.parts, dim=-1)
+        streams = self._convolve(streams, states)
+        v = at_least_fp32(streams[:, : self.values]).reshape(B * H, 1, V)
+        k, q = self._unit(streams[:, self.values :])  # [B*H, K]
+        decay = F.softplus(at_least_fp32(alpha) + self.dt_bias).mul_(self.rate).exp_()
+        beta = torch.sigmoid(at_least_fp32(beta))
+
+        alone = len(states) == 1
+        S = states[0].S if alone else torch.cat([state.S for state in states])
+        S = S.view(B * H, K, V).mul_(decay.reshape(-1, 1, 1))
+        write = torch.baddbmm(v, k[:, None], S, alpha=-1).mul_(beta.reshape(-1, 1, 1))
+        S.baddbmm_(k[:, :, None], write)
+        o = torch.baddbmm(v, q[:, None], S, beta=0, alpha=K**-0.5)  # beta=0: v is not read
+        if not alone:
+            torch._foreach_copy_([state.S for state in states], list(S.view(B, H, K, V).split(1)))
+
+        y = self.norm(o.view(B, H, V)).flatten(1).type_as(gate) * F.silu(at_least_fp32(gate))
+        return self.out(x, y.type_as(x))
+
+    def _convolve(self, new: Tensor, states: Sequence[DeltaState]) -> Tensor:
+        """Causal depthwise convolution and SiLU of the newest of the inputs [B, C]."""
+        tails = states[0].tail if len(states) == 1 else torch.cat([s.tail for s in states])
+        inputs = torch.cat([tails, new[:, None]], dim=1)  # [B, taps, C]
+        if len(states) == 1:
+            states[0].tail.copy_(inputs[:, 1:])
+        else:
+            torch._foreach_copy_([s.tail for s in states], list(inputs[:, 1:].split(1)))
+        return F.silu((inputs * self.taps).sum(dim=1))
+
+    def _unit(self, kq: Tensor) -> Sequence[Tensor]:
+        """k and q [B*H, K] of unit length, each key head for the value heads that it serves."""
+        kq = at_least_fp32(kq).reshape(-1, 2, self.Hk, self.K)
+        size = torch.linalg.vector_norm(kq, dim=-1, keepdim=True)
+        kq = kq * size.square_().add_(1e-6).rsqrt_()
+        if self.Hk != self.H:
+            kq = kq.repeat_interleave(self.H // self.Hk, dim=2)
+        return [part.reshape(-1, self.K) for part in kq.unbind(1)]
+
+
+class _TokenAttention:
+    """`parallel.attention.Attention` of one query a row, over the keys of its own session."""
+
+    def __init__(self, attention: Attention) -> None:
+        a = attention
+        self.into = _side_by_side(a.q.weight, a.k.weight, a.v.weight, a.gate.weight)
+        self.H, self.Hkv, self.head = a.heads, a.kv_heads, a.head_dim
+        self.parts = [(a.heads + a.kv_heads) * a.head_dim, a.kv_heads * a.head_dim]
+        self.parts.append(a.heads * a.head_dim)
+        q_scale, k_scale = 1 + at_least_fp32(a.q_norm.weight), 1 + at_least_fp32(a.k_norm.weight)
+        scale = torch.cat([q_scale.expand(a.heads, -1), k_scale.expand(a.kv_heads, -1)])
+        self.norm = _Norm(scale, a.q_norm.eps)  # of all heads at once
+        self.out = _Out(a.out)
+
+    def __call__(
+        self,
+        x: Tensor,
+        normed: Tensor,
+        memories: Sequence[SessionMemory],
+        states: Sequence[AttentionState],
+        rotation: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        B, grouped = len(x), self.Hkv != self.H
+        qk, v, gate = F.linear(normed, self.into).split(self.parts, dim=-1)
+        qk = _rotate(self.norm(qk.view(B, -1, self.head)), *rotation).type_as(v)
+        q, k = qk.split([self.H, self.Hkv], dim=1)  # [B, heads, head]
+        v = v.view(B, self.Hkv, self.head)
+        read = []
+        for row, (memory, state) in enumerate(zip(memories, states, strict=True)):
+            new = memory.past + memory.filled
+            state.k[0, :, new], state.v[0, :, new] = k[row], v[row]
+            band = slice(max(0, new + 1 - memory.hidden.shape[1]), new + 1)  # the last L keys
+            read.append(
+                F.scaled_dot_product_attention(
+                    q[row, None, :, None],
+                    state.k[:, :, band],
+                    state.v[:, :, band],
+                    enable_gqa=grouped,
+                )
+            )
+        y = (read[0] if B == 1 else torch.cat(read)).view(B, -1)
+        return self.out(x, y * torch.sigmoid(gate))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`parallel.attention.rotate`: x [B, heads, head]; cos, sin [B, 1, 2 half], sin signed."""
+    half = cos.shape[-1] // 2
+    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    turned = torch.addcmul(torch.cat([a, b], dim=-1) * cos, torch.cat([b, a], dim=-1), sin)
+    return torch.cat([turned, rest], dim=-1)
+
+
+class _Out:
+    """A row-parallel linear whose output is added to the residual stream: x + y W^T."""
+
+    def __init__(self, linear: RowLinear) -> None:
+        self.weight, self.is_split = linear.weight, mesh.tp_size() > 1
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.is_split:
+            y = F.linear(y, self.weight)
+            return x + reduce_from_tensor_model_parallel_region(y, group=mesh.tp_group())
+        return torch.addmm(x, y, self.weight.T)
+
+
+def _side_by_side(*parameters: nn.Parameter) -> Tensor:
+    """Matrices [.., D] as one, of which they become views."""
+    whole = torch.cat([p.detach() for p in parameters])
+    for parameter, rows in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
+        parameter.data = rows
+    return whole

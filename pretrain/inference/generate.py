@@ -1,0 +1,143 @@
+"""Continuing a text: sessions that read what their samplers choose, all in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from parallel import mesh
+from pretrain.config.run_folder import check_tokenizer
+from pretrain.convert.load import open_model
+from pretrain.errors import UserError
+from pretrain.inference.decode import Decoder
+from pretrain.inference.sampling import Choice, Sampler, Sampling
+from pretrain.inference.session import Session, read_together
+from pretrain.inference.text import TextStream
+from tokenizer.encode import Tokenizer
+
+
+class Piece(NamedTuple):
+    """What one more token gives."""
+
+    text: str  # that is certain now; often empty while a character or a stop string may be coming
+    choice: Choice | None  # None: this is what was held back at the end
+
+
+class Continuation:
+    """One session's answer while it is written.
+
+    unread   the token that was chosen last, until the session has read it
+    ended    "stop": EOS or a stop string has come; "length": it has `max_tokens`; None: it goes on
+
+    Args:
+        logits: [vocabulary], what the session's last `read` gave.
+        eos: a token that ends it, and is no part of it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        logits: Tensor,
+        sampler: Sampler,
+        text: TextStream,
+        max_tokens: int,
+        eos: int | None,
+    ) -> None:
+        self.session, self.logits, self.sampler, self.text = session, logits, sampler, text
+        self.max_tokens, self.eos = max_tokens, eos
+        self.tokens: list[int] = []
+        self.unread: int | None = None
+        self.ended: Literal["stop", "length"] | None = None
+
+    def choose(self) -> Piece:
+        """The next token, chosen from `logits`, and what it adds to the text."""
+        choice = self.sampler.choose(self.logits, self.session.seen)
+        if choice.token == self.eos:
+            self.ended = "stop"
+            return Piece(self.text.finish(), None)
+        self.unread = choice.token
+        self.tokens.append(choice.token)
+        text = self.text.push(choice.token)
+        if self.text.stopped is None and len(self.tokens) == self.max_tokens:
+            text += self.text.finish()
+            self.ended = "length"
+        if self.text.stopped is not None:
+            self.ended = "stop"
+        return Piece(text, choice)
+
+
+def generate(continuations: Sequence[Continuation]) -> Iterator[tuple[Continuation, Piece]]:
+    """Writes all of them to their ends, token by token in step; sleeps are made at once."""
+    going = [each for each in continuations if each.ended is None]
+    while going:
+        for each in going:
+            yield each, each.choose()
+        going = [each for each in going if each.ended is None]
+        if going:
+            advance(going)
+
+
+def advance(continuations: Sequence[Continuation]) -> None:
+    """Each session reads the token that was chosen, after the sleep that it may owe."""
+    for each in continuations:
+        each.session.sleep()
+    chosen = [each.unread for each in continuations if each.unread is not None]
+    logits = read_together([each.session for each in continuations], chosen)
+    for each, row in zip(continuations, logits, strict=True):
+        each.logits, each.unread = row, None
+
+
+def open_run(run: Path) -> tuple[Decoder, Tokenizer]:
+    """The newest checkpoint of a run, a checkpoint or an export, made ready to read and write text.
+
+    Raises:
+        UserError: the run was not trained on text, or has no checkpoint.
+    """
+    model, config = open_model(run)
+    if config.data.task != "text":
+        raise UserError(
+            f"{run} was trained on the task {config.data.task!r}, which has no text to generate"
+        )
+    check_tokenizer(config)
+    return Decoder(model.to(mesh.device())), Tokenizer.load(config.data.tokenizer)
+
+
+def continue_text(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    max_tokens: int = 200,
+    stop: Sequence[str] = (),
+    samples: int = 1,
+    passes: int | None = None,
+) -> list[Continuation]:
+    """Continuations of a prompt, which is read once; sample i draws with seed + i.
+
+    Args:
+        passes: N over each full window, if other than the run was trained with.
+    Raises:
+        UserError: the prompt is empty.
+    """
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise UserError("the prompt is empty: give the model some text to go on from")
+    session = Session(decoder, passes)
+    logits = session.read(ids)
+    assert logits is not None, "a predicting window always gives logits"
+    return [
+        Continuation(
+            session if i == samples - 1 else session.fork(),
+            logits,
+            Sampler(replace(sampling, seed=sampling.seed + i), tokenizer.vocab_size),
+            TextStream(tokenizer, stop),
+            max_tokens,
+            tokenizer.eos,
+        )
+        for i in range(samples)
+    ]

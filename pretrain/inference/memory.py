@@ -1,0 +1,107 @@
+"""All that a session remembers, in tensors that are laid out once and written in place.
+
+    S            of each delta block, across windows
+    keys         of each attention block: the open window's, after at most L - 1 of windows before
+                 if they slide
+    tail         of each delta block: the last inputs of its convolutions in the open window
+    hidden       the open window's hidden states, which a sleep begins with
+
+So the memory is as large after a million tokens as after one: L tokens of keys and values with hard
+eviction, 2 L - 1 with sliding eviction, whose sleep attends from the window's first token to the
+L - 1 before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from parallel.state import AttentionState, BlockState, DeltaState, State
+from pretrain.model.hybrid import HybridLM
+
+
+class SessionMemory:
+    """One row's memory of a model, between any two tokens or passes.
+
+    blocks    S and tail, or keys and values, with room for a window
+    hidden    [1, L, D], of the tokens that are read
+    past      keys that come before the open window
+    filled    tokens of the open window
+    position  tokens before the open window
+    """
+
+    def __init__(self, model: HybridLM) -> None:
+        config, sleep = model.config, model.sleep
+        self.keeps = sleep.window - 1 if sleep.eviction == "sliding" else 0
+        self.blocks = tuple(
+            AttentionState(*(_room(keys, 2, self.keeps + sleep.window) for keys in block))
+            if isinstance(block, AttentionState)
+            else DeltaState(block.S, _room(block.tail, 1, config.delta_conv_width - 1))
+            for block in model.empty_state(1).blocks
+        )
+        shape = (1, sleep.window, config.d_model)
+        self.hidden = torch.zeros(shape, dtype=model.dtype, device=model.device)
+        self.past = self.filled = self.position = 0
+
+    def state(self, unread: slice = slice(0)) -> State:
+        """As `one_pass` takes it: the same values, keys and tails of what has been read alone.
+
+        Args:
+            unread: blocks that have not run over the open window.
+        """
+        apart = range(*unread.indices(len(self.blocks)))
+        blocks = tuple(
+            self._read_part(block, 0 if b in apart else self.filled)
+            for b, block in enumerate(self.blocks)
+        )
+        device = self.hidden.device
+        attendable = torch.ones(1, self.past + self.filled, dtype=torch.bool, device=device)
+        return State(blocks, attendable, torch.tensor([self.position], device=device), self.past)
+
+    def _read_part(self, block: BlockState, filled: int) -> BlockState:
+        if isinstance(block, DeltaState):
+            room = block.tail.shape[1]
+            return DeltaState(block.S, block.tail[:, room - min(filled, room) :])
+        end = self.past + filled
+        return AttentionState(block.k[:, :, :end], block.v[:, :, :end])
+
+    def write(self, blocks: Sequence[BlockState]) -> None:
+        """Takes over what a pass has left in the blocks; no more keys than there is room for."""
+        for mine, left in zip(self.blocks, blocks, strict=True):
+            if isinstance(mine, DeltaState) and isinstance(left, DeltaState):
+                mine.S.copy_(left.S)
+                room, have = mine.tail.shape[1], left.tail.shape[1]
+                mine.tail[:, : room - have] = 0  # as at the start of a window
+                mine.tail[:, room - have :] = left.tail
+            elif isinstance(mine, AttentionState) and isinstance(left, AttentionState):
+                have = left.k.shape[2]
+                mine.k[:, :, :have] = left.k
+                mine.v[:, :, :have] = left.v
+
+    def end_window(self, state: State) -> None:
+        """Takes over what `parallel.state.State.end_window` has left."""
+        self.write(state.map(torch.clone).blocks)  # keys slide over themselves
+        self.position += self.filled
+        self.past, self.filled = state.past, 0
+
+    def copy(self) -> SessionMemory:
+        """The same memory, apart from this one."""
+        other = object.__new__(SessionMemory)
+        other.__dict__.update(self.__dict__)
+        other.blocks = tuple(type(b)(*(t.clone() for t in b)) for b in self.blocks)
+        other.hidden = self.hidden.clone()
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its tensors."""
+        return self.hidden.nbytes + sum(t.nbytes for block in self.blocks for t in block)
+
+
+def _room(x: Tensor, dim: int, size: int) -> Tensor:
+    """Zeros like x, but of this size in one dimension."""
+    shape = list(x.shape)
+    shape[dim] = size
+    return x.new_zeros(shape)

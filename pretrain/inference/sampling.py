@@ -1,0 +1,113 @@
+"""Which token comes next: from logits to a choice, by the settings that users know.
+
+In transformers' order: repetition penalty, temperature, top-k, top-p, min-p. The n-th draw is a
+pure function of (seed, n), so a sampler has no other state, and a session that is saved, restored
+or moved goes on with the draws that it would have made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretrain.data.splitmix import mix, splitmix64
+from pretrain.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen. UserError names a setting that is out of its bounds."""
+
+    temperature: float = 1.0  # 0: always the likeliest
+    top_p: float = 1.0  # of the likeliest tokens that together have this probability
+    top_k: int = 0  # of so many likeliest; 0: of all
+    min_p: float = 0.0  # of those at least this times as likely as the likeliest
+    # Logits of tokens that were read are divided by it where positive, multiplied where negative.
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    logprobs: int = 0  # so many of the likeliest tokens are told beside the one that is chosen
+
+    def __post_init__(self) -> None:
+        bounds: dict[str, tuple[bool, str]] = {
+            "temperature": (0 <= self.temperature < math.inf, "a number from 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "a whole number from 0"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a number above 0"),
+            "seed": (0 <= self.seed < 1 << 63, "from 0 to 2^63 - 1"),
+            "logprobs": (self.logprobs >= 0, "a whole number from 0"),
+        }
+        for name, (holds, what) in bounds.items():
+            if not holds:
+                raise UserError(f"{name} = {getattr(self, name)}: must be {what}")
+
+
+class Choice(NamedTuple):
+    """A token, and what the model said of it: before any of the settings."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]  # the likeliest tokens and theirs, if they were asked for
+
+
+class Sampler:
+    """Chooses one session's tokens.
+
+    Args:
+        vocab_size: ids the tokenizer has, where the model's vocabulary is padded beyond them.
+        drawn: draws made so far.
+    """
+
+    def __init__(self, sampling: Sampling, vocab_size: int | None = None, drawn: int = 0) -> None:
+        self.sampling, self.vocab_size, self.drawn = sampling, vocab_size, drawn
+
+    def choose(self, logits: Tensor, seen: NDArray[np.bool_]) -> Choice:
+        """The next token.
+
+        Args:
+            logits: [vocabulary]. seen: [vocabulary], the tokens read so far.
+        """
+        logits = logits[: self.vocab_size].double().cpu()
+        token = self._draw(self.penalised(logits, seen))
+        said = torch.log_softmax(logits, dim=0)
+        top = said.topk(min(self.sampling.logprobs, len(said)))
+        alternatives = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        return Choice(token, float(said[token]), alternatives)
+
+    def penalised(self, logits: Tensor, seen: NDArray[np.bool_]) -> Tensor:
+        """Logits that have repetition made less likely."""
+        penalty = self.sampling.repetition_penalty
+        if penalty == 1:
+            return logits
+        reduced = torch.where(logits > 0, logits / penalty, logits * penalty)
+        return torch.where(torch.from_numpy(seen[: len(logits)]), reduced, logits)
+
+    def _draw(self, logits: Tensor) -> int:
+        if self.sampling.temperature == 0:
+            return int(logits.argmax())
+        chances = self.chances(logits).cumsum(dim=0)
+        bits: Any = splitmix64(mix(self.sampling.seed), self.drawn)
+        self.drawn += 1
+        drawn = (bits >> 12) * 2.0**-52 * float(chances[-1])  # in [0, sum)
+        return int(torch.searchsorted(chances, torch.tensor(drawn).double(), right=True))
+
+    def chances(self, logits: Tensor) -> Tensor:
+        """Of each token, [vocabulary]; not of sum 1 where some are left out."""
+        s = self.sampling
+        chances = torch.softmax(logits / s.temperature, dim=0)
+        if 0 < s.top_k < len(chances):
+            chances = chances.where(logits >= logits.topk(s.top_k).values[-1], 0)
+        if s.top_p < 1:
+            falling, order = chances.sort(descending=True, stable=True)
+            before = falling.cumsum(dim=0) - falling  # what is likelier than each token
+            beyond = order[before >= s.top_p * falling.sum()]
+            chances[beyond] = 0
+        if s.min_p > 0:
+            chances = chances.where(chances >= s.min_p * chances.max(), 0)
+        return chances

@@ -1,0 +1,63 @@
+"""Tokens to text while they come: no half characters, and nothing of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from tokenizer.encode import Tokenizer
+
+
+class TextStream:
+    """The text of tokens that come one by one.
+
+    What may still become part of a character or of a stop string is held back, so that the pieces
+    together are the text of all tokens, up to a stop string.
+
+    stopped   the stop string that has come; nothing follows it
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, [text for text in stop if text]
+        self.stopped: str | None = None
+        self._ids: list[int] = []  # of a character that is not whole
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""  # text that a stop string may begin with
+
+    def push(self, token: int) -> str:
+        """The text that is certain once this token has come."""
+        self._ids.append(token)
+        byte = self.tokenizer.byte(token)
+        self._bytes.decode(b"" if byte is None else bytes([byte]), final=byte is None)
+        if self._bytes.getstate()[0]:  # a character has begun
+            return ""
+        return self._certain(self._decoded())
+
+    def finish(self) -> str:
+        """What was held back, when no more tokens come."""
+        text = self._certain(self._decoded())
+        held, self._held = self._held, ""
+        return text + held
+
+    def _decoded(self) -> str:
+        ids, self._ids = self._ids, []
+        return self.tokenizer.decode(ids)
+
+    def _certain(self, text: str) -> str:
+        text = self._held + text
+        if self.stopped is not None:
+            return ""
+        ends = [
+            (text.index(stop) + len(stop), -len(stop), stop) for stop in self.stop if stop in text
+        ]
+        if ends:  # the first that is complete, and of those that end together the longest
+            end, _, self.stopped = min(ends)
+            self._held = ""
+            return text[: end - len(self.stopped)]
+        beginnings = (n for n in range(len(text), 0, -1) if self._may_become_stop(text[-n:]))
+        held = next(beginnings, 0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def _may_become_stop(self, end: str) -> bool:
+        return any(stop.startswith(end) for stop in self.stop)

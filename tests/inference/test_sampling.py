@@ -1,0 +1,95 @@
+"""Choosing tokens, against transformers' processors and against what was asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from pretrain.errors import UserError
+from pretrain.inference.sampling import Sampler, Sampling
+
+VOCAB = 50
+SEEN = np.zeros(VOCAB, dtype=bool)
+SEEN[[3, 7, 30]] = True
+LOGITS = 3 * torch.randn(20, VOCAB, generator=torch.Generator().manual_seed(0)).double()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7},
+        {"top_k": 5},
+        {"top_p": 0.8},
+        {"min_p": 0.2},
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 1.3, "temperature": 1.5, "top_k": 12, "top_p": 0.9, "min_p": 0.05},
+    ],
+)
+def test_chances_are_transformers(settings: dict[str, float]) -> None:
+    s = Sampling(**settings)  # type: ignore[arg-type]
+    theirs = LogitsProcessorList()
+    if s.repetition_penalty != 1:
+        theirs.append(RepetitionPenaltyLogitsProcessor(s.repetition_penalty))
+    theirs.append(TemperatureLogitsWarper(s.temperature))
+    theirs += [TopKLogitsWarper(s.top_k)] if s.top_k else []
+    theirs += [TopPLogitsWarper(s.top_p)] if s.top_p < 1 else []
+    theirs += [MinPLogitsWarper(s.min_p)] if s.min_p else []
+    read = torch.from_numpy(SEEN).nonzero().T
+    sampler = Sampler(s)
+    for logits in LOGITS:
+        expected = theirs(read, logits[None].clone())[0].softmax(0)
+        ours = sampler.chances(sampler.penalised(logits, SEEN))
+        torch.testing.assert_close(ours / ours.sum(), expected)
+
+
+def test_draws_have_the_chances_and_are_a_function_of_seed_and_number() -> None:
+    logits, sampler = LOGITS[0], Sampler(Sampling(seed=5, temperature=2.0))
+    drawn = [sampler.choose(logits, SEEN).token for _ in range(4000)]
+    share = torch.bincount(torch.tensor(drawn), minlength=VOCAB) / len(drawn)
+    assert (share - (logits / 2).softmax(0)).abs().max() < 0.02
+    later = Sampler(sampler.sampling, drawn=100)
+    assert [later.choose(logits, SEEN).token for _ in range(50)] == drawn[100:150]
+    other = Sampler(Sampling(seed=6, temperature=2.0))
+    assert [other.choose(logits, SEEN).token for _ in range(50)] != drawn[:50]
+
+
+def test_greedy_and_what_is_told() -> None:
+    sampler = Sampler(Sampling(temperature=0, logprobs=3, repetition_penalty=1e6))
+    expected = LOGITS[1].log_softmax(0)
+    best = expected.argsort(descending=True).tolist()
+    choice = sampler.choose(LOGITS[1], np.zeros(VOCAB, dtype=bool))
+    assert choice.token == best[0] and sampler.drawn == 0
+    assert [token for token, _ in choice.top] == best[:3]
+    assert choice.logprob == choice.top[0][1] == pytest.approx(float(expected[best[0]]))
+    seen = np.arange(VOCAB) == best[0]
+    repeated = sampler.choose(LOGITS[1], seen)
+    assert repeated.token == best[1]  # what is told is what the model said
+    assert repeated.top == choice.top and repeated.logprob == choice.top[1][1]
+
+
+def test_a_padded_vocabulary_is_never_chosen() -> None:
+    sampler = Sampler(Sampling(temperature=5.0, logprobs=9), vocab_size=3)
+    choices = [sampler.choose(logits, SEEN) for logits in LOGITS]
+    assert {c.token for c in choices} == {0, 1, 2} and all(len(c.top) == 3 for c in choices)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", -1.0), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1),
+        ("top_k", -1), ("min_p", 1.5), ("repetition_penalty", 0.0), ("seed", -1),
+        ("logprobs", -2),
+    ],
+)  # fmt: skip
+def test_settings_out_of_bounds_are_named(setting: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^{setting} = .*: must be "):
+        Sampling(**{setting: value})  # type: ignore[arg-type]
