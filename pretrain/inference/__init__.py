@@ -6,4 +6,5 @@ memory.py     what a session keeps
 sampling.py   which token comes next
 text.py       tokens to text while they come
 generate.py   continuations of a prompt
+store.py      sessions on disk
 """

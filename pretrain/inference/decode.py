@@ -13,7 +13,11 @@ over as many keys as each has.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,6 +61,18 @@ class Decoder:
         exponent = torch.arange(half, device=model.device, dtype=torch.float64) / half
         self.frequency = shape.rope_theta**-exponent  # [half]
         self.is_absolute = model.sleep.eviction == "sliding"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides what a memory means: weights, sizes, windows."""
+        sleep = asdict(self.model.sleep)
+        for free in ("passes", "truncate_passes", "truncate_windows"):  # N is each session's own
+            del sleep[free]
+        said = hashlib.sha256(json.dumps([asdict(self.model.config), sleep]).encode())
+        for name, parameter in sorted(self.model.named_parameters()):
+            said.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
+            said.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return said.hexdigest()
 
     @torch.inference_mode()
     def step(self, memories: Sequence[SessionMemory], tokens: Sequence[int]) -> Tensor:

@@ -94,6 +94,16 @@ class SessionMemory:
         other.hidden = self.hidden.clone()
         return other
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All that is in use, by name: what a file holds of it. Views."""
+        end = self.past + self.filled
+        named = {
+            f"blocks.{b}.{name}": part[:, :, :end] if isinstance(block, AttentionState) else part
+            for b, block in enumerate(self.blocks)
+            for name, part in block._asdict().items()
+        }
+        return named | {"hidden": self.hidden[:, : self.filled]}
+
     @property
     def nbytes(self) -> int:
         """Of all its tensors."""

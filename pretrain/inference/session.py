@@ -73,7 +73,7 @@ class Session:
 
     @passes.setter
     def passes(self, passes: int) -> None:
-        self._wait()
+        self.wait()
         if passes < 1:
             raise ValueError(f"passes = {passes}: N counts the wake pass, so it is 1 at least")
         if self.done > 1 and passes != self._passes:
@@ -193,7 +193,7 @@ class Session:
 
     def sleep(self) -> None:
         """Makes all passes that are owed, or waits for those that are made in the background."""
-        self._wait()
+        self.wait()
         while self.pending:
             self.sleep_pass()
 
@@ -213,7 +213,7 @@ class Session:
         while self.pending:
             self.sleep_pass()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """For what goes on in the background; an error there is raised here."""
         if self._background is not None:
             self._background.result()
@@ -276,7 +276,7 @@ class Session:
 
     def fork(self) -> Session:
         """Another session that goes on from here by itself."""
-        self._wait()
+        self.wait()
         other = object.__new__(Session)
         other.__dict__.update(self.__dict__)
         other.memory, other.seen = self.memory.copy(), self.seen.copy()

@@ -1,0 +1,139 @@
+"""Sessions on disk: one safetensors file each, there whole or not at all, proven when it is read.
+
+    blocks.B.S, .tail, .k, .v   the memory of block B; of keys and values those in use
+    hidden                      of the open window, [1, t, D]
+    seen                        [vocabulary] bool
+    metadata                    format; the model's fingerprint; N and where in its window and sleep
+                                the session is; how its tokens are chosen and how many were drawn;
+                                the caller's notes; sha256 of all of that and of every tensor
+
+A session that is restored goes on as the saved one would have, also in the middle of a sleep, with
+the model that it was saved with and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, safe_open, save
+from torch import Tensor
+
+from parallel import mesh
+from pretrain.errors import UserError, shortened
+from pretrain.files import read_whole, write_atomically
+from pretrain.inference.decode import Decoder
+from pretrain.inference.sampling import Sampler, Sampling
+from pretrain.inference.session import Session
+
+FORMAT = "hypnos session 1"
+WHERE = ("predicts", "ended", "done", "slept")  # a session's
+HOW_FULL = ("past", "filled", "position")  # its memory's
+
+
+class Saved(NamedTuple):
+    """What a file gives back."""
+
+    session: Session
+    sampler: Sampler | None
+    notes: dict[str, Any]
+
+
+def save_session(
+    path: Path,
+    session: Session,
+    sampler: Sampler | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> int:
+    """Writes a session, durably; a file of that name is replaced. A sleep in the background is
+    waited for.
+
+    Args:
+        sampler: that of its answers, if the next one goes on with its draws.
+        notes: whatever JSON can hold, given back by `load_session`.
+    Returns:
+        bytes of the file.
+    Raises:
+        UserError: it cannot be written. ValueError: the session is one of several ranks'.
+    """
+    if mesh.tp_size() > 1:
+        raise ValueError("a session is saved by one process: run the model with tp = 1")
+    session.wait()
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in session.memory.named_tensors().items()
+    } | {"seen": torch.from_numpy(session.seen)}
+    facts = {
+        "format": FORMAT,
+        "model": session.decoder.fingerprint,
+        "passes": session.passes,
+        "session": {name: getattr(session, name) for name in WHERE},
+        "memory": {name: getattr(session.memory, name) for name in HOW_FULL},
+        "sampler": sampler and [asdict(sampler.sampling), sampler.vocab_size, sampler.drawn],
+        "notes": dict(notes or {}),
+    }
+    said = json.dumps(facts)
+    content = save(tensors, {"session": said, "sha256": _checksum(said, tensors)})
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; make room there") from None
+    return len(content)
+
+
+def load_session(path: Path, decoder: Decoder) -> Saved:
+    """A session that `save_session` wrote.
+
+    Raises:
+        UserError: names the file, and says that it is missing, damaged, or of another model.
+    """
+    try:
+        content = read_whole(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: no saved session: {shortened(str(error))}") from None
+    said = metadata.get("session", "")
+    if not said:
+        raise UserError(f"{path}: no saved session: its metadata do not tell of one")
+    if metadata.get("sha256") != _checksum(said, tensors):
+        raise UserError(f"{path}: damaged: its content is not what was written; copy it anew")
+    facts = json.loads(said)
+    if facts["format"] != FORMAT:
+        raise UserError(f"{path}: written by another version of Hypnos: {facts['format']}")
+    if facts["model"] != decoder.fingerprint:
+        theirs, ours = facts["model"][:12], decoder.fingerprint[:12]
+        raise UserError(
+            f"{path}: a session of another model ({theirs}, this one is {ours}); open it with the "
+            "weights and the [sleep] settings that it was saved with"
+        )
+    session = Session(decoder, facts["passes"])
+    session.seen[:] = tensors.pop("seen").numpy()
+    for name, value in facts["session"].items():
+        setattr(session, name, value)
+    for name, value in facts["memory"].items():
+        setattr(session.memory, name, value)
+    for name, room in session.memory.named_tensors().items():
+        room.copy_(tensors[name])
+    sampler = None
+    if facts["sampler"]:
+        settings, vocab_size, drawn = facts["sampler"]
+        sampler = Sampler(Sampling(**settings), vocab_size, drawn)
+    return Saved(session, sampler, facts["notes"])
+
+
+def _checksum(said: str, tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(said.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
