@@ -113,7 +113,9 @@ def _sequence(config: Config) -> int:
             query = 2 + 2 * max(config.depo.name_tokens)
             return config.depo.context + config.depo.queries * query
         case "rule110":
-            return config.rule110.rings * (config.rule110.width + 1)
+            rule = config.rule110
+            questions = rule.steps - rule.min_steps + 1 if rule.min_steps else 1
+            return rule.rings * (rule.width + max(1, questions))
         case "stories":
             return config.stories.context + config.sleep.window
         case "text":

@@ -138,6 +138,11 @@ class Rule110Config:
     )
     rings: int = setting(4, "of a sequence; they fill whole windows", at_least=1)
     steps: int = setting(32, "t, applications of the rule", at_least=0, at_most=1 << 20)
+    min_steps: int = setting(
+        0,
+        "each row is asked for every t from steps down to this one; 0: for t = steps alone",
+        at_least=0,
+    )
 
 
 @dataclass(kw_only=True)

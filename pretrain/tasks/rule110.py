@@ -6,6 +6,9 @@ time for that.
 
     24 bits | 24 bits | 24 bits | 24 bits    the rings, fair bits, nothing scored
     SEP l0 l1 l2                             predicts l0 l1 l2 l3: no ring's window has a target
+
+With `min_steps` a row is asked for every t from the most steps to the fewest, each after a SEP of
+its own: the few steps teach what the many are made of, and tell how deep a model has thought.
 """
 
 from __future__ import annotations
@@ -21,16 +24,17 @@ from pretrain.tasks.counter import Rows
 from pretrain.tasks.task import make_batch
 
 Cells = NDArray[np.uint8]
-SEP = 2  # after the bits 0 and 1
+SEP = 2  # after the bits 0 and 1; of the fewest steps asked for, if there are several
 
 
 class Rule110:
     """Rings of `width` cells whose ends meet, evolved for `steps` steps."""
 
-    vocab_size = 3
-
     def __init__(self, config: Rule110Config, window: int) -> None:
         self.config, self.window = config, window
+        fewest = config.min_steps or config.steps
+        self.asked = range(config.steps, fewest - 1, -1)  # the deepest first: no answer helps with it
+        self.vocab_size = SEP + max(1, len(self.asked))
         self.fingerprint = f"{config} window={window}"
         self._check()
 
@@ -43,25 +47,38 @@ class Rule110:
         return self._write(Rows(seed, "rule110 test", 0, rows))
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
-        """ "exact": share of rows with all labels right; "label": share of labels. best: [B, T]
-        int64.
+        """ "exact": share of rows with all labels right; "label": share of labels. With min_steps
+        {"steps_t": share of rows with all labels right after t steps}. best: [B, T] int64.
         """
-        right = (best == batch.targets)[:, -self.config.rings :]
-        return {
-            "exact": float(right.all(dim=1).double().mean()),
-            "label": float(right.double().mean()),
-        }
+        right = (best == batch.targets)[:, -len(self.asked) * self.config.rings :]
+        right = right.unflatten(1, (len(self.asked), -1))  # [B, asked, rings]
+        exact = right.all(dim=2).double().mean(dim=0)  # [asked]
+        if self.config.min_steps:
+            by_steps = zip(self.asked, exact.tolist(), strict=True)
+            return {f"steps_{t}": share for t, share in sorted(by_steps)}
+        return {"exact": float(exact[0]), "label": float(right.double().mean())}
 
     def _write(self, draw: Rows) -> Batch:
         c = self.config
         bits = draw.below("bits", c.rings * c.width, 2)  # [B, context]
         B, context = bits.shape
         rings = bits.reshape(B, c.rings, c.width).astype(np.uint8)
-        labels = evolve(rings, c.steps)[:, :, 0].astype(np.int64)  # [B, rings]
-        tokens = np.concatenate([bits, np.full((B, 1), SEP), labels[:, :-1]], axis=1)
-        targets = np.concatenate([np.full((B, context), IGNORE), labels], axis=1)
-        return make_batch(tokens, targets, np.ones(tokens.shape, dtype=np.bool_), self.window)
+        tokens, targets = [bits], [np.full((B, context), IGNORE)]
+        for t, after in self._evolved(rings):
+            labels = after[:, :, 0].astype(np.int64)  # [B, rings]
+            tokens += [np.full((B, 1), SEP + t - self.asked[-1]), labels[:, :-1]]
+            targets.append(labels)
+        row = np.concatenate(tokens, axis=1)
+        valid = np.ones(row.shape, dtype=np.bool_)
+        return make_batch(row, np.concatenate(targets, axis=1), valid, self.window)
 
+    def _evolved(self, rings: Cells) -> list[tuple[int, Cells]]:
+        """(t, the rings after t steps) for each t that is asked for, in the order of asking."""
+        found, cells, done = [], rings, 0
+        for t in reversed(self.asked):
+            cells, done = evolve(cells, t - done), t
+            found.append((t, cells))
+        return found[::-1]
     def _check(self) -> None:
         """UserError unless windows hold whole rings, or rings whole windows, and one more holds all
         labels.
@@ -79,10 +96,16 @@ class Rule110:
                 "of rings must carry no label; set rule110.rings to "
                 f"{-(-rings // together) * together}, or sleep.window to {width}"
             )
-        if rings > L:
+        if self.config.min_steps > self.config.steps:
             raise UserError(
-                f"rule110.rings = {rings} labels do not fit one window of sleep.window = {L}; "
-                "lower it"
+                f"rule110.min_steps = {self.config.min_steps} is more than rule110.steps = "
+                f"{self.config.steps}; lower it, or set it to 0 to ask for that many alone"
+            )
+        questions = len(self.asked)
+        if rings > L or (rings * questions > L and L % rings):
+            raise UserError(
+                f"rule110.rings = {rings} labels of each of {questions} questions do not fit one "
+                f"window of sleep.window = {L}, or would be cut by its end; lower it"
             )
 
 
