@@ -22,12 +22,13 @@ from launch.commands.export import export
 from launch.commands.generate import generate
 from launch.commands.launch import LAUNCH
 from launch.commands.report import report
+from launch.commands.reproduce import reproduce
 from launch.commands.tokenizer import TOKENIZER
 from launch.commands.train import train
 from pretrain.errors import UserError
 from tokenizer import TokenizerError
 
-COMMANDS = (train, LAUNCH, evaluate, generate, export, DATA, TOKENIZER, report, doctor)
+COMMANDS = (train, LAUNCH, evaluate, generate, export, DATA, TOKENIZER, report, reproduce, doctor)
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 trainer.py      train(): sets a run up, and the loop
 evaluate.py     held-out loss by window and place, task accuracy, at any N
 report.py       tables and plots of runs
+plots.py        how pictures look
 errors.py       a user's error
 files.py        files that are there whole or not at all, hashes, JSON that may hold anything
 config/         every setting, and what is refused
@@ -12,4 +13,5 @@ tasks/          rule110, depo, stories: data, targets and metric, one file each
 run/            a step, the optimiser, steps that go wrong, stops, metrics
 checkpoint/     every rank its slices, hashed, whole or not there, written beside training
 inference/      sessions: wake, sleep when the window is full, wake again
+study/          many runs that answer one question: the paper's experiments, with seeds and controls
 """

@@ -7,57 +7,22 @@ lines come from `pretrain.evaluate.Evaluation` and also hold "passes", "loss_per
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.patches import Patch
+from pretrain.plots import COLOURS, INK, figure, smooth
 
 Row = dict[str, Any]
 # accuracies named "hops_4" are drawn against 4
-DEPTHS = {"hops": "hops k", "op": "operations in the story"}
+DEPTHS = {"hops": "hops k", "op": "operations in the story", "steps": "steps t"}
 LABELS = {"exact": "all answers right", "label": "one label right"}
-COLOURS = ["#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e"]
-INK, FAINT, GRID = "#1f2430", "#6b7280", "#e6e8ee"
-STYLE = {
-    "figure.dpi": 160,
-    "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "font.size": 9.5,
-    "text.parse_math": False,  # a run may be called x$^$y
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": FAINT,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlepad": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
 
 
 @dataclass
@@ -176,11 +141,11 @@ def _labels(runs: list[RunMetrics], paths: Sequence[Path]) -> list[str]:
 
 def plot_loss(runs: list[RunMetrics], out: Path) -> None:
     """Training loss by step, smoothed over a faint raw line, and held-out loss as points."""
-    with _figure(out, runs, panels=1, width=6.6) as (axis,):
+    with figure(out, _legend(runs), panels=1, width=6.6) as (axis,):
         for run in runs:
             steps, losses = [r["step"] for r in run.train], [r["loss"] for r in run.train]
             axis.plot(steps, losses, color=run.colour, alpha=0.25, linewidth=0.8)
-            axis.plot(steps, _smooth(losses, max(1, len(losses) // 40)), color=run.colour)
+            axis.plot(steps, smooth(losses, max(1, len(losses) // 40)), color=run.colour)
             held = [(r["step"], r["loss"]) for r in run.evaluations]
             if held:
                 axis.plot(
@@ -200,7 +165,7 @@ def plot_loss(runs: list[RunMetrics], out: Path) -> None:
 
 def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
     """Held-out loss at the last evaluation, by window of the sequence and by place within it."""
-    with _figure(out, runs, panels=2, width=9.6) as (by_window, by_place):
+    with figure(out, _legend(runs), panels=2, width=9.6) as (by_window, by_place):
         for run in runs:
             windows, places = (
                 run.evaluations[-1][f"loss_per_{what}"] for what in ("window", "position")
@@ -209,7 +174,7 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
             by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white")
             x, y = _present(places, first=1)
             by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
-            by_place.plot(x, _smooth(y, max(1, len(y) // 48)), color=run.colour)
+            by_place.plot(x, smooth(y, max(1, len(y) // 48)), color=run.colour)
         by_window.set(
             title="Held-out loss by window",
             xlabel="window of the sequence",
@@ -239,7 +204,7 @@ def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
         names = list(runs[0].accuracy)
         shown, hardest = [LABELS.get(name, name) for name in names], names[0]
         titles = "Accuracy", f"{shown[0].capitalize()}, by step"
-    with _figure(out, runs, panels=2, width=9.6) as (bars, curves):
+    with figure(out, _legend(runs), panels=2, width=9.6) as (bars, curves):
         width = 0.8 / len(runs)
         for i, run in enumerate(runs):
             shares = [100 * run.accuracy.get(name, np.nan) for name in names]
@@ -306,10 +271,8 @@ def _present(values: list[float | None], first: int) -> tuple[list[int], list[fl
     return [i for i, _ in kept], [v for _, v in kept]
 
 
-def _smooth(values: list[float], reach: int) -> list[float]:
-    """The mean over up to `reach` neighbours on each side; fewer at the ends, which stay."""
-    reaches = [min(reach, i, len(values) - 1 - i) for i in range(len(values))]
-    return [float(np.mean(values[i - r : i + r + 1])) for i, r in enumerate(reaches)]
+def _legend(runs: list[RunMetrics]) -> list[tuple[str, str]]:
+    return [(run.label, run.colour) for run in runs]
 
 
 def _coloured(runs: list[RunMetrics]) -> list[RunMetrics]:
@@ -317,23 +280,3 @@ def _coloured(runs: list[RunMetrics]) -> list[RunMetrics]:
     for i, run in enumerate(runs if len(runs) > 1 else []):
         run.colour = COLOURS[i % len(COLOURS)]
     return runs
-
-
-@contextmanager
-def _figure(out: Path, runs: list[RunMetrics], panels: int, width: float) -> Iterator[Any]:
-    """Axes to draw the runs on; the PNG is written whole or not at all."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, panels, figsize=(width, 3.5), squeeze=False)
-        try:
-            yield axes[0]
-            handles = [Patch(color=run.colour) for run in runs]
-            labels = [run.label for run in runs]
-            figure.legend(
-                handles, labels, loc="outside upper right", ncols=len(runs), labelcolor=INK
-            )
-            out.parent.mkdir(parents=True, exist_ok=True)
-            part = out.with_name(f".{out.name}.part")
-            figure.savefig(part, format="png")
-            os.replace(part, out)
-        finally:
-            plt.close(figure)

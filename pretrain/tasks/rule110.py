@@ -33,7 +33,9 @@ class Rule110:
     def __init__(self, config: Rule110Config, window: int) -> None:
         self.config, self.window = config, window
         fewest = config.min_steps or config.steps
-        self.asked = range(config.steps, fewest - 1, -1)  # the deepest first: no answer helps with it
+        self.asked = range(
+            config.steps, fewest - 1, -1
+        )  # the deepest first: no answer helps with it
         self.vocab_size = SEP + max(1, len(self.asked))
         self.fingerprint = f"{config} window={window}"
         self._check()
@@ -79,6 +81,7 @@ class Rule110:
             cells, done = evolve(cells, t - done), t
             found.append((t, cells))
         return found[::-1]
+
     def _check(self) -> None:
         """UserError unless windows hold whole rings, or rings whole windows, and one more holds all
         labels.
@@ -101,11 +104,16 @@ class Rule110:
                 f"rule110.min_steps = {self.config.min_steps} is more than rule110.steps = "
                 f"{self.config.steps}; lower it, or set it to 0 to ask for that many alone"
             )
-        questions = len(self.asked)
-        if rings > L or (rings * questions > L and L % rings):
+        if rings > L:
             raise UserError(
-                f"rule110.rings = {rings} labels of each of {questions} questions do not fit one "
-                f"window of sleep.window = {L}, or would be cut by its end; lower it"
+                f"rule110.rings = {rings} labels do not fit one window of sleep.window = {L}; "
+                "lower it"
+            )
+        if rings * len(self.asked) > L and L % rings:
+            raise UserError(
+                f"rule110.rings = {rings}: the end of a window of sleep.window = {L} would cut "
+                f"the labels of one of {len(self.asked)} questions; raise rule110.min_steps, or "
+                "choose rings that divide it"
             )
 
 

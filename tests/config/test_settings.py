@@ -16,7 +16,7 @@ from pretrain.config import Config, CorpusConfig
 from pretrain.config.load import dump, load, override, parse
 from pretrain.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.toml"))
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:

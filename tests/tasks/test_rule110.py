@@ -50,6 +50,21 @@ def test_exact_needs_all_labels() -> None:
     assert task.score(best, batch) == {"exact": 7 / 8, "label": 31 / 32}
 
 
+def test_a_row_may_be_asked_for_several_numbers_of_steps_the_deepest_first() -> None:
+    task = Rule110(Rule110Config(width=12, rings=2, steps=5, min_steps=3), 12)
+    assert task.vocab_size == 5
+    batch = task.sample(0, 0, 40)
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
+        for question, (t, sep) in enumerate([(5, 4), (4, 3), (3, 2)]):
+            labels = [simulate(tokens[12 * r : 12 * r + 12], t)[0] for r in range(2)]
+            place = 24 + 2 * question
+            assert tokens[place : place + 2] == [sep, labels[0]]
+            assert targets[place : place + 2] == labels
+    best = batch.targets.clone()
+    best[:10, 24] = 1 - best[:10, 24]
+    assert task.score(best, batch) == {"steps_3": 1.0, "steps_4": 1.0, "steps_5": 0.75}
+
+
 def test_rows_do_not_depend_on_how_they_are_grouped() -> None:
     task = Rule110(Rule110Config(steps=3), 24)
     parts = torch.cat([task.sample(1, 0, 4).tokens, task.sample(1, 4, 4).tokens])
@@ -86,3 +101,15 @@ def test_windows_that_would_cut_rings_or_mix_them_with_labels_are_refused(
         return
     with pytest.raises(UserError, match=message):
         Rule110(config, window)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule110Config(min_steps=40), r"rule110\.min_steps = 40 is more than rule110\.steps = 32"),
+        (Rule110Config(rings=5, min_steps=8), r"rule110\.rings = 5: the end of a window"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(rule: Rule110Config, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Rule110(rule, 24)

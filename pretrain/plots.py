@@ -1,0 +1,79 @@
+"""How pictures look: one style, a palette, and a figure that is written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
+
+COLOURS = ["#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e"]
+INK, FAINT, GRID = "#1f2430", "#6b7280", "#e6e8ee"
+STYLE = {
+    "figure.dpi": 160,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.size": 9.5,
+    "text.parse_math": False,  # a run may be called x$^$y
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": FAINT,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+def smooth(values: list[float], reach: int) -> list[float]:
+    """The mean over up to `reach` neighbours on each side; fewer at the ends, which stay."""
+    reaches = [min(reach, i, len(values) - 1 - i) for i in range(len(values))]
+    return [float(np.mean(values[i - r : i + r + 1])) for i, r in enumerate(reaches)]
+
+
+@contextmanager
+def figure(
+    out: Path, legend: Sequence[tuple[str, str]], *, panels: int, width: float
+) -> Iterator[Any]:
+    """Axes to draw on; the file is written whole or not at all.
+
+    Args:
+        out: its suffix says the format, .png or .svg.
+        legend: (label, colour) of what is drawn in all panels.
+    """
+    with mpl.rc_context(STYLE):
+        drawn, axes = plt.subplots(1, panels, figsize=(width, 3.5), squeeze=False)
+        try:
+            yield axes[0]
+            handles = [Patch(color=colour) for _, colour in legend]
+            labels = [label for label, _ in legend]
+            drawn.legend(
+                handles, labels, loc="outside upper right", ncols=len(labels), labelcolor=INK
+            )
+            out.parent.mkdir(parents=True, exist_ok=True)
+            part = out.with_name(f".{out.name}.part")
+            drawn.savefig(part, format=out.suffix[1:])
+            os.replace(part, out)
+        finally:
+            plt.close(drawn)

@@ -1,0 +1,98 @@
+"""A study as pictures: accuracy by depth and N, and what it cost in tokens, FLOPs and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.plots import COLOURS, figure
+from pretrain.report import DEPTHS
+from pretrain.study.intervals import Mean, mean
+from pretrain.study.results import Arm, Result, measures, shown_name
+from pretrain.study.summary import by_arm, scores
+
+COSTS = {"tokens": "tokens read", "flops": "training FLOPs", "seconds": "seconds of training"}
+
+
+def draw(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Writes the pictures of a study, and gives their paths."""
+    arms = by_arm(results)
+    colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
+    deepest = measures(list(results))[-1]
+    written = [folder / "loss_by_cost.png"]
+    _by_cost(arms, colours, "loss", written[0])
+    if deepest != "loss":
+        written += [folder / "accuracy_by_depth.png", folder / "accuracy_by_cost.png"]
+        _by_depth(arms, colours, measures(list(results)), written[1])
+        _by_cost(arms, colours, deepest, written[2])
+    return written
+
+
+def _by_depth(
+    arms: dict[Arm, list[Result]], colours: dict[Arm, str], names: list[str], out: Path
+) -> None:
+    """Mean accuracy at the end by depth, with 95 % intervals over seeds."""
+    with figure(out, _legend(colours), panels=1, width=7.6) as (axis,):
+        for i, (arm, rs) in enumerate(arms.items()):
+            means = [mean(scores(rs, name)) for name in names]
+            x = np.arange(len(names)) + (i - (len(arms) - 1) / 2) * 0.5 / len(arms)
+            axis.errorbar(
+                x, [100 * m.value for m in means], yerr=[_clipped(means, -1), _clipped(means, 1)],
+                fmt="o-", color=colours[arm], capsize=2.5, elinewidth=1, markeredgecolor="white",
+            )  # fmt: skip
+        kind = names[0].rpartition("_")[0]
+        axis.set(
+            title="Accuracy by depth (95 % intervals over seeds)",
+            xlabel=DEPTHS.get(kind, ""), ylabel="% right", ylim=(0, 104),
+        )  # fmt: skip
+        ticks = [n.rpartition("_")[2] if kind in DEPTHS else shown_name(n) for n in names]
+        axis.set_xticks(range(len(names)), ticks)
+
+
+def _clipped(means: list[Mean], side: int) -> list[float]:
+    """Lengths of error bars in percent, within what a share can be; none for a single seed."""
+    ends = [m.high if side > 0 else m.low for m in means]
+    inside = [min(1.0, max(0.0, end)) for end in np.nan_to_num(ends)]
+    return [
+        0.0 if np.isnan(m.half) else max(0.0, 100 * side * (end - m.value))
+        for m, end in zip(means, inside, strict=True)
+    ]
+
+
+def _by_cost(
+    arms: dict[Arm, list[Result]], colours: dict[Arm, str], measure: str, out: Path
+) -> None:
+    """A measure of held-out data during training: each seed thin, their mean thick."""
+    with figure(out, _legend(colours), panels=len(COSTS), width=12.5) as axes:
+        for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
+            for arm, rs in arms.items():
+                lines = [_line(r, measure, cost) for r in rs]
+                for x, y in lines:
+                    axis.plot(x, y, color=colours[arm], alpha=0.3, linewidth=0.9)
+                if len({len(x) for x, _ in lines}) == 1:
+                    x, y = (np.mean(values, axis=0) for values in zip(*lines, strict=True))
+                    axis.plot(x, y, color=colours[arm])
+            axis.set(xlabel=label)
+            axis.set_xlim(left=0)
+        _name(axes[0], measure)
+
+
+def _line(r: Result, measure: str, cost: str) -> tuple[list[float], list[float]]:
+    """(cost, value) at each evaluation; accuracies in percent."""
+    scale = 1 if measure == "loss" else 100
+    points = [(r.curve.at(step, cost), scale * s[measure]) for step, s in r.curve.evaluated]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _name(axis: Any, measure: str) -> None:
+    if measure == "loss":
+        axis.set(title="Held-out loss", ylabel="nats per scored token")
+    else:
+        axis.set(title=f"Accuracy at {shown_name(measure)}", ylabel="% right")
+
+
+def _legend(colours: dict[Arm, str]) -> list[tuple[str, str]]:
+    return [(arm.label, colour) for arm, colour in colours.items()]

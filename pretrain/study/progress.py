@@ -1,0 +1,86 @@
+"""How far a study is: a live table on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from pretrain.study.runner import Job
+
+LOG_SECONDS = 60.0
+
+
+class StudyProgress:
+    """Context manager; `show` may be called as often as one likes. Writes to stderr."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        self._states: dict[str, str] = {}
+        self._logged = time.monotonic()
+
+    def __enter__(self) -> StudyProgress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, jobs: list[Job]) -> None:
+        """The state of all jobs."""
+        if self._live:
+            self._live.update(_table(jobs))
+            return
+        for job in jobs:
+            if job.state != self._states.get(job.run.name, "waiting"):
+                _say(f"{job.run.name}: {job.state}")
+            self._states[job.run.name] = job.state
+        if time.monotonic() - self._logged > LOG_SECONDS:
+            self._logged = time.monotonic()
+            _say(_summary(jobs))
+
+
+def _summary(jobs: list[Job]) -> str:
+    """ "9 runs: 2 done, 1 training; n4-seed0 400/1250"."""
+    counts = ", ".join(f"{n} {state}" for state, n in Counter(j.state for j in jobs).items())
+    training = [
+        f"{j.run.name} {j.progress().get('step', 0)}/{j.steps}"
+        for j in jobs
+        if j.state == "training"
+    ]
+    return "; ".join([f"{len(jobs)} runs: {counts}", *training])
+
+
+def _table(jobs: list[Job]) -> Table:
+    table = Table("run", "state")
+    for column in ("step", "loss", "tokens/s", "tries"):
+        table.add_column(column, justify="right")
+    for job in jobs:
+        row = job.progress() if job.state in ("training", "evaluating") else {}
+        step = job.steps if job.state == "done" else row.get("step")
+        table.add_row(
+            job.run.name,
+            job.state,
+            f"{step or '-'}/{job.steps}",
+            f"{row['loss']:.4f}" if row.get("loss") is not None else "-",
+            f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else "-",
+            str(job.tries or "-"),
+        )
+    return table
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,231 @@
+"""Many runs, some at a time: each is trained, then evaluated, in processes of its own.
+
+    waiting --> training --> evaluating --> done
+                   ^   |         |
+                   '---'---------'-----> failed, after so many retries (a user's error: at once)
+
+    DIR/runs/NAME                    the run; what ends before its time goes on from its checkpoint
+    DIR/runs/NAME/evaluation.json    its evaluations, and a hash of the settings behind them: done
+    DIR/logs/NAME.log                what its processes said
+
+What is done is never done again: the same call goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pretrain.config.load import dump, load
+from pretrain.config.schema import Config
+from pretrain.errors import UserError
+from pretrain.files import parse_json, write_atomically
+
+USER_ERROR = 2  # status of a command that was asked for what cannot be done: no retry helps
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study."""
+
+    name: str
+    config: Path
+    overrides: tuple[str, ...] = ()
+    passes: tuple[int, ...] = (1,)  # N that it is evaluated at, when it is trained
+
+    def settings(self) -> Config:
+        """Its configuration. UserError names the file or the override that is wrong."""
+        return load(self.config, self.overrides)
+
+
+@dataclass
+class Job:
+    """A run on its way."""
+
+    run: Run
+    folder: Path  # of the study
+    steps: int = 0  # train.steps
+    state: str = "waiting"  # "training", "evaluating", "done", "failed"
+    tries: int = 0
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.folder / "runs" / self.run.name
+
+    @property
+    def log(self) -> Path:
+        """What its processes said."""
+        return self.folder / "logs" / f"{self.run.name}.log"
+
+    def progress(self) -> dict[str, Any]:
+        """The newest training row of metrics.jsonl; {} if there is none yet."""
+        try:
+            with (self.path / "metrics.jsonl").open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
+                lines = file.read().decode(errors="replace").split("\n")[:-1]
+        except FileNotFoundError:
+            return {}
+        for line in reversed(lines):
+            try:
+                row = parse_json(line)
+            except ValueError:  # cut by the seek
+                continue
+            if isinstance(row, dict) and row.get("kind") == "train":
+                return row
+        return {}
+
+
+def run_all(
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    hypnos: Sequence[str],
+    jobs: int,
+    retries: int = 2,
+    seconds: float = float("inf"),
+    show: Callable[[list[Job]], None] = lambda jobs: None,
+) -> list[Job]:
+    """Trains and evaluates runs, `jobs` at a time, in the order given.
+
+    Args:
+        hypnos: what a command line of `hypnos` begins with.
+        retries: how often a run that fails is begun again, from its newest checkpoint.
+        seconds: after them, what trains is asked to save and end, and nothing more is begun.
+        show: called twice a second with all jobs.
+    Returns:
+        A job for each run: "done", "failed", or "waiting" if the time was over.
+    Raises:
+        UserError: a configuration is refused, or a run was evaluated under other settings.
+    """
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    all_jobs = [_job(run, folder) for run in runs]
+    deadline = time.monotonic() + seconds
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    with _ending(all_jobs):
+        while any(job.state not in ("done", "failed") for job in all_jobs):
+            for job in all_jobs:
+                _advance(job, hypnos, environment, retries)
+            running = [job for job in all_jobs if job.process]
+            if time.monotonic() > deadline:
+                break
+            for job in [j for j in all_jobs if j.state == "waiting"][: jobs - len(running)]:
+                _train(job, hypnos, environment)
+            show(all_jobs)
+            time.sleep(POLL_S)
+    show(all_jobs)
+    return all_jobs
+
+
+def evaluations(folder: Path, run: Run) -> list[dict[str, Any]]:
+    """What a finished run's evaluation gave, one dict for each N (`pretrain.evaluate`)."""
+    path = folder / "runs" / run.name / "evaluation.json"
+    found: list[dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))["evaluations"]
+    return found
+
+
+def is_done(folder: Path, run: Run) -> bool:
+    """Whether a run is trained and evaluated. UserError: it was under other settings."""
+    path = folder / "runs" / run.name / "evaluation.json"
+    if not path.exists():
+        return False
+    if parse_json(path.read_text(encoding="utf-8")).get("settings") != _fingerprint(run):
+        raise UserError(
+            f"{path} comes from other settings than the study has now: remove {path.parent}, or "
+            "choose another folder with --out"
+        )
+    return True
+
+
+def _fingerprint(run: Run) -> str:
+    """Of the settings, wherever the run is, and of what it is evaluated at."""
+    config = run.settings()
+    config.run.name = config.run.dir = config.data.tokenizer = ""
+    return hashlib.sha256(f"{dump(config)}{run.passes}".encode()).hexdigest()
+
+
+def _job(run: Run, folder: Path) -> Job:
+    steps = run.settings().train.steps
+    return Job(run, folder, steps, "done" if is_done(folder, run) else "waiting")
+
+
+def _train(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
+    job.state, job.tries = "training", job.tries + 1
+    places = (f"run.dir={job.path.parent}", f"run.name={job.run.name}")
+    command = [*hypnos, "train", str(job.run.config), *job.run.overrides, *places]
+    job.process = _start(command, environment, job.log)
+
+
+def _evaluate(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
+    job.state = "evaluating"
+    passes = [str(n) for n in job.run.passes]
+    command = [*hypnos, "eval", str(job.path), "--json", "--passes", *passes]
+    job.process = _start(command, environment, job.log, job.path / ".evaluation.part")
+
+
+def _start(
+    command: list[str], environment: dict[str, str], log: Path, output: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts a command whose words go to a log, and what it gives to a file if there is one."""
+    with log.open("ab") as words:
+        words.write(f"$ {' '.join(command)}\n".encode())
+        words.flush()
+        with output.open("wb") if output else words as given:
+            return subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=given, stderr=words,
+                process_group=0,  # Ctrl-C comes to us, and from us once
+            )  # fmt: skip
+
+
+def _advance(job: Job, hypnos: Sequence[str], environment: dict[str, str], retries: int) -> None:
+    """What follows when a job's process has ended."""
+    if job.process is None or (status := job.process.poll()) is None:
+        return
+    job.process = None
+    if status == 0 and job.state == "training":
+        _evaluate(job, hypnos, environment)
+    elif status == 0:
+        part = job.path / ".evaluation.part"
+        found = [parse_json(line) for line in part.read_text(encoding="utf-8").splitlines()]
+        done = {"settings": _fingerprint(job.run), "evaluations": found}
+        write_atomically(job.path / "evaluation.json", json.dumps(done) + "\n")
+        part.unlink()
+        job.state = "done"
+    elif status == USER_ERROR or job.tries > retries:
+        job.state = "failed"
+    else:
+        job.state = "waiting"
+
+
+@contextmanager
+def _ending(jobs: list[Job]) -> Iterator[None]:
+    """When this is left, for whatever reason, what trains has been asked to save, and has ended."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        running = [job for job in jobs if job.process]
+        for job in running:
+            assert job.process
+            job.process.terminate()
+        for job in running:
+            assert job.process
+            job.process.wait()
+            job.process, job.state = None, "waiting"
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,128 @@
+"""A study in words and numbers: the verdict, one table, and everything as csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from pretrain.report import table
+from pretrain.study.intervals import Mean, mean, paired
+from pretrain.study.results import Arm, Result, measures, shown_name
+
+FINAL = ("arm", "label", "N", "seed", "tested_at", "measure", "value", "tokens", "flops", "seconds")
+CURVES = ("arm", "N", "seed", "step", "tokens", "flops", "seconds", "measure", "value")
+
+
+def final_csv(results: Sequence[Result]) -> str:
+    """A line for each run, N at test and measure."""
+    rows = [
+        (r.arm.name, r.arm.label, r.arm.passes, r.seed, n, name, value, *_spent(r))
+        for r in results
+        for n, scores in sorted(r.scores.items())
+        for name, value in scores.items()
+    ]
+    return _csv(FINAL, rows)
+
+
+def curves_csv(results: Sequence[Result]) -> str:
+    """A line for each run, evaluation on the way and measure."""
+    rows = [
+        (r.arm.name, r.arm.passes, r.seed, step)
+        + tuple(r.curve.at(step, axis) for axis in ("tokens", "flops", "seconds"))
+        + (name, value)
+        for r in results
+        for step, scores in r.curve.evaluated
+        for name, value in scores.items()
+    ]
+    return _csv(CURVES, rows)
+
+
+def _spent(r: Result) -> tuple[float, float, float]:
+    return r.curve.tokens[-1], r.curve.flops[-1], r.curve.seconds[-1]
+
+
+def _csv(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headers)
+    writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)
+    return text.getvalue()
+
+
+def by_arm(results: Sequence[Result]) -> dict[Arm, list[Result]]:
+    """In the order in which arms come first; seeds in order."""
+    found: dict[Arm, list[Result]] = {}
+    for r in results:
+        found.setdefault(r.arm, []).append(r)
+    return {arm: sorted(rs, key=lambda r: r.seed) for arm, rs in found.items()}
+
+
+def scores(results: Sequence[Result], measure: str, tested_at: int | None = None) -> list[float]:
+    """Of one arm, by seed; at the N that it was trained with, or at another."""
+    return [r.scores[tested_at or r.passes].get(measure, math.nan) for r in results]
+
+
+def main_table(results: Sequence[Result]) -> str:
+    """Each arm, then the arms of one pass tested with more: means, 95 % intervals, and the cost."""
+    names, arms = measures(list(results)), by_arm(results)
+    headers = ["", *map(shown_name, names), "tokens", "FLOPs", "seeds"]
+    lines = []
+    for arm, rs in arms.items():
+        cost = [f"{mean([_spent(r)[i] for r in rs]).value:.3g}" for i in (0, 1)]
+        cells = [as_cell(mean(scores(rs, name)), name) for name in names]
+        lines.append([arm.label, *cells, *cost, str(len(rs))])
+    for arm, rs in arms.items():
+        for n in sorted(set.intersection(*(set(r.scores) for r in rs)) - {rs[0].passes}):
+            cells = [as_cell(mean(scores(rs, name, n)), name) for name in names]
+            lines.append([f"{arm.label}, tested with N = {n}", *cells, "", "", str(len(rs))])
+    return table(headers, lines)
+
+
+def as_cell(m: Mean, measure: str) -> str:
+    """ "81.3 ± 4.2" in percent; a loss in nats."""
+    scale, digits = (1, 3) if measure == "loss" else (100, 1)
+    half = "" if math.isnan(m.half) else f" ± {scale * m.half:.{digits}f}"
+    return f"{scale * m.value:.{digits}f}{half}"
+
+
+def verdict(results: Sequence[Result]) -> list[str]:
+    """In words: do more passes do better on what is deepest, by how much, how sure?"""
+    deepest = measures(list(results))[-1]
+    arms = {arm: rs for arm, rs in by_arm(results).items() if arm.name == f"n{arm.passes}"}
+    ordered = sorted(arms, key=lambda arm: arm.passes)
+    if len(ordered) < 2:
+        return ["One N alone says nothing of sleep."]
+    steps = [_gain(arms[a], arms[b], deepest) for a, b in pairwise(ordered)]
+    whole = _gain(arms[ordered[0]], arms[ordered[-1]], deepest)
+    chain = " < ".join(arm.label for arm in ordered)
+    where = "in held-out loss" if deepest == "loss" else f"at {shown_name(deepest)}, the deepest"
+    if all(step.is_above_zero for step in steps):
+        first = f"{chain} {where}: yes, and surely so, each step of it."
+    elif all(step.value > 0 for step in steps):
+        first = f"{chain} {where}: so in the means, but not every step is sure."
+    else:
+        first = f"{chain} {where}: no."
+    pairs = [(*pair, gain) for pair, gain in zip(pairwise(ordered), steps, strict=True)]
+    if len(ordered) > 2:
+        pairs.append((ordered[0], ordered[-1], whole))
+    return [first, *(_sentence(a, b, gain, deepest) for a, b, gain in pairs)]
+
+
+def _gain(less: Sequence[Result], more: Sequence[Result], measure: str) -> Mean:
+    """By how much more passes are better, seed by seed; of the seeds that both have."""
+    both = {r.seed for r in less} & {r.seed for r in more}
+    few, many = (scores([r for r in rs if r.seed in both], measure) for rs in (less, more))
+    return paired(few, many) if measure == "loss" else paired(many, few)
+
+
+def _sentence(a: Arm, b: Arm, gain: Mean, measure: str) -> str:
+    scale, unit = (1, "nats") if measure == "loss" else (100, "points")
+    by = f"{b.label} over {a.label}: {scale * gain.value:+.{3 if scale == 1 else 1}f} {unit}"
+    if math.isnan(gain.half):
+        return f"{by} (one seed: no interval)."
+    interval = f"{scale * gain.low:.3g} to {scale * gain.high:.3g}"
+    sure = "sure" if gain.is_above_zero else "surely worse" if gain.high < 0 else "not sure"
+    return f"{by}, 95 % interval {interval}, {gain.count} seeds paired: {sure}."

@@ -1,0 +1,110 @@
+"""From runs to a verdict: what is planned, what it cost, and what is said of it."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from pretrain.errors import UserError
+from pretrain.study.controls import CONTROLS, flops_per_step
+from pretrain.study.intervals import mean, paired
+from pretrain.study.reproduce import STUDIES, plan, write_results
+from pretrain.study.results import Arm, Curve, Result
+from pretrain.study.runner import run_all
+from pretrain.study.summary import main_table, verdict
+
+HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
+DEPO = STUDIES["depo"]["cpu"]
+
+
+def result(n: int, seed: int, deep: float) -> Result:
+    curve = Curve([10], [1000], [1e6], [2.0], [1.0], [(0, {"loss": 2.0}), (10, {"loss": 1.0})])
+    scores = {n: {"loss": 1.0, "hops_4": deep, "hops_16": deep, "hops_1": 1.0}}
+    return Result(Arm(f"n{n}", f"N = {n}", n), seed, n, scores, curve)
+
+
+def test_intervals_are_students() -> None:
+    m = mean([1.0, 2.0, 3.0])
+    assert m.value == 2.0 and m.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    assert math.isnan(mean([1.0]).half) and not mean([1.0]).is_above_zero
+    # seeds differ more than the two do: paired, the difference is sure all the same
+    assert paired([0.9, 0.5, 0.1], [0.8, 0.39, 0.01]).is_above_zero
+
+
+def test_a_study_gives_every_arm_the_same_data() -> None:
+    planned = plan(DEPO, passes=[4, 1], seeds=2, controls=list(CONTROLS))
+    names = [p.run.name for p in planned]
+    assert names[:2] == ["n1-seed0", "n4-seed0"] and len(names) == 2 * (2 + len(CONTROLS))
+    for p in planned:
+        settings = p.run.settings()
+        assert settings.run.seed == p.seed
+        assert settings.depo == plan(DEPO, passes=[1], seeds=1)[0].run.settings().depo
+    by_name = {p.run.name: p.run for p in planned}
+    assert by_name["n1-seed0"].passes == (1, 4)  # N at test
+
+
+def test_equal_flops_are_equal() -> None:
+    runs = {p.arm.name: p.run for p in plan(DEPO, passes=[4], seeds=1, controls=["equal-flops"])}
+    spent = {
+        name: flops_per_step(run.settings()) * run.settings().train.steps
+        for name, run in runs.items()
+    }
+    assert spent["equal-flops-n4"] == pytest.approx(spent["n4"], rel=1e-3)
+    steps = {name: run.settings().train.steps for name, run in runs.items()}
+    assert steps["equal-flops-n4"] > 1.5 * steps["n4"]
+
+
+@pytest.mark.parametrize(
+    ("deep", "words"),
+    [
+        ({1: [0.1, 0.12, 0.11], 4: [0.9, 0.95, 0.91]}, ["yes, and surely so", "+81.0 points"]),
+        ({1: [0.1, 0.5, 0.3], 4: [0.5, 0.4, 0.6]}, ["not every step is sure", "not sure."]),
+        ({1: [0.5, 0.5, 0.5], 4: [0.4, 0.4, 0.4]}, [": no.", "-10.0 points", "surely worse."]),
+        ({1: [0.1], 4: [0.9]}, ["one seed: no interval"]),
+    ],
+)
+def test_the_verdict_says_who_is_better_and_how_sure(
+    deep: dict[int, list[float]], words: list[str]
+) -> None:
+    results = [result(n, s, v) for n, values in deep.items() for s, v in enumerate(values)]
+    said = " ".join(verdict(results))
+    assert "at hops 16, the deepest" in said
+    for word in words:
+        assert word in said
+
+
+def test_depths_are_columns_in_order_of_depth() -> None:
+    header = main_table([result(1, 0, 0.5)]).splitlines()[0]
+    assert header.index("hops 1 ") < header.index("hops 4") < header.index("hops 16")
+
+
+def test_what_is_written_of_a_study(tmp_path: Path) -> None:
+    planned = plan(DEPO, passes=[1, 2], seeds=2)
+    with pytest.raises(UserError, match="no run is done yet"):
+        write_results(planned, tmp_path, "Depo")
+    run_all([p.run for p in planned][:3], tmp_path, hypnos=HYPNOS, jobs=3)
+    said = write_results(planned, tmp_path, "Depo")
+    assert "Not run yet: n2-seed1." in said and "N = 1, tested with N = 2" in said
+    text = (tmp_path / "results.md").read_text()
+    for picture in ("accuracy_by_depth.png", "accuracy_by_cost.png", "loss_by_cost.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000 and f"({picture})" in text
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert {(r["arm"], r["seed"]) for r in rows} == {("n1", "0"), ("n1", "1"), ("n2", "0")}
+    # 500 tokens at 50 a second, twice, and a million operations a second
+    assert {(r["tokens"], r["seconds"], r["flops"]) for r in rows} == {("1000", "20", "2e+07")}
+
+
+def test_controls_are_listed_and_an_unknown_one_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "depo", "--controls", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in CONTROLS)
+    assert main(["reproduce", "depo", "--controls", "equal-flop"]) == 2
+    assert "equal-flop: there is none; there are" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""Many runs: each done once, retried, given up, stopped in time, refused under other settings."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain.errors import UserError
+from pretrain.study.runner import Job, Run, evaluations, run_all
+
+HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
+DEPO = Path(__file__).parents[2] / "configs/depo-small.toml"
+RUNS = [Run(f"r{i}", DEPO, (f"run.seed={i}",), (1, 2)) for i in range(4)]
+
+
+def starts(folder: Path, run: Run) -> int:
+    """How often it was begun."""
+    path = folder / "runs" / run.name / "starts"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def test_every_run_is_trained_and_evaluated_once(tmp_path: Path) -> None:
+    most = 0
+
+    def watch(jobs: list[Job]) -> None:
+        nonlocal most
+        most = max(most, sum(job.process is not None for job in jobs))
+
+    jobs = run_all(RUNS, tmp_path, hypnos=HYPNOS, jobs=2, show=watch)
+    assert [job.state for job in jobs] == ["done"] * 4 and most == 2
+    assert [e["loss"] for e in evaluations(tmp_path, RUNS[3])] == [1.0, 0.5]
+    again = run_all(RUNS, tmp_path, hypnos=["/no/such/command"], jobs=2)
+    assert [job.state for job in again] == ["done"] * 4
+    assert [starts(tmp_path, run) for run in RUNS] == [1] * 4
+    assert "run.seed=2" in (tmp_path / "logs" / "r2.log").read_text()
+
+
+@pytest.mark.parametrize(("fails", "state", "begun"), [(2, "done", 3), (9, "failed", 3)])
+def test_a_run_that_fails_is_begun_again_so_many_times(
+    tmp_path: Path, fails: int, state: str, begun: int
+) -> None:
+    (tmp_path / "FAILS").write_text(str(fails))
+    (job,) = run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, jobs=1, retries=2)
+    assert (job.state, job.tries, starts(tmp_path, RUNS[0])) == (state, begun, begun)
+
+
+def test_after_its_time_what_trains_is_ended_and_nothing_more_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "SLOW").touch()
+    begin = time.monotonic()
+    jobs = run_all(RUNS, tmp_path, hypnos=HYPNOS, jobs=2, seconds=1.5)
+    assert time.monotonic() - begin < 20
+    assert [(job.state, job.process) for job in jobs] == [("waiting", None)] * 4
+    assert starts(tmp_path, RUNS[3]) == 0
+
+
+def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, jobs=1)
+    changed = Run("r0", DEPO, ("run.seed=0", "sleep.passes=2"), (1, 2))
+    with pytest.raises(UserError, match="comes from other settings than the study has now"):
+        run_all([changed], tmp_path, hypnos=HYPNOS, jobs=1)
+    with pytest.raises(UserError, match=r"unknown setting sleep\.pases"):
+        run_all([Run("x", DEPO, ("sleep.pases=1",))], tmp_path, hypnos=HYPNOS, jobs=1)
