@@ -5,6 +5,7 @@ cli.py         the command: its subcommands, and errors as one line
 commands/      one file per subcommand; torch and the like are imported only where one runs
 quiet.py       silences what third-party packages say on import
 world.py       rank, address and device from torchrun, mpirun or srun: the one place that reads them
+preflight/     ranks find out before a run begins what would make it hang or go wrong
 local.py       ranks on this host, started and ended together
 doctor.py      what a machine has and lacks
 demo.py        `make demo`

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status or 0
     except (UserError, TokenizerError) as error:
         print(f"hypnos: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.status if isinstance(error, UserError) else 2
     except BrokenPipeError:  # the reader of our output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

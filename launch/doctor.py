@@ -127,20 +127,23 @@ def _torch() -> Iterator[Finding]:
             yield Finding(
                 "ok", f"gpu {number}", f"{device.name}, {device.total_memory / GB:.0f} GB"
             )
-    elif has_gpu() and torch.version.cuda is None:
-        yield Finding(
-            "fail", "gpu", "this torch is a CPU build", "run `make clean setup`: it finds the GPU"
-        )
-    elif has_gpu():
-        found = f"torch is built for CUDA {torch.version.cuda}, which the driver does not serve"
-        yield Finding(
-            "fail",
-            "gpu",
-            found,
-            "update the driver; `nvidia-smi` shows the CUDA version that it serves",
-        )
     else:
-        yield Finding("note", "gpu", "none: small runs train on the CPU")
+        none = Finding("note", "gpu", "none: small runs train on the CPU")
+        yield from list(gpu_unused()) or [none]
+
+
+def gpu_unused() -> Iterator[Finding]:
+    """A GPU of this machine that torch cannot use, and why."""
+    import torch
+
+    if torch.cuda.is_available() or not has_gpu():
+        return
+    if torch.version.cuda is None:
+        found, fix = "this torch is a CPU build", "run `make clean setup`: it finds the GPU"
+    else:
+        found = f"torch is built for CUDA {torch.version.cuda}, which the driver does not serve"
+        fix = "update the driver; `nvidia-smi` shows the CUDA version that it serves"
+    yield Finding("fail", "gpu", found, fix)
 
 
 def _gloo() -> Iterator[Finding]:

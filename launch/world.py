@@ -112,6 +112,16 @@ def _is_srun(environment: Mapping[str, str]) -> bool:
     return "SLURM_STEP_ID" in environment and "OMPI_COMM_WORLD_SIZE" not in environment and same
 
 
+def this_host(environment: Mapping[str, str]) -> str:
+    """The name by which the launcher knows this host."""
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def expected_hosts(environment: Mapping[str, str]) -> list[str]:
+    """Those that ranks are to be on, if the launcher tells it."""
+    return list(hosts(environment.get("SLURM_STEP_NODELIST", "")))
+
+
 def hosts(nodes: str) -> Iterator[str]:
     """The names in a Slurm list of nodes such as "login,gpu[01-03,7]-a"."""
     for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -45,12 +46,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
-def join(timeout: float = TIMEOUT, *, alone: bool = False) -> None:
+def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | None = None) -> None:
     """Meets the ranks that the launcher describes, or becomes a world of one; there is no grid yet.
 
     Args:
         timeout: half of the limit, in seconds, of any collective.
         alone: see `initialize`.
+        store: by which ranks that have met already meet again.
     """
     if dist.is_initialized():
         return
@@ -62,7 +64,10 @@ def join(timeout: float = TIMEOUT, *, alone: bool = False) -> None:
     if alone or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
-        dist.init_process_group(backend, timeout=timedelta(seconds=2 * timeout))
+        rank = int(os.environ["RANK"]) if store is not None else -1  # -1: torch looks by itself
+        world = world_size() if store is not None else -1
+        limit = timedelta(seconds=2 * timeout)
+        dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=world)
 
 
 def initialize(
@@ -133,12 +138,16 @@ def store(purpose: str) -> dist.Store:
     return dist.PrefixStore(f"hypnos/{purpose}/{next(_stores)}", common.clone())
 
 
-def leave_together(store: dist.Store, rank: int, world: int) -> None:
-    """Before ranks end that have all heard why: rank 0, in which the store may live, goes last."""
+def leave_together(store: dist.Store, rank: int, ranks: Iterable[int]) -> None:
+    """Before ranks end that have all heard why: rank 0, in which the store may live, goes last.
+
+    Args:
+        ranks: those that rank 0 waits for.
+    """
     with suppress(dist.DistError):  # one is dead, or does not wait
         store.set(f"gone/{rank}", "")
         if rank == 0:
-            everyone = [f"gone/{other}" for other in range(world)]
+            everyone = [f"gone/{other}" for other in ranks]
             store.wait(everyone, timedelta(seconds=STORE_TIMEOUT_S))
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 class UserError(ValueError):
     """Printed as one line by the command, without a traceback."""
 
+    status = 2  # of the command
+
 
 def shortened(text: str, most: int = 100) -> str:
     """What a message shows of a text that may be of any length and hold anything."""

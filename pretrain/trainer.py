@@ -33,7 +33,6 @@ from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.model.probe import Probe
 from pretrain.model.sleep import Output, SleepLM
 from pretrain.run import prepare
-from pretrain.run.agreement import agree
 from pretrain.run.console import TrainProgress
 from pretrain.run.guard import Guard, SkipStreak, mean_loss, reset_if_skipped
 from pretrain.run.metrics import Metrics, ResumePoint, Throughput, train_row
@@ -73,7 +72,8 @@ class Parts:
 def train(config: Config, progress: bool = True) -> Path:
     """Trains to train.steps, from the beginning or from the run's newest checkpoint.
 
-    Runs in one process, or as every rank of a launcher (torchrun, for example).
+    Runs in one process, or as every rank of a launcher (torchrun, for example), all of them with
+    the same code, configuration and data (which launch/preflight sees to).
 
     Args:
         config: as `pretrain.config.load.load` gives it.
@@ -89,8 +89,6 @@ def train(config: Config, progress: bool = True) -> Path:
     with ExitStack() as cleanup:
         cleanup.callback(shown.close)
         cleanup.enter_context(watchdog.watching(config.parallel.timeout))
-        with shown.slow("comparing the ranks' settings and data"):
-            agree(config)
         prepare.lay_grid(config.parallel)
         with shown.slow("opening the data"):
             job = make_job(config, shown, cleanup)

@@ -14,7 +14,10 @@ from tokenizer.train import train
 
 TESTS = Path(__file__).parent
 # Folders and files of tests that start several processes: `make test` has only their smokes.
-SLOW = ("layouts", "resume", "run/test_ranks.py", "run/test_wrong_numbers.py")
+SLOW = (
+    "layouts", "resume", "run/test_ranks.py", "run/test_wrong_numbers.py",
+    "launch/test_preflight_ranks.py",
+)  # fmt: skip
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 

@@ -1,25 +1,66 @@
-"""hypnos doctor: what this machine has and lacks; with RUN, whether its checkpoints are whole."""
+"""hypnos doctor: what this machine lacks; with RUN, is it whole; with --ranks, are they alike."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from launch.commands import argument, command
-from launch.commands.values import path
+from launch.commands.values import path, tell
+from pretrain.errors import UserError
 
 
 @command(
     "doctor",
-    "check this machine, or the checkpoints of a run",
+    "check this machine, the checkpoints of a run, or the ranks of a job",
     description="Checks what training needs on this machine. "
-    "With RUN, verifies that run's checkpoints instead.",
-    example="hypnos doctor\nhypnos doctor runs/text-tiny",
+    "With RUN, verifies that run's checkpoints instead. "
+    "With --ranks, as every rank of a launcher, the preflight alone that `hypnos train` begins "
+    "with: all ranks are compared and measured, for CONFIG if that is given.",
+    example="hypnos doctor\nhypnos doctor runs/text-tiny\n"
+    "srun hypnos doctor --ranks configs/text-tiny.toml train.batch=64\n"
+    "torchrun --nproc-per-node=8 --no-python hypnos doctor --ranks",
     arguments=[
-        argument("folder", metavar="RUN", type=path, nargs="?", help="a run's folder"),
+        argument(
+            "what",
+            metavar="RUN|CONFIG",
+            type=path,
+            nargs="?",
+            help="a run's folder, or a TOML file",
+        ),
+        argument(
+            "overrides", metavar="key=value", nargs="*", default=[], help="settings that differ"
+        ),
+        argument("--ranks", action="store_true", help="compare and measure the ranks of this job"),
     ],
 )
-def doctor(folder: Path | None) -> int:
+def doctor(what: Path | None, overrides: list[str], ranks: bool) -> int:
+    if ranks:
+        return _ranks(what, overrides)
+    if overrides:
+        raise UserError(f"{overrides[0]}: settings are for --ranks; `hypnos doctor --help`")
+
     from launch.doctor import examine_machine, examine_run, show
 
-    findings = show(examine_machine() if folder is None else examine_run(folder))
+    findings = show(examine_machine() if what is None else examine_run(what))
     return 1 if any(finding.state == "fail" for finding in findings) else 0
+
+
+def _ranks(config: Path | None, overrides: list[str]) -> int:
+    from launch import world
+
+    mine = world.join()
+    settings = None
+    if config is not None:
+        from pretrain.config.load import load
+        from pretrain.config.run_folder import places
+
+        settings = load(config, [*places(config), *overrides])
+
+    from launch.preflight import check
+    from launch.preflight.table import show
+    from parallel import mesh
+
+    if survey := check(settings, mine, tell):
+        show(survey)
+    mesh.shutdown()
+    return 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.commands import argument, command
-from launch.commands.values import path
+from launch.commands.values import path, tell
 
 
 class ShowSettings(argparse.Action):
@@ -52,20 +52,25 @@ RUN = (
     arguments=[
         *RUN,
         argument(
+            "--no-preflight",
+            action="store_true",
+            help="do not compare and measure the ranks before the model is built",
+        ),
+        argument(
             "--help-settings",
             action=ShowSettings,
             help="every setting: what it means and may be, its default, may it change on resume",
         ),
     ],
 )
-def train(config: Path, overrides: list[str]) -> None:
+def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
     from launch import world
     from pretrain.config.load import load
     from pretrain.config.run_folder import check_data, places
     from pretrain.errors import UserError
     from pretrain.run.console import said_if_slow
 
-    world.join()
+    mine = world.join()
     try:
         # before the slow imports: a typo is told at once
         settings = load(config, [*places(config), *overrides])
@@ -76,10 +81,14 @@ def train(config: Path, overrides: list[str]) -> None:
         raise
 
     with said_if_slow("loading torch, Megatron and DeepSpeed", _say):
+        from launch.preflight import check
         from parallel import mesh, watchdog
         from pretrain.config.memory import out_of_memory
         from pretrain.trainer import train
 
+    if not no_preflight and (survey := check(settings, mine, tell)):
+        for line in survey.lines():
+            tell(line)
     try:
         train(settings)
     except UserError:

@@ -1,6 +1,6 @@
 """What a training run does between its data and its checkpoints (pretrain/trainer.py).
 
-agreement.py   the ranks compare code, settings and data; what rank 0 does for all
+agreement.py   what must be the same on all ranks; what rank 0 does for all
 prepare.py     what a configuration must fit before anything is built
 resume.py      taking the run's folder, and the checkpoint that is gone on from, or back to
 remarks.py     what a run says of its learning rate before it begins

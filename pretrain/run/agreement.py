@@ -1,16 +1,13 @@
-"""Ranks compare what they are started with, and what rank 0 does for all is done on all or on none.
+"""What must be the same on all ranks of a run; and what rank 0 does for all is done on all or none.
 
 Ranks that differ in a setting, in their code or in their data would train on something that nobody
-asked for, or wait for each other for ever. So before anything is built, all of them compare
+asked for, or wait for each other for ever. So before anything is built, the preflight
+(launch/preflight) compares
 
     the code        version of Hypnos's own sources and of the packages that compute
     the device      of which kind it is: one without its driver would take the processor
     the settings    all of them, as configured
     the content     of tokenizer, shards, held-out shards and stories; of shards, by their indexes
-
-through the launcher's store: rank 0 shows a digest of its facts and the facts themselves; each rank
-compares the digest, and looks at the facts only if that is another; each then says what it found,
-and rank 0 tells all which rank, of those that differ, is the first.
 """
 
 from __future__ import annotations
@@ -18,10 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
-import os
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,23 +37,21 @@ Facts = dict[str, str]  # what is compared -> what it is here
 T = TypeVar("T")
 
 
-def agree(config: Config) -> None:
-    """Compares the ranks' code, settings and data; all come back, or all raise the same UserError.
+def facts(config: Config | None) -> Facts:
+    """All that must be the same on every rank of a run, in the order in which it is compared.
 
-    Called by every rank after `mesh.join`, before there is a grid: ranks may want different ones.
+    Args:
+        config: None: only what the machines bring.
     """
-    rank, world, store = dist.get_rank(), dist.get_world_size(), mesh.store("agreement")
-    if world > 1:
-        watchdog.doing("compares its code, settings and data with those of the other ranks")
-        compare(facts(config), store, rank=rank, world=world, timeout=config.parallel.timeout)
-
-
-def facts(config: Config) -> Facts:
-    """All that must be the same on every rank of a run, in the order in which it is compared."""
-    return {
+    machine = {
         "the version of Hypnos (a hash of its sources)": code_version()[:12],
         **{f"the version of {name}": importlib.metadata.version(name) for name in PACKAGES},
         "the kind of device": mesh.device().type,
+    }
+    if config is None:
+        return machine
+    return {
+        **machine,
         **{name: repr(value) for name, value in leaves("", dataclasses.asdict(config))},
         **{name: _content(read) for name, read in contents(config)},
     }
@@ -116,39 +108,6 @@ def _content(read: Callable[[], str]) -> str:
         return f"unreadable ({' '.join(str(error).split())})"
 
 
-def compare(mine: Facts, store: dist.Store, *, rank: int, world: int, timeout: float) -> None:
-    """Compares this rank's facts with rank 0's, in a few small messages a rank.
-
-    Args:
-        timeout: seconds in which every rank must have found its facts.
-    Raises:
-        UserError: on every rank, about the first one that differs or says nothing.
-    """
-    here, digest, found = f"rank {rank} on {os.uname().nodename}", _digest(mine), ""
-    store.set_timeout(timedelta(seconds=timeout))
-    if rank == 0:
-        store.set("facts", json.dumps([here, mine]))
-        store.set("digest", digest)
-    try:
-        if store.get("digest").decode() != digest:
-            there, theirs = json.loads(store.get("facts"))
-            found = difference(there, theirs, here, mine)
-        store.set(f"found/{rank}", found)
-        if rank == 0:
-            store.set("outcome", _first_found(store, world, timeout))
-        store.set_timeout(timedelta(seconds=timeout + mesh.STORE_TIMEOUT_S))
-        outcome = store.get("outcome").decode()
-    except dist.DistError:
-        raise UserError(f"{here}: no word from rank 0 in {timeout:g} s; see there") from None
-    if outcome:
-        mesh.leave_together(store, rank, world)
-        raise UserError(outcome)
-
-
-def _digest(facts: Facts) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
 def difference(there: str, theirs: Facts, here: str, mine: Facts) -> str:
     """The first fact that is not the same on two ranks, in one line."""
     for name in {**theirs, **mine}:
@@ -157,17 +116,6 @@ def difference(there: str, theirs: Facts, here: str, mine: Facts) -> str:
             fix = "start all ranks with the same code, settings and data"
             return f"{name} is {shortened(a)} on {there}, but {shortened(b)} on {here}; {fix}"
     return ""
-
-
-def _first_found(store: dist.Store, world: int, timeout: float) -> str:
-    """What the first rank has found that is not like rank 0; empty if all are."""
-    keys = [f"found/{rank}" for rank in range(world)]
-    try:
-        store.wait(keys, timedelta(seconds=timeout))
-    except dist.DistStoreError:
-        silent = next(rank for rank, key in enumerate(keys) if not store.check([key]))
-        return f"rank {silent} has not compared its settings in parallel.timeout = {timeout:g} s"
-    return next((found for key in keys if (found := store.get(key).decode())), "")
 
 
 def on_rank_0(what: str, act: Callable[[], T]) -> T | None:

@@ -167,7 +167,7 @@ class Stop:
         # the main thread may be held back for ever: this thread must not end before it
         except Exception as error:
             self._say(f"stopped by {reason}; nothing new is saved: {error!r}")
-        mesh.leave_together(store, self._rank, self._world)
+        mesh.leave_together(store, self._rank, range(self._world))
         _exit(status)
 
     def _agree(self, store: dist.Store) -> int:

@@ -1,57 +1,18 @@
-"""Ranks that differ are told so before anything is built: which one, where, and in what."""
+"""What must be the same on all ranks: every setting, the code, and the content of what is read."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 
-from parallel import mesh
 from pretrain.config.schema import Config
-from pretrain.errors import UserError
 from pretrain.run import agreement
-from pretrain.run.agreement import Facts, code_version, compare, difference, facts
+from pretrain.run.agreement import code_version, difference, facts
 from tests.run.conftest import MakeConfig
-
-
-def compared(everyone: list[Facts | None], timeout: float = 20.0) -> list[str]:
-    """What each rank is told. A rank without facts says nothing."""
-    world = len(everyone)
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-
-    def told(rank: int) -> str:
-        mine = everyone[rank]
-        store = dist.TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
-        try:
-            if mine is not None:
-                compare(mine, store, rank=rank, world=world, timeout=timeout)
-        except UserError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor(world) as ranks:
-        return list(ranks.map(told, range(world)))
-
-
-def test_ranks_that_are_alike_are_told_nothing() -> None:
-    assert compared([{"a": "1", "b": "2"}] * 4) == [""] * 4
-
-
-def test_all_are_told_of_the_first_rank_that_differs_and_of_the_first_difference() -> None:
-    first, other, another = {"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "9", "b": "3"}
-    (line,) = set(compared([first, first, other, another]))
-    assert line.startswith("b is 2 on rank 0 on ") and ", but 3 on rank 2 on " in line
-
-
-def test_a_rank_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh, "STORE_TIMEOUT_S", 1.0)  # the first waits so long for the others
-    told = compared([{"a": "1"}, {"a": "1"}, None], timeout=0.5)
-    assert told[0] == told[1] and told[0].startswith("rank 2 has not compared its settings in ")
 
 
 def test_what_only_one_rank_knows_is_a_difference() -> None:

@@ -1,0 +1,77 @@
+"""What a rank can find wrong without the others: its GPU, its driver, its network interfaces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+
+import psutil
+import torch
+
+from launch.doctor import Finding, gpu_unused
+from launch.world import World
+
+
+def find(world: World | None) -> list[Finding]:
+    """All of this rank's."""
+    local_rank, gpus = world.local_rank if world else 0, torch.cuda.device_count()
+    present = list(psutil.net_if_addrs())
+    return [
+        *driver(os.environ),
+        *own_gpu(local_rank, gpus),
+        *(interfaces(os.environ, present, uses_nccl=gpus > 0) if world else ()),
+    ]
+
+
+def driver(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """A GPU that torch cannot use: its driver is too old. A CPU build of torch may be meant, and
+    one that is hidden by CUDA_VISIBLE_DEVICES is.
+    """
+    if environment.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1"):
+        meant = torch.version.cuda is None
+        yield from (replace(each, state="note") if meant else each for each in gpu_unused())
+
+
+def own_gpu(local_rank: int, gpus: int) -> Iterator[Finding]:
+    """Every rank of a host has a GPU of its own."""
+    if gpus and local_rank >= gpus:
+        few = f"LOCAL_RANK = {local_rank}, and this host shows {gpus} GPUs"
+        fix = (
+            f"start {gpus} ranks a host (--ntasks-per-node={gpus}, --nproc-per-node={gpus}), and "
+            "let each task see all GPUs of its host (no --gpus-per-task)"
+        )
+        yield Finding("fail", "gpu", few, fix)
+
+
+def interfaces(
+    environment: Mapping[str, str], present: Collection[str], *, uses_nccl: bool
+) -> Iterator[Finding]:
+    """NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME name interfaces of this host."""
+    for name, chooses, needed in (
+        ("NCCL_SOCKET_IFNAME", _nccl, uses_nccl),
+        ("GLOO_SOCKET_IFNAME", _gloo, True),
+    ):
+        value = environment.get(name)
+        if value and not any(chooses(value)(each) for each in present):
+            there = ", ".join(sorted(present))
+            fix = f"unset {name}, or set it to one of {there} (`ip link`)"
+            found = f"{name} = {value} names no network interface of this host"
+            yield Finding("fail" if needed else "note", "network", found, fix)
+
+
+def _nccl(value: str) -> Callable[[str], bool]:
+    """As NCCL reads it: beginnings of names; "=" before them: whole names; "^": all but these."""
+    inverted, value = value.startswith("^"), value.removeprefix("^")
+    exact, value = value.startswith("="), value.removeprefix("=")
+    names = [name.partition(":")[0] for name in value.split(",") if name]
+
+    def chosen(interface: str) -> bool:
+        match = interface in names if exact else interface.startswith(tuple(names))
+        return match != inverted
+
+    return chosen
+
+
+def _gloo(value: str) -> Callable[[str], bool]:
+    return value.split(",").__contains__

@@ -1,0 +1,186 @@
+"""How ranks come to rank 0's store: who is missed is named, and why rank 0 is not reached.
+
+The store is the launcher's, where that keeps one (torchrun, `hypnos launch local`); else rank 0
+keeps it at MASTER_ADDR:MASTER_PORT. Messages: one or two of each rank; rank 0 asks for all at once.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+
+from launch.preflight.verdict import named
+from launch.world import World, expected_hosts
+from pretrain.errors import UserError
+
+SAY_S = 10.0  # between lines that say who is waited for
+BATCH = 256  # values asked for in one message
+CONNECTIONS = 12  # of each rank to the store, at most, while it trains
+Say = Callable[[str], None]
+
+
+def connect(world: World, timeout: float, say: Say) -> dist.Store:
+    """The store, under this job's own names.
+
+    Args:
+        timeout: seconds that rank 0 is waited for.
+    Raises:
+        UserError: rank 0 cannot be reached, or cannot listen.
+    """
+    by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if world.rank == 0 and not by_launcher:
+        _check_address(world)
+        _allow_connections(world.size)
+        store = _listen(world)
+    else:
+        store = _reach(world, timeout, say)
+    # a launcher that starts ranks again keeps its store
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"hypnos/{attempt}", store)
+
+
+def wait_for_all(
+    store: dist.Store, key: str, world: int, timeout: float, say: Say, hosts: Sequence[str] = ()
+) -> list[int]:
+    """Rank 0 waits until every rank has set key/RANK; the ranks that have not in `timeout` seconds.
+
+    Args:
+        hosts: of each rank, where they are known.
+    """
+    begin, keys = time.monotonic(), [f"{key}/{rank}" for rank in range(world)]
+    while True:
+        left = timeout - (time.monotonic() - begin)
+        try:
+            store.wait(keys, timedelta(seconds=max(0.001, min(left, SAY_S))))
+            return []
+        except dist.DistStoreError:
+            missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        if missing and left <= SAY_S:
+            return missing
+        waited = f"{time.monotonic() - begin:.0f} s"
+        on = sorted({hosts[rank] for rank in missing}) if hosts else []
+        where = f" on {', '.join(on)}" if on else ""
+        if missing:
+            say(f"waiting for {named(missing)}{where} of {world} since {waited}")
+
+
+def absent_hosts(came: Collection[str]) -> list[str]:
+    """Hosts that the launcher has named, and that no rank has come from."""
+    return [host for host in expected_hosts(os.environ) if host not in came]
+
+
+def never_came(missing: Sequence[int], absent: Sequence[str], world: int, timeout: float) -> str:
+    """What is said of ranks that have not come. absent: see `absent_hosts`."""
+    where = f" (no rank has come from {', '.join(absent)})" if absent else ""
+    return (
+        f"{named(missing)} of {world} did not come in {timeout:g} s{where}: see their logs, that "
+        "as many tasks are started as the job has ranks, and that their hosts reach "
+        f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    )
+
+
+def gather(store: dist.Store, key: str, ranks: Iterable[int]) -> list[bytes]:
+    """Rank 0 takes what these ranks have set under key/RANK, many at a time."""
+    keys, values = [f"{key}/{rank}" for rank in ranks], list[bytes]()
+    for begin in range(0, len(keys), BATCH):
+        values += store.multi_get(keys[begin : begin + BATCH])
+    return values
+
+
+def scatter(store: dist.Store, keys: Sequence[str], values: Sequence[str]) -> None:
+    """Rank 0 tells many ranks something of their own, in one message."""
+    common: Any = store  # whose type lacks the method
+    common.multi_set(list(keys), list(values))
+
+
+def _check_address(world: World) -> None:
+    """MASTER_ADDR is rank 0's host, and known to the others by that."""
+    given, here = f"MASTER_ADDR = {world.address}", socket.gethostname()
+    fix = f"set it to the name of rank 0's host, {here}"
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(world.address, None)}
+    except socket.gaierror as error:
+        raise UserError(f"{given}: {here} knows no such host ({error.strerror}); {fix}") from None
+    own = {each.address for all_of in psutil.net_if_addrs().values() for each in all_of}
+    loopback = all(str(address).startswith(("127.", "::1")) for address in addresses)
+    if not loopback and not addresses & own:
+        raise UserError(f"{given} is not {here}, where rank 0 is; {fix}")
+    if loopback and len(expected_hosts(os.environ)) > 1:
+        raise UserError(f"{given} is to every host itself, and there are several; {fix}")
+
+
+def _listen(world: World) -> dist.Store:
+    try:
+        return dist.TCPStore(
+            "127.0.0.1", world.port, is_master=True, wait_for_workers=False, multi_tenant=True
+        )
+    except dist.DistError as error:
+        if "EADDRINUSE" not in str(error) and "already in use" not in str(error):
+            raise
+    raise UserError(
+        f"MASTER_PORT = {world.port} is in use on {socket.gethostname()}{_user_of(world.port)}: "
+        "end what has it, or set MASTER_PORT to another, the same for all ranks"
+    )
+
+
+def _user_of(port: int) -> str:
+    """Who has a port, as far as this user may know."""
+    for each in psutil.net_connections("tcp"):
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
+            return f" by process {each.pid} ({psutil.Process(each.pid).name()})"
+    return ""
+
+
+def _reach(world: World, timeout: float, say: Say) -> dist.Store:
+    """Rank 0's store, as soon as it is there."""
+    here, begin = f"rank {world.rank} on {socket.gethostname()}", time.monotonic()
+    where, said = f"{world.address}:{world.port}", begin
+    while True:
+        try:
+            with socket.create_connection((world.address, world.port), timeout=SAY_S):
+                break
+        except OSError as error:
+            reason, now = error.strerror or str(error), time.monotonic()
+        if now - begin > timeout:
+            raise UserError(
+                f"{here}: rank 0 is not reached at {where} in {timeout:g} s ({reason}): "
+                f"{_why(reason, world)}"
+            )
+        if now - said > SAY_S:
+            said = now
+            say(f"{here}: waiting for rank 0 at {where} since {now - begin:.0f} s ({reason})")
+        time.sleep(0.2)
+    left = timedelta(seconds=max(SAY_S, timeout - (time.monotonic() - begin)))
+    return dist.TCPStore(
+        world.address, world.port, is_master=False, wait_for_workers=False, timeout=left
+    )
+
+
+def _why(reason: str, world: World) -> str:
+    if "refused" in reason:
+        return "it is not there or has ended, see its log; or MASTER_ADDR is not its host"
+    if "service" in reason or "address" in reason.lower():
+        return f"MASTER_ADDR = {world.address} is no name that this host knows"
+    return "a firewall, or MASTER_ADDR is an address that is not routed from here"
+
+
+def _allow_connections(ranks: int) -> None:
+    """Every connection to the store is an open file of rank 0."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = ranks * CONNECTIONS + 1024
+    if soft < needed and (hard == resource.RLIM_INFINITY or soft < hard):
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if 0 < hard < needed and hard != resource.RLIM_INFINITY:
+        raise UserError(
+            f"rank 0 may have {hard} files open, and {ranks} ranks need {needed}: raise the limit "
+            "on its host (`ulimit -Hn`, LimitNOFILE of slurmd or sshd)"
+        )

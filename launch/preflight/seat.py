@@ -1,0 +1,80 @@
+"""A rank's seat among the others: what rank 0 tells all, and how all end together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from launch.preflight.rendezvous import Say, scatter
+from launch.preflight.verdict import PreflightError, Problem
+from launch.world import World, this_host
+from parallel import mesh
+from pretrain.errors import UserError
+from pretrain.files import write_atomically, writes_user_file
+
+FILE = "preflight.json"  # in the run's folder, after a preflight that failed
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One rank's. The store holds what all of them say."""
+
+    world: World
+    run: Path  # the run's folder, which may not exist
+    store: dist.Store
+    say: Say
+
+    @property
+    def here(self) -> str:
+        """This rank in words."""
+        return f"rank {self.world.rank} on {this_host(os.environ)}"
+
+    def hear(self, key: str, seconds: float) -> Any:
+        """What rank 0 tells; if the preflight has failed, the error that all ranks raise."""
+        try:
+            self.store.wait([key], timedelta(seconds=seconds))
+            told = json.loads(self.store.get(key))
+        except dist.DistError:
+            line = f"no word from rank 0 in {seconds:.0f} s; see its log"
+            raise UserError(f"preflight: {self.here}: {line}") from None
+        if "error" in told:
+            mesh.leave_together(self.store, self.world.rank, ())
+            raise PreflightError(told["error"], told["bad_hosts"])
+        return told
+
+    def keys(self, name: str) -> list[str]:
+        """One for each rank."""
+        return [f"{name}/{rank}" for rank in range(self.world.size)]
+
+    def failed(
+        self,
+        error: PreflightError,
+        keys: Sequence[str],
+        problems: Sequence[Problem] = (),
+        deaf: Collection[int] = (),
+    ) -> PreflightError:
+        """Rank 0 says what is wrong, keeps it in the run's folder, and tells the others.
+
+        Args:
+            keys: under which the others wait.
+            deaf: ranks that are not there, or hang.
+        """
+        if len(problems) > 1:
+            for problem in problems:  # before anyone ends, and the launcher ends all
+                self.say(f"preflight: {problem.state}: {problem}")
+        lines = [str(problem) for problem in problems] or [str(error)]
+        kept = {"bad_hosts": error.bad_hosts, "problems": lines}
+        with writes_user_file(self.run / FILE):
+            self.run.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.run / FILE, json.dumps(kept, indent=1) + "\n")
+        told = json.dumps({"error": str(error), "bad_hosts": error.bad_hosts})
+        scatter(self.store, keys, [told] * len(keys))
+        mesh.leave_together(self.store, 0, set(range(self.world.size)) - set(deaf))
+        return error

@@ -1,0 +1,165 @@
+"""The order of a preflight, on every rank: all join, report and measure; rank 0 judges."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch.distributed as dist
+
+from launch.doctor import Finding
+from launch.preflight import folder, rates, rendezvous, report, verdict
+from launch.preflight.folder import Meeting
+from launch.preflight.measure import measure
+from launch.preflight.rendezvous import Say
+from launch.preflight.report import Rates, Report
+from launch.preflight.seat import FILE, Seat
+from launch.preflight.verdict import PreflightError, Problem
+from launch.world import World, this_host
+from parallel import mesh
+from pretrain.config.schema import Config
+from pretrain.run.agreement import Facts, facts
+
+JOIN_S, REPORT_S = 300.0, 60.0  # seconds, see launch/preflight/__init__.py
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a preflight has found of a job that may go on; rank 0 has it."""
+
+    reports: list[Report]  # of all ranks, by rank
+    rates: list[Rates]  # likewise; none of a rank that is alone
+    problems: list[Problem]  # that do not end it
+    seconds: float  # since all ranks have come
+
+    def lines(self) -> Iterator[str]:
+        """What is said of it before the run begins."""
+        yield from (f"preflight: {problem.state}: {problem}" for problem in self.problems)
+        if self.rates:
+            hosts = len({each.host for each in self.reports})
+            matmul = median(each.matmul for each in self.rates) / 1e12
+            all_reduce = self.rates[0].all_reduce / 1e9
+            yield (
+                f"preflight: {len(self.reports)} ranks on {hosts} host{'s' * (hosts > 1)}, "
+                f"{self.seconds:.1f} s; matmul {matmul:.3g} TFLOP/s a rank, "
+                f"all-reduce {all_reduce:.3g} GB/s"
+            )
+
+
+def check(config: Config | None, world: World | None, say: Say) -> Survey | None:
+    """Compares and measures the ranks; afterwards they are a group, as after `mesh.join`.
+
+    Args:
+        config: of the run; None: only the machines are looked at.
+        say: tells the user one line.
+    Returns:
+        On rank 0, what was found.
+    Raises:
+        PreflightError: on every rank, about the first thing that ends the job.
+        UserError: rank 0 is not reached, or cannot listen.
+    """
+    run = Path(config.run.dir) / config.run.name if config else Path.cwd()
+    if world is None or world.size == 1:
+        return _alone(run, world)
+    if world.local_rank:  # once a host is enough
+        say = _mute
+    limit = config.parallel.timeout if config else mesh.TIMEOUT
+    common = rendezvous.connect(world, min(JOIN_S, limit), say)
+    seat = Seat(world, run, dist.PrefixStore("preflight", common), say)
+    mine = facts(config)
+    start, ahead = _join(seat, report.digest(mine), min(JOIN_S, limit))
+    begin = time.monotonic()
+    reports, problems, partners = _report(seat, start, mine, ahead)
+    measured, slow = measure(seat, reports, partners, limit, common)
+    if world.rank:
+        return None
+    (run / FILE).unlink(missing_ok=True)  # of an attempt before
+    return Survey(reports, measured, [*problems, *slow], time.monotonic() - begin)
+
+
+def _mute(line: str) -> None:
+    """Says nothing."""
+
+
+def _alone(run: Path, world: World | None) -> Survey:
+    """Of a rank without others: what it finds wrong by itself."""
+    mine = report.look(world, run)
+    problems = verdict.of_reports([mine], unseen=())
+    if error := verdict.error(problems, [mine.host]):
+        raise error
+    return Survey([mine], [], problems, 0.0)
+
+
+def _join(seat: Seat, digest: str, timeout: float) -> tuple[dict[str, Any], float]:
+    """Waits until all ranks have come. What rank 0 then tells all at once, and the seconds that
+    this rank's clock is ahead of rank 0's.
+    """
+    world, store = seat.world, seat.store
+    store.set(f"here/{world.rank}", this_host(os.environ))
+    if world.rank:
+        told = seat.hear("start", timeout + mesh.STORE_TIMEOUT_S)
+        return told, time.time() - told["clock"]
+    if missing := rendezvous.wait_for_all(store, "here", world.size, timeout, seat.say):
+        there = set(range(world.size)) - set(missing)
+        came = [name.decode() for name in rendezvous.gather(store, "here", there)]
+        absent = rendezvous.absent_hosts(came)
+        line = rendezvous.never_came(missing, absent, world.size, timeout)
+        bad = verdict.minority(absent, [*came, *absent])
+        raise seat.failed(PreflightError(f"preflight: {line}", bad), ["start"], deaf=missing)
+    try:
+        meeting = folder.begin(seat.run, secrets.token_hex(4))
+    except OSError as cause:
+        line = f"{cause.filename}: cannot be written: {cause.strerror}; set run.dir"
+        raise seat.failed(PreflightError(f"preflight: {line}"), ["start"]) from None
+    told = {"levels": meeting.levels, "name": meeting.name, "digest": digest, "clock": time.time()}
+    store.set("start", json.dumps(told))
+    return told, 0.0
+
+
+def _report(
+    seat: Seat, start: dict[str, Any], mine: Facts, ahead: float
+) -> tuple[list[Report], list[Problem], Sequence[int]]:
+    """Every rank reports. On rank 0: all reports, and the problems that do not end the job.
+
+    Returns:
+        Beside these, the ranks that this one is to exchange data with.
+    """
+    world, store = seat.world, seat.store
+    meeting = Meeting(start["levels"], start["name"])
+    unable = folder.leave_token(meeting, seat.run, world.rank)
+    own = report.look(world, seat.run)
+    if unable:
+        own.found.insert(0, Finding("fail", "run folder", unable, verdict.SHARE))
+    shown = world.rank == 0 or report.digest(mine) != start["digest"]
+    own = replace(own, ahead=ahead, digest=report.digest(mine), facts=mine if shown else None)
+    store.set(f"report/{world.rank}", own.encode())
+    if world.rank:
+        told = seat.hear(f"reported/{world.rank}", REPORT_S + 2 * mesh.STORE_TIMEOUT_S)
+        return [], [], told["partners"]
+
+    hosts = [name.decode() for name in rendezvous.gather(store, "here", range(world.size))]
+    keys = seat.keys("reported")
+    try:
+        silent = rendezvous.wait_for_all(store, "report", world.size, REPORT_S, seat.say, hosts)
+        if silent:
+            what = f"came, but has not reported in {REPORT_S:g} s"
+            problems = verdict.of_ranks(silent, hosts, what, "see its log, and its disks")
+        else:
+            encoded = rendezvous.gather(store, "report", range(world.size))
+            reports = [Report.decode(each) for each in encoded]
+            unseen = folder.missing_tokens(meeting, seat.run, range(world.size))
+            problems = verdict.of_reports(reports, unseen)
+    finally:
+        folder.end(meeting, seat.run)
+    if error := verdict.error(problems, hosts):
+        raise seat.failed(error, keys, problems, deaf=silent)
+    partners = rates.choose_partners(hosts)
+    rendezvous.scatter(store, keys, [json.dumps({"partners": each}) for each in partners])
+    return reports, problems, partners[0]

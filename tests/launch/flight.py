@@ -1,0 +1,90 @@
+"""A rank's part of preflights, one after the other, each with another fault; for `run_ranks`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+from unittest import mock
+
+from launch.cli import main
+from launch.preflight import check, folder, measure, rates, report, survey
+from launch.world import find
+from pretrain.config.schema import Config
+from pretrain.errors import UserError
+from pretrain.run import agreement
+
+ROOT = Path(__file__).parents[2]
+
+
+class Told(NamedTuple):
+    """What a rank was told by one preflight."""
+
+    error: str
+    status: int
+    said: list[str]
+    kept: dict[str, Any]  # preflight.json
+
+
+def fly(
+    config: Config, hosts: Sequence[str], faults: Sequence[str], victims: Collection[int]
+) -> list[Told]:
+    """This rank's preflights, one with each of the faults, which the victims have.
+
+    Args:
+        hosts: of all ranks.
+    """
+    rank = int(os.environ["RANK"])
+    os.environ["SLURMD_NODENAME"] = hosts[rank]
+    survey.REPORT_S, measure.MEASURE_S, folder.PATIENCE_S = 2.0, 2.0, 0.3
+    told = []
+    for attempt, fault in enumerate(faults):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)  # keys of its own at the store
+        with _planted(fault if rank in victims else ""):
+            told.append(_told(config))
+    return told
+
+
+def doctor(hosts: Sequence[str]) -> None:
+    """`hypnos doctor --ranks` on this rank."""
+    os.environ["SLURMD_NODENAME"] = hosts[int(os.environ["RANK"])]
+    assert main(["doctor", "--ranks", str(ROOT / "configs/depo-small.toml")]) == 0
+
+
+def _told(config: Config) -> Told:
+    said, error, status = list[str](), "", 0
+    try:
+        found = check(config, find(os.environ), said.append)
+        said += found.lines() if found else ()
+    except UserError as caught:
+        error, status = str(caught), caught.status
+    kept = Path(config.run.dir) / config.run.name / "preflight.json"
+    return Told(error, status, said, json.loads(kept.read_text()) if kept.exists() else {})
+
+
+def _planted(fault: str) -> AbstractContextManager[Any]:
+    match fault:
+        case "stale clone":
+            return mock.patch.object(agreement, "code_version", lambda: "stale")
+        case "another disk":
+            return mock.patch.object(folder.Meeting, "folder", lambda *_: Path("/mnt/own/tokens"))
+        case "reports nothing":
+            return mock.patch.object(report, "look", lambda *_: time.sleep(3600))
+        case "hangs":
+            return mock.patch.object(rates, "measure", _hangs)
+        case "breaks":
+            return mock.patch.object(rates, "measure", _breaks)
+    return mock.patch.dict(os.environ)
+
+
+def _hangs(_: object, stage: Any) -> None:
+    stage("sums a tensor over all ranks")
+    time.sleep(3600)
+
+
+def _breaks(*_: object) -> NoReturn:
+    raise RuntimeError("uncorrectable ECC error encountered")
