@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from parallel import mesh
 from parallel.layers import partial_grad, split_dim
+from parallel.megatron import parallel_state
 from parallel.slices import Piece
 from parallel.zero_layout import Partition, layout
 from parallel.zero_order import WeightGathering, fill_missing, reduce_in_order

@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.model_parallel_config import ModelParallelConfig
-from megatron.core.tensor_parallel import mappings
+
+from parallel.megatron import ModelParallelConfig, mappings, parallel_state
 
 # seconds in which the threads of ranks that are alive answer each other through the store
 STORE_TIMEOUT_S = 10.0

@@ -22,10 +22,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel.mappings import (
-    gather_from_tensor_model_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-)
 from torch import Tensor, nn
 
 from parallel import mesh
@@ -33,6 +29,10 @@ from parallel.attention import Attention
 from parallel.block import Block
 from parallel.gated_delta_net import GatedDeltaNet
 from parallel.layers import RowLinear, at_least_fp32
+from parallel.megatron import (
+    gather_from_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
 from parallel.mlp import MLP
 from parallel.state import AttentionState, DeltaState
 from pretrain.inference.memory import SessionMemory
