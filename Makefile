@@ -9,7 +9,7 @@ DEVICE ?= auto
 STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted clean
+.PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted test-cluster clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -52,6 +52,9 @@ test-kills: setup  ## runs killed at random moments, KILLS=100 times, and resume
 
 test-planted: setup  ## errors planted in a copy of the tree: which half of the tests finds each (ten minutes)
 	.venv/bin/python -m tests.planted_errors
+
+test-cluster: setup  ## a Slurm and an MPI on this machine, runs in trouble on them (root or sudo; five minutes)
+	tests/cluster/run
 
 clean:  ## removes the environment and caches; runs stay
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

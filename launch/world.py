@@ -25,6 +25,8 @@ from pretrain.errors import UserError
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+# the rank, where a launcher's variables say it before MPI has been asked
+RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 PORTS = range(20_000, 30_000)  # below those that systems give to outgoing connections
 
 
@@ -71,6 +73,18 @@ def find(environment: Mapping[str, str]) -> World | None:
     if "SLURM_STEP_ID" in environment:  # a batch script by itself has none
         return _slurm(environment)
     return None
+
+
+def early_rank(environment: Mapping[str, str]) -> int:
+    """The rank that a launcher's variables say, for who is not a rank himself but starts one.
+
+    Raises:
+        UserError: they say none.
+    """
+    for name in RANK:
+        if name in environment:
+            return _number(environment, name)
+    raise UserError(f"none of {', '.join(RANK)} is set: start ranks with srun or mpirun")
 
 
 def _torchrun(environment: Mapping[str, str]) -> World:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from parallel import mesh
 
 GRACE = 3.0  # seconds between the line and the end
-EXIT_STATUS = 75  # of a rank that gave up: "temporary failure" in sysexits.h
+EXIT_STATUS = 70  # of a rank that gave up: "internal error" in sysexits.h
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """One process, one thread, a world of one; which tests are slow; and a small corpus."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ SLOW = (
     "layouts", "resume", "run/test_ranks.py", "run/test_wrong_numbers.py",
     "launch/test_preflight_ranks.py",
 )  # fmt: skip
+
+# Takes root and a Slurm: tests/cluster/run gives it both.
+collect_ignore = [] if os.environ.get("HYPNOS_CLUSTER") else ["cluster"]
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 

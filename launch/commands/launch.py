@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.commands import Group, argument, command
+from launch.commands.job import begin, end, rank, run_folder
 from launch.commands.train import RUN
-from launch.commands.values import positive
+from launch.commands.values import path, positive, read_text, tell
+
+# settings of [slurm] in the site's file that differ from job to job
+OF_JOBS = ("account", "partition", "qos", "constraint", "exclude", "reservation")
 
 
 @command(
@@ -23,23 +31,147 @@ from launch.commands.values import positive
     ],
 )
 def local(config: Path, overrides: list[str], ranks: int) -> int:
-    from pretrain.config.load import load
+    run = run_folder(config, overrides)  # a mistake is told once, before anything is started
 
-    settings = load(config, overrides)  # a mistake is told once, before anything is started
-    logs = Path(settings.run.dir) / settings.run.name / "logs"
-
+    from launch import starts
     from launch.local import run_ranks
+    from launch.outcome import why_ended
 
-    return run_ranks(
-        [sys.executable, "-m", "launch", "train", str(config), *overrides], ranks=ranks, logs=logs
+    start = starts.begin(run, "local", str(os.getpid()), (starts.this_host(),), ranks)
+    command = [sys.executable, "-m", "launch", "train", str(config), *overrides]
+    status = run_ranks(command, ranks=ranks, logs=start.logs(run))
+    starts.finish(run, start, why_ended(run, start, status))
+    return status
+
+
+@command(
+    "slurm",
+    "train as a Slurm job: print its batch script, or submit it",
+    description="Prints the batch script of a job that trains until the run is finished: before "
+    "its time is up it saves and starts again, without nodes that have failed. --submit hands it "
+    "to sbatch. What a cluster wants of every job stands in one file (docs/launch.md).",
+    example="hypnos launch slurm configs/depo-small.toml --nodes 16 --gpus-per-node 8 "
+    "--time 24:00:00 parallel.tp=8\n"
+    "hypnos launch slurm configs/depo-small.toml --nodes 2 --ranks-per-node 4 --submit",
+    arguments=[
+        *RUN,
+        argument("--nodes", type=positive, metavar="COUNT", default=1, help="nodes of the job"),
+        argument("--gpus-per-node", type=positive, metavar="COUNT", help="GPUs, a rank on each"),
+        argument(
+            "--ranks-per-node",
+            type=positive,
+            metavar="COUNT",
+            help="ranks on a node, where it is not one on each GPU",
+        ),
+        argument("--time", default="", metavar="LIMIT", help="of one start, such as 24:00:00"),
+        *[
+            argument(f"--{name}", metavar=name.upper(), help=f"instead of the site's slurm.{name}")
+            for name in OF_JOBS
+        ],
+        argument(
+            "--site",
+            type=path,
+            metavar="FILE",
+            help="the cluster's own settings; default: ~/.config/hypnos/site.toml, if it is there",
+        ),
+        argument(
+            "--array",
+            type=path,
+            metavar="FILE",
+            help="many runs, a task of a job array each: a line is [CONFIG] key=value ..., beside "
+            "what is said here",
+        ),
+        argument("--at-once", type=positive, metavar="COUNT", help="tasks of the array"),
+        argument("--submit", action="store_true", help="hand the script to sbatch"),
+    ],
+)
+def slurm(
+    config: Path,
+    overrides: list[str],
+    nodes: int,
+    gpus_per_node: int | None,
+    ranks_per_node: int | None,
+    time: str,
+    site: Path | None,
+    array: Path | None,
+    at_once: int | None,
+    submit: bool,
+    **of_jobs: str | None,
+) -> None:
+    from launch import starts
+    from launch.slurm import Job, script
+    from launch.slurm import submit as hand_over
+    from pretrain.files import writes_user_file
+
+    settings = _site(site)
+    for name, value in of_jobs.items():
+        if value is not None:
+            setattr(settings.slurm, name, value)
+    runs = [[str(config), *overrides]] if array is None else _runs(array, config, overrides)
+    folders = [run_folder(Path(run[0]), list(run[1:])) for run in runs]
+    # sbatch does not make it
+    logs = (folders[0].parent if array else folders[0]) / "logs"
+    with writes_user_file(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        name=array.stem if array else folders[0].name,
+        runs=runs,
+        output=logs.absolute() / ("slurm-%A_%a.log" if array else "slurm-%j.log"),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node or 0,
+        ranks_per_node=ranks_per_node or gpus_per_node or 1,
+        time=time,
+        at_once=at_once or 0,
     )
+    text = script(job, settings)
+    if not submit:
+        print(text, end="")
+        return
+    number = hand_over(text, logs / f"{job.name}.sbatch")
+    for task, folder in enumerate(folders):
+        starts.submitted(folder, f"{number}_{task}" if array else number)
+    print(f"submitted job {number}; next: hypnos launch status {folders[0]}")
+
+
+def _site(given: Path | None) -> Any:
+    """The site's settings: of the file that is given, or the user's own, or none."""
+    from launch.site import DEFAULT, Site
+    from pretrain.config.load import read_settings
+
+    file = given or DEFAULT.expanduser()
+    return read_settings(Site, file) if given or file.exists() else Site()
+
+
+def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[str]]:
+    """The arguments of `hypnos train` of each line."""
+    from pretrain.errors import UserError
+
+    runs: dict[Path, list[str]] = {}
+    for number, line in enumerate(read_text(array).splitlines(), 1):
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        other = [] if "=" in words[0] else [words.pop(0)]
+        run = [*(other or [str(config)]), *overrides, *words]
+        folder = run_folder(Path(run[0]), run[1:])
+        if folder in runs:
+            raise UserError(
+                f"{array}, line {number}: {folder} is the run of another line, too; set run.name"
+            )
+        runs[folder] = run
+    if not runs:
+        raise UserError(
+            f"{array}: no runs in it; write one a line, as run.name=first sleep.passes=4"
+        )
+    tell(f"{array}: {len(runs)} runs")
+    return list(runs.values())
 
 
 LAUNCH = Group(
     "launch",
-    "train on many ranks: of this machine",
+    "train on many ranks: of this machine, of a Slurm cluster",
     description="Starts `hypnos train` on many ranks, and ends them together.",
     example="hypnos launch local configs/depo-small.toml --ranks 2 parallel.pp=2 "
     "train.microbatches=2",
-    commands=(local,),
+    commands=(local, slurm, begin, rank, end),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -68,8 +69,11 @@ def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
     from pretrain.config.load import load
     from pretrain.config.run_folder import check_data, places
     from pretrain.errors import UserError
+    from pretrain.exit_status import PEER_GONE, REQUEUE, USER_ERROR
     from pretrain.run.console import said_if_slow
 
+    # until there is anything to save (pretrain/run/stop.py)
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(REQUEUE))
     mine = world.join()
     try:
         # before the slow imports: a typo is told at once
@@ -77,7 +81,7 @@ def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
         check_data(settings, training=True)
     except UserError:
         if os.environ.get("LOCAL_RANK", "0") != "0":  # once a host is enough
-            sys.exit(2)
+            sys.exit(USER_ERROR)
         raise
 
     with said_if_slow("loading torch, Megatron and DeepSpeed", _say):
@@ -99,7 +103,9 @@ def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
                 fix = "raise train.microbatches, or lower train.batch or sleep.window"
                 raise UserError(f"{config}: out of memory; {fix}") from None
             raise
+        status = 1
         if mesh.is_of_another_rank(error):
+            status = PEER_GONE
             # gloo names its source
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
             gone = f"another rank has gone ({reason}); see there"
@@ -107,7 +113,7 @@ def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
         else:
             traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # an orderly end would wait for ranks that are gone
+        os._exit(status)  # an orderly end would wait for ranks that are gone
     mesh.shutdown()
 
 

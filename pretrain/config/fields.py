@@ -65,6 +65,15 @@ def check(config: Config) -> None:
         _check(place, setting.hint, setting.rule, value)
 
 
+def check_sections(table: Any) -> None:
+    """The same for any other dataclass of sections."""
+    for section in dataclasses.fields(table):
+        values = getattr(table, section.name)
+        for setting in settings(type(values)):
+            name = f"{section.name}.{setting.name}"
+            _check(name, setting.hint, setting.rule, getattr(values, setting.name))
+
+
 def _check(place: str, hint: Any, rule: Rule, value: Any) -> None:
     if dataclasses.is_dataclass(hint):
         for inner in settings(hint):  # type: ignore[arg-type]

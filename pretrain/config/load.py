@@ -16,13 +16,14 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pretrain.config.checks import validate
-from pretrain.config.fields import expand_paths, sections
+from pretrain.config.fields import check_sections, expand_paths, sections
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
+T = TypeVar("T")
 Table = dict[str, Any]
 MAX_BYTES = 1 << 16  # of a configuration
 # tomllib takes time and memory by the square of them, if they are all in one key
@@ -102,6 +103,24 @@ def from_tables(tables: Mapping[str, Any], name: str) -> Config:
     """
     config: Config = _build(Config, tables, name, "")
     return config
+
+
+def read_settings(cls: type[T], path: Path) -> T:
+    """Other settings than a run's: a dataclass of sections, from a TOML file; as strict.
+
+    Raises:
+        UserError: the file cannot be read, or is refused.
+    """
+    try:
+        tables = _parse_toml(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    found: T = _build(cls, tables, str(path), "")
+    try:
+        check_sections(found)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return found
 
 
 def dump(config: Config) -> str:

@@ -1,6 +1,6 @@
 """Ending a run before its time: on Ctrl-C, SIGTERM or SIGUSR1 all ranks save the last whole step.
 
-    running --> asked --> agreed(step) --> saved --> exit, with status 128 + signal
+    running --> asked --> agreed(step) --> saved --> exit (status: pretrain/exit_status.py)
        |          |
        |          '- another Ctrl-C -----------------> exit at once
        '- the run is done: nothing more is heard
@@ -38,6 +38,7 @@ import torch.distributed as dist
 from parallel import mesh
 from parallel.mesh import STORE_TIMEOUT_S
 from pretrain.errors import UserError
+from pretrain.exit_status import after_signal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # seconds in which a second SIGINT is the first one still: terminal and launcher both send it
@@ -130,7 +131,7 @@ class Stop:
             if number == signal.SIGINT and pressed is not None:
                 if now - pressed < ONE_PRESS_S:
                     continue
-                _exit(128 + number)
+                _exit(after_signal(number))
             pressed = now if number == signal.SIGINT else pressed
             with suppress(dist.DistError):
                 store.set("number", str(number))
@@ -147,12 +148,13 @@ class Stop:
         try:
             store.wait([f"reason/{self._rank}"], mesh.NO_TIMEOUT)
             reason = store.get(f"reason/{self._rank}").decode()
-            status = 128 + int(store.get("number")) if reason else 0
+            number = int(store.get("number")) if reason else 0
         except dist.DistError:  # rank 0 has left: nobody can stop together any more
             return
         if not reason:
             return
-        if status == 128 + signal.SIGINT:
+        status = after_signal(number)
+        if number == signal.SIGINT:
             self._say("saving the last whole step; Ctrl-C again ends the run at once, without it")
         try:
             step = self._agree(store)

@@ -12,6 +12,7 @@ from signal import SIGINT, SIGSTOP, SIGTERM, SIGUSR1, Signals
 import pytest
 
 from parallel.mesh import STORE_TIMEOUT_S
+from pretrain.exit_status import after_signal
 from pretrain.run.stop import ONE_PRESS_S
 from tests.resume import saved
 from tests.resume.job import Job
@@ -29,7 +30,7 @@ CASES = [
 
 def assert_stopped(job: Job, number: Signals, seconds: float = DEADLINE) -> None:
     """All ranks end in time, with the status of the signal."""
-    assert job.wait(seconds) == [128 + number] * len(job.processes), job.log()
+    assert job.wait(seconds) == [after_signal(number)] * len(job.processes), job.log()
     assert f"stopped by {number.name} on rank" in job.log() and "Traceback" not in job.log()
 
 

@@ -1,0 +1,117 @@
+"""hypnos launch begin, rank, end: the steps of a start, as a batch script takes them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from launch.commands import argument, command
+from launch.commands.train import RUN
+from launch.commands.values import path, positive
+
+LOGS = argument("logs", metavar="LOGS", type=path, help="the folder that `begin` has printed")
+RETRIES = argument(
+    "--retries",
+    type=positive,
+    metavar="COUNT",
+    default=3,
+    help="starts of a job that may in a row bring no new checkpoint",
+)
+
+
+@command(
+    "begin",
+    "write a start down, and print its folder of logs",
+    description="The first step of a batch script: writes a start down in the run's folder, and "
+    "prints its folder of logs. Status 75: a node of the job has failed this run before; printed "
+    "are all nodes to do without.",
+    example="hypnos launch begin configs/depo-small.toml run.name=first",
+    arguments=[*RUN, RETRIES],
+)
+def begin(config: Path, overrides: list[str], retries: int) -> int:
+    from launch import starts
+    from launch.outcome import judge
+    from launch.world import hosts
+    from pretrain.errors import UserError
+    from pretrain.exit_status import FINISHED, REQUEUE
+
+    run = run_folder(config, overrides)
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        raise UserError("begin: SLURM_JOB_ID is not set; this is a step of a Slurm batch script")
+    nodes = tuple(hosts(os.environ["SLURM_JOB_NODELIST"]))
+    earlier = [start for start in starts.starts(run) if start.job == job]
+    if earlier and earlier[-1].end is None:  # its script did not live to see its end
+        verdict = judge(run, earlier[-1], earlier[:-1], FINISHED + 1, retries)
+        starts.finish(run, earlier[-1], verdict.end)
+        if verdict.why_not:
+            raise UserError(f"{run}: {verdict.why_not}; the last: {verdict.end.why}")
+        earlier = [start for start in starts.starts(run) if start.job == job]
+    failed = earlier[-1].end.exclude if earlier and earlier[-1].end else ()
+    if set(failed) & set(nodes):
+        print(",".join(failed))
+        return REQUEUE
+    ranks = int(os.environ.get("SLURM_NTASKS", len(nodes)))
+    start = starts.begin(run, "slurm", job, nodes, ranks)
+    print(os.path.abspath(start.logs(run)))
+    return FINISHED
+
+
+@command(
+    "rank",
+    "train as one rank that srun or mpirun has started",
+    description="Starts `hypnos train` as the rank that srun or mpirun has started here. What it "
+    "writes is in LOGS/rank-R.log, rank 0's is also shown; how it failed is in LOGS/rank-R.end.",
+    example="srun hypnos launch rank runs/depo-small/logs/start-1 configs/depo-small.toml",
+    arguments=[LOGS, *RUN],
+)
+def rank(logs: Path, config: Path, overrides: list[str]) -> int:
+    from launch.rank import run_rank
+    from launch.world import early_rank
+
+    train = [sys.executable, "-m", "launch", "train", str(config), *overrides]
+    return run_rank(train, early_rank(os.environ), logs)
+
+
+@command(
+    "end",
+    "write down why a start ended, and what comes next",
+    description="The last step of a batch script: says why a start ended, writes it down, and "
+    "prints the nodes to do without. Status 75: start again.",
+    example="hypnos launch end runs/first/logs/start-1 --status 137",
+    arguments=[
+        LOGS,
+        argument("--status", type=int, required=True, metavar="STATUS", help="the launcher's own"),
+        RETRIES,
+    ],
+)
+def end(logs: Path, status: int, retries: int) -> int:
+    from launch import starts
+    from launch.outcome import judge, tell
+    from pretrain.errors import UserError
+    from pretrain.exit_status import REQUEUE
+
+    run = logs.parents[1]
+    every = starts.starts(run)
+    start = next((start for start in every if start.logs(run).name == logs.name), None)
+    if start is None:
+        raise UserError(
+            f"{logs}: {run}/{starts.JOURNAL} knows no such start; name what `begin` prints"
+        )
+    verdict = judge(run, start, [s for s in every if s.number < start.number], status, retries)
+    starts.finish(run, start, verdict.end)
+    tell(run, start, verdict.end)
+    if verdict.why_not:
+        print(f"hypnos: error: {run}: {verdict.why_not}", file=sys.stderr)
+    print(",".join(verdict.end.exclude))
+    return REQUEUE if verdict.again else verdict.end.status
+
+
+def run_folder(config: Path, overrides: list[str]) -> Path:
+    """The folder of the run that arguments of `hypnos train` describe; a mistake is told."""
+    from pretrain.config.load import load
+    from pretrain.config.run_folder import places
+
+    settings = load(config, [*places(config), *overrides])
+    return Path(settings.run.dir) / settings.run.name

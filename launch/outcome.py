@@ -1,0 +1,136 @@
+"""Why a start of a run ended, and whether there is to be another, and where not.
+
+    finished, or a user's error, or told to stop     no other start
+    its time was up (75)                             another start
+    a rank failed                                    another start; a host where that has happened
+                                                     twice is left out, one that is unfit at once
+    a host was lost: its ranks left no word          another start without it
+
+But if the last `retries` starts of the job have brought no new checkpoint, there is no other: what
+fails every time before the first save would go round for ever.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch.processes import LAST_LINES
+from launch.starts import End, Start, first_failed, log_of, newest_step, rank_ends
+from pretrain.exit_status import FINISHED, PEER_GONE, REQUEUE, TERMINATED, UNFIT, USER_ERROR
+
+NO_OTHER_START = (FINISHED, USER_ERROR, TERMINATED, 128 + signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What comes after a start."""
+
+    end: End
+    again: bool
+    why_not: str  # a line, if it is because nothing comes of it
+
+
+def judge(run: Path, start: Start, earlier: Sequence[Start], status: int, retries: int) -> Verdict:
+    """Why a start has ended, and what comes next.
+
+    Args:
+        start: the one that is over, its end not written down.
+        earlier: the starts before it.
+        status: of the launcher: srun, mpirun.
+        retries: starts of one job that may in a row bring no new checkpoint.
+    """
+    before = [other for other in earlier if other.job == start.job]
+    end = why_ended(run, start, status)
+    end = replace(end, exclude=_excluded(end, before))
+    why_not = "" if end.status in (FINISHED, USER_ERROR) else _stalled(end, start, before, retries)
+    return Verdict(end, end.status not in NO_OTHER_START and not why_not, why_not)
+
+
+def _stalled(end: End, start: Start, before: Sequence[Start], retries: int) -> str:
+    """A line if the last starts of a job have brought no new checkpoint."""
+    count = 0
+    for other in [replace(start, end=end), *reversed(before)]:
+        if other.end is None or other.end.step != other.step:
+            break
+        count += 1
+    if count < retries:
+        return ""
+    since = "there is none yet" if end.step is None else f"the newest is of step {end.step}"
+    starts = f"{count} starts in a row" if count > 1 else "this start"
+    return f"{starts} brought no new checkpoint ({since}), so there is no next one"
+
+
+def why_ended(run: Path, start: Start, status: int) -> End:
+    """From what the ranks of a start have left in its folder of logs."""
+    logs = start.logs(run)
+    ends, step, now = rank_ends(logs), newest_step(run), time.time()
+    if status == FINISHED:
+        return End(FINISHED, "finished", step, now)
+    first = first_failed(logs)
+    if first is not None:
+        end = ends[first]
+        why = f"rank {first} on {end.host} ended with {described(end.status)}"
+        return End(end.status, why, step, now, first, (end.host,))
+    if any(end.status == REQUEUE for end in ends.values()):
+        return End(REQUEUE, "its time was up", step, now)
+    began = [rank for rank in range(start.ranks) if log_of(logs, rank).exists()]
+    if not began:
+        return End(status or 1, f"no rank began ({described(status)})", step, now)
+    silent = [rank for rank in range(start.ranks) if rank not in ends]
+    lost = _hosts(start, silent)
+    if silent and 2 * len(lost) <= len(start.nodes):  # of more, it is not for the hosts
+        why = f"{', '.join(lost)} lost: no word of rank {', '.join(map(str, silent))}"
+        return End(PEER_GONE, why, step, now, silent[0], lost, lost=True)
+    if told := [end.status for end in ends.values() if end.told]:
+        return End(told[0], f"stopped: {described(told[0])}", step, now)
+    return End(status or PEER_GONE, f"ended with {described(status or PEER_GONE)}", step, now)
+
+
+def _hosts(start: Start, ranks: Sequence[int]) -> tuple[str, ...]:
+    """Where ranks ran: launchers fill one host after the other."""
+    each = max(1, start.ranks // max(1, len(start.nodes)))
+    found = (start.nodes[min(rank // each, len(start.nodes) - 1)] for rank in ranks)
+    return tuple(dict.fromkeys(found))
+
+
+def _excluded(end: End, before: Sequence[Start]) -> tuple[str, ...]:
+    """Hosts that the job is to do without: those so far, and what is new by this end."""
+    so_far = [host for start in before if start.end for host in start.end.exclude]
+    blamed = [host for start in before if start.end for host in start.end.hosts]
+    at_once = end.status == UNFIT or end.lost
+    new = [host for host in end.hosts if at_once or host in blamed]
+    if end.status in NO_OTHER_START:
+        new = []
+    return tuple(dict.fromkeys(so_far + new))
+
+
+def described(status: int) -> str:
+    """A status in words."""
+    if status > 128 and status - 128 in set(signal.Signals):
+        return f"status {status} ({signal.Signals(status - 128).name})"
+    return f"status {status}"
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """The end of a log, of which only the end is read."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - (count << 10)))
+        return file.read().decode(errors="replace").splitlines()[-count:]
+
+
+def tell(run: Path, start: Start, end: End) -> None:
+    """On stderr: why a start ended, and what the rank that failed first has said last."""
+    print(f"hypnos: start {start.number} of {run}: {end.why}", file=sys.stderr)
+    if end.rank is not None:
+        log = log_of(start.logs(run), end.rank)
+        print(f"the end of {log}:", file=sys.stderr)
+        for line in last_lines(log, LAST_LINES):
+            print(f"  {line}", file=sys.stderr)
+    sys.stderr.flush()

@@ -1,0 +1,63 @@
+"""One rank under srun or mpirun: its output in a log of its own, and word of how it ended.
+
+stdout, stderr    rank 0's as they come; every rank's, whole, in LOGS/rank-R.log
+it fails          LOGS/rank-R.end says how, LOGS/failed who was the first
+a signal          is passed on; after SIGTERM, if some rank has failed, SIGKILL follows: the
+                  launcher ends the others, which would wait for the dead one to save with them
+this dies         the kernel ends the rank (Linux)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.outcome import described
+from launch.processes import GRACE, Rank, passing_signals_on
+from launch.starts import RankEnd, first_failed, log_of, this_host
+from pretrain.exit_status import UNFIT
+
+
+def run_rank(command: Sequence[str], rank: int, logs: Path) -> int:
+    """Runs a command as the rank that a launcher has started here; its exit status.
+
+    Args:
+        logs: a start's folder of logs, which there is already.
+    """
+    if not logs.is_dir():
+        what = f"rank {rank} on {this_host()}: {logs} is not there"
+        fix = "give all hosts the file system that run.dir lies on"
+        print(f"hypnos: error: {what}; {fix}", file=sys.stderr)
+        return UNFIT
+    with passing_signals_on() as (started, received):
+        process = Rank(command, os.environ, log_of(logs, rank), shown=rank == 0)
+        started.append(process)
+        status = _wait(process, received, logs)
+        process.join()
+    if status:
+        end = RankEnd.now(rank, status, told=bool(received))
+        end.write(logs)
+        if end.of_itself:
+            what = f"rank {rank} on {end.host} ended with {described(status)} ({process.log})"
+            print(f"hypnos: error: {what}", file=sys.stderr, flush=True)
+    return status
+
+
+def _wait(process: Rank, received: list[int], logs: Path) -> int:
+    """Waits for it to end, once another has failed at most GRACE seconds."""
+    deadline = float("inf")
+    while (status := process.status) is None:
+        time.sleep(0.1)
+        if (
+            signal.SIGTERM in received
+            and deadline == float("inf")
+            and first_failed(logs) is not None
+        ):
+            deadline = time.monotonic() + GRACE
+        if time.monotonic() > deadline:
+            process.process.kill()
+    return status

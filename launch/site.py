@@ -1,0 +1,75 @@
+"""What a cluster wants of its jobs: one TOML file, ~/.config/hypnos/site.toml or --site.
+
+    [slurm]          options of sbatch: account, partition, qos, constraint, ...
+    [container]      the image that ranks run in
+    [environment]    modules to load, and lines of shell before the ranks start
+
+docs/launch.md has three such files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from parallel.setting import setting
+
+DEFAULT = Path("~/.config/hypnos/site.toml")
+
+
+@dataclass(kw_only=True)
+class SlurmSite:
+    """Options of sbatch and srun; what is empty is left to Slurm."""
+
+    account: str = setting("", "the account that is charged")
+    partition: str = setting("", "the queue")
+    qos: str = setting("", "the quality of service")
+    constraint: str = setting("", "features that nodes must have")
+    exclude: str = setting("", "nodes to do without, as n[1-3],n7")
+    reservation: str = setting("", "nodes that are reserved")
+    gpus: str = setting(
+        "gpus-per-node",
+        "the option that asks for GPUs: gpus-per-node, gres=gpu, or empty where nodes are whole",
+    )
+    cpus_per_task: int = setting(0, "cores of a rank; 0: left to Slurm", at_least=0)
+    mem: str = setting("", "memory of a node, as 0 for all of it")
+    mpi: str = setting(
+        "none",
+        "srun --mpi, one of `srun --mpi=list`. Ranks meet without MPI; cray_shasta opens a "
+        "Slingshot network to them",
+    )
+    save_before: int = setting(
+        300, "seconds before the time limit at which the run saves", at_least=1, at_most=65535
+    )
+    sbatch: list[str] = setting([], 'further options of sbatch, as ["--exclusive"]')
+    srun: list[str] = setting([], "further options of srun")
+
+
+@dataclass(kw_only=True)
+class ContainerSite:
+    """Ranks may run in a container in which `hypnos` is installed."""
+
+    engine: Literal["none", "apptainer", "pyxis"] = setting(
+        "none", "apptainer: `apptainer exec` in each task; pyxis: options of srun"
+    )
+    image: str = setting("", "a .sif or .sqsh file, or what the engine can fetch")
+    mounts: list[str] = setting([], "beside the working folder, as /scratch:/scratch")
+    options: list[str] = setting([], "further options of the engine, as --nv")
+
+
+@dataclass(kw_only=True)
+class EnvironmentSite:
+    """What is said before ranks start."""
+
+    modules: list[str] = setting([], "modules to load")
+    lines: list[str] = setting([], "lines of shell, as export NCCL_SOCKET_IFNAME=hsn0")
+
+
+@dataclass(kw_only=True)
+class Site:
+    """All of a site's settings."""
+
+    slurm: SlurmSite = field(default_factory=SlurmSite)
+    container: ContainerSite = field(default_factory=ContainerSite)
+    environment: EnvironmentSite = field(default_factory=EnvironmentSite)

@@ -1,0 +1,151 @@
+"""A run as a Slurm job: the batch script, from launch/slurm.sbatch, and the jobs that there are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.site import Site
+from pretrain.errors import UserError
+
+TEMPLATE = Path(__file__).with_name("slurm.sbatch")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of Slurm."""
+
+    name: str
+    runs: Sequence[Sequence[str]]  # the arguments of `hypnos train`; of several, an array
+    output: Path  # where the batch script's own output goes
+    nodes: int
+    gpus_per_node: int  # 0: none is asked for
+    ranks_per_node: int
+    time: str  # as Slurm writes it; empty: the partition's
+    at_once: int = 0  # tasks of an array; 0: all
+
+
+def script(job: Job, site: Site) -> str:
+    """The batch script, ready for sbatch."""
+    image = _container(site)
+    slots = {
+        "SBATCH": "\n".join(f"#SBATCH {option}" for option in sbatch_options(job, site)),
+        "SAVE_BEFORE": str(site.slurm.save_before),
+        "ENVIRONMENT": "\n".join(
+            [f"module load {shlex.quote(name)}" for name in site.environment.modules]
+            + site.environment.lines
+        ),
+        "TRAIN": _train(job.runs),
+        "HYPNOS": f"({shlex.join(_hypnos(site, image))})",
+        "EXCLUDE": shlex.quote(site.slurm.exclude),
+        "HERE": "",
+        "SRUN": "".join(f" {shlex.quote(option)}" for option in _srun(site)),
+    }
+    if site.container.engine == "pyxis":
+        one = ["srun", "--overlap", "--nodes=1", "--ntasks=1", *image]
+        slots["HERE"] = shlex.join(one) + " "
+        slots["SRUN"] += "".join(f" {shlex.quote(option)}" for option in image)
+    text = TEMPLATE.read_text()
+    return re.sub(r"@([A-Z_]+)@", lambda match: slots[match[1]], text)
+
+
+def sbatch_options(job: Job, site: Site) -> list[str]:
+    """What sbatch is asked for, one option a line."""
+    slurm = site.slurm
+    array = f"0-{len(job.runs) - 1}" + (f"%{job.at_once}" if job.at_once else "")
+    options = {
+        "job-name": job.name,
+        "chdir": os.getcwd(),
+        "output": str(job.output),
+        "array": array if len(job.runs) > 1 else "",
+        "nodes": str(job.nodes),
+        "ntasks-per-node": str(job.ranks_per_node),
+        "cpus-per-task": str(slurm.cpus_per_task or ""),
+        "mem": slurm.mem,
+        "time": job.time,
+        "account": slurm.account,
+        "partition": slurm.partition,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "exclude": slurm.exclude,
+        "reservation": slurm.reservation,
+    }
+    given = [f"--{name}={_one_word(value)}" for name, value in options.items() if value]
+    if job.gpus_per_node and slurm.gpus:
+        given.append(f"--{slurm.gpus}{':' if '=' in slurm.gpus else '='}{job.gpus_per_node}")
+    return given + slurm.sbatch
+
+
+def submit(text: str, path: Path) -> str:
+    """Hands a batch script, kept at `path`, to sbatch; the number of the job."""
+    if shutil.which("sbatch") is None:
+        raise UserError("--submit: there is no sbatch here; run it on a login node of the cluster")
+    path.write_text(text)
+    done = subprocess.run(["sbatch", "--parsable", path], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"sbatch refuses {path}: {done.stderr.strip() or done.stdout.strip()}")
+    sys.stderr.write(done.stderr)  # what the site has to say
+    return done.stdout.strip().partition(";")[0]
+
+
+def mpi_types() -> list[str]:
+    """What `srun --mpi=list` has here; empty where there is no srun."""
+    if shutil.which("srun") is None:
+        return []
+    done = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True)
+    return re.findall(r"^(?:srun: )?\s*(\w+)$", done.stdout + done.stderr, re.MULTILINE)
+
+
+def _srun(site: Site) -> list[str]:
+    mpi, found = site.slurm.mpi, mpi_types()
+    if found and mpi not in found:
+        raise UserError(f'slurm.mpi = "{mpi}": srun has {", ".join(found)} here')
+    return [f"--mpi={mpi}", *site.slurm.srun]
+
+
+def _container(site: Site) -> list[str]:
+    """The options that put a command into the site's container."""
+    box, here = site.container, os.getcwd()
+    if box.engine == "none":
+        return []
+    if not box.image:
+        raise UserError(
+            f'container.image is missing: with container.engine = "{box.engine}" name it'
+        )
+    if box.engine == "apptainer":
+        binds = [f"--bind={mount}" for mount in [here, *box.mounts]]
+        return ["apptainer", "exec", *binds, f"--pwd={here}", *box.options, box.image]
+    mounts = ",".join([f"{here}:{here}", *box.mounts])
+    return [
+        f"--container-image={box.image}",
+        f"--container-mounts={mounts}",
+        f"--container-workdir={here}",
+        *box.options,
+    ]
+
+
+def _hypnos(site: Site, image: list[str]) -> list[str]:
+    """The command, as a node has it."""
+    if site.container.engine == "none":
+        return [sys.executable, "-m", "launch"]
+    return [*image, "hypnos"] if site.container.engine == "apptainer" else ["hypnos"]
+
+
+def _train(runs: Sequence[Sequence[str]]) -> str:
+    """The arguments of `hypnos train`, as a bash array; of several runs, those of the task."""
+    if len(runs) == 1:
+        return f"({shlex.join(runs[0])})"
+    lines = "".join(f"    {shlex.quote(shlex.join(run))}\n" for run in runs)
+    return f'(\n{lines})\neval "train=(${{train[SLURM_ARRAY_TASK_ID]}})"'
+
+
+def _one_word(value: str) -> str:
+    """#SBATCH lines are split at spaces unless quoted."""
+    return shlex.quote(value)

@@ -1,0 +1,183 @@
+"""What a run's folder says of its starts: launch.jsonl, and a folder of logs for each start.
+
+    RUN/launch.jsonl       a JSON object a line: "submitted" to a queue, "start", "end" of a start
+    RUN/logs/start-3/      rank-R.log  what rank R wrote
+                           rank-R.end  how it ended, unless it finished
+                           failed      the rank that failed first: that could create this file
+
+One process at a time writes launch.jsonl: who submits, then the job. Ranks write what is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import UserError
+from pretrain.exit_status import FINISHED, PEER_GONE, REQUEUE
+from pretrain.files import parse_json, writes_user_file
+
+JOURNAL = "launch.jsonl"
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """How a rank ended that did not finish."""
+
+    rank: int
+    host: str
+    status: int
+    told: bool  # it was told to end, by a signal
+    time: float
+
+    @classmethod
+    def now(cls, rank: int, status: int, told: bool) -> RankEnd:
+        return cls(rank, this_host(), status, told, time.time())
+
+    @property
+    def of_itself(self) -> bool:
+        """Whether it failed for a reason of its own."""
+        return self.status not in (FINISHED, REQUEUE, PEER_GONE) and not self.told
+
+    def write(self, logs: Path) -> None:
+        """Leaves word; of those that fail of themselves, the first is written down as such."""
+        (logs / f"rank-{self.rank}.end").write_text(json.dumps(dataclasses.asdict(self)) + "\n")
+        if self.of_itself:
+            with contextlib.suppress(FileExistsError), (logs / "failed").open("x") as file:
+                file.write(f"{self.rank}\n")
+
+
+@dataclass(frozen=True)
+class End:
+    """How a start ended."""
+
+    status: int
+    why: str  # a line
+    step: int | None  # of the newest checkpoint then
+    time: float
+    rank: int | None = None  # the one that failed first
+    hosts: tuple[str, ...] = ()  # where it failed
+    exclude: tuple[str, ...] = ()  # hosts that the next start does without
+    lost: bool = False  # those hosts went, without a word of their ranks
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run."""
+
+    number: int
+    launcher: str  # local, mpi or slurm
+    job: str  # Slurm's number of it, or that of the launching process
+    host: str  # where it was launched
+    nodes: tuple[str, ...]
+    ranks: int
+    step: int | None  # of the newest checkpoint then; None: there was none
+    time: float
+    end: End | None = field(default=None, compare=False)
+
+    def logs(self, run: Path) -> Path:
+        return run / "logs" / f"start-{self.number}"
+
+
+def begin(run: Path, launcher: str, job: str, nodes: tuple[str, ...], ranks: int) -> Start:
+    """Writes a start down, and makes its folder of logs."""
+    step, host = newest_step(run), this_host()
+    number = max((start.number for start in starts(run)), default=0) + 1
+    start = Start(number, launcher, job, host, nodes, ranks, step, time.time())
+    with writes_user_file(run):
+        start.logs(run).mkdir(parents=True, exist_ok=True)
+    _write(run, "start", dataclasses.asdict(start))
+    return start
+
+
+def finish(run: Path, start: Start, end: End) -> None:
+    """Writes the end of a start down."""
+    _write(run, "end", {"number": start.number, **dataclasses.asdict(end)})
+
+
+def submitted(run: Path, job: str) -> None:
+    """Writes down that Slurm has a job for the run."""
+    with writes_user_file(run):
+        run.mkdir(parents=True, exist_ok=True)
+    _write(run, "submitted", {"job": job, "time": time.time()})
+
+
+def starts(run: Path) -> list[Start]:
+    """All starts of a run, the oldest first."""
+    found: dict[int, Start] = {}
+    for kind, row in _rows(run):
+        if kind == "start":
+            start = Start(**row | {"nodes": tuple(row["nodes"]), "end": None})
+            found[start.number] = start
+        elif kind == "end" and (number := row.pop("number")) in found:
+            lists = {name: tuple(row[name]) for name in ("hosts", "exclude")}
+            found[number] = dataclasses.replace(found[number], end=End(**row | lists))
+    return list(found.values())
+
+
+def newest_job(run: Path) -> str | None:
+    """The Slurm job of the run that was submitted or started last."""
+    jobs = [
+        row["job"]
+        for kind, row in _rows(run)
+        if kind == "submitted" or (kind == "start" and row["launcher"] == "slurm")
+    ]
+    return jobs[-1] if jobs else None
+
+
+def newest_step(run: Path) -> int | None:
+    """The step of the newest checkpoint, whole or not; None: there is none."""
+    names = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def log_of(logs: Path, rank: int) -> Path:
+    """Where a rank's output goes."""
+    return logs / f"rank-{rank}.log"
+
+
+def rank_ends(logs: Path) -> dict[int, RankEnd]:
+    """Of each rank that did not finish, how it ended; those that left no word are missing."""
+    ends = [RankEnd(**json.loads(path.read_text())) for path in logs.glob("rank-*.end")]
+    return {end.rank: end for end in ends}
+
+
+def first_failed(logs: Path) -> int | None:
+    """The rank that failed first for a reason of its own; None: none did."""
+    try:
+        return int((logs / "failed").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def this_host() -> str:
+    """As Slurm calls it, where there is one: excluding a node takes that name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _write(run: Path, kind: str, row: dict[str, Any]) -> None:
+    with writes_user_file(run / JOURNAL), (run / JOURNAL).open("a+b") as file:
+        cut_short = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        line = json.dumps({"kind": kind, **row}) + "\n"
+        file.write(b"\n" * cut_short + line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The kind of each row, and the rest. One cut short by a crash is none."""
+    path = run / JOURNAL
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            row = parse_json(line)
+            if not isinstance(row, dict):
+                raise UserError(f"{path}: not written by `hypnos launch`: {line[:40]}")
+            yield row.pop("kind"), row

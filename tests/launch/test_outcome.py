@@ -1,0 +1,112 @@
+"""Why starts end, and whether another follows: from what ranks leave, a folder at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch import starts
+from launch.outcome import Verdict, judge
+from launch.starts import RankEnd, Start
+
+NODES = ("n0", "n1", "n2", "n3")
+
+
+class Job:
+    """A job of four nodes, two ranks on each, start after start."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def start(self, *ends: tuple[int, int], saved: int | None = None, silent: str = "") -> Verdict:
+        """One start, in which ranks end with a status, in this order; the others' peers are gone.
+
+        Args:
+            saved: the step of a checkpoint that is written in it.
+            silent: a host whose ranks leave no word.
+        """
+        start = starts.begin(self.run, "slurm", "17", NODES, 8)
+        logs = start.logs(self.run)
+        if saved is not None:
+            (self.run / f"checkpoints/step-{saved}").mkdir(parents=True)
+        given = dict(ends)
+        for rank in [*given, *(rank for rank in range(8) if rank not in given)]:
+            host = NODES[rank // 2]
+            starts.log_of(logs, rank).touch()
+            if host != silent:
+                RankEnd(rank, host, given.get(rank, 76), False, 0.0).write(logs)
+        verdict = judge(
+            self.run, start, starts.starts(self.run)[:-1], max(given.values(), default=1), 3
+        )
+        starts.finish(self.run, start, verdict.end)
+        return verdict
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path / "run")
+
+
+def test_time_is_up(job: Job) -> None:
+    verdict = job.start(*((rank, 75) for rank in range(8)), saved=5)
+    assert verdict.again and not verdict.end.exclude and verdict.end.status == 75
+
+
+@pytest.mark.parametrize("status", [0, 2, 143, 130])
+def test_no_other_start(job: Job, status: int) -> None:
+    assert not job.start(*((rank, status) for rank in range(8)), saved=5).again
+
+
+def test_the_first_death_counts_and_the_second_there_excludes_its_host(job: Job) -> None:
+    verdict = job.start((5, 137), (0, 1), saved=5)
+    assert verdict.again and (verdict.end.rank, verdict.end.hosts) == (5, ("n2",))
+    assert verdict.end.why == "rank 5 on n2 ended with status 137 (SIGKILL)"
+    assert not verdict.end.exclude
+    assert not job.start((0, 1), saved=6).end.exclude
+    assert job.start((4, 1), saved=7).end.exclude == ("n2",)  # another rank, the same host
+    assert job.start((0, 1), saved=8).end.exclude == ("n2", "n0")
+
+
+def test_an_unfit_host_is_excluded_at_once(job: Job) -> None:
+    verdict = job.start((3, 69), saved=5)
+    assert verdict.again and verdict.end.exclude == ("n1",)
+
+
+def test_a_host_without_a_word_is_lost(job: Job) -> None:
+    verdict = job.start(silent="n3", saved=5)
+    assert verdict.again and verdict.end.exclude == ("n3",)
+    assert verdict.end.why == "n3 lost: no word of rank 6, 7"
+
+
+def test_starts_are_bounded_by_progress_not_by_count(job: Job) -> None:
+    for step in range(1, 10):
+        assert job.start((step % 8, 1), saved=step).again
+    assert job.start((0, 1)).again and job.start((1, 1)).again
+    verdict = job.start((2, 1))
+    assert not verdict.again
+    assert (
+        "3 starts in a row brought no new checkpoint (the newest is of step 9)" in verdict.why_not
+    )
+
+
+def test_another_job_begins_to_count_anew(job: Job) -> None:
+    for rank in range(3):
+        last = job.start((rank, 1))
+    assert not last.again
+    start = replace(starts.starts(job.run)[-1], job="18", number=4)
+    assert judge(job.run, start, starts.starts(job.run), 1, 3).again
+
+
+def test_what_a_crash_has_cut_short_is_no_row(tmp_path: Path) -> None:
+    starts.begin(tmp_path, "local", "1", ("here",), 1)
+    with (tmp_path / starts.JOURNAL).open("a") as file:
+        file.write('{"kind": "end", "numb')
+    second = starts.begin(tmp_path, "local", "2", ("here",), 1)
+    assert [start.number for start in starts.starts(tmp_path)] == [1, 2] and second.number == 2
+
+
+def test_a_start_is_read_as_it_was_written(tmp_path: Path) -> None:
+    start = starts.begin(tmp_path, "slurm", "3", NODES, 8)
+    assert starts.starts(tmp_path) == [start] and isinstance(start, Start)

@@ -1,0 +1,136 @@
+"""A Slurm job as it is printed: a script that bash reads, with what site and user ask for."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs/depo-small.toml")
+
+
+def printed(capsys: pytest.CaptureFixture[str], runs: Path, *arguments: str) -> str:
+    """The script of a run in the folder `runs`, which bash has read."""
+    status = main(["launch", "slurm", CONFIG, f"run.dir={runs}", *arguments])
+    told = capsys.readouterr()
+    assert status == 0, told.err
+    subprocess.run(["bash", "-n"], input=told.out, text=True, check=True)
+    assert not re.search("@[A-Z]+@", told.out)
+    return told.out
+
+
+def site(folder: Path, text: str) -> tuple[str, str]:
+    path = folder / "site.toml"
+    path.write_text(text)
+    return "--site", str(path)
+
+
+def array_of(script: str, name: str, task: int = 0) -> list[str]:
+    """A bash array of a script, as bash understands it."""
+    begin = script.index(f"\n{name}=(")
+    lines = script[begin : script.index("\nhypnos=" if name == "train" else "\nexclude=", begin)]
+    shown = f"{lines}\nprintf '%s\\0' \"${{{name}[@]}}\""
+    said = subprocess.check_output(
+        ["bash", "-c", f"SLURM_ARRAY_TASK_ID={task}\n{shown}"], text=True
+    )
+    return said.split("\0")[:-1]
+
+
+def test_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--nodes", "16", "--gpus-per-node", "8", "--time", "24:00:00", "run.name=a b"]
+    script = printed(capsys, tmp_path, *asked)
+    for option in ("nodes=16", "ntasks-per-node=8", "gpus-per-node=8", "time=24:00:00", "requeue"):
+        assert f"#SBATCH --{option}\n" in script
+    assert "#SBATCH --signal=USR1@300\n" in script
+    assert array_of(script, "train") == [CONFIG, f"run.dir={tmp_path}", "run.name=a b"]
+    assert (tmp_path / "a b/logs").is_dir()  # or sbatch has nowhere to write
+
+
+def test_the_site_is_merged_and_a_flag_is_stronger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+    [slurm]
+    account = "a1"
+    partition = "slow"
+    exclude = "n[1-3]"
+    gpus = "gres=gpu"
+    save_before = 120
+    sbatch = ["--exclusive"]
+    [environment]
+    modules = ["cuda/13"]
+    lines = ["export NCCL_SOCKET_IFNAME=hsn0"]
+    """
+    asked = ["--gpus-per-node", "4", "--partition", "fast"]
+    script = printed(capsys, tmp_path, *site(tmp_path, text), *asked)
+    for option in ("account=a1", "partition=fast", "gres=gpu:4", "exclusive", "signal=USR1@120"):
+        assert f"#SBATCH --{option}\n" in script
+    assert "\nmodule load cuda/13\nexport NCCL_SOCKET_IFNAME=hsn0\n" in script
+    assert "\nexclude='n[1-3]'\n" in script
+
+
+def test_containers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = '[container]\nengine = "apptainer"\nimage = "h.sif"\noptions = ["--nv"]'
+    script = printed(capsys, tmp_path, *site(tmp_path, text))
+    command = array_of(script, "hypnos")
+    assert command[:2] == ["apptainer", "exec"] and command[-3:] == ["--nv", "h.sif", "hypnos"]
+    text = '[container]\nengine = "pyxis"\nimage = "h.sqsh"\nmounts = ["/scratch:/scratch"]'
+    script = printed(capsys, tmp_path, *site(tmp_path, text))
+    assert array_of(script, "hypnos") == ["hypnos"]
+    assert script.count("--container-image=h.sqsh") == 3  # begin, the ranks, end
+    assert f"--container-mounts={Path.cwd()}:{Path.cwd()},/scratch:/scratch" in script
+
+
+def test_an_array_has_a_task_for_each_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "runs.txt"
+    other = ROOT / "configs/rule110.toml"
+    lines.write_text(f"# seeds\nrun.name=one 'data.heldout=a b'\n\n{other} run.name=two\n")
+    script = printed(capsys, tmp_path, "--array", str(lines), "--at-once", "1")
+    assert "#SBATCH --array=0-1%1\n" in script
+    here = f"run.dir={tmp_path}"
+    assert array_of(script, "train", 0) == [CONFIG, here, "run.name=one", "data.heldout=a b"]
+    assert array_of(script, "train", 1) == [str(other), here, "run.name=two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            '[slurm]\npartitoin = "x"',
+            "unknown setting slurm.partitoin; did you mean slurm.partition?",
+        ),
+        ("[slurm]\nsave_before = 0", "slurm.save_before = 0: must be at least 1"),
+        ('[container]\nengine = "docker"', 'container.engine = "docker": must be "none" or'),
+        ('[container]\nengine = "pyxis"', "container.image is missing"),
+    ],
+)
+def test_what_is_wrong_in_a_site_is_told(
+    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["launch", "slurm", CONFIG, f"run.dir={tmp_path}", *site(tmp_path, text)]
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_two_lines_of_an_array_are_not_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "runs.txt"
+    lines.write_text("run.seed=1\nrun.seed=2\n")
+    assert main(["launch", "slurm", CONFIG, f"run.dir={tmp_path}", "--array", str(lines)]) == 2
+    assert "line 2" in capsys.readouterr().err
+
+
+def test_submit_without_sbatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["launch", "slurm", CONFIG, f"run.dir={tmp_path}", "--submit"]) == 2
+    assert "there is no sbatch here" in capsys.readouterr().err
