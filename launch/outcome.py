@@ -12,6 +12,7 @@ fails every time before the first save would go round for ever.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
@@ -74,6 +75,9 @@ def why_ended(run: Path, start: Start, status: int) -> End:
     first = first_failed(logs)
     if first is not None:
         end = ends[first]
+        if end.status == UNFIT and (found := _preflight(run)):
+            why, hosts = found
+            return End(UNFIT, why, step, now, first, hosts)
         why = f"rank {first} on {end.host} ended with {described(end.status)}"
         return End(end.status, why, step, now, first, (end.host,))
     if any(end.status == REQUEUE for end in ends.values()):
@@ -89,6 +93,15 @@ def why_ended(run: Path, start: Start, status: int) -> End:
     if told := [end.status for end in ends.values() if end.told]:
         return End(told[0], f"stopped: {described(told[0])}", step, now)
     return End(status or PEER_GONE, f"ended with {described(status or PEER_GONE)}", step, now)
+
+
+def _preflight(run: Path) -> tuple[str, tuple[str, ...]] | None:
+    """What the preflight has left (launch/preflight): its first problem, and the unfit hosts."""
+    path = run / "preflight.json"
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    return found["problems"][0], tuple(found["bad_hosts"])
 
 
 def _hosts(start: Start, ranks: Sequence[int]) -> tuple[str, ...]:

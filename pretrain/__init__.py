@@ -5,6 +5,7 @@ evaluate.py     held-out loss by window and place, task accuracy, at any N
 report.py       tables and plots of runs
 plots.py        how pictures look
 errors.py       a user's error
+exit_status.py  how a process of a run ends: finished, start me again, failed
 files.py        files that are there whole or not at all, hashes, JSON that may hold anything
 config/         every setting, and what is refused
 model/          SleepLM: the model, and the loop of the method

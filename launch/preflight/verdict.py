@@ -17,9 +17,10 @@ from statistics import median
 from launch.doctor import GB
 from launch.preflight.report import Rates, Report
 from pretrain.errors import UserError, shortened
+from pretrain.exit_status import UNFIT
 from pretrain.run.agreement import difference
 
-EXIT_STATUS = 69  # some hosts are bad: "service unavailable" in sysexits.h
+EXIT_STATUS = UNFIT  # some hosts are bad
 MAX_CLOCK_S = 5.0
 MIN_DISK = 5 * GB
 SLOW, TOO_SLOW, SLOW_CPU = 0.8, 0.5, 0.33  # of the job's median

@@ -43,7 +43,9 @@ def examples(text: str) -> list[list[str]]:
     """
     lines = text.replace("\\\n", " ")
     found = re.findall(
-        r"^(?:.*\|)?[# ]*(?:hypnos|torchrun \S+ --no-python hypnos)\b([^|\n]*)", lines, re.MULTILINE
+        r"^(?:.*\|)?[# ]*(?:torchrun \S+ --no-python |srun |mpirun [^|\n]*)?hypnos\b([^|\n]*)",
+        lines,
+        re.MULTILINE,
     )
     return [shlex.split(arguments, comments=True) for arguments in found]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,15 @@ def test_the_first_death_counts_and_the_second_there_excludes_its_host(job: Job)
 def test_an_unfit_host_is_excluded_at_once(job: Job) -> None:
     verdict = job.start((3, 69), saved=5)
     assert verdict.again and verdict.end.exclude == ("n1",)
+
+
+def test_whom_the_preflight_names_is_excluded_at_once(job: Job) -> None:
+    job.run.mkdir()
+    found = {"bad_hosts": ["n3"], "problems": ["rank 6 on n3: the clock is 9 s ahead; fix it"]}
+    (job.run / "preflight.json").write_text(json.dumps(found))
+    verdict = job.start(*((rank, 69) for rank in range(8)), saved=5)
+    assert verdict.again and verdict.end.exclude == ("n3",)
+    assert verdict.end.why == found["problems"][0]
 
 
 def test_a_host_without_a_word_is_lost(job: Job) -> None:
