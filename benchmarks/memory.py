@@ -207,14 +207,18 @@ def commit() -> str:
     ).stdout.strip()
 
 
-def heading(plan: Plan) -> Iterator[str]:
-    """What was measured, where, when and of which commit."""
+def processor() -> str:
+    """The model of this machine's."""
     model = [
         line
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    cpu = model[0].partition(":")[2].strip() if model else platform.machine()
+    return model[0].partition(":")[2].strip() if model else platform.machine()
+
+
+def heading(plan: Plan) -> Iterator[str]:
+    """What was measured, where, when and of which commit."""
     yield "# Memory and time of a training step"
     yield ""
     yield (
@@ -233,7 +237,7 @@ def heading(plan: Plan) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"`python -m benchmarks.memory` on {os.cpu_count()} cores ({cpu}), {date.today()}, "
+        f"`python -m benchmarks.memory` on {os.cpu_count()} cores ({processor()}), {date.today()}, "
         f"commit {commit() or 'unknown'}."
     )
     yield ""

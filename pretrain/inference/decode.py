@@ -56,11 +56,7 @@ class Decoder:
         self.model = model.eval()
         self.blocks = [_TokenBlock(block) for block in model.blocks_of(slice(None))]
         self.norm = _Norm(1 + at_least_fp32(model.norm.weight), model.norm.eps)
-        shape = model.config
-        half = int(shape.attention_head_dim * shape.rotary_fraction) // 2
-        exponent = torch.arange(half, device=model.device, dtype=torch.float64) / half
-        self.frequency = shape.rope_theta**-exponent  # [half]
-        self.is_absolute = model.sleep.eviction == "sliding"
+        self.rotary = _Rotary(model)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -83,7 +79,7 @@ class Decoder:
         """
         device = self.model.device
         x = self.model.embed(torch.tensor(tokens, device=device))  # [B, D]
-        rotation = self._rotation(memories)
+        rotation = self.rotary.at(memories)
         core = self.model.core
         for b, block in enumerate(self.blocks):
             x = block(x, memories, [memory.blocks[b] for memory in memories], rotation)
@@ -101,14 +97,6 @@ class Decoder:
         if mesh.tp_size() > 1:
             return gather_from_tensor_model_parallel_region(logits, group=mesh.tp_group())
         return logits
-
-    def _rotation(self, memories: Sequence[SessionMemory]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, 1, 2 half] of each row's next position, as `_rotate` takes them."""
-        positions = [m.filled + (m.position if self.is_absolute else 0) for m in memories]
-        at = torch.tensor(positions, dtype=torch.float64, device=self.frequency.device)
-        angle = at[:, None, None] * self.frequency
-        cos, sin = angle.cos().float(), angle.sin().float()
-        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 class _TokenBlock:
@@ -128,7 +116,7 @@ class _TokenBlock:
         x: Tensor,
         memories: Sequence[SessionMemory],
         states: Sequence[Any],  # of the mixer's own kind
-        rotation: tuple[Tensor, Tensor],
+        rotation: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
         x = self.mixer(x, self.mixer_norm(x), memories, states, rotation)
         return self.mlp(x, self.mlp_norm(x))
@@ -158,7 +146,7 @@ class _TokenMLP:
         self.out = _Out(mlp.down)
 
     def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
-        gate, up = F.linear(normed, self.into).chunk(2, dim=-1)
+        gate, up = normed.mm(self.into).chunk(2, dim=-1)
         return self.out(x, F.silu(gate).mul_(up))
 
 
@@ -186,10 +174,10 @@ class _TokenDelta:
         normed: Tensor,
         memories: Sequence[SessionMemory],
         states: Sequence[DeltaState],
-        rotation: tuple[Tensor, Tensor],
+        rotation: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
         B, H, K, V = len(x), self.H, self.K, self.V
-        streams, gate, beta, alpha = F.linear(normed, self.into).split(self.parts, dim=-1)
+        streams, gate, beta, alpha = normed.mm(self.into).split(self.parts, dim=-1)
         streams = self._convolve(streams, states)
         v = at_least_fp32(streams[:, : self.values]).reshape(B * H, 1, V)
         k, q = self._unit(streams[:, self.values :])  # [B*H, K]
@@ -248,54 +236,67 @@ class _TokenAttention:
         normed: Tensor,
         memories: Sequence[SessionMemory],
         states: Sequence[AttentionState],
-        rotation: tuple[Tensor, Tensor],
+        rotation: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
-        B, grouped = len(x), self.Hkv != self.H
-        qk, v, gate = F.linear(normed, self.into).split(self.parts, dim=-1)
-        qk = _rotate(self.norm(qk.view(B, -1, self.head)), *rotation).type_as(v)
+        B = len(x)
+        qk, v, gate = normed.mm(self.into).split(self.parts, dim=-1)
+        qk = self.norm(qk.view(B, -1, self.head))
+        cos, sin, swapped = rotation
+        qk = torch.addcmul(qk * cos, qk.index_select(-1, swapped), sin).type_as(v)
         q, k = qk.split([self.H, self.Hkv], dim=1)  # [B, heads, head]
+        q = q.view(B, 1, self.Hkv, -1, self.head)  # each key head's queries attend as T would
         v = v.view(B, self.Hkv, self.head)
         read = []
         for row, (memory, state) in enumerate(zip(memories, states, strict=True)):
             new = memory.past + memory.filled
             state.k[0, :, new], state.v[0, :, new] = k[row], v[row]
             band = slice(max(0, new + 1 - memory.hidden.shape[1]), new + 1)  # the last L keys
-            read.append(
-                F.scaled_dot_product_attention(
-                    q[row, None, :, None],
-                    state.k[:, :, band],
-                    state.v[:, :, band],
-                    enable_gqa=grouped,
-                )
-            )
+            keys, values = state.k[:, :, band], state.v[:, :, band]
+            read.append(F.scaled_dot_product_attention(q[row], keys, values))
         y = (read[0] if B == 1 else torch.cat(read)).view(B, -1)
         return self.out(x, y * torch.sigmoid(gate))
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`parallel.attention.rotate`: x [B, heads, head]; cos, sin [B, 1, 2 half], sin signed."""
-    half = cos.shape[-1] // 2
-    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
-    turned = torch.addcmul(torch.cat([a, b], dim=-1) * cos, torch.cat([b, a], dim=-1), sin)
-    return torch.cat([turned, rest], dim=-1)
+class _Rotary:
+    """`parallel.attention.rotate` for one position a row: x cos + (x with its halves swapped) sin,
+    with cos = 1 and sin = 0 for the features that are not rotated.
+    """
+
+    def __init__(self, model: SleepLM) -> None:
+        shape, device = model.config, model.device
+        half = int(shape.attention_head_dim * shape.rotary_fraction) // 2
+        exponent = torch.arange(half, device=device, dtype=torch.float64) / half
+        self.frequency = torch.zeros(shape.attention_head_dim, dtype=torch.float64, device=device)
+        self.frequency[: 2 * half] = (shape.rope_theta**-exponent).repeat(2)
+        self.sign = torch.ones_like(self.frequency)
+        self.sign[:half] = -1
+        self.swapped = torch.arange(shape.attention_head_dim, device=device)
+        self.swapped[: 2 * half] = self.swapped[: 2 * half].roll(half)
+        self.is_absolute = model.sleep.eviction == "sliding"
+
+    def at(self, memories: Sequence[SessionMemory]) -> tuple[Tensor, Tensor, Tensor]:
+        """cos and sin [B, 1, head] of each row's next position, and how halves are swapped."""
+        positions = [[[m.filled + (m.position if self.is_absolute else 0)]] for m in memories]
+        angle = torch.tensor(positions, device=self.frequency.device) * self.frequency
+        return angle.cos().float(), (angle.sin() * self.sign).float(), self.swapped
 
 
 class _Out:
     """A row-parallel linear whose output is added to the residual stream: x + y W^T."""
 
     def __init__(self, linear: RowLinear) -> None:
-        self.weight, self.is_split = linear.weight, mesh.tp_size() > 1
+        self.weight, self.is_split = linear.weight.detach().T, mesh.tp_size() > 1
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         if self.is_split:
-            y = F.linear(y, self.weight)
+            y = y @ self.weight
             return x + reduce_from_tensor_model_parallel_region(y, group=mesh.tp_group())
-        return torch.addmm(x, y, self.weight.T)
+        return torch.addmm(x, y, self.weight)
 
 
 def _side_by_side(*parameters: nn.Parameter) -> Tensor:
-    """Matrices [.., D] as one, of which they become views."""
+    """Matrices [.., D] as one, of which they become views; transposed: [D, ..]."""
     whole = torch.cat([p.detach() for p in parameters])
     for parameter, rows in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
         parameter.data = rows
-    return whole
+    return whole.T

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel import mesh
@@ -144,10 +145,10 @@ class Session:
             logits = self.decoder.step([self.memory], ids.tolist())
         else:
             logits = self._prefill(ids, every)
-        self._has_read(ids)
+        self._has_read(ids.numpy())
         return logits
 
-    def _has_read(self, ids: Tensor) -> None:
+    def _has_read(self, ids: NDArray[np.int64] | int) -> None:
         self.seen[ids] = True
         if self.filled == self.model.sleep.window:
             self.end_window()
@@ -299,5 +300,5 @@ def read_together(sessions: Sequence[Session], tokens: Sequence[int]) -> Tensor:
             raise SleepOwed(f"{session.pending} passes are owed before the session can read on")
     logits = sessions[0].decoder.step([session.memory for session in sessions], tokens)
     for session, token in zip(sessions, tokens, strict=True):
-        session._has_read(torch.tensor([token]))
+        session._has_read(token)
     return logits
