@@ -34,6 +34,7 @@ from pretrain.model.probe import Probe
 from pretrain.model.sleep import Output, SleepLM
 from pretrain.run import prepare
 from pretrain.run.console import TrainProgress
+from pretrain.run.gather import RowGather
 from pretrain.run.guard import Guard, SkipStreak, mean_loss, reset_if_skipped
 from pretrain.run.metrics import Metrics, ResumePoint, Throughput, train_row
 from pretrain.run.optimizer import MuonAdamW, lr_factor
@@ -185,7 +186,8 @@ def build(
     else:
         state = TrainState.initial(source, config.train.microbatches)
     metrics = cleanup.enter_context(Metrics(job.folder, resumed))
-    guard = Guard(config.guard, metrics, job.progress.say, state.rollbacks.total)
+    gather = RowGather(config.parallel.timeout)
+    guard = Guard(config.guard, metrics, job.progress.say, state.rollbacks.total, gather)
     throughput = Throughput(config, source, state.step, int(state.tokens))
     saver = cleanup.enter_context(Saver(job.folder, config, saved))
     return Parts(job, model, optimizer, engine, metrics, guard, throughput, saver), state

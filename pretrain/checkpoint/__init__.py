@@ -5,7 +5,8 @@
       step-200/
         model.0.safetensors       rank 0's pieces of the parameters, fp32, by name
         optimizer.0.safetensors   momentum.NAME; exp_avg.NAME and exp_avg_sq.NAME
-        state.0.safetensors       rng.*; lanes.* (S of documents that go on); guard.sums
+        state.0.safetensors       rng.*; lanes.* (S of documents that go on); guard.sums;
+                                    data.lanes (where the stream stands in each row)
         model.1.safetensors ...   rank 1's; a rank that has no piece writes no file
         state.json                step, position in the data, counters
         config.toml               the resolved configuration

@@ -11,6 +11,7 @@
     open_files.py  files that are read again and again, of which only so many may be open
     splitmix.py  random numbers as a function of a key and a counter
     order.py     which document is drawn at position j: a pure function of (seed, j)
+    upcoming.py  the next documents of some lanes, looked up many at a time
     lanes.py     which tokens of which documents each row of a batch holds: lengths only
     rows.py      those tokens, read and laid out as a Batch
     stream.py    TextStream: batches for one rank, exact resume at any rank count
@@ -33,12 +34,12 @@ Preparing, once:
 Training, on every rank. B rows (lanes) in the global batch, W windows of L tokens in a row:
 
     draw j = 0, 1, 2, ...         order.Order                  corpus by weight, its permutation
-      +- lane j mod B             lanes.isolate(), stitch()    all B lanes, by lengths only
+      +- lane j mod B             lanes.isolate(), stitch()    this rank's B / ranks, lengths only
           +- row of W windows                                  [doc EOS PAD], [doc EOS doc EOS doc]
-              +- tokens           reader.Shards.document()     of this rank's B / ranks rows
+              +- tokens           reader.Shards.document()
                   +- Batch        stream.TextStream.next()     through a prefetch thread
 
-State of the stream, the same on every rank: steps taken, and for each lane (documents used up,
-tokens used of the next one). Nothing else is needed to go on at the exact token with any number of
-ranks.
+State of the stream: steps taken, and for each lane (documents used up, tokens used of the next
+one). Nothing else is needed to go on at the exact token. A rank knows this of its own lanes; a
+checkpoint puts all together, and any number of ranks can take them up.
 """

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 # (documents of the lane that are used up, tokens used of the one after them)
 Cursor = tuple[int, int]
-Find = Callable[[int], tuple[int, int, int]]  # draw -> (corpus, document, its length with EOS)
+# k -> (corpus, number, length with EOS) of the lane's k-th document
+Find = Callable[[int], tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Row:
 
 
 def isolate(
-    find: Find, lane: int, lanes: int, cursor: Cursor, windows: int, window: int, carry: bool
+    find: Find, cursor: Cursor, windows: int, window: int, carry: bool
 ) -> tuple[Row, Cursor]:
     """The lane's next row of `windows` windows, in which every document begins a window.
 
@@ -55,7 +56,7 @@ def isolate(
     spans: list[Span] = []
     column, width = 0, windows * window
     while column < width:
-        corpus, document, length = find(lane + used_up * lanes)
+        corpus, document, length = find(used_up)
         taken = min(length - used, width - column)
         spans.append(Span(corpus, document, used, taken, column, fresh=used == 0 or not carry))
         column += -(-taken // window) * window  # to the next window
@@ -65,7 +66,7 @@ def isolate(
     return Row(spans, carries=carry and used > 0), (used_up, used)
 
 
-def stitch(find: Find, lane: int, lanes: int, cursor: Cursor, width: int) -> tuple[Row, Cursor]:
+def stitch(find: Find, cursor: Cursor, width: int) -> tuple[Row, Cursor]:
     """The lane's next row of `width` tokens and the one token after it, which its last position
     predicts.
 
@@ -76,13 +77,13 @@ def stitch(find: Find, lane: int, lanes: int, cursor: Cursor, width: int) -> tup
     spans: list[Span] = []
     column = 0
     while column < width:
-        corpus, document, length = find(lane + used_up * lanes)
+        corpus, document, length = find(used_up)
         taken = min(length - used, width - column)
         spans.append(Span(corpus, document, used, taken, column, fresh=column == 0))
         column += taken
         used += taken
         if used == length:
             used_up, used = used_up + 1, 0
-    corpus, document, _ = find(lane + used_up * lanes)
+    corpus, document, _ = find(used_up)
     spans.append(Span(corpus, document, used, 1, column, fresh=False))
     return Row(spans, carries=False), (used_up, used)

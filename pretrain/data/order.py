@@ -23,9 +23,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.splitmix import STEP, mix, splitmix64
+from pretrain.data.splitmix import STEP, Words, mix, splitmix64
+
+Integers = NDArray[np.int64]
 
 BLOCK = 4096  # draws that are placed together
+PLACES = np.arange(BLOCK, dtype=np.uint64)
 WHOLE = 1 << 96  # draws that shares are rounded to: the smallest kept is far below any that matters
 ROUNDS = 6
 
@@ -33,33 +36,6 @@ ROUNDS = 6
 def key(*labels: int | str) -> int:
     """64 bits for a seed and what it is used for."""
     return int.from_bytes(hashlib.blake2b(repr(labels).encode(), digest_size=8).digest(), "little")
-
-
-class Permutation:
-    """A permutation of 0..size-1, evaluated one place at a time."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        bits = max(2, (size - 1).bit_length())
-        self._size = size
-        self._low = bits - bits // 2  # bits of the right half
-        self._masks = ((1 << bits // 2) - 1, (1 << self._low) - 1)
-        self._keys = [splitmix64(seed, n) + STEP for n in range(ROUNDS)]
-
-    def __call__(self, place: int) -> int:
-        """Where `place` goes."""
-        while True:
-            place = self._encrypt(place)
-            if place < self._size:
-                return place
-
-    def _encrypt(self, place: int) -> int:
-        left, right = place >> self._low, place & self._masks[1]
-        for number, round_key in enumerate(self._keys):  # splitmix64, without a call in between
-            if number % 2:
-                right ^= mix(left * STEP + round_key) & self._masks[1]
-            else:
-                left ^= mix(right * STEP + round_key) & self._masks[0]
-        return left << self._low | right
 
 
 class Order:
@@ -70,37 +46,93 @@ class Order:
     """
 
     def __init__(self, sizes: Sequence[int], shares: Sequence[float], seed: int) -> None:
-        self._sizes = sizes
+        self._sizes = np.array(sizes, np.int64)
         self._quotas = quotas(shares)
         self._seed = seed
         # The lanes of a batch draw at their own pace, so blocks and epochs in use lie apart.
         self._block = lru_cache(maxsize=1024)(self._make_block)
-        self._permutation = lru_cache(maxsize=256)(self._make_permutation)
+        self._keys = lru_cache(maxsize=1024)(self._make_keys)
 
-    def __call__(self, draw: int) -> tuple[int, int]:
-        """(corpus, document of that corpus) at position `draw` >= 0."""
-        block, place = divmod(draw, BLOCK)
-        before, corpora, ranks = self._block(block)
-        corpus = int(corpora[place])
-        epoch, i = divmod(before[corpus] + int(ranks[place]), self._sizes[corpus])
-        return corpus, self._permutation(corpus, epoch)(i)
+    def __call__(self, draws: Integers) -> tuple[Integers, Integers]:
+        """[n] the corpus of each position in `draws` (any, >= 0), and [n] the document of it."""
+        corpora, drawn = self._place(draws)
+        epochs, places = np.divmod(drawn, self._sizes[corpora])
+        names, which = np.unique(epochs * len(self._sizes) + corpora, return_inverse=True)
+        keys = np.array([self._keys(name) for name in names.tolist()])  # [names, ROUNDS]
+        return corpora, permute(places, self._sizes[corpora], keys[which])
 
-    def _make_block(self, block: int) -> tuple[list[int], NDArray[np.int16], NDArray[np.int16]]:
-        """Draws of each corpus before a block; [BLOCK] the corpus of each draw of it, and [BLOCK]
-        how many draws of that corpus come before in it.
+    def _place(self, draws: Integers) -> tuple[Integers, Integers]:
+        """[n] the corpus of each draw, and [n] how many draws of that corpus come before it."""
+        if len(self._sizes) == 1:
+            return np.zeros_like(draws), draws
+        blocks, places = np.divmod(draws, BLOCK)
+        corpora, drawn = np.empty_like(draws), np.empty_like(draws)
+        by_block = np.argsort(blocks, kind="stable")
+        names, firsts = np.unique(blocks[by_block], return_index=True)
+        for name, mine in zip(names.tolist(), np.split(by_block, firsts[1:]), strict=True):
+            before, of_block, ranks = self._block(name)
+            corpora[mine] = of_block[places[mine]]
+            drawn[mine] = before[corpora[mine]] + ranks[places[mine]]
+        return corpora, drawn
+
+    def _make_block(self, block: int) -> tuple[Integers, NDArray[np.int16], NDArray[np.int16]]:
+        """[corpora] draws of each before a block; [BLOCK] the corpus of each draw of it, and
+        [BLOCK] how many draws of that corpus come before in it.
         """
-        before = drawn_before(block * BLOCK, self._quotas)
-        after = drawn_before((block + 1) * BLOCK, self._quotas)
-        counts = np.subtract(after, before, dtype=object).astype(np.int64)
-        numbers = splitmix64(key(self._seed, "mix", block), np.arange(BLOCK, dtype=np.uint64))
-        corpora, ranks = np.empty((2, BLOCK), np.int16)
-        corpora[np.argsort(numbers, kind="stable")] = np.repeat(np.arange(len(counts)), counts)
-        firsts = np.repeat(np.cumsum(counts) - counts, counts)  # of each corpus, when sorted
-        ranks[np.argsort(corpora, kind="stable")] = np.arange(BLOCK) - firsts
+        before = np.array(drawn_before(block * BLOCK, self._quotas))
+        counts = np.array(drawn_before((block + 1) * BLOCK, self._quotas)) - before
+        numbers = splitmix64(key(self._seed, "mix", block), PLACES)
+        numbers = numbers - numbers % BLOCK + PLACES  # no two alike
+        ends = np.cumsum(counts)
+        firsts = np.sort(numbers)[ends[ends < BLOCK]]  # of the second corpus, the third, ...
+        corpora = np.searchsorted(firsts, numbers, side="right").astype(np.int16)
+        ranks = np.empty(BLOCK, np.int16)
+        # a stable sort: the draws of each corpus, in their order
+        ranks[np.argsort(corpora, kind="stable")] = np.arange(BLOCK) - np.repeat(
+            ends - counts, counts
+        )
         return before, corpora, ranks
 
-    def _make_permutation(self, corpus: int, epoch: int) -> Permutation:
-        return Permutation(self._sizes[corpus], key(self._seed, "documents", corpus, epoch))
+    def _make_keys(self, name: int) -> Words:
+        """[ROUNDS] for one corpus in one epoch."""
+        epoch, corpus = divmod(name, len(self._sizes))
+        return round_keys(key(self._seed, "documents", corpus, epoch))
+
+
+def round_keys(seed: int) -> Words:
+    """[ROUNDS] keys of one permutation."""
+    return splitmix64(seed, np.arange(ROUNDS, dtype=np.uint64)) + np.uint64(STEP)
+
+
+def permute(places: Integers, sizes: Integers, keys: Words) -> Integers:
+    """[n] where each place goes, of 0..size-1, by a permutation of its own.
+
+    Args:
+        sizes: [n] or []. keys: [n, ROUNDS] or [ROUNDS], of `round_keys`.
+    """
+    bits = np.maximum(2, np.frexp((sizes - 1).astype(np.float64))[1])
+    out = np.array(places, np.uint64)
+    low = np.broadcast_to((bits - bits // 2).astype(np.uint64), out.shape)  # of the right half
+    high = np.broadcast_to((bits // 2).astype(np.uint64), out.shape)
+    sizes, keys = np.broadcast_to(sizes, out.shape), np.broadcast_to(keys, (*out.shape, ROUNDS))
+    outside = np.arange(len(out))
+    while outside.size:
+        out[outside] = _encrypt(out[outside], high[outside], low[outside], keys[outside])
+        outside = outside[out[outside] >= sizes[outside].astype(np.uint64)]
+    return out.astype(np.int64)
+
+
+def _encrypt(places: Words, high: Words, low: Words, keys: Words) -> Words:
+    """[n] by a Feistel network whose halves have `high` and `low` bits."""
+    one, step = np.uint64(1), np.uint64(STEP)
+    left_mask, right_mask = (one << high) - one, (one << low) - one
+    left, right = places >> low, places & right_mask
+    for number in range(ROUNDS):
+        if number % 2:
+            right = right ^ mix(left * step + keys[:, number]) & right_mask
+        else:
+            left = left ^ mix(right * step + keys[:, number]) & left_mask
+    return left << low | right
 
 
 def token_shares(weights: Sequence[float], mean_tokens: Sequence[float]) -> list[float]:

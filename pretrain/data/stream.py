@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import torch
 
 from pretrain.config.schema import DataConfig
 from pretrain.data import lanes
@@ -17,25 +20,26 @@ from pretrain.data.order import Order, token_shares
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.reader import Shards
 from pretrain.data.rows import RowReader
+from pretrain.data.source import Gather
+from pretrain.data.upcoming import Upcoming
 from pretrain.errors import UserError
 from tokenizer.encode import Tokenizer
 
 
 @dataclass
 class Position:
-    """Where the stream is: the same on every rank, whatever their number."""
+    """Where the stream is."""
 
     steps: int  # global batches given out
-    cursors: list[Cursor]  # of every lane
+    cursors: list[Cursor]  # of this rank's lanes
 
 
 class TextStream:
     """Batches of text without end: rows rank * B/ranks .. (rank + 1) * B/ranks - 1 of each global
     batch.
 
-    Every rank follows all lanes by the documents' lengths and reads the tokens of its own rows, in
-    a thread that stays a few batches ahead. The rows of a global batch do not depend on the number
-    of ranks.
+    A rank follows its own lanes alone, in a thread that stays a few batches ahead: what a lane
+    holds depends on no other. The rows of a global batch do not depend on the number of ranks.
 
     vocab_size     ids are below this
     wait_seconds   how long next() has kept the trainer waiting, in all
@@ -71,8 +75,9 @@ class TextStream:
         self._data = [list(pair) for pair in zip(fingerprints, self._weights, strict=True)]
         self.vocab_size = tokenizer.vocab_size
         self.wait_seconds = 0.0
-        self._position = Position(0, [(0, 0)] * batch)  # after the last batch given out
-        self._rows: Sequence[Row] = []  # of the last global batch given out
+        # after the last batch given out
+        self._position = Position(0, [(0, 0)] * len(self._mine))
+        self._rows: Sequence[Row] = []  # of the last batch given out
         self._ahead = self._position  # after the last batch made, by the prefetcher's thread alone
         self._prefetcher: Prefetcher[tuple[Batch, Sequence[Row], Position]] | None = None
 
@@ -80,6 +85,8 @@ class TextStream:
         """This rank's rows of the next global step."""
         if self._prefetcher is None:
             self._ahead = self._position
+            lengths = [shards.lengths for shards in self._corpora]
+            self._upcoming = Upcoming(self._order, lengths, self._mine, self._batch)
             self._prefetcher = Prefetcher(self._make)
         batch, self._rows, self._position = self._prefetcher.next()
         self.wait_seconds += self._prefetcher.wait_seconds
@@ -99,7 +106,7 @@ class TextStream:
             for corpus, share in zip(self._config.train, shares, strict=True)
         ]
 
-    def samples(self) -> Callable[[], Any]:
+    def samples(self) -> Callable[[Gather], Any]:
         """The stretches of documents in each row of the last global batch: corpus, document, first
         token, tokens.
 
@@ -115,7 +122,7 @@ class TextStream:
             place = {"corpus": paths[span.corpus], "document": span.document}
             return place | {"first": span.start, "tokens": span.length}
 
-        return lambda: [[describe(span) for span in row.spans] for row in rows]
+        return lambda gather: gather([[describe(span) for span in row.spans] for row in rows])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is after the last batch taken, and the data that this depends on.
@@ -124,7 +131,7 @@ class TextStream:
         """
         return {
             "steps": self._position.steps,
-            "lanes": [list(cursor) for cursor in self._position.cursors],
+            "lanes": torch.tensor(self._position.cursors),  # [rows, 2] see lanes.Cursor
             "data.train": self._data,
         }
 
@@ -136,9 +143,11 @@ class TextStream:
                 "shards or weights), so it cannot be continued; set it back, or begin another run "
                 "with another run.name"
             )
+        if state["lanes"].shape != (len(self._mine), 2):
+            raise ValueError(f"{len(self._mine)} lanes do not stand at {state['lanes']}")
         self.close()
         self._position = Position(
-            state["steps"], [(used_up, used) for used_up, used in state["lanes"]]
+            state["steps"], [(k, used) for k, used in state["lanes"].tolist()]
         )
 
     def close(self) -> None:
@@ -150,24 +159,16 @@ class TextStream:
             shards.close()
 
     def _make(self) -> tuple[Batch, Sequence[Row], Position]:
-        """The next batch, all ranks' rows of it, and the position after it. Runs in the prefetch
-        thread.
-        """
-        planned = [self._plan(lane, cursor) for lane, cursor in enumerate(self._ahead.cursors)]
+        """The next batch, its rows, and the position after it. Runs in the prefetch thread."""
+        planned = [self._plan(row, cursor) for row, cursor in enumerate(self._ahead.cursors)]
         rows, cursors = zip(*planned, strict=True)
         isolate = self._config.documents == "isolate"
         read = self._reader.isolated if isolate else self._reader.stitched
-        batch = read(self._mine, [rows[lane] for lane in self._mine])
         self._ahead = Position(self._ahead.steps + 1, list(cursors))
-        return batch, rows, self._ahead
+        return read(self._mine, rows), rows, self._ahead
 
-    def _plan(self, lane: int, cursor: Cursor) -> tuple[Row, Cursor]:
-        config, B, L = self._config, self._batch, self._window
+    def _plan(self, row: int, cursor: Cursor) -> tuple[Row, Cursor]:
+        config, find = self._config, partial(self._upcoming.find, row)
         if config.documents == "isolate":
-            return lanes.isolate(self._find, lane, B, cursor, config.windows, L, config.carry)
-        return lanes.stitch(self._find, lane, B, cursor, config.windows * L)
-
-    def _find(self, draw: int) -> tuple[int, int, int]:
-        """(corpus, document, tokens with EOS) of a draw."""
-        corpus, document = self._order(draw)
-        return corpus, document, int(self._corpora[corpus].lengths[document]) + 1
+            return lanes.isolate(find, cursor, config.windows, self._window, config.carry)
+        return lanes.stitch(find, cursor, config.windows * self._window)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,13 +34,15 @@ from torch import Tensor
 from parallel import mesh
 from parallel.state import State
 from pretrain.config.schema import GuardConfig
+from pretrain.data.source import Gather
 from pretrain.errors import UserError
+from pretrain.run.gather import RowGather
 from pretrain.run.metrics import Metrics
 
 EMA_STEPS = 100  # accepted steps that a running mean reaches back
 WARMUP_STEPS = 20  # accepted steps that make a mean
 DECAY = 1 - 1 / EMA_STEPS
-Samples = Callable[[], Any]  # see pretrain.data.source.BatchSource.samples
+Samples = Callable[[Gather], Any]  # see pretrain.data.source.BatchSource.samples
 
 
 def mean_loss(window_losses: Sequence[Tensor], scored: Tensor | int) -> Tensor:
@@ -147,13 +150,20 @@ class Guard:
     """Reads the outcomes of a run's steps, one step late."""
 
     def __init__(
-        self, config: GuardConfig, metrics: Metrics, say: Callable[[str], None], rollbacks: int
+        self,
+        config: GuardConfig,
+        metrics: Metrics,
+        say: Callable[[str], None],
+        rollbacks: int,
+        gather: RowGather,
     ) -> None:
         """
         Args:
             metrics: where skipped steps are recorded.
             rollbacks: so many has the run made, in all.
+            gather: brings the ranks' samples together.
         """
+        self._gather = gather
         self._config, self._metrics, self._say, self._rollbacks = config, metrics, say, rollbacks
         self._unread: _Unread | None = None
         self._streak: SkipStreak | None = None
@@ -195,7 +205,7 @@ class Guard:
                 "grad_norm": outcome.grad_norm,
                 "why": why,
                 "rollbacks": self._rollbacks,
-                "samples": unread.samples(),
+                "samples": unread.samples(partial(self._gather, f"samples/{step}")),
             },
         )
         if outcome.in_a_row >= self._config.limit:

@@ -116,7 +116,7 @@ class TrainState:
 
     step: int  # steps that are done
     carried: CarriedState
-    data: dict[str, Any]  # `BatchSource.state_dict`
+    data: dict[str, Any]  # `BatchSource.state_dict`: of tensors, this rank's rows
     tokens: Tensor  # [] int64, read so far, PAD left out
     rollbacks: Rollbacks
     random: dict[str, Tensor]  # see `random_state`
@@ -149,7 +149,7 @@ class TrainState:
         saved = checkpoint.state
         optimizer.scatter(partial(_moment, checkpoint), saved["optimizer"])
         optimizer.filter.sums.copy_(checkpoint.tensor("state", "guard.sums", shape=(2,)))
-        source.load_state_dict(saved["data"])
+        source.load_state_dict(saved["data"] | _of_rows(checkpoint))
         torch.set_rng_state(checkpoint.tensor("state", "rng.cpu"))
         if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state"):
             torch.cuda.set_rng_state(checkpoint.tensor("state", "rng.cuda"))
@@ -192,6 +192,11 @@ class TrainState:
     def snapshot(self, engine: Engine, optimizer: MuonAdamW, model: SleepLM) -> Snapshot:
         """What this rank gives to a checkpoint; before the weights change again."""
         state = {f"lanes.{name}": piece for name, piece in self.carried.pieces(model).items()}
+        of_rows = {f"data.{n}": v for n, v in self.data.items() if isinstance(v, Tensor)}
+        if mesh.tp_rank() == mesh.pp_rank() == 0:  # the rest is the same on all
+            place = {0: (mesh.dp_rank(), mesh.dp_size())}
+            for name, rows in of_rows.items():
+                state[name] = Piece(Slice.share(tuple(rows.shape), place), rows)
         if dist.get_rank() == 0:
             common = self.random | {"guard.sums": optimizer.filter.sums}
             state |= {name: Piece(Slice.share(tuple(t.shape), {}), t) for name, t in common.items()}
@@ -205,12 +210,22 @@ class TrainState:
         }
         counters = {
             "optimizer": optimizer.counters(),
-            "data": self.data,
+            "data": {n: v for n, v in self.data.items() if f"data.{n}" not in of_rows},
             "tokens": int(self.tokens),
             "rollbacks": self.rollbacks._asdict(),
             "evaluated": self.evaluated,
         }
         return Snapshot(self.step, copies, counters)
+
+
+def _of_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """This rank's rows of what a stream keeps by row, see `BatchSource.state_dict`."""
+    found = {}
+    for name in checkpoint.names("state"):
+        if name.startswith("data."):
+            rows = checkpoint.tensor("state", name)
+            found[name.removeprefix("data.")] = rows.chunk(mesh.dp_size())[mesh.dp_rank()]
+    return found
 
 
 def random_state() -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pretrain.data.batch import Batch
 from pretrain.data.prefetch import Prefetcher
+from pretrain.data.source import Gather
 from pretrain.errors import UserError, shortened
 from pretrain.tasks.task import Task
 
@@ -48,12 +49,12 @@ class TaskSource:
         """Nothing: the configuration says all of a task."""
         return []
 
-    def samples(self) -> Callable[[], Any]:
+    def samples(self) -> Callable[[Gather], Any]:
         """The seed and the rows [first, stop) of the last global batch: task.sample(seed, first,
         stop - first).
         """
         rows = [self._position - self.batch, self._position]
-        return lambda: {"seed": self.seed, "rows": rows}
+        return lambda gather: {"seed": self.seed, "rows": rows}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; the same on every rank."""

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from pretrain.data.shards import prepare
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from tests.data.texts import make_texts, write_texts
+from tests.oracles import order
 from tokenizer.encode import Tokenizer
 
 L, B = 8, 4
@@ -153,7 +155,21 @@ def test_rows_do_not_depend_on_the_number_of_ranks(
     streams = [open_stream(config, mode, rank, ranks) for rank in range(ranks)]
     parts = [[stream.next() for _ in range(30)] for stream in streams]
     assert all(same(join([part[i] for part in parts]), whole[i]) for i in range(30))
-    assert all(stream.state_dict() == streams[0].state_dict() for stream in streams)
+    one = open_stream(config, mode)
+    one.load_state_dict(joined([stream.state_dict() for stream in streams]))
+    rest = [[stream.next() for _ in range(3)] for stream in streams]
+    expected = take(one, 3)
+    assert all(same(join([part[i] for part in rest]), expected[i]) for i in range(3))
+
+
+def joined(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint holds of some ranks: all lanes."""
+    assert len({json.dumps(without_lanes(state)) for state in states}) == 1
+    return states[0] | {"lanes": torch.cat([state["lanes"] for state in states])}
+
+
+def without_lanes(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name != "lanes"}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -162,11 +178,14 @@ def test_rows_do_not_depend_on_the_number_of_ranks(
 def test_resume_is_exact_at_any_position_and_rank_count(
     config: DataConfig, mode: tuple[str, bool], position: int, ranks: int
 ) -> None:
-    first = open_stream(config, mode, rank=1, ranks=4)
-    for _ in range(position):
-        first.next()
-    state = json.loads(json.dumps(first.state_dict()))  # while the prefetch thread is ahead
-    first.close()
+    states = []
+    for rank in range(4):
+        first = open_stream(config, mode, rank=rank, ranks=4)
+        for _ in range(position):
+            first.next()
+        states.append(first.state_dict())  # while the prefetch thread is ahead
+        first.close()
+    state = joined(states)
     assert state["steps"] == position
     expected = take(open_stream(config, mode), position + 10)[position:]
     parts = []
@@ -174,10 +193,37 @@ def test_resume_is_exact_at_any_position_and_rank_count(
         stream = open_stream(config, mode, rank, ranks)
         for _ in range(3):  # a stream in use is set back too
             stream.next()
-        stream.load_state_dict(state)
-        assert stream.state_dict() == state
+        mine = state | {"lanes": state["lanes"].chunk(ranks)[rank]}
+        stream.load_state_dict(mine)
+        assert torch.equal(stream.state_dict()["lanes"], mine["lanes"])
+        assert without_lanes(stream.state_dict()) == without_lanes(state)
         parts.append(take(stream, 10))
     assert all(same(join([part[i] for part in parts]), expected[i]) for i in range(10))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lanes_hold_the_documents_of_the_order(
+    config: DataConfig, folder: Path, tokenizer: Tokenizer, mode: tuple[str, bool]
+) -> None:
+    """One draw at a time, by another program: draw lane + k * B is the lane's k-th document."""
+    corpora = [CorpusConfig(path=str(folder), weight=weight) for weight in (1.0, 3.0)]  # twice
+    size = len(Shards(folder / "train", tokenizer))
+    for rank in range(2):
+        stream = open_stream(replace(config, train=corpora), mode, rank, 2)
+        found: list[list[int]] = [[], []]
+        for _ in range(40):
+            stream.next()
+            for row, spans in enumerate(stream.samples()(list)):
+                assert len({span["corpus"] for span in spans}) == 1  # one folder, twice
+                read = spans[:-1] if mode[0] == "stitch" else spans
+                found[row] += [span["document"] for span in read if span["first"] == 0]
+        stream.close()
+        for row in range(2):
+            lane = rank * 2 + row
+            documents = found[row][:9]
+            assert len(documents) > 4
+            for k, document in enumerate(documents):
+                assert document == order.drawn([size] * 2, [0.25, 0.75], 5, lane + k * B)[1]
 
 
 def test_a_stream_that_was_closed_goes_on_after_the_last_batch_taken(config: DataConfig) -> None:
@@ -235,7 +281,7 @@ def samples_of(stream: TextStream, steps: int, stitched: bool) -> tuple[Counter[
     read, documents = Counter[str](), Counter[str]()
     for _ in range(steps):
         stream.next()
-        for row in stream.samples()():
+        for row in stream.samples()(list):
             for span in row[:-1] if stitched else row:
                 read[span["corpus"]] += span["tokens"]
                 documents[span["corpus"]] += span["first"] == 0
