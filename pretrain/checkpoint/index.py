@@ -12,7 +12,7 @@ from parallel.slices import Slice
 from pretrain.errors import UserError, shortened
 from pretrain.files import has_checksum, parse_json, read_whole, sha256, with_checksum
 
-FORMAT = 3  # raised with every change to what a checkpoint holds, state.json included
+FORMAT = 4  # raised with every change to what a checkpoint holds, state.json included
 INDEX, STATE, CONFIG = "index.json", "state.json", "config.toml"
 KINDS = ("model", "optimizer", "state")  # of tensors; a rank has a file of each that it has any of
 READERS = 8  # files that are hashed at once

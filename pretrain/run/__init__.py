@@ -7,6 +7,7 @@ remarks.py     what a run says of its learning rate before it begins
 step.py        forward and backward of a step's microbatches, on one stage or on several
 optimizer.py   Muon and AdamW on ZeRO's shards
 guard.py       steps whose numbers go wrong: which are skipped, and when there are too many
+gather.py      what the ranks know of their rows, put together on rank 0
 state.py       what a checkpoint holds of a run
 stop.py        ends a run before its time, saved
 metrics.py     what it writes down (docs/metrics.md);  console.py  what it shows

@@ -96,7 +96,7 @@ def test_a_runs_checkpoints_are_verified(
     assert main(["doctor", str(tmp_path)]) == 1
     _, fail, latest, fix = capsys.readouterr().out.splitlines()
     assert (
-        "format 99, and this Hypnos reads format 3" in fail
+        "format 99, and this Hypnos reads format 4" in fail
         and "step-15: missing, and `latest` names it" in latest
     )
     assert fix.strip() == "fix: write into it the name of the checkpoint to go on from"

@@ -99,14 +99,14 @@ def test_another_versions_checkpoint_is_left_alone(run: Run) -> None:
     run.finish()
     newest = saved.steps(run.folder)[-1]
     index = saved.folder(run.folder, newest) / "index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"format": 4, "chunks": []}))
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"format": 5, "chunks": []}))
     run.config.write_text(
         dump(make_config(run.case, run.corpus, run.root / "runs", steps=2 * STEPS))
     )
     before = content(run.folder)
     assert_ends(
         run.start(),
-        said=[f"step-{newest}", "format 4, and this Hypnos reads format 3", "run.name"],
+        said=[f"step-{newest}", "format 5, and this Hypnos reads format 4", "run.name"],
         statuses=[2] * run.case.world,
     )
     assert content(run.folder) == before
