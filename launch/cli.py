@@ -23,12 +23,15 @@ from launch.commands.generate import generate
 from launch.commands.launch import LAUNCH
 from launch.commands.report import report
 from launch.commands.reproduce import reproduce
+from launch.commands.serve import serve
 from launch.commands.tokenizer import TOKENIZER
 from launch.commands.train import train
 from pretrain.errors import UserError
 from tokenizer import TokenizerError
 
-COMMANDS = (train, LAUNCH, evaluate, generate, export, DATA, TOKENIZER, report, reproduce, doctor)
+COMMANDS = (
+    train, LAUNCH, evaluate, generate, serve, export, DATA, TOKENIZER, report, reproduce, doctor
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

@@ -24,6 +24,11 @@ class TextStream:
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # text that a stop string may begin with
 
+    @property
+    def holds(self) -> bool:
+        """Whether some text is held back."""
+        return bool(self._ids or self._held)
+
     def push(self, token: int) -> str:
         """The text that is certain once this token has come."""
         self._ids.append(token)

@@ -1,0 +1,105 @@
+"""hypnos serve: OpenAI's APIs over a model whose conversations last."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from launch.commands import argument, command
+from launch.commands.values import path, positive, read_text, tell
+from pretrain.errors import UserError
+
+KEY = "HYPNOS_API_KEY"
+
+
+@command(
+    "serve",
+    "answer over HTTP as OpenAI's APIs do; every response is a session on disk",
+    description="Serves a run's newest checkpoint over OpenAI's completions, chat completions and "
+    "responses APIs, and a page to talk to it. Needs `pip install 'hypnos[serve]'`.",
+    example="hypnos serve runs/text-tiny --port 8000",
+    arguments=[
+        argument("folder", metavar="RUN", type=path, help="a run's folder"),
+        argument(
+            "--host",
+            default="127.0.0.1",
+            help="address to listen at; other than this machine's own needs --api-keys",
+        ),
+        argument("--port", type=positive, default=8000, help="port to listen at"),
+        argument("--name", help="the model's name in requests (default: the folder's)"),
+        argument(
+            "--api-keys",
+            type=path,
+            metavar="FILE",
+            help=f"keys that may ask, one a line (default: the one in ${KEY}, or no key is needed)",
+        ),
+        argument(
+            "--store",
+            type=path,
+            metavar="FOLDER",
+            help="where sessions are kept (default: RUN/sessions)",
+        ),
+        argument(
+            "--store-gb",
+            type=positive,
+            metavar="GB",
+            default=10,
+            help="size of the store; the least recently used sessions go first",
+        ),
+        argument("--batch", type=positive, default=64, help="answers that are under way at a time"),
+        argument(
+            "--queue", type=positive, default=256, help="requests that may wait; more are refused"
+        ),
+        argument(
+            "--max-tokens",
+            type=positive,
+            default=512,
+            help="tokens of an answer where a request names no number",
+        ),
+        argument(
+            "--max-body-mb", type=positive, default=64, metavar="MB", help="size of a request"
+        ),
+    ],
+)
+def serve(
+    folder: Path,
+    host: str,
+    port: int,
+    name: str | None,
+    api_keys: Path | None,
+    store: Path | None,
+    store_gb: int,
+    batch: int,
+    queue: int,
+    max_tokens: int,
+    max_body_mb: int,
+) -> None:
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"hypnos serve needs {error.name}: run `pip install 'hypnos[serve]'`"
+        ) from None
+    keys = _keys(api_keys)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name a run's, such as runs/text-tiny")
+
+    from pretrain.inference.server.run import Options, serve
+
+    options = Options(
+        host=host, port=port, name=name or folder.resolve().name,
+        store=store or folder / "sessions", store_bytes=store_gb * 10**9, keys=keys, batch=batch,
+        queue=queue, max_tokens=max_tokens, max_body=max_body_mb * 10**6,
+    )  # fmt: skip
+    serve(folder, options, tell)
+
+
+def _keys(file: Path | None) -> frozenset[str]:
+    """The keys that may ask; none: no key is needed."""
+    if file is None:
+        return frozenset(filter(None, [os.environ.get(KEY, "")]))
+    keys = frozenset(line.strip() for line in read_text(file).splitlines() if line.strip())
+    if not keys:
+        raise UserError(f"{file}: no key in it; write one a line")
+    return keys

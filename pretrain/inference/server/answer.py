@@ -1,0 +1,207 @@
+"""One request's answers: from a start to text that comes piece by piece, and its usage."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from pretrain.inference.sampling import Sampler, Sampling
+from pretrain.inference.server import wire
+from pretrain.inference.server.chat import said
+from pretrain.inference.server.engine import Event, Facts, Failed, Finished, Job, Reading, Said
+from pretrain.inference.server.errors import ApiError
+from pretrain.inference.server.http import SILENCE
+from pretrain.inference.server.schemas import SamplingRequest
+from pretrain.inference.server.service import Mark, Service, Start
+from pretrain.inference.server.wire import TokenScore, Usage
+from pretrain.inference.session import Session
+from pretrain.inference.text import TextStream
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came: of which answer, more of its text, or only word of how far the session is."""
+
+    index: int
+    text: str = ""
+    scores: tuple[TokenScore, ...] = ()
+    facts: Facts | None = None
+    ended: bool = False
+
+
+class Answer:
+    """One of a request's answers, as far as it has come."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self.said = wire.Choice()
+        self.tokens = 0
+        self.finished: Finished | None = None
+        self.unshown: list[TokenScore] = []  # of tokens whose text is held back
+
+    @property
+    def end(self) -> Finished:
+        assert self.finished is not None, "it is asked for at the end"
+        return self.finished
+
+
+class Answers:
+    """All of a request's answers; they go on from one reading of its input.
+
+    Args:
+        count: how many. most: tokens of each. top: likeliest tokens told beside each; None: no
+            log-probabilities. mark: stores the input's session at a mark.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        start: Start,
+        request: SamplingRequest,
+        *,
+        count: int = 1,
+        most: int | None = None,
+        stops: Sequence[str] = (),
+        top: int | None = None,
+        is_chat: bool = True,
+        mark: Callable[[Mark, Session], None] | None = None,
+    ) -> None:
+        self.service, self.start, self.top, self.is_chat = service, start, top, is_chat
+        self.each = [Answer(start) for _ in range(count)]
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._before = (_windows(start.session), start.session.position)
+        self._read = len(start.tokens)
+        sampling = _sampling(request, top)
+        most = service.max_tokens if most is None else most
+        self._jobs = [
+            Job(
+                start.session,
+                start.tokens,
+                Sampler(
+                    replace(sampling, seed=(sampling.seed + i) % (1 << 63)),
+                    service.tokenizer.vocab_size,
+                ),
+                TextStream(service.tokenizer, stops),
+                service.tokenizer.encode,
+                most,
+                service.tokenizer.eos,
+                partial(self._emit, i),
+            )
+            for i in range(count)
+        ]
+        self._jobs[0].others = self._jobs[1:]
+        if mark is not None:
+            self._jobs[0].marks = deque((m.tokens, partial(mark, m)) for m in start.marks)
+
+    def _emit(self, index: int, event: Event) -> None:
+        """From the engine's thread to this one's."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+    def begin(self) -> None:
+        """Queues them. ApiError: the queue is full, or the server stops."""
+        self.service.engine.submit(self._jobs[0])
+
+    def give_up(self) -> None:
+        """Nobody waits for them any more."""
+        for job in self._jobs:
+            job.cancelled = True
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        """As they come, to the end of all; one without text from time to time. Left early, the
+        answers are given up.
+
+        Raises:
+            ApiError: one of them failed.
+        """
+        try:
+            going = len(self.each)
+            while going:
+                try:
+                    index, event = await asyncio.wait_for(self._events.get(), SILENCE)
+                except TimeoutError:
+                    yield Piece(0)
+                    continue
+                if isinstance(event, Failed):
+                    raise _told(event.error)
+                piece = self._piece(index, event)
+                going -= piece.ended
+                yield piece
+        finally:
+            self.give_up()
+
+    async def finish(self) -> None:
+        """Waits for the end of all."""
+        async for _ in self.pieces():
+            pass
+
+    def _piece(self, index: int, event: Reading | Said | Finished) -> Piece:
+        if isinstance(event, Reading):
+            return Piece(index, facts=event.facts)
+        answer, shows = self.each[index], bool(event.text)
+        text = said(event.text) if self.is_chat and not answer.said.text else event.text
+        if isinstance(event, Said):
+            answer.tokens += 1
+            if self.top is not None:
+                answer.unshown.append(self._score(event))
+        else:
+            answer.finished, answer.said.finish_reason = event, event.reason
+            shows |= event.reason == "length"
+        scores: tuple[TokenScore, ...] = ()
+        if shows:
+            scores, answer.unshown = tuple(answer.unshown), []
+        answer.said.text += text
+        answer.said.scores += scores
+        facts = event.facts if isinstance(event, Said) else None
+        return Piece(index, text, scores, facts, isinstance(event, Finished))
+
+    def _score(self, event: Said) -> TokenScore:
+        written = self.service.token_bytes
+        top = tuple((written[token], logprob) for token, logprob in event.choice.top)
+        return TokenScore(written[event.choice.token], event.choice.logprob, top)
+
+    @property
+    def usage(self) -> Usage:
+        """At the end of all. What further answers to the same input read is theirs."""
+        windows, position = self._before
+        N = self.start.session.passes
+        ends = [answer.end.session for answer in self.each]
+        wake = self._read + sum(s.position - position - self._read for s in ends)
+        filled = sum(_windows(s) - windows for s in ends)
+        return Usage(
+            cached=self.start.cached,
+            prompt=max(0, position + self._read - self.start.cached),
+            completion=sum(answer.tokens for answer in self.each),
+            wake_tokens=wake,
+            sleep_passes=filled * (N - 1),
+        )
+
+
+def _windows(session: Session) -> int:
+    """Windows slept over, or due to be."""
+    return session.slept + bool(session.pending)
+
+
+def _told(error: BaseException) -> ApiError:
+    """What a client is told of an error; the log has the rest."""
+    if isinstance(error, ApiError):
+        return error
+    why = "The server failed on this request; its log says how."
+    return ApiError(500, why, type="server_error", code="internal_error")
+
+
+def _sampling(request: SamplingRequest, top: int | None) -> Sampling:
+    seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 63)
+    return Sampling(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=request.top_k or 0,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
+        seed=seed,
+        logprobs=top or 0,
+    )

@@ -1,0 +1,150 @@
+"""The application: routes, who may ask, how much at a time, and errors in OpenAI's form."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Set
+from importlib.resources import files
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pretrain.inference.server import chats, completions, conversations, responses
+from pretrain.inference.server.errors import ApiError, from_validation
+from pretrain.inference.server.http import service_of
+from pretrain.inference.server.service import Service
+
+BODY_TIMEOUT_S = 60.0  # for each part of a body
+OPEN = ("/", "/health")  # paths that need no key
+
+
+def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
+    """The application.
+
+    Args:
+        keys: that may ask; none: everybody may. max_body: bytes of a request.
+    """
+    app = FastAPI(title="hypnos serve", openapi_url="/openapi.json")
+    app.state.service = service
+    for module in (completions, chats, responses, conversations):
+        app.include_router(module.router)
+    app.add_middleware(Gate, keys=frozenset(map(_hashed, keys)), max_body=max_body)
+
+    @app.get("/", include_in_schema=False)
+    def page() -> HTMLResponse:
+        return HTMLResponse(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+
+    @app.get("/health")
+    def health(http: Request) -> dict[str, object]:
+        service = service_of(http)
+        stored = {"sessions": len(service.store), "bytes": service.store.size}
+        return {"status": "ok", **service.engine.load, "stored": stored}
+
+    @app.get("/v1/models")
+    def models(http: Request) -> dict[str, object]:
+        return {"object": "list", "data": [_model(service_of(http))]}
+
+    @app.get("/v1/models/{name}")
+    def model(name: str, http: Request) -> dict[str, object]:
+        service_of(http).check_model(name)
+        return _model(service_of(http))
+
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> Response:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        told = from_validation(error.errors())
+        return JSONResponse(told.body, told.status)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> Response:
+        told = ApiError(error.status_code, f"{error.detail}.")
+        return JSONResponse(told.body, told.status, error.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        why = "The server failed on this request; its log says how."
+        told = ApiError(500, why, type="server_error", code="internal_error")
+        return JSONResponse(told.body, told.status)
+
+    return app
+
+
+def _model(service: Service) -> dict[str, object]:
+    sleep = service.decoder.model.sleep
+    return {
+        "id": service.name, "object": "model", "created": service.created, "owned_by": "hypnos",
+        "window": sleep.window, "passes": sleep.passes,
+    }  # fmt: skip
+
+
+def _hashed(key: str) -> str:
+    """What is kept of a key, in memory and beside what it owns."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Gate:
+    """Before a request is read: its key, and its size.
+
+    What is stored belongs to the key that it came with, also where no key is asked for.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Set[str], max_body: int) -> None:
+        self.app, self.keys, self.max_body = app, keys, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        owner = _hashed(key.strip()) if scheme.lower() == "bearer" else ""
+        if self.keys and owner not in self.keys and scope["path"] not in OPEN:
+            error = ApiError(
+                401, "Incorrect API key provided: send 'Authorization: Bearer KEY'.",
+                code="invalid_api_key",
+            )  # fmt: skip
+            await JSONResponse(error.body, error.status)(scope, receive, send)
+            return
+        scope.setdefault("state", {})["owner"] = owner
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.max_body:
+            await self._too_large(scope, receive, send)
+            return
+        await self.app(scope, self._measured(receive), send)
+
+    def _measured(self, receive: Receive) -> Receive:
+        """A body whose length nobody has told, or that never ends."""
+        seen, is_whole = 0, False
+
+        async def measured() -> Message:
+            nonlocal seen, is_whole
+            try:
+                async with asyncio.timeout(None if is_whole else BODY_TIMEOUT_S):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "The request's body did not come in time") from None
+            seen += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
+            if seen > self.max_body:
+                raise HTTPException(413, self._limit)
+            return message
+
+        return measured
+
+    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = ApiError(413, f"{self._limit}.")
+        await JSONResponse(error.body, error.status)(scope, receive, send)
+
+    @property
+    def _limit(self) -> str:
+        return (
+            f"The request is larger than {self.max_body:,} bytes: send its text in parts, "
+            "each going on from the response before"
+        )

@@ -1,0 +1,131 @@
+"""POST /v1/chat/completions: a history that is resent goes on from what is stored of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from pretrain.inference.server import chat, wire
+from pretrain.inference.server.answer import Answers, Piece
+from pretrain.inference.server.chat import Turn
+from pretrain.inference.server.errors import ApiError, not_found
+from pretrain.inference.server.http import (
+    ALIVE,
+    Pulse,
+    event_stream,
+    owner_of,
+    service_of,
+    while_connected,
+)
+from pretrain.inference.server.keep import Keeper
+from pretrain.inference.server.schemas import ChatRequest
+from pretrain.inference.server.store import NotStored, new_id
+
+router = APIRouter()
+KIND = "chatcmpl"
+
+
+@router.post("/v1/chat/completions")
+async def create(request: ChatRequest, http: Request) -> Response:
+    service, owner = service_of(http), owner_of(http)
+    service.check_model(request.model)
+    turns = [Turn(m.role, m.content) for m in request.messages]
+    start = await asyncio.to_thread(service.start_history, owner, turns, request.passes)
+    start.tokens += service.encode(chat.ANSWER)
+    keeper = None if request.store is False else Keeper(service, owner, start)
+    answers = Answers(
+        service, start, request, count=request.n or 1,
+        most=request.max_completion_tokens or request.max_tokens,
+        stops=(*chat.STOPS, *(request.stop or ())),
+        top=(request.top_logprobs or 0) if request.logprobs else None,
+        mark=keeper.mark if keeper else None,
+    )  # fmt: skip
+    answers.begin()
+    said = _Said(new_id(KIND), int(time.time()), request, answers, keeper)
+    if request.stream:
+        return event_stream(said.events())
+    return JSONResponse(await while_connected(http, said.whole()))
+
+
+@router.get("/v1/chat/completions/{id}")
+def retrieve(id: str, http: Request) -> Response:
+    """One that is stored."""
+    try:
+        _, record = service_of(http).store.record(owner_of(http), id)
+    except NotStored:
+        record = {}
+    if not id.startswith(KIND) or not record.get("object"):
+        raise not_found("Chat completion", id)
+    return JSONResponse(record["object"])
+
+
+@router.delete("/v1/chat/completions/{id}")
+def delete(id: str, http: Request) -> Response:
+    if not id.startswith(KIND):
+        raise not_found("Chat completion", id)
+    try:
+        service_of(http).store.delete(owner_of(http), id)
+    except NotStored:
+        raise not_found("Chat completion", id) from None
+    return JSONResponse({"id": id, "object": "chat.completion.deleted", "deleted": True})
+
+
+class _Said:
+    """All answers to one request."""
+
+    def __init__(
+        self, id: str, created: int, request: ChatRequest, answers: Answers, keeper: Keeper | None
+    ) -> None:
+        self.id, self.created, self.request = id, created, request
+        self.answers, self.keeper = answers, keeper
+
+    async def whole(self) -> wire.Json:
+        await self.answers.finish()
+        return await self._kept()
+
+    async def _kept(self) -> wire.Json:
+        """The whole object, once every answer of it is stored; the first has its id."""
+        choices = [answer.said for answer in self.answers.each]
+        usage = self.answers.usage
+        shown = wire.chat(self.id, self.created, self.request, choices, usage)
+        if self.keeper is not None:
+            for i, answer in enumerate(self.answers.each):
+                id, kept = (self.id, shown) if i == 0 else (new_id("turn"), None)
+                await self.keeper.answer(id, answer, kept)
+        return shown
+
+    async def events(self) -> AsyncGenerator[str]:
+        """An answer's last chunk comes when all is stored."""
+        pulse = Pulse()
+        try:
+            for i in range(len(self.answers.each)):
+                yield self._chunk(i, {"role": "assistant", "content": "", "refusal": None})
+            async with aclosing(self.answers.pieces()) as pieces:
+                async for piece in pieces:
+                    if piece.text or piece.scores:
+                        yield self._text(piece)
+                    elif pulse.due():
+                        yield ALIVE
+            await self._kept()
+            for i, answer in enumerate(self.answers.each):
+                yield self._chunk(i, {}, finish_reason=answer.said.finish_reason)
+            if self.request.stream_options and self.request.stream_options.include_usage:
+                rest = (self.id, self.created, self.request)
+                yield wire.event(wire.chat_chunks(*rest, [], self.answers.usage))
+        except ApiError as error:
+            yield wire.event(error.body)
+        finally:
+            self.answers.give_up()
+        yield wire.DONE
+
+    def _text(self, piece: Piece) -> str:
+        return self._chunk(piece.index, {"content": piece.text}, scores=piece.scores)
+
+    def _chunk(self, index: int, delta: wire.Json, **rest: object) -> str:
+        said = wire.chat_chunk(self.id, self.created, self.request, index, delta, **rest)  # type: ignore[arg-type]
+        return wire.event(said)

@@ -1,0 +1,116 @@
+"""POST /v1/completions: a text is continued, and nothing is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from pretrain.inference.server import wire
+from pretrain.inference.server.answer import Answers
+from pretrain.inference.server.errors import ApiError, bad_request
+from pretrain.inference.server.http import (
+    ALIVE,
+    Pulse,
+    event_stream,
+    service_of,
+    while_connected,
+)
+from pretrain.inference.server.schemas import CompletionRequest
+from pretrain.inference.server.store import new_id
+from pretrain.inference.server.wire import Usage
+
+router = APIRouter()
+MAX_TOKENS = 16  # where a request names no number, as OpenAI has it
+
+
+@router.post("/v1/completions")
+async def create(request: CompletionRequest, http: Request) -> Response:
+    service = service_of(http)
+    service.check_model(request.model)
+    if request.echo and request.logprobs is not None:
+        raise bad_request(
+            "echo with logprobs is not supported: a prompt's own tokens have none here.", "echo"
+        )
+    most = MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    asked = []
+    for prompt in request.prompt:
+        start = await asyncio.to_thread(service.start_text, prompt, request.passes)
+        asked.append(
+            Answers(
+                service,
+                start,
+                request,
+                count=request.n or 1,
+                most=most,
+                stops=request.stop or (),
+                top=request.logprobs,
+                is_chat=False,
+            )
+        )
+    for answers in asked:
+        answers.begin()
+    said = _Said(new_id("cmpl"), int(time.time()), request, asked)
+    if request.stream:
+        return event_stream(said.events())
+    return JSONResponse(await while_connected(http, said.whole()))
+
+
+class _Said:
+    """All answers to all prompts of one request."""
+
+    def __init__(
+        self, id: str, created: int, request: CompletionRequest, asked: list[Answers]
+    ) -> None:
+        self.id, self.created, self.request, self.asked = id, created, request, asked
+        self.n = request.n or 1
+        decode = asked[0].service.tokenizer.decode
+        texts = [p if isinstance(p, str) else decode(p) for p in request.prompt]
+        self.echoes = texts if request.echo else [""] * len(texts)
+
+    async def whole(self) -> wire.Json:
+        await asyncio.gather(*(answers.finish() for answers in self.asked))
+        choices = []
+        for p, answers in enumerate(self.asked):
+            for i, answer in enumerate(answers.each):
+                scores = answer.said.scores if self.request.logprobs is not None else None
+                text = self.echoes[p] + answer.said.text
+                index, reason = p * self.n + i, answer.said.finish_reason
+                choices.append(wire.completion_choice(index, text, scores, reason))
+        usage = sum((a.usage for a in self.asked), Usage.none())
+        return wire.completion(self.id, self.created, self.request, choices, usage)
+
+    async def events(self) -> AsyncGenerator[str]:
+        """Prompt after prompt: what the later ones say meanwhile waits."""
+        pulse, begun = Pulse(), set[int]()
+        try:
+            for p, answers in enumerate(self.asked):
+                async with aclosing(answers.pieces()) as pieces:
+                    async for piece in pieces:
+                        index = p * self.n + piece.index
+                        if not (piece.text or piece.ended):
+                            if pulse.due():
+                                yield ALIVE
+                            continue
+                        text = piece.text if index in begun else self.echoes[p] + piece.text
+                        begun.add(index)
+                        said = answers.each[piece.index].said
+                        scores = piece.scores if self.request.logprobs is not None else None
+                        reason = said.finish_reason if piece.ended else None
+                        yield self._chunk(wire.completion_choice(index, text, scores, reason))
+            if self.request.stream_options and self.request.stream_options.include_usage:
+                usage = sum((a.usage for a in self.asked), Usage.none())
+                yield wire.event(wire.completion(self.id, self.created, self.request, [], usage))
+        except ApiError as error:
+            yield wire.event(error.body)
+        finally:
+            for answers in self.asked:
+                answers.give_up()
+        yield wire.DONE
+
+    def _chunk(self, choice: wire.Json) -> str:
+        return wire.event(wire.completion(self.id, self.created, self.request, [choice], None))

@@ -1,0 +1,197 @@
+"""/v1/conversations: a name for the last of a chain of stored sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from pretrain.inference.server import wire
+from pretrain.inference.server.answer import Answers
+from pretrain.inference.server.chat import Turn
+from pretrain.inference.server.errors import ApiError, bad_request, not_found
+from pretrain.inference.server.http import owner_of, service_of, while_connected
+from pretrain.inference.server.keep import Keeper
+from pretrain.inference.server.schemas import (
+    ConversationRequest,
+    ItemsRequest,
+    Message,
+    SamplingRequest,
+)
+from pretrain.inference.server.service import Service
+from pretrain.inference.server.store import Entry, NotStored, new_id
+
+router = APIRouter()
+KIND = "conv"
+MAX_PAGE = 100
+
+
+class Conversation:
+    """What a conversation's id stands for: an entry of the store whose parent is its last turn.
+
+    Raises:
+        ApiError: 404, it is not stored, or not for this owner.
+    """
+
+    def __init__(self, service: Service, owner: str, id: str) -> None:
+        self.service, self.owner, self.id = service, owner, id
+        try:
+            entry, record = service.store.record(owner, id)
+        except NotStored:
+            raise not_found("Conversation", id, "conversation") from None
+        if not id.startswith(KIND):
+            raise not_found("Conversation", id, "conversation")
+        service.store.touch(id)
+        self.head, self.created = entry.parent, int(record["created_at"])
+        self.metadata: dict[str, str] = record["metadata"]
+
+    @staticmethod
+    async def new(service: Service, owner: str, metadata: dict[str, str]) -> Conversation:
+        id = new_id(KIND)
+        record = {"created_at": int(time.time()), "metadata": metadata}
+        await _in_order(service, owner, id, "", record)
+        return Conversation(service, owner, id)
+
+    @property
+    def shown(self) -> wire.Json:
+        return {
+            "id": self.id, "object": "conversation", "created_at": self.created,
+            "metadata": self.metadata,
+        }  # fmt: skip
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One request at a time goes on with it. ApiError 409 if another does."""
+        if self.id in self.service.locked:
+            raise ApiError(
+                409, "Another response of this conversation is under way; try again when it ends.",
+                param="conversation", code="conversation_locked",
+            )  # fmt: skip
+        self.service.locked.add(self.id)
+        try:
+            yield
+        finally:
+            self.service.locked.discard(self.id)
+
+    async def move(self, head: str) -> None:
+        """From now on it ends with this turn, which is stored."""
+        self.head = head
+        await self.save()
+
+    async def save(self) -> None:
+        record = {"created_at": self.created, "metadata": self.metadata}
+        await _in_order(self.service, self.owner, self.id, self.head, record)
+
+    async def read(self, http: Request, messages: list[Message]) -> None:
+        """Reads messages that nobody answers."""
+        turns = [Turn(m.role, m.content) for m in messages]
+        service, owner = self.service, self.owner
+        if self.head:
+            start = await asyncio.to_thread(
+                service.start_after, owner, self.head, turns, None, "conversation"
+            )
+        else:
+            start = await asyncio.to_thread(service.start_history, owner, turns, None)
+        keeper = Keeper(service, owner, start)
+        reading = Answers(service, start, _READING, most=0, mark=keeper.mark)
+        reading.begin()
+        await while_connected(http, reading.finish())
+        id = new_id("turn")
+        await keeper.items(id, reading.each[0].end.session)
+        await self.move(id)
+
+
+_READING = SamplingRequest(model="")
+
+
+async def _in_order(
+    service: Service, owner: str, id: str, head: str, record: dict[str, Any]
+) -> None:
+    """Stores a conversation's entry, after what is already being written."""
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(service.writer, service.put, owner, id, head, "", None, (), record)
+
+
+@router.post("/v1/conversations")
+async def create(request: ConversationRequest, http: Request) -> Response:
+    service, owner = service_of(http), owner_of(http)
+    conversation = await Conversation.new(service, owner, request.metadata or {})
+    if request.items:
+        await conversation.read(http, request.items)
+    return JSONResponse(conversation.shown)
+
+
+@router.get("/v1/conversations/{id}")
+def retrieve(id: str, http: Request) -> Response:
+    return JSONResponse(Conversation(service_of(http), owner_of(http), id).shown)
+
+
+@router.post("/v1/conversations/{id}")
+async def update(id: str, request: ConversationRequest, http: Request) -> Response:
+    if request.items is not None:
+        raise bad_request("Add items at /v1/conversations/{id}/items.", "items")
+    conversation = Conversation(service_of(http), owner_of(http), id)
+    with conversation.locked():
+        conversation.metadata = request.metadata or {}
+        await conversation.save()
+    return JSONResponse(conversation.shown)
+
+
+@router.delete("/v1/conversations/{id}")
+def delete(id: str, http: Request) -> Response:
+    """Of the name; the responses stay until they are deleted, or least recently used."""
+    conversation = Conversation(service_of(http), owner_of(http), id)
+    with conversation.locked():
+        conversation.service.store.delete(conversation.owner, id)
+    return JSONResponse({"id": id, "object": "conversation.deleted", "deleted": True})
+
+
+@router.post("/v1/conversations/{id}/items")
+async def add_items(id: str, request: ItemsRequest, http: Request) -> Response:
+    conversation = Conversation(service_of(http), owner_of(http), id)
+    with conversation.locked():
+        await conversation.read(http, request.items)
+    lineage = conversation.service.store.lineage(conversation.owner, conversation.head)
+    return page(lineage, len(request.items), "desc", None)
+
+
+@router.get("/v1/conversations/{id}/items")
+def items(
+    id: str, http: Request, limit: int = 20, order: str = "desc", after: str | None = None
+) -> Response:
+    """What was said, as far back as it is stored."""
+    conversation = Conversation(service_of(http), owner_of(http), id)
+    lineage = conversation.service.store.lineage(conversation.owner, conversation.head)
+    return page(lineage, limit, order, after)
+
+
+def page(
+    lineage: Iterable[tuple[Entry, dict[str, Any]]],
+    limit: int,
+    order: str,
+    after: str | None,
+    answered_by: str = "",
+) -> Response:
+    """Of a conversation's messages.
+
+    Args:
+        answered_by: an entry whose answer is not among them.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise bad_request(f"Invalid 'limit': it is 1 to {MAX_PAGE}.", "limit", "invalid_value")
+    if order not in ("asc", "desc"):
+        raise bad_request("Invalid 'order': it is asc or desc.", "order", "invalid_value")
+    newest_first: list[wire.Json] = []
+    for entry, record in lineage:
+        number = entry.id.partition("_")[2]
+        if record["answer"] is not None and entry.id != answered_by:
+            newest_first.append(wire.input_item(f"msg_{number}", "assistant", record["answer"]))
+        for i, (role, content) in reversed(list(enumerate(record["turns"]))):
+            newest_first.append(wire.input_item(f"msg_{number}{i:02x}", role, content))
+    ordered = newest_first if order == "desc" else newest_first[::-1]
+    return JSONResponse(wire.listed(ordered, after, limit))

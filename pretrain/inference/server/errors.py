@@ -1,0 +1,65 @@
+"""What a request is refused with: OpenAI's error form, one object that names the parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class ApiError(Exception):
+    """Becomes {"error": {"message", "type", "param", "code"}} with an HTTP status."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
+        self.detail = {"message": message, "type": type, "param": param, "code": code}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": self.detail}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def not_found(what: str, id: str, param: str | None = None) -> ApiError:
+    """The same whether it never was, is another client's, was deleted or has been evicted."""
+    code = "previous_response_not_found" if param == "previous_response_id" else "not_found"
+    return ApiError(404, f"{what} with id '{id}' not found.", param=param, code=code)
+
+
+def too_busy(message: str) -> ApiError:
+    return ApiError(429, message, type="rate_limit_error", code="queue_full", retry_after=1)
+
+
+def from_validation(errors: Sequence[Any]) -> ApiError:
+    """Of the errors that pydantic found in a request, the first one."""
+    first = errors[0]
+    kind, place = first["type"], [part for part in first["loc"] if part != "body"]
+    if kind == "json_invalid":
+        why = first.get("ctx", {}).get("error", "malformed")
+        return bad_request(f"The request's body is not valid JSON: {why}.")
+    param = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
+    if kind == "extra_forbidden":
+        return bad_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
+    if kind == "missing":
+        missing = f"Missing required parameter: '{param}'." if param else "The body is missing."
+        return bad_request(missing, param or None, "missing_required_parameter")
+    if kind == "unsupported_parameter":
+        param = first["ctx"]["param"]
+        return bad_request(first["msg"], param, kind)
+    return bad_request(f"Invalid '{param}': {first['msg']}.", param or None, "invalid_value")

@@ -1,0 +1,65 @@
+"""What every route does: who asks, whether they are still there, a stream that stays alive."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar, cast
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from pretrain.inference.server.errors import ApiError
+from pretrain.inference.server.service import Service
+
+T = TypeVar("T")
+ALIVE = ": still reading\n\n"  # a comment, so that nobody takes a long silence for an end
+SILENCE = 5.0  # seconds of it
+
+
+def service_of(http: Request) -> Service:
+    return cast(Service, http.app.state.service)
+
+
+def owner_of(http: Request) -> str:
+    """Whose key it came with, see `app.Gate`."""
+    return cast(str, http.state.owner)
+
+
+async def while_connected(http: Request, work: Awaitable[T]) -> T:
+    """The work's result; it is cancelled when the client goes away."""
+
+    async def gone() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError(499, "The client has gone.")
+        return working.result()
+    finally:
+        for task in (working, waiting):
+            task.cancel()
+
+
+def event_stream(events: AsyncIterator[str]) -> StreamingResponse:
+    """Server-sent events, unbuffered by proxies."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+class Pulse:
+    """Tells when a stream has been silent for long."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < SILENCE:
+            return False
+        self._last = now
+        return True

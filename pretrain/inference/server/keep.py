@@ -1,0 +1,62 @@
+"""What a conversation's turn leaves: a stored session for its id, and for its long inputs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from pretrain.inference.server import chat
+from pretrain.inference.server.answer import Answer
+from pretrain.inference.server.chat import Turn
+from pretrain.inference.server.service import Mark, Service, Start
+from pretrain.inference.server.store import new_id
+from pretrain.inference.session import Session
+
+
+class Keeper:
+    """Stores what one request reads and says, each entry's parent being the one before.
+
+    Everything is written in one thread, in order, so a parent is on the disk before its child.
+    """
+
+    def __init__(self, service: Service, owner: str, start: Start) -> None:
+        self.service, self.owner, self.start = service, owner, start
+        self.parent = start.parent
+
+    def mark(self, mark: Mark, session: Session) -> None:
+        """In the engine's thread: the input up to a mark has been read."""
+        id = new_id("turn")
+        record = self._record(mark.turns, None, None)
+        self.service.writer.submit(
+            self.service.put, self.owner, id, self.parent, mark.digest, session, (), record
+        )
+        self.parent = id
+
+    async def answer(self, id: str, answer: Answer, shown: dict[str, Any] | None) -> None:
+        """An answer to all of the input. shown: the object that its id is asked for.
+
+        Raises:
+            ApiError: 507, there is no room on the disk.
+        """
+        end, text = answer.end, answer.said.text
+        digest = self.start.digest and chat.digest(self.start.digest, Turn("assistant", text))
+        unread = (*end.unread, *self.service.encode(chat.END))
+        record = self._record(self.start.turns, text, shown)
+        await self._put(id, digest, end.session, unread, record)
+
+    async def items(self, id: str, session: Session) -> None:
+        """Messages that nobody has answered."""
+        record = self._record(self.start.turns, None, None)
+        await self._put(id, self.start.digest, session, (), record)
+
+    async def _put(self, id: str, digest: str, *rest: Any) -> None:
+        put = self.service.put
+        await asyncio.get_running_loop().run_in_executor(
+            self.service.writer, put, self.owner, id, self.parent, digest, *rest
+        )
+
+    def _record(
+        self, turns: Sequence[Turn], answer: str | None, shown: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        return {"turns": [list(turn) for turn in turns], "answer": answer, "object": shown}

@@ -1,0 +1,94 @@
+"""The server as a process: what `hypnos serve` starts, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from pretrain.errors import UserError
+from pretrain.inference.generate import open_run
+from pretrain.inference.server.app import make_app
+from pretrain.inference.server.engine import Engine
+from pretrain.inference.server.service import Service
+from pretrain.inference.server.store import SessionStore, store_lock
+from pretrain.inference.store import model_hash
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of a server; see `hypnos serve --help`."""
+
+    host: str
+    port: int
+    name: str
+    store: Path
+    store_bytes: int
+    keys: Set[str]
+    batch: int
+    queue: int
+    max_tokens: int
+    max_body: int
+
+
+def check(options: Options) -> None:
+    """UserError if the world could ask, and nobody needs a key."""
+    if options.host not in LOCAL and not options.keys:
+        raise UserError(
+            f"--host {options.host} lets other machines ask: give --api-keys FILE with one key a "
+            "line, or leave --host out to serve this machine alone"
+        )
+
+
+def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
+    """Serves a run until it is told to stop.
+
+    Args:
+        say: told where it listens, and what it found in its store.
+    Raises:
+        UserError: the run has no text model; the store is another's; the port is taken.
+    """
+    check(options)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    with store_lock(options.store):
+        decoder, tokenizer = open_run(folder)
+        store = SessionStore(options.store, options.store_bytes, model_hash(decoder.model), say)
+        engine = Engine(options.batch, options.queue)
+        service = Service(options.name, decoder, tokenizer, store, engine, options.max_tokens)
+        app = make_app(service, options.keys, options.max_body)
+        config = uvicorn.Config(
+            app, options.host, options.port, log_level="warning", access_log=False,
+            timeout_graceful_shutdown=5, server_header=False, backlog=512,
+        )  # fmt: skip
+        try:
+            _Server(config, lambda: say(_welcome(options, service))).run()
+        finally:
+            engine.close()
+            service.writer.shutdown()
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and why it cannot."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        try:
+            await super().startup(sockets)  # type: ignore[arg-type]
+        except SystemExit:
+            where = f"{self.config.host}:{self.config.port}"
+            raise UserError(f"{where}: cannot listen there; choose another --port") from None
+        self._listening()
+
+
+def _welcome(options: Options, service: Service) -> str:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    known = f"{len(service.store):,} stored, {service.store.size / 1e6:,.0f} MB"
+    return f"http://{host}:{options.port}/ serves {options.name} ({known}); Ctrl-C stops it"

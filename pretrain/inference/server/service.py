@@ -1,0 +1,199 @@
+"""A model that is served: where an answer begins, and what is kept of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import torch
+
+from pretrain.inference.decode import Decoder
+from pretrain.inference.server import chat
+from pretrain.inference.server.chat import Turn
+from pretrain.inference.server.engine import Engine
+from pretrain.inference.server.errors import ApiError, bad_request, not_found
+from pretrain.inference.server.store import Entry, NotStored, SessionStore
+from pretrain.inference.session import Session
+from pretrain.inference.store import restored, tensors_of
+from tokenizer.encode import Tokenizer
+
+log = logging.getLogger("hypnos.serve")
+UNREAD = "unread"  # the tensor of tokens that a stored conversation has and its session has not
+
+
+class Mark(NamedTuple):
+    """A place in an input where its session is worth storing."""
+
+    tokens: int  # read by then
+    digest: str
+    turns: tuple[Turn, ...]  # since the mark before
+
+
+@dataclass
+class Start:
+    """Where an answer begins: a session, and what it has to read first."""
+
+    session: Session
+    tokens: list[int]
+    cached: int = 0  # tokens of the conversation before
+    parent: str = ""  # id of what it goes on from
+    digest: str = ""  # of all messages, once these are read
+    turns: tuple[Turn, ...] = ()  # that are new, since the last mark
+    marks: list[Mark] = field(default_factory=list)
+
+
+@dataclass
+class Service:
+    """The model and what belongs to it.
+
+    Args:
+        max_tokens: of an answer, where a request names no number.
+        template: the chat's, see `chat`.
+    """
+
+    name: str
+    decoder: Decoder
+    tokenizer: Tokenizer
+    store: SessionStore
+    engine: Engine
+    max_tokens: int
+    created: int = field(default_factory=lambda: int(time.time()))
+    locked: set[str] = field(default_factory=set)  # conversations with a response under way
+    writer: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store")
+    )
+
+    @property
+    def window(self) -> int:
+        return self.decoder.model.sleep.window
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id writes."""
+        t = self.tokenizer
+        return [
+            piece.replace("\u2581", " ").encode()
+            if t.is_text(i)
+            else bytes([byte])
+            if (byte := t.byte(i)) is not None
+            else b""
+            for i, piece in enumerate(t.pieces())
+        ]
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(text)
+        except ValueError as error:
+            raise bad_request(f"The text cannot be read: {error}.") from None
+
+    def check_model(self, name: str) -> None:
+        if name != self.name:
+            raise ApiError(
+                404, f"The model '{name}' does not exist; this server has '{self.name}'.",
+                param="model", code="model_not_found",
+            )  # fmt: skip
+
+    # ---- where an answer begins
+
+    def start_text(self, prompt: str | list[int], passes: int | None) -> Start:
+        """Of a completion: nothing is known, and nothing kept."""
+        tokens = self.encode(prompt) if isinstance(prompt, str) else prompt
+        size = self.tokenizer.vocab_size
+        if not tokens:
+            raise bad_request("The prompt is empty: give some text to go on from.", "prompt")
+        if not 0 <= min(tokens) <= max(tokens) < size:
+            raise bad_request(f"Token ids are 0..{size - 1}.", "prompt")
+        return Start(Session(self.decoder, passes), list(tokens))
+
+    def start_history(self, owner: str, turns: Sequence[Turn], passes: int | None) -> Start:
+        """Of messages from a conversation's beginning: the longest part that is stored is not read
+        again.
+        """
+        N = passes or self.decoder.model.sleep.passes
+        digests = chat.digests(chat.begin(N), turns)
+        while (found := self.store.longest(owner, digests)) is not None:
+            known, entry = found
+            try:
+                start = self._stored(owner, entry.id)
+            except NotStored:  # evicted since
+                continue
+            return self._with_turns(start, turns[known:])
+        start = Start(Session(self.decoder, passes), [], digest=digests[0])
+        return self._with_turns(start, turns)
+
+    def start_after(
+        self, owner: str, id: str, turns: Sequence[Turn], passes: int | None, param: str
+    ) -> Start:
+        """After any id that is stored; what is stored stays as it is.
+
+        Args:
+            param: which parameter named it.
+        Raises:
+            ApiError: 404, it is not stored, or not for this owner.
+        """
+        try:
+            start = self._stored(owner, id)
+        except NotStored:
+            raise not_found("Previous response", id, param) from None
+        if passes not in (None, start.session.passes):
+            start.session.passes = passes
+            start.digest = ""  # a history that was read with two N is found by its id alone
+        return self._with_turns(start, turns)
+
+    def _stored(self, owner: str, id: str) -> Start:
+        """A session of its own from what is stored."""
+        entry, _, tensors = self.store.load(owner, id)
+        unread = tensors.pop(UNREAD, None)
+        if unread is None:  # a conversation's own entry
+            raise NotStored(id)
+        session = restored(self.decoder, tensors)
+        return Start(session, unread.tolist(), entry.tokens, id, entry.digest)
+
+    def _with_turns(self, start: Start, turns: Sequence[Turn]) -> Start:
+        """Reads messages more. After a message that fills a window there is a mark."""
+        kept, begin = 0, 0
+        for i, turn in enumerate(turns, 1):
+            for part in chat.parts(turn):
+                start.tokens += self.encode(part)
+            start.digest = chat.digest(start.digest, turn) if start.digest else ""
+            if len(start.tokens) - kept >= self.window and start.digest:
+                start.marks.append(Mark(len(start.tokens), start.digest, tuple(turns[begin:i])))
+                kept, begin = len(start.tokens), i
+        start.turns = tuple(turns[begin:])
+        return start
+
+    # ---- what is kept
+
+    def put(
+        self, owner: str, id: str, parent: str, digest: str, session: Session | None,
+        unread: Sequence[int], record: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Stores a session, durably; then it is slept over, as soon as nothing else waits.
+
+        Raises:
+            ApiError: 507, there is no room on the disk.
+        """
+        tokens = len(unread) + (session.position if session else 0)
+        entry = Entry(id, owner, self.store.model, parent, digest, tokens, int(time.time()))
+        tensors = {} if session is None else self._tensors(session, unread)
+        try:
+            self.store.put(entry, record, tensors)
+        except OSError as error:
+            log.error("a session could not be stored: %s", error)
+            raise ApiError(
+                507, "The session could not be stored: there is no room for it.",
+                type="server_error", code="insufficient_storage",
+            ) from None  # fmt: skip
+        if session is not None and session.pending:
+            self.engine.sleep_later(session, partial(self._put_slept, entry, session, unread))
+
+    def _put_slept(self, entry: Entry, session: Session, unread: Sequence[int]) -> None:
+        self.writer.submit(self.store.refresh, entry, self._tensors(session, unread))
+
+    def _tensors(self, session: Session, unread: Sequence[int]) -> dict[str, torch.Tensor]:
+        return tensors_of(session) | {UNREAD: torch.tensor(unread, dtype=torch.int64)}
