@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Set
+import re
+from collections.abc import Mapping, Set
 from importlib.resources import files
 
 from fastapi import FastAPI, Request
@@ -19,6 +20,12 @@ from pretrain.inference.server.http import service_of
 from pretrain.inference.server.service import Service
 
 BODY_TIMEOUT_S = 60.0  # for each part of a body
+# The page is one file, and asks this server alone.
+PAGE_POLICY = (
+    "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; frame-ancestors 'none'"
+)
+LOCAL = ("127.0.0.1", "localhost", "[::1]")  # names of this machine
 OPEN = ("/", "/health")  # paths that need no key
 
 
@@ -36,7 +43,8 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
-        return HTMLResponse(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+        html = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+        return HTMLResponse(html, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/health")
     def health(http: Request) -> dict[str, object]:
@@ -89,6 +97,12 @@ def _hashed(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def _host(headers: Mapping[bytes, bytes]) -> str:
+    """The name that a client asked for, without the port."""
+    name = headers.get(b"host", b"").decode("latin-1")
+    return re.sub(r":\d+$", "", name)
+
+
 class Gate:
     """Before a request is read: its key, and its size.
 
@@ -110,6 +124,10 @@ class Gate:
                 401, "Incorrect API key provided: send 'Authorization: Bearer KEY'.",
                 code="invalid_api_key",
             )  # fmt: skip
+            await JSONResponse(error.body, error.status)(scope, receive, send)
+            return
+        if not self.keys and _host(headers) not in LOCAL:  # a page elsewhere, by its own name
+            error = ApiError(403, "Without API keys this server answers to localhost alone.")
             await JSONResponse(error.body, error.status)(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner

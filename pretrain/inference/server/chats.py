@@ -69,7 +69,7 @@ def delete(id: str, http: Request) -> Response:
     if not id.startswith(KIND):
         raise not_found("Chat completion", id)
     try:
-        service_of(http).store.delete(owner_of(http), id)
+        service_of(http).delete(owner_of(http), id)
     except NotStored:
         raise not_found("Chat completion", id) from None
     return JSONResponse({"id": id, "object": "chat.completion.deleted", "deleted": True})

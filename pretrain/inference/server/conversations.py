@@ -147,7 +147,7 @@ def delete(id: str, http: Request) -> Response:
     """Of the name; the responses stay until they are deleted, or least recently used."""
     conversation = Conversation(service_of(http), owner_of(http), id)
     with conversation.locked():
-        conversation.service.store.delete(conversation.owner, id)
+        conversation.service.delete(conversation.owner, id)
     return JSONResponse({"id": id, "object": "conversation.deleted", "deleted": True})
 
 

@@ -62,4 +62,5 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
     if kind == "unsupported_parameter":
         param = first["ctx"]["param"]
         return bad_request(first["msg"], param, kind)
-    return bad_request(f"Invalid '{param}': {first['msg']}.", param or None, "invalid_value")
+    param = param or kind  # what is wrong with several together is named by its kind
+    return bad_request(f"Invalid '{param}': {first['msg']}.", param, "invalid_value")

@@ -78,13 +78,14 @@ def _start(
 @router.get("/v1/responses/{id}")
 def retrieve(id: str, http: Request) -> Response:
     """The response as it was given, and what its session holds now."""
-    return JSONResponse(_record(id, http)[1]["object"])
+    entry, record = _record(id, http)
+    return JSONResponse(record["object"] | {"session": dict(entry.facts)})
 
 
 @router.delete("/v1/responses/{id}")
 def delete(id: str, http: Request) -> Response:
     _record(id, http)
-    service_of(http).store.delete(owner_of(http), id)
+    service_of(http).delete(owner_of(http), id)
     return JSONResponse({"id": id, "object": "response", "deleted": True})
 
 

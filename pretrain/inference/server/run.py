@@ -15,9 +15,8 @@ from pretrain.inference.server.app import make_app
 from pretrain.inference.server.engine import Engine
 from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import SessionStore, store_lock
-from pretrain.inference.store import model_hash
 
-LOCAL = ("127.0.0.1", "::1", "localhost")
+LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     with store_lock(options.store):
         decoder, tokenizer = open_run(folder)
-        store = SessionStore(options.store, options.store_bytes, model_hash(decoder.model), say)
+        store = SessionStore(options.store, options.store_bytes, decoder, say)
         engine = Engine(options.batch, options.queue)
         service = Service(options.name, decoder, tokenizer, store, engine, options.max_tokens)
         app = make_app(service, options.keys, options.max_body)

@@ -6,24 +6,21 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-import torch
-
+from pretrain.errors import UserError
 from pretrain.inference.decode import Decoder
 from pretrain.inference.server import chat
 from pretrain.inference.server.chat import Turn
-from pretrain.inference.server.engine import Engine
+from pretrain.inference.server.engine import Engine, Facts
 from pretrain.inference.server.errors import ApiError, bad_request, not_found
-from pretrain.inference.server.store import Entry, NotStored, SessionStore
+from pretrain.inference.server.store import Entry, NoRoom, NotStored, SessionStore
 from pretrain.inference.session import Session
-from pretrain.inference.store import restored, tensors_of
 from tokenizer.encode import Tokenizer
 
 log = logging.getLogger("hypnos.serve")
-UNREAD = "unread"  # the tensor of tokens that a stored conversation has and its session has not
 
 
 class Mark(NamedTuple):
@@ -53,7 +50,6 @@ class Service:
 
     Args:
         max_tokens: of an answer, where a request names no number.
-        template: the chat's, see `chat`.
     """
 
     name: str
@@ -147,12 +143,15 @@ class Service:
 
     def _stored(self, owner: str, id: str) -> Start:
         """A session of its own from what is stored."""
-        entry, _, tensors = self.store.load(owner, id)
-        unread = tensors.pop(UNREAD, None)
-        if unread is None:  # a conversation's own entry
-            raise NotStored(id)
-        session = restored(self.decoder, tensors)
-        return Start(session, unread.tolist(), entry.tokens, id, entry.digest)
+        try:
+            entry, session = self.store.session(owner, id)
+        except UserError as error:
+            log.error("%s", error)
+            raise ApiError(
+                500, "What is stored under this id is damaged; the server's log says how.",
+                type="server_error", code="damaged",
+            ) from None  # fmt: skip
+        return Start(session, list(entry.unread), entry.tokens, id, entry.digest)
 
     def _with_turns(self, start: Start, turns: Sequence[Turn]) -> Start:
         """Reads messages more. After a message that fills a window there is a mark."""
@@ -173,27 +172,30 @@ class Service:
         self, owner: str, id: str, parent: str, digest: str, session: Session | None,
         unread: Sequence[int], record: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        """Stores a session, durably; then it is slept over, as soon as nothing else waits.
+        """Stores a session, durably; then it is slept over, as soon as nothing else waits. In the
+        writer's thread.
 
         Raises:
-            ApiError: 507, there is no room on the disk.
+            ApiError: 507, there is no room for it.
         """
         tokens = len(unread) + (session.position if session else 0)
-        entry = Entry(id, owner, self.store.model, parent, digest, tokens, int(time.time()))
-        tensors = {} if session is None else self._tensors(session, unread)
+        facts = asdict(Facts.of(session)) if session else {}
+        entry = Entry(id, owner, parent, digest, tokens, tuple(unread), facts)
         try:
-            self.store.put(entry, record, tensors)
-        except OSError as error:
+            self.store.put(entry, record, session)
+        except NoRoom as error:
             log.error("a session could not be stored: %s", error)
             raise ApiError(
                 507, "The session could not be stored: there is no room for it.",
                 type="server_error", code="insufficient_storage",
             ) from None  # fmt: skip
         if session is not None and session.pending:
-            self.engine.sleep_later(session, partial(self._put_slept, entry, session, unread))
+            self.engine.sleep_later(session, partial(self._put_slept, entry, session))
 
-    def _put_slept(self, entry: Entry, session: Session, unread: Sequence[int]) -> None:
-        self.writer.submit(self.store.refresh, entry, self._tensors(session, unread))
+    def _put_slept(self, entry: Entry, session: Session) -> None:
+        slept = replace(entry, facts=asdict(Facts.of(session)))
+        self.writer.submit(self.store.refresh, slept, session)
 
-    def _tensors(self, session: Session, unread: Sequence[int]) -> dict[str, torch.Tensor]:
-        return tensors_of(session) | {UNREAD: torch.tensor(unread, dtype=torch.int64)}
+    def delete(self, owner: str, id: str) -> None:
+        """NotStored if it is not there. After what is being written."""
+        self.writer.submit(self.store.delete, owner, id).result()

@@ -2,7 +2,8 @@
 out first.
 
     FOLDER/
-      resp_4f1d....safetensors   the session's tensors after that response; what was said, as JSON
+      resp_4f1d....safetensors   a session after that response, as `pretrain.inference.store` has it;
+                                 in its notes what the index knows, and what was said
       conv_90ab....json          which response a conversation ends with
       .resp_77c0...draft         being written; removed at the next start
 
@@ -22,39 +23,41 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
-from torch import Tensor
 
 from pretrain.errors import UserError
-from pretrain.files import sync
+from pretrain.files import sync, write_atomically
+from pretrain.inference.decode import Decoder
+from pretrain.inference.session import Session
+from pretrain.inference.store import load_session, save_session
 
 log = logging.getLogger("hypnos.serve")
-SUFFIX = ".safetensors"
-RECORD = "record"  # the tensor that holds JSON
+Notes = dict[str, Any]
 
 
 class NotStored(KeyError):
     """There is no such id, or not for this owner."""
 
 
+class NoRoom(Exception):
+    """The disk is full, or a session is larger than the whole store may be."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """What the index knows of a stored session."""
+    """What the index knows of what is stored under an id."""
 
     id: str
-    owner: str  # whose; "" where the server asks for no key
-    model: str  # hash of the weights that read it
-    parent: str  # the id that it went on from, "" at the beginning
+    owner: str  # whose; "" for those who gave no key
+    parent: str  # the id that it went on from, "" at the beginning; a conversation's last turn
     digest: str  # of all messages read so far, see `chat.digest`; "" where they are not known
-    tokens: int  # read so far
-    created: int  # Unix time in seconds
-    size: int = 0  # bytes of its file
+    tokens: int  # of the conversation
+    unread: tuple[int, ...]  # the last of them, which the session has yet to read
+    facts: Mapping[str, int]  # what the session holds, see `engine.Facts`; none: a conversation
 
 
 def new_id(kind: str) -> str:
@@ -63,37 +66,41 @@ def new_id(kind: str) -> str:
 
 
 class SessionStore:
-    """The folder and its index. Safe to use from several threads."""
+    """The folder and its index. Read from any thread, written from one."""
 
     def __init__(
-        self, folder: Path, limit: int, model: str, say: Callable[[str], None] = print
+        self, folder: Path, limit: int, decoder: Decoder, say: Callable[[str], None]
     ) -> None:
         """Reads what is there.
 
         Args:
-            limit: bytes of all files together. model: hash of the weights that are served.
+            limit: bytes of all files together.
             say: told of files that cannot be read, or belong to other weights.
         """
-        self.folder, self.limit, self.model = folder, limit, model
+        self.folder, self.limit, self.decoder = folder, limit, decoder
         self._lock = threading.RLock()
         self._entries: OrderedDict[str, Entry] = OrderedDict()  # least recently used first
+        self._sizes: dict[str, int] = {}
         self._by_digest: dict[tuple[str, str], str] = {}  # owner, digest -> id
-        self._size = 0
         for draft in folder.glob(".*.draft"):
             draft.unlink()
-        paths = {path: path.stat() for path in folder.glob(f"*{SUFFIX}")}
-        others = 0
-        for path in sorted(paths, key=lambda path: paths[path].st_mtime_ns):
+        strangers = 0
+        for path in sorted(_files(folder), key=lambda path: path.stat().st_mtime_ns):
             try:
-                with safe_open(path, framework="pt") as file:
-                    header = json.loads(file.metadata()["entry"])
-                self._add(Entry(**header, size=paths[path].st_size))
-            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                notes, model = _read_notes(path)
+                entry = Entry(**notes["entry"] | {"unread": tuple(notes["entry"]["unread"])})
+            except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
                 say(f"{path}: not a stored session, left alone: {error}")
                 continue
-            others += header["model"] != model
-        if others:
-            say(f"{folder}: {others} stored sessions are of other weights, and out first")
+            if model in ("", decoder.fingerprint):
+                self._add(entry)
+            else:
+                strangers += 1
+        if strangers:
+            say(
+                f"{folder}: {strangers} stored sessions are of other weights and cannot go on; "
+                "keep them for those, or delete them"
+            )
         self._evict()
 
     def __len__(self) -> int:
@@ -102,80 +109,45 @@ class SessionStore:
     @property
     def size(self) -> int:
         """Bytes of all files together."""
-        return self._size
+        return sum(self._sizes.values())
+
+    # ---- reading
 
     def entry(self, owner: str, id: str) -> Entry:
-        """NotStored if it is another's, or was read by other weights."""
-        with self._lock:
-            found = self._entries.get(id)
-            if found is None or found.owner != owner or found.model != self.model:
-                raise NotStored(id)
-            return found
+        """NotStored if it is another's."""
+        found = self._entries.get(id)
+        if found is None or found.owner != owner:
+            raise NotStored(id)
+        return found
 
-    def put(self, entry: Entry, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Entry:
-        """Stores a session, durably; what was stored under the id before is replaced.
-
-        Raises:
-            OSError: the disk is full, or it is larger than the limit.
-        """
-        said = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)
-        return self._write(entry, {**tensors, RECORD: said}, new=True)
-
-    def refresh(self, entry: Entry, tensors: Mapping[str, Tensor]) -> None:
-        """Stores another state of the same session, unless it has been deleted or evicted."""
-        try:
-            with safe_open(self._path(entry.id), framework="pt") as file:
-                said = file.get_tensor(RECORD)
-            self._write(entry, {**tensors, RECORD: said}, new=False)
-        except OSError as error:  # what is stored is as good
-            log.warning("a session that was slept over is not stored again: %s", error)
-
-    def _write(self, entry: Entry, tensors: Mapping[str, Tensor], new: bool) -> Entry:
-        fields = {k: v for k, v in asdict(entry).items() if k != "size"}
-        content = save(dict(tensors), metadata={"entry": json.dumps(fields)})
-        if len(content) > self.limit:
-            raise OSError(
-                f"a session of {len(content):,} bytes is larger than the store ({self.limit:,})"
-            )
-        written = replace(entry, size=len(content))
-        path = self._path(entry.id)
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
-        try:
-            draft.write_bytes(content)
-            sync(draft)
-            with self._lock:
-                if new or entry.id in self._entries:
-                    draft.rename(path)
-                    self._add(written)
-                    self._evict(keep=entry.id)
-        finally:
-            draft.unlink(missing_ok=True)
-        sync(self.folder)
-        return written
-
-    def load(self, owner: str, id: str) -> tuple[Entry, dict[str, Any], dict[str, Tensor]]:
-        """An entry, what was said, and the session's tensors, on the CPU; it becomes the newest."""
-        entry = self.entry(owner, id)
-        tensors = load(self._read(entry))
-        record = json.loads(tensors.pop(RECORD).numpy().tobytes())
-        self.touch(id)
-        return entry, record, tensors
-
-    def record(self, owner: str, id: str) -> tuple[Entry, dict[str, Any]]:
+    def record(self, owner: str, id: str) -> tuple[Entry, Notes]:
         """An entry and what was said, without the session."""
         entry = self.entry(owner, id)
         try:
-            with safe_open(self._path(id), framework="pt") as file:
-                return entry, json.loads(file.get_tensor(RECORD).numpy().tobytes())
+            return entry, _read_notes(self._path(entry))[0]["record"]
         except FileNotFoundError:  # evicted since
             raise NotStored(id) from None
+
+    def session(self, owner: str, id: str) -> tuple[Entry, Session]:
+        """An entry and a session of its own; it becomes the most recently used."""
+        entry = self.entry(owner, id)
+        if not entry.facts:  # a conversation's name
+            raise NotStored(id)
+        try:
+            session = load_session(self._path(entry), self.decoder).session
+        except UserError:
+            if self._path(entry).exists():
+                raise
+            raise NotStored(id) from None  # evicted since
+        self.touch(id)
+        return entry, session
 
     def touch(self, id: str) -> None:
         """Makes it the most recently used, in the index and for the next start."""
         with self._lock:
             if id in self._entries:
                 self._entries.move_to_end(id)
-                os.utime(self._path(id))
+                os.utime(self._path(self._entries[id]))
 
     def longest(self, owner: str, digests: Sequence[str]) -> tuple[int, Entry] | None:
         """The last of some digests that is stored, and its place among them."""
@@ -186,7 +158,7 @@ class SessionStore:
                     return i, self._entries[id]
         return None
 
-    def lineage(self, owner: str, id: str) -> Iterator[tuple[Entry, dict[str, Any]]]:
+    def lineage(self, owner: str, id: str) -> Iterator[tuple[Entry, Notes]]:
         """What was said, newest first, as far back as it is stored."""
         while id:
             try:
@@ -196,49 +168,93 @@ class SessionStore:
             yield entry, record
             id = entry.parent
 
+    # ---- writing
+
+    def put(self, entry: Entry, record: Mapping[str, Any], session: Session | None) -> None:
+        """Stores something, durably; what was stored under the id before is replaced.
+
+        Raises:
+            NoRoom: the disk is full, or it is larger than the limit.
+        """
+        path, notes = self._path(entry), {"entry": asdict(entry), "record": dict(record)}
+        try:
+            if session is None:
+                write_atomically(path, json.dumps(notes))
+            else:
+                save_session(path, session, notes=notes)
+            self._add(entry)
+        except (OSError, UserError) as error:
+            raise NoRoom(str(error)) from None
+        finally:
+            path.with_name(f".{path.name}.draft").unlink(missing_ok=True)
+        if self._sizes[entry.id] > self.limit:
+            self._drop(entry.id)
+            raise NoRoom(f"{entry.id} is larger than the store may be ({self.limit:,} bytes)")
+        self._evict()
+
+    def refresh(self, entry: Entry, session: Session) -> None:
+        """Stores a later state of a session, unless it has been deleted or evicted."""
+        with self._lock:
+            before = self._entries.get(entry.id)
+        if before is None:
+            return
+        record = _read_notes(self._path(entry))[0]["record"]
+        try:
+            self.put(entry, record, session)
+        except NoRoom as error:  # what is stored is as good
+            log.warning("a session that was slept over is not stored again: %s", error)
+
     def delete(self, owner: str, id: str) -> None:
         """For good: it does not come back after a crash."""
-        with self._lock:
-            self.entry(owner, id)
-            self._drop(id)
+        self.entry(owner, id)
+        self._drop(id)
         sync(self.folder)
 
-    def _path(self, id: str) -> Path:
-        return self.folder / f"{id}{SUFFIX}"
-
-    def _read(self, entry: Entry) -> bytes:
-        try:
-            return self._path(entry.id).read_bytes()
-        except FileNotFoundError:  # evicted since
-            raise NotStored(entry.id) from None
+    def _path(self, entry: Entry) -> Path:
+        return self.folder / f"{entry.id}{'.safetensors' if entry.facts else '.json'}"
 
     def _add(self, entry: Entry) -> None:
+        size = self._path(entry).stat().st_size
         with self._lock:
             self._forget(entry.id)
-            self._entries[entry.id] = entry
-            self._size += entry.size
-            if entry.digest and entry.model == self.model:
+            self._entries[entry.id], self._sizes[entry.id] = entry, size
+            if entry.digest:
                 self._by_digest[entry.owner, entry.digest] = entry.id
-            if entry.model != self.model:
-                self._entries.move_to_end(entry.id, last=False)
 
-    def _forget(self, id: str) -> None:
+    def _forget(self, id: str) -> Entry | None:
         old = self._entries.pop(id, None)
         if old is not None:
-            self._size -= old.size
+            del self._sizes[id]
             if self._by_digest.get((old.owner, old.digest)) == id:
                 del self._by_digest[old.owner, old.digest]
+        return old
 
     def _drop(self, id: str) -> None:
-        self._forget(id)
-        self._path(id).unlink(missing_ok=True)
+        with self._lock:
+            entry = self._forget(id)
+        if entry is not None:
+            self._path(entry).unlink(missing_ok=True)
 
-    def _evict(self, keep: str = "") -> None:
+    def _evict(self) -> None:
+        size = self.size
         for id in list(self._entries):
-            if self._size <= self.limit:
+            if size <= self.limit:
                 return
-            if id != keep:
-                self._drop(id)
+            size -= self._sizes[id]
+            self._drop(id)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for suffix in ("safetensors", "json") for path in folder.glob(f"[!.]*.{suffix}")]
+
+
+def _read_notes(path: Path) -> tuple[Notes, str]:
+    """What is noted in a file, and the fingerprint of the model whose session it holds."""
+    if path.suffix == ".json":
+        return json.loads(path.read_bytes()), ""
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["session"])
+    return said["notes"], said["model"]
 
 
 @contextmanager

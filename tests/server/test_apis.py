@@ -1,0 +1,259 @@
+"""OpenAI's own client against the server: three APIs, one text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import openai
+import pytest
+
+from pretrain.inference.generate import continue_text, generate
+from pretrain.inference.sampling import Sampling
+from pretrain.inference.server import chat
+from tests.server.serving import NAME, WINDOW, Serving
+
+GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0}
+LONG = "the window sleeps and the memory writes what the day has read " * 3
+
+
+def continued(served: Serving, text: str, count: int, **options: Any) -> str:
+    """What `hypnos generate` would write."""
+    s = served.service
+    started = continue_text(
+        s.decoder, s.tokenizer, text, Sampling(temperature=0), max_tokens=count, **options
+    )
+    return "".join(piece.text for _, piece in generate(started))
+
+
+def asked(*contents: str) -> list[Any]:
+    """Messages of a user and an assistant in turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def test_the_model_is_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).id == NAME
+
+
+def test_a_completion_is_what_generate_writes(served: Serving, client: openai.OpenAI) -> None:
+    expected = continued(served, LONG, 40)
+    said = client.completions.create(prompt=LONG, max_tokens=40, **GREEDY)
+    assert said.choices[0].text == expected
+    assert said.choices[0].finish_reason == "length"
+    assert said.usage is not None
+    read = len(served.service.tokenizer.encode(LONG))
+    assert (said.usage.prompt_tokens, said.usage.completion_tokens) == (read, 40)
+    assert said.usage.wake_tokens == read + 39  # the last token has nobody to read it
+    assert said.usage.sleep_passes == (read + 39) // WINDOW * 2
+
+    ids = served.service.tokenizer.encode(LONG)
+    assert client.completions.create(prompt=ids, max_tokens=40, **GREEDY).choices[0].text == expected
+    chunks = list(client.completions.create(
+        prompt=LONG, max_tokens=40, stream=True, stream_options={"include_usage": True}, **GREEDY
+    ))  # fmt: skip
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == expected
+    assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens == read + 40
+
+
+def test_completions_of_several_prompts_with_echo(served: Serving, client: openai.OpenAI) -> None:
+    said = client.completions.create(
+        prompt=["a day", "a night"], n=2, echo=True, max_tokens=5, **GREEDY
+    )
+    assert [choice.index for choice in said.choices] == [0, 1, 2, 3]
+    for choice, prompt in zip(said.choices, ["a day"] * 2 + ["a night"] * 2, strict=True):
+        assert choice.text == prompt + continued(served, prompt, 5)
+
+
+def test_seeds_repeat_and_differ(client: openai.OpenAI) -> None:
+    def said(seed: int) -> list[str]:
+        answer = client.completions.create(
+            model=NAME, prompt="a", max_tokens=20, seed=seed, n=2, temperature=1
+        )
+        return [choice.text for choice in answer.choices]
+
+    assert said(1) == said(1) != said(3)
+    assert len({*said(1)}) == 2
+
+
+def test_logprobs_are_those_of_the_model(client: openai.OpenAI) -> None:
+    said = client.completions.create(prompt="a", max_tokens=6, logprobs=2, **GREEDY)
+    scores = said.choices[0].logprobs
+    assert scores is not None and scores.token_logprobs and scores.top_logprobs
+    for token, logprob, top in zip(
+        scores.tokens or [], scores.token_logprobs, scores.top_logprobs, strict=True
+    ):
+        assert logprob == max(top.values()) == top[token]
+        assert sum(map(math.exp, top.values())) <= 1
+    asks = asked("a"), {"logprobs": True, "top_logprobs": 3, "max_tokens": 6}
+    answer = client.chat.completions.create(messages=asks[0], **asks[1], **GREEDY).choices[0]
+    content = answer.logprobs and answer.logprobs.content
+    assert content and len(content) == 6 and len(content[0].top_logprobs) == 3
+    written = b"".join(bytes(token.bytes or ()) for token in content).decode(errors="replace")
+    assert chat.said(written) == answer.message.content
+
+
+def test_a_history_that_is_resent_goes_on_from_what_is_stored(client: openai.OpenAI) -> None:
+    first = client.chat.completions.create(messages=asked(LONG), **GREEDY)
+    answer = first.choices[0].message.content or ""
+    history = asked(LONG, answer, "and then?")
+    second = client.chat.completions.create(messages=history, **GREEDY)
+    assert first.usage and second.usage and second.usage.prompt_tokens_details
+    assert first.usage.prompt_tokens > 2 * WINDOW
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    # with the line's end after the answer
+    assert cached == first.usage.total_tokens + 1
+    assert second.usage.wake_tokens < 50
+
+    # the same by the id, and again, streamed: what is stored stays as it is
+    by_id = {"input": "and then?", "previous_response_id": first.id, **GREEDY}
+    assert client.responses.create(**by_id).output_text == second.choices[0].message.content
+    stream = client.chat.completions.create(messages=history, stream=True, **GREEDY)
+    parts = [chunk.choices[0].delta.content or "" for chunk in stream]
+    assert "".join(parts) == second.choices[0].message.content
+
+    # another history shares the long beginning alone
+    other = client.chat.completions.create(messages=asked(LONG, "no", "why?"), **GREEDY)
+    assert other.usage and other.usage.prompt_tokens_details
+    beginning = other.usage.prompt_tokens_details.cached_tokens or 0
+    assert 2 * WINDOW < beginning < first.usage.prompt_tokens
+
+
+def test_what_is_cached_changes_no_answer(run: Any, client: openai.OpenAI) -> None:
+    """The same text with a store and without, where the history's answers are text, not ours."""
+    system: Any = [{"role": "system", "content": LONG}]
+    for _ in range(2):
+        fresh = client.chat.completions.create(
+            messages=[*system, *asked("who?")], store=False, **GREEDY
+        )
+        kept = client.chat.completions.create(messages=[*system, *asked("who?")], **GREEDY)
+        assert fresh.choices[0].message.content == kept.choices[0].message.content
+
+
+def test_a_stop_string_ends_an_answer_and_is_not_remembered(
+    served: Serving, client: openai.OpenAI
+) -> None:
+    whole = client.chat.completions.create(messages=asked("so"), max_tokens=40, **GREEDY)
+    text = whole.choices[0].message.content or ""
+    stop = text[20:26]
+    cut = client.chat.completions.create(messages=asked("so"), max_tokens=40, stop=stop, **GREEDY)
+    assert cut.choices[0].finish_reason == "stop"
+    assert cut.choices[0].message.content == text[: text.index(stop)]
+    # the conversation goes on as if the client had written what it was given
+    after = client.responses.create(input="on", previous_response_id=cut.id, **GREEDY)
+    turns = asked("so", cut.choices[0].message.content or "", "on")
+    fresh = client.chat.completions.create(messages=turns, store=False, **GREEDY)
+    assert after.usage and fresh.usage
+    assert after.usage.input_tokens == fresh.usage.prompt_tokens
+
+
+def test_responses_fork_from_any_earlier_id(client: openai.OpenAI) -> None:
+    first = client.responses.create(input=LONG, instructions="Be brief.", **GREEDY)
+    assert first.status == "incomplete" and first.incomplete_details
+    assert first.incomplete_details.reason == "max_output_tokens"
+
+    def after(id: str, text: str) -> openai.types.responses.Response:
+        return client.responses.create(input=text, previous_response_id=id, **GREEDY)
+
+    one, two = after(first.id, "one"), after(first.id, "two")
+    again = after(first.id, "one")
+    assert one.output_text == again.output_text and one.id != again.id
+    assert one.previous_response_id == first.id
+    assert one.usage and first.usage
+    assert one.usage.input_tokens_details.cached_tokens == first.usage.total_tokens + 1
+    three = after(two.id, "three")
+    items = client.responses.input_items.list(three.id, order="asc").data
+    said = [(item.role, item.content[0].text) for item in items]  # type: ignore[union-attr]
+    assert said == [
+        ("system", "Be brief."), ("user", LONG), ("assistant", first.output_text), ("user", "two"),
+        ("assistant", two.output_text), ("user", "three"),
+    ]  # fmt: skip
+    got = client.responses.retrieve(three.id)
+    assert got.output_text == three.output_text and got.id == three.id
+
+    client.responses.delete(two.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(two.id)
+    with pytest.raises(openai.NotFoundError):
+        after(two.id, "more")
+    assert after(three.id, "more").output_text  # a session is whole by itself
+
+
+def test_a_streamed_response_has_every_event_in_order(client: openai.OpenAI) -> None:
+    ask = {"input": "tell", "max_output_tokens": 8, **GREEDY}
+    whole = client.responses.create(**ask)
+    options = {"include": ["message.output_text.logprobs", "hypnos.session"], "top_logprobs": 2}
+    events = list(client.responses.create(stream=True, **options, **ask))  # type: ignore[call-overload]
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    kinds = [e.type for e in events if e.type != "hypnos.session"]
+    deltas = kinds.count("response.output_text.delta")
+    assert kinds == [
+        "response.created", "response.in_progress", "response.output_item.added",
+        "response.content_part.added", *["response.output_text.delta"] * deltas,
+        "response.output_text.done", "response.content_part.done", "response.output_item.done",
+        "response.incomplete",
+    ]  # fmt: skip
+    texts = [e for e in events if e.type == "response.output_text.delta"]
+    assert "".join(e.delta for e in texts) == whole.output_text
+    scored = [score for e in texts for score in e.logprobs]
+    assert len(scored) == 8 and len(scored[0].top_logprobs) == 2
+    last = events[-1].response
+    assert client.responses.retrieve(last.id).output_text == last.output_text == whole.output_text
+    watched = [e.session for e in events if e.type == "hypnos.session"]
+    assert watched[-1]["tokens"] == last.usage.total_tokens - 1
+
+
+def test_a_conversation_is_a_name_for_its_last_turn(client: openai.OpenAI) -> None:
+    items: Any = [{"type": "message", "role": "system", "content": LONG}]
+    conversation = client.conversations.create(items=items, metadata={"topic": "sleep"})
+    assert client.conversations.retrieve(conversation.id).metadata == {"topic": "sleep"}
+    one = client.responses.create(input="one", conversation=conversation.id, **GREEDY)
+    two = client.responses.create(
+        input="two", conversation=conversation.id, store=False, **GREEDY
+    )
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(two.id)  # it is in the conversation alone
+    more: Any = [{"type": "message", "role": "user", "content": "three"}]
+    client.conversations.items.create(conversation.id, items=more)
+    said = [i.content[0].text for i in client.conversations.items.list(conversation.id, order="asc")]  # type: ignore[union-attr]
+    assert said == [LONG, "one", one.output_text, "two", two.output_text, "three"]
+
+    # the same as the chain of ids, and as the history resent
+    first = client.responses.create(input=items, instructions=None, max_output_tokens=1, **GREEDY)
+    assert first.output_text is not None
+    history: Any = [{"role": "system", "content": LONG}, *asked("one")]
+    chain = client.chat.completions.create(messages=history, **GREEDY)
+    assert chain.choices[0].message.content == one.output_text
+
+    assert client.conversations.update(conversation.id, metadata={}).metadata == {}
+    client.conversations.delete(conversation.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(input="four", conversation=conversation.id, **GREEDY)
+    assert client.responses.retrieve(one.id).output_text == one.output_text
+
+
+def test_n_is_chosen_by_session_and_matters(client: openai.OpenAI) -> None:
+    said = {}
+    for passes in (1, 2, 3, 8):
+        answer = client.responses.create(
+            input=LONG, max_output_tokens=30, extra_body={"passes": passes}, **GREEDY
+        )
+        windows = (answer.usage.total_tokens - 1) // WINDOW  # type: ignore[union-attr]
+        assert answer.usage.sleep_passes == windows * (passes - 1)  # type: ignore[union-attr]
+        said[passes] = answer.output_text
+    trained = client.responses.create(input=LONG, max_output_tokens=30, **GREEDY)
+    assert said[3] == trained.output_text
+    assert len(set(said.values())) == 4
+
+
+def test_a_full_window_is_slept_over_while_idle(served: Serving, client: openai.OpenAI) -> None:
+    """The answer does not wait for the sleep of the window that its last token fills."""
+    start = client.responses.create(input="a", max_output_tokens=1, **GREEDY)
+    left = WINDOW - (start.usage.total_tokens - 1)  # type: ignore[union-attr]
+    end = client.responses.create(input="a", max_output_tokens=1 + left, **GREEDY)
+    for _ in range(100):
+        session: Any = client.responses.retrieve(end.id).session  # type: ignore[attr-defined]
+        if not session["pending"]:
+            break
+    assert (session["slept"], session["filled"], session["tokens"]) == (1, 0, WINDOW)

@@ -1,0 +1,191 @@
+"""Who may ask, for what, and how much: every refusal has OpenAI's form and says what to do."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.server.serving import NAME, Serving, serving
+
+ASK: dict[str, Any] = {"model": NAME, "temperature": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"temperature": 3}, "temperature", "invalid_value"),
+        ({"temperature": "hot"}, "temperature", "invalid_value"),
+        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
+        ({"nonsense": 1}, "nonsense", "unknown_parameter"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "unsupported_parameter"),
+        ({"background": True}, "background", "unsupported_parameter"),
+        ({"model": "gpt-9"}, "model", "model_not_found"),
+        ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role", "invalid_value"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].content", "invalid_value",
+        ),
+        ({"input": []}, "input", "invalid_value"),
+        ({"input": "\ud800"}, "input", "invalid_value"),
+        ({"conversation": "conv_0", "previous_response_id": "resp_0"}, "conversation",
+         "invalid_value"),
+        ({"previous_response_id": "resp_0"}, "previous_response_id",
+         "previous_response_not_found"),
+        ({"conversation": "../../etc/passwd"}, "conversation", "not_found"),
+        ({"extra": {"a": {}}}, "extra", "unknown_parameter"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(
+    served: Serving, change: dict[str, Any], param: str, code: str
+) -> None:
+    import json
+
+    body = json.dumps(ASK | {"input": "a"} | change)
+    answer = httpx2.post(
+        f"{served.url}/v1/responses", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code in (400, 404)
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == (param, code)
+    assert error["type"] == "invalid_request_error" and error["message"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"model": NaN}', b'{"model": 1e999}']
+)
+def test_what_is_no_json_object_is_refused(served: Serving, body: bytes) -> None:
+    for path in ("responses", "chat/completions", "completions", "conversations"):
+        answer = httpx2.post(
+            f"{served.url}/v1/{path}", content=body, headers={"Content-Type": "application/json"}
+        )
+        if body == b"" and path == "conversations":
+            continue
+        assert answer.status_code == 400 and answer.json()["error"]["message"], (path, answer.text)
+
+
+def test_unknown_paths_and_methods_have_the_form_too(served: Serving) -> None:
+    assert httpx2.get(f"{served.url}/v2").json()["error"]["message"] == "Not Found."
+    assert httpx2.get(f"{served.url}/v1/responses").status_code == 405
+
+
+def test_one_client_cannot_see_anothers(served: Serving) -> None:
+    mine, yours = served.client("mine"), served.client("yours")
+    history: Any = [{"role": "user", "content": "a secret " * 30}]
+    chat = mine.chat.completions.create(messages=history, **ASK)
+    said = mine.responses.create(input="secret", **ASK)
+    conversation = mine.conversations.create()
+    for attempt in (
+        lambda: yours.responses.retrieve(said.id),
+        lambda: yours.responses.delete(said.id),
+        lambda: yours.responses.input_items.list(said.id),
+        lambda: yours.responses.create(input="a", previous_response_id=said.id, **ASK),
+        lambda: yours.responses.create(input="a", previous_response_id=chat.id, **ASK),
+        lambda: yours.responses.create(input="a", conversation=conversation.id, **ASK),
+        lambda: yours.conversations.retrieve(conversation.id),
+        lambda: yours.conversations.delete(conversation.id),
+        lambda: yours.chat.completions.retrieve(chat.id),
+        lambda: yours.chat.completions.delete(chat.id),
+        lambda: mine.responses.retrieve(conversation.id),  # ids are of a kind
+        lambda: mine.responses.retrieve(chat.id),
+    ):
+        with pytest.raises(openai.NotFoundError) as refused:
+            attempt()
+        assert "not found" in str(refused.value)
+    again = yours.chat.completions.create(messages=history, **ASK)
+    assert again.usage and again.usage.prompt_tokens_details
+    assert again.usage.prompt_tokens_details.cached_tokens == 0
+    assert mine.responses.retrieve(said.id).id == said.id
+    assert mine.chat.completions.retrieve(chat.id).id == chat.id
+
+
+def test_keys(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path, keys=frozenset({"good"})) as found:
+        for key in ("bad", "Good", ""):
+            with pytest.raises(openai.AuthenticationError) as refused:
+                found.client(key or " ").models.list()
+            assert refused.value.code == "invalid_api_key"
+        assert httpx2.get(f"{found.url}/v1/models").status_code == 401
+        assert found.client("good").models.list().data
+        assert httpx2.get(f"{found.url}/health").status_code == 200
+        assert "hypnos" in httpx2.get(found.url).text
+
+
+def test_without_keys_a_page_elsewhere_cannot_ask(served: Serving) -> None:
+    """As a browser would that has been told that evil.example is 127.0.0.1, or posts a form."""
+    answer = httpx2.get(f"{served.url}/v1/models", headers={"Host": "evil.example:80"})
+    assert answer.status_code == 403
+    form = {"Content-Type": "text/plain"}
+    body = '{"model": "tiny", "prompt": "a"}'
+    assert httpx2.post(f"{served.url}/v1/completions", content=body, headers=form).is_error
+
+
+def test_a_large_body_is_refused(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path, max_body=1000) as found:
+        big = b'{"model": "tiny", "prompt": "' + b"a" * 2000 + b'"}'
+
+        def chunks() -> Any:
+            for start in range(0, len(big), 100):
+                yield big[start : start + 100]
+
+        for content in (big, chunks()):
+            answer = httpx2.post(
+                f"{found.url}/v1/completions", content=content,
+                headers={"Content-Type": "application/json"},
+            )  # fmt: skip
+            assert answer.status_code == 413
+            assert "1,000 bytes" in answer.json()["error"]["message"]
+
+
+def test_a_full_queue_refuses_and_the_others_are_answered(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path, batch=1, queue=1) as found:
+        client, refused, said = found.client(), [], []
+
+        def ask() -> None:
+            try:
+                answer = client.completions.create(prompt="a", max_tokens=60, **ASK)
+                said.append(answer.choices[0].text)
+            except openai.RateLimitError as error:
+                assert error.code == "queue_full" and error.response.headers["retry-after"] == "1"
+                refused.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert refused and said and len({*said}) == 1 and len(refused) + len(said) == 8
+
+
+def test_a_conversation_has_one_answer_at_a_time(served: Serving) -> None:
+    client = served.client()
+    conversation = client.conversations.create()
+    ask: Any = ASK | {"input": "a", "conversation": conversation.id}
+    with client.responses.create(stream=True, max_output_tokens=300, **ask) as stream:
+        next(iter(stream))
+        with pytest.raises(openai.ConflictError):
+            client.responses.create(**ask)
+    for _ in range(100):  # until the server knows that the client has gone
+        if conversation.id not in served.service.locked:
+            break
+        threading.Event().wait(0.05)
+    assert client.responses.create(**ask).output_text is not None
+    assert len(client.conversations.items.list(conversation.id).data) == 2
+
+
+def test_a_client_that_goes_away_frees_its_place(served: Serving) -> None:
+    client = served.client()
+    with client.completions.create(prompt="a", max_tokens=5000, stream=True, **ASK) as stream:
+        next(iter(stream))
+    with pytest.raises(openai.APITimeoutError):
+        served.client(timeout=0.3).completions.create(prompt="a", max_tokens=5000, **ASK)
+    for _ in range(100):
+        if not served.service.engine.load["active"]:
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("an answer goes on that nobody waits for")
