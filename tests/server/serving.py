@@ -22,11 +22,11 @@ from pretrain.config.schema import (
     SleepConfig,
     TrainConfig,
 )
+from pretrain.inference.generate import open_run
 from pretrain.inference.server.app import make_app
 from pretrain.inference.server.engine import Engine
 from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import SessionStore, store_lock
-from pretrain.inference.generate import open_run
 from pretrain.trainer import train
 
 NAME, WINDOW = "tiny", 16

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -63,23 +63,20 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
-        return JSONResponse(error.body, error.status, error.headers)
+        return error.response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        told = from_validation(error.errors())
-        return JSONResponse(told.body, told.status)
+        return from_validation(error.errors()).response()
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> Response:
-        told = ApiError(error.status_code, f"{error.detail}.")
-        return JSONResponse(told.body, told.status, error.headers)
+        return ApiError(error.status_code, f"{error.detail}.").response()
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         why = "The server failed on this request; its log says how."
-        told = ApiError(500, why, type="server_error", code="internal_error")
-        return JSONResponse(told.body, told.status)
+        return ApiError(500, why, type="server_error", code="internal_error").response()
 
     return app
 
@@ -124,11 +121,11 @@ class Gate:
                 401, "Incorrect API key provided: send 'Authorization: Bearer KEY'.",
                 code="invalid_api_key",
             )  # fmt: skip
-            await JSONResponse(error.body, error.status)(scope, receive, send)
+            await error.response()(scope, receive, send)
             return
         if not self.keys and _host(headers) not in LOCAL:  # a page elsewhere, by its own name
             error = ApiError(403, "Without API keys this server answers to localhost alone.")
-            await JSONResponse(error.body, error.status)(scope, receive, send)
+            await error.response()(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner
         length = headers.get(b"content-length", b"0")
@@ -158,7 +155,7 @@ class Gate:
 
     async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = ApiError(413, f"{self._limit}.")
-        await JSONResponse(error.body, error.status)(scope, receive, send)
+        await error.response()(scope, receive, send)
 
     @property
     def _limit(self) -> str:

@@ -97,6 +97,9 @@ class Conversation:
             )
         else:
             start = await asyncio.to_thread(service.start_history, owner, turns, None)
+        if not start.tokens:  # all of it is stored
+            await self.move(start.parent)
+            return
         keeper = Keeper(service, owner, start)
         reading = Answers(service, start, _READING, most=0, mark=keeper.mark)
         reading.begin()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
+
+from fastapi.responses import Response
 
 
 class ApiError(Exception):
@@ -27,9 +30,11 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         return {"error": self.detail}
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+    def response(self) -> Response:
+        """In ASCII, whatever the message quotes."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        body = json.dumps(self.body)
+        return Response(body, self.status, headers, media_type="application/json")
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

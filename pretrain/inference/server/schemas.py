@@ -8,13 +8,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_PASSES = 64
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 64
 NOTHING: tuple[Any, ...] = (None, [], {})
+
+
+def _is_unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = f"U+{ord(text[error.start]):04X}"
+        raise PydanticCustomError(
+            "unicode", "the text holds a lone surrogate, {which}", {"which": surrogate}
+        ) from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_is_unicode)]
 
 
 class Request(BaseModel):
@@ -64,13 +78,13 @@ class Message(Request):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text_of)]
+    content: Annotated[Text, BeforeValidator(_text_of)]
 
 
 class SamplingRequest(Request):
     """How tokens are chosen. Fields beyond OpenAI's: top_k, min_p, repetition_penalty, passes."""
 
-    model: str
+    model: Text
     stream: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -88,11 +102,11 @@ def _listed(stop: Any) -> Any:
 
 
 Stops = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=200)]] | None,
+    list[Annotated[Text, Field(min_length=1, max_length=200)]] | None,
     BeforeValidator(_listed),
     Field(max_length=16),
 ]
-Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+Metadata = dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]]
 
 
 class StreamOptions(Request):
@@ -119,7 +133,7 @@ class CompletionRequest(SamplingRequest):
 
     # Texts, or token ids; several prompts give several choices.
     prompt: Annotated[
-        list[str | list[int]], BeforeValidator(_prompts),
+        list[Text | list[int]], BeforeValidator(_prompts),
         Field(min_length=1, max_length=MAX_PROMPTS),
     ]  # fmt: skip
     max_tokens: int | None = Field(default=None, ge=0)
@@ -167,7 +181,7 @@ def _items(given: Any) -> Any:
 
 
 class Named(Request):
-    id: str
+    id: Text
 
 
 def _named(given: Any) -> Any:
@@ -188,8 +202,8 @@ class ResponsesRequest(SamplingRequest):
     }  # fmt: skip
 
     input: Annotated[list[Message], BeforeValidator(_items)] = Field(default_factory=list)
-    instructions: str | None = None
-    previous_response_id: str | None = None
+    instructions: Text | None = None
+    previous_response_id: Text | None = None
     conversation: Annotated[Named | None, BeforeValidator(_named)] = None
     store: bool | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)

@@ -2,8 +2,8 @@
 out first.
 
     FOLDER/
-      resp_4f1d....safetensors   a session after that response, as `pretrain.inference.store` has it;
-                                 in its notes what the index knows, and what was said
+      resp_4f1d....safetensors   a session after that response, see `pretrain.inference.store`; in
+                                 its notes what the index knows, and what was said
       conv_90ab....json          which response a conversation ends with
       .resp_77c0...draft         being written; removed at the next start
 
