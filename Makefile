@@ -47,8 +47,8 @@ test-layouts: setup  ## every parallel layout against one process, and LAYOUTS=2
 	HYPNOS_LAYOUTS=$(or $(LAYOUTS),200) .venv/bin/python -m pytest -q -rP \
 		tests/layouts/test_layouts.py tests/layouts/test_random.py
 
-test-kills: setup  ## runs killed at random moments, KILLS=100 times, and resumed (some minutes on two cores)
-	HYPNOS_KILLS=$(or $(KILLS),100) .venv/bin/python -m pytest -q -rP tests/resume
+test-kills: setup  ## runs and servers killed at random moments, KILLS=100 times (some minutes on two cores)
+	HYPNOS_KILLS=$(or $(KILLS),100) .venv/bin/python -m pytest -q -rP tests/resume tests/server/test_kills.py
 
 test-planted: setup  ## errors planted in a copy of the tree: which half of the tests finds each (ten minutes)
 	.venv/bin/python -m tests.planted_errors

@@ -7,4 +7,5 @@ sampling.py   which token comes next
 text.py       tokens to text while they come
 generate.py   continuations of a prompt
 store.py      sessions on disk
+server/       OpenAI's APIs over HTTP
 """

@@ -305,3 +305,24 @@ def test_tokenizer_and_data_from_text_to_shards(
 def test_encode_reads_standard_input_as_bytes(tmp_path: Path) -> None:
     status, _, error = hypnos("tokenizer", "encode", "no.model", text=b"\xff")
     assert status == 2 and "no.model" in error
+
+
+def test_serve_without_its_packages_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert main(["serve", "runs/first"]) == 2
+    said = capsys.readouterr().err
+    assert said == "hypnos: error: hypnos serve needs fastapi: run `pip install 'hypnos[serve]'`\n"
+
+
+def test_serve_wants_keys_where_others_can_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HYPNOS_API_KEY", raising=False)
+    assert main(["serve", str(tmp_path), "--host", "0.0.0.0"]) == 2
+    assert "give --api-keys FILE" in capsys.readouterr().err
+    keys = tmp_path / "keys"
+    keys.write_text("\n")
+    assert main(["serve", str(tmp_path), "--api-keys", str(keys)]) == 2
+    assert capsys.readouterr().err.startswith(f"hypnos: error: {keys}: no key in it")

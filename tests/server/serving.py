@@ -32,7 +32,7 @@ from pretrain.trainer import train
 NAME, WINDOW = "tiny", 16
 
 
-def make_run(corpus: Path, folder: Path) -> Path:
+def make_run(corpus: Path, folder: Path, window: int = WINDOW) -> Path:
     """A run whose model is nearly as it was drawn, and remembers: its decays are slow."""
     config = Config(
         run=RunConfig(name=NAME, dir=str(folder)),
@@ -42,7 +42,7 @@ def make_run(corpus: Path, folder: Path) -> Path:
             delta_key_heads=1, delta_value_heads=2, delta_key_dim=8, delta_value_dim=16,
             mlp_width=48, embedding_std=1.0, init_std=0.2, head_std=0.2, decay_init=(1e-4, 1e-2),
         ),
-        sleep=SleepConfig(passes=3, window=WINDOW, when="always"),
+        sleep=SleepConfig(passes=3, window=window, when="always"),
         data=DataConfig(
             tokenizer=str(corpus / "small.model"),
             train=[CorpusConfig(path=str(corpus / "shards" / "train"))],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from pretrain.inference.session import Session
 from tests.model.tiny import build
 
 LIMIT = 10**6
-Put = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +33,13 @@ def opened(folder: Path, decoder: Decoder, limit: int = LIMIT) -> SessionStore:
     return SessionStore(folder, limit, decoder, pytest.fail)
 
 
-def put(
-    store: SessionStore, *tokens: int, owner: str = "me", digest: str = "", id: str = ""
-) -> str:
+def put(store: SessionStore, *tokens: int, digest: str = "") -> str:
+    """Of the owner "me"; gives the id."""
     session = Session(store.decoder)
     session.read(tokens)
-    id = id or new_id("resp")
-    facts = {"tokens": session.position}
-    store.put(
-        Entry(id, owner, "", digest, len(tokens), (), facts), {"answer": str(tokens)}, session
-    )
-    return id
+    entry = Entry(new_id("resp"), "me", "", digest, len(tokens), (), {"tokens": session.position})
+    store.put(entry, {"answer": str(tokens)}, session)
+    return entry.id
 
 
 def test_it_is_found_again_after_a_start(tmp_path: Path, decoder: Decoder) -> None:
@@ -154,6 +148,9 @@ def test_sessions_of_other_weights_are_told_and_not_served(
 
 
 def test_one_server_at_a_time(tmp_path: Path) -> None:
-    with store_lock(tmp_path), pytest.raises(UserError, match="another `hypnos serve`"):
-        with store_lock(tmp_path):
-            pass
+    with (
+        store_lock(tmp_path),
+        pytest.raises(UserError, match="another `hypnos serve`"),
+        store_lock(tmp_path),
+    ):
+        pass

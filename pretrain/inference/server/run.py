@@ -10,11 +10,13 @@ from pathlib import Path
 import uvicorn
 
 from pretrain.errors import UserError
+from pretrain.inference.decode import Decoder
 from pretrain.inference.generate import open_run
 from pretrain.inference.server.app import make_app
 from pretrain.inference.server.engine import Engine
 from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import SessionStore, store_lock
+from pretrain.inference.session import Session
 
 LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
 
@@ -56,6 +58,7 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     with store_lock(options.store):
         decoder, tokenizer = open_run(folder)
+        _warm_up(decoder)
         store = SessionStore(options.store, options.store_bytes, decoder, say)
         engine = Engine(options.batch, options.queue)
         service = Service(options.name, decoder, tokenizer, store, engine, options.max_tokens)
@@ -69,6 +72,13 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
         finally:
             engine.close()
             service.writer.shutdown()
+
+
+def _warm_up(decoder: Decoder) -> None:
+    """The first window is the slowest: nobody shall wait for it."""
+    session = Session(decoder)
+    session.read([0] * (session.model.sleep.window + 1))
+    session.read([0])
 
 
 class _Server(uvicorn.Server):

@@ -1,5 +1,4 @@
-"""Stored sessions: one file for each response id, there whole or not at all, least recently used
-out first.
+"""Stored sessions: one file for each id, whole or not at all; the least recently used go first.
 
     FOLDER/
       resp_4f1d....safetensors   a session after that response, see `pretrain.inference.store`; in
