@@ -164,7 +164,8 @@ def install_packages(torch: str) -> None:
     it.
     """
     say("3/3 packages")
-    errors = pip("install", torch, "-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[test]")
+    constraints = str(ROOT / "constraints.txt")
+    errors = pip("install", torch, "-c", constraints, "-e", f"{ROOT}[serve,test]")
     if errors:
         raise SetupError(
             f"pip could not install the packages ({errors}); check the network and "

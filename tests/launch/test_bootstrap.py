@@ -26,9 +26,10 @@ def test_torch_is_asked_for_with_the_range_of_the_project() -> None:
 
 def test_every_direct_dependency_but_torch_has_one_exact_version() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in CONSTRAINTS}
+    extras = PROJECT["optional-dependencies"]
     direct = {
         re.split("[<>=]", line)[0]
-        for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+        for line in PROJECT["dependencies"] + extras["serve"] + extras["test"]
     }
     assert direct - pinned == {"torch"}
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in CONSTRAINTS)
