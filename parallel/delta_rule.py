@@ -1,7 +1,7 @@
 """The gated delta rule: the learned local rule by which a block writes its fast weights.
 
 Per head, with key k_t and query q_t of unit length, value v_t, decay a_t = exp(g_t) <= 1 and
-write strength b_t in (0, 1), the state S [K, V] (the transpose of the paper's [d_v, d_k]) follows
+write strength b_t in (0, 1), or (0, 2), the state S [K, V] (the paper's is its transpose) follows
 
     S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T          o_t = S_t^T q_t / sqrt(K)
 

@@ -50,6 +50,7 @@ class GatedDeltaNet(nn.Module):
         )
         self.key_dim, self.value_dim = shape.delta_key_dim, shape.delta_value_dim
         self.taps, self.chunk = taps, shape.delta_chunk
+        self.negative_eigenvalues = shape.delta_negative_eigenvalues
         self.q = ColumnLinear(D, keys)
         self.k = ColumnLinear(D, keys)
         self.v = ColumnLinear(D, values)
@@ -68,6 +69,11 @@ class GatedDeltaNet(nn.Module):
         """log a_t <= 0 of each token, head: -exp(A_log) * softplus(W_a x_t + dt_bias), [.., H]."""
         step = F.softplus(at_least_fp32(self.alpha(x)) + at_least_fp32(self.dt_bias))
         return -at_least_fp32(self.A_log).exp() * step
+
+    def write_strength(self, x: Tensor) -> Tensor:
+        """b_t of W_b x_t: in (0, 1), or (0, 2) where eigenvalues may be negative."""
+        strength = torch.sigmoid(at_least_fp32(x))
+        return 2 * strength if self.negative_eigenvalues else strength
 
     def _convolve(self, x: Tensor, weight: Tensor, tail: Tensor) -> Tensor:
         """Causal depthwise convolution and SiLU. x: [B, T, C]; weight: [C, taps], the last tap is
@@ -89,7 +95,7 @@ class GatedDeltaNet(nn.Module):
         x = gather_tokens(x)
         k, v = self.k(x), self.v(x)
         mixed = [v, k] if write_only else [v, k, self.q(x)]
-        beta = torch.sigmoid(at_least_fp32(self.beta(x))).view(B, T, self.value_heads)
+        beta = self.write_strength(self.beta(x)).view(B, T, self.value_heads)
         log_decay = self.log_decay(x).view(B, T, self.value_heads)
         streams = torch.cat(mixed, dim=-1).view(B, T, -1)  # [B, T, channels]
         if window.valid is not None:  # PAD neither writes nor decays nor enters a convolution

@@ -18,8 +18,9 @@ class BlockShape:
     """Sizes of the attention, delta-rule and MLP parts of a block.
 
     Each means the same as a setting of transformers' `Qwen3_5TextConfig`, whose other name stands
-    in (parentheses). Only delta_chunk has none there: it changes how a result is computed, not the
-    result.
+    in (parentheses). Two have none there: delta_chunk changes how a result is computed, not the
+    result; delta_negative_eigenvalues makes another model (`allow_neg_eigval` of
+    flash-linear-attention).
     """
 
     d_model: int = setting(256, "D, width of the residual stream (hidden_size)", at_least=1)
@@ -53,6 +54,11 @@ class BlockShape:
     delta_value_dim: int = setting(64, "V, width of a value (linear_value_head_dim)", at_least=1)
     delta_conv_width: int = setting(
         4, "taps of the causal depthwise convolution (linear_conv_kernel_dim)", at_least=2
+    )
+    delta_negative_eigenvalues: bool = setting(
+        False,
+        "b_t = 2 sigmoid, so that a write may turn what stands under its key into its opposite: "
+        "tracking a state in one pass needs it (arXiv 2411.12537)",
     )
     delta_chunk: int = setting(64, "tokens solved at once by the chunked form", at_least=1)
 

@@ -30,6 +30,7 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
+from pretrain.model.plan import draw_passes
 from pretrain.model.probe import Probe
 from pretrain.model.sleep import Output, SleepLM
 from pretrain.run import prepare
@@ -267,7 +268,7 @@ def forward_and_backward(
     config = parts.job.config
     return accumulate(
         parts.engine, parts.model, split(batch, config), state.carried.states, scored,
-        config.parallel, probe,
+        config.parallel, probe, draw_passes(config, state.step),
     )  # fmt: skip
 
 

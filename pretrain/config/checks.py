@@ -20,7 +20,8 @@ def validate(config: Config) -> None:
     """Raises UserError at the first setting, or combination of settings, that cannot be trained."""
     check(config)
     for check_combination in (
-        _run, _heads, _rotary, _decay, _parts, _truncation, _guard, _batches, _layout, _data,
+        _run, _heads, _rotary, _decay, _parts, _truncation, _controls, _guard, _batches, _layout,
+        _data,
     ):  # fmt: skip
         check_combination(config)
 
@@ -82,6 +83,33 @@ def _truncation(config: Config) -> None:
         raise refused("sleep.truncate_passes", last, fix)
 
 
+def _controls(config: Config) -> None:
+    sleep, data = config.sleep, config.data
+    if sleep.min_passes > sleep.passes:
+        fix = f"must be at most sleep.passes = {sleep.passes}; 0 draws no N"
+        raise refused("sleep.min_passes", sleep.min_passes, fix)
+    for place, value, usual in (
+        ("sleep.when", sleep.when, sleep.when != "awake"),
+        ("sleep.carries", sleep.carries, sleep.carries == "both"),
+    ):
+        if not usual and config.parallel.pp > 1:
+            raise refused(place, value, "is a control without stages: set parallel.pp = 1")
+    if sleep.carries == "S" and sleep.prelude:
+        fix = (
+            "begins each pass with the embedding, so nothing may come before: set sleep.prelude = 0"
+        )
+        raise refused("sleep.carries", sleep.carries, fix)
+    if sleep.eviction == "none" and data.task == "text" and data.carry:
+        fix = "would keep the keys of whole documents: set data.carry = false"
+        raise refused("sleep.eviction", sleep.eviction, fix)
+    if data.repeats > 1 and data.task == "text":
+        fix = "repeats the context of a task, and text has none: set it to 1"
+        raise refused("data.repeats", data.repeats, fix)
+    if sleep.window % data.repeats:
+        fix = f"must be a multiple of data.repeats = {data.repeats}, copies of a window each"
+        raise refused("sleep.window", sleep.window, fix)
+
+
 def _guard(config: Config) -> None:
     if 0 < config.guard.spike <= 1:
         fix = "must be more than 1, so many times the running mean; 0 looks for none"
@@ -108,6 +136,10 @@ def _batches(config: Config) -> None:
 
 def _sequence(config: Config) -> int:
     """Tokens of a training sequence, or a few more."""
+    return config.data.repeats * _once(config)
+
+
+def _once(config: Config) -> int:
     match config.data.task:
         case "depo":
             query = 2 + 2 * max(config.depo.name_tokens)

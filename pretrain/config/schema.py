@@ -19,6 +19,8 @@ from typing import Literal
 from parallel.setting import REQUIRED, setting
 from parallel.shape import BlockShape
 
+EVERYTHING = 1 << 40  # tokens: more than any sequence has
+
 
 @dataclass(kw_only=True)
 class RunConfig:
@@ -53,12 +55,27 @@ class SleepConfig:
     passes: int = setting(
         4, "N, all passes over a window; 1 is the plain hybrid with eviction", at_least=1
     )
-    window: int = setting(256, "L, tokens", at_least=1)
-    when: Literal["always", "context"] = setting(
-        "always", "always: every window but the last sleeps; context: windows without targets sleep"
+    min_passes: int = setting(
+        0,
+        "each training step draws its N from min_passes to passes, all equally likely; "
+        "0: N is always passes",
+        at_least=0,
     )
-    eviction: Literal["hard", "sliding"] = setting(
-        "hard", "hard: keys and values end with a window; sliding: the last L - 1 stay attendable"
+    window: int = setting(256, "L, tokens", at_least=1)
+    when: Literal["always", "context", "awake"] = setting(
+        "always",
+        "always: every window but the last sleeps; context: windows without targets sleep; "
+        "awake, a control: every window makes its N passes before it is predicted",
+    )
+    carries: Literal["both", "h", "S"] = setting(
+        "both",
+        "what a pass takes from the one before; both: h and S; controls: h: it begins with S as "
+        "the window found it; S: it begins with the embedding",
+    )
+    eviction: Literal["hard", "sliding", "none"] = setting(
+        "hard",
+        "hard: keys and values end with a window; sliding: the last L - 1 stay attendable; "
+        "none, a control: all do",
     )
     prelude: int = setting(0, "blocks before the loop, run once per window", at_least=0)
     coda: int = setting(0, "blocks after the loop, run once per window", at_least=0)
@@ -70,6 +87,26 @@ class SleepConfig:
         "cut backpropagation every j windows, counted from the sequence's end; 0: never",
         at_least=0,
     )
+
+    @property
+    def slides(self) -> bool:
+        """Keys outlive their window, and positions are absolute."""
+        return self.eviction != "hard"
+
+    @property
+    def reach(self) -> int:
+        """How many tokens a query sees at most, itself among them."""
+        return EVERYTHING if self.eviction == "none" else self.window
+
+    @property
+    def is_control(self) -> bool:
+        """Something to compare with, which only training and evaluation know."""
+        return self.is_looped or self.carries != "both" or self.eviction == "none"
+
+    @property
+    def is_looped(self) -> bool:
+        """Predictions are read from a window's last pass."""
+        return self.when == "awake"
 
 
 @dataclass(kw_only=True)
@@ -100,6 +137,12 @@ class DataConfig:
     windows: int = setting(4, "W, windows per training sequence (text)", at_least=1)
     documents: Literal["isolate", "stitch"] = setting(
         "isolate", "isolate: a document starts a window with S = 0; stitch: joined by EOS"
+    )
+    repeats: int = setting(
+        1,
+        "a control for tasks: so many copies of each window of context, side by side in a window "
+        "of sleep.window tokens, are read in one go",
+        at_least=1,
     )
     carry: bool = setting(
         True, "a document longer than W windows keeps S from one sequence to the next"

@@ -44,6 +44,11 @@ def export(run: Path, out: Path, precision: str = "fp32") -> list[str]:
     """
     checkpoint, config = open_checkpoint(run)
     check_tokenizer(config)
+    if config.model.delta_negative_eigenvalues or config.sleep.is_control:
+        raise UserError(
+            f"{run}: model.delta_negative_eigenvalues, or a control of sleep.*, makes a model that "
+            "no other software computes; only others can be exported"
+        )
     with new_folder(out) as folder:
         dtype = DTYPES[precision]
         specs = [Spec(packed.name, packed.shape, dtype) for packed in packed_tensors(config.model)]

@@ -35,6 +35,7 @@ from parallel.megatron import (
 )
 from parallel.mlp import MLP
 from parallel.state import AttentionState, DeltaState
+from pretrain.errors import UserError
 from pretrain.inference.memory import SessionMemory
 from pretrain.model.sleep import SleepLM
 
@@ -47,12 +48,18 @@ class Decoder:
 
     Raises:
         ValueError: the model is one pipeline stage of several, or runs with sequence parallelism.
+        UserError: it is a control, which sessions do not know.
     """
 
     @torch.no_grad()
     def __init__(self, model: SleepLM) -> None:
         if not (model.stage.is_first and model.stage.is_last) or mesh.sequence_parallel():
             raise ValueError("a session needs the whole model: no stages, no sequence parallelism")
+        if model.sleep.is_control:
+            raise UserError(
+                "the run is a control (sleep.when, sleep.carries or sleep.eviction): it can be "
+                "evaluated, but there are no sessions with it; train one that sleeps"
+            )
         self.model = model.eval()
         self.blocks = [_TokenBlock(block) for block in model.blocks_of(slice(None))]
         self.norm = _Norm(1 + at_least_fp32(model.norm.weight), model.norm.eps)
@@ -62,7 +69,12 @@ class Decoder:
     def fingerprint(self) -> str:
         """sha256 of all that decides what a memory means: weights, sizes, windows."""
         sleep = asdict(self.model.sleep)
-        for free in ("passes", "truncate_passes", "truncate_windows"):  # N is each session's own
+        for free in (
+            "passes",
+            "min_passes",
+            "truncate_passes",
+            "truncate_windows",
+        ):  # N is each session's own
             del sleep[free]
         said = hashlib.sha256(json.dumps([asdict(self.model.config), sleep]).encode())
         for name, parameter in sorted(self.model.named_parameters()):
@@ -165,6 +177,7 @@ class _TokenDelta:
         self.values = values
         self.rate = -at_least_fp32(net.A_log).exp()
         self.dt_bias = at_least_fp32(net.dt_bias)
+        self.write_strength = net.write_strength
         self.norm = _Norm(at_least_fp32(net.norm.weight), net.norm.eps)
         self.out = _Out(net.out)
 
@@ -182,7 +195,7 @@ class _TokenDelta:
         v = at_least_fp32(streams[:, : self.values]).reshape(B * H, 1, V)
         k, q = self._unit(streams[:, self.values :])  # [B*H, K]
         decay = F.softplus(at_least_fp32(alpha) + self.dt_bias).mul_(self.rate).exp_()
-        beta = torch.sigmoid(at_least_fp32(beta))
+        beta = self.write_strength(beta)
 
         alone = len(states) == 1
         S = states[0].S if alone else torch.cat([state.S for state in states])
@@ -272,7 +285,7 @@ class _Rotary:
         self.sign[:half] = -1
         self.swapped = torch.arange(shape.attention_head_dim, device=device)
         self.swapped[: 2 * half] = self.swapped[: 2 * half].roll(half)
-        self.is_absolute = model.sleep.eviction == "sliding"
+        self.is_absolute = model.sleep.slides
 
     def at(self, memories: Sequence[SessionMemory]) -> tuple[Tensor, Tensor, Tensor]:
         """cos and sin [B, 1, head] of each row's next position, and how halves are swapped."""

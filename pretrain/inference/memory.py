@@ -34,7 +34,7 @@ class SessionMemory:
 
     def __init__(self, model: HybridLM) -> None:
         config, sleep = model.config, model.sleep
-        self.keeps = sleep.window - 1 if sleep.eviction == "sliding" else 0
+        self.keeps = sleep.window - 1 if sleep.slides else 0
         self.blocks = tuple(
             AttentionState(*(_room(keys, 2, self.keeps + sleep.window) for keys in block))
             if isinstance(block, AttentionState)

@@ -11,7 +11,7 @@ model: it is left out, as in the usual definition of model FLOPs utilisation (Ch
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -86,21 +86,30 @@ def parameters(config: ModelConfig) -> int:
 class Work:
     """What a training step does with a batch."""
 
-    wake: int = 0  # tokens read in pass 1
-    sleep: int = 0  # tokens times passes 2..N over them
+    wake: float = 0.0  # tokens read in pass 1
+    sleep: float = 0.0  # tokens times passes 2..N over them
     forward: float = 0.0  # FLOPs
     backward: float = 0.0  # FLOPs
 
 
 def step_flops(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
-    """Counts what `pretrain.model.sleep` will do, pass by pass of every window. On the host."""
+    """Counts what `pretrain.model.sleep` will do, pass by pass of every window. On the host.
+
+    The mean over the N that a step may draw, if there are several.
+    """
+    numbers = range(sleep.min_passes or sleep.passes, sleep.passes + 1)
+    work = [_step_flops(batch, config, sleep, n) for n in numbers]
+    return Work(*(sum(each) / len(work) for each in zip(*map(astuple, work), strict=True)))
+
+
+def _step_flops(batch: Batch, config: ModelConfig, sleep: SleepConfig, passes: int) -> Work:
     done, B = Work(), batch.size[0]
 
     def add(flops: float, has_grad: bool) -> None:
         done.forward += flops
         done.backward += 2 * flops * has_grad
 
-    for w in plan_windows(batch, sleep):
+    for w in plan_windows(batch, sleep, passes=passes):
         for p in plan_passes(w, config, sleep, Stage.only(len(config.layers))):
             for b in p.blocks:
                 per_token = block_forward(

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from parallel.passes import Pass
 from parallel.stages import Stage
-from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.config.schema import Config, ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
+from pretrain.data.splitmix import splitmix64
 
 # Gives the elementwise maximum over the ranks that must run the same operations in the same order.
 Agree = Callable[[Tensor], Tensor]
@@ -99,7 +100,7 @@ def plan_windows(
         agree: over the data-parallel ranks; each of them calls it once.
     """
     T, L, W, j = batch.size[1], config.window, batch.starts.shape[1], config.truncate_windows
-    N, sliding = passes or config.passes, config.eviction == "sliding"
+    N, sliding = passes or config.passes, config.slides
     rows = _facts(batch, config)
     some, past = _agreed(rows, past, agree)
     scored, end = [w for w in range(W) if some.scored[w]], W - 1
@@ -124,7 +125,7 @@ def plan_windows(
                 sleeps=sleeps[w],
                 scored_index=(batch.targets[:, tokens] != IGNORE).flatten().nonzero()[:, 0],
                 passes=count,
-                past=min(L - 1, past + w * L) if sliding else 0,
+                past=min(config.reach - 1, past + w * L) if sliding else 0,
                 has_pad=some.has_pad[w],
                 has_starts=some.starts[w],
                 some_stay_awake=some_stay[w],
@@ -150,14 +151,16 @@ def _facts(batch: Batch, config: SleepConfig) -> _Facts[Tensor]:
     starts, goes_on = batch.starts.T, batch.carries.expand(W, B)
     scored = any_in_window(batch.targets != IGNORE)
     sleeps = ~scored if config.when == "context" else torch.ones(W, B, dtype=torch.bool)
-    sleeps[:-1] &= ~starts[1:]  # what a document leaves behind at its end is forgotten
+    if not config.is_looped:
+        sleeps[:-1] &= ~starts[1:]  # what a document leaves behind at its end is forgotten
+    needs_all = goes_on | config.is_looped  # its last window makes all passes
     return _Facts(
         scored=scored,
         unscored=~scored,
         sleeps=sleeps,
         stays=~sleeps,
-        sleeps_on=sleeps & goes_on,
-        stays_on=~(sleeps & goes_on),
+        sleeps_on=sleeps & needs_all,
+        stays_on=~(sleeps & needs_all),
         goes_on=goes_on,
         starts=starts,
         has_pad=any_in_window(~batch.valid),
@@ -170,6 +173,12 @@ def _agreed(rows: _Facts[Tensor], past: int, agree: Agree) -> tuple[_Facts[list[
     values = torch.cat([facts.flatten().to(torch.int32), torch.tensor([past], dtype=torch.int32)])
     values = agree(values)
     return _Facts(*values[:-1].view(facts.shape).bool().tolist()), int(values[-1])
+
+
+def draw_passes(config: Config, step: int) -> int:
+    """N of the step after `step` steps: the same on all ranks, and in a run that goes on."""
+    fewest, most = config.sleep.min_passes or config.sleep.passes, config.sleep.passes
+    return fewest + splitmix64(config.run.seed, step) % (most - fewest + 1)
 
 
 def plan_passes(
@@ -185,12 +194,14 @@ def plan_passes(
     core = blocks[len(prelude) : len(blocks) - len(coda)]
     # Coda and head read the wake pass if that is what they read in every row, else the last pass.
     read_at = 1 if w.any_scored and (w.all_scored or not coda) else w.passes
+    if sleep.is_looped:
+        read_at = w.passes
 
     def core_has_grad(n: int) -> bool:
-        if n > 1 and w.is_last:  # sleep for the next batch
+        if n > 1 and w.is_last and not sleep.is_looped:  # sleep for the next batch
             return False
         # The wake pass has a loss of its own, which truncation does not cut off.
-        return w.has_grad and (n > w.truncated or (n == 1 and w.any_scored))
+        return w.has_grad and (n > w.truncated or (n == 1 and w.any_scored and not sleep.is_looped))
 
     def end_of(blocks: Sequence[int], at_least: int) -> int:
         return max([at_least, *map(stage.of, blocks)])
@@ -246,5 +257,5 @@ def until_last_write(blocks: range, config: ModelConfig, sleep: SleepConfig) -> 
 
     A delta block writes fast weights; under sliding eviction, attention's keys outlive it too.
     """
-    writers = [b for b in blocks if config.layers[b] == "delta" or sleep.eviction == "sliding"]
+    writers = [b for b in blocks if config.layers[b] == "delta" or sleep.slides]
     return range(blocks.start, writers[-1] + 1) if writers else blocks[:0]

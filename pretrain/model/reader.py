@@ -39,6 +39,8 @@ class Memory(NamedTuple):
     woke: tuple[BlockState, ...] | None = None
     # The wake pass's h, for the rows that are predicted from it, until the coda reads it.
     woke_h: Tensor | None = None
+    # The core's as the window found it, if its passes do not carry S.
+    found: tuple[BlockState, ...] | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Memory:
         """f applied tensor by tensor."""
@@ -46,6 +48,7 @@ class Memory(NamedTuple):
             self.state.map(f),
             None if self.woke is None else map_blocks(f, self.woke),
             None if self.woke_h is None else f(self.woke_h),
+            None if self.found is None else map_blocks(f, self.found),
         )
 
 

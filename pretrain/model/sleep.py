@@ -98,12 +98,14 @@ def wake(
         if h is None:
             h = model.embedded(reader.tokens[:, w.tokens])
         h, state = reader.run(p, p.prelude, h, memory.state, window)
+    found = state.blocks[model.core] if p.loops and model.sleep.carries == "h" else None
     h, state = run_core(reader, p, h, state, window)
     window.record_decay = None  # nor when this is recomputed
     # What rows go on with that do not sleep, and what those are predicted from that do.
     woke = state.blocks[model.core] if p.loops and w.some_stay_awake else None
     is_read_later = w.any_scored and not p.reads and model.stage.index == p.core_end
-    return h, Memory(state, woke, h if is_read_later else None)
+    woke_h = h if is_read_later and not model.sleep.is_looped else None
+    return h, Memory(state, woke, woke_h, found)
 
 
 def sleep(
@@ -112,7 +114,13 @@ def sleep(
     """The core once more, on its own output: what it writes is all that counts."""
     assert h is not None, "only the wake pass begins with the embedding"
     core, w = reader.model.core, reader.windows[p.window]
-    state = memory.state.begin_pass(core)
+    state = memory.state
+    if memory.found is not None:  # a control: what the pass before has written is lost
+        state = state.with_blocks(core, memory.found)
+    state = state.begin_pass(core)
+    if reader.model.sleep.carries == "S":  # a control: what it has thought is lost
+        with grad(p.core_has_grad):
+            h = reader.model.embedded(reader.tokens[:, w.tokens])
     if p.detaches:  # h is cut where the pass begins, S on every stage
         h = h.detach() if reader.model.stage.index == p.first_stage else h
         state = state.detach(core)
@@ -160,7 +168,7 @@ def begin_window(
         state = state.begin_documents(reader.to_device(w.starts))
     window = open_window(
         reader.model.config, state, reader.valid[:, w.tokens], has_pad=w.has_pad,
-        width=config.window, sliding=config.eviction == "sliding", stays_open=stays_open,
+        width=config.reach, sliding=config.slides, stays_open=stays_open,
     )  # fmt: skip
     return window, Memory(state)
 
@@ -169,8 +177,8 @@ def end_window(reader: Reader, w: WindowPlan, window: Window, memory: Memory) ->
     """Leaves a window: keys and values are dropped (but the newest if they slide), S stays."""
     state, config = memory.state, reader.model.sleep
     keep = 0
-    if config.eviction == "sliding":
-        keep, state = config.window - 1, state._replace(attendable=window.attendable)
+    if config.slides:
+        keep, state = config.reach - 1, state._replace(attendable=window.attendable)
     with grad(w.has_grad):
         state = state.end_window(keep, w.width)
     if reader.probe is not None:

@@ -40,6 +40,7 @@ def accumulate(
     scored: Tensor | int,
     parallel: ParallelConfig,
     probe: Probe | None = None,
+    passes: int | None = None,
 ) -> list[Output]:
     """Adds the gradient of every microbatch to the engine's.
 
@@ -47,6 +48,7 @@ def accumulate(
         parts: this data-parallel rank's microbatches. states: the memory of each from the batch
             before.
         scored: what the sum of losses over all ranks and microbatches is divided by.
+        passes: N of this step, the same on all ranks (the model's own if None).
     Returns:
         An output for each, detached. On a pipeline stage: its own memory; the losses are on the
         last stage.
@@ -55,7 +57,10 @@ def accumulate(
     if mesh.pp_size() > 1:
         streams = [
             StageStream(
-                Reader.of(model, part, state, recompute=parallel.recompute, probe=probe), state
+                Reader.of(
+                    model, part, state, passes=passes, recompute=parallel.recompute, probe=probe
+                ),
+                state,
             )
             for part, state in zip(parts, states, strict=True)
         ]
@@ -66,7 +71,9 @@ def accumulate(
     for m, (part, state) in enumerate(zip(parts, states, strict=True)):
         watchdog.doing("reads microbatch", m)
         agree = agreement(parallel.zero)
-        out = engine(part, state, recompute=parallel.recompute, probe=probe, agree=agree)
+        out = engine(
+            part, state, passes=passes, recompute=parallel.recompute, probe=probe, agree=agree
+        )
         watchdog.doing("goes back through microbatch", m)
         engine.backward(out.loss, scored)
         outputs.append(out._replace(loss=out.loss.detach()))

@@ -32,6 +32,14 @@ def _wider_state(config: Config, N: int) -> list[str]:
     return ["sleep.passes=1", f"model.delta_key_dim={config.model.delta_key_dim * N}"]
 
 
+def _read_again(config: Config, N: int) -> list[str]:
+    return ["sleep.passes=1", f"data.repeats={N}", f"sleep.window={N * config.sleep.window}"]
+
+
+def _attention_only(config: Config) -> list[str]:
+    return ["sleep.passes=1", f"model.layers={to_toml(['attention'] * len(config.model.layers))}"]
+
+
 def _equal_flops(config: Config, N: int) -> list[str]:
     awake, asleep = (flops_per_step(override(config, [f"sleep.passes={n}"])) for n in (1, N))
     return ["sleep.passes=1", f"train.steps={round(config.train.steps * asleep / awake)}"]
@@ -50,10 +58,60 @@ CONTROLS = {
     "wider-state": Control(
         "N = 1, {N} x the state", "N = 1 with fast weights N times as wide", _wider_state
     ),
+    "read-again": Control(
+        "N = 1, text {N} x",
+        "N = 1, the text repeated N times in one reading: no h is carried",
+        _read_again,
+    ),
+    "loops-awake": Control(
+        "{N} loops, awake",
+        "all windows make N passes before they are predicted; S is reset at each: a looped model",
+        lambda _, N: [f"sleep.passes={N}", 'sleep.when="awake"', 'sleep.carries="h"'],
+    ),
+    "awake-too": Control(
+        "N = {N}, awake too",
+        "N passes over the windows that predict, too, before they do",
+        lambda _, N: [f"sleep.passes={N}", 'sleep.when="awake"'],
+    ),
+    "no-h": Control(
+        "N = {N}, no h carried",
+        "each pass begins with the embedding; S is carried",
+        lambda _, N: [f"sleep.passes={N}", 'sleep.carries="S"'],
+    ),
+    "no-S": Control(
+        "N = {N}, no S carried",
+        "what all passes but the last have written is lost; h is carried",
+        lambda _, N: [f"sleep.passes={N}", 'sleep.carries="h"'],
+    ),
     "no-gradient": Control(
         "N = {N}, last pass trained",
         "backpropagation goes through the last pass only",
         lambda _, N: [f"sleep.passes={N}", "sleep.truncate_passes=1"],
+    ),
+    "random-n": Control(
+        "N = 1..{N} at random",
+        "each training step draws its N from 1 to N",
+        lambda _, N: [f"sleep.passes={N}", "sleep.min_passes=1"],
+    ),
+    "negative": Control(
+        "N = {N}, b = 2 sigmoid",
+        "eigenvalues of the delta rule may be negative",
+        lambda _, N: [f"sleep.passes={N}", "model.delta_negative_eigenvalues=true"],
+    ),
+    "negative-once": Control(
+        "N = 1, b = 2 sigmoid",
+        "N = 1, eigenvalues of the delta rule may be negative",
+        lambda *_: ["sleep.passes=1", "model.delta_negative_eigenvalues=true"],
+    ),
+    "attention": Control(
+        "attention, evicted",
+        "attention alone under eviction: chance, or the task leaks",
+        lambda config, _: _attention_only(config),
+    ),
+    "attention-sees-all": Control(
+        "attention, sees all",
+        "attention alone without eviction: what full memory gives",
+        lambda config, _: [*_attention_only(config), 'sleep.eviction="none"'],
     ),
 }
 

@@ -62,13 +62,14 @@ def plan(
     settings = load(config, overrides)
     arms = [(f"n{n}", SLEEP, n) for n in sorted(passes)]
     arms += [(f"{name}-n{max(passes)}", CONTROLS[name], max(passes)) for name in controls]
-    asked = {name: control.overrides(settings, n) for name, control, n in arms}
+    asked = {name: control.overrides(settings, n) for name, control, n in arms}  # one line each
     planned = []
     for seed in range(seeds):
         for name, control, n in arms:
             changes = (*overrides, f"run.seed={seed}", *asked[name])
             trained = load(config, changes).sleep.passes
-            tested = tuple(sorted({trained, *passes} if control is SLEEP else {trained}))
+            several = control is SLEEP or name.startswith("random-n")  # N at test
+            tested = tuple(sorted({trained, *passes} if several else {trained}))
             run = Run(f"{name}-seed{seed}", config, changes, tested)
             planned.append(Planned(run, Arm(name, control.label.format(N=n), n), seed))
     return planned

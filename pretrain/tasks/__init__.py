@@ -1,6 +1,7 @@
 """The paper's synthetic tasks: data, loss mask and metric, one task a file.
 
 task.py       what a task is; the layout all share     source.py   a task as the trainer's stream
+repeated.py   each window of context several times over
 counter.py    random numbers by (seed, row)
 depo.py       multi-hop retrieval                       rule110.py  a cellular automaton
 stories.py    math stories (GSM-Infinite's format)      story_writer.py  writes such stories
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from pretrain.config.schema import Config
 from pretrain.tasks.depo import Depo
+from pretrain.tasks.repeated import Repeated
 from pretrain.tasks.rule110 import Rule110
 from pretrain.tasks.source import TaskSource
 from pretrain.tasks.stories import Stories
@@ -21,6 +23,12 @@ __all__ = ["Depo", "Rule110", "Stories", "Task", "TaskSource", "make_task"]
 
 def make_task(config: Config, window: int) -> Task:
     """The task that data.task names, laid out in windows of `window` tokens."""
+    if (repeats := config.data.repeats) > 1:
+        return Repeated(_make_task(config, window // repeats), repeats, window)
+    return _make_task(config, window)
+
+
+def _make_task(config: Config, window: int) -> Task:
     match config.data.task:
         case "depo":
             return Depo(config.depo, window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pretrain.config.schema import SleepConfig
 from pretrain.data.batch import IGNORE, Batch
+from pretrain.errors import UserError
 from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session, SleepOwed, read_together
 from pretrain.model.plan import WindowPlan
@@ -53,6 +55,24 @@ def training_logits(model: SleepLM, batch: Batch) -> dict[int, Tensor]:
 def close(actual: Tensor | None, expected: Tensor) -> None:
     assert actual is not None
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_negative_eigenvalues_token_by_token() -> None:
+    config = dataclasses.replace(MODEL, delta_negative_eigenvalues=True)
+    decoder = Decoder(build(SleepConfig(window=L, passes=3), config, torch.float32))
+    batch = make_batch()
+    expected = training_logits(decoder.model, batch)
+    session = Session(decoder)
+    for t in range(L * W):
+        close(session.read(batch.tokens[0, t : t + 1]), expected[t][0])
+    other = training_logits(build(SleepConfig(window=L, passes=3), dtype=torch.float32), batch)
+    assert not torch.allclose(other[L * W - 1], expected[L * W - 1], atol=1e-2)
+
+
+@pytest.mark.parametrize("control", [{"when": "awake"}, {"carries": "h"}, {"eviction": "none"}])
+def test_controls_have_no_sessions(control: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="it can be evaluated, but there are no sessions"):
+        make_decoder(**control)
 
 
 CASES = list(itertools.product(("hard", "sliding"), (0, 1), (1, 3)))

@@ -68,12 +68,13 @@ def run_layers(
 ) -> Tensor:
     """Layers of one pass over one window. h: [1, T, D]."""
     T = h.shape[1]
-    first = memory.read if sleep.eviction == "sliding" else 0
+    first = 0 if sleep.eviction == "hard" else memory.read
     past = next(iter(memory.past.values()))[0].shape[2] if memory.past else 0
     query, key = torch.arange(first, first + T), torch.arange(first - past, first + T)
     distance = query[:, None] - key[None]
+    evicted = torch.zeros(()) if sleep.eviction == "none" else distance >= sleep.window
     mask = torch.zeros(T, past + T, dtype=h.dtype).masked_fill(
-        (distance < 0) | (distance >= sleep.window), -torch.inf
+        (distance < 0) | evicted.bool(), -torch.inf
     )
     angles = qwen.model.rotary_emb(h, query[None])
     for i in layers:
@@ -115,10 +116,11 @@ def read_row(qwen: Qwen3_5ForCausalLM, row: Batch, sleep: SleepConfig) -> tuple[
             continue
         predicts, last = bool((targets >= 0).any()), w == W - 1
         sleeps = (sleep.when == "always" or not predicts) and (not last or bool(row.carries[0]))
+        sleeps, found = sleeps or sleep.when == "awake", dict(memory.S)
 
         h = run_layers(qwen, prelude, qwen.model.embed_tokens(tokens)[None], memory, sleep)
         h = run_layers(qwen, core, h, memory, sleep)
-        if predicts:
+        if predicts and sleep.when != "awake":
             y = run_layers(qwen, coda, h, memory, sleep)
             logits = qwen.lm_head(qwen.model.norm(y))[0]
             losses[-1] = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
@@ -126,8 +128,18 @@ def read_row(qwen: Qwen3_5ForCausalLM, row: Batch, sleep: SleepConfig) -> tuple[
             if sleep.truncate_passes and done == sleep.passes - sleep.truncate_passes:
                 h = h.detach()
                 memory.detach(core)
+            if sleep.carries == "h":
+                kept = {i: S for i, S in memory.S.items() if i not in core}
+                memory.S = kept | {i: S for i, S in found.items() if i in core}
+            if sleep.carries == "S":
+                h = qwen.model.embed_tokens(tokens)[None]
             h = run_layers(qwen, core, h, memory, sleep)
+        if predicts and sleep.when == "awake":
+            h = run_layers(qwen, coda, h, memory, sleep)
+            logits = qwen.lm_head(qwen.model.norm(h))[0]
+            losses[-1] = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
         if not predicts:
             run_layers(qwen, coda, h, memory, sleep)
-        memory.close_window(L - 1 if sleep.eviction == "sliding" else 0, len(tokens))
+        keep = {"sliding": L - 1, "none": memory.read + len(tokens), "hard": 0}[sleep.eviction]
+        memory.close_window(keep, len(tokens))
     return torch.stack(losses), memory
