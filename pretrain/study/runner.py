@@ -137,7 +137,7 @@ def evaluations(folder: Path, run: Run) -> list[dict[str, Any]]:
 
 
 def is_done(folder: Path, run: Run) -> bool:
-    """Whether a run is trained and evaluated. UserError: it was under other settings."""
+    """Whether a run is trained, and evaluated at each N. UserError: it was under other settings."""
     path = folder / "runs" / run.name / "evaluation.json"
     if not path.exists():
         return False
@@ -146,14 +146,14 @@ def is_done(folder: Path, run: Run) -> bool:
             f"{path} comes from other settings than the study has now: remove {path.parent}, or "
             "choose another folder with --out"
         )
-    return True
+    return set(run.passes) <= {found["passes"] for found in evaluations(folder, run)}
 
 
 def _fingerprint(run: Run) -> str:
-    """Of the settings, wherever the run is, and of what it is evaluated at."""
+    """Of the settings, wherever the run is."""
     config = run.settings()
     config.run.name = config.run.dir = config.data.tokenizer = ""
-    return hashlib.sha256(f"{dump(config)}{run.passes}".encode()).hexdigest()
+    return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
 def _job(run: Run, folder: Path) -> Job:

@@ -58,6 +58,9 @@ def test_after_its_time_what_trains_is_ended_and_nothing_more_is_begun(tmp_path:
 
 def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
     run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, jobs=1)
+    more = Run("r0", DEPO, ("run.seed=0",), (1, 2, 4))
+    run_all([more], tmp_path, hypnos=HYPNOS, jobs=1)
+    assert [e["passes"] for e in evaluations(tmp_path, more)] == [1, 2, 4]
     changed = Run("r0", DEPO, ("run.seed=0", "sleep.passes=2"), (1, 2))
     with pytest.raises(UserError, match="comes from other settings than the study has now"):
         run_all([changed], tmp_path, hypnos=HYPNOS, jobs=1)
