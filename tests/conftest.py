@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 # Folders and files of tests that start several processes: `make test` has only their smokes.
 SLOW = (
     "layouts", "resume", "run/test_ranks.py", "run/test_wrong_numbers.py",
-    "launch/test_preflight_ranks.py", "server/test_kills.py",
+    "launch/test_preflight_ranks.py", "server/test_kills.py", "inference/test_ranks.py",
 )  # fmt: skip
 
 # Takes root and a Slurm: tests/cluster/run gives it both.
