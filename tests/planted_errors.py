@@ -76,6 +76,19 @@ ERRORS = [
         "inference",
     ),
     Planted(
+        "a token attends to one key too many", "pretrain/inference/decode.py",
+        "max(0, new + 1 - memory.hidden.shape[1])", "max(0, new - memory.hidden.shape[1])",
+        "inference",
+    ),
+    Planted(
+        "every pass of a session's sleep begins with the wake pass's h",
+        "pretrain/inference/session.py", "            h.copy_(left)\n", "", "inference",
+    ),
+    Planted(
+        "a restored session draws from the beginning", "pretrain/inference/store.py",
+        "vocab_size, drawn)\n", "vocab_size)\n", "inference",
+    ),
+    Planted(
         "PAD writes into the fast weights", "parallel/gated_delta_net.py",
         "beta, log_decay = beta * window.valid[..., None]", "beta, log_decay = beta",
         "model/test_documents.py",

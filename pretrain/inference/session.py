@@ -216,9 +216,9 @@ class Session:
 
     def wait(self) -> None:
         """For what goes on in the background; an error there is raised here."""
-        if self._background is not None:
-            self._background.result()
-            self._background = None
+        background, self._background = self._background, None
+        if background is not None:
+            background.result()
 
     def _forget_if_done(self) -> None:
         if self.ended and not self.pending:

@@ -199,14 +199,15 @@ def test_memory_does_not_grow_with_what_was_read() -> None:
         assert len(sizes) == 1 and kept == keys
 
 
-def test_in_double_a_token_is_exact() -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("bfloat16", 5e-2)])
+def test_in_double_a_token_is_exact_and_in_half_near(dtype: str, tolerance: float) -> None:
     """What is written twice, here and in parallel/, is the same mathematics."""
-    decoder, batch = make_decoder(dtype=torch.float64, eviction="sliding"), make_batch()
+    decoder = make_decoder(dtype=getattr(torch, dtype), eviction="sliding")
+    batch, session = make_batch(), Session(decoder)
     expected = training_logits(decoder.model, batch)
-    session = Session(decoder)
     for t in range(L * W):
         said = session.read(batch.tokens[0, t : t + 1])
-        torch.testing.assert_close(said, expected[t][0], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(said, expected[t][0], atol=tolerance, rtol=tolerance)
 
 
 def test_what_cannot_be_read_is_refused() -> None:
