@@ -15,7 +15,8 @@ from pretrain.errors import UserError
     "continue a prompt with a trained model that sleeps when its window is full",
     description="Continues a prompt with a run's newest checkpoint, or with an export of it.",
     example='hypnos generate runs/text-tiny --prompt "def main(" --tokens 300\n'
-    "hypnos generate runs/text-tiny --prompt-file book.txt --samples 4 --top-p 0.9 --passes 8",
+    "hypnos generate runs/text-tiny --prompt-file book.txt --samples 4 --top-p 0.9 --passes 8\n"
+    'hypnos generate runs/text-tiny --chat --prompt "What is sleep?"',
     arguments=[
         argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
         argument("--prompt", metavar="TEXT", help="text to go on from"),
@@ -25,6 +26,12 @@ from pretrain.errors import UserError
             metavar="FILE",
             help="UTF-8 file to go on from; -: standard input",
         ),
+        argument(
+            "--chat",
+            action="store_true",
+            help="the prompt is a user's message, as in `hypnos serve`; its answer comes",
+        ),
+        argument("--system", metavar="TEXT", help="with --chat: what the model is told first"),
         argument(
             "--tokens", type=positive, metavar="COUNT", default=200, help="maximum new tokens"
         ),
@@ -84,6 +91,8 @@ def generate(
     folder: Path,
     prompt: str | None,
     prompt_file: Path | None,
+    chat: bool,
+    system: str | None,
     tokens: int,
     samples: int,
     stop: list[str],
@@ -94,6 +103,8 @@ def generate(
 ) -> None:
     if (prompt is None) == (prompt_file is None):
         raise UserError("name the text to go on from: either --prompt TEXT or --prompt-file FILE")
+    if system is not None and not chat:
+        raise UserError("--system is a part of a conversation: give --chat, too")
     if prompt_file is not None:
         prompt = read_text(None if str(prompt_file) == "-" else prompt_file)
     assert prompt is not None, "one of the two is given"
@@ -101,23 +112,28 @@ def generate(
     from pretrain.run.console import said_if_slow
 
     with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
-        from pretrain.inference.generate import continue_text, generate, open_run
+        from pretrain.inference.generate import continue_text, generate, open_run, question
         from pretrain.inference.sampling import Sampling
+        from pretrain.inference.server.chat import STOPS
+
     sampling = Sampling(top_k=top_k or 0, min_p=min_p or 0.0, **settings)
     with said_if_slow(f"opening {folder} and reading the prompt", tell):
+        decoder, tokenizer = open_run(folder)
         started = continue_text(
-            *open_run(folder), prompt, sampling,
-            max_tokens=tokens, stop=stop, samples=samples, passes=passes,
+            decoder, tokenizer, question(tokenizer, prompt, system) if chat else prompt, sampling,
+            max_tokens=tokens, stop=[*stop, *(STOPS if chat else ())], samples=samples,
+            passes=passes,
         )  # fmt: skip
+    shown = "" if chat else prompt  # before what is new
     if samples == 1:
-        print(prompt, end="", flush=True)
+        print(shown, end="", flush=True)
         for _, piece in generate(started):
             print(piece.text, end="", flush=True)
         print()
         return
-    texts = dict.fromkeys(started, "")
+    texts = dict.fromkeys(started, shown)
     with said_if_slow(f"writing {samples} continuations", tell):
         for one, piece in generate(started):
             texts[one] += piece.text
-    for number_, text in enumerate(texts.values(), 1):
-        print(f"---- {number_} of {samples}\n{prompt}{text}")
+    for sample, text in enumerate(texts.values(), 1):
+        print(f"---- {sample} of {samples}\n{text}")

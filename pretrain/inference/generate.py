@@ -15,6 +15,7 @@ from pretrain.convert.load import open_model
 from pretrain.errors import UserError
 from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Choice, Sampler, Sampling
+from pretrain.inference.server.chat import ANSWER, Turn, parts
 from pretrain.inference.session import Session, read_together
 from pretrain.inference.text import TextStream
 from tokenizer.encode import Tokenizer
@@ -109,7 +110,7 @@ def open_run(run: Path) -> tuple[Decoder, Tokenizer]:
 def continue_text(
     decoder: Decoder,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     sampling: Sampling,
     *,
     max_tokens: int = 200,
@@ -120,11 +121,12 @@ def continue_text(
     """Continuations of a prompt, which is read once; sample i draws with seed + i.
 
     Args:
+        prompt: text, or its tokens.
         passes: N over each full window, if other than the run was trained with.
     Raises:
         UserError: the prompt is empty.
     """
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     if not ids:
         raise UserError("the prompt is empty: give the model some text to go on from")
     session = Session(decoder, passes)
@@ -141,3 +143,14 @@ def continue_text(
         )
         for i in range(samples)
     ]
+
+
+def question(tokenizer: Tokenizer, message: str, system: str | None = None) -> list[int]:
+    """A user's message as the server writes it down, up to where the answer begins.
+
+    Args:
+        system: what the model is told before.
+    """
+    turns = [Turn("system", system)] if system is not None else []
+    texts = [text for turn in [*turns, Turn("user", message)] for text in parts(turn)]
+    return [token for ids in tokenizer.encode_many([*texts, ANSWER]) for token in ids]
