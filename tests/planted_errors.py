@@ -54,7 +54,7 @@ ERRORS = [
     ),
     Planted(
         "a resumed stream a token ahead", "pretrain/data/stream.py",
-        "(used_up, used) for used_up, used in", "(used_up, used + 1) for used_up, used in", "data",
+        "(k, used) for k, used in", "(k, used + 1) for k, used in", "data",
     ),
     Planted(
         "the stream of text counts no steps", "pretrain/data/stream.py",
