@@ -25,7 +25,7 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.inference.decode import Decoder
 from pretrain.inference.memory import SessionMemory
 from pretrain.model.plan import WindowPlan
-from pretrain.model.reader import Memory, Reader
+from pretrain.model.reader import Head, Memory, Reader
 from pretrain.model.sleep import begin_window, end_window, one_pass, predict
 
 
@@ -110,6 +110,7 @@ class Session:
         ids = torch.as_tensor(tokens, dtype=torch.int64, device="cpu")
         if not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < len(self.seen):
             raise ValueError(f"a session reads one token or more, of ids 0..{len(self.seen) - 1}")
+        self.wait()
         self.turn(predicts)
         said = []
         for piece in self._pieces(ids):
@@ -128,6 +129,7 @@ class Session:
 
     def end_window(self) -> None:
         """No more tokens come into this window: its sleep is owed now, though it is not full."""
+        self.wait()
         if self.filled:
             self.ended = True
             self._forget_if_done()
@@ -259,7 +261,12 @@ class Session:
         return slice(0) if self._scored else slice(self.model.core.stop, None)
 
     def _reader(
-        self, tokens: Tensor, before: Memory, passes: int, every: bool = False, **options: object
+        self,
+        tokens: Tensor,
+        before: Memory,
+        passes: int,
+        every: bool = False,
+        head: Head | None = None,
     ) -> tuple[Reader, WindowPlan]:
         """Of tokens [1, t], planned as training plans a batch of one window.
 
@@ -270,7 +277,7 @@ class Session:
             targets[:, 0 if every else -1 :] = 0
         valid = torch.ones(tokens.shape, dtype=torch.bool)
         batch = Batch(tokens, targets, valid, torch.zeros(1, 1).bool(), torch.ones(1).bool())
-        reader = Reader.of(self.model, batch, before.state, passes=passes, **options)  # type: ignore[arg-type]
+        reader = Reader.of(self.model, batch, before.state, passes=passes, head=head)
         return reader, reader.windows[0]
 
     # ---- copying
