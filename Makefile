@@ -9,7 +9,7 @@ DEVICE ?= auto
 STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted test-cluster clean
+.PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted test-cluster test-browser clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -55,6 +55,11 @@ test-planted: setup  ## errors planted in a copy of the tree: which half of the 
 
 test-cluster: setup  ## a Slurm and an MPI on this machine, runs in trouble on them (root or sudo; five minutes)
 	tests/cluster/run
+
+test-browser: setup  ## the server's page in a headless Chromium (half a minute)
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt 'playwright>=1.65,<2'
+	command -v chromium chromium-browser google-chrome >/dev/null || .venv/bin/playwright install chromium
+	HYPNOS_BROWSER=1 .venv/bin/python -m pytest -q tests/browser
 
 clean:  ## removes the environment and caches; runs stay
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,8 +20,10 @@ SLOW = (
     "launch/test_preflight_ranks.py", "server/test_kills.py", "inference/test_ranks.py",
 )  # fmt: skip
 
-# Takes root and a Slurm: tests/cluster/run gives it both.
-collect_ignore = [] if os.environ.get("HYPNOS_CLUSTER") else ["cluster"]
+# What takes more than set-up brings: root and a Slurm (tests/cluster/run), a browser (`make
+# test-browser`).
+NEEDS = {"cluster": "HYPNOS_CLUSTER", "browser": "HYPNOS_BROWSER"}
+collect_ignore = [folder for folder, given in NEEDS.items() if not os.environ.get(given)]
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 

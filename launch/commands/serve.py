@@ -15,11 +15,14 @@ KEY = "HYPNOS_API_KEY"
 @command(
     "serve",
     "answer over HTTP as OpenAI's APIs do; every response is a session on disk",
-    description="Serves a run's newest checkpoint over OpenAI's completions, chat completions and "
-    "responses APIs, and a page to talk to it. Needs `pip install 'hypnos[serve]'`.",
+    description="Serves a run's newest checkpoint, a checkpoint or an export over OpenAI's "
+    "completions, chat completions and Responses APIs, with a page to talk to it. Needs "
+    "`pip install 'hypnos[serve]'`.",
     example="hypnos serve runs/text-tiny --port 8000",
     arguments=[
-        argument("folder", metavar="RUN", type=path, help="a run's folder"),
+        argument(
+            "folder", metavar="RUN", type=path, help="a run's folder, a checkpoint or an export"
+        ),
         argument(
             "--host",
             default="127.0.0.1",
@@ -37,7 +40,7 @@ KEY = "HYPNOS_API_KEY"
             "--store",
             type=path,
             metavar="FOLDER",
-            help="where sessions are kept (default: RUN/sessions)",
+            help="where sessions are kept (default: sessions in the run's folder, or the export's)",
         ),
         argument(
             "--store-gb",
@@ -83,16 +86,23 @@ def serve(
         ) from None
     keys = _keys(api_keys)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name a run's, such as runs/text-tiny")
+        raise UserError(f"{folder}: no such folder; name a run's, or an export's")
 
     from pretrain.inference.server.run import Options, serve
 
     options = Options(
         host=host, port=port, name=name or folder.resolve().name,
-        store=store or folder / "sessions", store_bytes=store_gb * 10**9, keys=keys, batch=batch,
+        store=store or _home(folder) / "sessions", store_bytes=store_gb * 10**9, keys=keys,
+        batch=batch,
         queue=queue, max_tokens=max_tokens, max_body=max_body_mb * 10**6,
     )  # fmt: skip
     serve(folder, options, tell)
+
+
+def _home(folder: Path) -> Path:
+    """The run that a checkpoint is of, or the folder itself."""
+    parent = folder.resolve().parent
+    return parent.parent if parent.name == "checkpoints" else folder
 
 
 def _keys(file: Path | None) -> frozenset[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from pretrain.convert.export import export
 from pretrain.inference.generate import continue_text, generate
 from pretrain.inference.sampling import Sampling
 from pretrain.inference.server import chat
-from tests.server.serving import NAME, WINDOW, Serving
+from tests.server.serving import NAME, WINDOW, Serving, serving
 
 GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0}
 LONG = "the window sleeps and the memory writes what the day has read " * 3
@@ -122,7 +124,7 @@ def test_a_history_that_is_resent_goes_on_from_what_is_stored(client: openai.Ope
     assert 2 * WINDOW < beginning < first.usage.prompt_tokens
 
 
-def test_what_is_cached_changes_no_answer(run: Any, client: openai.OpenAI) -> None:
+def test_what_is_cached_changes_no_answer(client: openai.OpenAI) -> None:
     """The same text with a store and without, where the history's answers are text, not ours."""
     system: Any = [{"role": "system", "content": LONG}]
     for _ in range(2):
@@ -263,3 +265,13 @@ def test_a_full_window_is_slept_over_while_idle(served: Serving, client: openai.
             break
     full = end.usage.total_tokens - 1  # type: ignore[union-attr]
     assert (session["slept"], session["filled"], session["tokens"]) == (full // WINDOW, 0, full)
+
+
+def test_an_export_says_what_its_run_says(
+    run: Path, served: Serving, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    export(run, tmp_path / "export")
+    with serving(tmp_path / "export", tmp_path / "store") as found:
+        ask = {"prompt": LONG, "max_tokens": 40, **GREEDY}
+        said = found.client().completions.create(**ask).choices[0].text
+        assert said == client.completions.create(**ask).choices[0].text

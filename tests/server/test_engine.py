@@ -1,0 +1,88 @@
+"""Many sessions on one thread: each says what it would say alone, and fails alone."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from torch import Tensor
+
+from pretrain.inference.sampling import Choice, Sampler
+from tests.server.serving import NAME, Serving, serving
+
+ASK: dict[str, Any] = {"model": NAME, "temperature": 0}
+
+
+def test_together_as_alone(served: Serving) -> None:
+    """Of different lengths, N, kinds and ends; some wait for a place, some for their sleep."""
+    client = served.client()
+
+    def said(number: int) -> str:
+        text = " ".join(["sleep", "wake", "night", "day"][number % 4 :] * (1 + number))
+        most = 5 + 7 * (number % 4)
+        if number % 2:
+            passes = {"passes": 1 + number % 3}
+            answer = client.completions.create(
+                prompt=text, max_tokens=most, extra_body=passes, **ASK
+            )
+            return answer.choices[0].text
+        return client.responses.create(
+            input=text, max_output_tokens=most, store=False, **ASK
+        ).output_text
+
+    alone = [said(number) for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(said, range(12)))
+    assert together == alone and len(set(alone)) == 12
+
+
+def test_a_long_input_does_not_keep_others_waiting(served: Serving) -> None:
+    """It is read a window at a time: another answer comes while it is being read."""
+    client, order = served.client(), list[str]()
+
+    def long() -> None:
+        client.completions.create(prompt="day " * 3000, max_tokens=1, **ASK)
+        order.append("long")
+
+    reading = threading.Thread(target=long)
+    reading.start()
+    while not served.service.engine.load["active"]:
+        threading.Event().wait(0.001)
+    client.completions.create(prompt="a", max_tokens=5, **ASK)
+    order.append("short")
+    reading.join()
+    assert order == ["short", "long"]
+
+
+def test_what_fails_fails_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    choose = Sampler.choose
+
+    def fails_at_top_k_7(self: Sampler, logits: Tensor, seen: Any) -> Choice:
+        if self.sampling.top_k == 7 and self.sampling.min_p:
+            raise RuntimeError("broken")
+        return choose(self, logits, seen)
+
+    monkeypatch.setattr(Sampler, "choose", fails_at_top_k_7)
+    broken = {"extra_body": {"top_k": 7, "min_p": 0.1}}
+    with serving(run, tmp_path) as found:
+        client = found.client()
+        ask = ASK | {"input": "a", "max_output_tokens": 40}
+        with client.responses.create(stream=True, **ask) as stream:
+            next(iter(stream))
+            with pytest.raises(openai.InternalServerError, match="its log says how"):
+                client.responses.create(**ask, **broken)
+            assert [event.type for event in stream][-1] == "response.incomplete"
+        events = list(client.responses.create(stream=True, **ask, **broken))
+        assert events[-1].type == "error" and "its log" in events[-1].message
+        with pytest.raises(openai.APIError, match="its log says how"):
+            list(client.chat.completions.create(
+                model=NAME, messages=[{"role": "user", "content": "a"}], stream=True, **broken
+            ))  # fmt: skip
+        assert not found.service.engine.load["active"]
+    assert "RuntimeError: broken" in caplog.text
