@@ -9,7 +9,8 @@ DEVICE ?= auto
 STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted test-cluster test-browser clean
+.PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted test-cluster \
+	test-browser test-engines clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -61,6 +62,14 @@ test-browser: setup  ## the server's page in a headless Chromium (half a minute)
 	command -v chromium chromium-browser google-chrome >/dev/null || .venv/bin/playwright install chromium
 	HYPNOS_BROWSER=1 .venv/bin/python -m pytest -q tests/browser
 
+test-engines: setup .venv-engines/ready  ## exports in llama.cpp, mlx-lm, mistral.rs and transformers (some minutes)
+	.venv/bin/python -m tests.engines.compare .venv-engines/bin/python
+
+.venv-engines/ready: tests/engines/requirements.txt
+	$(PYTHON) -m venv --clear .venv-engines
+	.venv-engines/bin/pip install --quiet --requirement $<
+	@touch $@
+
 clean:  ## removes the environment and caches; runs stay
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-engines build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ from launch.commands.doctor import doctor
 from launch.commands.evaluate import evaluate
 from launch.commands.export import export
 from launch.commands.generate import generate
+from launch.commands.import_model import import_model
 from launch.commands.launch import LAUNCH
 from launch.commands.report import report
 from launch.commands.reproduce import reproduce
@@ -30,7 +31,8 @@ from pretrain.errors import UserError
 from tokenizer import TokenizerError
 
 COMMANDS = (
-    train, LAUNCH, evaluate, generate, serve, export, DATA, TOKENIZER, report, reproduce, doctor
+    train, LAUNCH, evaluate, generate, serve, export, import_model, DATA, TOKENIZER, report,
+    reproduce, doctor,
 )  # fmt: skip
 
 

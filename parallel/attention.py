@@ -28,6 +28,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
+def _norm(shape: BlockShape) -> RMSNorm | nn.Identity:
+    """Of each head's queries or keys."""
+    if not shape.attention_qk_norm:
+        return nn.Identity()
+    return RMSNorm(shape.attention_head_dim, shape.norm_eps, partial_grad=True)
+
+
 class Attention(nn.Module):
     """forward(x, state, window) -> (y, state), with x and y the residual stream
     (`parallel.layers`).
@@ -43,8 +50,7 @@ class Attention(nn.Module):
         self.gate = ColumnLinear(D, shape.attention_heads * head)
         self.k = ColumnLinear(D, shape.attention_kv_heads * head)
         self.v = ColumnLinear(D, shape.attention_kv_heads * head)
-        self.q_norm = RMSNorm(head, shape.norm_eps, partial_grad=True)
-        self.k_norm = RMSNorm(head, shape.norm_eps, partial_grad=True)
+        self.q_norm, self.k_norm = (_norm(shape), _norm(shape))
         self.out = RowLinear(shape.attention_heads * head, D)
 
     def forward(

@@ -18,9 +18,9 @@ class BlockShape:
     """Sizes of the attention, delta-rule and MLP parts of a block.
 
     Each means the same as a setting of transformers' `Qwen3_5TextConfig`, whose other name stands
-    in (parentheses). Two have none there: delta_chunk changes how a result is computed, not the
-    result; delta_negative_eigenvalues makes another model (`allow_neg_eigval` of
-    flash-linear-attention).
+    in (parentheses). Three have none there: delta_chunk changes how a result is computed, not the
+    result; delta_negative_eigenvalues (`allow_neg_eigval` of flash-linear-attention) and no
+    attention_qk_norm (Llama) make another model.
     """
 
     d_model: int = setting(256, "D, width of the residual stream (hidden_size)", at_least=1)
@@ -30,6 +30,9 @@ class BlockShape:
         4, "key/value heads; divides attention_heads (num_key_value_heads)", at_least=1
     )
     attention_head_dim: int = setting(64, "width of an attention head (head_dim)", at_least=1)
+    attention_qk_norm: bool = setting(
+        True, "each query and key is normalised; false, as in Llama, cannot be exported"
+    )
     rotary_fraction: float = setting(
         0.25,
         "share of each head's width that is rotated (rope_parameters.partial_rotary_factor)",

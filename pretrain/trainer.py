@@ -177,15 +177,16 @@ def build(
         tied=model.tied,
     )
     cleanup.callback(engine.close)
-    resumed, saved = None, None
-    if checkpoint:
+    if checkpoint and not checkpoint.weights_only:
         state = TrainState.restore(checkpoint, model, optimizer, source, config.train)
-        if streak:
-            state.rollback(streak, source)
-        resumed = ResumePoint(state.step, state.evaluated, state.rollbacks.total)
-        saved = state.step if state.evaluated and not streak else None  # and need not be again
     else:
         state = TrainState.initial(source, config.train.microbatches)
+    if streak:
+        state.rollback(streak, source)
+    resumed, saved = None, None
+    if checkpoint:
+        resumed = ResumePoint(state.step, state.evaluated, state.rollbacks.total)
+        saved = state.step if state.evaluated and not streak else None  # and need not be again
     metrics = cleanup.enter_context(Metrics(job.folder, resumed))
     gather = RowGather(config.parallel.timeout)
     guard = Guard(config.guard, metrics, job.progress.say, state.rollbacks.total, gather)

@@ -117,6 +117,10 @@ class Tokenizer:
         """The byte that id `i` stands for; None if it is no single byte."""
         return int(self._model.id_to_piece(i)[3:5], 16) if self._model.is_byte(i) else None
 
+    def scores(self) -> list[float]:
+        """The score of every id: of two pieces that could be joined, the better one is."""
+        return [self._model.get_score(i) for i in range(self.vocab_size)]
+
     def is_text(self, i: int) -> bool:
         """Whether id `i` is a piece of text: neither a byte nor a special id."""
         return not (

@@ -6,32 +6,63 @@ from pathlib import Path
 
 from launch.commands import argument, command
 from launch.commands.values import path, tell
+from pretrain.errors import UserError
 
 
 @command(
     "export",
     "write a run's model for transformers, llama.cpp and other engines",
     description="Writes a run's newest checkpoint for other software, whatever layout of ranks it "
-    "is of. hf: a folder for transformers, vLLM, mlx-lm and mistral.rs.",
-    example="hypnos export runs/text-tiny exported --to hf",
+    "is of. hf: a folder for transformers, vLLM, mlx-lm and mistral.rs. gguf: a file for llama.cpp "
+    "and what is built on it.",
+    example="hypnos export runs/text-tiny exported --to hf\n"
+    "hypnos export runs/text-tiny model.gguf --to gguf --precision fp16",
     arguments=[
-        argument("run", metavar="RUN", type=path, help="a run's folder, or one of its checkpoints"),
-        argument("out", metavar="OUT", type=path, help="new folder to write"),
-        argument("--to", choices=["hf"], required=True, help="hf: a Hugging Face folder"),
+        argument(
+            "run",
+            metavar="RUN",
+            type=path,
+            help="a run's folder, or one of its checkpoints; for gguf also an exported folder",
+        ),
+        argument("out", metavar="OUT", type=path, help="new folder (hf) or file (gguf)"),
+        argument("--to", choices=["hf", "gguf"], required=True, help="format to write"),
         argument(
             "--precision",
             choices=["fp32", "bf16", "fp16"],
-            default="fp32",
-            help="of all weights; fp32 gives exactly what was trained",
+            help="of the weights (default: fp32, exactly what was trained; of an exported folder, "
+            "what it has)",
         ),
     ],
 )
-def export(run: Path, out: Path, to: str, precision: str) -> None:
-    from pretrain.convert.export import export
+def export(run: Path, out: Path, to: str, precision: str | None) -> None:
     from pretrain.run.console import said_if_slow
 
+    with said_if_slow("loading torch and transformers", tell):
+        from pretrain.convert.export import export
+        from pretrain.convert.qwen3_5 import CONFIG
+
     with said_if_slow(f"exporting {run}", tell):
-        said = export(run, out, precision)
-    for line in said:
-        tell(line)
-    print(f"wrote {out}; next: hypnos generate {out} --prompt TEXT")
+        if to == "hf":
+            for line in export(run, out, precision or "fp32"):
+                tell(line)
+        else:
+            _to_gguf(run, out, precision, is_folder=(run / CONFIG).exists())
+    following = f"; next: hypnos generate {out} --prompt TEXT" if to == "hf" else ""
+    print(f"wrote {out}{following}")
+
+
+def _to_gguf(run: Path, out: Path, precision: str | None, is_folder: bool) -> None:
+    try:
+        from pretrain.convert import gguf
+    except ModuleNotFoundError as error:
+        if error.name != "gguf":
+            raise
+        fix = "it is missing; pip install 'hypnos[gguf]'"
+        raise UserError(f"--to gguf needs the package gguf: {fix}") from None
+    if not is_folder:
+        gguf.write_run(run, out, precision or "fp32")
+    elif precision is None:
+        gguf.write(run, out)
+    else:
+        fix = "leave it out, or export the run"
+        raise UserError(f"--precision: {run} is an export, and goes out as it is; {fix}")

@@ -73,6 +73,11 @@ class Checkpoint:
         return checkpoint
 
     @property
+    def weights_only(self) -> bool:
+        """Whether nothing has been computed with it: `hypnos import` wrote it."""
+        return not self.slices["optimizer"]
+
+    @property
     def run(self) -> Path:
         """The folder of the run that it is of."""
         return Path(os.path.abspath(self.folder)).parents[1]

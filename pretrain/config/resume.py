@@ -15,16 +15,21 @@ from pretrain.errors import UserError, shortened
 MAX_NAMED = 5  # settings in a message
 
 
-def check_unchanged(checkpoint: Path, before: Config, now: Config) -> None:
+def check_unchanged(
+    checkpoint: Path, before: Config, now: Config, shape_only: bool = False
+) -> None:
     """UserError names the settings that would have given another result so far.
 
     Args:
         checkpoint: the folder whose configuration `before` is.
+        shape_only: it holds weights that were imported: nothing else of `before` is in them.
     """
     changed = [
         f"{place} = {shortened(repr(new))} (it had {shortened(repr(old))})"
         for (place, setting, old), (_, _, new) in zip(values(before), values(now), strict=True)
-        if old != new and not setting.rule.changes
+        if old != new
+        and not setting.rule.changes
+        and (place.startswith("model.") or not shape_only)
     ]
     if changed:
         more = len(changed) - MAX_NAMED

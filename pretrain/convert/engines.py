@@ -6,8 +6,11 @@ and vLLM 0.32; `make test-engines` tries the first four again.
 
 from __future__ import annotations
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema import Config, ModelConfig
 from pretrain.errors import UserError
+
+DELTA_EPS = 1e-6  # of parallel.gated_delta_net.l2_normalized, whatever norm_eps is
+ENGINES = ("transformers", "mistral.rs", "llama.cpp (gguf)", "mlx-lm", "vLLM")
 
 
 def interval(layers: list[str]) -> int | None:
@@ -19,26 +22,72 @@ def interval(layers: list[str]) -> int | None:
     return every if rule == list(layers) else None
 
 
-def reasons(model: ModelConfig) -> dict[str, str | None]:
-    """By engine, why it does not read this shape; None where it does."""
-    keys, values = model.delta_key_dim, model.delta_value_dim
-    has_delta = "delta" in model.layers
-    widths = f"model.delta_key_dim = {keys} and model.delta_value_dim = {values}"
-    llama = f"{widths} differ; llama.cpp holds one width for both"
-    vllm = f"{widths}: vLLM's kernels were found to hold 64 and 128 only"
-    mlx = "model.layers: attention must be the last of every n blocks, and nowhere else"
+def reasons(config: Config) -> dict[str, str | None]:
+    """By engine, why it does not read such a model; None where it does."""
+    model = config.model
+    if why := _another_model(config):
+        return dict.fromkeys(ENGINES, f"{why}: no other software computes such a model")
+    not_last = "model.layers: attention must be the last of every n blocks, and nowhere else"
     return {
         "transformers": None,
-        "mistral.rs": None,
-        "llama.cpp (gguf)": llama if has_delta and keys != values else None,
-        "mlx-lm": mlx if interval(list(model.layers)) is None else None,
-        "vLLM": vllm if has_delta and not {keys, values} <= {64, 128} else None,
+        "mistral.rs": _mistral_rs(config) if "attention" in model.layers else None,
+        "llama.cpp (gguf)": _llama_cpp(model) if "delta" in model.layers else None,
+        "mlx-lm": None if interval(list(model.layers)) else not_last,
+        "vLLM": _vllm(model) if "delta" in model.layers else None,
     }
 
 
-def check_gguf(model: ModelConfig, has_tokenizer: bool) -> None:
+def _another_model(config: Config) -> str | None:
+    """The setting that makes it another function than Qwen3.5, if there is one."""
+    if not config.model.attention_qk_norm and "attention" in config.model.layers:
+        return "model.attention_qk_norm = false"
+    if config.model.delta_negative_eigenvalues and "delta" in config.model.layers:
+        return "model.delta_negative_eigenvalues = true"
+    return "sleep is one of its controls" if config.sleep.is_control else None
+
+
+def _mistral_rs(config: Config) -> str | None:
+    rotated = int(config.model.attention_head_dim * config.model.rotary_fraction)
+    if rotated < 6:
+        return f"model.rotary_fraction rotates {rotated} of a head's width; it wants at least 6"
+    if config.sleep.window < 1024:
+        short = f"sleep.window = {config.sleep.window}"
+        return f"{short}: it makes room for 512 tokens more than it is given, within the window"
+    return None
+
+
+def _llama_cpp(model: ModelConfig) -> str | None:
+    if model.delta_key_dim != model.delta_value_dim:
+        return f"{_widths(model)} differ; llama.cpp holds one width for both"
+    if model.norm_eps != DELTA_EPS:
+        adds = f"model.norm_eps = {model.norm_eps:g}: llama.cpp also adds it"
+        return f"{adds} to the norms of the delta rule's queries and keys, and we {DELTA_EPS:g}"
+    return None
+
+
+def _vllm(model: ModelConfig) -> str | None:
+    if {model.delta_key_dim, model.delta_value_dim} <= {64, 128}:
+        return None
+    return f"{_widths(model)}: vLLM's kernels were found to hold 64 and 128 only"
+
+
+def _widths(model: ModelConfig) -> str:
+    return (
+        f"model.delta_key_dim = {model.delta_key_dim} and "
+        f"model.delta_value_dim = {model.delta_value_dim}"
+    )
+
+
+def check_hf(config: Config) -> None:
+    """UserError if no Hugging Face folder can hold the model."""
+    if why := reasons(config)["transformers"]:
+        raise UserError(f"{why}; nothing can be exported")
+
+
+def check_gguf(config: Config, has_tokenizer: bool) -> None:
     """UserError if a GGUF file cannot hold the model."""
-    if why := reasons(model)["llama.cpp (gguf)"]:
+    check_hf(config)
+    if why := reasons(config)["llama.cpp (gguf)"]:
         raise UserError(f"{why}: such a model goes out with --to hf, but not with --to gguf")
     if not has_tokenizer:
         raise UserError(
@@ -46,7 +95,7 @@ def check_gguf(model: ModelConfig, has_tokenizer: bool) -> None:
         )
 
 
-def early_warning(model: ModelConfig) -> str | None:
+def early_warning(config: Config) -> str | None:
     """A line for who begins to train what will not become a GGUF file."""
-    why = reasons(model)["llama.cpp (gguf)"]
+    why = reasons(config)["llama.cpp (gguf)"]
     return f"`hypnos export --to gguf` will refuse this model: {why}" if why else None

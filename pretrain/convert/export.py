@@ -44,11 +44,7 @@ def export(run: Path, out: Path, precision: str = "fp32") -> list[str]:
     """
     checkpoint, config = open_checkpoint(run)
     check_tokenizer(config)
-    if config.model.delta_negative_eigenvalues or config.sleep.is_control:
-        raise UserError(
-            f"{run}: model.delta_negative_eigenvalues, or a control of sleep.*, makes a model that "
-            "no other software computes; only others can be exported"
-        )
+    engines.check_hf(config)
     with new_folder(out) as folder:
         dtype = DTYPES[precision]
         specs = [Spec(packed.name, packed.shape, dtype) for packed in packed_tensors(config.model)]
@@ -58,7 +54,7 @@ def export(run: Path, out: Path, precision: str = "fp32") -> list[str]:
         write_json(folder / qwen3_5.CONFIG, qwen3_5.to_json(config, checkpoint.step) | named)
         write_json(folder / "generation_config.json", special | {"use_cache": True})
         (folder / "README.md").write_text(card.text(checkpoint, config, out.name), encoding="utf-8")
-    not_read = {name: why for name, why in engines.reasons(config.model).items() if why}
+    not_read = {name: why for name, why in engines.reasons(config).items() if why}
     return [said, *(f"not for {name}: {why}" for name, why in not_read.items())]
 
 

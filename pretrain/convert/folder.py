@@ -47,22 +47,47 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` is there already and not an empty folder, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already; name a new folder, or remove it")
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+    with _draft(out) as draft:
+        draft.mkdir()
+        yield draft
+        for path in draft.rglob("*"):
+            sync(path)
+
+
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """The same for a file."""
+    with _draft(out) as draft:
+        yield draft
+
+
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    if out.exists():
+        raise UserError(f"{out}: is there already; give another name, or remove it")
     draft = out.with_name(f".{out.name}.draft")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        _remove(draft)
         yield draft
-        for path in (p for p in draft.rglob("*")):
-            sync(path)
+        sync(draft)
         draft.replace(out)
         sync(out.parent)
     except OSError as error:
-        where = f"{out}: cannot be written: {error.strerror}"
-        raise UserError(f"{where}; make room there, or name another folder") from None
+        why = f"cannot be written: {error.strerror}"
+        raise UserError(f"{out}: {why}; make room there, or give another name") from None
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    """What is left of a draft, if anything."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, specs: Sequence[Spec], tensors: Iterator[Tensor]) -> None:

@@ -83,7 +83,7 @@ def _attention(config: ModelConfig, theirs: str, ours: str) -> Iterator[Packed]:
     yield Packed(f"{theirs}.q_proj.weight", (2 * heads * head, D), parts, heads)
     for name in ("k", "v"):
         yield _same(f"{theirs}.{name}_proj.weight", f"{ours}.{name}.weight", (kv, D))
-    for name in ("q_norm", "k_norm"):
+    for name in ("q_norm", "k_norm") if config.attention_qk_norm else ():
         yield _same(f"{theirs}.{name}.weight", f"{ours}.{name}.weight", (head,))
     yield _same(f"{theirs}.o_proj.weight", f"{ours}.out.weight", (D, heads * head))
 

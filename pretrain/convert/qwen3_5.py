@@ -1,4 +1,4 @@
-"""config.json of transformers' Qwen3.5 dense hybrid <-> our settings.
+"""transformers' Qwen3.5 dense hybrid <-> ours: config.json and settings, and the weights in.
 
 Within one window, awake (N = 1), the two are the same function. What makes the model sleep has no
 place there; it stands under one key of ours, "hypnos", which only our own sessions read.
@@ -6,17 +6,24 @@ place there; it stands under one key of ours, "hypnos", which only our own sessi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from pretrain.config.load import from_tables, validated
 from pretrain.config.run_folder import TOKENIZER
 from pretrain.config.schema import Config
 from pretrain.convert import engines
-from pretrain.convert.folder import read_json
+from pretrain.convert.folder import TensorFolder, read_json
+from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError, shortened
 
+Tables = dict[str, dict[str, Any]]  # of a configuration
+
 CONFIG = "config.json"
+NESTED = "model.language_model."  # where a multimodal model has the tensors of the language model
 MODEL_TYPE = "qwen3_5_text"
 KEY, VERSION = "hypnos", 1  # of config.json, and of what stands there
 SLEEP = ("passes", "window", "when", "eviction", "prelude", "coda")  # what a session needs to know
@@ -97,9 +104,68 @@ def from_json(folder: Path) -> Config:
         written = shortened(str(ours.get("version")))
         raise UserError(f"{path}: {KEY} is of version {written}, and this Hypnos reads {VERSION}")
     data = DATA | {"task": ours.get("task"), "tokenizer": str(folder / TOKENIZER)}
-    sleep = {name: ours[name] for name in SLEEP if name in ours}
-    tables = {"model": model_table(theirs, path), "sleep": sleep, "data": data}
-    return validated(from_tables(tables, str(path)))
+    return validated(from_tables(tables(theirs, path) | {"data": data}, str(path)))
+
+
+def tables(theirs: dict[str, Any], path: Path) -> Tables:
+    """What a config.json says of a run that begins with its model: shape, and sleep.
+
+    A multimodal model's language model stands in "text_config".
+    """
+    text = theirs
+    if _is_nested(theirs):
+        tied = theirs.get("tie_word_embeddings", False)
+        text = {"tie_word_embeddings": tied} | theirs["text_config"]
+    model = model_table(text, path)
+    ours = theirs.get(KEY)
+    if isinstance(ours, dict):  # an export of ours
+        return {"model": model, "sleep": {name: ours[name] for name in SLEEP if name in ours}}
+    return {"model": model, "sleep": middle_half(len(model["layers"]))}
+
+
+def _is_nested(theirs: dict[str, Any]) -> bool:
+    return isinstance(theirs.get("text_config"), dict)
+
+
+def middle_half(blocks: int) -> dict[str, Any]:
+    """The paper's loop over a pretrained model: blocks 7 to 20 of 28."""
+    return {"prelude": blocks // 4, "coda": blocks // 4}
+
+
+def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
+    """Our parameters in the order of `packed_tensors`, fp32, each read when it is due."""
+    prefix = _prefix(tensors)
+    for packed in packed_tensors(config.model):
+        name = packed.name.replace("model.", prefix, 1)
+        whole = tensors.get(name, packed.shape).float()
+        if not whole.isfinite().all():
+            raise UserError(f"{tensors.folder}: tensor {name} is not finite")
+        values = packed.unpack(whole)
+        del whole
+        while values:
+            yield values.pop(0)
+
+
+def left_out(tensors: TensorFolder, config: Config) -> list[str]:
+    """A line about what a multimodal folder has beside the language model.
+
+    Raises:
+        UserError: there are tensors that the model should have, and ours does not.
+    """
+    prefix = _prefix(tensors)
+    known = {packed.name.replace("model.", prefix, 1) for packed in packed_tensors(config.model)}
+    known |= {"lm_head.weight"} if config.model.tie_embeddings else set()
+    others = sorted(set(tensors.names()) - known)
+    foreign = [name for name in others if name.startswith((prefix, "lm_head."))]
+    if foreign:
+        raise UserError(f"{tensors.folder}: tensor {shortened(foreign[0])} is none of the model's")
+    return [f"{len(others)} tensors are left out, as {others[0]}"] if others else []
+
+
+def _prefix(tensors: TensorFolder) -> str:
+    """Of the language model's tensors."""
+    is_nested = any(name.startswith(NESTED) for name in tensors.names())
+    return NESTED if is_nested else "model."
 
 
 def model_table(theirs: dict[str, Any], path: Path) -> dict[str, Any]:

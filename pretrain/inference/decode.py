@@ -234,10 +234,17 @@ class _TokenAttention:
         self.H, self.Hkv, self.head = a.heads, a.kv_heads, a.head_dim
         self.parts = [(a.heads + a.kv_heads) * a.head_dim, a.kv_heads * a.head_dim]
         self.parts.append(a.heads * a.head_dim)
+        self.norm = self._norm(a)
+        self.out = _Out(a.out)
+
+    @staticmethod
+    def _norm(a: Attention) -> _Norm | nn.Identity:
+        """Of all heads of queries and keys at once."""
+        if isinstance(a.q_norm, nn.Identity) or isinstance(a.k_norm, nn.Identity):
+            return nn.Identity()
         q_scale, k_scale = 1 + at_least_fp32(a.q_norm.weight), 1 + at_least_fp32(a.k_norm.weight)
         scale = torch.cat([q_scale.expand(a.heads, -1), k_scale.expand(a.kv_heads, -1)])
-        self.norm = _Norm(scale, a.q_norm.eps)  # of all heads at once
-        self.out = _Out(a.out)
+        return _Norm(scale, a.q_norm.eps)
 
     def __call__(
         self,

@@ -74,7 +74,8 @@ def parameters(config: ModelConfig) -> int:
         config.delta_value_heads,
         config.delta_value_dim,
     )
-    attention = D * head * (3 * config.attention_heads + 2 * config.attention_kv_heads) + 2 * head
+    attention = D * head * (3 * config.attention_heads + 2 * config.attention_kv_heads)
+    attention += 2 * head if config.attention_qk_norm else 0
     projections = D * (2 * keys + 3 * heads * V + 2 * heads)
     delta = projections + (2 * keys + heads * V) * config.delta_conv_width + 2 * heads + V
     mixers = sum(attention if kind == "attention" else delta for kind in config.layers)

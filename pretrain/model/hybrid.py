@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -156,11 +157,11 @@ class HybridLM(nn.Module):
             dim, shape = split_dim(parameter), list(parameter.shape)
             if dim is not None:
                 shape[dim] *= mesh.tp_size()
-            parameter.copy_(share(_initial_value(name, shape, self.config, seed), dim))
+            parameter.copy_(share(initial_value(name, shape, self.config, seed), dim))
         return self
 
 
-def _initial_value(name: str, shape: list[int], config: ModelConfig, seed: int) -> Tensor:
+def initial_value(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
     """The initial value of one whole parameter."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -23,7 +23,7 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
             f"optimizer.warmup = {schedule.warmup} and optimizer.decay = {schedule.decay} are more "
             f"than train.steps = {steps}: the learning rate does not reach its peak"
         )
-    if before is None and uses_tokenizer(config) and (line := early_warning(config.model)):
+    if before is None and uses_tokenizer(config) and (line := early_warning(config)):
         yield line
     if before is not None and before.train.steps != steps and start < steps:
         now, was = (lr_factor(start, n, schedule) for n in (steps, before.train.steps))

@@ -64,7 +64,7 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
         remove_incomplete(run)
         found = latest_valid(run, _warn)
         if found:
-            check_unchanged(found.folder, found.config, config)
+            check_unchanged(found.folder, found.config, config, shape_only=found.weights_only)
         keep_tokenizer(run, config, resumes=found is not None)
     with writes_user_file(run / "config.toml"):
         write_atomically(run / "config.toml", dump(config))

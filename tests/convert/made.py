@@ -15,6 +15,7 @@ from pretrain.checkpoint.write import Part, write_common, write_part
 from pretrain.config.load import from_tables, validated
 from pretrain.config.run_folder import TOKENIZER
 from pretrain.config.schema import Config, SleepConfig
+from pretrain.model.sleep import SleepLM
 from tests.checkpoint.written import STATE
 from tests.model import tiny
 from tokenizer.encode import Tokenizer
@@ -23,8 +24,8 @@ SLEEP = SleepConfig(passes=3, window=16)
 # Keys and values are of one width, as llama.cpp holds them.
 SHAPE = {
     "d_model": 32, "attention_heads": 4, "attention_kv_heads": 2, "attention_head_dim": 8,
-    "rotary_fraction": 0.5, "delta_key_heads": 2, "delta_value_heads": 4, "delta_key_dim": 8,
-    "delta_value_dim": 8, "delta_chunk": 8, "mlp_width": 48, "norm_eps": 1e-5,
+    "rotary_fraction": 0.75, "delta_key_heads": 2, "delta_value_heads": 4, "delta_key_dim": 8,
+    "delta_value_dim": 8, "delta_chunk": 8, "mlp_width": 48,
 }  # fmt: skip
 DDDA = ["delta", "delta", "delta", "attention"]
 ADAD = ["attention", "delta", "attention", "delta"]
@@ -42,10 +43,17 @@ def config(tokenizer: Path, sleep: SleepConfig = SLEEP, **shape: object) -> Conf
     return validated(made)
 
 
-def weights(config: Config) -> dict[str, Tensor]:
+def build(config: Config, sleep: SleepConfig | None = None) -> SleepLM:
     """Random everywhere: norms, decays and convolutions too, for identity would hide mistakes."""
-    model = tiny.build(config.sleep, config.model, torch.float32)
-    return {name: p.detach() for name, p in model.named_parameters()}
+    model = tiny.build(sleep or config.sleep, config.model, torch.float32)
+    if config.model.tie_embeddings:  # or the head would say that all but one token is impossible
+        model.embed.weight.data *= config.model.d_model**-0.5
+    return model
+
+
+def weights(config: Config) -> dict[str, Tensor]:
+    """Of that model, by name."""
+    return {name: p.detach() for name, p in build(config).named_parameters()}
 
 
 def write_run(run: Path, config: Config, step: int = 7, ranks: int = 3) -> Path:

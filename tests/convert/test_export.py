@@ -22,7 +22,7 @@ from pretrain.inference.decode import Decoder
 from pretrain.inference.generate import continue_text, generate, open_run
 from pretrain.inference.sampling import Sampling
 from pretrain.inference.session import Session
-from tests.convert.made import ADAD, DDDA, config, weights, write_run
+from tests.convert.made import ADAD, DDDA, build, config, weights, write_run
 from tests.model import tiny
 from tokenizer.encode import Tokenizer
 
@@ -33,15 +33,14 @@ CASES = {
     },
     "other widths of keys and values, all rotated": {
         "layers": ["delta", "attention"], "delta_key_dim": 4, "delta_value_dim": 12,
-        "rotary_fraction": 1.0, "rope_theta": 1e6, "delta_conv_width": 3,
+        "rotary_fraction": 1.0, "rope_theta": 1e6, "delta_conv_width": 3, "norm_eps": 1e-5,
     },
 }  # fmt: skip
 
 
 def ours(settings: Config, ids: list[int]) -> Tensor:
     """[T, vocabulary]: after each token, N = 1 in one window."""
-    model = tiny.build(settings.sleep, settings.model, torch.float32)
-    model.sleep = SleepConfig(passes=1, window=len(ids) + 1)
+    model = build(settings, SleepConfig(passes=1, window=len(ids) + 1))
     return Session(Decoder(model)).read(ids, every=True)
 
 
@@ -67,7 +66,7 @@ def test_what_an_export_says_of_itself(model: Path, tmp_path: Path) -> None:
     export(write_run(tmp_path / "run", settings), tmp_path / "out")
     said = json.loads((tmp_path / "out/config.json").read_text())
     assert said["model_type"] == "qwen3_5_text" and said["full_attention_interval"] == 4
-    assert said["rope_parameters"]["mrope_section"] == [1, 1, 0]
+    assert said["rope_parameters"]["mrope_section"] == [1, 1, 1]
     assert said["hypnos"] == {
         "version": 1, "task": "text", "step": 7, "passes": 3, "window": 16, "when": "always",
         "eviction": "hard", "prelude": 1, "coda": 1,
@@ -158,6 +157,23 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="every checkpoint is damaged"):
         export(run, tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "sleep", "named"),
+    [
+        ({"attention_qk_norm": False}, {}, "model.attention_qk_norm = false"),
+        ({"delta_negative_eigenvalues": True}, {}, "model.delta_negative_eigenvalues = true"),
+        ({}, {"carries": "h"}, "sleep is one of its controls"),
+    ],
+)
+def test_another_model_than_qwen3_5_is_refused_by_name(
+    shape: dict[str, object], sleep: dict[str, str], named: str, model: Path, tmp_path: Path
+) -> None:
+    settings = config(model, SleepConfig(passes=1, window=16, **sleep), **shape)
+    with pytest.raises(UserError, match=f"{named}: no other software computes such a model"):
+        export(write_run(tmp_path / "run", settings), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_weights_that_are_not_finite_leave_nothing_behind(model: Path, tmp_path: Path) -> None:

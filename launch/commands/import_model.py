@@ -1,0 +1,47 @@
+"""hypnos import: a model of other software as a run that trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.commands import argument, command
+from launch.commands.values import path, positive, tell
+
+
+@command(
+    "import",
+    "make a run of a Hugging Face model: a Qwen3.5 hybrid, Llama or Qwen3",
+    description="Makes a run at step 0 of a folder of safetensors. A Qwen3.5 dense hybrid is taken "
+    "as it is; a Llama or Qwen3 is given delta-rule blocks, and computes the same until they have "
+    "learnt. The middle half of the blocks is looped, unless a setting says otherwise.",
+    example="hypnos import Qwen3.5-0.8B runs/taught sleep.passes=4 sleep.window=1024\n"
+    "hypnos import Qwen3-0.6B runs/taught --delta-every 4 sleep.prelude=0 sleep.coda=0",
+    arguments=[
+        argument("folder", metavar="FOLDER", type=path, help="config.json and safetensors"),
+        argument("out", metavar="RUN", type=path, help="folder of the new run"),
+        argument(
+            "overrides",
+            metavar="key=value",
+            nargs="*",
+            default=[],
+            help="settings of the run, as sleep.passes=4; they may still be changed when it trains",
+        ),
+        argument(
+            "--delta-every",
+            type=positive,
+            metavar="K",
+            help="a new delta-rule block for every K blocks of attention (default: 4)",
+        ),
+    ],
+)
+def import_model(folder: Path, out: Path, overrides: list[str], delta_every: int | None) -> None:
+    from pretrain.run.console import said_if_slow
+
+    with said_if_slow("loading torch", tell):
+        from pretrain.convert.into_run import import_folder
+
+    with said_if_slow(f"importing {folder}", tell):
+        said = import_folder(folder, out, overrides, delta_every)
+    for line in said:
+        tell(line)
+    print(f"wrote {out}; next: hypnos train {out}/config.toml")

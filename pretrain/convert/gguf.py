@@ -1,0 +1,244 @@
+"""A GGUF file for llama.cpp (architecture "qwen35"), from an exported Hugging Face folder.
+
+What llama.cpp wants otherwise than transformers:
+
+    RMSNorm             weights as they multiply: 1 + w (but for the read-out norm, which is so)
+    A_log               -exp(A_log)
+    value heads         where a key head serves R value heads, these lie together in transformers
+                        (k*R + r) and a round apart in llama.cpp (r*K + k)
+    short convolution   [C, taps]
+    layers              `attention.recurrent_layers`, a list, and the interval if there is one
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint import open_checkpoint
+from pretrain.config.checks import uses_tokenizer
+from pretrain.config.run_folder import TOKENIZER
+from pretrain.config.schema import Config, ModelConfig
+from pretrain.convert import engines, qwen3_5
+from pretrain.convert.export import export
+from pretrain.convert.folder import TensorFolder, new_file
+from pretrain.convert.names import Packed, packed_tensors
+from tokenizer.encode import Tokenizer
+
+ARCHITECTURE = "qwen35"
+KINDS = {
+    torch.float32: gguf.GGMLQuantizationType.F32,
+    torch.float16: gguf.GGMLQuantizationType.F16,
+    torch.bfloat16: gguf.GGMLQuantizationType.BF16,
+}
+FILE_TYPES = {
+    torch.float32: gguf.LlamaFileType.ALL_F32,
+    torch.float16: gguf.LlamaFileType.MOSTLY_F16,
+    torch.bfloat16: gguf.LlamaFileType.MOSTLY_BF16,
+}
+# Of a block, the last parts of the names: transformers' -> llama.cpp's
+NAMES = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "post_attention_layernorm.weight": "post_attention_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",  # per head [q | gate] there, too
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "linear_attn.in_proj_qkv.weight": "attn_qkv.weight",
+    "linear_attn.in_proj_z.weight": "attn_gate.weight",
+    "linear_attn.in_proj_b.weight": "ssm_beta.weight",
+    "linear_attn.in_proj_a.weight": "ssm_alpha.weight",
+    "linear_attn.conv1d.weight": "ssm_conv1d.weight",
+    "linear_attn.A_log": "ssm_a",
+    "linear_attn.dt_bias": "ssm_dt.bias",
+    "linear_attn.norm.weight": "ssm_norm.weight",
+    "linear_attn.out_proj.weight": "ssm_out.weight",
+}
+ENDS = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+class Target(NamedTuple):
+    """A tensor of the file, and where it comes from."""
+
+    name: str
+    source: Packed
+    convert: Callable[[Tensor], Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[C, 1, taps] is [C, taps] there."""
+        return tuple(size for d, size in enumerate(self.source.shape) if d != 1 or size != 1)
+
+    @property
+    def is_matrix(self) -> bool:
+        """What may be of half precision; llama.cpp wants the rest, convolutions too, in fp32."""
+        return len(self.source.shape) == 2
+
+
+def targets(model: ModelConfig) -> Iterator[Target]:
+    """Every tensor of the file, in order."""
+    for source in packed_tensors(model):
+        if source.name in ENDS:
+            name, part = ENDS[source.name], source.name
+        else:
+            _, _, block, part = source.name.split(".", 3)
+            name = f"blk.{block}.{NAMES[part]}"
+        yield Target(name, source, _conversion(part, model))
+
+
+def _conversion(part: str, model: ModelConfig) -> Callable[[Tensor], Tensor]:
+    """What is done to a tensor, by the last part of its name."""
+    keys, V = model.delta_key_heads * model.delta_key_dim, model.delta_value_dim
+
+    def in_turn(x: Tensor, rows: int) -> Tensor:
+        """Value heads, of so many rows each, from k*R + r to r*K + k."""
+        K, R = model.delta_key_heads, model.delta_value_heads // model.delta_key_heads
+        by_head = x.reshape(K, R, rows, *x.shape[1:])
+        return by_head.transpose(0, 1).reshape(x.shape)
+
+    def streams(x: Tensor) -> Tensor:
+        """Of [q | k | v] the last."""
+        x = x.squeeze(1)
+        return torch.cat([x[: 2 * keys], in_turn(x[2 * keys :], V)])
+
+    match part.split(".")[-2:]:
+        case ["linear_attn", "A_log"]:
+            return lambda x: in_turn(-x.float().exp(), 1)
+        case ["linear_attn", "dt_bias"] | ["in_proj_a" | "in_proj_b", _]:
+            return lambda x: in_turn(x, 1)
+        case ["in_proj_qkv" | "conv1d", _]:
+            return streams
+        case ["in_proj_z", _]:
+            return lambda x: in_turn(x, V)
+        case ["out_proj", _]:
+            return lambda x: in_turn(x.T, V).T.contiguous()
+        case ["norm", _] if part.startswith("linear_attn"):
+            return lambda x: x
+        case [name, _] if "norm" in name:
+            return lambda x: 1 + x.float()
+        case _:
+            return lambda x: x
+
+
+def write(folder: Path, out: Path) -> None:
+    """Writes a GGUF file from an exported folder; memory holds about one tensor at a time.
+
+    Matrices keep their precision; what is no matrix is fp32, as llama.cpp wants it.
+
+    Raises:
+        UserError: the file cannot hold the model, is there already, or cannot be written.
+    """
+    config = qwen3_5.from_json(folder)
+    engines.check_gguf(config, (folder / TOKENIZER).exists())
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    wanted = list(targets(config.model))
+    with new_file(out) as draft, TensorFolder(folder) as tensors:
+        embedding = wanted[0].source
+        matrices = tensors.get(embedding.name, embedding.shape).dtype
+        dtypes = [matrices if target.is_matrix else torch.float32 for target in wanted]
+        writer = gguf.GGUFWriter(draft, ARCHITECTURE)
+        _describe(writer, config, tokenizer, matrices)
+        for target, dtype in zip(wanted, dtypes, strict=True):
+            nbytes, kind = prod(target.shape) * dtype.itemsize, KINDS[dtype]
+            writer.add_tensor_info(target.name, target.shape, np.dtype("f4"), nbytes, kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for target, dtype in zip(wanted, dtypes, strict=True):
+            value = target.convert(tensors.get(target.source.name, target.source.shape))
+            assert tuple(value.shape) == target.shape, target
+            value = value.to(dtype).contiguous()
+            writer.write_tensor_data(value.view(-1).view(torch.uint8).numpy())
+            del value  # before there is another
+        writer.close()
+
+
+def write_run(run: Path, out: Path, precision: str = "fp32") -> None:
+    """Writes a GGUF file from a run's newest checkpoint, or from the checkpoint `run`, by way of a
+    Hugging Face folder that is gone afterwards.
+    """
+    _, config = open_checkpoint(run)
+    engines.check_gguf(config, uses_tokenizer(config))
+    with new_file(out) as draft:
+        folder = draft.with_suffix(".hf")
+        try:
+            export(run, folder, precision)
+            write(folder, draft)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _describe(
+    writer: gguf.GGUFWriter, config: Config, tokenizer: Tokenizer, matrices: torch.dtype
+) -> None:
+    """The file's keys. llama.cpp refuses a file that lacks most of them, and reads others wrongly
+    without a word: rope's count and sections, the tokenizer's scores and flags.
+    """
+    model, head = config.model, config.model.attention_head_dim
+    writer.add_file_type(FILE_TYPES[matrices])
+    writer.add_vocab_size(model.vocab_size)
+    writer.add_context_length(config.sleep.window)
+    writer.add_embedding_length(model.d_model)
+    writer.add_block_count(len(model.layers))
+    writer.add_feed_forward_length(model.mlp_width)
+    writer.add_layer_norm_rms_eps(model.norm_eps)
+    writer.add_head_count(model.attention_heads)
+    writer.add_head_count_kv(model.attention_kv_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(int(head * model.rotary_fraction))
+    writer.add_rope_dimension_sections([*qwen3_5.rotary_sections(config), 0])
+    writer.add_rope_freq_base(model.rope_theta)
+    writer.add_ssm_conv_kernel(model.delta_conv_width)
+    writer.add_ssm_state_size(model.delta_key_dim)
+    writer.add_ssm_group_count(model.delta_key_heads)
+    writer.add_ssm_time_step_rank(model.delta_value_heads)
+    writer.add_ssm_inner_size(model.delta_value_heads * model.delta_value_dim)
+    recurrent = [kind == "delta" for kind in model.layers]
+    writer.add_array(f"{ARCHITECTURE}.attention.recurrent_layers", recurrent)
+    if every := engines.interval(list(model.layers)):
+        writer.add_full_attention_interval(every)
+    _describe_tokenizer(writer, model.vocab_size, tokenizer)
+
+
+def _describe_tokenizer(writer: gguf.GGUFWriter, vocab_size: int, tokenizer: Tokenizer) -> None:
+    """sentencepiece's pieces, which nothing is put in front of."""
+    unused = [f"<unused{i}>" for i in range(vocab_size - tokenizer.vocab_size)]
+    types = [_token_type(tokenizer, i) for i in range(tokenizer.vocab_size)]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokenizer.pieces() + unused)
+    writer.add_token_scores(tokenizer.scores() + [-1e4] * len(unused))
+    writer.add_token_types(types + [gguf.TokenType.UNUSED] * len(unused))
+    writer.add_eos_token_id(tokenizer.eos)
+    writer.add_pad_token_id(tokenizer.pad)
+    writer.add_unk_token_id(tokenizer.unk)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_remove_extra_whitespaces(False)
+
+
+def _token_type(tokenizer: Tokenizer, i: int) -> gguf.TokenType:
+    if tokenizer.is_text(i):
+        return gguf.TokenType.NORMAL
+    if i in (tokenizer.eos, tokenizer.pad):
+        return gguf.TokenType.CONTROL
+    return gguf.TokenType.UNKNOWN if i == tokenizer.unk else gguf.TokenType.BYTE

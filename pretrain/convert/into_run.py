@@ -1,0 +1,106 @@
+"""A Hugging Face folder in: a run at step 0 that has its weights, and trains like any other.
+
+Nothing of a configuration has entered what such a run has computed, so all of it but the model's
+shape may still be changed: by overrides here, and when training begins.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from parallel.slices import Slice
+from pretrain.checkpoint.folder import draft_dir, make_draft, publish
+from pretrain.checkpoint.index import describe, tensor_file
+from pretrain.checkpoint.write import Part, write_common
+from pretrain.config.load import dump, from_tables, override
+from pretrain.config.run_folder import CONFIG, TOKENIZER
+from pretrain.config.schema import Config
+from pretrain.convert import qwen3_5, transformer
+from pretrain.convert.folder import Spec, TensorFolder, new_folder, read_json, write_tensors
+from pretrain.convert.names import packed_tensors
+from pretrain.errors import UserError
+from pretrain.files import sync
+from tokenizer import TokenizerError
+from tokenizer.encode import Tokenizer
+
+STATE: dict[str, Any] = {
+    "optimizer": {"adam_steps": 0, "skipped": 0, "in_a_row": 0},
+    "data": {},
+    "tokens": 0,
+    "rollbacks": {"total": 0, "here": 0},
+    "evaluated": False,
+}
+
+
+def import_folder(
+    folder: Path, out: Path, overrides: Sequence[str] = (), delta_every: int | None = None
+) -> list[str]:
+    """Makes a run of a Qwen3.5 dense hybrid, or of a Llama or Qwen3 transformer that is given
+    delta-rule blocks.
+
+    Memory holds about one tensor at a time. The middle half of the blocks is looped, unless the
+    folder is an export of ours or an override says otherwise.
+
+    Args:
+        out: the run's folder, which must not be there yet.
+        overrides: settings such as "sleep.passes=4"; of [model] only what the folder leaves open.
+        delta_every: a transformer is given a delta-rule block for every so many of its own.
+    Returns:
+        Lines about what was left out, and what is still to be said.
+    Raises:
+        UserError: the folder cannot be read, or held by our model; names the file and why.
+    """
+    path = folder / qwen3_5.CONFIG
+    theirs = read_json(path)
+    source: ModuleType = qwen3_5
+    if theirs.get("model_type") in transformer.MODEL_TYPES:
+        source = transformer
+        tables, defaults = transformer.tables(theirs, path, delta_every or transformer.DELTA_EVERY)
+    else:
+        tables, defaults = qwen3_5.tables(theirs, path), []
+        if delta_every is not None:
+            raise UserError(f"{path}: a hybrid has its own delta-rule blocks: no --delta-every")
+    config = _configuration(tables, path, out, [*defaults, *overrides])
+    with TensorFolder(folder) as tensors, new_folder(out) as run:
+        parts = [part for packed in packed_tensors(config.model) for part in packed.parts]
+        make_draft(run, 0)
+        file = draft_dir(run, 0) / tensor_file("model", 0)
+        write_tensors(file, [Spec(*part) for part in parts], source.weights(tensors, config))
+        sync(file)
+        slices = {part.name: {file.name: Slice.share(part.shape, {})} for part in parts}
+        written = Part({file.name: describe(file)}, {"model": slices})
+        write_common(file.parent, 0, [written], STATE, config)
+        publish(run, 0, keep=1, keep_every=0)
+        (run / CONFIG).write_text(dump(config), encoding="utf-8")
+        return [*source.left_out(tensors, config), *_take_tokenizer(folder, run)]
+
+
+def _configuration(
+    tables: dict[str, Any], path: Path, out: Path, overrides: Sequence[str]
+) -> Config:
+    """What the run begins with. UserError: an override changes what the weights fix."""
+    place = Path(os.path.abspath(out))
+    run = {"dir": str(place.parent), "name": place.name}
+    data = qwen3_5.DATA | {"tokenizer": str(place / TOKENIZER)}
+    given = from_tables({"run": run, "data": data} | tables, str(path))
+    changed = override(given, overrides)
+    for name in tables["model"]:
+        if getattr(changed.model, name) != getattr(given.model, name):
+            raise UserError(f"model.{name}: {path} says what it is; leave it out")
+    return changed
+
+
+def _take_tokenizer(folder: Path, run: Path) -> list[str]:
+    """Copies a tokenizer that we can use; else says that there is none."""
+    own = folder / TOKENIZER
+    try:
+        Tokenizer.load(own)
+    except TokenizerError as error:
+        return [f"no tokenizer is taken along: {error}; data.tokenizer has to name one"]
+    shutil.copyfile(own, run / TOKENIZER)
+    return []

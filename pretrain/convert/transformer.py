@@ -1,0 +1,161 @@
+"""Attention-only models in (Llama, Qwen3): the same function, with delta-rule blocks put in.
+
+What our attention block has and theirs has not, so that nothing changes before the first step:
+
+    output gate     weights 0: sigmoid(0) = 1/2, and the output projection is twice theirs
+    RMSNorm         theirs multiplies by w, ours by 1 + w
+    query, key norm Qwen3 has them; Llama has not: model.attention_qk_norm = false
+    new blocks      a delta rule as any begins, but its output projection and its MLP's are 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.config.schema import Config
+from pretrain.convert.folder import TensorFolder
+from pretrain.convert.names import Part, Shape, packed_tensors
+from pretrain.convert.qwen3_5 import Tables, middle_half
+from pretrain.errors import UserError, shortened
+from pretrain.model.hybrid import initial_value
+
+MODEL_TYPES = ("llama", "qwen3")
+DELTA_EVERY = 4  # as the paper's 1.4B model: six new blocks for twenty-four
+DELTA_WIDTH = 128  # of a head, the portable one
+# theirs: ours
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "intermediate_size": "mlp_width",
+    "num_attention_heads": "attention_heads",
+    "num_key_value_heads": "attention_kv_heads",
+    "rms_norm_eps": "norm_eps",
+}
+COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads")  # what is reckoned with
+# What they may say, and must not: our blocks have no such thing.
+FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+}
+NAMES = {
+    "mixer_norm": "input_layernorm",
+    "mixer.q": "self_attn.q_proj",
+    "mixer.k": "self_attn.k_proj",
+    "mixer.v": "self_attn.v_proj",
+    "mixer.out": "self_attn.o_proj",
+    "mixer.q_norm": "self_attn.q_norm",
+    "mixer.k_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+ENDS = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+
+
+def tables(theirs: dict[str, Any], path: Path, every: int) -> tuple[Tables, list[str]]:
+    """What a config.json says of a run that begins with its model; and overrides that give the new
+    blocks their size, which others may change.
+
+    Raises:
+        UserError: the model has something that ours has not.
+    """
+    for name, value in FIXED.items():
+        if theirs.get(name, value) != value:
+            raise UserError(f"{path}: {name} = {theirs[name]!r}; only {value!r} can be held")
+    if missing := [name for name in (*SIZES, "num_hidden_layers") if name not in theirs]:
+        raise UserError(f"{path}: {missing[0]} is missing")
+    if not all(type(theirs[name]) is int and theirs[name] > 0 for name in COUNTS):
+        raise UserError(f"{path}: {', '.join(COUNTS)} must be whole numbers from 1")
+    model = {ours: theirs[name] for name, ours in SIZES.items()}
+    head = theirs.get("head_dim") or model["d_model"] // model["attention_heads"]
+    layers = _layers(theirs["num_hidden_layers"], every)
+    model |= {
+        "layers": layers,
+        "attention_head_dim": head,
+        "attention_qk_norm": theirs["model_type"] == "qwen3",
+        "rotary_fraction": 1.0,
+        "rope_theta": _rope_theta(theirs, path),
+        "tie_embeddings": theirs.get("tie_word_embeddings", False),
+    }
+    width = DELTA_WIDTH if model["d_model"] % DELTA_WIDTH == 0 else head
+    heads = max(1, model["d_model"] // width)
+    shape = {"key_heads": heads, "value_heads": heads, "key_dim": width, "value_dim": width}
+    defaults = [f"model.delta_{name}={size}" for name, size in shape.items()]
+    return {"model": model, "sleep": middle_half(len(layers))}, defaults
+
+
+def _layers(attention: int, every: int) -> list[str]:
+    """A new block in the middle of every so many."""
+    layers = []
+    for number in range(attention):
+        if number % every == every // 2:
+            layers.append("delta")
+        layers.append("attention")
+    return layers
+
+
+def _rope_theta(theirs: dict[str, Any], path: Path) -> float:
+    """The base of the wavelengths. UserError: they are scaled."""
+    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UserError(f"{path}: rope_type = {shortened(repr(kind))}; only 'default' can be held")
+    theta: float = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
+    return theta
+
+
+def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
+    """Our parameters in the order of `packed_tensors`, fp32, each read when it is due."""
+    for packed in packed_tensors(config.model):
+        for part in packed.parts:
+            value = _value(part, tensors, config)
+            if not value.isfinite().all():
+                raise UserError(f"{tensors.folder}: {packed.name} is not finite")
+            yield value
+            del value
+
+
+def _value(part: Part, tensors: TensorFolder, config: Config) -> Tensor:
+    """One parameter of ours."""
+    if not part.name.startswith("blocks."):
+        end = part.name.removesuffix(".weight")
+        value = tensors.get(f"{ENDS[end]}.weight", part.shape).float()
+        return value - 1 if end == "norm" else value
+    _, block, name = part.name.split(".", 2)
+    if config.model.layers[int(block)] == "delta":
+        return _new(part.name, part.shape, config)
+    if name == "mixer.gate.weight":
+        return torch.zeros(part.shape)
+    name = name.removesuffix(".weight")
+    layer = config.model.layers[: int(block)].count("attention")
+    value = tensors.get(f"model.layers.{layer}.{NAMES[name]}.weight", part.shape).float()
+    if name.endswith("norm"):
+        return value - 1
+    return 2 * value if name == "mixer.out" else value
+
+
+def _new(name: str, shape: Shape, config: Config) -> Tensor:
+    """Of a new block."""
+    if name.endswith(("mixer.out.weight", "mlp.down.weight")):
+        return torch.zeros(shape)
+    return initial_value(name, shape, config.model, config.run.seed)
+
+
+def left_out(tensors: TensorFolder, config: Config) -> list[str]:
+    """Nothing is. UserError: there are tensors that ours does not hold, such as biases."""
+    layers = range(config.model.layers.count("attention"))
+    known = {f"{name}.weight" for name in ENDS.values()}
+    known |= {f"model.layers.{i}.{name}.weight" for i in layers for name in NAMES.values()}
+    buffers = "rotary_emb.inv_freq"  # which old files have; rope_theta says the same
+    others = [n for n in tensors.names() if n not in known and not n.endswith(buffers)]
+    if others:
+        raise UserError(f"{tensors.folder}: tensor {shortened(others[0])} cannot be held")
+    return []

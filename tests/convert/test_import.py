@@ -1,0 +1,210 @@
+"""Models of transformers as runs of ours: the same function, and runs that train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3Config,
+)
+
+from launch.cli import main
+from pretrain.config.load import load
+from pretrain.config.run_folder import places
+from pretrain.convert import folder
+from pretrain.convert.export import export
+from pretrain.convert.into_run import import_folder
+from pretrain.convert.load import open_model
+from pretrain.errors import UserError
+from pretrain.inference.decode import Decoder
+from pretrain.inference.session import Session
+from pretrain.model.sleep import SleepLM
+from pretrain.trainer import train
+from tests import runs
+from tests.convert.made import ADAD, config, write_run
+from tests.model import tiny
+
+IDS = torch.randint(0, 64, (1, 70), generator=torch.Generator().manual_seed(3))
+
+
+def tensors(place: Path) -> dict[str, Tensor]:
+    """Of a folder of safetensors."""
+    found = {}
+    for path in place.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def same_function(model: SleepLM, theirs: PreTrainedModel) -> None:
+    """N = 1 in one window."""
+    model.sleep.window, model.sleep.passes = 128, 1
+    logits = Session(Decoder(model)).read(IDS[0].tolist(), every=True)
+    with torch.inference_mode():
+        expected = theirs.float().eval()(IDS).logits[0]
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("tied", "shard"), [(False, 40_000), (True, folder.MAX_SHARD)])
+def test_out_and_in_and_out_again(
+    tied: bool, shard: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(model, layers=ADAD, tie_embeddings=tied)
+    monkeypatch.setattr(folder.write_shards, "__defaults__", (shard,))
+    export(write_run(tmp_path / "run", settings), tmp_path / "first")
+    assert not import_folder(tmp_path / "first", tmp_path / "again")
+    export(tmp_path / "again", tmp_path / "second")
+    first, second = tensors(tmp_path / "first"), tensors(tmp_path / "second")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    _, again = open_model(tmp_path / "again")
+    assert (again.model.layers, again.sleep) == (settings.model.layers, settings.sleep)
+
+
+def test_a_multimodal_folder_in_bf16(tmp_path: Path) -> None:
+    """As Qwen3.5 is published: the language model below another name, vision beside it."""
+    text = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8, "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    torch.manual_seed(0)
+    whole = Qwen3_5ForConditionalGeneration(
+        Qwen3_5Config(text_config=text, vision_config=vision | {"out_hidden_size": 32})
+    ).bfloat16()
+    whole.save_pretrained(tmp_path / "hf")
+    said = import_folder(tmp_path / "hf", tmp_path / "run")
+    assert "tensors are left out, as model.visual" in said[0] and "data.tokenizer" in said[1]
+    loaded, settings = open_model(tmp_path / "run")
+    assert (settings.sleep.prelude, settings.sleep.coda) == (1, 1)
+    same_function(loaded, whole)
+
+
+TRANSFORMERS = {
+    "llama": LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+    "qwen3": Qwen3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_attention_alone_computes_the_same_with_new_blocks(kind: str, tmp_path: Path) -> None:
+    theirs = transformer(kind, tmp_path / "hf")
+    import_folder(tmp_path / "hf", tmp_path / "run", ["model.delta_key_dim=4"], delta_every=2)
+    loaded, settings = open_model(tmp_path / "run")
+    assert settings.model.layers == ["attention", "delta", "attention", "attention"]
+    assert settings.model.delta_key_dim == 4
+    same_function(loaded, theirs)
+    loaded.sleep.window = 6
+    grads = tiny.gradients(loaded, loaded(tiny.sequences(12)).loss)
+    zero = [name for name, p in loaded.named_parameters() if not p.any() and p.dim() == 2]
+    assert len(zero) == 5 and all(grads[name].any() for name in zero)  # they can learn
+
+
+def transformer(kind: str, place: Path) -> PreTrainedModel:
+    """A model with norms that are not all one, saved."""
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(TRANSFORMERS[kind])
+    for name, p in theirs.named_parameters():
+        if "norm" in name:
+            p.data = 1 + 0.3 * torch.randn_like(p)
+    theirs.save_pretrained(place)
+    return theirs
+
+
+def ready(corpus: Path, place: Path) -> list[str]:
+    """An imported run, and the settings that a user would give it to train with."""
+    settings = config(corpus / "small.model", layers=ADAD)
+    export(write_run(place / "given", settings), place / "hf")
+    import_folder(place / "hf", place / "taught")
+    shards = corpus / "shards"
+    return [
+        f'data.train=[{{path="{shards}/train"}}]', f"data.heldout={shards}/heldout",
+        "data.windows=2", "sleep.passes=2", "sleep.window=8", "sleep.prelude=1",
+        "train.steps=4", "train.batch=4", "train.checkpoint_every=2", "train.eval_every=4",
+        "train.eval_batches=1", "optimizer.warmup=0",
+    ]  # fmt: skip
+
+
+def test_it_trains_with_other_settings_than_it_was_imported_with(
+    corpus: Path, tmp_path: Path
+) -> None:
+    given, overrides = tmp_path / "taught/config.toml", ready(corpus, tmp_path)
+    run = train(load(given, [*places(given), *overrides]), progress=False)
+    assert run == tmp_path / "taught"
+    first = runs.rows(run)[0]
+    assert (first["kind"], first["step"], first["passes"]) == ("eval", 0, 2)
+    before, after = runs.tensors(tmp_path / "given", 7), runs.tensors(run, 4)
+    weights = {name for name in after if name.startswith("model/")}
+    assert weights == before.keys()
+    assert all(not torch.equal(after[name], before[name]) for name in weights)
+    assert all((after[name] - before[name]).abs().max() < 0.2 for name in weights)
+
+    saved = load(given, places(given))  # now it is a run as any
+    assert saved.sleep.passes == 2
+    saved.sleep.passes = 3
+    with pytest.raises(UserError, match=r"sleep\.passes = 3 \(it had 2\)"):
+        train(saved, progress=False)
+
+
+def test_its_shape_stays(corpus: Path, tmp_path: Path) -> None:
+    given, overrides = tmp_path / "taught/config.toml", ready(corpus, tmp_path)
+    with pytest.raises(UserError, match=r"model\.mlp_width = 64 \(it had 48\)"):
+        train(load(given, [*places(given), *overrides, "model.mlp_width=64"]), progress=False)
+    with pytest.raises(UserError, match=r"model\.mlp_width: .* says what it is; leave it out"):
+        import_folder(tmp_path / "hf", tmp_path / "other", ["model.mlp_width=64"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type = 'mamba'"),
+        ({"attention_bias": True}, "attention_bias = True; only False can be held"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type = 'llama3'"),
+        ({"num_hidden_layers": 4}, r"model\.layers\.3\.\S+ is missing"),
+        ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ cannot be held"),
+        ({"hidden_size": "32"}, "must be whole numbers"),
+        ({"vocab_size": 63}, r"embed_tokens\.weight is \[64, 32\] instead of \[63, 32\]"),
+    ],
+)
+def test_refused_by_name(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    transformer("llama", tmp_path / "hf")
+    path = tmp_path / "hf/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        import_folder(tmp_path / "hf", tmp_path / "run", ["sleep.passes=1"])
+    assert [each.name for each in tmp_path.iterdir()] == ["hf"]
+
+
+def test_llama_without_norms_of_queries_is_not_exported(tmp_path: Path) -> None:
+    transformer("llama", tmp_path / "hf")
+    import_folder(tmp_path / "hf", tmp_path / "run", ["data.task=depo", "sleep.prelude=1"])
+    with pytest.raises(UserError, match=r"model\.attention_qk_norm = false"):
+        export(tmp_path / "run", tmp_path / "out")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformer("qwen3", tmp_path / "hf")
+    arguments = ["import", str(tmp_path / "hf"), str(tmp_path / "run"), "--delta-every", "1"]
+    assert main([*arguments, "sleep.passes=2"]) == 0
+    said = capsys.readouterr()
+    assert "next: hypnos train" in said.out and "no tokenizer is taken along" in said.err
+    assert open_model(tmp_path / "run")[1].model.layers == ["delta", "attention"] * 3
