@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import IO
 
 from pretrain.exit_status import of_process
@@ -38,7 +39,7 @@ class Rank:
             stderr=subprocess.STDOUT,
             close_fds=False,  # MPICH gives its ranks a descriptor to ask it by
             process_group=0,  # Ctrl-C comes to us, and from us once
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         assert self.process.stdout is not None
         self._thread = Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
@@ -65,10 +66,15 @@ class Rank:
 
 
 @contextmanager
-def passing_signals_on() -> Iterator[tuple[list[Rank], list[int]]]:
+def passing_signals_on(
+    instead: Mapping[int, int] = MappingProxyType({}),
+) -> Iterator[tuple[list[Rank], list[int]]]:
     """Inside, signals reach all ranks that are in the first list; the second has those there were.
 
     At the end all ranks are killed.
+
+    Args:
+        instead: of a signal, the one that is passed on in its place.
     """
     ranks, received = list[Rank](), list[int]()
 
@@ -76,7 +82,7 @@ def passing_signals_on() -> Iterator[tuple[list[Rank], list[int]]]:
         received.append(number)
         for rank in ranks:
             if rank.status is None:
-                rank.process.send_signal(number)
+                rank.process.send_signal(instead.get(number, number))
 
     handlers = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
@@ -100,7 +106,7 @@ def default_threads(ranks: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
 
 
-def _die_with_parent() -> None:
-    """In the child, between fork and exec: no life without the one who started it."""
+def die_with_parent() -> None:
+    """No life of this process without the one who started it (Linux)."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -27,6 +27,11 @@ MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 # the rank, where a launcher's variables say it before MPI has been asked
 RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+# what variables begin with that mean something to ranks: mpirun has to be told to pass them on
+FORWARDED = (
+    "PATH", "LD_LIBRARY_PATH", "PYTHON", "VIRTUAL_ENV", "OMP_", "MKL_", "CUDA_", "NCCL_", "GLOO_",
+    "TORCH", "TRITON_", "HF_", "FI_", "UCX_", "HYPNOS_",
+)  # fmt: skip
 PORTS = range(20_000, 30_000)  # below those that systems give to outgoing connections
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from launch.commands import Group, argument, command
 from launch.commands.job import begin, end, rank, run_folder
+from launch.commands.started import cancel, logs, status
 from launch.commands.train import RUN
 from launch.commands.values import path, positive, read_text, tell
 
@@ -42,6 +43,44 @@ def local(config: Path, overrides: list[str], ranks: int) -> int:
     status = run_ranks(command, ranks=ranks, logs=start.logs(run))
     starts.finish(run, start, why_ended(run, start, status))
     return status
+
+
+@command(
+    "mpi",
+    "train on several hosts, by mpirun",
+    description="Starts `hypnos train` on hosts that mpirun reaches, by ssh for example; the "
+    "folders must be the same on all of them. Rank 0 is shown; each rank's log is in the run's "
+    "folder.",
+    example="hypnos launch mpi configs/depo-small.toml --hosts a,b --ranks-per-host 8 "
+    "parallel.tp=8",
+    arguments=[
+        *RUN,
+        argument("--hosts", default="", metavar="NAMES", help="as a,b; without: this one"),
+        argument(
+            "--ranks-per-host", type=positive, metavar="COUNT", required=True, help="one a GPU"
+        ),
+    ],
+)
+def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> int:
+    run = run_folder(config, overrides)
+
+    from launch import starts
+    from launch.mpi import mpirun, run_mpi
+    from launch.outcome import tell as tell_end
+    from launch.outcome import why_ended
+
+    names = tuple(name for name in hosts.split(",") if name)
+    command = mpirun(names, ranks_per_host)
+    nodes = names or (starts.this_host(),)
+    start = starts.begin(run, "mpi", str(os.getpid()), nodes, len(nodes) * ranks_per_host)
+    logs = os.path.abspath(start.logs(run))
+    rank = [sys.executable, "-m", "launch", "launch", "rank", logs, str(config), *overrides]
+    status = run_mpi([*command, *rank], Path(logs))
+    end = why_ended(run, start, status)
+    starts.finish(run, start, end)
+    if end.status:
+        tell_end(run, start, end)
+    return end.status
 
 
 @command(
@@ -110,13 +149,13 @@ def slurm(
     runs = [[str(config), *overrides]] if array is None else _runs(array, config, overrides)
     folders = [run_folder(Path(run[0]), list(run[1:])) for run in runs]
     # sbatch does not make it
-    logs = (folders[0].parent if array else folders[0]) / "logs"
-    with writes_user_file(logs):
-        logs.mkdir(parents=True, exist_ok=True)
+    output = (folders[0].parent if array else folders[0]) / "logs"
+    with writes_user_file(output):
+        output.mkdir(parents=True, exist_ok=True)
     job = Job(
         name=array.stem if array else folders[0].name,
         runs=runs,
-        output=logs.absolute() / ("slurm-%A_%a.log" if array else "slurm-%j.log"),
+        output=output.absolute() / ("slurm-%A_%a.log" if array else "slurm-%j.log"),
         nodes=nodes,
         gpus_per_node=gpus_per_node or 0,
         ranks_per_node=ranks_per_node or gpus_per_node or 1,
@@ -127,7 +166,7 @@ def slurm(
     if not submit:
         print(text, end="")
         return
-    number = hand_over(text, logs / f"{job.name}.sbatch")
+    number = hand_over(text, output / f"{job.name}.sbatch")
     for task, folder in enumerate(folders):
         starts.submitted(folder, f"{number}_{task}" if array else number)
     print(f"submitted job {number}; next: hypnos launch status {folders[0]}")
@@ -169,9 +208,10 @@ def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[
 
 LAUNCH = Group(
     "launch",
-    "train on many ranks: of this machine, of a Slurm cluster",
-    description="Starts `hypnos train` on many ranks, and ends them together.",
+    "train on many ranks: of this machine, by mpirun, on a Slurm cluster",
+    description="Starts `hypnos train` on many ranks, ends them together, and says how far they "
+    "are.",
     example="hypnos launch local configs/depo-small.toml --ranks 2 parallel.pp=2 "
     "train.microbatches=2",
-    commands=(local, slurm, begin, rank, end),
+    commands=(local, mpi, slurm, status, logs, cancel, begin, rank, end),
 )

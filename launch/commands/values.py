@@ -22,6 +22,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def rank_number(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
 def seed(text: str) -> int:
     """A whole number from 0 that fits in 63 bits."""
     if not text.isdecimal() or int(text) >= 1 << 63:

@@ -1,0 +1,128 @@
+"""hypnos launch status, logs, cancel: how far a started run is, what it says, and its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launch.commands import argument, command
+from launch.commands.values import path, positive, rank_number
+from pretrain.errors import UserError
+
+RUN = argument("run", metavar="RUN", type=path, help="a run's folder")
+
+
+@command(
+    "status",
+    "what is queued and running, how far a run is, why its starts ended",
+    description="How far a run is, by its own folder; its job, by Slurm; every start so far, and "
+    "why it ended.",
+    example="hypnos launch status runs/depo-small",
+    arguments=[RUN],
+)
+def status(run: Path) -> None:
+    from launch import progress
+
+    every = progress.known(run)
+    print(progress.progress(run))
+    print(progress.job(run, every))
+    if not every:
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("start", "job", "nodes", "began", "steps", "ended"):
+        table.add_column(column, overflow="fold")
+    for start in every:
+        steps = (
+            f"{start.step or 0} to {start.end.step or 0}" if start.end else f"{start.step or 0} to"
+        )
+        job = f"{start.launcher} {start.job}"
+        ended = start.end.why if start.end else ""
+        nodes = ",".join(start.nodes)
+        table.add_row(str(start.number), job, nodes, progress.ago(start.time), steps, ended)
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+
+
+@command(
+    "logs",
+    "what a run's ranks write",
+    description="What a rank has written: of the newest start, and of the rank that failed first, "
+    "if one has failed, else rank 0.",
+    example="hypnos launch logs runs/depo-small --follow\n"
+    "hypnos launch logs runs/depo-small "
+    "--start 2 --rank 3",
+    arguments=[
+        RUN,
+        argument("--start", type=positive, metavar="NUMBER", help="as `status` numbers them"),
+        argument("--rank", type=rank_number, metavar="RANK", help="from 0"),
+        argument("--follow", action="store_true", help="go on with what it writes, to its end"),
+    ],
+)
+def logs(run: Path, start: int | None, rank: int | None, follow: bool) -> None:
+    from launch import progress, starts
+
+    every = progress.known(run)
+    if not every:
+        raise UserError(f"{run}: not started yet; {progress.job(run, every)}")
+    chosen = next((each for each in every if each.number == start), None) if start else every[-1]
+    if chosen is None:
+        raise UserError(f"--start {start}: {run} has {len(every)}; `hypnos launch status {run}`")
+    folder = chosen.logs(run)
+    failed = starts.first_failed(folder)
+    log = starts.log_of(folder, rank if rank is not None else failed or 0)
+    if not log.exists():
+        raise UserError(f"{log}: not there; the start has {chosen.ranks} ranks, from 0")
+    print(f"==> {log} <==", file=sys.stderr, flush=True)
+    with log.open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+        while follow and not _over(run, chosen.number):
+            sys.stdout.flush()
+            time.sleep(0.5)
+            shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+def _over(run: Path, number: int) -> bool:
+    from launch import starts
+
+    return any(start.number == number and start.end for start in starts.starts(run))
+
+
+@command(
+    "cancel",
+    "end a run: it saves, and does not start again",
+    description="Takes a run's job out of Slurm's queue, or ends the launch on this machine. Ranks "
+    "that train save first, in the time that Slurm leaves them (KillWait).",
+    example="hypnos launch cancel runs/depo-small",
+    arguments=[RUN],
+)
+def cancel(run: Path) -> None:
+    from launch import progress, starts
+
+    every = progress.known(run)
+    last = every[-1] if every else None
+    if last is None or last.launcher == "slurm":
+        job = starts.newest_job(run)
+        assert job is not None  # one was submitted or started
+        if not progress.in_queue(job):
+            raise UserError(f"{run}: job {job} is over: {progress.slurm_state(job)}")
+        done = subprocess.run(["scancel", job], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{run}: scancel {job}: {done.stderr.strip()}")
+        print(f"job {job} cancelled")
+        return
+    if last.end is not None:
+        raise UserError(f"{run}: start {last.number} is over: {last.end.why}")
+    if last.host != starts.this_host():
+        raise UserError(f"{run}: started on {last.host}; `hypnos launch cancel {run}` there")
+    if not progress.is_ours(int(last.job)):
+        raise UserError(f"{run}: process {last.job} is gone already")
+    os.kill(int(last.job), signal.SIGTERM)
+    print(f"process {last.job} told to save and end")

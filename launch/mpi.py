@@ -1,0 +1,71 @@
+"""Ranks on several hosts by mpirun: the command line, for the MPI that there is, and its end.
+
+    Open MPI          mpirun --host a:8,b:8 -np 16 ...
+    MPICH, Intel      mpirun -hosts a,b -ppn 8 -np 16 ...
+
+mpirun starts `hypnos launch rank` (launch/rank.py) on each host, by ssh or what it is set up for.
+One that fails makes it end all. SIGTERM and Ctrl-C would make it kill the ranks within a second, so
+here they become SIGUSR1, which it passes on: the ranks save, and end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.processes import Rank, passing_signals_on
+from launch.world import FORWARDED
+from pretrain.errors import UserError
+
+
+def mpirun(hosts: Sequence[str], ranks_per_host: int) -> list[str]:
+    """The command line of mpirun, up to what it is to start; no hosts: this one.
+
+    Raises:
+        UserError: there is no mpirun, or one of an MPI that is not known.
+    """
+    program = shutil.which("mpirun")
+    if program is None:
+        fix = "load the module of an MPI, or apt install openmpi-bin; on one host: launch local"
+        raise UserError(f"there is no mpirun here: {fix}")
+    done = subprocess.run([program, "--version"], capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    count = str(max(1, len(hosts)) * ranks_per_host)
+    if "Open MPI" in said or "OpenRTE" in said:
+        slots = ",".join(f"{host}:{ranks_per_host}" for host in hosts)
+        names = [name for name in os.environ if name.startswith(FORWARDED)]
+        return [
+            program,
+            *(["--allow-run-as-root"] if os.geteuid() == 0 else []),
+            *(["--host", slots] if hosts else ["--oversubscribe"]),
+            *["--bind-to", "none", "-np", count],
+            *[word for name in names for word in ("-x", name)],
+        ]
+    if "HYDRA" in said or "Intel(R) MPI" in said:  # they pass all variables on
+        where = ["-hosts", ",".join(hosts), "-ppn", str(ranks_per_host)] if hosts else []
+        return [program, *where, "-np", count]
+    raise UserError(f"{program}: neither Open MPI nor MPICH nor Intel MPI: {said.splitlines()[:1]}")
+
+
+def run_mpi(command: Sequence[str], logs: Path) -> int:
+    """Runs mpirun to its end; what it prints is shown, and kept in LOGS/mpirun.log.
+
+    Returns:
+        mpirun's status; 128 + n if signal n was received here.
+    """
+    with passing_signals_on({signal.SIGTERM: signal.SIGUSR1, signal.SIGINT: signal.SIGUSR1}) as (
+        started,
+        received,
+    ):
+        process = Rank(command, os.environ, logs / "mpirun.log", shown=True)
+        started.append(process)
+        while (status := process.status) is None:
+            time.sleep(0.1)
+        process.join()
+    asked = [number for number in received if number != signal.SIGUSR1]
+    return 128 + asked[0] if asked and status else status

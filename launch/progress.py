@@ -1,0 +1,110 @@
+"""How far a started run is: by its own folder, and by what Slurm or this host know of its job."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+
+import psutil
+
+from launch import starts
+from launch.outcome import last_lines
+from launch.starts import Start
+from pretrain.errors import UserError
+from pretrain.files import parse_json
+
+TAIL = 200  # lines of metrics.jsonl in which there is a "train" row
+
+
+def known(run: Path) -> list[Start]:
+    """The starts of a run. UserError: it was neither started nor submitted by `hypnos launch`."""
+    if not (run / starts.JOURNAL).exists():
+        what = "no such folder" if not run.is_dir() else f"no {starts.JOURNAL} in it"
+        raise UserError(f"{run}: {what}; name the folder of a run that `hypnos launch` has started")
+    return starts.starts(run)
+
+
+def progress(run: Path) -> str:
+    """Its last step, loss and checkpoint, in a line."""
+    rows = []
+    for line in last_lines(run / "metrics.jsonl", TAIL):
+        try:
+            rows.append(parse_json(line))
+        except ValueError:  # the first and the last line may be cut
+            continue
+    trained = [row for row in rows if isinstance(row, dict) and row.get("kind") == "train"]
+    if not trained:
+        return f"{run}: no step yet"
+    last, saved = trained[-1], starts.newest_step(run)
+    settings = tomllib.loads((run / "config.toml").read_text())
+    where = f"{run}: step {last['step']} of {settings['train']['steps']}, loss {last['loss']:.4f}"
+    if saved is None:
+        return f"{where}; nothing saved yet"
+    when = (run / "checkpoints" / f"step-{saved}").stat().st_mtime
+    return f"{where}; saved: step {saved}, {ago(when)}"
+
+
+def job(run: Path, every: list[Start]) -> str:
+    """What is known of its newest job, in a line."""
+    last = every[-1] if every else None
+    if last is not None and last.launcher != "slurm":
+        name = f"process {last.job} on {last.host}"
+        if last.end is not None:
+            return f"{name}: over"
+        if last.host != starts.this_host():
+            return f"{name}: not to be seen from here"
+        return f"{name}: running" if is_ours(int(last.job)) else f"{name}: gone without a word"
+    number = starts.newest_job(run)
+    assert number is not None  # one was submitted or started
+    return f"job {number}: {slurm_state(number)}"
+
+
+def slurm_state(job: str) -> str:
+    """A job's state, as Slurm says it now; sites without accounting forget jobs after minutes."""
+    if shutil.which("squeue") is None:
+        raise UserError(f"job {job} is of Slurm, which is not here; ask on a node of the cluster")
+    shown = "%T|%r|%M of %l|%N"
+    line = _said("squeue", "--noheader", f"--jobs={job}", f"--format={shown}")
+    if line:
+        state, reason, run_time, nodes = line.splitlines()[0].split("|")
+        excluded = _field(job, "ExcNodeList")
+        where = f" on {nodes}, {run_time}" if nodes else f" ({reason})"
+        return f"{state.lower()}{where}" + (f", without {excluded}" if excluded else "")
+    state = _field(job, "JobState")
+    return f"{state.lower()}, status {_field(job, 'ExitCode')}" if state else "over, and forgotten"
+
+
+def in_queue(job: str) -> bool:
+    """Whether Slurm runs a job, or is going to."""
+    return bool(_said("squeue", "--noheader", f"--jobs={job}", "--format=%T"))
+
+
+def _field(job: str, name: str) -> str:
+    found = re.search(rf"\b{name}=(\S+)", _said("scontrol", "show", "job", "--oneliner", job))
+    return "" if found is None or found[1] == "(null)" else found[1]
+
+
+def _said(*command: str) -> str:
+    """What a Slurm command prints; nothing if it does not know the job."""
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def is_ours(pid: int) -> bool:
+    """Whether a process here is a `hypnos launch` that runs."""
+    try:
+        return "launch" in psutil.Process(pid).cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ago(then: float) -> str:
+    """As "3 min ago"."""
+    seconds = max(0, int(time.time() - then))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"

@@ -1,0 +1,117 @@
+"""What `hypnos launch status`, `logs` and `cancel` say of runs on this machine, and refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import starts
+from launch.cli import main
+from launch.starts import End, RankEnd, Start
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """At step 30 of 60, saved at 20; its first start has failed on rank 1."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints/step-20").mkdir(parents=True)
+    rows = [{"kind": "train", "step": step, "loss": 3 - step / 100} for step in (10, 20, 30)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines + '{"kind": "eval", "st')
+    (folder / "config.toml").write_text("[train]\nsteps = 60\n")
+    start = starts.begin(folder, "local", "1", ("here",), 2)
+    for rank in range(2):
+        starts.log_of(start.logs(folder), rank).write_text(f"said by rank {rank}\n")
+    RankEnd(1, "here", 137, False, time.time()).write(start.logs(folder))
+    starts.finish(folder, start, End(137, "rank 1 on here died", 20, time.time(), 1, ("here",)))
+    return folder
+
+
+def going_on(run: Path, **changes: str) -> Start:
+    """A second start, without an end."""
+    start = starts.begin(run, "local", "1", ("here",), 1)
+    starts.log_of(start.logs(run), 0).write_text("goes on\n")
+    if changes:
+        path = run / starts.JOURNAL
+        first = path.read_text().splitlines()[:-1]
+        row = {"kind": "start", **dataclasses.asdict(dataclasses.replace(start, **changes))}
+        path.write_text("\n".join([*first, json.dumps(row)]) + "\n")
+    return start
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["launch", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["launch", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_status(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = said(capsys, "status", str(run)).splitlines()
+    assert told[0] == f"{run}: step 30 of 60, loss 2.7000; saved: step 20, 0 s ago"
+    assert told[1].endswith("over")
+    assert told[3].split()[:3] == ["1", "local", "1"] and "20 to 20" in told[3]
+    assert told[3].rstrip().endswith("rank 1 on here died")
+
+
+def test_logs_are_those_of_the_first_death(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "logs", str(run)) == "said by rank 1\n"
+    assert said(capsys, "logs", str(run), "--rank", "0") == "said by rank 0\n"
+    going_on(run)
+    assert said(capsys, "logs", str(run)) == "goes on\n"
+    assert said(capsys, "logs", str(run), "--start", "1") == "said by rank 1\n"
+    assert "the start has 2 ranks" in refused(
+        capsys, "logs", str(run), "--start", "1", "--rank", "2"
+    )
+    assert "--start 3" in refused(capsys, "logs", str(run), "--start", "3")
+
+
+def test_what_cannot_be_cancelled(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "start 1 is over: rank 1 on here died" in refused(capsys, "cancel", str(run))
+    going_on(run, job="999999999")
+    assert "process 999999999 is gone already" in refused(capsys, "cancel", str(run))
+    assert "gone without a word" in said(capsys, "status", str(run))
+
+
+def test_a_start_elsewhere(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    going_on(run, host="elsewhere")
+    assert "not to be seen from here" in said(capsys, "status", str(run))
+    assert "started on elsewhere" in refused(capsys, "cancel", str(run))
+
+
+def test_a_process_here_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is a launch; any other may have got its number since."""
+    sleeps = "import time; time.sleep(60)"
+    for words, ours in (([], False), (["-m", "launch"], True)):
+        process = subprocess.Popen([sys.executable, "-c", sleeps, *words])
+        going_on(run, job=str(process.pid))
+        told = (said if ours else refused)(capsys, "cancel", str(run))
+        assert ("told to save and end" in told) == ours
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_a_folder_that_was_not_launched(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"{tmp_path}: no launch.jsonl in it" in refused(capsys, command, str(tmp_path))
+
+
+def test_jobs_of_slurm_are_asked_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    starts.submitted(tmp_path, "17")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "job 17 is of Slurm, which is not here" in refused(capsys, "status", str(tmp_path))
