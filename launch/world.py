@@ -23,7 +23,7 @@ from zlib import crc32
 from pretrain.errors import UserError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 # the rank, where a launcher's variables say it before MPI has been asked
 RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -73,8 +73,8 @@ def find(environment: Mapping[str, str]) -> World | None:
     """The world that a launcher's variables describe; see `join`."""
     if any(name in environment for name in ("RANK", "WORLD_SIZE")):
         return _torchrun(environment)
-    if any(name in environment for name in MPI) and not _is_srun(environment):
-        return _mpi()
+    if any(name in environment for name in MPI_SIZES) and not _is_srun(environment):
+        return _mpi(environment)
     if "SLURM_STEP_ID" in environment:  # a batch script by itself has none
         return _slurm(environment)
     return None
@@ -101,7 +101,7 @@ def _torchrun(environment: Mapping[str, str]) -> World:
     return _checked(World("torchrun", rank, size, local, environment["MASTER_ADDR"], port))
 
 
-def _mpi() -> World:
+def _mpi(environment: Mapping[str, str]) -> World:
     try:
         from mpi4py import MPI
     except ImportError as error:
@@ -110,6 +110,13 @@ def _mpi() -> World:
             "the MPI that mpirun is of, or start with torchrun or srun"
         ) from None
     everyone = MPI.COMM_WORLD
+    started = next(_number(environment, name) for name in MPI_SIZES if name in environment)
+    if everyone.size != started:
+        library = MPI.Get_library_version().partition(",")[0].strip()
+        raise UserError(
+            f"mpirun started {started} ranks, but mpi4py is alone with the library of {library}, "
+            "another MPI's: set MPI4PY_MPIABI to mpich or openmpi, or MPI4PY_LIBMPI to the library"
+        )
     local = everyone.Split_type(MPI.COMM_TYPE_SHARED)
     here = (_own_address(), _free_port()) if everyone.rank == 0 else None
     address, port = everyone.bcast(here, root=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,25 @@ import pytest
 from tests.cluster.run_of import Run
 from tests.cluster.slurm import Cluster
 
+ROOT = Path(__file__).parents[2]
+ROOMS = ("launch", "pretrain", "parallel", "tokenizer")
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    with (
-        tempfile.TemporaryDirectory(prefix="hc-", dir="/tmp") as folder,
-        Cluster(Path(folder), {}) as made,
-    ):
-        yield made
+    """n2 differs: it does not see runs/not-on-n2, and its clone of our code is a stale one."""
+    with tempfile.TemporaryDirectory(prefix="hc-", dir="/tmp") as name:
+        folder = Path(name)
+        for clone in ("clone", "stale"):
+            for room in ROOMS:
+                shutil.copytree(ROOT / room, folder / clone / room)
+        with (folder / "stale/pretrain/trainer.py").open("a") as file:
+            file.write("# as of last week\n")
+        hidden = folder / "runs/not-on-n2"
+        hidden.mkdir(parents=True)
+        view = f"mount -t tmpfs none {hidden}; mount --bind {folder}/stale {folder}/clone"
+        with Cluster(folder, {"n2": view}) as made:
+            yield made
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tests.resume import saved
 CONFIG = Path(__file__).with_name("small.toml")
 STEPS = 60
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-LONG = 150.0  # seconds: a start takes ten on an idle core
+LONG = 300.0  # seconds: a start takes ten on idle cores
 
 
 def hypnos(*arguments: str) -> str:

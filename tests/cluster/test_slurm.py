@@ -4,8 +4,18 @@ nothing happened to.
 
 from __future__ import annotations
 
-from tests.cluster.run_of import STEPS, Run
-from tests.cluster.slurm import Cluster
+import contextlib
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.starts import newest_step
+from tests.cluster.run_of import LONG, STEPS, Run, hypnos
+from tests.cluster.slurm import Cluster, sh
 
 
 def test_two_nodes(undisturbed: Run) -> None:
@@ -17,10 +27,29 @@ def test_two_nodes(undisturbed: Run) -> None:
     assert f"step {STEPS}/{STEPS}" in (logs / "rank-0.log").read_text()
     assert "step" not in (logs / "rank-1.log").read_text() and not list(logs.glob("*.end"))
     assert f"step {STEPS}/{STEPS}" in undisturbed.batch_log()
+    told = hypnos("launch", "status", str(undisturbed.folder))
+    assert f"step {STEPS} of {STEPS}" in told and "completed, status 0:0" in told
+
+
+def test_cancelled(cluster: Cluster, undisturbed: Run) -> None:
+    """Ranks save, Slurm does not start the job again, and the next job goes on from there."""
+    run = Run(cluster, "cancelled")
+    run.submit()
+    run.until_step(10)
+    assert "running on n[0-1]" in hypnos("launch", "status", str(run.folder))
+    hypnos("launch", "cancel", str(run.folder))
+    run.until_over("CANCELLED")
+    cluster.until(lambda: run.starts[-1].end is not None, 20, "its end is written down")
+    (start,) = run.starts
+    assert start.end is not None and start.end.why == "stopped: status 143 (SIGTERM)"
+    assert "after step" in run.batch_log() and "is saved" in run.batch_log()
+    run.submit()
+    run.until_over("COMPLETED")
+    run.assert_same(undisturbed)
 
 
 def test_a_rank_that_is_killed(cluster: Cluster, undisturbed: Run) -> None:
-    """The others end, the first death is told first, and the job starts again by itself."""
+    """The others end, the first death is the one that is told, the job starts again by itself."""
     run = Run(cluster, "killed")
     run.submit()
     run.until_step(10)
@@ -33,3 +62,123 @@ def test_a_rank_that_is_killed(cluster: Cluster, undisturbed: Run) -> None:
     told = run.batch_log().partition(first.end.why)[2].partition("start 2 of")[0]
     assert "the end of" in told and "rank-1.log" in told and "rank-0.log" not in told
     run.assert_same(undisturbed)
+
+
+def test_preempted(cluster: Cluster, undisturbed: Run) -> None:
+    """By a job of a stronger partition: Slurm takes the job back, and starts it later."""
+    run = Run(cluster, "preempted")
+    run.submit()
+    run.until_step(10)
+    whole = ["--nodes=3", "--exclusive", "--partition=first", "--output=/dev/null"]
+    sh("sbatch", *whole, "--wrap", "sleep 1")
+    cluster.until(lambda: run.cluster.job(run.job)["Restarts"] == "1", 60, "it is taken back")
+    run.until_over("COMPLETED")
+    first, second = run.starts
+    assert first.end is not None and first.end.status == 143 and not first.end.exclude
+    assert second.step is not None and first.end.step == second.step, "what was done is lost"
+    run.assert_same(undisturbed)
+
+
+def test_a_node_that_is_lost(cluster: Cluster, undisturbed: Run) -> None:
+    """Its job is requested without it, and finishes elsewhere."""
+    run = Run(cluster, "lost")
+    run.submit()
+    run.until_step(10)
+    cluster.lose("n1")
+    cluster.until(lambda: not run.ranks("n0"), 10, "the other rank ends")
+    run.until_over("COMPLETED")
+    first, second = run.starts
+    assert first.end is not None and first.end.why == "n1 lost: no word of rank 1"
+    assert second.nodes == ("n0", "n2")
+    assert cluster.job(run.job)["ExcNodeList"] == "n1"
+    run.assert_same(undisturbed)
+    cluster.start_node("n1")
+    cluster.until(lambda: cluster.states()["n1"] == "idle", 30, "n1 is back")
+
+
+def test_the_time_limit(cluster: Cluster, undisturbed: Run, tmp_path: Path) -> None:
+    """The shortest that there is, a minute, of a run that is held up to last longer."""
+    site = tmp_path / "site.toml"
+    site.write_text("[slurm]\nsave_before = 10\n")
+    run = Run(cluster, "limited")
+    run.submit("--time", "1", "--site", str(site))
+    run.until_step(10)
+    ranks = [pid for node in ("n0", "n1") for pid in run.ranks(node)]
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    cluster.until(lambda: waits(ranks[0], signal.SIGUSR1), 90, "Slurm sends SIGUSR1")
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
+    run.until_over("COMPLETED")
+    first, second = run.starts
+    assert first.end is not None and (first.end.status, first.end.why) == (75, "its time was up")
+    assert second.step is not None and second.step >= 10 and second.job == first.job
+    run.assert_same(undisturbed)
+
+
+def waits(pid: int, number: int) -> bool:
+    """Whether a process that is stopped has this signal to come."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(("SigPnd", "ShdPnd")) and int(line.split()[1], 16) >> (number - 1) & 1:
+            return True
+    return False
+
+
+def test_a_save_that_is_interrupted(cluster: Cluster, undisturbed: Run) -> None:
+    """By a signal that nobody can hear, after the one that asked for it: what was saved counts."""
+    run = Run(cluster, "interrupted")
+    run.submit()
+    run.until_step(10)
+    ranks = [pid for node in ("n0", "n1") for pid in run.ranks(node)]
+    sh("scancel", "--signal=USR1", run.job)
+    deadline = time.monotonic() + LONG
+    while not list(run.folder.glob("checkpoints/.step-*")) and run.ranks("n0"):
+        assert time.monotonic() < deadline
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    run.until_over("COMPLETED")
+    first, second = run.starts
+    assert first.end is not None and first.end.status in (75, 137)
+    assert second.step is not None and second.step >= 10
+    run.assert_same(undisturbed)
+
+
+@pytest.mark.parametrize("what", ["runs", "code"])
+def test_a_node_that_differs(
+    what: str, cluster: Cluster, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n2 lacks the run's folder, or has another version of the code: the run finishes elsewhere."""
+    run = Run(cluster, f"not-on-n2/{what}")
+    if what == "code":
+        run = Run(cluster, what)
+        monkeypatch.setenv("PYTHONPATH", str(cluster.folder / "clone"))
+    sh("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
+    run.submit()
+    cluster.until(lambda: bool(run.starts and run.starts[0].end), LONG, "the first start ends")
+    sh("scontrol", "update", "NodeName=n1", "State=RESUME")
+    run.until_over("COMPLETED")
+    first, second = run.starts
+    assert first.nodes == ("n0", "n2") and second.nodes == ("n0", "n1")
+    assert first.end is not None and first.end.exclude == ("n2",)
+    told = {"runs": "rank 1 on n2: .* is not there", "code": "the version of Hypnos.* on n2"}
+    assert re.search(told[what], run.batch_log())
+    run.assert_same(undisturbed)
+
+
+def test_no_progress(cluster: Cluster) -> None:
+    """A host where a rank dies twice is left out; without a checkpoint there is no fourth start."""
+    run = Run(cluster, "hopeless")
+    run.submit()
+    for number in range(1, 4):
+        cluster.until(
+            lambda n=number: len(run.starts) == n and bool(run.ranks(run.starts[-1].nodes[0])),
+            LONG,
+            f"start {number}",
+        )
+        run.kill_rank(run.starts[-1].nodes[0])
+    run.until_over("FAILED")
+    assert [start.nodes for start in run.starts] == [("n0", "n1"), ("n0", "n1"), ("n1", "n2")]
+    assert cluster.job(run.job)["ExcNodeList"] == "n0"
+    assert "3 starts in a row brought no new checkpoint (there is none yet)" in run.batch_log()
+    assert newest_step(run.folder) is None
