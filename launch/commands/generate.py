@@ -33,6 +33,12 @@ from pretrain.errors import UserError
         ),
         argument("--system", metavar="TEXT", help="with --chat: what the model is told first"),
         argument(
+            "--chat-template",
+            type=path,
+            metavar="FILE",
+            help="with --chat: in Jinja, as transformers' (default: as `hypnos serve` writes it)",
+        ),
+        argument(
             "--tokens", type=positive, metavar="COUNT", default=200, help="maximum new tokens"
         ),
         argument(
@@ -93,6 +99,7 @@ def generate(
     prompt_file: Path | None,
     chat: bool,
     system: str | None,
+    chat_template: Path | None,
     tokens: int,
     samples: int,
     stop: list[str],
@@ -103,8 +110,8 @@ def generate(
 ) -> None:
     if (prompt is None) == (prompt_file is None):
         raise UserError("name the text to go on from: either --prompt TEXT or --prompt-file FILE")
-    if system is not None and not chat:
-        raise UserError("--system is a part of a conversation: give --chat, too")
+    if not chat and (system is not None or chat_template is not None):
+        raise UserError("--system and --chat-template are for a conversation: give --chat, too")
     if prompt_file is not None:
         prompt = read_text(None if str(prompt_file) == "-" else prompt_file)
     assert prompt is not None, "one of the two is given"
@@ -119,9 +126,11 @@ def generate(
     sampling = Sampling(top_k=top_k or 0, min_p=min_p or 0.0, **settings)
     with said_if_slow(f"opening {folder} and reading the prompt", tell):
         decoder, tokenizer = open_run(folder)
+        asked = question(tokenizer, prompt, system, chat_template) if chat else prompt
         started = continue_text(
-            decoder, tokenizer, question(tokenizer, prompt, system) if chat else prompt, sampling,
-            max_tokens=tokens, stop=[*stop, *(STOPS if chat else ())], samples=samples,
+            decoder, tokenizer, asked, sampling,
+            max_tokens=tokens, stop=[*stop, *(STOPS if chat and not chat_template else ())],
+            samples=samples,
             passes=passes,
         )  # fmt: skip
     shown = "" if chat else prompt  # before what is new

@@ -12,7 +12,7 @@ from torch import Tensor
 from parallel import mesh
 from pretrain.config.run_folder import check_tokenizer
 from pretrain.convert.load import open_model
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server.chat import ANSWER, Turn, parts
@@ -145,12 +145,38 @@ def continue_text(
     ]
 
 
-def question(tokenizer: Tokenizer, message: str, system: str | None = None) -> list[int]:
-    """A user's message as the server writes it down, up to where the answer begins.
+def question(
+    tokenizer: Tokenizer, message: str, system: str | None = None, template: Path | None = None
+) -> list[int]:
+    """A user's message with what makes it one, up to where the answer begins.
 
     Args:
         system: what the model is told before.
+        template: in Jinja, as transformers' chat templates; None: as the server writes it down.
+    Raises:
+        UserError: the template cannot be read or rendered; names it.
     """
     turns = [Turn("system", system)] if system is not None else []
-    texts = [text for turn in [*turns, Turn("user", message)] for text in parts(turn)]
+    turns.append(Turn("user", message))
+    if template is not None:
+        return tokenizer.encode(_rendered(template, turns))
+    texts = [text for turn in turns for text in parts(turn)]
     return [token for ids in tokenizer.encode_many([*texts, ANSWER]) for token in ids]
+
+
+def _rendered(template: Path, turns: Sequence[Turn]) -> str:
+    """By transformers, in Jinja's sandbox: a template computes a text and can do nothing else."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        (text,), _ = render_jinja_template(
+            [[turn._asdict() for turn in turns]],
+            chat_template=template.read_text(encoding="utf-8"),
+            add_generation_prompt=True,
+        )
+    except OSError as error:
+        raise UserError(f"{template}: cannot be read: {error.strerror}") from None
+    except (TemplateError, UnicodeDecodeError) as error:
+        raise UserError(f"{template}: no chat template: {shortened(str(error))}") from None
+    return str(text)

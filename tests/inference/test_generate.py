@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from pretrain.errors import UserError
 from pretrain.inference.generate import continue_text, generate, open_run, question
 from pretrain.inference.sampling import Sampling
 from tests.convert.made import config, write_run
@@ -66,6 +67,20 @@ def test_a_question_is_written_as_the_server_does(
     assert "Who?" not in capsys.readouterr().out
     assert main(["generate", str(run), "--prompt", "Who?", "--system", "Be brief."]) == 2
     assert "give --chat, too" in capsys.readouterr().err
+
+
+def test_a_question_by_a_template_of_transformers(run: Path, tmp_path: Path) -> None:
+    tokenizer, template = Tokenizer.load(run / "tokenizer.model"), tmp_path / "chat_template.jinja"
+    template.write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    ids = question(tokenizer, "Who?", "Be brief.", template)
+    assert tokenizer.decode(ids) == "<system>Be brief.<user>Who?<assistant>"
+    for text in ("{% for %}", "{{ messages.__class__.__mro__ }}", "{{ raise_exception('no') }}"):
+        template.write_text(text)
+        with pytest.raises(UserError, match=f"^{template}: no chat template: "):
+            question(tokenizer, "Who?", None, template)
 
 
 def test_settings_out_of_bounds_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
