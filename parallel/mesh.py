@@ -27,6 +27,8 @@ STORE_TIMEOUT_S = 10.0
 NO_TIMEOUT = timedelta(days=365)  # of a wait at the store, which has no other word for it
 # seconds that a rank waits for another before it gives the job up, unless told otherwise
 TIMEOUT = 600.0
+# ranks from which on gloo connects two of them when they first meet, and not each with all
+LAZY_FROM = 65
 
 _stores = itertools.count()
 _sequence_parallel = False  # beside Megatron's grid, which does not keep it
@@ -66,6 +68,8 @@ def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | N
         rank = int(os.environ["RANK"]) if store is not None else -1  # -1: torch looks by itself
         world = world_size() if store is not None else -1
         limit = timedelta(seconds=2 * timeout)
+        if world_size() >= LAZY_FROM:
+            os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
         dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=world)
 
 

@@ -56,11 +56,15 @@ def _ranks(config: Path | None, overrides: list[str]) -> int:
 
         settings = load(config, [*places(config), *overrides])
 
+    import torch.distributed as dist
+
     from launch.preflight import check
     from launch.preflight.table import show
     from parallel import mesh
 
     if survey := check(settings, mine, tell):
         show(survey)
+    if mesh.world_size() > 1:
+        dist.barrier()  # none is left without the store, which may be rank 0's
     mesh.shutdown()
     return 0

@@ -12,14 +12,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-from launch.preflight import rates, rendezvous, verdict
+from launch.preflight import rendezvous, verdict
+from launch.preflight.rates import Stage
 from launch.preflight.report import Rates, Report
 from launch.preflight.seat import Seat
 from launch.preflight.verdict import Problem
@@ -28,24 +29,21 @@ from pretrain.errors import UserError
 
 MEASURE_S = 60.0  # seconds, see launch/preflight/__init__.py
 GRACE_S = 3.0  # for other ranks' words once one has broken down, and for a main thread to end
-JOINS = "joins the process group"
 NETWORK = (
     "see that hosts reach each other, and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; "
     "NCCL_DEBUG=INFO tells more"
 )
+# of the partners, and a function that is told which stage begins; the rates
+Work = Callable[[Sequence[int], Stage], Rates]
 Measured = tuple[list[Rates], list[Problem]]
 
 
-def measure(
-    seat: Seat, reports: Sequence[Report], partners: Sequence[int], limit: float, store: dist.Store
-) -> Measured:
-    """Joins the process group and measures it. On rank 0: all rates, and who is slow.
+def measure(seat: Seat, reports: Sequence[Report], partners: Sequence[int], work: Work) -> Measured:
+    """Does the work with all ranks. On rank 0: all rates, and who is slow.
 
     Args:
         reports: rank 0's, of all ranks.
         partners: ranks that this one exchanges data with.
-        limit: seconds that the run's ranks wait for each other, see `mesh.join`.
-        store: of the process group.
     Raises:
         PreflightError: on every rank.
     """
@@ -59,9 +57,7 @@ def measure(
         seat.store.set(f"stage/{rank}", json.dumps([done, what]))
 
     try:
-        stage(JOINS)
-        mesh.join(limit, store=store)
-        own = rates.measure(partners, stage).encode()
+        own = work(partners, stage).encode()
     except RuntimeError as error:
         lost = mesh.is_of_another_rank(error)
         own = json.dumps({"broken": str(error).splitlines()[0], "by_another": lost})

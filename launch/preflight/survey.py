@@ -17,7 +17,8 @@ import torch.distributed as dist
 from launch.doctor import Finding
 from launch.preflight import folder, rates, rendezvous, report, verdict
 from launch.preflight.folder import Meeting
-from launch.preflight.measure import measure
+from launch.preflight.measure import Work, measure
+from launch.preflight.rates import Stage
 from launch.preflight.rendezvous import Say
 from launch.preflight.report import Rates, Report
 from launch.preflight.seat import FILE, Seat
@@ -73,14 +74,30 @@ def check(config: Config | None, world: World | None, say: Say) -> Survey | None
     limit = config.parallel.timeout if config else mesh.TIMEOUT
     common = rendezvous.connect(world, min(JOIN_S, limit), say)
     seat = Seat(world, run, dist.PrefixStore("preflight", common), say)
-    mine = facts(config)
-    start, ahead = _join(seat, report.digest(mine), min(JOIN_S, limit))
+
+    def work(partners: Sequence[int], stage: Stage) -> Rates:
+        stage("joins the process group")
+        mesh.join(limit, store=common)
+        return rates.measure(partners, stage)
+
+    return exchange(seat, facts(config), min(JOIN_S, limit), work)
+
+
+def exchange(seat: Seat, mine: Facts, timeout: float, work: Work) -> Survey | None:
+    """All that ranks tell each other, once they reach the store; see `check`.
+
+    Args:
+        mine: what must be the same on all ranks, as this one has it.
+        timeout: seconds that ranks are waited for.
+        work: what is measured.
+    """
+    start, ahead = _join(seat, report.digest(mine), timeout)
     begin = time.monotonic()
     reports, problems, partners = _report(seat, start, mine, ahead)
-    measured, slow = measure(seat, reports, partners, limit, common)
-    if world.rank:
+    measured, slow = measure(seat, reports, partners, work)
+    if seat.world.rank:
         return None
-    (run / FILE).unlink(missing_ok=True)  # of an attempt before
+    (seat.run / FILE).unlink(missing_ok=True)  # of an attempt before
     return Survey(reports, measured, [*problems, *slow], time.monotonic() - begin)
 
 
