@@ -22,6 +22,7 @@ from launch.processes import (
     default_threads,
     passing_signals_on,
     show_last_lines,
+    told_to_end,
 )
 from launch.starts import RankEnd, log_of
 from pretrain.exit_status import FINISHED, PEER_GONE, REQUEUE
@@ -40,7 +41,7 @@ def run_ranks(command: Sequence[str], *, ranks: int, logs: Path) -> int:
 
     logs.mkdir(parents=True, exist_ok=True)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with passing_signals_on() as (started, _):
+    with passing_signals_on() as (started, received):
         for rank in range(ranks):
             variables = {
                 "RANK": str(rank),
@@ -53,20 +54,21 @@ def run_ranks(command: Sequence[str], *, ranks: int, logs: Path) -> int:
             }
             environment = default_threads(ranks) | os.environ | variables
             started.append(Rank(command, environment, log_of(logs, rank), shown=rank == 0))
-        return _wait(started, logs)
+        return _wait(started, received, logs)
 
 
-def _wait(ranks: list[Rank], logs: Path) -> int:
+def _wait(ranks: list[Rank], received: list[int], logs: Path) -> int:
     """Waits for all ranks, at most GRACE seconds longer than for the first that fails."""
     running, failed, asked = dict(enumerate(ranks)), FINISHED, False
     deadline = float("inf")
     while running:
         time.sleep(0.05)
-        for number in [number for number, rank in running.items() if rank.status is not None]:
-            status = running.pop(number).status or FINISHED
+        ended = [(n, status) for n, rank in running.items() if (status := rank.status) is not None]
+        for number, status in sorted(ended, key=lambda end: end[1] == PEER_GONE):  # reasons first
+            del running[number]
             if status:
-                RankEnd.now(number, status, told=asked).write(logs)
-            if status and (not failed or (failed in (REQUEUE, PEER_GONE) and not asked)):
+                RankEnd.now(number, status, told=asked or told_to_end(received)).write(logs)
+            if status and (not failed or (failed == REQUEUE and not asked)):
                 failed = status
             if status not in (FINISHED, REQUEUE) and not asked:
                 asked, deadline = True, time.monotonic() + GRACE

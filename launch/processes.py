@@ -94,6 +94,11 @@ def passing_signals_on(
             rank.process.kill()
 
 
+def told_to_end(received: Sequence[int]) -> bool:
+    """Whether a signal was among them after which a process is not to be started again."""
+    return signal.SIGTERM in received or signal.SIGINT in received
+
+
 def show_last_lines(lines: Sequence[bytes]) -> None:
     """What a rank said before it died."""
     for line in lines:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.outcome import described
-from launch.processes import GRACE, Rank, die_with_parent, passing_signals_on
+from launch.processes import GRACE, Rank, die_with_parent, passing_signals_on, told_to_end
 from launch.starts import RankEnd, first_failed, log_of, this_host
 from pretrain.exit_status import UNFIT
 
@@ -40,7 +40,7 @@ def run_rank(command: Sequence[str], rank: int, logs: Path) -> int:
         status = _wait(process, received, logs)
         process.join()
     if status:
-        end = RankEnd.now(rank, status, told=bool(received))
+        end = RankEnd.now(rank, status, told=told_to_end(received))
         end.write(logs)
         if end.of_itself:
             what = f"rank {rank} on {end.host} ended with {described(status)} ({process.log})"

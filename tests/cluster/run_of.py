@@ -39,16 +39,17 @@ class Run:
 
     def until_over(self, state: str) -> None:
         """Waits for the job's last state."""
-        self.cluster.until(
-            lambda: self.state in OVER, LONG, f"{self.folder.name} is over\n{self.log}"
-        )
+        self.cluster.until(lambda: self.state in OVER, LONG, f"{self.folder.name} is over")
         assert self.state == state, self.log
 
     def until_step(self, step: int) -> None:
         """Waits until it has a checkpoint of that step, or of a later one."""
-        self.cluster.until(
-            lambda: (starts.newest_step(self.folder) or 0) >= step, LONG, f"step {step}\n{self.log}"
-        )
+
+        def there() -> bool:
+            assert self.state not in OVER, self.log
+            return (starts.newest_step(self.folder) or 0) >= step
+
+        self.cluster.until(there, LONG, f"{self.folder.name} is at step {step}")
 
     @property
     def state(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -58,7 +59,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 class Launch:
     """`hypnos launch mpi` on h0, of two ranks on each host."""
 
-    def __init__(self, hosts: Path, run: Path, kind: str) -> None:
+    def __init__(self, hosts: Path, run: Path, kind: str, library: str = "") -> None:
         self.run = run
         tools = hosts / kind
         tools.mkdir(exist_ok=True)
@@ -71,7 +72,9 @@ class Launch:
             "HYDRA_LAUNCHER": "ssh",
             "HYDRA_LAUNCHER_EXEC": str(hosts / "agent"),
         }
-        if kind == "mpich":
+        if library:
+            environment["MPI4PY_MPIABI"] = library
+        elif kind == "mpich":
             environment |= {"MPI4PY_MPIABI": "mpich", "MPI4PY_LIBMPI": str(MPICH)}
         command = ["-m", "launch", "launch", "mpi", str(CONFIG), f"run.dir={run.parent}"]
         where = ["--hosts", ",".join(HOSTS), "--ranks-per-host", "2", f"run.name={run.name}"]
@@ -116,6 +119,21 @@ def test_four_ranks_on_two_hosts(hosts: Path, tmp_path: Path) -> None:
     again = Launch(hosts, tmp_path / "killed", "openmpi")
     assert again.process.wait(LONG) == 0, again.said()
     saved.assert_same(saved.folder(again.run, STEPS), saved.folder(whole.run, STEPS))
+
+
+def test_torchrun_itself_keeps_no_status_apart_but_says_it() -> None:
+    rank = [sys.executable, "-c", "raise SystemExit(75)"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run([*torchrun, *rank], capture_output=True, text=True)
+    assert done.returncode == 1 and re.search(r"exitcode +: 75", done.stderr)
+
+
+def test_the_library_of_another_mpi(hosts: Path, tmp_path: Path) -> None:
+    wrong = Launch(hosts, tmp_path / "wrong", "mpich", library="openmpi")
+    assert wrong.process.wait(60) == 2, wrong.said()
+    assert (
+        "mpirun started 4 ranks, but mpi4py is alone with the library of Open MPI" in wrong.said()
+    )
 
 
 def test_mpich_and_a_stop(hosts: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -31,8 +32,17 @@ def test_two_nodes(undisturbed: Run) -> None:
     assert f"step {STEPS} of {STEPS}" in told and "completed, status 0:0" in told
 
 
+def test_what_the_cluster_refuses(cluster: Cluster, tmp_path: Path) -> None:
+    run, site = Run(cluster, "refused"), tmp_path / "site.toml"
+    site.write_text('[slurm]\nmpi = "pmi9"\n')
+    with pytest.raises(AssertionError, match=r'slurm.mpi = "pmi9": srun has .*none'):
+        run.submit("--site", str(site))
+    with pytest.raises(AssertionError, match=r"sbatch refuses .*invalid partition"):
+        run.submit("--partition", "nowhere")
+
+
 def test_cancelled(cluster: Cluster, undisturbed: Run) -> None:
-    """Ranks save, Slurm does not start the job again, and the next job goes on from there."""
+    """Ranks save, Slurm does not start the job again, and a plain srun goes on from there."""
     run = Run(cluster, "cancelled")
     run.submit()
     run.until_step(10)
@@ -43,8 +53,8 @@ def test_cancelled(cluster: Cluster, undisturbed: Run) -> None:
     (start,) = run.starts
     assert start.end is not None and start.end.why == "stopped: status 143 (SIGTERM)"
     assert "after step" in run.batch_log() and "is saved" in run.batch_log()
-    run.submit()
-    run.until_over("COMPLETED")
+    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    sh(*srun, sys.executable, "-m", "launch", "train", *run.train)
     run.assert_same(undisturbed)
 
 

@@ -86,6 +86,14 @@ def test_containers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"--container-mounts={Path.cwd()}:{Path.cwd()},/scratch:/scratch" in script
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/sites").glob("*.toml")), ids=str)
+def test_the_sites_of_the_documents(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = printed(capsys, tmp_path, "--site", str(path), "--gpus-per-node", "8")
+    assert "#SBATCH --account=" in script
+
+
 def test_an_array_has_a_task_for_each_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
