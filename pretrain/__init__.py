@@ -10,7 +10,7 @@ files.py        files that are there whole or not at all, hashes, JSON that may 
 config/         every setting, and what is refused
 model/          SleepLM: the model, and the loop of the method
 data/           corpus -> shards (webdataset) -> order -> lanes -> batches
-tasks/          rule110, depo, stories: data, targets and metric, one file each
+tasks/          rule110, depo, stories, mqar, s5, brevo, recall: data, targets and metric
 run/            a step, the optimiser, steps that go wrong, stops, metrics
 checkpoint/     every rank its slices, hashed, whole or not there, written beside training
 inference/      sessions: wake, sleep when the window is full, wake again

@@ -21,7 +21,13 @@ from pretrain.plots import COLOURS, INK, figure, smooth
 
 Row = dict[str, Any]
 # accuracies named "hops_4" are drawn against 4
-DEPTHS = {"hops": "hops k", "op": "operations in the story", "steps": "steps t"}
+DEPTHS = {
+    "hops": "hops k",
+    "op": "operations in the story",
+    "steps": "steps t",
+    "length": "length of the word",
+    "depth": "depth of the graph",
+}
 LABELS = {"exact": "all answers right", "label": "one label right"}
 
 

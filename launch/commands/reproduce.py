@@ -24,7 +24,9 @@ UNFINISHED = 75  # "temporary failure": saved, to be started again
     "hypnos reproduce rule110 --scale paper --seeds 1 --minutes 10",
     arguments=[
         argument(
-            "task", choices=("rule110", "depo", "stories"), help="which of the paper's experiments"
+            "task",
+            choices=("rule110", "depo", "stories", "mqar", "s5", "brevo", "recall"),
+            help="the first three are the paper's",
         ),
         argument(
             "overrides",
@@ -71,6 +73,7 @@ def reproduce(
     minutes: int | None,
     out: Path | None,
 ) -> int:
+    from pretrain.errors import UserError
     from pretrain.run.console import said_if_slow
 
     with said_if_slow("loading torch and Megatron", tell):
@@ -83,10 +86,13 @@ def reproduce(
         for name, control in CONTROLS.items():
             print(f"{name:<16}{control.meaning}")
         return 0
+    if scale not in STUDIES[task]:
+        raise UserError(f"{task} is not one of the paper's, so it has no --scale {scale}: use cpu")
     folder = out or Path("runs/reproduce") / f"{task}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
-    if task == "stories" and not any(o.startswith("data.tokenizer=") for o in overrides):
-        overrides = [*overrides, f"data.tokenizer={_stories_tokenizer(folder)}"]
+    has_text = task in ("stories", "recall")
+    if has_text and not any(o.startswith("data.tokenizer=") for o in overrides):
+        overrides = [*overrides, f"data.tokenizer={_tokenizer(folder, task)}"]
     planned = plan(
         STUDIES[task][scale], passes=passes, seeds=seeds, controls=named(controls),
         overrides=overrides,
@@ -107,13 +113,16 @@ def reproduce(
     return 0 if all(job.state == "done" for job in done) else UNFINISHED
 
 
-def _stories_tokenizer(folder: Path) -> Path:
-    """A small tokenizer of stories, trained once."""
+def _tokenizer(folder: Path, task: str) -> Path:
+    """A small tokenizer of what the task is written in, trained once."""
     from pretrain.study.reproduce import write_stories
 
     model, texts = folder / "tokenizer.model", folder / "stories.jsonl"
     if not model.exists():
-        write_stories(texts)
-        train = ["tokenizer", "train", str(texts), "--vocab-size", "1024", "--out", str(model)]
+        source = "--python"
+        if task == "stories":
+            write_stories(texts)
+            source = str(texts)
+        train = ["tokenizer", "train", source, "--vocab-size", "1024", "--out", str(model)]
         subprocess.run([*HYPNOS, *train], check=True)
     return model

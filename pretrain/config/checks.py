@@ -150,6 +150,14 @@ def _once(config: Config) -> int:
             return rule.rings * (rule.width + max(1, questions))
         case "stories":
             return config.stories.context + config.sleep.window
+        case "mqar":
+            return 2 * config.mqar.pairs + config.mqar.queries
+        case "s5":
+            return config.s5.length + config.s5.length.bit_length() + 1
+        case "brevo":
+            return config.brevo.context + config.brevo.nodes + 2
+        case "recall":
+            return config.recall.context + config.sleep.window
         case "text":
             return config.data.windows * config.sleep.window
 
@@ -196,7 +204,7 @@ def _stages(config: Config) -> None:
 
 def uses_tokenizer(config: Config) -> bool:
     """Whether the data are texts; data.tokenizer means nothing to the other tasks."""
-    return config.data.task in ("text", "stories")
+    return config.data.task in ("text", "stories", "recall")
 
 
 def _data(config: Config) -> None:

@@ -126,11 +126,11 @@ class CorpusConfig:
 class DataConfig:
     """What is trained on."""
 
-    task: Literal["text", "depo", "rule110", "stories"] = setting(
+    task: Literal["text", "depo", "rule110", "stories", "mqar", "s5", "brevo", "recall"] = setting(
         "text", "text: shards of a corpus; the others are generated, as their sections say"
     )
     tokenizer: str = setting(
-        "", "sentencepiece model; required for text and stories", changes=True, path=True
+        "", "sentencepiece model; required for text, stories and recall", changes=True, path=True
     )
     train: list[CorpusConfig] = setting([], "corpora of text, and their weights", changes=True)
     heldout: str = setting("", "folder of held-out shards (text)", changes=True, path=True)
@@ -202,6 +202,47 @@ class StoriesConfig:
     max_ops: int = setting(8, "most operations of a story", at_least=1)
     context: int = setting(2000, "tokens, left-padded", at_least=1)
     question_first: bool = setting(True, "the question comes before the story")
+
+
+@dataclass(kw_only=True)
+class MqarConfig:
+    """Associative recall: the values of keys (docs/method.md)."""
+
+    pairs: int = setting(32, "of a key and a value; they fill whole windows", at_least=1)
+    queries: int = setting(8, "keys that are asked for", at_least=1)
+    vocabulary: int = setting(64, "size of the set of keys, and of that of values", at_least=1)
+
+
+@dataclass(kw_only=True)
+class S5Config:
+    """The word problem of a symmetric group (docs/method.md)."""
+
+    symbols: int = setting(5, "that are permuted: 5 for S5", at_least=2, at_most=5)
+    length: int = setting(16, "of the word; it fills whole windows", at_least=1)
+
+
+@dataclass(kw_only=True)
+class BrevoConfig:
+    """All that a node of a graph depends on, leaves first (docs/method.md)."""
+
+    nodes: int = setting(16, "of a graph", at_least=2)
+    needs: int = setting(2, "a node needs so many others at most", at_least=1)
+    max_depth: int = setting(
+        4, "tests ask for nodes with chains of 1 to so many below them", at_least=1, at_most=8
+    )
+    context: int = setting(64, "tokens of the edge list, left-padded", at_least=1)
+    vocabulary: int = setting(32, "names of nodes, a token each", at_least=1)
+
+
+@dataclass(kw_only=True)
+class RecallConfig:
+    """Needles and chains of variables in real text (docs/method.md)."""
+
+    context: int = setting(512, "tokens of the text, left-padded", at_least=1)
+    chains: int = setting(2, "numbers that are passed on", at_least=1, at_most=100)
+    max_hops: int = setting(
+        4, "a chain has so many; asked for are 0 to so many", at_least=0, at_most=64
+    )
 
 
 @dataclass(kw_only=True)
@@ -324,6 +365,10 @@ class Config:
     depo: DepoConfig = field(default_factory=DepoConfig)
     rule110: Rule110Config = field(default_factory=Rule110Config)
     stories: StoriesConfig = field(default_factory=StoriesConfig)
+    mqar: MqarConfig = field(default_factory=MqarConfig)
+    s5: S5Config = field(default_factory=S5Config)
+    brevo: BrevoConfig = field(default_factory=BrevoConfig)
+    recall: RecallConfig = field(default_factory=RecallConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

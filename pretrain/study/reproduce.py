@@ -28,6 +28,7 @@ STUDIES = {
     "rule110": {"cpu": CONFIGS / "studies/rule110-cpu.toml", "paper": CONFIGS / "rule110.toml"},
     "depo": {"cpu": CONFIGS / "studies/depo-cpu.toml", "paper": CONFIGS / "depo.toml"},
     "stories": {"cpu": CONFIGS / "studies/stories-cpu.toml", "paper": CONFIGS / "stories.toml"},
+    **{t: {"cpu": CONFIGS / f"studies/{t}-cpu.toml"} for t in ("mqar", "s5", "brevo", "recall")},
 }
 
 

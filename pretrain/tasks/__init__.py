@@ -1,6 +1,8 @@
-"""The paper's synthetic tasks: data, loss mask and metric, one task a file.
+"""Synthetic tasks, the paper's and others: data, loss mask and metric, one task a file.
 
 task.py       what a task is; the layout all share     source.py   a task as the trainer's stream
+mqar.py       associative recall                        s5.py       the word problem of a group
+brevo.py      what depends on what                      recall.py   needles and variables in text
 repeated.py   each window of context several times over
 counter.py    random numbers by (seed, row)
 depo.py       multi-hop retrieval                       rule110.py  a cellular automaton
@@ -10,15 +12,30 @@ stories.py    math stories (GSM-Infinite's format)      story_writer.py  writes 
 from __future__ import annotations
 
 from pretrain.config.schema import Config
+from pretrain.tasks.brevo import Brevo
 from pretrain.tasks.depo import Depo
+from pretrain.tasks.mqar import Mqar
+from pretrain.tasks.recall import Recall
 from pretrain.tasks.repeated import Repeated
 from pretrain.tasks.rule110 import Rule110
+from pretrain.tasks.s5 import S5
 from pretrain.tasks.source import TaskSource
 from pretrain.tasks.stories import Stories
 from pretrain.tasks.task import Task
 from tokenizer.encode import Tokenizer
 
-__all__ = ["Depo", "Rule110", "Stories", "Task", "TaskSource", "make_task"]
+__all__ = [
+    "S5",
+    "Brevo",
+    "Depo",
+    "Mqar",
+    "Recall",
+    "Rule110",
+    "Stories",
+    "Task",
+    "TaskSource",
+    "make_task",
+]
 
 
 def make_task(config: Config, window: int) -> Task:
@@ -36,5 +53,13 @@ def _make_task(config: Config, window: int) -> Task:
             return Rule110(config.rule110, window)
         case "stories":
             return Stories(config.stories, window, Tokenizer.load(config.data.tokenizer))
+        case "mqar":
+            return Mqar(config.mqar, window)
+        case "s5":
+            return S5(config.s5, window)
+        case "brevo":
+            return Brevo(config.brevo, window)
+        case "recall":
+            return Recall(config.recall, window, Tokenizer.load(config.data.tokenizer))
         case other:
             raise ValueError(f"{other!r} is no task")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,20 @@ from torch import Tensor
 from pretrain.data.batch import Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints
+
+
+@dataclass
+class GradedBatch(Batch):
+    """A batch that knows how hard its rows are."""
+
+    grade: Tensor  # [B] int64
+
+
+def by_grade(name: str, right: Tensor, batch: Batch) -> dict[str, float]:
+    """{"name_k": share of the right rows among those of grade k}. right: [B] bool."""
+    assert isinstance(batch, GradedBatch), "all batches of such a task are"
+    grades = batch.grade.unique().tolist()
+    return {f"{name}_{k}": float(right[batch.grade == k].double().mean()) for k in grades}
 
 
 class Task(Protocol):

@@ -61,6 +61,21 @@ TINY = {
         "train.batch": 2,
         "train.eval_batches": 1,
     },
+    "mqar": {"data.task": "mqar", "mqar.pairs": 8, "mqar.queries": 2, "sleep.window": 8},
+    "s5": {"data.task": "s5", "s5.symbols": 3, "s5.length": 8, "sleep.window": 8},
+    "brevo": {
+        "data.task": "brevo",
+        "brevo.nodes": 8,
+        "brevo.context": 32,
+        "sleep.window": 16,
+        "train.batch": 2,
+    },
+    "recall": {
+        "data.task": "recall",
+        "recall.context": 512,
+        "sleep.window": 128,
+        "train.batch": 8,
+    },
     "stories": {
         "data.task": "stories",
         "stories.context": 512,
@@ -242,7 +257,19 @@ def changes(sections: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
 @given(
     task=st.sampled_from(sorted(TINY)),
     change=changes(
-        ("depo.", "rule110.", "stories.", "train.batch", "sleep.", "model.", "data.task")
+        (
+            "depo.",
+            "rule110.",
+            "stories.",
+            "mqar.",
+            "s5.",
+            "brevo.",
+            "recall.",
+            "train.batch",
+            "sleep.",
+            "model.",
+            "data.task",
+        )
     ),
 )
 @example(  # more names than a word can number

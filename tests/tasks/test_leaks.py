@@ -1,0 +1,98 @@
+"""No task leaks: what is asked after the eviction cannot be answered without the memory of S."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.load import parse
+from pretrain.config.schema import Config, ModelConfig, SleepConfig
+from pretrain.data.batch import IGNORE, Batch
+from pretrain.model.plan import WindowPlan
+from pretrain.model.sleep import SleepLM
+from pretrain.tasks import make_task
+
+TASKS = {
+    "rule110": "[rule110]\nwidth = 16\nrings = 2\nsteps = 5\nmin_steps = 1\n[sleep]\nwindow = 16",
+    "depo": "[depo]\nnodes = 8\nqueries = 4\ncontext = 16\nname_tokens = [1, 1]\nvocabulary = 8\n"
+    "max_hops = 4\n[sleep]\nwindow = 16",
+    "mqar": "[mqar]\npairs = 8\nqueries = 4\n[sleep]\nwindow = 16",
+    "s5": "[s5]\nsymbols = 4\nlength = 16\n[sleep]\nwindow = 16",
+    "brevo": "[brevo]\nnodes = 8\nmax_depth = 3\ncontext = 32\n[sleep]\nwindow = 16",
+    "stories": "[stories]\nmax_ops = 2\ncontext = 512\n[sleep]\nwindow = 512",
+    "recall": "[recall]\ncontext = 512\n[sleep]\nwindow = 128",
+}
+MODEL = ModelConfig(
+    d_model=16, attention_heads=2, attention_kv_heads=2, attention_head_dim=8, rotary_fraction=0.5,
+    delta_key_heads=2, delta_value_heads=2, delta_key_dim=8, delta_value_dim=8, mlp_width=16,
+    embedding_std=1.0, init_std=0.3,
+)  # fmt: skip
+
+
+def config(task: str, model: Path) -> Config:
+    data = f'[data]\ntask = "{task}"\ntokenizer = "{model}"\n'
+    return parse(data + TASKS[task] + "\npasses = 2\nwhen = 'context'\n")
+
+
+def predicted(model: SleepLM, batch: Batch) -> torch.Tensor:
+    """[n, vocabulary] logits of all scored positions."""
+    said: list[torch.Tensor] = []
+
+    def head(_: WindowPlan, y: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        said.append(model.logits(y))
+        return model.losses(y, targets)
+
+    with torch.no_grad():
+        model(batch, head=head)
+    return torch.cat(said)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_attention_alone_knows_nothing_of_an_evicted_context(task: str, model: Path) -> None:
+    """Other contexts under the same questions: not a bit of what it says changes; with S it does.
+
+    So whatever it learns, it is at chance: all that it can know is the question.
+    """
+    settings = config(task, model)
+    made = make_task(settings, settings.sleep.window)
+    batch = made.test(0, 8)
+    first = int((batch.targets != IGNORE).any(dim=0).int().argmax())
+    context = first // settings.sleep.window * settings.sleep.window
+    other = dataclasses.replace(batch, tokens=batch.tokens.clone(), valid=batch.valid.clone())
+    for a in (other.tokens, other.valid):
+        a[:, :context] = a[:, :context].roll(1, dims=0)
+    shape = dataclasses.replace(MODEL, vocab_size=made.vocab_size)
+    for layers, sees in ((["attention"] * 2, False), (["attention", "delta"], True)):
+        passes = 2 if sees else 1
+        sleep = dataclasses.replace(settings.sleep, passes=passes)
+        reader = SleepLM(dataclasses.replace(shape, layers=layers), sleep).initialize(0)
+        same = torch.equal(predicted(reader, batch), predicted(reader, other))
+        assert same is not sees
+
+
+@pytest.mark.parametrize(
+    ("task", "measure", "chance"),
+    [
+        ("rule110", "steps_5", 0.5627**2),
+        ("mqar", "value", 1 / 64),
+        ("s5", "length_16", 1 / 24),
+        ("depo", "hops_4", 1 / 7),  # no node is its own fourth successor among eight
+        ("brevo", "depth_3", 0.0),
+        ("recall", "hops_0", 0.0),
+        ("stories", "op_2", 0.1),
+    ],
+)
+def test_an_untrained_model_is_at_chance_or_below(
+    task: str, measure: str, chance: float, model: Path
+) -> None:
+    settings = config(task, model)
+    made = make_task(settings, settings.sleep.window)
+    shape = dataclasses.replace(MODEL, vocab_size=made.vocab_size)
+    batch = made.test(0, 16 if task in ("stories", "recall") else 300)
+    best = torch.full(batch.size, IGNORE)
+    said = predicted(SleepLM(shape, SleepConfig(**vars(settings.sleep))).initialize(0), batch)
+    best[batch.targets != IGNORE] = said.argmax(dim=1)
+    assert made.score(best, batch)[measure] <= chance + 0.1
