@@ -115,7 +115,7 @@ def _mpi(environment: Mapping[str, str]) -> World:
         library = MPI.Get_library_version().partition(",")[0].strip()
         raise UserError(
             f"mpirun started {started} ranks, but mpi4py is alone with the library of {library}, "
-            "another MPI's: set MPI4PY_MPIABI to mpich or openmpi, or MPI4PY_LIBMPI to the library"
+            "another MPI's: set MPI4PY_MPIABI=mpich or openmpi, its library on LD_LIBRARY_PATH"
         )
     local = everyone.Split_type(MPI.COMM_TYPE_SHARED)
     here = (_own_address(), _free_port()) if everyone.rank == 0 else None

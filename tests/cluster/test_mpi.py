@@ -19,7 +19,7 @@ from tests.cluster.slurm import sh
 from tests.resume import saved
 
 HOSTS = ("h0", "h1")
-MPICH = Path("/usr/lib/x86_64-linux-gnu/libmpich.so.12")  # Debian's name, which mpi4py does not try
+MPICH = Path("/usr/lib/x86_64-linux-gnu/libmpich.so.12")  # Debian's name; mpi4py loads libmpi.so.12
 # what mpirun calls in ssh's place: options, host, command
 AGENT = """#!/bin/bash
 while [[ $1 == -* ]]; do shift; done
@@ -37,6 +37,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for number, host in enumerate(HOSTS):
             inside = f"hostname {host}; ip link set lo up; exec sleep infinity"
             process = subprocess.Popen(["unshare", "--net", "--uts", "sh", "-c", inside])
+            cleanup.callback(process.wait)
             cleanup.callback(process.kill)
             (folder / f"{host}.pid").write_text(str(process.pid))
             with Path("/etc/hosts").open("a") as names:
@@ -75,7 +76,11 @@ class Launch:
         if library:
             environment["MPI4PY_MPIABI"] = library
         elif kind == "mpich":
-            environment |= {"MPI4PY_MPIABI": "mpich", "MPI4PY_LIBMPI": str(MPICH)}
+            libraries = hosts / "lib"
+            libraries.mkdir(exist_ok=True)
+            if not (libraries / "libmpi.so.12").exists():
+                (libraries / "libmpi.so.12").symlink_to(MPICH)
+            environment |= {"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": str(libraries)}
         command = ["-m", "launch", "launch", "mpi", str(CONFIG), f"run.dir={run.parent}"]
         where = ["--hosts", ",".join(HOSTS), "--ranks-per-host", "2", f"run.name={run.name}"]
         h0 = ["nsenter", "--target", (hosts / "h0.pid").read_text(), "--net", "--uts", "--"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from launch.cli import main
+from launch.site import Site
+from pretrain.config.fields import settings
+from pretrain.config.load import to_toml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/depo-small.toml")
@@ -92,6 +96,14 @@ def test_the_sites_of_the_documents(
 ) -> None:
     script = printed(capsys, tmp_path, "--site", str(path), "--gpus-per-node", "8")
     assert "#SBATCH --account=" in script
+
+
+def test_every_setting_of_a_site_is_in_the_documents() -> None:
+    said = (ROOT / "docs/launch.md").read_text()
+    for section, cls in get_type_hints(Site).items():
+        for setting in settings(cls):
+            row = f"`{section}.{setting.name}` | `{to_toml(setting.default)}` |"
+            assert f"| {row} {setting.rule.meaning} |" in said
 
 
 def test_an_array_has_a_task_for_each_line(
