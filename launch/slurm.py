@@ -44,6 +44,7 @@ def script(job: Job, site: Site) -> str:
         ),
         "TRAIN": _train(job.runs),
         "HYPNOS": f"({shlex.join(_hypnos(site, image))})",
+        "RANKS": str(job.nodes * job.ranks_per_node),
         "EXCLUDE": shlex.quote(site.slurm.exclude),
         "HERE": "",
         "SRUN": "".join(f" {shlex.quote(option)}" for option in _srun(site)),

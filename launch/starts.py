@@ -152,10 +152,9 @@ def rank_ends(logs: Path) -> dict[int, RankEnd]:
 
 def first_failed(logs: Path) -> int | None:
     """The rank that failed first for a reason of its own; None: none did."""
-    try:
-        return int((logs / "failed").read_text())
-    except FileNotFoundError:
-        return None
+    path = logs / "failed"
+    written = path.read_text() if path.exists() else ""
+    return int(written) if written.endswith("\n") else None  # or it is being written
 
 
 def this_host() -> str:

@@ -26,10 +26,14 @@ RETRIES = argument(
     description="The first step of a batch script: writes a start down in the run's folder, and "
     "prints its folder of logs. Status 75: a node of the job has failed this run before; printed "
     "are all nodes to do without.",
-    example="hypnos launch begin configs/depo-small.toml run.name=first",
-    arguments=[*RUN, RETRIES],
+    example="hypnos launch begin configs/depo-small.toml run.name=first --ranks 16",
+    arguments=[
+        *RUN,
+        argument("--ranks", type=positive, metavar="COUNT", required=True, help="of the job"),
+        RETRIES,
+    ],
 )
-def begin(config: Path, overrides: list[str], retries: int) -> int:
+def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
     from launch import starts
     from launch.outcome import judge
     from launch.world import hosts
@@ -52,7 +56,6 @@ def begin(config: Path, overrides: list[str], retries: int) -> int:
     if set(failed) & set(nodes):
         print(",".join(failed))
         return REQUEUE
-    ranks = int(os.environ.get("SLURM_NTASKS", len(nodes)))
     start = starts.begin(run, "slurm", job, nodes, ranks)
     print(os.path.abspath(start.logs(run)))
     return FINISHED

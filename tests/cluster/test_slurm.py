@@ -89,21 +89,27 @@ def test_preempted(cluster: Cluster, undisturbed: Run) -> None:
     run.assert_same(undisturbed)
 
 
-def test_a_node_that_is_lost(cluster: Cluster, undisturbed: Run) -> None:
-    """Its job is requested without it, and finishes elsewhere."""
-    run = Run(cluster, "lost")
+@pytest.mark.parametrize("node", ["n1", "n0"])
+def test_a_node_that_is_lost(node: str, cluster: Cluster, undisturbed: Run) -> None:
+    """The run finishes elsewhere. n0 has rank 0, and the batch script: nobody is left there to
+    change the job's request, but Slurm knows that it is down.
+    """
+    run = Run(cluster, f"lost-{node}")
     run.submit()
     run.until_step(10)
-    cluster.lose("n1")
-    cluster.until(lambda: not run.ranks("n0"), 10, "the other rank ends")
+    cluster.lose(node)
+    rank = {"n0": 0, "n1": 1}[node]
+    (other,) = {"n0", "n1"} - {node}
+    cluster.until(lambda: not run.ranks(other), 10, "the other rank ends")
     run.until_over("COMPLETED")
     first, second = run.starts
-    assert first.end is not None and first.end.why == "n1 lost: no word of rank 1"
-    assert second.nodes == ("n0", "n2")
-    assert cluster.job(run.job)["ExcNodeList"] == "n1"
+    assert first.end is not None and first.end.why == f"{node} lost: no word of rank {rank}"
+    assert first.end.exclude == (node,) and second.nodes == (other, "n2")
+    if node == "n1":
+        assert cluster.job(run.job)["ExcNodeList"] == "n1"
     run.assert_same(undisturbed)
-    cluster.start_node("n1")
-    cluster.until(lambda: cluster.states()["n1"] == "idle", 30, "n1 is back")
+    cluster.start_node(node)
+    cluster.until(lambda: cluster.states()[node] == "idle", 30, f"{node} is back")
 
 
 def test_the_time_limit(cluster: Cluster, undisturbed: Run, tmp_path: Path) -> None:
