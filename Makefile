@@ -10,7 +10,7 @@ STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted test-cluster \
-	test-browser test-engines clean
+	test-browser test-engines gpu-kit clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -69,6 +69,9 @@ test-engines: setup .venv-engines/ready  ## exports in llama.cpp, mlx-lm, mistra
 	$(PYTHON) -m venv --clear .venv-engines
 	.venv-engines/bin/pip install --quiet --requirement $<
 	@touch $@
+
+gpu-kit: setup  ## the wheels that a bare GPU machine lacks, for benchmarks/gpu.sh there (15 MiB)
+	@.venv/bin/python -m benchmarks.gpu.kit .gpu-kit
 
 clean:  ## removes the environment and caches; runs stay
 	rm -rf .venv .venv-engines build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

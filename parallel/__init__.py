@@ -12,6 +12,8 @@ short_convolution.py  the convolution before it
 mlp.py  block.py    SwiGLU; the whole block: forward(x, state, window) -> (y, state)
 state.py            what blocks keep from one window to the next
 window.py           what all blocks share within one window
+fused.py            elementwise functions as one kernel each, on CUDA
+graphs.py           a (window, pass) unit as one CUDA graph
 recompute.py        activation checkpointing of one (window, pass) unit
 stages.py           which blocks a pipeline stage holds
 passes.py           what a stage computes in one pass over one window

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel import mesh
-from parallel.layers import ColumnLinear, RMSNorm, RowLinear, gather_tokens
+from parallel.fused import fused
+from parallel.layers import ColumnLinear, RMSNorm, RowLinear, gather_tokens, rms_norm
 from parallel.shape import BlockShape
 from parallel.state import AttentionState
 from parallel.window import Window
@@ -33,6 +34,22 @@ def _norm(shape: BlockShape) -> RMSNorm | nn.Identity:
     if not shape.attention_qk_norm:
         return nn.Identity()
     return RMSNorm(shape.attention_head_dim, shape.norm_eps, partial_grad=True)
+
+
+@fused
+def _norm_and_rotate(
+    x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """[B, T, H, head_dim] -> [B, H, T, head_dim]; without a weight there is no norm."""
+    normed = x if weight is None else rms_norm(x, weight, eps)
+    return rotate(normed.transpose(1, 2), cos, sin).type_as(x)
+
+
+@fused
+def _gate(y: Tensor, gate: Tensor) -> Tensor:
+    """y: [B, H, T, head_dim]; gate: [.., H * head_dim]. Returns the latter's shape."""
+    y = y.transpose(1, 2).flatten(2)
+    return y * torch.sigmoid(gate).view_as(y)
 
 
 class Attention(nn.Module):
@@ -66,9 +83,8 @@ class Attention(nn.Module):
         B, T = window.size
         x = gather_tokens(x)
         # [B, Hkv, T, head]
-        k = self.k_norm(self.k(x).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)
+        k = self._rotated(self.k(x).view(B, T, self.kv_heads, self.head_dim), self.k_norm, window)
         v = self.v(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        k = rotate(k, window.cos, window.sin).type_as(v)
         if state.k.shape[2]:
             k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
         if window.keeps_keys:
@@ -77,15 +93,23 @@ class Attention(nn.Module):
             return None, state
 
         # [B, H, T, head]
-        q = self.q_norm(self.q(x).view(B, T, self.heads, self.head_dim)).transpose(1, 2)
-        q = rotate(q, window.cos, window.sin).type_as(v)
+        q = self._rotated(self.q(x).view(B, T, self.heads, self.head_dim), self.q_norm, window)
+        groups = self.heads // self.kv_heads
+        if window.mask is not None and groups > 1 and q.is_cuda:
+            # With a mask only the kernel for equal heads keeps T x T scores out of memory.
+            k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=window.mask,
             is_causal=window.mask is None,
-            enable_gqa=self.heads != self.kv_heads,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
-        y = y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim)
-        return self.out(y * torch.sigmoid(self.gate(x)).view_as(y)), state
+        return self.out(_gate(y, self.gate(x))), state
+
+    @staticmethod
+    def _rotated(x: Tensor, norm: RMSNorm | nn.Identity, window: Window) -> Tensor:
+        """Queries or keys, normalised and rotated: [B, T, H, head_dim] -> [B, H, T, head_dim]."""
+        weight, eps = (norm.weight, norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
+        return _norm_and_rotate(x, weight, eps, window.cos, window.sin)

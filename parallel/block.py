@@ -46,8 +46,8 @@ class Block(nn.Module):
         y, state = self.mixer(self.mixer_norm(x), state, window, write_only)
         if write_only:
             return x, state
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), state
+        x, normed = self.mlp_norm.of_sum(x, y)
+        return x + self.mlp(normed), state
 
     def empty_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> BlockState:
         """The memory of `batch` rows that have read nothing; dtype is that of the activations."""

@@ -21,6 +21,8 @@ class Layout:
     offload: bool = False
     precision: str = "fp32"
     microbatches: int = 1
+    recompute: str = "unit"
+    cuda_graphs: bool = False
 
 
 class Rule(NamedTuple):
@@ -70,6 +72,18 @@ RULES = (
         "there are no tensor-parallel ranks to share the tokens",
         "leave it out, or set parallel.tp",
         lambda x: x.sequence_parallel and x.tp == 1,
+    ),
+    Rule(
+        "parallel.cuda_graphs with parallel.recompute = none or block",
+        "a graph serves every window and pass only if nothing of it is kept for backward",
+        "set parallel.recompute = unit",
+        lambda x: x.cuda_graphs and x.recompute != "unit",
+    ),
+    Rule(
+        "parallel.cuda_graphs with parallel.tp or parallel.pp > 1, or parallel.zero = 3",
+        "their units wait for other ranks, or for weights that come and go",
+        "leave parallel.cuda_graphs out: models of such layouts keep their GPUs busy",
+        lambda x: x.cuda_graphs and (x.tp > 1 or x.pp > 1 or x.zero == 3),
     ),
 )
 

@@ -133,22 +133,23 @@ def delta_rule(
     """The fastest exact form for these inputs; arguments and results as `recurrent_delta_rule`.
 
     A single token takes the recurrence; half precision on CUDA takes flash-linear-attention's
-    kernel when it is installed (it refuses fp32); everything else takes the chunked form.
+    kernel when it is installed; everything else takes the chunked form.
     """
     if k.shape[1] == 1:
         return recurrent_delta_rule(q, k, v, log_decay, beta, S)
-    if (
-        k.is_cuda
-        and v.dtype in (torch.bfloat16, torch.float16)
-        and importlib.util.find_spec("fla") is not None
-    ):
+    if has_kernel(v):
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-        k = _grouped(k, v.shape[2]).to(v.dtype)
+        k = k.to(v.dtype)  # it takes grouped heads as they are
         o, S = chunk_gated_delta_rule(
-            k if q is None else _grouped(q, v.shape[2]).to(v.dtype),
-            k, v, at_least_fp32(log_decay), beta,
+            k if q is None else q.to(v.dtype), k, v, at_least_fp32(log_decay), beta,
             initial_state=S, output_final_state=True,
         )  # fmt: skip
         return None if q is None else o, S
     return chunked_delta_rule(q, k, v, log_decay, beta, S, chunk)
+
+
+def has_kernel(v: Tensor) -> bool:
+    """Whether there is a kernel for values [B, T, H, V]: it has matrix units' half precisions."""
+    half = v.dtype in (torch.bfloat16, torch.float16)
+    return v.is_cuda and half and importlib.util.find_spec("fla") is not None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from parallel import mesh
 from parallel.delta_rule import delta_rule
+from parallel.fused import fused
 from parallel.layers import (
     ColumnLinear,
     GatedRMSNorm,
@@ -30,6 +31,57 @@ def l2_normalized(x: Tensor) -> Tensor:
     """x / |x| over the last dimension, in at least fp32, with flash-linear-attention's epsilon."""
     x = at_least_fp32(x)
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+def _masked(x: Tensor, valid: Tensor | None) -> Tensor:
+    """[B, T, C], with zeros at PAD."""
+    return x if valid is None else x * valid[..., None]
+
+
+def _write_strength(x: Tensor, negative_eigenvalues: bool) -> Tensor:
+    """b_t of W_b x_t: in (0, 1), or (0, 2) where eigenvalues may be negative."""
+    strength = torch.sigmoid(at_least_fp32(x))
+    return 2 * strength if negative_eigenvalues else strength
+
+
+@fused
+def _gates(
+    beta: Tensor,
+    alpha: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    valid: Tensor | None,
+    negative_eigenvalues: bool,
+) -> tuple[Tensor, Tensor]:
+    """b_t, and log a_t = -exp(A_log) * softplus(W_a x_t + dt_bias) <= 0, of each token and head
+    [B, T, H]; both are 0 at PAD, which neither writes nor decays.
+    """
+    step = F.softplus(at_least_fp32(alpha) + at_least_fp32(dt_bias))
+    log_decay = -at_least_fp32(A_log).exp() * step
+    beta = _write_strength(beta, negative_eigenvalues)
+    return _masked(beta, valid), _masked(log_decay, valid)
+
+
+@fused
+def _convolved(
+    x: Tensor, tail: Tensor | None, weight: Tensor, valid: Tensor | None, heads: int, unit: bool
+) -> Tensor:
+    """The short convolution of some heads on CUDA, with all that is around it: one kernel.
+
+    Args:
+        x: [B, T, heads * width]. tail: [B, taps - 1, heads * width] of before; None: nothing.
+        weight: [heads * width, taps]. unit: heads are to have unit length.
+    Returns:
+        [B, T, heads, width] in x's dtype.
+    """
+    (B, T, _), taps = x.shape, weight.shape[1]
+    x = _masked(x, valid)
+    x = F.pad(x, (0, 0, taps - 1, 0)) if tail is None else torch.cat([tail, x], dim=1)
+    y = x[:, :T] * weight[:, 0]
+    for j in range(1, taps):
+        y = y + x[:, j : j + T] * weight[:, j]
+    y = F.silu(y).view(B, T, heads, -1)
+    return l2_normalized(y).type_as(x) if unit else y
 
 
 class GatedDeltaNet(nn.Module):
@@ -65,22 +117,36 @@ class GatedDeltaNet(nn.Module):
         self.norm = GatedRMSNorm(shape.delta_value_dim, shape.norm_eps)
         self.out = RowLinear(values, D)
 
-    def log_decay(self, x: Tensor) -> Tensor:
-        """log a_t <= 0 of each token, head: -exp(A_log) * softplus(W_a x_t + dt_bias), [.., H]."""
-        step = F.softplus(at_least_fp32(self.alpha(x)) + at_least_fp32(self.dt_bias))
-        return -at_least_fp32(self.A_log).exp() * step
-
     def write_strength(self, x: Tensor) -> Tensor:
-        """b_t of W_b x_t: in (0, 1), or (0, 2) where eigenvalues may be negative."""
-        strength = torch.sigmoid(at_least_fp32(x))
-        return 2 * strength if self.negative_eigenvalues else strength
+        """b_t of W_b x_t."""
+        return _write_strength(x, self.negative_eigenvalues)
 
-    def _convolve(self, x: Tensor, weight: Tensor, tail: Tensor) -> Tensor:
-        """Causal depthwise convolution and SiLU. x: [B, T, C]; weight: [C, taps], the last tap is
-        now.
+    def _convolve(
+        self, mixed: list[Tensor], tail: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Causal depthwise convolution and SiLU; keys and queries get unit length.
+
+        Args:
+            mixed: v, k and perhaps q, [B, T, channels] each.
+            tail: [B, <= taps - 1, all channels], what was before, in the same order.
+        Returns:
+            v, k and q or None, [B, T, heads, width] each.
         """
+        (B, T, _), widths = mixed[0].shape, [m.shape[-1] for m in mixed]
+        heads = [self.value_heads, self.key_heads, self.key_heads]
+        weights: tuple[Tensor, ...] = (self.conv_v, self.conv_k, self.conv_q)[: len(mixed)]
         before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
-        return F.silu(short_convolution(torch.cat([before, x], dim=1), weight))
+        if tail.is_cuda:
+            tails = before.split(widths, dim=-1) if tail.shape[1] else [None] * len(mixed)
+            v, k, *q = (
+                _convolved(x, t, weight, valid, h, x is not mixed[0])
+                for x, t, weight, h in zip(mixed, tails, weights, heads, strict=False)
+            )
+            return v, k, q[0] if q else None
+        streams = torch.cat([before, _masked(torch.cat(mixed, dim=-1), valid)], dim=1)
+        parts = F.silu(short_convolution(streams, torch.cat(weights))).split(widths, dim=-1)
+        v, k, *q = (part.reshape(B, T, h, -1) for part, h in zip(parts, heads, strict=False))
+        return v, l2_normalized(k), l2_normalized(q[0]) if q else None
 
     def forward(
         self, x: Tensor, state: DeltaState, window: Window, write_only: bool = False
@@ -95,29 +161,20 @@ class GatedDeltaNet(nn.Module):
         x = gather_tokens(x)
         k, v = self.k(x), self.v(x)
         mixed = [v, k] if write_only else [v, k, self.q(x)]
-        beta = self.write_strength(self.beta(x)).view(B, T, self.value_heads)
-        log_decay = self.log_decay(x).view(B, T, self.value_heads)
-        streams = torch.cat(mixed, dim=-1).view(B, T, -1)  # [B, T, channels]
-        if window.valid is not None:  # PAD neither writes nor decays nor enters a convolution
-            streams = streams * window.valid[..., None]
-            beta, log_decay = beta * window.valid[..., None], log_decay * window.valid[..., None]
+        mixed = [m.view(B, T, -1) for m in mixed]
+        beta, log_decay = _gates(
+            self.beta(x).view(B, T, self.value_heads), self.alpha(x).view(B, T, self.value_heads),
+            self.A_log, self.dt_bias, window.valid, self.negative_eigenvalues,
+        )  # fmt: skip
         if window.record_decay is not None:
             window.record_decay(log_decay)
-        tail = state.tail[..., : streams.shape[-1]]
-        taps = torch.cat(
-            [self.conv_v, self.conv_k] if write_only else [self.conv_v, self.conv_k, self.conv_q]
-        )
-        v, k, *rest = self._convolve(streams, taps, tail).split(
-            [m.shape[-1] for m in mixed], dim=-1
-        )
-
-        k = l2_normalized(k.reshape(B, T, self.key_heads, self.key_dim))
-        q = l2_normalized(rest[0].reshape(B, T, self.key_heads, self.key_dim)) if rest else None
-        v = v.reshape(B, T, self.value_heads, self.value_dim)
+        tail = state.tail[..., : sum(m.shape[-1] for m in mixed)]
+        v, k, q = self._convolve(mixed, tail, window.valid)
         o, S = delta_rule(q, k, v, log_decay, beta, state.S, self.chunk)
-        if window.keeps_tail:
-            state = state._replace(tail=torch.cat([tail, streams], dim=1)[:, 1 - self.taps :])
         state = state._replace(S=S)
+        if window.keeps_tail:
+            streams = _masked(torch.cat(mixed, dim=-1), window.valid)
+            state = state._replace(tail=torch.cat([tail, streams], dim=1)[:, 1 - self.taps :])
         if o is None:
             return None, state
         y = self.norm(o, self.gate(x).view(B, T, self.value_heads, self.value_dim))

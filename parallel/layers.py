@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel import mesh
+from parallel.fused import fused
 from parallel.megatron import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -72,6 +73,8 @@ def gather_tokens(x: Tensor) -> Tensor:
 
 def copy_to_tp(x: Tensor) -> Tensor:
     """What is the same on every rank, on its way into ColumnLinears; backward sums over tp."""
+    if mesh.tp_size() == 1:
+        return x
     return copy_to_tensor_model_parallel_region(x, group=mesh.tp_group())
 
 
@@ -98,6 +101,13 @@ def empty_stream(rows: int, width: int, d_model: int, dtype: torch.dtype) -> Ten
     return torch.empty(rows * width // mesh.tp_size(), d_model, dtype=dtype, device=mesh.device())
 
 
+def _is_plain(x: Tensor) -> bool:
+    """Whether torch's own linear will do: on one GPU, where it costs the host half of Megatron's
+    (on a CPU the two round differently).
+    """
+    return x.is_cuda and mesh.tp_size() == 1
+
+
 def broadcast_rows(rows: Tensor, width: int) -> Tensor:
     """One value per row [B] of windows of `width` tokens, as the residual stream is broadcast."""
     if not mesh.sequence_parallel():
@@ -121,7 +131,7 @@ class ColumnLinear(ColumnParallelLinear):
         _split(self.weight, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]
+        return F.linear(x, self.weight) if _is_plain(x) else super().forward(x)[0]
 
 
 class RowLinear(RowParallelLinear):
@@ -141,6 +151,8 @@ class RowLinear(RowParallelLinear):
         _split(self.weight, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if _is_plain(x):
+            return F.linear(x, self.weight)
         return super().forward(x.flatten(0, -2) if self.sequence_parallel else x)[0]
 
 
@@ -163,6 +175,30 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * (1 + weight) over the last dimension, computed in at least fp32."""
+    scale = 1.0 + at_least_fp32(weight)
+    return F.rms_norm(at_least_fp32(x), scale.shape, scale, eps).type_as(x)
+
+
+@fused
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return rms_norm(x, weight, eps)
+
+
+@fused
+def _add_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x = x + y
+    return x, rms_norm(x, weight, eps)
+
+
+@fused
+def _gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    weight = at_least_fp32(weight)
+    normed = F.rms_norm(at_least_fp32(x), weight.shape, weight, eps).type_as(gate)
+    return (normed * F.silu(at_least_fp32(gate))).type_as(gate)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * (1 + weight) over the last dimension, as in Qwen3.5: weight 0 scales nothing.
 
@@ -177,8 +213,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = 1.0 + at_least_fp32(self.weight)
-        return F.rms_norm(at_least_fp32(x), scale.shape, scale, self.eps).type_as(x)
+        return _norm(x, self.weight, self.eps)
+
+    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x + y, and the norm of it."""
+        return _add_norm(x, y, self.weight, self.eps)
 
 
 class GatedRMSNorm(nn.Module):
@@ -191,9 +230,12 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        weight = at_least_fp32(self.weight)
-        normed = F.rms_norm(at_least_fp32(x), weight.shape, weight, self.eps).type_as(gate)
-        return (normed * F.silu(at_least_fp32(gate))).type_as(gate)
+        return _gated_norm(x, gate, self.weight, self.eps)
+
+
+@fused
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(at_least_fp32(logits), targets, reduction="none")
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -207,7 +249,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         [n] losses in nats.
     """
     if mesh.tp_size() == 1:  # torch's own also takes fp64, which Megatron's rounds to fp32
-        return F.cross_entropy(at_least_fp32(logits), targets, reduction="none")
+        return _cross_entropy(logits, targets)
     return vocab_parallel_cross_entropy(logits.unsqueeze(1), targets.unsqueeze(1)).squeeze(1)
 
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.fused import fused
 from parallel.layers import ColumnLinear, RowLinear, gather_tokens
 from parallel.shape import BlockShape
+
+
+@fused
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """SiLU(gate) * up."""
+    return F.silu(gate) * up
 
 
 class MLP(nn.Module):
@@ -20,4 +27,4 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = gather_tokens(x)
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(gated(self.gate(x), self.up(x)))

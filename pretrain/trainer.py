@@ -177,6 +177,8 @@ def build(
         tied=model.tied,
     )
     cleanup.callback(engine.close)
+    if config.parallel.cuda_graphs:
+        model.graph_units()
     if checkpoint and not checkpoint.weights_only:
         state = TrainState.restore(checkpoint, model, optimizer, source, config.train)
     else:

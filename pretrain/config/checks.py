@@ -180,6 +180,8 @@ def _layout(config: Config) -> None:
             offload=parallel.offload,
             precision=train.precision,
             microbatches=train.microbatches,
+            recompute=parallel.recompute,
+            cuda_graphs=parallel.cuda_graphs,
         )
     )
     if why:

@@ -297,6 +297,12 @@ class ParallelConfig:
         "block: each block does",
         changes=True,
     )
+    cuda_graphs: bool = setting(
+        False,
+        "replay each (window, pass) as one CUDA graph: for models so small that the host cannot "
+        "keep a GPU busy",
+        changes=True,
+    )
     timeout: float = setting(
         600.0,
         "seconds after which a rank that makes no progress, or waits for one, ends the job",

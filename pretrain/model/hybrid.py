@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from parallel import mesh
 from parallel.block import Block
+from parallel.graphs import UnitGraphs
 from parallel.layers import (
     ColumnLinear,
     Embedding,
@@ -43,6 +45,7 @@ class HybridLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.sleep = config, sleep_config
+        self.graphs: UnitGraphs | None = None  # units are replayed, see `graph_units`
         self.stage = stage = stage or Stage.only(len(config.layers))
         if stage.is_first or (stage.is_last and config.tie_embeddings):
             self.embed = Embedding(config.vocab_size, config.d_model)
@@ -84,10 +87,20 @@ class HybridLM(nn.Module):
         if not (blocks := self.blocks_of(part)):
             return h, state
         ends_in_write = write_only == numbers[-1] and numbers[-1] in self.stage.blocks
-        h, left = run_unit(
-            blocks, h, state.blocks[part], window, policy=policy, write_only=ends_in_write
-        )
+        run = partial(run_unit, blocks, write_only=ends_in_write)
+        memory = state.blocks[part]
+        if self.graphs and policy == "unit" and self.graphs.can_run(window):
+            graphed = partial(run, policy="none")
+            h, left = self.graphs.run((numbers, ends_in_write), graphed, h, memory, window)
+        else:
+            h, left = run(h, memory, window, policy=policy)
         return h, state.with_blocks(part, left)
+
+    def graph_units(self) -> HybridLM:
+        """From now on, where a unit keeps only its inputs for backward, it is a CUDA graph."""
+        blocks = self.blocks_of(slice(None))
+        self.graphs = UnitGraphs([p for block in blocks for p in block.parameters()])
+        return self
 
     @property
     def tied(self) -> nn.Parameter | None:

@@ -81,9 +81,10 @@ class Reader:
         """Plans the windows and moves the batch to the device; see `SleepLM.forward`."""
         past = 0 if state is None else state.past
         windows = plan_windows(batch, model.sleep, passes=passes, past=past, agree=agree)
+        if model.graphs and torch.is_grad_enabled():
+            model.graphs.begin()
         tokens, targets, valid = (
-            t.to(model.device, non_blocking=True)
-            for t in (batch.tokens, batch.targets, batch.valid)
+            moved(t, model.device) for t in (batch.tokens, batch.targets, batch.valid)
         )
         return Reader(
             model, windows, tokens, targets, valid, bool(batch.carries.any()), recompute, probe,
@@ -111,7 +112,7 @@ class Reader:
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """A tensor of the plan; the host does not wait."""
-        return tensor.to(self.model.device, non_blocking=True)
+        return moved(tensor, self.model.device)
 
     def output(self, losses: Mapping[int, Tensor], memory: Memory) -> Output:
         """When every pass is done.
@@ -125,6 +126,12 @@ class Reader:
         by_window = torch.stack([losses.get(w, zero).detach() for w in range(W)])
         total = torch.stack(list(losses.values())).sum() if losses else zero
         return Output(total, by_window, memory.state.detach() if self.carries else None)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; the host does not wait for it, nor it for the device."""
+    pinned = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from pretrain.tasks import TaskSource, make_task
 
 
 def lay_grid(parallel: ParallelConfig) -> None:
-    """Lays the grid of ranks. UserError: there are too few or too many."""
+    """Lays the grid of ranks. UserError: there are too few or too many, or they lack a GPU."""
+    if parallel.cuda_graphs and mesh.device().type != "cuda":
+        raise UserError("parallel.cuda_graphs = true: there is no CUDA device here; leave it out")
     tp, pp = parallel.tp, parallel.pp
     try:
         mesh.initialize(tp, pp, parallel.sequence_parallel, parallel.timeout)

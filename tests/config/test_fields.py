@@ -72,10 +72,10 @@ def test_a_bound_itself_is_allowed(override: str) -> None:
 CHANGEABLE = {
     "run.name", "run.dir", "data.train", "data.heldout", "data.tokenizer", "stories.path",
     "parallel.tp", "parallel.pp", "parallel.stages", "parallel.sequence_parallel", "parallel.zero",
-    "parallel.offload", "parallel.recompute", "parallel.timeout", "train.steps",
-    "train.microbatches", "train.log_every", "train.eval_every", "train.eval_batches",
-    "train.checkpoint_every", "train.keep", "train.keep_every", "guard.limit", "guard.then",
-    "guard.rollbacks",
+    "parallel.offload", "parallel.recompute", "parallel.cuda_graphs", "parallel.timeout",
+    "train.steps", "train.microbatches", "train.log_every", "train.eval_every",
+    "train.eval_batches", "train.checkpoint_every", "train.keep", "train.keep_every",
+    "guard.limit", "guard.then", "guard.rollbacks",
 }  # fmt: skip
 
 

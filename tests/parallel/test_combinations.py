@@ -17,6 +17,9 @@ REFUSED = [
     Layout(zero=0, offload=True),
     Layout(pp=2, offload=True, precision="bf16"),
     Layout(sequence_parallel=True),
+    Layout(cuda_graphs=True, recompute="block"),
+    Layout(cuda_graphs=True, tp=2),
+    Layout(cuda_graphs=True, zero=3),
 ]
 
 

@@ -1,0 +1,150 @@
+"""Everything that is checked and measured on one GPU, stage by stage, each with its time.
+
+    benchmarks/gpu.sh                          # all of it: ten minutes on an H100
+    benchmarks/gpu.sh tests graphs --out runs/gpu --budget 300
+    python -m benchmarks.gpu --help            # the same without the kit of wheels
+
+A stage that fails or takes too long is reported, and the next one begins. Results are written as
+they come: OUT/results.jsonl, OUT/log.txt, and of Rule 110 OUT/rule110.jsonl; a table comes last.
+On a CPU all stages run at tiny sizes, but for what only CUDA has, which is left out by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.gpu.record import RESULTS, is_tiny, record
+
+ROOT = Path(__file__).parents[2]
+LEAST = 15.0  # seconds without which no stage is begun
+
+
+class Stage(NamedTuple):
+    """A command and the most seconds that it may take."""
+
+    seconds: float
+    command: list[str]  # after the interpreter
+    stops: bool = False  # on SIGTERM it ends well, and that is how it is to end
+
+
+def stages(out: Path) -> dict[str, Stage]:
+    """In the order of their use: what may be wrong first, what may take any time last."""
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "--durations=10"]
+    rule110 = [f"run.dir={out / 'runs'}", "train.log_every=100", "train.checkpoint_every=1000"]
+    if is_tiny():
+        rule110 += ["model.d_model=32", "train.batch=4", "train.steps=3", "train.eval_batches=1"]
+        rule110 += ["train.log_every=1"]
+    else:
+        rule110 += ["parallel.cuda_graphs=true"]
+    return {
+        "environment": Stage(60, ["-m", "benchmarks.gpu.environment"]),
+        "tests": Stage(200, [*tests, "tests/gpu"]),
+        "graphs": Stage(60, ["-m", "benchmarks.gpu.graphs"]),
+        "100M": Stage(150, ["-m", "benchmarks.gpu.speed", "100M"]),
+        "1B": Stage(180, ["-m", "benchmarks.gpu.speed", "1B"]),
+        "rule110": Stage(
+            600, ["-m", "launch", "train", str(ROOT / "configs/rule110.toml"), *rule110], True
+        ),
+    }
+
+
+def run(name: str, stage: Stage, seconds: float, out: Path) -> bool:
+    """Runs a stage in a process group of its own, for so long at the most."""
+    print(f"=== {name}: at most {seconds:.0f} s", flush=True)
+    begin = time.monotonic()
+    with (out / "log.txt").open("a") as log:
+        print(f"=== {name}", file=log, flush=True)
+        process = subprocess.Popen(
+            [sys.executable, *stage.command], cwd=ROOT, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+            env=os.environ | {"HYPNOS_GPU_OUT": str(out), "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        assert process.stdout is not None
+        copy = subprocess.Popen(
+            ["tee", "-a", str(out / "log.txt")], stdin=process.stdout, text=True
+        )
+        process.stdout.close()
+        status, late = _end(process, stage, seconds)
+        copy.wait()
+    took = time.monotonic() - begin
+    good = (late and stage.stops) or (not late and status == 0)
+    record("stage", stage=name, seconds=took, outcome="done" if good else _why(status, late))
+    return good
+
+
+def _end(process: subprocess.Popen[str], stage: Stage, seconds: float) -> tuple[int, bool]:
+    """Waits for it, and ends it when its time is over: its status, and whether it was too late."""
+    try:
+        return process.wait(seconds), False
+    except subprocess.TimeoutExpired:
+        if stage.stops:
+            process.send_signal(signal.SIGTERM)
+            try:
+                return process.wait(30), True
+            except subprocess.TimeoutExpired:
+                pass
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait(), True
+
+
+def _why(status: int, late: bool) -> str:
+    return "FAILED: out of time" if late else f"FAILED: exit status {status}"
+
+
+def table(out: Path) -> Iterator[str]:
+    """The results in short, line by line."""
+    for line in (out / RESULTS).read_text().splitlines():
+        row = json.loads(line)
+        what = row.pop("what")
+        cells = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        yield f"{what:24} {'  '.join(cells)}"
+
+
+def keep_metrics(out: Path) -> None:
+    """Of Rule 110, beside the other results."""
+    for metrics in (out / "runs").glob("*/metrics.jsonl"):
+        (out / "rule110.jsonl").write_bytes(metrics.read_bytes())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = list(stages(Path()))
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(names)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="where results go")
+    parser.add_argument(
+        "--budget", type=float, default=570, metavar="SECONDS", help="of all stages together"
+    )
+    args = parser.parse_args()
+    if unknown := set(args.stages) - set(names):
+        parser.error(f"{', '.join(sorted(unknown))}: stages are {', '.join(names)}")
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["HYPNOS_GPU_OUT"] = str(out)
+    begin, good = time.monotonic(), True
+    for name, stage in stages(out).items():
+        if args.stages and name not in args.stages:
+            continue
+        left = args.budget - (time.monotonic() - begin) - (30 if stage.stops else 0)
+        if left < LEAST:
+            record("stage", stage=name, seconds=0.0, outcome="FAILED: no time left")
+            good = False
+            continue
+        good &= run(name, stage, min(stage.seconds, left), out)
+        keep_metrics(out)
+    print("=" * 100, *table(out), sep="\n", flush=True)
+    return not good
+
+
+if __name__ == "__main__":
+    sys.exit(main())

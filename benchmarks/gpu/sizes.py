@@ -1,0 +1,76 @@
+"""The models that are measured, and their batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.gpu.record import is_tiny
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model in the portable shape: heads of 128, attention last of every four blocks."""
+
+    name: str
+    d_model: int
+    blocks: int
+    heads: int  # of queries, and of keys and values of the delta rule
+    kv_heads: int
+    mlp_width: int
+    rows: int  # sequences of a microbatch
+    window: int
+    head_dim: int = 128
+    vocabulary: int = 32_768
+    windows: int = 2
+    microbatches: int = 8  # of a whole step
+
+    def model(self) -> ModelConfig:
+        """As the project configures it."""
+        return ModelConfig(
+            d_model=self.d_model,
+            layers=["delta", "delta", "delta", "attention"] * (self.blocks // 4),
+            attention_heads=self.heads,
+            attention_kv_heads=self.kv_heads,
+            attention_head_dim=self.head_dim,
+            delta_key_heads=self.heads,
+            delta_value_heads=self.heads,
+            delta_key_dim=self.head_dim,
+            delta_value_dim=self.head_dim,
+            mlp_width=self.mlp_width,
+            vocab_size=self.vocabulary,
+            tie_embeddings=True,
+            decay_init=[0.001, 0.1],
+        )
+
+    def sleep(self, passes: int) -> SleepConfig:
+        """Every window is scored; all but the last are slept over."""
+        return SleepConfig(passes=passes, window=self.window, when="always")
+
+    def batch(self, rows: int | None = None) -> Batch:
+        """Random tokens; every row is one document."""
+        rows, T = rows or self.rows, self.windows * self.window
+        tokens = torch.randint(
+            0, self.vocabulary, (rows, T), generator=torch.Generator().manual_seed(0)
+        )
+        starts = torch.zeros(rows, self.windows, dtype=torch.bool)
+        starts[:, 0] = True
+        return Batch(
+            tokens, tokens.roll(-1, 1), torch.ones_like(tokens, dtype=torch.bool), starts,
+            torch.zeros(rows, dtype=torch.bool),
+        )  # fmt: skip
+
+
+TINY = Size("tiny", 64, 4, 2, 1, 96, rows=2, window=32, head_dim=32, vocabulary=128, microbatches=2)
+SIZES = {
+    "100M": Size("100M", 768, 12, 6, 2, 2048, rows=16, window=2048),
+    "1B": Size("1B", 2048, 16, 16, 4, 6144, rows=4, window=2048),
+}
+
+
+def size(name: str) -> Size:
+    """By name; tiny on a CPU."""
+    return TINY if is_tiny() else SIZES[name]

@@ -1,0 +1,234 @@
+"""A model of one size on this device: speed, a pass against its FLOPs, memory, where time goes.
+
+    python -m benchmarks.gpu.speed 100M
+    python -m benchmarks.gpu.speed 1B
+
+Forward and backward in bf16, without an optimiser unless it says "step". The same sizes in
+transformers, whose Qwen3.5 takes flash-linear-attention's kernels too, read windows as sequences
+of their own. MFU is of the maker's dense bf16 rate, and of FLOPs that the model needs
+(`pretrain.model.flops`): what is recomputed does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.record import device, is_tiny, record, seconds
+from benchmarks.gpu.sizes import SIZES, Size, size
+from parallel import mesh
+from parallel.engine import Engine
+from pretrain.config.schema import OptimizerConfig, ParallelConfig
+from pretrain.model.flops import parameters, peak, step_flops
+from pretrain.model.sleep import SleepLM
+from pretrain.run.guard import mean_loss
+from pretrain.run.optimizer import MuonAdamW
+from pretrain.run.step import accumulate
+
+BASE = "ours, N = 1"
+OURS = "forward and backward"
+
+
+def build(s: Size, passes: int, dtype: torch.dtype) -> SleepLM:
+    """A model with random weights, drawn on the device."""
+    model = SleepLM(s.model(), s.sleep(passes)).to(device())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("A_log"):
+                p.copy_(torch.linspace(math.log(0.001), math.log(0.1), len(p)))
+            elif name.endswith("mixer.norm.weight"):
+                p.fill_(1.0)
+            elif p.dim() == 2:
+                p.normal_(0.0, 0.5 if ".conv_" in name else 0.02)
+            else:
+                p.zero_()
+    return model.to(dtype)
+
+
+def forward_backward(
+    s: Size, passes: int, recompute: str, rows: int
+) -> tuple[Callable[[], None], SleepLM]:
+    """A run of it, and the model."""
+    model, batch = build(s, passes, torch.bfloat16), s.batch(rows)
+    scored = batch.targets.numel()
+
+    def run() -> None:
+        (model(batch, recompute=recompute).loss / scored).backward()
+        model.zero_grad(set_to_none=False)
+
+    return run, model
+
+
+def rates(s: Size, passes: int, tokens: int, rows: int, took: float) -> dict[str, Any]:
+    """Of a run that read so many tokens."""
+    work = step_flops(s.batch(rows), s.model(), s.sleep(passes))
+    flops = (work.forward + work.backward) * tokens / (rows * s.windows * s.window)
+    best = peak(device())
+    return {
+        "seconds": took,
+        "tokens_per_s": tokens / took,
+        "tflops_per_s": flops / took / 1e12,
+        "mfu": flops / took / best if best else None,
+        "rows": rows,
+    }
+
+
+def throughput(s: Size, rows: int) -> None:
+    """N = 1, everything kept."""
+    run, model = forward_backward(s, 1, "none", rows)
+    took = seconds(run)
+    numbers = rates(s, 1, rows * s.windows * s.window, rows, took)
+    record(BASE, size=s.name, parameters=parameters(model.config), **numbers)
+    profile(run)
+
+
+def profile(run: Callable[[], None]) -> None:
+    """Prints where the time of a run goes, kernel by kernel."""
+    activity = torch.profiler.ProfilerActivity
+    on_gpu = device().type == "cuda"
+    with torch.profiler.profile(activities=[activity.CPU] + [activity.CUDA] * on_gpu) as found:
+        run()
+        torch.cuda.synchronize() if on_gpu else None
+    sort = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    print(found.key_averages().table(sort_by=sort, row_limit=40, max_name_column_width=90))
+
+
+def passes(s: Size, rows: int) -> None:
+    """What N = 4 takes beside N = 1, in time and in FLOPs; units are recomputed in both."""
+    took, flops = {}, {}
+    for n in (1, 4):
+        run, _ = forward_backward(s, n, "unit", rows)
+        took[n] = seconds(run)
+        work = step_flops(s.batch(rows), s.model(), s.sleep(n))
+        flops[n] = work.forward + work.backward
+    by_time, by_flops = took[4] / took[1], flops[4] / flops[1]
+    record(
+        "a pass", size=s.name, rows=rows, seconds_1=took[1], seconds_4=took[4],
+        time_ratio=by_time, flops_ratio=by_flops, over=by_time / by_flops,
+    )  # fmt: skip
+
+
+def memory(s: Size, rows: int) -> None:
+    """Peak of forward and backward beyond weights and gradients, units recomputed."""
+    if device().type != "cuda":
+        print("left out on a CPU: memory (benchmarks/memory.py weighs it there)")
+        return
+    held = {}
+    for n in (1, 8):
+        run, model = forward_backward(s, n, "unit", rows)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        held[n] = (torch.cuda.max_memory_allocated() - before) / 2**30
+        del run, model
+    ratio = held[8] / held[1]
+    record("memory", size=s.name, rows=rows, gib_1=held[1], gib_8=held[8], ratio=ratio)
+
+
+def transformers(s: Size, rows: int) -> None:
+    """The same sizes in transformers' code."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    c = s.model()
+    names = {"attention": "full_attention", "delta": "linear_attention"}
+    config = Qwen3_5TextConfig(
+        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.mlp_width,
+        num_hidden_layers=len(c.layers), layer_types=[names[kind] for kind in c.layers],
+        num_attention_heads=c.attention_heads, num_key_value_heads=c.attention_kv_heads,
+        head_dim=c.attention_head_dim, linear_num_key_heads=c.delta_key_heads,
+        linear_num_value_heads=c.delta_value_heads, linear_key_head_dim=c.delta_key_dim,
+        linear_value_head_dim=c.delta_value_dim, tie_word_embeddings=True, use_cache=False,
+        rope_parameters={
+            "rope_type": "default", "rope_theta": c.rope_theta,
+            "partial_rotary_factor": c.rotary_fraction,
+        },
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    with device():
+        model = Qwen3_5ForCausalLM(config).to(torch.bfloat16)
+    tokens = s.batch(rows).tokens.view(rows * s.windows, s.window).to(device())
+
+    def run() -> None:
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        model.zero_grad(set_to_none=False)
+
+    record("transformers", size=s.name, **rates(s, 1, tokens.numel(), rows, seconds(run)))
+    profile(run)
+
+
+def step(s: Size, rows: int) -> None:
+    """Whole training steps: microbatches through DeepSpeed, Muon and AdamW."""
+    model = build(s, 1, torch.float32)
+    optimizer = MuonAdamW(model.named_parameters(), OptimizerConfig())
+    engine = Engine(model, optimizer, zero=1, precision="bf16", microbatches=s.microbatches)
+    batch = s.batch(rows * s.microbatches)
+    parts = [batch.rows(m * rows, (m + 1) * rows) for m in range(s.microbatches)]
+    parallel = ParallelConfig(recompute="none")
+
+    def run() -> None:
+        scored = batch.targets.numel()
+        outputs = accumulate(engine, model, parts, [None] * len(parts), scored, parallel)
+        optimizer.loss = mean_loss([out.window_loss for out in outputs], scored)
+        engine.step()
+
+    took = seconds(run, repeats=3)
+    record("step", size=s.name, **rates(s, 1, batch.tokens.numel(), rows, took))
+    engine.close()
+
+
+PARTS: dict[str, Callable[[Size, int], None]] = {
+    "throughput": throughput, "passes": passes, "transformers": transformers, "memory": memory,
+    "step": step,
+}  # fmt: skip
+
+
+def attempt(name: str, s: Size) -> bool:
+    """A part, with fewer rows where memory is too small; its failure is told and does not end the
+    others.
+    """
+    rows = s.rows
+    while True:
+        try:
+            PARTS[name](s, rows)
+            return True
+        except torch.OutOfMemoryError:
+            rows //= 2
+            print(f"{name}: out of memory, now with {rows} rows", flush=True)
+            if rows == 0:
+                return False
+        except Exception as error:
+            traceback.print_exc()
+            record("FAILED", part=name, size=s.name, error=f"{type(error).__name__}: {error}"[:300])
+            return False
+        finally:
+            gc.collect()
+            if device().type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    args = parser.parse_args()
+    mesh.initialize()
+    if is_tiny():
+        torch.set_num_threads(1)
+    done = [attempt(name, size(args.size)) for name in args.parts or PARTS]
+    mesh.shutdown()
+    return not all(done)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Elementwise functions that become one kernel each on CUDA; on the CPU they run as they stand.
+
+Between its matrix products a block has some sixty small operations. Run one by one on a GPU, each
+reads and writes the whole residual stream, and costs the host a launch. `@fused` hands a function
+of tensors to torch.compile (Inductor), forward and backward; it is compiled when first called and
+again when shapes begin to vary, not for every shape, pass or block. What is between two functions,
+the products and the delta rule, stays as it is: nothing that holds state is traced.
+
+TORCH_COMPILE_DISABLE=1, torch's own switch, runs all of it as it stands on CUDA too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+# A function is compiled once for each combination of dtype, gradient needed and optional tensors.
+MOST_VARIANTS = 64
+
+
+def fused(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of tensors, compiled on CUDA. Its first argument says where it runs."""
+
+    @functools.cache
+    def compiled() -> Callable[P, R]:
+        torch._dynamo.config.recompile_limit = MOST_VARIANTS
+        return torch.compile(function)
+
+    @functools.wraps(function)
+    def run(*args: P.args, **named: P.kwargs) -> R:
+        first = args[0]
+        on_cuda = isinstance(first, Tensor) and first.is_cuda
+        return (compiled() if on_cuda else function)(*args, **named)
+
+    return run

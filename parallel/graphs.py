@@ -1,0 +1,241 @@
+"""CUDA graphs of units: a unit of work, a run of blocks over one (window, pass), in one launch.
+
+A small model gives the GPU less to do than launching it costs the host. A loop over windows and
+passes runs the same kernels again and again, so they are captured once and replayed: one graph of
+a unit's forward, and one of its backward, which begins with the forward again. Between them nothing
+is kept but the unit's inputs (h, S), as with recomputation of units (`parallel.recompute`), so that
+the two graphs serve every window and every pass, and gradients are the same bit for bit.
+
+    unit        inputs -> static inputs;  replay;  static outputs -> outputs
+    backward    saved inputs and gradients -> static;  replay;  gradients of h and S -> autograd
+    weights     their gradients add up in static tensors; when backward has been through all units
+                of a microbatch they go on to autograd, once (`_Collect`), and so to ZeRO
+
+Captured anew: other shapes, a window with PAD, a block that only writes, weights that have moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from parallel.state import BlockState
+from parallel.window import Window
+
+WARM_UPS = 3  # kernels are compiled, tuned and given their workspaces before a capture
+
+T = TypeVar("T")
+# (h, memory of each block) -> the same after the unit
+Unit = Callable[[Tensor, Sequence[BlockState], Window], tuple[Tensor, tuple[BlockState, ...]]]
+
+
+def warm_up(function: Callable[[], object]) -> None:
+    """Runs what is to be captured beside the stream in use."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def capture(function: Callable[[], T]) -> tuple[Callable[[], None], T]:
+    """What a function does to the device as a graph: replays it, into the tensors that it gave."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads wait for events and allocate memory meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        results = function()
+    return graph.replay, results
+
+
+class UnitGraphs:
+    """The graphs of a model's units, by what makes them differ."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._captured: dict[Any, _Graphs] = {}
+        self._addresses: list[int] = []
+        self._token: Tensor | None = None
+        self.gradients: list[Tensor] = []  # of the parameters, summed over a microbatch's units
+
+    def begin(self) -> None:
+        """Before the forward of a microbatch whose backward follows it."""
+        addresses = [p.data_ptr() for p in self._parameters]
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self._captured.clear()
+            self.gradients = [torch.zeros_like(p) for p in self._parameters]
+        self._token = _Collect.apply(self, *self._parameters)
+
+    @staticmethod
+    def can_run(window: Window) -> bool:
+        """Whether a unit over this window can be replayed now: it has a backward, nobody looks
+        inside.
+        """
+        return torch.is_grad_enabled() and window.record_decay is None
+
+    def run(
+        self, name: Any, unit: Unit, h: Tensor, states: Sequence[BlockState], window: Window
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
+        """A unit, replayed; captured first if there is none like it.
+
+        Args:
+            name: differs where what is run differs. unit: does the same without a graph.
+        """
+        assert self._token is not None, "a microbatch begins with `begin`"
+        inputs = _Flat.of(h, states, window)
+        key = (name, inputs.description)
+        if key not in self._captured:
+            self._captured[key] = _Graphs(unit, inputs, self._parameters, self.gradients)
+        graphs = self._captured[key]
+        return graphs.unflattened(_Replay.apply(graphs, self._token, *inputs.tensors))
+
+
+class _Flat(NamedTuple):
+    """The tensors that a unit reads, in a row."""
+
+    tensors: tuple[Tensor, ...]  # h, those of the states, those of the window
+    kinds: tuple[type, ...]  # of the states, two tensors each
+    window: Window
+
+    @staticmethod
+    def of(h: Tensor, states: Sequence[BlockState], window: Window) -> _Flat:
+        shared = [window.valid, window.cos, window.sin, window.mask]
+        there = [t for t in shared if t is not None]
+        tensors = (h, *(t for state in states for t in state), *there)
+        return _Flat(tensors, tuple(type(state) for state in states), window)
+
+    @property
+    def description(self) -> tuple[Any, ...]:
+        """What the graphs of two units that can share them have in common."""
+        w = self.window
+        shapes = tuple((t.shape, t.dtype) for t in self.tensors)
+        return (shapes, self.kinds, w.valid is None, w.mask is None, w.keeps_keys, w.keeps_tail)
+
+    def rebuilt(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[BlockState], Window]:
+        """h, states and window of other tensors."""
+        h, *rest = tensors
+        n = 2 * len(self.kinds)
+        states = _states(self.kinds, rest[:n])
+        shared = iter(rest[n:])
+        valid = None if self.window.valid is None else next(shared)
+        cos, sin = next(shared), next(shared)
+        mask = None if self.window.mask is None else next(shared)
+        return h, states, replace(self.window, valid=valid, cos=cos, sin=sin, mask=mask)
+
+
+def _states(kinds: Sequence[type], tensors: Sequence[Tensor]) -> list[BlockState]:
+    return [kind(*tensors[2 * i : 2 * i + 2]) for i, kind in enumerate(kinds)]
+
+
+def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.detach() for t in tensors]
+
+
+class _Graphs:
+    """A unit's forward and backward as CUDA graphs, and the tensors that they read and write."""
+
+    def __init__(
+        self, run: Unit, like: _Flat, parameters: Sequence[Tensor], sums: Sequence[Tensor]
+    ) -> None:
+        """Captures them.
+
+        Args:
+            like: inputs of the unit. sums: what the parameters' gradients are added to.
+        """
+        self.kinds = like.kinds
+        self.n_states = 1 + 2 * len(like.kinds)  # with h; beyond it, the window's
+        self.inputs = [t.detach().clone() for t in like.tensors]
+        self.carriers = [
+            i for i, t in enumerate(self.inputs[: self.n_states]) if t.is_floating_point()
+        ]
+
+        def forward() -> tuple[list[Tensor], list[Tensor]]:
+            """Inputs that may have a gradient, and outputs. Always with a graph: what is compiled
+            for a forward alone may round otherwise.
+            """
+            leaves = [t.detach() for t in self.inputs]
+            for i in self.carriers:
+                leaves[i].requires_grad_()
+            h, states = run(*like.rebuilt(leaves))
+            return leaves, [h, *(t for state in states for t in state)]
+
+        def backward(gradients: Sequence[Tensor]) -> list[Tensor | None]:
+            leaves, outputs = forward()
+            pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
+            sources = [leaves[i] for i in self.carriers]
+            found = torch.autograd.grad(
+                [o for o, _ in pairs], [*sources, *parameters], [g for _, g in pairs],
+                allow_unused=True,
+            )  # fmt: skip
+            n = len(sources)
+            added = [(s, g) for s, g in zip(sums, found[n:], strict=True) if g is not None]
+            torch._foreach_add_([s for s, _ in added], [g for _, g in added])
+            return list(found[:n])
+
+        with torch.enable_grad():
+            held = [s.clone() for s in sums]
+            self.gradients = [torch.zeros_like(o) for o in forward()[1]]
+            warm_up(lambda: backward(self.gradients))
+            torch._foreach_copy_(list(sums), held)
+            self.replay_forward, self.outputs = capture(lambda: _detached(forward()[1]))
+            self.replay_backward, self.found = capture(lambda: backward(self.gradients))
+            torch._foreach_copy_(list(sums), held)
+
+    def unflattened(self, results: Sequence[Tensor]) -> tuple[Tensor, tuple[BlockState, ...]]:
+        """h and states of what a replay gave."""
+        return results[0], tuple(_states(self.kinds, results[1:]))
+
+
+class _Replay(torch.autograd.Function):
+    """A unit by its graphs."""
+
+    @staticmethod
+    def forward(ctx: Any, graphs: _Graphs, token: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.graphs = graphs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+        torch._foreach_copy_(graphs.inputs, list(inputs))
+        graphs.replay_forward()
+        return tuple(output.clone() for output in graphs.outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        graphs: _Graphs = ctx.graphs
+        torch._foreach_copy_(graphs.inputs, list(ctx.saved_tensors))
+        for static, gradient in zip(graphs.gradients, gradients, strict=True):
+            if gradient is None:
+                static.zero_()
+            else:
+                static.copy_(gradient)
+        graphs.replay_backward()
+        given: list[Tensor | None] = [None] * len(graphs.inputs)
+        for i, found in zip(graphs.carriers, graphs.found, strict=True):
+            if found is not None and ctx.needs_input_grad[2 + i]:
+                given[i] = found.clone()
+        return (None, None, *given)
+
+
+class _Collect(torch.autograd.Function):
+    """Gives a token that every unit of a microbatch takes, so that its backward comes after all of
+    theirs: then the weights' gradients are whole, and are handed to autograd.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, graphs: UnitGraphs, *parameters: Tensor) -> Tensor:
+        ctx.graphs = graphs
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *_: Tensor) -> tuple[Tensor | None, ...]:
+        sums: list[Tensor] = ctx.graphs.gradients  # type: ignore[attr-defined]
+        given = [s.clone() for s in sums]
+        torch._foreach_zero_(sums)
+        return (None, *given)

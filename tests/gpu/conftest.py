@@ -1,0 +1,40 @@
+"""What runs on a GPU: compared with the CPU. Tests that need CUDA are left out, by name, without.
+
+`benchmarks/gpu.sh tests` runs them; so does `pytest tests/gpu`, on a CPU as far as it goes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """All are slow; leaves out what is marked as of CUDA where there is none."""
+    here = [item for item in items if item.path.is_relative_to(HERE)]
+    for item in here:
+        item.add_marker("slow")
+    if torch.cuda.is_available():
+        return
+    out = [item for item in here if item.get_closest_marker("cuda")]
+    config.stash[LEFT_OUT] = sorted({item.nodeid.partition("[")[0] for item in out})
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names what was left out."""
+    for name in terminalreporter.config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(f"left out on a CPU: {name}")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU; the CPU where there is none, which then is compared with itself."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,38 @@
+"""Units replayed as CUDA graphs against the same units run kernel by kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.gpu.problem import batch, build, loss_and_gradients
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_the_same_bit_for_bit(
+    device: torch.device, dtype: torch.dtype, eviction: str
+) -> None:
+    model, graphed = (build(device, dtype, eviction) for _ in range(2))
+    graphed.graph_units()
+    for data in (batch(False), batch(True), batch(False)):
+        expected = loss_and_gradients(model, data, "unit")
+        found = loss_and_gradients(graphed, data, "unit")
+        assert torch.equal(found[0], expected[0])
+        for name, gradient in expected[1].items():
+            assert torch.equal(found[1][name], gradient), name
+
+
+def test_weights_that_are_updated_are_read(device: torch.device) -> None:
+    model, data = build(device, torch.bfloat16).graph_units(), batch(False)
+    before = loss_and_gradients(model, data, "unit")
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.01 * torch.sign(p)
+    after = loss_and_gradients(model, data, "unit")
+    model.graphs = None
+    expected = loss_and_gradients(model, data, "unit")
+    assert not torch.equal(after[0], before[0])
+    assert torch.equal(after[0], expected[0])
