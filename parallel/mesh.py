@@ -47,6 +47,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
+def is_first_on_host() -> bool:
+    """Whether this is the rank that does what need be done once on each host."""
+    return world_size() == 1 or int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | None = None) -> None:
     """Meets the ranks that the launcher describes, or becomes a world of one; there is no grid yet.
 

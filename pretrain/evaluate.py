@@ -167,8 +167,9 @@ def make_evaluation(config: Config) -> Evaluation:
     if data.task == "text":
         tokenizer = Tokenizer.load(data.tokenizer)
         batches = heldout_batches(
-            data.heldout, tokenizer, window=L, windows=data.windows, batch=rows, n=count
-        )
+            data.heldout, tokenizer, window=L, windows=data.windows, batch=rows, n=count,
+            checks=mesh.is_first_on_host(),
+        )  # fmt: skip
     else:
         task = make_task(config, L)
         batches = [task.test(TEST_SEED + i, rows) for i in range(count)]

@@ -7,6 +7,7 @@
     shards.py    prepare, verify, stats: tokenised documents as webdataset tars with an index
     writer.py    one split as it is written
     index.py     what lies in a split's folder, and the checks on reading it
+    records.py   documents.idx: where each document lies, mapped and checked
     reader.py    one document's tokens by number, checked, without reading its neighbours
     open_files.py  files that are read again and again, of which only so many may be open
     splitmix.py  random numbers as a function of a key and a counter

@@ -6,8 +6,9 @@ then    what fills none:             | doc EOS PAD | doc doc EOS PAD |   as trai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,18 @@ from pretrain.data.rows import RowReader
 from tokenizer.encode import Tokenizer
 
 Lengths = NDArray[np.uint32]  # [documents] tokens of each, EOS not among them
+CHUNK = 1 << 16  # documents whose lengths are looked at together
 
 
 def heldout_batches(
-    path: str | Path, tokenizer: Tokenizer, *, window: int, windows: int, batch: int, n: int
+    path: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    window: int,
+    windows: int,
+    batch: int,
+    n: int,
+    checks: bool = True,
 ) -> list[Batch]:
     """`n` batches of `batch` rows, or fewer when the held-out documents end before.
 
@@ -32,8 +41,10 @@ def heldout_batches(
     position predicts and all windows are averaged over the same rows. The rest of every document,
     and whole documents that are shorter than a row, follow, each at the beginning of a window and
     followed by PAD. A last batch that is not full is filled up with rows of PAD alone.
+
+    checks: see `Shards`.
     """
-    shards = Shards(find_split(path, "heldout"), tokenizer)
+    shards = Shards(find_split(path, "heldout"), tokenizer, checks=checks)
     made = chain(
         _full_rows(shards.lengths, windows * window), _padded_rows(shards.lengths, windows, window)
     )
@@ -50,28 +61,46 @@ def heldout_batches(
 
 def _full_rows(lengths: Lengths, width: int) -> Iterator[Row]:
     """The first stretch of each document that fills a row, then the second of each that has one."""
-    stretches = lengths // width  # EOS follows the last token, so that it has a target
-    for turn in range(int(stretches.max())):
-        for document in (stretches > turn).nonzero()[0].tolist():
+    for turn in count():
+        found = False
+        for document in _where(lengths, partial(_reaches, tokens=(turn + 1) * width)):
+            # EOS follows the last token, so that it has a target
+            found = True
             span = Span(0, document, turn * width, width, at=0, fresh=True)
             yield Row([span], carries=False)
+        if not found:
+            return
 
 
 def _padded_rows(lengths: Lengths, windows: int, window: int) -> Iterator[Row]:
     """What fills no row: whole documents, then the ends of longer ones, none over two rows."""
     width = windows * window
-    rest = lengths % width
-    whole_first = np.argsort(lengths >= width, kind="stable")
+    short = _where(lengths, lambda some: some < width)
+    ends = _where(lengths, lambda some: (some >= width) & (some % width > 0))
     spans: list[Span] = []
     column = 0
-    for document in whole_first[rest[whole_first] > 0].tolist():
-        length = int(rest[document]) + 1  # with EOS
+    for document in chain(short, ends):
+        tokens = int(lengths[document])
+        length = tokens % width + 1  # with EOS
         taken = -(-length // window) * window  # to the next window
         if column + taken > width:
             yield Row(spans, carries=False)
             spans, column = [], 0
-        start = int(lengths[document]) + 1 - length
-        spans.append(Span(0, document, start, length, at=column, fresh=True))
+        spans.append(Span(0, document, tokens + 1 - length, length, at=column, fresh=True))
         column += taken
     if spans:
         yield Row(spans, carries=False)
+
+
+def _reaches(lengths: Lengths, tokens: int) -> NDArray[np.bool_]:
+    return lengths >= tokens
+
+
+def _where(lengths: Lengths, chosen: Callable[[Lengths], NDArray[np.bool_]]) -> Iterator[int]:
+    """The documents that are chosen by their lengths, which are read as far as they are asked for.
+
+    There may be a hundred million.
+    """
+    for first in range(0, len(lengths), CHUNK):
+        some = chosen(lengths[first : first + CHUNK])
+        yield from (first + some.nonzero()[0]).tolist()

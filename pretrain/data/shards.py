@@ -27,7 +27,7 @@ from pretrain.data.index import (
     read_index,
 )
 from pretrain.data.progress import Progress
-from pretrain.data.reader import check_size, read_documents
+from pretrain.data.records import check_documents, check_size, read_documents
 from pretrain.data.writer import SplitWriter
 from pretrain.errors import UserError
 from pretrain.files import is_hidden, sha256, strays, sync
@@ -180,7 +180,7 @@ def verify(path: str | Path) -> list[str]:
     for folder in find_splits(path):
         try:
             index = read_index(folder)
-            read_documents(folder, index)
+            check_documents(folder, index)
         except UserError as error:
             problems.append(str(error))
             continue

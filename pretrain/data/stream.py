@@ -56,11 +56,14 @@ class TextStream:
         *,
         rank: int = 0,
         ranks: int = 1,
+        checks: bool = True,
     ) -> None:
+        """checks: see `Shards`."""
         tokenizer = Tokenizer.load(config.tokenizer)
         files = OpenFiles()
         self._corpora = [
-            Shards(find_split(corpus.path, "train"), tokenizer, files) for corpus in config.train
+            Shards(find_split(corpus.path, "train"), tokenizer, files, checks=checks)
+            for corpus in config.train
         ]
         self._config, self._window, self._batch = config, window, batch
         self._weights = [corpus.weight for corpus in config.train]
@@ -152,11 +155,14 @@ class TextStream:
 
     def close(self) -> None:
         """End the thread and close the shards."""
+        self._end_thread()
+        for shards in self._corpora:  # they share their open files
+            shards.close()
+
+    def _end_thread(self) -> None:
         if self._prefetcher is not None:
             self._prefetcher.close()
             self._prefetcher = None
-        for shards in self._corpora:  # they share their open files
-            shards.close()
 
     def _make(self) -> tuple[Batch, Sequence[Row], Position]:
         """The next batch, its rows, and the position after it. Runs in the prefetch thread."""

@@ -35,7 +35,8 @@ def make_source(config: Config) -> BatchSource:
     window, batch, seed = config.sleep.window, config.train.batch, config.run.seed
     rank, ranks = mesh.dp_rank(), mesh.dp_size()
     if config.data.task == "text":
-        return TextStream(config.data, window, batch, seed, rank=rank, ranks=ranks)
+        checks = mesh.is_first_on_host()
+        return TextStream(config.data, window, batch, seed, rank=rank, ranks=ranks, checks=checks)
     return TaskSource(make_task(config, window), batch, seed, rank=rank, ranks=ranks)
 
 

@@ -1,0 +1,167 @@
+"""documents.idx: where each document of a split lies. Mapped, and checked in one pass beside that.
+
+A billion documents are 16 GB of it. What a rank reads of a document is checked by itself (its place
+and its crc32), so that the file as a whole may be checked later, and by one rank of a host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, Index, document_key
+from pretrain.errors import UserError
+
+Records = NDArray[np.void]  # [documents] DOCUMENT
+CHUNK = 1 << 16  # records that are checked at once
+
+
+def read_documents(folder: Path, index: Index) -> Records:
+    """All of it, checked and mapped."""
+    check_documents(folder, index)
+    return map_documents(folder, index)
+
+
+def map_documents(folder: Path, index: Index) -> Records:
+    """Mapped: nothing but its size is read here. UserError: it has another."""
+    path, size = folder / DOCUMENTS, index.samples * DOCUMENT.itemsize
+    check_size(path, size)
+    # numpy's memmap would keep the file open, and there may be hundreds of corpora
+    mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    records: Records = mapped.numpy().view(DOCUMENT)
+    records.flags.writeable = False
+    return records
+
+
+def check_documents(
+    folder: Path, index: Index, stopped: Callable[[], bool] = lambda: False
+) -> None:
+    """UserError unless its bytes are those that index.json says, and each document has tokens and
+    lies within its shard. Takes little memory, and ends early once `stopped`.
+    """
+    path = folder / DOCUMENTS
+    check_size(path, index.samples * DOCUMENT.itemsize)
+    digest, checked = hashlib.sha256(), _Places(path, index)
+    for chunk in _chunks(path):
+        if stopped():
+            return
+        digest.update(chunk)
+        checked.add(np.frombuffer(chunk, DOCUMENT))
+    if digest.hexdigest() != index.documents_sha256:
+        raise UserError(
+            f"{path}: damaged: its content is not what index.json says; "
+            "copy it anew or prepare again"
+        )
+    checked.finish()
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK * DOCUMENT.itemsize):
+                yield chunk
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; copy it anew") from None
+
+
+class _Places:
+    """Whether records, which come in chunks, lie within their shards and make up their tokens."""
+
+    def __init__(self, path: Path, index: Index) -> None:
+        self._path, self._index = path, index
+        self._ends = np.cumsum([shard.samples for shard in index.shards])
+        self._bytes = np.array([shard.bytes for shard in index.shards])
+        self._tokens = np.zeros(len(index.shards), np.int64)
+        self._seen = 0
+        self._outside: int | None = None  # the first document that lies elsewhere
+
+    def add(self, records: Records) -> None:
+        numbers = np.arange(self._seen, self._seen + len(records))
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        wrong = outside(records, self._bytes[shards], DTYPES[self._index.dtype].itemsize)
+        if self._outside is None and wrong.any():
+            self._outside = self._seen + int(wrong.argmax())
+        np.add.at(self._tokens, shards, records["tokens"].astype(np.int64))
+        self._seen += len(records)
+
+    def finish(self) -> None:
+        if self._outside is not None:
+            number = int(np.searchsorted(self._ends, self._outside, side="right"))
+            raise lies_outside(self._path, self._outside, self._index.shards[number].name)
+        for shard, tokens in zip(self._index.shards, self._tokens.tolist(), strict=True):
+            if tokens != shard.tokens:
+                raise UserError(
+                    f"{self._path}: {shard.name} has not the tokens that index.json says; "
+                    "prepare the corpus again"
+                )
+
+
+def outside(
+    records: Records, shard_bytes: NDArray[np.int64] | np.int64, width: int
+) -> NDArray[np.bool_]:
+    """[n] which documents, of ids of `width` bytes, have no tokens or do not lie within their
+    shard.
+
+    Args:
+        records: [n] or []. shard_bytes: [n] or [], of the shard of each.
+    """
+    offsets, sizes = records["offset"], records["tokens"].astype(np.int64) * width
+    beyond = (offsets > shard_bytes) | (offsets.astype(np.int64) + sizes > shard_bytes)
+    wrong: NDArray[np.bool_] = (sizes == 0) | beyond
+    return wrong
+
+
+def lies_outside(path: Path, document: int, shard: str) -> UserError:
+    """What is wrong with such a document."""
+    return UserError(
+        f"{path}: document {document_key(document)} does not lie within {shard}; "
+        "prepare the corpus again"
+    )
+
+
+class BackgroundCheck:
+    """`check_documents` in a thread, for files of which it takes long."""
+
+    def __init__(self, folder: Path, index: Index) -> None:
+        self._folder, self._index = folder, index
+        self._error: UserError | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._check, name="check", daemon=True)
+        self._thread.start()
+
+    def _check(self) -> None:
+        try:
+            check_documents(self._folder, self._index, self._stopped.is_set)
+        except UserError as error:
+            self._error = error
+
+    def raise_if_damaged(self) -> None:
+        """UserError once damage has been found; does not wait."""
+        if self._error:
+            raise self._error
+
+    def close(self) -> None:
+        """Ends the thread, done or not."""
+        self._stopped.set()
+        self._thread.join()
+
+
+def check_size(path: Path, size: int) -> None:
+    """UserError unless the file is there and has `size` bytes."""
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; copy it anew or prepare again"
+        ) from None
+    if found != size:
+        kind = "truncated" if found < size else "damaged"
+        raise UserError(
+            f"{path}: {kind}: {found} bytes instead of {size}; copy it anew or prepare again"
+        )
