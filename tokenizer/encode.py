@@ -51,6 +51,11 @@ class Tokenizer:
             reason = "not a sentencepiece model"
         if reason:
             raise TokenizerError(f"{name}: {reason}; train one with `hypnos tokenizer train`")
+        self._file = model
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
+        """As another process takes it."""
+        return Tokenizer, (self._file,)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:

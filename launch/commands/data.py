@@ -1,14 +1,17 @@
-"""hypnos data: prepare, verify, stats."""
+"""hypnos data: prepare, merge, verify, stats."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.commands import Group, argument, command, corpus
-from launch.commands.values import path, positive, share, tell
+from launch.commands.values import part, path, positive, share, tell
 from pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from pretrain.data.index import Index
 
 PREPARED = argument("folder", metavar="FOLDER", type=path, help="what `hypnos data prepare` wrote")
 
@@ -48,20 +51,77 @@ PREPARED = argument("folder", metavar="FOLDER", type=path, help="what `hypnos da
             default=50_000_000,
             help="tokens per shard",
         ),
+        argument(
+            "--workers",
+            type=positive,
+            metavar="COUNT",
+            help="cores to use (default: all there are)",
+        ),
+        argument(
+            "--part",
+            type=part,
+            metavar="I/N",
+            help="write only part I of N, of 1/N to N/N, for `hypnos data merge`: on other "
+            "machines, or as a Slurm array; one that is there already is left as it is",
+        ),
     ],
 )
-def prepare(tokenizer: Path, out: Path, holdout: float, shard_tokens: int, **source: Any) -> None:
+def prepare(
+    tokenizer: Path,
+    out: Path,
+    holdout: float,
+    shard_tokens: int,
+    workers: int | None,
+    part: tuple[int, int] | None,
+    **source: Any,
+) -> None:
     documents = corpus.make_corpus(**source)
 
-    from pretrain.data.shards import prepare
+    from pretrain.data.prepare import prepare, prepare_part
     from tokenizer.encode import Tokenizer
 
-    made = prepare(
-        documents, Tokenizer.load(tokenizer), out, holdout=holdout, shard_tokens=shard_tokens
-    )
+    how: dict[str, Any] = {
+        "holdout": holdout,
+        "shard_tokens": shard_tokens,
+        "workers": workers or 0,
+    }
+    model = Tokenizer.load(tokenizer)
+    if part is None:
+        made = prepare(documents, model, out, **how)
+        corpus.print_tally(documents)
+        print_splits(out, made)
+        return
+    folder = prepare_part(documents, model, out, part, **how)
+    if folder is None:
+        print(f"{out}: part {part[0]} of {part[1]} is there already")
+        return
     corpus.print_tally(documents)
+    print(f"{folder}: written; when all {part[1]} parts are there: hypnos data merge {out}")
+
+
+@command(
+    "merge",
+    "make one corpus of the parts that `hypnos data prepare --part` wrote",
+    description="Renames the shards of all parts and joins their indexes: the result is, byte for "
+    "byte, what one `hypnos data prepare` would have written.",
+    example="hypnos data merge shards",
+    arguments=[
+        argument("folder", metavar="FOLDER", type=path, help="--out of `data prepare --part`")
+    ],
+)
+def merge(folder: Path) -> None:
+    from pretrain.data.prepare import merge
+    from pretrain.run.console import said_if_slow
+
+    with said_if_slow(f"merging the parts in {folder}", tell):
+        made = merge(folder)
+    print_splits(folder, made)
+
+
+def print_splits(folder: Path, made: dict[str, Index]) -> None:
+    """How much is in each split."""
     for split, index in made.items():
-        print(f"{out / split}: {index.samples:,} documents, {index.tokens:,} tokens")
+        print(f"{folder / split}: {index.samples:,} documents, {index.tokens:,} tokens")
 
 
 @command(
@@ -136,7 +196,7 @@ DATA = Group(
     "turn documents into token shards, verify and describe them",
     description="A corpus as training reads it: webdataset tars of tokens, with an index.",
     example="hypnos data prepare --python --tokenizer tokenizer.model --out runs/corpus/shards",
-    commands=(prepare, verify, stats),
+    commands=(prepare, merge, verify, stats),
 )
 
 

@@ -29,6 +29,14 @@ def rank_number(text: str) -> int:
     return int(text)
 
 
+def part(text: str) -> tuple[int, int]:
+    """I/N: one of N parts, counted from 1."""
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, with I from 1 to N")
+    return int(number), int(parts)
+
+
 def seed(text: str) -> int:
     """A whole number from 0 that fits in 63 bits."""
     if not text.isdecimal() or int(text) >= 1 << 63:

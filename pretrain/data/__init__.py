@@ -4,7 +4,10 @@
     folder.py    the files of a folder, and a count of all that is read and left out
     formats.py   Document(text, source), or why there is none; UTF-8 text
     json_rows.py, parquet.py, compression.py    JSON (lines, array, object); Parquet; gzip to xz
-    shards.py    prepare, verify, stats: tokenised documents as webdataset tars with an index
+    prepare.py   tokenised documents as webdataset tars with an index, by many processes
+    units.py     the pieces of a corpus that they share out;  merge.py  and how these become one
+    whole.py     folders that are there whole or not at all
+    shards.py    verify, stats
     writer.py    one split as it is written
     index.py     what lies in a split's folder, and the checks on reading it
     records.py   documents.idx: where each document lies, mapped and checked
@@ -27,7 +30,7 @@ Preparing, once:
 
     folder, .jsonl, .parquet      corpus.Corpus                one file or row: one Document
       +- Document                 tokenizer.encode_many()      one document: n ids
-          +- ids                  shards.prepare()             by hash of the text: train/, heldout/
+          +- ids                  prepare.prepare()            by hash of the text: train/, heldout/
               +- shard-000000.tar     webdataset samples of one document, or of several short ones
                  documents.idx        where each document's ids lie, how many, and their crc32
                  index.json           shards, totals, hashes, the tokenizer's fingerprint

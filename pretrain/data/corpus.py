@@ -6,10 +6,11 @@ import errno
 import os
 import stat
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from pretrain.data.compression import Damaged, TooLarge
 from pretrain.data.folder import Tally, find_files
@@ -26,6 +27,14 @@ from pretrain.errors import UserError
 
 # What is wrong with one file; any other error of the system is one of the disk or the network.
 OF_A_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EINVAL}
+
+
+class Entry(NamedTuple):
+    """A file of a corpus."""
+
+    path: Path
+    name: str  # that its documents carry
+    in_folder: bool  # it was found in a source, and is none itself
 
 
 @dataclass
@@ -51,30 +60,43 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         self.tally = Tally()
-        found = [
-            (path, name, os.path.isdir(source))
+        entries = self.find()
+        self.files, self.files_read = len(entries), 0
+        documents = 0
+        for document in self.read(entries):
+            documents += 1
+            yield document
+        if not documents:
+            raise self.is_empty()
+
+    def find(self) -> list[Entry]:
+        """The files of all sources, in order; `tally` counts what lies there and is not read."""
+        return [
+            Entry(path, name, os.path.isdir(source))
             for source in self.sources
             for path, name in self._find(Path(source))
         ]
-        self.files, self.files_read = len(found), 0
-        documents = 0
-        for path, name, in_folder in found:
-            for document in self._file(path, name, in_folder):
-                documents += 1
-                yield document
+
+    def read(self, entries: Iterable[Entry]) -> Iterator[Document]:
+        """Their documents."""
+        for entry in entries:
+            yield from self._file(entry)
             self.files_read += 1
-        if not documents:
-            why = "; ".join(self.tally.lines())
-            raise UserError(
-                f"no text in {', '.join(map(str, self.sources))}: the corpus is empty; "
-                f"give other sources{f' ({why})' if why else ''}"
-            )
+
+    def is_empty(self) -> UserError:
+        """That there is no document, and why."""
+        why = "; ".join(self.tally.lines())
+        return UserError(
+            f"no text in {', '.join(map(str, self.sources))}: the corpus is empty; "
+            f"give other sources{f' ({why})' if why else ''}"
+        )
 
     def _find(self, source: Path) -> list[tuple[Path, str]]:
         return find_files(source, self.suffixes, self.tally, skip_bad=self.skip_bad)
 
-    def _file(self, path: Path, name: str, in_folder: bool) -> Iterator[Document]:
+    def _file(self, entry: Entry) -> Iterator[Document]:
         """The documents of one file."""
+        path, name, in_folder = entry
         rows = 0
         try:
             for row in self._rows(path, name):
@@ -166,6 +188,8 @@ class PythonCorpus(Corpus):
         }
     )
 
+    REFERENCE = "python/help"
+
     def __init__(self) -> None:
         self._library = Path(sysconfig.get_path("stdlib"))
         super().__init__([self._library], suffixes=TEXT_SUFFIXES, skip_bad=True)
@@ -174,12 +198,18 @@ class PythonCorpus(Corpus):
         found = find_files(source, self.suffixes, Tally(), skip_bad=True, without=self.LEFT_OUT)
         return [(path, f"python/{path.relative_to(source).as_posix()}") for path, _ in found]
 
-    def __iter__(self) -> Iterator[Document]:
-        yield from super().__iter__()
+    def find(self) -> list[Entry]:
+        """The library's files, and one that stands for the language reference."""
+        return [*super().find(), Entry(self._library, self.REFERENCE, False)]
+
+    def _file(self, entry: Entry) -> Iterator[Document]:
+        if entry.name != self.REFERENCE:
+            yield from super()._file(entry)
+            return
         try:
             topics: dict[str, str] = import_module("pydoc_data.topics").topics
         except ImportError:  # packaged apart by some distributions
             topics = {}
         for name in sorted(topics):
             if topics[name]:
-                yield Document(topics[name], f"python/help/{name}")
+                yield Document(topics[name], f"{self.REFERENCE}/{name}")

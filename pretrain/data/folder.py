@@ -26,6 +26,14 @@ class Tally:
         count, first = self._left_out.get((unit, kind), (0, str(place)))
         self._left_out[unit, kind] = count + 1, first
 
+    def add(self, other: Tally) -> None:
+        """Count what another has counted, of sources that come after those of this one."""
+        self.read.update(other.read)
+        self.unread.update(other.unread)
+        for what, (count, place) in other._left_out.items():
+            mine, first = self._left_out.get(what, (0, place))
+            self._left_out[what] = mine + count, first
+
     def lines(self) -> list[str]:
         """What was read, and what was left out, with the first of each kind."""
         lines = []

@@ -5,7 +5,7 @@ documents.idx     a DOCUMENT record for each document, in the order of the shard
 shard-NNNNNN.tar  webdataset samples of one document, or of several short ones:
                   KEY.u16 (or .u32)  their ids, little-endian, one document after the other
                   KEY.json           for each of them {source, chars, tokens}
-                  KEY is the number of the first of them.
+                  KEY is the number of the first of them in the shard.
 """
 
 from __future__ import annotations
@@ -142,5 +142,5 @@ def shard_name(number: int) -> str:
 
 
 def document_key(number: int) -> str:
-    """The webdataset key of a split's document."""
+    """The webdataset key of a shard's document, counted from 0."""
     return f"{number:09d}"

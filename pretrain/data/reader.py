@@ -82,11 +82,13 @@ class Shards:
         if self._check:
             self._check.raise_if_damaged()
         record = self._records[number]
-        shard = self.index.shards[int(np.searchsorted(self._ends, number, side="right"))]
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        shard = self.index.shards[which]
+        in_shard = number - (int(self._ends[which]) - shard.samples)
         if outside(record, np.int64(shard.bytes), self._dtype.itemsize):
-            raise lies_outside(self.folder / DOCUMENTS, number, shard.name)
+            raise lies_outside(self.folder / DOCUMENTS, in_shard, shard.name)
         path = self.folder / shard.name
-        name = f"{path}: document {document_key(number)}"
+        name = f"{path}: document {document_key(in_shard)}"
         size = int(record["tokens"]) * self._dtype.itemsize
         try:
             payload = self._files.read(path, size, int(record["offset"]))

@@ -93,7 +93,9 @@ class _Places:
     def finish(self) -> None:
         if self._outside is not None:
             number = int(np.searchsorted(self._ends, self._outside, side="right"))
-            raise lies_outside(self._path, self._outside, self._index.shards[number].name)
+            shard = self._index.shards[number]
+            first = int(self._ends[number]) - shard.samples
+            raise lies_outside(self._path, self._outside - first, shard.name)
         for shard, tokens in zip(self._index.shards, self._tokens.tolist(), strict=True):
             if tokens != shard.tokens:
                 raise UserError(
@@ -118,7 +120,7 @@ def outside(
 
 
 def lies_outside(path: Path, document: int, shard: str) -> UserError:
-    """What is wrong with such a document."""
+    """What is wrong with such a document of a shard."""
     return UserError(
         f"{path}: document {document_key(document)} does not lie within {shard}; "
         "prepare the corpus again"

@@ -114,8 +114,7 @@ class TextStream:
         token, tokens.
 
         `document` is the number that `Shards(find_split(corpus, "train"), tokenizer).document`
-        takes; in the corpus's tars it is in the sample with the last key up to that. Its EOS counts
-        as one more token.
+        takes. Its EOS counts as one more token.
         In documents = "stitch" a row's last stretch is the one token that its last position
         predicts.
         """

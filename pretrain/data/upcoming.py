@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from pretrain.data.order import Order
 
-MIN_AHEAD, MAX_AHEAD = 4, 64  # documents of a lane that are looked up at once
+# documents of a lane that are looked up at once: few at first, for the trainer waits for those
+MIN_AHEAD, MAX_AHEAD = 4, 64
 AT_ONCE = 2048  # documents of all lanes, if that lies between
 
 
@@ -29,7 +30,8 @@ class Upcoming:
     ) -> None:
         self._order, self._lengths = order, lengths
         self._lanes, self._batch = np.array(lanes), batch
-        self._ahead = min(max(AT_ONCE // len(lanes), MIN_AHEAD), MAX_AHEAD)
+        self._most = min(max(AT_ONCE // len(lanes), MIN_AHEAD), MAX_AHEAD)
+        self._ahead = MIN_AHEAD
         # of each lane: the number of the first that is looked up, those, and the last asked for
         self._first = [0] * len(lanes)
         self._found: list[list[tuple[int, int, int]]] = [[] for _ in lanes]
@@ -48,7 +50,7 @@ class Upcoming:
         rows = [
             row
             for row, (first, asked) in enumerate(zip(self._first, self._asked, strict=True))
-            if not first <= asked <= first + len(self._found[row]) - self._ahead // 2
+            if not first <= asked < first + (len(self._found[row]) + 1) // 2
         ]
         firsts = np.array([self._asked[row] for row in rows])
         numbers = firsts[:, None] + np.arange(self._ahead)  # [rows, ahead]
@@ -62,3 +64,4 @@ class Upcoming:
         for n, row in enumerate(rows):
             self._first[row] = self._asked[row]
             self._found[row] = found[n * self._ahead : (n + 1) * self._ahead]
+        self._ahead = min(2 * self._ahead, self._most)

@@ -42,12 +42,13 @@ class SplitWriter:
         self._suffix = ids_suffix(tokenizer.vocab_size)
         self._shards: list[Shard] = []
         self._documents = (folder / DOCUMENTS).open("wb")
-        self._begin_shard()
+        self._tar: webdataset.TarWriter | None = None  # of the open shard
 
     def add(self, document: Document, ids: list[int]) -> None:
         """Append one document; it begins a new shard when the open one holds enough tokens."""
-        if self._shard_full():
+        if self._tar is not None and self._shard_size >= self._shard_tokens:
             self._end_shard()
+        if self._tar is None:
             self._begin_shard()
         payload = np.array(ids, DTYPES[self._suffix]).tobytes()
         self._about.append(
@@ -64,7 +65,8 @@ class SplitWriter:
 
     def finish(self) -> Index:
         """Finish the last shard and write the index; all of it is on the disk when this returns."""
-        self._end_shard()
+        if self._tar is not None:
+            self._end_shard()
         self._documents.close()
         sync(self._folder / DOCUMENTS)
         index = Index(
@@ -86,7 +88,8 @@ class SplitWriter:
 
     def close(self) -> None:
         """Close the files; what is not finished stays so."""
-        self._tar.close()
+        if self._tar is not None:
+            self._tar.close()
         self._documents.close()
 
     def _begin_shard(self) -> None:
@@ -98,7 +101,8 @@ class SplitWriter:
         self._begin_sample()
 
     def _begin_sample(self) -> None:
-        self._first = self.samples  # its first document
+        # the number in the shard of its first document
+        self._first = len(self._records)
         self._about: list[dict[str, str | int]] = []
         self._payloads: list[bytes] = []
         self._sample_size = 0  # bytes of ids
@@ -107,6 +111,7 @@ class SplitWriter:
         """Writes the documents that share a sample, and notes where the ids of each begin."""
         if not self._payloads:
             return
+        assert self._tar is not None, "a sample is of an open shard"
         self._tar.write(
             {
                 "__key__": document_key(self._first),
@@ -122,12 +127,11 @@ class SplitWriter:
             offset += len(payload)
         self._begin_sample()
 
-    def _shard_full(self) -> bool:
-        return self._shard_size >= self._shard_tokens
-
     def _end_shard(self) -> None:
+        assert self._tar is not None, "it is open"
         self._end_sample()
         self._tar.close()
+        self._tar = None
         sync(self._path)
         self._documents.write(np.array(self._records, DOCUMENT).tobytes())
         size = self._path.stat().st_size

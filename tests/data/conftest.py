@@ -1,4 +1,4 @@
-"""A small corpus and its shards, made once."""
+"""Small corpora and their shards, made once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 
 from pretrain.config.schema import CorpusConfig, DataConfig
 from pretrain.data.corpus import Corpus
-from pretrain.data.shards import prepare
+from pretrain.data.prepare import prepare
+from pretrain.data.shards import verify
+from tests.data.small import SETTINGS
 from tests.data.texts import make_texts, write_texts
 from tokenizer.encode import Tokenizer
 from tokenizer.train import train
@@ -46,3 +48,18 @@ def folder(
 @pytest.fixture
 def config(folder: Path, model: Path) -> DataConfig:
     return DataConfig(tokenizer=str(model), train=[CorpusConfig(path=str(folder))], windows=3)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 files, of which small shards make several units."""
+    return write_texts(tmp_path_factory.mktemp("parts") / "texts", make_texts(60, seed=4))
+
+
+@pytest.fixture(scope="session")
+def prepared(source: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`source` as one process prepares it, with SETTINGS."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    prepare(Corpus([source]), tokenizer, out, **SETTINGS)
+    assert verify(out) == []
+    return out

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pretrain.data.corpus import Corpus
-from pretrain.data.shards import prepare
+from pretrain.data.prepare import prepare
 from tests.data.texts import make_texts, write_texts
 from tokenizer.train import train
+
+SETTINGS: dict[str, Any] = {"holdout": 0.3, "shard_tokens": 300, "workers": 1}  # of `prepare`
 
 
 def make_corpus(root: Path) -> Path:
@@ -18,3 +21,12 @@ def make_corpus(root: Path) -> Path:
     tokenizer = train(texts, root / "small.model", vocab_size=320)
     prepare(Corpus([write_texts(root / "texts", texts)]), tokenizer, root / "shards", holdout=0.2)
     return root
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Of all files."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

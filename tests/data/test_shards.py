@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +20,12 @@ import pytest
 import webdataset
 
 from launch.cli import main
-from pretrain.data.corpus import Corpus
+from pretrain.data.corpus import Corpus, Entry
 from pretrain.data.formats import Document
 from pretrain.data.index import read_index
+from pretrain.data.prepare import prepare
 from pretrain.data.reader import Shards
-from pretrain.data.shards import prepare, stats, strays_beside, verify
+from pretrain.data.shards import stats, strays_beside, verify
 from pretrain.data.writer import SplitWriter
 from pretrain.errors import UserError
 from tests.data.texts import make_texts, write_texts
@@ -49,11 +50,14 @@ def test_plain_webdataset_reads_the_tars(
         gc.collect()
     assert len(samples) < len(texts) / 4  # short documents share a sample
     read, about = [], []
+    url, begin = "", 0  # the shard, and its first document
     for sample in samples:
         documents = json.loads(sample["json"])
         ends = np.cumsum([document["tokens"] for document in documents])
         ids = np.frombuffer(sample["u16"], "<u2")
-        assert len(ids) == ends[-1] and sample["__key__"] == f"{len(read):09d}"
+        if sample["__url__"] != url:
+            url, begin = sample["__url__"], len(read)
+        assert len(ids) == ends[-1] and sample["__key__"] == f"{len(read) - begin:09d}"
         read += [tokenizer.decode(part.tolist()) for part in np.split(ids, ends[:-1])]
         about += documents
     assert read == texts
@@ -109,7 +113,7 @@ def test_same_corpus_gives_the_same_bytes(
     folder: Path, tmp_path: Path, texts: list[str], tokenizer: Tokenizer
 ) -> None:
     source = write_texts(tmp_path / "texts", texts)
-    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0, shard_tokens=1500, threads=2)
+    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0, shard_tokens=1500, workers=2)
     names = sorted(path.name for path in (folder / "train").iterdir())
     for name in names:
         assert (folder / "train" / name).read_bytes() == (
@@ -180,7 +184,10 @@ class Interrupted(Corpus):
         super().__init__([])
         self._error = error
 
-    def __iter__(self) -> Iterator[Document]:
+    def find(self) -> list[Entry]:
+        return [Entry(Path("x"), "x", False)]
+
+    def read(self, entries: Iterable[Entry]) -> Iterator[Document]:
         yield from (Document(text, "x") for text in make_texts(600, seed=1))
         raise self._error
 
@@ -236,9 +243,9 @@ def test_what_a_killed_prepare_left_is_removed_by_the_next(
     source = write_texts(tmp_path / "texts", make_texts(5, seed=1))
     code = (
         "import sys, time\n"
-        "from pretrain.data.shards import _appearing_whole\n"
+        "from pretrain.data.whole import appearing_whole\n"
         "from pathlib import Path\n"
-        "with _appearing_whole(Path(sys.argv[1])) as work:\n"
+        "with appearing_whole(Path(sys.argv[1])) as work:\n"
         "    (work / 'train').mkdir()\n"
         "    print('writing', flush=True)\n"
         "    time.sleep(600)\n"

@@ -22,8 +22,8 @@ from pretrain.config.schema import CorpusConfig, DataConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.corpus import Corpus
 from pretrain.data.heldout import heldout_batches
+from pretrain.data.prepare import prepare
 from pretrain.data.reader import Shards
-from pretrain.data.shards import prepare
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from tests.data.texts import make_texts, write_texts

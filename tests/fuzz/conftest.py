@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.corpus import Corpus
-from pretrain.data.shards import prepare
+from pretrain.data.prepare import prepare
 from tests.data.texts import make_texts, write_texts
 from tokenizer.encode import Tokenizer
 

@@ -1,0 +1,83 @@
+"""Puts what was written of the units of a corpus together: shards are renamed, never copied.
+
+Broken off at any moment it goes on from there: what lies in a unit's folder still has its old name,
+and what is in the split's draft its new one, which follows from the units alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pretrain.data.index import DOCUMENTS, INDEX, Index, Shard, read_index, shard_name
+from pretrain.errors import UserError
+from pretrain.files import sync
+
+COPIED = 1 << 24  # bytes of documents.idx at once
+
+
+def merge_units(
+    units: Sequence[Path], out: Path, splits: Sequence[str], holdout: float
+) -> dict[str, Index]:
+    """The units, in their order, as out/train and out/heldout; returns the index of each.
+
+    UserError: a unit is damaged, or a split would have no document.
+    """
+    todo = [split for split in splits if not (out / split / INDEX).is_file()]
+    parts = {split: [read_index(unit / split) for unit in units] for split in todo}
+    counts = {split: sum(index.samples for index in parts[split]) for split in todo}
+    for split, count in counts.items():
+        if not count:
+            raise UserError(
+                f"--holdout {holdout:g} of {sum(counts.values())} documents leaves none for "
+                f"{split}; give another share, 0 to hold out none, or a corpus of more documents"
+            )
+    for split in todo:
+        _merge([unit / split for unit in units], parts[split], out, split)
+    return {split: read_index(out / split) for split in splits}
+
+
+def _merge(folders: Sequence[Path], indexes: Sequence[Index], out: Path, split: str) -> None:
+    draft = out / f".{split}.draft"
+    draft.mkdir(exist_ok=True)
+    shards: list[Shard] = []
+    digest = hashlib.sha256()
+    with (draft / DOCUMENTS).open("wb") as documents:
+        for folder, index in zip(folders, indexes, strict=True):
+            with (folder / DOCUMENTS).open("rb") as part:
+                while content := part.read(COPIED):
+                    digest.update(content)
+                    documents.write(content)
+            for shard in index.shards:
+                shards.append(replace(shard, name=shard_name(len(shards))))
+                _rename(folder / shard.name, draft / shards[-1].name)
+    sync(draft / DOCUMENTS)
+    totals = {
+        name: sum(getattr(index, name) for index in indexes)
+        for name in ("samples", "tokens", "chars")
+    }
+    merged = replace(indexes[0], **totals, documents_sha256=digest.hexdigest(), shards=shards)
+    merged.write(draft)
+    sync(draft)
+    draft.rename(out / split)
+    sync(out)
+
+
+def _rename(shard: Path, target: Path) -> None:
+    """Unless that has been done already."""
+    if shard.exists():
+        shard.rename(target)
+    elif not target.exists():
+        raise UserError(f"{shard}: missing; remove its part, and prepare that again")
+
+
+def remove(folders: Sequence[Path]) -> None:
+    """What has been merged. All are hidden first, so that half of one is never taken for whole."""
+    hidden = [folder.with_name(f".{folder.name}") for folder in folders]
+    for folder, name in zip(folders, hidden, strict=True):
+        folder.rename(name)
+    for name in hidden:
+        shutil.rmtree(name)

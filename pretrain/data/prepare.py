@@ -1,0 +1,281 @@
+"""Tokenise a corpus: on all cores of a machine, or a part of it on each of several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import queue
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.corpus import Corpus
+from pretrain.data.folder import Tally
+from pretrain.data.index import INDEX, SPLITS, Index, find_splits, read_index
+from pretrain.data.merge import merge_units, remove
+from pretrain.data.progress import Progress
+from pretrain.data.units import Done, Target, Unit, cut, size_of, write_unit
+from pretrain.data.whole import appearing_whole
+from pretrain.errors import UserError
+from pretrain.files import is_hidden, parse_json, with_checksum
+from tokenizer.encode import Tokenizer
+
+SHARD_TOKENS = 50_000_000
+PART = "part.json"  # what a part was made of: the same for all parts that are merged
+POLL_S = 0.25
+Written = tuple[Tally, Done]  # of a unit
+Write = Callable[..., Written]  # `write_unit`
+
+
+def prepare(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    out: str | Path,
+    *,
+    holdout: float = 0.01,
+    shard_tokens: int = SHARD_TOKENS,
+    workers: int = 0,
+) -> dict[str, Index]:
+    """Tokenise `corpus` into out/train and out/heldout; returns the index of each.
+
+    `holdout` is the share of documents that is held out, chosen by a hash of the text: the same
+    text is always on the same side, and copies of it too. A shard is closed once it holds
+    `shard_tokens` tokens, or where a unit of work ends (`units.cut`), and a document never crosses
+    from one to the next. `workers` cores encode at once (0: all). The same corpus gives the same
+    bytes, whatever their number.
+
+    `out` appears whole or not at all. UserError when it is there and not empty, when the corpus
+    cannot be read or is empty, or when one side gets no document.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(not is_hidden(p) for p in out.iterdir())):
+        raise UserError(f"{out}: is there and not empty; give another folder")
+    target = Target(tokenizer, holdout, shard_tokens)
+    with appearing_whole(out) as work:
+        units = _units(corpus, shard_tokens)
+        if not _write(units, corpus, target, work, workers):
+            raise corpus.is_empty()
+        folders = [work / unit.name for unit in units]
+        indexes = merge_units(folders, work, target.splits, holdout)
+        remove(folders)
+    return indexes
+
+
+def prepare_part(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    out: str | Path,
+    part: tuple[int, int],
+    *,
+    holdout: float = 0.01,
+    shard_tokens: int = SHARD_TOKENS,
+    workers: int = 0,
+) -> Path | None:
+    """Part i of n (from 1) of what `prepare` does, as a folder in `out`, for `merge`; its path.
+
+    It appears whole or not at all. None: it is there already, made of the same. UserError: as
+    `prepare`, or it is there and made of something else.
+    """
+    number, parts = part
+    folder = Path(out) / f"part-{number:05d}-of-{parts:05d}"
+    if any((Path(out) / split).exists() for split in SPLITS):
+        raise UserError(f"{out}: is merged already; give another folder")
+    target = Target(tokenizer, holdout, shard_tokens)
+    units = _units(corpus, shard_tokens)
+    made_of = _made_of(corpus, units, target)
+    if folder.exists():
+        if _read_part(folder) != made_of:
+            raise UserError(f"{folder}: made of other files or settings; remove it")
+        return None
+    with appearing_whole(folder) as work:
+        _write(units[number - 1 :: parts], corpus, target, work, workers)
+        (work / PART).write_bytes(with_checksum(made_of))
+    return folder
+
+
+def merge(out: str | Path) -> dict[str, Index]:
+    """Makes the parts in `out` what `prepare` would have written, byte for byte; the index of each
+    split. It may be broken off and begun again.
+
+    UserError: a part is missing, damaged, or made of something else than the others.
+    """
+    out = Path(out)
+    parts = _find_parts(out)
+    if not parts:  # it was broken off when all was done
+        for left in out.glob(".part-*"):
+            shutil.rmtree(left)
+        return {folder.name: read_index(folder) for folder in find_splits(out)}
+    made_of = _read_part(parts[0])
+    for part in parts[1:]:
+        if _read_part(part) != made_of:
+            raise UserError(
+                f"{part}: made of other files or settings than {parts[0].name}; "
+                "remove those that are wrong, and prepare them again"
+            )
+    units = sorted((unit for part in parts for unit in part.glob("unit-*")), key=_name)
+    splits = [split for split in SPLITS if made_of["holdout"] or split == "train"]
+    if len(units) != made_of["units"] and not all((out / s / INDEX).is_file() for s in splits):
+        raise UserError(f"{out}: {len(units)} of {made_of['units']} units; prepare the parts again")
+    with _writes(out):
+        indexes = merge_units(units, out, splits, made_of["holdout"])
+        remove(parts)
+    return indexes
+
+
+def _name(path: Path) -> str:
+    return path.name
+
+
+@contextmanager
+def _writes(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _find_parts(out: Path) -> list[Path]:
+    """All parts, in order; none where they are merged."""
+    found = {
+        (int(said[1]), int(said[2])): path
+        for path in out.glob("part-*")
+        if (said := re.fullmatch(r"part-(\d+)-of-(\d+)", path.name))
+    }
+    merged = any((out / split / INDEX).is_file() for split in SPLITS)
+    counts = {parts for _, parts in found}
+    if merged and not counts:
+        return []
+    if len(counts) != 1:
+        why = "parts of different numbers" if counts else "holds no parts"
+        raise UserError(f"{out}: {why}; make them with `hypnos data prepare --part 1/N` to N/N")
+    (parts,) = counts
+    missing = [str(i) for i in range(1, parts + 1) if (i, parts) not in found]
+    if missing and not merged:
+        named = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        raise UserError(
+            f"{out}: {len(missing)} of {parts} parts are not there: {named}; prepare those"
+        )
+    return [found[key] for key in sorted(found)]
+
+
+def _units(corpus: Corpus, shard_tokens: int) -> list[Unit]:
+    corpus.tally = Tally()
+    entries = corpus.find()
+    corpus.files, corpus.files_read = len(entries), 0
+    return cut(entries, shard_tokens)
+
+
+def _made_of(corpus: Corpus, units: Sequence[Unit], target: Target) -> dict[str, Any]:
+    """All that the bytes of a part depend on."""
+    entries = [entry for unit in units for entry in unit.entries]
+    listing = json.dumps([[entry.name, size_of(entry)] for entry in entries])
+    return {
+        "tokenizer": target.tokenizer.fingerprint,
+        "holdout": target.holdout,
+        "shard_tokens": target.shard_tokens,
+        "text_field": corpus.text_field,
+        "skip_bad": corpus.skip_bad,
+        "units": len(units),
+        "files": hashlib.sha256(listing.encode()).hexdigest(),
+    }
+
+
+def _read_part(folder: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = parse_json((folder / PART).read_bytes())
+    except (OSError, ValueError):
+        damaged = f"{folder / PART}: cannot be read"
+        raise UserError(f"{damaged}; remove the part, and prepare it again") from None
+    return {name: value for name, value in record.items() if name != "sha256"}
+
+
+def _write(
+    units: Sequence[Unit], corpus: Corpus, target: Target, folder: Path, workers: int
+) -> int:
+    """Writes the units, by several processes if there are several; `corpus.tally` counts what
+    became of their files. How many documents were written.
+    """
+    cores = workers or len(os.sched_getaffinity(0))
+    processes = max(1, min(cores, len(units)))
+    write: Write = partial(
+        write_unit, corpus=corpus, target=target, folder=folder, threads=max(1, cores // processes)
+    )
+    progress: dict[int, Done] = {}
+    corpus.files = sum(len(unit.entries) for unit in units)
+    with Progress("tokenise") as shown:
+
+        def tell(number: int, done: Done) -> None:
+            progress[number] = done
+            totals = [sum(column) for column in zip(*progress.values(), strict=True)]
+            corpus.files_read, documents, chars, tokens = totals
+            shown.update(f"{totals[0]}/{corpus.files} files", documents, chars, tokens)
+
+        if processes == 1:
+            written = [write(unit, tell=partial(tell, unit.number)) for unit in units]
+        else:
+            written = _in_processes(write, units, processes, tell)
+    for tally, _ in written:
+        corpus.tally.add(tally)
+    return sum(done.documents for _, done in written)
+
+
+def _in_processes(
+    write: Write,
+    units: Sequence[Unit],
+    processes: int,
+    tell: Callable[[int, Done], None],
+) -> list[Written]:
+    """What `write` gives of each unit. UserError of the first that fails."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    told: multiprocessing.Queue[tuple[int, Done]] = context.Queue()
+    pool = ProcessPoolExecutor(processes, context, initializer=_listen, initargs=(told,))
+    try:
+        futures: list[Future[Written]] = [
+            pool.submit(_write_and_tell, write, unit) for unit in units
+        ]
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=POLL_S, return_when="FIRST_COMPLETED")
+            _pass_on(told, tell)
+            for future in done:
+                future.result()
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that tokenises was killed, as by a machine that is out of memory; "
+            "lower --workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _pass_on(told, tell)
+
+
+def _pass_on(
+    told: multiprocessing.Queue[tuple[int, Done]], tell: Callable[[int, Done], None]
+) -> None:
+    while True:
+        try:
+            tell(*told.get_nowait())
+        except queue.Empty:
+            return
+
+
+_told: multiprocessing.Queue[tuple[int, Done]]  # of a process of the pool
+
+
+def _listen(told: multiprocessing.Queue[tuple[int, Done]]) -> None:
+    global _told
+    _told = told
+
+
+def _write_and_tell(write: Write, unit: Unit) -> Written:
+    return write(unit, tell=lambda done: _told.put((unit.number, done)))

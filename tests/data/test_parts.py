@@ -1,0 +1,133 @@
+"""Parts of a corpus, prepared apart and merged, are the bytes that one process writes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import main
+from pretrain.data import merge as merging
+from pretrain.data.corpus import Corpus
+from pretrain.data.prepare import merge, prepare_part
+from pretrain.data.units import cut
+from pretrain.errors import UserError
+from tests.data.small import SETTINGS, content
+from tokenizer.encode import Tokenizer
+
+
+def prepare_parts(source: Path, tokenizer: Tokenizer, out: Path, parts: int) -> None:
+    for i in range(1, parts + 1):
+        assert prepare_part(Corpus([source]), tokenizer, out, (i, parts), **SETTINGS)
+
+
+def test_there_are_several_units(source: Path) -> None:
+    """Of all files, in their order."""
+    entries = Corpus([source]).find()
+    units = cut(entries, 300)
+    assert len(units) > 2 and [entry for unit in units for entry in unit.entries] == entries
+
+
+@pytest.mark.parametrize("parts", [1, 2, 40])
+def test_parts_that_are_merged_are_what_one_process_writes(
+    source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path, parts: int
+) -> None:
+    """Of 40 parts some are empty."""
+    prepare_parts(source, tokenizer, tmp_path, parts)
+    tar = next(tmp_path.glob("part-*/unit-000000/train/shard-000000.tar"))
+    inode = tar.stat().st_ino
+    merge(tmp_path)
+    assert content(tmp_path) == content(prepared)
+    assert (tmp_path / "train" / "shard-000000.tar").stat().st_ino == inode  # not a copy
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["heldout", "train"]
+
+
+def test_only_a_part_that_is_missing_is_prepared(
+    source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    prepare_parts(source, tokenizer, tmp_path, 3)
+    (gone,) = tmp_path.glob("part-00002-*")
+    gone.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="1 of 3 parts are not there: 2; prepare those"):
+        merge(tmp_path)
+    before = content(tmp_path)
+    for i in (1, 2, 3):
+        made = prepare_part(Corpus([source]), tokenizer, tmp_path, (i, 3), **SETTINGS)
+        assert made == (gone if i == 2 else None)
+    assert content(tmp_path).items() >= before.items()
+    merge(tmp_path)
+    assert content(tmp_path / "train") == content(prepared / "train")
+
+
+@pytest.mark.parametrize("at", range(9))
+def test_a_merge_that_was_broken_off_goes_on(
+    source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, at: int,
+) -> None:  # fmt: skip
+    """After any of its renames."""
+    prepare_parts(source, tokenizer, tmp_path, 2)
+    renames, rename = 0, Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if renames == 1 + at * 3:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging.Path, "rename", dies)
+        try:
+            merge(tmp_path)
+        except KeyboardInterrupt:
+            pass
+        else:
+            assert at > 6  # there are not so many
+    merge(tmp_path)
+    assert content(tmp_path) == content(prepared)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"shard_tokens": 200}, "made of other files or settings"),
+        ({"holdout": 0.2}, "made of other files or settings"),
+        ({}, ""),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(
+    source: Path, tokenizer: Tokenizer, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    prepare_part(Corpus([source]), tokenizer, tmp_path, (1, 2), **SETTINGS)
+    prepare_part(Corpus([source]), tokenizer, tmp_path, (2, 2), **SETTINGS | change)
+    if not told:
+        merge(tmp_path)
+        with pytest.raises(UserError, match="is merged already"):
+            prepare_part(Corpus([source]), tokenizer, tmp_path, (2, 2), **SETTINGS)
+        return
+    with pytest.raises(UserError, match=told):
+        merge(tmp_path)
+    with pytest.raises(UserError, match=told):
+        prepare_part(Corpus([source]), tokenizer, tmp_path, (1, 2), **SETTINGS | change)
+
+
+def test_commands(
+    source: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    command = ["data", "prepare", str(source), "--tokenizer", str(model), "--out", out]
+    command += ["--holdout", "0.3", "--shard-tokens", "300", "--workers", "1"]
+    for i in (1, 2):
+        assert main([*command, "--part", f"{i}/2"]) == 0
+    assert main([*command, "--part", "2/2"]) == 0
+    assert "part 2 of 2 is there already" in capsys.readouterr().out
+    assert main(["data", "merge", out]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"out/train: \d+ documents, [\d,]+ tokens\n.*out/heldout: \d+ doc", said)
+    assert main(["data", "merge", str(tmp_path)]) == 2
+    assert "holds no parts; make them with `hypnos data prepare --part" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--part", "3/2"])
+    assert "'3/2' is not I/N, with I from 1 to N" in capsys.readouterr().err

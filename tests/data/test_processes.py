@@ -1,0 +1,47 @@
+"""A corpus that several processes prepare together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.data.corpus import Corpus
+from pretrain.data.prepare import _in_processes, prepare
+from pretrain.data.units import cut
+from pretrain.errors import UserError
+from tests.data.small import SETTINGS, content
+from tests.data.texts import make_texts, write_texts
+from tokenizer.encode import Tokenizer
+
+
+def test_processes_write_what_one_writes(
+    source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    corpus = Corpus([source])
+    prepare(corpus, tokenizer, tmp_path / "out", **SETTINGS | {"workers": 2})
+    assert content(tmp_path / "out") == content(prepared)
+    assert corpus.tally.lines() == ["read 60 files (60 .txt), each as one text"]
+
+
+def test_an_error_of_a_process_is_the_users(
+    source: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    bad = tmp_path / "texts"
+    write_texts(bad, make_texts(60, seed=4))
+    (bad / "055.txt").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"055\.txt: invalid UTF-8"):
+        prepare(Corpus([bad]), tokenizer, tmp_path / "out", **SETTINGS | {"workers": 2})
+    assert not (tmp_path / "out").exists()
+
+
+def _dies(*_: object, **__: object) -> Any:
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_is_said(source: Path) -> None:
+    units = cut(Corpus([source]).find(), 300)
+    with pytest.raises(UserError, match=r"was killed, .* lower --workers"):
+        _in_processes(_dies, units, 2, lambda number, done: None)
