@@ -145,7 +145,6 @@ def tell(run: Path, start: Start, end: End) -> None:
     print(f"hypnos: start {start.number} of {run}: {end.why}", file=sys.stderr)
     if end.rank is not None:
         log = log_of(start.logs(run), end.rank)
-        print(f"the end of {log}:", file=sys.stderr)
-        for line in last_lines(log, LAST_LINES):
-            print(f"  {line}", file=sys.stderr)
+        if lines := last_lines(log, LAST_LINES):
+            print(f"the end of {log}:", *lines, sep="\n  ", file=sys.stderr)
     sys.stderr.flush()

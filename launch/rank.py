@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.outcome import described
-from launch.processes import GRACE, Rank, die_with_parent, passing_signals_on, told_to_end
+from launch.processes import GRACE, Rank, passing_signals_on, told_to_end
 from launch.starts import RankEnd, first_failed, log_of, this_host
 from pretrain.exit_status import UNFIT
 
@@ -28,7 +28,6 @@ def run_rank(command: Sequence[str], rank: int, logs: Path) -> int:
     Args:
         logs: a start's folder of logs, which there is already.
     """
-    die_with_parent()
     if not logs.is_dir():
         what = f"rank {rank} on {this_host()}: {logs} is not there"
         fix = "give all hosts the file system that run.dir lies on"

@@ -70,9 +70,11 @@ def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
     arguments=[LOGS, *RUN],
 )
 def rank(logs: Path, config: Path, overrides: list[str]) -> int:
+    from launch.processes import die_with_parent
     from launch.rank import run_rank
     from launch.world import early_rank
 
+    die_with_parent()  # no rank outlives srun or mpirun
     train = [sys.executable, "-m", "launch", "train", str(config), *overrides]
     return run_rank(train, early_rank(os.environ), logs)
 
