@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -57,8 +58,16 @@ def close(actual: Tensor | None, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_negative_eigenvalues_token_by_token() -> None:
-    config = dataclasses.replace(MODEL, delta_negative_eigenvalues=True)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"delta_negative_eigenvalues": True},
+        {"tie_embeddings": True, "layers": ["delta", "delta", "delta", "attention"]},
+        {"attention_kv_heads": 4, "rotary_fraction": 1.0, "delta_conv_width": 2},
+    ],
+)
+def test_other_shapes_token_by_token(change: dict[str, Any]) -> None:
+    config = dataclasses.replace(MODEL, **change)
     decoder = Decoder(build(SleepConfig(window=L, passes=3), config, torch.float32))
     batch = make_batch()
     expected = training_logits(decoder.model, batch)
@@ -67,6 +76,26 @@ def test_negative_eigenvalues_token_by_token() -> None:
         close(session.read(batch.tokens[0, t : t + 1]), expected[t][0])
     other = training_logits(build(SleepConfig(window=L, passes=3), dtype=torch.float32), batch)
     assert not torch.allclose(other[L * W - 1], expected[L * W - 1], atol=1e-2)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_window_that_ends_early_is_one_with_pad_at_its_end(passes: int) -> None:
+    decoder, batch = make_decoder(passes=passes, prelude=1, coda=1), make_batch(tokens=2 * L)
+    batch.valid[:, 4:L] = False
+    batch.targets[:, 4:L] = IGNORE
+    expected: list[Tensor] = []
+
+    def head(plan: WindowPlan, y: Tensor, targets: Tensor) -> Tensor:
+        expected.append(decoder.model.logits(y))
+        return decoder.model.losses(y, targets)
+
+    with torch.no_grad():
+        decoder.model(batch, head=head)
+    session = Session(decoder)
+    session.read(batch.tokens[0, :4])
+    session.end_window()
+    close(session.read(batch.tokens[0, L:], every=True), expected[1][:L])
+    assert session.position == 4 + L
 
 
 @pytest.mark.parametrize("control", [{"when": "awake"}, {"carries": "h"}, {"eviction": "none"}])
