@@ -3,6 +3,8 @@
 trainer.py      train(): sets a run up, and the loop
 evaluate.py     held-out loss by window and place, task accuracy, at any N
 report.py       tables and plots of runs
+inside.py       what goes on inside a run, as pictures
+page.py         a page of HTML that holds all it shows
 plots.py        how pictures look
 errors.py       a user's error
 exit_status.py  how a process of a run ends: finished, start me again, failed

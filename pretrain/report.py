@@ -17,6 +17,14 @@ import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically
+from pretrain.inside import (
+    has_probes,
+    has_throughput,
+    plot_passes,
+    plot_state,
+    plot_throughput,
+)
+from pretrain.page import write_page
 from pretrain.plots import COLOURS, INK, figure, smooth
 
 Row = dict[str, Any]
@@ -51,10 +59,10 @@ class RunMetrics:
 
 
 def report(run_dirs: Sequence[Path], out: Path) -> None:
-    """Compares runs: writes OUT/report.md and its plots, and prints the table.
+    """Compares runs: writes OUT/report.html, OUT/report.md and its plots, and prints the table.
 
-    Writes those of loss.png, loss_by_place.png (text) and accuracy_by_hops.png / accuracy_by_op.png
-    / accuracy.png (tasks) for which the runs have data.
+    Writes those of loss.png, loss_by_place.png (text), accuracy_by_hops.png / accuracy_by_op.png
+    / accuracy.png (tasks), passes.png, state.png and throughput.png for which the runs have data.
     """
     runs = _coloured([read_run(path.name, path) for path in run_dirs])
     for run, label in zip(runs, _labels(runs, run_dirs), strict=True):
@@ -69,12 +77,24 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
         kind = next((k for k in DEPTHS if any(_by_depth(r.accuracy, k) for r in runs)), None)
         pictures.append(out / (f"accuracy_by_{kind}.png" if kind else "accuracy.png"))
         plot_accuracy(runs, kind, pictures[-1])
+    for name, draw, has in (
+        ("passes", plot_passes, has_probes),
+        ("state", plot_state, has_probes),
+        ("throughput", plot_throughput, has_throughput),
+    ):
+        if logged := [run for run in runs if has(run)]:
+            pictures.append(out / f"{name}.png")
+            draw(logged, pictures[-1])
     headers, rows = _summary(runs)
     images = [f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures]
     written = table(headers, [[_as_typed(cell) for cell in row] for row in rows])
     write_atomically(out / "report.md", "\n\n".join(["# Report", written, *images]) + "\n")
+    title = f"Report: {', '.join(run.label for run in runs)}"
+    shown = [(p, p.stem.replace("_", " ")) for p in pictures]
+    write_page(out / "report.html", title, [], [(headers, rows)], shown)
     print(table(headers, rows))
-    print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, out / "report.md"]))
+    pages = [out / "report.md", out / "report.html"]
+    print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, *pages]))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

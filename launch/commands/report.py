@@ -1,4 +1,4 @@
-"""hypnos report: runs side by side, as a table and a plot."""
+"""hypnos report: runs side by side, as a table, plots and one page of HTML."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from launch.commands.values import path, tell
 
 @command(
     "report",
-    "compare runs in a table and a plot",
-    description="Compares the results of one or more runs.",
+    "compare runs in a table, plots and one page of HTML",
+    description="Compares the results of one or more runs: report.html holds all of it.",
     example="hypnos report runs/depo-n1 runs/depo-n4 --out runs/depo-report",
     arguments=[
         argument("runs", metavar="RUN", type=path, nargs="+", help="folders of runs"),

@@ -107,7 +107,7 @@ def reproduce(
             tell(f"{job.run.name} failed {job.tries} times: {job.log}")
     if any(job.state == "done" for job in done) or not minutes:
         print(write_results(planned, folder, f"{task}, {scale} scale"))
-        print(f"\nwrote {folder / 'results.md'}")
+        print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")
     if any(job.state == "failed" for job in done):
         return 1
     return 0 if all(job.state == "done" for job in done) else UNFINISHED

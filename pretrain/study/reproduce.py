@@ -16,6 +16,8 @@ from pathlib import Path
 from pretrain.config.load import load
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
+from pretrain.page import write_page
+from pretrain.report import table
 from pretrain.study.controls import CONTROLS, SLEEP
 from pretrain.study.figures import draw
 from pretrain.study.results import Arm, read_result
@@ -90,12 +92,15 @@ def write_results(planned: Sequence[Planned], folder: Path, title: str) -> str:
     words = verdict(results)
     if missing:
         words.append(f"Not run yet: {', '.join(missing)}.")
-    numbers = main_table(results)
+    headers, rows = main_table(results)
+    numbers = table(headers, rows)
     write_atomically(folder / "results.csv", final_csv(results))
     write_atomically(folder / "curves.csv", curves_csv(results))
     images = [f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures]
     parts = [f"# {title}", *words, numbers, NOTE, *images]
     write_atomically(folder / "results.md", "\n\n".join(parts) + "\n")
+    shown = [(p, p.stem.replace("_", " ")) for p in pictures]
+    write_page(folder / "results.html", title, [*words, NOTE], [(headers, rows)], shown)
     return "\n".join([*words, "", numbers])
 
 

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pretrain.report import table
 from pretrain.study.intervals import Mean, mean, paired
 from pretrain.study.results import Arm, Result, measures, shown_name
 
@@ -65,8 +64,8 @@ def scores(results: Sequence[Result], measure: str, tested_at: int | None = None
     return [r.scores[tested_at or r.passes].get(measure, math.nan) for r in results]
 
 
-def main_table(results: Sequence[Result]) -> str:
-    """Each arm, then the arms of one pass tested with more: means, 95 % intervals, and the cost."""
+def main_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows: each arm, then at other N at test: means, 95 % intervals, and cost."""
     names, arms = measures(list(results)), by_arm(results)
     headers = ["", *map(shown_name, names), "tokens", "FLOPs", "seeds"]
     lines = []
@@ -78,7 +77,7 @@ def main_table(results: Sequence[Result]) -> str:
         for n in sorted(set.intersection(*(set(r.scores) for r in rs)) - {rs[0].passes}):
             cells = [as_cell(mean(scores(rs, name, n)), name) for name in names]
             lines.append([f"{arm.label}, tested with N = {n}", *cells, "", "", str(len(rs))])
-    return table(headers, lines)
+    return headers, lines
 
 
 def as_cell(m: Mean, measure: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from html import escape
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -55,10 +57,10 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
     assert text.split("\n\n")[1] in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"report.md", "loss.png", "accuracy_by_hops.png"}
+    assert written == {"report.md", "report.html", "loss.png", "accuracy_by_hops.png"}
     assert all(
         is_picture(tmp_path / "out" / name) and f"]({name})" in text
-        for name in written - {"report.md"}
+        for name in written - {"report.md", "report.html"}
     )
 
 
@@ -142,3 +144,47 @@ def test_a_run_is_drawn_and_tabulated_as_it_is_called(
     row = (tmp_path / "out" / "report.md").read_text().splitlines()[4]
     html = MarkdownIt("commonmark").enable("table").render("| a |\n|---|\n" + row)
     assert f"<td>{escape(name)}</td>" in html
+
+
+class _Page(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures: list[bytes] = []
+        self.cells: list[str] = []
+        self.others: list[str] = []  # what it would have to fetch
+        self._open = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._open = tag
+        for name, value in attributes:
+            if name in ("src", "href") and value is not None:
+                kind, comma, data = value.partition("base64,")
+                if comma and kind == "data:image/png;":
+                    self.pictures.append(base64.b64decode(data))
+                else:
+                    self.others.append(value)
+
+    def handle_data(self, data: str) -> None:
+        if self._open == "td" and data.strip():
+            self.cells.append(data)
+
+
+def test_one_page_holds_all(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "<b>&amp;", 4, {"hops_1": 1.0, "hops_2": 0.5})
+    inside = {
+        "update_norm_per_pass": [4.0, 2.0, 1.0], "grad_norm_per_pass": [0.1, 0.2, 0.3],
+        "state_norm": 5.0, "retention": 0.9,
+        "wake_tokens_per_s": 100.0, "sleep_tokens_per_s": 300.0,
+    }  # fmt: skip
+    with (run / "metrics.jsonl").open("a") as metrics:
+        for step in (41, 42):
+            metrics.write(json.dumps({"kind": "train", "step": step, "loss": 0.1, **inside}) + "\n")
+    report([run], tmp_path / "out")
+    page = _Page()
+    page.feed((tmp_path / "out" / "report.html").read_text())
+    names = ("loss", "accuracy_by_hops", "passes", "state", "throughput")
+    written = [(tmp_path / "out" / f"{name}.png").read_bytes() for name in names]
+    assert page.pictures == written and page.others == []
+    assert page.cells[:3] == ["<b>&amp;", "4", "42"] and page.cells[-1] == "50.0 %"
