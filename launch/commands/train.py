@@ -90,10 +90,10 @@ def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
         from pretrain.config.memory import out_of_memory
         from pretrain.trainer import train
 
-    if not no_preflight and (survey := check(settings, mine, tell)):
-        for line in survey.lines():
-            tell(line)
     try:
+        if not no_preflight and (survey := check(settings, mine, tell)):
+            for line in survey.lines():
+                tell(line)
         train(settings)
     except UserError:
         raise

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from launch import doctor
+from launch.cli import main
 from launch.doctor import Finding
 from launch.preflight import check, faults, folder, rendezvous, verdict
 from launch.preflight.rates import choose_partners
@@ -21,6 +22,7 @@ from launch.preflight.verdict import EXIT_STATUS, named, of_rates, of_reports
 from launch.world import World
 from pretrain.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 SOUND = Report(
     rank=0, host="n0", device="H100", gpu="a", gpus=2, driver="570.1", disk_free=1 << 40, found=[],
     digest="d", facts={"data.batch": "8"},
@@ -256,3 +258,15 @@ def test_tokens_show_whether_it_is_one_folder(
     assert folder.missing_tokens(meeting, mine, range(4)) == {3}
     folder.end(meeting, mine)
     assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize(("flags", "looks"), [([], 1), (["--no-preflight"], 0)])
+def test_a_run_begins_with_it_unless_told_otherwise(
+    flags: list[str], looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+    monkeypatch.setattr("launch.preflight.check", lambda *_: calls.append("check"))
+    monkeypatch.setattr("pretrain.trainer.train", lambda _: calls.append("train"))
+    monkeypatch.setattr("parallel.mesh.shutdown", lambda: None)
+    assert main(["train", str(ROOT / "configs/depo-small.toml"), *flags]) == 0
+    assert calls == ["check"] * looks + ["train"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pretrain.exit_status import PEER_GONE, USER_ERROR
 from tests.layouts import broken
 from tests.ranks import ROOT, Ranks
 
@@ -100,7 +101,20 @@ def test_torchrun_ends_a_job_of_which_a_rank_has_died(tmp_path: Path) -> None:
     assert not ranks(), "processes were left behind"
 
 
-def test_a_rank_that_never_comes_is_missed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "told", "status"),
+    [
+        ([], "preflight: rank 1 of 2 did not come in 1 s: see their logs", USER_ERROR),
+        (
+            ["--no-preflight"],
+            r"rank 0 on \S+, which joins the others, .*: another rank has gone",
+            PEER_GONE,
+        ),
+    ],
+)
+def test_a_rank_that_never_comes_is_missed(
+    flags: list[str], told: str, status: int, tmp_path: Path
+) -> None:
     alone = {
         "RANK": "0",
         "WORLD_SIZE": "2",
@@ -115,16 +129,15 @@ def test_a_rank_that_never_comes_is_missed(tmp_path: Path) -> None:
         "train",
         ROOT / "configs/depo-small.toml",
         "parallel.timeout=1",
+        *flags,
     ]
     done = subprocess.run(
         command, env=os.environ | alone, capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
     *slow, line = done.stderr.splitlines()  # slow: what takes more than two seconds is said
     assert all(said.endswith(" ...") for said in slow)
-    assert re.match(
-        r"hypnos: error: rank 0 on \S+, which joins the others, .*: another rank has gone", line
-    )
-    assert done.returncode == 1
+    assert re.match(f"hypnos: error: {told}", line), line
+    assert done.returncode == status
 
 
 def test_sequences_that_cannot_be_split_are_refused_at_once(tmp_path: Path) -> None:
