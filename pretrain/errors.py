@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pretrain.exit_status import PEER_GONE, USER_ERROR
+
 
 class UserError(ValueError):
     """Printed as one line by the command, without a traceback."""
 
-    status = 2  # of the command
+    status = USER_ERROR  # of the command
+
+
+class PeerGone(UserError):
+    """Another rank has gone, and so must this one. It is not the user's: start again."""
+
+    status = PEER_GONE
 
 
 def shortened(text: str, most: int = 100) -> str:

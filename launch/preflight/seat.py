@@ -16,7 +16,7 @@ from launch.preflight.rendezvous import Say, scatter
 from launch.preflight.verdict import PreflightError, Problem
 from launch.world import World, this_host
 from parallel import mesh
-from pretrain.errors import UserError
+from pretrain.errors import PeerGone
 from pretrain.files import write_atomically, writes_user_file
 
 FILE = "preflight.json"  # in the run's folder, after a preflight that failed
@@ -43,7 +43,7 @@ class Seat:
             told = json.loads(self.store.get(key))
         except dist.DistError:
             line = f"no word from rank 0 in {seconds:.0f} s; see its log"
-            raise UserError(f"preflight: {self.here}: {line}") from None
+            raise PeerGone(f"preflight: {self.here}: {line}") from None
         if "error" in told:
             mesh.leave_together(self.store, self.world.rank, ())
             raise PreflightError(told["error"], told["bad_hosts"])

@@ -31,7 +31,7 @@ from parallel.slices import Piece
 from pretrain.checkpoint.folder import draft_dir, make_draft, publish, remove_draft
 from pretrain.checkpoint.write import Part, write_common, write_part
 from pretrain.config.schema import Config
-from pretrain.errors import UserError
+from pretrain.errors import PeerGone, UserError
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Saver:
         self._lock = threading.Lock()
         self._last = step  # the step that was saved last, or is being saved
         self._thread: threading.Thread | None = None
-        self._error: str | None = None  # of a save that has failed
+        self._error: UserError | None = None  # of a save that has failed
         self._all_know = threading.Event()  # the error
 
     # ---- the training loop's side
@@ -92,7 +92,8 @@ class Saver:
     def raise_if_failed(self) -> None:
         """UserError if a save that is over has failed; does not wait for one that goes on."""
         if self._all_know.is_set():
-            raise UserError(self._error)
+            assert self._error is not None
+            raise self._error
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +103,7 @@ class Saver:
         if self._thread is not None and self._world == 1:
             self._thread.join()
         if self._error and isinstance(error, Exception) and not isinstance(error, UserError):
-            raise UserError(self._error) from error
+            raise self._error from error
 
     def _finish(self) -> None:
         while self._thread is not None and self._thread.is_alive():
@@ -121,10 +122,10 @@ class Saver:
             self._publish(snapshot)
             return
         except UserError as error:
-            self._error = str(error)
+            self._error = error
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
-            self._error = f"step {step} was not saved, a rank has gone: {reason}"
+            self._error = PeerGone(f"step {step} was not saved, a rank has gone: {reason}")
         with suppress(dist.DistError):  # one has gone, or has left because it knows that all know
             self._store.set(f"{step}/known/{self._rank}", "")
             known = [f"{step}/known/{rank}" for rank in range(self._world)]
@@ -164,7 +165,7 @@ class Saver:
         except dist.DistStoreError:
             silent = [str(rank) for rank, key in enumerate(keys) if not self._store.check([key])]
             told = f"step {step} was not saved: no word from rank {', '.join(silent)}"
-            raise UserError(told) from None
+            raise PeerGone(told) from None
         parts = [Part(*self._outcome(step, event)) for event in written]
         for key in keys:  # nobody else reads it, and a launcher's memory is no archive
             self._store.delete_key(key)
@@ -181,7 +182,7 @@ class Saver:
         try:
             told = {"value": act()}
         except UserError as error:  # another rank's
-            told = {"error": str(error)}
+            told = {"error": str(error), "gone": isinstance(error, PeerGone)}
         except Exception as error:  # whatever it is, the others must hear of it
             known = isinstance(error, OSError | SafetensorError)
             reason = (getattr(error, "strerror", None) or str(error)) if known else repr(error)
@@ -194,5 +195,5 @@ class Saver:
         """What came of it; waits until that is told. UserError if it has failed."""
         told = json.loads(self._store.get(f"{step}/{event}"))
         if "error" in told:
-            raise UserError(told["error"])
+            raise (PeerGone if told.get("gone") else UserError)(told["error"])
         return told["value"]

@@ -28,7 +28,7 @@ class Run:
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster = cluster
         self.folder = cluster.folder / "runs" / name
-        self.train = [str(CONFIG), f"run.dir={self.folder.parent}", f"run.name={name}"]
+        self.train = [str(CONFIG), f"run.dir={self.folder.parent}", f"run.name={self.folder.name}"]
         self.job = ""
 
     def submit(self, *options: str) -> None:

@@ -169,6 +169,7 @@ def test_a_node_that_differs(
     if what == "code":
         run = Run(cluster, what)
         monkeypatch.setenv("PYTHONPATH", str(cluster.folder / "clone"))
+        monkeypatch.chdir(cluster.folder / "clone")
     sh("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
     run.submit()
     cluster.until(lambda: bool(run.starts and run.starts[0].end), LONG, "the first start ends")
