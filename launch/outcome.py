@@ -81,7 +81,8 @@ def why_ended(run: Path, start: Start, status: int) -> End:
         why = f"rank {first} on {end.host} ended with {described(end.status)}"
         return End(end.status, why, step, now, first, (end.host,))
     if any(end.status == REQUEUE for end in ends.values()):
-        if status in NO_OTHER_START:  # it was SIGTERM that made the ranks save
+        # mpirun's ranks save on SIGUSR1 also when it was SIGTERM that came (launch/mpi.py)
+        if start.launcher == "mpi" and status in NO_OTHER_START:
             return End(status, f"stopped: {described(status)}", step, now)
         return End(REQUEUE, "its time was up", step, now)
     began = [rank for rank in range(start.ranks) if log_of(logs, rank).exists()]

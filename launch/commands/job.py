@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -70,11 +71,13 @@ def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
     arguments=[LOGS, *RUN],
 )
 def rank(logs: Path, config: Path, overrides: list[str]) -> int:
-    from launch.processes import die_with_parent
+    from launch.processes import PASSED_ON, die_with_parent
     from launch.rank import run_rank
     from launch.world import early_rank
 
     die_with_parent()  # no rank outlives srun or mpirun
+    for number in PASSED_ON:  # outside of the rank's life: srun ends all when the first has ended
+        signal.signal(number, signal.SIG_IGN)
     train = [sys.executable, "-m", "launch", "train", str(config), *overrides]
     return run_rank(train, early_rank(os.environ), logs)
 

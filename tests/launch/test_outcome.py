@@ -55,6 +55,15 @@ def test_time_is_up(job: Job) -> None:
     assert verdict.again and not verdict.end.exclude and verdict.end.status == 75
 
 
+def test_time_is_up_whatever_srun_says(job: Job) -> None:
+    """It ends the others with SIGTERM when the first has ended, and gives the highest status."""
+    start = starts.begin(job.run, "slurm", "17", NODES, 8)
+    RankEnd(0, "n0", 75, False, 0.0).write(start.logs(job.run))
+    assert judge(job.run, start, [], 143, 3).end.status == 75
+    mpi = replace(start, launcher="mpi")
+    assert judge(job.run, mpi, [], 143, 3).end.why == "stopped: status 143 (SIGTERM)"
+
+
 @pytest.mark.parametrize("status", [0, 2, 143, 130])
 def test_no_other_start(job: Job, status: int) -> None:
     assert not job.start(*((rank, status) for rank in range(8)), saved=5).again
