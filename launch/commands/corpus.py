@@ -20,7 +20,8 @@ ARGUMENTS = (
         metavar="SOURCE",
         nargs="*",
         type=path,
-        help="folder or file: .parquet, .jsonl, .ndjson, .json or text; also .gz, .zst, .xz, .bz2",
+        help="folder or file: .parquet, .arrow, .feather, .jsonl, .ndjson, .json, .csv, .tsv, .tar "
+        "or text; also .gz, .zst, .xz, .bz2",
     ),
     argument(
         "--python",
@@ -33,11 +34,9 @@ ARGUMENTS = (
         action="append",
         metavar=".EXT",
         help="suffix of files to read in folders; may be repeated (default: .py .txt .md .rst "
-        ".jsonl .ndjson .json .parquet)",
+        ".jsonl .ndjson .json .parquet .arrow .feather .csv .tsv .tar)",
     ),
-    argument(
-        "--text-field", metavar="NAME", default="text", help="key of the text in JSON and Parquet"
-    ),
+    argument("--text-field", metavar="NAME", default="text", help="key, or column, of the text"),
     argument(
         "--skip-bad",
         action="store_true",

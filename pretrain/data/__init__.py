@@ -3,7 +3,8 @@
     corpus.py    documents of folders and files, or of the Python interpreter itself
     folder.py    the files of a folder, and a count of all that is read and left out
     formats.py   Document(text, source), or why there is none; UTF-8 text
-    json_rows.py, parquet.py, compression.py    JSON (lines, array, object); Parquet; gzip to xz
+    json_rows.py, tables.py, parquet.py, arrow.py   JSON (lines, array, object); CSV, TSV; columns
+    tar.py, compression.py   members of webdataset tars; gzip to xz
     prepare.py   tokenised documents as webdataset tars with an index, by many processes
     units.py     the pieces of a corpus that they share out;  merge.py  and how these become one
     whole.py     folders that are there whole or not at all

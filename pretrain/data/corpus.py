@@ -12,17 +12,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from pretrain.data.arrow import read_arrow
 from pretrain.data.compression import Damaged, TooLarge
 from pretrain.data.folder import Tally, find_files
 from pretrain.data.formats import (
+    ARROW_SUFFIXES,
     TEXT_SUFFIXES,
     Document,
+    LeftOut,
     Rejected,
     read_text,
     split_suffix,
 )
 from pretrain.data.json_rows import read_json, read_json_lines
 from pretrain.data.parquet import read_parquet
+from pretrain.data.tables import DELIMITERS, read_table
+from pretrain.data.tar import read_tar
 from pretrain.errors import UserError
 
 # What is wrong with one file; any other error of the system is one of the disk or the network.
@@ -43,8 +48,9 @@ class Corpus:
 
     A source is a file or a folder: its files with one of `suffixes` (None: all formats below), at
     any depth. A file is read by its suffix, in any case, and decompressed if .gz, .zst, .xz or .bz2
-    follows: .jsonl, .ndjson, .json and .parquet hold one document per line, element or row, under
-    `text_field`; any other file is one document of UTF-8 text.
+    follows: .jsonl, .ndjson, .json, .parquet, .arrow, .feather, .csv and .tsv hold one document per
+    line, element or row, under `text_field`; .tar, one a member; any other file is one document of
+    UTF-8 text.
 
     Empty texts are no documents. A row or a file without text that can be read is a UserError that
     names it; with `skip_bad` it is left out. `tally` counts all that is read and left out.
@@ -101,7 +107,9 @@ class Corpus:
         try:
             for row in self._rows(path, name):
                 rows += 1
-                if isinstance(row, Rejected):
+                if isinstance(row, LeftOut):
+                    self.tally.leave_out("member", row.kind, row.place)
+                elif isinstance(row, Rejected):
                     self._reject("row", row)
                 elif row.text:
                     yield row
@@ -127,7 +135,7 @@ class Corpus:
         if rows:
             self.tally.read["".join(split_suffix(path.name))] += 1
 
-    def _rows(self, path: Path, name: str) -> Iterator[Document | Rejected]:
+    def _rows(self, path: Path, name: str) -> Iterator[Document | Rejected | LeftOut]:
         """Documents and bad rows of one file, by its suffix."""
         if not stat.S_ISREG(path.stat().st_mode):
             raise Rejected(
@@ -138,10 +146,16 @@ class Corpus:
             return read_json_lines(path, name, self.text_field)
         if suffix == ".json":
             return read_json(path, name, self.text_field)
-        if suffix == ".parquet":
+        if suffix in DELIMITERS:
+            return read_table(path, name, self.text_field, DELIMITERS[suffix])
+        if suffix == ".tar":
+            return read_tar(path, name, self.text_field)
+        if suffix == ".parquet" or suffix in ARROW_SUFFIXES:
+            kind = "Parquet" if suffix == ".parquet" else "Arrow"
             if compression:
-                raise Rejected(str(path), f"Parquet inside {compression}", fix="decompress it")
-            return read_parquet(path, name, self.text_field)
+                raise Rejected(str(path), f"{kind} inside {compression}", fix="decompress it")
+            read = read_parquet if suffix == ".parquet" else read_arrow
+            return read(path, name, self.text_field)
         return read_text(path, name)
 
     def _reject(self, unit: str, what: Rejected) -> None:

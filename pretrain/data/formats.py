@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pretrain.data.compression import COMPRESSED, open_stream
 
 TEXT_SUFFIXES = (".py", ".txt", ".md", ".rst")
-ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+ARROW_SUFFIXES = (".arrow", ".feather")
+ROW_SUFFIXES = (
+    ".jsonl", ".ndjson", ".json", ".parquet", *ARROW_SUFFIXES, ".csv", ".tsv", ".tar",
+)  # fmt: skip
 MAX_TEXT = 1 << 32  # bytes of a compressed text; a few KB could hold one that fills the memory
 
 
@@ -19,6 +23,13 @@ class Document:
 
     text: str
     source: str
+
+
+class LeftOut(NamedTuple):
+    """A member of a file that need not be a document; it is counted by kind."""
+
+    kind: str
+    place: str
 
 
 class Rejected(Exception):

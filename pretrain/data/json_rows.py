@@ -58,7 +58,7 @@ def _read_array(path: Path, name: str, key: str) -> Iterator[Document | Rejected
                     is_metadata=True,
                 )
             place = f"{path}, element {number}"
-            yield _document_of(element, key, place, f"{name}:{number}")
+            yield json_document(element, key, place, f"{name}:{number}")
 
 
 def _elements(text: IO[str], path: Path) -> Iterator[Any]:
@@ -104,7 +104,7 @@ def _read_object(path: Path, name: str, key: str) -> Iterator[Document | Rejecte
             fix="name the field that holds the text (--text-field)",
             is_metadata=True,
         )
-    yield _document_of(value, key, str(path), name)
+    yield json_document(value, key, str(path), name)
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -135,7 +135,7 @@ def _document(line: bytes, key: str, place: str, source: str) -> Document | Reje
     if len(line) > MAX_LINE:
         return Rejected(place, f"more than {MAX_LINE >> 20} MiB", fix="split the text")
     try:
-        return _document_of(parse_json(line), key, place, source)
+        return json_document(parse_json(line), key, place, source)
     except ValueError as error:
         kind, _, detail = str(error).partition(" at byte ")
         kind, _, cause = kind.partition(": ")
@@ -143,7 +143,7 @@ def _document(line: bytes, key: str, place: str, source: str) -> Document | Reje
         return Rejected(place, kind, detail, fix="repair it")
 
 
-def _document_of(record: Any, key: str, place: str, source: str) -> Document | Rejected:
+def json_document(record: Any, key: str, place: str, source: str) -> Document | Rejected:
     """The text under `key` of one JSON object."""
     if not isinstance(record, dict) or key not in record:
         names = ", ".join(f'"{name}"' for name in record) if isinstance(record, dict) else ""

@@ -29,24 +29,24 @@ _IS_TEXT = (
 def read_parquet(path: Path, name: str, column: str) -> Iterator[Document | Rejected]:
     """Every row's `column`: strings or bytes of UTF-8, as they are or by dictionary."""
     with path.open("rb") as raw:
-        with _errors(path):
+        with errors(path):
             file = pq.ParquetFile(raw)
             schema = file.schema_arrow
-        _check(schema, column, path)
+        check_column(schema, column, path)
         batches = file.iter_batches(batch_size=ROWS, columns=[column])
         row = 0
         while True:
-            with _errors(path):
+            with errors(path):
                 batch = next(batches, None)
-                texts = [] if batch is None else _as_bytes(batch.column(0)).to_pylist()
+                texts = [] if batch is None else as_bytes(batch.column(0)).to_pylist()
             if batch is None:
                 return
             for text in texts:
-                yield _document(text, column, f"{path}, row {row}", f"{name}:{row}")
+                yield document(text, column, f"{path}, row {row}", f"{name}:{row}")
                 row += 1
 
 
-def _check(schema: pa.Schema, column: str, path: Path) -> None:
+def check_column(schema: pa.Schema, column: str, path: Path) -> None:
     """Rejects a file without such a column of text."""
     fix = "name the column that holds the text (--text-field)"
     if schema.names.count(column) != 1:
@@ -60,7 +60,7 @@ def _check(schema: pa.Schema, column: str, path: Path) -> None:
         raise Rejected(str(path), f'column "{column}" is {kind}, not text', fix=fix)
 
 
-def _as_bytes(array: pa.Array) -> pa.Array:
+def as_bytes(array: pa.Array) -> pa.Array:
     """Strings as their bytes, which Arrow does not check: a row that is no UTF-8 is one row's."""
     while pa.types.is_dictionary(array.type) or isinstance(array.type, pa.BaseExtensionType):
         is_dictionary = pa.types.is_dictionary(array.type)
@@ -68,7 +68,8 @@ def _as_bytes(array: pa.Array) -> pa.Array:
     return array.cast(pa.large_binary())
 
 
-def _document(text: bytes | None, column: str, place: str, source: str) -> Document | Rejected:
+def document(text: bytes | None, column: str, place: str, source: str) -> Document | Rejected:
+    """The document of one row."""
     if text is None:
         return Rejected(place, f'"{column}" is null', fix="repair it")
     try:
@@ -78,7 +79,8 @@ def _document(text: bytes | None, column: str, place: str, source: str) -> Docum
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def errors(path: Path, format: str = "Parquet") -> Iterator[None]:
+    """Inside, errors of Arrow's reader are Rejected, TooLarge, or the system's own."""
     try:
         yield
     except MemoryError:
@@ -89,7 +91,7 @@ def _errors(path: Path) -> Iterator[None]:
         first = str(error).partition("\n")[0]
         raise Rejected(
             str(path),
-            "cannot be read as Parquet",
+            f"cannot be read as {format}",
             f": {first}",
             fix="copy it anew if it is damaged",
         ) from None

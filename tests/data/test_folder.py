@@ -67,11 +67,11 @@ def test_suffixes_are_chosen_in_any_case_and_compressed(tmp_path: Path) -> None:
 
 
 def test_a_file_named_by_its_user_is_read_whatever_its_suffix(tmp_path: Path) -> None:
-    write(tmp_path, "table.csv", "book", ".hidden", "README.md")
-    sources = [tmp_path / name for name in ("table.csv", "book", ".hidden", "README.md")]
+    write(tmp_path, "table.log", "book", ".hidden", "README.md")
+    sources = [tmp_path / name for name in ("table.log", "book", ".hidden", "README.md")]
     texts, lines = read(*sources)
-    assert texts == ["table.csv", "book", ".hidden", "README.md"]
-    assert lines == ["read 4 files (2 without a suffix, 1 .csv, 1 .md), each as one text"]
+    assert texts == ["table.log", "book", ".hidden", "README.md"]
+    assert lines == ["read 4 files (2 without a suffix, 1 .log, 1 .md), each as one text"]
 
 
 def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
@@ -107,11 +107,11 @@ def test_empty_files_and_texts_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_files_to_read_says_what_it_holds(tmp_path: Path) -> None:
-    write(tmp_path, *(f"{n}.s{n}" for n in range(12)), "a.s0", "b.csv", "c.csv", "d.csv")
+    write(tmp_path, *(f"{n}.s{n}" for n in range(12)), "a.s0", "b.xls", "c.xls", "d.xls")
     with pytest.raises(UserError) as error:
         read(tmp_path)
     assert str(error.value).startswith(
-        f"{tmp_path}: no file to read in this folder, it holds 16 files (3 .csv, 2 .s0, "
+        f"{tmp_path}: no file to read in this folder, it holds 16 files (3 .xls, 2 .s0, "
     )
     assert "1 .s6, 3 other suffixes)" in str(error.value)
     (tmp_path / "empty").mkdir()

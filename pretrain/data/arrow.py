@@ -1,0 +1,45 @@
+"""Documents of Arrow files, of either kind: what `datasets` keeps, and Feather."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from pretrain.data.formats import Document, Rejected
+from pretrain.data.parquet import ROWS, as_bytes, check_column, document, errors
+
+MAGIC = b"ARROW1"  # a file with an index; without it, a stream
+
+
+def read_arrow(path: Path, name: str, column: str) -> Iterator[Document | Rejected]:
+    """Every row's `column`: strings or bytes of UTF-8, as they are or by dictionary."""
+    with path.open("rb") as raw:
+        with errors(path, "Arrow"):
+            is_file = raw.read(len(MAGIC)) == MAGIC
+            raw.seek(0)
+            reader = pa.ipc.open_file(raw) if is_file else pa.ipc.open_stream(raw)
+        check_column(reader.schema, column, path)
+        row = 0
+        for batch in _batches(reader, path):
+            with errors(path, "Arrow"):
+                texts = batch.column(column)
+                texts.validate(full=True)  # a damaged file could point anywhere
+            for first in range(0, len(texts), ROWS):
+                with errors(path, "Arrow"):
+                    some = as_bytes(texts[first : first + ROWS]).to_pylist()
+                for text in some:
+                    yield document(text, column, f"{path}, row {row}", f"{name}:{row}")
+                    row += 1
+
+
+def _batches(reader: pa.ipc.RecordBatchReader, path: Path) -> Iterator[pa.RecordBatch]:
+    is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
+    for number in range(reader.num_record_batches if is_file else 1 << 62):
+        with errors(path, "Arrow"):
+            try:
+                batch = reader.get_batch(number) if is_file else reader.read_next_batch()
+            except StopIteration:
+                return
+        yield batch

@@ -1,0 +1,60 @@
+"""Documents of tables in text: a column of .csv or .tsv, with a header, quoted as usual."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from pretrain.data.compression import open_stream
+from pretrain.data.formats import Document, Rejected
+from pretrain.data.json_rows import MAX_LINE
+from pretrain.errors import shortened
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_table(path: Path, name: str, column: str, delimiter: str) -> Iterator[Document | Rejected]:
+    """The field under `column` of every row."""
+    csv.field_size_limit(MAX_LINE)
+    with (
+        open_stream(path) as file,
+        # bytes that are no UTF-8 become lone surrogates: their row alone is rejected
+        io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            header = next(rows, [])
+            if not header:
+                return
+            if header.count(column) != 1:
+                raise Rejected(
+                    str(path),
+                    f'a table without one column "{column}"',
+                    f", only {shortened(', '.join(header))}",
+                    fix="name the column that holds the text (--text-field)",
+                    is_metadata=True,
+                )
+            at, number = header.index(column), 0
+            for row in rows:
+                if row:  # an empty line is none
+                    number += 1
+                    place = f"{path}, row {number}"
+                    yield _document(row, at, len(header), place, f"{name}:{number}")
+        except csv.Error as error:
+            place = f"{path}, line {rows.line_num}"
+            raise Rejected(place, "malformed table", f": {error}", fix="repair it") from None
+
+
+def _document(row: list[str], at: int, width: int, place: str, source: str) -> Document | Rejected:
+    if len(row) != width:
+        return Rejected(
+            place, "another number of fields than the header", f": {len(row)} instead of {width}",
+            fix="repair it",
+        )  # fmt: skip
+    try:
+        row[at].encode()
+    except UnicodeEncodeError:
+        return Rejected(place, "invalid UTF-8", fix="convert the file to UTF-8")
+    return Document(row[at], source)

@@ -1,0 +1,118 @@
+"""Documents of tars, as webdataset writes them: KEY.txt, or KEY.json with the text in a field.
+
+Members whose names are the same up to the first dot follow one another and are one sample. Its
+texts are documents, and JSON beside them tells about them; in a sample without, JSON is the text.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Self
+
+from pretrain.data.compression import open_stream
+from pretrain.data.formats import TEXT_SUFFIXES, Document, LeftOut, Rejected
+from pretrain.data.json_rows import MAX_LINE, json_document
+from pretrain.files import parse_json
+
+Row = Document | Rejected | LeftOut
+Member = tuple[tarfile.TarInfo, bytes | None]  # and its content, of texts and JSON
+
+
+def read_tar(path: Path, name: str, key: str) -> Iterator[Row]:
+    """The texts of all samples, in their order; of a tar that is damaged, all but the last before
+    that, of which a member may be missing.
+    """
+    try:
+        with (
+            open_stream(path) as file,
+            tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as tar,
+        ):
+            members = ((info, _content(tar, info)) for info in tar)
+            for _, sample in groupby(members, lambda member: _sample(member[0].name)):
+                yield from _texts(list(sample), path, name, key)
+            _check_end(tar.fileobj)
+    except tarfile.TarError as error:
+        raise Rejected(
+            str(path), "cannot be read as a tar", f": {error}", fix="copy it anew if it is damaged"
+        ) from None
+
+
+class _Member(tarfile.TarInfo):
+    """Reading says when a tar has no end: it was cut."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("it ends without the mark of its end") from None
+
+
+def _check_end(rest: Any) -> None:
+    """ReadError if something follows, as in tars that were put one after the other."""
+    while chunk := rest.read(1 << 16):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError("something follows its end, as where two were joined")
+
+
+def _sample(name: str) -> str:
+    """The part of a member's name that its sample shares."""
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.partition(".")[0] or path.name))
+
+
+def _suffix(info: tarfile.TarInfo) -> str:
+    return PurePosixPath(info.name.lower()).suffix
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
+    """Of a text or JSON that is not too long; it must be read before the next member."""
+    wanted = info.isfile() and _suffix(info) in (*TEXT_SUFFIXES, ".json")
+    if not wanted or info.size > MAX_LINE:
+        return None
+    member: IO[bytes] | None = tar.extractfile(info)
+    assert member is not None, "it is a file"
+    return member.read()
+
+
+def _texts(sample: list[Member], path: Path, name: str, key: str) -> Iterator[Row]:
+    has_text = any(_suffix(info) in TEXT_SUFFIXES and info.isfile() for info, _ in sample)
+    for info, content in sample:
+        place, source = f"{path}, member {info.name}", f"{name}/{info.name}"
+        if info.isdir():
+            continue
+        if PurePosixPath(info.name).name.startswith("."):
+            yield LeftOut("hidden", place)
+        elif info.isfile() and info.size > MAX_LINE:
+            yield Rejected(place, f"more than {MAX_LINE >> 20} MiB", fix="split the text")
+        elif content is None:
+            suffix = _suffix(info) or "without a suffix"
+            yield LeftOut(suffix if info.isfile() else "no file", place)
+        elif _suffix(info) in TEXT_SUFFIXES:
+            yield _text(content, place, source)
+        elif has_text:
+            yield LeftOut(".json beside a text", place)
+        else:
+            yield _json(content, key, place, source)
+
+
+def _text(content: bytes, place: str, source: str) -> Row:
+    try:
+        return Document(content.decode(), source)
+    except UnicodeDecodeError as error:
+        return Rejected(
+            place, "invalid UTF-8", f" at byte {error.start}", fix="convert it to UTF-8"
+        )
+
+
+def _json(content: bytes, key: str, place: str, source: str) -> Row:
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        return Rejected(place, str(error).partition(" at byte ")[0], fix="repair it")
+    if not isinstance(value, dict) or key not in value:
+        return LeftOut(f'.json without "{key}"', place)
+    return json_document(value, key, place, source)

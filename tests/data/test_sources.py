@@ -1,0 +1,205 @@
+"""Tables, tars, Arrow files and folders of a hub: what is read, left out, and said of damage."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from pretrain.data.corpus import Corpus
+from pretrain.errors import UserError
+
+TEXTS = ["one\r\ntwo\n", '  "drei", ', "四\n" * 500, "é😀 last"]
+
+
+def texts(*sources: Path, **options: object) -> list[str]:
+    return [document.text for document in Corpus(sources, **options)]  # type: ignore[arg-type]
+
+
+def lines(source: Path, **options: object) -> list[str]:
+    """What is said of what was read and left out."""
+    corpus = Corpus([source], **options)  # type: ignore[arg-type]
+    list(corpus)
+    return corpus.tally.lines()
+
+
+def table(rows: list[list[str]], delimiter: str = ",") -> bytes:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter).writerows(rows)
+    return out.getvalue().encode()
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".TSV", "\t")])
+def test_tables(tmp_path: Path, suffix: str, delimiter: str) -> None:
+    rows = [["id", "text"], *([str(n), text] for n, text in enumerate(TEXTS))]
+    content = b"\xef\xbb\xbf" + table(rows, delimiter) + b"\r\n"
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    (tmp_path / f"b{suffix}.gz").write_bytes(gzip.compress(content))
+    assert texts(tmp_path) == TEXTS * 2
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (b"1,2,3\n", "row 2: another number of fields than the header: 3 instead of 2"),
+        (b"alone\n", "row 2: another number of fields than the header: 1 instead of 2"),
+        (b"1,\xff\n", "row 2: invalid UTF-8"),
+    ],
+)
+def test_a_row_of_a_table_that_is_damaged(tmp_path: Path, row: bytes, told: str) -> None:
+    path = tmp_path / "d.csv"
+    path.write_bytes(b"id,text\n0,first\n" + row + b"2,last\n")
+    with pytest.raises(UserError, match=told):
+        texts(path)
+    assert texts(path, skip_bad=True) == ["first", "last"]
+
+
+def test_a_quote_that_is_never_closed_swallows_nothing_unsaid(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_bytes(b'text\nfirst\n"begins\nand goes on\n')
+    with pytest.raises(UserError, match=r"d\.csv, line 4: malformed table: unexpected end of data"):
+        texts(path)
+    assert texts(path, skip_bad=True) == ["first"]
+
+
+def test_a_table_without_the_column_is_left_out_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "scores.csv").write_text("model,score\na,1\n")
+    assert texts(tmp_path) == ["text"]
+    assert any('a table without one column "text" (' in line for line in lines(tmp_path))
+    with pytest.raises(UserError, match=r'"text", only model, score; name the column .*--text-fi'):
+        texts(tmp_path / "scores.csv")
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_tars_of_webdataset(tmp_path: Path) -> None:
+    """JSON beside a text tells about it; where there is none, it holds the text."""
+    with webdataset.TarWriter(str(tmp_path / "a.tar.gz"), compress=True) as tar:
+        for n, text in enumerate(TEXTS):
+            tar.write({"__key__": f"set.d/{n}", "txt": text, "json": {"text": "caption"}})
+        tar.write({"__key__": "picture", "jpg": b"\xff\xd8"})
+    with webdataset.TarWriter(str(tmp_path / "b.tar")) as tar:
+        for n, text in enumerate(TEXTS):
+            tar.write({"__key__": f"{n}", "json": {"text": text, "id": n}})
+        tar.write({"__key__": "about", "json": {"title": "none"}})
+    assert texts(tmp_path) == TEXTS * 2
+    said = "\n".join(lines(tmp_path))
+    assert "read 2 files (1 .tar, 1 .tar.gz), row by row" in said
+    for part in ("4 members: .json beside a text", "1 member: .jpg (", '.json without "text"'):
+        assert part in said, said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("b.txt", b"\xff", "member b.txt: invalid UTF-8 at byte 0"),
+        ("b.json", b"{", "member b.json: malformed JSON"),
+        ("b.json", b'{"text": null}', 'member b.json: "text" is null'),
+    ],
+)
+def test_a_member_that_is_damaged(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    path = write_tar(tmp_path / "d.tar", {"a.txt": b"first", name: content, "c.txt": b"last"})
+    with pytest.raises(UserError, match=told):
+        texts(path)
+    assert texts(path, skip_bad=True) == ["first", "last"]
+
+
+@pytest.mark.parametrize("left", [3072, 3072 + 512, 3072 + 700, 100])
+def test_a_tar_that_was_cut(tmp_path: Path, left: int) -> None:
+    """Between two members or in one; the last sample may not be whole."""
+    path = write_tar(tmp_path / "d.tar", {f"{n}.txt": b"x" * 600 for n in range(3)})
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(UserError, match=f"{path}: cannot be read as a tar: "):
+        texts(path)
+    if left > 1000:
+        assert texts(path, skip_bad=True) == ["x" * 600]
+
+
+def test_tars_that_were_put_one_after_the_other(tmp_path: Path) -> None:
+    """Of which usual readers see the first only."""
+    one, two = (write_tar(tmp_path / f"{n}.tar", {"a.txt": n.encode()}) for n in "12")
+    both = tmp_path / "both.tar"
+    both.write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(UserError, match="cannot be read as a tar: something follows its end"):
+        texts(both)
+
+
+def arrow_files(folder: Path) -> list[Path]:
+    rows = pa.table({"id": range(4), "text": TEXTS})
+    folder.mkdir(exist_ok=True)
+    paths = [folder / name for name in ("stream.arrow", "file.arrow", "old.feather")]
+    with pa.ipc.new_stream(paths[0], rows.schema) as stream:
+        for batch in rows.to_batches(max_chunksize=3):
+            stream.write_batch(batch)
+    with pa.ipc.new_file(paths[1], rows.schema) as file:
+        file.write_table(rows)
+    feather.write_feather(rows, paths[2], compression="zstd")
+    return paths
+
+
+def test_arrow_files(tmp_path: Path) -> None:
+    for path in arrow_files(tmp_path):
+        assert texts(path) == TEXTS
+    with pytest.raises(UserError, match=r'not one column "body", only id, text; name the column'):
+        texts(path, text_field="body")
+
+
+def test_arrow_files_that_are_damaged(tmp_path: Path) -> None:
+    """At any byte: named, or of no consequence, and never a crash."""
+    rng = random.Random(0)
+    for path in arrow_files(tmp_path):
+        sound, told = path.read_bytes(), 0
+        for at in rng.sample(range(len(sound)), 60):
+            path.write_bytes(sound[:at] + bytes([sound[at] ^ 0x55]) + sound[at + 1 :])
+            try:
+                texts(path)
+            except UserError as error:
+                assert str(path) in str(error)
+                told += 1
+        assert told > 5
+        path.write_bytes(sound[: len(sound) // 2])
+        with pytest.raises(UserError, match=f"{path}: cannot be read as Arrow"):
+            texts(path)
+
+
+def test_a_folder_of_the_hub(tmp_path: Path) -> None:
+    """As its cache keeps it: links to blobs; and as `datasets` saves to disk."""
+    blobs = tmp_path / "datasets--a--b" / "blobs"
+    snapshot = tmp_path / "datasets--a--b" / "snapshots" / "0123" / "data"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    pq.write_table(pa.table({"text": TEXTS}), blobs / "c0ffee")
+    (blobs / "beef").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (blobs / "cafe").write_text(json.dumps({"default": {"features": {"text": {}}}}))
+    (snapshot / "train-00000-of-00001.parquet").symlink_to(blobs / "c0ffee")
+    (snapshot / "train.jsonl").symlink_to(blobs / "beef")
+    (snapshot.parent / "dataset_infos.json").symlink_to(blobs / "cafe")
+    (snapshot.parent / "README.md").write_text("the card")
+    assert texts(tmp_path / "datasets--a--b") == TEXTS * 2
+
+    saved = tmp_path / "saved"
+    arrow_files(saved)[0].rename(saved / "data-00000-of-00001.arrow")
+    for name in ("file.arrow", "old.feather"):
+        (saved / name).unlink()
+    (saved / "dataset_info.json").write_text('{"features": {"text": {"dtype": "string"}}}')
+    (saved / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    assert texts(saved) == TEXTS
+    assert any(line.startswith("left out 2 files: JSON that is neither") for line in lines(saved))
