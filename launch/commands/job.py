@@ -113,7 +113,9 @@ def end(logs: Path, status: int, retries: int) -> int:
     if verdict.why_not:
         print(f"hypnos: error: {run}: {verdict.why_not}", file=sys.stderr)
     print(",".join(verdict.end.exclude))
-    return REQUEUE if verdict.again else verdict.end.status
+    if verdict.again:
+        return REQUEUE
+    return verdict.end.status if verdict.end.status != REQUEUE else 1  # it would go on, but may not
 
 
 def run_folder(config: Path, overrides: list[str]) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import starts
+from launch.cli import main
 from launch.outcome import Verdict, judge
 from launch.starts import RankEnd, Start
 
@@ -108,6 +109,20 @@ def test_starts_are_bounded_by_progress_not_by_count(job: Job) -> None:
     assert (
         "3 starts in a row brought no new checkpoint (the newest is of step 9)" in verdict.why_not
     )
+
+
+def test_the_command_that_decides(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints nodes, and gives 75 for another start and for nothing else."""
+    for number in range(1, 4):
+        start = starts.begin(job.run, "slurm", "17", NODES, 8)
+        RankEnd(0, "n0", 75, False, 0.0).write(start.logs(job.run))
+        status = main(["launch", "end", str(start.logs(job.run)), "--status", "75"])
+        assert status == (75 if number < 3 else 1)
+    assert "3 starts in a row brought no new checkpoint" in capsys.readouterr().err
+    start = starts.begin(job.run, "slurm", "18", NODES, 8)
+    RankEnd(2, "n1", 69, False, 0.0).write(start.logs(job.run))
+    assert main(["launch", "end", str(start.logs(job.run)), "--status", "69"]) == 75
+    assert capsys.readouterr().out == "n1\n"
 
 
 def test_another_job_begins_to_count_anew(job: Job) -> None:
