@@ -11,8 +11,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 from pretrain.data.index import DOCUMENTS, INDEX, Index, Shard, read_index, shard_name
+from pretrain.data.records import check_size
 from pretrain.errors import UserError
 from pretrain.files import sync
 
@@ -47,13 +49,10 @@ def _merge(folders: Sequence[Path], indexes: Sequence[Index], out: Path, split: 
     digest = hashlib.sha256()
     with (draft / DOCUMENTS).open("wb") as documents:
         for folder, index in zip(folders, indexes, strict=True):
-            with (folder / DOCUMENTS).open("rb") as part:
-                while content := part.read(COPIED):
-                    digest.update(content)
-                    documents.write(content)
+            _append(folder, index, documents, digest)
             for shard in index.shards:
                 shards.append(replace(shard, name=shard_name(len(shards))))
-                _rename(folder / shard.name, draft / shards[-1].name)
+                _rename(folder / shard.name, draft / shards[-1].name, shard.bytes)
     sync(draft / DOCUMENTS)
     totals = {
         name: sum(getattr(index, name) for index in indexes)
@@ -66,12 +65,23 @@ def _merge(folders: Sequence[Path], indexes: Sequence[Index], out: Path, split: 
     sync(out)
 
 
-def _rename(shard: Path, target: Path) -> None:
+def _append(folder: Path, index: Index, documents: IO[bytes], digest: Any) -> None:
+    """Copies documents.idx of a unit to that of the split, whose hash is `digest`."""
+    mine = hashlib.sha256()
+    with (folder / DOCUMENTS).open("rb") as part:
+        while content := part.read(COPIED):
+            mine.update(content)
+            digest.update(content)
+            documents.write(content)
+    if mine.hexdigest() != index.documents_sha256:
+        raise UserError(f"{folder / DOCUMENTS}: damaged; remove its part, and prepare that again")
+
+
+def _rename(shard: Path, target: Path, size: int) -> None:
     """Unless that has been done already."""
-    if shard.exists():
+    if not target.exists():
+        check_size(shard, size)
         shard.rename(target)
-    elif not target.exists():
-        raise UserError(f"{shard}: missing; remove its part, and prepare that again")
 
 
 def remove(folders: Sequence[Path]) -> None:

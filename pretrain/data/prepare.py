@@ -25,7 +25,14 @@ from pretrain.data.progress import Progress
 from pretrain.data.units import Done, Target, Unit, cut, size_of, write_unit
 from pretrain.data.whole import appearing_whole
 from pretrain.errors import UserError
-from pretrain.files import is_hidden, parse_json, with_checksum
+from pretrain.files import (
+    has_checksum,
+    is_hidden,
+    parse_json,
+    read_whole,
+    with_checksum,
+    write_atomically,
+)
 from tokenizer.encode import Tokenizer
 
 SHARD_TOKENS = 50_000_000
@@ -97,7 +104,7 @@ def prepare_part(
         return None
     with appearing_whole(folder) as work:
         _write(units[number - 1 :: parts], corpus, target, work, workers)
-        (work / PART).write_bytes(with_checksum(made_of))
+        write_atomically(work / PART, with_checksum(made_of))
     return folder
 
 
@@ -189,11 +196,14 @@ def _made_of(corpus: Corpus, units: Sequence[Unit], target: Target) -> dict[str,
 
 
 def _read_part(folder: Path) -> dict[str, Any]:
+    path, fix = folder / PART, "remove the part, and prepare it again"
     try:
-        record: dict[str, Any] = parse_json((folder / PART).read_bytes())
-    except (OSError, ValueError):
-        damaged = f"{folder / PART}: cannot be read"
-        raise UserError(f"{damaged}; remove the part, and prepare it again") from None
+        content = read_whole(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; {fix}") from None
+    if not has_checksum(content):
+        raise UserError(f"{path}: damaged; {fix}")
+    record: dict[str, Any] = parse_json(content)
     return {name: value for name, value in record.items() if name != "sha256"}
 
 

@@ -25,6 +25,8 @@ def read_tar(path: Path, name: str, key: str) -> Iterator[Row]:
     """The texts of all samples, in their order; of a tar that is damaged, all but the last before
     that, of which a member may be missing.
     """
+    if not path.stat().st_size:
+        return
     try:
         with (
             open_stream(path) as file,
@@ -41,14 +43,16 @@ def read_tar(path: Path, name: str, key: str) -> Iterator[Row]:
 
 
 class _Member(tarfile.TarInfo):
-    """Reading says when a tar has no end: it was cut."""
+    """Reading says when a tar has no end, or something else between its members."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
-        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
-            raise tarfile.ReadError("it ends without the mark of its end") from None
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:  # which the library takes for the end
+            raise tarfile.ReadError(f"no member, and no end ({error})") from None
 
 
 def _check_end(rest: Any) -> None:

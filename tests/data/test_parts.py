@@ -61,6 +61,19 @@ def test_only_a_part_that_is_missing_is_prepared(
     assert content(tmp_path / "train") == content(prepared / "train")
 
 
+@pytest.mark.parametrize(
+    "name", ["part.json", "unit-000000/train/documents.idx", "unit-000000/train/shard-000000.tar"]
+)
+def test_a_part_that_is_damaged_is_not_merged(
+    source: Path, tokenizer: Tokenizer, tmp_path: Path, name: str
+) -> None:
+    prepare_parts(source, tokenizer, tmp_path, 2)
+    (path,) = tmp_path.glob(f"part-00001-*/{name}")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=rf"{path}: (damaged|truncated)"):
+        merge(tmp_path)
+
+
 @pytest.mark.parametrize("at", range(9))
 def test_a_merge_that_was_broken_off_goes_on(
     source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path,

@@ -122,7 +122,7 @@ def test_a_member_that_is_damaged(tmp_path: Path, name: str, content: bytes, tol
     assert texts(path, skip_bad=True) == ["first", "last"]
 
 
-@pytest.mark.parametrize("left", [3072, 3072 + 512, 3072 + 700, 100])
+@pytest.mark.parametrize("left", [3072, 3072 + 100, 3072 + 512, 3072 + 700, 100])
 def test_a_tar_that_was_cut(tmp_path: Path, left: int) -> None:
     """Between two members or in one; the last sample may not be whole."""
     path = write_tar(tmp_path / "d.tar", {f"{n}.txt": b"x" * 600 for n in range(3)})
@@ -131,6 +131,19 @@ def test_a_tar_that_was_cut(tmp_path: Path, left: int) -> None:
         texts(path)
     if left > 1000:
         assert texts(path, skip_bad=True) == ["x" * 600]
+
+
+def test_a_tar_that_is_damaged(tmp_path: Path) -> None:
+    """In a header, named; in a text, that text."""
+    path = write_tar(tmp_path / "d.tar", {f"{n}.txt": b"x" * 600 for n in range(3)})
+    sound = path.read_bytes()
+    for at in (0, 150, 1536, 1700, 3072 + 130):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 0x11]) + sound[at + 1 :])
+        with pytest.raises(UserError, match=f"{path}: cannot be read as a tar: "):
+            texts(path)
+    path.write_bytes(b"")
+    (tmp_path / "a.txt").write_text("text")
+    assert lines(tmp_path)[-1].startswith("left out 1 file: empty (")
 
 
 def test_tars_that_were_put_one_after_the_other(tmp_path: Path) -> None:
