@@ -54,7 +54,7 @@ test-kills: setup  ## runs and servers killed at random moments, KILLS=100 times
 test-planted: setup  ## errors planted in a copy of the tree: which half of the tests finds each (ten minutes)
 	.venv/bin/python -m tests.planted_errors
 
-test-cluster: setup  ## a Slurm and an MPI on this machine, runs in trouble on them (root or sudo; five minutes)
+test-cluster: setup  ## a Slurm and an MPI on this machine, runs in trouble on them (root or sudo; some minutes)
 	tests/cluster/run
 
 test-browser: setup  ## the server's page in a headless Chromium (half a minute)
