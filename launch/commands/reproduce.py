@@ -9,9 +9,9 @@ from pathlib import Path
 
 from launch.commands import argument, command
 from launch.commands.values import path, positive, tell
+from pretrain.exit_status import REQUEUE
 
 HYPNOS = [sys.executable, "-m", "launch"]
-UNFINISHED = 75  # "temporary failure": saved, to be started again
 
 
 @command(
@@ -57,7 +57,14 @@ UNFINISHED = 75  # "temporary failure": saved, to be started again
             "--minutes",
             type=positive,
             metavar="COUNT",
-            help=f"save and end after so many, with status {UNFINISHED} if something is left",
+            help=f"save and end after so many, with status {REQUEUE} if something is left",
+        ),
+        argument(
+            "--array",
+            type=path,
+            metavar="FILE",
+            help="train nothing: write the runs that are left for `hypnos launch slurm CONFIG "
+            "--array FILE`; once they are trained, the same command without it does the rest",
         ),
         argument("--out", type=path, metavar="FOLDER", help="default: runs/reproduce/TASK-SCALE"),
     ],
@@ -71,6 +78,7 @@ def reproduce(
     controls: list[str],
     jobs: int | None,
     minutes: int | None,
+    array: Path | None,
     out: Path | None,
 ) -> int:
     from pretrain.errors import UserError
@@ -80,7 +88,7 @@ def reproduce(
         from pretrain.study.controls import CONTROLS, named
         from pretrain.study.progress import StudyProgress
         from pretrain.study.reproduce import STUDIES, plan, write_results
-        from pretrain.study.runner import run_all
+        from pretrain.study.runner import run_all, write_array
 
     if controls == ["list"]:
         for name, control in CONTROLS.items():
@@ -97,6 +105,11 @@ def reproduce(
         STUDIES[task][scale], passes=passes, seeds=seeds, controls=named(controls),
         overrides=overrides,
     )  # fmt: skip
+    if array:
+        left = write_array([p.run for p in planned], folder.absolute(), array)
+        config = STUDIES[task][scale]
+        print(f"{left} runs; next: hypnos launch slurm {config} --array {array} ...")
+        return 0
     with StudyProgress() as progress:
         done = run_all(
             [p.run for p in planned], folder, hypnos=HYPNOS, jobs=jobs or os.cpu_count() or 1,
@@ -110,7 +123,7 @@ def reproduce(
         print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")
     if any(job.state == "failed" for job in done):
         return 1
-    return 0 if all(job.state == "done" for job in done) else UNFINISHED
+    return 0 if all(job.state == "done" for job in done) else REQUEUE
 
 
 def _tokenizer(folder: Path, task: str) -> Path:

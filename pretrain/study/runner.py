@@ -16,21 +16,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pretrain.config.load import dump, load
+from pretrain.config.fields import values
+from pretrain.config.load import load, to_toml
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
+from pretrain.exit_status import TERMINATED, USER_ERROR
 from pretrain.files import parse_json, write_atomically
 
-USER_ERROR = 2  # status of a command that was asked for what cannot be done: no retry helps
 POLL_S = 0.5
 
 
@@ -129,6 +131,23 @@ def run_all(
     return all_jobs
 
 
+def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:
+    """Writes the runs that are not done, a line each, for `hypnos launch slurm --array`.
+
+    Returns:
+        how many. When they are trained, `run_all` evaluates them.
+    """
+    left = [run for run in runs if not is_done(folder, run)]
+    lines = [
+        shlex.join(
+            [str(run.config), f"run.dir={folder / 'runs'}", f"run.name={run.name}", *run.overrides]
+        )
+        for run in left
+    ]
+    write_atomically(path, "".join(line + "\n" for line in lines))
+    return len(left)
+
+
 def evaluations(folder: Path, run: Run) -> list[dict[str, Any]]:
     """What a finished run's evaluation gave, one dict for each N (`pretrain.evaluate`)."""
     path = folder / "runs" / run.name / "evaluation.json"
@@ -150,10 +169,16 @@ def is_done(folder: Path, run: Run) -> bool:
 
 
 def _fingerprint(run: Run) -> str:
-    """Of the settings, wherever the run is."""
-    config = run.settings()
-    config.run.name = config.run.dir = config.data.tokenizer = ""
-    return hashlib.sha256(dump(config).encode()).hexdigest()
+    """Of the settings that differ from their defaults, wherever the run is.
+
+    So results outlive a setting that is new, and off.
+    """
+    config, usual = run.settings(), Config()
+    config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir)
+    config.data = replace(config.data, tokenizer=usual.data.tokenizer)
+    pairs = zip(values(config), values(usual), strict=True)
+    chosen = [f"{place}={to_toml(mine)}" for (place, _, mine), (_, _, its) in pairs if mine != its]
+    return hashlib.sha256("\n".join(chosen).encode()).hexdigest()
 
 
 def _job(run: Run, folder: Path) -> Job:
@@ -213,8 +238,8 @@ def _advance(job: Job, hypnos: Sequence[str], environment: dict[str, str], retri
 def _ending(jobs: list[Job]) -> Iterator[None]:
     """When this is left, for whatever reason, what trains has been asked to save, and has ended."""
 
-    def leave(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

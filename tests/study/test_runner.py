@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli import main
 from pretrain.errors import UserError
-from pretrain.study.runner import Job, Run, evaluations, run_all
+from pretrain.study.runner import Job, Run, evaluations, run_all, write_array
 
 HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
 DEPO = Path(__file__).parents[2] / "configs/depo-small.toml"
@@ -66,3 +67,24 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
         run_all([changed], tmp_path, hypnos=HYPNOS, jobs=1)
     with pytest.raises(UserError, match=r"unknown setting sleep\.pases"):
         run_all([Run("x", DEPO, ("sleep.pases=1",))], tmp_path, hypnos=HYPNOS, jobs=1)
+
+
+def test_what_is_left_becomes_a_slurm_array(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, jobs=1)
+    lines = tmp_path / "left.txt"
+    assert write_array(RUNS, tmp_path, lines) == 3
+    assert main(["launch", "slurm", str(DEPO), "--array", str(lines)]) == 0
+    script = capsys.readouterr().out
+    assert "0-2" in script and "run.seed=3" in script and f"run.dir={tmp_path}/runs" in script
+
+
+def test_a_study_that_goes_to_slurm_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = tmp_path / "left.txt"
+    asked = ["--seeds", "2", "--passes", "1", "4", "--out", str(tmp_path / "out")]
+    assert main(["reproduce", "depo", *asked, "--array", str(array)]) == 0
+    assert "4 runs; next: hypnos launch slurm" in capsys.readouterr().out
+    assert len(array.read_text().splitlines()) == 4 and not (tmp_path / "out" / "runs").exists()
