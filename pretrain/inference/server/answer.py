@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -100,7 +101,8 @@ class Answers:
 
     def _emit(self, index: int, event: Event) -> None:
         """From the engine's thread to this one's."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+        with suppress(RuntimeError):  # the server has stopped, and its loop with it
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
     def begin(self) -> None:
         """Queues them. ApiError: the queue is full, or the server stops."""

@@ -48,7 +48,7 @@ async def create(request: ChatRequest, http: Request) -> Response:
     answers.begin()
     said = _Said(new_id(KIND), int(time.time()), request, answers, keeper)
     if request.stream:
-        return event_stream(said.events())
+        return await event_stream(said.events())
     return JSONResponse(await while_connected(http, said.whole()))
 
 

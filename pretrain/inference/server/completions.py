@@ -56,7 +56,7 @@ async def create(request: CompletionRequest, http: Request) -> Response:
         answers.begin()
     said = _Said(new_id("cmpl"), int(time.time()), request, asked)
     if request.stream:
-        return event_stream(said.events())
+        return await event_stream(said.events())
     return JSONResponse(await while_connected(http, said.whole()))
 
 

@@ -137,7 +137,7 @@ class Engine:
         """Queues a job. ApiError 429 if too many wait, 503 if the server stops."""
         with self._changed:
             if self._closed:
-                raise ApiError(503, "The server is stopping.", type="server_error")
+                raise _stopping()
             if len(self._waiting) >= self.queue:
                 raise too_busy(f"{self.queue} requests wait already; try again in a moment.")
             self._waiting.append(job)
@@ -165,13 +165,19 @@ class Engine:
     # ---- the thread
 
     def _run(self) -> None:
-        while self._admit():
-            answering = [job for job in self._active if job.next is not None]
-            self._answer([job for job in answering if not job.session.pending])
-            self._read_a_piece()
-            self._sleep_a_pass()
-        for job in (*self._active, *self._waiting):
-            job.emit(Failed(ApiError(503, "The server is stopping.", type="server_error")))
+        try:
+            while self._admit():
+                answering = [job for job in self._active if job.next is not None]
+                self._answer([job for job in answering if not job.session.pending])
+                self._read_a_piece()
+                self._sleep_a_pass()
+        except Exception as error:  # ours: without this thread nothing is answered any more
+            log.critical("the engine has stopped: start the server again", exc_info=error)
+        with self._changed:
+            self._closed = True
+            left = [*self._active, *self._waiting]
+        for job in left:
+            job.emit(Failed(_stopping()))
 
     def _admit(self) -> bool:
         """Waits until there is something to do; False when the thread shall end."""
@@ -295,3 +301,7 @@ class Engine:
         if job in self._active:
             self._active.remove(job)
         job.emit(Failed(error))
+
+
+def _stopping() -> ApiError:
+    return ApiError(503, "The server is stopping.", type="server_error")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
 from typing import TypeVar, cast
 
 from fastapi import Request
@@ -45,10 +46,19 @@ async def while_connected(http: Request, work: Awaitable[T]) -> T:
             task.cancel()
 
 
-def event_stream(events: AsyncIterator[str]) -> StreamingResponse:
+async def event_stream(events: AsyncGenerator[str]) -> StreamingResponse:
     """Server-sent events, unbuffered by proxies."""
+    # A generator that has begun comes to its end, also where the client has gone by now.
+    first = await anext(events)
+
+    async def all_events() -> AsyncGenerator[str]:
+        async with aclosing(events):
+            yield first
+            async for event in events:
+                yield event
+
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    return StreamingResponse(all_events(), media_type="text/event-stream", headers=headers)
 
 
 class Pulse:

@@ -56,7 +56,7 @@ async def create(request: ResponsesRequest, http: Request) -> Response:
         answers.begin()
         said = _Said(request, answers, keeper, conversation, stack.pop_all())
     if request.stream:
-        return event_stream(said.events())
+        return await event_stream(said.events())
     return JSONResponse(await while_connected(http, said.whole()))
 
 
