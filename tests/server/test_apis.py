@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pretrain.convert.export import export
 from pretrain.inference.generate import continue_text, generate
 from pretrain.inference.sampling import Sampling
 from pretrain.inference.server import chat
+from pretrain.inference.server.store import SessionStore
 from tests.server.serving import NAME, WINDOW, Serving, serving
 
 GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0}
@@ -275,3 +278,31 @@ def test_an_export_says_what_its_run_says(
         ask = {"prompt": LONG, "max_tokens": 40, **GREEDY}
         said = found.client().completions.create(**ask).choices[0].text
         assert said == client.completions.create(**ask).choices[0].text
+
+
+def test_an_id_is_told_when_it_is_on_the_disk(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = SessionStore.put
+
+    def slow(self: SessionStore, *rest: Any) -> None:
+        threading.Event().wait(0.1)
+        put(self, *rest)
+
+    monkeypatch.setattr(SessionStore, "put", slow)
+    with serving(run, tmp_path) as found:
+        client = found.client()
+        said = client.responses.create(input="a", **GREEDY)
+        assert (tmp_path / f"{said.id}.safetensors").exists()
+        conversation = client.conversations.create()
+        for event in client.responses.create(
+            input="a", conversation=conversation.id, stream=True, **GREEDY
+        ):
+            last = event
+        assert last.type == "response.incomplete"
+        assert (tmp_path / f"{last.response.id}.safetensors").exists()
+        named = json.loads((tmp_path / f"{conversation.id}.json").read_text())
+        assert named["entry"]["parent"] == last.response.id
+        for chunk in client.chat.completions.create(messages=asked("a"), stream=True, **GREEDY):
+            if chunk.choices[0].finish_reason:
+                assert (tmp_path / f"{chunk.id}.safetensors").exists()
