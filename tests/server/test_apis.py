@@ -127,32 +127,39 @@ def test_a_history_that_is_resent_goes_on_from_what_is_stored(client: openai.Ope
     assert 2 * WINDOW < beginning < first.usage.prompt_tokens
 
 
-def test_what_is_cached_changes_no_answer(client: openai.OpenAI) -> None:
-    """The same text with a store and without, where the history's answers are text, not ours."""
-    system: Any = [{"role": "system", "content": LONG}]
-    for _ in range(2):
-        fresh = client.chat.completions.create(
-            messages=[*system, *asked("who?")], store=False, **GREEDY
-        )
-        kept = client.chat.completions.create(messages=[*system, *asked("who?")], **GREEDY)
-        assert fresh.choices[0].message.content == kept.choices[0].message.content
+def test_what_is_cached_changes_no_answer(served: Serving) -> None:
+    """A client whose beginning is stored, and one that nothing is known of."""
+    messages: Any = [{"role": "system", "content": LONG}, *asked("who?")]
+
+    def said(key: str) -> tuple[str | None, int | None]:
+        answer = served.client(key).chat.completions.create(messages=messages, **GREEDY)
+        assert answer.usage and answer.usage.prompt_tokens_details
+        cached = answer.usage.prompt_tokens_details.cached_tokens
+        return answer.choices[0].message.content, cached
+
+    (fresh, nothing), (again, beginning) = said("new"), said("new")
+    assert fresh == again and nothing == 0 and beginning and beginning > 2 * WINDOW
 
 
-def test_a_stop_string_ends_an_answer_and_is_not_remembered(
-    served: Serving, client: openai.OpenAI
-) -> None:
-    whole = client.chat.completions.create(messages=asked("so"), max_tokens=40, **GREEDY)
-    text = whole.choices[0].message.content or ""
-    stop = text[20:26]
-    cut = client.chat.completions.create(messages=asked("so"), max_tokens=40, stop=stop, **GREEDY)
+def test_a_stop_string_ends_an_answer_and_is_not_remembered(client: openai.OpenAI) -> None:
+    ask: Any = {"messages": asked("so"), "max_tokens": 60, **GREEDY}
+    whole = client.chat.completions.create(logprobs=True, **ask)
+    text, scores = whole.choices[0].message.content or "", whole.choices[0].logprobs
+    assert scores and scores.content and whole.usage
+    tokens = [score.token for score in scores.content]
+    # three tokens of ASCII: when the last has come, the first two have been read
+    first, stop = next(
+        (k, stop)
+        for k in range(2, 58)
+        if (stop := "".join(tokens[k : k + 3])).isascii() and text.count(stop) == 1
+    )
+    cut = client.chat.completions.create(stop=stop, **ask)
     assert cut.choices[0].finish_reason == "stop"
     assert cut.choices[0].message.content == text[: text.index(stop)]
-    # the conversation goes on as if the client had written what it was given
     after = client.responses.create(input="on", previous_response_id=cut.id, **GREEDY)
-    turns = asked("so", cut.choices[0].message.content or "", "on")
-    fresh = client.chat.completions.create(messages=turns, store=False, **GREEDY)
-    assert after.usage and fresh.usage
-    assert after.usage.input_tokens == fresh.usage.prompt_tokens
+    assert after.usage is not None
+    remembered = whole.usage.prompt_tokens + first + len("\n")
+    assert after.usage.input_tokens_details.cached_tokens == remembered
 
 
 def test_responses_fork_from_any_earlier_id(client: openai.OpenAI) -> None:
@@ -286,7 +293,7 @@ def test_an_id_is_told_when_it_is_on_the_disk(
     put = SessionStore.put
 
     def slow(self: SessionStore, *rest: Any) -> None:
-        threading.Event().wait(0.1)
+        threading.Event().wait(0.3)
         put(self, *rest)
 
     monkeypatch.setattr(SessionStore, "put", slow)
