@@ -81,7 +81,7 @@ def server(run: Path, store: Path) -> Iterator[openai.OpenAI]:
         assert process.stderr is not None
         said = process.stderr.readline()
         if " serves " not in said:
-            sys.exit(f"the server does not start: {said}")
+            sys.exit(f"the server does not start: {said}{process.stderr.read()}")
         url = f"http://127.0.0.1:{port}/v1"
         client = openai.OpenAI(base_url=url, api_key="me", max_retries=0)
         client.models.list()  # the connection
