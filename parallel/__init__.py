@@ -6,6 +6,7 @@ megatron.py         what we take from Megatron-core
 mesh.py             the grid of ranks;  combinations.py  what may be combined
 layers.py           Megatron's parallel linears and embedding, norms, cross-entropy
 delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention
+hopper.py           one of its gradients, where Triton compiles it wrongly
 attention.py        gated causal attention
 gated_delta_net.py  the block part that owns fast weights
 short_convolution.py  the convolution before it

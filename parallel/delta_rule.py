@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallel import hopper
 from parallel.layers import at_least_fp32
 
 
@@ -140,6 +141,7 @@ def delta_rule(
     if has_kernel(v):
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
+        hopper.register()
         k = k.to(v.dtype)  # it takes grouped heads as they are
         o, S = chunk_gated_delta_rule(
             k if q is None else q.to(v.dtype), k, v, at_least_fp32(log_decay), beta,

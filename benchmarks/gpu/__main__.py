@@ -38,7 +38,8 @@ class Stage(NamedTuple):
 
 def stages(out: Path) -> dict[str, Stage]:
     """In the order of their use: what may be wrong first, what may take any time last."""
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "--durations=10"]
+    # A failure is told at once: the time may be over before all are done.
+    tests = ["-m", "pytest", "-v", "-x", "--tb=short", "-p", "no:cacheprovider", "--durations=10"]
     rule110 = [f"run.dir={out / 'runs'}", "train.log_every=100", "train.checkpoint_every=1000"]
     if is_tiny():
         rule110 += ["model.d_model=32", "train.batch=4", "train.steps=3", "train.eval_batches=1"]

@@ -19,7 +19,8 @@ CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 # From constraints.txt where it has them.
 PACKAGES = (
     "megatron-core", "webdataset", "braceexpand", "hjson", "zstandard", "pydantic",
-    "pydantic_core", "annotated-types", "flash-linear-attention==0.6.0", "fla-core==0.6.0",
+    "pydantic_core", "annotated-types", "typing-inspection",
+    "flash-linear-attention==0.6.0", "fla-core==0.6.0",
 )  # fmt: skip
 SOURCES = ("deepspeed",)  # has no wheel: built here, without any of its CUDA extensions
 GLIBC = (28, 27, 24, 17)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def device() -> torch.device:
     """The GPU; the CPU where there is none, which then is compared with itself."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_kernels() -> None:
+    """One kernel of each: fla tries a hundred for every new shape, which takes a minute a test."""
+    if not torch.cuda.is_available():
+        return
+    import fla.ops.gated_delta_rule  # noqa: F401
+    from triton.runtime.autotuner import Autotuner
+
+    for tuner in gc.get_objects():
+        if issubclass(type(tuner), Autotuner) and len(tuner.configs) > 1:
+            usual = [c for c in tuner.configs if c.num_warps == 4 and c.num_stages in (2, 3)]
+            tuner.configs = (usual or tuner.configs)[:1]
