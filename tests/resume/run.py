@@ -64,7 +64,7 @@ def until(job: Job, seconds: float, happens: Callable[[], bool] = lambda: False)
 def errors(job: Job, rank: int) -> list[str]:
     """What a rank says that is not of its progress."""
     lines = job.output(rank).splitlines()
-    return [line for line in lines if not line.startswith(("step ", "resuming "))]
+    return [line for line in lines if not line.startswith(("step ", "resuming ", "preflight: "))]
 
 
 def assert_ends(job: Job, *, said: list[str], statuses: list[int]) -> None:
