@@ -127,26 +127,26 @@ class GatedDeltaNet(nn.Module):
         """Causal depthwise convolution and SiLU; keys and queries get unit length.
 
         Args:
-            mixed: v, k and perhaps q, [B, T, channels] each.
+            mixed: k, v and perhaps q, [B, T, channels] each.
             tail: [B, <= taps - 1, all channels], what was before, in the same order.
         Returns:
-            v, k and q or None, [B, T, heads, width] each.
+            k, v and q or None, [B, T, heads, width] each.
         """
         (B, T, _), widths = mixed[0].shape, [m.shape[-1] for m in mixed]
-        heads = [self.value_heads, self.key_heads, self.key_heads]
-        weights: tuple[Tensor, ...] = (self.conv_v, self.conv_k, self.conv_q)[: len(mixed)]
+        heads = [self.key_heads, self.value_heads, self.key_heads]
+        weights: tuple[Tensor, ...] = (self.conv_k, self.conv_v, self.conv_q)[: len(mixed)]
         before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
         if tail.is_cuda:
             tails = before.split(widths, dim=-1) if tail.shape[1] else [None] * len(mixed)
-            v, k, *q = (
-                _convolved(x, t, weight, valid, h, x is not mixed[0])
+            k, v, *q = (
+                _convolved(x, t, weight, valid, h, x is not mixed[1])
                 for x, t, weight, h in zip(mixed, tails, weights, heads, strict=False)
             )
-            return v, k, q[0] if q else None
+            return k, v, q[0] if q else None
         streams = torch.cat([before, _masked(torch.cat(mixed, dim=-1), valid)], dim=1)
         parts = F.silu(short_convolution(streams, torch.cat(weights))).split(widths, dim=-1)
-        v, k, *q = (part.reshape(B, T, h, -1) for part, h in zip(parts, heads, strict=False))
-        return v, l2_normalized(k), l2_normalized(q[0]) if q else None
+        k, v, *q = (part.reshape(B, T, h, -1) for part, h in zip(parts, heads, strict=False))
+        return l2_normalized(k), v, l2_normalized(q[0]) if q else None
 
     def forward(
         self, x: Tensor, state: DeltaState, window: Window, write_only: bool = False
@@ -159,8 +159,7 @@ class GatedDeltaNet(nn.Module):
         """
         B, T = window.size
         x = gather_tokens(x)
-        k, v = self.k(x), self.v(x)
-        mixed = [v, k] if write_only else [v, k, self.q(x)]
+        mixed = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
         mixed = [m.view(B, T, -1) for m in mixed]
         beta, log_decay = _gates(
             self.beta(x).view(B, T, self.value_heads), self.alpha(x).view(B, T, self.value_heads),
@@ -169,7 +168,7 @@ class GatedDeltaNet(nn.Module):
         if window.record_decay is not None:
             window.record_decay(log_decay)
         tail = state.tail[..., : sum(m.shape[-1] for m in mixed)]
-        v, k, q = self._convolve(mixed, tail, window.valid)
+        k, v, q = self._convolve(mixed, tail, window.valid)
         o, S = delta_rule(q, k, v, log_decay, beta, state.S, self.chunk)
         state = state._replace(S=S)
         if window.keeps_tail:

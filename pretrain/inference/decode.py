@@ -163,14 +163,14 @@ class _TokenDelta:
 
     def __init__(self, net: GatedDeltaNet) -> None:
         self.into = _side_by_side(
-            net.v.weight, net.k.weight, net.q.weight,
+            net.k.weight, net.v.weight, net.q.weight,
             net.gate.weight, net.beta.weight, net.alpha.weight,
         )  # fmt: skip
-        self.taps = torch.cat([net.conv_v, net.conv_k, net.conv_q]).T.contiguous()  # [taps, C]
+        self.taps = torch.cat([net.conv_k, net.conv_v, net.conv_q]).T.contiguous()  # [taps, C]
         self.H, self.Hk, self.K, self.V = net.value_heads, net.key_heads, net.key_dim, net.value_dim
         values, keys = self.H * self.V, self.Hk * self.K
         self.parts = [values + 2 * keys, values, self.H, self.H]
-        self.values = values
+        self.streams = [keys, values, keys]
         self.rate = -at_least_fp32(net.A_log).exp()
         self.dt_bias = at_least_fp32(net.dt_bias)
         self.write_strength = net.write_strength
@@ -187,9 +187,9 @@ class _TokenDelta:
     ) -> Tensor:
         B, H, K, V = len(x), self.H, self.K, self.V
         streams, gate, beta, alpha = normed.mm(self.into).split(self.parts, dim=-1)
-        streams = self._convolve(streams, states)
-        v = at_least_fp32(streams[:, : self.values]).reshape(B * H, 1, V)
-        k, q = self._unit(streams[:, self.values :])  # [B*H, K]
+        k, v, q = self._convolve(streams, states).split(self.streams, dim=-1)
+        v = at_least_fp32(v).reshape(B * H, 1, V)
+        k, q = self._unit(torch.cat([k, q], dim=-1))  # [B*H, K]
         decay = F.softplus(at_least_fp32(alpha) + self.dt_bias).mul_(self.rate).exp_()
         beta = self.write_strength(beta)
 
