@@ -90,12 +90,12 @@ ERRORS = [
     ),
     Planted(
         "PAD writes into the fast weights", "parallel/gated_delta_net.py",
-        "beta, log_decay = beta * window.valid[..., None]", "beta, log_decay = beta",
+        "return _masked(beta, valid), ", "return beta, ",
         "model/test_documents.py",
     ),
     Planted(
         "PAD decays the fast weights", "parallel/gated_delta_net.py",
-        "log_decay * window.valid[..., None]", "log_decay", "model/test_documents.py",
+        "_masked(log_decay, valid)", "log_decay", "model/test_documents.py",
     ),
     Planted(
         "a query sees one key too many", "parallel/window.py",

@@ -244,8 +244,7 @@ def _in_processes(
     tell: Callable[[int, Done], None],
 ) -> list[Written]:
     """What `write` gives of each unit. UserError of the first that fails."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = multiprocessing.get_context("spawn")  # a fork server is the whole process's
     told: multiprocessing.Queue[tuple[int, Done]] = context.Queue()
     pool = ProcessPoolExecutor(processes, context, initializer=_listen, initargs=(told,))
     try:

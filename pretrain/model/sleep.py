@@ -146,10 +146,9 @@ def predict(
         memory = memory._replace(state=state)
         if not (w.any_scored and model.stage.is_last):
             return y, None, memory
-        y, targets = all_tokens(y), reader.targets[:, w.tokens].flatten()
-        if len(w.scored_index) < len(targets):
-            index = reader.to_device(w.scored_index)
-            y, targets = y[index], targets[index]  # [n, D], [n]
+        index = reader.to_device(w.scored_index)
+        targets = reader.targets[:, w.tokens].flatten()[index]  # [n]
+        y = all_tokens(y)[index]  # [n, D]
         losses = maybe_checkpoint(reader.head, w, y, targets, recompute=reader.recompute != "none")
         return None, losses.sum(), memory
 

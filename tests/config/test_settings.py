@@ -16,7 +16,8 @@ from pretrain.config import Config, CorpusConfig
 from pretrain.config.load import dump, load, override, parse
 from pretrain.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.toml"))
+FOLDER = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted(set(FOLDER.rglob("*.toml")) - set((FOLDER / "sites").iterdir()))
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:

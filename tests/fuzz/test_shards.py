@@ -54,6 +54,12 @@ def documents(folder: Path) -> Iterator[tuple[int, str, range]]:
             number += 1
 
 
+def key(folder: Path, number: int) -> str:
+    """A document's name in its shard."""
+    before = np.cumsum([0, *(shard.samples for shard in read_index(folder).shards)])
+    return f"{number - int(before[before <= number].max()):09d}"
+
+
 def flip(path: Path, at: int, by: int) -> None:
     with path.open("r+b") as file:
         file.seek(at)
@@ -81,7 +87,7 @@ def test_every_byte_of_every_shard(
                     assert at not in ids, f"byte {at} of {shard.name} was not missed"
                 except UserError as error:
                     assert at in ids, error
-                    assert str(error).startswith(f"{path}: document {number:09d} is damaged")
+                    assert str(error).startswith(f"{path}: document {key(copy, number)} is damaged")
             flip(path, at, 1 + at * 37 % 255)
 
 
@@ -164,7 +170,9 @@ def test_shards_that_changed_places(
     opened = Shards(copy, tokenizer)
     for number, name, _ in documents(copy):
         if name in (a.name, b.name):
-            with pytest.raises(UserError, match=rf"{name}: document {number:09d} is damaged"):
+            with pytest.raises(
+                UserError, match=rf"{name}: document {key(copy, number)} is damaged"
+            ):
                 opened.document(number)
         else:
             assert opened.document(number).tolist() == truth[number]
@@ -257,7 +265,7 @@ def test_training_stops_at_a_damaged_document(
 def test_heldout_batches_are_checked_too(copy: Path, tokenizer: Tokenizer) -> None:
     number, name, ids = max(documents(copy), key=lambda place: len(place[2]))
     flip(copy / name, ids[0], 1)
-    with pytest.raises(UserError, match=rf"{name}: document {number:09d} is damaged"):
+    with pytest.raises(UserError, match=rf"{name}: document {key(copy, number)} is damaged"):
         heldout_batches(
             copy,
             tokenizer,
@@ -300,6 +308,6 @@ def test_ids_beyond_the_vocabulary_are_refused(copy: Path, tokenizer: Tokenizer)
     records = np.fromfile(copy / DOCUMENTS, DOCUMENT)
     records["crc32"][number] = zlib.crc32(payload)
     rewrite(copy, records)
-    told = rf"{name}: document {number:09d} has ids beyond the vocabulary"
+    told = rf"{name}: document {key(copy, number)} has ids beyond the vocabulary"
     with pytest.raises(UserError, match=told):
         Shards(copy, tokenizer).document(number)
