@@ -59,21 +59,24 @@ class Seat:
         keys: Sequence[str],
         problems: Sequence[Problem] = (),
         deaf: Collection[int] = (),
+        can_write: bool = True,
     ) -> PreflightError:
         """Rank 0 says what is wrong, keeps it in the run's folder, and tells the others.
 
         Args:
             keys: under which the others wait.
             deaf: ranks that are not there, or hang.
+            can_write: in the run's folder, unless that is what is wrong.
         """
         if len(problems) > 1:
             for problem in problems:  # before anyone ends, and the launcher ends all
                 self.say(f"preflight: {problem.state}: {problem}")
         lines = [str(problem) for problem in problems] or [str(error)]
         kept = {"bad_hosts": error.bad_hosts, "problems": lines}
-        with writes_user_file(self.run / FILE):
-            self.run.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.run / FILE, json.dumps(kept, indent=1) + "\n")
+        if can_write:
+            with writes_user_file(self.run / FILE):
+                self.run.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.run / FILE, json.dumps(kept, indent=1) + "\n")
         told = json.dumps({"error": str(error), "bad_hosts": error.bad_hosts})
         scatter(self.store, keys, [told] * len(keys))
         mesh.leave_together(self.store, 0, set(range(self.world.size)) - set(deaf))

@@ -97,7 +97,8 @@ def exchange(seat: Seat, mine: Facts, timeout: float, work: Work) -> Survey | No
     measured, slow = measure(seat, reports, partners, work)
     if seat.world.rank:
         return None
-    (seat.run / FILE).unlink(missing_ok=True)  # of an attempt before
+    if (seat.run / FILE).is_file():  # of an attempt before
+        (seat.run / FILE).unlink()
     return Survey(reports, measured, [*problems, *slow], time.monotonic() - begin)
 
 
@@ -133,8 +134,9 @@ def _join(seat: Seat, digest: str, timeout: float) -> tuple[dict[str, Any], floa
     try:
         meeting = folder.begin(seat.run, secrets.token_hex(4))
     except OSError as cause:
-        line = f"{cause.filename}: cannot be written: {cause.strerror}; set run.dir"
-        raise seat.failed(PreflightError(f"preflight: {line}"), ["start"]) from None
+        line = f"{seat.run}: cannot be written: {cause.strerror}; set run.dir"
+        error = PreflightError(f"preflight: {line}")
+        raise seat.failed(error, ["start"], can_write=False) from None
     told = {"levels": meeting.levels, "name": meeting.name, "digest": digest, "clock": time.time()}
     store.set("start", json.dumps(told))
     return told, 0.0
