@@ -50,8 +50,9 @@ class Run:
         return list(self.folder.rglob(".*"))
 
     def strangers(self) -> list[Path]:
-        """What does not belong beside the run's folder."""
-        return [*self.scratch.iterdir(), *({*(self.root / "runs").iterdir()} - {self.folder})]
+        """What does not belong beside the run's folder. torch makes a cache of its own."""
+        scratch = [path for path in self.scratch.iterdir() if "torchinductor" not in path.name]
+        return [*scratch, *({*(self.root / "runs").iterdir()} - {self.folder})]
 
 
 def until(job: Job, seconds: float, happens: Callable[[], bool] = lambda: False) -> None:
