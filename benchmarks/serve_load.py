@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from typing import Any
 import openai
 import psutil
 
+from benchmarks.serving import MODEL, server
 from pretrain.report import table
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
@@ -70,7 +69,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="for how long (%(default)s)")
     parser.add_argument("--tokens", type=int, default=32, help="of each answer (%(default)s)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as store, server(args.run, Path(store)) as (url, process):
+    with tempfile.TemporaryDirectory() as store, server(args.run, Path(store)) as (url, started):
+        process = psutil.Process(started.pid)
         seen = asyncio.run(all_clients(url, args))
         used = process.cpu_times()
         health = (
@@ -79,27 +79,6 @@ def main() -> None:
         kept = list(Path(store).glob("*.safetensors"))
     report(args, seen, health, len(kept))
     sys.exit(1 if seen.errors else 0)
-
-
-@contextmanager
-def server(run: Path, store: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A server in a process of its own, on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "launch", "serve", str(run), "--port", str(port),
-        "--store", str(store), "--name", "model",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        said = process.stderr.readline()
-        if " serves " not in said:
-            sys.exit(f"benchmarks.serve_load: the server does not start: {said}")
-        yield f"http://127.0.0.1:{port}/v1", psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait()
 
 
 async def all_clients(url: str, args: argparse.Namespace) -> Seen:
@@ -139,7 +118,7 @@ class Talk:
         self.client, self.chance, self.seen = client, chance, seen
         self.last: str | None = None  # id of the last response
         self.history: list[Any] = []
-        self.ask: dict[str, Any] = {"model": "model", "stream": True}
+        self.ask: dict[str, Any] = {"model": MODEL, "stream": True}
         self.tokens = tokens
 
     def text(self, most: int) -> str:

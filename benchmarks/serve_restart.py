@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,9 +24,9 @@ from typing import Any
 
 import openai
 
+from benchmarks.serving import MODEL, server
 from pretrain.report import table
 
-MODEL = "model"
 PART = 2000  # words
 GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_output_tokens": 20}
 
@@ -43,7 +41,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5, help="of the server (%(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as store:
-        with server(args.run, Path(store)) as client:
+        with killed_server(args.run, Path(store)) as client:
             begin = time.perf_counter()
             first, last, read = read_on(client, args.tokens)
             print(f"{read:,} tokens read in {time.perf_counter() - begin:,.0f} s")
@@ -51,7 +49,7 @@ def main() -> None:
         times: dict[str, list[float]] = {last: [], first: []}  # what is asked first is slowest
         same = True
         for _ in range(args.kills):
-            with server(args.run, Path(store)) as client:
+            with killed_server(args.run, Path(store)) as client:
                 for id, measured in times.items():
                     seconds, text = answer(client, id)
                     measured.append(1000 * seconds)
@@ -68,27 +66,15 @@ def main() -> None:
 
 
 @contextmanager
-def server(run: Path, store: Path) -> Iterator[openai.OpenAI]:
+def killed_server(run: Path, store: Path) -> Iterator[openai.OpenAI]:
     """A client of a server that is killed at the end of the block."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "launch", "serve", str(run), "--port", str(port),
-        "--store", str(store), "--name", MODEL,
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        said = process.stderr.readline()
-        if " serves " not in said:
-            sys.exit(f"the server does not start: {said}{process.stderr.read()}")
-        url = f"http://127.0.0.1:{port}/v1"
-        client = openai.OpenAI(base_url=url, api_key="me", max_retries=0)
-        client.models.list()  # the connection
-        yield client
-    finally:
-        process.kill()
-        process.wait()
+    with server(run, store) as (url, process):
+        try:
+            client = openai.OpenAI(base_url=url, api_key="me", max_retries=0)
+            client.models.list()  # the connection
+            yield client
+        finally:
+            process.kill()
 
 
 def read_on(client: openai.OpenAI, tokens: int) -> tuple[str, str, int]:
