@@ -141,6 +141,7 @@ def attempt(
         streak: the skipped steps that the run has gone back for.
     """
     with ExitStack() as cleanup:
+        watchdog.doing("builds the model")
         with job.progress.slow("building the model"):
             parts, state = build(job, checkpoint, streak, cleanup)
         save_and_flush = partial(_save_and_flush, parts, state)
