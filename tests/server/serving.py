@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,12 @@ class Serving:
 
     url: str
     service: Service
+    clients: ExitStack  # those that were given out, to be closed with the server
 
     def client(self, key: str = "a key", **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+        return self.clients.enter_context(
+            openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+        )
 
 
 @contextmanager
@@ -87,7 +90,8 @@ def serving(
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            yield Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+            with ExitStack() as clients:
+                yield Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", service, clients)
         finally:
             server.should_exit = True
             thread.join()

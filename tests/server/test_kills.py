@@ -41,6 +41,9 @@ class Process:
     def __post_init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
+        self.client = openai.OpenAI(
+            base_url=f"http://127.0.0.1:{self.port}/v1", api_key="me", max_retries=0, timeout=120
+        )
         self.start()
 
     def start(self) -> None:
@@ -63,11 +66,6 @@ class Process:
         assert self.process.stderr is not None
         self.process.stderr.close()
 
-    @property
-    def client(self) -> openai.OpenAI:
-        url = f"http://127.0.0.1:{self.port}/v1"
-        return openai.OpenAI(base_url=url, api_key="me", max_retries=0, timeout=120)
-
 
 @contextmanager
 def process(run: Path, store: Path) -> Iterator[Process]:
@@ -75,6 +73,7 @@ def process(run: Path, store: Path) -> Iterator[Process]:
     try:
         yield found
     finally:
+        found.client.close()
         found.kill()
 
 
