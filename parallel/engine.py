@@ -25,6 +25,7 @@ from parallel import mesh
 from parallel.layers import partial_grad, split_dim
 from parallel.megatron import parallel_state
 from parallel.slices import Piece
+from parallel.uncompiled import uncompiled
 from parallel.zero_layout import Partition, layout
 from parallel.zero_order import WeightGathering, fill_missing, reduce_in_order
 
@@ -227,7 +228,8 @@ def _initialize(model: nn.Module, optimizer: ShardedOptimizer, config: dict[str,
     # rank, with files in the system's temporary folder, and then builds one (a minute) that does
     # little on one machine.
     deepspeed.ops.__compatible_ops__ = {}
-    with contextlib.redirect_stdout(io.StringIO()):  # one of its optimisers prints memory figures
+    # one of its optimisers prints memory figures; another, its Muon, would load the compiler
+    with contextlib.redirect_stdout(io.StringIO()), uncompiled():
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMPU
         )

@@ -27,15 +27,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import deepspeed  # noqa: F401  (the engine imports it when it needs it: too late for us)
 import numpy as np
 import pytest  # noqa: F401  (test modules import it, and ranks import those)
 import torch
+import torch._dynamo  # the first optimiser imports it, the engine what is below: too late for us
 import torch.distributed as dist
 
 import pretrain.trainer  # noqa: F401
 from launch import cli  # noqa: F401
 from parallel import mesh
+from parallel.uncompiled import uncompiled
+
+with uncompiled():
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 IMPORTED_BY = os.getpid()  # the server, as ranks see it
