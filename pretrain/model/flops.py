@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import astuple, dataclass
+from functools import cache
 
 import torch
 
@@ -132,9 +133,10 @@ PEAKS = {
 }  # fmt: skip
 
 
+@cache
 def peak(device: torch.device) -> float | None:
     """FLOP/s of a device at best: from the table for a GPU (None if it is not there), measured for
-    a CPU.
+    a CPU, once in a process.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
