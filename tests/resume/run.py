@@ -59,7 +59,7 @@ def until(job: Job, seconds: float, happens: Callable[[], bool] = lambda: False)
     """Waits until something happens, so many seconds have passed or the job has ended."""
     end = time.monotonic() + seconds
     while job.alive and not happens() and (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, 0.0002))
+        time.sleep(min(left, 0.002))  # oftener, it would take a core from the ranks
 
 
 def errors(job: Job, rank: int) -> list[str]:
