@@ -89,6 +89,10 @@ ERRORS = [
         "vocab_size, drawn)\n", "vocab_size)\n", "inference",
     ),
     Planted(
+        "an export whose heads have their gates before their queries", "pretrain/convert/names.py",
+        'for name in ("q", "gate"))', 'for name in ("gate", "q"))', "convert/test_export.py",
+    ),
+    Planted(
         "PAD writes into the fast weights", "parallel/gated_delta_net.py",
         "return _masked(beta, valid), ", "return beta, ",
         "model/test_documents.py",
@@ -187,6 +191,15 @@ ERRORS = [
     Planted(
         "ranks that stop save the step of the slowest", "pretrain/run/stop.py",
         "max(int(store.get(key))", "min(int(store.get(key))", "resume/test_gate.py",
+    ),
+    # ---- starting
+    Planted(
+        "hosts blamed for what most of them share", "launch/preflight/verdict.py",
+        "2 * len(set(bad)) <= len(set(hosts))", "bad", "launch/test_preflight.py",
+    ),
+    Planted(
+        "a GPU at half the others' speed passes", "launch/preflight/verdict.py",
+        "report.gpu and share < TOO_SLOW", "report.gpu and share < 0", "launch/test_preflight.py",
     ),
     # ---- ranks
     Planted(

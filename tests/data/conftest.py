@@ -41,6 +41,7 @@ def folder(
         root / "out",
         holdout=0,
         shard_tokens=1500,
+        workers=1,
     )
     return root / "out"
 

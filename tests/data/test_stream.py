@@ -463,7 +463,9 @@ def test_many_corpora_of_many_shards_need_few_open_files(
     corpora = []
     for c in range(6):
         source = write_texts(tmp_path / f"texts{c}", make_texts(20, seed=c, longest=9))
-        prepare(Corpus([source]), tokenizer, tmp_path / f"{c}", holdout=0, shard_tokens=1)
+        prepare(
+            Corpus([source]), tokenizer, tmp_path / f"{c}", holdout=0, shard_tokens=1, workers=1
+        )
         assert len(list((tmp_path / f"{c}" / "train").glob("*.tar"))) == 20
         corpora.append(CorpusConfig(path=str(tmp_path / f"{c}")))
     before, limits = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)

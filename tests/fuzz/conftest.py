@@ -21,6 +21,7 @@ def make_corpus(root: Path, seed: int, tokenizer: Tokenizer) -> Path:
         root / "out",
         holdout=0,
         shard_tokens=30,
+        workers=1,
     )
     return root / "out" / "train"
 

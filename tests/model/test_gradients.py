@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pretrain.data.batch import Batch
 from pretrain.model.sleep import SleepLM
+from tests.marks import slow
 from tests.model.tiny import L, build, change, gradients, sequences
 
 # What decides what S takes up and what it lets go, first; then one of everything else.
@@ -29,7 +30,7 @@ OTHERS = (
 
 
 @pytest.mark.parametrize(
-    "when, eviction", [("always", "hard"), ("context", "hard"), ("always", "sliding")]
+    "when, eviction", [("always", "hard"), slow("context", "hard"), slow("always", "sliding")]
 )
 def test_finite_differences(when: str, eviction: str) -> None:
     """A random direction in each parameter, and in the rule's the steepest single entry as well."""

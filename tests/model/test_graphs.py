@@ -14,6 +14,7 @@ import torch
 
 from parallel import graphs
 from pretrain.model.probe import Probe
+from tests.marks import slow
 from tests.model.test_documents import padded
 from tests.model.test_recompute import SETTINGS
 from tests.model.tiny import L, build, equal, gradients
@@ -44,7 +45,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, slow(torch.bfloat16)])
 def test_gradients_are_the_same(
     setting: str, dtype: torch.dtype, captures: list[Callable[[], object]]
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from parallel.passes import Pass
 from pretrain.model import reader
 from pretrain.model.plan import plan_passes
+from tests.marks import slow
 from tests.model.test_documents import padded
 from tests.model.tiny import MODEL, L, assert_same, build, change, equal, gradients, sequences
 
@@ -22,15 +23,15 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, slow(torch.float32)])
 def test_recomputed_gradients_are_the_same_bit_for_bit(setting: str, dtype: torch.dtype) -> None:
     config, unscored = SETTINGS[setting]
     model = build(config, dtype=dtype)
     batch = padded(4 * L, [(3, 4 * L), (0, 4 * L - 2)], unscored)
-    expected = model(batch)
+    expected = model(batch, recompute="none")
     gradient = gradients(model, expected.loss)
     assert any(g.abs().sum() > 0 for g in gradient.values())
-    for policy in ("none", "unit", "block"):
+    for policy in ("unit", "block"):
         out = model(batch, recompute=policy)
         assert torch.equal(out.loss, expected.loss)
         assert equal(gradients(model, out.loss), gradient), policy

@@ -98,14 +98,17 @@ def assert_same(
         )
 
 
-def assert_like_oracle(model: SleepLM, batch: Batch, tolerance: float = 1e-10) -> Tensor:
-    """Loss by window and all gradients, ours against transformers'. Returns the loss."""
+def assert_like_oracle(
+    model: SleepLM, batch: Batch, tolerance: float = 1e-10
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss by window and all gradients, ours against transformers'. Returns ours."""
     out = model(batch)
     losses, expected = oracle(model, batch)
     assert_same({"loss": out.window_loss}, {"loss": losses.sum(0)}, tolerance)
     assert_same({"loss": out.loss.detach()[None]}, {"loss": losses.sum()[None]}, tolerance)
-    assert_same(gradients(model, out.loss), expected, tolerance)
-    return out.loss.detach()
+    found = gradients(model, out.loss)
+    assert_same(found, expected, tolerance)
+    return out.loss.detach(), found
 
 
 def equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:

@@ -19,6 +19,7 @@ from pretrain.config.load import dump, load
 from pretrain.config.schema import GuardConfig
 from pretrain.errors import UserError
 from pretrain.trainer import train
+from tests.marks import slow
 from tests.run.conftest import MakeConfig
 from tests.run.planted import planted
 from tests.runs import assert_same, assert_same_run, interrupted, rows, tensors
@@ -59,6 +60,7 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     assert "is at step 6 already" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # in a process of its own; on ranks of a launcher: tests/resume
 def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
     expected = train(text("whole"), progress=False)
     assert any(name.startswith("state/lanes.") for name in tensors(expected, 3)), (
@@ -79,7 +81,7 @@ def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
     assert_same_run(Path(config.run.dir) / "parts", expected)
 
 
-@pytest.mark.parametrize("zero", [1, 2])
+@pytest.mark.parametrize("zero", [slow(1), 2])
 def test_bf16_and_sliding_eviction_resume_bit_for_bit(text: MakeConfig, zero: int) -> None:
     changes = {"precision": "bf16", "zero": zero, "eviction": "sliding", "microbatches": 2}
     expected = train(text("whole", **changes), progress=False)
@@ -89,12 +91,14 @@ def test_bf16_and_sliding_eviction_resume_bit_for_bit(text: MakeConfig, zero: in
     assert not torch.equal(master, master.bfloat16().float())
 
 
-def test_another_stage_and_other_microbatches_go_on_the_same(depo: MakeConfig) -> None:
+@pytest.mark.parametrize(("zero", "then"), [(0, 3), slow(2, 1), slow(3, 0)])
+def test_another_stage_and_other_microbatches_go_on_the_same(
+    depo: MakeConfig, zero: int, then: int
+) -> None:
     expected = train(depo("whole"), progress=False)
-    for zero in (0, 2, 3):
-        config = interrupted(depo(f"zero-{zero}", zero=zero))
-        config.parallel.zero, config.train.microbatches = 3 - zero, 2
-        assert_same_run(train(config, progress=False), expected, 1e-5)
+    config = interrupted(depo("parts", zero=zero))
+    config.parallel.zero, config.train.microbatches = then, 2
+    assert_same_run(train(config, progress=False), expected, 1e-5)
 
 
 def test_a_damaged_checkpoint_is_passed_over(
@@ -115,25 +119,18 @@ def test_a_damaged_checkpoint_is_passed_over(
         train(config, progress=False)
 
 
-@pytest.mark.parametrize(
-    ("section", "name", "value", "message"),
-    [
+def test_settings_that_change_the_result_are_refused(depo: MakeConfig) -> None:
+    """By the command; which those are, and how each is named: tests/config/test_fields.py."""
+    train(depo("parts", steps=3, eval_every=9), progress=False)
+    for section, name, value, message in (
         ("sleep", "passes", 3, r"step-3 cannot be continued with sleep\.passes = 3 \(it had 2\)"),
-        ("optimizer", "muon_lr", 1.0, r"optimizer\.muon_lr = 1\.0 \(it had "),
-        ("run", "seed", 1, r"run\.seed = 1 \(it had "),
         ("train", "precision", "bf16", r"train\.precision = 'bf16' \(it had "),
         ("depo", "max_hops", 1, r"depo\.max_hops = 1 \(it had "),
-    ],
-)
-def test_a_setting_that_changes_the_result_is_refused(
-    depo: MakeConfig, tmp_path: Path, section: str, name: str, value: object, message: str
-) -> None:
-    config = depo("parts", steps=3, eval_every=9)
-    train(config, progress=False)
-    setattr(getattr(config, section), name, value)
-    config.train.steps = 6
-    with pytest.raises(UserError, match=message):
-        train(config, progress=False)
+    ):
+        config = depo("parts")
+        setattr(getattr(config, section), name, value)
+        with pytest.raises(UserError, match=message):
+            train(config, progress=False)
 
 
 def test_errors_of_the_layout_name_the_setting(depo: MakeConfig, tmp_path: Path) -> None:
@@ -172,7 +169,7 @@ def test_a_run_that_cannot_sleep_says_so(
     shutil.rmtree(run)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+@pytest.mark.parametrize("number", [errno.ENOSYS, slow(errno.EOPNOTSUPP), slow(errno.ENOLCK)])
 def test_a_file_system_without_locks_is_named_once(
     number: int,
     depo: MakeConfig,
