@@ -19,6 +19,7 @@ import parallel.simulator
 from parallel.passes import Pass, ScheduleError
 from parallel.schedule import Action, Message, Schedule, Step, make_schedule
 from parallel.simulator import Timeline, simulate
+from tests.marks import slow
 
 Passes = Sequence[Sequence[Pass]]
 
@@ -275,7 +276,7 @@ def test_passes_without_a_graph_have_no_backward() -> None:
 # ---- how good they are
 
 
-@pytest.mark.parametrize("P", [2, 4, 8])
+@pytest.mark.parametrize("P", [2, 4, slow(8)])
 @pytest.mark.parametrize(("W", "N"), [(1, 1), (4, 1), (2, 2), (2, 8), (4, 2), (4, 4)])
 def test_bubble_and_memory(P: int, W: int, N: int) -> None:
     """The step idles for little more than filling and draining once, and memory does not grow with
