@@ -24,6 +24,7 @@ from launch.commands.import_model import import_model
 from launch.commands.launch import LAUNCH
 from launch.commands.report import report
 from launch.commands.reproduce import reproduce
+from launch.commands.scale import scale
 from launch.commands.serve import serve
 from launch.commands.tokenizer import TOKENIZER
 from launch.commands.train import train
@@ -32,7 +33,7 @@ from tokenizer import TokenizerError
 
 COMMANDS = (
     train, LAUNCH, evaluate, generate, serve, export, import_model, DATA, TOKENIZER, report,
-    reproduce, doctor,
+    reproduce, scale, doctor,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ SLOW = (
     "layouts", "resume", "run/test_ranks.py", "run/test_wrong_numbers.py",
     "launch/test_preflight_ranks.py", "server/test_kills.py", "inference/test_ranks.py",
     "convert/test_import_ranks.py", "data/test_processes.py", "fuzz/test_processes.py",
+    "study/test_branch.py", "study/test_scale_runs.py",
 )  # fmt: skip
 
 # What takes more than set-up brings: root and a Slurm (tests/cluster/run), a browser (`make

@@ -105,7 +105,7 @@ def from_tables(tables: Mapping[str, Any], name: str) -> Config:
     return config
 
 
-def read_settings(cls: type[T], path: Path) -> T:
+def read_settings(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """Other settings than a run's: a dataclass of sections, from a TOML file; as strict.
 
     Raises:
@@ -116,6 +116,8 @@ def read_settings(cls: type[T], path: Path) -> T:
     except ValueError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     found: T = _build(cls, tables, str(path), "")
+    for each in overrides:
+        _override(found, each)
     try:
         check_sections(found)
     except UserError as error:
@@ -237,17 +239,18 @@ def _suggest(key: str, prefix: str, known: list[str]) -> str:
     return f"; {f'[{prefix[:-1]}]' if prefix else 'a configuration'} has {', '.join(sorted(known))}"
 
 
-def _override(config: Config, text: str) -> None:
+def _override(config: Any, text: str) -> None:
     """Sets what "section.key=value" says. The value is TOML; text needs no quotes."""
+    known = get_type_hints(type(config))
     place, equals, written = (part.strip() for part in text.partition("="))
     source = f"override {shortened(repr(text))}"
     section, dot, key = place.partition(".")
     if not equals or not dot or not key:
         raise UserError(f"{source}: write it as section.key=value, for example sleep.passes=4")
-    if section not in sections():
-        suggestion = _suggest(section, "", list(sections()))
+    if section not in known:
+        suggestion = _suggest(section, "", list(known))
         raise UserError(f"{source}: unknown section {shortened(section)}{suggestion}")
-    hints = get_type_hints(sections()[section])
+    hints = get_type_hints(known[section])
     if key not in hints:
         suggestion = _suggest(key, section + ".", list(hints))
         raise UserError(f"{source}: unknown setting {shortened(place)}{suggestion}")

@@ -43,6 +43,11 @@ class ModelConfig(BlockShape):
     embedding_std: float = setting(0.02, "of the embedding at start", above=0)
     head_std: float = setting(0.02, "of the head at start", above=0)
     init_std: float = setting(0.02, "of the blocks' matrices at start", above=0)
+    residual_std: float = setting(
+        0.0,
+        "of those of them that write to the residual stream (mixer.out, mlp.down); 0: as init_std",
+        at_least=0,
+    )
     decay_init: tuple[float, float] = setting(
         (1e-3, 0.1), "-log a_t of the heads at start: evenly spread in log scale", above=0
     )
@@ -261,7 +266,10 @@ class OptimizerConfig:
     clip: float = setting(1.0, "most that the gradient's norm may be", above=0)
     warmup: int = setting(100, "steps in which learning rates rise to their peak", at_least=0)
     decay: int = setting(
-        0, "last steps, in which learning rates fall to final_lr of their peak", at_least=0
+        0,
+        "last steps, in which learning rates fall to final_lr of their peak",
+        at_least=0,
+        changes=True,
     )
     final_lr: float = setting(
         0.1, "share of the peak learning rate at the end of the decay", at_least=0, at_most=1
@@ -269,6 +277,16 @@ class OptimizerConfig:
     name: Literal["muon", "adamw"] = setting(
         "muon", "muon: Muon on the body's matrices, AdamW on the rest; adamw: AdamW on all"
     )
+    body_lr_share: float = setting(
+        1.0, "with adamw: share of adamw_lr that the body's matrices have", above=0
+    )
+    residual_lr_share: float = setting(
+        1.0,
+        "share of their learning rate for matrices that write to the residual stream (mixer.out, "
+        "mlp.down)",
+        above=0,
+    )
+    head_lr_share: float = setting(1.0, "share of adamw_lr that the head has", above=0)
 
 
 @dataclass(kw_only=True)

@@ -174,6 +174,11 @@ class HybridLM(nn.Module):
         return self
 
 
+def writes_residual(name: str) -> bool:
+    """Whether a parameter is a matrix whose output is added to the residual stream."""
+    return name.endswith(("mixer.out.weight", "mlp.down.weight"))
+
+
 def initial_value(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
     """The initial value of one whole parameter."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
@@ -197,4 +202,6 @@ def initial_value(name: str, shape: Sequence[int], config: ModelConfig, seed: in
     std = {"embed": config.embedding_std, "head": config.head_std}.get(
         name.split(".", 1)[0], config.init_std
     )
+    if config.residual_std and writes_residual(name):
+        std = config.residual_std
     return torch.randn(shape, generator=generator) * std

@@ -16,6 +16,7 @@ decided on the device: the host never waits for it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -26,6 +27,7 @@ from torch.optim.adamw import adamw
 from parallel.slices import Piece
 from parallel.zero_layout import Partition, WholeMatrices
 from pretrain.config.schema import OptimizerConfig
+from pretrain.model.hybrid import writes_residual
 from pretrain.run.guard import StepFilter
 
 # steep at 0 rather than exact: five steps bring s to about 0.7..1.2, not to 1
@@ -45,6 +47,14 @@ def role(name: str, shape: torch.Size, method: str) -> str:
     if len(shape) != 2 or ".conv_" in name:
         return PLAIN
     return MUON if method == "muon" and name.startswith("blocks.") else DECAYED
+
+
+def lr_share(name: str, shape: torch.Size, config: OptimizerConfig) -> float:
+    """Share of its method's learning rate that a parameter has (pretrain/study/transfer.py)."""
+    share = config.head_lr_share if name == "head.weight" else 1.0
+    is_body = role(name, shape, "muon") == MUON
+    share *= config.body_lr_share if is_body and config.name == "adamw" else 1.0
+    return share * (config.residual_lr_share if writes_residual(name) else 1.0)
 
 
 def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -105,6 +115,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.config, self.spike = config, spike
         self.names = [name for name, _ in named]
         self.roles = {name: role(name, p.shape, config.name) for name, p in named}
+        self.shares = {name: lr_share(name, p.shape, config) for name, p in named}
         self.lr_factor = 1.0  # on both learning rates, set before each step
         self.calls = 0
         self.partition: Partition | None = None
@@ -122,7 +133,8 @@ class MuonAdamW(torch.optim.Optimizer):
         )
         self.spans = {kind: self._span(roles) for kind, roles in KINDS.items()}
         self.moments = {kind: torch.zeros_like(flat[span]) for kind, span in self.spans.items()}
-        self.decayed = self._span((DECAYED,))
+        self.decayed = self._by_share((DECAYED,))
+        self.by_adamw = self._by_share((DECAYED, PLAIN))
         self.matrix_slices = [shard.of(flat) for shard in self.matrices.mine]
 
     def _span(self, roles: tuple[str, ...]) -> slice:
@@ -136,6 +148,18 @@ class MuonAdamW(torch.optim.Optimizer):
             if shards
             else slice(0, 0)
         )
+
+    def _by_share(self, roles: tuple[str, ...]) -> list[tuple[float, slice]]:
+        """The span of some roles, cut where the share of the learning rate changes."""
+        assert self.partition is not None
+        cut: list[tuple[float, slice]] = []
+        for shard in self.partition.shards:
+            if self.roles[shard.name] not in roles:
+                continue
+            share, end = self.shares[shard.name], shard.offset + shard.length
+            begin = cut.pop()[1].start if cut and cut[-1][0] == share else shard.offset
+            cut.append((share, slice(begin, end)))
+        return cut or [(1.0, slice(0, 0))]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -184,38 +208,43 @@ class MuonAdamW(torch.optim.Optimizer):
             update = newton_schulz(U) * max(1.0, U.shape[1] / U.shape[2]) ** 0.5
             batches.append(torch.where(accepted.to(update.device), update, 0.0))
         updates = self.matrices.scatter(batches)
-        if self.matrix_slices:
-            torch._foreach_mul_(
-                self.matrix_slices, 1.0 - accepted * (lr * self.config.weight_decay)
-            )
-            torch._foreach_add_(self.matrix_slices, updates, alpha=-lr)
+        by_share: dict[float, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for shard, weights, update in zip(
+            self.matrices.mine, self.matrix_slices, updates, strict=True
+        ):
+            by_share[lr * self.shares[shard.name]].append((weights, update))
+        for rate, pairs in by_share.items():
+            matrices, steps = zip(*pairs, strict=True)
+            torch._foreach_mul_(matrices, 1.0 - accepted * (rate * self.config.weight_decay))
+            torch._foreach_add_(matrices, steps, alpha=-rate)
 
     def _adamw(self, gradient: Tensor, accepted: Tensor) -> None:
         assert self.partition is not None
-        lr, span, flat = (
-            self.config.adamw_lr * self.lr_factor,
-            self.spans["exp_avg"],
-            self.partition.flat,
-        )
-        flat[self.decayed].mul_(1.0 - accepted * (lr * self.config.weight_decay))
+        lr, flat = self.config.adamw_lr * self.lr_factor, self.partition.flat
+        for share, span in self.decayed:
+            flat[span].mul_(1.0 - accepted * (lr * share * self.config.weight_decay))
         beta1, beta2 = self.config.betas
-        adamw(
-            [flat[span]],
-            [gradient[span]],
-            [self.moments["exp_avg"]],
-            [self.moments["exp_avg_sq"]],
-            [],
-            [self.adam_steps],
-            fused=True,
-            found_inf=(~accepted).float(),
-            amsgrad=False,
-            maximize=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=0.0,
-            eps=ADAM_EPS,
-        )
+        first, before = self.spans["exp_avg"].start, self.adam_steps.clone()
+        for share, span in self.by_adamw:
+            at = slice(span.start - first, span.stop - first)
+            self.adam_steps.copy_(before)  # each call counts the step
+            adamw(
+                [flat[span]],
+                [gradient[span]],
+                [self.moments["exp_avg"][at]],
+                [self.moments["exp_avg_sq"][at]],
+                [],
+                [self.adam_steps],
+                fused=True,
+                found_inf=(~accepted).float(),
+                amsgrad=False,
+                maximize=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=lr * share,
+                weight_decay=0.0,
+                eps=ADAM_EPS,
+            )
 
     def pieces(self) -> dict[str, Piece]:
         """This rank's pieces of all moments, as KIND.NAME; views, so copy what must last."""

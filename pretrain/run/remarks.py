@@ -25,10 +25,13 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
         )
     if before is None and uses_tokenizer(config) and (line := early_warning(config)):
         yield line
-    if before is not None and before.train.steps != steps and start < steps:
-        now, was = (lr_factor(start, n, schedule) for n in (steps, before.train.steps))
+    if before is not None and start < steps:
+        now, was = (lr_factor(start, c.train.steps, c.optimizer) for c in (config, before))
         if now != was:
+            decays = (schedule.decay, before.optimizer.decay)
+            also = "" if len(set(decays)) == 1 else " and optimizer.decay = {} (it had {})"
             yield (
-                f"train.steps = {steps} (it had {before.train.steps}) moves the learning rate's "
-                f"decay: it goes on at {now:.3g} of its peak instead of {was:.3g}"
+                f"train.steps = {steps} (it had {before.train.steps}){also.format(*decays)} moves "
+                f"the learning rate's decay: it goes on at {now:.3g} of its peak instead of "
+                f"{was:.3g}"
             )

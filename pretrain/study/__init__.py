@@ -4,4 +4,12 @@ reproduce.py   the paper's experiments as lists of runs     controls.py   who sl
 runner.py      trains and evaluates them, some at a time    results.py    what they logged, by seed
 intervals.py   means over seeds, and how sure they are      summary.py    tables, csv, the verdict
 figures.py     the same as pictures                        progress.py  one table of all runs
+
+A ladder of sizes, and the laws that come of it (docs/scaling.md):
+
+ladder.py      STUDY.toml -> runs, one dial for size        transfer.py  rates for every size
+coordinates.py do they transfer?                            law.py       loss and depth, as laws
+fit.py         laws from runs, with intervals               frontier.py  what to spend FLOPs on
+scale.py       results, and each rung predicted             dry_run.py   what the runs will take
+fit_report.py  fit.md: words, tables, pictures
 """

@@ -1,12 +1,14 @@
 """Many runs, some at a time: each is trained, then evaluated, in processes of its own.
 
-    waiting --> training --> evaluating --> done
+    waiting --> training (--> evaluating) --> done
                    ^   |         |
                    '---'---------'-----> failed, after so many retries (a user's error: at once)
 
     DIR/runs/NAME                    the run; what ends before its time goes on from its checkpoint
     DIR/runs/NAME/evaluation.json    its evaluations, and a hash of the settings behind them: done
     DIR/logs/NAME.log                what its processes said
+
+A branch waits for a checkpoint of another run, its trunk, and goes on from there by itself.
 
 What is done is never done again: the same call goes on where the last one stopped.
 """
@@ -17,6 +19,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -26,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pretrain.checkpoint.folder import checkpoint_dir, draft_dir, publish, remove_draft, steps
 from pretrain.config.fields import values
 from pretrain.config.load import load, to_toml
 from pretrain.config.schema import Config
@@ -44,6 +48,9 @@ class Run:
     config: Path
     overrides: tuple[str, ...] = ()
     passes: tuple[int, ...] = (1,)  # N that it is evaluated at, when it is trained
+    ranks: int = 1  # by `hypnos launch local`, if more than one
+    trunk: str = ""  # the run that it branches off, if it does
+    branch: int = 0  # after so many of that run's steps
 
     def settings(self) -> Config:
         """Its configuration. UserError names the file or the override that is wrong."""
@@ -73,20 +80,32 @@ class Job:
 
     def progress(self) -> dict[str, Any]:
         """The newest training row of metrics.jsonl; {} if there is none yet."""
+        return next((row for row in self._newest_rows() if row.get("kind") == "train"), {})
+
+    def own_evaluations(self) -> list[dict[str, Any]] | None:
+        """What training itself has evaluated at its last step, if that is all that is asked for."""
+        found = {
+            row["passes"]: row
+            for row in self._newest_rows()
+            if row.get("kind") == "eval" and row["step"] == self.steps
+        }
+        return [found[n] for n in self.run.passes] if found.keys() >= {*self.run.passes} else None
+
+    def _newest_rows(self) -> Iterator[dict[str, Any]]:
+        """Of metrics.jsonl, the last first."""
         try:
             with (self.path / "metrics.jsonl").open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
                 lines = file.read().decode(errors="replace").split("\n")[:-1]
         except FileNotFoundError:
-            return {}
+            return
         for line in reversed(lines):
             try:
                 row = parse_json(line)
             except ValueError:  # cut by the seek
                 continue
-            if isinstance(row, dict) and row.get("kind") == "train":
-                return row
-        return {}
+            if isinstance(row, dict):
+                yield row
 
 
 def run_all(
@@ -123,7 +142,7 @@ def run_all(
             running = [job for job in all_jobs if job.process]
             if time.monotonic() > deadline:
                 break
-            for job in [j for j in all_jobs if j.state == "waiting"][: jobs - len(running)]:
+            for job in [j for j in all_jobs if _can_start(j, all_jobs)][: jobs - len(running)]:
                 _train(job, hypnos, environment)
             show(all_jobs)
             time.sleep(POLL_S)
@@ -131,13 +150,36 @@ def run_all(
     return all_jobs
 
 
+def branch_off(folder: Path, run: Run) -> bool:
+    """Gives a branch its beginning, unless it has one: its trunk's checkpoint and metrics.
+
+    Files are linked, not copied: nobody writes into a checkpoint. False: the trunk is not there
+    yet. What the branch then does is to the last bit what a run of its own settings would have
+    done, for the trunk's learning rate has not begun to decay.
+    """
+    here, there = folder / "runs" / run.name, folder / "runs" / run.trunk
+    if not run.trunk or steps(here):
+        return True
+    found = checkpoint_dir(there, run.branch)
+    if not found.exists():
+        return False
+    draft = draft_dir(here, run.branch)
+    remove_draft(here, run.branch)
+    shutil.copytree(found, draft, copy_function=os.link)
+    shutil.copyfile(there / "metrics.jsonl", here / "metrics.jsonl")  # later rows are dropped
+    publish(here, run.branch, keep=1, keep_every=0)
+    return True
+
+
 def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:
     """Writes the runs that are not done, a line each, for `hypnos launch slurm --array`.
+
+    Branches are among them once their trunks are there.
 
     Returns:
         how many. When they are trained, `run_all` evaluates them.
     """
-    left = [run for run in runs if not is_done(folder, run)]
+    left = [run for run in runs if not is_done(folder, run) and branch_off(folder, run)]
     lines = [
         shlex.join(
             [str(run.config), f"run.dir={folder / 'runs'}", f"run.name={run.name}", *run.overrides]
@@ -182,14 +224,27 @@ def _fingerprint(run: Run) -> str:
 
 
 def _job(run: Run, folder: Path) -> Job:
-    steps = run.settings().train.steps
-    return Job(run, folder, steps, "done" if is_done(folder, run) else "waiting")
+    state = "done" if is_done(folder, run) else "waiting"
+    return Job(run, folder, run.settings().train.steps, state)
+
+
+def _can_start(job: Job, jobs: list[Job]) -> bool:
+    """Whether it waits for nothing but its turn. A branch fails with its trunk."""
+    if job.state != "waiting":
+        return False
+    if branch_off(job.folder, job.run):
+        return True
+    if any(other.run.name == job.run.trunk and other.state == "failed" for other in jobs):
+        job.state = "failed"
+    return False
 
 
 def _train(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
     job.state, job.tries = "training", job.tries + 1
     places = (f"run.dir={job.path.parent}", f"run.name={job.run.name}")
-    command = [*hypnos, "train", str(job.run.config), *job.run.overrides, *places]
+    how = ["train"] if job.run.ranks == 1 else ["launch", "local"]
+    command = [*hypnos, *how, str(job.run.config), *job.run.overrides, *places]
+    command += [] if job.run.ranks == 1 else ["--ranks", str(job.run.ranks)]
     job.process = _start(command, environment, job.log)
 
 
@@ -220,18 +275,24 @@ def _advance(job: Job, hypnos: Sequence[str], environment: dict[str, str], retri
         return
     job.process = None
     if status == 0 and job.state == "training":
-        _evaluate(job, hypnos, environment)
+        if (own := job.own_evaluations()) is None:
+            _evaluate(job, hypnos, environment)
+        else:
+            _finish(job, own)
     elif status == 0:
         part = job.path / ".evaluation.part"
-        found = [parse_json(line) for line in part.read_text(encoding="utf-8").splitlines()]
-        done = {"settings": _fingerprint(job.run), "evaluations": found}
-        write_atomically(job.path / "evaluation.json", json.dumps(done) + "\n")
+        _finish(job, [parse_json(line) for line in part.read_text(encoding="utf-8").splitlines()])
         part.unlink()
-        job.state = "done"
     elif status == USER_ERROR or job.tries > retries:
         job.state = "failed"
     else:
         job.state = "waiting"
+
+
+def _finish(job: Job, found: list[dict[str, Any]]) -> None:
+    done = {"settings": _fingerprint(job.run), "evaluations": found}
+    write_atomically(job.path / "evaluation.json", json.dumps(done) + "\n")
+    job.state = "done"
 
 
 @contextmanager

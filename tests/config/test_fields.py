@@ -75,7 +75,7 @@ CHANGEABLE = {
     "parallel.offload", "parallel.recompute", "parallel.cuda_graphs", "parallel.timeout",
     "train.steps", "train.microbatches", "train.log_every", "train.eval_every",
     "train.eval_batches", "train.checkpoint_every", "train.keep", "train.keep_every",
-    "guard.limit", "guard.then", "guard.rollbacks",
+    "guard.limit", "guard.then", "guard.rollbacks", "optimizer.decay",
 }  # fmt: skip
 
 

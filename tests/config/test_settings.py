@@ -17,7 +17,8 @@ from pretrain.config.load import dump, load, override, parse
 from pretrain.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs"
-CONFIGS = sorted(set(FOLDER.rglob("*.toml")) - set((FOLDER / "sites").iterdir()))
+OTHERS = ("sites", "scale")  # not of runs
+CONFIGS = sorted(p for p in FOLDER.rglob("*.toml") if p.parent.name not in OTHERS)
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:

@@ -5,13 +5,16 @@ test_engine.py.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
+from parallel.engine import Engine
 from parallel.zero_layout import WholeMatrices, layout
 from pretrain.config.schema import OptimizerConfig
-from pretrain.run.optimizer import DECAYED, MUON, PLAIN, lr_factor, newton_schulz, role
+from pretrain.data.batch import IGNORE
+from pretrain.run.optimizer import DECAYED, MUON, PLAIN, MuonAdamW, lr_factor, newton_schulz, role
 from tests.run import reference
 
 
@@ -42,6 +45,34 @@ def test_roles() -> None:
     assert roles["blocks.1.mixer.beta.weight"] == roles["blocks.0.mlp.down.weight"] == MUON
     without = {role(name, p.shape, "adamw") for name, p in reference.model().named_parameters()}
     assert without == {DECAYED, PLAIN}
+
+
+def first_step(**settings: Any) -> dict[str, torch.Tensor]:
+    """How far one step moves each parameter."""
+    net = reference.model()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    config = OptimizerConfig(warmup=0, weight_decay=0.0, **settings)
+    optimizer = MuonAdamW(net.named_parameters(), config)
+    engine = Engine(net, optimizer, zero=0, precision="fp32")
+    batch = reference.batch(0)
+    engine.backward(engine(batch).loss, int((batch.targets != IGNORE).sum()))
+    engine.step()
+    assert int(optimizer.adam_steps) == 1
+    moved = {name: p.detach() - before[name] for name, p in net.named_parameters()}
+    engine.close()
+    return moved
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_share_of_the_learning_rate_is_a_share_of_the_step(name: str) -> None:
+    shares = {"head_lr_share": 0.25, "residual_lr_share": 0.5, "body_lr_share": 0.125}
+    whole, part = first_step(name=name), first_step(name=name, **shares)
+    for place, moved in whole.items():
+        share = 0.25 if place == "head.weight" else 1.0
+        share *= 0.5 if place.endswith(("mixer.out.weight", "mlp.down.weight")) else 1.0
+        is_body = reference.is_matrix_of_body(place, moved)
+        share *= 0.125 if name == "adamw" and is_body else 1.0
+        assert torch.allclose(part[place], share * moved, rtol=1e-3, atol=1e-8), place
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 24), (2, 24, 16)])

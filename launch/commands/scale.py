@@ -1,0 +1,182 @@
+"""hypnos scale: a ladder of sizes, each rung predicted before it runs, and the laws of all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.commands import argument, command
+from launch.commands.reproduce import HYPNOS
+from launch.commands.values import path, positive, tell
+from pretrain.exit_status import REQUEUE
+
+if TYPE_CHECKING:
+    from pretrain.study.ladder import LadderRun, Study
+
+
+@command(
+    "scale",
+    "a scaling study: sizes x N x text, each rung predicted before it runs, fitted laws",
+    description="Expands a ladder into runs; trains those that are not done yet, rung by rung, the "
+    "smallest first; says what the rungs below predict of each before it runs, and by how much "
+    "that was wrong after; fits the laws of loss and of accuracy by depth. Interrupted, the same "
+    "command goes on.",
+    example="hypnos scale configs/scale/depo.toml --dry-run\n"
+    "hypnos scale configs/scale/depo.toml --jobs 2\n"
+    "hypnos scale configs/scale/depo.toml --coordinates transfer.depth_power=0.5",
+    arguments=[
+        argument("study", metavar="STUDY", type=path, help="TOML file; configs/scale has some"),
+        argument(
+            "overrides",
+            metavar="key=value",
+            nargs="*",
+            default=[],
+            help="settings of the study that differ, as ladder.seeds=1",
+        ),
+        argument(
+            "--dry-run",
+            action="store_true",
+            help="only say what the runs are: parameters, steps, tokens, FLOPs",
+        ),
+        argument(
+            "--coordinates",
+            action="store_true",
+            help="train nothing to the end: check that the study's rule for rates and initial "
+            "values keeps activations, memory and updates as large at any width, depth and N",
+        ),
+        argument("--steps", type=positive, default=8, help="steps of --coordinates"),
+        argument("--jobs", type=positive, metavar="COUNT", help="runs at a time (default: cores)"),
+        argument(
+            "--minutes",
+            type=positive,
+            metavar="COUNT",
+            help=f"save and end after so many, with status {REQUEUE} if something is left",
+        ),
+        argument(
+            "--array",
+            type=path,
+            metavar="FILE",
+            help="train nothing: write the runs that are left for `hypnos launch slurm CONFIG "
+            "--array FILE`; branches once their trunks are trained, so call it again then",
+        ),
+        argument("--out", type=path, metavar="FOLDER", help="default: runs/scale/STUDY"),
+    ],
+)
+def scale(
+    study: Path,
+    overrides: list[str],
+    dry_run: bool,
+    coordinates: bool,
+    steps: int,
+    jobs: int | None,
+    minutes: int | None,
+    array: Path | None,
+    out: Path | None,
+) -> int:
+    from pretrain.run.console import said_if_slow
+
+    with said_if_slow("loading torch and Megatron", tell):
+        from pretrain.study.ladder import expand, read_study
+
+    settings = read_study(study, overrides)
+    folder = out or Path("runs/scale") / study.stem
+    if coordinates:
+        return _coordinates(study, settings, steps, folder)
+    with said_if_slow("expanding the study", tell):
+        runs = expand(study, settings)
+    if dry_run:
+        from pretrain.study.dry_run import dry_run as shown
+
+        print(shown(runs))
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    if array:
+        return _array(runs, folder, array)
+    return _run(study, settings, runs, folder, jobs or os.cpu_count() or 1, minutes)
+
+
+def _run(
+    file: Path, study: Study, runs: list[LadderRun], folder: Path, jobs: int, minutes: int | None
+) -> int:
+    """Rung by rung: predict, run, compare; then the laws."""
+    import time
+
+    from pretrain.errors import UserError
+    from pretrain.report import table
+    from pretrain.study.fit_report import write_fit
+    from pretrain.study.progress import StudyProgress
+    from pretrain.study.runner import run_all
+    from pretrain.study.scale import finished, predict, prediction_table, write_predictions
+
+    deadline = time.monotonic() + (60 * minutes if minutes else float("inf"))
+    states: list[str] = []
+    for number in sorted({r.rung for r in runs}):
+        mine = [r for r in runs if r.rung == number]
+        if time.monotonic() > deadline:
+            states += ["waiting"] * len(mine)
+            break
+        done = finished(runs, folder)
+        predicted = predict(runs, done, number)
+        if predicted and not all(p.measured for p in predicted):
+            write_predictions(runs, done, folder / "predictions.csv")
+            print(f"rung {number}, width {mine[0].width}: predicted by the rungs below it\n")
+            print(table(*prediction_table(predicted)), flush=True)
+        with StudyProgress() as progress:
+            jobs_done = run_all(
+                [r.run for r in mine], folder, hypnos=HYPNOS, jobs=jobs,
+                seconds=deadline - time.monotonic(), show=progress.show,
+            )  # fmt: skip
+        states += [job.state for job in jobs_done]
+        for job in jobs_done:
+            if job.state == "failed":
+                tell(f"{job.run.name} failed {job.tries} times: {job.log}")
+        if predicted:
+            after = predict(runs, finished(runs, folder), number)
+            print(f"\nrung {number}: what came of it\n\n{table(*prediction_table(after))}\n")
+    if not (done := finished(runs, folder)):
+        raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
+    tell("fitting")
+    print(write_fit(runs, done, folder, file.stem, study.ladder.chance))
+    print(f"wrote {folder / 'fit.md'}")
+    if "failed" in states:
+        return 1
+    return 0 if all(state == "done" for state in states) else REQUEUE
+
+
+def _array(runs: list[LadderRun], folder: Path, array: Path) -> int:
+    from pretrain.errors import UserError
+    from pretrain.study.runner import is_done, write_array
+
+    ranks = sorted({r.run.ranks for r in runs if not is_done(folder, r.run)})
+    if len(ranks) > 1:
+        raise UserError(
+            f"--array: runs of {' and '.join(map(str, ranks))} ranks are left, and the tasks of a "
+            "job array have as many each: give the study one rung's width at a time"
+        )
+    left = write_array([r.run for r in runs], folder.absolute(), array)
+    waiting = len([r for r in runs if not is_done(folder, r.run)]) - left
+    more = f"; {waiting} branches wait for their trunks: write it again then" if waiting else ""
+    config = runs[0].run.config
+    print(f"{left} runs{more}; next: hypnos launch slurm {config} --array {array} ...")
+    return 0
+
+
+def _coordinates(file: Path, study: Study, steps: int, folder: Path) -> int:
+    from parallel import mesh
+    from pretrain.config.load import load
+    from pretrain.files import write_atomically
+    from pretrain.report import table
+    from pretrain.run import prepare
+    from pretrain.study.coordinates import as_csv, check, draw, slopes
+
+    tuned = load(file.parent / study.ladder.config, study.ladder.settings)
+    mesh.join(tuned.parallel.timeout)
+    prepare.lay_grid(tuned.parallel)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = check(tuned, study.transfer, steps=steps, seeds=study.ladder.seeds, tell=tell)
+    print(table(*slopes(found)))
+    write_atomically(folder / "coordinates.csv", as_csv(found))
+    draw(found, folder / "coordinates.png")
+    print(f"\nwrote {folder / 'coordinates.csv'} and {folder / 'coordinates.png'}")
+    return 0

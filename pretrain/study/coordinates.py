@@ -1,0 +1,211 @@
+"""The coordinate check: what a few training steps move, over width, depth and passes.
+
+A rule for initial values and rates transfers if activations, memory and what a step changes of them
+are as large in a wide, a deep and a long-sleeping model as in the tuned one (Yang et al., arXiv
+2203.03466, D.1). Measured on one batch, before and after the same few steps:
+
+    asleep      h after the last pass over the first window (over as much of it as is needed)
+    h           where the last window leaves the core
+    S           when that window has been read
+    logits      of what is scored
+    d...        what training has changed of each
+
+all as root mean squares.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parallel.engine import Engine
+from parallel.state import DeltaState, State
+from parallel.window import Window
+from pretrain.config.load import override
+from pretrain.config.schema import Config
+from pretrain.data.batch import IGNORE, Batch
+from pretrain.model.sleep import SleepLM
+from pretrain.plots import COLOURS, figure
+from pretrain.run import prepare
+from pretrain.run.optimizer import MuonAdamW, lr_factor
+from pretrain.run.step import accumulate
+from pretrain.study.ladder import size
+from pretrain.study.transfer import Transfer, transferred
+
+LOOKED_AT = ("asleep", "h", "S", "logits")
+MEASURES = (*LOOKED_AT, *(f"d{name}" for name in LOOKED_AT))
+FLAT = 0.25  # a slope less steep than this, of log against log, is called flat
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model says and holds of one batch."""
+
+    asleep: Tensor
+    h: Tensor
+    S: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One model, some steps on."""
+
+    axis: str  # "width", "blocks", "passes"
+    at: int
+    seed: int
+    sizes: dict[str, float]  # by measure
+
+
+class _Watched(SleepLM):
+    """Keeps h as each run over the core leaves it (without gradient), and the newest state."""
+
+    state: State
+
+    def forget(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def run(
+        self,
+        numbers: range,
+        h: Tensor,
+        state: State,
+        window: Window,
+        *,
+        policy: str = "none",
+        write_only: int | None = None,
+    ) -> tuple[Tensor, State]:
+        h, self.state = super().run(numbers, h, state, window, policy=policy, write_only=write_only)
+        if numbers.start == self.sleep.prelude and not torch.is_grad_enabled():
+            self.seen.append(h.detach())
+        return h, self.state
+
+
+def points(tuned: Config) -> Iterator[tuple[str, int, list[str]]]:
+    """(axis, where, overrides) of what is compared: the tuned model, wider, deeper, more passes."""
+    width, blocks = tuned.model.d_model, len(tuned.model.layers)
+    for factor in (1, 2, 4, 8):
+        yield "width", factor * width // 2, size(tuned, factor * width // 2, blocks)
+    for factor in (1, 2, 4, 8):
+        yield "blocks", factor * blocks // 2, size(tuned, width, factor * blocks // 2)
+    for passes in (1, 2, 4, 8):
+        yield "passes", passes, [f"sleep.passes={passes}"]
+
+
+def check(
+    tuned: Config, rule: Transfer, *, steps: int, seeds: int, tell: Callable[[str], None]
+) -> list[Coordinate]:
+    """Trains each model some steps at the full learning rate, and measures it."""
+    found = []
+    for axis, at, overrides in points(tuned):
+        config = override(tuned, overrides)
+        config = override(config, transferred(config, tuned, rule))
+        for seed in range(seeds):
+            sizes = _measure(override(config, [f"run.seed={seed}"]), steps)
+            found.append(Coordinate(axis, at, seed, sizes))
+        tell(f"{axis} {at}: measured")
+    return found
+
+
+def _measure(config: Config, steps: int) -> dict[str, float]:
+    source = prepare.make_source(config)
+    config = prepare.resolve(config, source)
+    config.optimizer.warmup = config.optimizer.decay = 0
+    model = _Watched(config.model, config.sleep, prepare.make_stage(config))
+    model.initialize(config.run.seed)
+    model.forget()
+    optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
+    engine = Engine(model, optimizer, zero=0, precision="fp32")
+    batch = source.next()
+    before = _look(model, batch)
+    for step in range(steps):
+        read = source.next()
+        scored = int((read.targets != IGNORE).sum())
+        (out,) = accumulate(engine, model, [read], [None], scored, config.parallel)
+        optimizer.lr_factor = lr_factor(step, steps, config.optimizer)
+        optimizer.loss = out.loss / scored
+        engine.step()
+    after = _look(model, batch)
+    engine.close()
+    source.close()
+    sizes: dict[str, float] = {}
+    for name in LOOKED_AT:
+        old, new = getattr(before, name), getattr(after, name)
+        sizes |= {name: _rms(new), f"d{name}": _rms(new - old)}
+    return sizes
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+@torch.no_grad()
+def _look(model: _Watched, batch: Batch) -> Seen:
+    model.forget()
+    logits = []
+
+    def head(_: object, y: Tensor, targets: Tensor) -> Tensor:
+        logits.append(model.logits(y))
+        return torch.zeros(len(targets))
+
+    model(batch, head=head)
+    memory = [b.S.flatten() for b in model.state.blocks if isinstance(b, DeltaState)]
+    asleep, h = model.seen[model.sleep.passes - 1], model.seen[-1]
+    return Seen(asleep, h, torch.cat(memory), torch.cat(logits))
+
+
+def slope(found: list[Coordinate], axis: str, measure: str) -> float:
+    """Of log measure against log width, blocks or passes; 0 is flat."""
+    chosen = [c for c in found if c.axis == axis]
+    x, y = (np.log([f(c) for c in chosen]) for f in (lambda c: c.at, lambda c: c.sizes[measure]))
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def slopes(found: list[Coordinate]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows: how each measure grows along each axis, as a power."""
+    axes = dict.fromkeys(c.axis for c in found)
+    rows = [[axis, *(_cell(slope(found, axis, m)) for m in MEASURES)] for axis in axes]
+    return ["grows as a power of", *MEASURES], rows
+
+
+def _cell(power: float) -> str:
+    return f"{power:+.2f}" + ("" if abs(power) < FLAT else " *")
+
+
+def as_csv(found: list[Coordinate]) -> str:
+    """A line for each model and seed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["axis", "at", "seed", *MEASURES])
+    for c in found:
+        writer.writerow([c.axis, c.at, c.seed, *(f"{c.sizes[m]:.6g}" for m in MEASURES)])
+    return text.getvalue()
+
+
+def draw(found: list[Coordinate], out: Path) -> None:
+    """Each measure along each axis, relative to where it begins: flat lines transfer."""
+    axes = list(dict.fromkeys(c.axis for c in found))
+    colours = [(m, COLOURS[i]) for i, m in enumerate(MEASURES)]
+    with figure(out, colours, panels=len(axes), width=4.0 * len(axes)) as panels:
+        for panel, axis in zip(panels, axes, strict=True):
+            places = sorted({c.at for c in found if c.axis == axis})
+            for measure, colour in colours:
+                mean = partial(_mean, found, axis, measure)
+                line = np.array([mean(at) for at in places])
+                panel.plot(places, line / line[0], "o-", color=colour, markersize=3)
+            panel.set(title=f"by {axis}", xlabel=axis, xscale="log", yscale="log")
+            panel.set_xticks(places, [str(at) for at in places])
+            panel.minorticks_off()
+        panels[0].set_ylabel("size, relative to the smallest")
+
+
+def _mean(found: list[Coordinate], axis: str, measure: str, at: int) -> float:
+    return float(np.mean([c.sizes[measure] for c in found if (c.axis, c.at) == (axis, at)]))

@@ -1,0 +1,231 @@
+"""Laws from runs: variable projection, a robust loss, bootstrap intervals, rungs left out.
+
+Given the exponents, the law of loss is linear in E, A and B >= 0. So a grid goes over (alpha, beta,
+phi) and non-negative least squares gives the rest of each (variable projection: the problem of all
+constants at once is ill-conditioned). From the best places of the grid all of them are refined by
+Huber's loss on log(predicted / measured), as Hoffmann et al. (arXiv 2203.15556) and Besiroglu et
+al. (arXiv 2404.10102) fit theirs.
+
+Runs are drawn again with replacement for intervals: all token budgets of a run together, for they
+share its weights' and its data's luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from scipy.optimize import least_squares, nnls
+
+from pretrain.errors import UserError
+from pretrain.study.law import Array, DepthLaw, DepthPoints, LossLaw, Points
+
+HUBER = 1e-3  # of log loss: beyond it a residual counts by its size, not by its square
+GRID = {
+    "alpha": (0.05, 0.15, 0.3, 0.5, 0.8, 1.2),
+    "beta": (0.05, 0.15, 0.3, 0.5, 0.8, 1.2),
+    "phi": (-0.25, 0.25, 0.75, 1.25),
+}
+STARTS = 2  # places of the grid that are refined
+LOWEST, HIGHEST = (0.0, 0.0, 0.0, 1e-3, 1e-3, -3.0), (np.inf, np.inf, np.inf, 4.0, 4.0, 4.0)
+EXACT = {"xtol": 1e-12, "ftol": 1e-12, "gtol": 1e-12}
+
+P = TypeVar("P", bound=Points)
+L = TypeVar("L", LossLaw, DepthLaw)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A constant and where 95 % of its bootstrap lie."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Fit(Generic[L]):
+    """A law, and the laws of resampled runs."""
+
+    law: L
+    resampled: list[L]
+
+    def interval(self, of: str | Callable[[L], float]) -> Interval:
+        """Of a constant by its name, or of anything that follows from a law."""
+        value = of if callable(of) else lambda law: float(getattr(law, of))
+        found = [x for x in map(value, self.resampled) if not np.isnan(x)]
+        low, high = np.quantile(found, [0.025, 0.975]) if found else (np.nan, np.nan)
+        return Interval(value(self.law), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Sizes and tokens are fitted relative to their geometric means, so that A and B are nats."""
+
+    size: float
+    tokens: float
+
+    @classmethod
+    def of(cls, points: Points) -> _Scale:
+        means = (np.exp(np.log(values).mean()) for values in (points.parameters, points.tokens))
+        return cls(*map(float, means))
+
+
+def fit_loss(points: Points) -> LossLaw:
+    """The law of loss. B is 0 where all runs read as much; phi nan where all made as many passes.
+
+    UserError: there are not two sizes, or fewer points than constants.
+    """
+    scale = _Scale.of(points)
+    by_tokens, by_passes = (len(np.unique(v)) > 1 for v in (points.tokens, points.passes))
+    constants = 3 + 2 * by_tokens + by_passes
+    if len(np.unique(points.parameters)) < 2 or len(points) < constants:
+        raise UserError(
+            f"{len(points)} points at {len(np.unique(points.parameters))} sizes: a law of loss "
+            f"needs two sizes and {constants} points; run more of the ladder"
+        )
+    free = np.array([True, True, by_tokens, True, by_tokens, by_passes])
+    starts = sorted(_grid(points, scale, free), key=lambda start: start[0])[:STARTS]
+    found = [_refine(start, points, scale, free) for _, start in starts]
+    best = min(found, key=lambda result: result.cost)
+    return _law(best.theta, scale, by_passes)
+
+
+def _grid(points: Points, scale: _Scale, free: Any) -> list[tuple[float, Array]]:
+    """(cost, constants) at each place of the grid; E, A and B by non-negative least squares."""
+    found = []
+    betas = GRID["beta"] if free[4] else (1.0,)
+    phis = GRID["phi"] if free[5] else (0.0,)
+    for alpha, beta, phi in product(GRID["alpha"], betas, phis):
+        x, y = _features(points, scale, phi)
+        columns = np.stack([np.ones_like(x), x**-alpha, y**-beta * free[2]], axis=1)
+        relative = columns / points.loss[:, None]  # residuals of about log(predicted / measured)
+        (E, A, B), _ = nnls(relative, np.ones(len(points)))
+        predicted = columns @ np.array([E, A, B])
+        if (predicted > 0).all():
+            cost = _huber(np.log(predicted / points.loss))
+            found.append((cost, np.array([E, A, B, alpha, beta, phi])))
+    return found
+
+
+def _features(points: Points, scale: _Scale, phi: float) -> tuple[Array, Array]:
+    size = points.once + points.passes**phi * points.looped
+    return size / scale.size, points.tokens / scale.tokens
+
+
+def _huber(residuals: Array) -> float:
+    z = np.abs(residuals) / HUBER
+    return float(np.where(z <= 1, 0.5 * z**2, z - 0.5).mean())
+
+
+@dataclass(frozen=True)
+class _Refined:
+    cost: float
+    theta: Array  # E, A, B, alpha, beta, phi, relative to a scale
+
+
+def _refine(start: Array, points: Points, scale: _Scale, free: Any) -> _Refined:
+    """Huber's loss, least from a start on; constants that are not free stay."""
+
+    def whole(some: Array) -> Array:
+        theta = start.copy()
+        theta[free] = some
+        return theta
+
+    def residuals(some: Array) -> Array:
+        E, A, B, alpha, beta, phi = whole(some)
+        x, y = _features(points, scale, phi)
+        return np.log((E + A * x**-alpha + B * y**-beta) / points.loss)
+
+    def jacobian(some: Array) -> Array:
+        E, A, B, alpha, beta, phi = whole(some)
+        x, y = _features(points, scale, phi)
+        of_size, of_text = x**-alpha, y**-beta
+        of_passes = points.passes**phi * points.looped / scale.size * np.log(points.passes)
+        columns = (
+            np.ones_like(x), of_size, of_text, -A * of_size * np.log(x),
+            -B * of_text * np.log(y), -A * alpha * of_size / x * of_passes,
+        )  # fmt: skip
+        predicted = E + A * of_size + B * of_text
+        return (np.stack(columns, axis=1) / predicted[:, None])[:, free]
+
+    lowest, highest = np.array(LOWEST), np.array(HIGHEST)
+    inside = np.clip(start, lowest + 1e-6, highest - 1e-6)
+    found = least_squares(
+        residuals, inside[free], jacobian, bounds=(lowest[free], highest[free]),
+        loss="huber", f_scale=HUBER, x_scale="jac", max_nfev=200, **EXACT,
+    )  # fmt: skip
+    return _Refined(_huber(residuals(found.x)), whole(found.x))
+
+
+def _law(theta: Array, scale: _Scale, by_passes: bool) -> LossLaw:
+    E, A, B, alpha, beta, phi = map(float, theta)
+    A, B = A * scale.size**alpha, B * scale.tokens**beta
+    return LossLaw(E, A, B, alpha, beta, phi if by_passes else float("nan"))
+
+
+def fit_depth(points: DepthPoints, chance: float) -> DepthLaw:
+    """The law of accuracy by depth, by least squares; what all runs share does not move it."""
+    scale = _Scale.of(points)
+    base = DepthLaw(0.0, 0.0, 0.0, 0.0, 1.0, chance, scale.size, scale.tokens)
+    names = ["h", "s"]
+    names += ["psi"] if len(np.unique(points.passes)) > 1 else []
+    names += ["a"] if len(np.unique(points.parameters)) > 1 else []
+    names += ["b"] if len(np.unique(points.tokens)) > 1 else []
+
+    def law(values: Array) -> DepthLaw:
+        return replace(base, **dict(zip(names, map(float, values), strict=True)))
+
+    def residuals(values: Array) -> Array:
+        return law(values).at(points) - points.accuracy
+
+    lowest = [1e-2 if name == "s" else -30.0 for name in names]
+    highest = [50.0 if name == "s" else 30.0 for name in names]
+    found = [
+        least_squares(
+            residuals, [h, s] + [0.1] * (len(names) - 2), bounds=(lowest, highest), **EXACT
+        )
+        for h, s in ((0.0, 1.0), (1.0, 4.0), (3.0, 1.0))
+    ]
+    return law(min(found, key=lambda result: result.cost).x)
+
+
+def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200, seed: int = 0) -> Fit[L]:
+    """A fit to all runs, and to `draws` samples of as many runs with replacement.
+
+    Samples that cannot be fitted (one size alone) are left out.
+    """
+    random = np.random.default_rng(seed)
+    rows = [np.flatnonzero(points.run == run) for run in np.unique(points.run)]
+    resampled = []
+    for _ in range(draws):
+        chosen = np.concatenate([rows[i] for i in random.integers(len(rows), size=len(rows))])
+        try:
+            resampled.append(fit(points.of(chosen)))
+        except UserError:
+            continue
+    return Fit(fit(points), resampled)
+
+
+def left_out(points: P, fit: Callable[[P], L]) -> dict[int, L | None]:
+    """For each rung, the law of the others; None: they are too few for one."""
+    return {int(r): _or_none(points.of(points.rung != r), fit) for r in np.unique(points.rung)}
+
+
+def from_below(points: P, fit: Callable[[P], L], rung: int) -> L | None:
+    """The law of the rungs below one, as it is known before that runs; None: they are too few."""
+    below = points.of(points.rung < rung)
+    return _or_none(below, fit) if len(np.unique(below.rung)) > 1 else None
+
+
+def _or_none(points: P, fit: Callable[[P], L]) -> L | None:
+    try:
+        return fit(points) if len(points) else None
+    except UserError:
+        return None

@@ -1,0 +1,225 @@
+"""fit.md: the laws of a study in words and tables, with intervals, and as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.errors import UserError
+from pretrain.files import write_atomically
+from pretrain.plots import COLOURS, figure
+from pretrain.report import table
+from pretrain.study.fit import Fit, fit_depth, fit_loss, left_out, with_intervals
+from pretrain.study.frontier import Arm, exchange, frontier
+from pretrain.study.ladder import LadderRun
+from pretrain.study.law import LOOPED_DEPTH, DepthLaw, DepthPoints, LossLaw, Points
+from pretrain.study.scale import (
+    Finished,
+    depth_points,
+    points,
+    predict,
+    prediction_table,
+    write_predictions,
+    write_results_csv,
+)
+
+CONSTANTS = ("E", "A", "B", "alpha", "beta", "phi")
+BUDGETS = 6  # of FLOPs in the table of the frontier
+Lines = list[str]
+
+
+def write_fit(
+    runs: Sequence[LadderRun],
+    done: Sequence[Finished],
+    folder: Path,
+    title: str,
+    chance: float,
+    draws: int = 200,
+) -> str:
+    """Writes all that the finished runs say, and gives the text of fit.md.
+
+    Args:
+        chance: accuracy of guessing. draws: of the bootstrap.
+    """
+    write_results_csv(done, folder / "results.csv")
+    write_predictions(runs, done, folder / "predictions.csv")
+    parts = [f"# {title}", _what_is_there(runs, done), *_predictions(runs, done)]
+    windows = sorted({d.of.window for d in done})
+    fits: dict[int, Fit[LossLaw]] = {}
+    for window in windows:
+        mine = points([d for d in done if d.of.window == window])
+        try:
+            fits[window] = with_intervals(mine, fit_loss, draws=draws)
+        except UserError as error:
+            parts.append(f"L = {window}: no law: {error}.")
+            continue
+        parts += _law(fits[window], mine, window)
+    if fits:
+        parts += _frontier(fits, done, folder)
+    if (by_depth := depth_points(done)) is not None:
+        parts += _depth(by_depth, chance, folder, draws)
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(folder / "fit.md", text)
+    return text
+
+
+def _what_is_there(runs: Sequence[LadderRun], done: Sequence[Finished]) -> str:
+    have = {d.of.run.name for d in done}
+    missing = [r.run.name for r in runs if r.run.name not in have]
+    said = f"{len(done)} of {len(runs)} runs (a run at a token budget) are done."
+    return f"{said} Missing: {', '.join(missing)}." if missing else said
+
+
+def _predictions(runs: Sequence[LadderRun], done: Sequence[Finished]) -> Lines:
+    numbers = sorted({r.rung for r in runs})
+    predicted = [p for n in numbers for p in predict(runs, done, n)]
+    if not predicted:
+        return ["No rung is predicted yet: that takes two finished rungs below it."]
+    errors = [abs(p.error) for p in predicted if p.measured]
+    mean = f" Mean error: {np.mean(errors):.1%} of the loss." if errors else ""
+    return [
+        "## Each rung, predicted from those below",
+        f"By the law of the rungs below alone, fixed before the rung is run.{mean}",
+        table(*prediction_table(predicted)),
+    ]
+
+
+def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
+    off = np.abs(np.log(fit.law.at(found) / found.loss))
+    known = [name for name in CONSTANTS if not np.isnan(getattr(fit.law, name))]
+    rows = [[name, str(fit.interval(name))] for name in known]
+    phi = "All runs made as many passes: they say nothing of phi."
+    if "phi" in known:
+        phi = (
+            f"phi = {fit.interval('phi')}; of looped depth on text it is {LOOPED_DEPTH} (arXiv "
+            "2604.21106)."
+        )
+    out = []
+    for rung, law in left_out(found, fit_loss).items():
+        if law is None:
+            continue
+        its = found.of(found.rung == rung)
+        out.append([str(rung), f"{np.abs(law.at(its) / its.loss - 1).mean():.1%}"])
+    return [
+        f"## Loss, L = {window}",
+        "L = E + A (N_once + N^phi N_loop)^-alpha + B D^-beta, in nats; 95 % intervals by "
+        f"bootstrap over runs. Median error of the fit: {np.median(off):.1%} of the loss.",
+        table(["constant", "value"], rows),
+        phi,
+        "A rung left out, predicted from all others:",
+        table(["rung", "mean error"], out),
+    ]
+
+
+def arms_of(done: Sequence[Finished]) -> list[Arm]:
+    """The ways to spend FLOPs that have runs at every rung, by window and N."""
+    rungs = sorted({d.of.rung for d in done})
+    arms = []
+    for window, passes in sorted({(d.of.window, d.of.passes) for d in done}):
+        mine = {d.of.rung: d for d in done if (d.of.window, d.of.passes) == (window, passes)}
+        if len(mine) == len(rungs):
+            each = [mine[n] for n in rungs]
+            once, looped = (
+                np.array([float(getattr(d, k)) for d in each]) for k in ("once", "looped")
+            )
+            cost = np.array([d.flops / d.tokens for d in each])
+            arms.append(Arm(passes, window, once, looped, cost))
+    return arms
+
+
+def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder: Path) -> Lines:
+    arms = [arm for arm in arms_of(done) if arm.window in fits]
+    if len(arms) < 2:
+        return []
+    spent = [d.flops for d in done]
+    budgets = np.geomspace(min(spent), 4 * max(spent), BUDGETS)
+    best = [frontier(fits, arms, float(flops)) for flops in budgets]
+    rows = []
+    for at in best:
+        for b in at:
+            name = f"{b.flops:.2g} FLOPs: N = {b.arm.passes}, L = {b.arm.window}"
+            size = f"{b.parameters:,.0f}"
+            rows.append([name, str(b.loss), size, f"{b.tokens:.3g}", f"{b.wins:.0%}"])
+    with figure(folder / "frontier.png", _legend(arms), panels=1, width=7.6) as (axis,):
+        for i in range(len(arms)):
+            losses = [at[i].loss for at in best]
+            axis.plot(budgets, [x.value for x in losses], color=COLOURS[i % len(COLOURS)])
+            axis.fill_between(
+                budgets, [x.low for x in losses], [x.high for x in losses],
+                color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0,
+            )  # fmt: skip
+        axis.set(
+            title="The lowest loss at equal FLOPs", xlabel="training FLOPs", ylabel="nats",
+            xscale="log",
+        )  # fmt: skip
+    parts = [
+        "## At equal FLOPs",
+        "The best size and text for each N, by the law; wins: share of resampled laws in which "
+        "this N has the lowest loss. Nothing beyond the runs' own FLOPs has been tried.",
+        table(["", "loss", "parameters", "tokens", "wins"], rows),
+        "![frontier](frontier.png)",
+    ]
+    return parts + _exchange(fits, arms, done)
+
+
+def _exchange(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], done: Sequence[Finished]) -> Lines:
+    window = arms[0].window
+    mine = [arm for arm in arms if arm.window == window]
+    if mine[0].passes != 1 or len(mine) < 2:
+        return []
+    rung = len(mine[0].once) // 2
+    tokens = max(d.tokens for d in done if d.of.rung == rung)
+    gains = exchange(fits[window], mine, rung, tokens)
+    return [
+        f"What twice the FLOPs take off the loss of rung {rung} with N = 1 (nats):",
+        table(["way", "less loss"], [[way, str(gain)] for way, gain in gains.items()]),
+    ]
+
+
+def _legend(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    several = len({arm.window for arm in arms}) > 1
+    return [
+        (f"N = {a.passes}" + (f", L = {a.window}" if several else ""), COLOURS[i % len(COLOURS)])
+        for i, a in enumerate(arms)
+    ]
+
+
+def _depth(found: DepthPoints, chance: float, folder: Path, draws: int) -> Lines:
+    fit: Fit[DepthLaw] = with_intervals(found, lambda p: fit_depth(p, chance), draws=draws)
+    off = np.abs(fit.law.at(found) - found.accuracy)
+    passes = sorted(set(found.passes))
+    most = found.tokens.max()
+    with figure(
+        folder / "depth.png",
+        [(f"N = {n:g}", COLOURS[i]) for i, n in enumerate(passes)], panels=1, width=7.6,
+    ) as (axis,):  # fmt: skip
+        for i, n in enumerate(passes):
+            chosen = (found.passes == n) & (found.tokens == most)
+            sizes = sorted(set(found.parameters[chosen]))
+            line = np.array([_horizon(fit.law, s, n, most) for s in sizes])
+            axis.plot(sizes, line, "o-", color=COLOURS[i])
+        axis.set(
+            title="Horizon: the depth at which half is right", xlabel="parameters", xscale="log",
+            ylabel="depth", yscale="log",
+        )  # fmt: skip
+    meaning = {
+        "psi": "doublings of the horizon by a doubling of N",
+        "a": "by a doubling of the parameters",
+        "b": "by a doubling of the tokens",
+        "s": "how sharply accuracy falls beyond it",
+    }
+    rows = [[name, str(fit.interval(name)), said] for name, said in meaning.items()]
+    return [
+        "## Accuracy by depth",
+        f"Half-way from chance ({chance:.3g}) to 1 at depth 2^h, h = h_0 + psi log2 N + a log2 "
+        f"(parameters) + b log2 (tokens). Mean error: {off.mean():.3f}.",
+        table(["constant", "value", "meaning"], rows),
+        "![depth](depth.png)",
+    ]
+
+
+def _horizon(law: DepthLaw, parameters: float, passes: float, tokens: float) -> float:
+    each = (np.array([float(v)]) for v in (parameters, passes, tokens))
+    return float(2 ** law.horizon(*each)[0])

@@ -1,0 +1,122 @@
+"""At equal FLOPs: bigger, more text, longer windows, or more sleep? What the fitted laws say.
+
+A law gives the loss of any size, text and N; the ladder gives what a token costs there. Between the
+rungs, and up to REACH times beyond them, cost and share of looped parameters are read off straight
+lines through the rungs, log against log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.study.fit import Fit, Interval
+from pretrain.study.law import Array, LossLaw
+
+REACH = 4.0  # times the largest rung's parameters, and times its FLOPs
+SIZES = 160  # places between the smallest and the largest size that are tried
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend FLOPs: N passes over windows of L tokens, at any size."""
+
+    passes: int
+    window: int
+    once: Array  # parameters by rung, from the smallest
+    looped: Array
+    flops_per_token: Array  # of training, by rung
+
+    def at(self, size: Array) -> tuple[Array, Array, Array]:
+        """(once, looped, FLOPs per token) of models of so many parameters."""
+        whole = self.once + self.looped
+        once = np.exp(_line(np.log(size), np.log(whole), np.log(self.once)))
+        cost = np.exp(_line(np.log(size), np.log(whole), np.log(self.flops_per_token)))
+        return np.minimum(once, size), np.maximum(size - once, 0.0), cost
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best use of so many FLOPs in one arm."""
+
+    arm: Arm
+    flops: float
+    loss: Interval
+    parameters: float
+    tokens: float
+    wins: float  # share of resampled laws that give this arm the lowest loss
+
+
+def _line(x: Array, xs: Array, ys: Array) -> Array:
+    """Through the points, and on straight beyond the first and the last."""
+    if len(xs) == 1:
+        return ys[0] + (x - xs[0])
+    i = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)
+    return ys[i] + (x - xs[i]) * (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])
+
+
+def _sizes(arm: Arm) -> Array:
+    whole = arm.once + arm.looped
+    return np.geomspace(whole[0], whole[-1] * REACH, SIZES)
+
+
+def _losses(law: LossLaw, arm: Arm, flops: float) -> Array:
+    """By size."""
+    once, looped, cost = arm.at(_sizes(arm))
+    return law.loss(once, looped, float(arm.passes), flops / cost)
+
+
+def frontier(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], flops: float) -> list[Best]:
+    """What each arm comes to at best with so many FLOPs. fits: by window."""
+
+    def lowest(draw: int | None) -> list[float]:
+        laws = {
+            window: fit.law if draw is None else fit.resampled[draw] for window, fit in fits.items()
+        }
+        return [float(_losses(laws[arm.window], arm, flops).min()) for arm in arms]
+
+    draws = min(len(fit.resampled) for fit in fits.values())
+    drawn = np.array([lowest(i) for i in range(draws)])  # [draws, arms]
+    winners = drawn.argmin(axis=1)
+    best = []
+    for i, (arm, loss) in enumerate(zip(arms, lowest(None), strict=True)):
+        low, high = np.quantile(drawn[:, i], [0.025, 0.975])
+        size = _sizes(arm)[_losses(fits[arm.window].law, arm, flops).argmin()]
+        _, _, cost = arm.at(np.array([size]))
+        interval = Interval(loss, float(low), float(high))
+        tokens, wins = flops / float(cost[0]), float((winners == i).mean())
+        best.append(Best(arm, flops, interval, float(size), tokens, wins))
+    return best
+
+
+def exchange(fit: Fit[LossLaw], arms: list[Arm], rung: int, tokens: float) -> dict[str, Interval]:
+    """By how much the loss falls when FLOPs are doubled, from one rung without sleep on.
+
+    Args:
+        arms: of one window, by N; the first has N = 1. rung: where it begins. tokens: read there.
+    """
+    first = arms[0]
+    start = float((first.once + first.looped)[rung])
+    cost = float(first.flops_per_token[rung])
+
+    def loss(law: LossLaw, size: float, passes: float, text: float) -> float:
+        once, looped, _ = first.at(np.array([size]))
+        return float(law.loss(once, looped, passes, text)[0])
+
+    sizes = _sizes(first)
+    doubled = float(sizes[np.abs(first.at(sizes)[2] - 2 * cost).argmin()])
+    # a pass costs the same each: N at which a token costs twice as much
+    more = arms[-1]
+    pass_cost = (float(more.flops_per_token[rung]) - cost) / (more.passes - 1)
+    longer = 1 + cost / pass_cost
+    ways = {
+        f"bigger: {doubled / start:.2f} x the parameters": (doubled, 1.0, tokens),
+        "more text: 2 x the tokens": (start, 1.0, 2 * tokens),
+        f"more sleep: N = {longer:.1f}": (start, longer, tokens),
+    }
+    return {
+        name: fit.interval(lambda law, w=way: loss(law, start, 1.0, tokens) - loss(law, *w))  # type: ignore[misc]
+        for name, way in ways.items()
+    }

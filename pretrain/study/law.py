@@ -1,0 +1,110 @@
+"""The laws that a study fits: loss by size, text and passes; accuracy by depth of reasoning.
+
+    L(N_once, N_loop, D, r) = E + A (N_once + r^phi N_loop)^-alpha + B D^-beta
+
+is the law of looped depth of arXiv 2604.21106, with r passes of sleep for its loops: N_once
+parameters run once, N_loop in every pass, D tokens. phi = 1: a pass is worth as many parameters
+more; phi = 0: it is worth nothing (looped depth on text: 0.46).
+
+    p(k) = c + (1 - c) sigmoid(s (h - log2 k))
+    h = h_0 + psi log2 r + a log2 N + b log2 D
+
+is accuracy at depth k (hops, steps of an automaton): the horizon 2^h, at which it is half-way from
+chance c to 1, moves with passes, parameters and tokens. psi = 1: twice the passes go twice as deep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Number = Array | float
+LOOPED_DEPTH = 0.46  # phi of arXiv 2604.21106, 116 runs on text
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is fitted to, a row each: one run at one token budget. All [n]."""
+
+    once: Array  # parameters that run once
+    looped: Array  # parameters that every pass runs
+    passes: Array
+    tokens: Array
+    loss: Array  # nats
+    rung: NDArray[np.int64]  # of the ladder, the smallest is 0
+    run: NDArray[np.int64]  # budgets of one run have the same: they are drawn together
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def of(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Self:
+        """The rows of an index or a mask."""
+        return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    @property
+    def parameters(self) -> Array:
+        return self.once + self.looped
+
+
+@dataclass(frozen=True)
+class LossLaw:
+    """E + A (N_once + r^phi N_loop)^-alpha + B D^-beta, in nats."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+    phi: float  # nan where all runs made as many passes
+
+    def loss(
+        self, once: Number, looped: Number, passes: Number, tokens: Number
+    ) -> NDArray[np.float64]:
+        """Nats, of any shape that the arguments broadcast to."""
+        worth = passes ** (0.0 if np.isnan(self.phi) else self.phi)
+        size = once + worth * looped
+        return np.asarray(self.E + self.A * size**-self.alpha + self.B * tokens**-self.beta)
+
+    def at(self, points: Points) -> Array:
+        """[n] nats."""
+        return self.loss(points.once, points.looped, points.passes, points.tokens)
+
+
+@dataclass(frozen=True)
+class DepthPoints(Points):
+    """`Points` with accuracy at a depth in place of loss, which is not looked at."""
+
+    depth: Array  # k
+    accuracy: Array  # 0 to 1
+
+
+@dataclass(frozen=True)
+class DepthLaw:
+    """Accuracy by depth; N and D are taken relative to where the fit was made."""
+
+    h: float  # log2 of the horizon with one pass, at N0 and D0
+    psi: float  # of passes
+    a: float  # of parameters
+    b: float  # of tokens
+    s: float  # slope: how sharply accuracy falls around the horizon
+    chance: float
+    N0: float
+    D0: float
+
+    def horizon(self, parameters: Array, passes: Array, tokens: Array) -> Array:
+        """log2 of the depth at which accuracy is half-way from chance to 1."""
+        grown = self.a * np.log2(parameters / self.N0) + self.b * np.log2(tokens / self.D0)
+        return self.h + self.psi * np.log2(passes) + grown
+
+    def at(self, points: DepthPoints) -> Array:
+        """[n] accuracy."""
+        h = self.horizon(points.parameters, points.passes, points.tokens)
+        return self.chance + (1 - self.chance) * _sigmoid(self.s * (h - np.log2(points.depth)))
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * (1 + np.tanh(x / 2))

@@ -1,0 +1,226 @@
+"""A ladder's results: what each run came to, what was predicted of it, and the laws of all.
+
+OUT/runs, OUT/logs     see `pretrain.study.runner`
+OUT/results.csv        a line for each run and token budget
+OUT/predictions.csv    of each rung from those below: written before it runs, its error after
+OUT/fit.md, *.png      the laws with their intervals, the frontier at equal FLOPs
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pretrain.config.load import override
+from pretrain.config.schema import Config
+from pretrain.data.batch import Batch
+from pretrain.files import write_atomically
+from pretrain.model.flops import step_flops
+from pretrain.report import DEPTHS
+from pretrain.study.fit import fit_loss, from_below
+from pretrain.study.ladder import LadderRun, count, settings_of
+from pretrain.study.law import DepthPoints, Points
+from pretrain.study.runner import evaluations, is_done
+from pretrain.tasks import make_task
+
+COLUMNS = (
+    "rung", "width", "blocks", "N", "window", "seed", "budget", "steps", "tokens", "flops", "once",
+    "looped", "loss",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one run at one token budget came to."""
+
+    of: LadderRun  # and what it was
+    blocks: int
+    steps: int
+    tokens: float
+    flops: float  # of training, counted
+    once: int  # parameters outside the loop
+    looped: int
+    loss: float
+    accuracy: dict[str, float]
+
+    @property
+    def line(self) -> dict[str, object]:
+        """As results.csv has it."""
+        r = self.of
+        values = (
+            r.rung, r.width, self.blocks, r.passes, r.window, r.seed, r.budget, self.steps,
+            self.tokens, self.flops, self.once, self.looped, self.loss,
+        )  # fmt: skip
+        return {**dict(zip(COLUMNS, values, strict=True)), **self.accuracy}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is known of a run before it runs."""
+
+    config: Config
+    parameters: int
+    looped: int
+    tokens: float  # of the whole run, padding among them
+    flops: float
+    sleep: float  # FLOPs of passes 2..N among them
+
+    @classmethod
+    def of(cls, r: LadderRun) -> Size:
+        config = settings_of(r)
+        whole, looped = count(config)
+        row, rows = example(config), config.train.steps * config.train.batch
+        tokens, flops = float(rows * row.size[1]), rows * row_flops(config, row)
+        awake = rows * row_flops(override(config, ["sleep.passes=1"]), row)
+        return cls(config, whole, looped, tokens, flops, flops - awake)
+
+
+def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
+    """Those that are done, in order."""
+    found = []
+    sizes: dict[tuple[int, int, int, float], Size] = {}  # seeds have the same
+    for r in runs:
+        if not is_done(folder, r.run):
+            continue
+        key = (r.rung, r.passes, r.window, r.budget)
+        size = sizes[key] = sizes.get(key) or Size.of(r)
+        (result,) = (e for e in evaluations(folder, r.run) if e["passes"] == r.passes)
+        found.append(
+            Finished(
+                r, len(size.config.model.layers), size.config.train.steps, size.tokens,
+                size.flops, size.parameters - size.looped, size.looped, result["loss"],
+                result.get("accuracy", {}),
+            )
+        )  # fmt: skip
+    return found
+
+
+def points(done: Sequence[Finished]) -> Points:
+    """For the law of loss."""
+    return Points(*_columns(done))
+
+
+def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
+    """For the law of accuracy by depth; None: the task does not tell depths apart."""
+    rows = [
+        (run, float(name.rpartition("_")[2]), value)
+        for run in done
+        for name, value in run.accuracy.items()
+        if name.rpartition("_")[0] in DEPTHS and float(name.rpartition("_")[2]) > 0
+    ]
+    if not rows:
+        return None
+    runs, depths, accuracies = zip(*rows, strict=True)
+    shared = vars(Points(*_columns(runs)))
+    return DepthPoints(**shared, depth=np.array(depths), accuracy=np.array(accuracies))
+
+
+def _columns(done: Sequence[Finished]) -> Iterator[Any]:
+    names = {run: i for i, run in enumerate(dict.fromkeys(d.of.trunk for d in done))}
+    for value in ("once", "looped"):
+        yield np.array([float(getattr(d, value)) for d in done])
+    yield np.array([float(d.of.passes) for d in done])
+    for value in ("tokens", "loss"):
+        yield np.array([float(getattr(d, value)) for d in done])
+    yield np.array([d.of.rung for d in done])
+    yield np.array([names[d.of.trunk] for d in done])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one rung's runs of an N, window and budget, by the law of the rungs below."""
+
+    of: LadderRun  # the first seed's
+    loss: float
+    measured: list[float]  # by seed
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, relative to the mean over seeds."""
+        return self.loss / float(np.mean(self.measured)) - 1 if self.measured else float("nan")
+
+
+def predict(runs: Sequence[LadderRun], done: Sequence[Finished], number: int) -> list[Prediction]:
+    """What the rungs below say of a rung; [] where fewer than two of them are done."""
+    found = []
+    laws = {}  # by window
+    for window in {r.window for r in runs}:
+        below = [d for d in done if d.of.window == window and d.of.rung < number]
+        laws[window] = from_below(points(below), fit_loss, number) if below else None
+    for r in runs:
+        law = laws[r.window]
+        if r.rung != number or r.seed or law is None:
+            continue
+        size = Size.of(r)
+        once = size.parameters - size.looped
+        loss = float(law.loss(once, size.looped, float(r.passes), size.tokens))
+        same = (number, r.passes, r.window, r.budget)
+        measured = [
+            d.loss for d in done if (d.of.rung, d.of.passes, d.of.window, d.of.budget) == same
+        ]
+        found.append(Prediction(r, loss, measured))
+    return found
+
+
+def prediction_table(predicted: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows."""
+    headers = ["width", "N", "L", "budget", "predicted", "measured", "error"]
+    rows = []
+    for p in predicted:
+        r = p.of
+        there = bool(p.measured)
+        measured = f"{np.mean(p.measured):.4f}" if there else "-"
+        place = [str(r.width), str(r.passes), str(r.window), f"{r.budget:g}"]
+        rows.append([*place, f"{p.loss:.4f}", measured, f"{p.error:+.1%}" if there else "-"])
+    return headers, rows
+
+
+def write_predictions(runs: Sequence[LadderRun], done: Sequence[Finished], path: Path) -> None:
+    """All that can be predicted now, with errors where there are measurements."""
+    numbers = sorted({r.rung for r in runs})
+    headers, rows = prediction_table([p for n in numbers for p in predict(runs, done, n)])
+    _write_csv(path, headers, rows)
+
+
+def write_results_csv(done: Sequence[Finished], path: Path) -> None:
+    """One line for each run and budget."""
+    accuracies = list(dict.fromkeys(name for d in done for name in d.accuracy))
+    headers = [*COLUMNS, *accuracies]
+    rows = [[_cell(d.line.get(name, "")) for name in headers] for d in done]
+    _write_csv(path, headers, rows)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _write_csv(path: Path, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headers)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def example(config: Config) -> Batch:
+    """A row of what is trained on: of a task its first; of text, whole windows of a document."""
+    L, W = config.sleep.window, config.data.windows
+    if config.data.task != "text":
+        return make_task(config, L).sample(config.run.seed, 0, 1)
+    tokens = torch.zeros(1, W * L, dtype=torch.int64)
+    starts = torch.zeros(1, W, dtype=torch.bool)
+    starts[:, 0] = True
+    return Batch(tokens, tokens, tokens == 0, starts, torch.zeros(1, dtype=torch.bool))
+
+
+def row_flops(config: Config, row: Batch) -> float:
+    """Of training on one row, forward and backward."""
+    work = step_flops(row, config.model, config.sleep)
+    return work.forward + work.backward

@@ -1,0 +1,104 @@
+"""Laws from runs: constants that are known come back, intervals hold them, rungs are predicted."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from pretrain.errors import UserError
+from pretrain.study.fit import fit_depth, fit_loss, from_below, left_out, with_intervals
+from pretrain.study.frontier import Arm, exchange, frontier
+from pretrain.study.law import DepthLaw, DepthPoints, LossLaw, Points
+
+LAW = LossLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28, phi=0.46)
+SIZES, PASSES, TOKENS = (1e6, 3e6, 1e7, 3e7), (1.0, 2.0, 4.0), (1e8, 3e8, 1e9)
+
+
+def made_up(law: LossLaw, noise: float = 0.0, passes: tuple[float, ...] = PASSES) -> Points:
+    """Runs of a law: 3 in 10 parameters stand outside the loop."""
+    cells = list(product(enumerate(SIZES), passes, TOKENS))
+    size, n, tokens = (
+        np.array(v) for v in zip(*((s, n, t) for (_, s), n, t in cells), strict=True)
+    )
+    loss = law.loss(0.3 * size, 0.7 * size, n, tokens)
+    loss *= np.exp(noise * np.random.default_rng(0).standard_normal(len(loss)))
+    rung = np.array([r for (r, _), _, _ in cells])
+    return Points(0.3 * size, 0.7 * size, n, tokens, loss, rung, np.arange(len(loss)) // 3)
+
+
+@pytest.mark.parametrize("phi", [0.46, -0.2, 1.1])
+def test_constants_of_a_law_without_noise_come_back(phi: float) -> None:
+    law = LossLaw(1.69, 406.4, 410.7, 0.34, 0.28, phi)
+    found = fit_loss(made_up(law))
+    for name in ("E", "A", "B", "alpha", "beta", "phi"):
+        assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-6), name
+
+
+def test_what_does_not_vary_is_not_fitted() -> None:
+    one_n = fit_loss(made_up(LAW, passes=(1.0,)))
+    assert np.isnan(one_n.phi) and one_n.alpha == pytest.approx(0.34, rel=1e-6)
+    points = made_up(LAW)
+    one_d = fit_loss(points.of(points.tokens == TOKENS[0]))
+    assert one_d.B == 0 and one_d.phi == pytest.approx(0.46, rel=1e-6)
+    with pytest.raises(UserError, match="needs two sizes"):
+        fit_loss(points.of(points.rung == 0))
+
+
+def test_intervals_hold_what_is_true_and_follow_the_noise() -> None:
+    fit = with_intervals(made_up(LAW, 1e-2), fit_loss, draws=8)
+    phi, alpha = fit.interval("phi"), fit.interval(lambda law: law.alpha)
+    assert phi.low < 0.46 < phi.high and alpha.low < 0.34 < alpha.high
+    quiet = with_intervals(made_up(LAW, 1e-4), fit_loss, draws=4).interval("phi")
+    assert quiet.high - quiet.low < (phi.high - phi.low) / 10
+
+
+def test_one_run_gone_wrong_moves_nothing() -> None:
+    points = made_up(LAW)
+    points.loss[5] *= 3
+    assert fit_loss(points).phi == pytest.approx(0.46, abs=0.01)
+
+
+def test_a_rung_is_predicted_by_the_others_or_by_those_below() -> None:
+    points = made_up(LAW)
+    top = points.of(points.rung == 3)
+    law = from_below(points, fit_loss, 3)
+    assert law is not None and law.at(top) == pytest.approx(top.loss, rel=1e-6)
+    assert from_below(points, fit_loss, 1) is None  # one rung is no line
+    assert set(left_out(points, fit_loss)) == {0, 1, 2, 3}
+    # what the rung itself has come to does not enter
+    points.loss[points.rung == 3] *= 2
+    assert from_below(points, fit_loss, 3) == law
+
+
+def test_depth_that_grows_with_passes() -> None:
+    law = DepthLaw(h=1.0, psi=0.8, a=0.3, b=0.4, s=2.5, chance=0.125, N0=1e7, D0=3e8)
+    base = made_up(LAW)
+    many = base.of(np.repeat(np.arange(len(base)), 4))
+    depth = np.tile([1.0, 2.0, 4.0, 8.0], len(base))
+    columns = (many.once, many.looped, many.passes, many.tokens, many.loss, many.rung, many.run)
+    points = DepthPoints(*columns, depth, np.zeros(len(many)))
+    points.accuracy[:] = law.at(points)
+    found = fit_depth(points, 0.125)
+    for name in ("psi", "a", "b", "s"):
+        assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-6), name
+    assert found.at(points) == pytest.approx(points.accuracy, rel=1e-6)
+
+
+def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:
+    fit = with_intervals(made_up(LAW, 1e-4), fit_loss, draws=5)
+    once, looped = 0.3 * np.array(SIZES), 0.7 * np.array(SIZES)
+    arms = [Arm(n, 16, once, looped, 6 * (once + n * looped)) for n in (1, 4)]
+    best = frontier({16: fit}, arms, 1e17)
+    for b in best:
+        whole = b.arm.at(np.array([b.parameters]))
+        assert float(whole[2][0]) * b.tokens == pytest.approx(1e17)
+        others = fit.law.loss(whole[0] * 1.3, whole[1] * 1.3, b.arm.passes, b.tokens / 1.3)  # type: ignore[arg-type]
+        assert b.loss.value < float(others[0])
+    assert sum(b.wins for b in best) == 1
+    # a pass that costs all of its parameters' FLOPs and is worth 0.46 of them loses to size
+    assert best[0].loss.value < best[1].loss.value and best[0].wins == 1
+    gains = exchange(fit, arms, rung=1, tokens=3e8)
+    bigger, text, sleep = (gain.value for gain in gains.values())
+    assert bigger > sleep > 0 and text > 0

@@ -1,0 +1,182 @@
+"""STUDY.toml -> runs: sizes, budgets, rates that transfer, branches; what is said of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from pretrain.config.load import load, override
+from pretrain.errors import UserError
+from pretrain.model.hybrid import initial_value
+from pretrain.run.optimizer import lr_factor
+from pretrain.study.fit_report import write_fit
+from pretrain.study.ladder import LadderRun, count, expand, read_study
+from pretrain.study.runner import branch_off, run_all, write_array
+from pretrain.study.scale import finished, predict
+from pretrain.study.transfer import Transfer, transferred
+
+HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
+CONFIGS = Path(__file__).parents[2] / "configs"
+DEPO = CONFIGS / "studies/depo-cpu.toml"
+LADDER = f"""
+[ladder]
+config = "{DEPO}"
+widths = [32, 64, 128]
+passes = [1, 4]
+seeds = 2
+budgets = [0.25, 0.5, 1.0]
+"""
+
+
+def study(folder: Path, text: str = LADDER) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return path
+
+
+def rungs_of(folder: Path, text: str = LADDER) -> list[LadderRun]:
+    path = study(folder, text)
+    return expand(path, read_study(path))
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory: pytest.TempPathFactory) -> list[LadderRun]:
+    return rungs_of(tmp_path_factory.mktemp("study"))
+
+
+def test_a_ladder_has_every_size_n_seed_and_budget_once(ladder: list[LadderRun]) -> None:
+    assert len(ladder) == len({r.run.name for r in ladder}) == 3 * 2 * 2 * 3
+    tuned = load(DEPO)
+    sizes = {r.width: r.run.settings() for r in ladder if r.passes == 4 and r.budget == 1}
+    assert [len(c.model.layers) for c in sizes.values()] == [2, 4, 8]
+    assert sizes[64].model.attention_heads == tuned.model.attention_heads
+    assert sizes[128].model.delta_value_heads == 2 * tuned.model.delta_value_heads
+    grown = count(sizes[128])[0] / count(tuned)[0]
+    assert sizes[128].train.steps == pytest.approx(grown * tuned.train.steps, rel=1e-2)
+
+
+def test_a_branch_is_its_trunk_up_to_its_own_decay(ladder: list[LadderRun]) -> None:
+    by_name = {r.run.name: r.run for r in ladder}
+    for run in by_name.values():
+        if not run.trunk:
+            continue
+        mine, its = run.settings(), by_name[run.trunk].settings()
+        assert run.branch == mine.train.steps - mine.optimizer.decay
+        assert run.branch % its.train.checkpoint_every == 0  # there is that checkpoint,
+        assert run.branch % its.train.keep_every == 0  # and it is kept
+        for step in (0, run.branch // 2, run.branch - 1):
+            factors = [lr_factor(step, c.train.steps, c.optimizer) for c in (mine, its)]
+            assert factors[0] == factors[1]
+        assert mine.optimizer.decay == pytest.approx(0.2 * mine.train.steps, abs=1)
+
+
+def test_rates_and_initial_values_follow_the_size(ladder: list[LadderRun]) -> None:
+    tuned = load(DEPO)
+    (wide,) = (r.run.settings() for r in ladder if r.run.name == "w128-n4-seed0")
+    assert wide.optimizer.muon_lr == tuned.optimizer.muon_lr  # Muon's rate is the width's already
+    assert wide.optimizer.head_lr_share == 0.5
+    assert wide.model.init_std == pytest.approx(tuned.model.init_std / 2**0.5, rel=1e-5)
+    branch = initial_value("blocks.0.mlp.down.weight", [512, 512], wide.model, 0).std()
+    assert float(branch) == pytest.approx(wide.model.residual_std, rel=1e-2)
+    assert wide.model.residual_std == pytest.approx(wide.model.init_std / 2**0.5, rel=1e-5)
+    # with AdamW it is the body's rate that shrinks, and its decay with it
+    adamw = override(tuned, ['optimizer.name="adamw"'])
+    wider = override(adamw, ["model.d_model=128"])
+    assert "optimizer.body_lr_share=0.5" in transferred(wider, adamw, Transfer())
+    same = override(tuned, transferred(tuned, tuned, Transfer()))
+    assert same.optimizer == tuned.optimizer and same.model.init_std == tuned.model.init_std
+
+
+def test_a_width_without_whole_heads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ladder\.widths: a width of 40 .* multiples of 16"):
+        rungs_of(tmp_path, LADDER.replace("[32, 64, 128]", "[40]"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("budgets = [0.3, 1.0]", "whole multiple of the smallest, 0.3"),
+        ("passes = [4, 1]", "name each once, the least first"),
+        ("layouts = [{ranks = 2}]", "one for each of the 3 widths"),
+        ("windws = [16]", "did you mean ladder.windows?"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    name = text.split(" = ")[0]
+    kept = "\n".join(line for line in LADDER.splitlines() if not line.startswith(name))
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        read_study(study(tmp_path, f"{kept}\n{text}\n"))
+
+
+def test_branches_wait_for_their_trunk_and_begin_with_it(
+    tmp_path: Path, ladder: list[LadderRun]
+) -> None:
+    few = [r.run for r in ladder if r.trunk == "w32-n4-seed0"]
+    trunk, branch = few[0], few[1]
+    assert not branch_off(tmp_path, branch)
+    array = tmp_path / "left.txt"
+    assert write_array(few, tmp_path, array) == 1  # the trunk alone
+    there = tmp_path / "runs" / trunk.name
+    (there / "checkpoints" / f"step-{branch.branch}").mkdir(parents=True)
+    (there / "checkpoints" / f"step-{branch.branch}" / "index.json").write_text("weights")
+    (there / "metrics.jsonl").write_text("rows\n")
+    assert branch_off(tmp_path, branch) and branch_off(tmp_path, branch)
+    here = tmp_path / "runs" / branch.name
+    assert (here / f"checkpoints/step-{branch.branch}/index.json").read_text() == "weights"
+    assert (here / "metrics.jsonl").exists() and write_array(few, tmp_path, array) == 2
+
+
+def test_a_branch_fails_with_its_trunk(tmp_path: Path, ladder: list[LadderRun]) -> None:
+    (tmp_path / "FAILS").write_text("9")
+    few = [r.run for r in ladder if r.trunk == "w32-n4-seed0"]
+    jobs = run_all(few, tmp_path, hypnos=HYPNOS, jobs=2, retries=0)
+    assert [job.state for job in jobs] == ["failed"] * 3
+
+
+def results(folder: Path, ladder: Sequence[LadderRun]) -> None:
+    """Finished runs, as the runner leaves them, of a law with phi = 0.5 and hops by N."""
+    from pretrain.study.runner import _fingerprint
+
+    for r in ladder:
+        config = r.run.settings()
+        whole, looped = count(config)
+        size = whole - looped + looped * r.passes**0.5
+        tokens = config.train.steps * config.train.batch * 48
+        loss = 0.1 + 50 * size**-0.5 + 60 * tokens**-0.4 + 1e-4 * r.seed
+        accuracy = {f"hops_{k}": 1 / (1 + k / r.passes) for k in (1, 2, 4)}
+        run = folder / "runs" / r.run.name
+        run.mkdir(parents=True)
+        found = [{"passes": r.passes, "loss": loss, "accuracy": accuracy}]
+        done = {"settings": _fingerprint(r.run), "evaluations": found}
+        (run / "evaluation.json").write_text(json.dumps(done))
+
+
+def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
+    some = rungs_of(tmp_path, LADDER.replace("seeds = 2", "seeds = 1"))
+    results(tmp_path, some[:-1])
+    done = finished(some, tmp_path)
+    predicted = predict(some, done, 2)
+    assert not predict(some, done, 1) and predicted[-1].of.width == 128
+    assert all(abs(p.error) < 0.05 for p in predicted if p.measured)
+    text = write_fit(some, done, tmp_path, "tiny", 0.125, draws=2)
+    assert f"Missing: {some[-1].run.name}" in text and "phi = 0.5 [" in text
+    assert "more sleep: N = " in text and "![depth](depth.png)" in text
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert len(rows) == 17 and rows[0]["hops_4"] == "0.2" and rows[0]["blocks"] == "2"
+    predicted = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert len(predicted) == 6 and predicted[-1]["measured"] == "-"
+    for picture in ("frontier.png", "depth.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
+
+
+def test_a_dry_run_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = LADDER.replace("[32, 64, 128]", "[64]").replace("[0.25, 0.5, 1.0]", "[0.5, 1.0]")
+    assert main(["scale", str(study(tmp_path, text)), "--dry-run", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "w64-n4-b0.5" in said and "210,384" in said and not (tmp_path / "runs").exists()
