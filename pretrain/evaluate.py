@@ -18,6 +18,7 @@ from pretrain.config.schema import Config
 from pretrain.convert.load import open_model
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.heldout import heldout_batches
+from pretrain.data.splits import Files
 from pretrain.model.plan import WindowPlan
 from pretrain.model.sleep import SleepLM
 from pretrain.run.step import read
@@ -166,9 +167,10 @@ def make_evaluation(config: Config) -> Evaluation:
     task = None
     if data.task == "text":
         tokenizer = Tokenizer.load(data.tokenizer)
+        files = Files(data)
         batches = heldout_batches(
-            data.heldout, tokenizer, window=L, windows=data.windows, batch=rows, n=count,
-            checks=mesh.is_first_on_host(),
+            files.place(data.heldout), tokenizer, window=L, windows=data.windows, batch=rows,
+            n=count, files=files, checks=mesh.is_first_on_host(),
         )  # fmt: skip
     else:
         task = make_task(config, L)

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import Group, argument, command, corpus
-from launch.commands.values import part, path, positive, share, tell
+from launch.commands.values import corpus_place, part, path, positive, share, tell
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
     from pretrain.data.index import Index
+    from pretrain.data.store import Place
 
-PREPARED = argument("folder", metavar="FOLDER", type=path, help="what `hypnos data prepare` wrote")
+PREPARED = argument(
+    "folder",
+    metavar="FOLDER",
+    type=corpus_place,
+    help="what `hypnos data prepare` wrote, or its URL, as s3://bucket/prefix",
+)
 
 
 @command(
@@ -131,7 +137,7 @@ def print_splits(folder: Path, made: dict[str, Index]) -> None:
     example="hypnos data verify runs/corpus/shards",
     arguments=[PREPARED],
 )
-def verify(folder: Path) -> None:
+def verify(folder: Place) -> None:
     from pretrain.data.shards import strays_beside, verify
     from pretrain.run.console import said_if_slow
 
@@ -154,7 +160,11 @@ def verify(folder: Path) -> None:
     example="hypnos data stats web books --weights 0.9 0.1 --tokens 5e9",
     arguments=[
         argument(
-            "folders", metavar="FOLDER", type=path, nargs="+", help="what `data prepare` wrote"
+            "folders",
+            metavar="FOLDER",
+            type=corpus_place,
+            nargs="+",
+            help="what `data prepare` wrote, or its URL",
         ),
         argument(
             "--weights",
@@ -166,7 +176,7 @@ def verify(folder: Path) -> None:
         argument("--tokens", type=float, default=1e9, metavar="COUNT", help="that are trained on"),
     ],
 )
-def stats(folders: list[Path], weights: list[float] | None, tokens: float) -> None:
+def stats(folders: list[Place], weights: list[float] | None, tokens: float) -> None:
     from dataclasses import fields
 
     from rich.console import Console

@@ -7,12 +7,18 @@ import os
 import sys
 from pathlib import Path
 
+from pretrain.data.store import Place, place
 from pretrain.errors import UserError
 
 
 def path(text: str) -> Path:
     """A file or folder; `~` is the user's folder, which no shell sees in --out=~/x."""
     return Path(os.path.expanduser(text))
+
+
+def corpus_place(text: str) -> Place:
+    """A folder, or a URL as s3://bucket/prefix."""
+    return place(text)
 
 
 def positive(text: str) -> int:

@@ -11,6 +11,7 @@ import os
 from parallel.combinations import Layout, refusal
 from pretrain.config.fields import check, refused
 from pretrain.config.schema import Config
+from pretrain.data.store import is_remote
 from pretrain.errors import UserError
 
 MAX_TOKENS = 1 << 28  # of a step, and of an evaluation: what a rank's host holds at once
@@ -230,6 +231,11 @@ def _text(config: Config) -> None:
             raise refused(f"data.train[{number}].path", "", f"name a folder {written}")
     if not config.data.heldout:
         raise refused("data.heldout", "", f"name the folder of held-out shards {written}")
+    places = [*(corpus.path for corpus in config.data.train), config.data.heldout]
+    if any(map(is_remote, places)) and config.data.retry >= config.parallel.timeout:
+        limit = config.parallel.timeout
+        fix = f"must be less than parallel.timeout = {limit:g}, or a store that fails ends the job"
+        raise refused("data.retry", config.data.retry, fix)
     if config.sleep.when == "context" and config.sleep.passes > 1:
         fix = 'every window of text has targets, so none would sleep: use "always"'
         raise refused("sleep.when", "context", fix)

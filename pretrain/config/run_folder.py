@@ -15,6 +15,7 @@ from pretrain.config import Config
 from pretrain.config.checks import uses_tokenizer
 from pretrain.config.fields import refused, values
 from pretrain.config.load import override
+from pretrain.data.store import is_remote
 from pretrain.errors import UserError
 from pretrain.files import read_whole, write_atomically
 
@@ -89,6 +90,8 @@ def check_tokenizer(config: Config) -> None:
 def check_data(config: Config, *, training: bool) -> None:
     """UserError if what a run reads is not where its configuration says.
 
+    What lies on an object store is looked for when it is opened.
+
     Args:
         training: its training data and data.tokenizer are read, too, and not only held-out data.
     """
@@ -102,7 +105,7 @@ def check_data(config: Config, *, training: bool) -> None:
     if data.task == "stories" and config.stories.path:
         needed.append(("stories.path", config.stories.path))
     for place, path in needed:
-        if not Path(path).exists():
+        if not is_remote(path) and not Path(path).exists():
             where = "" if os.path.isabs(path) else f" in {Path.cwd()}"
             fix = 'data.train=[{path="PATH"}]' if "train" in place else f"{place}=PATH"
             raise refused(place, path, f"not there{where}; say where it is now: {fix}")

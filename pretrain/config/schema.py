@@ -118,7 +118,11 @@ class SleepConfig:
 class CorpusConfig:
     """One corpus of a mixture."""
 
-    path: str = setting(REQUIRED, "folder that `hypnos data prepare` wrote", path=True)
+    path: str = setting(
+        REQUIRED,
+        "folder that `hypnos data prepare` wrote, or its URL (s3://bucket/prefix)",
+        path=True,
+    )
     weight: float = setting(
         1.0,
         "share of the tokens drawn from it, relative to the others",
@@ -138,7 +142,9 @@ class DataConfig:
         "", "sentencepiece model; required for text, stories and recall", changes=True, path=True
     )
     train: list[CorpusConfig] = setting([], "corpora of text, and their weights", changes=True)
-    heldout: str = setting("", "folder of held-out shards (text)", changes=True, path=True)
+    heldout: str = setting(
+        "", "folder of held-out shards, or its URL (text)", changes=True, path=True
+    )
     windows: int = setting(4, "W, windows per training sequence (text)", at_least=1)
     documents: Literal["isolate", "stitch"] = setting(
         "isolate", "isolate: a document starts a window with S = 0; stitch: joined by EOS"
@@ -151,6 +157,22 @@ class DataConfig:
     )
     carry: bool = setting(
         True, "a document longer than W windows keeps S from one sequence to the next"
+    )
+    cache: str = setting(
+        "~/.cache/hypnos",
+        "folder on a local disk for what is read of shards on an object store",
+        changes=True,
+        path=True,
+    )
+    cache_gb: float = setting(
+        50.0, "GB that it may hold, of all runs on a host", at_least=0.01, changes=True
+    )
+    retry: float = setting(
+        300.0,
+        "seconds for which an object store that fails or is slow is asked for an object",
+        at_least=1,
+        at_most=1e9,
+        changes=True,
     )
 
 

@@ -13,6 +13,9 @@
     index.py     what lies in a split's folder, and the checks on reading it
     records.py   documents.idx: where each document lies, mapped and checked
     reader.py    one document's tokens by number, checked, without reading its neighbours
+    splits.py    a split in a folder, or on an object store: to its reader they are alike
+    store.py     objects of a store, asked for until it answers
+    cache.py     pieces of them on a local disk: bounded, shared by the ranks of a host
     open_files.py  files that are read again and again, of which only so many may be open
     splitmix.py  random numbers as a function of a key and a counter
     order.py     which document is drawn at position j: a pure function of (seed, j)
@@ -41,7 +44,7 @@ Training, on every rank. B rows (lanes) in the global batch, W windows of L toke
     draw j = 0, 1, 2, ...         order.Order                  corpus by weight, its permutation
       +- lane j mod B             lanes.isolate(), stitch()    this rank's B / ranks, lengths only
           +- row of W windows                                  [doc EOS PAD], [doc EOS doc EOS doc]
-              +- tokens           reader.Shards.document()
+              +- tokens           reader.Shards.document(), from splits.Split
                   +- Batch        stream.TextStream.next()     through a prefetch thread
 
 State of the stream: steps taken, and for each lane (documents used up, tokens used of the next

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, count, islice
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,8 @@ from pretrain.data.index import find_split
 from pretrain.data.lanes import Row, Span
 from pretrain.data.reader import Shards
 from pretrain.data.rows import RowReader
+from pretrain.data.splits import Files
+from pretrain.data.store import Place
 from tokenizer.encode import Tokenizer
 
 Lengths = NDArray[np.uint32]  # [documents] tokens of each, EOS not among them
@@ -26,13 +27,14 @@ CHUNK = 1 << 16  # documents whose lengths are looked at together
 
 
 def heldout_batches(
-    path: str | Path,
+    path: str | Place,
     tokenizer: Tokenizer,
     *,
     window: int,
     windows: int,
     batch: int,
     n: int,
+    files: Files | None = None,
     checks: bool = True,
 ) -> list[Batch]:
     """`n` batches of `batch` rows, or fewer when the held-out documents end before.
@@ -42,15 +44,16 @@ def heldout_batches(
     and whole documents that are shorter than a row, follow, each at the beginning of a window and
     followed by PAD. A last batch that is not full is filled up with rows of PAD alone.
 
-    checks: see `Shards`.
+    files, checks: see `Shards`.
     """
-    shards = Shards(find_split(path, "heldout"), tokenizer, checks=checks)
+    shards = Shards(find_split(path, "heldout"), tokenizer, files, checks=checks)
     made = chain(
         _full_rows(shards.lengths, windows * window), _padded_rows(shards.lengths, windows, window)
     )
     rows = list(islice(made, n * batch))
     rows += [Row([], carries=False)] * (-len(rows) % batch)
     reader = RowReader([shards], tokenizer.eos, tokenizer.pad, windows, window)
+    reader.ahead(rows)
     batches = [
         reader.isolated(range(batch), rows[first : first + batch])
         for first in range(0, len(rows), batch)

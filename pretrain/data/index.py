@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.data.store import Place, place
 from pretrain.errors import UserError
 from pretrain.files import has_checksum, parse_json, read_whole, with_checksum
 
@@ -80,14 +81,15 @@ class Index:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def read_index(folder: Path) -> Index:
+def read_index(folder: Place) -> Index:
     """The index of `folder`; UserError: it is missing, damaged or of another format."""
     path = folder / INDEX
     try:
-        content = read_whole(path)
+        content = read_whole(path) if isinstance(path, Path) else path.read_bytes()
     except OSError as error:
+        why = error.strerror or "it is not there"
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; give a folder of `hypnos data prepare`"
+            f"{path}: cannot be read: {why}; give a folder of `hypnos data prepare`"
         ) from None
     if not has_checksum(content):
         raise UserError(
@@ -102,9 +104,9 @@ def read_index(folder: Path) -> Index:
     return Index(**record | {"shards": [Shard(**shard) for shard in record["shards"]]})
 
 
-def find_split(path: str | Path, split: str) -> Path:
+def find_split(path: str | Place, split: str) -> Place:
     """The folder of one split: `path` itself when it holds an index, else its `split` folder."""
-    path = Path(path)
+    path = place(path) if isinstance(path, str) else path
     if (path / INDEX).is_file():
         return path
     if (path / split / INDEX).is_file():
@@ -115,9 +117,9 @@ def find_split(path: str | Path, split: str) -> Path:
     )
 
 
-def find_splits(path: str | Path) -> list[Path]:
+def find_splits(path: str | Place) -> list[Place]:
     """All splits of a prepared corpus, or the one that `path` itself is."""
-    path = Path(path)
+    path = place(path) if isinstance(path, str) else path
     found = (
         [path]
         if (path / INDEX).is_file()

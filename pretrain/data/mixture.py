@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.index import find_split, read_index
 from pretrain.data.order import drawn_before, quotas, token_shares
+from pretrain.data.store import Place
 
 STRETCHES, STRETCH = 256, 4096  # documents that the length of all is taken from: reading costs
 
@@ -55,7 +55,7 @@ def corpus_shares(
 
 
 def mixture(
-    paths: Sequence[str | Path], weights: Sequence[float], tokens: float
+    paths: Sequence[str | Place], weights: Sequence[float], tokens: float
 ) -> list[CorpusShare]:
     """The share of each prepared corpus in a run that trains on so many tokens of them, joined."""
     indexes = [read_index(find_split(path, "train")) for path in paths]

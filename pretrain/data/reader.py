@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.index import DOCUMENTS, DTYPES, document_key, read_index
-from pretrain.data.open_files import OpenFiles
+from pretrain.config.schema import DataConfig
+from pretrain.data.index import DOCUMENTS, DTYPES, Shard, document_key, read_index
 from pretrain.data.records import (
     BackgroundCheck,
     check_documents,
-    check_size,
     lies_outside,
     map_documents,
     outside,
 )
+from pretrain.data.splits import Files
+from pretrain.data.store import Place
 from pretrain.errors import UserError
 from tokenizer.encode import Tokenizer
 
@@ -39,15 +39,15 @@ class Shards:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         tokenizer: Tokenizer,
-        files: OpenFiles | None = None,
+        files: Files | None = None,
         *,
         checks: bool = True,
     ) -> None:
         """
         Args:
-            files: the tars that are open, of this split and of others that are read with it.
+            files: what reads this split and others beside it.
             checks: this is the rank that checks all for its host.
         """
         self.folder = folder
@@ -59,47 +59,62 @@ class Shards:
                 f"{self.index.vocab_size} pieces) than this one ({mine[0][:12]}, {mine[1]}); "
                 "set data.tokenizer to its own, or prepare the corpus again"
             )
+        self._files = files or Files(DataConfig())
+        self._split = self._files.split(folder)
+        documents = self._split.documents(self.index)
         self._check: BackgroundCheck | None = None
         if checks:
-            for shard in self.index.shards:
-                check_size(folder / shard.name, shard.bytes)
+            self._split.check_sizes(self.index.shards)
             if self.index.samples <= MAX_AT_ONCE:
-                check_documents(folder, self.index)
+                check_documents(documents, self.index)
             else:
-                self._check = BackgroundCheck(folder, self.index)
-        self._records = map_documents(folder, self.index)
+                self._check = BackgroundCheck(documents, self.index)
+        self._records = map_documents(documents, self.index)
         self.lengths: NDArray[np.uint32] = self._records["tokens"]
         # first document of the next shard
         self._ends = np.cumsum([shard.samples for shard in self.index.shards])
         self._dtype = DTYPES[self.index.dtype]
-        self._files = files or OpenFiles()
+        self.batches_ahead = self._split.batches_ahead  # that are planned before one is read
 
     def __len__(self) -> int:
         return self.index.samples
+
+    def ahead(self, number: int) -> None:
+        """Say that a document will soon be read."""
+        if self.batches_ahead == 1:
+            return
+        shard, _, record = self._find(number)
+        size = int(record["tokens"]) * self._dtype.itemsize
+        self._split.ahead(shard, size, int(record["offset"]))
 
     def document(self, number: int) -> NDArray[Any]:
         """[tokens] ids of a document, uint16 or uint32."""
         if self._check:
             self._check.raise_if_damaged()
+        shard, in_shard, record = self._find(number)
+        name = f"{self.folder / shard.name}: document {document_key(in_shard)}"
+        size = int(record["tokens"]) * self._dtype.itemsize
+        try:
+            payload = self._split.read(shard, size, int(record["offset"]))
+        except OSError as error:
+            raise UserError(f"{name} cannot be read: {error.strerror}") from None
+        if zlib.crc32(payload) != record["crc32"]:
+            self._split.discard(shard, size, int(record["offset"]))
+            raise UserError(f"{name} is damaged; copy the shard anew or prepare again")
+        ids = np.frombuffer(payload, self._dtype)
+        if ids.max() >= self.index.vocab_size:
+            raise UserError(f"{name} has ids beyond the vocabulary; prepare again")
+        return ids
+
+    def _find(self, number: int) -> tuple[Shard, int, Any]:
+        """A document's shard, its number there, and its record."""
         record = self._records[number]
         which = int(np.searchsorted(self._ends, number, side="right"))
         shard = self.index.shards[which]
         in_shard = number - (int(self._ends[which]) - shard.samples)
         if outside(record, np.int64(shard.bytes), self._dtype.itemsize):
             raise lies_outside(self.folder / DOCUMENTS, in_shard, shard.name)
-        path = self.folder / shard.name
-        name = f"{path}: document {document_key(in_shard)}"
-        size = int(record["tokens"]) * self._dtype.itemsize
-        try:
-            payload = self._files.read(path, size, int(record["offset"]))
-        except OSError as error:
-            raise UserError(f"{name} cannot be read: {error.strerror}") from None
-        if zlib.crc32(payload) != record["crc32"]:
-            raise UserError(f"{name} is damaged; copy the shard anew or prepare again")
-        ids = np.frombuffer(payload, self._dtype)
-        if ids.max() >= self.index.vocab_size:
-            raise UserError(f"{name} has ids beyond the vocabulary; prepare again")
-        return ids
+        return shard, in_shard, record
 
     def close(self) -> None:
         """Close the tars; a later read opens them again. What is checked in the background is

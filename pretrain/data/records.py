@@ -15,22 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pretrain.data.index import DOCUMENT, DOCUMENTS, DTYPES, Index, document_key
+from pretrain.data.index import DOCUMENT, DTYPES, Index, document_key
+from pretrain.data.store import Place
 from pretrain.errors import UserError
 
 Records = NDArray[np.void]  # [documents] DOCUMENT
 CHUNK = 1 << 16  # records that are checked at once
 
 
-def read_documents(folder: Path, index: Index) -> Records:
-    """All of it, checked and mapped."""
-    check_documents(folder, index)
-    return map_documents(folder, index)
-
-
-def map_documents(folder: Path, index: Index) -> Records:
-    """Mapped: nothing but its size is read here. UserError: it has another."""
-    path, size = folder / DOCUMENTS, index.samples * DOCUMENT.itemsize
+def map_documents(path: Path, index: Index) -> Records:
+    """documents.idx, mapped: nothing but its size is read here. UserError: it has another."""
+    size = index.samples * DOCUMENT.itemsize
     check_size(path, size)
     # numpy's memmap would keep the file open, and there may be hundreds of corpora
     mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
@@ -39,16 +34,14 @@ def map_documents(folder: Path, index: Index) -> Records:
     return records
 
 
-def check_documents(
-    folder: Path, index: Index, stopped: Callable[[], bool] = lambda: False
-) -> None:
-    """UserError unless its bytes are those that index.json says, and each document has tokens and
-    lies within its shard. Takes little memory, and ends early once `stopped`.
+def check_documents(path: Place, index: Index, stopped: Callable[[], bool] = lambda: False) -> None:
+    """UserError unless the bytes of documents.idx are those that index.json says, and each document
+    has tokens and lies within its shard. Takes little memory, and ends early once `stopped`.
     """
-    path = folder / DOCUMENTS
-    check_size(path, index.samples * DOCUMENT.itemsize)
+    size = index.samples * DOCUMENT.itemsize
+    check_size(path, size)
     digest, checked = hashlib.sha256(), _Places(path, index)
-    for chunk in _chunks(path):
+    for chunk in chunks(path, size, CHUNK * DOCUMENT.itemsize):
         if stopped():
             return
         digest.update(chunk)
@@ -61,10 +54,14 @@ def check_documents(
     checked.finish()
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks(path: Place, size: int, at_once: int) -> Iterator[bytes]:
+    """All `size` bytes of a file, `at_once` a time. UserError."""
+    if not isinstance(path, Path):
+        yield from path.chunks(size, at_once)
+        return
     try:
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK * DOCUMENT.itemsize):
+            while chunk := file.read(at_once):
                 yield chunk
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; copy it anew") from None
@@ -73,7 +70,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 class _Places:
     """Whether records, which come in chunks, lie within their shards and make up their tokens."""
 
-    def __init__(self, path: Path, index: Index) -> None:
+    def __init__(self, path: Place, index: Index) -> None:
         self._path, self._index = path, index
         self._ends = np.cumsum([shard.samples for shard in index.shards])
         self._bytes = np.array([shard.bytes for shard in index.shards])
@@ -119,7 +116,7 @@ def outside(
     return wrong
 
 
-def lies_outside(path: Path, document: int, shard: str) -> UserError:
+def lies_outside(path: Place, document: int, shard: str) -> UserError:
     """What is wrong with such a document of a shard."""
     return UserError(
         f"{path}: document {document_key(document)} does not lie within {shard}; "
@@ -130,8 +127,8 @@ def lies_outside(path: Path, document: int, shard: str) -> UserError:
 class BackgroundCheck:
     """`check_documents` in a thread, for files of which it takes long."""
 
-    def __init__(self, folder: Path, index: Index) -> None:
-        self._folder, self._index = folder, index
+    def __init__(self, path: Path, index: Index) -> None:
+        self._path, self._index = path, index
         self._error: UserError | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._check, name="check", daemon=True)
@@ -139,7 +136,7 @@ class BackgroundCheck:
 
     def _check(self) -> None:
         try:
-            check_documents(self._folder, self._index, self._stopped.is_set)
+            check_documents(self._path, self._index, self._stopped.is_set)
         except UserError as error:
             self._error = error
 
@@ -154,14 +151,18 @@ class BackgroundCheck:
         self._thread.join()
 
 
-def check_size(path: Path, size: int) -> None:
+def check_size(path: Place, size: int) -> None:
     """UserError unless the file is there and has `size` bytes."""
     try:
-        found = path.stat().st_size
+        found = path.stat().st_size if isinstance(path, Path) else path.size()
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}; copy it anew or prepare again"
-        ) from None
+        why = error.strerror or "it is not there"
+        raise UserError(f"{path}: cannot be read: {why}; copy it anew or prepare again") from None
+    check_bytes(path, found, size)
+
+
+def check_bytes(path: Place, found: int, size: int) -> None:
+    """UserError unless a file of `found` bytes has `size`."""
     if found != size:
         kind = "truncated" if found < size else "damaged"
         raise UserError(

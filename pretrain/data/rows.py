@@ -25,6 +25,12 @@ class RowReader:
         # lane -> (corpus, document), its ids and EOS
         self._open: dict[int, tuple[tuple[int, int], NDArray[Any]]] = {}
 
+    def ahead(self, rows: Sequence[Row]) -> None:
+        """Say that rows will soon be read."""
+        for row in rows:
+            for span in row.spans:
+                self._corpora[span.corpus].ahead(span.document)
+
     def isolated(self, lanes: Sequence[int], rows: Sequence[Row]) -> Batch:
         """Rows of `lanes.isolate`: every document padded to the end of its window and predicting
         only itself.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pretrain.config.schema import DataConfig
 from pretrain.data.index import DOCUMENTS, INDEX, Shard, find_splits, read_index
-from pretrain.data.records import check_documents, check_size, read_documents
+from pretrain.data.records import check_documents, check_size, chunks, map_documents
+from pretrain.data.splits import Files, Split
+from pretrain.data.store import CHUNK, Place
 from pretrain.errors import UserError
-from pretrain.files import sha256, strays
+from pretrain.files import strays
 
 
-def verify(path: str | Path) -> list[str]:
+def verify(path: str | Place) -> list[str]:
     """Read every byte of a prepared corpus, or of one of its splits, and compare it with the index.
 
     Returns one line for each damaged file, naming it; none when all is well.
@@ -22,7 +26,7 @@ def verify(path: str | Path) -> list[str]:
     for folder in find_splits(path):
         try:
             index = read_index(folder)
-            check_documents(folder, index)
+            check_documents(folder / DOCUMENTS, index)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -34,21 +38,28 @@ def verify(path: str | Path) -> list[str]:
     return problems
 
 
-def strays_beside(path: str | Path) -> list[str]:
-    """A line about each thing in the splits' folders that no index names: it is not read."""
+def strays_beside(path: str | Place) -> list[str]:
+    """A line about each thing in the splits' folders that no index names: it is not read.
+
+    On a store nobody looks for them.
+    """
     return [
         line
         for folder in find_splits(path)
+        if isinstance(folder, Path)
         for line in strays(
             folder, {INDEX, DOCUMENTS, *(shard.name for shard in read_index(folder).shards)}
         )
     ]
 
 
-def _verify_shard(path: Path, shard: Shard) -> None:
+def _verify_shard(path: Place, shard: Shard) -> None:
     """UserError unless the tar is the one that was written."""
     check_size(path, shard.bytes)
-    if sha256(path) != shard.sha256:
+    digest = hashlib.sha256()
+    for chunk in chunks(path, shard.bytes, CHUNK):
+        digest.update(chunk)
+    if digest.hexdigest() != shard.sha256:
         raise UserError(
             f"{path}: damaged: its content is not what {INDEX} says; copy it anew or prepare again"
         )
@@ -72,14 +83,17 @@ class Stats:
     vocab_size: int
 
 
-def stats(path: str | Path) -> list[Stats]:
+def stats(path: str | Place) -> list[Stats]:
     """The splits of a prepared corpus."""
-    return [_stats(folder) for folder in find_splits(path)]
+    files = Files(DataConfig())
+    return [_stats(folder, files.split(folder)) for folder in find_splits(path)]
 
 
-def _stats(folder: Path) -> Stats:
+def _stats(folder: Place, split: Split) -> Stats:
     index = read_index(folder)
-    lengths = read_documents(folder, index)["tokens"]
+    documents = split.documents(index)
+    check_documents(documents, index)
+    lengths = map_documents(documents, index)["tokens"]
     return Stats(
         split=folder.name,
         shards=len(index.shards),

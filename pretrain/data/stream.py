@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,12 @@ from pretrain.data.batch import Batch
 from pretrain.data.index import find_split
 from pretrain.data.lanes import Cursor, Row, Span
 from pretrain.data.mixture import corpus_shares, mean_places
-from pretrain.data.open_files import OpenFiles
 from pretrain.data.order import Order, token_shares
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.reader import Shards
 from pretrain.data.rows import RowReader
 from pretrain.data.source import Gather
+from pretrain.data.splits import Files
 from pretrain.data.upcoming import Upcoming
 from pretrain.errors import UserError
 from tokenizer.encode import Tokenizer
@@ -60,11 +61,12 @@ class TextStream:
     ) -> None:
         """checks: see `Shards`."""
         tokenizer = Tokenizer.load(config.tokenizer)
-        files = OpenFiles()
+        self._files = files = Files(config)
         self._corpora = [
-            Shards(find_split(corpus.path, "train"), tokenizer, files, checks=checks)
+            Shards(find_split(files.place(corpus.path), "train"), tokenizer, files, checks=checks)
             for corpus in config.train
         ]
+        self._batches_ahead = max(shards.batches_ahead for shards in self._corpora)
         self._config, self._window, self._batch = config, window, batch
         self._weights = [corpus.weight for corpus in config.train]
         self._sizes = [len(shards) for shards in self._corpora]
@@ -81,13 +83,16 @@ class TextStream:
         # after the last batch given out
         self._position = Position(0, [(0, 0)] * len(self._mine))
         self._rows: Sequence[Row] = []  # of the last batch given out
-        self._ahead = self._position  # after the last batch made, by the prefetcher's thread alone
+        # after the last batch planned; this and those that are not yet made are the prefetcher's
+        self._ahead = self._position
+        self._planned: deque[tuple[Sequence[Row], Position]] = deque()
         self._prefetcher: Prefetcher[tuple[Batch, Sequence[Row], Position]] | None = None
 
     def next(self) -> Batch:
         """This rank's rows of the next global step."""
         if self._prefetcher is None:
             self._ahead = self._position
+            self._planned.clear()
             lengths = [shards.lengths for shards in self._corpora]
             self._upcoming = Upcoming(self._order, lengths, self._mine, self._batch)
             self._prefetcher = Prefetcher(self._make)
@@ -154,6 +159,7 @@ class TextStream:
 
     def close(self) -> None:
         """End the thread and close the shards."""
+        self._files.stop()  # the thread may be waiting for a store
         self._end_thread()
         for shards in self._corpora:  # they share their open files
             shards.close()
@@ -165,12 +171,20 @@ class TextStream:
 
     def _make(self) -> tuple[Batch, Sequence[Row], Position]:
         """The next batch, its rows, and the position after it. Runs in the prefetch thread."""
-        planned = [self._plan(row, cursor) for row, cursor in enumerate(self._ahead.cursors)]
-        rows, cursors = zip(*planned, strict=True)
+        while len(self._planned) < self._batches_ahead:
+            self._plan_ahead()
+        rows, position = self._planned.popleft()
         isolate = self._config.documents == "isolate"
         read = self._reader.isolated if isolate else self._reader.stitched
+        return read(self._mine, rows), rows, position
+
+    def _plan_ahead(self) -> None:
+        """Plans one more batch, and has what it reads brought here."""
+        planned = [self._plan(row, cursor) for row, cursor in enumerate(self._ahead.cursors)]
+        rows, cursors = zip(*planned, strict=True)
         self._ahead = Position(self._ahead.steps + 1, list(cursors))
-        return read(self._mine, rows), rows, self._ahead
+        self._planned.append((rows, self._ahead))
+        self._reader.ahead(rows)
 
     def _plan(self, row: int, cursor: Cursor) -> tuple[Row, Cursor]:
         config, find = self._config, partial(self._upcoming.find, row)

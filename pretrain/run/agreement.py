@@ -26,6 +26,7 @@ import torch.distributed as dist
 from parallel import mesh, watchdog
 from pretrain.config.schema import Config
 from pretrain.data.index import find_split, read_index
+from pretrain.data.store import Place, place
 from pretrain.errors import UserError, shortened
 from pretrain.files import sha256
 from tokenizer import TokenizerError
@@ -33,6 +34,7 @@ from tokenizer.encode import Tokenizer
 
 SOURCES = ("parallel", "pretrain", "tokenizer")  # packages of ours that decide what is computed
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy")
+STORE_S = 60.0  # that an object store is asked at most: less than ranks wait for one of them
 Facts = dict[str, str]  # what is compared -> what it is here
 T = TypeVar("T")
 
@@ -91,12 +93,13 @@ def contents(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     if data.task == "text":
         folders = [(corpus.path, "train") for corpus in data.train]
         for path, split in [*folders, (data.heldout, "heldout")]:
-            yield f"the {split} shards {path}", partial(_fingerprint, path, split)
+            there = place(path, min(data.retry, STORE_S))
+            yield f"the {split} shards {path}", partial(_fingerprint, there, split)
     if data.task == "stories" and config.stories.path:
         yield f"the stories {config.stories.path}", partial(sha256, Path(config.stories.path))
 
 
-def _fingerprint(path: str, split: str) -> str:
+def _fingerprint(path: Place, split: str) -> str:
     return read_index(find_split(path, split)).fingerprint
 
 

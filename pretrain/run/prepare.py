@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from itertools import accumulate as running_sum
 
-from parallel import mesh
+from parallel import mesh, watchdog
 from parallel.stages import Stage, balanced
 from pretrain.config.checks import validate
 from pretrain.config.memory import check_memory
 from pretrain.config.schema import Config, ParallelConfig
 from pretrain.data.source import BatchSource
+from pretrain.data.store import is_remote
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from pretrain.model.flops import block_costs
@@ -36,7 +38,12 @@ def make_source(config: Config) -> BatchSource:
     rank, ranks = mesh.dp_rank(), mesh.dp_size()
     if config.data.task == "text":
         checks = mesh.is_first_on_host()
-        return TextStream(config.data, window, batch, seed, rank=rank, ranks=ranks, checks=checks)
+        stored = any(is_remote(corpus.path) for corpus in config.data.train)
+        # a store is given up in time, and as long as it answers it may be slow
+        with watchdog.no_timeout("opens the data") if stored else nullcontext():
+            return TextStream(
+                config.data, window, batch, seed, rank=rank, ranks=ranks, checks=checks
+            )
     return TaskSource(make_task(config, window), batch, seed, rank=rank, ranks=ranks)
 
 

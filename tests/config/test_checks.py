@@ -67,13 +67,14 @@ REFUSED_OF_TEXT = {
     "data.train=[{path=''}]": 'data.train[0].path = "": name a folder that `hypnos data prepare`',
     "data.heldout=": 'data.heldout = "": name the folder of held-out shards',
     "sleep.when=context": 'sleep.when = "context": every window of text has targets',
+    "data.heldout=s3://b/h data.retry=600": "data.retry = 600.0: must be less than parallel",
 }
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [([*DEPO, *changes.split(" ")], message) for changes, message in REFUSED.items()]
-    + [([*TEXT, change], message) for change, message in REFUSED_OF_TEXT.items()]
+    + [([*TEXT, *changes.split()], message) for changes, message in REFUSED_OF_TEXT.items()]
     + [([*STORIES, "stories.min_ops=9"], "stories.max_ops = 8: must be at least stories.min_ops")],
     ids=str,
 )

@@ -71,6 +71,7 @@ def test_a_bound_itself_is_allowed(override: str) -> None:
 # As before the fields said so: neither this list nor theirs changes without the other.
 CHANGEABLE = {
     "run.name", "run.dir", "data.train", "data.heldout", "data.tokenizer", "stories.path",
+    "data.cache", "data.cache_gb", "data.retry",
     "parallel.tp", "parallel.pp", "parallel.stages", "parallel.sequence_parallel", "parallel.zero",
     "parallel.offload", "parallel.recompute", "parallel.cuda_graphs", "parallel.timeout",
     "train.steps", "train.microbatches", "train.log_every", "train.eval_every",

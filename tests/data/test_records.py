@@ -50,7 +50,7 @@ def test_damage_of_a_large_split_is_found_while_others_are_read(
 
 @pytest.mark.usefixtures("large")
 def test_a_large_split_that_is_whole_stays_so(split: Path, tokenizer: Tokenizer) -> None:
-    records.check_documents(split, Shards(split, tokenizer).index)
+    records.check_documents(split / DOCUMENTS, Shards(split, tokenizer).index)
     shards = Shards(split, tokenizer)
     assert all(len(shards.document(n)) == shards.lengths[n] for n in range(len(shards)))
     shards.close()

@@ -1,0 +1,187 @@
+"""Pieces of objects on a local disk: bounded, and shared by all processes of a host.
+
+    FOLDER/used                  bytes of all that is there; locked while they are changed
+    FOLDER/ab/abcd.../0-262144   a piece: so many bytes of the object with that sha256; their crc32
+    FOLDER/ab/abcd.../whole      an object that is needed whole, checked
+    ....draft                    either, as it is written; locked by whoever writes it
+
+Names are of content, so that what is prepared anew is never taken for what was there. A draft is
+renamed when it is whole, so that what a killed process leaves is never read: whoever gets the lock
+next begins again. Locks end with their process. When there is too much, what was not used for
+longest goes first, pieces before whole objects.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pretrain.errors import UserError
+
+KEPT = 0.9  # share of the limit that is left when something has to go
+POLL_S = 0.005  # between two looks whether another's draft is done
+CRC_BYTES = 4
+WHOLE, DRAFT = "whole", ".draft"
+
+
+class Cache:
+    """A folder of at most `limit` bytes; what is being written comes on top, a piece a thread."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+
+    def path(self, sha256: str, part: str) -> Path:
+        """Where a part of an object is, or would be."""
+        return self.folder / sha256[:2] / sha256 / part
+
+    def read(self, path: Path) -> bytes | None:
+        """A piece, or None if it is not there or damaged: then it is to be had anew."""
+        try:
+            content = path.read_bytes()
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unusable(error) from None
+        piece, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
+        return piece if crc == _crc(piece) else None
+
+    def add(self, path: Path, fetch: Callable[[], bytes], limit: float) -> bytes:
+        """A piece that was not there: of all that want it one fetches it.
+
+        TimeoutError: another has had it in hand for `limit` seconds.
+        """
+        with self._draft(path, limit) as draft:
+            if (there := self.read(path)) is not None:
+                return there
+            piece = fetch()
+            self._keep(draft, path, self._write(draft, [piece, _crc(piece)]))
+        return piece
+
+    def add_whole(self, path: Path, size: int, chunks: Callable[[], Iterable[bytes]]) -> None:
+        """An object of `size` bytes that is needed whole, unless it is there, or another process
+        is at it. Whatever `chunks` raises goes through, and nothing is kept.
+        """
+        if size > self.limit * KEPT:
+            raise UserError(
+                f"data.cache_gb = {self.limit / 1e9:g}: the index of one corpus alone takes "
+                f"{size / 1e9:.3g} GB: raise it"
+            )
+        with self._draft(path, float("inf")) as draft:
+            if not path.exists():
+                self._write(draft, chunks())
+                os.fsync(draft)
+                self._keep(draft, path, size)
+
+    @contextmanager
+    def _draft(self, path: Path, limit: float) -> Iterator[int]:
+        """A locked draft, to be renamed to `path`; else it is removed."""
+        draft, deadline = path.with_name(path.name + DRAFT), time.monotonic() + limit
+        with self._usable():
+            draft.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with self._usable():
+                descriptor = os.open(draft, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self._lock(descriptor, deadline)
+                if not _names(draft, descriptor):  # another has renamed or removed it: once more
+                    continue
+                try:
+                    yield descriptor
+                finally:
+                    if _names(draft, descriptor):
+                        draft.unlink()
+                return
+            finally:
+                os.close(descriptor)
+
+    def _lock(self, descriptor: int, deadline: float) -> None:
+        while True:
+            try:
+                with self._usable():
+                    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("another process has not read it yet") from None
+                time.sleep(POLL_S)
+
+    def _write(self, draft: int, parts: Iterable[bytes]) -> int:
+        """Returns how many bytes that is."""
+        size = 0
+        with self._usable():
+            os.truncate(draft, 0)  # what a killed process has left
+        for part in parts:
+            with self._usable():
+                size += os.pwrite(draft, part, size)
+        return size
+
+    def _keep(self, draft: int, path: Path, size: int) -> None:
+        """Counts a draft, makes room for it, and names it."""
+        with self._usable():
+            used = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(used, fcntl.LOCK_EX)
+                total = int(os.pread(used, 20, 0) or self.limit) + size  # new: count what is there
+                if total > self.limit:
+                    total = self._make_room(size) + size
+                os.pwrite(used, f"{total:020}".encode(), 0)
+            finally:
+                os.close(used)
+            os.rename(path.with_name(path.name + DRAFT), path)
+
+    def _make_room(self, size: int) -> int:
+        """Removes what was used least recently, if too much is there; returns the bytes left."""
+        found = []
+        for path in self.folder.glob("??/*/*"):
+            with suppress(FileNotFoundError):
+                if path.suffix == DRAFT:
+                    _remove_left_over(path)
+                else:
+                    stat = path.stat()
+                    found.append((path.name == WHOLE, stat.st_mtime, stat.st_size, path))
+        total = sum(entry[2] for entry in found)
+        if total + size > self.limit:
+            for _, _, bytes_, path in sorted(found):
+                if total + size <= KEPT * self.limit:
+                    break
+                path.unlink(missing_ok=True)
+                total -= bytes_
+        return total
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Inside, an error is this disk's, and no store's: it is not tried again."""
+        try:
+            yield
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> UserError:
+        fix = "make room there, or set data.cache to a folder on a local disk"
+        return UserError(f"data.cache = {self.folder}: cannot be used: {error.strerror}; {fix}")
+
+
+def _crc(piece: bytes) -> bytes:
+    return zlib.crc32(piece).to_bytes(CRC_BYTES, "little")
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Whether a path is that of an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_left_over(draft: Path) -> None:
+    """Removes the draft of a process that was killed, and no other."""
+    with draft.open("rb") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        draft.unlink()

@@ -1,0 +1,220 @@
+"""What is read of an object store: as from a folder, bounded, whole or not at all."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pretrain.config.schema import CorpusConfig, DataConfig
+from pretrain.data import splits, store
+from pretrain.data.cache import DRAFT, Cache
+from pretrain.data.index import find_split
+from pretrain.data.reader import Shards
+from pretrain.data.shards import stats, verify
+from pretrain.data.splits import Files
+from pretrain.data.store import StorePath
+from pretrain.errors import UserError
+from tests.data.test_stream import open_stream, same, take
+from tokenizer.encode import Tokenizer
+
+PIECE = 100  # bytes: documents lie in several
+_numbers = itertools.count()
+
+
+class Failing(MemoryFileSystem):
+    """fsspec's store in memory, whose next answers may fail or be short."""
+
+    protocol = "failing"
+    failures: list[Exception | bytes]
+    reads: list[str]  # what was asked for
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("failing://"))
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **_: Any
+    ) -> Any:
+        self.reads.append(f"{path} {start}")
+        if start is not None and self.failures:
+            failure = self.failures.pop(0)
+            if isinstance(failure, bytes):
+                return failure
+            raise failure
+        return super().cat_file(path, start, end)
+
+
+@pytest.fixture
+def url(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of a copy of `folder`, of which pieces are small and pauses are short."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the cache of `stats` is
+    monkeypatch.setattr(splits, "PIECE", PIECE)
+    monkeypatch.setattr(store, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(store, "QUIET_S", 0.0)
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    Failing.failures, Failing.reads = [], []
+    name = f"corpus-{next(_numbers)}"  # an index is read once in a process
+    for path in folder.rglob("*.*"):
+        MemoryFileSystem().pipe(f"/{name}/{path.relative_to(folder)}", path.read_bytes())
+    yield f"failing://{name}"
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture
+def stored(config: DataConfig, url: str, tmp_path: Path) -> DataConfig:
+    """`config`, whose corpus lies on a store."""
+    return replace(config, train=[CorpusConfig(path=url)], cache=str(tmp_path / "c"), retry=1)
+
+
+def pieces(stored: DataConfig) -> list[Path]:
+    return [path for path in Path(stored.cache).rglob("*-*") if path.is_file()]
+
+
+def test_a_store_gives_what_a_folder_gives(config: DataConfig, stored: DataConfig) -> None:
+    expected = take(open_stream(config), 8)
+    stream = open_stream(stored)
+    got = [stream.next() for _ in range(3)]
+    state = stream.state_dict()
+    stream.load_state_dict(state)  # ends what is on its way
+    got += take(stream, 2)
+    on_folder = open_stream(config)
+    resumed = open_stream(stored)
+    on_folder.load_state_dict(state)
+    resumed.load_state_dict(on_folder.state_dict())
+    assert all(map(same, got + take(resumed, 5)[2:], expected))
+    there = [read for read in Failing.reads if "/train/" in read]  # one looks in no folder above
+    assert len(there) == len(set(there)) == len(pieces(stored)) + 2, "all came once"
+
+
+def test_what_goes_through_a_small_cache_is_the_same(
+    stored: DataConfig, folder: Path, tokenizer: Tokenizer
+) -> None:
+    files = Files(stored)
+    files._cache.limit = limit = 3000
+    shards = Shards(find_split(files.place(stored.train[0].path), "train"), tokenizer, files)
+    local = Shards(folder / "train", tokenizer)
+    for number in range(len(local)):
+        assert (shards.document(number) == local.document(number)).all()
+        assert sum(path.stat().st_size for path in Path(stored.cache).rglob("?*-*")) <= limit
+    assert len(Failing.reads) > len(pieces(stored)) > 10
+    shards.close()
+    local.close()
+
+
+def test_what_was_used_last_stays(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 10 * (PIECE + 4))
+    paths = [cache.path("ab" * 32, f"{n}-{n}") for n in range(11)]
+    for number, path in enumerate(paths):
+        if number == 10:
+            cache.read(paths[0])
+        cache.add(path, lambda: bytes(PIECE), 1)
+    assert [n for n, path in enumerate(paths) if path.exists()] == [0, *range(3, 11)]
+    assert int((tmp_path / "used").read_text()) == 9 * (PIECE + 4)
+
+
+def test_damage_here_is_mended_and_a_draft_is_never_read(
+    stored: DataConfig, tokenizer: Tokenizer
+) -> None:
+    files = Files(stored)
+    shards = Shards(find_split(files.place(stored.train[0].path), "train"), tokenizer, files)
+    expected = shards.document(0)
+    kept = pieces(stored)
+    for path, content in zip(kept, (b"", b"x" * PIECE, b"?"), strict=False):
+        path.write_bytes(content)
+    for path in kept[3:]:
+        path.rename(path.with_name(path.name + DRAFT))  # as a killed process leaves it
+    assert (shards.document(0) == expected).all() and sorted(pieces(stored)) == sorted(kept)
+    shards.close()
+
+
+def test_another_object_in_its_place_leaves_nothing_behind(
+    stored: DataConfig, tokenizer: Tokenizer
+) -> None:
+    files = Files(stored)
+    shards = Shards(find_split(files.place(stored.train[0].path), "train"), tokenizer, files)
+    shard = stored.train[0].path.partition(":/")[2] + "/train/shard-000000.tar"
+    content = MemoryFileSystem().cat(shard)
+    MemoryFileSystem().pipe(shard, bytes(len(content)))
+    with pytest.raises(UserError, match="document 000000000 is damaged"):
+        shards.document(0)
+    MemoryFileSystem().pipe(shard, content)
+    assert len(shards.document(0)) == shards.lengths[0]
+    shards.close()
+
+
+def test_answers_that_fail_or_are_short_are_asked_for_again(
+    stored: DataConfig, config: DataConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = open_stream(stored)
+    Failing.failures = [OSError("503 Slow Down"), b"short", FileNotFoundError("gone"), KeyError()]
+    assert all(map(same, take(stream, 3), take(open_stream(config), 3)))
+    said = capsys.readouterr().err
+    assert f"{stored.train[0].path}/train/shard-00000" in said
+    assert "attempt 1 failed (503 Slow Down); tries on for 1 s" in said
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_object_that_is_gone_is_named(
+    stored: DataConfig, tokenizer: Tokenizer, ahead: bool
+) -> None:
+    files = Files(stored)
+    shards = Shards(find_split(files.place(stored.train[0].path), "train"), tokenizer, files)
+    MemoryFileSystem().rm(stored.train[0].path.partition(":/")[2] + "/train/shard-000000.tar")
+    if ahead:
+        shards.ahead(0)
+    with pytest.raises(
+        UserError, match=r"shard-000000\.tar: cannot be read: \d+ attempts? in \d s"
+    ):
+        shards.document(0)
+    shards.close()
+
+
+def test_who_closes_does_not_wait_for_a_store(stored: DataConfig) -> None:
+    stream = open_stream(replace(stored, retry=1e6))
+    Failing.failures = [OSError("503")] * 1000
+
+    def train() -> None:
+        with suppress(store.Closed, CancelledError):
+            stream.next()
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    while len(Failing.failures) > 990:
+        time.sleep(0.01)
+    stream.close()
+    trainer.join(20)
+    assert not trainer.is_alive()
+
+
+def test_verify_and_stats(url: str, folder: Path) -> None:
+    assert verify(url) == []
+    assert stats(url) == stats(folder)
+    shard = url.partition(":/")[2] + "/train/shard-000001.tar"
+    MemoryFileSystem().pipe(shard, b"x" + MemoryFileSystem().cat(shard)[1:])
+    MemoryFileSystem().rm(shard.replace("1.tar", "0.tar"))
+    missing, damaged = verify(url)
+    assert missing.startswith(f"{url}/train/shard-000000.tar: cannot be read: it is not there")
+    assert damaged.startswith(f"{url}/train/shard-000001.tar: damaged")
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("failing://nowhere", "holds no train shards, for there is no index.json"),
+        ("nonsense://bucket/x", r"nonsense.*pip install 'hypnos\[store\]'"),
+    ],
+)
+def test_a_place_without_shards_is_told_at_once(url: str, place: str, told: str) -> None:
+    with pytest.raises(UserError, match=f"^{place}.*{told}"):
+        find_split(StorePath(place), "train")
