@@ -42,13 +42,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from benchmarks.memory import commit, processor
 from parallel import mesh
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import Batch
 from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session
 from pretrain.model.sleep import SleepLM
+from pretrain.origin import commit, processor
 
 MB = 1e6
 WINDOW, OWN, REALLY_READ = 256, 4096, 1024

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import NamedTuple
 
 from parallel.passes import Pass
 from parallel.simulator import Span
+from pretrain.origin import commit, processor
 
 MIB = 2**20
 
@@ -197,24 +197,6 @@ def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
             f"{limit / MIB:.1f} MiB = 1.3 x {before / MIB:.1f} + {stored / MIB:.1f}: "
             f"{'holds' if after <= limit else 'DOES NOT HOLD'}"
         )
-
-
-def commit() -> str:
-    """What is checked out, "-dirty" after it if files differ from that; empty without git."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-
-
-def processor() -> str:
-    """The model of this machine's."""
-    model = [
-        line
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return model[0].partition(":")[2].strip() if model else platform.machine()
 
 
 def heading(plan: Plan) -> Iterator[str]:

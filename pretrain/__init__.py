@@ -6,6 +6,7 @@ report.py       tables and plots of runs
 inside.py       what goes on inside a run, as pictures
 page.py         a page of HTML that holds all it shows
 plots.py        how pictures look
+origin.py       where numbers come from: the machine, the commit, the day
 errors.py       a user's error
 exit_status.py  how a process of a run ends: finished, start me again, failed
 files.py        files that are there whole or not at all, hashes, JSON that may hold anything

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from torch import Tensor
 
 from parallel import mesh
 from parallel.layers import cross_entropy, vocab_parallel_argmax
+from parallel.state import State
 from pretrain.config.run_folder import check_data, check_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert.load import open_model
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.heldout import heldout_batches
 from pretrain.data.splits import Files
+from pretrain.errors import UserError
 from pretrain.model.plan import WindowPlan
 from pretrain.model.sleep import SleepLM
+from pretrain.model.stop_rule import StopRule
 from pretrain.run.step import read
 from pretrain.tasks import Task, make_task
 from tokenizer.encode import Tokenizer
@@ -59,16 +63,23 @@ class CollectPredictions:
 
 
 def predict(
-    model: SleepLM, parts: Sequence[Batch], passes: int | None = None, zero: int = 0
+    model: SleepLM,
+    parts: Sequence[Batch],
+    passes: int | None = None,
+    zero: int = 0,
+    stop: StopRule | None = None,
+    states: Sequence[State | None] = (),
 ) -> Prediction:
     """What a model predicts in microbatches, given to all ranks that hold it.
 
     Args:
         passes: N; the model's own if None.
         zero: the ZeRO stage that the weights are sharded with.
+        stop: ends the sleep of rows that have settled.
+        states: what each begins with, where they do not begin with S = 0.
     """
     heads = [CollectPredictions(model, part) for part in parts]
-    read(model, parts, heads, passes, zero)
+    read(model, parts, heads, passes, zero, stop, states)
     loss, best = torch.cat([h.loss for h in heads]), torch.cat([h.best for h in heads])
     if mesh.pp_size() > 1:
         last = dist.get_global_rank(mesh.pp_group(), mesh.pp_size() - 1)
@@ -87,6 +98,7 @@ class Evaluation:
     task: Task | None  # scores the answers; None for text
     zero: int = 0  # the ZeRO stage that the weights are sharded with
     rows_asked: int = 0  # train.eval_batches x train.batch
+    token_bytes: Tensor | None = None  # [vocabulary] what a token of text writes
 
     def describe(self) -> list[str]:
         """A line to say at the start, when there is less to predict than was asked for."""
@@ -99,15 +111,29 @@ class Evaluation:
             f"(train.eval_batches x train.batch): {int(scored.sum()):,} tokens are predicted"
         ]
 
-    def run(self, model: SleepLM, passes: int | None = None) -> Metrics:
+    def run(
+        self, model: SleepLM, passes: int | None = None, until: float = 0.0, after: int = 0
+    ) -> Metrics:
         """Loss in nats per scored token, whole, by window and by position in it; a task's accuracy.
 
         The keys are "passes", "loss", "loss_per_window" [W], "loss_per_position" [L] and, for a
-        task, "accuracy": {name: share}. Positions and windows without a target are None.
+        task, "accuracy": {name: share}; for text, "bits_per_byte" and "bits_per_byte_per_window"
+        [W]. Positions and windows without a target are None.
+
+        Args:
+            until: a sleep ends when a pass has changed S by less than this share of it, in one
+                process. Then there are also "until"; "passes_made", the mean over windows that were
+                slept over; "passes_of_batches", the mean of those that batches made, each until its
+                last row had settled.
+            after: each row begins with the fast weights that so many other test rows of a task
+                leave, one after the other, in place of S = 0; in one process. Then there is also
+                "after".
         """
         was_training = model.training
         model.eval()
-        predictions = [self._predict(model, batch, passes) for batch in self.batches]
+        stop = StopRule(until) if until else None
+        states = self._read_others(model, after, passes)
+        predictions = [self._predict(model, batch, passes, stop, states) for batch in self.batches]
         model.train(was_training)
         loss = torch.cat([p.loss for p in predictions]).double()  # [all rows, T]
         scored_mask = torch.cat([b.targets != IGNORE for b in self.batches])
@@ -118,6 +144,16 @@ class Evaluation:
             "loss_per_window": _means(loss, scored_mask, column // self.window),
             "loss_per_position": _means(loss, scored_mask, column % self.window),
         }
+        if self.token_bytes is not None:
+            targets = torch.cat([b.targets for b in self.batches])
+            bits = loss / math.log(2)
+            size = self.token_bytes[targets.clamp(min=0)] * scored_mask  # [all rows, T]
+            metrics["bits_per_byte"] = float(bits.sum() / size.sum())
+            metrics["bits_per_byte_per_window"] = _means(bits, size, column // self.window)
+        if after:
+            metrics["after"] = after
+        if stop is not None:
+            metrics |= {"until": until, **stop.means()}
         if self.task is not None:
             scores = [
                 self.task.score(p.best, b) for p, b in zip(predictions, self.batches, strict=True)
@@ -127,15 +163,43 @@ class Evaluation:
             }
         return metrics
 
-    def _predict(self, model: SleepLM, batch: Batch, passes: int | None) -> Prediction:
-        """Predicts this rank's rows and gathers the others'."""
-        ranks = mesh.dp_size()
-        share = batch.size[0] // ranks
+    @torch.no_grad()
+    def _read_others(
+        self, model: SleepLM, count: int, passes: int | None
+    ) -> Sequence[State | None]:
+        """What so many other rows leave, by microbatch; () if there are to be none."""
+        states: list[State | None] = [None] * self.microbatches
+        for i in range(count):
+            assert self.task is not None, "text has documents of its own"
+            others = self.task.test(TEST_SEED - 1 - i, self.batches[0].size[0])
+            others.starts[:, 0], others.carries[:] = i == 0, True
+            parts = self._parts(others)
+            states = [
+                model(part, state, passes=passes).state
+                for part, state in zip(parts, states, strict=True)
+            ]
+        return states if count else ()
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """This rank's rows, by microbatch."""
+        share = batch.size[0] // mesh.dp_size()
         first, part = mesh.dp_rank() * share, share // self.microbatches
-        parts = [
+        return [
             batch.rows(first + m * part, first + (m + 1) * part) for m in range(self.microbatches)
         ]
-        mine = predict(model, parts, passes, self.zero)
+
+    def _predict(
+        self,
+        model: SleepLM,
+        batch: Batch,
+        passes: int | None,
+        stop: StopRule | None,
+        states: Sequence[State | None],
+    ) -> Prediction:
+        """Predicts this rank's rows and gathers the others'."""
+        if states:
+            batch = replace(batch, starts=torch.zeros_like(batch.starts))
+        mine = predict(model, self._parts(batch), passes, self.zero, stop, states)
         return Prediction(_gather(mine.loss), _gather(mine.best))
 
 
@@ -148,11 +212,16 @@ def _gather(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _means(loss: Tensor, scored_mask: Tensor, group: Tensor) -> list[float | None]:
-    """Mean loss of each group of columns, None where none is scored. group: [T] int64."""
+def _means(loss: Tensor, counted: Tensor, group: Tensor) -> list[float | None]:
+    """Of each group of columns, loss by what is counted, None where that is nothing.
+
+    Args:
+        loss, counted: [rows, T].
+        group: [T] int64.
+    """
     groups = int(group.max()) + 1
     sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, group, loss.sum(dim=0))
-    counts = torch.zeros(groups, dtype=torch.int64).index_add_(0, group, scored_mask.sum(dim=0))
+    counts = torch.zeros(groups, dtype=torch.int64).index_add_(0, group, counted.sum(dim=0))
     return [float(s / c) if c else None for s, c in zip(sums, counts, strict=True)]
 
 
@@ -164,7 +233,7 @@ def make_evaluation(config: Config) -> Evaluation:
     """
     data, settings, L = config.data, config.train, config.sleep.window
     count, rows = settings.eval_batches, settings.batch
-    task = None
+    task, token_bytes = None, None
     if data.task == "text":
         tokenizer = Tokenizer.load(data.tokenizer)
         files = Files(data)
@@ -172,12 +241,14 @@ def make_evaluation(config: Config) -> Evaluation:
             files.place(data.heldout), tokenizer, window=L, windows=data.windows, batch=rows,
             n=count, files=files, checks=mesh.is_first_on_host(),
         )  # fmt: skip
+        token_bytes = torch.tensor([len(each) for each in tokenizer.written()])
     else:
         task = make_task(config, L)
         batches = [task.test(TEST_SEED + i, rows) for i in range(count)]
     return Evaluation(
-        batches, L, settings.microbatches, task, zero=config.parallel.zero, rows_asked=count * rows
-    )
+        batches, L, settings.microbatches, task, zero=config.parallel.zero, rows_asked=count * rows,
+        token_bytes=token_bytes,
+    )  # fmt: skip
 
 
 def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
@@ -197,16 +268,27 @@ def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
 
 
 def evaluate_run(
-    run: Path, passes: list[int] | None = None, overrides: Sequence[str] = ()
+    run: Path,
+    passes: list[int] | None = None,
+    overrides: Sequence[str] = (),
+    until: Sequence[float] = (),
+    after: Sequence[int] = (),
 ) -> list[Metrics]:
     """Evaluates a run's newest checkpoint at each N of `passes` (the trained N and 1 if None).
 
     Args:
         overrides: settings that differ from the run's: other held-out data, more batches of them.
+        until: also, with the largest N at most, under each of these stop rules.
+        after: also, with the largest N, after so many other rows; of tasks only.
     """
     model, config = open_model(run, overrides)
     check_tokenizer(config)
     check_data(config, training=False)
     evaluation = make_evaluation(config)
     model = model.to(mesh.device())
-    return [evaluation.run(model, n) for n in passes or sorted({1, config.sleep.passes})]
+    if after and evaluation.task is None:
+        raise UserError("--after: text has documents of its own, and no rows to come after others")
+    passes = passes or sorted({1, config.sleep.passes})
+    fixed = [evaluation.run(model, n) for n in passes]
+    stopped = [evaluation.run(model, max(passes), until=share) for share in until]
+    return fixed + stopped + [evaluation.run(model, max(passes), after=n) for n in after]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from pretrain.plots import figure, smooth
 
 
@@ -42,6 +44,25 @@ def plot_state(runs: Sequence[Logged], out: Path) -> None:
         axes[1].set(title="Retention over a window, mean of heads", ylim=(0, 1.04))
 
 
+def plot_heads(runs: Sequence[Logged], out: Path) -> None:
+    """Retention of each head over a window: at the first logging step and at the last."""
+    with figure(out, _legend(runs), panels=2, width=9.6) as axes:
+        for axis, which in zip(axes, (0, -1), strict=True):
+            for i, run in enumerate(runs):
+                logged = [r["retention_per_head"] for r in run.train if r.get("retention_per_head")]
+                for block, heads in enumerate(logged[which]):
+                    x = block + 1 + (i - (len(runs) - 1) / 2) * 0.5 / len(runs)
+                    spread = np.linspace(-0.18, 0.18, len(heads)) / len(runs)
+                    axis.plot(
+                        x + spread, heads, "o", color=run.colour, markersize=4.5,
+                        markeredgecolor="white",
+                    )  # fmt: skip
+            axis.set(xlabel="delta block", ylim=(0, 1.04))
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0].set(title="Retention of each head, first step", ylabel="of S, over a window")
+        axes[1].set(title="Retention of each head, last step")
+
+
 def plot_throughput(runs: Sequence[Logged], out: Path) -> None:
     """By step: tokens read awake, and tokens times passes asleep, a second."""
     with figure(out, _legend(runs), panels=2, width=9.6) as axes:
@@ -56,6 +77,11 @@ def plot_throughput(runs: Sequence[Logged], out: Path) -> None:
 def has_probes(run: Logged) -> bool:
     """Whether it logged what happens inside."""
     return any("state_norm" in row for row in run.train)
+
+
+def has_heads(run: Logged) -> bool:
+    """Whether it logged retention by head."""
+    return any(row.get("retention_per_head") for row in run.train)
 
 
 def has_throughput(run: Logged) -> bool:

@@ -22,6 +22,7 @@ th { color: #6b7280; font-weight: 600; } th:first-child, td:first-child { text-a
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; }
 figcaption { color: #6b7280; font-size: .9rem; }
 """
+PIXELS = 1.3  # of a picture for each of the page's, so that all have letters of one size
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers, rows
 
 
@@ -60,9 +61,11 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _figure(picture: Path, caption: str) -> str:
-    encoded = base64.b64encode(picture.read_bytes()).decode()
-    said = escape(caption)
+    content, said = picture.read_bytes(), escape(caption)
+    encoded = base64.b64encode(content).decode()
+    pixels = int.from_bytes(content[16:20], "big")  # a PNG's width
     return (
-        f'<figure><img alt="{said}" src="data:image/png;base64,{encoded}">'
+        f'<figure><img width="{round(pixels / PIXELS)}" alt="{said}" '
+        f'src="data:image/png;base64,{encoded}">'
         f"<figcaption>{said}</figcaption></figure>"
     )

@@ -18,8 +18,10 @@ import numpy as np
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically
 from pretrain.inside import (
+    has_heads,
     has_probes,
     has_throughput,
+    plot_heads,
     plot_passes,
     plot_state,
     plot_throughput,
@@ -46,6 +48,7 @@ class RunMetrics:
     label: str
     train: list[Row]
     evaluations: list[Row]  # at the largest N that was evaluated, which is the trained one
+    with_one_pass: list[Row]  # of runs with N > 1
     colour: str = COLOURS[1]  # the same in every plot
 
     @property
@@ -61,40 +64,62 @@ class RunMetrics:
 def report(run_dirs: Sequence[Path], out: Path) -> None:
     """Compares runs: writes OUT/report.html, OUT/report.md and its plots, and prints the table.
 
-    Writes those of loss.png, loss_by_place.png (text), accuracy_by_hops.png / accuracy_by_op.png
-    / accuracy.png (tasks), passes.png, state.png and throughput.png for which the runs have data.
+    Writes those of loss.png, loss_by_place.png, accuracy_by_hops.png / accuracy_by_op.png /
+    accuracy.png (tasks), passes.png, state.png, heads.png and throughput.png for which the runs
+    have data.
     """
     runs = _coloured([read_run(path.name, path) for path in run_dirs])
     for run, label in zip(runs, _labels(runs, run_dirs), strict=True):
         run.label = label
     out.mkdir(parents=True, exist_ok=True)
-    pictures = [out / "loss.png"]
-    plot_loss(runs, pictures[0])
-    if on_text := [r for r in runs if r.evaluations and not r.accuracy]:
-        pictures.append(out / "loss_by_place.png")
-        plot_loss_by_place(on_text, pictures[-1])
-    if any(r.accuracy for r in runs):
-        kind = next((k for k in DEPTHS if any(_by_depth(r.accuracy, k) for r in runs)), None)
-        pictures.append(out / (f"accuracy_by_{kind}.png" if kind else "accuracy.png"))
-        plot_accuracy(runs, kind, pictures[-1])
-    for name, draw, has in (
-        ("passes", plot_passes, has_probes),
-        ("state", plot_state, has_probes),
-        ("throughput", plot_throughput, has_throughput),
-    ):
-        if logged := [run for run in runs if has(run)]:
-            pictures.append(out / f"{name}.png")
-            draw(logged, pictures[-1])
+    pictures = _draw(runs, out)
     headers, rows = _summary(runs)
     images = [f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures]
     written = table(headers, [[_as_typed(cell) for cell in row] for row in rows])
     write_atomically(out / "report.md", "\n\n".join(["# Report", written, *images]) + "\n")
     title = f"Report: {', '.join(run.label for run in runs)}"
-    shown = [(p, p.stem.replace("_", " ")) for p in pictures]
+    shown = list(pictures.items())
     write_page(out / "report.html", title, [], [(headers, rows)], shown)
     print(table(headers, rows))
     pages = [out / "report.md", out / "report.html"]
     print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, *pages]))
+
+
+def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
+    """Writes the pictures for which the runs have data; what each shows, for the page."""
+    pictures = {out / "loss.png": "Training loss by step, smoothed; points: held-out loss."}
+    plot_loss(runs, out / "loss.png")
+    if evaluated := [run for run in runs if run.evaluations]:
+        plot_loss_by_place(evaluated, out / "loss_by_place.png")
+        pictures[out / "loss_by_place.png"] = (
+            "Held-out loss at the last evaluation, by window and by place in a window; dashed: the "
+            "same model with one pass."
+        )
+    if any(r.accuracy for r in runs):
+        kind = next((k for k in DEPTHS if any(_by_depth(r.accuracy, k) for r in runs)), None)
+        path = out / (f"accuracy_by_{kind}.png" if kind else "accuracy.png")
+        plot_accuracy(runs, kind, path)
+        pictures[path] = "Answers right at the last evaluation, and on the way there."
+    for name, draw, has, caption in INSIDE:
+        if logged := [run for run in runs if has(run)]:
+            draw(logged, out / f"{name}.png")
+            pictures[out / f"{name}.png"] = caption
+    return pictures
+
+
+INSIDE = (
+    (
+        "passes", plot_passes, has_probes,
+        "At the last logging step, over all windows and delta blocks: what each pass changes in S, "
+        "and the gradient that comes back to S after it.",
+    ),
+    ("state", plot_state, has_probes, "Near a retention of 0 nothing that is written stays."),
+    ("heads", plot_heads, has_heads, "A point a head."),
+    (
+        "throughput", plot_throughput, has_throughput,
+        "Tokens of the wake pass, and tokens times passes 2 to N over them.",
+    ),
+)  # fmt: skip
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -131,8 +156,11 @@ def read_run(label: str, path: Path) -> RunMetrics:
     if not train and not evaluations:
         raise UserError(f"{path / 'metrics.jsonl'}: nothing was logged yet; train the run first")
     most = max((passes for _, passes in evaluations), default=0)
-    at_most = [evaluations[key] for key in sorted(evaluations) if key[1] == most]
-    return RunMetrics(label, [train[step] for step in sorted(train)], at_most)
+    at_most, at_one = (
+        [evaluations[key] for key in sorted(evaluations) if key[1] == n] for n in (most, 1)
+    )
+    logged = [train[step] for step in sorted(train)]
+    return RunMetrics(label, logged, at_most, at_one if most > 1 else [])
 
 
 def read_metrics(path: Path) -> Iterator[Row]:
@@ -190,7 +218,9 @@ def plot_loss(runs: list[RunMetrics], out: Path) -> None:
 
 
 def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
-    """Held-out loss at the last evaluation, by window of the sequence and by place within it."""
+    """Held-out loss at the last evaluation, by window of the sequence (dashed: of runs with N > 1,
+    with one pass) and by place within it.
+    """
     with figure(out, _legend(runs), panels=2, width=9.6) as (by_window, by_place):
         for run in runs:
             windows, places = (
@@ -198,13 +228,16 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
             )
             x, y = _present(windows, first=1)
             by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white")
+            if run.with_one_pass:
+                x, y = _present(run.with_one_pass[-1]["loss_per_window"], first=1)
+                by_window.plot(x, y, "o--", color=run.colour, markersize=4, linewidth=1)
             x, y = _present(places, first=1)
             by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
             by_place.plot(x, smooth(y, max(1, len(y) // 48)), color=run.colour)
         by_window.set(
-            title="Held-out loss by window",
+            title="Held-out loss by window (dashed: one pass)",
             xlabel="window of the sequence",
-            ylabel="nats per token",
+            ylabel="nats per scored token",
         )
         by_window.xaxis.get_major_locator().set_params(integer=True)
         by_place.set(

@@ -303,7 +303,7 @@ def log(parts: Parts, state: TrainState, batch: Batch, outputs: list[Output], pr
         grad_norm=parts.optimizer.grad_norm,
         skipped=parts.optimizer.skipped,
     )
-    row |= probe.summary()
+    row |= probe.summary(parts.model)
     row |= parts.throughput.rates(state.step, row["tokens"], batch)
     parts.metrics.write("train", state.step, row)
     parts.job.progress.report(state.step, row["loss"], row["tokens_per_s"])

@@ -122,6 +122,17 @@ class Tokenizer:
         """The byte that id `i` stands for; None if it is no single byte."""
         return int(self._model.id_to_piece(i)[3:5], 16) if self._model.is_byte(i) else None
 
+    def written(self) -> list[bytes]:
+        """What each id writes: a piece's text, a byte, or nothing."""
+        return [
+            piece.replace(SPACE, " ").encode()
+            if self.is_text(i)
+            else bytes([byte])
+            if (byte := self.byte(i)) is not None
+            else b""
+            for i, piece in enumerate(self.pieces())
+        ]
+
     def scores(self) -> list[float]:
         """The score of every id: of two pieces that could be joined, the better one is."""
         return [self._model.get_score(i) for i in range(self.vocab_size)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import argument, command
-from launch.commands.values import path, positive, tell
+from launch.commands.values import path, positive, share, tell
 
 
 @command(
@@ -15,6 +15,7 @@ from launch.commands.values import path, positive, tell
     "held-out loss and task accuracy of a run, at any number of passes",
     description="Evaluates a run's newest checkpoint on its held-out data.",
     example="hypnos eval runs/depo-small --passes 1 2 4\n"
+    "hypnos eval runs/depo-small --passes 4 8 --sleep-until 0.3 0.1 0.03\n"
     "hypnos eval runs/text-tiny data.heldout=other/shards train.eval_batches=8",
     arguments=[
         argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
@@ -33,6 +34,25 @@ from launch.commands.values import path, positive, tell
             help="passes to evaluate at (default: 1 and the trained N)",
         ),
         argument(
+            "--sleep-until",
+            dest="until",
+            type=share,
+            nargs="+",
+            metavar="SHARE",
+            default=[],
+            help="also with the largest N at most: a sleep ends when a pass has changed the fast "
+            "weights by less than this share of them, as 0.1",
+        ),
+        argument(
+            "--after",
+            type=positive,
+            nargs="+",
+            metavar="COUNT",
+            default=[],
+            help="also with the largest N: each row of a task begins with the fast weights that so "
+            "many other rows leave, one after the other",
+        ),
+        argument(
             "--json",
             dest="as_json",
             action="store_true",
@@ -40,13 +60,20 @@ from launch.commands.values import path, positive, tell
         ),
     ],
 )
-def evaluate(folder: Path, overrides: list[str], passes: list[int] | None, as_json: bool) -> None:
+def evaluate(
+    folder: Path,
+    overrides: list[str],
+    passes: list[int] | None,
+    until: list[float],
+    after: list[int],
+    as_json: bool,
+) -> None:
     from pretrain.run.console import said_if_slow
 
     with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
         from pretrain.evaluate import evaluate_run
     with said_if_slow(f"evaluating {folder}", tell):
-        results = evaluate_run(folder, passes, overrides)
+        results = evaluate_run(folder, passes, overrides, until, after)
     if as_json:
         for metrics in results:
             print(json.dumps(metrics))
@@ -55,19 +82,33 @@ def evaluate(folder: Path, overrides: list[str], passes: list[int] | None, as_js
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """One column per N: the loss, that of each window, and each accuracy."""
+    """One column per N or stop rule: the loss, of each window, each accuracy, and passes made."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("nats per token")
     for metrics in results:
-        table.add_column(f"N = {metrics['passes']}", justify="right")
+        table.add_column(_how(metrics), justify="right")
     table.add_row("loss", *(f"{metrics['loss']:.4f}" for metrics in results))
     by_window = zip(*(metrics["loss_per_window"] for metrics in results), strict=True)
     for window, losses in enumerate(by_window):
         if losses[0] is not None:  # nothing is scored there
             table.add_row(f"  window {window}", *(f"{loss:.4f}" for loss in losses))
+    if "bits_per_byte" in results[0]:
+        table.add_row("bits per byte", *(f"{metrics['bits_per_byte']:.4f}" for metrics in results))
     for name in results[0].get("accuracy", {}):
         shares = (f"{100 * metrics['accuracy'][name]:.1f} %" for metrics in results)
         table.add_row(f"accuracy {name}", *shares)
+    if any("until" in metrics for metrics in results):
+        for name in ("passes_made", "passes_of_batches"):
+            means = (f"{metrics.get(name, metrics['passes']):.2f}" for metrics in results)
+            table.add_row(name.replace("_", " "), *means)
     Console().print(table)
+
+
+def _how(metrics: dict[str, Any]) -> str:
+    """ "N = 4", "N <= 8, until 0.1" or "N = 4, after 3"."""
+    if "until" in metrics:
+        return f"N <= {metrics['passes']}, until {metrics['until']:g}"
+    after = f", after {metrics['after']}" if "after" in metrics else ""
+    return f"N = {metrics['passes']}{after}"

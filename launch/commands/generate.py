@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import argument, command
+from launch.commands.sleeping import SLEEP_UNTIL
 from launch.commands.values import number, path, positive, read_text, seed, tell, whole
 from pretrain.errors import UserError
 
@@ -91,6 +92,7 @@ from pretrain.errors import UserError
             metavar="N",
             help="passes over a full window (default: as trained)",
         ),
+        SLEEP_UNTIL,
     ],
 )
 def generate(
@@ -104,6 +106,7 @@ def generate(
     samples: int,
     stop: list[str],
     passes: int | None,
+    until: float,
     top_k: int | None,
     min_p: float | None,
     **settings: Any,
@@ -131,7 +134,7 @@ def generate(
             decoder, tokenizer, asked, sampling,
             max_tokens=tokens, stop=[*stop, *(STOPS if chat and not chat_template else ())],
             samples=samples,
-            passes=passes,
+            passes=passes, until=until,
         )  # fmt: skip
     shown = "" if chat else prompt  # before what is new
     if samples == 1:

@@ -10,11 +10,15 @@ from launch.commands.values import path, tell
 
 @command(
     "report",
-    "compare runs in a table, plots and one page of HTML",
-    description="Compares the results of one or more runs: report.html holds all of it.",
-    example="hypnos report runs/depo-n1 runs/depo-n4 --out runs/depo-report",
+    "compare runs in a table, plots and one page of HTML; or studies in one table",
+    description="Compares the results of one or more runs: report.html holds all of it. Of folders "
+    "that `hypnos reproduce` wrote: tasks x N x controls, in overview.md and overview.html.",
+    example="hypnos report runs/depo-n1 runs/depo-n4 --out runs/depo-report\n"
+    "hypnos report docs/results/depo docs/results/rule110 --out docs/results",
     arguments=[
-        argument("runs", metavar="RUN", type=path, nargs="+", help="folders of runs"),
+        argument(
+            "runs", metavar="RUN", type=path, nargs="+", help="folders of runs, or of studies"
+        ),
         argument(
             "--out",
             type=path,
@@ -26,6 +30,10 @@ from launch.commands.values import path, tell
 def report(runs: list[Path], out: Path | None) -> None:
     from pretrain.report import report
     from pretrain.run.console import said_if_slow
+    from pretrain.study.overview import is_study, overview
 
     with said_if_slow("drawing", tell):
-        report(runs, out or runs[0])
+        if any(map(is_study, runs)):
+            print(overview(runs, out or runs[0]))
+        else:
+            report(runs, out or runs[0])

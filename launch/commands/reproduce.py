@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from launch.commands import argument, command
-from launch.commands.values import path, positive, tell
+from launch.commands.values import path, positive, tell, whole
 from pretrain.exit_status import REQUEUE
 
 HYPNOS = [sys.executable, "-m", "launch"]
@@ -25,8 +26,9 @@ HYPNOS = [sys.executable, "-m", "launch"]
     arguments=[
         argument(
             "task",
-            choices=("rule110", "depo", "stories", "mqar", "s5", "brevo", "recall"),
-            help="the first three are the paper's",
+            choices=("rule110", "depo", "stories", "mqar", "s5", "brevo", "recall", "text"),
+            help="the first three are the paper's; text: the sources and documents of the Python "
+            "packages that are installed here",
         ),
         argument(
             "overrides",
@@ -55,9 +57,10 @@ HYPNOS = [sys.executable, "-m", "launch"]
         argument("--jobs", type=positive, metavar="COUNT", help="runs at a time (default: cores)"),
         argument(
             "--minutes",
-            type=positive,
+            type=whole,
             metavar="COUNT",
-            help=f"save and end after so many, with status {REQUEUE} if something is left",
+            help=f"save and end after so many, with status {REQUEUE} if something is left; "
+            "0: train nothing, write what there is",
         ),
         argument(
             "--array",
@@ -92,15 +95,15 @@ def reproduce(
 
     if controls == ["list"]:
         for name, control in CONTROLS.items():
-            print(f"{name:<16}{control.meaning}")
+            print(f"{name:<20}{control.meaning}")
         return 0
     if scale not in STUDIES[task]:
         raise UserError(f"{task} is not one of the paper's, so it has no --scale {scale}: use cpu")
     folder = out or Path("runs/reproduce") / f"{task}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
-    has_text = task in ("stories", "recall")
+    has_text = task in ("stories", "recall", "text")
     if has_text and not any(o.startswith("data.tokenizer=") for o in overrides):
-        overrides = [*overrides, f"data.tokenizer={_tokenizer(folder, task)}"]
+        overrides = [*overrides, *_texts(folder, task)]
     planned = plan(
         STUDIES[task][scale], passes=passes, seeds=seeds, controls=named(controls),
         overrides=overrides,
@@ -113,12 +116,12 @@ def reproduce(
     with StudyProgress() as progress:
         done = run_all(
             [p.run for p in planned], folder, hypnos=HYPNOS, jobs=jobs or os.cpu_count() or 1,
-            seconds=60 * minutes if minutes else float("inf"), show=progress.show,
+            seconds=float("inf") if minutes is None else 60 * minutes, show=progress.show,
         )  # fmt: skip
     for job in done:
         if job.state == "failed":
             tell(f"{job.run.name} failed {job.tries} times: {job.log}")
-    if any(job.state == "done" for job in done) or not minutes:
+    if any(job.state == "done" for job in done) or minutes is None:
         print(write_results(planned, folder, f"{task}, {scale} scale"))
         print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")
     if any(job.state == "failed" for job in done):
@@ -126,16 +129,32 @@ def reproduce(
     return 0 if all(job.state == "done" for job in done) else REQUEUE
 
 
-def _tokenizer(folder: Path, task: str) -> Path:
-    """A small tokenizer of what the task is written in, trained once."""
-    from pretrain.study.reproduce import write_stories
-
+def _texts(folder: Path, task: str) -> list[str]:
+    """Where the tokenizer is that a task is written in, and the shards of text; made once."""
     model, texts = folder / "tokenizer.model", folder / "stories.jsonl"
     if not model.exists():
         source = "--python"
         if task == "stories":
+            from pretrain.study.reproduce import write_stories
+
             write_stories(texts)
             source = str(texts)
-        train = ["tokenizer", "train", source, "--vocab-size", "1024", "--out", str(model)]
-        subprocess.run([*HYPNOS, *train], check=True)
-    return model
+        size = "4096" if task == "text" else "1024"
+        _run("tokenizer", "train", source, "--vocab-size", size, "--out", str(model))
+    if task != "text":
+        return [f"data.tokenizer={model}"]
+    shards = folder / "shards"
+    if not shards.exists():
+        packages = sysconfig.get_path("purelib")
+        where = "--tokenizer", str(model), "--out", str(shards)
+        _run("data", "prepare", packages, "--holdout", "0.02", "--skip-bad", *where)
+    return [
+        f"data.tokenizer={model}",
+        f'data.train=[{{path = "{shards / "train"}"}}]',
+        f"data.heldout={shards / 'heldout'}",
+    ]
+
+
+def _run(*command: str) -> None:
+    """A command of `hypnos`, in a process of its own."""
+    subprocess.run([*HYPNOS, *command], check=True)

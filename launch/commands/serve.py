@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from launch.commands import argument, command
+from launch.commands.sleeping import SLEEP_UNTIL
 from launch.commands.values import path, positive, read_text, tell
 from pretrain.errors import UserError
 
@@ -62,6 +63,7 @@ KEY = "HYPNOS_API_KEY"
         argument(
             "--max-body-mb", type=positive, default=64, metavar="MB", help="size of a request"
         ),
+        SLEEP_UNTIL,
     ],
 )
 def serve(
@@ -76,6 +78,7 @@ def serve(
     queue: int,
     max_tokens: int,
     max_body_mb: int,
+    until: float,
 ) -> None:
     try:
         import fastapi  # noqa: F401
@@ -95,6 +98,7 @@ def serve(
         store=store or _home(folder) / "sessions", store_bytes=store_gb * 10**9, keys=keys,
         batch=batch,
         queue=queue, max_tokens=max_tokens, max_body=max_body_mb * 10**6,
+        until=until,
     )  # fmt: skip
     serve(folder, options, tell)
 

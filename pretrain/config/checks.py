@@ -21,8 +21,8 @@ def validate(config: Config) -> None:
     """Raises UserError at the first setting, or combination of settings, that cannot be trained."""
     check(config)
     for check_combination in (
-        _run, _heads, _rotary, _decay, _parts, _truncation, _controls, _guard, _batches, _layout,
-        _data,
+        _run, _heads, _rotary, _decay, _parts, _truncation, _controls, _beyond, _guard, _batches,
+        _layout, _data,
     ):  # fmt: skip
         check_combination(config)
 
@@ -109,6 +109,22 @@ def _controls(config: Config) -> None:
     if sleep.window % data.repeats:
         fix = f"must be a multiple of data.repeats = {data.repeats}, copies of a window each"
         raise refused("sleep.window", sleep.window, fix)
+
+
+def _beyond(config: Config) -> None:
+    sleep, data = config.sleep, config.data
+    if data.curriculum and data.task not in ("depo", "rule110", "stories", "recall"):
+        fix = f'data.task = "{data.task}" has no depth that could rise: set it to 0'
+        raise refused("data.curriculum", data.curriculum, fix)
+    if data.curriculum and data.task == "rule110" and config.rule110.min_steps:
+        fix = "with rule110.min_steps each row asks for all depths: set one of the two to 0"
+        raise refused("data.curriculum", data.curriculum, fix)
+    if data.state_passing and data.task == "text":
+        fix = 'is for tasks; on text set data.carry, or data.documents = "stitch": set it to 0'
+        raise refused("data.state_passing", data.state_passing, fix)
+    if data.state_passing and sleep.slides:
+        fix = 'would pass on keys, too: set sleep.eviction = "hard"'
+        raise refused("data.state_passing", data.state_passing, fix)
 
 
 def _guard(config: Config) -> None:

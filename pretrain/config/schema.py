@@ -66,6 +66,12 @@ class SleepConfig:
         "0: N is always passes",
         at_least=0,
     )
+    curriculum: int = setting(
+        0,
+        "first steps, over which N rises in equal parts from min_passes (0: from 1) to passes, "
+        "where it stays; 0: no curriculum",
+        at_least=0,
+    )
     window: int = setting(256, "L, tokens", at_least=1)
     when: Literal["always", "context", "awake"] = setting(
         "always",
@@ -154,6 +160,19 @@ class DataConfig:
         "a control for tasks: so many copies of each window of context, side by side in a window "
         "of sleep.window tokens, are read in one go",
         at_least=1,
+    )
+    curriculum: int = setting(
+        0,
+        "first steps, over which the deepest rows of a task rise in equal parts to the deepest "
+        "there are: depo.max_hops, rule110.steps, stories.max_ops, recall.max_hops; 0: none",
+        at_least=0,
+    )
+    state_passing: float = setting(
+        0.0,
+        "share of a task's rows that begin with the fast weights that another row has left, the "
+        "one before in their place of the batch, in place of S = 0",
+        at_least=0,
+        at_most=1,
     )
     carry: bool = setting(
         True, "a document longer than W windows keeps S from one sequence to the next"

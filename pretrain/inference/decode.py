@@ -70,7 +70,7 @@ class Decoder:
         """sha256 of all that decides what a memory means: weights, sizes, windows."""
         sleep = asdict(self.model.sleep)
         # N is each session's own; how gradients were cut changes no memory.
-        for free in ("passes", "min_passes", "truncate_passes", "truncate_windows"):
+        for free in ("passes", "min_passes", "curriculum", "truncate_passes", "truncate_windows"):
             del sleep[free]
         said = hashlib.sha256(json.dumps([asdict(self.model.config), sleep]).encode())
         for name, parameter in sorted(self.model.named_parameters()):

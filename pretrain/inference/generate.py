@@ -117,19 +117,21 @@ def continue_text(
     stop: Sequence[str] = (),
     samples: int = 1,
     passes: int | None = None,
+    until: float = 0.0,
 ) -> list[Continuation]:
     """Continuations of a prompt, which is read once; sample i draws with seed + i.
 
     Args:
         prompt: text, or its tokens.
         passes: N over each full window, if other than the run was trained with.
+        until: ends a sleep before that, see `pretrain.model.stop_rule`; 0: none.
     Raises:
         UserError: the prompt is empty.
     """
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     if not ids:
         raise UserError("the prompt is empty: give the model some text to go on from")
-    session = Session(decoder, passes)
+    session = Session(decoder, passes, until)
     logits = session.read(ids)
     assert logits is not None, "a predicting window always gives logits"
     return [

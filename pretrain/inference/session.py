@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel import mesh
+from parallel.state import State
 from parallel.window import Window
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.inference.decode import Decoder
@@ -27,6 +29,7 @@ from pretrain.inference.memory import SessionMemory
 from pretrain.model.plan import WindowPlan
 from pretrain.model.reader import Head, Memory, Reader
 from pretrain.model.sleep import begin_window, end_window, one_pass, predict
+from pretrain.model.stop_rule import change_of
 
 
 class SleepOwed(ValueError):
@@ -36,17 +39,20 @@ class SleepOwed(ValueError):
 class Session:
     """One conversation, or any other stream of tokens.
 
-    position   tokens read so far
-    filled     of them in the open window
-    slept      windows slept over so far
-    pending    passes of sleep that it owes
-    seen       [vocabulary] bool, the tokens that it has read, for a repetition penalty
+    position      tokens read so far
+    filled        of them in the open window
+    slept         windows slept over so far
+    sleep_passes  passes that it has made over them, without the wake passes
+    pending       passes of sleep that it owes
+    seen          [vocabulary] bool, the tokens that it has read, for a repetition penalty
 
     Args:
         passes: N, if other than the model was trained with.
+        until: a sleep ends before its N-th pass when one has changed S by less than this share of
+            it, see `pretrain.model.stop_rule`; 0: N passes are made.
     """
 
-    def __init__(self, decoder: Decoder, passes: int | None = None) -> None:
+    def __init__(self, decoder: Decoder, passes: int | None = None, until: float = 0.0) -> None:
         self.decoder, self.model = decoder, decoder.model
         self.memory = SessionMemory(decoder.model)
         self.seen = np.zeros(self.model.config.vocab_size, dtype=bool)
@@ -54,6 +60,8 @@ class Session:
         self.ended = False  # it takes no more tokens
         self.done = 1  # passes over it, the wake pass among them
         self.slept = 0
+        self.sleep_passes = 0
+        self.until = until
         self._passes = passes or self.model.sleep.passes
         self._background: Future[None] | None = None
 
@@ -86,7 +94,7 @@ class Session:
 
     @property
     def pending(self) -> int:
-        """Passes of sleep that it owes before it can read on."""
+        """Passes of sleep that it owes before it can read on; by the stop rule it may be fewer."""
         return self._passes - self.done if self.ended and self._sleeps else 0
 
     # ---- reading
@@ -183,12 +191,13 @@ class Session:
         if not self.pending:
             raise ValueError("no sleep is owed")
         reader, w, window, memory = self._reopened()
-        h = self.memory.hidden[:, : self.filled]
+        h, before = self.memory.hidden[:, : self.filled], memory.state
         p = reader.passes(w)[self.done]
         (left, _, _), memory = one_pass(reader, p, window, h, memory)
         self.done += 1
-        if not self.pending:
-            self._forget(reader, w, window, memory)
+        self.sleep_passes += 1
+        if not self.pending or self._has_settled(before, memory.state):
+            self._forget(reader, w, window, memory, left)
         else:
             assert left is not None, "a pass that is not the last runs the core"
             self.memory.write(memory.state.blocks)
@@ -225,13 +234,25 @@ class Session:
     def _forget_if_done(self) -> None:
         if self.ended and not self.pending:
             with torch.inference_mode():
-                self._forget(*self._reopened())
+                self._forget(*self._reopened(), self.memory.hidden[:, : self.filled])
 
-    def _forget(self, reader: Reader, w: WindowPlan, window: Window, memory: Memory) -> None:
-        """Leaves the window; an unread coda that no pass of sleep has run takes note of it."""
-        if not self._scored and self.done == 1:
-            h = self.memory.hidden[:, : self.filled]
-            memory = predict(reader, reader.passes(w)[0], window, h, memory)[2]
+    def _has_settled(self, before: State, after: State) -> bool:
+        """Whether the stop rule ends a sleep after this pass."""
+        if not self.until:
+            return False
+        return float(change_of(before, after, self.model.core)) < self.until
+
+    def _forget(
+        self, reader: Reader, w: WindowPlan, window: Window, memory: Memory, h: Tensor | None
+    ) -> None:
+        """Leaves the window; an unread coda that no pass of sleep has run takes note of it.
+
+        Args:
+            h: what the last pass has left.
+        """
+        if not self._scored and (self.done == 1 or self.done < self._passes):
+            last = reader.passes(replace(w, passes=self.done))[-1]
+            memory = predict(reader, last, window, h, memory)[2]
         self.memory.end_window(end_window(reader, w, window, memory).state)
         self.slept += self._sleeps
         self.ended, self.done = False, 1

@@ -32,8 +32,8 @@ from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Sampler, Sampling
 from pretrain.inference.session import Session
 
-FORMAT = "hypnos session 1"
-WHERE = ("predicts", "ended", "done", "slept")  # a session's
+FORMAT = "hypnos session 2"
+WHERE = ("predicts", "ended", "done", "slept", "sleep_passes", "until")  # a session's
 HOW_FULL = ("past", "filled", "position")  # its memory's
 
 

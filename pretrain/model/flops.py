@@ -11,7 +11,9 @@ model: it is left out, as in the usual definition of model FLOPs utilisation (Ch
 from __future__ import annotations
 
 import time
-from dataclasses import astuple, dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
@@ -94,14 +96,22 @@ class Work:
     backward: float = 0.0  # FLOPs
 
 
-def step_flops(batch: Batch, config: ModelConfig, sleep: SleepConfig) -> Work:
+def step_flops(
+    batch: Batch, config: ModelConfig, sleep: SleepConfig, passes: Sequence[int] = ()
+) -> Work:
     """Counts what `pretrain.model.sleep` will do, pass by pass of every window. On the host.
 
-    The mean over the N that a step may draw, if there are several.
+    Args:
+        passes: the N of some steps, whose mean is given; (): every N that a step may draw.
     """
-    numbers = range(sleep.min_passes or sleep.passes, sleep.passes + 1)
-    work = [_step_flops(batch, config, sleep, n) for n in numbers]
-    return Work(*(sum(each) / len(work) for each in zip(*map(astuple, work), strict=True)))
+    numbers = Counter(passes or range(sleep.min_passes or sleep.passes, sleep.passes + 1))
+    mean = Work()
+    for n, often in numbers.items():
+        work, share = _step_flops(batch, config, sleep, n), often / numbers.total()
+        for each in fields(Work):
+            so_far = getattr(mean, each.name)
+            setattr(mean, each.name, so_far + share * getattr(work, each.name))
+    return mean
 
 
 def _step_flops(batch: Batch, config: ModelConfig, sleep: SleepConfig, passes: int) -> Work:

@@ -177,7 +177,11 @@ def _agreed(rows: _Facts[Tensor], past: int, agree: Agree) -> tuple[_Facts[list[
 
 def draw_passes(config: Config, step: int) -> int:
     """N of the step after `step` steps: the same on all ranks, and in a run that goes on."""
-    fewest, most = config.sleep.min_passes or config.sleep.passes, config.sleep.passes
+    most, ramp = config.sleep.passes, config.sleep.curriculum
+    if ramp:
+        first = config.sleep.min_passes or 1
+        return min(most, first + step * (most - first + 1) // ramp)
+    fewest = config.sleep.min_passes or most
     return fewest + splitmix64(config.run.seed, step) % (most - fewest + 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from parallel import mesh
 from parallel.state import DeltaState, State
+from pretrain.model.hybrid import HybridLM
 
 
 class Probe:
@@ -21,12 +23,12 @@ class Probe:
         # pass -> |dloss/dS_n|^2 of each window
         self._gradients: dict[int, list[Tensor]] = defaultdict(list)
         self._states: list[Tensor] = []  # |S|^2 at each window's end
-        # mean over rows and heads of prod_t a_t, per delta block and window
+        # [H] mean over rows of prod_t a_t, of each delta block of each window
         self._retention: list[Tensor] = []
 
     def record_decay(self, log_decay: Tensor) -> None:
         """Notes a delta block's wake pass. log_decay: [B, T, H]."""
-        self._retention.append(log_decay.detach().sum(dim=1).exp().mean())
+        self._retention.append(log_decay.detach().sum(dim=1).exp().mean(dim=0))
 
     def after_pass(self, number: int, before: State, after: State) -> None:
         """Notes what pass `number` (from 1) wrote, and hooks the gradient that reaches it."""
@@ -42,9 +44,9 @@ class Probe:
             b.S.detach().square().sum() for b in state.blocks if isinstance(b, DeltaState)
         )
 
-    def summary(self) -> dict[str, float | list[float]]:
+    def summary(self, model: HybridLM) -> dict[str, Any]:
         """Norms over this data-parallel rank's rows, all blocks and windows; lists go by pass, from
-        pass 1.
+        pass 1. "retention_per_head" is a list of heads for each delta block up to the coda.
 
         Called by all ranks that hold the model together; each has looked at its own heads and
         blocks.
@@ -56,15 +58,30 @@ class Probe:
         count = torch.tensor(float(len(self._retention)), dtype=torch.double, device=mesh.device())
         sums = [
             torch.stack([count.new_zeros(()), *values]).sum()
-            for values in (*mine, self._states, self._retention)
+            for values in (*mine, self._states, [each.mean() for each in self._retention])
         ]
-        total = torch.stack([*sums, count])
+        heads = self._by_head(model)
+        total = torch.cat([torch.stack([*sums, count]), heads.flatten()])
         dist.all_reduce(total, group=mesh.model_group())
-        *squares, retention, blocks = total.tolist()
+        *squares, retention, blocks = total[: len(sums) + 1].tolist()
         norms = [square**0.5 for square in squares]
         return {
             "update_norm_per_pass": norms[: int(passes)],
             "grad_norm_per_pass": norms[int(passes) : -1],
             "state_norm": norms[-1],
             "retention": retention / blocks if blocks else 1.0,
+            "retention_per_head": total[len(sums) + 1 :].view(heads.shape).tolist(),
         }
+
+    def _by_head(self, model: HybridLM) -> Tensor:
+        """[delta blocks, heads] of the whole model, but zero where they are another rank's."""
+        stage, before_coda = model.stage.blocks, len(model.config.layers) - model.sleep.coda
+        is_delta = [kind == "delta" for kind in model.config.layers[:before_coda]]
+        first, mine = sum(is_delta[: stage.start]), sum(is_delta[stage.start : stage.stop])
+        shape = sum(is_delta), model.config.delta_value_heads
+        table = torch.zeros(shape, dtype=torch.double, device=mesh.device())
+        if self._retention:
+            H = len(self._retention[0])
+            by_window = torch.stack(self._retention).view(-1, mine, H)
+            table[first : first + mine, mesh.tp_rank() * H :][:, :H] = by_window.mean(dim=0)
+        return table

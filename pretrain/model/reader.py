@@ -17,6 +17,7 @@ from pretrain.data.batch import Batch
 from pretrain.model.hybrid import HybridLM
 from pretrain.model.plan import Agree, WindowPlan, alone, plan_passes, plan_windows
 from pretrain.model.probe import Probe
+from pretrain.model.stop_rule import StopRule
 
 # Takes a window's plan, y [n, D] and targets [n] of its scored positions; gives their losses [n].
 Head = Callable[[WindowPlan, Tensor, Tensor], Tensor]
@@ -65,6 +66,7 @@ class Reader:
     recompute: str  # what a unit keeps for backward, see `parallel.recompute`
     probe: Probe | None
     head: Head
+    stop: StopRule | None = None  # ends the sleep of rows that have settled
 
     @staticmethod
     def of(
@@ -76,6 +78,7 @@ class Reader:
         recompute: str = "none",
         probe: Probe | None = None,
         head: Head | None = None,
+        stop: StopRule | None = None,
         agree: Agree = alone,
     ) -> Reader:
         """Plans the windows and moves the batch to the device; see `SleepLM.forward`."""
@@ -88,7 +91,7 @@ class Reader:
         )
         return Reader(
             model, windows, tokens, targets, valid, bool(batch.carries.any()), recompute, probe,
-            head or (lambda _, y, targets: model.losses(y, targets)),
+            head or (lambda _, y, targets: model.losses(y, targets)), stop,
         )  # fmt: skip
 
     def start(self, state: State | None) -> Memory:

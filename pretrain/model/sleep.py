@@ -12,6 +12,8 @@ plain pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from pretrain.model.hybrid import HybridLM
 from pretrain.model.plan import Agree, WindowPlan, alone
 from pretrain.model.probe import Probe
 from pretrain.model.reader import Head, Memory, Output, Reader, grad
+from pretrain.model.stop_rule import StopRule
 
 
 class SleepLM(HybridLM):
@@ -41,6 +44,7 @@ class SleepLM(HybridLM):
         recompute: str = "none",
         probe: Probe | None = None,
         head: Head | None = None,
+        stop: StopRule | None = None,
         agree: Agree = alone,
     ) -> Output:
         """Reads a batch and sums its loss; gradients go through every pass and window.
@@ -52,11 +56,12 @@ class SleepLM(HybridLM):
             recompute: what a (window, pass) keeps for backward, see `parallel.recompute`.
             probe: collects norms on logging steps.
             head: gives the losses of a window in place of the model's own.
+            stop: ends the sleep of rows that have settled; without backpropagation only.
             agree: over data-parallel ranks, see `pretrain.model.plan`.
         """
         reader = Reader.of(
             self, batch, state, passes=passes, recompute=recompute, probe=probe, head=head,
-            agree=agree,
+            stop=stop, agree=agree,
         )  # fmt: skip
         memory, losses = reader.start(state), {}
         for w in reader.windows:
@@ -113,8 +118,24 @@ def sleep(
 ) -> tuple[Tensor, Memory]:
     """The core once more, on its own output: what it writes is all that counts."""
     assert h is not None, "only the wake pass begins with the embedding"
-    core, w = reader.model.core, reader.windows[p.window]
-    state = memory.state
+    core, w, stop = reader.model.core, reader.windows[p.window], reader.stop
+    if stop is None:
+        h, state = sleep_pass(reader, p, window, h, memory)
+    else:
+        one = partial(sleep_pass, reader, p, window, memory=memory)
+        h, state = stop.run(w, p, core, one, h, memory.state)
+    if p.loops or memory.woke is None:
+        return h, memory._replace(state=state)
+    with grad(w.has_grad):
+        chosen = choose_rows(reader.to_device(w.sleeps), state.blocks[core], memory.woke)
+    return h, memory._replace(state=state.with_blocks(core, chosen), woke=None)
+
+
+def sleep_pass(
+    reader: Reader, p: Pass, window: Window, h: Tensor, memory: Memory
+) -> tuple[Tensor, State]:
+    """One of passes 2..N, for all rows."""
+    core, w, state = reader.model.core, reader.windows[p.window], memory.state
     if memory.found is not None:  # a control: what the pass before has written is lost
         state = state.with_blocks(core, memory.found)
     state = state.begin_pass(core)
@@ -124,12 +145,7 @@ def sleep(
     if p.detaches:  # h is cut where the pass begins, S on every stage
         h = h.detach() if reader.model.stage.index == p.first_stage else h
         state = state.detach(core)
-    h, state = run_core(reader, p, h, state, window)
-    if p.loops or memory.woke is None:
-        return h, memory._replace(state=state)
-    with grad(w.has_grad):
-        chosen = choose_rows(reader.to_device(w.sleeps), state.blocks[core], memory.woke)
-    return h, memory._replace(state=state.with_blocks(core, chosen), woke=None)
+    return run_core(reader, p, h, state, window)
 
 
 def predict(

@@ -29,6 +29,7 @@ from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically, writes_user_file
 from pretrain.model.flops import peak, step_flops
+from pretrain.model.plan import draw_passes
 from pretrain.run.agreement import on_rank_0
 
 Row = dict[str, Any]
@@ -217,7 +218,8 @@ class Throughput:
         a CPU).
         """
         seconds = time.perf_counter() - self._begin - self._pause
-        done = step_flops(batch, self._config.model, self._config.sleep)
+        passes = [draw_passes(self._config, s) for s in range(self._step, step)]
+        done = step_flops(batch, self._config.model, self._config.sleep, passes)
         scale = (step - self._step) * mesh.dp_size() / seconds
         flops = (done.forward + done.backward) * scale
         rates = {

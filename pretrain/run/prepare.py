@@ -44,7 +44,10 @@ def make_source(config: Config) -> BatchSource:
             return TextStream(
                 config.data, window, batch, seed, rank=rank, ranks=ranks, checks=checks
             )
-    return TaskSource(make_task(config, window), batch, seed, rank=rank, ranks=ranks)
+    return TaskSource(
+        make_task(config, window), batch, seed, rank=rank, ranks=ranks,
+        curriculum=config.data.curriculum, state_passing=config.data.state_passing,
+    )  # fmt: skip
 
 
 def make_stage(config: Config) -> Stage:

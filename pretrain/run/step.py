@@ -30,6 +30,7 @@ from pretrain.model.plan import Agree, alone
 from pretrain.model.probe import Probe
 from pretrain.model.reader import Head, Output, Reader
 from pretrain.model.sleep import SleepLM, begin_window, end_window, one_pass
+from pretrain.model.stop_rule import StopRule
 
 
 def accumulate(
@@ -87,15 +88,20 @@ def read(
     heads: Sequence[Head],
     passes: int | None = None,
     zero: int = 0,
+    stop: StopRule | None = None,
+    states: Sequence[State | None] = (),
 ) -> None:
     """Reads microbatches with N = passes (the model's own if None); heads keep what comes of it.
 
     Args:
         heads: of each microbatch, see `SleepLM.forward`; called on the last stage only.
         zero: the ZeRO stage that the weights are sharded with.
+        stop: ends the sleep of rows that have settled.
+        states: what each begins with, where they do not begin with S = 0.
     """
     check_same_rows(parts)
     if mesh.pp_size() > 1:
+        assert stop is None and not states, "only one stage knows of these"
         run_stage(
             [
                 StageStream(Reader.of(model, part, passes=passes, head=head))
@@ -103,9 +109,10 @@ def read(
             ]
         )
         return
-    for m, (part, head) in enumerate(zip(parts, heads, strict=True)):
+    begins = states or [None] * len(parts)
+    for m, (part, head, state) in enumerate(zip(parts, heads, begins, strict=True)):
         watchdog.doing("evaluates microbatch", m)
-        model(part, passes=passes, head=head, agree=agreement(zero))
+        model(part, state, passes=passes, head=head, stop=stop, agree=agreement(zero))
 
 
 def agreement(zero: int) -> Agree:

@@ -3,7 +3,8 @@
 reproduce.py   the paper's experiments as lists of runs     controls.py   who sleep is compared with
 runner.py      trains and evaluates them, some at a time    results.py    what they logged, by seed
 intervals.py   means over seeds, and how sure they are      summary.py    tables, csv, the verdict
-figures.py     the same as pictures                        progress.py  one table of all runs
+figures.py     the same as pictures               overview.py   several studies as one table
+progress.py    how far all runs are
 
 A ladder of sizes, and the laws that come of it (docs/scaling.md):
 

@@ -93,6 +93,21 @@ CONTROLS = {
         "each training step draws its N from 1 to N",
         lambda _, N: [f"sleep.passes={N}", "sleep.min_passes=1"],
     ),
+    "n-rises": Control(
+        "N = 1 rising to {N}",
+        "N rises from 1 to N in the first half of the steps",
+        lambda config, N: [f"sleep.passes={N}", f"sleep.curriculum={config.train.steps // 2}"],
+    ),
+    "depth-rises": Control(
+        "N = {N}, depth rises",
+        "the deepest rows come later: depth rises in the first half of the steps",
+        lambda config, N: [f"sleep.passes={N}", f"data.curriculum={config.train.steps // 2}"],
+    ),
+    "state-passing": Control(
+        "N = {N}, states passed on",
+        "half of the rows begin with the S that another row has left",
+        lambda _, N: [f"sleep.passes={N}", "data.state_passing=0.5"],
+    ),
     "negative": Control(
         "N = {N}, b = 2 sigmoid",
         "eigenvalues of the delta rule may be negative",

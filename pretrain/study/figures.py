@@ -14,21 +14,23 @@ from pretrain.study.intervals import Mean, mean
 from pretrain.study.results import Arm, Result, measures, shown_name
 from pretrain.study.summary import by_arm, scores
 
+SEEDS = "each seed thin, their mean thick. Seconds as they passed, other work included."
 COSTS = {"tokens": "tokens read", "flops": "training FLOPs", "seconds": "seconds of training"}
 
 
-def draw(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Writes the pictures of a study, and gives their paths."""
+def draw(results: Sequence[Result], folder: Path) -> dict[Path, str]:
+    """Writes the pictures of a study, and says what each shows."""
     arms = by_arm(results)
     colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
     deepest = measures(list(results))[-1]
-    written = [folder / "loss_by_cost.png"]
-    _by_cost(arms, colours, "loss", written[0])
+    shown = {folder / "loss_by_cost.png": f"Held-out loss on the way, {SEEDS}"}
+    _by_cost(arms, colours, "loss", folder / "loss_by_cost.png")
     if deepest != "loss":
-        written += [folder / "accuracy_by_depth.png", folder / "accuracy_by_cost.png"]
-        _by_depth(arms, colours, measures(list(results)), written[1])
-        _by_cost(arms, colours, deepest, written[2])
-    return written
+        shown[folder / "accuracy_by_depth.png"] = "Accuracy at the end, by depth."
+        _by_depth(arms, colours, measures(list(results)), folder / "accuracy_by_depth.png")
+        shown[folder / "accuracy_by_cost.png"] = f"Accuracy at the deepest on the way, {SEEDS}"
+        _by_cost(arms, colours, deepest, folder / "accuracy_by_cost.png")
+    return shown
 
 
 def _by_depth(
@@ -38,7 +40,7 @@ def _by_depth(
     with figure(out, _legend(colours), panels=1, width=7.6) as (axis,):
         for i, (arm, rs) in enumerate(arms.items()):
             means = [mean(scores(rs, name)) for name in names]
-            x = np.arange(len(names)) + (i - (len(arms) - 1) / 2) * 0.5 / len(arms)
+            x = np.arange(len(names)) + (i - (len(arms) - 1) / 2) * 0.24 / len(arms)
             axis.errorbar(
                 x, [100 * m.value for m in means], yerr=[_clipped(means, -1), _clipped(means, 1)],
                 fmt="o-", color=colours[arm], capsize=2.5, elinewidth=1, markeredgecolor="white",
@@ -53,8 +55,11 @@ def _by_depth(
 
 
 def _clipped(means: list[Mean], side: int) -> list[float]:
-    """Lengths of error bars in percent, within what a share can be; none for a single seed."""
-    ends = [m.high if side > 0 else m.low for m in means]
+    """Lengths of error bars in percent, within what a share can be; none for a single seed, and of
+    two seeds from one to the other.
+    """
+    pick = max if side > 0 else min
+    ends = [pick(m.values) if m.count == 2 else m.high if side > 0 else m.low for m in means]
     inside = [min(1.0, max(0.0, end)) for end in np.nan_to_num(ends)]
     return [
         0.0 if np.isnan(m.half) else max(0.0, 100 * side * (end - m.value))
@@ -66,7 +71,7 @@ def _by_cost(
     arms: dict[Arm, list[Result]], colours: dict[Arm, str], measure: str, out: Path
 ) -> None:
     """A measure of held-out data during training: each seed thin, their mean thick."""
-    with figure(out, _legend(colours), panels=len(COSTS), width=12.5) as axes:
+    with figure(out, _legend(colours), panels=len(COSTS), width=10.5) as axes:
         for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
             for arm, rs in arms.items():
                 lines = [_line(r, measure, cost) for r in rs]

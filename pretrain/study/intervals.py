@@ -20,7 +20,12 @@ class Mean:
 
     value: float
     half: float  # of the interval's width; nan for a single seed: it says nothing of others
-    count: int
+    values: tuple[float, ...]  # by seed
+
+    @property
+    def count(self) -> int:
+        """Seeds."""
+        return len(self.values)
 
     @property
     def low(self) -> float:
@@ -41,10 +46,10 @@ def mean(values: Sequence[float]) -> Mean:
     n = len(values)
     value = sum(values) / n
     if n == 1:
-        return Mean(value, math.nan, 1)
+        return Mean(value, math.nan, tuple(values))
     deviation = math.sqrt(sum((v - value) ** 2 for v in values) / (n - 1))
     quantile = T_975[n - 2] if n - 2 < len(T_975) else NORMAL_975
-    return Mean(value, quantile * deviation / math.sqrt(n), n)
+    return Mean(value, quantile * deviation / math.sqrt(n), tuple(values))
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Mean:

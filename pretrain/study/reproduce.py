@@ -21,16 +21,17 @@ from pretrain.report import table
 from pretrain.study.controls import CONTROLS, SLEEP
 from pretrain.study.figures import draw
 from pretrain.study.results import Arm, read_result
-from pretrain.study.runner import Run, is_done
-from pretrain.study.summary import curves_csv, final_csv, main_table, verdict
+from pretrain.study.runner import Run, is_done, origin_of
+from pretrain.study.summary import bits_table, curves_csv, final_csv, main_table, verdict
 from pretrain.tasks.story_writer import write_story
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+TASKS = ("mqar", "s5", "brevo", "recall", "text")  # of ours
 STUDIES = {
     "rule110": {"cpu": CONFIGS / "studies/rule110-cpu.toml", "paper": CONFIGS / "rule110.toml"},
     "depo": {"cpu": CONFIGS / "studies/depo-cpu.toml", "paper": CONFIGS / "depo.toml"},
     "stories": {"cpu": CONFIGS / "studies/stories-cpu.toml", "paper": CONFIGS / "stories.toml"},
-    **{t: {"cpu": CONFIGS / f"studies/{t}-cpu.toml"} for t in ("mqar", "s5", "brevo", "recall")},
+    **{t: {"cpu": CONFIGS / f"studies/{t}-cpu.toml"} for t in TASKS},
 }
 
 
@@ -71,7 +72,7 @@ def plan(
         for name, control, n in arms:
             changes = (*overrides, f"run.seed={seed}", *asked[name])
             trained = load(config, changes).sleep.passes
-            several = control is SLEEP or name.startswith("random-n")  # N at test
+            several = control is SLEEP or name.startswith(("random-n", "n-rises"))  # N at test
             tested = tuple(sorted({trained, *passes} if several else {trained}))
             run = Run(f"{name}-seed{seed}", config, changes, tested)
             planned.append(Planned(run, Arm(name, control.label.format(N=n), n), seed))
@@ -88,26 +89,50 @@ def write_results(planned: Sequence[Planned], folder: Path, title: str) -> str:
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
     results = [read_result(folder, p.run, p.arm, p.seed) for p in done]
     pictures = draw(results, folder)
-    missing = [p.run.name for p in planned if p not in done]
-    words = verdict(results)
-    if missing:
-        words.append(f"Not run yet: {', '.join(missing)}.")
-    headers, rows = main_table(results)
-    numbers = table(headers, rows)
+    words = [*verdict(results), *_not_run(planned, done), *_origins(folder, done)]
+    headers, rows = main_table(results, list(dict.fromkeys(p.arm for p in planned)))
+    tables = [(headers, rows)]
+    if by_window := bits_table(results):
+        tables.append(by_window)
+    numbers = "\n\n".join(table(*each) for each in tables)
     write_atomically(folder / "results.csv", final_csv(results))
     write_atomically(folder / "curves.csv", curves_csv(results))
-    images = [f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures]
+    images = [f"![{caption}]({picture.name})" for picture, caption in pictures.items()]
     parts = [f"# {title}", *words, numbers, NOTE, *images]
     write_atomically(folder / "results.md", "\n\n".join(parts) + "\n")
-    shown = [(p, p.stem.replace("_", " ")) for p in pictures]
-    write_page(folder / "results.html", title, [*words, NOTE], [(headers, rows)], shown)
+    page, shown = folder / "results.html", list(pictures.items())
+    write_page(page, title, [*words, NOTE], tables, shown)
     return "\n".join([*words, "", numbers])
 
 
+def _not_run(planned: Sequence[Planned], done: Sequence[Planned]) -> list[str]:
+    """A sentence on the seeds that are missing of arms that were run; others have a row."""
+    begun = {p.arm for p in done}
+    missing: dict[Arm, list[str]] = {}
+    for p in planned:
+        if p.arm in begun and p not in done:
+            missing.setdefault(p.arm, []).append(str(p.seed))
+    each = [f"{arm.label}: {', '.join(seeds)}" for arm, seeds in missing.items()]
+    return [f"Seeds not run: {'; '.join(each)}."] if each else []
+
+
+def _origins(folder: Path, done: Sequence[Planned]) -> list[str]:
+    """On which machines, of which commits and when the runs were made: a sentence each."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for p in done:
+        made = origin_of(folder, p.run)
+        found.setdefault((made["machine"], made["commit"]), []).append(made["date"])
+    return [
+        f"{len(days)} runs on {machine}, commit {commit}, "
+        f"{' to '.join(dict.fromkeys([min(days), max(days)]))}."
+        for (machine, commit), days in found.items()
+    ]
+
+
 NOTE = (
-    "Means over seeds with 95 % intervals (Student's t). Accuracies in percent, loss in nats. "
-    "Equal data but where the label says otherwise; a seed gives all arms the same rows in the "
-    "same order."
+    "Means over seeds with 95 % intervals (Student's t); of two seeds both. Accuracies in percent, "
+    "loss in nats. Equal data but where the label says otherwise; a seed gives all arms the same "
+    "rows in the same order."
 )
 
 

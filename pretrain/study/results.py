@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,20 @@ class Result:
     seed: int
     passes: int  # that it was trained with: one, for some arms
     scores: dict[int, dict[str, float]]  # by the N it is tested at: "loss", and each accuracy
+    bits: dict[int, list[float | None]]  # of text: bits per byte by window, all windows last
     curve: Curve
 
 
 def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
     """Of a run that is done."""
-    scores = {}
+    scores, bits = {}, {}
     for found in evaluations(folder, run):
+        if "bits_per_byte" in found:
+            by_window = found["bits_per_byte_per_window"]
+            bits[int(found["passes"])] = [*by_window, found["bits_per_byte"]]
         scores[int(found["passes"])] = {"loss": found["loss"], **found.get("accuracy", {})}
     passes = run.settings().sleep.passes
-    return Result(arm, seed, passes, scores, _curve(folder / "runs" / run.name))
+    return Result(arm, seed, passes, scores, bits, _curve(folder / "runs" / run.name))
 
 
 def _curve(path: Path) -> Curve:
@@ -86,8 +91,12 @@ def _measured(row: dict[str, Any]) -> dict[str, float]:
 
 def measures(results: list[Result]) -> list[str]:
     """What was measured, the deepest last: "hops_1", "hops_2"; "loss" alone if there is no more."""
-    names = dict.fromkeys(n for r in results for scores in r.scores.values() for n in scores)
-    found = [name for name in names if name != "loss"]
+    return in_order(n for r in results for scores in r.scores.values() for n in scores)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of measures, each once, the deepest last; "loss" alone if there is no more."""
+    found = [name for name in dict.fromkeys(names) if name != "loss"]
     by_depth = [name for name in found if name.rpartition("_")[0] in DEPTHS]
     if by_depth:
         return sorted(by_depth, key=lambda name: int(name.rpartition("_")[2]))

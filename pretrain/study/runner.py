@@ -5,7 +5,8 @@
                    '---'---------'-----> failed, after so many retries (a user's error: at once)
 
     DIR/runs/NAME                    the run; what ends before its time goes on from its checkpoint
-    DIR/runs/NAME/evaluation.json    its evaluations, and a hash of the settings behind them: done
+    DIR/runs/NAME/evaluation.json    its evaluations, a hash of the settings behind them, and where,
+                                     when and of which commit: done
     DIR/logs/NAME.log                what its processes said
 
 A branch waits for a checkpoint of another run, its trunk, and goes on from there by itself.
@@ -36,6 +37,7 @@ from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.exit_status import TERMINATED, USER_ERROR
 from pretrain.files import parse_json, write_atomically
+from pretrain.origin import origin
 
 POLL_S = 0.5
 
@@ -197,6 +199,13 @@ def evaluations(folder: Path, run: Run) -> list[dict[str, Any]]:
     return found
 
 
+def origin_of(folder: Path, run: Run) -> dict[str, str]:
+    """Where a finished run was evaluated: "machine", "commit", "date"."""
+    path = folder / "runs" / run.name / "evaluation.json"
+    found: dict[str, str] = parse_json(path.read_text(encoding="utf-8"))["origin"]
+    return found
+
+
 def is_done(folder: Path, run: Run) -> bool:
     """Whether a run is trained, and evaluated at each N. UserError: it was under other settings."""
     path = folder / "runs" / run.name / "evaluation.json"
@@ -217,7 +226,8 @@ def _fingerprint(run: Run) -> str:
     """
     config, usual = run.settings(), Config()
     config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir)
-    config.data = replace(config.data, tokenizer=usual.data.tokenizer)
+    texts = [replace(corpus, path="") for corpus in config.data.train]
+    config.data = replace(config.data, tokenizer="", train=texts, heldout="")
     pairs = zip(values(config), values(usual), strict=True)
     chosen = [f"{place}={to_toml(mine)}" for (place, _, mine), (_, _, its) in pairs if mine != its]
     return hashlib.sha256("\n".join(chosen).encode()).hexdigest()
@@ -290,7 +300,7 @@ def _advance(job: Job, hypnos: Sequence[str], environment: dict[str, str], retri
 
 
 def _finish(job: Job, found: list[dict[str, Any]]) -> None:
-    done = {"settings": _fingerprint(job.run), "evaluations": found}
+    done = {"settings": _fingerprint(job.run), "evaluations": found, "origin": origin()}
     write_atomically(job.path / "evaluation.json", json.dumps(done) + "\n")
     job.state = "done"
 

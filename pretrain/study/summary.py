@@ -64,8 +64,12 @@ def scores(results: Sequence[Result], measure: str, tested_at: int | None = None
     return [r.scores[tested_at or r.passes].get(measure, math.nan) for r in results]
 
 
-def main_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: each arm, then at other N at test: means, 95 % intervals, and cost."""
+def main_table(
+    results: Sequence[Result], planned: Sequence[Arm] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows: means with 95 % intervals, and cost, of each arm; then of arms at other N
+    at test; last those that were not run.
+    """
     names, arms = measures(list(results)), by_arm(results)
     headers = ["", *map(shown_name, names), "tokens", "FLOPs", "seeds"]
     lines = []
@@ -77,14 +81,37 @@ def main_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
         for n in sorted(set.intersection(*(set(r.scores) for r in rs)) - {rs[0].passes}):
             cells = [as_cell(mean(scores(rs, name, n)), name) for name in names]
             lines.append([f"{arm.label}, tested with N = {n}", *cells, "", "", str(len(rs))])
+    for arm in planned:
+        if arm not in arms:
+            lines.append([arm.label, *["not run"] * len(names), "", "", "0"])
+    return headers, lines
+
+
+def bits_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]] | None:
+    """Of text, bits per byte of each arm by window of the sequence; None of other data."""
+    if not all(r.bits for r in results):
+        return None
+    windows = len(results[0].bits[results[0].passes]) - 1
+    headers = ["bits per byte", *(f"window {w}" for w in range(1, windows + 1)), "all"]
+    lines = []
+    for arm, rs in by_arm(results).items():
+        columns = zip(*(r.bits[r.passes] for r in rs), strict=True)
+        cells = [as_cell(mean([math.nan if b is None else b for b in c]), "loss") for c in columns]
+        lines.append([arm.label, *cells])
     return headers, lines
 
 
 def as_cell(m: Mean, measure: str) -> str:
-    """ "81.3 ± 4.2" in percent; a loss in nats."""
+    """ "81.3 ± 4.2" in percent; a loss in nats. Of two seeds both: "64.1 (30.3, 97.9)"."""
     scale, digits = (1, 3) if measure == "loss" else (100, 1)
-    half = "" if math.isnan(m.half) else f" ± {scale * m.half:.{digits}f}"
+    half = {1: "", 2: f" ({_each(m, scale, digits)})"}.get(
+        m.count, f" ± {scale * m.half:.{digits}f}"
+    )
     return f"{scale * m.value:.{digits}f}{half}"
+
+
+def _each(m: Mean, scale: int, digits: int, sign: str = "") -> str:
+    return ", ".join(f"{scale * value:{sign}.{digits}f}" for value in m.values)
 
 
 def verdict(results: Sequence[Result]) -> list[str]:
@@ -122,6 +149,9 @@ def _sentence(a: Arm, b: Arm, gain: Mean, measure: str) -> str:
     by = f"{b.label} over {a.label}: {scale * gain.value:+.{3 if scale == 1 else 1}f} {unit}"
     if math.isnan(gain.half):
         return f"{by} (one seed: no interval)."
+    if gain.count == 2:
+        each = _each(gain, scale, 3 if scale == 1 else 1, "+")
+        return f"{by} (two seeds: {each}: too few for an interval)."
     interval = f"{scale * gain.low:.3g} to {scale * gain.high:.3g}"
     sure = "sure" if gain.is_above_zero else "surely worse" if gain.high < 0 else "not sure"
     return f"{by}, 95 % interval {interval}, {gain.count} seeds paired: {sure}."

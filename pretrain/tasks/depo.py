@@ -25,7 +25,7 @@ from pretrain.config.schema import DepoConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints, Rows
-from pretrain.tasks.task import check_context, make_batch
+from pretrain.tasks.task import check_context, depth_at, make_batch
 
 PAD, ANS, HOP = 0, 1, 2  # [hop k] is HOP + k - 1
 
@@ -59,9 +59,14 @@ class Depo:
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows: n by the law above, k uniform in 1..max_hops."""
+        return self.sample_up_to(seed, position, rows, 1.0)
+
+    def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
+        """The same with k up to a share of max_hops."""
+        most = depth_at(share, self.config.max_hops)
         draw = Rows(seed, "depo", position, rows)
         smaller = np.searchsorted(self._share[:-1], draw.uniform("nodes", 1)[:, 0], side="right")
-        hops = 1 + draw.below("hops", self.config.queries, self.config.max_hops)
+        hops = 1 + draw.below("hops", self.config.queries, most)
         return self._write(draw, self.min_nodes + smaller, hops)
 
     def test(self, seed: int, rows: int) -> Batch:

@@ -23,7 +23,7 @@ from pretrain.config.schema import RecallConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Rows
-from pretrain.tasks.task import GradedBatch, by_grade, check_context, make_batch
+from pretrain.tasks.task import GradedBatch, by_grade, check_context, depth_at, make_batch
 from tokenizer.encode import Tokenizer
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -61,8 +61,12 @@ class Recall:
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows: k uniform in 0..max_hops."""
-        draw = Rows(seed, "recall", position, rows)
-        hops = draw.below("hops", 1, self.config.max_hops + 1)[:, 0].tolist()
+        return self.sample_up_to(seed, position, rows, 1.0)
+
+    def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
+        """The same with k up to a share of max_hops."""
+        draw, most = Rows(seed, "recall", position, rows), depth_at(share, self.config.max_hops)
+        hops = draw.below("hops", 1, most + 1)[:, 0].tolist()
         return self._write(draw.generators(), hops)
 
     def test(self, seed: int, rows: int) -> Batch:

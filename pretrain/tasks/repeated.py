@@ -7,12 +7,13 @@ c0 c0 | c1 c1 | question    windows of 2 L: a copy attends to the ones before it
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.tasks.task import Task
+from pretrain.tasks.task import DeepTask, Task
 
 
 class Repeated:
@@ -30,6 +31,10 @@ class Repeated:
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """The same rows as the task's own."""
         return self._repeat(self.task.sample(seed, position, rows))
+
+    def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
+        """The same rows as the task's own."""
+        return self._repeat(cast(DeepTask, self.task).sample_up_to(seed, position, rows, share))
 
     def test(self, seed: int, rows: int) -> Batch:
         """The same rows as the task's own."""

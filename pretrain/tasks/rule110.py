@@ -13,6 +13,8 @@ its own: the few steps teach what the many are made of, and tell how deep a mode
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,7 +23,7 @@ from pretrain.config.schema import Rule110Config
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Rows
-from pretrain.tasks.task import make_batch
+from pretrain.tasks.task import depth_at, make_batch
 
 Cells = NDArray[np.uint8]
 SEP = 2  # after the bits 0 and 1; of the fewest steps asked for, if there are several
@@ -43,6 +45,12 @@ class Rule110:
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows: fresh fair bits."""
         return self._write(Rows(seed, "rule110", position, rows))
+
+    def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
+        """The same after a share of the steps, where one number of steps is asked for."""
+        steps = depth_at(share, self.config.steps)
+        fewer = Rule110(replace(self.config, steps=steps), self.window)
+        return fewer.sample(seed, position, rows)
 
     def test(self, seed: int, rows: int) -> Batch:
         """Test rows: other fair bits."""

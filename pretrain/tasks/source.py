@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 from pretrain.data.batch import Batch
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.source import Gather
 from pretrain.errors import UserError, shortened
-from pretrain.tasks.task import Task
+from pretrain.tasks.counter import Rows
+from pretrain.tasks.task import DeepTask, Task
 
 
 class TaskSource:
@@ -21,12 +25,25 @@ class TaskSource:
 
     Args:
         batch: B, rows of the global batch, over all ranks.
+        curriculum: steps over which the deepest rows rise to the task's deepest.
+        state_passing: share of the rows that begin with what the row before in their place left.
 
     Attributes:
         wait_seconds: how long `next` has kept its caller waiting, in all.
     """
 
-    def __init__(self, task: Task, batch: int, seed: int, *, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        task: Task,
+        batch: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        curriculum: int = 0,
+        state_passing: float = 0.0,
+    ) -> None:
+        self.curriculum, self.state_passing = curriculum, state_passing
         self.task, self.batch, self.seed = task, batch, seed
         self.rank, self.rows = rank, batch // ranks
         self.vocab_size = task.vocab_size
@@ -51,7 +68,7 @@ class TaskSource:
 
     def samples(self) -> Callable[[Gather], Any]:
         """The seed and the rows [first, stop) of the last global batch: task.sample(seed, first,
-        stop - first).
+        stop - first), or as deep as the curriculum then was.
         """
         rows = [self._position - self.batch, self._position]
         return lambda gather: {"seed": self.seed, "rows": rows}
@@ -80,6 +97,20 @@ class TaskSource:
 
     def _make(self) -> Batch:
         """This rank's rows of the next batch. Runs in the prefetch thread."""
-        batch = self.task.sample(self.seed, self._ahead + self.rank * self.rows, self.rows)
+        first, step = self._ahead + self.rank * self.rows, self._ahead // self.batch
+        if step < self.curriculum:
+            share, task = (step + 1) / self.curriculum, cast(DeepTask, self.task)
+            batch = task.sample_up_to(self.seed, first, self.rows, share)
+        else:
+            batch = self.task.sample(self.seed, first, self.rows)
+        if self.state_passing:
+            if step:
+                batch.starts[:, 0] = ~self._begins_with_state(first)
+            batch.carries = self._begins_with_state(first + self.batch)
         self._ahead += self.batch
         return batch
+
+    def _begins_with_state(self, first: int) -> Tensor:
+        """[rows] bool, of the rows from `first` on."""
+        drawn = Rows(self.seed, "state passing", first, self.rows).uniform("share", 1)[:, 0]
+        return torch.from_numpy(drawn < self.state_passing)

@@ -29,7 +29,7 @@ from pretrain.errors import UserError
 from pretrain.files import parse_json, read_whole, sha256
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.story_writer import LARGEST, MAX_NOISE, MAX_OPS, write_story
-from pretrain.tasks.task import check_context, make_batch
+from pretrain.tasks.task import check_context, depth_at, make_batch
 from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
@@ -89,8 +89,13 @@ class Stories:
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows: op uniform, then a story of that op."""
+        return self.sample_up_to(seed, position, rows, 1.0)
+
+    def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
+        """The same, of the ops that there are a share of the smallest."""
         draw = Rows(seed, "stories", position, rows)
         ops = list(self.train) or list(range(self.config.min_ops, self.config.max_ops + 1))
+        ops = sorted(ops)[: depth_at(share, len(ops))] if share < 1 else ops
         chosen = [ops[i] for i in draw.below("op", 1, len(ops))[:, 0].tolist()]
         return self._write(
             [self._draw(r, op, self.train) for r, op in zip(draw.generators(), chosen, strict=True)]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +52,18 @@ class Task(Protocol):
         """Shares of right answers by name. best: [B, T] int64, the likeliest token where one is
         scored.
         """
+
+
+class DeepTask(Task, Protocol):
+    """A task whose rows are of several depths: the deeper ones can come later."""
+
+    def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
+        """Training rows, none deeper than a share of the deepest there are; 1: as `sample`."""
+
+
+def depth_at(share: float, deepest: int) -> int:
+    """A share of the deepest, at least 1."""
+    return max(1, min(deepest, math.ceil(share * deepest)))
 
 
 def check_context(name: str, context: int, window: int) -> None:

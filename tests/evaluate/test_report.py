@@ -57,7 +57,13 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
     assert text.split("\n\n")[1] in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"report.md", "report.html", "loss.png", "accuracy_by_hops.png"}
+    assert written == {
+        "report.md",
+        "report.html",
+        "loss.png",
+        "loss_by_place.png",
+        "accuracy_by_hops.png",
+    }
     assert all(
         is_picture(tmp_path / "out" / name) and f"]({name})" in text
         for name in written - {"report.md", "report.html"}
@@ -68,8 +74,11 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("accuracy", "pictures"),
     [
         (None, {"loss.png", "loss_by_place.png"}),
-        ({"exact": 0.5, "op_2": 0.5, "op_4": 0.25}, {"loss.png", "accuracy_by_op.png"}),
-        ({"exact": 0.5, "label": 0.5}, {"loss.png", "accuracy.png"}),
+        (
+            {"exact": 0.5, "op_2": 0.5, "op_4": 0.25},
+            {"loss.png", "loss_by_place.png", "accuracy_by_op.png"},
+        ),
+        ({"exact": 0.5, "label": 0.5}, {"loss.png", "loss_by_place.png", "accuracy.png"}),
     ],
 )
 def test_each_kind_of_run_gets_its_pictures(
@@ -175,7 +184,7 @@ def test_one_page_holds_all(tmp_path: Path) -> None:
     run = write_run(tmp_path / "<b>&amp;", 4, {"hops_1": 1.0, "hops_2": 0.5})
     inside = {
         "update_norm_per_pass": [4.0, 2.0, 1.0], "grad_norm_per_pass": [0.1, 0.2, 0.3],
-        "state_norm": 5.0, "retention": 0.9,
+        "state_norm": 5.0, "retention": 0.9, "retention_per_head": [[0.8, 1.0], [0.9, 0.9]],
         "wake_tokens_per_s": 100.0, "sleep_tokens_per_s": 300.0,
     }  # fmt: skip
     with (run / "metrics.jsonl").open("a") as metrics:
@@ -184,7 +193,7 @@ def test_one_page_holds_all(tmp_path: Path) -> None:
     report([run], tmp_path / "out")
     page = _Page()
     page.feed((tmp_path / "out" / "report.html").read_text())
-    names = ("loss", "accuracy_by_hops", "passes", "state", "throughput")
+    names = ("loss", "loss_by_place", "accuracy_by_hops", "passes", "state", "heads", "throughput")
     written = [(tmp_path / "out" / f"{name}.png").read_bytes() for name in names]
     assert page.pictures == written and page.others == []
     assert page.cells[:3] == ["<b>&amp;", "4", "42"] and page.cells[-1] == "50.0 %"

@@ -74,7 +74,7 @@ def test_what_is_looked_into_or_has_no_backward_is_run(
     assert not captures
     probe = Probe()
     model(batch, recompute="unit", probe=probe).loss.backward()
-    assert probe.summary()["retention"] < 1  # seen in the wake pass, which was run
+    assert probe.summary(model)["retention"] < 1  # seen in the wake pass, which was run
     assert captures  # the sleep was replayed
 
 

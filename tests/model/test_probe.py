@@ -17,7 +17,7 @@ def test_norms_of_a_window_by_pass() -> None:
     S = [fast_weights(model(batch, passes=n).state) for n in (1, 2, 3)]
     probe = Probe()
     model(batch, passes=3, probe=probe)
-    summary = probe.summary()
+    summary = probe.summary(model)
     written = [S[0].norm(), (S[1] - S[0]).norm(), (S[2] - S[1]).norm()]
     assert summary["update_norm_per_pass"] == pytest.approx([n.item() for n in written])
     assert summary["state_norm"] == pytest.approx(S[2].norm().item())
@@ -37,7 +37,10 @@ def test_retention_is_the_product_of_decays_over_a_window() -> None:
     probe = Probe()
     model(sequences(3 * L), probe=probe)
     kept = torch.stack([(-m.A_log.exp() * F.softplus(m.dt_bias) * L).exp() for m in mixers])
-    assert probe.summary()["retention"] == pytest.approx(kept.mean().item())
+    summary = probe.summary(model)
+    assert summary["retention"] == pytest.approx(kept.mean().item())
+    for heads, expected in zip(summary["retention_per_head"], kept.tolist(), strict=True):
+        assert heads == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("policy", ("none", "unit", "block"))
@@ -51,7 +54,7 @@ def test_looking_changes_nothing(policy: str) -> None:
     out = model(batch, recompute=policy, probe=probe)
     assert torch.equal(out.loss, plain.loss)
     assert equal(gradients(model, out.loss), expected)
-    assert probe.summary() == reference.summary()
+    assert probe.summary(model) == reference.summary(model)
 
 
 def test_gradient_by_pass_shows_where_backpropagation_ends() -> None:
@@ -63,6 +66,6 @@ def test_gradient_by_pass_shows_where_backpropagation_ends() -> None:
     for k in (0, 2):
         model, probe = build(change(passes=4, when="context", truncate_passes=k)), Probe()
         gradients(model, model(batch, probe=probe).loss)
-        norms[k] = probe.summary()["grad_norm_per_pass"]
+        norms[k] = probe.summary(model)["grad_norm_per_pass"]
     assert all(norm > 0 for norm in norms[0])
     assert [norm > 0 for norm in norms[2]] == [False, False, True, True]

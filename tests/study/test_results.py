@@ -11,12 +11,13 @@ import pytest
 
 from launch.cli import main
 from pretrain.errors import UserError
+from pretrain.origin import machine
 from pretrain.study.controls import CONTROLS, flops_per_step
 from pretrain.study.intervals import mean, paired
 from pretrain.study.reproduce import STUDIES, plan, write_results
 from pretrain.study.results import Arm, Curve, Result
 from pretrain.study.runner import run_all
-from pretrain.study.summary import main_table, verdict
+from pretrain.study.summary import bits_table, main_table, verdict
 
 HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
 DEPO = STUDIES["depo"]["cpu"]
@@ -25,7 +26,7 @@ DEPO = STUDIES["depo"]["cpu"]
 def result(n: int, seed: int, deep: float) -> Result:
     curve = Curve([10], [1000], [1e6], [2.0], [1.0], [(0, {"loss": 2.0}), (10, {"loss": 1.0})])
     scores = {n: {"loss": 1.0, "hops_4": deep, "hops_16": deep, "hops_1": 1.0}}
-    return Result(Arm(f"n{n}", f"N = {n}", n), seed, n, scores, curve)
+    return Result(Arm(f"n{n}", f"N = {n}", n), seed, n, scores, {}, curve)
 
 
 def test_intervals_are_students() -> None:
@@ -89,7 +90,8 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
         write_results(planned, tmp_path, "Depo")
     run_all([p.run for p in planned][:3], tmp_path, hypnos=HYPNOS, jobs=3)
     said = write_results(planned, tmp_path, "Depo")
-    assert "Not run yet: n2-seed1." in said and "N = 1, tested with N = 2" in said
+    assert "Seeds not run: N = 2: 1." in said and "N = 1, tested with N = 2" in said
+    assert f"3 runs on {machine()}, commit " in said
     text = (tmp_path / "results.md").read_text()
     for picture in ("accuracy_by_depth.png", "accuracy_by_cost.png", "loss_by_cost.png"):
         assert (tmp_path / picture).stat().st_size > 10_000 and f"({picture})" in text
@@ -98,6 +100,33 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     assert {(r["arm"], r["seed"]) for r in rows} == {("n1", "0"), ("n1", "1"), ("n2", "0")}
     # 500 tokens at 50 a second, twice, and a million operations a second
     assert {(r["tokens"], r["seconds"], r["flops"]) for r in rows} == {("1000", "20", "2e+07")}
+
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "all")]) == 0
+    lines = (tmp_path / "all" / "overview.md").read_text().splitlines()
+    cells = {
+        line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines if "|" in line
+    }
+    assert (cells["N = 1"], cells["N = 2"]) == ("25.0 (25.0, 25.0)", "50.0")
+    assert cells["N = 4"] == cells["N = 2, no h carried"] == "not run"
+
+
+def test_what_was_not_run_has_a_row_of_its_own() -> None:
+    arms = [Arm("n1", "N = 1", 1), Arm("n4", "N = 4", 4)]
+    _, rows = main_table([result(1, 0, 0.5)], arms)
+    assert rows[1] == ["N = 4", "not run", "not run", "not run", "", "", "0"]
+
+
+def test_text_is_told_in_bits_by_window() -> None:
+    curve = Curve([10], [1000], [1e6], [2.0], [1.0], [(10, {"loss": 1.0})])
+    results = [
+        Result(Arm("n2", "N = 2", 2), s, 2, {2: {"loss": 2.0}}, {2: [b, 1.0, 1.5]}, curve)
+        for s, b in enumerate([1.0, 1.2, 1.4])
+    ]
+    found = bits_table(results)
+    assert found is not None
+    assert found[0] == ["bits per byte", "window 1", "window 2", "all"]
+    assert found[1] == [["N = 2", "1.200 ± 0.497", "1.000 ± 0.000", "1.500 ± 0.000"]]
+    assert bits_table([result(1, 0, 0.5)]) is None
 
 
 def test_controls_are_listed_and_an_unknown_one_is_refused(

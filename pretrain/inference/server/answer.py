@@ -75,7 +75,7 @@ class Answers:
         self.each = [Answer(start) for _ in range(count)]
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._before = (_windows(start.session), start.session.position)
+        self._before = (_asleep(start.session), start.session.position)
         self._read = len(start.tokens)
         sampling = _sampling(request, top)
         most = service.max_tokens if most is None else most
@@ -169,23 +169,21 @@ class Answers:
     @property
     def usage(self) -> Usage:
         """At the end of all. What further answers to the same input read is theirs."""
-        windows, position = self._before
-        N = self.start.session.passes
+        asleep, position = self._before
         ends = [answer.end.session for answer in self.each]
         wake = self._read + sum(s.position - position - self._read for s in ends)
-        filled = sum(_windows(s) - windows for s in ends)
         return Usage(
             cached=self.start.cached,
             prompt=max(0, position + self._read - self.start.cached),
             completion=sum(answer.tokens for answer in self.each),
             wake_tokens=wake,
-            sleep_passes=filled * (N - 1),
+            sleep_passes=sum(_asleep(s) - asleep for s in ends),
         )
 
 
-def _windows(session: Session) -> int:
-    """Windows slept over, or due to be."""
-    return session.slept + bool(session.pending)
+def _asleep(session: Session) -> int:
+    """Passes of sleep that it has made, or owes."""
+    return session.sleep_passes + session.pending
 
 
 def _told(error: BaseException) -> ApiError:

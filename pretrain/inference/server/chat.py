@@ -39,9 +39,9 @@ def said(text: str) -> str:
     return text.removeprefix(" ")
 
 
-def begin(passes: int) -> str:
-    """The digest of no message, by the N that windows are slept over with."""
-    return hashlib.blake2b(f"{passes} passes".encode(), digest_size=16).hexdigest()
+def begin(passes: int, until: float) -> str:
+    """The digest of no message, by N and the stop rule that windows are slept over with."""
+    return hashlib.blake2b(f"{passes} passes until {until}".encode(), digest_size=16).hexdigest()
 
 
 def digest(before: str, turn: Turn) -> str:

@@ -35,6 +35,7 @@ class Options:
     queue: int
     max_tokens: int
     max_body: int
+    until: float
 
 
 def check(options: Options) -> None:
@@ -61,7 +62,9 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
         _warm_up(decoder)
         store = SessionStore(options.store, options.store_bytes, decoder, say)
         engine = Engine(options.batch, options.queue)
-        service = Service(options.name, decoder, tokenizer, store, engine, options.max_tokens)
+        service = Service(
+            options.name, decoder, tokenizer, store, engine, options.max_tokens, options.until
+        )
         app = make_app(service, options.keys, options.max_body)
         config = uvicorn.Config(
             app, options.host, options.port, log_level="warning", access_log=False,

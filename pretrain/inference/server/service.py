@@ -50,6 +50,7 @@ class Service:
 
     Args:
         max_tokens: of an answer, where a request names no number.
+        until: the stop rule of every session, see `pretrain.model.stop_rule`; 0: none.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Service:
     store: SessionStore
     engine: Engine
     max_tokens: int
+    until: float = 0.0
     created: int = field(default_factory=lambda: int(time.time()))
     locked: set[str] = field(default_factory=set)  # conversations with a response under way
     writer: ThreadPoolExecutor = field(
@@ -71,15 +73,7 @@ class Service:
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """What each id writes."""
-        t = self.tokenizer
-        return [
-            piece.replace("\u2581", " ").encode()
-            if t.is_text(i)
-            else bytes([byte])
-            if (byte := t.byte(i)) is not None
-            else b""
-            for i, piece in enumerate(t.pieces())
-        ]
+        return self.tokenizer.written()
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -104,14 +98,14 @@ class Service:
             raise bad_request("The prompt is empty: give some text to go on from.", "prompt")
         if not 0 <= min(tokens) <= max(tokens) < size:
             raise bad_request(f"Token ids are 0..{size - 1}.", "prompt")
-        return Start(Session(self.decoder, passes), list(tokens))
+        return Start(self._new(passes), list(tokens))
 
     def start_history(self, owner: str, turns: Sequence[Turn], passes: int | None) -> Start:
         """Of messages from a conversation's beginning: the longest part that is stored is not read
         again.
         """
         N = passes or self.decoder.model.sleep.passes
-        digests = chat.digests(chat.begin(N), turns)
+        digests = chat.digests(chat.begin(N, self.until), turns)
         while (found := self.store.longest(owner, digests)) is not None:
             known, entry = found
             try:
@@ -119,7 +113,7 @@ class Service:
             except NotStored:  # evicted since
                 continue
             return self._with_turns(start, turns[known:])
-        start = Start(Session(self.decoder, passes), [], digest=digests[0])
+        start = Start(self._new(passes), [], digest=digests[0])
         return self._with_turns(start, turns)
 
     def start_after(
@@ -141,6 +135,10 @@ class Service:
             start.digest = ""  # a history that was read with two N is found by its id alone
         return self._with_turns(start, turns)
 
+    def _new(self, passes: int | None) -> Session:
+        """A session that has read nothing."""
+        return Session(self.decoder, passes, self.until)
+
     def _stored(self, owner: str, id: str) -> Start:
         """A session of its own from what is stored."""
         try:
@@ -151,6 +149,7 @@ class Service:
                 500, "What is stored under this id is damaged; the server's log says how.",
                 type="server_error", code="damaged",
             ) from None  # fmt: skip
+        session.until = self.until
         return Start(session, list(entry.unread), entry.tokens, id, entry.digest)
 
     def _with_turns(self, start: Start, turns: Sequence[Turn]) -> Start:

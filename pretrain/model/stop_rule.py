@@ -1,0 +1,97 @@
+"""When a sleep has done its work: a pass of it has changed S by less than a share of S.
+
+    |S_n - S_(n-1)| / |S_n| < share      n = 2, 3, ...; norms over all delta blocks of the core
+
+N is then the most passes that are made. Each row settles by itself and keeps what it has from then
+on, as in a session of its own; a batch goes on until its last row has settled. In evaluation and in
+sessions only: training makes all N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel import mesh
+from parallel.passes import Pass
+from parallel.state import DeltaState, State, choose_rows
+from pretrain.model.plan import WindowPlan
+
+
+def change_of(before: State, after: State, core: slice) -> Tensor:
+    """[B] by which share of it a pass has changed S; agreed by tensor-parallel ranks."""
+    pairs = zip(before.blocks[core], after.blocks[core], strict=True)
+    squares = torch.stack(
+        [
+            torch.stack([_square(new.S - old.S), _square(new.S)])
+            for old, new in pairs
+            if isinstance(old, DeltaState) and isinstance(new, DeltaState)
+        ]
+    ).sum(dim=0)  # [2, B], of the change and of S
+    if mesh.tp_size() > 1:
+        dist.all_reduce(squares, group=mesh.tp_group())
+    changed, whole = squares.sqrt()
+    return changed / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+
+
+def _square(S: Tensor) -> Tensor:
+    return S.double().square().sum(dim=(1, 2, 3))
+
+
+class StopRule:
+    """Ends the sleep of a batch row by row, and counts the passes.
+
+    made      of each window that some row sleeps over: [n] passes of each of those rows
+    longest   of each of them: the passes that the batch made, for the last row to settle
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.made: list[Tensor] = []
+        self.longest: list[int] = []
+        self._settled = torch.zeros(0, dtype=torch.bool)  # [B]
+        self._passes = torch.zeros(0, dtype=torch.int64)  # [B]
+
+    def run(
+        self,
+        w: WindowPlan,
+        p: Pass,
+        core: slice,
+        sleep: Callable[[Tensor], tuple[Tensor, State]],
+        h: Tensor,
+        state: State,
+    ) -> tuple[Tensor, State]:
+        """A pass of sleep over a window, as far as there are rows that have not settled.
+
+        Args:
+            sleep: makes it for all rows, given h.
+            h, state: what the pass before has left.
+        """
+        if p.number == 2:
+            self._settled = ~w.sleeps
+            self._passes = torch.ones_like(self._settled, dtype=torch.int64)
+        if not self._settled.all():
+            new_h, new_state = sleep(h)
+            changed = change_of(state, new_state, core).cpu()  # the host waits: it decides
+            going = ~self._settled.to(h.device)
+            h = torch.where(going.view(-1, 1, 1), new_h, h)
+            chosen = choose_rows(going, new_state.blocks[core], state.blocks[core])
+            state = new_state.with_blocks(core, chosen)
+            self._passes += ~self._settled
+            self._settled |= changed < self.share
+        if not p.loops:
+            self.made.append(self._passes[w.sleeps])
+            self.longest.append(int(self._passes.max()))
+        return h, state
+
+    def means(self) -> dict[str, float]:
+        """ "passes_made" and "passes_of_batches", over all windows that were slept over."""
+        made = torch.cat(self.made) if self.made else torch.ones(1)
+        longest = torch.tensor(self.longest or [1])
+        return {
+            "passes_made": float(made.double().mean()),
+            "passes_of_batches": float(longest.double().mean()),
+        }

@@ -1,0 +1,80 @@
+"""Several studies as one table: tasks x N x controls, on what is deepest in each task.
+
+Read from the results.csv that each study has written (`pretrain.study.reproduce`), wherever it is.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain.errors import UserError
+from pretrain.files import write_atomically
+from pretrain.page import write_page
+from pretrain.report import table
+from pretrain.study.controls import CONTROLS, SLEEP
+from pretrain.study.intervals import mean
+from pretrain.study.results import in_order, shown_name
+from pretrain.study.summary import FINAL, as_cell
+
+RESULTS = "results.csv"
+PASSES = (1, 2, 4, 8)
+NOTE = (
+    "Of each task the deepest measure, at the N of the row: accuracy in percent or loss in nats, "
+    "mean over seeds with its 95 % interval (Student's t); in brackets the two seeds, where there "
+    "are two, and alone a single one. All rows read the same data, but for the one of equal FLOPs, "
+    "which reads more."
+)
+Row = dict[str, str]
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a study has written its results there."""
+    return (folder / RESULTS).is_file()
+
+
+def overview(folders: Sequence[Path], out: Path) -> str:
+    """Writes OUT/overview.md and OUT/overview.html; gives the table.
+
+    Args:
+        folders: of studies, each called as its task.
+    Raises:
+        UserError: names a results.csv that is none.
+    """
+    studies = {folder.resolve().name: _read(folder / RESULTS) for folder in folders}
+    most = max((int(r["N"]) for rows in studies.values() for r in rows), default=4)
+    arms = {f"n{n}": SLEEP.label.format(N=n) for n in PASSES}
+    arms |= {f"{name}-n{most}": c.label.format(N=most) for name, c in CONTROLS.items()}
+    deepest = {task: in_order(r["measure"] for r in rows)[-1] for task, rows in studies.items()}
+    headers = ["", *(f"{task}, {shown_name(name)}" for task, name in deepest.items())]
+    rows = [
+        [label, *(_cell(studies[task], arm, name) for task, name in deepest.items())]
+        for arm, label in arms.items()
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    written = table(headers, rows)
+    write_atomically(out / "overview.md", f"# Sleep and its controls\n\n{NOTE}\n\n{written}\n")
+    write_page(out / "overview.html", "Sleep and its controls", [NOTE], [(headers, rows)], [])
+    return written
+
+
+def _cell(rows: Sequence[Row], arm: str, measure: str) -> str:
+    """ "97.3 ± 2.1", or "not run"."""
+    mine = [r for r in rows if r["arm"] == arm and r["measure"] == measure]
+    as_trained = [r for r in mine if r["tested_at"] == r["N"]] or mine  # N = 1, for some controls
+    if not as_trained:
+        return "not run"
+    return as_cell(mean([float(r["value"]) for r in as_trained]), measure)
+
+
+def _read(path: Path) -> list[Row]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = csv.DictReader(file)
+            rows = list(lines)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; write it anew") from None
+    if tuple(lines.fieldnames or ()) != FINAL or not rows:
+        raise UserError(f"{path}: not the results of a study; `hypnos reproduce` writes them")
+    return rows

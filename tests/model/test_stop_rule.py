@@ -1,0 +1,87 @@
+"""The stop rule: what a row ends with is what a sleep of as many passes gives, in any batch."""
+
+import itertools
+
+import pytest
+import torch
+
+from pretrain import evaluate
+from pretrain.data.batch import Batch
+from pretrain.inference.decode import Decoder
+from pretrain.inference.session import Session
+from pretrain.model.sleep import SleepLM
+from pretrain.model.stop_rule import StopRule, change_of
+from tests.model.tiny import L, build, change, sequences
+
+MOST = 6
+
+
+def last_state(model: SleepLM, batch: Batch, passes: int, stop: StopRule | None = None):
+    batch.carries[:] = True
+    with torch.no_grad():
+        return model(batch, passes=passes, stop=stop).state
+
+
+@pytest.mark.parametrize("eviction, coda", [("hard", 0), ("sliding", 0), ("hard", 1)])
+def test_each_row_stops_by_itself(eviction: str, coda: int) -> None:
+    """One window that is only consolidated. The share is chosen so that rows stop apart."""
+    model = build(change(when="context", eviction=eviction, coda=coda))
+    batch = sequences(L, rows=4, unscored={row: [0] for row in range(4)})
+    by_passes = [last_state(model, batch, n) for n in range(1, MOST + 1)]
+    changes = torch.stack(
+        [change_of(a, b, model.core) for a, b in itertools.pairwise(by_passes)]
+    )  # [MOST - 1, 4], of passes 2..MOST
+    share = float(changes[1:-1].median())
+    under = torch.cat([changes < share, torch.ones(1, 4, dtype=torch.bool)])
+    expected = (2 + under.int().argmax(dim=0)).clamp(max=MOST)
+    assert len(expected.unique()) > 1
+
+    stop = StopRule(share)
+    state = last_state(model, batch, MOST, stop)
+    assert stop.made[0].tolist() == expected.tolist() and stop.longest == [int(expected.max())]
+    for block, *at_n in zip(state.blocks, *(s.blocks for s in by_passes), strict=True):
+        for i, part in enumerate(block):
+            for row, n in enumerate(expected.tolist()):
+                assert torch.equal(part[row], at_n[n - 1][i][row])
+
+
+@pytest.mark.parametrize("when, coda", [("always", 0), ("always", 1), ("context", 1)])
+def test_a_session_stops_as_a_batch_does(when: str, coda: int) -> None:
+    model = build(change(passes=MOST, when=when, coda=coda))
+    unscored = {0: [0, 1]} if when == "context" else {}
+    batch = sequences(3 * L, rows=1, unscored=unscored)
+    probe, share = StopRule(1e-9), 0.0
+    with torch.no_grad():
+        model(batch, stop=probe)
+    assert all(made.tolist() == [MOST] for made in probe.made)  # it settles never
+    for share in (0.9, 0.5, 0.3, 0.2, 0.1):
+        stop, seen = StopRule(share), []
+
+        def head(w, y, targets, seen=seen):
+            seen.append(model.logits(y))
+            return model.losses(y, targets)
+
+        with torch.no_grad():
+            model(batch, stop=stop, head=head)
+        session = Session(Decoder(model), until=share)
+        ids, context = batch.tokens[0], 2 * L if when == "context" else 0
+        if context:
+            session.read(ids[:context], predicts=False)
+        said = session.read(ids[context:], every=True)
+        assert torch.allclose(said, torch.cat(seen), atol=1e-10)
+        # the session owes a sleep over its last window, too, of which the batch knows nothing
+        made = session.sleep_passes + len(stop.made)
+        assert made - int(torch.cat(stop.made).sum()) == 0
+    assert session.slept == 2
+
+
+def test_an_evaluation_says_what_was_spent() -> None:
+    """A share of 0.999 stops after the first pass of sleep; a tiny one never."""
+    model = build(change(passes=4, when="context"), dtype=torch.float32)
+    batch = sequences(3 * L, unscored={0: [0, 1], 1: [0, 1]})
+    evaluation = evaluate.Evaluation([batch, batch], L, 1, None)
+    two, four = evaluation.run(model, 2), evaluation.run(model, 4)
+    early, never = evaluation.run(model, 4, 0.999), evaluation.run(model, 4, 1e-9)
+    assert two["loss"] != four["loss"]
+    assert (early["loss"], early["passes_made"], early["passes_of_batches"]) == (two["loss"], 2, 2)
+    assert (never["loss"], never["passes_made"], never["until"]) == (four["loss"], 4, 1e-9)
