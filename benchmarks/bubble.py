@@ -23,7 +23,7 @@ from benchmarks.memory import Plan
 from benchmarks.stage import build, microbatches
 from parallel import mesh
 from parallel.pipeline import Pipeline
-from parallel.schedule import Action, Message
+from parallel.schedule import Action, Message, step_schedule
 from parallel.simulator import simulate
 from pretrain.model.reader import Reader
 from pretrain.run import step
@@ -70,7 +70,7 @@ def idle(M: int, N: int) -> tuple[float, float]:
             step.StageStream(Reader.of(model, part, passes=N, recompute="unit")) for part in parts
         ]
         passes = tuple(stream.passes for stream in streams)
-        schedule = step.step_schedule(passes, P, "unit")
+        schedule = step_schedule(passes, P, "unit")
         timed = Timed(streams, schedule, 1.0)
         timed.run()
     everyone = [timed.seconds] * P

@@ -31,6 +31,7 @@ from torch import Tensor
 from benchmarks.memory import MIB, Peak, Plan, Weight, counted
 from parallel import mesh
 from parallel.block import Block
+from parallel.schedule import step_schedule
 from parallel.simulator import simulate
 from parallel.stages import Stage, balanced
 from parallel.state import State
@@ -142,7 +143,7 @@ def count(p: Plan, model: SleepLM, part: Batch, policy: str, passes: int) -> tup
     passes_of_one = step.StageStream(Reader.of(model, part, passes=passes)).passes
     everyone = (passes_of_one,) * p.microbatches
     P = mesh.pp_size()
-    timeline = simulate(step.step_schedule(everyone, P, policy), everyone, P)
+    timeline = simulate(step_schedule(everyone, P, policy), everyone, P)
     weights = [weigh(block, p.rows, p.window) for block in model.blocks_of(slice(None))]
     blocks = dict(zip(stage.blocks, weights, strict=True))
     stored = timeline.peak[stage.index] * (weights[0].h + sum(weight.S for weight in weights))

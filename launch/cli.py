@@ -22,6 +22,7 @@ from launch.commands.export import export
 from launch.commands.generate import generate
 from launch.commands.import_model import import_model
 from launch.commands.launch import LAUNCH
+from launch.commands.plan import plan
 from launch.commands.report import report
 from launch.commands.reproduce import reproduce
 from launch.commands.scale import scale
@@ -33,7 +34,7 @@ from tokenizer import TokenizerError
 
 COMMANDS = (
     train, LAUNCH, evaluate, generate, serve, export, import_model, DATA, TOKENIZER, report,
-    reproduce, scale, doctor,
+    reproduce, scale, plan, doctor,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ recompute.py        activation checkpointing of one (window, pass) unit
 stages.py           which blocks a pipeline stage holds
 passes.py           what a stage computes in one pass over one window
 schedule.py         when each stage does what;  simulator.py  proves a schedule on paper
+critical_path.py    how long a schedule takes, for those who compare thousands
 pipeline.py         carries a schedule out
 engine.py           DeepSpeed ZeRO
 zero_layout.py      which rank holds and updates what;  zero_order.py  when it is sent

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+# Elements of blocks that ZeRO 3 keeps whole at a time, but for the one that runs; as DeepSpeed's
+# `stage3_max_live_parameters`.
+MAX_WHOLE = 1_000_000_000
+
 
 @dataclass(frozen=True)
 class Layout:

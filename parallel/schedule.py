@@ -40,6 +40,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -115,6 +116,17 @@ def make_schedule(
 
     ended = _list_schedule(needs, stages, urgency=urgency, cost=cost)
     return Schedule(_with_messages(ended, needs, stages))
+
+
+@lru_cache(maxsize=16)
+def step_schedule(
+    passes: tuple[tuple[Pass, ...], ...], stages: int, recompute: str, forward_only: bool = False
+) -> Schedule:
+    """The schedule of a step. passes: of each microbatch."""
+    backward_cost = 2 if recompute == "none" else 3  # in forwards
+    return make_schedule(
+        passes, stages, forward_only, lambda action, _: backward_cost if action.backward else 1
+    )
 
 
 class _Unit(NamedTuple):

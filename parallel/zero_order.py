@@ -24,10 +24,7 @@ from torch import Tensor, nn
 
 from parallel import mesh
 from parallel.block import Block
-
-# Elements of blocks that ZeRO 3 keeps whole at a time, but for the one that runs; as DeepSpeed's
-# `stage3_max_live_parameters`.
-MAX_WHOLE = 1_000_000_000
+from parallel.combinations import MAX_WHOLE
 
 
 def reduce_in_order(optimizer: Any, zero: int, parameters: Sequence[nn.Parameter]) -> None:

@@ -20,7 +20,7 @@ SLOW = (
     "launch/test_preflight_ranks.py", "server/test_kills.py", "inference/test_ranks.py",
     "convert/test_import_ranks.py", "data/test_processes.py", "fuzz/test_processes.py",
     "study/test_branch.py", "study/test_scale_runs.py",
-    "data/test_object_store.py",
+    "study/test_recipes.py", "data/test_object_store.py",
 )  # fmt: skip
 
 # What takes more than set-up brings: root and a Slurm (tests/cluster/run), a browser (`make

@@ -69,21 +69,36 @@ def block_costs(config: ModelConfig, sleep: SleepConfig) -> list[float]:
     return costs
 
 
+def block_matrices(config: ModelConfig, kind: str) -> list[tuple[int, int]]:
+    """The weights of a block's linears, as (outputs, inputs)."""
+    D, F, H = config.d_model, config.mlp_width, config.delta_value_heads
+    keys, values = config.delta_key_heads * config.delta_key_dim, H * config.delta_value_dim
+    if kind == "attention":
+        queries = config.attention_heads * config.attention_head_dim
+        kv = config.attention_kv_heads * config.attention_head_dim
+        mixer = [(queries, D), (queries, D), (kv, D), (kv, D), (D, queries)]
+    else:
+        mixer = [(keys, D), (keys, D), (values, D), (values, D), (H, D), (H, D), (D, values)]
+    return [*mixer, (F, D), (F, D), (D, F)]
+
+
+def block_parameters(config: ModelConfig, kind: str) -> int:
+    """How many parameters one block has."""
+    matrices = sum(rows * columns for rows, columns in block_matrices(config, kind))
+    if kind == "attention":
+        rest = 2 * config.attention_head_dim if config.attention_qk_norm else 0
+    else:
+        heads, V = config.delta_value_heads, config.delta_value_dim
+        channels = 2 * config.delta_key_heads * config.delta_key_dim + heads * V
+        rest = channels * config.delta_conv_width + 2 * heads + V
+    return matrices + rest + 2 * config.d_model  # and two norms
+
+
 def parameters(config: ModelConfig) -> int:
     """How many parameters the model has."""
-    D, head = config.d_model, config.attention_head_dim
-    keys, heads, V = (
-        config.delta_key_heads * config.delta_key_dim,
-        config.delta_value_heads,
-        config.delta_value_dim,
-    )
-    attention = D * head * (3 * config.attention_heads + 2 * config.attention_kv_heads)
-    attention += 2 * head if config.attention_qk_norm else 0
-    projections = D * (2 * keys + 3 * heads * V + 2 * heads)
-    delta = projections + (2 * keys + heads * V) * config.delta_conv_width + 2 * heads + V
-    mixers = sum(attention if kind == "attention" else delta for kind in config.layers)
-    vocabulary = D * config.vocab_size * (1 if config.tie_embeddings else 2)
-    return vocabulary + mixers + len(config.layers) * (3 * D * config.mlp_width + 2 * D) + D
+    vocabulary = config.d_model * config.vocab_size * (1 if config.tie_embeddings else 2)
+    blocks = sum(block_parameters(config, kind) for kind in config.layers)
+    return vocabulary + blocks + config.d_model
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,7 @@ from parallel.engine import Engine
 from parallel.layers import empty_stream
 from parallel.passes import Pass
 from parallel.pipeline import Pipeline, UnitOutput
-from parallel.schedule import Schedule, make_schedule
+from parallel.schedule import step_schedule
 from parallel.state import State
 from parallel.window import Window
 from pretrain.config.schema import ParallelConfig
@@ -226,14 +225,3 @@ def run_stage(
     passes = tuple(stream.passes for stream in streams)
     schedule = step_schedule(passes, mesh.pp_size(), recompute, loss_scale is None)
     Pipeline(streams, schedule, loss_scale).run()
-
-
-@lru_cache(maxsize=16)
-def step_schedule(
-    passes: tuple[tuple[Pass, ...], ...], stages: int, recompute: str, forward_only: bool = False
-) -> Schedule:
-    """The schedule of a step. passes: of each microbatch."""
-    backward_cost = 2 if recompute == "none" else 3  # in forwards
-    return make_schedule(
-        passes, stages, forward_only, lambda action, _: backward_cost if action.backward else 1
-    )

@@ -13,4 +13,13 @@ coordinates.py do they transfer?                            law.py       loss an
 fit.py         laws from runs, with intervals               frontier.py  what to spend FLOPs on
 scale.py       results, and each rung predicted             dry_run.py   what the runs will take
 fit_report.py  fit.md: words, tables, pictures
+
+A plan: what a run needs on given hardware, before it runs (docs/plan.md):
+
+planner.py     every layout on given hardware, best first   estimate.py  a step's memory and time
+stage_units.py what stages do in each unit                  stage_times.py  how long that takes
+block_work.py  what a block does and keeps                  rank_memory.py  what a rank holds
+hardware.py    what devices do in a second                  communication.py  how ranks exchange
+measure.py     the same of this machine                     plan_table.py  a plan in words
+fake_world.py  builds stages in a world that is not there
 """

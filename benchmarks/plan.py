@@ -1,0 +1,193 @@
+"""What `hypnos plan` says beside what was measured, and the layouts that it gives the recipes.
+
+    python -m benchmarks.plan --out docs/plan.md    # some ten minutes on two cores
+    python -m benchmarks.plan --quick               # nothing is run: what was measured before
+
+Training steps of 1 to 8 ranks are run here (`benchmarks/plan_run.py`) and compared by the seconds
+of processor that they take; all else was measured before (`benchmarks/plan_cases.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from datetime import date
+from pathlib import Path
+
+from benchmarks.memory import commit, processor
+from benchmarks.plan_cases import Compared, gpu_rows, memory_rows, published_rows
+from pretrain.config.load import load
+from pretrain.errors import UserError
+from pretrain.study.hardware import GIB, load_hardware
+from pretrain.study.measure import measured, written
+from pretrain.study.planner import plan
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ("100M", "1B", "7B", "30B")
+GPUS = (8, 64, 512, 4096)
+SEVERAL = [  # ranks and their layout
+    (2, ["parallel.tp=2"]), (2, []), (2, ["parallel.pp=2", "train.microbatches=4"]),
+    (4, ["parallel.tp=2", "parallel.pp=2", "train.microbatches=4"]),
+    (4, ["parallel.pp=4", "train.microbatches=8"]),
+    (8, ["parallel.tp=2", "parallel.pp=2", "train.microbatches=2"]),
+]  # fmt: skip
+
+MARK = "<!-- measured -->\n"  # what follows it in docs/plan.md is written here
+
+
+def table(rows: Iterable[Compared]) -> Iterator[str]:
+    """Markdown, line by line."""
+    yield "| | measured | planned | error |"
+    yield "|---|---|---|---|"
+    for row in rows:
+        yield (
+            f"| {row.what} | {_number(row.measured)} {row.unit} | {_number(row.planned)} "
+            f"| {row.error:+.0%} |"
+        )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def worst(rows: Iterable[Compared]) -> str:
+    """As "7 %"."""
+    return f"{max(abs(row.error) for row in rows):.0%}"
+
+
+def on_these_ranks(hardware: Path) -> list[Compared]:
+    """Training steps, run here."""
+    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as found:
+        for ranks, case in [(1, []), *SEVERAL]:
+            command = [sys.executable, "-W", "ignore", "-m"]
+            if ranks > 1:
+                distributed = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+                command += [*distributed, "-m"]
+            command += ["benchmarks.plan_run", str(hardware), found.name, *case]
+            env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+            subprocess.run(command, check=True, cwd=ROOT, env=env)
+        rows = [json.loads(line) for line in found]
+    return [
+        Compared(
+            f"{row['ranks']} ranks: {' '.join(row['case']) or 'dp 2'}", "s", row["measured"],
+            row["planned"],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def recipes() -> Iterator[str]:
+    """The layouts of the recipes on H100s."""
+    h100 = load_hardware("h100")
+    yield "| recipe | GPUs | layout: overrides | GiB | s/step | tokens/s | MFU | bubble |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in RECIPES:
+        config = load(ROOT / f"configs/recipes/{name}.toml")
+        for gpus in GPUS:
+            try:
+                e = plan(config, gpus, h100, top=1).best[0]
+            except UserError as error:
+                yield f"| {name} | {gpus:,} | {str(error).partition(': ')[2]} | | | | | |"
+                continue
+            x = e.layout
+            zero = f"parallel.zero={x.zero} " if x.zero != 1 else ""
+            grid = f"parallel.tp={x.tp} parallel.pp={x.pp} " * (x.tp * x.pp > 1)
+            if x.sequence_parallel:
+                grid += "parallel.sequence_parallel=true "
+            yield (
+                f"| {name} | {gpus:,} | `{grid}{zero}parallel.recompute={x.recompute} "
+                f"train.microbatches={x.microbatches}` | {e.memory.total / GIB:.0f} "
+                f"| {e.seconds:.3g} | {e.tokens_per_s:,.0f} | {e.mfu:.0%} | {e.bubble:.0%} |"
+            )
+
+
+def report(quick: bool) -> Iterator[str]:
+    """What follows the mark in docs/plan.md, line by line."""
+    yield "## Planned and measured"
+    yield ""
+    yield (
+        f"`python -m benchmarks.plan` on {os.cpu_count()} cores ({processor()}), {date.today()}, "
+        f"commit {commit() or 'unknown'}."
+    )
+    yield ""
+    here = measured()
+    memory = list(memory_rows(here))
+    yield (
+        f"**Memory on a CPU**: activations of the stage that holds most, all rows of "
+        f"[memory.md](memory.md); within {worst(memory)}. Nothing was fitted."
+    )
+    yield ""
+    yield from table(memory)
+    yield ""
+    if not quick:
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+            file.write(written(here))
+            file.flush()
+            steps = on_these_ranks(Path(file.name))
+        yield (
+            "**Training steps on this CPU**: a hybrid of 4 blocks, D = 256, 8 rows of 4 windows of "
+            "128 tokens, with DeepSpeed, Muon and AdamW, for rates that `--measure` found. "
+            "Ranks share two cores with whatever else runs, so what is compared is the seconds of "
+            f"processor that a step takes of all ranks. Within {worst(steps)}."
+        )
+        yield ""
+        yield from table(steps)
+        yield ""
+    gpu = list(gpu_rows())
+    yield (
+        "**One H200**, [gpu.md](gpu.md)'s runs: forward and backward in bf16, windows of 2,048. "
+        "The file's shares and bandwidth were fitted to these speeds (memory was not); within "
+        f"{worst(gpu)}."
+    )
+    yield ""
+    yield from table(gpu)
+    yield ""
+    others = list(published_rows())
+    yield (
+        "**Runs of others**, of the same sizes and layout in this project; nothing was fitted to "
+        f"them. Within {worst(row for row, _ in others)}."
+    )
+    yield ""
+    yield from table(row for row, _ in others)
+    yield ""
+    for row, run in others:
+        yield f"- {row.what} ({run.source}): {run.differs}."
+    yield ""
+    yield "## Recipes"
+    yield ""
+    yield (
+        "`configs/recipes/`: hybrids in the portable shape, N = 2, windows of 2,048, 4 of them a "
+        "sequence. The fastest layout on H100s, by plan; not run:"
+    )
+    yield ""
+    yield from recipes()
+
+
+def main() -> None:
+    """Prints or writes the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="run no training steps")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write it there, below the mark, instead of printing it",
+    )
+    args = parser.parse_args()
+    text = "\n".join(report(args.quick)) + "\n"
+    if args.out:
+        before = args.out.read_text().partition(MARK)[0]
+        args.out.write_text(before + MARK + "\n" + text)
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

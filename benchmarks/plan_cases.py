@@ -1,0 +1,194 @@
+"""What `hypnos plan` is compared with: runs of this project and of others, as they were reported.
+
+Of runs of others only sizes, layout and the figure are known; what differs in how they compute is
+said beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.gpu.sizes import SIZES
+from benchmarks.memory import MIB, Plan
+from benchmarks.stage import microbatches
+from pretrain.config.schema import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SleepConfig,
+    TrainConfig,
+)  # fmt: skip
+from pretrain.model.plan import plan_windows
+from pretrain.study.block_work import BlockCounter
+from pretrain.study.estimate import Estimator, estimate, example, layout_of
+from pretrain.study.hardware import GIB, Hardware, load_hardware
+from pretrain.study.stage_times import StageTimes
+from pretrain.study.stage_units import StageUnits
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+class Compared(NamedTuple):
+    """One figure."""
+
+    what: str
+    unit: str
+    measured: float
+    planned: float
+
+    @property
+    def error(self) -> float:
+        """Of the plan, relative."""
+        return self.planned / self.measured - 1
+
+
+# ---- memory of a CPU's training steps: docs/memory.md
+
+
+def memory_rows(hardware: Hardware) -> Iterator[Compared]:
+    """All rows of docs/memory.md: MiB of activations of the stage that holds most."""
+    p = Plan()
+    row = microbatches(p)[0].rows(0, 1)
+    text = (DOCS / "memory.md").read_text()
+    for policy, N, P, peaks in re.findall(
+        r"^\| (\w+) \| (\d+) \| (\d) \| ([\d /]+) \|", text, re.M
+    ):
+        model = ModelConfig(
+            d_model=p.width, layers=list(p.layers), vocab_size=p.vocabulary, mlp_width=4 * p.width
+        )
+        config = Config(
+            model=model,
+            sleep=SleepConfig(window=p.window, when="context", passes=int(N)),
+            train=TrainConfig(batch=p.rows * p.microbatches, microbatches=p.microbatches),
+            parallel=ParallelConfig(pp=int(P), recompute=policy, stages=[4 // int(P)] * int(P)),
+        )
+        units = StageUnits(config, int(P), plan_windows(row, config.sleep))
+        times = StageTimes(config, hardware, BlockCounter(model), layout_of(config), 1, units)
+        planned = max(times.activations(s, p.microbatches) for s in range(int(P))) / MIB
+        measured = max(map(int, peaks.split("/")))
+        yield Compared(f"{policy}, N = {N}, {P} stages", "MiB", measured, planned)
+
+
+# ---- one H200: docs/gpu.md
+
+GPU_SPEED = [  # size, compiled?, tokens/s of forward and backward
+    ("100M", False, 165_300), ("1B", False, 38_000), ("1B", True, 45_000),
+]  # fmt: skip
+GPU_PASSES = [("100M", 2.43), ("1B", 2.44)]  # time of N = 4 by that of N = 1
+GPU_MEMORY = [(1, 20.3), (8, 20.8)]  # N, GiB beside weights and gradients at 1B
+
+
+def gpu_rows() -> Iterator[Compared]:
+    """What docs/gpu.md has. As it stands: nothing is compiled."""
+    h200 = load_hardware("h200")
+    plain = replace(h200, device=replace(h200.device, fused=False))
+    for name, fused, rate in GPU_SPEED:
+        tokens, seconds, _ = _gpu(name, 1, "none", h200 if fused else plain)
+        how = "compiled" if fused else "as it stands"
+        yield Compared(f"{name}, {how}", "tokens/s", rate, tokens / seconds)
+    for name, ratio in GPU_PASSES:
+        four, one = (_gpu(name, N, "unit", plain)[1] for N in (4, 1))
+        yield Compared(f"{name}, N = 4 beside N = 1, as it stands", "times", ratio, four / one)
+    for N, held in GPU_MEMORY:
+        planned = _gpu("1B", N, "unit", plain)[2] / GIB
+        yield Compared(f"1B, N = {N}, units recomputed, as it stands", "GiB", held, planned)
+
+
+def _gpu(name: str, passes: int, recompute: str, hardware: Hardware) -> tuple[int, float, float]:
+    """Tokens, seconds and bytes of activations of a forward and backward."""
+    size = SIZES[name]
+    config = Config(
+        model=size.model(),
+        sleep=size.sleep(passes),
+        data=DataConfig(windows=size.windows),
+        train=TrainConfig(batch=size.rows, precision="bf16"),
+        parallel=ParallelConfig(recompute=recompute),
+    )
+    found = Estimator(config, 1, hardware, example(config)).estimate(layout_of(config))
+    units = found.seconds - found.exchange_s - found.update_s  # the optimiser was not run
+    return found.tokens, units, found.memory.activations
+
+
+# ---- runs of others
+
+
+class Published(NamedTuple):
+    """A run of another system."""
+
+    what: str
+    gpus: int
+    hardware: str
+    config: Config
+    tflops: float  # per GPU
+    source: str
+    differs: str
+
+
+def published() -> list[Published]:
+    """Dense transformers and a hybrid, N = 1."""
+    olmo = ModelConfig(
+        d_model=4096, layers=["delta", "delta", "delta", "attention"] * 8, mlp_width=11008,
+        attention_heads=32, attention_kv_heads=32, attention_head_dim=128, delta_key_heads=32,
+        delta_value_heads=32, delta_key_dim=96, delta_value_dim=192, vocab_size=100352,
+    )  # fmt: skip
+    gpt = ModelConfig(
+        d_model=12288, layers=["attention"] * 96, attention_heads=96, attention_kv_heads=96,
+        attention_head_dim=128, mlp_width=32768, vocab_size=51200,
+    )  # fmt: skip
+    llama = ModelConfig(
+        d_model=4096, layers=["attention"] * 32, attention_heads=32, attention_kv_heads=8,
+        attention_head_dim=128, mlp_width=14336, vocab_size=128256,
+    )  # fmt: skip
+    return [
+        Published(
+            "OLMo Hybrid 7B, 512 B200: 10,900 tokens/s a GPU", 512, "b200",
+            _dense(olmo, 8192, 512, ParallelConfig(recompute="none")), 0.0,
+            "3T tokens in 6.19 days",
+            "heads and keys of the published configuration; FSDP and AdamW for ZeRO 1 and AdamW",
+        ),
+        Published(
+            "GPT-3 175B in Megatron, 512 H100, tp 4, pp 8", 512, "h100",
+            _dense(
+                gpt, 2048, 1536,
+                ParallelConfig(tp=4, pp=8, sequence_parallel=True, recompute="none"), 96,
+            ),
+            390.0, "Megatron Core's benchmarks, second-hand",
+            "Megatron interleaves stages, overlaps messages and gradients, and fuses more; its MLP "
+            "of two matrices is counted as our three of the same size",
+        ),
+        Published(
+            "Llama 3 8B, GH200", 64, "h100",
+            _dense(llama, 8192, 512, ParallelConfig(recompute="none"), 8), 421.0,
+            "swiss-ai, 413 to 430 TFLOP/s", "planned for 64 H100; attention here has a gate",
+        ),
+    ]  # fmt: skip
+
+
+def _dense(
+    model: ModelConfig, window: int, batch: int, parallel: ParallelConfig, microbatches: int = 1
+) -> Config:
+    return Config(
+        model=model,
+        sleep=SleepConfig(passes=1, window=window),
+        data=DataConfig(windows=1),
+        train=TrainConfig(batch=batch, microbatches=microbatches, precision="bf16"),
+        parallel=parallel,
+        optimizer=OptimizerConfig(name="adamw"),
+    )
+
+
+def published_rows() -> Iterator[tuple[Compared, Published]]:
+    """Their figures beside the plan's of the same sizes and layout."""
+    for run in published():
+        found = estimate(run.config, run.gpus, load_hardware(run.hardware))
+        if run.tflops:
+            flops = (found.work.forward + found.work.backward) / found.seconds / run.gpus
+            yield Compared(run.what, "TFLOP/s a GPU", run.tflops, flops / 1e12), run
+        else:
+            yield Compared(run.what, "tokens/s a GPU", 10_900, found.tokens_per_s / run.gpus), run

@@ -1,0 +1,128 @@
+"""Training steps on some ranks, and what was planned for them; run by `benchmarks.plan`.
+
+    torchrun --nproc-per-node=R -m benchmarks.plan_run HARDWARE FILE [key=value ...]
+
+A step is that of the trainer (`pretrain/run/step.py`) with DeepSpeed, Muon and AdamW. Ranks of a
+trial share cores with each other and with whatever else runs; so what is compared is the seconds of
+processor that all ranks take, not how long they wait. Rank 0 adds lines of JSON to FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from parallel import mesh
+from parallel.engine import Engine
+from pretrain.config.checks import validate
+from pretrain.config.load import override
+from pretrain.config.schema import (
+    Config,
+    CorpusConfig,
+    DataConfig,
+    ModelConfig,
+    SleepConfig,
+    TrainConfig,
+)  # fmt: skip
+from pretrain.data.batch import Batch
+from pretrain.model.sleep import SleepLM
+from pretrain.run.guard import mean_loss
+from pretrain.run.optimizer import MuonAdamW
+from pretrain.run.prepare import lay_grid, make_stage
+from pretrain.run.step import accumulate
+from pretrain.study.estimate import Estimator, example, layout_of
+from pretrain.study.hardware import load_hardware
+
+STEPS = 3
+
+# one rank: N, recomputation, width
+ALONE = [
+    ["sleep.passes=1", "parallel.recompute=none"], ["sleep.passes=1"], ["sleep.passes=4"],
+    ["sleep.passes=2", "model.d_model=128", "model.mlp_width=512", "train.batch=16"],
+    ["sleep.passes=2", "model.d_model=512", "model.mlp_width=2048", "train.batch=4",
+     "train.microbatches=2"],
+    ["sleep.passes=2", "sleep.window=64"],
+]  # fmt: skip
+
+
+def base() -> Config:
+    """A hybrid of four blocks on text, 8 rows of 4 windows of 128 tokens."""
+    return Config(
+        model=ModelConfig(d_model=256, mlp_width=1024, vocab_size=512),
+        sleep=SleepConfig(passes=2, window=128),
+        data=DataConfig(tokenizer="-", train=[CorpusConfig(path="-")], heldout="-"),
+        train=TrainConfig(batch=8),
+    )
+
+
+def rows(config: Config, count: int) -> Batch:
+    """Random text: every row one document."""
+    one = example(config)
+    tokens = torch.randint(0, config.model.vocab_size, (count, one.size[1]))
+    whole = [t.expand(count, -1).contiguous() for t in (one.valid, one.starts)]
+    return Batch(tokens, tokens.roll(-1, 1), *whole, torch.zeros(count, dtype=torch.bool))
+
+
+def measured(config: Config) -> float:
+    """Seconds of processor that this rank takes for a step."""
+    torch.manual_seed(mesh.dp_rank())
+    model = SleepLM(config.model, config.sleep, make_stage(config)).initialize(0)
+    optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
+    M = config.train.microbatches
+    engine = Engine(
+        model, optimizer, zero=config.parallel.zero, precision="fp32", microbatches=M,
+        tied=model.tied,
+    )  # fmt: skip
+    each = config.train.batch // mesh.dp_size() // M
+    whole = rows(config, each * M)
+    parts = [whole.rows(m * each, (m + 1) * each) for m in range(M)]
+    scored = whole.targets.numel() * mesh.dp_size()
+    took = []
+    for _ in range(STEPS + 1):
+        dist.barrier()
+        begin = time.process_time()
+        outputs = accumulate(engine, model, parts, [None] * M, scored, config.parallel)
+        optimizer.loss = mean_loss([out.window_loss for out in outputs], scored)
+        engine.step()
+        took.append(time.process_time() - begin)
+    engine.close()
+    return min(took[1:])
+
+
+def main(hardware: Path, file: Path, overrides: list[str]) -> None:
+    """All cases of one rank, or the one that is given."""
+    torch.set_num_threads(1)
+    here, cases = load_hardware(str(hardware)), [overrides]
+    ranks = mesh.world_size()
+    if ranks == 1:
+        cases = [["parallel.recompute=unit", *each] for each in ALONE]
+    for case in cases:
+        config = override(base(), case)
+        validate(config)
+        lay_grid(config.parallel)
+        seconds = torch.tensor(measured(config))
+        dist.all_reduce(seconds)
+        row = Batch(*(t[:1] for t in vars(rows(config, 1)).values()))
+        planned = Estimator(config, ranks, here, row).processor_seconds(layout_of(config))
+        if dist.get_rank() == 0:
+            with file.open("a") as out:
+                found = {"ranks": ranks, "case": case, "measured": float(seconds)}
+                out.write(json.dumps(found | {"planned": planned}) + "\n")
+            print(f"{ranks} ranks {' '.join(case)}: {float(seconds):.3f} s, {planned:.3f} planned")
+    mesh.shutdown()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("hardware", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("overrides", nargs="*", default=[])
+    args = parser.parse_args()
+    main(args.hardware, args.file, args.overrides)

@@ -1,0 +1,107 @@
+"""hypnos plan: memory, time and cost of a run on any number of GPUs, for every layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.commands import argument, command
+from launch.commands.train import RUN
+from launch.commands.values import path, positive, tell
+
+MAX_GPUS = 10_000
+
+
+def gpus(text: str) -> int:
+    """A whole number from 1 to 10,000."""
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_GPUS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_GPUS}")
+    return int(text)
+
+
+@command(
+    "plan",
+    "what a run needs on any number of GPUs: memory, time and cost of every layout, best first",
+    description="Estimates every layout of CONFIG that is allowed, without running any: memory of "
+    "a rank, time of a step, idle time of the pipeline's own schedule, cost. What is set on the "
+    "command line of [parallel], and train.microbatches, stays as it is.",
+    example="hypnos plan configs/recipes/7B.toml --gpus 64\n"
+    "hypnos plan configs/recipes/7B.toml --gpus 512 --hardware b200 parallel.tp=2 --top 3\n"
+    "hypnos plan configs/recipes/1B.toml --gpus 8 --build",
+    arguments=[
+        *RUN,
+        argument(
+            "--gpus", type=gpus, metavar="COUNT", required=True, help=f"from 1 to {MAX_GPUS:,}"
+        ),
+        argument(
+            "--hardware",
+            metavar="NAME",
+            default="h100",
+            help="h100, h200, b200 (configs/hardware/ has what they are taken for) or a TOML file",
+        ),
+        argument(
+            "--measure",
+            type=path,
+            metavar="FILE",
+            help="measure this machine instead, write FILE for --hardware, and plan with it",
+        ),
+        argument("--top", type=positive, metavar="COUNT", default=10, help="rows of the table"),
+        argument("--csv", type=path, metavar="FILE", help="also write the rows there, in full"),
+        argument(
+            "--build",
+            action="store_true",
+            help="also build the best layout's stages, without memory and in a world of ranks that "
+            "are not there, and carry its schedule out on paper",
+        ),
+    ],
+)
+def plan(
+    config: Path,
+    overrides: list[str],
+    gpus: int,
+    hardware: str,
+    measure: Path | None,
+    top: int,
+    csv: Path | None,
+    build: bool,
+) -> None:
+    from pretrain.config.checks import uses_tokenizer
+    from pretrain.config.load import load
+    from pretrain.config.run_folder import places
+    from pretrain.files import write_atomically
+    from pretrain.run.console import said_if_slow
+    from pretrain.study.hardware import load_hardware
+
+    settings = load(config, [*places(config), *overrides])
+    fixed = [text.partition("=")[0].strip() for text in overrides]
+    with said_if_slow("loading torch", tell):
+        from pretrain.convert.engines import early_warning
+        from pretrain.study import planner
+        from pretrain.study.estimate import with_vocabulary
+        from pretrain.study.plan_table import as_csv, show
+    settings = with_vocabulary(settings)
+    if measure:
+        from pretrain.study.measure import measured, written
+
+        tell("measuring this machine ...")
+        here = measured()
+        write_atomically(measure, written(here).encode())
+    else:
+        here = load_hardware(hardware)
+    if uses_tokenizer(settings) and (warning := early_warning(settings)):
+        tell(f"warning: {warning}")
+    with said_if_slow("estimating layouts", tell):
+        found = planner.plan(settings, gpus, here, fixed=fixed, top=top)
+    show(found, settings, gpus, here)
+    best = found.best[0]
+    chosen = planner.settings(settings, best.layout)
+    if csv:
+        write_atomically(csv, as_csv(found, settings).encode())
+    if build:
+        with said_if_slow("building stages", tell):
+            from pretrain.study.fake_world import build_stages
+
+            for line in build_stages(planner.with_layout(settings, best.layout), gpus, here):
+                print(line)
+    # what was set of the layout may be what is chosen: later settings win
+    print(f"next, on {gpus} GPUs: hypnos train {config} {' '.join([*overrides, *chosen])}")

@@ -1,0 +1,63 @@
+"""How long a schedule takes with any durations, fast: for those who compare thousands of layouts.
+
+`parallel.simulator` carries a schedule out, checks every rule, and knows who waits when. Here a
+schedule is a list of its actions, each after those that it waits for, so that one pass over it
+gives the end of the last. What is sent is there at once, and nobody waits for a batch of messages:
+the simulator's "buffered" time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from parallel.schedule import Action, Schedule
+
+
+class CriticalPath:
+    """A schedule whose dependencies are known."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        # of each stage, its actions in order, and what each takes from other stages
+        self.actions: list[list[Action]] = []
+        needs: list[dict[Action, list[tuple[int, Action]]]] = []
+        for s, steps in enumerate(schedule.steps):
+            self.actions.append([step.action for step in steps if step.action])
+            taken: dict[Action, list[tuple[int, Action]]] = {a: [] for a in self.actions[-1]}
+            for message in (m for step in steps for m in step.messages if m.target == s):
+                made_by = message.unit + ((1 if message.backward else -1) if message.ring else 0)
+                backward, m = message.backward, message.microbatch
+                taken[Action(backward, m, message.unit)].append(
+                    (message.source, Action(backward, m, made_by))
+                )
+            needs.append(taken)
+        self._order = _sorted(self.actions, needs)
+
+    def seconds(self, duration: Callable[[Action, int], float]) -> float:
+        """When the last stage is done. duration: of an action at a stage."""
+        ends: list[float] = []  # of the actions in order
+        free = [0.0] * len(self.actions)  # since when a stage is
+        for s, action, needs in self._order:
+            begin = max([free[s], *(ends[n] for n in needs)])
+            free[s] = begin + duration(action, s)
+            ends.append(free[s])
+        return max(free)
+
+
+def _sorted(
+    actions: list[list[Action]], needs: list[dict[Action, list[tuple[int, Action]]]]
+) -> list[tuple[int, Action, list[int]]]:
+    """(stage, action, places in this list of what it takes), each after those."""
+    order: list[tuple[int, Action, list[int]]] = []
+    places: dict[tuple[int, Action], int] = {}
+    at = [0] * len(actions)
+    while True:
+        before = len(order)
+        for s, mine in enumerate(actions):
+            while at[s] < len(mine) and all(need in places for need in needs[s][mine[at[s]]]):
+                action = mine[at[s]]
+                places[s, action] = len(order)
+                order.append((s, action, [places[need] for need in needs[s][action]]))
+                at[s] += 1
+        if len(order) == before:
+            assert at == [len(mine) for mine in actions], "the schedule deadlocks"
+            return order

@@ -1,0 +1,185 @@
+"""What one block does and keeps in one unit, a pass over a window: counted, not run.
+
+FLOPs are those of `pretrain.model.flops`. Beside them stand the bytes that elementwise work moves,
+how many operations are launched, and the bytes that backward reads. These depend on the code that
+runs: on CUDA elementwise functions are fused (`parallel/fused.py`), and in bf16 the delta rule is
+flash-linear-attention's kernel; on a CPU all runs as it stands. What is kept is listed tensor by
+tensor, in the order of the code; tests compare the sum with what autograd saves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pretrain.config.schema import ModelConfig
+from pretrain.model.flops import block_forward
+
+FP32 = 4  # bytes
+
+
+class Rows(NamedTuple):
+    """What a block reads in a unit, on one rank."""
+
+    kind: str  # "attention" | "delta"
+    rows: int  # B, of a microbatch
+    tokens: int  # T, of the window
+    past: int = 0  # keys of earlier windows
+    write_only: bool = False
+
+
+@dataclass(frozen=True)
+class BlockWork:
+    """Forward, on one rank."""
+
+    products: float  # FLOPs of the linears
+    attention: float  # FLOPs of attention's scores and of what they weigh
+    delta: float  # FLOPs of the delta rule
+    moved: float  # bytes that elementwise work reads and writes
+    launches: float  # operations
+    h: float  # bytes of the hidden states that come in
+    S: float  # bytes of the fast weights that come in
+    kept: float  # bytes that backward reads, h and S among them, weights not
+    gradients: float  # bytes of gradients of activations that live at once in backward
+
+
+class BlockCounter:
+    """Counts blocks of one model, run in one way."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        tp: int = 1,
+        sequence_parallel: bool = False,
+        half: bool = False,
+        fused: bool = False,
+        kernel: bool = False,
+    ) -> None:
+        """
+        Args:
+            half: activations are bf16. fused: elementwise functions are single kernels.
+            kernel: the delta rule is one.
+        """
+        self._model, self._tp, self._bytes = model, tp, 2 if half else FP32
+        self._fused, self._kernel = fused, kernel
+        # widths on this rank, in elements per token
+        self._stream = model.d_model / (tp if sequence_parallel else 1)
+        self._mlp = model.mlp_width / tp
+        self._queries = model.attention_heads * model.attention_head_dim / tp
+        self._kv = model.attention_kv_heads * model.attention_head_dim / tp
+        self._heads = model.delta_value_heads / tp
+        self._keys = model.delta_key_heads * model.delta_key_dim / tp  # before they are shared
+        self._values = self._heads * model.delta_value_dim
+        self._done: dict[Rows, BlockWork] = {}
+
+    def work(self, unit: Rows) -> BlockWork:
+        """Of one block."""
+        if unit not in self._done:
+            self._done[unit] = self._work(unit)
+        return self._done[unit]
+
+    def _work(self, unit: Rows) -> BlockWork:
+        kind, rows, tokens, past, write_only = unit
+        n, model = rows * tokens, self._model
+        flops = n * block_forward(model, kind, tokens, past, write_only) / self._tp
+        attention = delta = S = 0.0
+        if kind == "attention" and not write_only:
+            attention = n * 4 * self._queries * (tokens + past)
+        elif kind == "delta":
+            linears = model.d_model * (self._keys + self._values + 2 * self._heads)
+            if not write_only:
+                linears += model.d_model * (self._keys + 2 * self._values + 3 * self._mlp)
+            delta = flops - 2 * n * linears
+            S = rows * self._heads * model.delta_key_dim * model.delta_value_dim * FP32
+        chunks = 1 if self._kernel else tokens / min(model.delta_chunk, tokens)
+        moved, launches = self._traffic(unit, chunks)
+        gradients = self._stream + (self._keys if write_only else 2 * self._mlp)
+        return BlockWork(
+            products=flops - attention - delta,
+            attention=attention,
+            delta=delta,
+            moved=n * self._bytes * moved,
+            launches=launches,
+            h=n * self._bytes * self._stream,
+            S=S,
+            kept=n * self._bytes * self._kept(unit) + S * chunks,
+            gradients=n * self._bytes * gradients,
+        )
+
+    # ---- what backward reads, in elements per token; S apart
+
+    def _kept(self, unit: Rows) -> float:
+        mixer = self._attention if unit.kind == "attention" else self._delta
+        if unit.write_only:
+            return self._norm() + mixer(unit)
+        return 2 * self._norm() + mixer(unit) + (3 if self._fused else 4) * self._mlp
+
+    def _norm(self) -> float:
+        """What comes in, as it stands also divided by its size; what all tp ranks read of it."""
+        return (1 if self._fused else 2) * self._stream + self._model.d_model
+
+    def _attention(self, unit: Rows) -> float:
+        kv, q = self._kv, self._queries
+        # k as projected, normalised, rotated, in as many forms as the code makes; v
+        written = (2 if self._fused else 3) * kv + kv
+        if unit.write_only:
+            return written
+        # q likewise; the result; gate, and the product that the output projection reads
+        return written + (2 + 3 if self._fused else 3 + 4) * q
+
+    def _delta(self, unit: Rows) -> float:
+        heads, values = self._heads, self._values
+        mixed = self._keys + values if unit.write_only else 2 * self._keys + values
+        if self._kernel:
+            return self._delta_kernel(unit, mixed)
+        C = min(self._model.delta_chunk, unit.tokens)
+        K, V = self._model.delta_key_dim, self._model.delta_value_dim
+        # gates; before the convolution, after it, after SiLU
+        kept = 7 * heads + mixed * (3 + (self._model.delta_conv_width - 1) / unit.tokens)
+        # of keys: three forms for their products, and what is solved; chunk by chunk keys and U
+        kept += heads * (4 * C + 3 * K) + heads * (K + V) + heads * (K + V)
+        if unit.write_only:
+            return kept
+        # of queries: three forms, their scores twice, and chunk by chunk one
+        kept += heads * (2 * C + 4 * K)
+        return kept + 6 * values  # o, in the steps of its norm, its gate, the product
+
+    def _delta_kernel(self, unit: Rows, mixed: float) -> float:
+        heads, values = self._heads, self._values
+        kept = 2 * mixed + heads * self._model.delta_chunk  # the kernel solves chunks of 64
+        if not self._fused:
+            kept += 3 * (mixed - values) + values  # unit length is computed in fp32
+        if unit.write_only:
+            return kept
+        return kept + (3 if self._fused else 9) * values  # o, gate, product; norm in fp32
+
+    # ---- what elementwise work moves, in elements per token, and operations
+
+    def _traffic(self, unit: Rows, chunks: float) -> tuple[float, float]:
+        D, F, fused = self._stream, self._mlp, self._fused
+        casts = 1.6 if self._bytes < FP32 and not fused else 1.0  # to fp32 and back
+        moved = (2 if fused else 5) * D  # the norm
+        launches = 3.0 if fused else 8.0
+        if unit.kind == "attention":
+            kv, q = self._kv, self._queries
+            moved += 2 * kv if fused else 10 * kv
+            launches += 4 if fused else 16
+            if not unit.write_only:
+                moved += 5 * q if fused else 17 * q
+                launches += 5 if fused else 24
+        else:
+            mixed = (1 if unit.write_only else 2) * self._keys + self._values
+            moved += 2 * mixed if fused else 13 * mixed
+            launches += 12 if fused else 40
+            if not self._kernel:
+                C, K = min(self._model.delta_chunk, unit.tokens), self._model.delta_key_dim
+                moved += self._heads * (14 * C + 9 * K) + 4 * self._values
+                launches += 40 + 10 * chunks
+            if not unit.write_only:
+                moved += (3 if fused else 10) * self._values
+                launches += 6 if fused else 12
+        if not unit.write_only:
+            moved += 7 * D + 3 * F if fused else 11 * D + 5 * F
+            launches += 6 if fused else 16
+        return casts * moved, launches

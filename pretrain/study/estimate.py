@@ -1,0 +1,275 @@
+"""What one step of a configuration takes on given hardware: memory, time, and what they consist of.
+
+    estimate(config, gpus, load_hardware("h100"))     # of the layout that the configuration has
+
+Nothing is run. A step is the units that `pretrain.model.plan` says, in the order of the pipeline's
+own schedule (`parallel.schedule`), carried out on paper by `parallel.simulator`; a unit's time
+follows from what its blocks do, its memory from what they keep (`pretrain.study.block_work`).
+docs/plan.md compares estimates with measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from parallel.combinations import MAX_WHOLE, Layout
+from pretrain.config.schema import Config
+from pretrain.data.batch import Batch
+from pretrain.errors import UserError
+from pretrain.model.flops import Work, block_matrices, block_parameters, step_flops
+from pretrain.model.plan import plan_windows
+from pretrain.study.block_work import BlockCounter
+from pretrain.study.communication import Group
+from pretrain.study.hardware import Hardware
+from pretrain.study.rank_memory import FP32, Parameters, RankMemory, standing
+from pretrain.study.stage_times import StageTimes
+from pretrain.study.stage_units import StageUnits
+from tokenizer.encode import Tokenizer
+
+NEWTON_SCHULZ_STEPS = 5  # as pretrain.run.optimizer, which imports more than a plan needs
+UPDATED = 60  # bytes that an optimiser reads and writes for each element
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step takes."""
+
+    layout: Layout
+    dp: int
+    rows: int  # of a microbatch, on one rank
+    memory: RankMemory  # of the rank that holds most
+    seconds: float  # of a step
+    bubble: float  # share of the units' time in which stages wait for each other
+    exchange_s: float  # seconds of a step in which ranks exchange something and compute nothing
+    update_s: float  # seconds of the optimiser
+    tokens: int  # of a step, over all ranks
+    work: Work  # of a step, over all ranks
+    recomputed: float  # FLOPs of a step beside these
+    mfu: float
+    cost: float  # of a step, in the hardware's currency
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Read by all ranks; passes 2..N are not counted."""
+        return self.tokens / self.seconds
+
+
+def example(config: Config) -> Batch:
+    """A row of what the configuration trains on: of a task its first; of text, a document's first
+    windows.
+    """
+    if config.data.task != "text":
+        from pretrain.tasks import make_task
+
+        return make_task(config, config.sleep.window).sample(config.run.seed, 0, 1)
+    W = config.data.windows
+    tokens = torch.zeros(1, W * config.sleep.window, dtype=torch.int64)
+    starts = torch.zeros(1, W, dtype=torch.bool)
+    starts[:, 0] = True
+    return Batch(tokens, tokens, tokens == 0, starts, torch.zeros(1, dtype=torch.bool))
+
+
+def with_vocabulary(config: Config) -> Config:
+    """The configuration with model.vocab_size as its data have it. UserError: they cannot say."""
+    size = config.model.vocab_size
+    if not size and config.data.task in ("text", "stories", "recall"):
+        path = config.data.tokenizer
+        if not Path(path).exists():
+            fix = "set model.vocab_size, as model.vocab_size=32768"
+            raise UserError(f"data.tokenizer = {path}: is not there to say how many tokens; {fix}")
+        size = Tokenizer.load(path).vocab_size
+    elif not size:
+        from pretrain.tasks import make_task
+
+        size = make_task(config, config.sleep.window).vocab_size
+    return replace(config, model=replace(config.model, vocab_size=size))
+
+
+def layout_of(config: Config) -> Layout:
+    """The one that a configuration has."""
+    parallel = config.parallel
+    return Layout(
+        tp=parallel.tp, pp=parallel.pp, sequence_parallel=parallel.sequence_parallel,
+        zero=parallel.zero, offload=parallel.offload, precision=config.train.precision,
+        microbatches=config.train.microbatches, recompute=parallel.recompute,
+        cuda_graphs=parallel.cuda_graphs,
+    )  # fmt: skip
+
+
+def estimate(config: Config, gpus: int, hardware: Hardware, row: Batch | None = None) -> Estimate:
+    """Of the layout that a configuration has, on so many ranks.
+
+    Args:
+        row: one like those of a step; None: `example`.
+    """
+    return Estimator(config, gpus, hardware, row or example(config)).estimate(layout_of(config))
+
+
+class Estimator:
+    """Estimates layouts of one configuration on one machine; what they share is counted once."""
+
+    def __init__(self, config: Config, gpus: int, hardware: Hardware, row: Batch) -> None:
+        self.config, self.gpus, self.hardware, self.row = config, gpus, hardware, row
+        sleep = config.sleep
+        # N of a step: memory must do for the most, time is the mean, which is that of the ends
+        numbers = sorted({sleep.min_passes or sleep.passes, sleep.passes})
+        self._windows = [plan_windows(row, sleep, passes=n) for n in numbers]
+        self._counters: dict[tuple[int, bool], BlockCounter] = {}
+        self._units: dict[int, list[StageUnits]] = {}
+        self._parameters: dict[tuple[int, int], list[Parameters]] = {}
+        self._times: dict[tuple[object, ...], list[StageTimes]] = {}
+
+    @cached_property
+    def work(self) -> Work:
+        """Of a step, over all ranks."""
+        one, n = step_flops(self.row, self.config.model, self.config.sleep), self.config.train.batch
+        return Work(n * one.wake, n * one.sleep, n * one.forward, n * one.backward)
+
+    def estimate(self, x: Layout, *, simulated: bool = True) -> Estimate:
+        """Of one layout that is allowed.
+
+        Args:
+            simulated: False: quickly, with the least idle time and the fewest activations possible.
+        """
+        times, dp, M = self._stage_times(x), self.gpus // (x.tp * x.pp), x.microbatches
+        makespan = _mean([t.makespan(M) if simulated else t.least(M) for t in times])
+        busy = M * _mean([sum(t.busy) for t in times])  # of all stages
+        node = self.hardware.node
+        if node.shared and self.gpus > node.devices:  # cores take turns
+            makespan = max(makespan, busy * x.tp * dp / node.devices)
+        exchange, update = self._update(x, dp)
+        seconds = makespan + exchange + update
+        devices = min(self.gpus, node.devices) if node.shared else self.gpus
+        best = devices * self.hardware.peak(x.precision)
+        return Estimate(
+            layout=x,
+            dp=dp,
+            rows=times[-1].rows,
+            memory=self._memory(x, dp, times[-1], simulated),
+            seconds=seconds,
+            bubble=1 - busy / (x.pp * makespan),
+            exchange_s=exchange + M * _mean([max(t.exchange) for t in times]),
+            update_s=update,
+            tokens=self.config.train.batch * self.row.size[1],
+            work=self.work,
+            recomputed=M * dp * x.tp * _mean([t.recomputed for t in times]),
+            mfu=(self.work.forward + self.work.backward) / (seconds * best),
+            cost=seconds / 3600 * self.gpus * self.hardware.price.per_hour,
+        )
+
+    def processor_seconds(self, x: Layout) -> float:
+        """Seconds in which ranks do something, summed over all: what a step takes of the cores of a
+        host that they share.
+        """
+        times, dp = self._stage_times(x), self.gpus // (x.tp * x.pp)
+        busy = x.microbatches * _mean([sum(t.busy) for t in times]) * x.tp * dp
+        return busy + self.gpus * sum(self._update(x, dp))
+
+    def _stage_times(self, x: Layout) -> list[StageTimes]:
+        """By N, ascending."""
+        dp = self.gpus // (x.tp * x.pp)
+        rows = self.config.train.batch // (dp * x.microbatches)
+        gathers = dp if x.zero == 3 else 0
+        key = x.tp, x.pp, x.sequence_parallel, x.recompute, rows, x.precision, gathers
+        if key not in self._times:
+            self._times[key] = [
+                StageTimes(self.config, self.hardware, self._counter(x), x, dp, units)
+                for units in self._stage_units(x.pp)
+            ]
+        return self._times[key]
+
+    def _stage_units(self, pp: int) -> list[StageUnits]:
+        """By N, ascending."""
+        if pp not in self._units:
+            self._units[pp] = [StageUnits(self.config, pp, each) for each in self._windows]
+        return self._units[pp]
+
+    def _counter(self, x: Layout) -> BlockCounter:
+        key = x.tp, x.sequence_parallel
+        if key not in self._counters:
+            device, half = self.hardware.device, x.precision == "bf16"
+            cuda = device.kind == "cuda"
+            self._counters[key] = BlockCounter(
+                self.config.model, tp=x.tp, sequence_parallel=x.sequence_parallel, half=half,
+                fused=cuda and device.fused, kernel=cuda and half,
+            )  # fmt: skip
+        return self._counters[key]
+
+    def parameters(self, tp: int, pp: int) -> list[Parameters]:
+        """Of one rank of each stage."""
+        if (tp, pp) not in self._parameters:
+            model, found = self.config.model, []
+            embedding = model.d_model * model.vocab_size / tp
+            for s, kinds in enumerate(self._kinds(pp)):
+                blocks = sum(block_parameters(model, kind) for kind in kinds) / tp
+                matrices = sum(m * n for kind in kinds for m, n in block_matrices(model, kind)) / tp
+                head = s == pp - 1 and not (model.tie_embeddings and pp == 1)
+                ends = embedding * ((s == 0) + head)
+                muon = matrices if self.config.optimizer.name == "muon" else 0.0
+                found.append(Parameters(blocks, ends, muon))
+            self._parameters[tp, pp] = found
+        return self._parameters[tp, pp]
+
+    def _kinds(self, pp: int) -> list[list[str]]:
+        """The blocks of each stage."""
+        cuts = self._stage_units(pp)[0].bounds
+        return [list(self.config.model.layers[a:b]) for a, b in pairwise(cuts)]
+
+    def _memory(self, x: Layout, dp: int, times: StageTimes, simulated: bool) -> RankMemory:
+        """Of the stage that holds most."""
+        host = self.hardware.device.kind == "cpu"
+        activations = times.activations if simulated else times.least_activations
+        return max(
+            (
+                standing(p, x, dp, activations(s, x.microbatches), host)
+                for s, p in enumerate(self.parameters(x.tp, x.pp))
+            ),
+            key=lambda memory: memory.total,
+        )
+
+    def _update(self, x: Layout, dp: int) -> tuple[float, float]:
+        """Seconds in which a step's gradients and weights are exchanged, and of the optimiser."""
+        p = max(self.parameters(x.tp, x.pp), key=lambda each: each.all)
+        device, node = self.hardware.device, self.hardware.node
+        group, stage = Group(self.hardware, dp, x.tp), Group(self.hardware, dp * x.tp)
+        size = 2 if x.precision == "bf16" else FP32
+        exchange = group.shared_out(FP32 * p.all)  # gradients, in fp32
+        exchange += group.shared_out(FP32 * p.all if x.zero == 0 else size * p.all)
+        if x.zero == 3 and p.blocks > MAX_WHOLE:  # weights come with the units
+            exchange -= group.shared_out(size * p.blocks)
+        if x.zero or x.tp > 1:  # Muon's matrices, there and back
+            exchange += 2 * stage.shared_out(FP32 * p.matrices * x.tp)
+        mine = p.all / (dp if x.zero else 1)
+        update = UPDATED * mine / device.bandwidth
+        if x.offload and device.kind == "cuda":
+            update += 3 * FP32 * mine / (1e9 * node.host_gbs)
+        return exchange, update + self._newton_schulz(x, dp)
+
+    def _newton_schulz(self, x: Layout, dp: int) -> float:
+        """Seconds of the rank that orthogonalises most."""
+        if self.config.optimizer.name != "muon":
+            return 0.0
+        model, works = self.config.model, []
+        flops = {
+            kind: [
+                NEWTON_SCHULZ_STEPS * (4 * min(m) ** 2 * max(m) + 2 * min(m) ** 3)
+                for m in block_matrices(model, kind)
+            ]
+            for kind in set(model.layers)
+        }
+        for kinds in self._kinds(x.pp):
+            whole = sum(sum(flops[kind]) for kind in kinds)
+            largest = max(max(flops[kind]) for kind in kinds)
+            works.append(max(whole / (dp * x.tp if x.zero else x.tp), largest))
+        device = self.hardware.device
+        best = self.hardware.flops("bf16" if device.kind == "cuda" else "fp32")
+        return max(works) / (best * device.product_share)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,126 @@
+"""What a device does in a second, and what joins it to the others: one TOML file per kind.
+
+configs/hardware/ has some kinds of GPU; `hypnos plan --measure FILE` measures the machine that it
+runs on. A name (h100) is a file of that folder, anything else is a path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from parallel.setting import REQUIRED, setting
+from pretrain.config.load import read_settings
+from pretrain.errors import UserError
+
+FOLDER = Path(__file__).parents[2] / "configs/hardware"
+GIB = 2**30
+
+
+@dataclass(kw_only=True)
+class DeviceSpec:
+    """One GPU; of a CPU, one core."""
+
+    name: str = setting(REQUIRED, "as its maker calls it")
+    kind: Literal["cuda", "cpu"] = setting(
+        "cuda", "cuda: in bf16 the delta rule is a kernel; cpu: it is not, and ranks share the host"
+    )
+    fused: bool = setting(
+        True, "on CUDA elementwise work is compiled; false: TORCH_COMPILE_DISABLE=1"
+    )
+    memory_gib: float = setting(REQUIRED, "GiB of memory of a rank", above=0)
+    reserved_gib: float = setting(
+        0.0, "of these, what the runtime, NCCL and the allocator's gaps take", at_least=0
+    )
+    bf16_tflops: float = setting(REQUIRED, "dense bf16 TFLOP/s that MFU is a share of", above=0)
+    fp32_tflops: float = setting(REQUIRED, "the same in fp32", above=0)
+    product_share: float = setting(
+        REQUIRED, "of these FLOP/s, what the matrix products of a block come to", above=0
+    )
+    attention_share: float = setting(
+        REQUIRED, "what attention comes to, its scores counted as a full square", above=0
+    )
+    delta_share: float = setting(REQUIRED, "what the delta rule comes to", above=0)
+    memory_gbs: float = setting(REQUIRED, "GB/s of memory that elementwise work reaches", above=0)
+    launch_s: float = setting(REQUIRED, "seconds that the smallest operation takes", at_least=0)
+
+    @property
+    def bandwidth(self) -> float:
+        """Of memory, bytes per second."""
+        return self.memory_gbs * 1e9
+
+
+@dataclass(kw_only=True)
+class NodeSpec:
+    """The devices of one host."""
+
+    devices: int = setting(REQUIRED, "ranks on a host", at_least=1)
+    shared: bool = setting(
+        False, "more ranks than devices may run, and share them (cores of a CPU, for trials)"
+    )
+    link_gbs: float = setting(REQUIRED, "GB/s that a device sends to others of its host", above=0)
+    latency_s: float = setting(REQUIRED, "seconds of one message on a host", at_least=0)
+    host_gbs: float = setting(REQUIRED, "GB/s between a device and the host's memory", above=0)
+
+
+@dataclass(kw_only=True)
+class NetworkSpec:
+    """What joins hosts; on a single host nothing is asked of it."""
+
+    link_gbs: float = setting(1.0, "GB/s that a device sends to other hosts", above=0)
+    latency_s: float = setting(1e-4, "seconds of one message", at_least=0)
+
+
+@dataclass(kw_only=True)
+class PriceSpec:
+    """What is paid."""
+
+    per_hour: float = setting(0.0, "of one device; 0: costs are not shown", at_least=0)
+    currency: str = setting("USD", "that it is paid in")
+
+
+@dataclass(kw_only=True)
+class Hardware:
+    """What a plan is made for."""
+
+    device: DeviceSpec
+    node: NodeSpec
+    network: NetworkSpec = field(default_factory=NetworkSpec)
+    price: PriceSpec = field(default_factory=PriceSpec)
+
+    def peak(self, precision: str) -> float:
+        """FLOP/s that MFU is a share of: on a GPU the dense bf16 rate, as `hypnos train` has it."""
+        device = self.device
+        half = precision == "bf16" or device.kind == "cuda"
+        return 1e12 * (device.bf16_tflops if half else device.fp32_tflops)
+
+    def flops(self, precision: str) -> float:
+        """FLOP/s of which the shares are."""
+        device = self.device
+        return 1e12 * (device.bf16_tflops if precision == "bf16" else device.fp32_tflops)
+
+    @property
+    def usable_bytes(self) -> float:
+        """What a rank may hold."""
+        return (self.device.memory_gib - self.device.reserved_gib) * GIB
+
+
+def names() -> list[str]:
+    """Kinds of hardware that have a file in configs/hardware/."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_hardware(name: str) -> Hardware:
+    """The hardware of that name, or of a file.
+
+    Raises:
+        UserError: there is none, or the file is refused.
+    """
+    if name in names():
+        return read_settings(Hardware, FOLDER / f"{name}.toml")
+    if not Path(name).is_file():
+        known = ", ".join(names())
+        fix = f"name one of {known}, or a TOML file; `hypnos plan --measure FILE` writes one"
+        raise UserError(f"--hardware {name}: no such hardware and no such file; {fix}")
+    return read_settings(Hardware, Path(name))

@@ -1,0 +1,206 @@
+"""Measures the machine it runs on, as `pretrain.study.hardware` describes one: half a minute.
+
+What blocks are made of is timed by itself, forward and backward: products, attention, the delta
+rule, elementwise work; then a block so small that only its operations count. On a CPU it is the
+processor's time that counts, one thread, so that other work beside it does no harm. Links are not
+measured: one process has none.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import fields
+
+import psutil
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallel import mesh
+from parallel.block import Block
+from parallel.delta_rule import delta_rule
+from parallel.gated_delta_net import l2_normalized
+from parallel.state import State
+from parallel.window import open_window
+from pretrain.config.load import to_toml
+from pretrain.config.schema import ModelConfig
+from pretrain.model.flops import block_forward, peak
+from pretrain.study.block_work import BlockCounter, Rows
+from pretrain.study.hardware import GIB, DeviceSpec, Hardware, NodeSpec
+from pretrain.study.stage_times import ATTENTION, ELEMENTWISE, PRODUCTS, RULE, RULE_KERNEL
+
+SECONDS = 1.5  # of each measurement
+
+
+def measured() -> Hardware:
+    """This machine's GPU, or one core of it."""
+    threads, in_a_world = torch.get_num_threads(), dist.is_initialized()
+    mesh.initialize(alone=True)
+    torch.set_num_threads(1)
+    try:
+        return _cuda() if mesh.device().type == "cuda" else _cpu()
+    finally:
+        torch.set_num_threads(threads)
+        if not in_a_world:
+            mesh.shutdown()
+
+
+def written(hardware: Hardware) -> str:
+    """As a TOML file."""
+    lines = [
+        "# Measured by `hypnos plan --measure`; links between devices are not, and no price is."
+    ]
+    for section in fields(hardware):
+        values = getattr(hardware, section.name)
+        lines += ["", f"[{section.name}]"]
+        lines += [f"{f.name} = {to_toml(getattr(values, f.name))}" for f in fields(values)]
+    return "\n".join(lines) + "\n"
+
+
+def _cpu() -> Hardware:
+    cores, memory = os.cpu_count() or 1, psutil.virtual_memory().total
+    model = ModelConfig(
+        d_model=256, mlp_width=1024, vocab_size=512, delta_key_dim=64, delta_value_dim=64
+    )
+    rates = _rates(model, 4, 128, torch.float32, RULE)
+    flops = rates.products  # there is no other peak
+    device = DeviceSpec(
+        name=f"one core of {platform.processor() or platform.machine()}",
+        kind="cpu",
+        fused=False,
+        memory_gib=memory / GIB / cores,
+        bf16_tflops=flops / 1e12,
+        fp32_tflops=flops / 1e12,
+        **rates.shares(flops),
+    )
+    # messages are copied from process to process by the processor
+    node = NodeSpec(
+        devices=cores, shared=True, link_gbs=device.memory_gbs / 4, latency_s=2e-4,
+        host_gbs=device.memory_gbs,
+    )  # fmt: skip
+    return Hardware(device=device, node=node)
+
+
+def _cuda() -> Hardware:
+    properties = torch.cuda.get_device_properties(0)
+    model = ModelConfig(
+        d_model=2048, mlp_width=6144, vocab_size=512, attention_heads=16, attention_kv_heads=4,
+        attention_head_dim=128, delta_key_heads=16, delta_value_heads=16, delta_key_dim=128,
+        delta_value_dim=128,
+    )  # fmt: skip
+    rates = _rates(model, 4, 2048, torch.bfloat16, RULE_KERNEL)
+    best = peak(torch.device("cuda", 0)) or 1.4 * rates.products
+    device = DeviceSpec(
+        name=properties.name,
+        memory_gib=properties.total_memory / GIB,
+        reserved_gib=6.0,
+        bf16_tflops=best / 1e12,
+        fp32_tflops=best / 15e12,
+        **rates.shares(best),
+    )
+    node = NodeSpec(devices=torch.cuda.device_count(), link_gbs=25.0, latency_s=1e-5, host_gbs=20.0)
+    return Hardware(device=device, node=node)
+
+
+class _Rates:
+    """What is reached: FLOP/s, bytes per second, seconds."""
+
+    def __init__(
+        self, products: float, attention: float, delta: float, bandwidth: float, launch_s: float
+    ) -> None:
+        self.products, self.attention, self.delta = products, attention, delta
+        self.bandwidth, self.launch_s = bandwidth, launch_s
+
+    def shares(self, flops: float) -> dict[str, float]:
+        """In the words of a `DeviceSpec`."""
+        return {
+            "product_share": self.products / flops, "attention_share": self.attention / flops,
+            "delta_share": self.delta / flops, "memory_gbs": self.bandwidth / 1e9,
+            "launch_s": self.launch_s,
+        }  # fmt: skip
+
+
+def _rates(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype, rule: float) -> _Rates:
+    """Of what blocks of a model do with so many rows of so many tokens."""
+    place = {"device": mesh.device(), "dtype": dtype}
+    n, D, width = rows * tokens, model.d_model, model.mlp_width
+
+    def tensor(*shape: int) -> Tensor:
+        return torch.randn(*shape, **place).requires_grad_()  # type: ignore[arg-type]
+
+    x, w = tensor(n, D), tensor(width, D)
+    products = (1 + PRODUCTS) * 2 * n * D * width / _seconds(lambda: F.linear(x, w))
+
+    H, d = model.attention_heads, model.attention_head_dim
+    q, k, v = (tensor(rows, H, tokens, d) for _ in range(3))
+    scores = (1 + ATTENTION) * 4 * n * H * d * tokens
+    attention = scores / _seconds(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    H, K, V = model.delta_value_heads, model.delta_key_dim, model.delta_value_dim
+    keys, values = tensor(rows, tokens, H, K), tensor(rows, tokens, H, V)
+    gate = torch.rand(rows, tokens, H, device=mesh.device())
+    S = torch.zeros(rows, H, K, V, device=mesh.device()).requires_grad_()
+    of_rule = n * block_forward(model, "delta", tokens) - 2 * n * D * (
+        2 * model.delta_key_heads * K + 3 * H * V + 2 * H + 3 * width
+    )
+
+    def write() -> Tensor:
+        unit = l2_normalized(keys).to(dtype)
+        o, after = delta_rule(unit, unit, values, -0.1 * gate, gate, S, model.delta_chunk)
+        assert o is not None
+        return o.sum() + after.sum()
+
+    delta = (1 + rule) * of_rule / _seconds(write)
+
+    gates, up = tensor(n, width), tensor(n, width)
+    moved = (1 + ELEMENTWISE) * 5 * gates.nbytes
+    bandwidth = moved / _seconds(lambda: F.silu(gates) * up)
+    return _Rates(products, attention, delta, bandwidth, _launch(dtype))
+
+
+def _launch(dtype: torch.dtype) -> float:
+    """Seconds of an operation of a block that has nothing to compute."""
+    model = ModelConfig(
+        d_model=16, mlp_width=16, attention_heads=1, attention_kv_heads=1, attention_head_dim=16,
+        delta_key_heads=1, delta_value_heads=1, delta_key_dim=16, delta_value_dim=16,
+    )  # fmt: skip
+    cuda = mesh.device().type == "cuda"
+    counter = BlockCounter(model, half=dtype != torch.float32, fused=cuda, kernel=cuda)
+    took = launches = 0.0
+    for kind in ("attention", "delta"):
+        block = Block(model, kind).to(mesh.device(), dtype)
+        for p in block.parameters():
+            torch.nn.init.normal_(p, std=0.02)
+        h = torch.randn(1, 16, 16, device=mesh.device(), dtype=dtype).requires_grad_()
+        memory = block.empty_state(1, h.device, dtype)
+        nothing = torch.zeros(1, 0, dtype=torch.bool, device=h.device)
+        state = State((memory,), nothing, torch.zeros(1, dtype=torch.int64, device=h.device))
+        valid = torch.ones(1, 16, dtype=torch.bool, device=h.device)
+        window = open_window(model, state, valid, has_pad=False, width=16, sliding=False)
+        took += _seconds(lambda b=block, m=memory, w=window, h=h: b(h, m, w)[0])  # type: ignore[misc]
+        launches += (1 + ELEMENTWISE) * counter.work(Rows(kind, 1, 16)).launches
+    return took / launches
+
+
+def _seconds(forward: Callable[[], Tensor]) -> float:
+    """Of a forward and its backward: the fastest of some, of the device or of this processor."""
+    cuda = mesh.device().type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
+
+    def once() -> float:
+        torch.cuda.synchronize() if cuda else None
+        begin = clock()
+        y = forward()
+        y.backward(torch.ones_like(y))
+        torch.cuda.synchronize() if cuda else None
+        return clock() - begin
+
+    once()
+    best, begin = once(), time.perf_counter()
+    while time.perf_counter() - begin < SECONDS:
+        best = min(best, once())
+    return best

@@ -1,0 +1,248 @@
+"""Every layout of a configuration on so many ranks: which ones fit, and which of them is fastest.
+
+    plan(config, 1024, load_hardware("h100")).best[0]
+
+Layouts are all that `parallel.combinations` allows and that divide heads, widths, vocabulary and
+batch. Each is estimated with the least idle time that its pipeline can have; those that may be
+the best are then simulated (`pretrain.study.estimate`), the most promising first, until no other
+can be faster. Of each grid, tp x pp, the best is given.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from parallel.combinations import Layout, refusal
+from pretrain.config.checks import SHARED
+from pretrain.config.schema import Config
+from pretrain.errors import UserError
+from pretrain.study.estimate import Estimate, Estimator, example, layout_of
+from pretrain.study.hardware import GIB, Hardware
+
+MAX_GPUS = 10_000
+SEARCHED = ("tp", "pp", "sequence_parallel", "zero", "offload", "recompute")  # of [parallel]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What became of all layouts."""
+
+    best: list[Estimate]  # of each grid the fastest that fits; the fastest grid first
+    fit: int  # how many layouts do
+    considered: int
+
+
+def plan(
+    config: Config,
+    gpus: int,
+    hardware: Hardware,
+    *,
+    fixed: Collection[str] = (),
+    top: int = 10,
+) -> Plan:
+    """The fastest layouts of a training step.
+
+    Args:
+        config: with its vocabulary (model.vocab_size).
+        fixed: settings that stay as they are, as "parallel.tp" or "train.microbatches".
+        top: how many are wanted, of different grids.
+    Raises:
+        UserError: there is no layout, or none that fits, and what would change that.
+    """
+    estimator = Estimator(config, gpus, hardware, example(config))
+    quick = _quick(estimator, fixed)
+    fitting = [e for e in quick if e.memory.total <= hardware.usable_bytes]
+    if not fitting:
+        raise UserError(_nothing_fits(estimator, quick, fixed))
+    grids = defaultdict[tuple[int, int], list[Estimate]](list)
+    for e in sorted(fitting, key=_urgency):
+        grids[e.layout.tp, e.layout.pp].append(e)
+    best: list[Estimate] = []
+    for candidates in grids.values():  # the most promising grid first
+        if sum(e.seconds <= candidates[0].seconds for e in best) >= top:
+            break  # none of what is left is faster than these
+        best += _fastest(estimator, candidates)
+    if not best:
+        raise UserError(_nothing_fits(estimator, quick, fixed))
+    best.sort(key=_urgency)
+    return Plan(best[:top], len(fitting), len(quick))
+
+
+def _fastest(estimator: Estimator, candidates: list[Estimate]) -> list[Estimate]:
+    """The fastest of these that fits when it is simulated, if there is one. The most promising come
+    first.
+    """
+    best: list[Estimate] = []
+    for e in candidates:
+        if best and best[0].seconds <= e.seconds:
+            break
+        exact = estimator.estimate(e.layout)
+        fits = exact.memory.total <= estimator.hardware.usable_bytes
+        if fits and (not best or exact.seconds < best[0].seconds):
+            best = [exact]
+    return best
+
+
+def _urgency(e: Estimate) -> tuple[float, bool, int, bool]:
+    """By time; among equals the simplest first."""
+    return e.seconds, e.layout.offload, e.layout.zero, e.layout.sequence_parallel
+
+
+def _quick(estimator: Estimator, fixed: Collection[str]) -> list[Estimate]:
+    """All layouts that there are, not simulated."""
+    layouts = list(_layouts(estimator.config, estimator.gpus, estimator.hardware, fixed))
+    if not layouts:
+        raise UserError(_no_layout(estimator, fixed))
+    return [estimator.estimate(x, simulated=False) for x in layouts]
+
+
+def _layouts(
+    config: Config, gpus: int, hardware: Hardware, fixed: Collection[str]
+) -> Iterator[Layout]:
+    """All that are allowed."""
+    own = layout_of(config)
+    of = _options(own, fixed)
+    for tp, pp in _grids(config, gpus, hardware, of):
+        rows = config.train.batch / (gpus // (tp * pp))
+        if not rows.is_integer():
+            continue
+        dp = gpus // (tp * pp)
+        for M, sequence_parallel, zero, recompute, offload in product(
+            [m for m in of("microbatches", _divisors(int(rows))) if rows % m == 0],
+            of("sequence_parallel", [False, True] if tp > 1 else [False]),
+            # of one rank alone nothing is sharded
+            of("zero", [0, 1, 2, 3] if dp > 1 else [0, 1]),
+            of("recompute", ["none", "block", "unit"]),
+            of("offload", [False, True] if hardware.device.kind == "cuda" else [False]),
+        ):
+            if sequence_parallel and rows / M * config.sleep.window % tp:
+                continue
+            x = Layout(
+                tp=tp, pp=pp, sequence_parallel=sequence_parallel, zero=zero, offload=offload,
+                precision=config.train.precision, microbatches=M, recompute=recompute,
+                cuda_graphs=own.cuda_graphs,
+            )  # fmt: skip
+            if refusal(x) is None:
+                yield x
+
+
+_Options = Callable[[str, list[Any]], list[Any]]
+
+
+def _options(own: Layout, fixed: Collection[str]) -> _Options:
+    """What a setting may be: its own value alone, if it is fixed."""
+
+    def of(name: str, options: list[Any]) -> list[Any]:
+        section = "train" if name == "microbatches" else "parallel"
+        return [getattr(own, name)] if f"{section}.{name}" in fixed else options
+
+    return of
+
+
+def _grids(
+    config: Config, gpus: int, hardware: Hardware, of: _Options
+) -> Iterator[tuple[int, int]]:
+    """(tp, pp) that divide ranks and model; ranks that share a layer are on one host."""
+    node, blocks = hardware.node, len(config.model.layers)
+    most = gpus if node.shared else min(gpus, node.devices)
+    split = not (config.sleep.is_looped or config.sleep.carries != "both")  # checks._controls
+    for tp in of("tp", [n for n in _divisors(gpus) if n <= most]):
+        if gpus % tp or any(getattr(config.model, name) % tp for name in SHARED):
+            continue
+        for pp in of("pp", [n for n in _divisors(gpus // tp) if n <= blocks]):
+            if gpus % (tp * pp) == 0 and (split or pp == 1):
+                yield tp, pp
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+# ---- why there is nothing
+
+
+def _no_layout(estimator: Estimator, fixed: Collection[str]) -> str:
+    config, gpus = estimator.config, estimator.gpus
+    grids = list(_grids(config, gpus, estimator.hardware, _options(layout_of(config), fixed)))
+    if not grids:
+        settings = ", ".join(sorted(fixed)) or "the model"
+        return (
+            f"no layout of {gpus} GPUs: {settings} cannot be split so; tp must divide heads, "
+            "model.mlp_width and model.vocab_size, tp x pp the GPUs: change --gpus or leave out "
+            "what is set"
+        )
+    dp = min(gpus // (tp * pp) for tp, pp in grids)
+    batch = config.train.batch
+    return (
+        f"no layout of {gpus} GPUs: train.batch = {batch} sequences do not divide by the "
+        f"data-parallel ranks, of which there are at least {dp}: set train.batch to a multiple of "
+        f"{dp}, for example {-(-batch // dp) * dp}"
+    )
+
+
+def _nothing_fits(estimator: Estimator, quick: list[Estimate], fixed: Collection[str]) -> str:
+    closest = min(quick, key=lambda e: e.memory.total)
+    memory, device = closest.memory, estimator.hardware.device
+    held = memory.total - memory.activations
+    what = (
+        f"nothing fits on {estimator.gpus} x {device.name}: of {len(quick)} layouts the smallest "
+        f"({described(closest.layout, closest.dp)}) needs {memory.total / GIB:,.1f} GiB on a rank "
+        f"and {estimator.hardware.usable_bytes / GIB:,.1f} can be used"
+    )
+    more = _enough(estimator, fixed)
+    if more:
+        return f"{what}; it fits on --gpus {more}"
+    if held > memory.activations:
+        return f"{what}; lower the sizes in [model], or leave out what is set of [parallel]"
+    return f"{what}; most is activations: lower sleep.window"
+
+
+def _enough(estimator: Estimator, fixed: Collection[str]) -> int | None:
+    """So many more GPUs that something fits, by doubling."""
+    gpus = 2 * estimator.gpus
+    while gpus <= MAX_GPUS:
+        more = Estimator(estimator.config, gpus, estimator.hardware, estimator.row)
+        layouts = _layouts(more.config, gpus, more.hardware, fixed)
+        quick = (more.estimate(x, simulated=False) for x in layouts)
+        if any(e.memory.total <= more.hardware.usable_bytes for e in quick):
+            return gpus
+        gpus *= 2
+    return None
+
+
+def described(x: Layout, dp: int) -> str:
+    """As "tp 2, pp 4, dp 8, zero 1, 16 microbatches, recompute unit"."""
+    extra = ["sequence parallel"] * x.sequence_parallel + ["offload"] * x.offload
+    return ", ".join(
+        [f"tp {x.tp}, pp {x.pp}, dp {dp}, zero {x.zero}, {x.microbatches} microbatches",
+         f"recompute {x.recompute}", *extra]
+    )  # fmt: skip
+
+
+def settings(config: Config, x: Layout) -> list[str]:
+    """The overrides that give a configuration this layout; what it has already is left out."""
+    own, names = layout_of(config), (*SEARCHED, "microbatches")
+    return [
+        f"{'train' if name == 'microbatches' else 'parallel'}.{name}={_written(getattr(x, name))}"
+        for name in names
+        if getattr(x, name) != getattr(own, name)
+    ]
+
+
+def with_layout(config: Config, x: Layout) -> Config:
+    """The configuration with a layout of its own."""
+    parallel = replace(
+        config.parallel, tp=x.tp, pp=x.pp, sequence_parallel=x.sequence_parallel, zero=x.zero,
+        offload=x.offload, recompute=x.recompute,
+        stages=config.parallel.stages if len(config.parallel.stages) == x.pp else [],
+    )  # fmt: skip
+    train = replace(config.train, microbatches=x.microbatches)
+    return replace(config, parallel=parallel, train=train)
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

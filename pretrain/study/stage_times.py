@@ -1,0 +1,225 @@
+"""How long each unit takes on each pipeline stage, and what it keeps there, for one layout.
+
+A unit's blocks, its head, what tensor-parallel ranks sum and what ZeRO 3 gathers for it follow each
+other; so does what it sends on, for the next unit may need it. (On GPUs messages also overlap with
+other units: the estimate is on the safe side.)
+"""
+
+from __future__ import annotations
+
+from parallel.combinations import MAX_WHOLE, Layout
+from parallel.critical_path import CriticalPath
+from parallel.schedule import Action
+from pretrain.config.schema import Config
+from pretrain.model.flops import block_parameters
+from pretrain.study.block_work import BlockCounter, BlockWork, Rows
+from pretrain.study.communication import Group
+from pretrain.study.hardware import Hardware
+from pretrain.study.rank_memory import FP32, UnitBytes, peak, unit_bytes
+from pretrain.study.stage_units import StageUnit, StageUnits
+
+# Backward beside forward: attention computes its scores again, the delta rule's kernel a part.
+PRODUCTS, ATTENTION, RULE, RULE_KERNEL, ELEMENTWISE = 2.0, 2.5, 2.0, 3.0, 2.0
+NODES = 200_000  # bytes of graph nodes and objects that a block leaves in a unit, on the host
+SENDS = 8  # messages that are under way, `parallel.pipeline.SENDS_UNDER_WAY`
+
+
+class _Cost:
+    """Of one unit on one stage."""
+
+    def __init__(self) -> None:
+        self.forward = self.backward = 0.0  # seconds
+        self.exchange = 0.0  # seconds of these in which ranks only exchange something
+        self.recomputed = 0.0  # FLOPs of one tensor-parallel rank
+        self.bytes = UnitBytes(0.0, 0.0)
+
+
+class StageTimes:
+    """A microbatch of one layout on all stages."""
+
+    def __init__(
+        self,
+        config: Config,
+        hardware: Hardware,
+        counter: BlockCounter,
+        x: Layout,
+        dp: int,
+        units: StageUnits,
+    ) -> None:
+        """
+        Args:
+            counter: of the layout's blocks.
+        """
+        self._model, self._hardware, self._counter, self._layout = (
+            config.model, hardware, counter, x,
+        )  # fmt: skip
+        self._dp, self._units = dp, units
+        self._element = 2 if x.precision == "bf16" else FP32
+        self._fused = hardware.device.kind == "cuda" and hardware.device.fused
+        blocks = sum(block_parameters(self._model, kind) for kind in self._model.layers) / x.tp
+        self._gathers = x.zero == 3 and blocks > MAX_WHOLE
+        self.rows = config.train.batch // (dp * x.microbatches)
+        known = {unit: self._cost(unit) for unit in {u for stage in units.of for u in stage if u}}
+        nothing = _Cost()
+        self._costs = [[known[u] if u else nothing for u in stage] for stage in units.of]
+        # seconds of a microbatch, by stage; the part in which ranks only exchange something
+        self.busy = [sum(c.forward + c.backward for c in stage) for stage in self._costs]
+        self.exchange = [sum(c.exchange for c in stage) for stage in self._costs]
+        self.recomputed = sum(c.recomputed for stage in self._costs for c in stage)
+        self._makespans: dict[int, float] = {}
+
+    def least(self, M: int) -> float:
+        """Seconds of M microbatches with the least idle time that there can be."""
+        firsts = [stage[0].forward + stage[0].backward for stage in self._costs]
+        return M * max(self.busy) + sum(firsts) - max(firsts)
+
+    def makespan(self, M: int) -> float:
+        """Seconds of M microbatches in the order of the schedule.
+
+        Of many, the first groups of P are played, and the rest goes on like the last of these.
+        """
+        P = self._layout.pp
+        if P == 1:
+            return M * self.busy[0]
+        few = self._few(M)
+        if few == M:
+            return self._play(M)
+        return self._play(few) + (self._play(few) - self._play(few - P)) * (M - few) / P
+
+    def _few(self, M: int) -> int:
+        """Microbatches that are played for M: three groups of P and what is left over; two groups
+        are as good where P is large.
+        """
+        P = self._layout.pp
+        return min(M, (3 if P < 16 else 2) * P + M % P)
+
+    def _play(self, M: int) -> float:
+        def duration(action: Action, s: int) -> float:
+            cost = self._costs[s][action.unit]
+            return cost.backward if action.backward else cost.forward
+
+        if M not in self._makespans:
+            self._makespans[M] = self._path(M).seconds(duration)
+        return self._makespans[M]
+
+    def _path(self, M: int) -> CriticalPath:
+        recompute = "none" if self._layout.recompute == "none" else "unit"
+        return self._units.path(M, recompute)
+
+    def least_activations(self, s: int, M: int) -> float:
+        """Bytes that live at once on a stage at the least: of the microbatches that are on their
+        way through the stages after it.
+        """
+        segments: dict[int, float] = {}
+        for p, cost in zip(self._units.passes, self._costs[s], strict=True):
+            segments[p.segment] = segments.get(p.segment, 0.0) + cost.bytes.kept
+        return min(M, self._layout.pp - s) * max(segments.values())
+
+    def activations(self, s: int, M: int) -> float:
+        """Bytes that live at once on a stage."""
+        P, passes = self._layout.pp, self._units.passes
+        if P == 1:
+            trained = [n for n in reversed(range(len(passes))) if passes[n].has_backward(0)]
+            order = [(False, n) for n in range(len(passes))] + [(True, n) for n in trained]
+        else:
+            order = [(a.backward, a.unit) for a in self._path(self._few(M)).actions[s]]
+        h = self.rows * self._units.widest * self._stream * self._element
+        # what a unit gives and its gradient; hidden states on their way to other stages
+        return peak(order, [c.bytes for c in self._costs[s]]) + (2 + (SENDS + 2) * (P > 1)) * h
+
+    # ---- one unit
+
+    def _cost(self, unit: StageUnit) -> _Cost:
+        x, cost = self._layout, _Cost()
+        again = x.recompute != "none"
+        for (kind, past, write_only, has_grad), count in unit.blocks:
+            work = self._counter.work(Rows(kind, self.rows, unit.width, past, write_only))
+            summed = self._summed(unit, 0 if write_only else 2)
+            forward = block_seconds(work, self._hardware, x.precision) + summed
+            cost.forward += count * forward
+            cost.exchange += count * summed
+            if not has_grad:
+                continue
+            summed = self._summed(unit, 1 if write_only else 2)
+            cost.backward += count * (
+                block_seconds(work, self._hardware, x.precision, backward=True)
+                + summed + again * forward + self._accumulated(kind)
+            )  # fmt: skip
+            cost.exchange += count * (summed + again * self._summed(unit, 0 if write_only else 2))
+            cost.recomputed += again * count * (work.products + work.attention + work.delta)
+        head, gathered, sent = self._head(unit), self._gathered(unit), self._sent(unit)
+        cost.forward += head + gathered + unit.sends * sent
+        cost.backward += unit.has_backward * ((2 + again) * head + gathered)
+        cost.backward += unit.sends_back * sent
+        cost.exchange += (1 + unit.has_backward) * gathered
+        cost.exchange += (unit.sends + unit.sends_back) * sent
+        if unit.has_backward:
+            cost.bytes = self._bytes(unit)
+        return cost
+
+    @property
+    def _stream(self) -> float:
+        return self._model.d_model / (self._layout.tp if self._layout.sequence_parallel else 1)
+
+    def _summed(self, unit: StageUnit, times: int) -> float:
+        """Seconds in which tensor-parallel ranks sum hidden states."""
+        size = self.rows * unit.width * self._model.d_model * self._element
+        return times * Group(self._hardware, self._layout.tp).all_reduce(size)
+
+    def _accumulated(self, kind: str) -> float:
+        """Seconds in which a block's gradients are added up."""
+        elements = block_parameters(self._model, kind) / self._layout.tp
+        return 3 * FP32 * elements / self._hardware.device.bandwidth
+
+    def _logits(self, unit: StageUnit) -> float:
+        """How many a rank computes."""
+        return self.rows * unit.scored * self._model.vocab_size / self._layout.tp
+
+    def _head(self, unit: StageUnit) -> float:
+        device, logits = self._hardware.device, self._logits(unit)
+        rate = self._hardware.flops(self._layout.precision) * device.product_share
+        moved = (3 * self._element if self._fused else 6 * FP32) * logits / device.bandwidth
+        return 2 * logits * self._model.d_model / rate + moved
+
+    def _sent(self, unit: StageUnit) -> float:
+        size = self.rows * unit.width * self._stream * self._element
+        return Group(self._hardware, self._layout.pp, self._layout.tp * self._dp).send(size)
+
+    def _gathered(self, unit: StageUnit) -> float:
+        """Seconds in which ZeRO 3 brings weights together that do not stay from unit to unit."""
+        if not self._gathers:
+            return 0.0
+        elements = sum(n * block_parameters(self._model, b.kind) for b, n in unit.blocks)
+        size = self._element * elements / self._layout.tp
+        return Group(self._hardware, self._dp, self._layout.tp).shared_out(size)
+
+    def _bytes(self, unit: StageUnit) -> UnitBytes:
+        policy = self._layout.recompute
+        works: list[BlockWork] = []
+        for (kind, past, write_only, has_grad), count in unit.blocks:
+            rows = Rows(kind, self.rows, unit.width, past, write_only)
+            works += [self._counter.work(rows)] * count * has_grad
+        kept, again = unit_bytes(policy, works)
+        if self._hardware.device.kind == "cpu":
+            kept += NODES * len(works)
+        # the logits, and as it stands the same in fp32 and their logarithms
+        read = (self._element if self._fused else 2 * FP32) * self._logits(unit)
+        return UnitBytes(kept + read * (policy == "none"), max(again, 2 * read))
+
+
+def block_seconds(
+    work: BlockWork, hardware: Hardware, precision: str, *, backward: bool = False
+) -> float:
+    """How long a block takes, on one rank."""
+    device, flops = hardware.device, hardware.flops(precision)
+    rule = RULE_KERNEL if device.kind == "cuda" and precision == "bf16" else RULE
+    products, attention, delta, elementwise = (
+        (PRODUCTS, ATTENTION, rule, ELEMENTWISE) if backward else (1.0, 1.0, 1.0, 1.0)
+    )
+    seconds = products * work.products / (flops * device.product_share)
+    seconds += attention * work.attention / (flops * device.attention_share)
+    seconds += delta * work.delta / (flops * device.delta_share)
+    seconds += elementwise * work.moved / device.bandwidth
+    launched = elementwise * work.launches * device.launch_s
+    # A GPU works while the host launches; a CPU does one after the other.
+    return max(seconds, launched) if device.kind == "cuda" else seconds + launched

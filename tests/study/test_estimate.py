@@ -1,0 +1,84 @@
+"""What a step is estimated to keep and to take: against autograd, the simulator, and by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.stage import weigh
+from parallel.block import Block
+from parallel.critical_path import CriticalPath
+from parallel.passes import Pass
+from parallel.schedule import Action, make_schedule
+from parallel.simulator import simulate
+from pretrain.config.load import load
+from pretrain.config.schema import Config, ModelConfig
+from pretrain.model.flops import parameters
+from pretrain.study.block_work import BlockCounter, Rows
+from pretrain.study.estimate import Estimator, estimate, example, layout_of
+from pretrain.study.hardware import load_hardware
+from tests.parallel.test_schedule import window
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"delta_key_heads": 2, "delta_key_dim": 32, "delta_value_dim": 48, "delta_chunk": 16},
+        {"attention_kv_heads": 2, "attention_head_dim": 40, "mlp_width": 600},
+    ],
+)
+def test_blocks_keep_what_autograd_saves(sizes: dict[str, int]) -> None:
+    model = ModelConfig(d_model=128, vocab_size=64, **sizes)  # type: ignore[arg-type]
+    counter = BlockCounter(model)
+    for kind in ("attention", "delta"):
+        found = weigh(Block(model, kind), 3, 64)
+        assert counter.work(Rows(kind, 3, 64)).kept == pytest.approx(found.whole, rel=0.02)
+        assert counter.work(Rows(kind, 3, 64)).S == found.S
+        if kind == "delta":
+            only = counter.work(Rows(kind, 3, 64, write_only=True))
+            assert only.kept == pytest.approx(found.write_only, rel=0.02)
+
+
+@pytest.mark.parametrize("P", [2, 4])
+def test_critical_path_is_the_simulators(P: int) -> None:
+    one: list[Pass] = [*window(0, 3, P, False), *window(1, 1, P, True)]
+    passes = [one] * (2 * P + 1)
+
+    def duration(action: Action, s: int) -> float:
+        return (1 + action.backward * 1.7) * (1 + 0.3 * s + 0.1 * action.unit)
+
+    schedule = make_schedule(passes, P)
+    path = CriticalPath(schedule)
+    assert path.seconds(duration) == simulate(schedule, passes, P, duration).makespan
+    assert [len(each) for each in path.actions] == [2 * 4 * (2 * P + 1)] * P
+
+
+def small(**train: object) -> Config:
+    config = load("configs/recipes/1B.toml", ["train.batch=16"])
+    return replace(config, train=replace(config.train, **train))
+
+
+def test_time_and_flops() -> None:
+    h100 = load_hardware("h100")
+    one = estimate(small(), 1, h100)
+    N = 2 * parameters(small().model)
+    assert one.work.forward == pytest.approx(N * (one.work.wake + one.work.sleep), rel=0.2)
+    assert 0.05 < one.mfu < 0.6 and one.bubble == 0
+    assert one.recomputed == pytest.approx(one.work.forward, rel=0.15)
+    two = estimate(small(), 2, h100)
+    assert two.seconds == pytest.approx(one.seconds / 2, rel=0.05)
+    assert two.memory.optimizer == pytest.approx(one.memory.optimizer / 2)
+
+
+def test_pipeline_idles_and_recomputation_saves() -> None:
+    h100 = load_hardware("h100")
+    estimator = Estimator(small(), 4, h100, example(small()))
+    x = replace(layout_of(small()), pp=4, microbatches=8)
+    unit, none = estimator.estimate(x), estimator.estimate(replace(x, recompute="none"))
+    assert 0.05 < unit.bubble < 0.4
+    assert none.memory.activations > 2 * unit.memory.activations
+    assert none.seconds < unit.seconds
+    quick = estimator.estimate(x, simulated=False)
+    assert quick.seconds < unit.seconds
+    assert quick.memory.activations < unit.memory.activations

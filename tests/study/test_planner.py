@@ -1,0 +1,93 @@
+"""What `hypnos plan` finds, and what it says when nothing fits."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from parallel.combinations import refusal
+from pretrain.config.checks import validate
+from pretrain.config.load import load
+from pretrain.errors import UserError
+from pretrain.study.hardware import load_hardware, names
+from pretrain.study.planner import plan, settings, with_layout
+
+ROOT = Path(__file__).parents[2]
+SMALL = str(ROOT / "configs/recipes/100M.toml")
+
+
+def test_best_first_and_allowed() -> None:
+    h100 = load_hardware("h100")
+    config = load(SMALL, ["train.batch=32"])
+    found = plan(config, 16, h100)
+    seconds = [e.seconds for e in found.best]
+    assert seconds == sorted(seconds) and len(found.best) > 3
+    assert len({(e.layout.tp, e.layout.pp) for e in found.best}) == len(found.best)
+    for e in found.best:
+        assert refusal(e.layout) is None
+        assert e.memory.total <= h100.usable_bytes
+        assert e.layout.tp * e.layout.pp * e.dp == 16
+        assert e.rows * e.dp * e.layout.microbatches == 32
+        # what the table's last line says gives this layout
+        again = load(SMALL, ["train.batch=32", *settings(config, e.layout)])
+        assert again == with_layout(config, e.layout)
+        validate(again)
+
+
+def test_what_is_set_stays() -> None:
+    config = load(SMALL, ["train.batch=32", "parallel.pp=2", "train.microbatches=4"])
+    found = plan(config, 8, load_hardware("h100"), fixed=["parallel.pp", "train.microbatches"])
+    assert {(e.layout.pp, e.layout.microbatches) for e in found.best} == {(2, 4)}
+
+
+def test_memory_decides() -> None:
+    h100 = load_hardware("h100")
+    config = load(str(ROOT / "configs/recipes/7B.toml"), ["train.batch=16"])
+    with pytest.raises(UserError) as told:
+        plan(config, 1, h100)
+    assert "the smallest" in str(told.value) and "--gpus" in str(told.value)
+    less = replace(h100, device=replace(h100.device, memory_gib=40.0))
+    small = load(SMALL, ["train.batch=64"])
+    few = plan(small, 1, replace(h100, device=replace(h100.device, memory_gib=12.0))).best[0]
+    many = plan(small, 1, less).best[0]
+    assert few.memory.total < many.memory.total and few.seconds > many.seconds
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match=r"set train\.batch to a multiple of"):
+        plan(load(SMALL, ["train.batch=3"]), 512, load_hardware("h100"))
+    with pytest.raises(UserError, match="tp must divide heads"):
+        plan(load(SMALL, ["parallel.tp=2"]), 3, load_hardware("h100"), fixed=["parallel.tp"])
+    with pytest.raises(UserError, match="name one of b200, h100, h200"):
+        load_hardware("h1000")
+
+
+def test_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = tmp_path / "rows.csv"
+    arguments = ["plan", SMALL, "--gpus", "8", "train.batch=16", "--top", "2", "--csv", str(rows)]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "tokens/s" in out and "of each tp x pp the fastest" in out
+    assert out.splitlines()[-1].startswith("next, on 8 GPUs: hypnos train")
+    assert "train.batch=16" in out.splitlines()[-1]
+    assert len(list(csv.DictReader(rows.open()))) == 2
+    assert "warning" not in err
+    assert main([*arguments, "model.norm_eps=1e-5"]) == 0
+    assert "`hypnos export --to gguf` will refuse" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", SMALL, "--gpus", "8", "model.vocab_size=0"]) == 2
+    assert "set model.vocab_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", names())
+def test_hardware_files_are_whole(name: str) -> None:
+    hardware = load_hardware(name)
+    assert 0.1 < hardware.device.product_share < 1
+    assert hardware.peak("fp32") == hardware.peak("bf16")
