@@ -8,8 +8,7 @@ from pathlib import Path
 from launch.commands import argument, command
 from launch.commands.train import RUN
 from launch.commands.values import path, positive, tell
-
-MAX_GPUS = 10_000
+from pretrain.study.hardware import MAX_GPUS
 
 
 def gpus(text: str) -> int:

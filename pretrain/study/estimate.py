@@ -134,7 +134,7 @@ class Estimator:
         """Of one layout that is allowed.
 
         Args:
-            simulated: False: quickly, with the least idle time and the fewest activations possible.
+            simulated: False: quickly, with about the least idle time and the fewest activations.
         """
         times, dp, M = self._stage_times(x), self.gpus // (x.tp * x.pp), x.microbatches
         makespan = _mean([t.makespan(M) if simulated else t.least(M) for t in times])

@@ -16,6 +16,7 @@ from pretrain.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs/hardware"
 GIB = 2**30
+MAX_GPUS = 10_000
 
 
 @dataclass(kw_only=True)

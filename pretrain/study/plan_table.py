@@ -18,13 +18,11 @@ from pretrain.study.hardware import GIB, Hardware
 from pretrain.study.planner import Plan, settings
 
 DAY = 86_400.0
-WIDTH = 112  # of the table: it is cut on a narrower terminal, not folded
 
 
 def show(found: Plan, config: Config, gpus: int, hardware: Hardware) -> None:
     """Prints it: plain, and as wide as it is, where the output is no terminal."""
     console = Console(soft_wrap=True)
-    console.width = max(console.width, WIDTH)
     for line in heading(found, config, gpus, hardware):
         console.print(line, markup=False, highlight=False)
     table = Table(box=box.SIMPLE)
@@ -33,6 +31,9 @@ def show(found: Plan, config: Config, gpus: int, hardware: Hardware) -> None:
         table.add_column(name, justify="left" if name == "recompute" else "right")
     for row in rows:
         table.add_row(*row.values())
+    # rows are whole also where the terminal is narrower, or none
+    whole = console.measure(table, options=console.options.update(width=300)).maximum
+    console.width = max(console.width, whole)
     console.print(table)
 
 

@@ -3,9 +3,9 @@
     plan(config, 1024, load_hardware("h100")).best[0]
 
 Layouts are all that `parallel.combinations` allows and that divide heads, widths, vocabulary and
-batch. Each is estimated with the least idle time that its pipeline can have; those that may be
-the best are then simulated (`pretrain.study.estimate`), the most promising first, until no other
-can be faster. Of each grid, tp x pp, the best is given.
+batch. Each is estimated with about the least idle time that a pipeline can have; those that may be
+the best are then estimated in the order of their schedule, the most promising first, until no other
+looks faster. Of each grid, tp x pp, the best is given.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from pretrain.config.checks import SHARED
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.study.estimate import Estimate, Estimator, example, layout_of
-from pretrain.study.hardware import GIB, Hardware
+from pretrain.study.hardware import GIB, MAX_GPUS, Hardware
 
-MAX_GPUS = 10_000
 SEARCHED = ("tp", "pp", "sequence_parallel", "zero", "offload", "recompute")  # of [parallel]
 
 
@@ -185,7 +184,7 @@ def _no_layout(estimator: Estimator, fixed: Collection[str]) -> str:
 
 
 def _nothing_fits(estimator: Estimator, quick: list[Estimate], fixed: Collection[str]) -> str:
-    closest = min(quick, key=lambda e: e.memory.total)
+    closest = estimator.estimate(min(quick, key=lambda e: e.memory.total).layout)
     memory, device = closest.memory, estimator.hardware.device
     held = memory.total - memory.activations
     what = (

@@ -69,7 +69,9 @@ class StageTimes:
         self._makespans: dict[int, float] = {}
 
     def least(self, M: int) -> float:
-        """Seconds of M microbatches with the least idle time that there can be."""
+        """Seconds of M microbatches with about the least idle time: the pipeline is filled and
+        drained once.
+        """
         firsts = [stage[0].forward + stage[0].backward for stage in self._costs]
         return M * max(self.busy) + sum(firsts) - max(firsts)
 
@@ -110,10 +112,13 @@ class StageTimes:
         """Bytes that live at once on a stage at the least: of the microbatches that are on their
         way through the stages after it.
         """
+        if self._layout.pp == 1:
+            return self.activations(s, M)
         segments: dict[int, float] = {}
         for p, cost in zip(self._units.passes, self._costs[s], strict=True):
             segments[p.segment] = segments.get(p.segment, 0.0) + cost.bytes.kept
-        return min(M, self._layout.pp - s) * max(segments.values())
+        again = min((c.bytes.again for c in self._costs[s] if c.bytes.again), default=0.0)
+        return min(M, self._layout.pp - s) * max(segments.values()) + again
 
     def activations(self, s: int, M: int) -> float:
         """Bytes that live at once on a stage."""
