@@ -77,7 +77,7 @@ def test_command(
     assert "tokens/s" in out and "of each tp x pp the fastest" in out
     assert out.splitlines()[-1].startswith("next, on 8 GPUs: hypnos train")
     assert "train.batch=16" in out.splitlines()[-1]
-    assert len(list(csv.DictReader(rows.open()))) == 2
+    assert len(list(csv.DictReader(rows.read_text().splitlines()))) == 2
     assert "warning" not in err
     assert main([*arguments, "model.norm_eps=1e-5"]) == 0
     assert "`hypnos export --to gguf` will refuse" in capsys.readouterr().err
