@@ -255,7 +255,7 @@ class Estimator:
         if self.config.optimizer.name != "muon":
             return 0.0
         model, works = self.config.model, []
-        flops = {
+        flops: dict[str, list[int]] = {
             kind: [
                 NEWTON_SCHULZ_STEPS * (4 * min(m) ** 2 * max(m) + 2 * min(m) ** 3)
                 for m in block_matrices(model, kind)

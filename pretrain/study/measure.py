@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -75,7 +76,11 @@ def _cpu() -> Hardware:
         memory_gib=memory / GIB / cores,
         bf16_tflops=flops / 1e12,
         fp32_tflops=flops / 1e12,
-        **rates.shares(flops),
+        product_share=rates.products / flops,
+        attention_share=rates.attention / flops,
+        delta_share=rates.delta / flops,
+        memory_gbs=rates.bandwidth / 1e9,
+        launch_s=rates.launch_s,
     )
     # messages are copied from process to process by the processor
     node = NodeSpec(
@@ -100,37 +105,32 @@ def _cuda() -> Hardware:
         reserved_gib=6.0,
         bf16_tflops=best / 1e12,
         fp32_tflops=best / 15e12,
-        **rates.shares(best),
+        product_share=rates.products / best,
+        attention_share=rates.attention / best,
+        delta_share=rates.delta / best,
+        memory_gbs=rates.bandwidth / 1e9,
+        launch_s=rates.launch_s,
     )
     node = NodeSpec(devices=torch.cuda.device_count(), link_gbs=25.0, latency_s=1e-5, host_gbs=20.0)
     return Hardware(device=device, node=node)
 
 
-class _Rates:
-    """What is reached: FLOP/s, bytes per second, seconds."""
+class _Rates(NamedTuple):
+    """What is reached."""
 
-    def __init__(
-        self, products: float, attention: float, delta: float, bandwidth: float, launch_s: float
-    ) -> None:
-        self.products, self.attention, self.delta = products, attention, delta
-        self.bandwidth, self.launch_s = bandwidth, launch_s
-
-    def shares(self, flops: float) -> dict[str, float]:
-        """In the words of a `DeviceSpec`."""
-        return {
-            "product_share": self.products / flops, "attention_share": self.attention / flops,
-            "delta_share": self.delta / flops, "memory_gbs": self.bandwidth / 1e9,
-            "launch_s": self.launch_s,
-        }  # fmt: skip
+    products: float  # FLOP/s, as the next two
+    attention: float
+    delta: float
+    bandwidth: float  # bytes per second
+    launch_s: float
 
 
 def _rates(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype, rule: float) -> _Rates:
     """Of what blocks of a model do with so many rows of so many tokens."""
-    place = {"device": mesh.device(), "dtype": dtype}
     n, D, width = rows * tokens, model.d_model, model.mlp_width
 
     def tensor(*shape: int) -> Tensor:
-        return torch.randn(*shape, **place).requires_grad_()  # type: ignore[arg-type]
+        return torch.randn(shape, device=mesh.device(), dtype=dtype).requires_grad_()
 
     x, w = tensor(n, D), tensor(width, D)
     products = (1 + PRODUCTS) * 2 * n * D * width / _seconds(lambda: F.linear(x, w))

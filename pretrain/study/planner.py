@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from parallel.combinations import Layout, refusal
 from pretrain.config.checks import SHARED
+from pretrain.config.load import override
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.study.estimate import Estimate, Estimator, example, layout_of
@@ -225,22 +226,18 @@ def described(x: Layout, dp: int) -> str:
 def settings(config: Config, x: Layout) -> list[str]:
     """The overrides that give a configuration this layout; what it has already is left out."""
     own, names = layout_of(config), (*SEARCHED, "microbatches")
-    return [
+    found = [
         f"{'train' if name == 'microbatches' else 'parallel'}.{name}={_written(getattr(x, name))}"
         for name in names
         if getattr(x, name) != getattr(own, name)
     ]
+    other = config.parallel.stages and len(config.parallel.stages) != x.pp
+    return [*found, "parallel.stages=[]"] if other else found
 
 
 def with_layout(config: Config, x: Layout) -> Config:
     """The configuration with a layout of its own."""
-    parallel = replace(
-        config.parallel, tp=x.tp, pp=x.pp, sequence_parallel=x.sequence_parallel, zero=x.zero,
-        offload=x.offload, recompute=x.recompute,
-        stages=config.parallel.stages if len(config.parallel.stages) == x.pp else [],
-    )  # fmt: skip
-    train = replace(config.train, microbatches=x.microbatches)
-    return replace(config, parallel=parallel, train=train)
+    return override(config, settings(config, x))
 
 
 def _written(value: object) -> str:
