@@ -536,7 +536,7 @@ def test_pure(module: object) -> None:
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
     assert imported <= {
-        "__future__", "collections", "collections.abc", "dataclasses", "heapq", "itertools",
-        "typing",
+        "__future__", "collections", "collections.abc", "dataclasses", "functools", "heapq",
+        "itertools", "typing",
         "parallel.passes", "parallel.schedule",
     }  # fmt: skip
