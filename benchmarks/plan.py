@@ -14,15 +14,16 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
 from benchmarks.memory import commit, processor
 from benchmarks.plan_cases import Compared, gpu_rows, memory_rows, published_rows
-from pretrain.config.load import load
+from benchmarks.plan_run import base, rows
+from pretrain.config.load import load, override
 from pretrain.errors import UserError
+from pretrain.study.estimate import Estimator, layout_of
 from pretrain.study.hardware import GIB, load_hardware
 from pretrain.study.measure import measured, written
 from pretrain.study.planner import plan
@@ -60,25 +61,30 @@ def worst(rows: Iterable[Compared]) -> str:
     return f"{max(abs(row.error) for row in rows):.0%}"
 
 
-def on_these_ranks(hardware: Path) -> list[Compared]:
-    """Training steps, run here."""
-    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as found:
-        for ranks, case in [(1, []), *SEVERAL]:
-            command = [sys.executable, "-W", "ignore", "-m"]
-            if ranks > 1:
-                distributed = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-                command += [*distributed, "-m"]
-            command += ["benchmarks.plan_run", str(hardware), found.name, *case]
-            env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-            subprocess.run(command, check=True, cwd=ROOT, env=env)
-        rows = [json.loads(line) for line in found]
-    return [
-        Compared(
-            f"{row['ranks']} ranks: {' '.join(row['case']) or 'dp 2'}", "s", row["measured"],
-            row["planned"],
-        )
-        for row in rows
-    ]  # fmt: skip
+def measure(folder: Path) -> None:
+    """Measures this machine, and training steps on it, into hardware.toml and steps.jsonl."""
+    (folder / "hardware.toml").write_text(written(measured()))
+    (folder / "steps.jsonl").unlink(missing_ok=True)
+    for ranks, case in [(1, []), *SEVERAL]:
+        command = [sys.executable, "-W", "ignore", "-m"]
+        if ranks > 1:
+            distributed = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            command += [*distributed, "-m"]
+        command += ["benchmarks.plan_run", str(folder / "steps.jsonl"), *case]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        subprocess.run(command, check=True, cwd=ROOT, env=env)
+
+
+def step_rows(folder: Path) -> Iterator[Compared]:
+    """Training steps that were measured there."""
+    here = load_hardware(str(folder / "hardware.toml"))
+    for line in (folder / "steps.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        config, ranks = override(base(), row["case"]), row["ranks"]
+        estimator = Estimator(config, ranks, here, rows(config, 1))
+        planned = estimator.processor_seconds(layout_of(config))
+        what = f"{ranks} ranks: {' '.join(row['case']) or 'dp 2'}"
+        yield Compared(what, "s", row["measured"], planned)
 
 
 def recipes() -> Iterator[str]:
@@ -106,7 +112,7 @@ def recipes() -> Iterator[str]:
             )
 
 
-def report(quick: bool) -> Iterator[str]:
+def report(folder: Path | None) -> Iterator[str]:
     """What follows the mark in docs/plan.md, line by line."""
     yield "## Planned and measured"
     yield ""
@@ -115,8 +121,7 @@ def report(quick: bool) -> Iterator[str]:
         f"commit {commit() or 'unknown'}."
     )
     yield ""
-    here = measured()
-    memory = list(memory_rows(here))
+    memory = list(memory_rows())
     yield (
         f"**Memory on a CPU**: activations of the stage that holds most, all rows of "
         f"[memory.md](memory.md); within {worst(memory)}. Nothing was fitted."
@@ -124,11 +129,8 @@ def report(quick: bool) -> Iterator[str]:
     yield ""
     yield from table(memory)
     yield ""
-    if not quick:
-        with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-            file.write(written(here))
-            file.flush()
-            steps = on_these_ranks(Path(file.name))
+    if folder:
+        steps = list(step_rows(folder))
         yield (
             "**Training steps on this CPU**: a hybrid of 4 blocks, D = 256, 8 rows of 4 windows of "
             "128 tokens, with DeepSpeed, Muon and AdamW, for rates that `--measure` found. "
@@ -173,7 +175,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="run no training steps")
+    parser.add_argument("--quick", action="store_true", help="without training steps")
+    parser.add_argument(
+        "--steps",
+        type=Path,
+        metavar="FOLDER",
+        default=ROOT / "runs/plan",
+        help="what is measured here goes there; what is there is not measured again",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -181,7 +190,10 @@ def main() -> None:
         help="write it there, below the mark, instead of printing it",
     )
     args = parser.parse_args()
-    text = "\n".join(report(args.quick)) + "\n"
+    if not args.quick and not args.steps.exists():
+        args.steps.mkdir(parents=True)
+        measure(args.steps)
+    text = "\n".join(report(None if args.quick else args.steps)) + "\n"
     if args.out:
         before = args.out.read_text().partition(MARK)[0]
         args.out.write_text(before + MARK + "\n" + text)

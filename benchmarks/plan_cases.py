@@ -27,7 +27,7 @@ from pretrain.config.schema import (
 from pretrain.model.plan import plan_windows
 from pretrain.study.block_work import BlockCounter
 from pretrain.study.estimate import Estimator, estimate, example, layout_of
-from pretrain.study.hardware import GIB, Hardware, load_hardware
+from pretrain.study.hardware import GIB, DeviceSpec, Hardware, NodeSpec, load_hardware
 from pretrain.study.stage_times import StageTimes
 from pretrain.study.stage_units import StageUnits
 
@@ -51,9 +51,9 @@ class Compared(NamedTuple):
 # ---- memory of a CPU's training steps: docs/memory.md
 
 
-def memory_rows(hardware: Hardware) -> Iterator[Compared]:
+def memory_rows() -> Iterator[Compared]:
     """All rows of docs/memory.md: MiB of activations of the stage that holds most."""
-    p = Plan()
+    p, hardware = Plan(), _cpu()
     row = microbatches(p)[0].rows(0, 1)
     text = (DOCS / "memory.md").read_text()
     for policy, N, P, peaks in re.findall(
@@ -73,6 +73,17 @@ def memory_rows(hardware: Hardware) -> Iterator[Compared]:
         planned = max(times.activations(s, p.microbatches) for s in range(int(P))) / MIB
         measured = max(map(int, peaks.split("/")))
         yield Compared(f"{policy}, N = {N}, {P} stages", "MiB", measured, planned)
+
+
+def _cpu() -> Hardware:
+    """A CPU of which no rates are asked."""
+    device = DeviceSpec(
+        name="", kind="cpu", memory_gib=1.0, bf16_tflops=1.0, fp32_tflops=1.0, product_share=1.0,
+        attention_share=1.0, delta_share=1.0, memory_gbs=1.0, launch_s=0.0,
+    )  # fmt: skip
+    return Hardware(
+        device=device, node=NodeSpec(devices=2, link_gbs=1.0, latency_s=0.0, host_gbs=1.0)
+    )
 
 
 # ---- one H200: docs/gpu.md

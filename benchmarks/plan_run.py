@@ -1,6 +1,6 @@
 """Training steps on some ranks, and what was planned for them; run by `benchmarks.plan`.
 
-    torchrun --nproc-per-node=R -m benchmarks.plan_run HARDWARE FILE [key=value ...]
+    torchrun --nproc-per-node=R -m benchmarks.plan_run FILE [key=value ...]
 
 A step is that of the trainer (`pretrain/run/step.py`) with DeepSpeed, Muon and AdamW. Ranks of a
 trial share cores with each other and with whatever else runs; so what is compared is the seconds of
@@ -35,8 +35,7 @@ from pretrain.run.guard import mean_loss
 from pretrain.run.optimizer import MuonAdamW
 from pretrain.run.prepare import lay_grid, make_stage
 from pretrain.run.step import accumulate
-from pretrain.study.estimate import Estimator, example, layout_of
-from pretrain.study.hardware import load_hardware
+from pretrain.study.estimate import example
 
 STEPS = 3
 
@@ -94,11 +93,10 @@ def measured(config: Config) -> float:
     return min(took[1:])
 
 
-def main(hardware: Path, file: Path, overrides: list[str]) -> None:
+def main(file: Path, overrides: list[str]) -> None:
     """All cases of one rank, or the one that is given."""
     torch.set_num_threads(1)
-    here, cases = load_hardware(str(hardware)), [overrides]
-    ranks = mesh.world_size()
+    cases, ranks = [overrides], mesh.world_size()
     if ranks == 1:
         cases = [["parallel.recompute=unit", *each] for each in ALONE]
     for case in cases:
@@ -107,13 +105,11 @@ def main(hardware: Path, file: Path, overrides: list[str]) -> None:
         lay_grid(config.parallel)
         seconds = torch.tensor(measured(config))
         dist.all_reduce(seconds)
-        row = Batch(*(t[:1] for t in vars(rows(config, 1)).values()))
-        planned = Estimator(config, ranks, here, row).processor_seconds(layout_of(config))
         if dist.get_rank() == 0:
             with file.open("a") as out:
                 found = {"ranks": ranks, "case": case, "measured": float(seconds)}
-                out.write(json.dumps(found | {"planned": planned}) + "\n")
-            print(f"{ranks} ranks {' '.join(case)}: {float(seconds):.3f} s, {planned:.3f} planned")
+                out.write(json.dumps(found) + "\n")
+            print(f"{ranks} ranks {' '.join(case)}: {float(seconds):.3f} s", flush=True)
     mesh.shutdown()
 
 
@@ -121,8 +117,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("hardware", type=Path)
     parser.add_argument("file", type=Path)
     parser.add_argument("overrides", nargs="*", default=[])
     args = parser.parse_args()
-    main(args.hardware, args.file, args.overrides)
+    main(args.file, args.overrides)

@@ -156,7 +156,8 @@ def _rates(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype, rule:
 
     delta = (1 + rule) * of_rule / _seconds(write)
 
-    gates, up = tensor(n, width), tensor(n, width)
+    many = max(n, 8192)  # so that it is memory that is read, and not a cache
+    gates, up = tensor(many, width), tensor(many, width)
     moved = (1 + ELEMENTWISE) * 5 * gates.nbytes
     bandwidth = moved / _seconds(lambda: F.silu(gates) * up)
     return _Rates(products, attention, delta, bandwidth, _launch(dtype))
