@@ -116,9 +116,11 @@ class Estimator:
     def __init__(self, config: Config, gpus: int, hardware: Hardware, row: Batch) -> None:
         self.config, self.gpus, self.hardware, self.row = config, gpus, hardware, row
         sleep = config.sleep
-        # N of a step: memory must do for the most, time is the mean, which is that of the ends
-        numbers = sorted({sleep.min_passes or sleep.passes, sleep.passes})
-        self._windows = [plan_windows(row, sleep, passes=n) for n in numbers]
+        # N of a step: memory must do for the most, time is the mean, which is that of the ends. Of a
+        # curriculum, what it comes to.
+        least = sleep.passes if sleep.curriculum else sleep.min_passes or sleep.passes
+        self._numbers = sorted({least, sleep.passes})
+        self._windows = [plan_windows(row, sleep, passes=n) for n in self._numbers]
         self._counters: dict[tuple[int, bool], BlockCounter] = {}
         self._units: dict[int, list[StageUnits]] = {}
         self._parameters: dict[tuple[int, int], list[Parameters]] = {}
@@ -127,7 +129,8 @@ class Estimator:
     @cached_property
     def work(self) -> Work:
         """Of a step, over all ranks."""
-        one, n = step_flops(self.row, self.config.model, self.config.sleep), self.config.train.batch
+        model, sleep, n = self.config.model, self.config.sleep, self.config.train.batch
+        one = step_flops(self.row, model, sleep, self._numbers)
         return Work(n * one.wake, n * one.sleep, n * one.forward, n * one.backward)
 
     def estimate(self, x: Layout, *, simulated: bool = True) -> Estimate:
