@@ -116,8 +116,8 @@ class Estimator:
     def __init__(self, config: Config, gpus: int, hardware: Hardware, row: Batch) -> None:
         self.config, self.gpus, self.hardware, self.row = config, gpus, hardware, row
         sleep = config.sleep
-        # N of a step: memory must do for the most, time is the mean, which is that of the ends. Of a
-        # curriculum, what it comes to.
+        # N of a step: memory must do for the most, time is the mean, which is that of the ends.
+        # Of a curriculum, what it comes to.
         least = sleep.passes if sleep.curriculum else sleep.min_passes or sleep.passes
         self._numbers = sorted({least, sleep.passes})
         self._windows = [plan_windows(row, sleep, passes=n) for n in self._numbers]
