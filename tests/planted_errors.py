@@ -160,7 +160,7 @@ ERRORS = [
     ),
     Planted(
         "weight decay on norms and biases", "pretrain/run/optimizer.py",
-        "self._span((DECAYED,))", "self._span((DECAYED, PLAIN))",
+        "self._by_share((DECAYED,))", "self._by_share((DECAYED, PLAIN))",
         "run/test_optimizer.py parallel/test_engine.py",
     ),
     Planted(

@@ -14,16 +14,19 @@ longest goes first, pieces before whole objects.
 from __future__ import annotations
 
 import fcntl
+import heapq
 import os
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pretrain.errors import UserError
 
-KEPT = 0.9  # share of the limit that is left when something has to go
+KEPT = 0.98  # share of the limit that is left when something has to go
+REMEMBERED = 100_000  # files that a look at all puts in the order of their use
 POLL_S = 0.005  # between two looks whether another's draft is done
 CRC_BYTES = 4
 WHOLE, DRAFT = "whole", ".draft"
@@ -34,6 +37,8 @@ class Cache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        # is it needed whole, when was it last used, bytes, path: of a look at all
+        self._oldest: deque[tuple[bool, int, int, str]] = deque()
 
     def path(self, sha256: str, part: str) -> Path:
         """Where a part of an object is, or would be."""
@@ -116,8 +121,11 @@ class Cache:
         with self._usable():
             os.truncate(draft, 0)  # what a killed process has left
         for part in parts:
-            with self._usable():
-                size += os.pwrite(draft, part, size)
+            left = memoryview(part)
+            while left:
+                with self._usable():
+                    written = os.pwrite(draft, left, size)  # fewer where a disk is about to be full
+                left, size = left[written:], size + written
         return size
 
     def _keep(self, draft: int, path: Path, size: int) -> None:
@@ -128,30 +136,42 @@ class Cache:
                 fcntl.flock(used, fcntl.LOCK_EX)
                 total = int(os.pread(used, 20, 0) or self.limit) + size  # new: count what is there
                 if total > self.limit:
-                    total = self._make_room(size) + size
+                    total = self._make_room(total - size, size) + size
                 os.pwrite(used, f"{total:020}".encode(), 0)
             finally:
                 os.close(used)
             os.rename(path.with_name(path.name + DRAFT), path)
 
-    def _make_room(self, size: int) -> int:
-        """Removes what was used least recently, if too much is there; returns the bytes left."""
-        found = []
-        for path in self.folder.glob("??/*/*"):
+    def _make_room(self, used: int, size: int) -> int:
+        """Removes what was used least recently until `size` more bytes fit; of `used`, the bytes
+        left. What a look at all files found, and nobody has used since, is still the oldest.
+        """
+        enough = KEPT * self.limit - size
+        for look_again in (False, True):
+            if look_again or not self._oldest:
+                used = self._look()
+            while used > enough and self._oldest:
+                _, last_used, its_size, path = self._oldest.popleft()
+                with suppress(FileNotFoundError):
+                    if os.stat(path).st_mtime_ns == last_used:
+                        os.unlink(path)
+                        used -= its_size
+            if used <= enough:
+                break
+        return used
+
+    def _look(self) -> int:
+        """Remembers what was used least recently, pieces first. Returns the bytes of all."""
+        found: list[tuple[bool, int, int, str]] = []
+        for file in _files(self.folder):
             with suppress(FileNotFoundError):
-                if path.suffix == DRAFT:
-                    _remove_left_over(path)
+                if file.name.endswith(DRAFT):
+                    _remove_left_over(Path(file.path))
                 else:
-                    stat = path.stat()
-                    found.append((path.name == WHOLE, stat.st_mtime, stat.st_size, path))
-        total = sum(entry[2] for entry in found)
-        if total + size > self.limit:
-            for _, _, bytes_, path in sorted(found):
-                if total + size <= KEPT * self.limit:
-                    break
-                path.unlink(missing_ok=True)
-                total -= bytes_
-        return total
+                    stat = file.stat()
+                    found.append((file.name == WHOLE, stat.st_mtime_ns, stat.st_size, file.path))
+        self._oldest = deque(heapq.nsmallest(REMEMBERED, found))
+        return sum(size for _, _, size, _ in found)
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -166,6 +186,13 @@ class Cache:
     def _unusable(self, error: OSError) -> UserError:
         fix = "make room there, or set data.cache to a folder on a local disk"
         return UserError(f"data.cache = {self.folder}: cannot be used: {error.strerror}; {fix}")
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """All that is in the folders of objects."""
+    for prefix in os.scandir(folder):
+        for each in os.scandir(prefix) if prefix.is_dir() else ():
+            yield from os.scandir(each)
 
 
 def _crc(piece: bytes) -> bytes:

@@ -114,12 +114,15 @@ def test_what_goes_through_a_small_cache_is_the_same(
 
 def test_what_was_used_last_stays(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 10 * (PIECE + 4))
-    paths = [cache.path("ab" * 32, f"{n}-{n}") for n in range(11)]
+    paths = [cache.path("ab" * 32, f"{n}-{n}") for n in range(13)]
     for number, path in enumerate(paths):
         if number == 10:
             cache.read(paths[0])
+        if number == 11:  # what is the oldest is known since
+            cache.read(paths[3])
         cache.add(path, lambda: bytes(PIECE), 1)
-    assert [n for n, path in enumerate(paths) if path.exists()] == [0, *range(3, 11)]
+        assert sum(path.exists() for path in paths) <= 10
+    assert [n for n, path in enumerate(paths) if path.exists()] == [0, 3, *range(6, 13)]
     assert int((tmp_path / "used").read_text()) == 9 * (PIECE + 4)
 
 
