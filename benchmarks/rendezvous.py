@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import resource
 import socket
 import sys
 import tempfile
@@ -39,8 +40,12 @@ from parallel import mesh
 from pretrain.run.agreement import Facts, facts
 
 PER_PROCESS = 512
-CONNECTIONS = 2  # of each rank to the store, until it trains
+CONNECTIONS = 1  # of each rank to the store, until it trains
 PATIENCE_S = 300.0
+# thousands of threads of few processes that wait for an interpreter each look for it so often
+SWITCH_S = 0.5
+# torch asks for the name of whom it connects to; what a name server drops of so many of one host
+RESOLVER = "timeout:1 attempts:1"
 
 
 class Counted(dist.Store):
@@ -93,14 +98,18 @@ class Result(NamedTuple):
     """Of a simulated start."""
 
     seconds: float  # until rank 0 lets all begin
+    processor_seconds: float  # of all processes
     first: Counter[str]  # rank 0's messages, bytes, further connections
     others: Counter[str]  # the most of any other rank
 
 
 def preflight(ranks: int, per_process: int = PER_PROCESS) -> Result:
     """All ranks come to rank 0's store and do a preflight that measures nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        port, begin = _free_port(), time.monotonic()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ, RES_OPTIONS=RESOLVER),
+    ):
+        port, begin, used = _free_port(), time.monotonic(), _processor_seconds()
         blocks = [range(b, min(b + per_process, ranks)) for b in range(0, ranks, per_process)]
         mine, looks = facts(None), report.look(None, Path(folder))  # of all: it is one machine
         context = multiprocessing.get_context("fork")
@@ -119,13 +128,14 @@ def preflight(ranks: int, per_process: int = PER_PROCESS) -> Result:
         for helper in helpers:
             helper.join()
         del kept
+        used = _processor_seconds() - used
     assert len(found) == ranks, "a rank has not come to the end"
     first = next(each for each in found if each["rank"] == 0)
     others = Counter[str]()
     for each in found:
         if each["rank"]:
             others |= each
-    return Result(seconds, first, others)
+    return Result(seconds, used, first, others)
 
 
 def _block(
@@ -152,15 +162,23 @@ def _block(
     return stores
 
 
+def _processor_seconds() -> float:
+    """Of this process, and of those that it has waited for."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def _in_threads(functions: Sequence[Callable[[], None]]) -> None:
     """Calls all at once."""
-    before = threading.stack_size(256 * 1024)
+    before, interval = threading.stack_size(256 * 1024), sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
     threads = [threading.Thread(target=function) for function in functions]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     threading.stack_size(before)
+    sys.setswitchinterval(interval)
 
 
 def _give_up(failed: threading.ExceptHookArgs) -> None:
@@ -228,11 +246,14 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 512, 4096])
     args = parser.parse_args()
     quiet()
-    print("preflight   ranks  seconds  messages and kB of rank 0    of another, at most")
+    print(
+        "preflight   ranks  seconds  of processors  messages and kB of rank 0  of another, at most"
+    )
     for ranks in args.ranks:
-        seconds, first, others = preflight(ranks)
+        seconds, used, first, others = preflight(ranks)
         print(
-            f"{ranks:17,} {seconds:8.1f} {first['messages']:9,} {first['bytes'] / 1e3:10,.1f}"
+            f"{ranks:17,} {seconds:8.1f} {used:14.1f}"
+            f" {first['messages']:9,} {first['bytes'] / 1e3:10,.1f}"
             f"         {others['messages']:9,} {others['bytes'] / 1e3:10,.1f}",
             flush=True,
         )

@@ -37,10 +37,10 @@ def run_ranks(command: Sequence[str], *, ranks: int, logs: Path) -> int:
         0 if all ranks gave 0; 75 if all that did not gave that; else the status of the first rank
         that failed (128 + n if signal n killed it).
     """
-    from torch.distributed import TCPStore
+    from launch.store import listen
 
     logs.mkdir(parents=True, exist_ok=True)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = listen("127.0.0.1")
     with passing_signals_on() as (started, received):
         for rank in range(ranks):
             variables = {

@@ -31,10 +31,10 @@ import numpy as np
 import pytest  # noqa: F401  (test modules import it, and ranks import those)
 import torch
 import torch._dynamo  # the first optimiser imports it, the engine what is below: too late for us
-import torch.distributed as dist
 
 import pretrain.trainer  # noqa: F401
 from launch import cli  # noqa: F401
+from launch.store import listen
 from parallel import mesh
 from parallel.uncompiled import uncompiled
 
@@ -102,7 +102,7 @@ class Ranks:
         if rank_0_has_store:
             given["MASTER_PORT"] = str(_free_port())
         else:
-            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            self._store = listen("127.0.0.1")
             given |= {
                 "MASTER_PORT": str(self._store.port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",

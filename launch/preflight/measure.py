@@ -2,7 +2,8 @@
 
 The main thread may hang: it joins the others and computes with them. The thread of rank 0 waits for
 what all have measured, and tells the outcome, also if some ranks do not come to an end: those that
-are furthest behind are named. The others' threads wait for its word.
+are furthest behind are named. The others' threads wait for its word; where the main thread takes
+long, over a further connection to the store, and they say how far it is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -28,11 +30,13 @@ from parallel import mesh
 from pretrain.errors import UserError
 
 MEASURE_S = 60.0  # seconds, see launch/preflight/__init__.py
+LONG_S = 5.0  # after which a rank says how far it is, and hears although its main thread hangs
 GRACE_S = 3.0  # for other ranks' words once one has broken down, and for a main thread to end
 NETWORK = (
     "see that hosts reach each other, and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; "
     "NCCL_DEBUG=INFO tells more"
 )
+MEASURED = "measured"  # the key of rank 0's word
 # of the partners, and a function that is told which stage begins; the rates
 Work = Callable[[Sequence[int], Stage], Rates]
 Measured = tuple[list[Rates], list[Problem]]
@@ -49,20 +53,14 @@ def measure(seat: Seat, reports: Sequence[Report], partners: Sequence[int], work
     """
     watch = _Watch(seat, reports)
     watch.start()
-    rank, done = seat.world.rank, 0
-
-    def stage(what: str) -> None:
-        nonlocal done
-        done += 1
-        seat.store.set(f"stage/{rank}", json.dumps([done, what]))
-
     try:
-        own = work(partners, stage).encode()
+        own = work(partners, watch.stage_begins).encode()
     except RuntimeError as error:
         lost = mesh.is_of_another_rank(error)
-        own = json.dumps({"broken": str(error).splitlines()[0], "by_another": lost})
+        broken = {"broken": str(error).splitlines()[0], "while": watch.stage[1]}
+        own = json.dumps({**broken, "by_another": lost})
         seat.store.set("broken", "")
-    seat.store.set(f"rates/{rank}", own)
+    seat.store.set(f"rates/{seat.world.rank}", own)
     return watch.outcome()
 
 
@@ -71,12 +69,15 @@ class _Watch(threading.Thread):
 
     def __init__(self, seat: Seat, reports: Sequence[Report]) -> None:
         super().__init__(name="preflight", daemon=True)
-        # a wait keeps a connection to itself
-        self._seat = replace(seat, store=seat.store.clone())  # type: ignore[attr-defined]
-        self._reports = reports
+        self.stage = 0, "begins"  # of the main thread: how many there were, and what it is
+        self._seat, self._reports = seat, reports
         self._main_is_done = threading.Event()
         self._measured: Measured = [], []
         self._error: Exception | None = None
+
+    def stage_begins(self, what: str) -> None:
+        """For the main thread."""
+        self.stage = self.stage[0] + 1, what
 
     def outcome(self) -> Measured:
         """For the main thread, when it has done its part."""
@@ -88,40 +89,57 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         try:
-            if self._seat.world.rank:
-                seconds = MEASURE_S + 2 * mesh.STORE_TIMEOUT_S
-                self._seat.hear(f"measured/{self._seat.world.rank}", seconds)
+            if self._seat.world.rank == 0:
+                self._measured = self._judge(self._beside_main())
+            elif self._main_is_done.wait(LONG_S):  # the usual case: no connection beside its own
+                self._hear(self._seat)
             else:
-                self._measured = self._judge()
+                self._hear(self._beside_main())
         except Exception as error:  # the main thread's to raise
             self._error = error
             if not self._main_is_done.wait(GRACE_S):
                 print(f"hypnos: error: {error}", file=sys.stderr, flush=True)
                 os._exit(error.status if isinstance(error, UserError) else 1)
 
-    def _judge(self) -> Measured:
+    def _beside_main(self) -> Seat:
+        """With a connection of its own, which a wait keeps to itself."""
+        return replace(self._seat, store=self._seat.store.clone())  # type: ignore[attr-defined]
+
+    def _hear(self, seat: Seat) -> None:
+        """Waits for rank 0's word, and until then says how far this rank is."""
+        deadline = time.monotonic() + MEASURE_S + 2 * mesh.STORE_TIMEOUT_S
+        with suppress(dist.DistNetworkError):  # rank 0 has gone, which `hear` says
+            while not self._main_is_done.is_set() and time.monotonic() < deadline:
+                seat.store.set(f"stage/{seat.world.rank}", json.dumps(self.stage))
+                with suppress(dist.DistStoreError):
+                    seat.store.wait([MEASURED], timedelta(seconds=1))
+                    break
+        seat.hear(MEASURED, max(1.0, deadline - time.monotonic()))
+
+    def _judge(self, seat: Seat) -> Measured:
         """Rank 0 waits for all, and says how it went."""
-        seat, store = self._seat, self._seat.store
-        silent = self._wait()
+        store, hosts = seat.store, [report.host for report in self._reports]
+        silent = self._wait(seat)
         there = sorted(set(range(seat.world.size)) - set(silent))
         answers = [json.loads(each) for each in rendezvous.gather(store, "rates", there)]
-        keys, hosts = seat.keys("measured"), [report.host for report in self._reports]
         broken = {r: each for r, each in zip(there, answers, strict=True) if "broken" in each}
+        deaf = list[int]()
         if broken:
-            problems = self._broken(broken, hosts)
+            problems = _broken(broken, hosts)
         elif silent:
-            problems = self._behind(silent, hosts)
+            deaf = [rank for rank in silent if rank and not store.check([f"stage/{rank}"])]
+            problems = self._behind(seat, silent, deaf, hosts)
         else:
             measured = [Rates(**each) for each in answers]
             problems = verdict.of_rates(self._reports, measured)
         if error := verdict.error(problems, hosts):
-            raise seat.failed(error, keys, problems)
-        rendezvous.scatter(store, keys, ["{}"] * len(keys))
+            raise seat.failed(error, [MEASURED], problems, deaf)
+        store.set(MEASURED, "{}")
         return measured, problems
 
-    def _wait(self) -> list[int]:
+    def _wait(self, seat: Seat) -> list[int]:
         """Until all have measured, or MEASURE_S are over; the ranks that have not."""
-        store, keys = self._seat.store, self._seat.keys("rates")
+        store, keys = seat.store, seat.keys("rates")
         deadline, hurried = time.monotonic() + MEASURE_S, False
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -132,20 +150,31 @@ class _Watch(threading.Thread):
                     deadline, hurried = time.monotonic() + GRACE_S, True
         return [rank for rank, key in enumerate(keys) if not store.check([key])]
 
-    def _broken(self, broken: dict[int, Any], hosts: Sequence[str]) -> list[Problem]:
-        """Ranks that have broken down; by themselves, if there are such."""
-        first = {rank: each for rank, each in broken.items() if not each["by_another"]} or broken
-        stages = rendezvous.gather(self._seat.store, "stage", first)
-        found = list[Problem]()
-        for (rank, each), stage in zip(first.items(), stages, strict=True):
-            what = f"{json.loads(stage)[1]}, and breaks down: {each['broken']}"
-            found += verdict.of_ranks([rank], hosts, what, NETWORK)
-        return verdict.by_host(found)
+    def _behind(
+        self, seat: Seat, silent: Sequence[int], deaf: Sequence[int], hosts: Sequence[str]
+    ) -> list[Problem]:
+        """Of the ranks that come to no end, those that are furthest behind.
 
-    def _behind(self, silent: Sequence[int], hosts: Sequence[str]) -> list[Problem]:
-        """Of the ranks that come to no end, those that are furthest behind."""
-        stages = map(json.loads, rendezvous.gather(self._seat.store, "stage", silent))
+        Args:
+            deaf: those whose threads do not even say how far they are.
+        """
+        if deaf:
+            what = f"has not said for {MEASURE_S:g} s how far it is"
+            return verdict.of_ranks(deaf, hosts, what, "it is stopped, or its host hangs")
+        if 0 in silent:
+            seat.store.set("stage/0", json.dumps(self.stage))
+        stages = map(json.loads, rendezvous.gather(seat.store, "stage", silent))
         done = dict(zip(silent, stages, strict=True))
         least, what = min(done.values())
         last = [rank for rank in silent if done[rank][0] == least]
         return verdict.of_ranks(last, hosts, f"{what} for {MEASURE_S:g} s already", NETWORK)
+
+
+def _broken(broken: dict[int, Any], hosts: Sequence[str]) -> list[Problem]:
+    """Ranks that have broken down; by themselves, if there are such."""
+    first = {rank: each for rank, each in broken.items() if not each["by_another"]} or broken
+    found = list[Problem]()
+    for rank, each in first.items():
+        what = f"{each['while']}, and breaks down: {each['broken']}"
+        found += verdict.of_ranks([rank], hosts, what, NETWORK)
+    return verdict.by_host(found)

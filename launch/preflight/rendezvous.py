@@ -6,6 +6,7 @@ keeps it at MASTER_ADDR:MASTER_PORT. Messages: one or two of each rank; rank 0 a
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -18,6 +19,7 @@ import psutil
 import torch.distributed as dist
 
 from launch.preflight.verdict import named
+from launch.store import listen
 from launch.world import World, expected_hosts
 from pretrain.errors import UserError
 
@@ -119,11 +121,9 @@ def _check_address(world: World) -> None:
 
 def _listen(world: World) -> dist.Store:
     try:
-        return dist.TCPStore(
-            "127.0.0.1", world.port, is_master=True, wait_for_workers=False, multi_tenant=True
-        )
-    except dist.DistError as error:
-        if "EADDRINUSE" not in str(error) and "already in use" not in str(error):
+        return listen(world.address, world.port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
             raise
     raise UserError(
         f"MASTER_PORT = {world.port} is in use on {socket.gethostname()}{_user_of(world.port)}: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
@@ -41,6 +42,7 @@ def fly(
     rank = int(os.environ["RANK"])
     os.environ["SLURMD_NODENAME"] = hosts[rank]
     survey.REPORT_S, measure.MEASURE_S, folder.PATIENCE_S = 2.0, 2.0, 0.3
+    measure.LONG_S = 0.5
     told = []
     for attempt, fault in enumerate(faults):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)  # keys of its own at the store
@@ -76,6 +78,8 @@ def _planted(fault: str) -> AbstractContextManager[Any]:
             return mock.patch.object(report, "look", lambda *_: time.sleep(3600))
         case "hangs":
             return mock.patch.object(rates, "measure", _hangs)
+        case "stops":
+            return mock.patch.object(survey, "measure", _stops)
         case "breaks":
             return mock.patch.object(rates, "measure", _breaks)
     return mock.patch.dict(os.environ)
@@ -84,6 +88,10 @@ def _planted(fault: str) -> AbstractContextManager[Any]:
 def _hangs(_: object, stage: Any) -> None:
     stage("sums a tensor over all ranks")
     time.sleep(3600)
+
+
+def _stops(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _breaks(*_: object) -> NoReturn:

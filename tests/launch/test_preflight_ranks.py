@@ -86,6 +86,19 @@ def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / FILE).read_text())["bad_hosts"] == ["n1"]
 
 
+def test_a_rank_that_stops_is_named(tmp_path: Path) -> None:
+    """It says nothing any more, and the others end without it."""
+    ranks = Ranks(4, fly, make(tmp_path), HOSTS, ["stops"], {2}, folder=tmp_path)
+    try:
+        for rank in (0, 1, 3):
+            ranks.processes[rank].join(60)
+            assert ranks.processes[rank].exitcode == EXIT_STATUS, ranks.log()
+            line = "rank 2 on n1: has not said for 2 s how far it is; it is stopped"
+            assert f"hypnos: error: preflight: {line}" in ranks.output(rank)
+    finally:
+        ranks.kill()
+
+
 def end(folder: Path, fault: str, victims: set[int], alive: list[int]) -> list[list[Told]]:
     """What the ranks were told that come to an end by themselves."""
     ranks = Ranks(4, fly, make(folder), HOSTS, [fault], victims, folder=folder)
