@@ -146,6 +146,6 @@ def tell(run: Path, start: Start, end: End) -> None:
     print(f"hypnos: start {start.number} of {run}: {end.why}", file=sys.stderr)
     if end.rank is not None:
         log = log_of(start.logs(run), end.rank)
-        if lines := last_lines(log, LAST_LINES):
-            print(f"the end of {log}:", *lines, sep="\n  ", file=sys.stderr)
+        lines = last_lines(log, LAST_LINES) or ["(it has written nothing)"]
+        print(f"the end of {log}:", *lines, sep="\n  ", file=sys.stderr)
     sys.stderr.flush()

@@ -143,6 +143,16 @@ def this_host(environment: Mapping[str, str]) -> str:
     return environment.get("SLURMD_NODENAME") or socket.gethostname()
 
 
+def slurm_job(environment: Mapping[str, str]) -> str | None:
+    """The Slurm job that this is a step of, as 17, or 17_3 in an array; None: it is of none.
+
+    The last task of an array has the number of the array beside its own, and is all tasks by that.
+    """
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
+
+
 def expected_hosts(environment: Mapping[str, str]) -> list[str]:
     """Those that ranks are to be on, if the launcher tells it."""
     return list(hosts(environment.get("SLURM_STEP_NODELIST", "")))

@@ -37,12 +37,12 @@ RETRIES = argument(
 def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
     from launch import starts
     from launch.outcome import judge
-    from launch.world import hosts
+    from launch.world import hosts, slurm_job
     from pretrain.errors import UserError
     from pretrain.exit_status import FINISHED, REQUEUE
 
     run = run_folder(config, overrides)
-    job = os.environ.get("SLURM_JOB_ID")
+    job = slurm_job(os.environ)
     if job is None:
         raise UserError("begin: SLURM_JOB_ID is not set; this is a step of a Slurm batch script")
     nodes = tuple(hosts(os.environ["SLURM_JOB_NODELIST"]))

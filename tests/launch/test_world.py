@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.world import World, find, hosts
+from launch.world import World, find, hosts, slurm_job
 from pretrain.errors import UserError
 
 TORCHRUN = {
@@ -86,3 +86,9 @@ def test_what_is_half_set_is_told(environment: dict[str, str], told: str) -> Non
 def test_slurms_lists_of_nodes(nodes: str, names: list[str]) -> None:
     """As `scontrol show hostnames` prints them."""
     assert list(hosts(nodes)) == names
+
+
+def test_a_task_of_an_array_has_a_number_of_its_own() -> None:
+    """Also the last one, whose job has the number of the whole array."""
+    array = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+    assert slurm_job(array) == "17_3" and slurm_job(SRUN) == "17" and slurm_job({}) is None
