@@ -1,4 +1,4 @@
-"""The cluster, and an undisturbed run that all others must equal; only under tests/cluster/run."""
+"""The cluster, and undisturbed runs that all others must equal; only under tests/cluster/run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.run_of import Run
+from tests.cluster.run_of import Run, arguments, hypnos, logs
 from tests.cluster.slurm import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -34,9 +34,26 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster: Cluster) -> Run:
-    """Two ranks on two nodes, from the beginning to the end."""
-    run = Run(cluster, "undisturbed")
-    run.submit()
-    run.until_over("COMPLETED")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that nothing happens to, on this host."""
+    return _alone(tmp_path_factory.mktemp("runs") / "two-ranks", 2)
+
+
+@pytest.fixture(scope="session")
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four."""
+    return _alone(tmp_path_factory.mktemp("runs") / "four-ranks", 4)
+
+
+def _alone(run: Path, ranks: int) -> Path:
+    hypnos("launch", "local", *arguments(run), "--ranks", str(ranks))
     return run
+
+
+@pytest.fixture(autouse=True)
+def shown() -> Iterator[None]:
+    """What the ranks of a test's runs wrote is shown, if it fails."""
+    Run.touched.clear()
+    yield
+    for run in Run.touched:
+        print(logs(run))

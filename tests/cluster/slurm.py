@@ -81,14 +81,14 @@ class Cluster:
         self._start("slurmctld", "slurmctld", "-D", "-f", str(conf))
         for node in NODES:
             self.start_node(node)
-        self.until(lambda: set(self.states().values()) == {"idle"}, 30, "the nodes are idle")
+        self.until(lambda: set(self.states().values()) == {"idle"}, 120, "the nodes are idle", 0.5)
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes.values():
             process.terminate()
         for process in self._processes.values():
-            process.wait(20)
+            process.wait(60)
 
     def _start_munge(self) -> None:
         key = self.folder / "munge.key"
@@ -98,7 +98,7 @@ class Cluster:
         files |= {f"{name}-file": self.folder / f"munge.{name}" for name in ("log", "pid", "seed")}
         options = [f"--{name}={path}" for name, path in files.items()]
         self._start("munged", "munged", "--foreground", "--force", *options)
-        self.until(files["socket"].exists, 10, "munged answers")
+        self.until(files["socket"].exists, 60, "munged answers")
 
     def _start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as out:
@@ -139,12 +139,18 @@ class Cluster:
         said = sh("scontrol", "show", "job", "-o", number)
         return dict(re.findall(r"(?:^| )([A-Za-z/:]+)=(\S*)", said))
 
-    def until(self, true: Callable[[], bool], seconds: float, what: str) -> None:
-        """Waits for something; an AssertionError says that it did not come about."""
+    def until(
+        self, true: Callable[[], bool], seconds: float, what: str, every: float = 0.1
+    ) -> None:
+        """Waits for something; an AssertionError says that it did not come about.
+
+        Args:
+            every: seconds between looks, more where a look takes a command of Slurm.
+        """
         deadline = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < deadline, f"not in {seconds} s: {what}\n{self.log()}"
-            time.sleep(0.1)
+            time.sleep(every)
 
     def log(self) -> str:
         """The end of what the controller wrote."""

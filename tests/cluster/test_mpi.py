@@ -1,4 +1,4 @@
-"""mpirun over two hosts that are network namespaces: four ranks, one of them killed, MPICH too."""
+"""Four ranks on two hosts that are network namespaces, by Open MPI, MPICH and torchrun."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import starts
-from tests.cluster.run_of import CONFIG, LONG, STEPS
+from tests.cluster.run_of import LONG, TRAIN, Run, arguments, assert_same, soon
 from tests.cluster.slurm import sh
-from tests.resume import saved
 
 HOSTS = ("h0", "h1")
 MPICH = Path("/usr/lib/x86_64-linux-gnu/libmpich.so.12")  # Debian's name; mpi4py loads libmpi.so.12
@@ -57,41 +57,50 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def environment(hosts: Path, kind: str, library: str = "") -> dict[str, str]:
+    """One in which mpirun is that of an MPI, and reaches the hosts.
+
+    Args:
+        kind: openmpi or mpich.
+        library: that mpi4py finds, if it is not the same one's.
+    """
+    tools = hosts / kind
+    if not tools.exists():
+        tools.mkdir()
+        (tools / "mpirun").write_text(f'#!/bin/sh\nexec mpirun.{kind} "$@"\n')
+        (tools / "mpirun").chmod(0o755)
+        (tools / "libmpi.so.12").symlink_to(MPICH)
+    found = os.environ | {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "OMPI_MCA_plm_rsh_agent": str(hosts / "agent"),
+        "HYDRA_LAUNCHER": "ssh",
+        "HYDRA_LAUNCHER_EXEC": str(hosts / "agent"),
+    }
+    if library:
+        return found | {"MPI4PY_MPIABI": library}
+    own = {"MPI4PY_MPIABI": kind, "LD_LIBRARY_PATH": str(tools)}
+    return found | (own if kind == "mpich" else {})
+
+
+def begin(hosts: Path, host: str, *command: str, **settings: Any) -> subprocess.Popen[str]:
+    """Starts a command on a host; what it prints goes to the folder's `HOST.out`."""
+    there = ["nsenter", "--target", (hosts / f"{host}.pid").read_text(), "--net", "--uts", "--"]
+    with (hosts / f"{host}.out").open("w") as out:
+        return subprocess.Popen([*there, *command], stdout=out, stderr=out, text=True, **settings)
+
+
 class Launch:
     """`hypnos launch mpi` on h0, of two ranks on each host."""
 
     def __init__(self, hosts: Path, run: Path, kind: str, library: str = "") -> None:
-        self.run = run
-        tools = hosts / kind
-        tools.mkdir(exist_ok=True)
-        (tools / "mpirun").unlink(missing_ok=True)
-        (tools / "mpirun").write_text(f'#!/bin/sh\nexec mpirun.{kind} "$@"\n')
-        (tools / "mpirun").chmod(0o755)
-        environment = os.environ | {
-            "PATH": f"{tools}:{os.environ['PATH']}",
-            "OMPI_MCA_plm_rsh_agent": str(hosts / "agent"),
-            "HYDRA_LAUNCHER": "ssh",
-            "HYDRA_LAUNCHER_EXEC": str(hosts / "agent"),
-        }
-        if library:
-            environment["MPI4PY_MPIABI"] = library
-        elif kind == "mpich":
-            libraries = hosts / "lib"
-            libraries.mkdir(exist_ok=True)
-            if not (libraries / "libmpi.so.12").exists():
-                (libraries / "libmpi.so.12").symlink_to(MPICH)
-            environment |= {"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": str(libraries)}
-        command = ["-m", "launch", "launch", "mpi", str(CONFIG), f"run.dir={run.parent}"]
-        where = ["--hosts", ",".join(HOSTS), "--ranks-per-host", "2", f"run.name={run.name}"]
-        h0 = ["nsenter", "--target", (hosts / "h0.pid").read_text(), "--net", "--uts", "--"]
-        self.out = hosts / f"{kind}-{run.name}.out"
-        with self.out.open("ab") as out:
-            self.process = subprocess.Popen(
-                [*h0, sys.executable, *command, *where], env=environment, stdout=out, stderr=out
-            )
+        self.hosts, self.run = hosts, run
+        Run.touched.append(run)
+        where = ["--hosts", ",".join(HOSTS), "--ranks-per-host", "2"]
+        command = [sys.executable, "-m", "launch", "launch", "mpi", *arguments(run), *where]
+        self.process = begin(hosts, "h0", *command, env=environment(hosts, kind, library))
 
     def said(self) -> str:
-        return self.out.read_text(errors="replace")
+        return (self.hosts / "h0.out").read_text(errors="replace")
 
     def until_step(self, step: int) -> None:
         deadline = time.monotonic() + LONG
@@ -101,29 +110,53 @@ class Launch:
 
     def ranks(self) -> list[int]:
         """The processes of the ranks, on both hosts."""
-        found = subprocess.run(
-            ["pgrep", "-f", f"launch train {CONFIG}.* run.name={self.run.name}"],
-            capture_output=True, text=True,
-        ).stdout.split()  # fmt: skip
-        return [int(pid) for pid in found]
+        line = f"launch train {' '.join(arguments(self.run))}"
+        found = subprocess.run(["pgrep", "-f", line], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
 
 
-def test_four_ranks_on_two_hosts(hosts: Path, tmp_path: Path) -> None:
+def test_four_ranks_on_two_hosts(hosts: Path, four_ranks: Path, tmp_path: Path) -> None:
     """One is killed: all end, the first death is told, and the next start goes on the same."""
-    whole = Launch(hosts, tmp_path / "whole", "openmpi")
-    assert whole.process.wait(LONG) == 0, whole.said()
-    (start,) = starts.starts(whole.run)
-    assert start.nodes == HOSTS and start.ranks == 4 and start.end is not None
     killed = Launch(hosts, tmp_path / "killed", "openmpi")
     killed.until_step(10)
-    begin = time.monotonic()
     os.kill(killed.ranks()[-1], 9)
-    assert killed.process.wait(10) == 137, killed.said()
-    assert time.monotonic() - begin < 10 and not killed.ranks()
+    assert killed.process.wait(LONG) == 137, killed.said()
+    assert not killed.ranks()
     assert "ended with status 137 (SIGKILL)\nthe end of" in killed.said()
-    again = Launch(hosts, tmp_path / "killed", "openmpi")
+    (start,) = starts.starts(killed.run)
+    assert start.nodes == HOSTS and start.ranks == 4 and start.end is not None
+    failed = starts.first_failed(start.logs(killed.run))
+    assert failed is not None
+    death = starts.rank_ends(start.logs(killed.run))[failed]
+    assert start.end.time - death.time < soon(four_ranks), killed.said()
+    again = Launch(hosts, killed.run, "openmpi")
     assert again.process.wait(LONG) == 0, again.said()
-    saved.assert_same(saved.folder(again.run, STEPS), saved.folder(whole.run, STEPS))
+    assert_same(again.run, four_ranks)
+
+
+def test_plain_mpirun(hosts: Path, four_ranks: Path, tmp_path: Path) -> None:
+    run = tmp_path / "plain"
+    where = ["--allow-run-as-root", "--host", "h0:2,h1:2", "-np", "4", "--bind-to", "none"]
+    mpirun = begin(
+        hosts, "h0", "mpirun", *where, *TRAIN, *arguments(run), env=environment(hosts, "openmpi")
+    )
+    assert mpirun.wait(LONG) == 0, (hosts / "h0.out").read_text()
+    assert_same(run, four_ranks)
+
+
+def test_plain_torchrun(hosts: Path, four_ranks: Path, tmp_path: Path) -> None:
+    run = tmp_path / "plain"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"]
+    both = [
+        begin(
+            hosts, host, *torchrun, f"--node-rank={number}", "--master-addr=h0",
+            "--master-port=29500", "--no-python", *TRAIN, *arguments(run),
+        )
+        for number, host in enumerate(HOSTS)
+    ]  # fmt: skip
+    said = [(hosts / f"{host}.out").read_text for host in HOSTS]
+    assert [each.wait(LONG) for each in both] == [0, 0], "\n".join(read() for read in said)
+    assert_same(run, four_ranks)
 
 
 def test_torchrun_itself_keeps_no_status_apart_but_says_it() -> None:
@@ -135,19 +168,20 @@ def test_torchrun_itself_keeps_no_status_apart_but_says_it() -> None:
 
 def test_the_library_of_another_mpi(hosts: Path, tmp_path: Path) -> None:
     wrong = Launch(hosts, tmp_path / "wrong", "mpich", library="openmpi")
-    assert wrong.process.wait(60) == 2, wrong.said()
+    assert wrong.process.wait(LONG) == 2, wrong.said()
     assert (
         "mpirun started 4 ranks, but mpi4py is alone with the library of Open MPI" in wrong.said()
     )
 
 
-def test_mpich_and_a_stop(hosts: Path, tmp_path: Path) -> None:
+def test_mpich_and_a_stop(hosts: Path, four_ranks: Path, tmp_path: Path) -> None:
     """SIGTERM to the launch makes the ranks save, and is its status; another start goes on."""
     run = Launch(hosts, tmp_path / "mpich", "mpich")
     run.until_step(10)
     run.process.terminate()
-    assert run.process.wait(60) == 143, run.said()
+    assert run.process.wait(LONG) == 143, run.said()
     assert "is saved" in run.said() and not run.ranks()
-    again = Launch(hosts, tmp_path / "mpich", "mpich")
+    again = Launch(hosts, run.run, "mpich")
     assert again.process.wait(LONG) == 0, again.said()
     assert [start.end.status for start in starts.starts(run.run) if start.end] == [143, 0]
+    assert_same(run.run, four_ranks)

@@ -8,28 +8,49 @@ import contextlib
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from launch.starts import newest_step
-from tests.cluster.run_of import LONG, STEPS, Run, hypnos
+from launch.starts import newest_step, starts
+from tests.cluster.run_of import LONG, STEPS, TRAIN, Run, arguments, assert_same, hypnos, soon
 from tests.cluster.slurm import Cluster, sh
 
 
-def test_two_nodes(undisturbed: Run) -> None:
+@pytest.fixture(scope="module")
+def limited(cluster: Cluster, two_ranks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that is held up until its time is over: the shortest that there is, a minute, in which
+    other tests run.
+    """
+    (whole,) = starts(two_ranks)
+    assert whole.end is not None
+    minutes = 1 + int((whole.end.time - whole.time) // 30)  # where starts are slow, more
+    site = tmp_path_factory.mktemp("site") / "site.toml"
+    site.write_text("[slurm]\nsave_before = 10\n")
+    run = Run(cluster, "limited")
+    run.submit("--time", str(minutes), "--site", str(site))
+    run.until_step(10)
+    run.hold()
+    return run
+
+
+@pytest.mark.usefixtures("limited")
+def test_two_nodes(cluster: Cluster, two_ranks: Path) -> None:
     """Submitted, run, over: written down, with a log of each rank."""
-    (start,) = undisturbed.starts
+    run = Run(cluster, "whole")
+    run.submit()
+    run.until_over("COMPLETED")
+    (start,) = run.starts
     assert start.nodes == ("n0", "n1") and start.ranks == 2 and start.end is not None
     assert (start.end.status, start.end.why, start.end.step) == (0, "finished", STEPS)
-    logs = start.logs(undisturbed.folder)
+    logs = start.logs(run.folder)
     assert f"step {STEPS}/{STEPS}" in (logs / "rank-0.log").read_text()
     assert "step" not in (logs / "rank-1.log").read_text() and not list(logs.glob("*.end"))
-    assert f"step {STEPS}/{STEPS}" in undisturbed.batch_log()
-    told = hypnos("launch", "status", str(undisturbed.folder))
+    assert f"step {STEPS}/{STEPS}" in run.batch_log()
+    told = hypnos("launch", "status", str(run.folder))
     assert f"step {STEPS} of {STEPS}" in told and "completed, status 0:0" in told
+    assert_same(run.folder, two_ranks)
 
 
 def test_what_the_cluster_refuses(cluster: Cluster, tmp_path: Path) -> None:
@@ -41,154 +62,61 @@ def test_what_the_cluster_refuses(cluster: Cluster, tmp_path: Path) -> None:
         run.submit("--partition", "nowhere")
 
 
-def test_cancelled(cluster: Cluster, undisturbed: Run) -> None:
+def plain_srun(run: Run) -> None:
+    """Trains as a user's own script does."""
+    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    sh(*srun, *TRAIN, *run.train)
+
+
+def test_plain_srun(cluster: Cluster, two_ranks: Path) -> None:
+    run = Run(cluster, "plain")
+    plain_srun(run)
+    assert_same(run.folder, two_ranks)
+
+
+def test_cancelled(cluster: Cluster, two_ranks: Path) -> None:
     """Ranks save, Slurm does not start the job again, and a plain srun goes on from there."""
     run = Run(cluster, "cancelled")
     run.submit()
-    run.until_step(10)
-    assert "running on n[0-1]" in hypnos("launch", "status", str(run.folder))
-    hypnos("launch", "cancel", str(run.folder))
+    with run.held_at(10):
+        assert "running on n[0-1]" in hypnos("launch", "status", str(run.folder))
+        hypnos("launch", "cancel", str(run.folder))
     run.until_over("CANCELLED")
-    cluster.until(lambda: run.starts[-1].end is not None, 20, "its end is written down")
+    cluster.until(lambda: run.starts[-1].end is not None, LONG, "its end is written down")
     (start,) = run.starts
     assert start.end is not None and start.end.why == "stopped: status 143 (SIGTERM)"
     assert "after step" in run.batch_log() and "is saved" in run.batch_log()
-    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    sh(*srun, sys.executable, "-m", "launch", "train", *run.train)
-    run.assert_same(undisturbed)
+    plain_srun(run)
+    assert_same(run.folder, two_ranks)
 
 
-def test_a_rank_that_is_killed(cluster: Cluster, undisturbed: Run) -> None:
-    """The others end, the first death is the one that is told, the job starts again by itself."""
-    run = Run(cluster, "killed")
-    run.submit()
-    run.until_step(10)
-    run.kill_rank("n1")
-    cluster.until(lambda: not run.ranks("n0"), 10, "the other rank ends")
-    run.until_over("COMPLETED")
-    first, second = run.starts
+def test_many_runs_of_which_one_loses_a_rank(
+    cluster: Cluster, two_ranks: Path, tmp_path: Path
+) -> None:
+    """An array of jobs: the task's others end, the first death is the one that is told, and it
+    starts again by itself; the task beside it goes on.
+    """
+    array, beside, killed = tmp_path / "many.txt", Run(cluster, "beside"), Run(cluster, "killed")
+    array.write_text(f"run.name={beside.folder.name}\nrun.name={killed.folder.name}\n")
+    config, folder, _ = arguments(killed.folder)
+    many = ["--array", str(array), "--at-once", "2"]
+    hypnos("launch", "slurm", config, folder, "--nodes", "2", "--submit", *many)
+    beside.find_job()
+    killed.find_job()
+    with killed.held_at(10):
+        killed.kill_rank("n1")
+        begin = time.monotonic()
+    cluster.until(lambda: not killed.ranks("n0"), LONG, "the other rank ends")
+    assert time.monotonic() - begin < soon(two_ranks)
+    for run in (beside, killed):
+        run.until_over("COMPLETED")
+        assert_same(run.folder, two_ranks)
+    first, second = killed.starts
     assert first.end is not None and first.end.why == "rank 1 on n1 ended with status 137 (SIGKILL)"
     assert second.end is not None and second.end.status == 0 and second.job == first.job
-    told = run.batch_log().partition(first.end.why)[2].partition("start 2 of")[0]
+    told = killed.batch_log().partition(first.end.why)[2].partition("start 2 of")[0]
     assert "the end of" in told and "rank-1.log" in told and "rank-0.log" not in told
-    run.assert_same(undisturbed)
-
-
-def test_preempted(cluster: Cluster, undisturbed: Run) -> None:
-    """By a job of a stronger partition: Slurm takes the job back, and starts it later."""
-    run = Run(cluster, "preempted")
-    run.submit()
-    run.until_step(10)
-    whole = ["--nodes=3", "--exclusive", "--partition=first", "--output=/dev/null"]
-    sh("sbatch", *whole, "--wrap", "sleep 1")
-    cluster.until(lambda: run.cluster.job(run.job)["Restarts"] == "1", 60, "it is taken back")
-    run.until_over("COMPLETED")
-    first, second = run.starts
-    assert first.end is not None and first.end.status == 143 and not first.end.exclude
-    assert second.step is not None and first.end.step == second.step, "what was done is lost"
-    run.assert_same(undisturbed)
-
-
-@pytest.mark.parametrize("node", ["n1", "n0"])
-def test_a_node_that_is_lost(node: str, cluster: Cluster, undisturbed: Run) -> None:
-    """The run finishes elsewhere. n0 has rank 0, and the batch script: nobody is left there to
-    change the job's request, but Slurm knows that it is down.
-    """
-    run = Run(cluster, f"lost-{node}")
-    run.submit()
-    run.until_step(10)
-    cluster.lose(node)
-    rank = {"n0": 0, "n1": 1}[node]
-    (other,) = {"n0", "n1"} - {node}
-    cluster.until(lambda: not run.ranks(other), 10, "the other rank ends")
-    run.until_over("COMPLETED")
-    first, second = run.starts
-    assert first.end is not None and first.end.why == f"{node} lost: no word of rank {rank}"
-    assert first.end.exclude == (node,) and second.nodes == (other, "n2")
-    if node == "n1":
-        assert cluster.job(run.job)["ExcNodeList"] == "n1"
-    run.assert_same(undisturbed)
-    cluster.start_node(node)
-    cluster.until(lambda: cluster.states()[node] == "idle", 30, f"{node} is back")
-
-
-def test_the_time_limit(cluster: Cluster, undisturbed: Run, tmp_path: Path) -> None:
-    """The shortest that there is, a minute, of a run that is held up to last longer."""
-    (whole,) = undisturbed.starts
-    assert whole.end is not None
-    minutes = 1 + int((whole.end.time - whole.time) // 30)  # where starts are slow, more
-    site = tmp_path / "site.toml"
-    site.write_text("[slurm]\nsave_before = 10\n")
-    run = Run(cluster, "limited")
-    run.submit("--time", str(minutes), "--site", str(site))
-    run.until_step(10)
-    ranks = [pid for node in ("n0", "n1") for pid in run.ranks(node)]
-    for pid in ranks:
-        os.kill(pid, signal.SIGSTOP)
-    cluster.until(lambda: waits(ranks[0], signal.SIGUSR1), 60 * minutes + 30, "Slurm sends SIGUSR1")
-    for pid in ranks:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-    run.until_over("COMPLETED")
-    *cut_short, last = run.starts  # on a slow machine several
-    ends = [(start.end.status, start.end.why) for start in cut_short if start.end]
-    assert ends == [(75, "its time was up")] * len(cut_short) and cut_short
-    assert last.step is not None and last.step >= 10 and last.job == cut_short[0].job
-    run.assert_same(undisturbed)
-
-
-def waits(pid: int, number: int) -> bool:
-    """Whether a process that is stopped has this signal to come, or has been let go on to end."""
-    status = Path(f"/proc/{pid}/status")
-    if not status.exists():
-        return True
-    for line in status.read_text().splitlines():
-        if line.startswith(("SigPnd", "ShdPnd")) and int(line.split()[1], 16) >> (number - 1) & 1:
-            return True
-    return False
-
-
-def test_a_save_that_is_interrupted(cluster: Cluster, undisturbed: Run) -> None:
-    """By a signal that nobody can hear, after the one that asked for it: what was saved counts."""
-    run = Run(cluster, "interrupted")
-    run.submit()
-    run.until_step(10)
-    ranks = [pid for node in ("n0", "n1") for pid in run.ranks(node)]
-    sh("scancel", "--signal=USR1", run.job)
-    deadline = time.monotonic() + LONG
-    while not list(run.folder.glob("checkpoints/.step-*")) and run.ranks("n0"):
-        assert time.monotonic() < deadline
-    for pid in ranks:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    run.until_over("COMPLETED")
-    first, second = run.starts
-    assert first.end is not None and first.end.status in (75, 137)
-    assert second.step is not None and second.step >= 10
-    run.assert_same(undisturbed)
-
-
-@pytest.mark.parametrize("what", ["runs", "code"])
-def test_a_node_that_differs(
-    what: str, cluster: Cluster, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """n2 lacks the run's folder, or has another version of the code: the run finishes elsewhere."""
-    run = Run(cluster, f"not-on-n2/{what}")
-    if what == "code":
-        run = Run(cluster, what)
-        monkeypatch.setenv("PYTHONPATH", str(cluster.folder / "clone"))
-        monkeypatch.chdir(cluster.folder / "clone")
-    sh("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
-    run.submit()
-    cluster.until(lambda: bool(run.starts and run.starts[0].end), LONG, "the first start ends")
-    sh("scontrol", "update", "NodeName=n1", "State=RESUME")
-    run.until_over("COMPLETED")
-    first, second = run.starts
-    assert first.nodes == ("n0", "n2") and second.nodes == ("n0", "n1")
-    assert first.end is not None and first.end.exclude == ("n2",)
-    told = {"runs": "rank 1 on n2: .* is not there", "code": "the version of Hypnos.* on n2"}
-    assert re.search(told[what], run.batch_log())
-    run.assert_same(undisturbed)
+    assert len(beside.starts) == 1
 
 
 def test_no_progress(cluster: Cluster) -> None:
@@ -207,3 +135,101 @@ def test_no_progress(cluster: Cluster) -> None:
     assert cluster.job(run.job)["ExcNodeList"] == "n0"
     assert "3 starts in a row brought no new checkpoint (there is none yet)" in run.batch_log()
     assert newest_step(run.folder) is None
+
+
+def test_a_save_that_is_interrupted(cluster: Cluster, two_ranks: Path) -> None:
+    """By a signal that nobody can hear, after the one that asked for it: what was saved counts."""
+    run = Run(cluster, "interrupted")
+    run.submit()
+    with run.held_at(10) as ranks:
+        sh("scancel", "--signal=USR1", run.job)
+    deadline = time.monotonic() + LONG
+    while not list(run.folder.glob("checkpoints/.step-*")) and run.ranks("n0"):
+        assert time.monotonic() < deadline
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    run.until_over("COMPLETED")
+    first, second = run.starts
+    assert first.end is not None and first.end.status in (75, 137)
+    assert second.step is not None and second.step >= 10
+    assert_same(run.folder, two_ranks)
+
+
+def test_the_time_limit(cluster: Cluster, limited: Run, two_ranks: Path) -> None:
+    """Slurm lets its ranks go on when it sends SIGUSR1: they save, and the job starts again."""
+    Run.touched.append(limited.folder)
+    cluster.until(lambda: limited.starts[0].end is not None, LONG, "its time is up")
+    limited.until_over("COMPLETED")
+    *cut_short, last = limited.starts  # on a slow machine several
+    ends = [(start.end.status, start.end.why) for start in cut_short if start.end]
+    assert ends == [(75, "its time was up")] * len(cut_short) and cut_short
+    assert last.step is not None and last.step >= 10 and last.job == cut_short[0].job
+    assert_same(limited.folder, two_ranks)
+
+
+def test_preempted(cluster: Cluster, two_ranks: Path) -> None:
+    """By a job of a stronger partition: Slurm takes the job back, and starts it later."""
+    run = Run(cluster, "preempted")
+    run.submit()
+    with run.held_at(10):
+        whole = ["--nodes=3", "--exclusive", "--partition=first", "--output=/dev/null"]
+        sh("sbatch", *whole, "--wrap", "sleep 1")
+        cluster.until(
+            lambda: cluster.job(run.job)["Restarts"] == "1", LONG, "it is taken back", 0.5
+        )
+    run.until_over("COMPLETED")
+    first, second = run.starts
+    assert first.end is not None and first.end.status == 143 and not first.end.exclude
+    assert second.step is not None and first.end.step == second.step, "what was done is lost"
+    assert_same(run.folder, two_ranks)
+
+
+@pytest.mark.parametrize("node", ["n1", "n0"])
+def test_a_node_that_is_lost(node: str, cluster: Cluster, two_ranks: Path) -> None:
+    """The run finishes elsewhere. n0 has rank 0, and the batch script: nobody is left there to
+    change the job's request, but Slurm knows that it is down.
+    """
+    run = Run(cluster, f"lost-{node}")
+    run.submit()
+    (other,) = {"n0", "n1"} - {node}
+    with run.held_at(10):
+        cluster.lose(node)
+        begin = time.monotonic()
+    try:
+        cluster.until(lambda: not run.ranks(other), LONG, "the other rank ends")
+        assert time.monotonic() - begin < soon(two_ranks)
+        run.until_over("COMPLETED")
+    finally:
+        cluster.start_node(node)
+        cluster.until(lambda: cluster.states()[node] == "idle", LONG, f"{node} is back", 0.5)
+    first, second = run.starts
+    rank = {"n0": 0, "n1": 1}[node]
+    assert first.end is not None and first.end.why == f"{node} lost: no word of rank {rank}"
+    assert first.end.exclude == (node,) and second.nodes == (other, "n2")
+    if node == "n1":
+        assert cluster.job(run.job)["ExcNodeList"] == "n1"
+    assert_same(run.folder, two_ranks)
+
+
+@pytest.mark.parametrize("what", ["runs", "code"])
+def test_a_node_that_differs(
+    what: str, cluster: Cluster, two_ranks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n2 lacks the run's folder, or has another version of the code: the run finishes elsewhere."""
+    run = Run(cluster, f"not-on-n2/{what}")
+    if what == "code":
+        run = Run(cluster, what)
+        monkeypatch.setenv("PYTHONPATH", str(cluster.folder / "clone"))
+        monkeypatch.chdir(cluster.folder / "clone")
+    sh("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
+    run.submit()
+    cluster.until(lambda: bool(run.starts and run.starts[0].end), LONG, "the first start ends")
+    sh("scontrol", "update", "NodeName=n1", "State=RESUME")
+    run.until_over("COMPLETED")
+    first, second = run.starts
+    assert first.nodes == ("n0", "n2") and second.nodes == ("n0", "n1")
+    assert first.end is not None and first.end.exclude == ("n2",)
+    told = {"runs": "rank 1 on n2: .* is not there", "code": "the version of Hypnos.* on n2"}
+    assert re.search(told[what], run.batch_log())
+    assert_same(run.folder, two_ranks)
