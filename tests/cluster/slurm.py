@@ -2,7 +2,7 @@
 
 Every node is a slurmd with its own host name and its own view of the file system, so that one may
 lack what the others share. Times are short: a node is down after SlurmdTimeout seconds without a
-word, a job that is given back waits for the lifetime of a credential.
+word, a job that is given back waits for the lifetime of a credential. Jobs are not forgotten.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ SlurmdTimeout=12
 KillWait=20
 SlurmdParameters=config_overrides
 ReturnToService=1
+MinJobAge=3600
 MailProg=/bin/true
 NodeName=n0 NodeAddr=n0 Port=17001 CPUs=8 RealMemory=8000
 NodeName=n1 NodeAddr=n1 Port=17002 CPUs=8 RealMemory=8000
