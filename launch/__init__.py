@@ -5,6 +5,7 @@ cli.py         the command: its subcommands, and errors as one line
 commands/      one file per subcommand; torch and the like are imported only where one runs
 quiet.py       silences what third-party packages say on import
 world.py       rank, address and device from torchrun, mpirun or srun: the one place that reads them
+store.py       the store that ranks meet at
 preflight/     ranks find out before a run begins what would make it hang or go wrong
 local.py       ranks on this host, started and ended together
 mpi.py         ranks on several hosts, by mpirun
