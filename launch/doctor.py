@@ -45,7 +45,7 @@ def examine_run(run: Path) -> Iterator[Finding]:
     """Whether every byte of a run's checkpoints is as written; needs none of what trained it."""
     from pretrain.checkpoint import Checkpoint, Unreadable, resume_candidates, steps
     from pretrain.checkpoint.folder import checkpoint_dir, strays
-    from pretrain.config.run_folder import TOKENIZER
+    from pretrain.config.run_folder import own_tokenizer
 
     examined = False
     for step in steps(run):
@@ -62,7 +62,7 @@ def examine_run(run: Path) -> Iterator[Finding]:
             yield Finding("ok", what, "whole")
             yield from (Finding("note", what, line) for line in checkpoint.strays())
         examined = True
-    yield from _tokenizer(run / TOKENIZER)
+    yield from _tokenizer(own_tokenizer(run))
     told: list[str] = []
     resume_candidates(run, told.append)
     for line in told:

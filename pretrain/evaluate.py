@@ -241,7 +241,7 @@ def make_evaluation(config: Config) -> Evaluation:
             files.place(data.heldout), tokenizer, window=L, windows=data.windows, batch=rows,
             n=count, files=files, checks=mesh.is_first_on_host(),
         )  # fmt: skip
-        token_bytes = torch.tensor([len(each) for each in tokenizer.written()])
+        token_bytes = torch.tensor([len(each) for each in tokenizer.token_bytes])
     else:
         task = make_task(config, L)
         batches = [task.test(TEST_SEED + i, rows) for i in range(count)]

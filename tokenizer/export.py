@@ -22,9 +22,10 @@ from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
-from tokenizer.encode import SPACE, Tokenizer
+from tokenizer.encode import Tokenizer
 from tokenizer.errors import TokenizerError
 from tokenizer.files import write_atomic
+from tokenizer.sentencepiece_model import SPACE, SentencePieceModel
 
 SAMPLE = (
     "def sleep(window):\n    for n in range(2, N + 1):\n\t\th, S = core(h, S)  # pass\n",
@@ -67,12 +68,12 @@ def export(tokenizer: Tokenizer, folder: str | Path, sample: Iterable[str] = ())
     The comparison runs over built-in texts (Unicode, control characters, special-looking text, long
     runs) and over `sample`. The folder may hold other files, such as an exported model.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), sentencepiece_of(tokenizer)
     pieces = [
-        piece.replace(SPACE, " ") if tokenizer.is_text(i) else piece
-        for i, piece in enumerate(tokenizer.pieces())
+        piece.replace(SPACE, " ") if model.is_text(i) else piece
+        for i, piece in enumerate(model.pieces())
     ]
-    pad, eos, unk = pieces[tokenizer.pad], pieces[tokenizer.eos], pieces[tokenizer.unk]
+    pad, eos, unk = pieces[model.pad], pieces[model.eos], pieces[model.unk]
     if len(set(pieces)) != len(pieces):
         raise TokenizerError(
             "cannot export the tokenizer: two ids have the same piece; train it again"
@@ -80,7 +81,7 @@ def export(tokenizer: Tokenizer, folder: str | Path, sample: Iterable[str] = ())
     fast = FastTokenizer(
         models.BPE(
             vocab={piece: i for i, piece in enumerate(pieces)},
-            merges=_merges(tokenizer, pieces),
+            merges=_merges(model, pieces),
             unk_token=unk,
             byte_fallback=True,
         )
@@ -124,17 +125,26 @@ def compare(tokenizer: Tokenizer, folder: str | Path, sample: Iterable[str]) -> 
     return report
 
 
-def _merges(tokenizer: Tokenizer, pieces: list[str]) -> list[tuple[str, str]]:
+def sentencepiece_of(tokenizer: Tokenizer) -> SentencePieceModel:
+    """What a sentencepiece tokenizer knows. TokenizerError: it is of the other kind."""
+    if isinstance(tokenizer.model, SentencePieceModel):
+        return tokenizer.model
+    raise TokenizerError(
+        "the tokenizer is of another model, whose own files are what transformers reads"
+    )
+
+
+def _merges(model: SentencePieceModel, pieces: list[str]) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a piece, best piece first.
 
     sentencepiece numbers BPE pieces in the order it learned them, multi-character ones first, which
     is the order of their scores.
     """
-    text = {piece for i, piece in enumerate(pieces) if tokenizer.is_text(i)}
+    text = {piece for i, piece in enumerate(pieces) if model.is_text(i)}
     return [
         (piece[:cut], piece[cut:])
         for i, piece in enumerate(pieces)
-        if tokenizer.is_text(i)
+        if model.is_text(i)
         for cut in range(1, len(piece))
         if piece[:cut] in text and piece[cut:] in text
     ]

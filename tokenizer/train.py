@@ -72,7 +72,7 @@ def train(documents: Iterable[str], path: str | Path, vocab_size: int = 8192) ->
             raise failures[0] from None
         raise TokenizerError(_explain(str(error), vocab_size)) from None
     file = seal(model.getvalue())
-    made = Tokenizer(file, str(path))  # refuses a model that changes text, before it is written
+    made = Tokenizer.of(file)  # refuses a model that changes text, before it is written
     write_atomic(path, file)
     return made
 

@@ -34,7 +34,7 @@ PREPARED = argument(
             type=path,
             required=True,
             metavar="MODEL",
-            help="file of `hypnos tokenizer train`",
+            help="file of `hypnos tokenizer train`, or Hugging Face folder of a model",
         ),
         argument(
             "--out",

@@ -51,10 +51,9 @@ def _ranks(config: Path | None, overrides: list[str]) -> int:
     mine = world.join()
     settings = None
     if config is not None:
-        from pretrain.config.load import load
-        from pretrain.config.run_folder import places
+        from pretrain.config.run_folder import load_run
 
-        settings = load(config, [*places(config), *overrides])
+        settings = load_run(config, overrides)
 
     import torch.distributed as dist
 

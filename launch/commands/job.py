@@ -120,8 +120,7 @@ def end(logs: Path, status: int, retries: int) -> int:
 
 def run_folder(config: Path, overrides: list[str]) -> Path:
     """The folder of the run that arguments of `hypnos train` describe; a mistake is told."""
-    from pretrain.config.load import load
-    from pretrain.config.run_folder import places
+    from pretrain.config.run_folder import load_run
 
-    settings = load(config, [*places(config), *overrides])
+    settings = load_run(config, overrides)
     return Path(settings.run.dir) / settings.run.name

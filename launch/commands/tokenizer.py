@@ -10,7 +10,12 @@ from typing import Any
 from launch.commands import Group, argument, command, corpus
 from launch.commands.values import path, positive, read_text
 
-MODEL = argument("model", metavar="MODEL", type=path, help="file of `hypnos tokenizer train`")
+MODEL = argument(
+    "model",
+    metavar="MODEL",
+    type=path,
+    help="file of `hypnos tokenizer train`, or Hugging Face folder of a model",
+)
 
 
 @command(

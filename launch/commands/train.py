@@ -66,8 +66,7 @@ RUN = (
 )
 def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
     from launch import world
-    from pretrain.config.load import load
-    from pretrain.config.run_folder import check_data, places
+    from pretrain.config.run_folder import check_data, load_run
     from pretrain.errors import UserError
     from pretrain.exit_status import PEER_GONE, REQUEUE, USER_ERROR
     from pretrain.run.console import said_if_slow
@@ -77,7 +76,7 @@ def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
     mine = world.join()
     try:
         # before the slow imports: a typo is told at once
-        settings = load(config, [*places(config), *overrides])
+        settings = load_run(config, overrides)
         check_data(settings, training=True)
     except UserError:
         if os.environ.get("LOCAL_RANK", "0") != "0":  # once a host is enough

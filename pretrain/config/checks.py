@@ -128,6 +128,9 @@ def _beyond(config: Config) -> None:
 
 
 def _guard(config: Config) -> None:
+    if config.optimizer.update == "delta" and "delta" not in config.model.layers:
+        fix = 'model.layers has no delta-rule block that could learn: set it to "all"'
+        raise refused("optimizer.update", "delta", fix)
     if 0 < config.guard.spike <= 1:
         fix = "must be more than 1, so many times the running mean; 0 looks for none"
         raise refused("guard.spike", config.guard.spike, fix)
@@ -229,7 +232,7 @@ def uses_tokenizer(config: Config) -> bool:
 def _data(config: Config) -> None:
     data = config.data
     if uses_tokenizer(config) and not data.tokenizer:
-        fix = "name the sentencepiece model that `hypnos tokenizer train` wrote"
+        fix = "name the file that `hypnos tokenizer train` wrote, or a folder with a tokenizer.json"
         raise refused("data.tokenizer", "", f'{fix} (data.task = "{data.task}")')
     if data.task == "text":
         _text(config)

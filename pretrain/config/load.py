@@ -45,7 +45,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the file cannot be read, or it or an override is refused.
     """
-    config = parse(_read(Path(path)), str(path), overrides)
+    config = given(read_tables(path), str(path), overrides)
     try:
         return validated(config)
     except UserError as error:
@@ -87,10 +87,16 @@ def _read(path: Path) -> str:
 
 def parse(text: str, name: str = "configuration", overrides: Sequence[str] = ()) -> Config:
     """The configuration of a TOML text, types checked but values not; errors call it `name`."""
-    try:
-        tables = _parse_toml(text)
-    except ValueError as error:
-        raise UserError(f"{name}: not valid TOML: {error}") from None
+    return given(_tables(text, name), name, overrides)
+
+
+def read_tables(path: str | Path) -> Table:
+    """The sections of a TOML file, as they stand there."""
+    return _tables(_read(Path(path)), str(path))
+
+
+def given(tables: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Config:
+    """As `from_tables`, changed by overrides."""
     config = from_tables(tables, name)
     for each in overrides:
         _override(config, each)
@@ -111,11 +117,7 @@ def read_settings(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     Raises:
         UserError: the file cannot be read, or is refused.
     """
-    try:
-        tables = _parse_toml(_read(path))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
-    found: T = _build(cls, tables, str(path), "")
+    found: T = _build(cls, read_tables(path), str(path), "")
     for each in overrides:
         _override(found, each)
     try:
@@ -136,6 +138,13 @@ def dump(config: Config) -> str:
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _tables(text: str, name: str) -> Table:
+    try:
+        return _parse_toml(text)
+    except ValueError as error:
+        raise UserError(f"{name}: not valid TOML: {error}") from None
 
 
 def _parse_toml(text: str) -> Table:

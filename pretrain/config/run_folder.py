@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.config import Config
 from pretrain.config.checks import uses_tokenizer
 from pretrain.config.fields import refused, values
-from pretrain.config.load import override
+from pretrain.config.load import given, load, override, read_tables, to_toml
 from pretrain.data.store import is_remote
 from pretrain.errors import UserError
 from pretrain.files import read_whole, write_atomically
+from tokenizer import foreign
 
-CONFIG, TOKENIZER = "config.toml", "tokenizer.model"
+CONFIG = "config.toml"
+TOKENIZER = "tokenizer.model"  # of ours
+FOREIGN_TOKENIZER = "tokenizer"  # the folder of another model's
+
+
+def own_tokenizer(run: Path) -> Path:
+    """The tokenizer of a run's folder, or of an export, which has another model's beside its
+    weights.
+    """
+    if (run / FOREIGN_TOKENIZER).is_dir():
+        return run / FOREIGN_TOKENIZER
+    is_export = (run / "config.json").exists()
+    return run if is_export and foreign.is_foreign(run) else run / TOKENIZER
 
 
 def keep_tokenizer(run: Path, config: Config, resumes: bool) -> None:
@@ -30,16 +44,61 @@ def keep_tokenizer(run: Path, config: Config, resumes: bool) -> None:
     """
     if not uses_tokenizer(config):
         return
-    own, given = run / TOKENIZER, Path(config.data.tokenizer)
-    content = read_whole(given)
-    if own.exists() and own.read_bytes() == content:
+    own, given = own_tokenizer(run), Path(config.data.tokenizer)
+    content = _content(given)
+    if own.exists() and _content(own) == content:
         return
     if own.exists() and resumes:
         raise UserError(
             f"data.tokenizer = {given}: is not the run's own, {own}; set data.tokenizer={own}, or "
             "begin another run with another run.name"
         )
-    write_atomically(own, content)
+    shutil.rmtree(run / FOREIGN_TOKENIZER, ignore_errors=True)
+    if foreign.is_foreign(given):
+        foreign.hold(given, run / FOREIGN_TOKENIZER)
+    else:
+        write_atomically(run / TOKENIZER, content[TOKENIZER])
+
+
+def _content(tokenizer: Path) -> dict[str, bytes]:
+    """Its files, by name."""
+    if foreign.is_foreign(tokenizer):
+        return foreign.contents(tokenizer)
+    file = tokenizer / TOKENIZER if tokenizer.is_dir() else tokenizer
+    return {TOKENIZER: read_whole(file)}
+
+
+def load_run(config: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run that is to train, as `pretrain.config.load.load` gives it: a run's
+    own where it lies now, a new one's with what it has from the run whose weights it begins with.
+    """
+    of_folder = places(config)
+    taken = [] if of_folder else _from_start(config, overrides)
+    return load(config, [*of_folder, *taken, *overrides])
+
+
+def _from_start(config: Path, overrides: Sequence[str]) -> list[str]:
+    """Overrides of [model], [sleep] and data.tokenizer, where the file says nothing of them."""
+    tables = read_tables(config)
+    start = given(tables, str(config), overrides).run.init_from
+    if not start:
+        return []
+    folder = Path(start).expanduser()
+    run = folder if (folder / "checkpoints").is_dir() else folder.absolute().parents[1]
+    if not (folder / CONFIG).exists():
+        fix = "name a run or one of its checkpoints; `hypnos import` makes one of another model"
+        raise UserError(f"run.init_from = {start}: has no {CONFIG}; {fix}")
+    before, own = load(folder / CONFIG), own_tokenizer(run)
+    found = {
+        place: value for place, _, value in values(before) if place.startswith(("model.", "sleep."))
+    }
+    if own.exists():
+        found["data.tokenizer"] = str(own.absolute())
+    return [
+        f"{place}={to_toml(value)}"
+        for place, value in found.items()
+        if place.partition(".")[2] not in tables.get(place.partition(".")[0], {})
+    ]
 
 
 def places(config: Path) -> list[str]:
@@ -48,8 +107,8 @@ def places(config: Path) -> list[str]:
     if config.name != CONFIG or not (run / "checkpoints").is_dir():
         return []
     found = {"run.dir": run.parent, "run.name": run.name}
-    if (run / TOKENIZER).exists():
-        found["data.tokenizer"] = run / TOKENIZER
+    if (own := own_tokenizer(run)).exists():
+        found["data.tokenizer"] = own
     return [f"{place}={json.dumps(str(path))}" for place, path in found.items()]
 
 
@@ -72,9 +131,9 @@ def configuration_of(run: Path, trained: Config, overrides: Sequence[str] = ()) 
             )
     if not uses_tokenizer(trained):
         return changed
-    own = run / TOKENIZER
+    own = own_tokenizer(run)
     if changed.data.tokenizer not in (trained.data.tokenizer, str(own)):
-        raise UserError(f"data.tokenizer: {run} holds its own, {TOKENIZER}: leave it out")
+        raise UserError(f"data.tokenizer: {run} holds its own, {own.name}: leave it out")
     changed.data.tokenizer = str(own)
     return changed
 

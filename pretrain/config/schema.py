@@ -29,6 +29,12 @@ class RunConfig:
     name: str = setting("run", "name of the run's folder", changes=True)
     dir: str = setting("runs", "folder that the run's folder is in", changes=True, path=True)
     seed: int = setting(0, "seed of the weights and of the order of the data", at_least=0)
+    init_from: str = setting(
+        "",
+        "run or checkpoint whose weights it begins with; of [model], [sleep] and data.tokenizer it "
+        "has what the configuration file leaves out",
+        path=True,
+    )
 
 
 @dataclass(kw_only=True)
@@ -145,7 +151,11 @@ class DataConfig:
         "text", "text: shards of a corpus; the others are generated, as their sections say"
     )
     tokenizer: str = setting(
-        "", "sentencepiece model; required for text, stories and recall", changes=True, path=True
+        "",
+        "file of `hypnos tokenizer train`, or the Hugging Face folder of a model that has one; "
+        "required for text, stories and recall",
+        changes=True,
+        path=True,
     )
     train: list[CorpusConfig] = setting([], "corpora of text, and their weights", changes=True)
     heldout: str = setting(
@@ -328,6 +338,10 @@ class OptimizerConfig:
         above=0,
     )
     head_lr_share: float = setting(1.0, "share of adamw_lr that the head has", above=0)
+    update: Literal["all", "delta"] = setting(
+        "all",
+        "what learns: every parameter, or the delta-rule blocks while all else stays as it is",
+    )
 
 
 @dataclass(kw_only=True)

@@ -6,8 +6,12 @@ and vLLM 0.32; `make test-engines` tries the first four again.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from pretrain.config.checks import uses_tokenizer
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.errors import UserError
+from tokenizer.foreign import is_foreign
 
 DELTA_EPS = 1e-6  # of parallel.gated_delta_net.l2_normalized, whatever norm_eps is
 ENGINES = ("transformers", "mistral.rs", "llama.cpp (gguf)", "mlx-lm", "vLLM")
@@ -84,14 +88,19 @@ def check_hf(config: Config) -> None:
         raise UserError(f"{why}; nothing can be exported")
 
 
-def check_gguf(config: Config, has_tokenizer: bool) -> None:
-    """UserError if a GGUF file cannot hold the model."""
+def check_gguf(config: Config) -> None:
+    """UserError if a GGUF file cannot hold the model, or its tokenizer."""
     check_hf(config)
     if why := reasons(config)["llama.cpp (gguf)"]:
         raise UserError(f"{why}: such a model goes out with --to hf, but not with --to gguf")
-    if not has_tokenizer:
+    if not uses_tokenizer(config):
         raise UserError(
             "the run's task has no tokenizer, and a GGUF file is none without one: use --to hf"
+        )
+    if is_foreign(Path(config.data.tokenizer)):
+        raise UserError(
+            f"{config.data.tokenizer}: the tokenizer came with another model, and only one of "
+            "`hypnos tokenizer train` is written into a GGUF file: use --to hf"
         )
 
 

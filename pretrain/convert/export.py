@@ -4,6 +4,7 @@ model.safetensors     or numbered files and their index      config.json  sizes;
 generation_config.json                                       README.md    model card
 tokenizer.json, tokenizer_config.json                        the fast tokenizer
 tokenizer.model                                              sentencepiece's, which ours reads
+                                                             (another model's: its own files)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pretrain.convert import card, engines, qwen3_5
 from pretrain.convert.folder import Spec, new_folder, write_json, write_shards
 from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError
+from tokenizer import foreign
 from tokenizer.encode import Tokenizer
 from tokenizer.export import export as export_tokenizer
 
@@ -72,14 +74,19 @@ def _tensors(checkpoint: Checkpoint, config: Config, dtype: torch.dtype) -> Iter
 
 
 def _write_tokenizer(config: Config, folder: Path) -> tuple[dict[str, Any], str]:
-    """Writes the run's tokenizer in both formats; special ids, and a line that compares them."""
+    """Writes the run's tokenizer: ours in both formats, which are compared, another model's as it
+    came. Special ids, and a line about it.
+    """
     special: dict[str, Any] = {"bos_token_id": None}
     if not uses_tokenizer(config):
         return special, f"no tokenizer: the task {config.data.task!r} has none"
-    tokenizer = Tokenizer.load(config.data.tokenizer)
-    shutil.copyfile(config.data.tokenizer, folder / TOKENIZER)
+    own = Path(config.data.tokenizer)
+    tokenizer = Tokenizer.load(own)
+    special |= {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    if foreign.is_foreign(own):
+        return special, f"tokenizer: as it came, {', '.join(foreign.copy(own, folder))}"
+    shutil.copyfile(own, folder / TOKENIZER)
     report = export_tokenizer(tokenizer, folder)
     if not report.identical:
-        raise UserError(f"{config.data.tokenizer}: the fast tokenizer is another one: {report}")
-    special |= {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+        raise UserError(f"{own}: the fast tokenizer is another one: {report}")
     return special, f"tokenizer: {report}"

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import open_checkpoint
-from pretrain.config.checks import uses_tokenizer
-from pretrain.config.run_folder import TOKENIZER
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.convert import engines, qwen3_5
 from pretrain.convert.export import export
 from pretrain.convert.folder import TensorFolder, new_file
 from pretrain.convert.names import Packed, packed_tensors
 from tokenizer.encode import Tokenizer
+from tokenizer.export import sentencepiece_of
+from tokenizer.sentencepiece_model import SentencePieceModel
 
 ARCHITECTURE = "qwen35"
 KINDS = {
@@ -146,8 +146,8 @@ def write(folder: Path, out: Path) -> None:
         UserError: the file cannot hold the model, is there already, or cannot be written.
     """
     config = qwen3_5.from_json(folder)
-    engines.check_gguf(config, (folder / TOKENIZER).exists())
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    engines.check_gguf(config)
+    tokenizer = Tokenizer.load(config.data.tokenizer)
     wanted = list(targets(config.model))
     with new_file(out) as draft, TensorFolder(folder) as tensors:
         embedding = wanted[0].source
@@ -175,7 +175,7 @@ def write_run(run: Path, out: Path, precision: str = "fp32") -> None:
     Hugging Face folder that is gone afterwards.
     """
     _, config = open_checkpoint(run)
-    engines.check_gguf(config, uses_tokenizer(config))
+    engines.check_gguf(config)
     with new_file(out) as draft:
         folder = draft.with_suffix(".hf")
         try:
@@ -220,25 +220,26 @@ def _describe(
 
 def _describe_tokenizer(writer: gguf.GGUFWriter, vocab_size: int, tokenizer: Tokenizer) -> None:
     """sentencepiece's pieces, which nothing is put in front of."""
-    unused = [f"<unused{i}>" for i in range(vocab_size - tokenizer.vocab_size)]
-    types = [_token_type(tokenizer, i) for i in range(tokenizer.vocab_size)]
+    model = sentencepiece_of(tokenizer)
+    unused = [f"<unused{i}>" for i in range(vocab_size - model.vocab_size)]
+    types = [_token_type(model, i) for i in range(model.vocab_size)]
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokenizer.pieces() + unused)
-    writer.add_token_scores(tokenizer.scores() + [-1e4] * len(unused))
+    writer.add_token_list(model.pieces() + unused)
+    writer.add_token_scores(model.scores() + [-1e4] * len(unused))
     writer.add_token_types(types + [gguf.TokenType.UNUSED] * len(unused))
-    writer.add_eos_token_id(tokenizer.eos)
-    writer.add_pad_token_id(tokenizer.pad)
-    writer.add_unk_token_id(tokenizer.unk)
+    writer.add_eos_token_id(model.eos)
+    writer.add_pad_token_id(model.pad)
+    writer.add_unk_token_id(model.unk)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
     writer.add_remove_extra_whitespaces(False)
 
 
-def _token_type(tokenizer: Tokenizer, i: int) -> gguf.TokenType:
-    if tokenizer.is_text(i):
+def _token_type(model: SentencePieceModel, i: int) -> gguf.TokenType:
+    if model.is_text(i):
         return gguf.TokenType.NORMAL
-    if i in (tokenizer.eos, tokenizer.pad):
+    if i in (model.eos, model.pad):
         return gguf.TokenType.CONTROL
-    return gguf.TokenType.UNKNOWN if i == tokenizer.unk else gguf.TokenType.BYTE
+    return gguf.TokenType.UNKNOWN if i == model.unk else gguf.TokenType.BYTE

@@ -18,14 +18,14 @@ from pretrain.checkpoint.folder import draft_dir, make_draft, publish
 from pretrain.checkpoint.index import describe, tensor_file
 from pretrain.checkpoint.write import Part, write_common
 from pretrain.config.load import dump, from_tables, override
-from pretrain.config.run_folder import CONFIG, TOKENIZER
+from pretrain.config.run_folder import CONFIG, FOREIGN_TOKENIZER, TOKENIZER
 from pretrain.config.schema import Config
 from pretrain.convert import qwen3_5, transformer
 from pretrain.convert.folder import Spec, TensorFolder, new_folder, read_json, write_tensors
 from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError
 from pretrain.files import sync
-from tokenizer import TokenizerError
+from tokenizer import TokenizerError, foreign
 from tokenizer.encode import Tokenizer
 
 STATE: dict[str, Any] = {
@@ -77,7 +77,7 @@ def import_folder(
         write_common(file.parent, 0, [written], STATE, config)
         publish(run, 0, keep=1, keep_every=0)
         (run / CONFIG).write_text(dump(config), encoding="utf-8")
-        return [*source.left_out(tensors, config), *_take_tokenizer(folder, run)]
+        return [*source.left_out(tensors, config), *_take_tokenizer(folder, run, config)]
 
 
 def _configuration(
@@ -86,7 +86,8 @@ def _configuration(
     """What the run begins with. UserError: an override changes what the weights fix."""
     place = Path(os.path.abspath(out))
     run = {"dir": str(place.parent), "name": place.name}
-    data = qwen3_5.DATA | {"tokenizer": str(place / TOKENIZER)}
+    tokenizer = FOREIGN_TOKENIZER if foreign.is_foreign(path.parent) else TOKENIZER
+    data = qwen3_5.DATA | {"tokenizer": str(place / tokenizer)}
     given = from_tables({"run": run, "data": data} | tables, str(path))
     changed = override(given, overrides)
     for name in tables["model"]:
@@ -95,12 +96,17 @@ def _configuration(
     return changed
 
 
-def _take_tokenizer(folder: Path, run: Path) -> list[str]:
+def _take_tokenizer(folder: Path, run: Path, config: Config) -> list[str]:
     """Copies a tokenizer that we can use; else says that there is none."""
-    own = folder / TOKENIZER
     try:
-        Tokenizer.load(own)
+        tokenizer = Tokenizer.load(folder)
+        if tokenizer.vocab_size > config.model.vocab_size:
+            ids = f"{tokenizer.vocab_size:,} ids, the model {config.model.vocab_size:,}"
+            raise TokenizerError(f"{folder}: the tokenizer has {ids}")
     except TokenizerError as error:
         return [f"no tokenizer is taken along: {error}; data.tokenizer has to name one"]
-    shutil.copyfile(own, run / TOKENIZER)
+    if foreign.is_foreign(folder):
+        foreign.hold(folder, run / FOREIGN_TOKENIZER)
+    else:
+        shutil.copyfile(folder / TOKENIZER, run / TOKENIZER)
     return []

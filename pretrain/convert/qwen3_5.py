@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.config.load import from_tables, validated
-from pretrain.config.run_folder import TOKENIZER
+from pretrain.config.run_folder import own_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import engines
 from pretrain.convert.folder import TensorFolder, read_json
@@ -103,7 +103,7 @@ def from_json(folder: Path) -> Config:
     if ours.get("version") != VERSION:
         written = shortened(str(ours.get("version")))
         raise UserError(f"{path}: {KEY} is of version {written}, and this Hypnos reads {VERSION}")
-    data = DATA | {"task": ours.get("task"), "tokenizer": str(folder / TOKENIZER)}
+    data = DATA | {"task": ours.get("task"), "tokenizer": str(own_tokenizer(folder))}
     return validated(from_tables(tables(theirs, path) | {"data": data}, str(path)))
 
 

@@ -161,7 +161,7 @@ def question(
     turns = [Turn("system", system)] if system is not None else []
     turns.append(Turn("user", message))
     if template is not None:
-        return tokenizer.encode(_rendered(template, turns))
+        return tokenizer.encode_template(_rendered(template, turns))
     texts = [text for turn in turns for text in parts(turn)]
     return [token for ids in tokenizer.encode_many([*texts, ANSWER]) for token in ids]
 

@@ -20,33 +20,23 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, [text for text in stop if text]
         self.stopped: str | None = None
-        self._ids: list[int] = []  # of a character that is not whole
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # text that a stop string may begin with
 
     @property
     def holds(self) -> bool:
         """Whether some text is held back."""
-        return bool(self._ids or self._held)
+        return bool(self._bytes.getstate()[0] or self._held)
 
     def push(self, token: int) -> str:
         """The text that is certain once this token has come."""
-        self._ids.append(token)
-        byte = self.tokenizer.byte(token)
-        self._bytes.decode(b"" if byte is None else bytes([byte]), final=byte is None)
-        if self._bytes.getstate()[0]:  # a character has begun
-            return ""
-        return self._certain(self._decoded())
+        return self._certain(self._bytes.decode(self.tokenizer.token_bytes[token]))
 
     def finish(self) -> str:
         """What was held back, when no more tokens come."""
-        text = self._certain(self._decoded())
+        text = self._certain(self._bytes.decode(b"", final=True))
         held, self._held = self._held, ""
         return text + held
-
-    def _decoded(self) -> str:
-        ids, self._ids = self._ids, []
-        return self.tokenizer.decode(ids)
 
     def _certain(self, text: str) -> str:
         text = self._held + text

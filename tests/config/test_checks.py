@@ -58,8 +58,8 @@ REFUSED = {
     "train.microbatches=5": "train.batch = 32: must be a multiple of train.microbatches = 5",
     "train.batch=1048576": "train.batch = 1048576: makes 377487360 tokens, 360 a sequence; at most",
     "train.eval_batches=1048576": "train.eval_batches = 1048576: makes 12079595520 tokens, 360 a ",
-    "data.task=text": 'data.tokenizer = "": name the sentencepiece model that `hypnos tokenizer',
-    "data.task=stories": 'data.tokenizer = "": name the sentencepiece model that `hypnos tokenizer',
+    "data.task=text": 'data.tokenizer = "": name the file that `hypnos tokenizer',
+    "data.task=stories": 'data.tokenizer = "": name the file that `hypnos tokenizer',
 }  # fmt: skip
 
 REFUSED_OF_TEXT = {

@@ -106,7 +106,7 @@ def test_keys(model: Path, tmp_path: Path) -> None:
     assert said["qwen35.ssm.inner_size"] == V * D
     assert said["tokenizer.ggml.add_bos_token"] is said["tokenizer.ggml.add_space_prefix"] is False
     tokens, tokenizer = said["tokenizer.ggml.tokens"], Tokenizer.load(model)
-    assert tokens == [*tokenizer.pieces(), "<unused0>", "<unused1>", "<unused2>"]
+    assert tokens == [*tokenizer.model.pieces(), "<unused0>", "<unused1>", "<unused2>"]
     byte = tokens.index("<0x41>")
     assert [said["tokenizer.ggml.token_type"][i] for i in (byte, tokenizer.eos, -1)] == [6, 3, 5]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "run"]

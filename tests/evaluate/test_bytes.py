@@ -30,4 +30,4 @@ def test_what_tokens_write_is_the_text(corpus: Path) -> None:
     tokenizer = Tokenizer.load(corpus / "small.model")
     text = "a day, a night;\n\tand 7 more: \u00e9\u4e16"
     ids = tokenizer.encode(text)
-    assert b"".join(tokenizer.written()[i] for i in ids).decode().lstrip() == text
+    assert b"".join(tokenizer.token_bytes[i] for i in ids).decode().lstrip() == text

@@ -230,7 +230,7 @@ def test_ctrl_c_ends_with_130_and_one_line(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pretrain.config.load.load", interrupted)
+    monkeypatch.setattr("pretrain.config.run_folder.load_run", interrupted)
     assert main(["train", "configs/depo-small.toml"]) == 130
     assert capsys.readouterr() == ("", "hypnos: interrupted\n")
 
@@ -239,7 +239,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ValueError("not the user's")
 
-    monkeypatch.setattr("pretrain.config.load.load", broken)
+    monkeypatch.setattr("pretrain.config.run_folder.load_run", broken)
     with pytest.raises(ValueError, match="not the user's"):
         main(["train", "configs/depo-small.toml"])
 

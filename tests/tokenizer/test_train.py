@@ -15,14 +15,14 @@ from tokenizer.train import EOS, PAD, UNK, train
 
 def test_model_has_the_asked_size_special_ids_and_all_bytes(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 640
-    assert (tokenizer.pad, tokenizer.eos, tokenizer.unk) == (PAD, EOS, UNK)
-    pieces = tokenizer.pieces()
+    assert (tokenizer.pad, tokenizer.eos, tokenizer.model.unk) == (PAD, EOS, UNK)
+    pieces = tokenizer.model.pieces()
     assert {f"<0x{byte:02X}>" for byte in range(256)} <= set(pieces)
     assert len(set(pieces)) == 640
 
 
 def test_pieces_are_learned_over_line_ends_and_runs_of_spaces(tokenizer: Tokenizer) -> None:
-    pieces = tokenizer.pieces()
+    pieces = tokenizer.model.pieces()
     assert any(p.endswith("\n") and len(p) > 1 for p in pieces)
     assert "▁▁▁▁" in pieces
 

@@ -162,7 +162,7 @@ class Answers:
         return Piece(index, text, scores, facts, isinstance(event, Finished))
 
     def _score(self, event: Said) -> TokenScore:
-        written = self.service.token_bytes
+        written = self.service.tokenizer.token_bytes
         top = tuple((written[token], logprob) for token, logprob in event.choice.top)
         return TokenScore(written[event.choice.token], event.choice.logprob, top)
 

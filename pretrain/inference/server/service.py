@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 from pretrain.errors import UserError
@@ -69,11 +69,6 @@ class Service:
     @property
     def window(self) -> int:
         return self.decoder.model.sleep.window
-
-    @cached_property
-    def token_bytes(self) -> list[bytes]:
-        """What each id writes."""
-        return self.tokenizer.written()
 
     def encode(self, text: str) -> list[int]:
         try:

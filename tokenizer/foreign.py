@@ -1,0 +1,89 @@
+"""The tokenizer of a Hugging Face folder: its files, held as they came, and what they mean."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizer.errors import TokenizerError
+from tokenizer.fast_model import FastModel
+from tokenizer.files import write_atomic
+from tokenizer.seal import is_whole
+from tokenizer.sentencepiece_model import SentencePieceModel
+
+FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # that name EOS and PAD
+FILES = (
+    FAST, SENTENCEPIECE, *CONFIGS, "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+SUMS = "SHA256SUMS"  # as `sha256sum` writes and checks it
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether it is a folder with a tokenizer that `hypnos tokenizer train` did not make."""
+    if not any((path / name).exists() for name in (FAST, SENTENCEPIECE)):
+        return False
+    own = path / SENTENCEPIECE
+    return not (own.exists() and is_whole(own.read_bytes()))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder's tokenizer, by name. TokenizerError: one is damaged."""
+    held = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+    sums = folder / SUMS
+    if sums.exists() and sums.read_text(errors="replace") != _sums(held):
+        raise TokenizerError(f"{folder}: not as it was written (`sha256sum -c {SUMS}` there)")
+    return held
+
+
+def copy(folder: Path, to: Path) -> list[str]:
+    """Writes the files of a folder's tokenizer into another; their names."""
+    held = contents(folder)
+    for name, content in held.items():
+        write_atomic(to / name, content)
+    return list(held)
+
+
+def hold(folder: Path, run: Path) -> None:
+    """As `copy`, with their checksums, which come last: without them the copy is not whole."""
+    copy(folder, run)
+    write_atomic(run / SUMS, _sums(contents(folder)).encode())
+
+
+def _sums(held: dict[str, bytes]) -> str:
+    return "".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in held.items()
+    )
+
+
+def read(folder: Path) -> tuple[SentencePieceModel | FastModel, str]:
+    """The pieces, and the fingerprint of what decides the ids.
+
+    Of a folder with both kinds, tokenizer.json counts, as for transformers: tokens that were added
+    later are only there.
+    """
+    held = contents(folder)
+    if FAST not in held:
+        model = SentencePieceModel(held[SENTENCEPIECE])
+        return model, hashlib.sha256(held[SENTENCEPIECE]).hexdigest()
+    eos, pad = (_special(held, kind) for kind in ("eos_token", "pad_token"))
+    if eos is None:
+        raise TokenizerError(f"no eos_token in {' or '.join(CONFIGS)}; add the one it was made for")
+    decisive = held[FAST] + f"\0{eos}\0{pad}".encode()
+    return FastModel(held[FAST], eos, pad), hashlib.sha256(decisive).hexdigest()
+
+
+def _special(held: dict[str, bytes], kind: str) -> str | None:
+    """A special token, as the first file that knows it says."""
+    for name in CONFIGS:
+        try:
+            described: Any = json.loads(held.get(name, b"{}"))
+            token = described.get(kind)
+            if token is not None:
+                return str(token["content"] if isinstance(token, dict) else token)
+        except (ValueError, AttributeError, KeyError):
+            raise TokenizerError(f"{name}: does not name an {kind} as transformers does") from None
+    return None

@@ -1,0 +1,81 @@
+"""The pieces of a sentencepiece model: of ours, and of others such as Llama's.
+
+What a model does to a text before it looks for pieces (a space in front, Unicode normalisation,
+spaces dropped) is switched off, so that its pieces write the text as it is. A text's first word is
+then written as any word that follows no space: " Hello" has the ids that others give "Hello".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import sentencepiece
+
+from tokenizer.errors import TokenizerError
+
+SPACE = "\u2581"  # what sentencepiece writes for a space inside pieces
+# Fields of a protocol buffer that come again win: normalizer_spec (3), with an empty character map
+# (2), add_dummy_prefix (3) and remove_extra_whitespaces (4) false.
+_AS_IS = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
+
+
+class SentencePieceModel:
+    """See `tokenizer.encode.Model`, and
+
+    unk          the id of what has no piece; no text has it
+    """
+
+    def __init__(self, file: bytes) -> None:
+        """`file` is a model file. TokenizerError: it is none, or it has no EOS."""
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=file + _AS_IS)
+            pieces = self.pieces()
+        except (RuntimeError, UnicodeDecodeError):
+            raise TokenizerError("not a sentencepiece model") from None
+        self._file = file
+        self.vocab_size: int = len(pieces)
+        self.eos: int = self._model.eos_id()
+        self.unk: int = self._model.unk_id()
+        if self.eos < 0:
+            raise TokenizerError("the sentencepiece model has no EOS")
+        self.pad: int = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos
+        self.token_bytes = [self._written(i, piece) for i, piece in enumerate(pieces)]
+        bytes_ = {int(p[3:5], 16): i for i, p in enumerate(pieces) if self._model.is_byte(i)}
+        self.byte_ids = [bytes_[byte] for byte in range(256)] if len(bytes_) == 256 else None
+        self.specials = {p: i for i, p in enumerate(pieces) if self._model.is_control(i)}
+        # U+2581 would be taken for a space; a space without a piece, for U+2581
+        self.apart = SPACE if self.is_text(self._model.piece_to_id(SPACE)) else f" {SPACE}"
+        texts = (piece for i, piece in enumerate(pieces) if self.is_text(i))
+        self.may_be_cut = not any(SPACE in piece.lstrip(SPACE) for piece in texts)
+
+    def __reduce__(self) -> tuple[type[SentencePieceModel], tuple[bytes]]:
+        return SentencePieceModel, (self._file,)
+
+    def encode(self, texts: list[str], threads: int) -> Iterator[list[int]]:
+        for ids, text in zip(self._model.encode(texts, num_threads=threads), texts, strict=True):
+            if self.byte_ids is None and self.unk in ids:
+                unknown = next(c for c in text if self.unk in self._model.encode(c))
+                raise TokenizerError(
+                    f"the tokenizer has neither a piece for {unknown!r} nor bytes to write it in; "
+                    "leave such texts out, or take another tokenizer"
+                )
+            yield ids
+
+    def pieces(self) -> list[str]:
+        """The piece of every id: U+2581 stands for a space, <0x0A> for a byte."""
+        return [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
+
+    def scores(self) -> list[float]:
+        """The score of every id: of two pieces that could be joined, the better one is."""
+        return [self._model.get_score(i) for i in range(self.vocab_size)]
+
+    def is_text(self, i: int) -> bool:
+        """Whether id `i` is a piece of text: neither a byte nor a special id."""
+        return not (
+            self._model.is_byte(i) or self._model.is_control(i) or self._model.is_unknown(i)
+        )
+
+    def _written(self, i: int, piece: str) -> bytes:
+        if self._model.is_byte(i):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE, " ").encode() if self.is_text(i) else b""
