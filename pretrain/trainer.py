@@ -101,10 +101,13 @@ def train(config: Config, progress: bool = True) -> Path:
         if checkpoint and start >= config.train.steps and checkpoint.state["evaluated"]:
             shown.say(f"{run} is at step {start} already; set train.steps higher to go on")
             return run
-        if checkpoint:
+        before = checkpoint.config if checkpoint and not checkpoint.weights_only else None
+        if before:
             shown.say(f"resuming {run} at step {start}")
+        elif checkpoint:
+            shown.say(f"{run} begins with the weights of {checkpoint.folder}")
         for line in (
-            *remarks(config, checkpoint.config if checkpoint else None, start),
+            *remarks(config, before, start),
             *job.source.describe(config.train.steps),
             *job.evaluation.describe(),
         ):
@@ -167,7 +170,9 @@ def build(
         checkpoint.load_weights(model)
     else:
         model.initialize(config.run.seed)
-    optimizer = MuonAdamW(model.named_parameters(), config.optimizer, config.guard.spike)
+    optimizer = MuonAdamW(
+        model.named_parameters(), config.optimizer, config.guard.spike, config.model.layers
+    )
     engine = Engine(
         model,
         optimizer,

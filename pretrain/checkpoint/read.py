@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,14 @@ class Checkpoint:
 
     @property
     def weights_only(self) -> bool:
-        """Whether nothing has been computed with it: `hypnos import` wrote it."""
+        """Whether a run begins with it: its weights have been imported, or are another run's."""
         return not self.slices["optimizer"]
+
+    def weights(self) -> Checkpoint:
+        """Its weights alone, for another run to begin with."""
+        nothing: dict[str, Any] = {"optimizer": {}, "state": {}}
+        state = {"evaluated": False, "rollbacks": {"total": 0, "here": 0}}
+        return replace(self, step=0, state=state, slices={**self.slices, **nothing})
 
     @property
     def run(self) -> Path:

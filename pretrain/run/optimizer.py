@@ -10,6 +10,9 @@ For a matrix with gradient G (already clipped by the global norm) and momentum M
 moments are sharded exactly as ZeRO shards the master weights; Newton-Schulz sees whole matrices,
 each on one rank (`parallel.zero_layout.WholeMatrices` says what that costs).
 
+What does not learn (`OptimizerConfig.update`) has no moments, and its gradient counts for nothing:
+neither in the norm, nor in clipping.
+
 A step that `pretrain.run.guard.StepFilter` does not accept changes nothing and is counted. That is
 decided on the device: the host never waits for it.
 """
@@ -17,7 +20,7 @@ decided on the device: the host never waits for it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -35,7 +38,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 ADAM_EPS = 1e-8
 
-MUON, DECAYED, PLAIN = "muon", "decayed", "plain"
+MUON, DECAYED, PLAIN, FROZEN = "muon", "decayed", "plain", "frozen"
+ROLES = [MUON, DECAYED, PLAIN, FROZEN]  # in the order in which parameters lie
 # moments: of which roles
 KINDS = {"momentum": (MUON,), "exp_avg": (DECAYED, PLAIN), "exp_avg_sq": (DECAYED, PLAIN)}
 
@@ -55,6 +59,12 @@ def lr_share(name: str, shape: torch.Size, config: OptimizerConfig) -> float:
     is_body = role(name, shape, "muon") == MUON
     share *= config.body_lr_share if is_body and config.name == "adamw" else 1.0
     return share * (config.residual_lr_share if writes_residual(name) else 1.0)
+
+
+def is_updated(name: str, layers: Sequence[str], update: str) -> bool:
+    """Whether a parameter learns, see `OptimizerConfig.update`."""
+    block = name.split(".")[1] if name.startswith("blocks.") else ""
+    return update == "all" or (block != "" and layers[int(block)] == update)
 
 
 def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -97,24 +107,32 @@ class MuonAdamW(torch.optim.Optimizer):
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         config: OptimizerConfig,
         spike: float = 0.0,
+        layers: Sequence[str] = (),
     ) -> None:
         """
         Args:
+            layers: the kinds of the model's blocks, of which config.update may name one.
             spike: a step with more than so many times the usual loss or gradient norm is skipped;
                 0: none is.
         """
+        parameters = dict(named_parameters)
+        self.roles = {
+            name: role(name, p.shape, config.name)
+            if is_updated(name, layers, config.update)
+            else FROZEN
+            for name, p in parameters.items()
+        }
 
         def place(item: tuple[str, nn.Parameter]) -> tuple[int, list[int]]:
             """Roles lie together, and in them matrices of one shape, to be orthogonalised in one
             batch.
             """
             name, p = item
-            return [MUON, DECAYED, PLAIN].index(role(name, p.shape, config.name)), list(p.shape)
+            return ROLES.index(self.roles[name]), list(p.shape)
 
-        named = sorted(named_parameters, key=place)
+        named = sorted(parameters.items(), key=place)
         self.config, self.spike = config, spike
         self.names = [name for name, _ in named]
-        self.roles = {name: role(name, p.shape, config.name) for name, p in named}
         self.shares = {name: lr_share(name, p.shape, config) for name, p in named}
         self.lr_factor = 1.0  # on both learning rates, set before each step
         self.calls = 0
@@ -135,6 +153,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.moments = {kind: torch.zeros_like(flat[span]) for kind, span in self.spans.items()}
         self.decayed = self._by_share((DECAYED,))
         self.by_adamw = self._by_share((DECAYED, PLAIN))
+        self.frozen = self._span((FROZEN,))
         self.matrix_slices = [shard.of(flat) for shard in self.matrices.mine]
 
     def _span(self, roles: tuple[str, ...]) -> slice:
@@ -169,6 +188,7 @@ class MuonAdamW(torch.optim.Optimizer):
             return
         gradient = self.partition.gradient()
         self.partition.complete(gradient)
+        gradient[self.frozen].zero_()
         norm = self.partition.square(gradient).sqrt()
         accepted = self._decide(norm)
         # as torch.nn.utils.clip_grad_norm_

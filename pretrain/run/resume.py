@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from parallel import mesh
-from pretrain.checkpoint import Checkpoint, latest_valid
+from pretrain.checkpoint import Checkpoint, latest_valid, open_checkpoint
 from pretrain.checkpoint.folder import checkpoint_dir, remove_incomplete, run_lock
 from pretrain.config.load import dump, load
 from pretrain.config.resume import check_unchanged
@@ -24,13 +24,25 @@ from pretrain.run.guard import SkipStreak
 
 
 def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | None:
-    """Makes the run's folder this job's own, until `cleanup`. The checkpoint to go on from; None:
-    there is none, and the run begins.
+    """Makes the run's folder this job's own, until `cleanup`. The checkpoint to go on from, or the
+    weights of another run to begin with; None: there is none, and the run begins by itself.
 
     UserError, on every rank: another run has the folder, it cannot be written, no checkpoint is
     whole, or a setting has changed that enters what has been computed.
     """
-    return _chosen(run, "takes the run's folder", lambda: _take_folder(run, config, cleanup))
+    found = _chosen(run, "takes the run's folder", lambda: _take_folder(run, config, cleanup))
+    if found is None and config.run.init_from:
+        what = "verifies the weights to begin with"
+        folder = mesh.from_rank_0(on_rank_0(what, lambda: _start(config)))
+        return Checkpoint.open(Path(folder), checked=True).weights()
+    return found
+
+
+def _start(config: Config) -> str:
+    """The checkpoint, verified, whose weights a run begins with."""
+    checkpoint, _ = open_checkpoint(config.run.init_from)
+    check_unchanged(checkpoint.folder, checkpoint.config, config, shape_only=True)
+    return str(checkpoint.folder)
 
 
 def checkpoint_before(streak: SkipStreak, run: Path, guard: GuardConfig) -> Checkpoint:

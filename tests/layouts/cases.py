@@ -106,7 +106,11 @@ DAILY = [
     Case(Layout(pp=4, microbatches=4),
          Problem(prelude=1, coda=2, when="context", layers=("delta", "attention") * 3)),
     Case(Layout(pp=4, microbatches=2),
-         Problem(layers=("attention", "delta", "delta", "attention"), when="context")),
+         Problem(layers=("attention", "delta", "delta", "attention"), when="context",
+                 update="delta")),
+    Case(Layout(tp=2, dp=2, zero=3), Problem(update="delta"), "weights leave at once"),
+    Case(Layout(dp=2, zero=2), Problem(update="delta", precision="bf16", tied=True)),
+    Case(Layout(tp=2), Problem(update="delta", optimizer="adamw")),
 ]  # fmt: skip
 
 FAULTY = [

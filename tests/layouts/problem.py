@@ -37,6 +37,7 @@ class Problem:
     tied: bool = False
     padded: bool = True  # left padding that is masked, in some rows
     optimizer: str = "muon"
+    update: str = "all"
     precision: str = "fp32"
     layers: tuple[str, ...] = ("attention", "delta", "attention", "delta")
     windows: int = 4
@@ -66,8 +67,14 @@ class Problem:
     @property
     def optimization(self) -> OptimizerConfig:
         return OptimizerConfig(
-            name=self.optimizer, muon_lr=5e-3, adamw_lr=1e-4, weight_decay=0.1, clip=0.15, warmup=0
-        )
+            name=self.optimizer, muon_lr=5e-3, adamw_lr=1e-4, weight_decay=0.1, clip=0.15, warmup=0,
+            update=self.update,
+        )  # fmt: skip
+
+    def learns(self, name: str) -> bool:
+        """Whether a parameter is updated."""
+        of_delta = [f"blocks.{b}." for b, kind in enumerate(self.layers) if kind == "delta"]
+        return self.update == "all" or name.startswith(tuple(of_delta))
 
     def build(self, **stage: Any) -> SleepLM:
         """The model with its initial weights, or a stage of it."""
@@ -164,12 +171,13 @@ def solve(problem: Problem) -> Solution:
     net, c, low = problem.build(), problem.optimization, problem.precision == "bf16"
     masters = {n: p.detach().clone().requires_grad_() for n, p in net.named_parameters()}
     net.to(torch.bfloat16 if low else torch.float32)
-    matrices = [n for n, p in masters.items() if c.name == "muon" and is_matrix_of_body(n, p)]
+    learning = {n: p for n, p in masters.items() if problem.learns(n)}
+    matrices = [n for n, p in learning.items() if c.name == "muon" and is_matrix_of_body(n, p)]
     momentum = {n: torch.zeros_like(masters[n]) for n in matrices}
     decayed = [
-        n for n, p in masters.items() if n not in matrices and p.dim() == 2 and ".conv_" not in n
+        n for n, p in learning.items() if n not in matrices and p.dim() == 2 and ".conv_" not in n
     ]
-    plain = [n for n in masters if n not in matrices and n not in decayed]
+    plain = [n for n in learning if n not in matrices and n not in decayed]
     groups = [(decayed, 0.1), (plain, 0.0)]
     adam = torch.optim.AdamW(
         [{"params": [masters[n] for n in names], "weight_decay": decay} for names, decay in groups],
@@ -185,7 +193,7 @@ def solve(problem: Problem) -> Solution:
         loss.backward()
         for name, p in net.named_parameters():
             used = torch.zeros_like(p) if p.grad is None else p.grad
-            masters[name].grad = used.to(torch.float32)
+            masters[name].grad = used.to(torch.float32) * (name in learning)
         found.norms.append(float(torch.nn.utils.clip_grad_norm_(list(masters.values()), c.clip)))
         found.losses.append(float(loss.detach()))
         found.gradients.append({n: p.grad.clone() for n, p in masters.items()})

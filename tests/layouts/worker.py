@@ -37,7 +37,7 @@ def build(problem: Problem, layout: Layout) -> tuple[Engine, HybridLM, Watched]:
     even = balanced([1.0] * len(problem.layers), layout.pp)
     given = tuple(running_sum(layout.stages, initial=0))
     net = problem.build(stage=Stage(mesh.pp_rank(), given if layout.stages else even))
-    optimizer = Watched(net.named_parameters(), problem.optimization)
+    optimizer = Watched(net.named_parameters(), problem.optimization, layers=problem.layers)
     engine = Engine(
         net,
         optimizer,

@@ -1,0 +1,88 @@
+"""Teaching a pretrained model to sleep: the new blocks alone, then all, from run to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from launch.cli import main
+from pretrain.config.run_folder import load_run
+from pretrain.errors import UserError
+from pretrain.trainer import train
+from tests import runs
+from tests.convert.test_import import transformer
+
+TASK = [
+    "data.task=depo", "depo.nodes=4", "depo.vocabulary=8", "depo.max_hops=2", "depo.context=8",
+    "depo.queries=2", "depo.name_tokens=[1, 1]", "sleep.window=8", "sleep.when=context",
+    "train.batch=4", "train.eval_batches=1", "train.checkpoint_every=2", "optimizer.warmup=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teach")
+    transformer("llama", folder / "hf")
+    sizes = ["sleep.passes=2", "sleep.prelude=0", "sleep.coda=0", "model.delta_key_dim=4"]
+    command = ["import", str(folder / "hf"), str(folder / "imported"), "--delta-every", "2"]
+    assert main([*command, *sizes, *TASK]) == 0
+    return folder / "imported"
+
+
+def phase(place: Path, name: str, start: Path, *overrides: str, steps: int = 4) -> Path:
+    """A run that begins with another's weights, of a configuration that says little."""
+    place.mkdir(exist_ok=True)
+    file = place / f"{name}.toml"
+    file.write_text(f'[run]\nname = "{name}"\n[sleep]\npasses = 2\n[train]\nsteps = {steps}\n')
+    given = [f"run.dir={place}", f"run.init_from={start}", *TASK, *overrides]
+    return train(load_run(file, given), progress=False)
+
+
+def weights(run: Path, step: int) -> dict[str, Tensor]:
+    return {n: t for n, t in runs.tensors(run, step).items() if n.startswith("model/")}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_the_new_blocks_then_all(imported: Path, tmp_path: Path) -> None:
+    first = phase(tmp_path, "first", imported, "optimizer.update=delta")
+    given, taught = weights(imported, 0), weights(first, 4)
+    new = {name for name in given if name.startswith("model/blocks.1.")}  # attention, delta, ...
+    assert changed(given, taught) == new
+    moments = {n for n in runs.tensors(first, 4) if n.startswith("optimizer/")}
+    assert moments and all(".blocks.1." in name for name in moments)
+    second = phase(tmp_path, "second", first / "checkpoints/step-4")
+    assert changed(taught, weights(second, 4)) == set(given)
+    (ends,) = [r["loss"] for r in runs.rows(first) if r["kind"] == "eval" and r["step"] == 4
+               and r["passes"] == 2]  # fmt: skip
+    (begins,) = [r["loss"] for r in runs.rows(second) if r["kind"] == "eval" and r["step"] == 0
+                 and r["passes"] == 2]  # fmt: skip
+    assert begins == ends
+
+
+def test_stopped_and_gone_on_with_is_the_same_run(imported: Path, tmp_path: Path) -> None:
+    """Also where what it began with is not there any more."""
+    whole = phase(tmp_path / "a", "run", imported, "optimizer.update=delta")
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "imported").symlink_to(imported)
+    half = phase(tmp_path / "b", "run", start / "imported", "optimizer.update=delta", steps=2)
+    (start / "imported").unlink()
+    train(load_run(half / "config.toml", ["train.steps=4"]), progress=False)
+    assert not changed(runs.tensors(whole, 4), runs.tensors(half, 4))
+
+
+def test_refused(imported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step-0 cannot be continued with model\.mlp_width = 64"):
+        phase(tmp_path, "other", imported, "model.mlp_width=64")
+    with pytest.raises(UserError, match=r"^run\.init_from = .*nowhere: has no config\.toml"):
+        phase(tmp_path, "none", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r'optimizer\.update = "delta": model\.layers has no'):
+        phase(tmp_path, "attention", imported, "optimizer.update=delta",
+              "sleep.passes=1", 'model.layers=["attention"]')  # fmt: skip
