@@ -8,7 +8,7 @@
     answer.py         one request's answers          engine.py    the one thread that has the model
     service.py        where an answer begins         keep.py      what it leaves
     chat.py           messages as text               store.py     sessions on disk
-    page.html         a page to talk to the model
+    warm.py           before it listens          page.html    a page to talk to the model
 
 A request's way: a route checks it and makes a `Start` (a session, fresh or from the store, and the
 tokens that it has to read); `Answers` queues jobs for the engine and gives their text as it comes;

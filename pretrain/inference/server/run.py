@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Set
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from pretrain.errors import UserError
-from pretrain.inference.decode import Decoder
 from pretrain.inference.generate import open_run
 from pretrain.inference.server.app import make_app
 from pretrain.inference.server.engine import Engine
 from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import SessionStore, store_lock
-from pretrain.inference.session import Session
+from pretrain.inference.server.warm import warm_up_app, warm_up_model
 
 LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
 
@@ -59,7 +59,7 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     with store_lock(options.store):
         decoder, tokenizer = open_run(folder)
-        _warm_up(decoder)
+        warm_up_model(decoder)
         store = SessionStore(options.store, options.store_bytes, decoder, say)
         engine = Engine(options.batch, options.queue)
         service = Service(
@@ -71,27 +71,27 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
             timeout_graceful_shutdown=5, server_header=False, backlog=512,
         )  # fmt: skip
         try:
-            _Server(config, lambda: say(_welcome(options, service))).run()
+            warm_up = partial(warm_up_app, app, options.name, next(iter(options.keys), ""))
+            _Server(config, warm_up, lambda: say(_welcome(options, service))).run()
         finally:
             engine.close()
             service.writer.shutdown()
 
 
-def _warm_up(decoder: Decoder) -> None:
-    """The first window is the slowest: nobody shall wait for it."""
-    session = Session(decoder)
-    session.read([0] * (session.model.sleep.window + 1))
-    session.read([0])
-
-
 class _Server(uvicorn.Server):
-    """Says when it listens, and why it cannot."""
+    """Warms up before it listens; says when it listens, and why it cannot."""
 
-    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        warm_up: Callable[[], Awaitable[None]],
+        listening: Callable[[], None],
+    ) -> None:
         super().__init__(config)
-        self._listening = listening
+        self._warm_up, self._listening = warm_up, listening
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await self._warm_up()
         try:
             await super().startup(sockets)  # type: ignore[arg-type]
         except SystemExit:
