@@ -65,13 +65,12 @@ def plan(
     build: bool,
 ) -> None:
     from pretrain.config.checks import uses_tokenizer
-    from pretrain.config.load import load
-    from pretrain.config.run_folder import places
+    from pretrain.config.run_folder import load_run
     from pretrain.files import write_atomically
     from pretrain.run.console import said_if_slow
     from pretrain.study.hardware import load_hardware
 
-    settings = load(config, [*places(config), *overrides])
+    settings = load_run(config, overrides)
     fixed = [text.partition("=")[0].strip() for text in overrides]
     with said_if_slow("loading torch", tell):
         from pretrain.convert.engines import early_warning
