@@ -112,6 +112,22 @@ def recipes() -> Iterator[str]:
             )
 
 
+def steps_section(folder: Path) -> Iterator[str]:
+    """Training steps of this machine."""
+    steps = list(step_rows(folder))
+    alone = [row for row in steps if row.what.startswith("1 ranks")]
+    yield (
+        "**Training steps on this CPU**: a hybrid of 4 blocks, D = 256, 8 rows of 4 windows of "
+        "128 tokens, N = 2, with DeepSpeed, Muon and AdamW, at the rates that `--measure` found. "
+        "Ranks share two cores with each other and with whatever else runs, so what is compared is "
+        "the seconds of processor that a step takes of all ranks. One rank: within "
+        f"{worst(alone)}; all: within {worst(steps)}."
+    )
+    yield ""
+    yield from table(steps)
+    yield ""
+
+
 def report(folder: Path | None) -> Iterator[str]:
     """What follows the mark in docs/plan.md, line by line."""
     yield "## Planned and measured"
@@ -130,16 +146,7 @@ def report(folder: Path | None) -> Iterator[str]:
     yield from table(memory)
     yield ""
     if folder:
-        steps = list(step_rows(folder))
-        yield (
-            "**Training steps on this CPU**: a hybrid of 4 blocks, D = 256, 8 rows of 4 windows of "
-            "128 tokens, with DeepSpeed, Muon and AdamW, for rates that `--measure` found. "
-            "Ranks share two cores with whatever else runs, so what is compared is the seconds of "
-            f"processor that a step takes of all ranks. Within {worst(steps)}."
-        )
-        yield ""
-        yield from table(steps)
-        yield ""
+        yield from steps_section(folder)
     gpu = list(gpu_rows())
     yield (
         "**One H200**, [gpu.md](gpu.md)'s runs: forward and backward in bf16, windows of 2,048. "
