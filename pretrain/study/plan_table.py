@@ -43,7 +43,7 @@ def heading(found: Plan, config: Config, gpus: int, hardware: Hardware) -> Itera
     flops = e.work.forward + e.work.backward
     N, least = config.sleep.passes, config.sleep.min_passes
     yield (
-        f"{parameters(config.model) / 1e9:.3g} billion parameters, N = "
+        f"{parameters(config.model):,} parameters, N = "
         f"{f'{least} to {N}' if least else N}: {e.tokens:,} tokens and {flops:.3g} FLOPs a step, "
         f"{config.train.steps:,} steps"
     )
