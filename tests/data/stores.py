@@ -107,7 +107,8 @@ class Proxy:
                     if name.lower() not in ("date", "server", "connection"):
                         self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if cut else body)
+                if self.command != "HEAD":
+                    self.wfile.write(body[: len(body) // 2] if cut else body)
                 self.close_connection = cut
 
             def log_message(self, *args: object) -> None:
