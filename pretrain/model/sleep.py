@@ -12,8 +12,6 @@ plain pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -119,33 +117,24 @@ def sleep(
     """The core once more, on its own output: what it writes is all that counts."""
     assert h is not None, "only the wake pass begins with the embedding"
     core, w, stop = reader.model.core, reader.windows[p.window], reader.stop
-    if stop is None:
-        h, state = sleep_pass(reader, p, window, h, memory)
-    else:
-        one = partial(sleep_pass, reader, p, window, memory=memory)
-        h, state = stop.run(w, p, core, one, h, memory.state)
+    x, state = h, memory.state
+    if stop is None or stop.goes_on(w, p):
+        if memory.found is not None:  # a control: what the pass before has written is lost
+            state = state.with_blocks(core, memory.found)
+        state = state.begin_pass(core)
+        if reader.model.sleep.carries == "S":  # a control: what it has thought is lost
+            with grad(p.core_has_grad):
+                x = reader.model.embedded(reader.tokens[:, w.tokens])
+        if p.detaches:  # h is cut where the pass begins, S on every stage
+            x = x.detach() if reader.model.stage.index == p.first_stage else x
+            state = state.detach(core)
+        x, state = run_core(reader, p, x, state, window)
+        h, state = stop.keep(w, core, (h, memory.state), (x, state)) if stop else (x, state)
     if p.loops or memory.woke is None:
         return h, memory._replace(state=state)
     with grad(w.has_grad):
         chosen = choose_rows(reader.to_device(w.sleeps), state.blocks[core], memory.woke)
     return h, memory._replace(state=state.with_blocks(core, chosen), woke=None)
-
-
-def sleep_pass(
-    reader: Reader, p: Pass, window: Window, h: Tensor, memory: Memory
-) -> tuple[Tensor, State]:
-    """One of passes 2..N, for all rows."""
-    core, w, state = reader.model.core, reader.windows[p.window], memory.state
-    if memory.found is not None:  # a control: what the pass before has written is lost
-        state = state.with_blocks(core, memory.found)
-    state = state.begin_pass(core)
-    if reader.model.sleep.carries == "S":  # a control: what it has thought is lost
-        with grad(p.core_has_grad):
-            h = reader.model.embedded(reader.tokens[:, w.tokens])
-    if p.detaches:  # h is cut where the pass begins, S on every stage
-        h = h.detach() if reader.model.stage.index == p.first_stage else h
-        state = state.detach(core)
-    return run_core(reader, p, h, state, window)
 
 
 def predict(
@@ -172,11 +161,7 @@ def predict(
 def begin_window(
     reader: Reader, w: WindowPlan, memory: Memory, *, stays_open: bool = False
 ) -> tuple[Window, Memory]:
-    """Opens a window: what the rows' new documents may not remember is forgotten.
-
-    Args:
-        stays_open: its tokens come in several calls (`parallel.window`).
-    """
+    """Opens a window (`stays_open`: for tokens in several calls); new documents forget."""
     state, config = memory.state, reader.model.sleep
     if w.cut:
         state = state.detach()
@@ -191,8 +176,7 @@ def begin_window(
 
 def end_window(reader: Reader, w: WindowPlan, window: Window, memory: Memory) -> Memory:
     """Leaves a window: keys and values are dropped (but the newest if they slide), S stays."""
-    state, config = memory.state, reader.model.sleep
-    keep = 0
+    keep, state, config = 0, memory.state, reader.model.sleep
     if config.slides:
         keep, state = config.reach - 1, state._replace(attendable=window.attendable)
     with grad(w.has_grad):

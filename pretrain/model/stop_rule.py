@@ -9,8 +9,6 @@ sessions only: training makes all N.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -44,53 +42,39 @@ def _square(S: Tensor) -> Tensor:
 class StopRule:
     """Ends the sleep of a batch row by row, and counts the passes.
 
-    made      of each window that some row sleeps over: [n] passes of each of those rows
-    longest   of each of them: the passes that the batch made, for the last row to settle
+    made   of each window that some row sleeps over: [n] passes of each of those rows
     """
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.made: list[Tensor] = []
-        self.longest: list[int] = []
         self._settled = torch.zeros(0, dtype=torch.bool)  # [B]
-        self._passes = torch.zeros(0, dtype=torch.int64)  # [B]
 
-    def run(
-        self,
-        w: WindowPlan,
-        p: Pass,
-        core: slice,
-        sleep: Callable[[Tensor], tuple[Tensor, State]],
-        h: Tensor,
-        state: State,
-    ) -> tuple[Tensor, State]:
-        """A pass of sleep over a window, as far as there are rows that have not settled.
-
-        Args:
-            sleep: makes it for all rows, given h.
-            h, state: what the pass before has left.
-        """
+    def goes_on(self, w: WindowPlan, p: Pass) -> bool:
+        """Whether any row still needs this pass of sleep."""
         if p.number == 2:
             self._settled = ~w.sleeps
-            self._passes = torch.ones_like(self._settled, dtype=torch.int64)
-        if not self._settled.all():
-            new_h, new_state = sleep(h)
-            changed = change_of(state, new_state, core).cpu()  # the host waits: it decides
-            going = ~self._settled.to(h.device)
-            h = torch.where(going.view(-1, 1, 1), new_h, h)
-            chosen = choose_rows(going, new_state.blocks[core], state.blocks[core])
-            state = new_state.with_blocks(core, chosen)
-            self._passes += ~self._settled
-            self._settled |= changed < self.share
-        if not p.loops:
-            self.made.append(self._passes[w.sleeps])
-            self.longest.append(int(self._passes.max()))
-        return h, state
+            self.made.append(torch.ones(int(w.sleeps.sum()), dtype=torch.int64))
+        return not bool(self._settled.all())
+
+    def keep(
+        self, w: WindowPlan, core: slice, old: tuple[Tensor, State], new: tuple[Tensor, State]
+    ) -> tuple[Tensor, State]:
+        """(h, state) after a pass: new where a row had not settled before it, old elsewhere."""
+        (old_h, old_state), (new_h, new_state) = old, new
+        changed = change_of(old_state, new_state, core).cpu()  # the host waits: it decides
+        going = ~self._settled
+        self.made[-1] += going[w.sleeps]
+        self._settled = self._settled | (changed < self.share)
+        going = going.to(new_h.device)
+        chosen = choose_rows(going, new_state.blocks[core], old_state.blocks[core])
+        h = torch.where(going.view(-1, 1, 1), new_h, old_h)
+        return h, new_state.with_blocks(core, chosen)
 
     def means(self) -> dict[str, float]:
         """ "passes_made" and "passes_of_batches", over all windows that were slept over."""
         made = torch.cat(self.made) if self.made else torch.ones(1)
-        longest = torch.tensor(self.longest or [1])
+        longest = torch.stack([m.max() for m in self.made]) if self.made else torch.ones(1)
         return {
             "passes_made": float(made.double().mean()),
             "passes_of_batches": float(longest.double().mean()),
