@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "smallest first; says what the rungs below predict of each before it runs, and by how much "
     "that was wrong after; fits the laws of loss and of accuracy by depth. Interrupted, the same "
     "command goes on.",
-    example="hypnos scale configs/scale/depo.toml --dry-run\n"
+    example="hypnos scale configs/scale/depo.toml --dry-run --hardware h100\n"
     "hypnos scale configs/scale/depo.toml --jobs 2\n"
     "hypnos scale configs/scale/depo.toml --coordinates transfer.depth_power=0.5",
     arguments=[
@@ -37,7 +37,13 @@ if TYPE_CHECKING:
         argument(
             "--dry-run",
             action="store_true",
-            help="only say what the runs are: parameters, steps, tokens, FLOPs",
+            help="only say what the runs take: parameters, FLOPs, memory, time, cost",
+        ),
+        argument(
+            "--hardware",
+            metavar="NAME|FILE",
+            default="h100",
+            help="that --dry-run is for, as `hypnos plan` has it",
         ),
         argument(
             "--coordinates",
@@ -67,6 +73,7 @@ def scale(
     study: Path,
     overrides: list[str],
     dry_run: bool,
+    hardware: str,
     coordinates: bool,
     steps: int,
     jobs: int | None,
@@ -88,7 +95,7 @@ def scale(
     if dry_run:
         from pretrain.study.dry_run import dry_run as shown
 
-        print(shown(runs))
+        print(shown(runs, hardware))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     if array:
@@ -152,7 +159,7 @@ def _array(runs: list[LadderRun], folder: Path, array: Path) -> int:
     if len(ranks) > 1:
         raise UserError(
             f"--array: runs of {' and '.join(map(str, ranks))} ranks are left, and the tasks of a "
-            "job array have as many each: give the study one rung's width at a time"
+            "job array have as many each: name one rung, as ladder.widths=[128], and its layout"
         )
     left = write_array([r.run for r in runs], folder.absolute(), array)
     waiting = len([r for r in runs if not is_done(folder, r.run)]) - left

@@ -1,29 +1,49 @@
-"""What a ladder's runs will take: parameters, tokens, FLOPs, before any is begun."""
+"""What a ladder's runs will take: parameters, FLOPs, memory, time and cost, before any is begun."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from pretrain.report import table
+from pretrain.study.estimate import estimate
+from pretrain.study.hardware import GIB, load_hardware
 from pretrain.study.ladder import LadderRun
-from pretrain.study.scale import Size
+from pretrain.study.scale import Size, example
+
+HEADERS = (
+    "run", "seeds", "ranks", "parameters", "looped", "steps", "tokens", "wake FLOPs", "sleep",
+    "recomputed", "GiB a rank", "hours", "cost",
+)  # fmt: skip
 
 
-def dry_run(runs: Sequence[LadderRun]) -> str:
-    """A line for each rung, N, window and budget; the total has what branches share once."""
-    headers = ["run", "seeds", "parameters", "looped", "steps", "tokens", "wake FLOPs", "sleep"]
-    rows, total = [], 0.0
+def dry_run(runs: Sequence[LadderRun], hardware: str) -> str:
+    """A line for each rung, N, window and budget; the totals have what branches share once.
+
+    UserError: there is no such hardware.
+    """
+    machine = load_hardware(hardware)
     seeds = len({r.seed for r in runs})
+    rows, flops, hours, cost = [], 0.0, 0.0, 0.0
     for r in runs:
         if r.seed:
             continue
         size = Size.of(r)
-        steps = size.config.train.steps
-        own = 1 - r.run.branch / steps
-        total += seeds * own * size.flops
+        train = size.config.train
+        step = estimate(size.config, r.run.ranks, machine, example(size.config))
+        steps = train.steps - r.run.branch  # of its own
+        own = steps * seeds
+        flops += own * size.flops / train.steps
+        hours += own * step.seconds / 3600 * r.run.ranks
+        cost += own * step.cost
         rows.append([
-            r.run.name.replace("-seed0", ""), str(seeds), f"{size.parameters:,}",
-            f"{size.looped:,}", str(steps), f"{size.tokens:.3g}", f"{size.flops - size.sleep:.3g}",
-            f"{size.sleep:.3g}",
+            r.run.name.replace("-seed0", ""), str(seeds), str(r.run.ranks),
+            f"{size.parameters:,}", f"{size.looped:,}", str(train.steps), f"{size.tokens:.3g}",
+            f"{size.flops - size.sleep:.3g}", f"{size.sleep:.3g}",
+            f"{train.steps * step.recomputed:.3g}", f"{step.memory.total / GIB:.2f}",
+            f"{steps * step.seconds / 3600:.3g}", f"{steps * step.cost:.3g}",
         ])  # fmt: skip
-    return f"{table(headers, rows)}\n\nall runs: {total:.3g} FLOPs, what branches share once"
+    price = machine.price
+    paid = f", {cost:,.2f} {price.currency}" if price.per_hour else ""
+    total = f"{flops:.3g} FLOPs, {hours:.3g} device hours of {machine.device.name}{paid}"
+    note = "Hours and cost of a branch are those of its own steps."
+    return f"{table(HEADERS, rows)}\n\n{note} All runs: {total}."

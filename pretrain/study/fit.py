@@ -85,10 +85,11 @@ def fit_loss(points: Points) -> LossLaw:
     scale = _Scale.of(points)
     by_tokens, by_passes = (len(np.unique(v)) > 1 for v in (points.tokens, points.passes))
     constants = 3 + 2 * by_tokens + by_passes
-    if len(np.unique(points.parameters)) < 2 or len(points) < constants:
+    sizes = len(np.unique(points.parameters))
+    if sizes < 2 or len(points) < constants:
         raise UserError(
-            f"{len(points)} points at {len(np.unique(points.parameters))} sizes: a law of loss "
-            f"needs two sizes and {constants} points; run more of the ladder"
+            f"a law of loss needs 2 sizes and {constants} points, and there are {sizes} and "
+            f"{len(points)}; run more of the ladder"
         )
     free = np.array([True, True, by_tokens, True, by_tokens, by_passes])
     starts = sorted(_grid(points, scale, free), key=lambda start: start[0])[:STARTS]
@@ -171,7 +172,7 @@ def _law(theta: Array, scale: _Scale, by_passes: bool) -> LossLaw:
 
 
 def fit_depth(points: DepthPoints, chance: float) -> DepthLaw:
-    """The law of accuracy by depth, by least squares; what all runs share does not move it."""
+    """The law of accuracy by depth, by least squares; 0 for what does not vary between the runs."""
     scale = _Scale.of(points)
     base = DepthLaw(0.0, 0.0, 0.0, 0.0, 1.0, chance, scale.size, scale.tokens)
     names = ["h", "s"]

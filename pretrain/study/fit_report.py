@@ -26,6 +26,7 @@ from pretrain.study.scale import (
 )
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta", "phi")
+MAX_NAMED = 12  # missing runs
 BUDGETS = 6  # of FLOPs in the table of the frontier
 Lines = list[str]
 
@@ -69,7 +70,8 @@ def _what_is_there(runs: Sequence[LadderRun], done: Sequence[Finished]) -> str:
     have = {d.of.run.name for d in done}
     missing = [r.run.name for r in runs if r.run.name not in have]
     said = f"{len(done)} of {len(runs)} runs (a run at a token budget) are done."
-    return f"{said} Missing: {', '.join(missing)}." if missing else said
+    more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+    return f"{said} Missing: {', '.join(missing[:MAX_NAMED])}{more}." if missing else said
 
 
 def _predictions(runs: Sequence[LadderRun], done: Sequence[Finished]) -> Lines:
@@ -210,7 +212,9 @@ def _depth(found: DepthPoints, chance: float, folder: Path, draws: int) -> Lines
         "b": "by a doubling of the tokens",
         "s": "how sharply accuracy falls beyond it",
     }
-    rows = [[name, str(fit.interval(name)), said] for name, said in meaning.items()]
+    along = {"psi": found.passes, "a": found.parameters, "b": found.tokens, "s": found.depth}
+    known = [name for name in meaning if len(np.unique(along[name])) > 1]
+    rows = [[name, str(fit.interval(name)), meaning[name]] for name in known]
     return [
         "## Accuracy by depth",
         f"Half-way from chance ({chance:.3g}) to 1 at depth 2^h, h = h_0 + psi log2 N + a log2 "

@@ -20,13 +20,13 @@ from itertools import cycle
 from pathlib import Path
 
 from parallel.setting import REQUIRED, setting
-from pretrain.config.load import load, override, read_settings, to_toml
+from pretrain.config.load import load, read_settings, to_toml
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.model.flops import parameters
+from pretrain.study.estimate import with_vocabulary
 from pretrain.study.runner import Run
 from pretrain.study.transfer import Transfer, transferred
-from pretrain.tasks import make_task
 
 PROPORTIONAL = (
     "attention_heads", "attention_kv_heads", "delta_key_heads", "delta_value_heads", "mlp_width",
@@ -238,26 +238,7 @@ def count(config: Config) -> tuple[int, int]:
 
     The embedding and the head are among those that run once.
     """
-    model = config.model
-    if not model.vocab_size:
-        model = replace(model, vocab_size=vocabulary(config))
+    model = with_vocabulary(config).model
     last = len(model.layers) - config.sleep.coda
     outside = replace(model, layers=model.layers[: config.sleep.prelude] + model.layers[last:])
     return parameters(model), parameters(model) - parameters(outside)
-
-
-def vocabulary(config: Config) -> int:
-    """The data's, where the configuration leaves it open."""
-    if config.data.task == "text":
-        from tokenizer.encode import Tokenizer
-
-        return Tokenizer.load(config.data.tokenizer).vocab_size
-    return make_task(config, config.sleep.window).vocab_size
-
-
-def settings_of(r: LadderRun) -> Config:
-    """The configuration of a run, with its vocabulary filled in."""
-    config = r.run.settings()
-    if config.model.vocab_size:
-        return config
-    return override(config, [f"model.vocab_size={vocabulary(config)}"])

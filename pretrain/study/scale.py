@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pretrain.config.load import override
 from pretrain.config.schema import Config
@@ -24,11 +23,11 @@ from pretrain.data.batch import Batch
 from pretrain.files import write_atomically
 from pretrain.model.flops import step_flops
 from pretrain.report import DEPTHS
+from pretrain.study.estimate import example, with_vocabulary
 from pretrain.study.fit import fit_loss, from_below
-from pretrain.study.ladder import LadderRun, count, settings_of
+from pretrain.study.ladder import LadderRun, count
 from pretrain.study.law import DepthPoints, Points
 from pretrain.study.runner import evaluations, is_done
-from pretrain.tasks import make_task
 
 COLUMNS = (
     "rung", "width", "blocks", "N", "window", "seed", "budget", "steps", "tokens", "flops", "once",
@@ -74,7 +73,7 @@ class Size:
 
     @classmethod
     def of(cls, r: LadderRun) -> Size:
-        config = settings_of(r)
+        config = with_vocabulary(r.run.settings())
         whole, looped = count(config)
         row, rows = example(config), config.train.steps * config.train.batch
         tokens, flops = float(rows * row.size[1]), rows * row_flops(config, row)
@@ -207,17 +206,6 @@ def _write_csv(path: Path, headers: Sequence[str], rows: Sequence[Sequence[str]]
     writer.writerow(headers)
     writer.writerows(rows)
     write_atomically(path, text.getvalue())
-
-
-def example(config: Config) -> Batch:
-    """A row of what is trained on: of a task its first; of text, whole windows of a document."""
-    L, W = config.sleep.window, config.data.windows
-    if config.data.task != "text":
-        return make_task(config, L).sample(config.run.seed, 0, 1)
-    tokens = torch.zeros(1, W * L, dtype=torch.int64)
-    starts = torch.zeros(1, W, dtype=torch.bool)
-    starts[:, 0] = True
-    return Batch(tokens, tokens, tokens == 0, starts, torch.zeros(1, dtype=torch.bool))
 
 
 def row_flops(config: Config, row: Batch) -> float:

@@ -4,12 +4,15 @@ m = width / tuned width, d = effective depth / tuned effective depth, where a bl
 runs counts N^pass_weight times (docs/scaling.md says what was measured, and why the default is
 what it is):
 
-    of                                        at start          learning rate   decay x rate
-    embedding, norms, biases, A_log, conv.    1                 1               (none)
-    body's matrices, Muon                     1 / sqrt(m)       1               1 / m
-    body's matrices, AdamW                    1 / sqrt(m)       1 / m           1 / m
+    of                                        at start          learning rate
+    embedding, norms, biases, A_log, conv.    1                 1
+    body's matrices, Muon                     1 / sqrt(m)       1
+    body's matrices, AdamW                    1 / sqrt(m)       1 / m
     of them mixer.out, mlp.down, also         x 1 / d^p         x 1 / d^p
     head                                      1 / m             1 / m
+
+Weight decay is 1 / m with Muon and stays with AdamW, so that decay x rate of the body's matrices
+falls as 1 / m with either (arXiv 2512.05620).
 
 Muon's steps have a spectral norm of lr sqrt(max(1, rows / columns)) whatever the width, which is
 what the spectral condition for learning features asks (arXiv 2310.17813); AdamW's are entrywise,

@@ -17,7 +17,7 @@ from pretrain.config.load import dump, load, override, parse
 from pretrain.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs"
-OTHERS = ("sites", "scale")  # not of runs
+OTHERS = ("sites", "scale", "hardware")  # not of runs
 CONFIGS = sorted(p for p in FOLDER.rglob("*.toml") if p.parent.name not in OTHERS)
 
 

@@ -42,7 +42,7 @@ def test_what_does_not_vary_is_not_fitted() -> None:
     points = made_up(LAW)
     one_d = fit_loss(points.of(points.tokens == TOKENS[0]))
     assert one_d.B == 0 and one_d.phi == pytest.approx(0.46, rel=1e-6)
-    with pytest.raises(UserError, match="needs two sizes"):
+    with pytest.raises(UserError, match="needs 2 sizes"):
         fit_loss(points.of(points.rung == 0))
 
 

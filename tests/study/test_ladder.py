@@ -93,6 +93,14 @@ def test_rates_and_initial_values_follow_the_size(ladder: list[LadderRun]) -> No
     assert same.optimizer == tuned.optimizer and same.model.init_std == tuned.model.init_std
 
 
+@pytest.mark.parametrize("name", ["depo", "rule110"])  # text needs a tokenizer first
+def test_the_studies_of_the_repository_expand(name: str) -> None:
+    path = CONFIGS / f"scale/{name}.toml"
+    ladder = expand(path, read_study(path, ["ladder.seeds=1"]))
+    assert len(ladder) == 4 * 3 * 2 and all(r.run.settings() for r in ladder[:2])
+    assert read_study(CONFIGS / "scale/text.toml").ladder.windows == [64, 128]
+
+
 def test_a_width_without_whole_heads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ladder\.widths: a width of 40 .* multiples of 16"):
         rungs_of(tmp_path, LADDER.replace("[32, 64, 128]", "[40]"))
@@ -177,6 +185,8 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
 
 def test_a_dry_run_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = LADDER.replace("[32, 64, 128]", "[64]").replace("[0.25, 0.5, 1.0]", "[0.5, 1.0]")
-    assert main(["scale", str(study(tmp_path, text)), "--dry-run", "--out", str(tmp_path)]) == 0
+    asked = ["--dry-run", "--hardware", "h200", "--out", str(tmp_path)]
+    assert main(["scale", str(study(tmp_path, text)), *asked]) == 0
     said = capsys.readouterr().out
-    assert "w64-n4-b0.5" in said and "210,384" in said and not (tmp_path / "runs").exists()
+    assert "w64-n4-b0.5" in said and "210,384" in said and "device hours of" in said
+    assert not (tmp_path / "runs").exists()
