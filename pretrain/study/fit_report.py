@@ -83,7 +83,7 @@ def _predictions(runs: Sequence[LadderRun], done: Sequence[Finished]) -> Lines:
     mean = f" Mean error: {np.mean(errors):.1%} of the loss." if errors else ""
     return [
         "## Each rung, predicted from those below",
-        f"By the law of the rungs below alone, fixed before the rung is run.{mean}",
+        f"By the law of the rungs below alone.{mean}",
         table(*prediction_table(predicted)),
     ]
 
