@@ -189,9 +189,8 @@ class DataConfig:
     )
     cache: str = setting(
         "~/.cache/hypnos",
-        "folder on a local disk for what is read of shards on an object store",
+        "folder on a local disk for what is read of shards on an object store; ~ is each user's",
         changes=True,
-        path=True,
     )
     cache_gb: float = setting(
         50.0, "GB that it may hold, of all runs on a host", at_least=0.01, changes=True

@@ -227,8 +227,7 @@ def _fingerprint(run: Run) -> str:
     config, usual = run.settings(), Config()
     config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir)
     texts = [replace(corpus, path="") for corpus in config.data.train]
-    cache = usual.data.cache  # a folder of the user, as loading expands it
-    config.data = replace(config.data, tokenizer="", train=texts, heldout="", cache=cache)
+    config.data = replace(config.data, tokenizer="", train=texts, heldout="")
     pairs = zip(values(config), values(usual), strict=True)
     chosen = [f"{place}={to_toml(mine)}" for (place, _, mine), (_, _, its) in pairs if mine != its]
     return hashlib.sha256("\n".join(chosen).encode()).hexdigest()

@@ -28,7 +28,7 @@ def test_every_direct_dependency_but_torch_has_one_exact_version() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in CONSTRAINTS}
     extras = PROJECT["optional-dependencies"]
     direct = {
-        re.split("[<>=]", line)[0]
+        re.split(r"[\[<>=]", line)[0]
         for line in PROJECT["dependencies"] + extras["serve"] + extras["test"]
     }
     assert direct - pinned == {"torch"}
