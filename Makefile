@@ -35,7 +35,7 @@ test: setup  ## style, types, every test of one process, a smoke of each kind of
 	@$(MAKE) --no-print-directory -j2 lint test-quick  # side by side: ranks leave cores idle
 
 test-quick: setup
-	HYPNOS_FUZZ=$(or $(HYPNOS_FUZZ),0.2) $(PYTEST) -m "not slow" tests
+	HYPNOS_FUZZ=$(or $(HYPNOS_FUZZ),0.2) $(PYTEST) -n 3 -m "not slow" tests  # one waits for others' ranks
 
 test-rest: setup  ## what `make test` leaves out: more ranks, more kills
 	$(PYTEST) -m slow tests

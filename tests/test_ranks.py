@@ -54,6 +54,7 @@ def test_what_a_rank_fails_with_is_told(fail: str, said: str) -> None:
         run_ranks(2, wait_for_rank_1, fail)
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_end_say_where_they_stand(tmp_path: Path) -> None:
     ranks = Ranks(2, wait_for_rank_1, "sleeps", folder=tmp_path)
     with pytest.raises(AssertionError, match=r"status -6(.*\n)*.*in wait_for_rank_1"):

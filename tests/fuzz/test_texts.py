@@ -21,6 +21,7 @@ from pretrain.data.json_rows import MAX_LINE
 from pretrain.data.reader import Shards
 from pretrain.tasks.stories import Stories
 from tests.fuzz.harness import bounded, damaged, fuzz, hypnos, refusal, tree
+from tests.marks import slow
 from tokenizer.encode import Tokenizer
 
 TEXTS = ["one\r\ntwo\n", "  drei  ", "vier\n" * 50, "é😀\u2581 last"]
@@ -133,7 +134,7 @@ def test_what_has_a_checksum_is_right_or_refused(
         shards.close()
 
 
-@pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.jsonl.gz", "bomb.jsonl.zst"])
+@pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.jsonl.gz", slow("bomb.jsonl.zst")])
 def test_a_line_that_fills_the_memory(tmp_path: Path, name: str) -> None:
     """Some gigabytes of the same byte, which take some kilobytes when compressed."""
     path, size = tmp_path / name, 16 * MAX_LINE

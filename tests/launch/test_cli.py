@@ -196,10 +196,14 @@ def test_a_mistake_in_the_configuration_is_told_once_a_host(
     assert status == 2 and len(capsys.readouterr().err.splitlines()) == lines
 
 
-def test_one_process_is_enough_inside_a_launchers_job(tmp_path: Path) -> None:
+def test_one_process_is_enough_inside_a_launchers_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     launcher = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    status, _, error = hypnos("eval", str(tmp_path), environment=launcher)
-    assert status == 2 and "neither a checkpoint nor a run that has one" in error
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    assert main(["eval", str(tmp_path)]) == 2
+    assert "neither a checkpoint nor a run that has one" in capsys.readouterr().err
 
 
 def test_a_terminal_without_the_character_gets_its_escape() -> None:
@@ -216,12 +220,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0 and capsys.readouterr().out == f"hypnos {__version__}\n"
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1.0}\n')
     (tmp_path / "file").write_text("")
-    status, _, errors = hypnos("report", str(tmp_path / "run"), "--out", str(tmp_path / "file"))
-    assert status == 2 and errors.count("\n") == 1 and f"{tmp_path / 'file'}: File exists" in errors
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "file")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and f"{tmp_path / 'file'}: File exists" in errors
 
 
 def test_ctrl_c_ends_with_130_and_one_line(

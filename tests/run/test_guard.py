@@ -266,7 +266,7 @@ def test_a_rollback_goes_on_with_the_data_after_the_trouble(
     assert "going on from step 4 with the data after them" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [slow(1), 2])
 def test_a_batch_that_a_rollback_undoes_comes_again(depo: MakeConfig, every: int) -> None:
     """Where no checkpoint is due, trouble is known a step late. That step was good: its rows must
     not be lost.
@@ -289,7 +289,7 @@ def went_back(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return train(guarded(make("whole", **AROUND)), progress=False)
 
 
-@pytest.mark.parametrize("killed_before", [slow(5), 6, 7, slow(8)])
+@pytest.mark.parametrize("killed_before", [slow(5), slow(6), 7, slow(8)])
 def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
     text: MakeConfig, went_back: Path, killed_before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,7 +317,7 @@ def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
 
 @pytest.mark.parametrize(
     ("then", "at"),
-    [slow("rollback", 5), ("rollback", 6), slow("rollback", 7), slow("stop", 6)],
+    [slow("rollback", 5), slow("rollback", 6), slow("rollback", 7), slow("stop", 6)],
 )
 def test_a_run_that_was_stopped_around_trouble_is_the_same_run(
     text: MakeConfig, went_back: Path, then: str, at: int, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import pytest
 from launch.cli import main
 from pretrain.errors import UserError
 from pretrain.study.runner import Job, Run, evaluations, run_all, write_array
+from tests.marks import slow
 
 HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
 DEPO = Path(__file__).parents[2] / "configs/depo-small.toml"
@@ -39,7 +40,7 @@ def test_every_run_is_trained_and_evaluated_once(tmp_path: Path) -> None:
     assert "run.seed=2" in (tmp_path / "logs" / "r2.log").read_text()
 
 
-@pytest.mark.parametrize(("fails", "state", "begun"), [(2, "done", 3), (9, "failed", 3)])
+@pytest.mark.parametrize(("fails", "state", "begun"), [(2, "done", 3), slow(9, "failed", 3)])
 def test_a_run_that_fails_is_begun_again_so_many_times(
     tmp_path: Path, fails: int, state: str, begun: int
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_run_that_fails_is_begun_again_so_many_times(
     assert (job.state, job.tries, starts(tmp_path, RUNS[0])) == (state, begun, begun)
 
 
+@pytest.mark.slow
 def test_after_its_time_what_trains_is_ended_and_nothing_more_is_begun(tmp_path: Path) -> None:
     (tmp_path / "SLOW").touch()
     begin = time.monotonic()
