@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from parallel import mesh
+from tests.marks import slow
 from tests.ranks import Ranks, run_ranks
 
 
@@ -46,7 +47,7 @@ def test_environment() -> None:
     ("fail", "said"),
     [
         ("raises", "--- rank 1, status 1:\n(.*\n)*ValueError: of rank 1"),
-        ("dies", "--- rank 1, status -9"),
+        slow("dies", "--- rank 1, status -9"),
     ],
 )
 def test_what_a_rank_fails_with_is_told(fail: str, said: str) -> None:
