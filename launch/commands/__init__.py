@@ -35,6 +35,11 @@ def argument(*flags: str, **settings: Any) -> Argument:
     return Argument(flags, settings)
 
 
+def overrides(help: str) -> Argument:
+    """The settings that differ, as key=value."""
+    return argument("overrides", metavar="key=value", nargs="*", default=[], help=help)
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand. `run` takes the arguments by keyword and gives the exit status, None for 0."""

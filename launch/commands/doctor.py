@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.commands import argument, command
+from launch.commands import argument, command, overrides
 from launch.commands.values import path, tell
 from pretrain.errors import UserError
 
@@ -27,9 +27,7 @@ from pretrain.errors import UserError
             nargs="?",
             help="a run's folder, or a TOML file",
         ),
-        argument(
-            "overrides", metavar="key=value", nargs="*", default=[], help="settings that differ"
-        ),
+        overrides("settings that differ"),
         argument("--ranks", action="store_true", help="compare and measure the ranks of this job"),
     ],
 )

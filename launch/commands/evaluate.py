@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from launch.commands import argument, command
+from launch.commands import argument, command, overrides
 from launch.commands.values import path, positive, share, tell
 
 
@@ -19,13 +19,7 @@ from launch.commands.values import path, positive, share, tell
     "hypnos eval runs/text-tiny data.heldout=other/shards train.eval_batches=8",
     arguments=[
         argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
-        argument(
-            "overrides",
-            metavar="key=value",
-            nargs="*",
-            default=[],
-            help="settings that differ from the run's, as data.heldout=FOLDER",
-        ),
+        overrides("settings that differ from the run's, as data.heldout=FOLDER"),
         argument(
             "--passes",
             type=positive,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.commands import argument, command
+from launch.commands import argument, command, overrides
 from launch.commands.values import path, positive, tell
 
 
@@ -19,12 +19,8 @@ from launch.commands.values import path, positive, tell
     arguments=[
         argument("folder", metavar="FOLDER", type=path, help="config.json and safetensors"),
         argument("out", metavar="RUN", type=path, help="folder of the new run"),
-        argument(
-            "overrides",
-            metavar="key=value",
-            nargs="*",
-            default=[],
-            help="settings of the run, as sleep.passes=4; they may still be changed when it trains",
+        overrides(
+            "settings of the run, as sleep.passes=4; they may still be changed when it trains"
         ),
         argument(
             "--delta-every",

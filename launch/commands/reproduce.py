@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
-from launch.commands import argument, command
+from launch.commands import argument, command, overrides
+from launch.commands.many_runs import HYPNOS, JOBS, array_argument, status_of, tell_failed
 from launch.commands.values import path, positive, tell, whole
 from pretrain.exit_status import REQUEUE
-
-HYPNOS = [sys.executable, "-m", "launch"]
 
 
 @command(
@@ -30,13 +28,7 @@ HYPNOS = [sys.executable, "-m", "launch"]
             help="the first three are the paper's; text: the sources and documents of the Python "
             "packages that are installed here",
         ),
-        argument(
-            "overrides",
-            metavar="key=value",
-            nargs="*",
-            default=[],
-            help="settings that differ, for every run",
-        ),
+        overrides("settings that differ, for every run"),
         argument(
             "--scale",
             choices=("cpu", "paper"),
@@ -54,7 +46,7 @@ HYPNOS = [sys.executable, "-m", "launch"]
             default=[],
             help="also for the largest N; 'list' describes them all",
         ),
-        argument("--jobs", type=positive, metavar="COUNT", help="runs at a time (default: cores)"),
+        JOBS,
         argument(
             "--minutes",
             type=whole,
@@ -62,13 +54,7 @@ HYPNOS = [sys.executable, "-m", "launch"]
             help=f"save and end after so many, with status {REQUEUE} if something is left; "
             "0: train nothing, write what there is",
         ),
-        argument(
-            "--array",
-            type=path,
-            metavar="FILE",
-            help="train nothing: write the runs that are left for `hypnos launch slurm CONFIG "
-            "--array FILE`; once they are trained, the same command without it does the rest",
-        ),
+        array_argument("once they are trained, the same command without it does the rest"),
         argument("--out", type=path, metavar="FOLDER", help="default: runs/reproduce/TASK-SCALE"),
     ],
 )
@@ -118,15 +104,11 @@ def reproduce(
             [p.run for p in planned], folder, hypnos=HYPNOS, jobs=jobs or os.cpu_count() or 1,
             seconds=float("inf") if minutes is None else 60 * minutes, show=progress.show,
         )  # fmt: skip
-    for job in done:
-        if job.state == "failed":
-            tell(f"{job.run.name} failed {job.tries} times: {job.log}")
+    tell_failed(done)
     if any(job.state == "done" for job in done) or minutes is None:
         print(write_results(planned, folder, f"{task}, {scale} scale"))
         print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")
-    if any(job.state == "failed" for job in done):
-        return 1
-    return 0 if all(job.state == "done" for job in done) else REQUEUE
+    return status_of([job.state for job in done])
 
 
 def _texts(folder: Path, task: str) -> list[str]:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.commands import argument, command
-from launch.commands.reproduce import HYPNOS
+from launch.commands import argument, command, overrides
+from launch.commands.many_runs import HYPNOS, JOBS, array_argument, status_of, tell_failed
 from launch.commands.values import path, positive, tell
 from pretrain.exit_status import REQUEUE
 
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
     "hypnos scale configs/scale/depo.toml --coordinates transfer.depth_power=0.5",
     arguments=[
         argument("study", metavar="STUDY", type=path, help="TOML file; configs/scale has some"),
-        argument(
-            "overrides",
-            metavar="key=value",
-            nargs="*",
-            default=[],
-            help="settings of the study that differ, as ladder.seeds=1",
-        ),
+        overrides("settings of the study that differ, as ladder.seeds=1"),
         argument(
             "--dry-run",
             action="store_true",
@@ -52,20 +46,14 @@ if TYPE_CHECKING:
             "values keeps activations, memory and updates as large at any width, depth and N",
         ),
         argument("--steps", type=positive, default=8, help="steps of --coordinates"),
-        argument("--jobs", type=positive, metavar="COUNT", help="runs at a time (default: cores)"),
+        JOBS,
         argument(
             "--minutes",
             type=positive,
             metavar="COUNT",
             help=f"save and end after so many, with status {REQUEUE} if something is left",
         ),
-        argument(
-            "--array",
-            type=path,
-            metavar="FILE",
-            help="train nothing: write the runs that are left for `hypnos launch slurm CONFIG "
-            "--array FILE`; branches once their trunks are trained, so call it again then",
-        ),
+        array_argument("branches once their trunks are trained, so call it again then"),
         argument("--out", type=path, metavar="FOLDER", help="default: runs/scale/STUDY"),
     ],
 )
@@ -135,9 +123,7 @@ def _run(
                 seconds=deadline - time.monotonic(), show=progress.show,
             )  # fmt: skip
         states += [job.state for job in jobs_done]
-        for job in jobs_done:
-            if job.state == "failed":
-                tell(f"{job.run.name} failed {job.tries} times: {job.log}")
+        tell_failed(jobs_done)
         if predicted:
             after = predict(runs, finished(runs, folder), number)
             print(f"\nrung {number}: what came of it\n\n{table(*prediction_table(after))}\n")
@@ -146,9 +132,7 @@ def _run(
     tell("fitting")
     print(write_fit(runs, done, folder, file.stem, study.ladder.chance))
     print(f"wrote {folder / 'fit.md'}")
-    if "failed" in states:
-        return 1
-    return 0 if all(state == "done" for state in states) else REQUEUE
+    return status_of(states)
 
 
 def _array(runs: list[LadderRun], folder: Path, array: Path) -> int:

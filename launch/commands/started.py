@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from launch.commands import argument, command
-from launch.commands.values import path, positive, rank_number
+from launch.commands.values import path, positive, whole
 from pretrain.errors import UserError
 
 RUN = argument("run", metavar="RUN", type=path, help="a run's folder")
@@ -62,7 +62,7 @@ def status(run: Path) -> None:
     arguments=[
         RUN,
         argument("--start", type=positive, metavar="NUMBER", help="as `status` numbers them"),
-        argument("--rank", type=rank_number, metavar="RANK", help="from 0"),
+        argument("--rank", type=whole, metavar="RANK", help="from 0"),
         argument("--follow", action="store_true", help="go on with what it writes, to its end"),
     ],
 )

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.commands import argument, command
+from launch.commands import argument, command, overrides
 from launch.commands.values import path, tell
 
 
@@ -32,13 +32,7 @@ class ShowSettings(argparse.Action):
 # What says which run: shared by all commands that train.
 RUN = (
     argument("config", metavar="CONFIG", type=path, help="TOML file; configs/ has some"),
-    argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        default=[],
-        help="settings that differ, as sleep.passes=4",
-    ),
+    overrides("settings that differ, as sleep.passes=4"),
 )
 
 

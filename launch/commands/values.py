@@ -28,13 +28,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def rank_number(text: str) -> int:
-    """A whole number from 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
-
-
 def part(text: str) -> tuple[int, int]:
     """I/N: one of N parts, counted from 1."""
     number, _, parts = text.partition("/")

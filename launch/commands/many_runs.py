@@ -1,0 +1,42 @@
+"""What the commands that train many runs share: `reproduce` and `scale`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from launch.commands import Argument, argument
+from launch.commands.values import path, positive, tell
+from pretrain.exit_status import REQUEUE
+
+if TYPE_CHECKING:
+    from pretrain.study.runner import Job
+
+HYPNOS = [sys.executable, "-m", "launch"]
+JOBS = argument("--jobs", type=positive, metavar="COUNT", help="runs at a time (default: cores)")
+
+
+def array_argument(then: str) -> Argument:
+    """--array. `then`: what is to be done when those runs are trained."""
+    return argument(
+        "--array",
+        type=path,
+        metavar="FILE",
+        help="train nothing: write the runs that are left for `hypnos launch slurm CONFIG "
+        f"--array FILE`; {then}",
+    )
+
+
+def tell_failed(jobs: Sequence[Job]) -> None:
+    """A line for each that was given up, with the log that says why."""
+    for job in jobs:
+        if job.state == "failed":
+            tell(f"{job.run.name} failed {job.tries} times: {job.log}")
+
+
+def status_of(states: Sequence[str]) -> int:
+    """The exit status that the states of all runs come to."""
+    if "failed" in states:
+        return 1
+    return 0 if all(state == "done" for state in states) else REQUEUE
