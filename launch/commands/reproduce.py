@@ -44,7 +44,7 @@ from pretrain.exit_status import REQUEUE
             nargs="+",
             metavar="NAME",
             default=[],
-            help="also for the largest N; 'list' describes them all",
+            help="also, for the largest N (equal-flops: for every N); 'list' describes them all",
         ),
         JOBS,
         argument(
@@ -138,5 +138,6 @@ def _texts(folder: Path, task: str) -> list[str]:
 
 
 def _run(*command: str) -> None:
-    """A command of `hypnos`, in a process of its own."""
-    subprocess.run([*HYPNOS, *command], check=True)
+    """A command of `hypnos`, in a process of its own. SystemExit: it has failed, and said why."""
+    if status := subprocess.run([*HYPNOS, *command]).returncode:
+        raise SystemExit(status)

@@ -5,7 +5,7 @@ prepare.py     what a configuration must fit before anything is built
 resume.py      taking the run's folder, and the checkpoint that is gone on from, or back to
 remarks.py     what a run says of its learning rate before it begins
 step.py        forward and backward of a step's microbatches, on one stage or on several
-optimizer.py   Muon and AdamW on ZeRO's shards
+optimizer.py   Muon and AdamW on ZeRO's shards;  newton_schulz.py  the direction of Muon's steps
 guard.py       steps whose numbers go wrong: which are skipped, and when there are too many
 gather.py      what the ranks know of their rows, put together on rank 0
 state.py       what a checkpoint holds of a run

@@ -32,10 +32,8 @@ from parallel.zero_layout import Partition, WholeMatrices
 from pretrain.config.schema import OptimizerConfig
 from pretrain.model.hybrid import writes_residual
 from pretrain.run.guard import StepFilter
+from pretrain.run.newton_schulz import newton_schulz
 
-# steep at 0 rather than exact: five steps bring s to about 0.7..1.2, not to 1
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
 ADAM_EPS = 1e-8
 
 MUON, DECAYED, PLAIN, FROZEN = "muon", "decayed", "plain", "frozen"
@@ -74,20 +72,6 @@ def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
         progress = min(1.0, (step + 1 - (steps - config.decay)) / config.decay)
         factor *= 1.0 - progress * (1.0 - config.final_lr)
     return factor
-
-
-def newton_schulz(X: Tensor) -> Tensor:
-    """Orthogonalises a batch of matrices [k, m, n]: in fp32 on the CPU, in bf16 on CUDA."""
-    a, b, c = COEFFICIENTS
-    X = X.bfloat16() if X.is_cuda else X
-    tall = X.shape[1] > X.shape[2]
-    X = X.transpose(1, 2) if tall else X
-    X = X / (torch.linalg.vector_norm(X, dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        A = torch.bmm(X, X.transpose(1, 2))
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)
-        X = torch.baddbmm(X, B, X, beta=a)
-    return (X.transpose(1, 2) if tall else X).float()
 
 
 class MuonAdamW(torch.optim.Optimizer):

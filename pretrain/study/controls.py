@@ -22,6 +22,7 @@ class Control:
     label: str  # in tables; {N} is filled in
     meaning: str  # for --help and the documents
     overrides: Callable[[Config, int], list[str]]  # of the study's configuration and N
+    every_n: bool = False  # for every N but 1; else for the largest
 
 
 def _more_blocks(config: Config, N: int) -> list[str]:
@@ -48,9 +49,13 @@ def _equal_flops(config: Config, N: int) -> list[str]:
 SLEEP = Control(
     "N = {N}", "N passes over each window of context", lambda _, N: [f"sleep.passes={N}"]
 )
+EQUAL_FLOPS = "equal-flops"
 CONTROLS = {
-    "equal-flops": Control(
-        "N = 1, FLOPs of N = {N}", "N = 1, trained on more data, for as many FLOPs", _equal_flops
+    EQUAL_FLOPS: Control(
+        "N = 1, FLOPs of N = {N}",
+        "N = 1, trained on more data, for as many FLOPs as each N that is compared",
+        _equal_flops,
+        every_n=True,
     ),
     "more-blocks": Control(
         "N = 1, {N} x the blocks", "N = 1 with N times the blocks", _more_blocks

@@ -23,6 +23,7 @@ from pretrain.data.batch import Batch
 from pretrain.errors import UserError
 from pretrain.model.flops import Work, block_matrices, block_parameters, step_flops
 from pretrain.model.plan import plan_windows
+from pretrain.run import newton_schulz
 from pretrain.study.block_work import BlockCounter
 from pretrain.study.communication import Group
 from pretrain.study.hardware import Hardware
@@ -31,7 +32,6 @@ from pretrain.study.stage_times import StageTimes
 from pretrain.study.stage_units import StageUnits
 from tokenizer.encode import Tokenizer
 
-NEWTON_SCHULZ_STEPS = 5  # as pretrain.run.optimizer, which imports more than a plan needs
 UPDATED = 60  # bytes that an optimiser reads and writes for each element
 
 
@@ -260,7 +260,7 @@ class Estimator:
         model, works = self.config.model, []
         flops: dict[str, list[int]] = {
             kind: [
-                NEWTON_SCHULZ_STEPS * (4 * min(m) ** 2 * max(m) + 2 * min(m) ** 3)
+                newton_schulz.STEPS * (4 * min(m) ** 2 * max(m) + 2 * min(m) ** 3)
                 for m in block_matrices(model, kind)
             ]
             for kind in set(model.layers)

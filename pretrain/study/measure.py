@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import psutil
 import torch
@@ -68,20 +68,9 @@ def _cpu() -> Hardware:
         d_model=256, mlp_width=1024, vocab_size=512, delta_key_dim=64, delta_value_dim=64
     )
     rates = _rates(model, 4, 128, torch.float32, RULE)
-    flops = rates.products  # there is no other peak
-    device = DeviceSpec(
-        name=f"one core of {platform.processor() or platform.machine()}",
-        kind="cpu",
-        fused=False,
-        memory_gib=memory / GIB / cores,
-        bf16_tflops=flops / 1e12,
-        fp32_tflops=flops / 1e12,
-        product_share=rates.products / flops,
-        attention_share=rates.attention / flops,
-        delta_share=rates.delta / flops,
-        memory_gbs=rates.bandwidth / 1e9,
-        launch_s=rates.launch_s,
-    )
+    best = rates.products  # there is no other peak
+    name = f"one core of {platform.processor() or platform.machine()}"
+    device = rates.device(name, "cpu", best=best, fp32=best, memory_gib=memory / GIB / cores)
     # messages are copied from process to process by the processor
     node = NodeSpec(
         devices=cores, shared=True, link_gbs=device.memory_gbs / 4, latency_s=2e-4,
@@ -99,18 +88,10 @@ def _cuda() -> Hardware:
     )  # fmt: skip
     rates = _rates(model, 4, 2048, torch.bfloat16, RULE_KERNEL)
     best = peak(torch.device("cuda", 0)) or 1.4 * rates.products
-    device = DeviceSpec(
-        name=properties.name,
-        memory_gib=properties.total_memory / GIB,
-        reserved_gib=6.0,
-        bf16_tflops=best / 1e12,
-        fp32_tflops=best / 15e12,
-        product_share=rates.products / best,
-        attention_share=rates.attention / best,
-        delta_share=rates.delta / best,
-        memory_gbs=rates.bandwidth / 1e9,
-        launch_s=rates.launch_s,
-    )
+    device = rates.device(
+        properties.name, "cuda", best=best, fp32=best / 15,
+        memory_gib=properties.total_memory / GIB, reserved_gib=6.0,
+    )  # fmt: skip
     node = NodeSpec(devices=torch.cuda.device_count(), link_gbs=25.0, latency_s=1e-5, host_gbs=20.0)
     return Hardware(device=device, node=node)
 
@@ -123,6 +104,26 @@ class _Rates(NamedTuple):
     delta: float
     bandwidth: float  # bytes per second
     launch_s: float
+
+    def device(
+        self, name: str, kind: Literal["cuda", "cpu"], *, best: float, fp32: float,
+        memory_gib: float, reserved_gib: float = 0.0,
+    ) -> DeviceSpec:  # fmt: skip
+        """What reaches them. best, fp32: its FLOP/s in bf16 and fp32 that MFU is a share of."""
+        return DeviceSpec(
+            name=name,
+            kind=kind,
+            fused=kind == "cuda",
+            memory_gib=memory_gib,
+            reserved_gib=reserved_gib,
+            bf16_tflops=best / 1e12,
+            fp32_tflops=fp32 / 1e12,
+            product_share=self.products / best,
+            attention_share=self.attention / best,
+            delta_share=self.delta / best,
+            memory_gbs=self.bandwidth / 1e9,
+            launch_s=self.launch_s,
+        )
 
 
 def _rates(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype, rule: float) -> _Rates:

@@ -13,18 +13,19 @@ from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import write_page
 from pretrain.report import table
-from pretrain.study.controls import CONTROLS, SLEEP
+from pretrain.study.controls import CONTROLS, EQUAL_FLOPS, SLEEP
 from pretrain.study.intervals import mean
 from pretrain.study.results import in_order, shown_name
 from pretrain.study.summary import FINAL, as_cell
 
 RESULTS = "results.csv"
 PASSES = (1, 2, 4, 8)
+EQUAL = "N = 1, equal FLOPs"
 NOTE = (
     "Of each task the deepest measure, at the N of the row: accuracy in percent or loss in nats, "
     "mean over seeds with its 95 % interval (Student's t); in brackets the two seeds, where there "
-    "are two, and alone a single one. All rows read the same data, but for the one of equal FLOPs, "
-    "which reads more."
+    "are two, and alone a single one. In a task's first column all rows have read the same data; "
+    "the second is N = 1 on so much more of it that it has cost as many FLOPs as the N of the row."
 )
 Row = dict[str, str]
 
@@ -45,13 +46,16 @@ def overview(folders: Sequence[Path], out: Path) -> str:
     studies = {folder.resolve().name: _read(folder / RESULTS) for folder in folders}
     most = max((int(r["N"]) for rows in studies.values() for r in rows), default=4)
     arms = {f"n{n}": SLEEP.label.format(N=n) for n in PASSES}
-    arms |= {f"{name}-n{most}": c.label.format(N=most) for name, c in CONTROLS.items()}
+    others = {name: c for name, c in CONTROLS.items() if name != EQUAL_FLOPS}
+    arms |= {f"{name}-n{most}": c.label.format(N=most) for name, c in others.items()}
     deepest = {task: in_order(r["measure"] for r in rows)[-1] for task, rows in studies.items()}
-    headers = ["", *(f"{task}, {shown_name(name)}" for task, name in deepest.items())]
-    rows = [
-        [label, *(_cell(studies[task], arm, name) for task, name in deepest.items())]
-        for arm, label in arms.items()
-    ]
+    headers, rows = [""], [[label] for label in arms.values()]
+    for task, measure in deepest.items():
+        headers += [f"{task}, {shown_name(measure)}", EQUAL]
+        for arm, row in zip(arms, rows, strict=True):
+            row.append(_cell(studies[task], arm, measure))
+            several = arm in [f"n{n}" for n in PASSES[1:]]
+            row.append(_cell(studies[task], f"{EQUAL_FLOPS}-{arm}", measure) if several else "")
     out.mkdir(parents=True, exist_ok=True)
     written = table(headers, rows)
     write_atomically(out / "overview.md", f"# Sleep and its controls\n\n{NOTE}\n\n{written}\n")

@@ -58,14 +58,17 @@ def plan(
         passes: the N that are compared.
         seeds: how many, from 0; a seed is one of weights and of data, the same for all that is
             compared.
-        controls: names of `CONTROLS`, each for the largest N.
+        controls: names of `CONTROLS`, each for the largest N, or for every N but 1.
         overrides: settings that differ from the file's, for every run.
     Raises:
         UserError: the file or an override is wrong.
     """
     settings = load(config, overrides)
-    arms = [(f"n{n}", SLEEP, n) for n in sorted(passes)]
-    arms += [(f"{name}-n{max(passes)}", CONTROLS[name], max(passes)) for name in controls]
+    compared = sorted(set(passes))
+    arms = [(f"n{n}", SLEEP, n) for n in compared]
+    for name in controls:
+        of = [n for n in compared if n > 1] if CONTROLS[name].every_n else compared[-1:]
+        arms += [(f"{name}-n{n}", CONTROLS[name], n) for n in of]
     asked = {name: control.overrides(settings, n) for name, control, n in arms}  # one line each
     planned = []
     for seed in range(seeds):

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -141,10 +142,14 @@ def run_all(
         while any(job.state not in ("done", "failed") for job in all_jobs):
             for job in all_jobs:
                 _advance(job, hypnos, environment, retries)
+            for job in all_jobs:
+                _fail_with_trunk(job, all_jobs)
             running = [job for job in all_jobs if job.process]
             if time.monotonic() > deadline:
                 break
-            for job in [j for j in all_jobs if _can_start(j, all_jobs)][: jobs - len(running)]:
+            waiting = [job for job in all_jobs if job.state == "waiting"]
+            can_start = (job for job in waiting if branch_off(folder, job.run))
+            for job in islice(can_start, jobs - len(running)):
                 _train(job, hypnos, environment)
             show(all_jobs)
             time.sleep(POLL_S)
@@ -238,15 +243,11 @@ def _job(run: Run, folder: Path) -> Job:
     return Job(run, folder, run.settings().train.steps, state)
 
 
-def _can_start(job: Job, jobs: list[Job]) -> bool:
-    """Whether it waits for nothing but its turn. A branch fails with its trunk."""
-    if job.state != "waiting":
-        return False
-    if branch_off(job.folder, job.run):
-        return True
-    if any(other.run.name == job.run.trunk and other.state == "failed" for other in jobs):
+def _fail_with_trunk(job: Job, jobs: Sequence[Job]) -> None:
+    """A branch whose trunk has failed before it came to the place where the branch leaves it."""
+    failed = {other.run.name for other in jobs if other.state == "failed"}
+    if job.state == "waiting" and job.run.trunk in failed and not branch_off(job.folder, job.run):
         job.state = "failed"
-    return False
 
 
 def _train(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:

@@ -14,7 +14,8 @@ from parallel.engine import Engine
 from parallel.zero_layout import WholeMatrices, layout
 from pretrain.config.schema import OptimizerConfig
 from pretrain.data.batch import IGNORE
-from pretrain.run.optimizer import DECAYED, MUON, PLAIN, MuonAdamW, lr_factor, newton_schulz, role
+from pretrain.run.newton_schulz import newton_schulz
+from pretrain.run.optimizer import DECAYED, MUON, PLAIN, MuonAdamW, lr_factor, role
 from tests.run import reference
 
 

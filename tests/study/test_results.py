@@ -41,6 +41,8 @@ def test_a_study_gives_every_arm_the_same_data() -> None:
     planned = plan(DEPO, passes=[4, 1], seeds=2, controls=list(CONTROLS))
     names = [p.run.name for p in planned]
     assert names[:2] == ["n1-seed0", "n4-seed0"] and len(names) == 2 * (2 + len(CONTROLS))
+    asked = plan(DEPO, passes=[1, 2, 4], seeds=1, controls=["equal-flops", "no-h"])
+    assert [p.arm.name for p in asked][3:] == ["equal-flops-n2", "equal-flops-n4", "no-h-n4"]
     for p in planned:
         settings = p.run.settings()
         assert settings.run.seed == p.seed
@@ -108,6 +110,7 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     }
     assert (cells["N = 1"], cells["N = 2"]) == ("25.0 (25.0, 25.0)", "50.0")
     assert cells["N = 4"] == cells["N = 2, no h carried"] == "not run"
+    assert [line.split("|")[3].strip() for line in lines if "| N = 2 " in line] == ["not run"]
 
 
 def test_what_was_not_run_has_a_row_of_its_own() -> None:
