@@ -85,18 +85,16 @@ def reproduce(
         return 0
     if scale not in STUDIES[task]:
         raise UserError(f"{task} is not one of the paper's, so it has no --scale {scale}: use cpu")
+    chosen = named(controls)
     folder = out or Path("runs/reproduce") / f"{task}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
     has_text = task in ("stories", "recall", "text")
     if has_text and not any(o.startswith("data.tokenizer=") for o in overrides):
         overrides = [*overrides, *_texts(folder, task)]
-    planned = plan(
-        STUDIES[task][scale], passes=passes, seeds=seeds, controls=named(controls),
-        overrides=overrides,
-    )  # fmt: skip
+    config = STUDIES[task][scale]
+    planned = plan(config, passes=passes, seeds=seeds, controls=chosen, overrides=overrides)
     if array:
         left = write_array([p.run for p in planned], folder.absolute(), array)
-        config = STUDIES[task][scale]
         print(f"{left} runs; next: hypnos launch slurm {config} --array {array} ...")
         return 0
     with StudyProgress() as progress:
@@ -113,6 +111,7 @@ def reproduce(
 
 def _texts(folder: Path, task: str) -> list[str]:
     """Where the tokenizer is that a task is written in, and the shards of text; made once."""
+    folder = folder.absolute()  # what is asked of a run holds wherever it is started
     model, texts = folder / "tokenizer.model", folder / "stories.jsonl"
     if not model.exists():
         source = "--python"

@@ -12,7 +12,7 @@ from pretrain.config.load import override, to_toml
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.model.flops import step_flops
-from pretrain.tasks import make_task
+from pretrain.study.estimate import example, with_vocabulary
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,8 @@ CONTROLS = {
 
 def flops_per_step(config: Config) -> float:
     """Of a training step, forward and backward."""
-    task = make_task(config, config.sleep.window)
-    config.model.vocab_size = config.model.vocab_size or task.vocab_size
-    work = step_flops(task.sample(0, 0, config.train.batch), config.model, config.sleep)
+    config = with_vocabulary(config)
+    work = step_flops(example(config, config.train.batch), config.model, config.sleep)
     return work.forward + work.backward
 
 

@@ -59,19 +59,19 @@ class Estimate:
         return self.tokens / self.seconds
 
 
-def example(config: Config) -> Batch:
-    """A row of what the configuration trains on: of a task its first; of text, a document's first
-    windows.
+def example(config: Config, rows: int = 1) -> Batch:
+    """Rows of what the configuration trains on: of a task its first; of text, each a document's
+    first windows.
     """
     if config.data.task != "text":
         from pretrain.tasks import make_task
 
-        return make_task(config, config.sleep.window).sample(config.run.seed, 0, 1)
+        return make_task(config, config.sleep.window).sample(config.run.seed, 0, rows)
     W = config.data.windows
-    tokens = torch.zeros(1, W * config.sleep.window, dtype=torch.int64)
-    starts = torch.zeros(1, W, dtype=torch.bool)
+    tokens = torch.zeros(rows, W * config.sleep.window, dtype=torch.int64)
+    starts = torch.zeros(rows, W, dtype=torch.bool)
     starts[:, 0] = True
-    return Batch(tokens, tokens, tokens == 0, starts, torch.zeros(1, dtype=torch.bool))
+    return Batch(tokens, tokens, tokens == 0, starts, torch.zeros(rows, dtype=torch.bool))
 
 
 def with_vocabulary(config: Config) -> Config:

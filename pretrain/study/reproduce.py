@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.config.load import load
+from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import write_page
 from pretrain.report import table
-from pretrain.study.controls import CONTROLS, SLEEP
+from pretrain.study.controls import CONTROLS, SLEEP, Control
 from pretrain.study.figures import draw
 from pretrain.study.results import Arm, read_result
 from pretrain.study.runner import Run, is_done, origin_of
@@ -61,7 +62,7 @@ def plan(
         controls: names of `CONTROLS`, each for the largest N, or for every N but 1.
         overrides: settings that differ from the file's, for every run.
     Raises:
-        UserError: the file or an override is wrong.
+        UserError: the file or an override is wrong, or a control is none of this task's.
     """
     settings = load(config, overrides)
     compared = sorted(set(passes))
@@ -74,12 +75,23 @@ def plan(
     for seed in range(seeds):
         for name, control, n in arms:
             changes = (*overrides, f"run.seed={seed}", *asked[name])
-            trained = load(config, changes).sleep.passes
+            trained = _settings(config, changes, name, control).sleep.passes
             several = control is SLEEP or name.startswith(("random-n", "n-rises"))  # N at test
             tested = tuple(sorted({trained, *passes} if several else {trained}))
             run = Run(f"{name}-seed{seed}", config, changes, tested)
             planned.append(Planned(run, Arm(name, control.label.format(N=n), n), seed))
     return planned
+
+
+def _settings(config: Path, changes: Sequence[str], name: str, control: Control) -> Config:
+    """Of a run. UserError: the study's task has no place for the control."""
+    try:
+        return load(config, changes)
+    except UserError as error:
+        if control is SLEEP:
+            raise
+        asked = name.rpartition("-n")[0]
+        raise UserError(f"--controls {asked}: {error}; or leave {asked} out") from None
 
 
 def write_results(planned: Sequence[Planned], folder: Path, title: str) -> str:

@@ -67,7 +67,7 @@ class Job:
     run: Run
     folder: Path  # of the study
     steps: int = 0  # train.steps
-    state: str = "waiting"  # "training", "evaluating", "done", "failed"
+    state: str = "waiting"  # "training", "evaluating", "saving" before its time, "done", "failed"
     tries: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
@@ -138,7 +138,7 @@ def run_all(
     deadline = time.monotonic() + seconds
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads} | os.environ
-    with _ending(all_jobs):
+    with _ending(all_jobs, show):
         while any(job.state not in ("done", "failed") for job in all_jobs):
             for job in all_jobs:
                 _advance(job, hypnos, environment, retries)
@@ -307,7 +307,7 @@ def _finish(job: Job, found: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _ending(jobs: list[Job]) -> Iterator[None]:
+def _ending(jobs: list[Job], show: Callable[[list[Job]], None]) -> Iterator[None]:
     """When this is left, for whatever reason, what trains has been asked to save, and has ended."""
 
     def leave(*_: object) -> NoReturn:
@@ -321,6 +321,9 @@ def _ending(jobs: list[Job]) -> Iterator[None]:
         for job in running:
             assert job.process
             job.process.terminate()
+            job.state = "saving"
+        if running:
+            show(jobs)  # a step that has begun is ended first, which may take a while
         for job in running:
             assert job.process
             job.process.wait()

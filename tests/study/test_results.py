@@ -62,6 +62,15 @@ def test_equal_flops_are_equal() -> None:
     assert steps["equal-flops-n4"] > 1.5 * steps["n4"]
 
 
+def test_text_has_equal_flops_too() -> None:
+    config = STUDIES["text"]["cpu"]
+    text = plan(
+        config, passes=[2], seeds=1, controls=["equal-flops"], overrides=["model.vocab_size=512"]
+    )
+    steps = [p.run.settings().train.steps for p in text]
+    assert 1.5 * steps[0] < steps[1] < 2 * steps[0]  # the last window does not sleep
+
+
 @pytest.mark.parametrize(
     ("deep", "words"),
     [
@@ -141,3 +150,5 @@ def test_controls_are_listed_and_an_unknown_one_is_refused(
     assert all(name in listed for name in CONTROLS)
     assert main(["reproduce", "depo", "--controls", "equal-flop"]) == 2
     assert "equal-flop: there is none; there are" in capsys.readouterr().err
+    assert main(["reproduce", "mqar", "--controls", "depth-rises"]) == 2
+    assert "--controls depth-rises: " in capsys.readouterr().err
