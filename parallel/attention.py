@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel import mesh
+from parallel.context import to_heads, to_tokens
 from parallel.fused import fused
 from parallel.layers import ColumnLinear, RMSNorm, RowLinear, gather_tokens, rms_norm
 from parallel.shape import BlockShape
@@ -47,8 +48,8 @@ def _norm_and_rotate(
 
 @fused
 def _gate(y: Tensor, gate: Tensor) -> Tensor:
-    """y: [B, H, T, head_dim]; gate: [.., H * head_dim]. Returns the latter's shape."""
-    y = y.transpose(1, 2).flatten(2)
+    """y: [B, T, H, head_dim]; gate: [.., H * head_dim]. Returns the former's [B, T, ..]."""
+    y = y.flatten(2)
     return y * torch.sigmoid(gate).view_as(y)
 
 
@@ -61,8 +62,8 @@ class Attention(nn.Module):
         super().__init__()
         D, head = shape.d_model, shape.attention_head_dim
         self.head_dim = head
-        self.heads = shape.attention_heads // mesh.tp_size()
-        self.kv_heads = shape.attention_kv_heads // mesh.tp_size()
+        self.heads = shape.attention_heads // mesh.head_ranks()
+        self.kv_heads = shape.attention_kv_heads // mesh.head_ranks()
         self.q = ColumnLinear(D, shape.attention_heads * head)
         self.gate = ColumnLinear(D, shape.attention_heads * head)
         self.k = ColumnLinear(D, shape.attention_kv_heads * head)
@@ -82,9 +83,11 @@ class Attention(nn.Module):
         """
         B, T = window.size
         x = gather_tokens(x)
+        read = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
+        k, v, *q = to_heads(window.size, *read)
         # [B, Hkv, T, head]
-        k = self._rotated(self.k(x).view(B, T, self.kv_heads, self.head_dim), self.k_norm, window)
-        v = self.v(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        k = self._rotated(k.view(B, T, self.kv_heads, self.head_dim), self.k_norm, window)
+        v = v.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         if state.k.shape[2]:
             k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
         if window.keeps_keys:
@@ -93,19 +96,20 @@ class Attention(nn.Module):
             return None, state
 
         # [B, H, T, head]
-        q = self._rotated(self.q(x).view(B, T, self.heads, self.head_dim), self.q_norm, window)
+        queries = self._rotated(q[0].view(B, T, self.heads, self.head_dim), self.q_norm, window)
         groups = self.heads // self.kv_heads
-        if window.mask is not None and groups > 1 and q.is_cuda:
+        if window.mask is not None and groups > 1 and k.is_cuda:
             # With a mask only the kernel for equal heads keeps T x T scores out of memory.
             k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
         y = F.scaled_dot_product_attention(
-            q,
+            queries,
             k,
             v,
             attn_mask=window.mask,
             is_causal=window.mask is None,
-            enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=queries.shape[1] != k.shape[1],
         )
+        y = to_tokens(window.size, y.transpose(1, 2))
         return self.out(_gate(y, self.gate(x))), state
 
     @staticmethod

@@ -23,8 +23,8 @@ MIXERS: dict[str, type[Attention | GatedDeltaNet]] = {
 class Block(nn.Module):
     """forward(x, state, window) -> (y, state): the state comes back with x written into it.
 
-    x and y are the residual stream (`parallel.layers`): [B, T, D], or [B*T/tp, D] with sequence
-    parallelism.
+    x and y are the residual stream (`parallel.layers`) of this rank's tokens: [B, t, D], or
+    [B*t/tp, D] with sequence parallelism.
     """
 
     def __init__(self, shape: BlockShape, kind: str) -> None:
@@ -51,19 +51,19 @@ class Block(nn.Module):
 
     def empty_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> BlockState:
         """The memory of `batch` rows that have read nothing; dtype is that of the activations."""
-        shape, tp = self.shape, mesh.tp_size()
+        shape, ranks = self.shape, mesh.head_ranks()
         if self.kind == "attention":
             keys = torch.zeros(
                 batch,
-                shape.attention_kv_heads // tp,
+                shape.attention_kv_heads // ranks,
                 0,
                 shape.attention_head_dim,
                 device=device,
                 dtype=dtype,
             )
             return AttentionState(keys, keys)
-        heads, K, V = shape.delta_value_heads // tp, shape.delta_key_dim, shape.delta_value_dim
-        channels = 2 * (shape.delta_key_heads // tp) * K + heads * V
+        heads, K, V = shape.delta_value_heads // ranks, shape.delta_key_dim, shape.delta_value_dim
+        channels = 2 * (shape.delta_key_heads // ranks) * K + heads * V
         S = torch.zeros(
             batch, heads, K, V, device=device, dtype=torch.promote_types(dtype, torch.float32)
         )

@@ -27,6 +27,7 @@ class Layout:
     microbatches: int = 1
     recompute: str = "unit"
     cuda_graphs: bool = False
+    cp: int = 1
 
 
 class Rule(NamedTuple):
@@ -84,10 +85,11 @@ RULES = (
         lambda x: x.cuda_graphs and x.recompute != "unit",
     ),
     Rule(
-        "parallel.cuda_graphs with parallel.tp or parallel.pp > 1, or parallel.zero = 3",
+        "parallel.cuda_graphs with parallel.tp, parallel.cp or parallel.pp > 1, "
+        "or parallel.zero = 3",
         "their units wait for other ranks, or for weights that come and go",
         "leave parallel.cuda_graphs out: models of such layouts keep their GPUs busy",
-        lambda x: x.cuda_graphs and (x.tp > 1 or x.pp > 1 or x.zero == 3),
+        lambda x: x.cuda_graphs and (x.tp * x.cp * x.pp > 1 or x.zero == 3),
     ),
 )
 

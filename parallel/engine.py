@@ -53,6 +53,7 @@ class DeepSpeedMPU:
 
     The model-parallel group is tp x pp, so that norms and overflow are agreed by all stages, while
     both rank getters give the tp rank: DeepSpeed counts what is replicated over tp on rank 0 only.
+    Its data-parallel ranks are those that hold the same weights, dp x cp.
     """
 
     get_model_parallel_group = staticmethod(parallel_state.get_model_parallel_group)
@@ -62,9 +63,9 @@ class DeepSpeedMPU:
     get_tensor_model_parallel_world_size = staticmethod(
         parallel_state.get_tensor_model_parallel_world_size
     )
-    get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
-    get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
-    get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
+    get_data_parallel_group = staticmethod(mesh.dp_cp_group)
+    get_data_parallel_rank = staticmethod(mesh.dp_cp_rank)
+    get_data_parallel_world_size = staticmethod(mesh.dp_cp_size)
 
     @staticmethod
     def get_model_parallel_world_size() -> int:
@@ -173,12 +174,13 @@ class Engine:
     def loss_scale(scored: Tensor | int) -> Tensor | float:
         """What a sum of losses is multiplied by, so that the step has the gradient of their mean.
 
-        DeepSpeed averages over the data-parallel ranks, while the gradient must be that of the sum.
+        DeepSpeed averages over the ranks that hold the same weights, while the gradient must be
+        that of the sum over their rows and tokens.
 
         Args:
             scored: what the sum over all ranks and microbatches of the step is to be divided by.
         """
-        return mesh.dp_size() / scored
+        return mesh.dp_cp_size() / scored
 
     def _sum_tied(self) -> None:
         """Gives both ends' copies of a tied embedding the sum of their gradients."""
@@ -302,7 +304,7 @@ def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size], owners: _O
 
     return Partition(
         flat=flat.detach(),
-        layout=layout(shapes, stage=zero, ranks=mesh.dp_size(), part=flat.numel()),
+        layout=layout(shapes, stage=zero, ranks=mesh.dp_cp_size(), part=flat.numel()),
         sharded=zero > 0,
         gradient=gradient,
         splits=owners.splits,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel import mesh
+from parallel.context import own_heads, to_heads, to_tokens
 from parallel.delta_rule import delta_rule
 from parallel.fused import fused
 from parallel.layers import (
@@ -91,14 +92,14 @@ class GatedDeltaNet(nn.Module):
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        D, taps, tp = shape.d_model, shape.delta_conv_width, mesh.tp_size()
+        D, taps, ranks = shape.d_model, shape.delta_conv_width, mesh.head_ranks()
         keys, values = (
             shape.delta_key_heads * shape.delta_key_dim,
             shape.delta_value_heads * shape.delta_value_dim,
         )
         self.key_heads, self.value_heads = (
-            shape.delta_key_heads // tp,
-            shape.delta_value_heads // tp,
+            shape.delta_key_heads // ranks,
+            shape.delta_value_heads // ranks,
         )
         self.key_dim, self.value_dim = shape.delta_key_dim, shape.delta_value_dim
         self.taps, self.chunk = taps, shape.delta_chunk
@@ -134,7 +135,7 @@ class GatedDeltaNet(nn.Module):
         """
         (B, T, _), widths = mixed[0].shape, [m.shape[-1] for m in mixed]
         heads = [self.key_heads, self.value_heads, self.key_heads]
-        weights: tuple[Tensor, ...] = (self.conv_k, self.conv_v, self.conv_q)[: len(mixed)]
+        weights = [own_heads(w) for w in (self.conv_k, self.conv_v, self.conv_q)[: len(mixed)]]
         before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
         if tail.is_cuda:
             tails = before.split(widths, dim=-1) if tail.shape[1] else [None] * len(mixed)
@@ -157,13 +158,12 @@ class GatedDeltaNet(nn.Module):
             write_only: nothing downstream reads y (the last pass of a window that only
                 consolidates): skip queries, gate and read-out, and return None for y.
         """
-        B, T = window.size
         x = gather_tokens(x)
-        mixed = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
-        mixed = [m.view(B, T, -1) for m in mixed]
+        read = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
+        *mixed, beta, alpha = to_heads(window.size, *read, self.beta(x), self.alpha(x))
         beta, log_decay = _gates(
-            self.beta(x).view(B, T, self.value_heads), self.alpha(x).view(B, T, self.value_heads),
-            self.A_log, self.dt_bias, window.valid, self.negative_eigenvalues,
+            beta, alpha, own_heads(self.A_log), own_heads(self.dt_bias),
+            window.valid, self.negative_eigenvalues,
         )  # fmt: skip
         if window.record_decay is not None:
             window.record_decay(log_decay)
@@ -176,5 +176,6 @@ class GatedDeltaNet(nn.Module):
             state = state._replace(tail=torch.cat([tail, streams], dim=1)[:, 1 - self.taps :])
         if o is None:
             return None, state
-        y = self.norm(o, self.gate(x).view(B, T, self.value_heads, self.value_dim))
+        o = to_tokens(window.size, o)
+        y = self.norm(o, self.gate(x).view(o.shape))
         return self.out(y.flatten(2)), state

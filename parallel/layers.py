@@ -4,11 +4,13 @@ Linears and the embedding are Megatron's tensor-parallel layers, at every world 
 runs the residual stream. How it meets the linears, which hold some of the features or heads each:
 
                     stream [B, T, D],                 with sequence parallelism:
-                    the same on every rank            [B*T/tp, D], a share of the tokens
+                    the same on every tp rank         [B*T/tp, D], a share of the tokens
     gather_tokens   as it is; backward sums over tp   all gathered; backward sums and shares out
     ColumnLinear    -> this rank's features           the same
     RowLinear       -> summed over tp                 summed over tp and shared out
     all_tokens      as it is                          all gathered, for the head
+
+With context parallelism (`parallel.context`) all of it is of the rank's own tokens.
 """
 
 from __future__ import annotations

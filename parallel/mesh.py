@@ -1,8 +1,8 @@
-"""The grid of ranks: tensor x data x pipeline parallel, kept by Megatron's `parallel_state`.
+"""The grid of ranks: tensor x context x data x pipeline parallel, by Megatron's `parallel_state`.
 
-Consecutive ranks share layers (tp), then hold the same weights (dp), then hold other blocks (pp):
-rank tp + tp_size * (dp + dp_size * pp). So the chattiest neighbours, those of one layer, sit on one
-host.
+Consecutive ranks share layers (tp), then the tokens of the same rows (cp), then read other rows
+(dp), then hold other blocks (pp): rank tp + tp_size * (cp + cp_size * (dp + dp_size * pp)). So the
+chattiest neighbours, those of one layer, sit on one host.
 
 A single process needs no launcher: it becomes a world of one, so that every run,
 test and tool goes through the same Megatron layers.
@@ -84,36 +84,42 @@ def initialize(
     sequence_parallel: bool = False,
     timeout: float = TIMEOUT,
     *,
+    cp: int = 1,
     alone: bool = False,
 ) -> None:
     """Joins the world that the launcher describes (or a world of one) and lays the grid over it.
 
     Args:
         tp: ranks that share each layer. pp: stages that the blocks are split over.
+            cp: ranks that share the tokens of each window.
             The remaining factor of the world size is data parallel.
         sequence_parallel: between layers, each tp rank holds its share of the tokens only.
         timeout: seconds after which ranks that make no progress end, see `parallel.watchdog`. Twice
             of it is the limit of any collective.
         alone: a world of one, whatever a launcher's variables say: an evaluation inside a job.
     Raises:
-        ValueError: the world does not divide into tp x pp, or has another grid already.
+        ValueError: the world does not divide into tp x cp x pp, or has another grid already.
     """
     global _sequence_parallel
     if parallel_state.model_parallel_is_initialized():
-        if (tp, pp, sequence_parallel) != (tp_size(), pp_size(), _sequence_parallel):
+        if (tp, cp, pp, sequence_parallel) != (
+            tp_size(), cp_size(), pp_size(), _sequence_parallel
+        ):  # fmt: skip
             raise ValueError(
-                f"this process is part of a {tp_size()} x {pp_size()} (tp x pp) grid already"
+                f"this process is part of a {tp_size()} x {cp_size()} x {pp_size()} "
+                "(tp x cp x pp) grid already"
             )
         return
     world = 1 if alone and not dist.is_initialized() else world_size()
-    if world % (tp * pp):
-        raise ValueError(f"{world} ranks do not divide into tp x pp = {tp} x {pp}")
+    if world % (tp * cp * pp):
+        raise ValueError(f"{world} ranks do not divide into tp x cp x pp = {tp} x {cp} x {pp}")
     if device().type != "cuda":
         mappings.torch = _TorchOnCPU()
     join(timeout, alone=alone)
     parallel_state.initialize_model_parallel(
         tp,
         pp,
+        context_parallel_size=cp,
         create_gloo_process_groups=False,
         distributed_timeout_minutes=2 * timeout / 60,
     )
@@ -201,8 +207,33 @@ def sequence_parallel() -> bool:
     return _sequence_parallel and tp_size() > 1
 
 
+def cp_size() -> int:
+    """Ranks that share the tokens of each window."""
+    return parallel_state.get_context_parallel_world_size()
+
+
+def cp_rank() -> int:
+    """This rank's share of each window's tokens."""
+    return parallel_state.get_context_parallel_rank()
+
+
+def cp_group() -> dist.ProcessGroup:
+    """The ranks that share the tokens of each window with this one."""
+    return parallel_state.get_context_parallel_group()
+
+
+def head_ranks() -> int:
+    """Ranks that share the heads inside of mixers: tp x cp."""
+    return tp_size() * cp_size()
+
+
+def head_rank() -> int:
+    """This rank's share of the heads inside of mixers."""
+    return tp_rank() * cp_size() + cp_rank()
+
+
 def dp_rank() -> int:
-    """This rank's place among those that hold the same weights."""
+    """This rank's place among those that hold the same weights and read different rows."""
     return parallel_state.get_data_parallel_rank()
 
 
@@ -212,13 +243,28 @@ def dp_size() -> int:
 
 
 def dp_group() -> dist.ProcessGroup:
-    """The ranks that hold the same weights as this one."""
+    """The ranks that hold the same weights as this one and read different rows."""
     return parallel_state.get_data_parallel_group()
 
 
-def tp_dp_group() -> dist.ProcessGroup:
-    """All ranks of this pipeline stage; the one at (tp, dp) is number tp + tp_size * dp."""
-    return parallel_state.get_tensor_and_data_parallel_group()
+def dp_cp_rank() -> int:
+    """This rank's place among those that hold the same weights: cp + cp_size * dp."""
+    return parallel_state.get_data_parallel_rank(with_context_parallel=True)
+
+
+def dp_cp_size() -> int:
+    """Ranks that hold the same weights, over which ZeRO shards."""
+    return parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+
+
+def dp_cp_group() -> dist.ProcessGroup:
+    """The ranks that hold the same weights as this one."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def stage_group() -> dist.ProcessGroup:
+    """All ranks of this pipeline stage; the one at (tp, dp_cp) is number tp + tp_size * dp_cp."""
+    return parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
 
 
 def pp_size() -> int:
@@ -237,8 +283,13 @@ def pp_group() -> dist.ProcessGroup:
 
 
 def model_group() -> dist.ProcessGroup:
-    """The tp x pp ranks that hold one whole model together, and read the same rows."""
+    """The tp x pp ranks that hold one whole model together, and read the same tokens."""
     return parallel_state.get_model_parallel_group()
+
+
+def answers_for_rows() -> bool:
+    """Whether this rank is the first of the tp x cp x pp that read the same rows."""
+    return tp_rank() == cp_rank() == pp_rank() == 0
 
 
 def place() -> str:
@@ -246,6 +297,7 @@ def place() -> str:
     if not parallel_state.model_parallel_is_initialized():
         return f"rank {os.environ.get('RANK', 0)} on {os.uname().nodename}, which joins the others"
     places = {"stage": (pp_rank(), pp_size()), "tp": (tp_rank(), tp_size())}
+    places["cp"] = (cp_rank(), cp_size())
     places["dp"] = (dp_rank(), dp_size())
     where = ", ".join(f"{name} {rank} of {size}" for name, (rank, size) in places.items())
     return f"rank {dist.get_rank()} on {os.uname().nodename} ({where})"

@@ -4,6 +4,7 @@ Shape letters used throughout `parallel/` and `pretrain/`:
 
     B batch   T time   L window   W windows   N passes   D model width   F MLP width
     H heads   K key width of a head   V value width of a head   P stages
+    C context-parallel ranks   t this rank's tokens of a window, T without context parallelism
 """
 
 from __future__ import annotations

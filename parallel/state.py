@@ -130,8 +130,8 @@ class State(NamedTuple):
 
 
 def split_dim(name: str) -> int | None:
-    """The dimension in which tensor-parallel ranks share a tensor of `State.named_tensors`: heads,
-    channels.
+    """The dimension in which ranks (`mesh.head_rank`) share a tensor of `State.named_tensors`:
+    heads, channels.
     """
     return {"S": 1, "tail": 2, "k": 1, "v": 1}.get(name.rsplit(".", 1)[-1])
 

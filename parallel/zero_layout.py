@@ -1,4 +1,4 @@
-"""Who updates what: the slices of the parameters that each data-parallel rank holds in fp32.
+"""Who updates what: the slices of the parameters that each rank holds in fp32.
 
 DeepSpeed keeps, on every rank, one flat fp32 vector of master weights. What is in it depends on the
 ZeRO stage, for parameters a, b, c given in this order and 2 ranks:
@@ -10,7 +10,8 @@ ZeRO stage, for parameters a, b, c given in this order and 2 ranks:
 `layout` says where everything is, for every rank, as a pure function. All that needs parameters or
 optimiser state by name and whole (Muon, checkpoints, gradient norms) is built on it alone. A
 parameter here is what this rank's stage and tensor-parallel share of the model has; those that
-share a stage have the same layout.
+share a stage have the same layout. The ranks are those that hold the same weights: data and context
+parallel (dp x cp).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def layout(
 
     Args:
         shapes: the parameters in the order in which they were given to DeepSpeed.
-        stage: ZeRO stage 0..3. ranks: data-parallel size.
+        stage: ZeRO stage 0..3. ranks: dp x cp.
         part: length of a rank's flat vector, padding included; the same on every rank.
     """
     held: list[list[Shard]] = [[] for _ in range(ranks)]
@@ -78,9 +79,9 @@ class Partition:
     """This rank's master weights and everybody's layout."""
 
     flat: Tensor  # [n] fp32
-    layout: list[list[Shard]]  # by data-parallel rank
-    sharded: bool  # False: every data-parallel rank holds everything (stage 0)
-    # [n] fp32, reduced over data-parallel ranks; valid while the optimiser steps
+    layout: list[list[Shard]]  # by dp x cp rank
+    sharded: bool  # False: every one of them holds everything (stage 0)
+    # [n] fp32, reduced over dp x cp; valid while the optimiser steps
     gradient: Callable[[], Tensor]
     # the dimension in which tensor-parallel ranks share a parameter
     splits: Mapping[str, int | None]
@@ -92,19 +93,19 @@ class Partition:
     @property
     def shards(self) -> list[Shard]:
         """What this rank holds."""
-        return self.layout[mesh.dp_rank()]
+        return self.layout[mesh.dp_cp_rank()]
 
     @property
     def holders(self) -> list[tuple[int, int]]:
-        """(tp, dp) of the ranks of `group`, in its order."""
+        """(tp, dp x cp) of the ranks of `group`, in its order."""
         if self.sharded:
-            return [(t, d) for d in range(mesh.dp_size()) for t in range(mesh.tp_size())]
-        return [(t, mesh.dp_rank()) for t in range(mesh.tp_size())]
+            return [(t, d) for d in range(mesh.dp_cp_size()) for t in range(mesh.tp_size())]
+        return [(t, mesh.dp_cp_rank()) for t in range(mesh.tp_size())]
 
     @property
     def group(self) -> dist.ProcessGroup:
         """The ranks that this stage's parameters are shared out to, each element to one of them."""
-        return mesh.tp_dp_group() if self.sharded else mesh.tp_group()
+        return mesh.stage_group() if self.sharded else mesh.tp_group()
 
     def complete(self, gradient: Tensor) -> None:
         """Sums over tp what each tp rank has a partial gradient of. One collective, in place."""
@@ -130,7 +131,7 @@ class Partition:
                 of them that begins at `base` (a moment). The pieces are views of it.
             names: the parameters to take.
         """
-        if not self.sharded and mesh.dp_rank() > 0:  # a replica
+        if not self.sharded and mesh.dp_cp_rank() > 0:  # a replica
             return {}
         mine = {}
         for s in self.shards:
@@ -168,8 +169,8 @@ class WholeMatrices:
         gathered        rank 0 | A |                rank 1 | B0 B1 C |
         scattered       the same back, with what the owners have made of them
 
-    Owners are chosen among all ranks of the stage (tp x dp) so that the work (m n min(m, n) for
-    m x n) is even. Cost for E elements over R ranks: two all-to-alls, in which a rank sends and
+    Owners are chosen among all ranks of the stage (tp x cp x dp) so that the work (m n min(m, n)
+    for m x n) is even. Cost for E elements over R ranks: two all-to-alls, in which a rank sends and
     receives about E / R elements, and E / R elements of memory: nothing is computed twice and
     nobody holds all matrices. What is not cut does not move.
     """
@@ -178,10 +179,10 @@ class WholeMatrices:
         chosen, holders = set(names), partition.holders
         layout = [[s for s in shards if s.name in chosen] for shards in partition.layout]
         self.group, self.exchanged = partition.group, len(holders) > 1
-        self.mine = layout[mesh.dp_rank()]
+        self.mine = layout[mesh.dp_cp_rank()]
         self._empty = partition.flat.new_zeros(0)
         shapes = {s.name: s.shape for shards in layout for s in shards}
-        me = holders.index((mesh.tp_rank(), mesh.dp_rank())) if self.exchanged else 0
+        me = holders.index((mesh.tp_rank(), mesh.dp_cp_rank())) if self.exchanged else 0
 
         owner = self._owners({name: shapes[name] for name in names}, len(holders))
         self.owned = [name for name in names if owner[name] == me]

@@ -141,13 +141,13 @@ class WeightGathering:
         """After a microbatch's backward.
 
         Raises:
-            RuntimeError: on all data-parallel ranks, naming those that have gathered in another
-                order: they have computed with each other's weights.
+            RuntimeError: on all ranks that hold the same weights, naming those that have gathered
+                in another order: they have computed with each other's weights.
         """
         mine, self.order = torch.tensor([self.order]), 0
-        everyone = [torch.empty_like(mine) for _ in range(mesh.dp_size())]
-        dist.all_gather(everyone, mine, group=mesh.dp_group())
-        ranks = dist.get_process_group_ranks(mesh.dp_group())
+        everyone = [torch.empty_like(mine) for _ in range(mesh.dp_cp_size())]
+        dist.all_gather(everyone, mine, group=mesh.dp_cp_group())
+        ranks = dist.get_process_group_ranks(mesh.dp_cp_group())
         others = [r for r, seen in zip(ranks, everyone, strict=True) if seen != everyone[0]]
         if others:
             raise RuntimeError(

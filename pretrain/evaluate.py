@@ -54,8 +54,8 @@ class CollectPredictions:
         best = vocab_parallel_argmax(logits)
         losses = cross_entropy(logits, targets)
         rows, columns = (
-            plan.scored_index // plan.width,
-            plan.scored_index % plan.width + plan.tokens.start,
+            plan.scored_index // plan.own_width,
+            plan.scored_index % plan.own_width + plan.own.start,
         )
         self.loss[rows, columns] = losses.float().cpu()
         self.best[rows, columns] = best.cpu()
@@ -81,6 +81,9 @@ def predict(
     heads = [CollectPredictions(model, part) for part in parts]
     read(model, parts, heads, passes, zero, stop, states)
     loss, best = torch.cat([h.loss for h in heads]), torch.cat([h.best for h in heads])
+    if mesh.cp_size() > 1:  # each has predicted after its own tokens
+        dist.all_reduce(loss, group=mesh.cp_group())
+        dist.all_reduce(best, op=dist.ReduceOp.MAX, group=mesh.cp_group())
     if mesh.pp_size() > 1:
         last = dist.get_global_rank(mesh.pp_group(), mesh.pp_size() - 1)
         for tensor in (loss, best):

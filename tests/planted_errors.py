@@ -204,7 +204,7 @@ ERRORS = [
     # ---- ranks
     Planted(
         "the gradient divided by the data-parallel ranks", "parallel/engine.py",
-        "return mesh.dp_size() / scored", "return 1.0 / scored", "layouts/test_layouts.py",
+        "return mesh.dp_cp_size() / scored", "return 1.0 / scored", "layouts/test_layouts.py",
     ),
     Planted(
         "gradients of shared norms not summed over tp", "pretrain/run/optimizer.py",

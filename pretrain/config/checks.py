@@ -202,6 +202,7 @@ def _layout(config: Config) -> None:
             microbatches=train.microbatches,
             recompute=parallel.recompute,
             cuda_graphs=parallel.cuda_graphs,
+            cp=parallel.cp,
         )
     )
     if why:
@@ -211,6 +212,10 @@ def _layout(config: Config) -> None:
         if size % tp:
             more = f"make it {size + -size % tp}, or lower parallel.tp"
             raise refused(f"model.{name}", size, f"does not divide by parallel.tp = {tp}; {more}")
+        if name.endswith("_heads") and size % (tp * parallel.cp):
+            by = f"parallel.tp = {tp} x parallel.cp = {parallel.cp}"
+            fix = f"make it a multiple of {tp * parallel.cp}, or lower parallel.cp"
+            raise refused(f"model.{name}", size, f"does not divide by {by}; {fix}")
     _stages(config)
 
 

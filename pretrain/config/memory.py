@@ -23,7 +23,8 @@ def check_memory(config: Config) -> None:
     )
     if needed > held:
         what = f"the model needs {needed / 2**30:,.0f} GiB on each rank before it has read a token"
-        fix = "lower the sizes in [model], or raise parallel.tp, parallel.pp or train.microbatches"
+        more = "parallel.tp, parallel.cp, parallel.pp or train.microbatches"
+        fix = f"lower the sizes in [model], or raise {more}"
         raise UserError(f"{what}, and there are {held / 2**30:,.0f}: {fix}")
 
 
@@ -32,11 +33,12 @@ def least_bytes(config: Config) -> int:
     model, parallel = config.model, config.parallel
     rows = config.train.batch // (mesh.dp_size() * config.train.microbatches)
     fast = rows * model.delta_value_heads * model.delta_key_dim * model.delta_value_dim  # B H K V
-    sizes = parameters(model) + model.layers.count("delta") * fast
-    share = sizes * FP32 // (parallel.tp * parallel.pp)
+    weights = parameters(model) // (parallel.tp * parallel.pp)
     if parallel.zero == 3:
-        share //= mesh.dp_size()
-    return share + rows * config.sleep.window * model.d_model * FP32
+        weights //= mesh.dp_cp_size()
+    fast = model.layers.count("delta") * fast // (parallel.tp * parallel.pp)
+    hidden = rows * config.sleep.window * model.d_model
+    return FP32 * (weights + (fast + hidden) // parallel.cp)
 
 
 def out_of_memory(error: Exception) -> bool:

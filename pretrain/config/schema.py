@@ -345,12 +345,18 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """How a step is spread over ranks; those beyond tp x pp are data parallel
+    """How a step is spread over ranks; those beyond tp x cp x pp are data parallel
     (docs/parallelism.md).
     """
 
     tp: int = setting(
         1, "ranks that share each layer, by heads and by features", at_least=1, changes=True
+    )
+    cp: int = setting(
+        1,
+        "ranks that share the tokens of each window, and heads in mixers",
+        at_least=1,
+        changes=True,
     )
     pp: int = setting(1, "stages that the blocks are split over", at_least=1, changes=True)
     stages: list[int] = setting(

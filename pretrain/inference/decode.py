@@ -53,8 +53,12 @@ class Decoder:
 
     @torch.no_grad()
     def __init__(self, model: SleepLM) -> None:
-        if not (model.stage.is_first and model.stage.is_last) or mesh.sequence_parallel():
-            raise ValueError("a session needs the whole model: no stages, no sequence parallelism")
+        whole = model.stage.is_first and model.stage.is_last
+        if not whole or mesh.sequence_parallel() or mesh.cp_size() > 1:
+            raise ValueError(
+                "a session needs the whole model and all tokens: no stages, no sequence and no "
+                "context parallelism"
+            )
         if model.sleep.is_control:
             raise UserError(
                 "the run is a control (sleep.when, sleep.carries or sleep.eviction): it can be "

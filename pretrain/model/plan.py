@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from parallel.context import token_share
 from parallel.passes import Pass
 from parallel.stages import Stage
 from pretrain.config.schema import Config, ModelConfig, SleepConfig
@@ -38,12 +39,13 @@ class WindowPlan:
 
     index: int  # of the window in its sequence
     tokens: slice  # of the sequence
+    own: slice  # of the sequence: this rank's of these tokens, if context-parallel ranks share them
 
     # ---- rows, this rank's own
     starts: Tensor  # [B] bool, a document begins
     has_targets: Tensor  # [B] bool, something is predicted
     sleeps: Tensor  # [B] bool, makes passes 2..N
-    scored_index: Tensor  # [n] int64, of the scored positions in the flattened [B, width]
+    scored_index: Tensor  # [n] int64, of the scored positions in the flattened [B, own_width]
 
     # ---- structure, agreed over ranks: "some" means some row of some rank
     passes: int  # N, or 1 where no row sleeps
@@ -65,6 +67,11 @@ class WindowPlan:
     def width(self) -> int:
         """Tokens of this window: L, or fewer in a sequence's last."""
         return int(self.tokens.stop - self.tokens.start)
+
+    @property
+    def own_width(self) -> int:
+        """This rank's tokens of it."""
+        return int(self.own.stop - self.own.start)
 
 
 F = TypeVar("F")
@@ -91,6 +98,7 @@ def plan_windows(
     passes: int | None = None,
     past: int = 0,
     agree: Agree = alone,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[WindowPlan, ...]:
     """The windows of a batch up to the last one that matters. A pure function, on CPU data.
 
@@ -98,6 +106,7 @@ def plan_windows(
         passes: N, if other than the configuration says.
         past: keys of earlier windows that the batch begins with.
         agree: over the data-parallel ranks; each of them calls it once.
+        share: of each window's tokens, number k of n.
     """
     T, L, W, j = batch.size[1], config.window, batch.starts.shape[1], config.truncate_windows
     N, sliding = passes or config.passes, config.slides
@@ -109,6 +118,8 @@ def plan_windows(
     windows = []
     for w in range(W):
         tokens, is_last = slice(w * L, min((w + 1) * L, T)), w == W - 1
+        mine = token_share(tokens.stop - tokens.start, *share)
+        own = slice(tokens.start + mine.start, tokens.start + mine.stop)
         # The last window sleeps only for documents that go on in the next batch.
         sleeps = rows.sleeps_on if is_last else rows.sleeps
         some_sleep = some.sleeps_on if is_last else some.sleeps
@@ -120,10 +131,11 @@ def plan_windows(
             WindowPlan(
                 index=w,
                 tokens=tokens,
+                own=own,
                 starts=rows.starts[w],
                 has_targets=rows.scored[w],
                 sleeps=sleeps[w],
-                scored_index=(batch.targets[:, tokens] != IGNORE).flatten().nonzero()[:, 0],
+                scored_index=(batch.targets[:, own] != IGNORE).flatten().nonzero()[:, 0],
                 passes=count,
                 past=min(config.reach - 1, past + w * L) if sliding else 0,
                 has_pad=some.has_pad[w],

@@ -48,11 +48,10 @@ class Probe:
         """Norms over this data-parallel rank's rows, all blocks and windows; lists go by pass, from
         pass 1. "retention_per_head" is a list of heads for each delta block up to the coda.
 
-        Called by all ranks that hold the model together; each has looked at its own heads and
-        blocks.
+        Called by all ranks that read the same rows; each has looked at its own heads and blocks.
         """
         passes = torch.tensor(max(self._updates, default=0), device=mesh.device())
-        dist.all_reduce(passes, op=dist.ReduceOp.MAX, group=mesh.model_group())
+        _reduce(passes, dist.ReduceOp.MAX)
         by_pass = range(1, int(passes) + 1)
         mine = [*(self._updates[n] for n in by_pass), *(self._gradients[n] for n in by_pass)]
         count = torch.tensor(float(len(self._retention)), dtype=torch.double, device=mesh.device())
@@ -62,7 +61,7 @@ class Probe:
         ]
         heads = self._by_head(model)
         total = torch.cat([torch.stack([*sums, count]), heads.flatten()])
-        dist.all_reduce(total, group=mesh.model_group())
+        _reduce(total, dist.ReduceOp.SUM)
         *squares, retention, blocks = total[: len(sums) + 1].tolist()
         norms = [square**0.5 for square in squares]
         return {
@@ -83,5 +82,11 @@ class Probe:
         if self._retention:
             H = len(self._retention[0])
             by_window = torch.stack(self._retention).view(-1, mine, H)
-            table[first : first + mine, mesh.tp_rank() * H :][:, :H] = by_window.mean(dim=0)
+            table[first : first + mine, mesh.head_rank() * H :][:, :H] = by_window.mean(dim=0)
         return table
+
+
+def _reduce(values: Tensor, op: dist.ReduceOp.RedOpType) -> None:
+    """In place, over all ranks that read the same rows."""
+    for group in (mesh.model_group(), mesh.cp_group()):
+        dist.all_reduce(values, op=op, group=group)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from parallel import mesh
 from parallel.passes import Pass
 from parallel.state import BlockState, State, map_blocks
 from parallel.window import Window
@@ -27,7 +28,7 @@ class Output(NamedTuple):
     """What reading a batch gives."""
 
     loss: Tensor  # [] at least fp32, sum of cross-entropy over the scored positions, differentiable
-    window_loss: Tensor  # [W] the same by window, detached
+    window_loss: Tensor  # [W] the same by window, detached; both of this rank's tokens
     # fast weights for the next batch, detached; None if no row's document goes on
     state: State | None
 
@@ -83,7 +84,10 @@ class Reader:
     ) -> Reader:
         """Plans the windows and moves the batch to the device; see `SleepLM.forward`."""
         past = 0 if state is None else state.past
-        windows = plan_windows(batch, model.sleep, passes=passes, past=past, agree=agree)
+        windows = plan_windows(
+            batch, model.sleep, passes=passes, past=past, agree=agree,
+            share=(mesh.cp_rank(), mesh.cp_size()),
+        )  # fmt: skip
         if model.graphs and torch.is_grad_enabled():
             model.graphs.begin()
         tokens, targets, valid = (

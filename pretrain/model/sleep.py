@@ -99,7 +99,7 @@ def wake(
     window.record_decay = reader.probe.record_decay if reader.probe else None
     with grad(w.has_grad):
         if h is None:
-            h = model.embedded(reader.tokens[:, w.tokens])
+            h = model.embedded(reader.tokens[:, w.own])
         h, state = reader.run(p, p.prelude, h, memory.state, window)
     found = state.blocks[model.core] if p.loops and model.sleep.carries == "h" else None
     h, state = run_core(reader, p, h, state, window)
@@ -124,7 +124,7 @@ def sleep(
         state = state.begin_pass(core)
         if reader.model.sleep.carries == "S":  # a control: what it has thought is lost
             with grad(p.core_has_grad):
-                x = reader.model.embedded(reader.tokens[:, w.tokens])
+                x = reader.model.embedded(reader.tokens[:, w.own])
         if p.detaches:  # h is cut where the pass begins, S on every stage
             x = x.detach() if reader.model.stage.index == p.first_stage else x
             state = state.detach(core)
@@ -145,14 +145,14 @@ def predict(
     model, w = reader.model, reader.windows[p.window]
     with grad(w.has_grad):
         if memory.woke_h is not None:  # rows with targets are predicted as they woke
-            rows = broadcast_rows(reader.to_device(w.has_targets), w.width)
+            rows = broadcast_rows(reader.to_device(w.has_targets), w.own_width)
             y, memory = torch.where(rows, memory.woke_h, y), memory._replace(woke_h=None)
         y, state = reader.run(p, p.coda, y, memory.state, window)
         memory = memory._replace(state=state)
         if not (w.any_scored and model.stage.is_last):
             return y, None, memory
         index = reader.to_device(w.scored_index)
-        targets = reader.targets[:, w.tokens].flatten()[index]  # [n]
+        targets = reader.targets[:, w.own].flatten()[index]  # [n]
         y = all_tokens(y)[index]  # [n, D]
         losses = maybe_checkpoint(reader.head, w, y, targets, recompute=reader.recompute != "none")
         return None, losses.sum(), memory

@@ -159,8 +159,8 @@ def loss_by_window(window_losses: Sequence[Tensor], batch: Batch, window: int) -
     """Loss per scored token, over all ranks: of the step, and by window (None: nothing is scored).
 
     Args:
-        window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others
-            have zeros.
+        window_losses: of each microbatch [W], of this rank's tokens; of pipeline stages, the last
+            has them and the others have zeros.
         batch: this rank's, of W windows of `window` tokens, the last perhaps shorter.
     """
     W, T = batch.starts.shape[1], batch.size[1]
@@ -168,7 +168,8 @@ def loss_by_window(window_losses: Sequence[Tensor], batch: Batch, window: int) -
     sums = torch.stack(list(window_losses)).sum(dim=0).double()  # [W]
     both = torch.stack([sums, scored.sum(dim=(0, 2)).to(sums.device)])  # [2, W]
     dist.all_reduce(both, group=mesh.dp_group())
-    dist.all_reduce(both[0], group=mesh.pp_group())
+    for group in (mesh.cp_group(), mesh.pp_group()):
+        dist.all_reduce(both[0], group=group)
     by_window = [s / n if n else None for s, n in zip(*both.tolist(), strict=True)]
     total, count = both.sum(dim=1).tolist()
     return {"loss": total / count, "loss_per_window": by_window}

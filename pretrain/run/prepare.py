@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from itertools import accumulate as running_sum
 
 from parallel import mesh, watchdog
+from parallel.context import token_counts
 from parallel.stages import Stage, balanced
 from pretrain.config.checks import validate
 from pretrain.config.memory import check_memory
@@ -23,13 +24,14 @@ def lay_grid(parallel: ParallelConfig) -> None:
     """Lays the grid of ranks. UserError: there are too few or too many, or they lack a GPU."""
     if parallel.cuda_graphs and mesh.device().type != "cuda":
         raise UserError("parallel.cuda_graphs = true: there is no CUDA device here; leave it out")
-    tp, pp = parallel.tp, parallel.pp
+    tp, cp, pp = parallel.tp, parallel.cp, parallel.pp
     try:
-        mesh.initialize(tp, pp, parallel.sequence_parallel, parallel.timeout)
+        mesh.initialize(tp, pp, parallel.sequence_parallel, parallel.timeout, cp=cp)
     except ValueError as error:
-        start = f"torchrun --nproc-per-node={tp * pp} -m launch train ..."
-        fix = f"start a multiple of tp x pp, as by {start}"
-        raise UserError(f"parallel.tp = {tp}, parallel.pp = {pp}: {error}; {fix}") from None
+        start = f"torchrun --nproc-per-node={tp * cp * pp} -m launch train ..."
+        fix = f"start a multiple of tp x cp x pp, as by {start}"
+        grid = f"parallel.tp = {tp}, parallel.cp = {cp}, parallel.pp = {pp}"
+        raise UserError(f"{grid}: {error}; {fix}") from None
 
 
 def make_source(config: Config) -> BatchSource:
@@ -88,14 +90,19 @@ def check_rows_divide(config: Config) -> None:
 
 def check_tokens_divide(tokens: int, config: Config) -> None:
     """Where sequences are split, every window of a microbatch is shared out. tokens: of a row."""
-    if not config.parallel.sequence_parallel:
-        return
-    L, tp = config.sleep.window, config.parallel.tp
+    L, tp, cp = config.sleep.window, config.parallel.tp, config.parallel.cp
     rows = config.train.batch // mesh.dp_size() // config.train.microbatches
     for width in {min(L, tokens), tokens % L or L}:
-        if rows * width % tp:
+        if width < cp:
             raise UserError(
-                f"parallel.sequence_parallel: a microbatch has windows of {rows} x {width} tokens, "
+                f"parallel.cp = {cp}: a sequence has a window of {width} tokens, fewer than ranks "
+                "that share it; lower parallel.cp, or change sleep.window"
+            )
+        own = set(token_counts(width)) if config.parallel.sequence_parallel else set()
+        if any(rows * width % tp for width in own):
+            raise UserError(
+                f"parallel.sequence_parallel: a microbatch has windows of {rows} x {width} tokens"
+                f"{f' on {cp} context-parallel ranks' * (cp > 1)}, "
                 f"which do not divide by parallel.tp = {tp}; "
                 "change train.microbatches or sleep.window, or leave it out"
             )

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import mesh
+from parallel.context import own_heads
 from parallel.engine import Engine
 from parallel.layers import share
 from parallel.slices import Piece, Slice
@@ -58,9 +59,9 @@ class CarriedState:
         for name, value in mine.items():
             places, dim = {0: (mesh.dp_rank(), mesh.dp_size())}, split_dim(name)
             if dim is not None:
-                places[dim] = (mesh.tp_rank(), mesh.tp_size())
+                places[dim] = (mesh.head_rank(), mesh.head_ranks())
             # the rest is the same on all
-            if name.startswith("blocks.") or mesh.tp_rank() == mesh.pp_rank() == 0:
+            if name.startswith("blocks.") or mesh.answers_for_rows():
                 pieces[name] = Piece(Slice.share(tuple(value.shape), places), value)
         return pieces
 
@@ -80,10 +81,11 @@ class CarriedState:
         for name, like in expected.items():
             shape, dim = [batch, *like.shape[1:]], split_dim(name)
             if dim is not None:
-                shape[dim] *= mesh.tp_size()
+                shape[dim] *= mesh.head_ranks()
             # Rows of which no rank has a piece do not go on.
             value = checkpoint.tensor("state", f"lanes.{name}", partial=True, shape=tuple(shape))
-            mine[name] = share(value[begin : begin + rows], dim).to(mesh.device())
+            value = share(value[begin : begin + rows], dim)
+            mine[name] = (value if dim is None else own_heads(value, dim)).to(mesh.device())
         carries = mine.pop("carries").cpu()
         states: list[State | None] = []
         for m in range(microbatches):
@@ -193,7 +195,7 @@ class TrainState:
         """What this rank gives to a checkpoint; before the weights change again."""
         state = {f"lanes.{name}": piece for name, piece in self.carried.pieces(model).items()}
         of_rows = {f"data.{n}": v for n, v in self.data.items() if isinstance(v, Tensor)}
-        if mesh.tp_rank() == mesh.pp_rank() == 0:  # the rest is the same on all
+        if mesh.answers_for_rows():  # the rest is the same on all
             place = {0: (mesh.dp_rank(), mesh.dp_size())}
             for name, rows in of_rows.items():
                 state[name] = Piece(Slice.share(tuple(rows.shape), place), rows)

@@ -133,33 +133,27 @@ def check_same_rows(parts: Sequence[Batch]) -> None:
     Raises:
         UserError: on every one of them, naming those that differ from the first.
     """
-    group = mesh.model_group()
-    if dist.get_world_size(group) == 1:
+    if mesh.tp_size() * mesh.cp_size() * mesh.pp_size() == 1:
         return
     watchdog.doing("compares its rows with the other ranks of its model")
     content = 0
     for part in parts:
         for tensor in (part.tokens, part.targets, part.valid, part.starts, part.carries):
             content = zlib.crc32(tensor.contiguous().numpy().tobytes(), content)
-    mine = torch.tensor([len(parts), *parts[0].size, content])
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(everyone, mine, group=group)
-    ranks = dist.get_process_group_ranks(group)
-    others = [
-        rank
-        for rank, seen in zip(ranks, everyone, strict=True)
-        if not torch.equal(seen, everyone[0])
-    ]
-    if others:
-        shapes = {
-            rank: " x ".join(map(str, seen[:3].tolist()))
-            for rank, seen in zip(ranks, everyone, strict=True)
-        }
-        raise UserError(
-            f"{mesh.place()}: rank {others[0]} reads other rows than rank {ranks[0]}, "
-            f"with which it shares a model: {shapes[others[0]]} against {shapes[ranks[0]]} "
-            "(microbatches x rows x tokens); give all ranks the same configuration and data"
-        )
+    seen = torch.tensor([[dist.get_rank(), len(parts), *parts[0].size, content]])
+    for group in (mesh.model_group(), mesh.cp_group()):
+        everyone = [torch.empty_like(seen) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(everyone, seen, group=group)
+        seen = torch.cat(everyone)  # [ranks, 5]
+    (first, *rows), *others = sorted(seen.tolist())
+    for rank, *other in others:
+        if other != rows:
+            theirs, here = (" x ".join(map(str, shape[:3])) for shape in (other, rows))
+            raise UserError(
+                f"{mesh.place()}: rank {rank} reads other rows than rank {first}, "
+                f"with which it shares a model: {theirs} against {here} "
+                "(microbatches x rows x tokens); give all ranks the same configuration and data"
+            )
 
 
 class StageStream:
@@ -208,7 +202,7 @@ class StageStream:
     def empty_message(self, unit: int) -> Tensor:
         """An empty tensor like the hidden states of a unit."""
         model, w = self.reader.model, self.reader.windows[self.passes[unit].window]
-        return empty_stream(len(self.reader.tokens), w.width, model.config.d_model, model.dtype)
+        return empty_stream(len(self.reader.tokens), w.own_width, model.config.d_model, model.dtype)
 
     def output(self) -> Output:
         """When every unit is done; detached."""

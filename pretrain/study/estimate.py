@@ -114,6 +114,11 @@ class Estimator:
     """Estimates layouts of one configuration on one machine; what they share is counted once."""
 
     def __init__(self, config: Config, gpus: int, hardware: Hardware, row: Batch) -> None:
+        if config.parallel.cp > 1:
+            raise UserError(
+                f"parallel.cp = {config.parallel.cp}: plans do not know yet what the exchanges of "
+                "context-parallel ranks cost; plan with parallel.cp=1"
+            )
         self.config, self.gpus, self.hardware, self.row = config, gpus, hardware, row
         sleep = config.sleep
         # N of a step: memory must do for the most, time is the mean, which is that of the ends.

@@ -48,6 +48,8 @@ REFUSED = {
     "parallel.pp=2 parallel.zero=0": "parallel.pp > 1 with parallel.zero = 0: ",
     "parallel.tp=4 model.attention_kv_heads=2": "model.attention_kv_heads = 2: does not divide by",
     "parallel.tp=4 model.delta_key_heads=2": "model.delta_key_heads = 2: does not divide by para",
+    "parallel.cp=4 model.delta_key_heads=2": "model.delta_key_heads = 2: does not divide by para"
+    "llel.tp = 1 x parallel.cp = 4; make it a multiple of 4, or lower parallel.cp",
     "parallel.tp=4 model.mlp_width=6": "model.mlp_width = 6: does not divide by parallel.tp = 4; "
     "make it 8, or lower parallel.tp",
     "parallel.tp=2 model.vocab_size=7": "model.vocab_size = 7: does not divide by parallel.tp = 2",

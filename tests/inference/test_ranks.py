@@ -54,11 +54,13 @@ def test_two_ranks_say_what_one_says(eviction: str) -> None:
         torch.testing.assert_close(torch.tensor(rank), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_sequence_parallel_ranks_are_refused() -> None:
+def test_ranks_that_share_tokens_are_refused() -> None:
     run_ranks(2, refused)
 
 
 def refused() -> None:
-    mesh.initialize(tp=2, sequence_parallel=True)
-    with pytest.raises(ValueError, match="no sequence parallelism"):
-        Decoder(SleepLM(SPLIT, SleepConfig(window=L)).initialize(3))
+    for grid in ({"tp": 2, "sequence_parallel": True}, {"cp": 2}):
+        mesh.initialize(**grid)
+        with pytest.raises(ValueError, match="no sequence and no context parallelism"):
+            Decoder(SleepLM(SPLIT, SleepConfig(window=L)).initialize(3))
+        mesh.parallel_state.destroy_model_parallel()

@@ -10,7 +10,7 @@ from math import prod
 from typing import NamedTuple
 
 from parallel import combinations
-from tests.layouts.problem import ROWS, Problem
+from tests.layouts.problem import ROWS, L, Problem
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class Layout:
     sequence_parallel: bool = False
     offload: bool = False
     stages: tuple[int, ...] = ()
+    cp: int = 1
 
     @property
     def world(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.cp * self.pp * self.dp
 
 
 class Case(NamedTuple):
@@ -76,6 +77,7 @@ SMOKE = [
         Problem(when="context", prelude=2, coda=1, passes=4),
     ),
     Case(Layout(dp=2, zero=3), Problem(when="context", prelude=1)),
+    Case(Layout(cp=2, recompute="unit"), Problem(when="context", eviction="sliding", coda=1)),
 ]
 
 DAILY = [
@@ -93,7 +95,16 @@ DAILY = [
          Problem(tied=True, when="context", coda=1), "weights leave at once"),
     Case(Layout(dp=2, zero=3), Problem(eviction="sliding"), "weights leave at once"),
     Case(Layout(pp=2, microbatches=2), Problem(when="context", prelude=1, truncate_passes=1)),
+    Case(Layout(cp=2, zero=3), Problem(tied=True, prelude=1), "weights leave at once"),
+    Case(Layout(cp=2, zero=0, microbatches=2), Problem(passes=1, optimizer="adamw")),
+    Case(Layout(cp=2, zero=2, recompute="block"), Problem(precision="bf16", coda=1)),
     # four
+    Case(Layout(cp=4), Problem(key_heads=4, eviction="sliding", truncate_passes=1)),
+    Case(Layout(tp=2, cp=2, recompute="unit"), Problem(key_heads=4, tied=True, when="context")),
+    Case(Layout(tp=2, cp=2, zero=3, sequence_parallel=True), Problem(key_heads=4, prelude=1)),
+    Case(Layout(cp=2, dp=2, zero=2, microbatches=2), Problem(when="context", coda=2)),
+    Case(Layout(cp=2, pp=2, microbatches=2, recompute="unit"),
+         Problem(tied=True, eviction="sliding", truncate_windows=2)),
     Case(Layout(tp=2, pp=2, microbatches=2, recompute="unit"),
          Problem(eviction="sliding", when="context", coda=2)),
     Case(Layout(tp=2, pp=2, sequence_parallel=True, microbatches=2),
@@ -123,6 +134,9 @@ FAULTY = [
         Problem(tied=True),
         "one end's gradient of a tied embedding dropped",
     ),
+    Case(Layout(cp=2), Problem(), "gradients stay where they are in an exchange"),
+    Case(Layout(cp=2), Problem(), "every context-parallel rank takes the first one's decays"),
+    Case(Layout(cp=2), Problem(), "context-parallel ranks count as one in the mean"),
 ]
 
 # Every pair of values of every two columns is in some row (the orthogonal array L8).
@@ -147,14 +161,14 @@ def draw(seed: int, ranks: Sequence[int] = (1, 2, 2, 4)) -> Case:
     choose = random.Random(seed)
     while True:
         world = choose.choice(ranks)
-        tp, pp, dp = choose.choice(
-            [g for g in itertools.product((1, 2, 3, 4), repeat=3) if prod(g) == world]
+        tp, cp, pp, dp = choose.choice(
+            [g for g in itertools.product((1, 2, 3, 4), repeat=4) if prod(g) == world]
         )
         blocks, passes = choose.randint(pp, 6), choose.randint(1, 4)
         ends = sorted(choose.sample(range(1, blocks), pp - 1))
         windows = choose.randint(1, 4)
         layout = Layout(
-            tp=tp, pp=pp, dp=dp, zero=choose.randint(0, 3),
+            tp=tp, cp=cp, pp=pp, dp=dp, zero=choose.randint(0, 3),
             recompute=choose.choice(("none", "block", "unit")),
             microbatches=choose.choice((1, 2, 4)),
             sequence_parallel=choose.random() < 0.5,
@@ -168,6 +182,7 @@ def draw(seed: int, ranks: Sequence[int] = (1, 2, 2, 4)) -> Case:
             truncate_passes=choose.choice((0, choose.randint(0, passes))),
             truncate_windows=choose.choice((0, choose.randint(0, windows))),
             tied=choose.random() < 0.3, optimizer=choose.choice(("muon", "adamw")), documents=seed,
+            key_heads=4 if tp * cp == 4 else 2,
         )  # fmt: skip
         plant = "weights leave at once" if layout.zero == 3 and choose.random() < 0.5 else None
         case = Case(layout, problem, plant)
@@ -182,14 +197,23 @@ def _may_be_run(case: Case) -> bool:
         ROWS % (layout.dp * layout.microbatches) == 0
         and len(problem.layers) >= problem.prelude + problem.coda
         and (problem.passes == 1 or "delta" in core)
-        and all(size % layout.tp == 0 for size in (problem.model.attention_kv_heads, 22))
+        and problem.key_heads % (layout.tp * layout.cp) == 22 % layout.tp == 0
+        and _tokens_divide(layout, problem)
         and combinations.refusal(
             combinations.Layout(
                 tp=layout.tp, pp=layout.pp, sequence_parallel=layout.sequence_parallel,
-                zero=layout.zero, microbatches=layout.microbatches,
+                zero=layout.zero, microbatches=layout.microbatches, cp=layout.cp,
             )
         ) is None
     )  # fmt: skip
+
+
+def _tokens_divide(layout: Layout, problem: Problem) -> bool:
+    """As `pretrain.run.prepare.check_tokens_divide` wants it."""
+    widths = {min(L, problem.tokens), problem.tokens % L or L}
+    rows, cp = ROWS // layout.dp // layout.microbatches, layout.cp
+    own = {w * (r + 1) // cp - w * r // cp for w in widths for r in range(cp)}
+    return not layout.sequence_parallel or all(rows * n % layout.tp == 0 for n in own)
 
 
 def everything() -> Iterator[Case]:
@@ -197,29 +221,34 @@ def everything() -> Iterator[Case]:
     the other choices.
 
     Those of the second kind (eviction and what follows it) meet every pair of their own kind under
-    each, and of the first another in the next. Beside them, the smokes, the chosen few, and
-    offloading wherever it is allowed.
+    each, and of the first another in the next; where tokens are shared (cp), two of the eight.
+    Beside them, the smokes, the chosen few, and offloading wherever it is allowed.
     """
     yield from [*SMOKE, *DAILY]
     for split, zero, precision in itertools.product(
-        ("tp", "dp", "pp"), (1, 2, 3), ("fp32", "bf16")
+        ("tp", "cp", "dp", "pp"), (1, 2, 3), ("fp32", "bf16")
     ):
         if split != "pp" or (zero, precision) == (1, "fp32"):
             layout = Layout(**{split: 2}, zero=zero, offload=True, microbatches=2)
             yield Case(layout, Problem(precision=precision, tied=True))
-    grids = [grid for grid in itertools.product((1, 2), (1, 2, 4), (1, 2)) if prod(grid) <= 8]
+    grids = [
+        grid
+        for grid in itertools.product((1, 2), (1, 2), (1, 2, 4), (1, 2))
+        if prod(grid) <= 8 and grid[1] * grid[2] <= 4
+    ]
     combinations = [
         (*grid, zero, n)
         for grid in grids
-        for zero in ((1,) if grid[1] > 1 else range(4))
+        for zero in ((1,) if grid[2] > 1 else range(4))
         for n in (1, 3)
     ]
-    for turn, (tp, pp, dp, zero, passes) in enumerate(combinations):
-        for first, second in zip(PAIRS, PAIRS[turn % 8 :] + PAIRS[: turn % 8], strict=True):
+    for turn, (tp, cp, pp, dp, zero, passes) in enumerate(combinations):
+        rows = list(zip(PAIRS, PAIRS[turn % 8 :] + PAIRS[: turn % 8], strict=True))
+        for first, second in rows if cp == 1 else rows[turn % 4 :: 4]:
             recompute, parts, low, adamw, context, tied, padded = first
             sliding, prelude, coda, few_passes, few_windows, many_parts, _ = second
             layout = Layout(
-                tp=tp, pp=pp, dp=dp, zero=zero, recompute=("none", "unit")[recompute],
+                tp=tp, cp=cp, pp=pp, dp=dp, zero=zero, recompute=("none", "unit")[recompute],
                 # ZeRO 0 would add up in bf16
                 microbatches=(1, 1 if low and zero == 0 else (2, 4)[many_parts])[parts],
                 sequence_parallel=tp > 1 and bool(context ^ parts),
@@ -229,6 +258,6 @@ def everything() -> Iterator[Case]:
                 when=("always", "context")[context], tied=bool(tied), padded=bool(padded),
                 eviction=("hard", "sliding")[sliding], prelude=prelude, coda=coda,
                 truncate_passes=few_passes,
-                truncate_windows=2 * few_windows,
+                truncate_windows=2 * few_windows, key_heads=2 * cp,
             )  # fmt: skip
             yield Case(layout, problem)

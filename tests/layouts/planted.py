@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from parallel import engine, pipeline, zero_layout, zero_order
+from parallel import context, engine, gated_delta_net, mesh, pipeline, zero_layout, zero_order
 from pretrain.model import plan, reader
 from pretrain.run import step
 
@@ -86,6 +86,15 @@ PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
     "gradient of the next pass dropped": [(reader, "plan_passes", _no_gradient_round_the_ring)],
     "one end's gradient of a tied embedding dropped": [
         (engine.Engine, "_sum_tied", lambda self: None)
+    ],
+    "gradients stay where they are in an exchange": [
+        (context._Exchange, "backward", staticmethod(lambda ctx, gradient: (gradient, None, None)))
+    ],
+    "every context-parallel rank takes the first one's decays": [
+        (gated_delta_net, "own_heads", lambda x: x.chunk(mesh.cp_size())[0])
+    ],
+    "context-parallel ranks count as one in the mean": [
+        (engine.Engine, "loss_scale", staticmethod(lambda scored: mesh.dp_size() / scored))
     ],
 }
 

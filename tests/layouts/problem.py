@@ -41,6 +41,7 @@ class Problem:
     precision: str = "fp32"
     layers: tuple[str, ...] = ("attention", "delta", "attention", "delta")
     windows: int = 4
+    key_heads: int = 2  # of attention and of the delta rule; there are twice as many others
     documents: int | None = None  # the seed of random ones; None: those of `_rows`
 
     @property
@@ -49,8 +50,9 @@ class Problem:
         then means much.
         """
         return ModelConfig(
-            d_model=16, attention_heads=4, attention_kv_heads=2, attention_head_dim=8,
-            delta_key_heads=2, delta_value_heads=4, delta_key_dim=6, delta_value_dim=5,
+            d_model=16, attention_heads=2 * self.key_heads, attention_kv_heads=self.key_heads,
+            delta_key_heads=self.key_heads, delta_value_heads=2 * self.key_heads,
+            attention_head_dim=8, delta_key_dim=6, delta_value_dim=5,
             delta_chunk=4, mlp_width=28, vocab_size=22, rotary_fraction=0.5,
             layers=list(self.layers), decay_init=(1e-3, 0.05), tie_embeddings=self.tied,
             embedding_std=1.0, init_std=0.12, head_std=0.2,

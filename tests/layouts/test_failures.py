@@ -27,8 +27,10 @@ SETTINGS = [
     "train.log_every=50", "train.eval_every=50", "train.eval_batches=1",
     "optimizer.warmup=0", "optimizer.decay=0",
 ]  # fmt: skip
-FIRST, LAST = (rf"rank {r} on \S+ \(stage {r} of 2, tp 0 of 1, dp 0 of 1\)" for r in (0, 1))
-SECOND = r"rank 1 on \S+ \(stage 0 of 1, tp 0 of 1, dp 1 of 2\)"
+FIRST, LAST = (
+    rf"rank {r} on \S+ \(stage {r} of 2, tp 0 of 1, cp 0 of 1, dp 0 of 1\)" for r in (0, 1)
+)
+SECOND = r"rank 1 on \S+ \(stage 0 of 1, tp 0 of 1, cp 0 of 1, dp 1 of 2\)"
 UNIT = ", computes forward of microbatch 0, window 1, pass 2"
 
 

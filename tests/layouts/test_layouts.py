@@ -25,8 +25,11 @@ def launches(cases: list[Case], most: int = 16) -> Iterator[list[Case]]:
     another.
     """
     cases = sorted(
-        cases, key=lambda c: (c.layout.world, c.layout.tp, c.layout.pp, c.layout.sequence_parallel)
-    )
+        cases,
+        key=lambda c: (
+            c.layout.world, c.layout.tp, c.layout.cp, c.layout.pp, c.layout.sequence_parallel
+        ),
+    )  # fmt: skip
     for _, same in groupby(cases, key=lambda c: c.layout.world):
         yield from batched(same, most)
 

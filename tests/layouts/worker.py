@@ -54,7 +54,7 @@ def solve(problem: Problem, layout: Layout) -> Solution:
     """The counterpart of `problem.solve`, on this grid; whole on rank 0."""
     engine, net, optimizer = build(problem, layout)
     parallel = ParallelConfig(
-        tp=layout.tp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute
+        tp=layout.tp, cp=layout.cp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute
     )
     found, lanes = Solution(), CarriedState.empty(layout.microbatches)
     share = ROWS // layout.dp
@@ -71,7 +71,7 @@ def solve(problem: Problem, layout: Layout) -> Solution:
         engine.step()
         # on the last stage; zero on the others
         loss = torch.stack([out.loss for out in outputs]).sum().float()
-        for group in (mesh.dp_group(), mesh.pp_group()):
+        for group in (mesh.dp_cp_group(), mesh.pp_group()):
             dist.all_reduce(loss, group=group)
         found.losses.append(float(loss) / scored)
         found.norms.append(float(optimizer.grad_norm))
@@ -129,10 +129,10 @@ def solve_all(cases: list[Case], references: list[dict[str, Any]]) -> list[dict[
     """
     found, standing = [], None
     for (layout, problem, plant), reference in zip(cases, references, strict=True):
-        grid = (layout.tp, layout.pp, layout.sequence_parallel)
+        grid = (layout.tp, layout.pp, layout.sequence_parallel, layout.cp)
         if grid != standing:  # every grid leaves threads behind that wait for nothing
             mesh.parallel_state.destroy_model_parallel()
-            mesh.initialize(*grid, timeout=120)
+            mesh.initialize(*grid[:3], cp=layout.cp, timeout=120)
             standing = grid
         with planted(plant):
             got = solve(problem, layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ REFUSED = [
     Layout(sequence_parallel=True),
     Layout(cuda_graphs=True, recompute="block"),
     Layout(cuda_graphs=True, tp=2),
+    Layout(cuda_graphs=True, cp=2),
     Layout(cuda_graphs=True, zero=3),
 ]
 
@@ -39,22 +41,20 @@ def test_every_rule_is_of_use() -> None:
 def layout_of(case: Case) -> Layout:
     x = case.layout
     return Layout(
-        x.tp, x.pp, x.sequence_parallel, x.zero, x.offload, case.problem.precision, x.microbatches
-    )
+        x.tp, x.pp, x.sequence_parallel, x.zero, x.offload, case.problem.precision, x.microbatches,
+        cp=x.cp,
+    )  # fmt: skip
 
 
 def test_all_that_is_allowed_is_compared_with_one_process() -> None:
     compared = {layout_of(case) for case in everything()}
     assert all(refusal(layout) is None for layout in compared)
-    for tp in (1, 2):
-        for pp in (1, 2, 4):
-            for zero in range(4):
-                for precision in ("fp32", "bf16"):
-                    layout = Layout(tp, pp, False, zero, False, precision)
-                    assert (refusal(layout) is None) == any(
-                        (x.tp, x.pp, x.zero, x.precision) == (tp, pp, zero, precision)
-                        for x in compared
-                    )
+    for asked in product((1, 2), (1, 2), (1, 2, 4), range(4), ("fp32", "bf16")):
+        tp, cp, pp, zero, precision = asked
+        layout = Layout(tp, pp, False, zero, False, precision, cp=cp)
+        assert cp * pp > 4 or (refusal(layout) is None) == any(
+            (x.tp, x.cp, x.pp, x.zero, x.precision) == asked for x in compared
+        )
 
 
 def test_the_documentation_prints_the_table() -> None:

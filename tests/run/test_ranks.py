@@ -72,6 +72,7 @@ LAYOUTS = [
     {"pp": 2, "zero": 1},  # x dp = 2
     {"tp": 2, "zero": 3, "sequence_parallel": True},  # x dp = 2
     {"pp": 4},
+    {"cp": 2, "zero": 2},  # x dp = 2
 ]
 
 

@@ -1,0 +1,106 @@
+"""Context parallelism: ranks of a group share each window's tokens, and in mixers its heads.
+
+Between mixers every position is by itself, so a rank has the residual stream of its own tokens
+only. A mixer goes along the sequence, but each head by itself: one all-to-all on its way in brings
+a rank all tokens of its own heads, and one on the way out all heads of its own tokens.
+
+                        rank 0            rank 1                      rank 0     rank 1
+    to_heads     [B, t0, all heads]  [B, t1, all heads]    ->      [B, T, own heads] each
+    to_tokens                                              <-
+
+So windows, masks, positions and memory (S, keys) are whole, of 1/C of the heads: nothing is known
+of the other ranks' tokens, and nothing has to be merged. (DeepSpeed-Ulysses, arXiv 2309.14509.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel import mesh
+
+
+def token_share(width: int, rank: int, ranks: int) -> slice:
+    """Of the tokens of a window those of one rank: as even as can be."""
+    return slice(width * rank // ranks, width * (rank + 1) // ranks)
+
+
+def token_counts(width: int) -> list[int]:
+    """How many tokens of a window each rank of the group has."""
+    shares = (token_share(width, rank, mesh.cp_size()) for rank in range(mesh.cp_size()))
+    return [share.stop - share.start for share in shares]
+
+
+def own_tokens(width: int) -> int:
+    """How many tokens of a window this rank has."""
+    return token_counts(width)[mesh.cp_rank()]
+
+
+def own_heads(x: Tensor, dim: int = 0) -> Tensor:
+    """Of something by head or by channel of this tensor-parallel rank, that of its own heads."""
+    return x if mesh.cp_size() == 1 else x.chunk(mesh.cp_size(), dim)[mesh.cp_rank()]
+
+
+def to_heads(size: tuple[int, int], *xs: Tensor) -> tuple[Tensor, ...]:
+    """All heads of this rank's tokens -> its own heads of all tokens, in one exchange.
+
+    Args:
+        size: (B, T) of the window.
+        xs: of the same dtype, B * t * channels elements each; channels are those of one head after
+            the other.
+    Returns:
+        [B, T, channels / C] of each.
+    """
+    (B, T), C = size, mesh.cp_size()
+    if C == 1:
+        return tuple(x.view(B, T, -1) for x in xs)
+    t = own_tokens(T)
+    parts = [x.reshape(B, t, C, x.shape[-1] // C) for x in xs]
+    outgoing = torch.cat(parts, dim=-1).permute(2, 0, 1, 3).flatten(0, 2)  # [C * B * t, channels]
+    counts = [B * n for n in token_counts(T)]
+    arrived = _exchange(outgoing, [B * t] * C, counts).split(counts)
+    whole = torch.cat([part.view(B, -1, part.shape[-1]) for part in arrived], dim=1)
+    return whole.split([part.shape[-1] for part in parts], dim=-1)
+
+
+def to_tokens(size: tuple[int, int], x: Tensor) -> Tensor:
+    """This rank's heads of all tokens -> all heads of its own tokens; the inverse of `to_heads`.
+
+    Args:
+        size: (B, T) of the window. x: [B, T, heads / C, width].
+    Returns:
+        [B, t, heads, width].
+    """
+    (B, T), C = size, mesh.cp_size()
+    if C == 1:
+        return x
+    t, counts = own_tokens(T), token_counts(T)
+    outgoing = torch.cat([part.flatten(0, 1) for part in x.split(counts, dim=1)])
+    arrived = _exchange(outgoing, [B * n for n in counts], [B * t] * C)  # [C * B * t, heads, width]
+    return arrived.view(C, B, t, *x.shape[2:]).permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def _exchange(x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+    arrived: Tensor = _Exchange.apply(x, send, receive)
+    return arrived
+
+
+class _Exchange(torch.autograd.Function):
+    """All-to-all of runs of rows over the context-parallel group; gradients go the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        ctx.send, ctx.receive = send, receive
+        arrived = x.new_empty(sum(receive), *x.shape[1:])
+        dist.all_to_all_single(
+            arrived, x.contiguous(), list(receive), list(send), group=mesh.cp_group()
+        )
+        return arrived
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _exchange(gradients[0], ctx.receive, ctx.send), None, None
