@@ -53,11 +53,11 @@ def to_heads(size: tuple[int, int], *xs: Tensor) -> tuple[Tensor, ...]:
         xs: of the same dtype, B * t * channels elements each; channels are those of one head after
             the other.
     Returns:
-        [B, T, channels / C] of each.
+        [B, T, channels / C] of each; without context parallelism they come back as they are.
     """
     (B, T), C = size, mesh.cp_size()
     if C == 1:
-        return tuple(x.view(B, T, -1) for x in xs)
+        return xs
     t = own_tokens(T)
     parts = [x.reshape(B, t, C, x.shape[-1] // C) for x in xs]
     outgoing = torch.cat(parts, dim=-1).permute(2, 0, 1, 3).flatten(0, 2)  # [C * B * t, channels]

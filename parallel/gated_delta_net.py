@@ -158,9 +158,13 @@ class GatedDeltaNet(nn.Module):
             write_only: nothing downstream reads y (the last pass of a window that only
                 consolidates): skip queries, gate and read-out, and return None for y.
         """
+        B, T = window.size
         x = gather_tokens(x)
         read = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
-        *mixed, beta, alpha = to_heads(window.size, *read, self.beta(x), self.alpha(x))
+        *mixed, beta, alpha = (
+            channels.view(B, T, -1)
+            for channels in to_heads(window.size, *read, self.beta(x), self.alpha(x))
+        )
         beta, log_decay = _gates(
             beta, alpha, own_heads(self.A_log), own_heads(self.dt_bias),
             window.valid, self.negative_eigenvalues,

@@ -32,6 +32,7 @@ LAZY_FROM = 65
 
 _stores = itertools.count()
 _sequence_parallel = False  # beside Megatron's grid, which does not keep it
+_cp_size = 1  # every mixer asks for it, and Megatron takes its time to answer
 
 
 def device() -> torch.device:
@@ -100,7 +101,7 @@ def initialize(
     Raises:
         ValueError: the world does not divide into tp x cp x pp, or has another grid already.
     """
-    global _sequence_parallel
+    global _cp_size, _sequence_parallel
     if parallel_state.model_parallel_is_initialized():
         if (tp, cp, pp, sequence_parallel) != (
             tp_size(), cp_size(), pp_size(), _sequence_parallel
@@ -123,7 +124,7 @@ def initialize(
         create_gloo_process_groups=False,
         distributed_timeout_minutes=2 * timeout / 60,
     )
-    _sequence_parallel = sequence_parallel
+    _cp_size, _sequence_parallel = cp, sequence_parallel
 
 
 class _TorchOnCPU:
@@ -209,7 +210,7 @@ def sequence_parallel() -> bool:
 
 def cp_size() -> int:
     """Ranks that share the tokens of each window."""
-    return parallel_state.get_context_parallel_world_size()
+    return _cp_size
 
 
 def cp_rank() -> int:

@@ -49,6 +49,24 @@ def test_runs_of_two_ranks_equal_one_process(
         assert_same_report(tmp_path / config.run.name, expected[config.data.task])
 
 
+def test_ranks_that_share_tokens_measure_what_one_does(depo: MakeConfig, tmp_path: Path) -> None:
+    one, two = depo("one"), depo("two")
+    for config in (one, two):
+        config.model = replace(WIDER)
+    two.parallel = replace(two.parallel, cp=2)
+    run = train(one, progress=False)
+    run_ranks(2, train_all, [two])
+    assert_same_report(tmp_path / "two", run)
+    for mine, theirs in zip(rows(tmp_path / "two"), rows(run), strict=True):
+        if mine["kind"] == "train":
+            for key in ("update_norm_per_pass", "grad_norm_per_pass", "state_norm", "retention"):
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-5)
+            for got, expected in zip(
+                mine["retention_per_head"], theirs["retention_per_head"], strict=True
+            ):
+                assert got == pytest.approx(expected, rel=1e-5)
+
+
 def assert_same_report(run: Path, whole: Path) -> None:
     """The same run, also in what its ranks have measured together."""
     assert_same_run(run, whole, 1e-5)

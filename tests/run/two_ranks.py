@@ -46,7 +46,7 @@ def check_near_ties() -> None:
     logits[0, 5], logits[0, 7] = 1e-9, 2e-9
     model: Any = SimpleNamespace(logits=lambda y: logits.chunk(2, dim=1)[mesh.tp_rank()].clone())
     batch: Any = SimpleNamespace(size=(1, 1))
-    plan: Any = SimpleNamespace(scored_index=torch.tensor([0]), width=1, tokens=slice(0, 1))
+    plan: Any = SimpleNamespace(scored_index=torch.tensor([0]), own_width=1, own=slice(0, 1))
     keeper = CollectPredictions(model, batch)
     keeper(plan, torch.zeros(1, 1), torch.tensor([3]))
     assert keeper.best.item() == 7
