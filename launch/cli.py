@@ -7,7 +7,6 @@ keeps its traceback. Subcommands import torch and the like only when they run, s
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from launch.commands.scale import scale
 from launch.commands.serve import serve
 from launch.commands.tokenizer import TOKENIZER
 from launch.commands.train import train
+from launch.output import write_anything
 from pretrain.errors import UserError
 from tokenizer import TokenizerError
 
@@ -76,7 +76,7 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
-    _write_anything()
+    write_anything()
     try:
         given = vars(make_parser().parse_args(arguments))
         command: Command = given.pop("command")
@@ -100,14 +100,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hypnos: interrupted", file=sys.stderr)
         return 130
-
-
-def _write_anything() -> None:
-    """A terminal that lacks a character gets its escape (\\xe9) rather than a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

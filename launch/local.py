@@ -18,6 +18,7 @@ from pathlib import Path
 
 from launch.processes import (
     GRACE,
+    HELD,
     Rank,
     default_threads,
     passing_signals_on,
@@ -41,20 +42,23 @@ def run_ranks(command: Sequence[str], *, ranks: int, logs: Path) -> int:
 
     logs.mkdir(parents=True, exist_ok=True)
     store = listen("127.0.0.1")
-    with passing_signals_on() as (started, received):
-        for rank in range(ranks):
-            variables = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(store.port),
-                "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here already
-                "TORCHELASTIC_RESTART_COUNT": "0",
-            }
-            environment = default_threads(ranks) | os.environ | variables
-            started.append(Rank(command, environment, log_of(logs, rank), shown=rank == 0))
+    starting = (_start(command, rank, ranks, store.port, logs) for rank in range(ranks))
+    with passing_signals_on(starting) as (started, received):
         return _wait(started, received, logs)
+
+
+def _start(command: Sequence[str], rank: int, ranks: int, port: int, logs: Path) -> Rank:
+    variables = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here already
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    environment = default_threads(ranks) | os.environ | variables
+    return Rank(command, environment, log_of(logs, rank), shown=rank == 0, held=HELD)
 
 
 def _wait(ranks: list[Rank], received: list[int], logs: Path) -> int:

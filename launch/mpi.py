@@ -58,12 +58,9 @@ def run_mpi(command: Sequence[str], logs: Path) -> int:
     Returns:
         mpirun's status; 128 + n if signal n was received here.
     """
-    with passing_signals_on({signal.SIGTERM: signal.SIGUSR1, signal.SIGINT: signal.SIGUSR1}) as (
-        started,
-        received,
-    ):
-        process = Rank(command, os.environ, logs / "mpirun.log", shown=True)
-        started.append(process)
+    process = Rank(command, os.environ, logs / "mpirun.log", shown=True)
+    instead = {signal.SIGTERM: signal.SIGUSR1, signal.SIGINT: signal.SIGUSR1}
+    with passing_signals_on([process], instead) as (_, received):
         while (status := process.status) is None:
             time.sleep(0.1)
         process.join()

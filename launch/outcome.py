@@ -80,14 +80,18 @@ def why_ended(run: Path, start: Start, status: int) -> End:
             return End(UNFIT, why, step, now, first, hosts)
         why = f"rank {first} on {end.host} ended with {described(end.status)}"
         return End(end.status, why, step, now, first, (end.host,))
-    if any(end.status == REQUEUE for end in ends.values()):
+    began = [rank for rank in range(start.ranks) if log_of(logs, rank).exists()]
+    unheard = not began and status == 128 + signal.SIGUSR1  # it came before anybody could hear it
+    if unheard or any(end.status == REQUEUE for end in ends.values()):
         # mpirun's ranks save on SIGUSR1 also when it was SIGTERM that came (launch/mpi.py)
         if start.launcher == "mpi" and status in NO_OTHER_START:
             return End(status, f"stopped: {described(status)}", step, now)
         return End(REQUEUE, "its time was up", step, now)
-    began = [rank for rank in range(start.ranks) if log_of(logs, rank).exists()]
     if not began:
-        return End(status or 1, f"no rank began ({described(status)})", step, now)
+        # 143 is srun's own word, for those that it has ended: told to end are jobs (slurm.sbatch)
+        ended = start.launcher == "slurm" and status == TERMINATED
+        why = f"no rank began ({described(status)})"
+        return End(PEER_GONE if ended else status or 1, why, step, now)
     silent = [rank for rank in range(start.ranks) if rank not in ends]
     lost = _hosts(start, silent)
     if silent and 2 * len(lost) <= len(start.nodes):  # of more, it is not for the hosts

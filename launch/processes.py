@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from types import MappingProxyType
@@ -20,16 +20,31 @@ from pretrain.exit_status import of_process
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL, once a rank has failed
 LAST_LINES = 15  # of the rank that failed first
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+HELD = (signal.SIGUSR1,)  # for ranks, until they hear it (pretrain/run/signals.py)
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
 
 class Rank:
-    """A process whose output is copied to a log and, if it is `shown`, to stderr."""
+    """A process whose output is copied to a log and, if it is `shown`, to stderr.
+
+    Args:
+        held: signals that do not reach it until it wants them.
+    """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], log: Path, *, shown: bool
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        shown: bool,
+        held: Collection[signal.Signals] = (),
     ) -> None:
+        def before_it_begins() -> None:
+            die_with_parent()
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
         self.log, self.shown, self.last = log, shown, deque[bytes](maxlen=LAST_LINES)
         self._file = log.open("wb", buffering=0)
         self.process = subprocess.Popen(
@@ -39,7 +54,7 @@ class Rank:
             stderr=subprocess.STDOUT,
             close_fds=False,  # MPICH gives its ranks a descriptor to ask it by
             process_group=0,  # Ctrl-C comes to us, and from us once
-            preexec_fn=die_with_parent,
+            preexec_fn=before_it_begins,
         )
         assert self.process.stdout is not None
         self._thread = Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
@@ -48,7 +63,8 @@ class Rank:
     def _copy(self, stream: IO[bytes]) -> None:
         with stream, self._file as log:
             for line in stream:
-                log.write(line)
+                with suppress(OSError):  # on a full disk, or it would wait for us to read on
+                    log.write(line)
                 self.last.append(line)
                 if self.shown:
                     sys.stderr.buffer.write(line)
@@ -67,27 +83,37 @@ class Rank:
 
 @contextmanager
 def passing_signals_on(
-    instead: Mapping[int, int] = MappingProxyType({}),
+    to: Iterable[Rank], instead: Mapping[int, int] = MappingProxyType({})
 ) -> Iterator[tuple[list[Rank], list[int]]]:
-    """Inside, signals reach all ranks that are in the first list; the second has those there were.
+    """Starts ranks. Inside, signals reach all of them; those there were are in the second list.
 
-    At the end all ranks are killed.
+    Those that were held come now; at the end they are held again, and all ranks are killed.
 
     Args:
+        to: the ranks, each of which starts when it is asked for.
         instead: of a signal, the one that is passed on in its place.
     """
     ranks, received = list[Rank](), list[int]()
 
+    def send(number: int, rank: Rank) -> None:
+        if rank.status is None:
+            rank.process.send_signal(instead.get(number, number))
+
     def pass_on(number: int, _: object) -> None:
         received.append(number)
         for rank in ranks:
-            if rank.status is None:
-                rank.process.send_signal(instead.get(number, number))
+            send(number, rank)
 
     handlers = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     try:
+        for rank in to:
+            ranks.append(rank)
+            for number in received:  # before it was there
+                send(number, rank)
         yield ranks, received
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         for rank in ranks:

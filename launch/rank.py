@@ -17,9 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.outcome import described
-from launch.processes import GRACE, Rank, passing_signals_on, told_to_end
+from launch.processes import GRACE, HELD, Rank, passing_signals_on, told_to_end
 from launch.starts import RankEnd, first_failed, log_of, this_host
 from pretrain.exit_status import UNFIT
+
+# seconds for a folder to come into sight, which file systems of a network may take; and for the
+# ranks of other hosts to begin: they leave word for one whose host has no place for it
+WAIT_S = 10.0
 
 
 def run_rank(command: Sequence[str], rank: int, logs: Path) -> int:
@@ -28,14 +32,16 @@ def run_rank(command: Sequence[str], rank: int, logs: Path) -> int:
     Args:
         logs: a start's folder of logs, which there is already.
     """
+    deadline = time.monotonic() + WAIT_S
+    while not logs.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.1)
     if not logs.is_dir():
         what = f"rank {rank} on {this_host()}: {logs} is not there"
         fix = "give all hosts the file system that run.dir lies on"
         print(f"hypnos: error: {what}; {fix}", file=sys.stderr)
         return UNFIT
-    with passing_signals_on() as (started, received):
-        process = Rank(command, os.environ, log_of(logs, rank), shown=rank == 0)
-        started.append(process)
+    process = Rank(command, os.environ, log_of(logs, rank), shown=rank == 0, held=HELD)
+    with passing_signals_on([process]) as (_, received):
         status = _wait(process, received, logs)
         process.join()
     if status:

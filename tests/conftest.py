@@ -28,6 +28,9 @@ SLOW = (
 NEEDS = {"cluster": "HYPNOS_CLUSTER", "browser": "HYPNOS_BROWSER"}
 collect_ignore = [folder for folder, given in NEEDS.items() if not os.environ.get(given)]
 
+# What helpers assert is to say what it saw, as tests do.
+pytest.register_assert_rewrite("tests.cluster", "tests.resume")
+
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

@@ -76,8 +76,8 @@ def rank(logs: Path, config: Path, overrides: list[str]) -> int:
     from launch.world import early_rank
 
     die_with_parent()  # no rank outlives srun or mpirun
-    for number in PASSED_ON:  # outside of the rank's life: srun ends all when the first has ended
-        signal.signal(number, signal.SIG_IGN)
+    # outside of the rank's life: srun ends all when the first has ended
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     train = [sys.executable, "-m", "launch", "train", str(config), *overrides]
     return run_rank(train, early_rank(os.environ), logs)
 

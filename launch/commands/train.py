@@ -59,14 +59,28 @@ RUN = (
     ],
 )
 def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
+    from pretrain.run.signals import hearing
+
+    # until there is anything to save (pretrain/run/stop.py)
+    with hearing([signal.SIGUSR1], _end, wait=0.0):
+        _train(config, overrides, no_preflight)
+
+
+def _end(number: signal.Signals) -> None:
+    """In the thread that hears signals: the process ends, wherever it is."""
+    from pretrain.exit_status import after_signal
+
+    tell(f"stopped by {number.name} before the first step; there is nothing to save")
+    os._exit(after_signal(number))
+
+
+def _train(config: Path, overrides: list[str], no_preflight: bool) -> None:
     from launch import world
     from pretrain.config.run_folder import check_data, load_run
     from pretrain.errors import UserError
-    from pretrain.exit_status import PEER_GONE, REQUEUE, USER_ERROR
+    from pretrain.exit_status import PEER_GONE, USER_ERROR
     from pretrain.run.console import said_if_slow
 
-    # until there is anything to save (pretrain/run/stop.py)
-    signal.signal(signal.SIGUSR1, lambda *_: os._exit(REQUEUE))
     mine = world.join()
     try:
         # before the slow imports: a typo is told at once

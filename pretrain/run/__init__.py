@@ -9,6 +9,6 @@ optimizer.py   Muon and AdamW on ZeRO's shards;  newton_schulz.py  the direction
 guard.py       steps whose numbers go wrong: which are skipped, and when there are too many
 gather.py      what the ranks know of their rows, put together on rank 0
 state.py       what a checkpoint holds of a run
-stop.py        ends a run before its time, saved
+stop.py        ends a run before its time, saved;  signals.py  who hears signals, and when
 metrics.py     what it writes down (docs/metrics.md);  console.py  what it shows
 """

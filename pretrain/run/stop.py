@@ -5,8 +5,8 @@
        |          '- another Ctrl-C -----------------> exit at once
        '- the run is done: nothing more is heard
 
-running        the main thread trains; a thread (`_listen`) reads signals as they arrive, even while
-               the main thread waits inside a collective; another (`_stop`) waits to be asked
+running        the main thread trains; a thread hears signals as they arrive (signals.py), even
+               while the main thread waits in a collective; another (`_stop`) waits to be asked
 asked          some rank had a signal and told all. Each holds its main thread back from beginning
                another update, and says which update it has begun last
 agreed(step)   the last one that any rank has begun. Until an update begins, the weights are those
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -39,6 +38,7 @@ from parallel import mesh
 from parallel.mesh import STORE_TIMEOUT_S
 from pretrain.errors import UserError
 from pretrain.exit_status import after_signal
+from pretrain.run.signals import hearing
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # seconds in which a second SIGINT is the first one still: terminal and launcher both send it
@@ -87,58 +87,22 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        reader, writer = socket.socketpair()
-        threads = [
-            threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True),
-            threading.Thread(target=self._stop, name="stop", daemon=True),
-        ]
-        writer.setblocking(False)
-        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        for thread in threads:
-            thread.start()
+        thread = threading.Thread(target=self._stop, name="stop", daemon=True)
+        thread.start()
         try:
-            yield
-            with suppress(dist.DistError):  # rank 0 may have left already
-                for key in ("begun", "gone"):  # for those that are asked to stop only now
-                    self._store.set(f"{key}/{self._rank}", str(self._done))
+            with hearing(SIGNALS, _Messenger(self._connect(), self._world).tell, STORE_TIMEOUT_S):
+                yield
+                with suppress(dist.DistError):  # rank 0 may have left already
+                    for key in ("begun", "gone"):  # for those that are asked to stop only now
+                        self._store.set(f"{key}/{self._rank}", str(self._done))
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(wakeup)
-            writer.close()
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
             with suppress(dist.DistError):
                 self._store.set(f"reason/{self._rank}", "")
-            for thread in threads:
-                # if the run is being stopped, that thread ends the process
-                thread.join(STORE_TIMEOUT_S)
-
-    # ---- the thread that listens: running -> asked
-
-    def _listen(self, reader: socket.socket) -> None:
-        """Tells all ranks of a signal. reader: gets the numbers of signals; shut when the run is
-        over.
-        """
-        store, pressed = self._connect(), None
-        while numbers := reader.recv(1):
-            number = numbers[0]
-            if number not in SIGNALS:
-                continue
-            now = time.monotonic()
-            if number == signal.SIGINT and pressed is not None:
-                if now - pressed < ONE_PRESS_S:
-                    continue
-                _exit(after_signal(number))
-            pressed = now if number == signal.SIGINT else pressed
-            with suppress(dist.DistError):
-                store.set("number", str(number))
-                reason = f"{signal.Signals(number).name} on {mesh.place()}"
-                for rank in range(self._world):
-                    store.set(f"reason/{rank}", reason)
-        reader.close()
+            # if the run is being stopped, that thread ends the process
+            thread.join(STORE_TIMEOUT_S)
 
     # ---- the thread that stops the run: asked -> agreed -> saved -> exit
 
@@ -154,9 +118,10 @@ class Stop:
         if not reason:
             return
         status = after_signal(number)
-        if number == signal.SIGINT:
-            self._say("saving the last whole step; Ctrl-C again ends the run at once, without it")
         try:
+            if number == signal.SIGINT:
+                again = "Ctrl-C again ends the run at once, without it"
+                self._say(f"saving the last whole step; {again}")
             step = self._agree(store)
             self._save()
             done = f"stopped by {reason} after step {step}, which is saved"
@@ -192,8 +157,31 @@ class Stop:
         return self._store.clone()  # type: ignore[attr-defined]
 
 
+class _Messenger:
+    """In the thread that hears signals: running -> asked."""
+
+    def __init__(self, store: Any, world: int) -> None:
+        self._store, self._world = store, world
+        self._pressed: float | None = None  # when Ctrl-C was
+
+    def tell(self, number: signal.Signals) -> None:
+        """Tells all ranks of a signal."""
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._pressed is not None:
+                if now - self._pressed < ONE_PRESS_S:
+                    return
+                _exit(after_signal(number))
+            self._pressed = now
+        with suppress(dist.DistError):
+            self._store.set("number", str(int(number)))
+            for rank in range(self._world):
+                self._store.set(f"reason/{rank}", f"{number.name} on {mesh.place()}")
+
+
 def _exit(status: int) -> None:
     """Ends the process, of which the main thread may be anywhere."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # whoever read it may have gone
+            stream.flush()
     os._exit(status)

@@ -70,13 +70,13 @@ class Run:
     def find_job(self) -> None:
         """After it was submitted."""
         job = starts.newest_job(self.folder)
-        assert job is not None
+        assert job is not None, f"{self.folder}: nothing was submitted"
         self.job = job
 
     def until_over(self, state: str) -> None:
         """Waits for the job's last state."""
         self.cluster.until(lambda: self.state in OVER, LONG, f"{self.folder.name} is over", 0.5)
-        assert self.state == state
+        assert self.state == state, f"{self.folder.name}: job {self.job} is {self.state}"
 
     def until_step(self, step: int) -> None:
         """Waits until it has a checkpoint of that step, or of a later one."""
@@ -84,7 +84,7 @@ class Run:
         looks = itertools.count()
 
         def there() -> bool:
-            assert next(looks) % 20 or self.state not in OVER
+            assert next(looks) % 20 or self.state not in OVER, f"{self.folder.name}: {self.state}"
             return (starts.newest_step(self.folder) or 0) >= step
 
         self.cluster.until(there, LONG, f"{self.folder.name} is at step {step}")
@@ -101,8 +101,10 @@ class Run:
         """Inside, its ranks stand still, some steps after a checkpoint of that one."""
         self.until_step(step)
         ranks = self.hold()
-        yield ranks
-        let_go(ranks)
+        try:
+            yield ranks
+        finally:
+            let_go(ranks)
 
     @property
     def state(self) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from launch import local
 from launch.local import run_ranks
+from tests.launch.test_output import unread
 
 ROOT = Path(__file__).parents[2]
 # Three ranks; each writes its pid before it does what it is told.
@@ -52,6 +53,15 @@ def test_rank_0_is_shown_and_each_has_a_log(
         assert log == f"here is rank {rank} of 3\n"
 
 
+def test_a_rank_does_not_wait_for_a_reader_that_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with unread() as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert run(tmp_path, "print('x' * 300_000)") == 0
+    assert (tmp_path / "logs/rank-0.log").read_text().endswith("x\n")
+
+
 def test_the_first_death_is_shown_and_ends_all(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +88,8 @@ def test_statuses_come_together(tmp_path: Path, statuses: str, status: int) -> N
 @pytest.mark.parametrize("how", [signal.SIGUSR1, signal.SIGKILL])
 def test_signals_reach_all_and_none_stays_behind(tmp_path: Path, how: signal.Signals) -> None:
     """SIGUSR1 is passed on; a launcher that is killed takes its ranks along."""
-    waits = "signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))\nprint('ready', flush=True)"
+    hears = "signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))\nprint('ready', flush=True)\n"
+    waits = f"{hears}signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])"
     program = (
         "import sys; from pathlib import Path; from tests.launch.test_local import run\n"
         f"sys.exit(run(Path(sys.argv[1]), {waits + chr(10) + 'time.sleep(60)'!r}))"

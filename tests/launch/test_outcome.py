@@ -10,7 +10,7 @@ import pytest
 
 from launch import starts
 from launch.cli import main
-from launch.outcome import Verdict, judge
+from launch.outcome import Verdict, judge, why_ended
 from launch.starts import RankEnd, Start
 
 NODES = ("n0", "n1", "n2", "n3")
@@ -54,6 +54,21 @@ def job(tmp_path: Path) -> Job:
 def test_time_is_up(job: Job) -> None:
     verdict = job.start(*((rank, 75) for rank in range(8)), saved=5)
     assert verdict.again and not verdict.end.exclude and verdict.end.status == 75
+
+
+def test_time_is_up_before_any_rank_began(job: Job) -> None:
+    start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
+    assert why_ended(job.run, start, 128 + 10).why == "its time was up"
+    assert why_ended(job.run, start, 128 + 9).why == "no rank began (status 137 (SIGKILL))"
+
+
+def test_srun_has_ended_all_before_they_began(job: Job) -> None:
+    """As a host without the run's folder makes it do, which cannot leave word: nobody has told the
+    job to end.
+    """
+    start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
+    verdict = judge(job.run, start, [], 143, 3)
+    assert verdict.again and verdict.end.why == "no rank began (status 143 (SIGTERM))"
 
 
 def test_time_is_up_whatever_srun_says(job: Job) -> None:

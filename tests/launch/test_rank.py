@@ -45,9 +45,11 @@ def test_who_ends_for_no_reason_of_its_own_is_not_the_first(status: int, tmp_pat
 
 
 def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path) -> None:
+    """SIGUSR1 also if the rank cannot hear it yet: it does not end it."""
     later(signal.SIGUSR1)
     hears = "signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(0.5), os._exit(75)))"
-    assert run(tmp_path, f"{hears}\ntime.sleep(60)") == 75
+    wants = "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])"
+    assert run(tmp_path, f"time.sleep(1.5)\n{hears}\n{wants}\ntime.sleep(60)") == 75
     assert not rank_ends(tmp_path)[1].told
 
 
@@ -64,6 +66,9 @@ def test_after_a_death_nobody_is_waited_for(
     assert rank_ends(tmp_path)[1].told and first_failed(tmp_path) == 0
 
 
-def test_a_host_without_the_runs_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_host_without_the_runs_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank, "WAIT_S", 0.1)
     assert run(tmp_path / "nowhere", "") == 69
     assert f"{tmp_path}/nowhere is not there" in capfd.readouterr().err

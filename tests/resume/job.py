@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -23,15 +24,22 @@ class Job(Ranks):
         notes: a new folder for what the ranks note down: R.log, and R.journal, see `_keep_journal`.
         scratch: the working directory, and where temporary files would go.
         clock: seconds that the ranks' clocks are ahead.
+        unread: nobody reads what the ranks say, R.log has nothing of it.
     """
 
     def __init__(
-        self, config: Path, world: int, notes: Path, scratch: Path, clock: float = 0.0
+        self,
+        config: Path,
+        world: int,
+        notes: Path,
+        scratch: Path,
+        clock: float = 0.0,
+        unread: bool = False,
     ) -> None:
         notes.mkdir(parents=True)
         places = {"TMPDIR": str(scratch), "HOME": str(scratch)}
         super().__init__(
-            world, _train, config, notes, scratch, clock,
+            world, _train, config, notes, scratch, clock, unread,
             folder=notes, env=places, rank_0_has_store=True,
         )  # fmt: skip
 
@@ -45,9 +53,14 @@ class Job(Ranks):
         return [line for line in self.journal(r) if line.startswith("step")]
 
 
-def _train(config: Path, notes: Path, scratch: Path, clock: float) -> None:
+def _train(config: Path, notes: Path, scratch: Path, clock: float, unread: bool) -> None:
     """A rank."""
     os.chdir(scratch)
+    if unread:
+        reader, writer = os.pipe()
+        os.close(reader)
+        raw = io.BufferedWriter(io.FileIO(writer, "w"))
+        sys.stdout = sys.stderr = sys.__stderr__ = io.TextIOWrapper(raw, line_buffering=True)
     _keep_journal(notes / f"{os.environ['RANK']}.journal")
     if clock:
         now = time.time

@@ -32,12 +32,11 @@ class Run:
         self.jobs = 0
         self.config.write_text(dump(make_config(case, corpus, root / "runs", **changes)))
 
-    def start(self, clock: float = 0.0) -> Job:
-        """The next incarnation."""
+    def start(self, clock: float = 0.0, *, unread: bool = False) -> Job:
+        """The next incarnation; see `Job`."""
         self.jobs += 1
-        return Job(
-            self.config, self.case.world, self.root / "notes" / str(self.jobs), self.scratch, clock
-        )
+        notes = self.root / "notes" / str(self.jobs)
+        return Job(self.config, self.case.world, notes, self.scratch, clock, unread)
 
     def finish(self, clock: float = 0.0) -> Job:
         """An incarnation that is left alone until it is done."""

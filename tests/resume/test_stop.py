@@ -126,6 +126,15 @@ def test_a_dead_rank_is_not_waited_for(corpus: Path, tmp_path: Path) -> None:
     assert saved.resume_point(run.folder) == 0
 
 
+def test_it_outlives_who_reads_what_it_says(corpus: Path, tmp_path: Path) -> None:
+    run = Run(Case(2, {"zero": 1}, checkpoint_every=STEPS), corpus, tmp_path)
+    job = run.start(unread=True)
+    until(job, LONGEST, lambda: len(job.samples(0)) > 4)
+    job.signal(SIGTERM, [1])
+    assert job.wait(DEADLINE) == [128 + SIGTERM] * 2
+    assert saved.resume_point(run.folder) > 1
+
+
 def test_a_terminal_and_a_launcher_may_both_pass_one_ctrl_c_on(
     corpus: Path, tmp_path: Path
 ) -> None:

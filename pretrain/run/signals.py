@@ -1,0 +1,51 @@
+"""Signals that are heard at once, whatever the main thread does, and none before somebody hears it.
+
+SIGUSR1 says that a run's time is up. It ends a process that has no handler for it, so it is held
+from a process's first moment (launch/__main__.py; launch/processes.py, whose ranks are born so),
+and comes when `hearing` can answer it.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def hearing(
+    numbers: Collection[signal.Signals], heard: Callable[[signal.Signals], None], wait: float
+) -> Iterator[None]:
+    """Inside, signals call `heard` in a thread: also while the main thread waits in a collective.
+
+    Those that were held come now; at the end they are held again, and handlers are as before. Only
+    in a process's main thread, as Python takes signals nowhere else.
+
+    Args:
+        wait: seconds at the end for a `heard` that goes on.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen() -> None:
+        while received := reader.recv(1):  # b"" when `writer` is shut
+            if received[0] in numbers:
+                heard(signal.Signals(received[0]))
+        reader.close()
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        writer.close()
+        thread.join(wait)
