@@ -1,7 +1,7 @@
 """The `hypnos` command and what sets it up.
 
 bootstrap.py   .venv: the torch that fits the machine, pinned packages (standard library only)
-__main__.py    the command from its first moment; cli.py its subcommands, and errors as one line
+cli.py         the command: its subcommands, and errors as one line
 output.py      what it writes, to whoever reads it
 commands/      one file per subcommand; torch and the like are imported only where one runs
 quiet.py       silences what third-party packages say on import

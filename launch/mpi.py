@@ -59,7 +59,7 @@ def run_mpi(command: Sequence[str], logs: Path) -> int:
         mpirun's status; 128 + n if signal n was received here.
     """
     process = Rank(command, os.environ, logs / "mpirun.log", shown=True)
-    instead = {signal.SIGTERM: signal.SIGUSR1, signal.SIGINT: signal.SIGUSR1}
+    instead: dict[int, int] = dict.fromkeys((signal.SIGTERM, signal.SIGINT), signal.SIGUSR1)
     with passing_signals_on([process], instead) as (_, received):
         while (status := process.status) is None:
             time.sleep(0.1)

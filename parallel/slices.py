@@ -56,11 +56,19 @@ class Piece(NamedTuple):
     values: Tensor  # the run, of any shape
 
 
-def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], partial: bool = False) -> Tensor:
+def assemble(
+    shape: tuple[int, ...],
+    pieces: Iterable[Piece],
+    partial: bool = False,
+    into: Tensor | None = None,
+) -> Tensor:
     """The whole tensor of this shape, or what is wrong with its pieces as ValueError.
+
+    Memory holds it once, and beside it at most one box that is cut into runs.
 
     Args:
         partial: elements that no piece has are 0; otherwise there must not be any.
+        into: of this shape and of any dtype, takes the elements and is returned.
     """
     pieces, covered = list(pieces), 0
     for where, values in pieces:  # all are checked before anything is allocated
@@ -78,17 +86,30 @@ def assemble(shape: tuple[int, ...], pieces: Iterable[Piece], partial: bool = Fa
     _check_apart(where for where, _ in pieces)
     if not partial and covered != prod(shape):
         raise ValueError(f"its pieces have {covered} of {prod(shape)} elements")
-    boxes: dict[tuple[tuple[int, int], ...], Tensor] = {}
-    for where, values in pieces:
-        if where.box not in boxes:
-            boxes[where.box] = values.new_zeros(prod(where.box_shape))
-        boxes[where.box][where.run[0] : where.run[1]] = values.reshape(-1)
-    if len(boxes) == 1 and covered == prod(shape):
-        return next(iter(boxes.values())).view(shape)
-    whole = pieces[0].values.new_zeros(shape) if pieces else torch.zeros(shape)
-    for box, flat in boxes.items():
-        whole[tuple(slice(a, b) for a, b in box)] = flat.view([b - a for a, b in box])
-    return whole
+    if into is None:
+        dtype = pieces[0].values.dtype if pieces else torch.float32
+        into = torch.empty(shape, dtype=dtype)
+    if covered != prod(shape):
+        into.zero_()
+    boxes: dict[tuple[tuple[int, int], ...], list[Piece]] = {}
+    for piece in pieces:
+        boxes.setdefault(piece.where.box, []).append(piece)
+    for box, runs in boxes.items():
+        _fill(into[tuple(slice(a, b) for a, b in box)], runs)
+    return into
+
+
+def _fill(box: Tensor, runs: list[Piece]) -> None:
+    """Writes runs of a box into it."""
+    for _, values in runs:
+        if values.numel() == box.numel():
+            box.copy_(values.reshape(box.shape))
+            return
+    flat = box.view(-1) if box.is_contiguous() else box.new_zeros(box.numel())
+    for (_, _, (begin, end)), values in runs:
+        flat[begin:end] = values.reshape(-1)
+    if not box.is_contiguous():
+        box.copy_(flat.view(box.shape))
 
 
 def _check_apart(pieces: Iterable[Slice]) -> None:

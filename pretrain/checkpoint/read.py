@@ -103,13 +103,19 @@ class Checkpoint:
         return next(iter(self._by_file(kind, name).values())).shape
 
     def tensor(
-        self, kind: str, name: str, partial: bool = False, shape: tuple[int, ...] | None = None
+        self,
+        kind: str,
+        name: str,
+        partial: bool = False,
+        shape: tuple[int, ...] | None = None,
+        into: Tensor | None = None,
     ) -> Tensor:
         """One tensor, whole, on the CPU.
 
         Args:
             partial: elements that no rank has written are 0; otherwise there must not be any.
             shape: what it must have.
+            into: of that shape and of any dtype, takes the elements and is returned.
         Raises:
             UserError: it is not there, not whole or of another shape; names file and tensor.
         """
@@ -128,7 +134,7 @@ class Checkpoint:
                     why = shortened(str(error))
                     raise UserError(f"{path}: tensor {name} cannot be read: {why}") from None
             try:
-                return assemble(found, pieces, partial)
+                return assemble(found, pieces, partial, into)
             except ValueError as error:
                 raise UserError(f"{where}: {error}") from None
 

@@ -22,8 +22,8 @@ from pretrain.config.checks import uses_tokenizer
 from pretrain.config.run_folder import TOKENIZER, check_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import card, engines, qwen3_5
-from pretrain.convert.folder import Spec, new_folder, write_json, write_shards
-from pretrain.convert.names import packed_tensors
+from pretrain.convert.folder import Spec, all_finite, new_folder, write_json, write_shards
+from pretrain.convert.names import Part, packed_tensors
 from pretrain.errors import UserError
 from tokenizer import foreign
 from tokenizer.encode import Tokenizer
@@ -62,11 +62,13 @@ def export(run: Path, out: Path, precision: str = "fp32") -> list[str]:
 
 def _tensors(checkpoint: Checkpoint, config: Config, dtype: torch.dtype) -> Iterator[Tensor]:
     """Their tensors, one after the other; nothing is kept of one when the next is read."""
+
+    def read(part: Part, into: Tensor | None) -> Tensor:
+        return checkpoint.tensor("model", part.name, shape=part.shape, into=into)
+
     for packed in packed_tensors(config.model):
-        whole = packed.pack(
-            [checkpoint.tensor("model", part.name, shape=part.shape) for part in packed.parts]
-        ).to(dtype)
-        if not whole.isfinite().all():
+        whole = packed.pack(read, dtype)
+        if not all_finite(whole):
             where = f"{checkpoint.folder}: {packed.name}"
             raise UserError(f"{where} is not finite in {dtype}; export an earlier checkpoint")
         yield whole

@@ -107,11 +107,10 @@ def _conversion(part: str, model: ModelConfig) -> Callable[[Tensor], Tensor]:
     """What is done to a tensor, by the last part of its name."""
     keys, V = model.delta_key_heads * model.delta_key_dim, model.delta_value_dim
 
-    def in_turn(x: Tensor, rows: int) -> Tensor:
-        """Value heads, of so many rows each, from k*R + r to r*K + k."""
+    def in_turn(x: Tensor, size: int, dim: int = 0) -> Tensor:
+        """Value heads, of so many rows or columns each, from k*R + r to r*K + k."""
         K, R = model.delta_key_heads, model.delta_value_heads // model.delta_key_heads
-        by_head = x.reshape(K, R, rows, *x.shape[1:])
-        return by_head.transpose(0, 1).reshape(x.shape)
+        return x.unflatten(dim, (K, R, size)).transpose(dim, dim + 1).flatten(dim, dim + 2)
 
     def streams(x: Tensor) -> Tensor:
         """Of [q | k | v] the last."""
@@ -128,7 +127,7 @@ def _conversion(part: str, model: ModelConfig) -> Callable[[Tensor], Tensor]:
         case ["in_proj_z", _]:
             return lambda x: in_turn(x, V)
         case ["out_proj", _]:
-            return lambda x: in_turn(x.T, V).T.contiguous()
+            return lambda x: in_turn(x, V, dim=1)
         case ["norm", _] if part.startswith("linear_attn"):
             return lambda x: x
         case [name, _] if "norm" in name:

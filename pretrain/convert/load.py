@@ -12,7 +12,7 @@ from pretrain.checkpoint import load_model
 from pretrain.config.run_folder import configuration_of
 from pretrain.config.schema import Config
 from pretrain.convert import qwen3_5
-from pretrain.convert.folder import TensorFolder
+from pretrain.convert.folder import TensorFolder, all_finite
 from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError
 from pretrain.model.sleep import SleepLM
@@ -43,7 +43,7 @@ def load_weights(folder: Path, model: SleepLM) -> None:
     with TensorFolder(folder) as tensors:
         for packed in packed_tensors(model.config):
             whole = tensors.get(packed.name, packed.shape)
-            if not whole.isfinite().all():
+            if not all_finite(whole):
                 raise UserError(f"{folder}: tensor {packed.name} is not finite")
             for part, value in zip(packed.parts, packed.unpack(whole), strict=True):
                 parameters.pop(part.name).copy_(value)

@@ -13,7 +13,7 @@ in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,21 +41,34 @@ class Packed:
     parts: tuple[Part, ...]
     heads: int = 1  # the parts take turns, head by head
 
-    def pack(self, values: Sequence[Tensor]) -> Tensor:
-        """Their tensor from ours, in the order of `parts`; a view where there is one part."""
-        if len(values) == 1:
-            return values[0].view(self.shape)
-        by_head = [v.reshape(self.heads, v.shape[0] // self.heads, -1) for v in values]
-        return torch.cat(by_head, dim=1).view(self.shape)
-
-    def unpack(self, whole: Tensor) -> list[Tensor]:
-        """Ours from their tensor, each contiguous."""
+    def places(self, whole: Tensor) -> list[Tensor]:
+        """Where each part lies in their tensor: views, [part's shape], or [heads, rows, ...] where
+        the parts take turns.
+        """
         rows = [part.shape[0] // self.heads for part in self.parts]
-        by_head = whole.reshape(self.heads, sum(rows), -1).split(rows, dim=1)
-        return [
-            values.reshape(part.shape).contiguous()
-            for values, part in zip(by_head, self.parts, strict=True)
-        ]
+        by_head = whole.view(self.heads, sum(rows), -1).split(rows, dim=1)
+        if self.heads > 1:
+            return list(by_head)
+        return [v[0].view(p.shape) for v, p in zip(by_head, self.parts, strict=True)]
+
+    def pack(self, read: Callable[[Part, Tensor | None], Tensor], dtype: torch.dtype) -> Tensor:
+        """Their tensor from ours, each of which is read when it is due.
+
+        Args:
+            read: gives a part; writes it into the tensor that is given, if there is one.
+        """
+        whole = torch.empty(self.shape, dtype=dtype)
+        for part, place in zip(self.parts, self.places(whole), strict=True):
+            if place.shape == part.shape:
+                read(part, place)
+            else:
+                place.copy_(read(part, None).view(place.shape))
+        return whole
+
+    def unpack(self, whole: Tensor) -> Iterator[Tensor]:
+        """Ours from their tensor, one after the other, each contiguous."""
+        for part, place in zip(self.parts, self.places(whole), strict=True):
+            yield place.reshape(part.shape).contiguous()
 
 
 def packed_tensors(config: ModelConfig) -> Iterator[Packed]:

@@ -16,7 +16,7 @@ from pretrain.config.load import from_tables, validated
 from pretrain.config.run_folder import own_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import engines
-from pretrain.convert.folder import TensorFolder, read_json
+from pretrain.convert.folder import TensorFolder, all_finite, read_json
 from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError, shortened
 
@@ -137,13 +137,12 @@ def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
     prefix = _prefix(tensors)
     for packed in packed_tensors(config.model):
         name = packed.name.replace("model.", prefix, 1)
-        whole = tensors.get(name, packed.shape).float()
-        if not whole.isfinite().all():
+        whole = tensors.get(name, packed.shape)  # as it lies in the file, which takes no memory
+        if not all_finite(whole):
             raise UserError(f"{tensors.folder}: tensor {name} is not finite")
-        values = packed.unpack(whole)
-        del whole
-        while values:
-            yield values.pop(0)
+        for value in packed.unpack(whole):
+            yield value.float()
+            del value
 
 
 def left_out(tensors: TensorFolder, config: Config) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.schema import Config
-from pretrain.convert.folder import TensorFolder
+from pretrain.convert.folder import TensorFolder, all_finite
 from pretrain.convert.names import Part, Shape, packed_tensors
 from pretrain.convert.qwen3_5 import Tables, middle_half
 from pretrain.errors import UserError, shortened
@@ -117,7 +117,7 @@ def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
     for packed in packed_tensors(config.model):
         for part in packed.parts:
             value = _value(part, tensors, config)
-            if not value.isfinite().all():
+            if not all_finite(value):
                 raise UserError(f"{tensors.folder}: {packed.name} is not finite")
             yield value
             del value
