@@ -28,11 +28,16 @@ def array_argument(then: str) -> Argument:
     )
 
 
-def tell_failed(jobs: Sequence[Job]) -> None:
-    """A line for each that was given up, with the log that says why."""
+def tell_end(jobs: Sequence[Job]) -> None:
+    """A line for each that was given up, with the log that says why; how many are left."""
     for job in jobs:
-        if job.state == "failed":
+        if job.state == "failed" and job.tries:
             tell(f"{job.run.name} failed {job.tries} times: {job.log}")
+        elif job.state == "failed":
+            there = f"{job.run.trunk} has ended without its checkpoint of step {job.run.branch}"
+            tell(f"{job.run.name} was not begun: {there}")
+    if left := sum(job.state == "waiting" for job in jobs):
+        tell(f"{left} of {len(jobs)} runs left: the same command goes on with them")
 
 
 def status_of(states: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import sysconfig
 from pathlib import Path
 
 from launch.commands import argument, command, overrides
-from launch.commands.many_runs import HYPNOS, JOBS, array_argument, status_of, tell_failed
+from launch.commands.many_runs import HYPNOS, JOBS, array_argument, status_of, tell_end
 from launch.commands.values import path, positive, tell, whole
 from pretrain.exit_status import REQUEUE
 
@@ -102,7 +102,7 @@ def reproduce(
             [p.run for p in planned], folder, hypnos=HYPNOS, jobs=jobs or os.cpu_count() or 1,
             seconds=float("inf") if minutes is None else 60 * minutes, show=progress.show,
         )  # fmt: skip
-    tell_failed(done)
+    tell_end(done)
     if any(job.state == "done" for job in done) or minutes is None:
         print(write_results(planned, folder, f"{task}, {scale} scale"))
         print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.commands import argument, command, overrides
-from launch.commands.many_runs import HYPNOS, JOBS, array_argument, status_of, tell_failed
+from launch.commands.many_runs import HYPNOS, JOBS, array_argument, status_of, tell_end
 from launch.commands.values import path, positive, tell
 from pretrain.exit_status import REQUEUE
 
@@ -123,7 +123,7 @@ def _run(
                 seconds=deadline - time.monotonic(), show=progress.show,
             )  # fmt: skip
         states += [job.state for job in jobs_done]
-        tell_failed(jobs_done)
+        tell_end(jobs_done)
         if predicted:
             after = predict(runs, finished(runs, folder), number)
             print(f"\nrung {number}: what came of it\n\n{table(*prediction_table(after))}\n")

@@ -44,10 +44,7 @@ def overview(folders: Sequence[Path], out: Path) -> str:
         UserError: names a results.csv that is none.
     """
     studies = {folder.resolve().name: _read(folder / RESULTS) for folder in folders}
-    most = max((int(r["N"]) for rows in studies.values() for r in rows), default=4)
-    arms = {f"n{n}": SLEEP.label.format(N=n) for n in PASSES}
-    others = {name: c for name, c in CONTROLS.items() if name != EQUAL_FLOPS}
-    arms |= {f"{name}-n{most}": c.label.format(N=most) for name, c in others.items()}
+    arms = _arms([r for rows in studies.values() for r in rows])
     deepest = {task: in_order(r["measure"] for r in rows)[-1] for task, rows in studies.items()}
     headers, rows = [""], [[label] for label in arms.values()]
     for task, measure in deepest.items():
@@ -61,6 +58,19 @@ def overview(folders: Sequence[Path], out: Path) -> str:
     write_atomically(out / "overview.md", f"# Sleep and its controls\n\n{NOTE}\n\n{written}\n")
     write_page(out / "overview.html", "Sleep and its controls", [NOTE], [(headers, rows)], [])
     return written
+
+
+def _arms(rows: Sequence[Row]) -> dict[str, str]:
+    """What the table has rows for, and their labels: each control at each N that it was run with;
+    one that was not, at the largest N.
+    """
+    arms = {f"n{n}": SLEEP.label.format(N=n) for n in PASSES}
+    most = max(int(r["N"]) for r in rows)
+    for name, control in CONTROLS.items():
+        if name != EQUAL_FLOPS:
+            run = {int(r["N"]) for r in rows if r["arm"] == f"{name}-n{r['N']}"}
+            arms |= {f"{name}-n{n}": control.label.format(N=n) for n in sorted(run or {most})}
+    return arms
 
 
 def _cell(rows: Sequence[Row], arm: str, measure: str) -> str:

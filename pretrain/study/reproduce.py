@@ -138,7 +138,7 @@ def _origins(folder: Path, done: Sequence[Planned]) -> list[str]:
         made = origin_of(folder, p.run)
         found.setdefault((made["machine"], made["commit"]), []).append(made["date"])
     return [
-        f"{len(days)} runs on {machine}, commit {commit}, "
+        f"{len(days)} run{'s' if len(days) > 1 else ''} on {machine}, commit {commit}, "
         f"{' to '.join(dict.fromkeys([min(days), max(days)]))}."
         for (machine, commit), days in found.items()
     ]

@@ -143,7 +143,7 @@ def run_all(
             for job in all_jobs:
                 _advance(job, hypnos, environment, retries)
             for job in all_jobs:
-                _fail_with_trunk(job, all_jobs)
+                _give_up_without_trunk(job, all_jobs)
             running = [job for job in all_jobs if job.process]
             if time.monotonic() > deadline:
                 break
@@ -243,10 +243,10 @@ def _job(run: Run, folder: Path) -> Job:
     return Job(run, folder, run.settings().train.steps, state)
 
 
-def _fail_with_trunk(job: Job, jobs: Sequence[Job]) -> None:
-    """A branch whose trunk has failed before it came to the place where the branch leaves it."""
-    failed = {other.run.name for other in jobs if other.state == "failed"}
-    if job.state == "waiting" and job.run.trunk in failed and not branch_off(job.folder, job.run):
+def _give_up_without_trunk(job: Job, jobs: Sequence[Job]) -> None:
+    """A branch whose trunk has ended, and has no checkpoint where the branch leaves it."""
+    ended = {other.run.name for other in jobs if other.state in ("done", "failed")}
+    if job.state == "waiting" and job.run.trunk in ended and not branch_off(job.folder, job.run):
         job.state = "failed"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.commands.many_runs import tell_end
 from pretrain.errors import UserError
 from pretrain.study.runner import Job, Run, evaluations, run_all, write_array
 from tests.marks import slow
@@ -47,6 +48,16 @@ def test_a_run_that_fails_is_begun_again_so_many_times(
     (tmp_path / "FAILS").write_text(str(fails))
     (job,) = run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, jobs=1, retries=2)
     assert (job.state, job.tries, starts(tmp_path, RUNS[0])) == (state, begun, begun)
+
+
+def test_a_branch_is_given_up_when_its_trunk_has_ended_without_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    branch = Run("branch", DEPO, trunk="r0", branch=3)
+    jobs = run_all([branch, RUNS[0]], tmp_path, hypnos=HYPNOS, jobs=1)
+    assert [(job.state, job.tries) for job in jobs] == [("failed", 0), ("done", 1)]
+    tell_end(jobs)
+    assert "branch was not begun: r0 has ended without its" in capsys.readouterr().err
 
 
 @pytest.mark.slow
