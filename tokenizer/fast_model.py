@@ -38,14 +38,14 @@ class FastModel:
 
         TokenizerError: it cannot be read, or cannot write every text.
         """
-        self._fast, self._is_byte_level = _read(file)
+        self._fast, self.is_byte_level = _read(file)
         self._made_of = file, eos, pad
         vocabulary = self._fast.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos = self._special(eos)
         self.pad = self.eos if pad is None else self._special(pad)
-        self.apart = "" if self._is_byte_level else SPACE
-        names = BYTES if self._is_byte_level else {f"<0x{b:02X}>": b for b in range(256)}
+        self.apart = "" if self.is_byte_level else SPACE
+        names = BYTES if self.is_byte_level else {f"<0x{b:02X}>": b for b in range(256)}
         if missing := [name for name in names if name not in vocabulary]:
             raise TokenizerError(f"tokenizer.json: has no token for the byte {missing[0]!r}")
         self.byte_ids = [vocabulary[name] for name in sorted(names, key=names.__getitem__)]
@@ -63,6 +63,12 @@ class FastModel:
     def __reduce__(self) -> tuple[type[FastModel], tuple[bytes, str, str | None]]:
         return FastModel, self._made_of
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """The file: its vocabulary, merges and added tokens, and how it cuts texts up."""
+        described: dict[str, Any] = json.loads(self._made_of[0])
+        return described
+
     def encode(self, texts: list[str], threads: int) -> Iterator[list[int]]:
         if threads == 1:
             return (self._fast.encode(text, add_special_tokens=False).ids for text in texts)
@@ -73,7 +79,7 @@ class FastModel:
         return self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _written(self, piece: str) -> bytes:
-        if self._is_byte_level:
+        if self.is_byte_level:
             return bytes(BYTES[c] for c in piece) if BYTES.keys() >= set(piece) else b""
         if len(piece) == 6 and piece.startswith("<0x"):
             return bytes([int(piece[3:5], 16)])

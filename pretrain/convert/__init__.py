@@ -9,4 +9,5 @@ a run at step 0 (`into_run.import_folder`).
     gguf.py      the folder as a GGUF file             engines.py       who reads it, and why not
     into_run.py  a folder in, as a run                 transformer.py   attention-only models in
     load.py      a model from a run or an export       folder.py        safetensors, streamed
+    vocabulary.py   a tokenizer as a GGUF file says it
 """

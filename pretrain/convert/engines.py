@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pretrain.config.checks import uses_tokenizer
 from pretrain.config.schema import Config, ModelConfig
+from pretrain.convert.vocabulary import vocabulary
 from pretrain.errors import UserError
-from tokenizer.foreign import is_foreign
 
 DELTA_EPS = 1e-6  # of parallel.gated_delta_net.l2_normalized, whatever norm_eps is
 ENGINES = ("transformers", "mistral.rs", "llama.cpp (gguf)", "mlx-lm", "vLLM")
@@ -97,11 +97,7 @@ def check_gguf(config: Config) -> None:
         raise UserError(
             "the run's task has no tokenizer, and a GGUF file is none without one: use --to hf"
         )
-    if is_foreign(Path(config.data.tokenizer)):
-        raise UserError(
-            f"{config.data.tokenizer}: the tokenizer came with another model, and only one of "
-            "`hypnos tokenizer train` is written into a GGUF file: use --to hf"
-        )
+    vocabulary(Path(config.data.tokenizer))
 
 
 def early_warning(config: Config) -> str | None:

@@ -29,9 +29,7 @@ from pretrain.convert import engines, qwen3_5
 from pretrain.convert.export import export
 from pretrain.convert.folder import TensorFolder, new_file
 from pretrain.convert.names import Packed, packed_tensors
-from tokenizer.encode import Tokenizer
-from tokenizer.export import sentencepiece_of
-from tokenizer.sentencepiece_model import SentencePieceModel
+from pretrain.convert.vocabulary import Vocabulary, vocabulary
 
 ARCHITECTURE = "qwen35"
 KINDS = {
@@ -146,14 +144,14 @@ def write(folder: Path, out: Path) -> None:
     """
     config = qwen3_5.from_json(folder)
     engines.check_gguf(config)
-    tokenizer = Tokenizer.load(config.data.tokenizer)
+    said = vocabulary(Path(config.data.tokenizer)).padded(config.model.vocab_size)
     wanted = list(targets(config.model))
     with new_file(out) as draft, TensorFolder(folder) as tensors:
         embedding = wanted[0].source
         matrices = tensors.get(embedding.name, embedding.shape).dtype
         dtypes = [matrices if target.is_matrix else torch.float32 for target in wanted]
         writer = gguf.GGUFWriter(draft, ARCHITECTURE)
-        _describe(writer, config, tokenizer, matrices)
+        _describe(writer, config, said, matrices)
         for target, dtype in zip(wanted, dtypes, strict=True):
             nbytes, kind = prod(target.shape) * dtype.itemsize, KINDS[dtype]
             writer.add_tensor_info(target.name, target.shape, np.dtype("f4"), nbytes, kind)
@@ -185,7 +183,7 @@ def write_run(run: Path, out: Path, precision: str = "fp32") -> None:
 
 
 def _describe(
-    writer: gguf.GGUFWriter, config: Config, tokenizer: Tokenizer, matrices: torch.dtype
+    writer: gguf.GGUFWriter, config: Config, said: Vocabulary, matrices: torch.dtype
 ) -> None:
     """The file's keys. llama.cpp refuses a file that lacks most of them, and reads others wrongly
     without a word: rope's count and sections, the tokenizer's scores and flags.
@@ -214,31 +212,24 @@ def _describe(
     writer.add_array(f"{ARCHITECTURE}.attention.recurrent_layers", recurrent)
     if every := engines.interval(list(model.layers)):
         writer.add_full_attention_interval(every)
-    _describe_tokenizer(writer, model.vocab_size, tokenizer)
+    _describe_tokenizer(writer, said)
 
 
-def _describe_tokenizer(writer: gguf.GGUFWriter, vocab_size: int, tokenizer: Tokenizer) -> None:
-    """sentencepiece's pieces, which nothing is put in front of."""
-    model = sentencepiece_of(tokenizer)
-    unused = [f"<unused{i}>" for i in range(vocab_size - model.vocab_size)]
-    types = [_token_type(model, i) for i in range(model.vocab_size)]
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(model.pieces() + unused)
-    writer.add_token_scores(model.scores() + [-1e4] * len(unused))
-    writer.add_token_types(types + [gguf.TokenType.UNUSED] * len(unused))
-    writer.add_eos_token_id(model.eos)
-    writer.add_pad_token_id(model.pad)
-    writer.add_unk_token_id(model.unk)
+def _describe_tokenizer(writer: gguf.GGUFWriter, said: Vocabulary) -> None:
+    """Its pieces, which nothing is put in front of."""
+    writer.add_tokenizer_model(said.model)
+    writer.add_tokenizer_pre(said.pre)
+    writer.add_token_list(said.tokens)
+    writer.add_token_types(said.types)
+    if said.scores is not None:
+        writer.add_token_scores(said.scores)
+    if said.merges is not None:
+        writer.add_token_merges(said.merges)
+    writer.add_eos_token_id(said.eos)
+    writer.add_pad_token_id(said.pad)
+    if said.unk is not None:
+        writer.add_unk_token_id(said.unk)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
     writer.add_remove_extra_whitespaces(False)
-
-
-def _token_type(model: SentencePieceModel, i: int) -> gguf.TokenType:
-    if model.is_text(i):
-        return gguf.TokenType.NORMAL
-    if i in (model.eos, model.pad):
-        return gguf.TokenType.CONTROL
-    return gguf.TokenType.UNKNOWN if i == model.unk else gguf.TokenType.BYTE

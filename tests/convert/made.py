@@ -13,11 +13,12 @@ from parallel.slices import Piece, Slice
 from pretrain.checkpoint import folder
 from pretrain.checkpoint.write import Part, write_common, write_part
 from pretrain.config.load import from_tables, validated
-from pretrain.config.run_folder import TOKENIZER
+from pretrain.config.run_folder import FOREIGN_TOKENIZER, TOKENIZER
 from pretrain.config.schema import Config, SleepConfig
 from pretrain.model.sleep import SleepLM
 from tests.checkpoint.written import STATE
 from tests.model import tiny
+from tokenizer import foreign
 from tokenizer.encode import Tokenizer
 
 SLEEP = SleepConfig(passes=3, window=16)
@@ -67,7 +68,10 @@ def write_run(run: Path, config: Config, step: int = 7, ranks: int = 3) -> Path:
     write_common(draft, step, parts, STATE, config)
     folder.publish(run, step, keep=5, keep_every=0)
     if config.data.task == "text":
-        shutil.copyfile(config.data.tokenizer, run / TOKENIZER)
+        if foreign.is_foreign(Path(config.data.tokenizer)):
+            foreign.hold(Path(config.data.tokenizer), run / FOREIGN_TOKENIZER)
+        else:
+            shutil.copyfile(config.data.tokenizer, run / TOKENIZER)
     row = {"kind": "eval", "step": step, "passes": config.sleep.passes, "loss": 5.4321}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     return run

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
 from launch.cli import main
@@ -65,8 +66,12 @@ def test_all_that_a_run_does(
     assert (said["eos_token_id"], said["pad_token_id"]) == (322, 320)
     assert open_run(out)[1].fingerprint == Tokenizer.load(given).fingerprint
     assert main(["import", str(out), str(tmp_path / "again")]) == 0
-    assert main(["export", str(run), str(tmp_path / "x.gguf"), "--to", "gguf"]) == 2
-    assert "run/tokenizer: the tokenizer came with another model" in capsys.readouterr().err
+    assert main(["export", str(run), str(tmp_path / "x.gguf"), "--to", "gguf"]) == 0
+    told = {
+        name: field.contents() for name, field in GGUFReader(tmp_path / "x.gguf").fields.items()
+    }
+    assert told["tokenizer.ggml.pre"] == "qwen2" and told["tokenizer.ggml.eos_token_id"] == 322
+    assert told["tokenizer.ggml.tokens"][-1] == "<unused11>"
 
 
 def test_the_run_keeps_it(given: Path, tmp_path: Path, model: Path) -> None:

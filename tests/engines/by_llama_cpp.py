@@ -51,7 +51,11 @@ greedy = post(
     "/completion", prompt=ids[:prompt], n_predict=len(ids) - prompt, temperature=0,
     return_tokens=True, cache_prompt=False,
 )  # fmt: skip
-encoded = post("/tokenize", content=job["text"], add_special=True, parse_special=False)
+texts = [
+    post("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
+    for text in (job["text"], *job["texts"])
+]
 np.savez(
-    sys.argv[2], after=after, logprobs=rows, greedy=greedy["tokens"], encoded=encoded["tokens"]
-)
+    sys.argv[2], after=after, logprobs=rows, greedy=greedy["tokens"], encoded=texts[0],
+    texts=json.dumps(texts[1:]),
+)  # fmt: skip

@@ -15,7 +15,9 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,16 @@ from pretrain.config.schema import Config, SleepConfig
 from pretrain.convert import engines
 from pretrain.convert.export import export
 from pretrain.convert.gguf import write as write_gguf
+from pretrain.convert.vocabulary import CUTS
 from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session
 from pretrain.report import table
 from tests.convert.made import ADAD, DDDA, build, config, write_run
 from tests.data.texts import make_texts
+from tests.tokenizer.foreign import byte_level, sentences
 from tokenizer.encode import Tokenizer
+from tokenizer.export import SAMPLE
+from tokenizer.sentencepiece_model import SPACE
 from tokenizer.train import train
 
 HERE = Path(__file__).parent
@@ -57,6 +63,17 @@ CASES = {
 }  # fmt: skip
 ENGINES = {"transformers": "transformers", "llama_cpp": "llama.cpp (gguf)", "mlx": "mlx-lm",
            "mistralrs": "mistral.rs"}  # fmt: skip
+# Tokenizers that came with other models, in a GGUF file; other engines read those as they came.
+KINDS: dict[str, Callable[[Path], Path]] = {"tokenizer of pieces, as Llama 2's": sentences} | {
+    f"tokenizer of bytes, {name}": partial(byte_level, vocab_size=400, cut=cut, whole=whole)
+    for (cut, whole), name in CUTS.items()
+}
+FOREIGN = "llama_cpp"
+TEXTS = [
+    *(text.replace(SPACE, "") for text in SAMPLE),  # which sentencepiece takes for a space
+    *make_texts(8, seed=3),
+    *(f"  I'LL\n\n{n} x{n}, y\u0301\r\n\t <think>a</think> {'z' * n}" for n in (1, 12, 123, 1234)),
+]
 PORTABLE = Path("configs/portable.toml")
 
 
@@ -88,6 +105,11 @@ class Case:
             self.wrong.append(f"{engine}: greedy gives {list(said['greedy'])}")
         if "encoded" in said and list(said["encoded"]) != self.tokenizer.encode(self.job["text"]):
             self.wrong.append(f"{engine}: the text has other tokens")
+        if "texts" in said:
+            theirs = json.loads(said["texts"].item())
+            for text, ids in zip(self.job["texts"], theirs, strict=True):
+                if ids != self.tokenizer.encode(text):
+                    self.wrong.append(f"{engine}: {text[:40]!r} has other tokens")
         if "written" in said:
             theirs, mine = said["written"].item(), self.tokenizer.decode(continuation)
             if _plain(theirs) != _plain(mine):
@@ -130,6 +152,7 @@ def make(name: str, settings: Config, folder: Path) -> Case:
         "ids": ids,
         "prompt": PROMPT,
         "text": text,
+        "texts": TEXTS,
         "prefixes": [[len(tokenizer.encode(text[:k])) - 1, text[:k]] for k in cuts],
         "ascii": tokenizer.encode("a")[0],
     }
@@ -164,7 +187,12 @@ def cases(tokenizer: Path) -> dict[str, Config]:
     }
     vocabulary = Tokenizer.load(tokenizer).vocab_size
     overrides = [f"data.tokenizer={tokenizer}", f"model.vocab_size={vocabulary}"]
-    return settings | {"portable.toml": load(PORTABLE, overrides)}
+    foreign = {name: make(tokenizer.parent / name) for name, make in KINDS.items()}
+    return (
+        settings
+        | {"portable.toml": load(PORTABLE, overrides)}
+        | {name: config(folder, SLEEP, **LARGER) for name, folder in foreign.items()}
+    )
 
 
 def main(python: str, *words: str) -> int:
@@ -180,11 +208,11 @@ def main(python: str, *words: str) -> int:
                 continue
             folder = Path(place) / str(number)
             case = make(name, settings, folder)
-            for engine in ENGINES:
+            for engine in [FOREIGN] if name in KINDS else ENGINES:
                 run(case, engine, sys.executable if engine == "transformers" else python, folder)
                 print(f"{name}: {ENGINES[engine]}: {case.cells[engine]}", flush=True)
             done.append(case)
-    rows = [[case.name, *(case.cells[engine] for engine in ENGINES)] for case in done]
+    rows = [[case.name, *(case.cells.get(engine, "") for engine in ENGINES)] for case in done]
     print("\n" + table(["largest difference of log-probabilities", *ENGINES.values()], rows))
     wrong = [f"{case.name}: {line}" for case in done for line in case.wrong]
     print("\n".join(wrong) if wrong else f"\nall within {BOUND:g}, greedy tokens identical")

@@ -17,13 +17,21 @@ QWEN = (
 )
 
 
-def byte_level(folder: Path, vocab_size: int = 320) -> Path:
-    """As Qwen's: NFC, its cuts, three special tokens and one that is none."""
-    tokenizer = Tokenizer(models.BPE())
+def byte_level(
+    folder: Path, vocab_size: int = 320, cut: str | None = QWEN, whole: bool = False
+) -> Path:
+    """As Qwen's: NFC, its cuts, three special tokens and one that is none.
+
+    Args:
+        cut: a regular expression; None: GPT-2's. whole: a word that is a piece is taken whole.
+    """
+    tokenizer = Tokenizer(models.BPE(ignore_merges=whole))
     tokenizer.normalizer = normalizers.NFC()
-    cuts = pre_tokenizers.Split(Regex(QWEN), "isolated")
-    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cuts, as_bytes])
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut is None)
+    tokenizer.pre_tokenizer = as_bytes
+    if cut is not None:
+        cuts = pre_tokenizers.Split(Regex(cut), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cuts, as_bytes])
     tokenizer.decoder = ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(

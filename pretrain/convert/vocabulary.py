@@ -1,0 +1,168 @@
+"""A tokenizer as a GGUF file says it, and which tokenizers it cannot say.
+
+    "llama"   sentencepiece's BPE: pieces and scores. Ours, and those of Llama 2's kind
+    "gpt2"    BPE over bytes: pieces and merges. Those of Qwen, Llama 3, GPT-2
+
+How a text is cut up before its bytes are merged is no part of the file: llama.cpp knows some ways
+by name. A tokenizer.json says it as a regular expression, so only those that are the same to the
+letter are written, and all others refused: they would give other ids without a word.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import UserError
+from tokenizer.encode import Tokenizer
+from tokenizer.fast_model import FastModel
+from tokenizer.foreign import SENTENCEPIECE
+from tokenizer.sentencepiece_model import SentencePieceModel
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # the file's numbers
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+# By regular expression and whether a word that is a piece is taken whole: llama.cpp's name.
+CUTS = {
+    (rf"{_WORDS}[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
+     False): "qwen2",
+    (rf"{_WORDS}[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+     rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}", False): "qwen35",
+    (rf"{_WORDS}[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+     rf"|{_SPACES}", True): "llama-bpe",
+    (None, False): "gpt-2",  # what ByteLevel does by itself
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What tokenizer.ggml.* says."""
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    eos: int
+    pad: int
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    unk: int | None = None
+
+    def padded(self, size: int) -> Vocabulary:
+        """With as many ids as the model has rows; names say that there is nothing behind them."""
+        more, taken = size - len(self.tokens), set(self.tokens)
+        names = (name for i in itertools.count() if (name := f"<unused{i}>") not in taken)
+        return replace(
+            self,
+            tokens=self.tokens + list(itertools.islice(names, more)),
+            types=self.types + [UNUSED] * more,
+            scores=self.scores and self.scores + [-1e4] * more,
+        )
+
+
+def vocabulary(path: Path) -> Vocabulary:
+    """Of a tokenizer's file or folder. UserError: a GGUF file cannot say it."""
+    model, own = Tokenizer.load(path).model, path / SENTENCEPIECE
+    try:
+        if isinstance(model, SentencePieceModel):
+            return _of_pieces(model)
+        assert isinstance(model, FastModel)
+        if not model.is_byte_level and own.exists():
+            return _of_both(model, SentencePieceModel(own.read_bytes()))
+        return _of_bytes(model)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; such a model goes out with --to hf") from None
+
+
+def _of_pieces(model: SentencePieceModel) -> Vocabulary:
+    scores = [model.scores()[i] for i in range(model.vocab_size) if model.is_text(i)]
+    if not all(score.is_integer() for score in scores):
+        raise ValueError("a unigram tokenizer, which llama.cpp reads otherwise")
+    if scores.count(0) > 1:
+        raise ValueError("has pieces that its maker has put in, which its file does not tell apart")
+    if model.byte_ids is None:
+        raise ValueError("has no pieces for bytes, which llama.cpp would need")
+    types = [_type(model, i) for i in range(model.vocab_size)]
+    return Vocabulary(
+        "llama", "default", model.pieces(), types, model.eos, model.pad, model.scores(),
+        unk=model.unk,
+    )  # fmt: skip
+
+
+def _of_both(fast: FastModel, pieces: SentencePieceModel) -> Vocabulary:
+    """Of a tokenizer.json that was made of a tokenizer.model, and may have tokens beyond it."""
+    said, described = _of_pieces(pieces), fast.described
+    vocabulary = described["model"]["vocab"]
+    added = [token for token in described["added_tokens"] if token["id"] >= len(said.tokens)]
+    ids = [token["id"] for token in added]
+    if [vocabulary.get(piece) for piece in said.tokens] != list(range(len(said.tokens))):
+        raise ValueError(f"its tokenizer.json and its {SENTENCEPIECE} have other ids")
+    if ids != list(range(len(said.tokens), fast.vocab_size)):
+        raise ValueError("its tokenizer.json leaves out ids")
+    return replace(
+        said,
+        tokens=said.tokens + [token["content"] for token in added],
+        types=said.types + [CONTROL if token["special"] else USER_DEFINED for token in added],
+        scores=[*(said.scores or []), *(0.0 for _ in added)],
+        eos=fast.eos,
+        pad=fast.pad,
+    )
+
+
+def _type(model: SentencePieceModel, i: int) -> int:
+    if model.is_text(i):
+        return NORMAL
+    if i == model.unk:
+        return UNKNOWN
+    return CONTROL if i in model.specials.values() else BYTE
+
+
+def _of_bytes(model: FastModel) -> Vocabulary:
+    described = model.described
+    pre, bpe = _cut(described), described["model"]
+    tokens, types = [""] * model.vocab_size, [UNUSED] * model.vocab_size
+    for piece, i in bpe["vocab"].items():
+        tokens[i], types[i] = piece, NORMAL
+    for added in described["added_tokens"]:
+        tokens[added["id"]] = added["content"]
+        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    for i in [i for i, kind in enumerate(types) if kind == UNUSED]:
+        tokens[i] = f"<id {i}>"
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
+    return Vocabulary("gpt2", pre, tokens, types, model.eos, model.pad, merges=merges)
+
+
+def _cut(described: dict[str, Any]) -> str:
+    """llama.cpp's name of how a tokenizer.json cuts a text up. ValueError: it has none."""
+    bpe, steps = described["model"], _steps(described["pre_tokenizer"])
+    if not any(step["type"] == "ByteLevel" for step in steps):
+        raise ValueError("its tokenizer.json is no BPE over bytes")
+    pattern: str | None
+    match steps:
+        case [{"type": "ByteLevel"} as only] if only.get("use_regex", True):
+            pattern = None
+        case [
+            {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated"} as split,
+            {"type": "ByteLevel", "use_regex": False},
+        ] if not split.get("invert"):
+            pattern = regex
+        case _:
+            raise ValueError(f"cuts texts up in a way of its own: {json.dumps(steps)[:100]}")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if bpe.get(name):
+            raise ValueError(f"its BPE has a {name}")
+    known = CUTS.get((pattern, bool(bpe.get("ignore_merges"))))
+    if known is None:
+        raise ValueError(f"llama.cpp has no name for how it cuts texts up: {pattern}")
+    return known
+
+
+def _steps(pre_tokenizer: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    if pre_tokenizer["type"] == "Sequence":
+        return list(pre_tokenizer["pretokenizers"])
+    return [pre_tokenizer]

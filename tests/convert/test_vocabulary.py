@@ -1,0 +1,86 @@
+"""Tokenizers as a GGUF file says them. That llama.cpp gives the same ids is for `make
+test-engines`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from pretrain.convert.vocabulary import CUTS, vocabulary
+from pretrain.errors import UserError
+from tests.tokenizer.foreign import byte_level, sentences
+from tokenizer.encode import Tokenizer
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Path:
+    return byte_level(tmp_path / "qwen")
+
+
+def change(folder: Path, *path: str | int, to: Any) -> None:
+    """One value of its tokenizer.json."""
+    described = json.loads((folder / "tokenizer.json").read_text())
+    place = described
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = to
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+
+
+def test_bytes_and_merges(qwen: Path) -> None:
+    said, tokenizer = vocabulary(qwen), Tokenizer.load(qwen)
+    assert (said.model, said.pre, said.scores) == ("gpt2", "qwen2", None)
+    assert said.tokens[-4:] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>"]
+    assert said.types[-5:] == [1, 3, 3, 3, 4]
+    assert said.merges is not None and len(said.merges) == 320 - 256
+    assert said.tokens[256:320] == [merge.replace(" ", "") for merge in said.merges]
+    assert (said.eos, said.pad) == (tokenizer.eos, tokenizer.pad)
+    padded = said.padded(330)
+    assert padded.tokens[324:] == [f"<unused{i}>" for i in range(6)] and padded.types[-1] == 5
+
+
+@pytest.mark.parametrize(("pattern", "whole"), [cut for cut in CUTS if cut[0]])
+def test_each_way_to_cut_a_text_is_one_that_tokenizers_reads(
+    pattern: str, whole: bool, qwen: Path
+) -> None:
+    change(qwen, "pre_tokenizer", "pretokenizers", 0, "pattern", "Regex", to=pattern)
+    change(qwen, "model", "ignore_merges", to=whole)
+    assert vocabulary(qwen).pre == CUTS[pattern, whole]
+
+
+def test_pieces_and_scores(tmp_path: Path) -> None:
+    """Of sentencepiece's file, also where a tokenizer.json was made of it, with a token more."""
+    llama = sentences(tmp_path)
+    said = vocabulary(llama)
+    assert (said.model, said.pre, said.merges, said.unk) == ("llama", "default", None, 0)
+    assert said.tokens[:4] == ["<unk>", "<s>", "</s>", "<0x00>"] and said.types[:4] == [2, 3, 3, 6]
+    fast = AutoTokenizer.from_pretrained(llama)
+    fast.add_special_tokens({"pad_token": "<pad>"})
+    fast.save_pretrained(llama)
+    both = vocabulary(llama)
+    assert both.tokens == [*said.tokens, "<pad>"] and both.types == [*said.types, 3]
+    assert (both.eos, both.pad) == (2, 400)
+    (llama / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"no BPE over bytes; such a model goes out with --to hf"):
+        vocabulary(llama)
+
+
+def test_what_llama_cpp_would_read_otherwise(qwen: Path, tmp_path: Path) -> None:
+    change(qwen, "model", "ignore_merges", to=True)
+    with pytest.raises(UserError, match=r"qwen: llama\.cpp has no name for how it cuts texts up"):
+        vocabulary(qwen)
+    change(qwen, "pre_tokenizer", "pretokenizers", 0, "behavior", to="Contiguous")
+    with pytest.raises(UserError, match="in a way of its own"):
+        vocabulary(qwen)
+    for options, why in (
+        ({"model_type": "unigram"}, "unigram"),
+        ({"user_defined_symbols": ["café"]}, "pieces that its maker has put in"),
+        ({"byte_fallback": False}, "no pieces for bytes"),
+    ):
+        with pytest.raises(UserError, match=why):
+            vocabulary(sentences(tmp_path / "other", **options))
