@@ -28,6 +28,7 @@ class Layout:
     recompute: str = "unit"
     cuda_graphs: bool = False
     cp: int = 1
+    cp_delta: str = "heads"
 
 
 class Rule(NamedTuple):
@@ -77,6 +78,12 @@ RULES = (
         "there are no tensor-parallel ranks to share the tokens",
         "leave it out, or set parallel.tp",
         lambda x: x.sequence_parallel and x.tp == 1,
+    ),
+    Rule(
+        "parallel.cp_delta = tokens with parallel.cp = 1",
+        "there are no context-parallel ranks to share the tokens",
+        "leave it out, or set parallel.cp",
+        lambda x: x.cp_delta == "tokens" and x.cp == 1,
     ),
     Rule(
         "parallel.cuda_graphs with parallel.recompute = none or block",

@@ -10,6 +10,7 @@ a rank all tokens of its own heads, and one on the way out all heads of its own 
 
 So windows, masks, positions and memory (S, keys) are whole, of 1/C of the heads: nothing is known
 of the other ranks' tokens, and nothing has to be merged. (DeepSpeed-Ulysses, arXiv 2309.14509.)
+The delta rule may also stay with the tokens (`parallel.delta_merge`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from parallel import mesh
@@ -38,6 +40,11 @@ def token_counts(width: int) -> list[int]:
 def own_tokens(width: int) -> int:
     """How many tokens of a window this rank has."""
     return token_counts(width)[mesh.cp_rank()]
+
+
+def of_own_tokens(x: Tensor) -> Tensor:
+    """[B, T, ..] of a window -> [B, t, ..] of this rank's tokens."""
+    return x[:, token_share(x.shape[1], mesh.cp_rank(), mesh.cp_size())]
 
 
 def own_heads(x: Tensor, dim: int = 0) -> Tensor:
@@ -82,6 +89,29 @@ def to_tokens(size: tuple[int, int], x: Tensor) -> Tensor:
     outgoing = torch.cat([part.flatten(0, 1) for part in x.split(counts, dim=1)])
     arrived = _exchange(outgoing, [B * n for n in counts], [B * t] * C)  # [C * B * t, heads, width]
     return arrived.view(C, B, t, *x.shape[2:]).permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def before_own_tokens(size: tuple[int, int], x: Tensor, count: int) -> Tensor:
+    """What comes just before this rank's tokens: [B, t, channels] of each -> [B, count, channels].
+
+    Before the window's first token there are zeros. size: (B, T) of the window.
+    """
+    (B, T), me = size, mesh.cp_rank()
+    shares = [token_share(T, rank, mesh.cp_size()) for rank in range(mesh.cp_size())]
+
+    def needed(of: slice, by: slice) -> slice:
+        """Of one rank's tokens those that another needs, counted from the first of them."""
+        begin = max(of.start, by.start - count)
+        return slice(begin - of.start, max(begin, min(of.stop, by.start)) - of.start)
+
+    parts = [x[:, needed(shares[me], share)] for share in shares]
+    comes = [needed(share, shares[me]) for share in shares]
+    send = [B * part.shape[1] for part in parts]
+    receive = [B * (part.stop - part.start) for part in comes]
+    outgoing = torch.cat([part.flatten(0, 1) for part in parts])
+    arrived = _exchange(outgoing, send, receive).split(receive)
+    before = torch.cat([part.view(B, len(part) // B, x.shape[-1]) for part in arrived], dim=1)
+    return F.pad(before, (0, 0, count - before.shape[1], 0))
 
 
 def _exchange(x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel import mesh
-from parallel.context import own_heads, to_heads, to_tokens
+from parallel.context import before_own_tokens, of_own_tokens, own_heads, to_heads, to_tokens
+from parallel.delta_merge import merged_delta_rule
 from parallel.delta_rule import delta_rule
 from parallel.fused import fused
 from parallel.layers import (
@@ -104,6 +105,7 @@ class GatedDeltaNet(nn.Module):
         self.key_dim, self.value_dim = shape.delta_key_dim, shape.delta_value_dim
         self.taps, self.chunk = taps, shape.delta_chunk
         self.negative_eigenvalues = shape.delta_negative_eigenvalues
+        self.by_tokens = mesh.delta_by_tokens()
         self.q = ColumnLinear(D, keys)
         self.k = ColumnLinear(D, keys)
         self.v = ColumnLinear(D, values)
@@ -122,6 +124,10 @@ class GatedDeltaNet(nn.Module):
         """b_t of W_b x_t."""
         return _write_strength(x, self.negative_eigenvalues)
 
+    def _mine(self, parameter: Tensor) -> Tensor:
+        """What this rank uses of something by head or channel."""
+        return parameter if self.by_tokens else own_heads(parameter)
+
     def _convolve(
         self, mixed: list[Tensor], tail: Tensor, valid: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -134,8 +140,11 @@ class GatedDeltaNet(nn.Module):
             k, v and q or None, [B, T, heads, width] each.
         """
         (B, T, _), widths = mixed[0].shape, [m.shape[-1] for m in mixed]
-        heads = [self.key_heads, self.value_heads, self.key_heads]
-        weights = [own_heads(w) for w in (self.conv_k, self.conv_v, self.conv_q)[: len(mixed)]]
+        weights = [self._mine(w) for w in (self.conv_k, self.conv_v, self.conv_q)[: len(mixed)]]
+        heads = [
+            n // w
+            for n, w in zip(widths, (self.key_dim, self.value_dim, self.key_dim), strict=False)
+        ]
         before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
         if tail.is_cuda:
             tails = before.split(widths, dim=-1) if tail.shape[1] else [None] * len(mixed)
@@ -158,28 +167,36 @@ class GatedDeltaNet(nn.Module):
             write_only: nothing downstream reads y (the last pass of a window that only
                 consolidates): skip queries, gate and read-out, and return None for y.
         """
-        B, T = window.size
+        B, valid = window.size[0], window.valid
+        if self.by_tokens and valid is not None:
+            valid = of_own_tokens(valid)
         x = gather_tokens(x)
         read = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
+        read += [self.beta(x), self.alpha(x)]
         *mixed, beta, alpha = (
-            channels.view(B, T, -1)
-            for channels in to_heads(window.size, *read, self.beta(x), self.alpha(x))
+            channels.view(B, -1, channels.shape[-1])
+            for channels in (read if self.by_tokens else to_heads(window.size, *read))
         )
         beta, log_decay = _gates(
-            beta, alpha, own_heads(self.A_log), own_heads(self.dt_bias),
-            window.valid, self.negative_eigenvalues,
+            beta, alpha, self._mine(self.A_log), self._mine(self.dt_bias),
+            valid, self.negative_eigenvalues,
         )  # fmt: skip
         if window.record_decay is not None:
-            window.record_decay(log_decay)
+            by_head = to_heads(window.size, log_decay)[0] if self.by_tokens else log_decay
+            window.record_decay(by_head)
         tail = state.tail[..., : sum(m.shape[-1] for m in mixed)]
-        k, v, q = self._convolve(mixed, tail, window.valid)
-        o, S = delta_rule(q, k, v, log_decay, beta, state.S, self.chunk)
+        if self.by_tokens:
+            streams = _masked(torch.cat(mixed, dim=-1), valid)
+            tail = before_own_tokens(window.size, streams, self.taps - 1)
+        k, v, q = self._convolve(mixed, tail, valid)
+        rule = merged_delta_rule if self.by_tokens else delta_rule
+        o, S = rule(q, k, v, log_decay, beta, state.S, self.chunk)
         state = state._replace(S=S)
         if window.keeps_tail:
             streams = _masked(torch.cat(mixed, dim=-1), window.valid)
             state = state._replace(tail=torch.cat([tail, streams], dim=1)[:, 1 - self.taps :])
         if o is None:
             return None, state
-        o = to_tokens(window.size, o)
+        o = o if self.by_tokens else to_tokens(window.size, o)
         y = self.norm(o, self.gate(x).view(o.shape))
         return self.out(y.flatten(2)), state

@@ -33,6 +33,7 @@ LAZY_FROM = 65
 _stores = itertools.count()
 _sequence_parallel = False  # beside Megatron's grid, which does not keep it
 _cp_size = 1  # every mixer asks for it, and Megatron takes its time to answer
+_delta_by_tokens = False
 
 
 def device() -> torch.device:
@@ -86,6 +87,7 @@ def initialize(
     timeout: float = TIMEOUT,
     *,
     cp: int = 1,
+    delta_by_tokens: bool = False,
     alone: bool = False,
 ) -> None:
     """Joins the world that the launcher describes (or a world of one) and lays the grid over it.
@@ -95,13 +97,14 @@ def initialize(
             cp: ranks that share the tokens of each window.
             The remaining factor of the world size is data parallel.
         sequence_parallel: between layers, each tp rank holds its share of the tokens only.
+        delta_by_tokens: so does each cp rank in the delta rule too, where otherwise it has heads.
         timeout: seconds after which ranks that make no progress end, see `parallel.watchdog`. Twice
             of it is the limit of any collective.
         alone: a world of one, whatever a launcher's variables say: an evaluation inside a job.
     Raises:
         ValueError: the world does not divide into tp x cp x pp, or has another grid already.
     """
-    global _cp_size, _sequence_parallel
+    global _cp_size, _delta_by_tokens, _sequence_parallel
     if parallel_state.model_parallel_is_initialized():
         if (tp, cp, pp, sequence_parallel) != (
             tp_size(), cp_size(), pp_size(), _sequence_parallel
@@ -125,6 +128,7 @@ def initialize(
         distributed_timeout_minutes=2 * timeout / 60,
     )
     _cp_size, _sequence_parallel = cp, sequence_parallel
+    _delta_by_tokens = delta_by_tokens and cp > 1
 
 
 class _TorchOnCPU:
@@ -221,6 +225,11 @@ def cp_rank() -> int:
 def cp_group() -> dist.ProcessGroup:
     """The ranks that share the tokens of each window with this one."""
     return parallel_state.get_context_parallel_group()
+
+
+def delta_by_tokens() -> bool:
+    """Whether context-parallel ranks share the delta rule by tokens, not by heads."""
+    return _delta_by_tokens
 
 
 def head_ranks() -> int:

@@ -203,6 +203,10 @@ ERRORS = [
     ),
     # ---- ranks
     Planted(
+        "maps of S that add up and do not compose", "parallel/delta_merge.py",
+        "S = P @ S + U", "S = S + U", "parallel/test_delta_rule.py layouts/test_layouts.py",
+    ),
+    Planted(
         "the gradient divided by the data-parallel ranks", "parallel/engine.py",
         "return mesh.dp_cp_size() / scored", "return 1.0 / scored", "layouts/test_layouts.py",
     ),

@@ -203,6 +203,7 @@ def _layout(config: Config) -> None:
             recompute=parallel.recompute,
             cuda_graphs=parallel.cuda_graphs,
             cp=parallel.cp,
+            cp_delta=parallel.cp_delta,
         )
     )
     if why:

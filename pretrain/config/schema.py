@@ -358,6 +358,12 @@ class ParallelConfig:
         at_least=1,
         changes=True,
     )
+    cp_delta: Literal["heads", "tokens"] = setting(
+        "heads",
+        "what they share of the delta rule. heads: whole windows are exchanged; tokens: only what "
+        "each rank's tokens do to S is, which takes the rule twice",
+        changes=True,
+    )
     pp: int = setting(1, "stages that the blocks are split over", at_least=1, changes=True)
     stages: list[int] = setting(
         [], "blocks on each stage; empty: balanced by FLOPs", at_least=1, changes=True

@@ -26,7 +26,10 @@ def lay_grid(parallel: ParallelConfig) -> None:
         raise UserError("parallel.cuda_graphs = true: there is no CUDA device here; leave it out")
     tp, cp, pp = parallel.tp, parallel.cp, parallel.pp
     try:
-        mesh.initialize(tp, pp, parallel.sequence_parallel, parallel.timeout, cp=cp)
+        mesh.initialize(
+            tp, pp, parallel.sequence_parallel, parallel.timeout,
+            cp=cp, delta_by_tokens=parallel.cp_delta == "tokens",
+        )  # fmt: skip
     except ValueError as error:
         start = f"torchrun --nproc-per-node={tp * cp * pp} -m launch train ..."
         fix = f"start a multiple of tp x cp x pp, as by {start}"

@@ -22,7 +22,7 @@ class Rows(NamedTuple):
     """What a block reads in a unit, on one rank."""
 
     kind: str  # "attention" | "delta"
-    rows: int  # B, of a microbatch
+    rows: float  # B, of a microbatch; of context-parallel ranks each has its share
     tokens: int  # T, of the window
     past: int = 0  # keys of earlier windows
     write_only: bool = False

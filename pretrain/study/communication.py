@@ -1,6 +1,6 @@
 """How long ranks take to exchange something, by where they sit: rings, on a host or across hosts.
 
-Ranks are laid out as `parallel.mesh` has it: tp next to each other, then dp, then pp. A group whose
+Ranks are laid out as `parallel.mesh` has it: tp next to each other, then cp, dp, pp. A group whose
 ranks sit on one host uses the host's links. One that spans hosts is a ring through all of them; its
 ranks on a host share their network interfaces, which other groups of the same host leave them.
 """

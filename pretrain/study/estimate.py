@@ -97,7 +97,7 @@ def layout_of(config: Config) -> Layout:
         tp=parallel.tp, pp=parallel.pp, sequence_parallel=parallel.sequence_parallel,
         zero=parallel.zero, offload=parallel.offload, precision=config.train.precision,
         microbatches=config.train.microbatches, recompute=parallel.recompute,
-        cuda_graphs=parallel.cuda_graphs,
+        cuda_graphs=parallel.cuda_graphs, cp=parallel.cp, cp_delta=parallel.cp_delta,
     )  # fmt: skip
 
 
@@ -114,10 +114,10 @@ class Estimator:
     """Estimates layouts of one configuration on one machine; what they share is counted once."""
 
     def __init__(self, config: Config, gpus: int, hardware: Hardware, row: Batch) -> None:
-        if config.parallel.cp > 1:
+        if config.parallel.cp_delta != "heads":
             raise UserError(
-                f"parallel.cp = {config.parallel.cp}: plans do not know yet what the exchanges of "
-                "context-parallel ranks cost; plan with parallel.cp=1"
+                f"parallel.cp_delta = {config.parallel.cp_delta}: plans do not know yet what it "
+                "takes; plan with parallel.cp_delta=heads"
             )
         self.config, self.gpus, self.hardware, self.row = config, gpus, hardware, row
         sleep = config.sleep
@@ -144,13 +144,13 @@ class Estimator:
         Args:
             simulated: False: quickly, with about the least idle time and the fewest activations.
         """
-        times, dp, M = self._stage_times(x), self.gpus // (x.tp * x.pp), x.microbatches
+        times, dp, M = self._stage_times(x), self._dp(x), x.microbatches
         makespan = _mean([t.makespan(M) if simulated else t.least(M) for t in times])
         busy = M * _mean([sum(t.busy) for t in times])  # of all stages
         node = self.hardware.node
         if node.shared and self.gpus > node.devices:  # cores take turns
-            makespan = max(makespan, busy * x.tp * dp / node.devices)
-        exchange, update = self._update(x, dp)
+            makespan = max(makespan, busy * x.tp * x.cp * dp / node.devices)
+        exchange, update = self._update(x, dp * x.cp)
         seconds = makespan + exchange + update
         devices = min(self.gpus, node.devices) if node.shared else self.gpus
         best = devices * self.hardware.peak(x.precision)
@@ -158,14 +158,14 @@ class Estimator:
             layout=x,
             dp=dp,
             rows=times[-1].rows,
-            memory=self._memory(x, dp, times[-1], simulated),
+            memory=self._memory(x, dp * x.cp, times[-1], simulated),
             seconds=seconds,
             bubble=1 - busy / (x.pp * makespan),
             exchange_s=exchange + M * _mean([max(t.exchange) for t in times]),
             update_s=update,
             tokens=self.config.train.batch * self.row.size[1],
             work=self.work,
-            recomputed=M * dp * x.tp * _mean([t.recomputed for t in times]),
+            recomputed=M * dp * x.cp * x.tp * _mean([t.recomputed for t in times]),
             mfu=(self.work.forward + self.work.backward) / (seconds * best),
             cost=seconds / 3600 * self.gpus * self.hardware.price.per_hour,
         )
@@ -174,16 +174,20 @@ class Estimator:
         """Seconds in which ranks do something, summed over all: what a step takes of the cores of a
         host that they share.
         """
-        times, dp = self._stage_times(x), self.gpus // (x.tp * x.pp)
-        busy = x.microbatches * _mean([sum(t.busy) for t in times]) * x.tp * dp
-        return busy + self.gpus * sum(self._update(x, dp))
+        times, weights = self._stage_times(x), self._dp(x) * x.cp
+        busy = x.microbatches * _mean([sum(t.busy) for t in times]) * x.tp * weights
+        return busy + self.gpus * sum(self._update(x, weights))
+
+    def _dp(self, x: Layout) -> int:
+        """Data-parallel ranks."""
+        return self.gpus // (x.tp * x.cp * x.pp)
 
     def _stage_times(self, x: Layout) -> list[StageTimes]:
         """By N, ascending."""
-        dp = self.gpus // (x.tp * x.pp)
+        dp = self._dp(x)
         rows = self.config.train.batch // (dp * x.microbatches)
         gathers = dp if x.zero == 3 else 0
-        key = x.tp, x.pp, x.sequence_parallel, x.recompute, rows, x.precision, gathers
+        key = x.tp, x.cp, x.pp, x.sequence_parallel, x.recompute, rows, x.precision, gathers
         if key not in self._times:
             self._times[key] = [
                 StageTimes(self.config, self.hardware, self._counter(x), x, dp, units)
@@ -227,6 +231,8 @@ class Estimator:
         """The blocks of each stage."""
         cuts = self._stage_units(pp)[0].bounds
         return [list(self.config.model.layers[a:b]) for a, b in pairwise(cuts)]
+
+    # dp: of the weights, over which ZeRO shards: data and context parallel
 
     def _memory(self, x: Layout, dp: int, times: StageTimes, simulated: bool) -> RankMemory:
         """Of the stage that holds most."""

@@ -77,7 +77,7 @@ def _built(config: Config, gpus: int, stage: Stage, tokens: int) -> int:
     rank = stage.index * (gpus // parallel.pp)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=gpus)
     try:
-        mesh.initialize(parallel.tp, parallel.pp, parallel.sequence_parallel)
+        mesh.initialize(parallel.tp, parallel.pp, parallel.sequence_parallel, cp=parallel.cp)
         check_rows_divide(config)
         check_tokens_divide(tokens, config)
         with torch.device("meta"):

@@ -56,7 +56,8 @@ def heading(found: Plan, config: Config, gpus: int, hardware: Hardware) -> Itera
 def _row(e: Estimate, config: Config, hardware: Hardware) -> dict[str, str]:
     x = e.layout
     row = {
-        "tp x pp x dp": f"{x.tp}{'s' * x.sequence_parallel} x {x.pp} x {e.dp}",
+        "tp x pp x dp": f"{x.tp}{'s' * x.sequence_parallel} x {x.pp} x {e.dp}"
+        + f", cp {x.cp}" * (x.cp > 1),
         "ZeRO": f"{x.zero}{' offload' if x.offload else ''}",
         "microbatches": f"{x.microbatches} x {e.rows}",
         "recompute": x.recompute,
@@ -87,7 +88,7 @@ def _numbers(e: Estimate, config: Config) -> dict[str, Any]:
     x, memory = e.layout, e.memory
     parts = ("weights", "gradients", "optimizer", "buffers", "activations", "update", "total")
     return {
-        "tp": x.tp, "pp": x.pp, "dp": e.dp, "sequence_parallel": x.sequence_parallel,
+        "tp": x.tp, "cp": x.cp, "pp": x.pp, "dp": e.dp, "sequence_parallel": x.sequence_parallel,
         "zero": x.zero, "offload": x.offload, "microbatches": x.microbatches, "rows": e.rows,
         "recompute": x.recompute,
         **{f"{part}_bytes": round(getattr(memory, part)) for part in parts},

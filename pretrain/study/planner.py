@@ -3,9 +3,9 @@
     plan(config, 1024, load_hardware("h100")).best[0]
 
 Layouts are all that `parallel.combinations` allows and that divide heads, widths, vocabulary and
-batch. Each is estimated with about the least idle time that a pipeline can have; those that may be
-the best are then estimated in the order of their schedule, the most promising first, until no other
-looks faster. Of each grid, tp x pp, the best is given.
+batch; cp is what the configuration says. Each is estimated with about the least idle time that a
+pipeline can have; those that may be the best are then estimated in the order of their schedule, the
+most promising first, until no other looks faster. Of each grid, tp x pp, the best is given.
 """
 
 from __future__ import annotations
@@ -107,24 +107,25 @@ def _layouts(
     own = layout_of(config)
     of = _options(own, fixed)
     for tp, pp in _grids(config, gpus, hardware, of):
-        rows = config.train.batch / (gpus // (tp * pp))
+        dp = gpus // (tp * own.cp * pp)
+        rows = config.train.batch / dp
         if not rows.is_integer():
             continue
-        dp = gpus // (tp * pp)
         for M, sequence_parallel, zero, recompute, offload in product(
             [m for m in of("microbatches", _divisors(int(rows))) if rows % m == 0],
             of("sequence_parallel", [False, True] if tp > 1 else [False]),
             # of one rank alone nothing is sharded
-            of("zero", [0, 1, 2, 3] if dp > 1 else [0, 1]),
+            of("zero", [0, 1, 2, 3] if dp * own.cp > 1 else [0, 1]),
             of("recompute", ["none", "block", "unit"]),
             of("offload", [False, True] if hardware.device.kind == "cuda" else [False]),
         ):
-            if sequence_parallel and rows / M * config.sleep.window % tp:
+            shares = {config.sleep.window // own.cp, -(-config.sleep.window // own.cp)}
+            if sequence_parallel and any(rows / M * tokens % tp for tokens in shares):
                 continue
             x = Layout(
                 tp=tp, pp=pp, sequence_parallel=sequence_parallel, zero=zero, offload=offload,
                 precision=config.train.precision, microbatches=M, recompute=recompute,
-                cuda_graphs=own.cuda_graphs,
+                cuda_graphs=own.cuda_graphs, cp=own.cp, cp_delta=own.cp_delta,
             )  # fmt: skip
             if refusal(x) is None:
                 yield x
@@ -147,14 +148,15 @@ def _grids(
     config: Config, gpus: int, hardware: Hardware, of: _Options
 ) -> Iterator[tuple[int, int]]:
     """(tp, pp) that divide ranks and model; ranks that share a layer are on one host."""
-    node, blocks = hardware.node, len(config.model.layers)
+    node, blocks, cp = hardware.node, len(config.model.layers), config.parallel.cp
     most = gpus if node.shared else min(gpus, node.devices)
     split = not (config.sleep.is_looped or config.sleep.carries != "both")  # checks._controls
     for tp in of("tp", [n for n in _divisors(gpus) if n <= most]):
-        if gpus % tp or any(getattr(config.model, name) % tp for name in SHARED):
+        ranks = {name: tp * cp if name.endswith("_heads") else tp for name in SHARED}
+        if gpus % (tp * cp) or any(getattr(config.model, name) % n for name, n in ranks.items()):
             continue
-        for pp in of("pp", [n for n in _divisors(gpus // tp) if n <= blocks]):
-            if gpus % (tp * pp) == 0 and (split or pp == 1):
+        for pp in of("pp", [n for n in _divisors(gpus // (tp * cp)) if n <= blocks]):
+            if gpus % (tp * cp * pp) == 0 and (split or pp == 1):
                 yield tp, pp
 
 
@@ -172,10 +174,10 @@ def _no_layout(estimator: Estimator, fixed: Collection[str]) -> str:
         settings = ", ".join(sorted(fixed)) or "the model"
         return (
             f"no layout of {gpus} GPUs: {settings} cannot be split so; tp must divide heads, "
-            "model.mlp_width and model.vocab_size, tp x pp the GPUs: change --gpus or leave out "
-            "what is set"
+            "model.mlp_width and model.vocab_size, tp x cp the heads, tp x cp x pp the GPUs: "
+            "change --gpus or leave out what is set"
         )
-    dp = min(gpus // (tp * pp) for tp, pp in grids)
+    dp = min(gpus // (tp * config.parallel.cp * pp) for tp, pp in grids)
     batch = config.train.batch
     return (
         f"no layout of {gpus} GPUs: train.batch = {batch} sequences do not divide by the "
@@ -198,7 +200,7 @@ def _nothing_fits(estimator: Estimator, quick: list[Estimate], fixed: Collection
         return f"{what}; it fits on --gpus {more}"
     if held > memory.activations:
         return f"{what}; lower the sizes in [model], or leave out what is set of [parallel]"
-    return f"{what}; most is activations: lower sleep.window"
+    return f"{what}; most is activations: lower sleep.window, or raise parallel.cp"
 
 
 def _enough(estimator: Estimator, fixed: Collection[str]) -> int | None:
@@ -217,6 +219,7 @@ def _enough(estimator: Estimator, fixed: Collection[str]) -> int | None:
 def described(x: Layout, dp: int) -> str:
     """As "tp 2, pp 4, dp 8, zero 1, 16 microbatches, recompute unit"."""
     extra = ["sequence parallel"] * x.sequence_parallel + ["offload"] * x.offload
+    extra += [f"cp {x.cp}"] * (x.cp > 1)
     return ", ".join(
         [f"tp {x.tp}, pp {x.pp}, dp {dp}, zero {x.zero}, {x.microbatches} microbatches",
          f"recompute {x.recompute}", *extra]

@@ -53,12 +53,14 @@ class StageTimes:
         self._model, self._hardware, self._counter, self._layout = (
             config.model, hardware, counter, x,
         )  # fmt: skip
-        self._dp, self._units = dp, units
+        self._weights, self._units = dp * x.cp, units  # ranks that hold the same weights
         self._element = 2 if x.precision == "bf16" else FP32
         self._fused = hardware.device.kind == "cuda" and hardware.device.fused
         blocks = sum(block_parameters(self._model, kind) for kind in self._model.layers) / x.tp
         self._gathers = x.zero == 3 and blocks > MAX_WHOLE
         self.rows = config.train.batch // (dp * x.microbatches)
+        # A rank of the context-parallel group has 1/cp of tokens and heads: as if of rows.
+        self._share = self.rows / x.cp
         known = {unit: self._cost(unit) for unit in {u for stage in units.of for u in stage if u}}
         nothing = _Cost()
         self._costs = [[known[u] if u else nothing for u in stage] for stage in units.of]
@@ -128,7 +130,7 @@ class StageTimes:
             order = [(False, n) for n in range(len(passes))] + [(True, n) for n in trained]
         else:
             order = [(a.backward, a.unit) for a in self._path(self._few(M)).actions[s]]
-        h = self.rows * self._units.widest * self._stream * self._element
+        h = self._share * self._units.widest * self._stream * self._element
         # what a unit gives and its gradient; hidden states on their way to other stages
         return peak(order, [c.bytes for c in self._costs[s]]) + (2 + (SENDS + 2) * (P > 1)) * h
 
@@ -138,19 +140,22 @@ class StageTimes:
         x, cost = self._layout, _Cost()
         again = x.recompute != "none"
         for (kind, past, write_only, has_grad), count in unit.blocks:
-            work = self._counter.work(Rows(kind, self.rows, unit.width, past, write_only))
+            work = self._counter.work(Rows(kind, self._share, unit.width, past, write_only))
             summed = self._summed(unit, 0 if write_only else 2)
+            summed += self._exchanged(kind, unit, write_only)
             forward = block_seconds(work, self._hardware, x.precision) + summed
             cost.forward += count * forward
             cost.exchange += count * summed
             if not has_grad:
                 continue
+            in_forward = summed
             summed = self._summed(unit, 1 if write_only else 2)
+            summed += self._exchanged(kind, unit, write_only)
             cost.backward += count * (
                 block_seconds(work, self._hardware, x.precision, backward=True)
                 + summed + again * forward + self._accumulated(kind)
             )  # fmt: skip
-            cost.exchange += count * (summed + again * self._summed(unit, 0 if write_only else 2))
+            cost.exchange += count * (summed + again * in_forward)
             cost.recomputed += again * count * (work.products + work.attention + work.delta)
         head, gathered, sent = self._head(unit), self._gathered(unit), self._sent(unit)
         cost.forward += head + gathered + unit.sends * sent
@@ -168,8 +173,27 @@ class StageTimes:
 
     def _summed(self, unit: StageUnit, times: int) -> float:
         """Seconds in which tensor-parallel ranks sum hidden states."""
-        size = self.rows * unit.width * self._model.d_model * self._element
+        size = self._share * unit.width * self._model.d_model * self._element
         return times * Group(self._hardware, self._layout.tp).all_reduce(size)
+
+    def _exchanged(self, kind: str, unit: StageUnit, write_only: bool) -> float:
+        """Seconds in which context-parallel ranks exchange a mixer's tokens for heads, and back."""
+        x, model = self._layout, self._model
+        if x.cp == 1:
+            return 0.0
+        if kind == "attention":
+            arriving = 2 * model.attention_kv_heads * model.attention_head_dim
+            read = model.attention_heads * model.attention_head_dim
+            leaving = read
+        else:
+            read = model.delta_key_heads * model.delta_key_dim
+            leaving = model.delta_value_heads * model.delta_value_dim
+            arriving = read + leaving + 2 * model.delta_value_heads
+        group, element = Group(self._hardware, x.cp, x.tp), self._element / x.tp
+        size = self._share * unit.width * element
+        if write_only:
+            return group.shared_out(size * arriving)
+        return group.shared_out(size * (arriving + read)) + group.shared_out(size * leaving)
 
     def _accumulated(self, kind: str) -> float:
         """Seconds in which a block's gradients are added up."""
@@ -178,7 +202,7 @@ class StageTimes:
 
     def _logits(self, unit: StageUnit) -> float:
         """How many a rank computes."""
-        return self.rows * unit.scored * self._model.vocab_size / self._layout.tp
+        return self._share * unit.scored * self._model.vocab_size / self._layout.tp
 
     def _head(self, unit: StageUnit) -> float:
         device, logits = self._hardware.device, self._logits(unit)
@@ -187,8 +211,8 @@ class StageTimes:
         return 2 * logits * self._model.d_model / rate + moved
 
     def _sent(self, unit: StageUnit) -> float:
-        size = self.rows * unit.width * self._stream * self._element
-        return Group(self._hardware, self._layout.pp, self._layout.tp * self._dp).send(size)
+        size = self._share * unit.width * self._stream * self._element
+        return Group(self._hardware, self._layout.pp, self._layout.tp * self._weights).send(size)
 
     def _gathered(self, unit: StageUnit) -> float:
         """Seconds in which ZeRO 3 brings weights together that do not stay from unit to unit."""
@@ -196,13 +220,13 @@ class StageTimes:
             return 0.0
         elements = sum(n * block_parameters(self._model, b.kind) for b, n in unit.blocks)
         size = self._element * elements / self._layout.tp
-        return Group(self._hardware, self._dp, self._layout.tp).shared_out(size)
+        return Group(self._hardware, self._weights, self._layout.tp).shared_out(size)
 
     def _bytes(self, unit: StageUnit) -> UnitBytes:
         policy = self._layout.recompute
         works: list[BlockWork] = []
         for (kind, past, write_only, has_grad), count in unit.blocks:
-            rows = Rows(kind, self.rows, unit.width, past, write_only)
+            rows = Rows(kind, self._share, unit.width, past, write_only)
             works += [self._counter.work(rows)] * count * has_grad
         kept, again = unit_bytes(policy, works)
         if self._hardware.device.kind == "cpu":

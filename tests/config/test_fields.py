@@ -72,7 +72,7 @@ def test_a_bound_itself_is_allowed(override: str) -> None:
 CHANGEABLE = {
     "run.name", "run.dir", "data.train", "data.heldout", "data.tokenizer", "stories.path",
     "data.cache", "data.cache_gb", "data.retry",
-    "parallel.tp", "parallel.cp", "parallel.pp", "parallel.stages",
+    "parallel.tp", "parallel.cp", "parallel.cp_delta", "parallel.pp", "parallel.stages",
     "parallel.sequence_parallel", "parallel.zero", "parallel.offload", "parallel.recompute",
     "parallel.cuda_graphs", "parallel.timeout",
     "train.steps", "train.microbatches", "train.log_every", "train.eval_every",

@@ -27,6 +27,7 @@ class Layout:
     offload: bool = False
     stages: tuple[int, ...] = ()
     cp: int = 1
+    by_tokens: bool = False  # cp ranks share the delta rule so
 
     @property
     def world(self) -> int:
@@ -78,6 +79,7 @@ SMOKE = [
     ),
     Case(Layout(dp=2, zero=3), Problem(when="context", prelude=1)),
     Case(Layout(cp=2, recompute="unit"), Problem(when="context", eviction="sliding", coda=1)),
+    Case(Layout(cp=2, by_tokens=True), Problem()),
 ]
 
 DAILY = [
@@ -98,11 +100,16 @@ DAILY = [
     Case(Layout(cp=2, zero=3), Problem(tied=True, prelude=1), "weights leave at once"),
     Case(Layout(cp=2, zero=0, microbatches=2), Problem(passes=1, optimizer="adamw")),
     Case(Layout(cp=2, zero=2, recompute="block"), Problem(precision="bf16", coda=1)),
+    Case(Layout(cp=2, by_tokens=True, zero=2, recompute="unit"),
+         Problem(when="context", eviction="sliding", coda=1, truncate_passes=1)),
     # four
     Case(Layout(cp=4), Problem(key_heads=4, eviction="sliding", truncate_passes=1)),
     Case(Layout(tp=2, cp=2, recompute="unit"), Problem(key_heads=4, tied=True, when="context")),
     Case(Layout(tp=2, cp=2, zero=3, sequence_parallel=True), Problem(key_heads=4, prelude=1)),
     Case(Layout(cp=2, dp=2, zero=2, microbatches=2), Problem(when="context", coda=2)),
+    Case(Layout(cp=4, by_tokens=True), Problem(key_heads=4, tied=True)),
+    Case(Layout(tp=2, cp=2, by_tokens=True, zero=3, sequence_parallel=True, recompute="block"),
+         Problem(key_heads=4, when="context", prelude=1)),
     Case(Layout(cp=2, pp=2, microbatches=2, recompute="unit"),
          Problem(tied=True, eviction="sliding", truncate_windows=2)),
     Case(Layout(tp=2, pp=2, microbatches=2, recompute="unit"),
@@ -137,6 +144,7 @@ FAULTY = [
     Case(Layout(cp=2), Problem(), "gradients stay where they are in an exchange"),
     Case(Layout(cp=2), Problem(), "every context-parallel rank takes the first one's decays"),
     Case(Layout(cp=2), Problem(), "context-parallel ranks count as one in the mean"),
+    Case(Layout(cp=2, by_tokens=True), Problem(), "what comes before a share of tokens is lost"),
 ]
 
 # Every pair of values of every two columns is in some row (the orthogonal array L8).
@@ -171,7 +179,7 @@ def draw(seed: int, ranks: Sequence[int] = (1, 2, 2, 4)) -> Case:
             tp=tp, cp=cp, pp=pp, dp=dp, zero=choose.randint(0, 3),
             recompute=choose.choice(("none", "block", "unit")),
             microbatches=choose.choice((1, 2, 4)),
-            sequence_parallel=choose.random() < 0.5,
+            sequence_parallel=choose.random() < 0.5, by_tokens=cp > 1 and choose.random() < 0.5,
             stages=tuple(b - a for a, b in itertools.pairwise([0, *ends, blocks])),
         )  # fmt: skip
         prelude = choose.choice((0, 0, 1, 2))
@@ -203,6 +211,7 @@ def _may_be_run(case: Case) -> bool:
             combinations.Layout(
                 tp=layout.tp, pp=layout.pp, sequence_parallel=layout.sequence_parallel,
                 zero=layout.zero, microbatches=layout.microbatches, cp=layout.cp,
+                cp_delta="tokens" if layout.by_tokens else "heads",
             )
         ) is None
     )  # fmt: skip
@@ -252,6 +261,7 @@ def everything() -> Iterator[Case]:
                 # ZeRO 0 would add up in bf16
                 microbatches=(1, 1 if low and zero == 0 else (2, 4)[many_parts])[parts],
                 sequence_parallel=tp > 1 and bool(context ^ parts),
+                by_tokens=cp > 1 and bool(tied ^ sliding),
             )  # fmt: skip
             problem = Problem(
                 passes=passes, precision=("fp32", "bf16")[low], optimizer=("muon", "adamw")[adamw],

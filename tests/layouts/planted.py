@@ -93,6 +93,9 @@ PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
     "every context-parallel rank takes the first one's decays": [
         (gated_delta_net, "own_heads", lambda x: x.chunk(mesh.cp_size())[0])
     ],
+    "what comes before a share of tokens is lost": [
+        (gated_delta_net, "before_own_tokens", lambda size, x, count: x[:, :0])
+    ],
     "context-parallel ranks count as one in the mean": [
         (engine.Engine, "loss_scale", staticmethod(lambda scored: mesh.dp_size() / scored))
     ],

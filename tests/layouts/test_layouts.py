@@ -27,7 +27,8 @@ def launches(cases: list[Case], most: int = 16) -> Iterator[list[Case]]:
     cases = sorted(
         cases,
         key=lambda c: (
-            c.layout.world, c.layout.tp, c.layout.cp, c.layout.pp, c.layout.sequence_parallel
+            c.layout.world, c.layout.tp, c.layout.cp, c.layout.pp, c.layout.sequence_parallel,
+            c.layout.by_tokens,
         ),
     )  # fmt: skip
     for _, same in groupby(cases, key=lambda c: c.layout.world):

@@ -18,6 +18,7 @@ REFUSED = [
     Layout(zero=0, offload=True),
     Layout(pp=2, offload=True, precision="bf16"),
     Layout(sequence_parallel=True),
+    Layout(cp_delta="tokens"),
     Layout(cuda_graphs=True, recompute="block"),
     Layout(cuda_graphs=True, tp=2),
     Layout(cuda_graphs=True, cp=2),
@@ -42,7 +43,7 @@ def layout_of(case: Case) -> Layout:
     x = case.layout
     return Layout(
         x.tp, x.pp, x.sequence_parallel, x.zero, x.offload, case.problem.precision, x.microbatches,
-        cp=x.cp,
+        cp=x.cp, cp_delta="tokens" if x.by_tokens else "heads",
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from parallel.delta_merge import merged_delta_rule
 from parallel.delta_rule import chunked_delta_rule, delta_rule, recurrent_delta_rule
 from tests.oracles.delta_rule import NAMES, naive, transformers_chunked, transformers_recurrent
 
@@ -58,6 +59,7 @@ def test_every_form_is_the_papers_recurrence(T: int, dtype: torch.dtype) -> None
         "chunks of 64": outcome(chunked_delta_rule, tensors),
         "chunks of 16": outcome(chunked_delta_rule, tensors, chunk=16),
         "chunks of 7": outcome(chunked_delta_rule, tensors, chunk=7),
+        "a map of S, merged": outcome(merged_delta_rule, tensors, chunk=16),
         "recurrent": outcome(recurrent_delta_rule, tensors),
         "dispatch": outcome(delta_rule, tensors),
         "transformers, chunked": outcome(transformers_chunked, tensors),
