@@ -7,6 +7,7 @@ mesh.py             the grid of ranks;  combinations.py  what may be combined
 context.py          between mixers ranks share tokens, in them heads: the exchange
 layers.py           Megatron's parallel linears and embedding, norms, cross-entropy
 delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention
+delta_merge.py      over tokens that ranks share: what each share does to S, merged
 hopper.py           one of its gradients, where Triton compiles it wrongly
 attention.py        gated causal attention
 gated_delta_net.py  the block part that owns fast weights
