@@ -137,7 +137,8 @@ def _run(
 
 def _array(runs: list[LadderRun], folder: Path, array: Path) -> int:
     from pretrain.errors import UserError
-    from pretrain.study.runner import is_done, write_array
+    from pretrain.study.one_run import is_done
+    from pretrain.study.runner import write_array
 
     ranks = sorted({r.run.ranks for r in runs if not is_done(folder, r.run)})
     if len(ranks) > 1:

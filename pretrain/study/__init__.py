@@ -1,7 +1,8 @@
 """Many runs that answer one question: who is compared, the runs themselves, and what came of it.
 
 reproduce.py   the paper's experiments as lists of runs     controls.py   who sleep is compared with
-runner.py      trains and evaluates them, some at a time    results.py    what they logged, by seed
+one_run.py     a run, and what it has left when it is done  results.py    what they logged, by seed
+runner.py      trains and evaluates them, some at a time
 intervals.py   means over seeds, and how sure they are      summary.py    tables, csv, the verdict
 figures.py     the same as pictures               overview.py   several studies as one table
 progress.py    how far all runs are

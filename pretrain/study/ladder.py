@@ -25,7 +25,7 @@ from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.model.flops import parameters
 from pretrain.study.estimate import with_vocabulary
-from pretrain.study.runner import Run
+from pretrain.study.one_run import Run
 from pretrain.study.transfer import Transfer, transferred
 
 PROPORTIONAL = (

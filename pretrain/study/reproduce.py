@@ -21,8 +21,8 @@ from pretrain.page import write_page
 from pretrain.report import table
 from pretrain.study.controls import CONTROLS, SLEEP, Control
 from pretrain.study.figures import draw
+from pretrain.study.one_run import Run, is_done, origin_of
 from pretrain.study.results import Arm, read_result
-from pretrain.study.runner import Run, is_done, origin_of
 from pretrain.study.summary import bits_table, curves_csv, final_csv, main_table, verdict
 from pretrain.tasks.story_writer import write_story
 

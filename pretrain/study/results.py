@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.report import DEPTHS, read_run
-from pretrain.study.runner import Run, evaluations
+from pretrain.study.one_run import Run, evaluations
 
 
 @dataclass(frozen=True)

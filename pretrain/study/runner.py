@@ -4,10 +4,9 @@
                    ^   |         |
                    '---'---------'-----> failed, after so many retries (a user's error: at once)
 
-    DIR/runs/NAME                    the run; what ends before its time goes on from its checkpoint
-    DIR/runs/NAME/evaluation.json    its evaluations, a hash of the settings behind them, and where,
-                                     when and of which commit: done
-    DIR/logs/NAME.log                what its processes said
+    DIR/runs/NAME        the run (`pretrain.study.one_run`); what ends before its time goes on from
+                         its checkpoint
+    DIR/logs/NAME.log    what its processes said
 
 A branch waits for a checkpoint of another run, its trunk, and goes on from there by itself.
 
@@ -16,8 +15,6 @@ What is done is never done again: the same call goes on where the last one stopp
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -26,38 +23,17 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pretrain.checkpoint.folder import checkpoint_dir, draft_dir, publish, remove_draft, steps
-from pretrain.config.fields import values
-from pretrain.config.load import load, to_toml
-from pretrain.config.schema import Config
-from pretrain.errors import UserError
 from pretrain.exit_status import TERMINATED, USER_ERROR
 from pretrain.files import parse_json, write_atomically
-from pretrain.origin import origin
+from pretrain.study.one_run import Run, finish, is_done
 
 POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a study."""
-
-    name: str
-    config: Path
-    overrides: tuple[str, ...] = ()
-    passes: tuple[int, ...] = (1,)  # N that it is evaluated at, when it is trained
-    ranks: int = 1  # by `hypnos launch local`, if more than one
-    trunk: str = ""  # the run that it branches off, if it does
-    branch: int = 0  # after so many of that run's steps
-
-    def settings(self) -> Config:
-        """Its configuration. UserError names the file or the override that is wrong."""
-        return load(self.config, self.overrides)
 
 
 @dataclass
@@ -197,47 +173,6 @@ def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:
     return len(left)
 
 
-def evaluations(folder: Path, run: Run) -> list[dict[str, Any]]:
-    """What a finished run's evaluation gave, one dict for each N (`pretrain.evaluate`)."""
-    path = folder / "runs" / run.name / "evaluation.json"
-    found: list[dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))["evaluations"]
-    return found
-
-
-def origin_of(folder: Path, run: Run) -> dict[str, str]:
-    """Where a finished run was evaluated: "machine", "commit", "date"."""
-    path = folder / "runs" / run.name / "evaluation.json"
-    found: dict[str, str] = parse_json(path.read_text(encoding="utf-8"))["origin"]
-    return found
-
-
-def is_done(folder: Path, run: Run) -> bool:
-    """Whether a run is trained, and evaluated at each N. UserError: it was under other settings."""
-    path = folder / "runs" / run.name / "evaluation.json"
-    if not path.exists():
-        return False
-    if parse_json(path.read_text(encoding="utf-8")).get("settings") != _fingerprint(run):
-        raise UserError(
-            f"{path} comes from other settings than the study has now: remove {path.parent}, or "
-            "choose another folder with --out"
-        )
-    return set(run.passes) <= {found["passes"] for found in evaluations(folder, run)}
-
-
-def _fingerprint(run: Run) -> str:
-    """Of the settings that differ from their defaults, wherever the run is.
-
-    So results outlive a setting that is new, and off.
-    """
-    config, usual = run.settings(), Config()
-    config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir)
-    texts = [replace(corpus, path="") for corpus in config.data.train]
-    config.data = replace(config.data, tokenizer="", train=texts, heldout="")
-    pairs = zip(values(config), values(usual), strict=True)
-    chosen = [f"{place}={to_toml(mine)}" for (place, _, mine), (_, _, its) in pairs if mine != its]
-    return hashlib.sha256("\n".join(chosen).encode()).hexdigest()
-
-
 def _job(run: Run, folder: Path) -> Job:
     state = "done" if is_done(folder, run) else "waiting"
     return Job(run, folder, run.settings().train.steps, state)
@@ -301,8 +236,7 @@ def _advance(job: Job, hypnos: Sequence[str], environment: dict[str, str], retri
 
 
 def _finish(job: Job, found: list[dict[str, Any]]) -> None:
-    done = {"settings": _fingerprint(job.run), "evaluations": found, "origin": origin()}
-    write_atomically(job.path / "evaluation.json", json.dumps(done) + "\n")
+    finish(job.folder, job.run, found)
     job.state = "done"
 
 

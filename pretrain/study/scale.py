@@ -27,7 +27,7 @@ from pretrain.study.estimate import example, with_vocabulary
 from pretrain.study.fit import fit_loss, from_below
 from pretrain.study.ladder import LadderRun, count
 from pretrain.study.law import DepthPoints, Points
-from pretrain.study.runner import evaluations, is_done
+from pretrain.study.one_run import evaluations, is_done
 
 COLUMNS = (
     "rung", "width", "blocks", "N", "window", "seed", "budget", "steps", "tokens", "flops", "once",

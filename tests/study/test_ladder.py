@@ -149,7 +149,7 @@ def test_a_branch_fails_with_its_trunk(tmp_path: Path, ladder: list[LadderRun]) 
 
 def results(folder: Path, ladder: Sequence[LadderRun]) -> None:
     """Finished runs, as the runner leaves them, of a law with phi = 0.5 and hops by N."""
-    from pretrain.study.runner import _fingerprint
+    from pretrain.study.one_run import fingerprint
 
     for r in ladder:
         config = r.run.settings()
@@ -161,7 +161,7 @@ def results(folder: Path, ladder: Sequence[LadderRun]) -> None:
         run = folder / "runs" / r.run.name
         run.mkdir(parents=True)
         found = [{"passes": r.passes, "loss": loss, "accuracy": accuracy}]
-        done = {"settings": _fingerprint(r.run), "evaluations": found}
+        done = {"settings": fingerprint(r.run), "evaluations": found}
         (run / "evaluation.json").write_text(json.dumps(done))
 
 

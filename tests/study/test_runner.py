@@ -11,7 +11,8 @@ import pytest
 from launch.cli import main
 from launch.commands.many_runs import tell_end
 from pretrain.errors import UserError
-from pretrain.study.runner import Job, Run, evaluations, run_all, write_array
+from pretrain.study.one_run import Run, evaluations
+from pretrain.study.runner import Job, run_all, write_array
 from tests.marks import slow
 
 HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
