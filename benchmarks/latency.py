@@ -162,19 +162,20 @@ def attention_only() -> Qwen3ForCausalLM:
     )  # fmt: skip
 
 
-def hybrid() -> Qwen3_5ForCausalLM:
+def hybrid(shape: ModelConfig = SHAPE) -> Qwen3_5ForCausalLM:
     """Qwen3.5 of our own sizes."""
+    names = {"attention": "full_attention", "delta": "linear_attention"}
     return Qwen3_5ForCausalLM(
         Qwen3_5TextConfig(
-            vocab_size=SHAPE.vocab_size, hidden_size=SHAPE.d_model,
-            intermediate_size=SHAPE.mlp_width, num_hidden_layers=len(SHAPE.layers),
-            layer_types=["full_attention", "linear_attention"] * 3,
-            num_attention_heads=SHAPE.attention_heads,
-            num_key_value_heads=SHAPE.attention_kv_heads, head_dim=SHAPE.attention_head_dim,
-            linear_num_key_heads=SHAPE.delta_key_heads,
-            linear_num_value_heads=SHAPE.delta_value_heads,
-            linear_key_head_dim=SHAPE.delta_key_dim, linear_value_head_dim=SHAPE.delta_value_dim,
-            max_position_embeddings=1 << 21, tie_word_embeddings=False,
+            vocab_size=shape.vocab_size, hidden_size=shape.d_model,
+            intermediate_size=shape.mlp_width, num_hidden_layers=len(shape.layers),
+            layer_types=[names[kind] for kind in shape.layers],
+            num_attention_heads=shape.attention_heads,
+            num_key_value_heads=shape.attention_kv_heads, head_dim=shape.attention_head_dim,
+            linear_num_key_heads=shape.delta_key_heads,
+            linear_num_value_heads=shape.delta_value_heads,
+            linear_key_head_dim=shape.delta_key_dim, linear_value_head_dim=shape.delta_value_dim,
+            max_position_embeddings=1 << 21, tie_word_embeddings=shape.tie_embeddings,
         )
     )  # fmt: skip
 

@@ -5,8 +5,9 @@ setting.py          a field that says what it means and what it may be
 megatron.py         what we take from Megatron-core;  uncompiled.py  without its compiler
 mesh.py             the grid of ranks;  combinations.py  what may be combined
 context.py          between mixers ranks share tokens, in them heads: the exchange
-layers.py           Megatron's parallel linears and embedding, norms, cross-entropy
+layers.py           Megatron's parallel linears and embedding, cross-entropy;  norms.py  norms
 delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention
+chunked_delta_rule.py  its chunked form with the gradient
 delta_merge.py      over tokens that ranks share: what each share does to S, merged
 hopper.py           one of its gradients, where Triton compiles it wrongly
 attention.py        gated causal attention
@@ -15,7 +16,7 @@ short_convolution.py  the convolution before it
 mlp.py  block.py    SwiGLU; the whole block: forward(x, state, window) -> (y, state)
 state.py            what blocks keep from one window to the next
 window.py           what all blocks share within one window
-fused.py            elementwise functions as one kernel each, on CUDA
+fused.py            elementwise functions: one kernel each on CUDA, gradients by hand on a CPU
 graphs.py           a (window, pass) unit as one CUDA graph
 recompute.py        activation checkpointing of one (window, pass) unit
 stages.py           which blocks a pipeline stage holds

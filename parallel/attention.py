@@ -6,14 +6,18 @@ heads, and a sigmoid gate on each head's output before the output projection.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from parallel import mesh
 from parallel.context import to_heads, to_tokens
 from parallel.fused import fused
-from parallel.layers import ColumnLinear, RMSNorm, RowLinear, gather_tokens, rms_norm
+from parallel.layers import ColumnLinear, RowLinear, gather_tokens, project
+from parallel.norms import RMSNorm, at_least_fp32, normalize, normalize_backward, rms_norm
 from parallel.shape import BlockShape
 from parallel.state import AttentionState
 from parallel.window import Window
@@ -37,13 +41,47 @@ def _norm(shape: BlockShape) -> RMSNorm | nn.Identity:
     return RMSNorm(shape.attention_head_dim, shape.norm_eps, partial_grad=True)
 
 
-@fused
 def _norm_and_rotate(
     x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
 ) -> Tensor:
     """[B, T, H, head_dim] -> [B, H, T, head_dim]; without a weight there is no norm."""
     normed = x if weight is None else rms_norm(x, weight, eps)
     return rotate(normed.transpose(1, 2), cos, sin).type_as(x)
+
+
+class _NormAndRotate(torch.autograd.Function):
+    """(x, scale or None, eps, cos, sin), `_norm_and_rotate` with its gradient written out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor | None, eps: float, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        y, r = (x, None) if scale is None else normalize(x, eps)
+        if scale is not None:
+            y = y.mul_(scale).type_as(x)
+        ctx.save_for_backward(x if scale is not None else None, scale, r, cos, sin)
+        return rotate(y.transpose(1, 2), cos, sin).type_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, r, cos, sin = ctx.saved_tensors
+        dy = rotate(gradients[0], cos, -sin).transpose(1, 2)
+        if scale is None:
+            return dy.type_as(gradients[0]), None, None, None, None
+        dx, d_scale = normalize_backward(at_least_fp32(dy), x, r, scale)
+        return dx.type_as(x), d_scale, None, None, None
+
+
+def _norm_and_rotate_by_hand(
+    x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
+) -> Tensor:
+    scale = None if weight is None else 1.0 + at_least_fp32(weight)
+    y: Tensor = _NormAndRotate.apply(x, scale, eps, cos, sin)
+    return y
+
+
+norm_and_rotate = fused(_norm_and_rotate, _norm_and_rotate_by_hand)
 
 
 @fused
@@ -83,8 +121,10 @@ class Attention(nn.Module):
         """
         B, T = window.size
         x = gather_tokens(x)
-        read = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
-        k, v, *q = to_heads(window.size, *read)
+        reads = [] if write_only else [self.q, self.gate]
+        k, v, *rest = project(x, self.k, self.v, *reads)
+        gate = rest.pop() if rest else None
+        k, v, *q = to_heads(window.size, k, v, *rest)
         # [B, Hkv, T, head]
         k = self._rotated(k.view(B, T, self.kv_heads, self.head_dim), self.k_norm, window)
         v = v.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
@@ -92,7 +132,7 @@ class Attention(nn.Module):
             k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
         if window.keeps_keys:
             state = AttentionState(k, v)
-        if write_only:
+        if gate is None:
             return None, state
 
         # [B, H, T, head]
@@ -109,11 +149,10 @@ class Attention(nn.Module):
             is_causal=window.mask is None,
             enable_gqa=queries.shape[1] != k.shape[1],
         )
-        y = to_tokens(window.size, y.transpose(1, 2))
-        return self.out(_gate(y, self.gate(x))), state
+        return self.out(_gate(to_tokens(window.size, y.transpose(1, 2)), gate)), state
 
     @staticmethod
     def _rotated(x: Tensor, norm: RMSNorm | nn.Identity, window: Window) -> Tensor:
         """Queries or keys, normalised and rotated: [B, T, H, head_dim] -> [B, H, T, head_dim]."""
         weight, eps = (norm.weight, norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
-        return _norm_and_rotate(x, weight, eps, window.cos, window.sin)
+        return norm_and_rotate(x, weight, eps, window.cos, window.sin)

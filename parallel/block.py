@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from parallel import mesh
 from parallel.attention import Attention
 from parallel.gated_delta_net import GatedDeltaNet
-from parallel.layers import RMSNorm
 from parallel.mlp import MLP
+from parallel.norms import RMSNorm
 from parallel.shape import BlockShape
 from parallel.state import AttentionState, BlockState, DeltaState
 from parallel.window import Window

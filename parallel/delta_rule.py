@@ -16,11 +16,11 @@ from __future__ import annotations
 import importlib.util
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from parallel import hopper
-from parallel.layers import at_least_fp32
+from parallel.chunked_delta_rule import ChunkedDeltaRule
+from parallel.norms import at_least_fp32
 
 
 def _grouped(x: Tensor, heads: int) -> Tensor:
@@ -69,57 +69,10 @@ def chunked_delta_rule(
 ) -> tuple[Tensor | None, Tensor]:
     """The same result, parallel within chunks of C tokens.
 
-    With G = cumsum(log_decay) in the chunk and D[t, i] = exp(G_t - G_i) for i <= t, else 0:
-
-        A = strict_lower(b_t D[t, i] k_t . k_i)
-        U = (I + A)^-1 (b (V - exp(G) (K S_0)))          the values that are really written
-        O = exp(G) (Q S_0) + ((Q K^T) D) U               Q scaled by 1/sqrt(K)
-        S = exp(G_C) S_0 + (exp(G_C - G) K)^T U
-
-    (I + A)^-1 does not depend on S_0, so it is solved for all chunks at once; only U, O and S
-    go from chunk to chunk. Arguments and results are those of `recurrent_delta_rule`.
+    Arguments and results are those of `recurrent_delta_rule`; see `parallel.chunked_delta_rule`.
     """
-    dtype, (B, T, H, V) = v.dtype, v.shape
-    C = min(chunk, T)
-    n = -(-T // C)
-
-    def chunks(x: Tensor) -> Tensor:
-        """[B, T, H, ...] -> [B, H, n, C, ...]; the tail's padding writes nothing and decays
-        nothing.
-        """
-        x = x.to(S.dtype).transpose(1, 2)
-        if n * C > T:
-            x = F.pad(x, (0, 0) * (x.dim() - 3) + (0, n * C - T))
-        return x.reshape(B, H, n, C, *x.shape[3:])
-
-    k, v = chunks(_grouped(k, H)), chunks(v)
-    beta, G = chunks(beta)[..., None], chunks(log_decay).cumsum(-1)
-
-    later = torch.ones(C, C, dtype=torch.bool, device=k.device).triu(1)
-    # Masked before the exp: above the diagonal G_t - G_i > 0 may overflow and poison the gradient.
-    D = (G[..., :, None] - G[..., None, :]).masked_fill(later, float("-inf")).exp()
-    A = (beta * (k @ k.transpose(-1, -2)) * D).tril(-1)
-    decay = G[..., None].exp()  # [B, H, n, C, 1]
-    solved = torch.linalg.solve_triangular(  # the unit diagonal is implied
-        A, torch.cat([beta * v, beta * decay * k], dim=-1), upper=False, unitriangular=True
-    )
-    values, reads = solved[..., :V], solved[..., V:]  # U = values - reads @ S_0
-    if q is not None:
-        q = chunks(_grouped(q, H)) * q.shape[-1] ** -0.5
-        scores, q_decayed = (q @ k.transpose(-1, -2)) * D, q * decay
-    k_decayed = k * (G[..., -1:] - G).exp()[..., None]
-    kept = G[..., -1, None].exp()[..., None]  # [B, H, n, 1, 1]
-
-    out = []
-    for c in range(n):
-        U = values[:, :, c] - reads[:, :, c] @ S
-        if q is not None:
-            out.append(q_decayed[:, :, c] @ S + scores[:, :, c] @ U)
-        S = kept[:, :, c] * S + k_decayed[:, :, c].transpose(-1, -2) @ U
-    if q is None:
-        return None, S
-    o = torch.stack(out, dim=2).reshape(B, H, n * C, V)[:, :, :T]  # [B, H, T, V]
-    return o.transpose(1, 2).to(dtype), S
+    o, S = ChunkedDeltaRule.apply(q, k, v, log_decay, beta, S, chunk)
+    return o, S
 
 
 def delta_rule(

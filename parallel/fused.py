@@ -1,10 +1,11 @@
-"""Elementwise functions that become one kernel each on CUDA; on the CPU they run as they stand.
+"""Elementwise functions that become one kernel each on CUDA.
 
 Between its matrix products a block has some sixty small operations. Run one by one on a GPU, each
 reads and writes the whole residual stream, and costs the host a launch. `@fused` hands a function
 of tensors to torch.compile (Inductor), forward and backward; it is compiled when first called and
 again when shapes begin to vary, not for every shape, pass or block. What is between two functions,
-the products and the delta rule, stays as it is: nothing that holds state is traced.
+the products and the delta rule, stays as it is: nothing that holds state is traced. On a CPU they
+run as they stand, or in a form with its gradient written out.
 
 TORCH_COMPILE_DISABLE=1, torch's own switch, runs all of it as it stands on CUDA too.
 """
@@ -24,8 +25,13 @@ R = TypeVar("R")
 MOST_VARIANTS = 64
 
 
-def fused(function: Callable[P, R]) -> Callable[P, R]:
-    """A function of tensors, compiled on CUDA. Its first argument says where it runs."""
+def fused(function: Callable[P, R], by_hand: Callable[P, R] | None = None) -> Callable[P, R]:
+    """A function of tensors, compiled on CUDA. Its first argument says where it runs.
+
+    Args:
+        by_hand: the same function with its gradient written out, for the CPU: there every operation
+            that autograd is spared counts.
+    """
 
     @functools.cache
     def compiled() -> Callable[P, R]:
@@ -36,6 +42,6 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **named: P.kwargs) -> R:
         first = args[0]
         on_cuda = isinstance(first, Tensor) and first.is_cuda
-        return (compiled() if on_cuda else function)(*args, **named)
+        return (compiled() if on_cuda else by_hand or function)(*args, **named)
 
     return run

@@ -15,24 +15,12 @@ from parallel.context import before_own_tokens, of_own_tokens, own_heads, to_hea
 from parallel.delta_merge import merged_delta_rule
 from parallel.delta_rule import delta_rule
 from parallel.fused import fused
-from parallel.layers import (
-    ColumnLinear,
-    GatedRMSNorm,
-    RowLinear,
-    at_least_fp32,
-    gather_tokens,
-    split_parameter,
-)
+from parallel.layers import ColumnLinear, RowLinear, gather_tokens, project, split_parameter
+from parallel.norms import GatedRMSNorm, at_least_fp32, l2_norm, l2_normalized
 from parallel.shape import BlockShape
 from parallel.short_convolution import short_convolution
 from parallel.state import DeltaState
 from parallel.window import Window
-
-
-def l2_normalized(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension, in at least fp32, with flash-linear-attention's epsilon."""
-    x = at_least_fp32(x)
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 def _masked(x: Tensor, valid: Tensor | None) -> Tensor:
@@ -83,7 +71,7 @@ def _convolved(
     for j in range(1, taps):
         y = y + x[:, j : j + T] * weight[:, j]
     y = F.silu(y).view(B, T, heads, -1)
-    return l2_normalized(y).type_as(x) if unit else y
+    return l2_norm(y).type_as(x) if unit else y
 
 
 class GatedDeltaNet(nn.Module):
@@ -153,9 +141,8 @@ class GatedDeltaNet(nn.Module):
                 for x, t, weight, h in zip(mixed, tails, weights, heads, strict=False)
             )
             return k, v, q[0] if q else None
-        streams = torch.cat([before, _masked(torch.cat(mixed, dim=-1), valid)], dim=1)
-        parts = F.silu(short_convolution(streams, torch.cat(weights))).split(widths, dim=-1)
-        k, v, *q = (part.reshape(B, T, h, -1) for part, h in zip(parts, heads, strict=False))
+        parts = short_convolution(before, torch.cat(weights), valid, mixed)
+        k, v, *q = (part.view(B, T, h, -1) for part, h in zip(parts, heads, strict=False))
         return l2_normalized(k), v, l2_normalized(q[0]) if q else None
 
     def forward(
@@ -171,9 +158,11 @@ class GatedDeltaNet(nn.Module):
         if self.by_tokens and valid is not None:
             valid = of_own_tokens(valid)
         x = gather_tokens(x)
-        read = [self.k(x), self.v(x)] if write_only else [self.k(x), self.v(x), self.q(x)]
-        read += [self.beta(x), self.alpha(x)]
-        *mixed, beta, alpha = (
+        reads = [] if write_only else [self.q, self.gate]
+        beta, alpha, k, v, *rest = project(x, self.beta, self.alpha, self.k, self.v, *reads)
+        gate = rest.pop() if rest else None
+        read = (beta, alpha, k, v, *rest)
+        beta, alpha, *mixed = (
             channels.view(B, -1, channels.shape[-1])
             for channels in (read if self.by_tokens else to_heads(window.size, *read))
         )
@@ -195,8 +184,8 @@ class GatedDeltaNet(nn.Module):
         if window.keeps_tail:
             streams = _masked(torch.cat(mixed, dim=-1), window.valid)
             state = state._replace(tail=torch.cat([tail, streams], dim=1)[:, 1 - self.taps :])
-        if o is None:
+        if o is None or gate is None:
             return None, state
         o = o if self.by_tokens else to_tokens(window.size, o)
-        y = self.norm(o, self.gate(x).view(o.shape))
+        y = self.norm(o, gate.view(o.shape))
         return self.out(y.flatten(2)), state

@@ -32,6 +32,9 @@ from parallel.megatron import (
     set_tensor_model_parallel_attributes,
     vocab_parallel_cross_entropy,
 )
+from parallel.norms import at_least_fp32
+
+SMALL = 2**17  # elements
 
 
 def _initialized_by_the_model(weight: Tensor) -> None:
@@ -103,13 +106,6 @@ def empty_stream(rows: int, width: int, d_model: int, dtype: torch.dtype) -> Ten
     return torch.empty(rows * width // mesh.tp_size(), d_model, dtype=dtype, device=mesh.device())
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether torch's own linear will do: on one GPU, where it costs the host half of Megatron's
-    (on a CPU the two round differently).
-    """
-    return x.is_cuda and mesh.tp_size() == 1
-
-
 def broadcast_rows(rows: Tensor, width: int) -> Tensor:
     """One value per row [B] of windows of `width` tokens, as the residual stream is broadcast."""
     if not mesh.sequence_parallel():
@@ -133,7 +129,20 @@ class ColumnLinear(ColumnParallelLinear):
         _split(self.weight, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight) if _is_plain(x) else super().forward(x)[0]
+        return F.linear(
+            x, self.weight
+        )  # Megatron's own does no more here, and costs the host twice
+
+
+def project(x: Tensor, *linears: ColumnLinear) -> tuple[Tensor, ...]:
+    """What each of some linears makes of x: [.., D] -> [.., its features].
+
+    Small matrices are put together on a CPU: a copy of them costs less than a product more.
+    """
+    weights = [linear.weight for linear in linears]
+    if x.is_cuda or sum(w.numel() for w in weights) > SMALL:
+        return tuple(F.linear(x, w) for w in weights)
+    return F.linear(x, torch.cat(weights)).split([len(w) for w in weights], dim=-1)
 
 
 class RowLinear(RowParallelLinear):
@@ -153,7 +162,7 @@ class RowLinear(RowParallelLinear):
         _split(self.weight, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _is_plain(x):
+        if mesh.tp_size() == 1:
             return F.linear(x, self.weight)
         return super().forward(x.flatten(0, -2) if self.sequence_parallel else x)[0]
 
@@ -170,69 +179,6 @@ class Embedding(VocabParallelEmbedding):
             tp_group=mesh.tp_group(),
         )
         _split(self.weight, 0)
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """Half precisions become fp32; fp64, which the tests use, stays."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * (1 + weight) over the last dimension, computed in at least fp32."""
-    scale = 1.0 + at_least_fp32(weight)
-    return F.rms_norm(at_least_fp32(x), scale.shape, scale, eps).type_as(x)
-
-
-@fused
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return rms_norm(x, weight, eps)
-
-
-@fused
-def _add_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    x = x + y
-    return x, rms_norm(x, weight, eps)
-
-
-@fused
-def _gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
-    weight = at_least_fp32(weight)
-    normed = F.rms_norm(at_least_fp32(x), weight.shape, weight, eps).type_as(gate)
-    return (normed * F.silu(at_least_fp32(gate))).type_as(gate)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight) over the last dimension, as in Qwen3.5: weight 0 scales nothing.
-
-    Args:
-        partial_grad: of the heads or the tokens, on each tensor-parallel rank.
-    """
-
-    def __init__(self, width: int, eps: float, partial_grad: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.weight.partial_grad = partial_grad  # type: ignore[attr-defined]
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _norm(x, self.weight, self.eps)
-
-    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x + y, and the norm of it."""
-        return _add_norm(x, y, self.weight, self.eps)
-
-
-class GatedRMSNorm(nn.Module):
-    """x / rms(x) * weight * SiLU(gate) over the last dimension: the read-out norm of heads."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.weight.partial_grad = True  # type: ignore[attr-defined]
-        self.eps = eps
-
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return _gated_norm(x, gate, self.weight, self.eps)
 
 
 @fused

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.fused import fused
-from parallel.layers import ColumnLinear, RowLinear, gather_tokens
+from parallel.layers import ColumnLinear, RowLinear, gather_tokens, project
 from parallel.shape import BlockShape
 
 
@@ -27,4 +27,4 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = gather_tokens(x)
-        return self.down(gated(self.gate(x), self.up(x)))
+        return self.down(gated(*project(x, self.gate, self.up)))

@@ -13,7 +13,7 @@ from pretrain.config.schema import Config, ModelConfig
 from pretrain.convert.vocabulary import vocabulary
 from pretrain.errors import UserError
 
-DELTA_EPS = 1e-6  # of parallel.gated_delta_net.l2_normalized, whatever norm_eps is
+DELTA_EPS = 1e-6  # of parallel.norms.l2_norm, whatever norm_eps is
 ENGINES = ("transformers", "mistral.rs", "llama.cpp (gguf)", "mlx-lm", "vLLM")
 
 

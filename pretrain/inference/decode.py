@@ -28,12 +28,13 @@ from parallel import mesh
 from parallel.attention import Attention
 from parallel.block import Block
 from parallel.gated_delta_net import GatedDeltaNet
-from parallel.layers import RowLinear, at_least_fp32
+from parallel.layers import RowLinear
 from parallel.megatron import (
     gather_from_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
 )
 from parallel.mlp import MLP
+from parallel.norms import at_least_fp32
 from parallel.state import AttentionState, DeltaState
 from pretrain.errors import UserError
 from pretrain.inference.memory import SessionMemory

@@ -16,13 +16,13 @@ from parallel.graphs import UnitGraphs
 from parallel.layers import (
     ColumnLinear,
     Embedding,
-    RMSNorm,
     copy_to_tp,
     cross_entropy,
     scatter_tokens,
     share,
     split_dim,
 )
+from parallel.norms import RMSNorm
 from parallel.recompute import run_unit
 from parallel.stages import Stage
 from parallel.state import AttentionState, State

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,12 @@ class Probe:
             if isinstance(old, DeltaState) and isinstance(new, DeltaState) and new.S is not old.S:
                 self._updates[number].append((new.S.detach() - old.S.detach()).square().sum())
                 if new.S.requires_grad:
-                    new.S.register_hook(lambda g: self._gradients[number].append(g.square().sum()))
+                    new.S.register_hook(partial(self._note_gradient, number))
+
+    def _note_gradient(self, number: int, gradient: Tensor | None) -> None:
+        """None: nothing that came after has read this S."""
+        if gradient is not None:
+            self._gradients[number].append(gradient.square().sum())
 
     def end_window(self, state: State) -> None:
         """Notes the state that crosses to the next window."""

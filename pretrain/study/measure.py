@@ -24,7 +24,7 @@ from torch import Tensor
 from parallel import mesh
 from parallel.block import Block
 from parallel.delta_rule import delta_rule
-from parallel.gated_delta_net import l2_normalized
+from parallel.norms import l2_normalized
 from parallel.state import State
 from parallel.window import open_window
 from pretrain.config.load import to_toml

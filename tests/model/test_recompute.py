@@ -76,7 +76,7 @@ def test_dead_compute_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     after it.
     """
     model = build(change(passes=3, when="context"))  # attention, delta, attention, delta
-    calls = {"block 2's MLP": 0, "block 3's MLP": 0, "block 3's read-out": 0, "block 3's keys": 0}
+    calls = {"block 2's MLP": 0, "block 3's MLP": 0, "block 3's read-out": 0, "block 3's mixer": 0}
 
     def count(module: torch.nn.Module, name: str) -> None:
         module.register_forward_hook(lambda *_: calls.update({name: calls[name] + 1}))
@@ -84,11 +84,11 @@ def test_dead_compute_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     count(model.blocks["2"].mlp, "block 2's MLP")
     count(model.blocks["3"].mlp, "block 3's MLP")
     count(model.blocks["3"].mixer.out, "block 3's read-out")
-    count(model.blocks["3"].mixer.k, "block 3's keys")
+    count(model.blocks["3"].mixer, "block 3's mixer")
     model(sequences(2 * L, unscored={0: [0], 1: [0]}))  # 3 passes to consolidate and 1 to predict
     assert calls == {
         "block 2's MLP": 4,
         "block 3's MLP": 3,
         "block 3's read-out": 3,
-        "block 3's keys": 4,
+        "block 3's mixer": 4,
     }

@@ -1,0 +1,276 @@
+"""Training on a CPU: forward and backward beside transformers, a pass beside its FLOPs, a profile.
+
+The same hybrid (ours and transformers' Qwen3.5, random weights) reads the same tokens, in turns, on
+one thread; times are of the processor, so that what else the machine does hits all alike, and of
+several turns the fastest counts. FLOPs are the model's (`pretrain.model.flops`); their rate stands
+beside that of a large matrix product, measured in the same turns.
+
+    python -m benchmarks.throughput --out docs/speed.md    # half an hour on one core
+    python -m benchmarks.throughput --quick                # one size, two lengths: a minute
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import torch
+import transformers
+from torch.autograd.profiler_util import FunctionEvent
+
+from benchmarks.latency import SHAPE, hybrid
+from parallel import mesh
+from pretrain.config.load import load
+from pretrain.config.schema import ModelConfig, SleepConfig
+from pretrain.data.batch import Batch
+from pretrain.model.flops import parameters, step_flops
+from pretrain.model.sleep import SleepLM
+from pretrain.origin import commit, processor
+
+SIZES = {
+    "10M": SHAPE,
+    "50M": replace(
+        SHAPE, d_model=512, layers=["attention", "delta"] * 5, attention_heads=8,
+        attention_kv_heads=8, delta_key_heads=8, delta_value_heads=8, mlp_width=2048,
+    ),
+}  # fmt: skip
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TOKENS = 2048  # of a turn
+GOAL_OVER_TRANSFORMERS, GOAL_OF_PRODUCTS, GOAL_PASS = 1.4, 0.65, 1.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    sizes: tuple[str, ...] = ("10M", "50M")
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
+    lengths: tuple[int, ...] = (64, 128, 512, 2048)
+    passes: tuple[int, ...] = (1, 2, 4)
+    turns: int = 5
+
+
+QUICK = Plan(sizes=("10M",), dtypes=("fp32",), lengths=(64, 512), passes=(1, 4), turns=3)
+
+
+def batch(config: ModelConfig, T: int, windows: int = 1) -> Batch:
+    """Random tokens in rows of some windows of T; every row is one document."""
+    rows = max(1, TOKENS // (T * windows))
+    tokens = torch.randint(
+        0, config.vocab_size, (rows, T * windows), generator=torch.Generator().manual_seed(T)
+    )
+    starts = torch.arange(windows).expand(rows, -1) == 0
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    return Batch(tokens, tokens.roll(-1, 1), valid, starts, torch.zeros(rows, dtype=torch.bool))
+
+
+def ours(config: ModelConfig, sleep: SleepConfig, dtype: torch.dtype, read: Batch) -> Callable:
+    """Forward and backward of a batch."""
+    model = SleepLM(config, sleep).initialize(0).to(dtype)
+
+    def run() -> None:
+        (model(read).loss / read.targets.numel()).backward()
+        model.zero_grad(set_to_none=False)
+
+    return run
+
+
+def theirs(config: ModelConfig, dtype: torch.dtype, read: Batch, compiled: bool) -> Callable:
+    """The same in transformers."""
+    model = hybrid(config).to(dtype).train()
+    call = torch.compile(model) if compiled else model
+
+    def run() -> None:
+        call(input_ids=read.tokens, labels=read.tokens, use_cache=False).loss.backward()
+        model.zero_grad(set_to_none=False)
+
+    return run
+
+
+def product(dtype: torch.dtype) -> tuple[Callable, float]:
+    """A large matrix product, and its FLOPs."""
+    n = 1024
+    a = torch.randn(n, n).to(dtype)
+    return lambda: a @ a, 2.0 * n**3
+
+
+def take_turns(contenders: Sequence[Callable], turns: int) -> list[float]:
+    """Seconds of the processor of each one's fastest turn; the first turn is not counted."""
+    best = [float("inf")] * len(contenders)
+    for turn in range(turns + 1):
+        for i, run in enumerate(contenders):
+            begin = time.process_time()
+            run()
+            if turn:
+                best[i] = min(best[i], time.process_time() - begin)
+    return best
+
+
+def beside_transformers(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
+    """One window a sequence, N = 1."""
+    yield (
+        "| parameters | precision | T | ours, tokens/s | transformers | ours over it | compiled, "
+        "tokens/s | ours, share of the product's rate |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    missed = []
+    for size in plan.sizes:
+        for name in plan.dtypes:
+            for T in plan.lengths:
+                say(f"{size}, {name}, T = {T}")
+                config, dtype, read = SIZES[size], DTYPES[name], batch(SIZES[size], T)
+                sleep = SleepConfig(passes=1, window=T)
+                matmul, flops = product(dtype)
+                runs = [
+                    ours(config, sleep, dtype, read),
+                    theirs(config, dtype, read, False),
+                    matmul,
+                ]
+                # Compiling takes minutes: at one length of the smaller model.
+                if (size, name, T) == ("10M", "fp32", 512):
+                    runs.append(theirs(config, dtype, read, True))
+                mine, other, one_product, *compiled = take_turns(runs, plan.turns)
+                work = step_flops(read, config, sleep)
+                share = (work.forward + work.backward) / mine / (flops / one_product)
+                n = read.tokens.numel()
+                if other / mine < GOAL_OVER_TRANSFORMERS or share < GOAL_OF_PRODUCTS:
+                    missed.append(f"{size} {name} T = {T}")
+                yield (
+                    f"| {parameters(config) / 1e6:.1f}M | {name} | {T} | {n / mine:,.0f} | "
+                    f"{n / other:,.0f} | {other / mine:.2f}x | "
+                    f"{f'{n / compiled[0]:,.0f}' if compiled else ''} | {share:.0%} |"
+                )
+    yield ""
+    goal = (
+        f"{GOAL_OVER_TRANSFORMERS}x transformers and {GOAL_OF_PRODUCTS:.0%} of the product's rate"
+    )
+    yield f"The goal, {goal}: " + (
+        f"missed at {', '.join(missed)}." if missed else "met everywhere."
+    )
+
+
+def passes(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
+    """Four windows of 128 tokens a sequence."""
+    yield "| parameters | N | tokens/s | time, of N = 1 | FLOPs, of N = 1 | time over FLOPs |"
+    yield "|---|---|---|---|---|---|"
+    for size in plan.sizes:
+        say(f"{size}, N = {plan.passes}")
+        config, read = SIZES[size], batch(SIZES[size], 128, windows=4)
+        sleeps = [SleepConfig(passes=n, window=128) for n in plan.passes]
+        times = take_turns([ours(config, s, torch.float32, read) for s in sleeps], plan.turns)
+        work = [step_flops(read, config, s) for s in sleeps]
+        flops = [w.forward + w.backward for w in work]
+        for n, t, f in zip(plan.passes, times, flops, strict=True):
+            by_time, by_flops = t / times[0], f / flops[0]
+            yield (
+                f"| {parameters(config) / 1e6:.1f}M | {n} | {read.tokens.numel() / t:,.0f} | "
+                f"{by_time:.2f} | {by_flops:.2f} | {by_time / by_flops:.2f} |"
+            )
+
+
+PRODUCTS = (
+    "aten::mm",
+    "aten::bmm",
+    "aten::addmm",
+    "aten::baddbmm",
+    "aten::linalg_solve_triangular",
+)
+COPIES = ("aten::copy_", "aten::cat", "aten::fill_", "aten::zero_", "aten::index")
+VIEWS = ("aten::view", "aten::as_strided", "aten::empty", "aten::t", "aten::transpose")
+
+
+def kind_of(event: FunctionEvent) -> str:
+    """Where its own time counts."""
+    within: FunctionEvent | None = event
+    while within is not None:
+        if "ChunkedDeltaRule" in within.name:
+            return "delta rule"
+        if "scaled_dot_product" in within.name:
+            return "attention's scores"
+        within = within.cpu_parent
+    if event.name.startswith(PRODUCTS):
+        return "products"
+    if event.name.startswith(COPIES):
+        return "copies"
+    is_kernel = event.name.startswith("aten::") and not event.name.startswith(VIEWS)
+    return "elementwise, norms, sums" if is_kernel else "framework: autograd, views, Python"
+
+
+def profile(say: Callable[[str], None]) -> Iterator[str]:
+    """Own time by kind, of forward and backward."""
+    small = load(Path(__file__).parents[1] / "configs/depo-small.toml", [])
+    depo = replace(small.model, vocab_size=64)
+    cases = {
+        "10M, T = 512": (SIZES["10M"], SleepConfig(passes=1, window=512), 512, 1),
+        "10M, N = 4, windows of 128": (SIZES["10M"], SleepConfig(passes=4, window=128), 128, 4),
+        "Depo-small, N = 4": (depo, small.sleep, small.sleep.window, 2),
+    }
+    found = {}
+    for name, (config, sleep, T, windows) in cases.items():
+        say(f"profile of {name}")
+        run = ours(config, sleep, torch.float32, batch(config, T, windows))
+        run()
+        with torch.profiler.profile() as profiler:
+            run()
+        times: Counter[str] = Counter()
+        for event in profiler.events():
+            times[kind_of(event)] += event.self_cpu_time_total
+        found[name] = times
+    yield "| where time goes | " + " | ".join(found) + " |"
+    yield "|---|" + "---|" * len(found)
+    for kind in sorted(set().union(*found.values())):
+        shares = (times[kind] / times.total() for times in found.values())
+        yield f"| {kind} | " + " | ".join(f"{share:.0%}" for share in shares) + " |"
+
+
+def report(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
+    """The page, line by line."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()  # of kernels that are for GPUs
+    mesh.initialize(alone=True)
+    yield "# Speed on a CPU"
+    yield ""
+    yield (
+        f"`python -m benchmarks.throughput` on {os.cpu_count()} cores ({processor()}), one thread, "
+        f"{date.today()}, commit {commit()}. How it is measured stands there."
+    )
+    yield ""
+    yield f"Forward and backward of {TOKENS:,} tokens, in sequences of T, N = 1:"
+    yield ""
+    yield from beside_transformers(plan, say)
+    yield ""
+    yield "What passes cost beside their FLOPs, in windows of 128 tokens, four a sequence:"
+    yield ""
+    yield from passes(plan, say)
+    yield ""
+    yield "Forward and backward in the profiler, which makes small operations longer:"
+    yield ""
+    yield from profile(say)
+
+
+def main() -> None:
+    """Prints the page, or writes it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one size, two lengths")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page there")
+    given = parser.parse_args()
+    lines = []
+    for line in report(
+        QUICK if given.quick else Plan(), lambda doing: print(f"... {doing}", flush=True)
+    ):
+        print(line, flush=True)
+        lines.append(line)
+    if given.out:
+        given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
