@@ -15,10 +15,13 @@ With context parallelism (`parallel.context`) all of it is of the rank's own tok
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from parallel import mesh
 from parallel.fused import fused
@@ -113,6 +116,33 @@ def broadcast_rows(rows: Tensor, width: int) -> Tensor:
     return rows.repeat_interleave(width).chunk(mesh.tp_size())[mesh.tp_rank()][:, None]
 
 
+class _Linear(torch.autograd.Function):
+    """x W^T. Kept for backward is the parameter itself, as ZeRO 3 needs it, which takes its numbers
+    away in between: autograd's own product would keep a view of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (x, weight), dy = ctx.saved_tensors, gradients[0]
+        needs_dx, needs_dw = ctx.needs_input_grad
+        dx = dy @ weight if needs_dx else None
+        return dx, dy.flatten(0, -2).t() @ x.flatten(0, -2) if needs_dw else None
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [.., D], W [features, D] -> [.., features]."""
+    if x.is_cuda and mesh.tp_size() == 1:
+        return F.linear(x, weight)  # less work for the host
+    y: Tensor = _Linear.apply(x, weight)
+    return y
+
+
 class ColumnLinear(ColumnParallelLinear):
     """y = x W^T without bias; each tp rank has some output features. x has to `gather_tokens`."""
 
@@ -129,9 +159,7 @@ class ColumnLinear(ColumnParallelLinear):
         _split(self.weight, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(
-            x, self.weight
-        )  # Megatron's own does no more here, and costs the host twice
+        return linear(x, self.weight)
 
 
 def project(x: Tensor, *linears: ColumnLinear) -> tuple[Tensor, ...]:
@@ -141,7 +169,7 @@ def project(x: Tensor, *linears: ColumnLinear) -> tuple[Tensor, ...]:
     """
     weights = [linear.weight for linear in linears]
     if x.is_cuda or sum(w.numel() for w in weights) > SMALL:
-        return tuple(F.linear(x, w) for w in weights)
+        return tuple(linear(x, w) for w in weights)
     return F.linear(x, torch.cat(weights)).split([len(w) for w in weights], dim=-1)
 
 
@@ -163,7 +191,7 @@ class RowLinear(RowParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if mesh.tp_size() == 1:
-            return F.linear(x, self.weight)
+            return linear(x, self.weight)
         return super().forward(x.flatten(0, -2) if self.sequence_parallel else x)[0]
 
 
