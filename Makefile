@@ -10,7 +10,7 @@ STAMP := .venv/.hypnos-$(DEVICE)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo lint test test-quick test-rest test-all test-layouts test-kills test-planted test-cluster \
-	test-browser test-engines test-image gpu-kit clean
+	test-browser test-engines test-image bench gpu-kit clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -73,6 +73,12 @@ test-engines: setup .venv-engines/ready  ## exports in llama.cpp, mlx-lm, mistra
 	$(PYTHON) -m venv --clear .venv-engines
 	.venv-engines/bin/pip install --quiet --requirement $<
 	@touch $@
+
+bench: setup  ## speed on this machine, as ratios side by side (some minutes, when nothing else runs)
+	.venv/bin/python -m benchmarks.throughput --quick
+	.venv/bin/python -m benchmarks.since 5bee91b configs/depo-small.toml sleep.passes=4
+	.venv/bin/python -m benchmarks.latency --quick
+	.venv/bin/python -m benchmarks.stream
 
 gpu-kit: setup  ## the wheels that a bare GPU machine lacks, for benchmarks/gpu.sh there (15 MiB)
 	@.venv/bin/python -m benchmarks.gpu.kit .gpu-kit
