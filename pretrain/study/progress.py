@@ -14,6 +14,7 @@ from rich.table import Table
 from pretrain.study.runner import Job
 
 LOG_SECONDS = 60.0
+FRAME = 6  # lines of a table that are no runs
 
 
 class StudyProgress:
@@ -42,7 +43,7 @@ class StudyProgress:
     def show(self, jobs: list[Job]) -> None:
         """The state of all jobs."""
         if self._live:
-            self._live.update(_table(jobs))
+            self._live.update(_table(jobs, self._live.console.height - FRAME))
             return
         for job in jobs:
             if job.state != self._states.get(job.run.name, "waiting"):
@@ -55,21 +56,28 @@ class StudyProgress:
 
 def _summary(jobs: list[Job]) -> str:
     """ "9 runs: 2 done, 1 training; n4-seed0 400/1250"."""
-    counts = ", ".join(f"{n} {state}" for state, n in Counter(j.state for j in jobs).items())
     training = [
         f"{j.run.name} {j.progress().get('step', 0)}/{j.steps}"
         for j in jobs
         if j.state == "training"
     ]
-    return "; ".join([f"{len(jobs)} runs: {counts}", *training])
+    return "; ".join([_counts(jobs), *training])
 
 
-def _table(jobs: list[Job]) -> Table:
-    table = Table("run", "state")
+def _counts(jobs: list[Job]) -> str:
+    counts = ", ".join(f"{n} {state}" for state, n in Counter(j.state for j in jobs).items())
+    return f"{len(jobs)} runs: {counts}"
+
+
+def _table(jobs: list[Job], lines: int) -> Table:
+    """All runs; where the screen is too small, those on their way and those that failed."""
+    table = Table("run", "state", caption=_counts(jobs))
     for column in ("step", "loss", "tokens/s", "tries"):
         table.add_column(column, justify="right")
     for job in jobs:
-        row = job.progress() if job.state in ("training", "evaluating") else {}
+        if len(jobs) > lines and job.state in ("waiting", "done"):
+            continue
+        row = job.progress() if job.state in ("training", "evaluating", "saving") else {}
         step = job.steps if job.state == "done" else row.get("step")
         table.add_row(
             job.run.name,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from launch.cli import main
 from launch.commands.many_runs import tell_end
 from pretrain.errors import UserError
+from pretrain.study import progress
 from pretrain.study.one_run import Run, evaluations
+from pretrain.study.progress import StudyProgress
 from pretrain.study.runner import Job, run_all, write_array
 from tests.marks import slow
 
@@ -102,3 +107,17 @@ def test_a_study_that_goes_to_slurm_trains_nothing(
     assert main(["reproduce", "depo", *asked, "--array", str(array)]) == 0
     assert "4 runs; next: hypnos launch slurm" in capsys.readouterr().out
     assert len(array.read_text().splitlines()) == 4 and not (tmp_path / "out" / "runs").exists()
+
+
+def test_on_a_small_screen_the_table_has_what_is_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = ["done", "training", "failed", *["waiting"] * 9]
+    jobs = [Job(replace(RUNS[0], name=f"r{i}"), tmp_path, 10, s) for i, s in enumerate(states)]
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80, height=12)
+    monkeypatch.setattr(progress, "Console", lambda **_: screen)
+    with StudyProgress() as table:
+        table.show(jobs)
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "r1 " in shown and "r2 " in shown and "r0 " not in shown and "r3 " not in shown
+    assert "12 runs: 1 done, 1 training, 1 failed, 9 waiting" in shown
