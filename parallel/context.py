@@ -52,7 +52,7 @@ def own_heads(x: Tensor, dim: int = 0) -> Tensor:
     return x if mesh.cp_size() == 1 else x.chunk(mesh.cp_size(), dim)[mesh.cp_rank()]
 
 
-def to_heads(size: tuple[int, int], *xs: Tensor) -> tuple[Tensor, ...]:
+def to_heads(size: tuple[int, int], *xs: Tensor) -> list[Tensor]:
     """All heads of this rank's tokens -> its own heads of all tokens, in one exchange.
 
     Args:
@@ -64,14 +64,14 @@ def to_heads(size: tuple[int, int], *xs: Tensor) -> tuple[Tensor, ...]:
     """
     (B, T), C = size, mesh.cp_size()
     if C == 1:
-        return xs
+        return list(xs)
     t = own_tokens(T)
     parts = [x.reshape(B, t, C, x.shape[-1] // C) for x in xs]
     outgoing = torch.cat(parts, dim=-1).permute(2, 0, 1, 3).flatten(0, 2)  # [C * B * t, channels]
     counts = [B * n for n in token_counts(T)]
     arrived = _exchange(outgoing, [B * t] * C, counts).split(counts)
     whole = torch.cat([part.view(B, -1, part.shape[-1]) for part in arrived], dim=1)
-    return whole.split([part.shape[-1] for part in parts], dim=-1)
+    return list(whole.split([part.shape[-1] for part in parts], dim=-1))
 
 
 def to_tokens(size: tuple[int, int], x: Tensor) -> Tensor:

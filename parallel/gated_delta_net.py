@@ -81,7 +81,8 @@ class GatedDeltaNet(nn.Module):
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        D, taps, ranks = shape.d_model, shape.delta_conv_width, mesh.head_ranks()
+        D, taps, self.by_tokens = shape.d_model, shape.delta_conv_width, mesh.delta_by_tokens()
+        ranks = mesh.tp_size() if self.by_tokens else mesh.head_ranks()
         keys, values = (
             shape.delta_key_heads * shape.delta_key_dim,
             shape.delta_value_heads * shape.delta_value_dim,
@@ -93,7 +94,6 @@ class GatedDeltaNet(nn.Module):
         self.key_dim, self.value_dim = shape.delta_key_dim, shape.delta_value_dim
         self.taps, self.chunk = taps, shape.delta_chunk
         self.negative_eigenvalues = shape.delta_negative_eigenvalues
-        self.by_tokens = mesh.delta_by_tokens()
         self.q = ColumnLinear(D, keys)
         self.k = ColumnLinear(D, keys)
         self.v = ColumnLinear(D, values)
@@ -128,11 +128,8 @@ class GatedDeltaNet(nn.Module):
             k, v and q or None, [B, T, heads, width] each.
         """
         (B, T, _), widths = mixed[0].shape, [m.shape[-1] for m in mixed]
+        heads = [self.key_heads, self.value_heads, self.key_heads]
         weights = [self._mine(w) for w in (self.conv_k, self.conv_v, self.conv_q)[: len(mixed)]]
-        heads = [
-            n // w
-            for n, w in zip(widths, (self.key_dim, self.value_dim, self.key_dim), strict=False)
-        ]
         before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
         if tail.is_cuda:
             tails = before.split(widths, dim=-1) if tail.shape[1] else [None] * len(mixed)
@@ -155,24 +152,23 @@ class GatedDeltaNet(nn.Module):
                 consolidates): skip queries, gate and read-out, and return None for y.
         """
         B, valid = window.size[0], window.valid
-        if self.by_tokens and valid is not None:
-            valid = of_own_tokens(valid)
         x = gather_tokens(x)
         reads = [] if write_only else [self.q, self.gate]
         beta, alpha, k, v, *rest = project(x, self.beta, self.alpha, self.k, self.v, *reads)
         gate = rest.pop() if rest else None
-        read = (beta, alpha, k, v, *rest)
-        beta, alpha, *mixed = (
-            channels.view(B, -1, channels.shape[-1])
-            for channels in (read if self.by_tokens else to_heads(window.size, *read))
-        )
+        read = [beta, alpha, k, v, *rest]
+        if not self.by_tokens:
+            read = to_heads(window.size, *read)
+        elif valid is not None:
+            valid = of_own_tokens(valid)
+        beta, alpha, *mixed = (channels.view(B, -1, channels.shape[-1]) for channels in read)
         beta, log_decay = _gates(
             beta, alpha, self._mine(self.A_log), self._mine(self.dt_bias),
             valid, self.negative_eigenvalues,
         )  # fmt: skip
         if window.record_decay is not None:
-            by_head = to_heads(window.size, log_decay)[0] if self.by_tokens else log_decay
-            window.record_decay(by_head)
+            by_head = to_heads(window.size, log_decay) if self.by_tokens else [log_decay]
+            window.record_decay(by_head[0])
         tail = state.tail[..., : sum(m.shape[-1] for m in mixed)]
         if self.by_tokens:
             streams = _masked(torch.cat(mixed, dim=-1), valid)

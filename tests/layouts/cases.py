@@ -46,8 +46,11 @@ class Case(NamedTuple):
     @property
     def tolerance(self) -> dict[str, float]:
         """The largest errors that it may have."""
-        chosen = self.problem.documents is None
-        return TOLERANCE[self.problem.precision if chosen else "random"]
+        if self.problem.documents is not None:
+            return TOLERANCE["random"]
+        wider = {"gradient": WIDER} if self.problem.key_heads > 2 else {}
+        low = self.problem.precision == "bf16"
+        return TOLERANCE["bf16"] if low else TOLERANCE["fp32"] | wider
 
     def __str__(self) -> str:
         changed = [
@@ -69,6 +72,9 @@ TOLERANCE = {
     "random": {"loss": 1e-5, "norm": 1e-5, "gradient": 1e-4, "weight": 1e-4, "state": 1e-5},
     "bf16": {"loss": 2e-3, "norm": 2e-2, "gradient": 0.2, "weight": 1e-2, "state": 5e-2},
 }
+
+# A gradient's in fp32, of models of four key heads: against fp64, fp32 alone errs by up to 2.6e-5.
+WIDER = 4e-5
 
 # One of each kind, on two ranks.
 SMOKE = [
@@ -263,7 +269,6 @@ def everything() -> Iterator[Case]:
                 sequence_parallel=tp > 1 and bool(context ^ parts),
                 by_tokens=cp > 1 and bool(tied ^ sliding),
             )  # fmt: skip
-            # Tied models of four key heads may be such that fp32 alone errs by 3e-5.
             problem = Problem(
                 passes=passes, precision=("fp32", "bf16")[low], optimizer=("muon", "adamw")[adamw],
                 when=("always", "context")[context], tied=bool(tied) and tp * cp < 4,
