@@ -49,6 +49,16 @@ def _norm_and_rotate(
     return rotate(normed.transpose(1, 2), cos, sin).type_as(x)
 
 
+def _rotated_copy(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` in fewer operations than autograd could follow."""
+    half = cos.shape[-1]
+    y = x.clone()
+    y[..., : 2 * half] *= torch.cat([cos, cos], dim=-1)
+    y[..., :half].addcmul_(x[..., half : 2 * half], sin, value=-1)
+    y[..., half : 2 * half].addcmul_(x[..., :half], sin)
+    return y
+
+
 class _NormAndRotate(torch.autograd.Function):
     """(x, scale or None, eps, cos, sin), `_norm_and_rotate` with its gradient written out."""
 
@@ -60,13 +70,13 @@ class _NormAndRotate(torch.autograd.Function):
         if scale is not None:
             y = y.mul_(scale).type_as(x)
         ctx.save_for_backward(x if scale is not None else None, scale, r, cos, sin)
-        return rotate(y.transpose(1, 2), cos, sin).type_as(x)
+        return _rotated_copy(at_least_fp32(y).transpose(1, 2), cos, sin).type_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, r, cos, sin = ctx.saved_tensors
-        dy = rotate(gradients[0], cos, -sin).transpose(1, 2)
+        dy = _rotated_copy(at_least_fp32(gradients[0]), cos, -sin).transpose(1, 2)
         if scale is None:
             return dy.type_as(gradients[0]), None, None, None, None
         dx, d_scale = normalize_backward(at_least_fp32(dy), x, r, scale)
