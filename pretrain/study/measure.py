@@ -157,7 +157,9 @@ def _rates(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype, rule:
 
     delta = (1 + rule) * of_rule / _seconds(write)
 
-    many = max(n, 8192)  # so that it is memory that is read, and not a cache
+    # So many that it is memory that is read, and not a cache; of 32 MiB and more glibc asks the
+    # kernel for new pages every time, which halves the rate, and blocks have no such tensors.
+    many = max(n, 4096)
     gates, up = tensor(many, width), tensor(many, width)
     moved = (1 + ELEMENTWISE) * 5 * gates.nbytes
     bandwidth = moved / _seconds(lambda: F.silu(gates) * up)
