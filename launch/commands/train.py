@@ -62,7 +62,7 @@ def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
     from pretrain.run.signals import hearing
 
     # until there is anything to save (pretrain/run/stop.py)
-    with hearing([signal.SIGUSR1], _end, wait=0.0):
+    with hearing([signal.SIGUSR1], _end, wait=1.0):
         _train(config, overrides, no_preflight)
 
 
