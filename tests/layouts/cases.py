@@ -73,8 +73,9 @@ TOLERANCE = {
     "bf16": {"loss": 2e-3, "norm": 2e-2, "gradient": 0.2, "weight": 1e-2, "state": 5e-2},
 }
 
-# A gradient's in fp32, of models of four key heads: against fp64, fp32 alone errs by up to 2.6e-5.
-WIDER = 4e-5
+# A gradient's in fp32, of models of four key heads: one process errs by up to 7.6e-6 against fp64
+# there, and another order of additions by as much again.
+WIDER = 2e-5
 
 # One of each kind, on two ranks.
 SMOKE = [
