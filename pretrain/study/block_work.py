@@ -3,7 +3,8 @@
 FLOPs are those of `pretrain.model.flops`. Beside them stand the bytes that elementwise work moves,
 how many operations are launched, and the bytes that backward reads. These depend on the code that
 runs: on CUDA elementwise functions are fused (`parallel/fused.py`), and in bf16 the delta rule is
-flash-linear-attention's kernel; on a CPU all runs as it stands. What is kept is listed tensor by
+flash-linear-attention's kernel; on a CPU they run one by one, most with their gradient written out,
+and small projections as one product. What is kept is listed tensor by
 tensor, in the order of the code; tests compare the sum with what autograd saves.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from parallel.layers import SMALL
 from pretrain.config.schema import ModelConfig
 from pretrain.model.flops import block_forward
 
@@ -103,7 +105,7 @@ class BlockCounter:
             launches=launches,
             h=n * self._bytes * self._stream,
             S=S,
-            kept=n * self._bytes * self._kept(unit) + S * chunks,
+            kept=n * self._bytes * self._kept(unit) + S * chunks + self._packed(unit),
             gradients=n * self._bytes * gradients,
         )
 
@@ -116,17 +118,36 @@ class BlockCounter:
         return 2 * self._norm() + mixer(unit) + (3 if self._fused else 4) * self._mlp
 
     def _norm(self) -> float:
-        """What comes in, as it stands also divided by its size; what all tp ranks read of it."""
-        return (1 if self._fused else 2) * self._stream + self._model.d_model
+        """What comes in, on the CPU with its size; what all tp ranks read of it."""
+        return self._stream + (0 if self._fused else 1) + self._model.d_model
+
+    def _is_packed(self, unit: Rows) -> bool:
+        """Whether a mixer's projections are one product (`parallel.layers.project`)."""
+        return not self._fused and self._projected(unit) * self._model.d_model <= SMALL
+
+    def _projected(self, unit: Rows) -> float:
+        """How many features a mixer's projections have."""
+        if unit.kind == "attention":
+            return 2 * self._kv + (0 if unit.write_only else 2 * self._queries)
+        reads = 0 if unit.write_only else self._keys + self._values
+        return 2 * self._heads + self._keys + self._values + reads
+
+    def _packed(self, unit: Rows) -> float:
+        """Bytes of the weights that are put together, in a mixer and in the MLP."""
+        widths = [self._projected(unit), *([] if unit.write_only else [2 * self._mlp])]
+        sizes = [width * self._model.d_model for width in widths]
+        return 0 if self._fused else self._bytes * sum(size for size in sizes if size <= SMALL)
 
     def _attention(self, unit: Rows) -> float:
         kv, q = self._kv, self._queries
-        # k as projected, normalised, rotated, in as many forms as the code makes; v
-        written = (2 if self._fused else 3) * kv + kv
+        sizes = 0 if self._fused else 1 / self._model.attention_head_dim
+        # k as projected, with the size of each head, and rotated; v
+        written = (2 + sizes) * kv + kv
         if unit.write_only:
             return written
-        # q likewise; the result; gate, and the product that the output projection reads
-        return written + (2 + 3 if self._fused else 3 + 4) * q
+        # q likewise; the result; gate, and the product that the output projection reads; the gate
+        # as projected if it lies beside the others
+        return written + (2 + sizes + 3) * q + (q if self._is_packed(unit) else 0)
 
     def _delta(self, unit: Rows) -> float:
         heads, values = self._heads, self._values
@@ -135,15 +156,17 @@ class BlockCounter:
             return self._delta_kernel(unit, mixed)
         C = min(self._model.delta_chunk, unit.tokens)
         K, V = self._model.delta_key_dim, self._model.delta_value_dim
-        # gates; before the convolution, after it, after SiLU
-        kept = 7 * heads + mixed * (3 + (self._model.delta_conv_width - 1) / unit.tokens)
-        # of keys: three forms for their products, and what is solved; chunk by chunk keys and U
-        kept += heads * (4 * C + 3 * K) + heads * (K + V) + heads * (K + V)
+        # gates; before the convolution and after it; keys of unit length, and their length
+        kept = 7 * heads + mixed * (2 + (self._model.delta_conv_width - 1) / unit.tokens)
+        unit_length = self._keys * (1 + 1 / K)
+        kept += unit_length
+        # of keys: three forms, and three of their products; of values: as they are, solved, written
+        kept += heads * (3 * C + 3 * K + 3 * V + 3)
         if unit.write_only:
             return kept
-        # of queries: three forms, their scores twice, and chunk by chunk one
-        kept += heads * (2 * C + 4 * K)
-        return kept + 6 * values  # o, in the steps of its norm, its gate, the product
+        # of queries: unit length, two forms, their scores; o, its gate, the product
+        kept += unit_length + heads * (C + 2 * K) + 3 * values + heads
+        return kept + (mixed + 2 * heads if self._is_packed(unit) else 0)  # beside the gate
 
     def _delta_kernel(self, unit: Rows, mixed: float) -> float:
         heads, values = self._heads, self._values
