@@ -150,9 +150,9 @@ def random_documents(problem: Problem, step: int) -> Batch:
                 if quiet or unscored:
                     targets[row, begin : begin + L] = IGNORE
         carries[row] = left > 0
-    if (targets == IGNORE).all():
-        # A step has to score something, and more than a token: of a gradient of rank one, Muon
-        # makes directions out of what fp32 rounded.
+    if (targets != IGNORE).sum() < ROWS:
+        # A step has to score more than a token or two: a gradient of rank one, or of attention to
+        # one token alone, which is none, Muon makes directions of out of what fp32 rounded.
         targets = torch.where(valid, problem.ids(step)[1], IGNORE)
     return Batch(tokens, targets, valid, starts, carries)
 

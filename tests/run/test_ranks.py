@@ -122,7 +122,7 @@ def test_runs_move_between_layouts(text: MakeConfig, depo: MakeConfig, tmp_path:
         )
         half_way.train.steps = 3
         moves += [(whole_way, task), (half_way, task)]
-    run_ranks(4, train_all, [config for config, _ in moves])
+    run_ranks(4, train_all, [config for config, _ in moves], timeout=400)
     for number in range(len(LAYOUTS)):
         train(make(f"to-one-{number}", {}, ("text", "depo")[number == 3]), progress=False)
     for config, task in moves:
