@@ -5,7 +5,7 @@ one thread; times are of the processor, so that what else the machine does hits 
 several turns the fastest counts. FLOPs are the model's (`pretrain.model.flops`); their rate stands
 beside that of a large matrix product, measured in the same turns.
 
-    python -m benchmarks.throughput --out docs/speed.md    # twenty minutes on one core
+    python -m benchmarks.throughput --out docs/speed.md    # ten minutes on one core
     python -m benchmarks.throughput --quick                # one size, two lengths: a minute
 """
 
@@ -53,7 +53,7 @@ class Plan:
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     lengths: tuple[int, ...] = (64, 512, 2048)
     passes: tuple[int, ...] = (1, 2, 4)
-    turns: int = 4
+    turns: int = 2
 
 
 QUICK = Plan(sizes=("10M",), dtypes=("fp32",), lengths=(64, 512), passes=(1, 4), turns=3)
