@@ -10,12 +10,9 @@ whatever needs it. Prints a table.
 from __future__ import annotations
 
 import argparse
-import gc
 import multiprocessing
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.rise import rise
 from pretrain.config.load import from_tables, validated
 from pretrain.config.schema import Config
 from pretrain.convert import gguf, qwen3_5
@@ -43,25 +41,6 @@ def anonymous() -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise OSError("/proc/self/status has no RssAnon: this is not Linux")
-
-
-def rise(run: Callable[[], object]) -> int:
-    """The most bytes that a call takes beyond what there was before."""
-    gc.collect()
-    before, most, done = anonymous(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.is_set():
-            most = max(most, anonymous())
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run()
-    done.set()
-    watcher.join()
-    return most - before
 
 
 def model(d_model: int, tokenizer: Path) -> Config:
@@ -122,7 +101,7 @@ def main() -> None:
         for way, call in ways.items():
             print(way, file=sys.stderr, flush=True)
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows.append([way, f"{pool.apply(rise, [call]) / MIB:.0f}"])
+                rows.append([way, f"{pool.apply(rise, [anonymous, call]) / MIB:.0f}"])
     sizes = [4 * torch.Size(packed.shape).numel() for packed in packed_tensors(made.model)]
     print(table(["MiB of anonymous memory", "at most"], rows))
     print(f"\na model of {sum(sizes) / MIB:,.0f} MiB in fp32, whose largest tensor has "

@@ -4,7 +4,7 @@ Each turn is a short run of `hypnos train`, in a process of its own, in a copy o
 counts is the tokens per second that it logs once it is warm, data, optimiser and all: the best turn
 of each.
 
-    python -m benchmarks.since 5bee91b configs/depo-small.toml sleep.passes=4    # two minutes
+    python -m benchmarks.since 5bee91b configs/depo-small.toml sleep.passes=4    # minutes
 """
 
 from __future__ import annotations

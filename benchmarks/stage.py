@@ -19,7 +19,6 @@ import gc
 import json
 import resource
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.memory import MIB, Peak, Plan, Weight, counted
+from benchmarks.rise import rise
 from parallel import mesh
 from parallel.block import Block
 from parallel.schedule import step_schedule
@@ -94,20 +94,7 @@ def peak(run: Callable[[], None]) -> int:
     # what is free but still resident would not count when it is used again
     ctypes.CDLL(None).malloc_trim(0)
     dist.barrier()
-    before, most, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.is_set():
-            most = max(most, resident())
-            time.sleep(0.0005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run()
-    done.set()
-    watcher.join()
-    return most - before
+    return rise(resident, run)
 
 
 def weigh(block: Block, rows: int, window: int) -> Weight:

@@ -174,5 +174,5 @@ class ChunkedDeltaRule(torch.autograd.Function):
         joined = (
             None if g is None else chunks.join(g, *like)
             for g, like in zip(found_gradients, ctx.given, strict=True)
-        )  # fmt: skip
+        )
         return (*joined, d_state.view_as(S), None)

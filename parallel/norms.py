@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from parallel.fused import fused
 
+UNIT_EPS = 1e-6  # flash-linear-attention's
+
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """Half precisions become fp32; fp64, which the tests use, stays."""
@@ -102,7 +104,7 @@ class _L2Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         wide = at_least_fp32(x)
-        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().add_(1e-6).rsqrt_()
+        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().add_(UNIT_EPS).rsqrt_()
         unit = wide * r
         ctx.save_for_backward(unit, r)
         ctx.dtype = x.dtype
@@ -124,9 +126,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def l2_norm(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension, in at least fp32, with flash-linear-attention's epsilon."""
+    """x / |x| over the last dimension, in at least fp32."""
     x = at_least_fp32(x)
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + UNIT_EPS)
 
 
 def _add_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
