@@ -4,8 +4,9 @@ One model of 10.9 million parameters that sleeps (windows of 256 tokens), at sev
 same size in transformers, all of it attention; and Qwen3.5 in transformers, the same hybrid with a
 cache that keeps everything. Contexts of all lengths are kept, and go on in turn, a few tokens each,
 in ever other order: whatever else the machine does hits all alike. Times are of the processor, on
-one thread; the median token of a window counts, without the first of each turn, which finds
-another's weights in the processor's caches.
+one thread; the median token counts, without the first of each turn, which finds another's weights
+in the processor's caches. Ours read several windows, and sleep between them; caches grow by one,
+spread over the same time.
 
 What is read before: ours really reads, all of it at N = 1 but the last 4,096 tokens, which each N
 reads and sleeps over by itself. transformers reads 1,024 tokens; the rest of its cache is filled
@@ -67,12 +68,13 @@ class Plan:
     lengths: tuple[int, ...] = (1 << 10, 1 << 14, 1 << 17, 1 << 20)
     passes: tuple[int, ...] = (1, 2, 4, 8)
     cached: int = 1 << 17  # transformers up to this length
-    tokens: int = WINDOW  # of each
-    long: int = 1 << 16  # from this length on, a cache is measured in every `seldom`-th round
+    tokens: int = WINDOW  # that a cache is measured with
+    windows: int = 6  # of each of ours
+    long: int = 1 << 16  # from this length on, a cache has every `seldom`-th of its turns
     seldom: int = 8
 
 
-QUICK = Plan(lengths=(1 << 10, 1 << 12), passes=(1, 4), cached=1 << 12, tokens=32)
+QUICK = Plan(lengths=(1 << 10, 1 << 12), passes=(1, 4), cached=1 << 12, tokens=32, windows=1)
 
 
 @dataclass
@@ -83,6 +85,8 @@ class Contender:
     length: int
     step: Callable[[], object]  # reads a token
     nbytes: int  # of all that it remembers
+    every: int = 1  # of all turns
+    sleep: Callable[[], object] = lambda: None  # when it has read a window
 
 
 def tokens(count: int) -> Tensor:
@@ -109,7 +113,8 @@ def sessions(plan: Plan, decoder: Decoder, say: Callable[[str], None]) -> Iterat
             session.read(tokens(length - session.position))
             session.sleep()
             assert session.position == length and session.filled == 0
-            yield Contender(ours(N), length, lambda s=session: s.read([7]), session.memory.nbytes)
+            read, nbytes = (lambda s=session: s.read([7])), session.memory.nbytes
+            yield Contender(ours(N), length, read, nbytes, sleep=session.sleep)
 
 
 def ours(N: int) -> str:
@@ -180,7 +185,7 @@ def hybrid(shape: ModelConfig = SHAPE) -> Qwen3_5ForCausalLM:
     )  # fmt: skip
 
 
-def cached(name: str, model: PreTrainedModel, length: int) -> Contender:
+def cached(plan: Plan, name: str, model: PreTrainedModel, length: int) -> Contender:
     """transformers with a cache of this length."""
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
@@ -195,7 +200,8 @@ def cached(name: str, model: PreTrainedModel, length: int) -> Contender:
         with torch.inference_mode():
             model(one, past_key_values=cache, use_cache=True)
 
-    return Contender(name, length, step, sum(nbytes(vars(layer)) for layer in cache.layers))
+    every = plan.windows * (plan.seldom if length >= plan.long else 1)
+    return Contender(name, length, step, sum(nbytes(vars(layer)) for layer in cache.layers), every)
 
 
 def nbytes(held: Any) -> int:
@@ -219,10 +225,13 @@ def milliseconds(f: Callable[[], object]) -> float:
 def take_turns(plan: Plan, contenders: Sequence[Contender]) -> dict[tuple[str, int], float]:
     """ms of the median token of each."""
     times, order = defaultdict(list), random.Random(0)
-    for turn in range(plan.tokens // (IN_A_ROW + 1)):
+    a_window = plan.tokens // (IN_A_ROW + 1)
+    for turn in range(plan.windows * a_window):
         for each in order.sample(contenders, len(contenders)):
-            if each.length >= plan.long and each.name in CACHED and turn % plan.seldom:
+            if turn % each.every:
                 continue
+            if turn and turn % a_window == 0:
+                each.sleep()
             each.step()
             for _ in range(IN_A_ROW):
                 times[each.name, each.length].append(milliseconds(each.step))
@@ -296,8 +305,8 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
     contenders = list(sessions(plan, decoder, say))
     for name, other in others.items():
         lengths = [length for length in plan.lengths if length <= plan.cached]
-        contenders += [cached(name, other.eval(), length) for length in lengths]
-    say("a window of tokens after each length, in turn")
+        contenders += [cached(plan, name, other.eval(), length) for length in lengths]
+    say(f"{plan.windows} windows of tokens after each length, in turn")
     ms = take_turns(plan, contenders)
     held = {(each.name, each.length): each.nbytes for each in contenders}
     sizes = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (model, *others.values())]

@@ -16,7 +16,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +36,14 @@ class Verdict:
     why_not: str  # a line, if it is because nothing comes of it
 
 
-def judge(run: Path, start: Start, earlier: Sequence[Start], status: int, retries: int) -> Verdict:
+def judge(
+    run: Path,
+    start: Start,
+    earlier: Sequence[Start],
+    status: int,
+    retries: int,
+    down: Collection[str] = (),
+) -> Verdict:
     """Why a start has ended, and what comes next.
 
     Args:
@@ -44,9 +51,10 @@ def judge(run: Path, start: Start, earlier: Sequence[Start], status: int, retrie
         earlier: the starts before it.
         status: of the launcher: srun, mpirun.
         retries: starts of one job that may in a row bring no new checkpoint.
+        down: hosts that the scheduler has lost.
     """
     before = [other for other in earlier if other.job == start.job]
-    end = why_ended(run, start, status)
+    end = why_ended(run, start, status, down)
     end = replace(end, exclude=_excluded(end, before))
     why_not = "" if end.status in (FINISHED, USER_ERROR) else _stalled(end, start, before, retries)
     return Verdict(end, end.status not in NO_OTHER_START and not why_not, why_not)
@@ -66,8 +74,8 @@ def _stalled(end: End, start: Start, before: Sequence[Start], retries: int) -> s
     return f"{starts} brought no new checkpoint ({since}), so there is no next one"
 
 
-def why_ended(run: Path, start: Start, status: int) -> End:
-    """From what the ranks of a start have left in its folder of logs."""
+def why_ended(run: Path, start: Start, status: int, down: Collection[str] = ()) -> End:
+    """From what the ranks of a start have left in its folder of logs; arguments: see `judge`."""
     logs = start.logs(run)
     ends, step, now = rank_ends(logs), newest_step(run), time.time()
     if status == FINISHED:
@@ -93,8 +101,11 @@ def why_ended(run: Path, start: Start, status: int) -> End:
         why = f"no rank began ({described(status)})"
         return End(PEER_GONE if ended else status or 1, why, step, now)
     silent = [rank for rank in range(start.ranks) if rank not in ends]
+    # a scheduler that has lost a host may kill the ranks of the others before they leave word
+    gone = [rank for rank in silent if _hosts(start, [rank])[0] in down]
+    silent = gone or silent
     lost = _hosts(start, silent)
-    if silent and 2 * len(lost) <= len(start.nodes):  # of more, it is not for the hosts
+    if gone or (silent and 2 * len(lost) <= len(start.nodes)):  # of more, it is not for the hosts
         why = f"{', '.join(lost)} lost: no word of rank {', '.join(map(str, silent))}"
         return End(PEER_GONE, why, step, now, silent[0], lost, lost=True)
     if told := [end.status for end in ends.values() if end.told]:

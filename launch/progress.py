@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -81,6 +82,18 @@ def slurm_state(job: str) -> str:
 def in_queue(job: str) -> bool:
     """Whether Slurm runs a job, or is going to."""
     return bool(_said("squeue", "--noheader", f"--jobs={job}", "--format=%T"))
+
+
+def down(nodes: Sequence[str]) -> tuple[str, ...]:
+    """Those of some nodes that Slurm has lost, or that somebody has taken down.
+
+    None where its commands are not, as in some containers: then only the ranks' word tells.
+    """
+    if shutil.which("sinfo") is None:
+        return ()
+    lines = _said("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T")
+    states = dict(line.split() for line in lines.splitlines())  # a node is there by partition
+    return tuple(node for node, state in states.items() if state.startswith("down"))
 
 
 def _field(job: str, name: str) -> str:

@@ -35,9 +35,9 @@ class SlurmSite:
     cpus_per_task: int = setting(0, "cores of a rank; 0: left to Slurm", at_least=0)
     mem: str = setting("", "memory of a node, as 0 for all of it")
     mpi: str = setting(
-        "none",
-        "srun --mpi, one of `srun --mpi=list`. Ranks meet without MPI; cray_shasta opens a "
-        "Slingshot network to them",
+        "",
+        "srun --mpi, one of `srun --mpi=list`; empty: cray_shasta where it is listed, which opens "
+        "a Slingshot network to ranks, else none: they meet without MPI",
     )
     save_before: int = setting(
         300, "seconds before the time limit at which the run saves", at_least=1, at_most=65535

@@ -105,7 +105,9 @@ def mpi_types() -> list[str]:
 
 
 def _srun(site: Site) -> list[str]:
-    mpi, found = site.slurm.mpi, mpi_types()
+    found = mpi_types()
+    # what ranks need of it is the network, not to find each other (launch/world.py)
+    mpi = site.slurm.mpi or ("cray_shasta" if "cray_shasta" in found else "none")
     if found and mpi not in found:
         raise UserError(f'slurm.mpi = "{mpi}": srun has {", ".join(found)} here')
     return [f"--mpi={mpi}", *site.slurm.srun]

@@ -35,7 +35,7 @@ RETRIES = argument(
     ],
 )
 def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
-    from launch import starts
+    from launch import progress, starts
     from launch.outcome import judge
     from launch.world import hosts, slurm_job
     from pretrain.errors import UserError
@@ -48,8 +48,9 @@ def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
     nodes = tuple(hosts(os.environ["SLURM_JOB_NODELIST"]))
     earlier = [start for start in starts.starts(run) if start.job == job]
     if earlier and earlier[-1].end is None:  # its script did not live to see its end
-        verdict = judge(run, earlier[-1], earlier[:-1], FINISHED + 1, retries)
-        starts.finish(run, earlier[-1], verdict.end)
+        last, down = earlier[-1], progress.down(earlier[-1].nodes)
+        verdict = judge(run, last, earlier[:-1], FINISHED + 1, retries, down)
+        starts.finish(run, last, verdict.end)
         if verdict.why_not:
             raise UserError(f"{run}: {verdict.why_not}; the last: {verdict.end.why}")
         earlier = [start for start in starts.starts(run) if start.job == job]

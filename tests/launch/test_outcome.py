@@ -115,6 +115,16 @@ def test_a_host_without_a_word_is_lost(job: Job) -> None:
     assert verdict.end.why == "n3 lost: no word of rank 6, 7"
 
 
+def test_a_host_that_slurm_has_lost_is_blamed_if_no_rank_left_word(job: Job) -> None:
+    """The batch script went with the host, and Slurm killed the others before they could write."""
+    start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
+    for rank in range(2):
+        starts.log_of(start.logs(job.run), rank).touch()
+    assert not why_ended(job.run, start, 1).lost
+    end = judge(job.run, start, [], 1, 3, down=("n0",)).end
+    assert (end.why, end.exclude) == ("n0 lost: no word of rank 0", ("n0",))
+
+
 def test_starts_are_bounded_by_progress_not_by_count(job: Job) -> None:
     for step in range(1, 10):
         assert job.start((step % 8, 1), saved=step).again

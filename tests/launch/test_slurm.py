@@ -78,6 +78,25 @@ def test_the_site_is_merged_and_a_flag_is_stronger(
     assert "\nexclude='n[1-3]'\n" in script
 
 
+@pytest.mark.parametrize(
+    ("types", "chosen"), [("none", "none"), ("none pmi2 cray_shasta", "cray_shasta")]
+)
+def test_the_way_of_mpi_is_chosen_from_what_srun_has(
+    types: str,
+    chosen: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text(
+        f"#!/bin/sh\nprintf 'MPI plugin types are...\\n' >&2\nprintf '\\t%s\\n' {types} >&2\n"
+    )
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert f" --mpi={chosen} " in printed(capsys, tmp_path)
+
+
 def test_containers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = '[container]\nengine = "apptainer"\nimage = "h.sif"\noptions = ["--nv"]'
     script = printed(capsys, tmp_path, *site(tmp_path, text))
