@@ -68,6 +68,8 @@ class Decoder:
         self.model = model.eval()
         self.blocks = [_TokenBlock(block) for block in model.blocks_of(slice(None))]
         self.norm = _Norm(1 + at_least_fp32(model.norm.weight), model.norm.eps)
+        # a tied one stays as it is: the embedding reads it by rows
+        self.head = model.embed.weight.T if model.head is None else _side_by_side(model.head.weight)
         self.rotary = _Rotary(model)
 
     @cached_property
@@ -105,8 +107,7 @@ class Decoder:
 
     def logits(self, y: Tensor) -> Tensor:
         """[n, D] -> [n, vocabulary], the same on every tensor-parallel rank."""
-        head = self.model.head.weight if self.model.head is not None else self.model.embed.weight
-        logits = F.linear(self.norm(y), head)
+        logits = self.norm(y) @ self.head
         if mesh.tp_size() > 1:
             return gather_from_tensor_model_parallel_region(logits, group=mesh.tp_group())
         return logits
@@ -306,7 +307,7 @@ class _Out:
     """A row-parallel linear whose output is added to the residual stream: x + y W^T."""
 
     def __init__(self, linear: RowLinear) -> None:
-        self.weight, self.is_split = linear.weight.detach().T, mesh.tp_size() > 1
+        self.weight, self.is_split = _side_by_side(linear.weight), mesh.tp_size() > 1
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         if self.is_split:
@@ -316,8 +317,13 @@ class _Out:
 
 
 def _side_by_side(*parameters: nn.Parameter) -> Tensor:
-    """Matrices [.., D] as one, of which they become views; transposed: [D, ..]."""
-    whole = torch.cat([p.detach() for p in parameters])
-    for parameter, rows in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
-        parameter.data = rows
-    return whole.T
+    """Matrices [.., D] as one, of which they become views; transposed: [D, ..].
+
+    In memory it lies as [D, ..] too: with few rows a product is as fast as its matrix is read, and
+    a CPU reads this way a third faster.
+    """
+    whole = torch.cat([p.detach().T for p in parameters], dim=1)
+    columns = whole.split([len(p) for p in parameters], dim=1)
+    for parameter, own in zip(parameters, columns, strict=True):
+        parameter.data = own.T
+    return whole
