@@ -64,15 +64,17 @@ def worst(rows: Iterable[Compared]) -> str:
 def measure(folder: Path) -> None:
     """Measures this machine, and training steps on it, into hardware.toml and steps.jsonl."""
     (folder / "hardware.toml").write_text(written(measured()))
-    (folder / "steps.jsonl").unlink(missing_ok=True)
+    unfinished = folder / "unfinished.jsonl"
+    unfinished.unlink(missing_ok=True)
     for ranks, case in [(1, []), *SEVERAL]:
         command = [sys.executable, "-W", "ignore", "-m"]
         if ranks > 1:
             distributed = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
             command += [*distributed, "-m"]
-        command += ["benchmarks.plan_run", str(folder / "steps.jsonl"), *case]
+        command += ["benchmarks.plan_run", str(unfinished), *case]
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         subprocess.run(command, check=True, cwd=ROOT, env=env)
+    unfinished.rename(folder / "steps.jsonl")
 
 
 def step_rows(folder: Path) -> Iterator[Compared]:
@@ -197,8 +199,8 @@ def main() -> None:
         help="write it there, below the mark, instead of printing it",
     )
     args = parser.parse_args()
-    if not args.quick and not args.steps.exists():
-        args.steps.mkdir(parents=True)
+    if not args.quick and not (args.steps / "steps.jsonl").exists():
+        args.steps.mkdir(parents=True, exist_ok=True)
         measure(args.steps)
     text = "\n".join(report(None if args.quick else args.steps)) + "\n"
     if args.out:
