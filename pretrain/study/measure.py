@@ -1,9 +1,9 @@
 """Measures the machine it runs on, as `pretrain.study.hardware` describes one: half a minute.
 
 What blocks are made of is timed by itself, forward and backward: products, attention, the delta
-rule, elementwise work; then a block so small that only its operations count. On a CPU it is the
-processor's time that counts, one thread, so that other work beside it does no harm. Links are not
-measured: one process has none.
+rule, elementwise work; then a block so small that only its operations count, and messages between
+two processes (`pretrain.study.links`). On a CPU it is the processor's time that counts, one thread,
+so that other work beside it does no harm. The network between hosts is not measured.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pretrain.config.schema import ModelConfig
 from pretrain.model.flops import block_forward, peak
 from pretrain.study.block_work import BlockCounter, Rows
 from pretrain.study.hardware import GIB, DeviceSpec, Hardware, NodeSpec
+from pretrain.study.links import Links, measured_links
 from pretrain.study.stage_times import ATTENTION, ELEMENTWISE, PRODUCTS, RULE, RULE_KERNEL
 
 SECONDS = 1.5  # of each measurement
@@ -53,7 +54,7 @@ def measured() -> Hardware:
 def written(hardware: Hardware) -> str:
     """As a TOML file."""
     lines = [
-        "# Measured by `hypnos plan --measure`; links between devices are not, and no price is."
+        "# Measured by `hypnos plan --measure`; the network between hosts is not, and no price is."
     ]
     for section in fields(hardware):
         values = getattr(hardware, section.name)
@@ -71,9 +72,9 @@ def _cpu() -> Hardware:
     best = rates.products  # there is no other peak
     name = f"one core of {platform.processor() or platform.machine()}"
     device = rates.device(name, "cpu", best=best, fp32=best, memory_gib=memory / GIB / cores)
-    # messages are copied from process to process by the processor
+    links = measured_links(cuda=False)
     node = NodeSpec(
-        devices=cores, shared=True, link_gbs=device.memory_gbs / 4, latency_s=2e-4,
+        devices=cores, shared=True, link_gbs=links.gbs, latency_s=links.latency_s,
         host_gbs=device.memory_gbs,
     )  # fmt: skip
     return Hardware(device=device, node=node)
@@ -92,7 +93,9 @@ def _cuda() -> Hardware:
         properties.name, "cuda", best=best, fp32=best / 15,
         memory_gib=properties.total_memory / GIB, reserved_gib=6.0,
     )  # fmt: skip
-    node = NodeSpec(devices=torch.cuda.device_count(), link_gbs=25.0, latency_s=1e-5, host_gbs=20.0)
+    devices = torch.cuda.device_count()
+    links = measured_links(cuda=True) if devices > 1 else Links(25.0, 1e-5)
+    node = NodeSpec(devices=devices, link_gbs=links.gbs, latency_s=links.latency_s, host_gbs=20.0)
     return Hardware(device=device, node=node)
 
 

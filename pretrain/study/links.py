@@ -1,0 +1,67 @@
+"""What a message between two devices of this host costs: two processes sum tensors, and are timed.
+
+On a CPU it is the processor's time that counts, that of gloo's own threads included, as in
+`pretrain.study.measure`; on GPUs it is NCCL's.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+SMALL, LARGE = 1 << 8, 1 << 20  # bytes, of a tensor whose time is latency, and of one of a block's
+IN_A_ROW, TURNS = 10, 20
+
+
+class Links(NamedTuple):
+    """As `pretrain.study.communication` counts: a ring of two sends all of a tensor and gets its
+    sum in two messages.
+    """
+
+    gbs: float  # GB/s that a rank sends
+    latency_s: float  # of a message
+
+
+def measured_links(*, cuda: bool) -> Links:
+    """Between two processes, or two GPUs: some seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_rank, (folder, cuda), nprocs=2, start_method="spawn")
+        small, large = json.loads((Path(folder) / "seconds").read_text())
+    return Links((LARGE - SMALL) / max(large - small, 1e-9) / 1e9, small / 2)
+
+
+def _rank(rank: int, folder: str, cuda: bool) -> None:
+    torch.set_num_threads(1)
+    if cuda:
+        torch.cuda.set_device(rank)
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=2)
+    device = "cuda" if cuda else "cpu"
+    found = [_all_reduce_s(torch.zeros(n, dtype=torch.uint8, device=device).view(torch.float32))
+             for n in (SMALL, LARGE)]  # fmt: skip
+    if rank == 0:
+        (Path(folder) / "seconds").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def _all_reduce_s(x: Tensor) -> float:
+    """Seconds of one, the fastest of some turns."""
+    clock = time.perf_counter if x.is_cuda else time.process_time
+    best = float("inf")
+    for turn in range(TURNS + 1):
+        dist.barrier()
+        begin = clock()
+        for _ in range(IN_A_ROW):
+            dist.all_reduce(x)
+        torch.cuda.synchronize() if x.is_cuda else None
+        if turn:  # the first finds nothing ready
+            best = min(best, (clock() - begin) / IN_A_ROW)
+    return best
