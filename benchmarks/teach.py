@@ -29,7 +29,7 @@ from pretrain.report import table
 from pretrain.tasks import make_task
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STEPS, BATCH, LR = 1500, 32, 3e-3
+STEPS, BATCH, LR = 6000, 32, 3e-3
 # The task in place of configs/teach-*.toml's text.
 TASK = [
     "data.task=depo", "data.train=[]", "data.heldout=", "depo.nodes=8", "depo.vocabulary=8",
@@ -54,8 +54,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder: Path = given.folder
     imported = folder / "imported"
-    if not imported.exists():
+    if not (folder / "llama").exists():
         pretrain(load(CONFIGS / "depo-small.toml"), folder / "llama")
+    if not imported.exists():
         run("import", folder / "llama", imported, "--delta-every", "2", *BLOCKS, *TASK)
     (awake,) = evaluate_run(imported, [1], ["sleep.eviction=none"])
     rows = [row("pretrained, sees all", awake)]
