@@ -158,11 +158,11 @@ def test_the_time_limit(cluster: Cluster, limited: Run, two_ranks: Path) -> None
     """Slurm lets its ranks go on when it sends SIGUSR1: they save, and the job starts again."""
     Run.touched.append(limited.folder)
     cluster.until(lambda: limited.starts[0].end is not None, LONG, "its time is up")
-    sh("scontrol", "update", f"JobId={limited.job}", "TimeLimit=60")  # once is enough
     limited.until_over("COMPLETED")
-    first, second = limited.starts
-    assert first.end is not None and (first.end.status, first.end.why) == (75, "its time was up")
-    assert second.step is not None and second.step >= 10 and second.job == first.job
+    *cut_short, last = limited.starts  # on a slow machine several
+    ends = [(start.end.status, start.end.why) for start in cut_short if start.end]
+    assert ends == [(75, "its time was up")] * len(cut_short) and cut_short
+    assert last.step is not None and last.step >= 10 and last.job == cut_short[0].job
     assert_same(limited.folder, two_ranks)
 
 
