@@ -143,7 +143,8 @@ class StageTimes:
             work = self._counter.work(Rows(kind, self._share, unit.width, past, write_only))
             summed = self._summed(unit, 0 if write_only else 2)
             summed += self._exchanged(kind, unit, write_only)
-            forward = block_seconds(work, self._hardware, x.precision) + summed
+            matrices = self._element * self._elements(kind)
+            forward = block_seconds(work, matrices, self._hardware, x.precision) + summed
             cost.forward += count * forward
             cost.exchange += count * summed
             if not has_grad:
@@ -152,7 +153,7 @@ class StageTimes:
             summed = self._summed(unit, 1 if write_only else 2)
             summed += self._exchanged(kind, unit, write_only)
             cost.backward += count * (
-                block_seconds(work, self._hardware, x.precision, backward=True)
+                block_seconds(work, matrices, self._hardware, x.precision, backward=True)
                 + summed + again * forward + self._accumulated(kind)
             )  # fmt: skip
             cost.exchange += count * (summed + again * in_forward)
@@ -197,8 +198,11 @@ class StageTimes:
 
     def _accumulated(self, kind: str) -> float:
         """Seconds in which a block's gradients are added up."""
-        elements = block_parameters(self._model, kind) / self._layout.tp
-        return 3 * FP32 * elements / self._hardware.device.bandwidth
+        return 3 * FP32 * self._elements(kind) / self._hardware.device.bandwidth
+
+    def _elements(self, kind: str) -> float:
+        """Of a block's matrices, on a rank."""
+        return block_parameters(self._model, kind) / self._layout.tp
 
     def _logits(self, unit: StageUnit) -> float:
         """How many a rank computes."""
@@ -237,9 +241,9 @@ class StageTimes:
 
 
 def block_seconds(
-    work: BlockWork, hardware: Hardware, precision: str, *, backward: bool = False
+    work: BlockWork, matrices: float, hardware: Hardware, precision: str, *, backward: bool = False
 ) -> float:
-    """How long a block takes, on one rank."""
+    """How long a block takes, on one rank, whose weights are `matrices` bytes."""
     device, flops = hardware.device, hardware.flops(precision)
     rule = RULE_KERNEL if device.kind == "cuda" and precision == "bf16" else RULE
     products, attention, delta, elementwise = (
@@ -250,5 +254,9 @@ def block_seconds(
     seconds += delta * work.delta / (flops * device.delta_share)
     seconds += elementwise * work.moved / device.bandwidth
     launched = elementwise * work.launches * device.launch_s
-    # A GPU works while the host launches; a CPU does one after the other.
-    return max(seconds, launched) if device.kind == "cuda" else seconds + launched
+    if device.kind == "cuda":  # it works while the host launches, and multiplies while it reads
+        return max(seconds, launched)
+    read = (
+        (2 if backward else 1) * matrices / device.bandwidth
+    )  # and, in backward, gradients written
+    return seconds + launched + read
