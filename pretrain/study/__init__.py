@@ -21,6 +21,6 @@ planner.py     every layout on given hardware, best first   estimate.py  a step'
 stage_units.py what stages do in each unit                  stage_times.py  how long that takes
 block_work.py  what a block does and keeps                  rank_memory.py  what a rank holds
 hardware.py    what devices do in a second                  communication.py  how ranks exchange
-measure.py     the same of this machine                     links.py     messages between its devices
+measure.py     the same of this machine                     links.py     messages in it
 fake_world.py  builds stages in a world that is not there   plan_table.py  a plan in words
 """
