@@ -92,13 +92,15 @@ def fastest(found: Sequence[Hardware]) -> Hardware:
     def most(rate: Callable[[Hardware], float]) -> float:
         return max(map(rate, found))
 
-    peak = most(lambda h: h.device.fp32_tflops)
+    def share(name: str) -> float:  # of the best peak
+        return most(lambda h: getattr(h.device, name) * h.device.bf16_tflops) / peak
+
+    peak = most(lambda h: h.device.bf16_tflops)
     device = replace(
         found[0].device,
         bf16_tflops=peak,
-        fp32_tflops=peak,
-        attention_share=most(lambda h: h.device.attention_share * h.device.fp32_tflops) / peak,
-        delta_share=most(lambda h: h.device.delta_share * h.device.fp32_tflops) / peak,
+        fp32_tflops=most(lambda h: h.device.fp32_tflops),
+        **{name: share(name) for name in ("product_share", "attention_share", "delta_share")},
         memory_gbs=most(lambda h: h.device.memory_gbs),
         launch_s=-most(lambda h: -h.device.launch_s),
     )

@@ -256,7 +256,6 @@ def block_seconds(
     launched = elementwise * work.launches * device.launch_s
     if device.kind == "cuda":  # it works while the host launches, and multiplies while it reads
         return max(seconds, launched)
-    read = (
-        (2 if backward else 1) * matrices / device.bandwidth
-    )  # and, in backward, gradients written
+    times = 2 if backward else 1  # backward writes their gradients, too
+    read = times * matrices / device.bandwidth
     return seconds + launched + read

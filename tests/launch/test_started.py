@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import starts
+from launch import progress, starts
 from launch.cli import main
 from launch.starts import End, RankEnd, Start
 
@@ -45,6 +45,16 @@ def going_on(run: Path, **changes: str) -> Start:
         row = {"kind": "start", **dataclasses.asdict(dataclasses.replace(start, **changes))}
         path.write_text("\n".join([*first, json.dumps(row)]) + "\n")
     return start
+
+
+def test_nodes_that_slurm_has_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node is said once for each partition; one that does not answer has a star."""
+    sinfo = tmp_path / "sinfo"
+    lines = ["n0 down*", "n0 down*", "n1 allocated", "n2 drained"]
+    sinfo.write_text("#!/bin/sh\n" + "".join(f"echo {line!r}\n" for line in lines))
+    sinfo.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert progress.down(("n0", "n1", "n2")) == ("n0",)
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
