@@ -21,7 +21,7 @@ class _SharedDeviceGroup(dist.ProcessGroupGloo):
     """What `torch.distributed` takes for gloo once `share_device` was called."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
-        options = dist.ProcessGroupGloo._Options()
+        options: Any = self._Options()  # type: ignore[attr-defined]
         options._devices = _devices()
         options._threads = WORKERS * len(options._devices)
         options._timeout = timeout
