@@ -115,7 +115,13 @@ class Evaluation:
         ]
 
     def run(
-        self, model: SleepLM, passes: int | None = None, until: float = 0.0, after: int = 0
+        self,
+        model: SleepLM,
+        passes: int | None = None,
+        until: float = 0.0,
+        after: int = 0,
+        *,
+        by_row: bool = False,
     ) -> Metrics:
         """Loss in nats per scored token, whole, by window and by position in it; a task's accuracy.
 
@@ -131,6 +137,7 @@ class Evaluation:
             after: each row begins with the fast weights that so many other test rows of a task
                 leave, one after the other, in place of S = 0; in one process. Then there is also
                 "after".
+            by_row: also "loss_per_row" [all rows], for who compares two models row by row.
         """
         was_training = model.training
         model.eval()
@@ -147,6 +154,8 @@ class Evaluation:
             "loss_per_window": _means(loss, scored_mask, column // self.window),
             "loss_per_position": _means(loss, scored_mask, column % self.window),
         }
+        if by_row:
+            metrics["loss_per_row"] = _means(loss.T, scored_mask.T, torch.arange(len(loss)))
         if self.token_bytes is not None:
             targets = torch.cat([b.targets for b in self.batches])
             bits = loss / math.log(2)
@@ -292,6 +301,6 @@ def evaluate_run(
     if after and evaluation.task is None:
         raise UserError("--after: text has documents of its own, and no rows to come after others")
     passes = passes or sorted({1, config.sleep.passes})
-    fixed = [evaluation.run(model, n) for n in passes]
+    fixed = [evaluation.run(model, n, by_row=True) for n in passes]
     stopped = [evaluation.run(model, max(passes), until=share) for share in until]
     return fixed + stopped + [evaluation.run(model, max(passes), after=n) for n in after]

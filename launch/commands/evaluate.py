@@ -50,7 +50,7 @@ from launch.commands.values import path, positive, share, tell
             "--json",
             dest="as_json",
             action="store_true",
-            help="one JSON object per N, with the loss by window and place",
+            help="one JSON object per N, with the loss by window, by place in it and by row",
         ),
     ],
 )

@@ -147,7 +147,8 @@ def _origins(folder: Path, done: Sequence[Planned]) -> list[str]:
 NOTE = (
     "Means over seeds with 95 % intervals (Student's t); of two seeds both. Accuracies in percent, "
     "loss in nats. Equal data but where the label says otherwise; a seed gives all arms the same "
-    "rows in the same order."
+    "rows in the same order. What one seed gains in loss has its interval over held-out rows: it "
+    "says what other text would give, not what another seed would."
 )
 
 

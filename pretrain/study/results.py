@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,21 @@ class Result:
     scores: dict[int, dict[str, float]]  # by the N it is tested at: "loss", and each accuracy
     bits: dict[int, list[float | None]]  # of text: bits per byte by window, all windows last
     curve: Curve
+    rows: list[float] = field(default_factory=list)  # held-out loss by row, at the trained N
 
 
 def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
     """Of a run that is done."""
-    scores, bits = {}, {}
+    scores, bits, rows = {}, {}, []
+    passes = run.settings().sleep.passes
     for found in evaluations(folder, run):
         if "bits_per_byte" in found:
             by_window = found["bits_per_byte_per_window"]
             bits[int(found["passes"])] = [*by_window, found["bits_per_byte"]]
         scores[int(found["passes"])] = {"loss": found["loss"], **found.get("accuracy", {})}
-    passes = run.settings().sleep.passes
-    return Result(arm, seed, passes, scores, bits, _curve(folder / "runs" / run.name))
+        if found["passes"] == passes:
+            rows = [loss for loss in found.get("loss_per_row", []) if loss is not None]
+    return Result(arm, seed, passes, scores, bits, _curve(folder / "runs" / run.name), rows)
 
 
 def _curve(path: Path) -> Curve:

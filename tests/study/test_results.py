@@ -136,9 +136,21 @@ def test_text_is_told_in_bits_by_window() -> None:
     ]
     found = bits_table(results)
     assert found is not None
-    assert found[0] == ["bits per byte", "window 1", "window 2", "all"]
-    assert found[1] == [["N = 2", "1.200 ± 0.497", "1.000 ± 0.000", "1.500 ± 0.000"]]
+    assert found[0] == ["bits per byte", "window 1", "window 2", "all", "nats gained on N = 2"]
+    assert found[1] == [["N = 2", "1.200 ± 0.497", "1.000 ± 0.000", "1.500 ± 0.000", ""]]
     assert bits_table([result(1, 0, 0.5)]) is None
+
+
+def test_one_seed_of_text_is_compared_row_by_row() -> None:
+    curve = Curve([10], [1000], [1e6], [2.0], [1.0], [(10, {"loss": 1.0})])
+    rows = {1: [2.0, 3.0, 4.0], 2: [1.9, 2.8, 3.7]}
+    results = [
+        Result(Arm(f"n{n}", f"N = {n}", n), 0, n, {n: {"loss": sum(r) / 3}}, {n: [1.0]}, curve, r)
+        for n, r in rows.items()
+    ]
+    found = bits_table(results)
+    assert found is not None and found[1][1][-1] == "0.200 ± 0.248"  # 4.303 x 0.1 / sqrt(3)
+    assert "+0.200 nats (one seed; over 3 held-out rows, paired, " in " ".join(verdict(results))
 
 
 def test_controls_are_listed_and_an_unknown_one_is_refused(
