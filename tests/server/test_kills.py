@@ -134,6 +134,8 @@ def test_a_server_that_is_killed_says_what_another_says(long_run: Path, tmp_path
 
         server.kill()
         server.start()
+        # here, not later: an answer that is being written down has a draft, too
+        assert not list((tmp_path / "killed").glob(".*.draft"))
         begin = time.perf_counter()
         stream = server.client.responses.create(
             input="and the day?", previous_response_id=told[-1][0], stream=True, **GREEDY
@@ -143,7 +145,6 @@ def test_a_server_that_is_killed_says_what_another_says(long_run: Path, tmp_path
         read = f"{usage.total_tokens:,} tokens"
         print(f"{kills} kills; first token after a start, {read}: {first:.0f} ms")
         stream.close()
-    assert not list((tmp_path / "killed").glob(".*.draft"))
 
 
 def _try(
