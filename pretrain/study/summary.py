@@ -99,8 +99,11 @@ def bits_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]] |
     for arm, rs in by_arm(results).items():
         columns = zip(*(r.bits[r.passes] for r in rs), strict=True)
         cells = [as_cell(mean([math.nan if b is None else b for b in c]), "loss") for c in columns]
-        gain = _by_row(of_first, rs) or _gain(of_first, rs, "loss")
-        lines.append([arm.label, *cells, "" if arm == first else as_cell(gain, "loss")])
+        gained, common = "", {r.seed for r in of_first} & {r.seed for r in rs}
+        if arm != first and common:
+            gain = _by_row(of_first, rs) or _gain(of_first, rs, "loss")
+            gained = as_cell(gain, "loss")
+        lines.append([arm.label, *cells, gained])
     return headers, lines
 
 
@@ -137,10 +140,10 @@ def verdict(results: Sequence[Result]) -> list[str]:
     pairs = [(*pair, gain) for pair, gain in zip(pairwise(ordered), steps, strict=True)]
     if len(ordered) > 2:
         pairs.append((ordered[0], ordered[-1], whole))
-    by_row = [_by_row(arms[a], arms[b]) if deepest == "loss" else None for a, b, _ in pairs]
+    in_loss = deepest == "loss"
     sentences = [
-        _sentence(a, b, gain, deepest, rows)
-        for (a, b, gain), rows in zip(pairs, by_row, strict=True)
+        _sentence(a, b, gain, deepest, _by_row(arms[a], arms[b]) if in_loss else None)
+        for a, b, gain in pairs
     ]
     return [first, *sentences]
 
@@ -154,9 +157,10 @@ def _gain(less: Sequence[Result], more: Sequence[Result], measure: str) -> Mean:
 
 def _by_row(less: Sequence[Result], more: Sequence[Result]) -> Mean | None:
     """By how much more passes lower the loss, row by row of the held-out text; of one seed."""
-    if [r.seed for r in less] != [r.seed for r in more] or len(less) > 1 or not less[0].rows:
+    if len(less) != 1 or len(more) != 1 or less[0].seed != more[0].seed:
         return None
-    return paired(less[0].rows, more[0].rows)
+    few, many = less[0].rows, more[0].rows
+    return paired(few, many) if few and many else None
 
 
 def _sentence(a: Arm, b: Arm, gain: Mean, measure: str, by_row: Mean | None) -> str:
