@@ -4,7 +4,6 @@ shape.py            sizes of a block; the legend of shape letters
 setting.py          a field that says what it means and what it may be
 megatron.py         what we take from Megatron-core;  uncompiled.py  without its compiler
 mesh.py             the grid of ranks;  combinations.py  what may be combined
-gloo.py             one gloo device for all its groups
 context.py          between mixers ranks share tokens, in them heads: the exchange
 layers.py           Megatron's parallel linears and embedding, cross-entropy;  norms.py  norms
 delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel import gloo
 from parallel.megatron import ModelParallelConfig, mappings, parallel_state
 
 # seconds in which the threads of ranks that are alive answer each other through the store
@@ -67,7 +66,6 @@ def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | N
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
-    gloo.share_device()
     # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for
     # the device.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
