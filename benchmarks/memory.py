@@ -182,9 +182,10 @@ def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
 def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
     """Whether deep sleep costs what it must store and no more, line by line."""
     low, high = plan.passes[0], plan.passes[-1]
-    yield f'With "unit", peak(N = {high}) <= 1.3 peak(N = {low}) + the (h, S) of the units'
-    yield "that are live in addition, on every stage; of each number of stages, the stage that"
-    yield "comes closest to the limit, or exceeds it most:"
+    yield f'The limit: with "unit", N = {high} may take 1.3 times the peak of N = {low}, and'
+    yield "beyond that only the inputs (h, S) of the further units, passes over windows, that"
+    yield "await their backward. Of each number of stages, the one that comes closest, or"
+    yield "exceeds it most:"
     yield ""
     for P in plan.stages:
         sides = []

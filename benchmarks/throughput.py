@@ -32,6 +32,7 @@ from pretrain.data.batch import Batch
 from pretrain.model.flops import parameters, step_flops
 from pretrain.model.sleep import SleepLM
 from pretrain.origin import commit, processor
+from pretrain.tasks import make_task
 
 SIZES = {
     "10M": SHAPE,
@@ -205,16 +206,18 @@ def kind_of(event: FunctionEvent) -> str:
 def profile(say: Callable[[str], None]) -> Iterator[str]:
     """Own time by kind, of forward and backward."""
     small = load(Path(__file__).parents[1] / "configs/depo-small.toml", [])
-    depo = replace(small.model, vocab_size=64)
+    task = make_task(small, small.sleep.window)
+    depo = replace(small.model, vocab_size=task.vocab_size)
+    ten = SIZES["10M"]
     cases = {
-        "10M, T = 512": (SIZES["10M"], SleepConfig(passes=1, window=512), 512, 1),
-        "10M, N = 4, windows of 128": (SIZES["10M"], SleepConfig(passes=4, window=128), 128, 4),
-        "Depo-small, N = 4": (depo, small.sleep, small.sleep.window, 2),
+        "10M, T = 512": (ten, SleepConfig(passes=1, window=512), batch(ten, 512)),
+        "10M, N = 4, windows of 128": (ten, SleepConfig(passes=4, window=128), batch(ten, 128, 4)),
+        "Depo-small, N = 4": (depo, small.sleep, task.sample(0, 0, small.train.batch)),
     }
     found = {}
-    for name, (config, sleep, T, windows) in cases.items():
+    for name, (config, sleep, read) in cases.items():
         say(f"profile of {name}")
-        run = ours(config, sleep, torch.float32, batch(config, T, windows))
+        run = ours(config, sleep, torch.float32, read)
         run()
         with torch.profiler.profile() as profiler:
             run()

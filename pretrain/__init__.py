@@ -16,6 +16,7 @@ data/           corpus -> shards (webdataset) -> order -> lanes -> batches
 tasks/          rule110, depo, stories, mqar, s5, brevo, recall: data, targets and metric
 run/            a step, the optimiser, steps that go wrong, stops, metrics
 checkpoint/     every rank its slices, hashed, whole or not there, written beside training
+convert/        models out to other software and in, a tensor at a time
 inference/      sessions: wake, sleep when the window is full, wake again
 study/          many runs that answer one question: the paper's experiments, with seeds and controls
 """

@@ -29,7 +29,7 @@ class Size:
     microbatches: int = 8  # of a whole step
 
     def model(self) -> ModelConfig:
-        """As the project configures it."""
+        """Portable, with a tied head, which the recipes do not have any more."""
         return ModelConfig(
             d_model=self.d_model,
             layers=["delta", "delta", "delta", "attention"] * (self.blocks // 4),

@@ -51,8 +51,8 @@ def local(config: Path, overrides: list[str], ranks: int) -> int:
     description="Starts `hypnos train` on hosts that mpirun reaches, by ssh for example; the "
     "folders must be the same on all of them. Rank 0 is shown; each rank's log is in the run's "
     "folder.",
-    example="hypnos launch mpi configs/depo-small.toml --hosts a,b --ranks-per-host 8 "
-    "parallel.tp=8",
+    example="hypnos launch mpi configs/depo-small.toml --hosts a,b --ranks-per-host 2 "
+    "parallel.tp=2",
     arguments=[
         *RUN,
         argument("--hosts", default="", metavar="NAMES", help="as a,b; without: this one"),
@@ -89,7 +89,7 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
     description="Prints the batch script of a job that trains until the run is finished: before "
     "its time is up it saves and starts again, without nodes that have failed. --submit hands it "
     "to sbatch. What a cluster wants of every job stands in one file (docs/launch.md).",
-    example="hypnos launch slurm configs/depo-small.toml --nodes 16 --gpus-per-node 8 "
+    example="hypnos launch slurm configs/recipes/7B.toml --nodes 16 --gpus-per-node 8 "
     "--time 24:00:00 parallel.tp=8\n"
     "hypnos launch slurm configs/depo-small.toml --nodes 2 --ranks-per-node 4 --submit",
     arguments=[

@@ -46,7 +46,12 @@ class ModelConfig(BlockShape):
     )
     vocab_size: int = setting(0, "tokens; 0: taken from the tokenizer or the task", at_least=0)
     tie_embeddings: bool = setting(False, "the head uses the embedding's weights")
-    embedding_std: float = setting(0.02, "of the embedding at start", above=0)
+    embedding_std: float = setting(
+        0.0,
+        "of the embedding at start; 0: 1, or 0.02 if the head uses it too, which does not go well "
+        "with many passes (docs/method.md)",
+        at_least=0,
+    )
     head_std: float = setting(0.02, "of the head at start", above=0)
     init_std: float = setting(0.02, "of the blocks' matrices at start", above=0)
     residual_std: float = setting(

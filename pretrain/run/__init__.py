@@ -3,7 +3,7 @@
 agreement.py   what must be the same on all ranks; what rank 0 does for all
 prepare.py     what a configuration must fit before anything is built
 resume.py      taking the run's folder, and the checkpoint that is gone on from, or back to
-remarks.py     what a run says of its learning rate before it begins
+remarks.py     what a run says of its settings before it begins
 step.py        forward and backward of a step's microbatches, on one stage or on several
 optimizer.py   Muon and AdamW on ZeRO's shards;  newton_schulz.py  the direction of Muon's steps
 guard.py       steps whose numbers go wrong: which are skipped, and when there are too many

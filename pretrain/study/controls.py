@@ -114,12 +114,12 @@ CONTROLS = {
         lambda _, N: [f"sleep.passes={N}", "data.state_passing=0.5"],
     ),
     "negative": Control(
-        "N = {N}, b = 2 sigmoid",
+        "N = {N}, negative eigenvalues",
         "eigenvalues of the delta rule may be negative",
         lambda _, N: [f"sleep.passes={N}", "model.delta_negative_eigenvalues=true"],
     ),
     "negative-once": Control(
-        "N = 1, b = 2 sigmoid",
+        "N = 1, negative eigenvalues",
         "N = 1, eigenvalues of the delta rule may be negative",
         lambda *_: ["sleep.passes=1", "model.delta_negative_eigenvalues=true"],
     ),
