@@ -63,6 +63,14 @@ class ModelConfig(BlockShape):
         (1e-3, 0.1), "-log a_t of the heads at start: evenly spread in log scale", above=0
     )
 
+    @property
+    def embedding_at_start(self) -> float:
+        """Its standard deviation. What blocks write must be small beside it, or each norm that
+        reads h is steep and gradients grow with every pass (docs/method.md); a head of such numbers
+        would be all too sure.
+        """
+        return self.embedding_std or (0.02 if self.tie_embeddings else 1.0)
+
 
 @dataclass(kw_only=True)
 class SleepConfig:

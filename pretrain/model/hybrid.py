@@ -199,10 +199,7 @@ def initial_value(name: str, shape: Sequence[int], config: ModelConfig, seed: in
         return torch.ones(shape)
     if len(shape) == 1:
         return torch.zeros(shape)  # zero-centred RMSNorm
-    # What blocks write must be small beside the embedding, or each norm that reads h is steep and
-    # gradients grow with every pass (docs/method.md). A head of such numbers would be all too sure.
-    embedding_std = config.embedding_std or (0.02 if config.tie_embeddings else 1.0)
-    std = {"embed": embedding_std, "head": config.head_std}.get(
+    std = {"embed": config.embedding_at_start, "head": config.head_std}.get(
         name.split(".", 1)[0], config.init_std
     )
     if config.residual_std and writes_residual(name):

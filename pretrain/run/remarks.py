@@ -9,6 +9,8 @@ from pretrain.config.checks import uses_tokenizer
 from pretrain.convert.engines import early_warning
 from pretrain.run.optimizer import lr_factor
 
+SMALL = 0.1  # an embedding at start; gradients have been seen to grow with 0.02, not with 1
+
 
 def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
     """One line each; nothing for an ordinary run.
@@ -22,6 +24,13 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
         yield (
             f"optimizer.warmup = {schedule.warmup} and optimizer.decay = {schedule.decay} are more "
             f"than train.steps = {steps}: the learning rate does not reach its peak"
+        )
+    std, passes = config.model.embedding_at_start, config.sleep.passes
+    if before is None and not config.run.init_from and std < SMALL and passes > 1:
+        mended = "tie_embeddings = false" if config.model.tie_embeddings else "embedding_std = 1"
+        yield (
+            f"the embedding begins at {std:g}: gradients grow with each of sleep.passes = {passes} "
+            f"and it may learn nothing (docs/method.md); model.{mended} would mend that"
         )
     if before is None and uses_tokenizer(config) and (line := early_warning(config)):
         yield line

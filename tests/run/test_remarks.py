@@ -1,4 +1,4 @@
-"""What a run says of its learning rate: a warm-up it does not finish, a decay that moves."""
+"""What a run says of its settings: a warm-up it does not finish, a decay that moves, ..."""
 
 from __future__ import annotations
 
@@ -50,3 +50,16 @@ def test_a_shape_that_will_not_become_a_gguf_file_says_so_at_the_beginning() -> 
     assert not list(remarks(odd, odd, 5)) and not list(remarks(config(), None, 0))
     odd.data.task = "depo"  # which has no tokenizer: nobody expects such a file
     assert not list(remarks(odd, None, 0))
+
+
+@pytest.mark.parametrize(
+    ("small", "mended"),
+    [("model.tie_embeddings=true", "tie_embeddings = false"),
+     ("model.embedding_std=0.02", "embedding_std = 1")],
+)  # fmt: skip
+def test_an_embedding_too_small_for_sleep_says_so(small: str, mended: str) -> None:
+    [line] = remarks(config(small, "sleep.passes=2"), None, 0)
+    assert line.startswith("the embedding begins at 0.02: ") and f"model.{mended}" in line
+    asked, once = config(small, "sleep.passes=2"), config(small, "sleep.passes=1")
+    assert not list(remarks(asked, asked, 5)) and not list(remarks(once, None, 0))
+    assert not list(remarks(config(small, "run.init_from=x"), None, 0))  # whose numbers are others
