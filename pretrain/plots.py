@@ -14,6 +14,7 @@ import numpy as np
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogFormatter
 
 COLOURS = ["#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e"]
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e6e8ee"
@@ -66,6 +67,10 @@ def figure(
         drawn, axes = plt.subplots(1, panels, figsize=(width, 3.5), squeeze=False)
         try:
             yield axes[0]
+            for axis in (a for panel in axes[0] for a in (panel.xaxis, panel.yaxis)):
+                if axis.get_scale() == "log":  # whose labels are formulas if nothing else is said
+                    axis.set_major_formatter("{x:,g}")
+                    axis.set_minor_formatter(LogFormatter())
             handles = [Patch(color=colour) for _, colour in legend]
             labels = [label for label, _ in legend]
             drawn.legend(

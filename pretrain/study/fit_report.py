@@ -12,7 +12,7 @@ from pretrain.files import write_atomically
 from pretrain.plots import COLOURS, figure
 from pretrain.report import table
 from pretrain.study.fit import Fit, fit_depth, fit_loss, left_out, with_intervals
-from pretrain.study.frontier import Arm, exchange, frontier
+from pretrain.study.frontier import REACH, Arm, exchange, frontier
 from pretrain.study.ladder import LadderRun
 from pretrain.study.law import LOOPED_DEPTH, DepthLaw, DepthPoints, LossLaw, Points
 from pretrain.study.scale import (
@@ -127,7 +127,8 @@ def arms_of(done: Sequence[Finished]) -> list[Arm]:
                 np.array([float(getattr(d, k)) for d in each]) for k in ("once", "looped")
             )
             cost = np.array([d.flops / d.tokens for d in each])
-            arms.append(Arm(passes, window, once, looped, cost))
+            read = [d.tokens for d in done if (d.of.passes, d.of.window) == (passes, window)]
+            arms.append(Arm(passes, window, once, looped, cost, (min(read), max(read))))
     return arms
 
 
@@ -136,21 +137,22 @@ def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder
     if len(arms) < 2:
         return []
     spent = [d.flops for d in done]
-    budgets = np.geomspace(min(spent), 4 * max(spent), BUDGETS)
+    budgets = np.geomspace(min(spent), REACH * max(spent), BUDGETS)
     best = [frontier(fits, arms, float(flops)) for flops in budgets]
     rows = []
     for at in best:
-        for b in at:
+        for b in filter(None, at):
             name = f"{b.flops:.2g} FLOPs: N = {b.arm.passes}, L = {b.arm.window}"
             size = f"{b.parameters:,.0f}"
             rows.append([name, str(b.loss), size, f"{b.tokens:.3g}", f"{b.wins:.0%}"])
     with figure(folder / "frontier.png", _legend(arms), panels=1, width=7.6) as (axis,):
         for i in range(len(arms)):
-            losses = [at[i].loss for at in best]
-            axis.plot(budgets, [x.value for x in losses], color=COLOURS[i % len(COLOURS)])
+            mine = [found for at in best if (found := at[i])]
+            flops, colour = [b.flops for b in mine], COLOURS[i % len(COLOURS)]
+            axis.plot(flops, [b.loss.value for b in mine], color=colour)
             axis.fill_between(
-                budgets, [x.low for x in losses], [x.high for x in losses],
-                color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0,
+                flops, [b.loss.low for b in mine], [b.loss.high for b in mine],
+                color=colour, alpha=0.15, linewidth=0,
             )  # fmt: skip
         axis.set(
             title="The lowest loss at equal FLOPs", xlabel="training FLOPs", ylabel="nats",
@@ -159,7 +161,9 @@ def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder
     parts = [
         "## At equal FLOPs",
         "The best size and text for each N, by the law; wins: share of resampled laws in which "
-        "this N has the lowest loss. Nothing beyond the runs' own FLOPs has been tried.",
+        f"this N has the lowest loss. Sizes and text are at most {REACH:g} times what ran, text no "
+        "less; an N that cannot spend so many FLOPs, or so few, is left out. Nothing beyond the "
+        "runs' own FLOPs has been tried.",
         table(["", "loss", "parameters", "tokens", "wins"], rows),
         "![frontier](frontier.png)",
     ]

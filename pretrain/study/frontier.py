@@ -2,7 +2,8 @@
 
 A law gives the loss of any size, text and N; the ladder gives what a token costs there. Between the
 rungs, and up to REACH times beyond them, cost and share of looped parameters are read off straight
-lines through the rungs, log against log.
+lines through the rungs, log against log. Less text than the shortest run read, or more than REACH
+times the longest, is not asked for: there a law says nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from pretrain.study.fit import Fit, Interval
 from pretrain.study.law import Array, LossLaw
 
-REACH = 4.0  # times the largest rung's parameters, and times its FLOPs
+REACH = 4.0  # times the largest rung's parameters, its FLOPs, and the most text of any
 SIZES = 160  # places between the smallest and the largest size that are tried
 
 
@@ -28,6 +29,7 @@ class Arm:
     once: Array  # parameters by rung, from the smallest
     looped: Array
     flops_per_token: Array  # of training, by rung
+    text: tuple[float, float]  # the fewest and the most tokens that its runs read
 
     def at(self, size: Array) -> tuple[Array, Array, Array]:
         """(once, looped, FLOPs per token) of models of so many parameters."""
@@ -63,13 +65,17 @@ def _sizes(arm: Arm) -> Array:
 
 
 def _losses(law: LossLaw, arm: Arm, flops: float) -> Array:
-    """By size."""
+    """By size; infinite where the text would be too short or too long."""
     once, looped, cost = arm.at(_sizes(arm))
-    return law.loss(once, looped, float(arm.passes), flops / cost)
+    tokens, (fewest, most) = flops / cost, arm.text
+    told = (tokens >= 0.999 * fewest) & (tokens <= REACH * most)  # 0.999: what rounding may take
+    return np.where(told, law.loss(once, looped, float(arm.passes), tokens), np.inf)
 
 
-def frontier(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], flops: float) -> list[Best]:
-    """What each arm comes to at best with so many FLOPs. fits: by window."""
+def frontier(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], flops: float) -> list[Best | None]:
+    """What each arm comes to at best with so many FLOPs; None where it cannot spend them. fits: by
+    window.
+    """
 
     def lowest(draw: int | None) -> list[float]:
         laws = {
@@ -80,8 +86,11 @@ def frontier(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], flops: float) ->
     draws = min(len(fit.resampled) for fit in fits.values())
     drawn = np.array([lowest(i) for i in range(draws)])  # [draws, arms]
     winners = drawn.argmin(axis=1)
-    best = []
+    best: list[Best | None] = []
     for i, (arm, loss) in enumerate(zip(arms, lowest(None), strict=True)):
+        if loss == np.inf:
+            best.append(None)
+            continue
         low, high = np.quantile(drawn[:, i], [0.025, 0.975])
         size = _sizes(arm)[_losses(fits[arm.window].law, arm, flops).argmin()]
         _, _, cost = arm.at(np.array([size]))

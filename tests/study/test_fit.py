@@ -89,16 +89,19 @@ def test_depth_that_grows_with_passes() -> None:
 def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:
     fit = with_intervals(made_up(LAW, 1e-4), fit_loss, draws=5)
     once, looped = 0.3 * np.array(SIZES), 0.7 * np.array(SIZES)
-    arms = [Arm(n, 16, once, looped, 6 * (once + n * looped)) for n in (1, 4)]
-    best = frontier({16: fit}, arms, 1e17)
+    arms = [Arm(n, 16, once, looped, 6 * (once + n * looped), (1e7, 1e10)) for n in (1, 4)]
+    best = [b for b in frontier({16: fit}, arms, 1e17) if b]
+    assert len(best) == 2
     for b in best:
         whole = b.arm.at(np.array([b.parameters]))
         assert float(whole[2][0]) * b.tokens == pytest.approx(1e17)
-        others = fit.law.loss(whole[0] * 1.3, whole[1] * 1.3, b.arm.passes, b.tokens / 1.3)  # type: ignore[arg-type]
+        others = fit.law.loss(whole[0] * 1.3, whole[1] * 1.3, b.arm.passes, b.tokens / 1.3)
         assert b.loss.value < float(others[0])
     assert sum(b.wins for b in best) == 1
     # a pass that costs all of its parameters' FLOPs and is worth 0.46 of them loses to size
     assert best[0].loss.value < best[1].loss.value and best[0].wins == 1
+    # N = 4 would read less than its shortest run, even at its smallest; N = 1 would not
+    assert [bool(b) for b in frontier({16: fit}, arms, 1e7 * 6 * SIZES[0])] == [True, False]
     gains = exchange(fit, arms, rung=1, tokens=3e8)
     bigger, text, sleep = (gain.value for gain in gains.values())
     assert bigger > sleep > 0 and text > 0
