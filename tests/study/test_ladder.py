@@ -98,7 +98,7 @@ def test_the_studies_of_the_repository_expand(name: str) -> None:
     path = CONFIGS / f"scale/{name}.toml"
     ladder = expand(path, read_study(path, ["ladder.seeds=1"]))
     assert len(ladder) == 4 * 3 * 2 and all(r.run.settings() for r in ladder[:2])
-    assert read_study(CONFIGS / "scale/text.toml").ladder.windows == [64, 128]
+    assert read_study(CONFIGS / "scale/text.toml").ladder.windows == [64]
 
 
 def test_a_width_without_whole_heads_is_refused(tmp_path: Path) -> None:
