@@ -53,6 +53,13 @@ def smooth(values: list[float], reach: int) -> list[float]:
     return [float(np.mean(values[i - r : i + r + 1])) for i, r in enumerate(reaches)]
 
 
+class _Plain(LogFormatter):
+    """Writes 0.9, 20, 1e+11 where its parent sees room for a label."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:,g}" if super().__call__(x, pos) else ""
+
+
 @contextmanager
 def figure(
     out: Path, legend: Sequence[tuple[str, str]], *, panels: int, width: float
@@ -68,9 +75,9 @@ def figure(
         try:
             yield axes[0]
             for axis in (a for panel in axes[0] for a in (panel.xaxis, panel.yaxis)):
-                if axis.get_scale() == "log":  # whose labels are formulas if nothing else is said
-                    axis.set_major_formatter("{x:,g}")
-                    axis.set_minor_formatter(LogFormatter())
+                if isinstance(axis.get_major_formatter(), LogFormatter):  # which writes formulas
+                    axis.set_major_formatter(_Plain())
+                    axis.set_minor_formatter(_Plain())
             handles = [Patch(color=colour) for _, colour in legend]
             labels = [label for label, _ in legend]
             drawn.legend(

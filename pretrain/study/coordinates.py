@@ -203,7 +203,7 @@ def draw(found: list[Coordinate], out: Path) -> None:
                 panel.plot(places, line / line[0], "o-", color=colour, markersize=3)
             panel.set(title=f"by {axis}", xlabel=axis, xscale="log", yscale="log")
             panel.set_xticks(places, [str(at) for at in places])
-            panel.minorticks_off()
+            panel.xaxis.minorticks_off()
         panels[0].set_ylabel("size, relative to the smallest")
 
 
