@@ -62,12 +62,16 @@ class Job:
         return next((row for row in self._newest_rows() if row.get("kind") == "train"), {})
 
     def own_evaluations(self) -> list[dict[str, Any]] | None:
-        """What training itself has evaluated at its last step, if that is all that is asked for."""
+        """What training itself has evaluated at its last step, if that is all that is asked for.
+
+        Of text it is not: a study compares losses row by row, which training does not write down.
+        """
         found = {
             row["passes"]: row
             for row in self._newest_rows()
             if row.get("kind") == "eval" and row["step"] == self.steps
-        }
+            and "bits_per_byte" not in row
+        }  # fmt: skip
         return [found[n] for n in self.run.passes] if found.keys() >= {*self.run.passes} else None
 
     def _newest_rows(self) -> Iterator[dict[str, Any]]:
