@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
 from dataclasses import replace
@@ -121,3 +122,13 @@ def test_on_a_small_screen_the_table_has_what_is_on_its_way(
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "r1 " in shown and "r2 " in shown and "r0 " not in shown and "r3 " not in shown
     assert "12 runs: 1 done, 1 training, 1 failed, 9 waiting" in shown
+
+
+def test_of_text_trainings_own_evaluation_is_not_enough(tmp_path: Path) -> None:
+    """A study compares losses by row, and training writes none down."""
+    job = Job(Run("text", DEPO, (), (1,)), tmp_path, steps=5)
+    job.path.mkdir(parents=True)
+    row = {"kind": "eval", "step": 5, "passes": 1, "loss": 4.2}
+    for found, said in ((row, [row]), (row | {"bits_per_byte": 2.1}, None)):
+        (job.path / "metrics.jsonl").write_text(json.dumps(found) + "\n")
+        assert job.own_evaluations() == said
