@@ -16,7 +16,7 @@ MODEL = ModelConfig(
     d_model=64, layers=["delta", "attention", "delta"], vocab_size=96, mlp_width=96,
     attention_heads=4, attention_kv_heads=2, attention_head_dim=32,
     delta_key_heads=2, delta_value_heads=4, delta_key_dim=32, delta_value_dim=64,
-    decay_init=[0.0005, 0.05],
+    decay_init=[0.0005, 0.05], init_std=0.12, head_std=0.2,
 )  # fmt: skip
 SLEEP = SleepConfig(passes=3, window=L, when="always")
 
@@ -32,8 +32,6 @@ def build(
         for name, p in model.named_parameters():
             if p.dim() == 1 and "A_log" not in name:
                 p += 0.1 * torch.randn(p.shape, generator=generator)
-            elif p.dim() == 2 and "conv" not in name and "embed" not in name:
-                p *= 2
     return model.to(device, dtype)
 
 
