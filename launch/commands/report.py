@@ -12,7 +12,8 @@ from launch.commands.values import path, tell
     "report",
     "compare runs in a table, plots and one page of HTML; or studies in one table",
     description="Compares the results of one or more runs: report.html holds all of it. Of folders "
-    "that `hypnos reproduce` wrote: tasks x N x controls, in overview.md and overview.html.",
+    "that `hypnos reproduce` wrote: tasks x N x controls, in overview.md and overview.html; those "
+    "of one name are parts of one study.",
     example="hypnos report runs/depo-n1 runs/depo-n4 --out runs/depo-report\n"
     "hypnos report docs/results/depo docs/results/rule110 --out docs/results",
     arguments=[

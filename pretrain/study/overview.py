@@ -39,11 +39,11 @@ def overview(folders: Sequence[Path], out: Path) -> str:
     """Writes OUT/overview.md and OUT/overview.html; gives the table.
 
     Args:
-        folders: of studies, each called as its task.
+        folders: of studies, each called as its task; those of one name are parts of one study.
     Raises:
-        UserError: names a results.csv that is none.
+        UserError: names a results.csv that is none, or two that hold the same run.
     """
-    studies = {folder.resolve().name: _read(folder / RESULTS) for folder in folders}
+    studies = _studies(folders)
     arms = _arms([r for rows in studies.values() for r in rows])
     deepest = {task: in_order(r["measure"] for r in rows)[-1] for task, rows in studies.items()}
     headers, rows = [""], [[label] for label in arms.values()]
@@ -58,6 +58,21 @@ def overview(folders: Sequence[Path], out: Path) -> str:
     write_atomically(out / "overview.md", f"# Sleep and its controls\n\n{NOTE}\n\n{written}\n")
     write_page(out / "overview.html", "Sleep and its controls", [NOTE], [(headers, rows)], [])
     return written
+
+
+def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
+    """Rows by task. Parts of a study that ran in several places are put together."""
+    studies: dict[str, list[Row]] = {}
+    where: dict[tuple[str, ...], Path] = {}
+    for path in (folder.resolve() / RESULTS for folder in folders):
+        task, rows = path.parent.name, _read(path)
+        for row in rows:
+            run = (task, row["arm"], row["seed"])
+            if where.setdefault(run, path) != path:
+                fix = "leave one of the folders out"
+                raise UserError(f"{path}: {run[1]}, seed {run[2]}, is in {where[run]} too; {fix}")
+        studies.setdefault(task, []).extend(rows)
+    return studies
 
 
 def _arms(rows: Sequence[Row]) -> dict[str, str]:

@@ -15,10 +15,11 @@ from pretrain.errors import UserError
 from pretrain.origin import machine
 from pretrain.study.controls import CONTROLS, flops_per_step
 from pretrain.study.intervals import mean, paired
+from pretrain.study.overview import overview
 from pretrain.study.reproduce import STUDIES, plan, write_results
 from pretrain.study.results import Arm, Curve, Result
 from pretrain.study.runner import run_all
-from pretrain.study.summary import bits_table, main_table, verdict
+from pretrain.study.summary import bits_table, final_csv, main_table, verdict
 
 HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
 DEPO = STUDIES["depo"]["cpu"]
@@ -121,6 +122,20 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     assert (cells["N = 1"], cells["N = 2"]) == ("25.0 (25.0, 25.0)", "50.0")
     assert cells["N = 4"] == cells["N = 2, no h carried"] == "not run"
     assert [line.split("|")[3].strip() for line in lines if "| N = 2 " in line] == ["not run"]
+
+
+def test_parts_of_one_study_are_one_column(tmp_path: Path) -> None:
+    parts = [tmp_path / place / "depo" for place in "ab"]
+    for part, passes in zip(parts, (1, 4), strict=True):
+        part.mkdir(parents=True)
+        (part / "results.csv").write_text(final_csv([result(passes, 0, passes / 4)]))
+    lines = overview(parts, tmp_path).splitlines()
+    assert lines[0].count("depo") == 1
+    cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines}
+    assert (cells["N = 1"], cells["N = 2"], cells["N = 4"]) == ("25.0", "not run", "100.0")
+    with pytest.raises(UserError, match=r"b.depo.results.csv: n1, seed 0, is in .*a.depo"):
+        (parts[1] / "results.csv").write_text(final_csv([result(1, 0, 0.5)]))
+        overview(parts, tmp_path)
 
 
 def test_what_was_not_run_has_a_row_of_its_own() -> None:
