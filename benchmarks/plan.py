@@ -23,9 +23,10 @@ from typing import Any
 from benchmarks.memory import commit, processor
 from benchmarks.plan_cases import Compared, gpu_rows, memory_rows, published_rows
 from benchmarks.plan_run import base, rows
+from pretrain.config.checks import layout_of
 from pretrain.config.load import load, override
 from pretrain.errors import UserError
-from pretrain.study.estimate import Estimator, layout_of
+from pretrain.study.estimate import Estimator
 from pretrain.study.hardware import GIB, Hardware, load_hardware
 from pretrain.study.measure import measured, written
 from pretrain.study.planner import plan

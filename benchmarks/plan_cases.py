@@ -15,6 +15,7 @@ from typing import NamedTuple
 from benchmarks.gpu.sizes import SIZES
 from benchmarks.memory import MIB, Plan
 from benchmarks.stage import microbatches
+from pretrain.config.checks import layout_of
 from pretrain.config.schema import (
     Config,
     DataConfig,
@@ -26,7 +27,7 @@ from pretrain.config.schema import (
 )  # fmt: skip
 from pretrain.model.plan import plan_windows
 from pretrain.study.block_work import BlockCounter
-from pretrain.study.estimate import Estimator, estimate, example, layout_of
+from pretrain.study.estimate import Estimator, estimate, example
 from pretrain.study.hardware import GIB, DeviceSpec, Hardware, NodeSpec, load_hardware
 from pretrain.study.stage_times import StageTimes
 from pretrain.study.stage_units import StageUnits

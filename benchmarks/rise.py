@@ -23,7 +23,9 @@ def rise(held: Callable[[], int], run: Callable[[], object]) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    run()
-    done.set()
-    watcher.join()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
     return most - before

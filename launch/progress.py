@@ -42,7 +42,8 @@ def progress(run: Path) -> str:
         return f"{run}: no step yet"
     last, saved = trained[-1], starts.newest_step(run)
     settings = tomllib.loads((run / "config.toml").read_text())
-    where = f"{run}: step {last['step']} of {settings['train']['steps']}, loss {last['loss']:.4f}"
+    loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
+    where = f"{run}: step {last['step']} of {settings['train']['steps']}, loss {loss}"
     if saved is None:
         return f"{where}; nothing saved yet"
     when = (run / "checkpoints" / f"step-{saved}").stat().st_mtime

@@ -106,8 +106,8 @@ def initialize(
     """
     global _cp_size, _delta_by_tokens, _sequence_parallel
     if parallel_state.model_parallel_is_initialized():
-        if (tp, cp, pp, sequence_parallel) != (
-            tp_size(), cp_size(), pp_size(), _sequence_parallel
+        if (tp, cp, pp, sequence_parallel, delta_by_tokens and cp > 1) != (
+            tp_size(), cp_size(), pp_size(), _sequence_parallel, _delta_by_tokens
         ):  # fmt: skip
             raise ValueError(
                 f"this process is part of a {tp_size()} x {cp_size()} x {pp_size()} "
@@ -186,10 +186,12 @@ def is_of_another_rank(error: Exception) -> bool:
 
 def shutdown() -> None:
     """Leaves the grid and the world, so that the process ends without a warning."""
+    global _cp_size, _delta_by_tokens, _sequence_parallel
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+    _cp_size, _sequence_parallel, _delta_by_tokens = 1, False, False
 
 
 def tp_size() -> int:

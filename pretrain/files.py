@@ -45,9 +45,13 @@ def sync(path: Path) -> None:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replaces a small file as a whole, durably. Text is written in UTF-8."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(content.encode() if isinstance(content, str) else content)
-    sync(draft)
-    draft.rename(path)
+    try:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(draft)
+        draft.rename(path)
+    except OSError:  # a disk that is full is so by the draft, too
+        draft.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from launch.commands import argument, command
@@ -102,4 +103,4 @@ def plan(
             for line in build_stages(planner.with_layout(settings, best.layout), gpus, here):
                 print(line)
     # what was set of the layout may be what is chosen: later settings win
-    print(f"next, on {gpus} GPUs: hypnos train {config} {' '.join([*overrides, *chosen])}")
+    print(f"next, on {gpus} GPUs: hypnos train {config} {shlex.join([*overrides, *chosen])}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.commands import argument, command
 from launch.commands.sleeping import SLEEP_UNTIL
-from launch.commands.values import path, positive, read_text, tell
+from launch.commands.values import path, port, positive, read_text, tell
 from pretrain.errors import UserError
 
 KEY = "HYPNOS_API_KEY"
@@ -29,7 +29,7 @@ KEY = "HYPNOS_API_KEY"
             default="127.0.0.1",
             help="address to listen at; other than this machine's own needs --api-keys",
         ),
-        argument("--port", type=positive, default=8000, help="port to listen at"),
+        argument("--port", type=port, default=8000, help="port to listen at"),
         argument("--name", help="the model's name in requests (default: the folder's)"),
         argument(
             "--api-keys",

@@ -28,6 +28,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """A TCP port."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)
+
+
 def part(text: str) -> tuple[int, int]:
     """I/N: one of N parts, counted from 1."""
     number, _, parts = text.partition("/")

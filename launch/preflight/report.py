@@ -61,10 +61,6 @@ class Rates:
     def encode(self) -> str:
         return json.dumps(asdict(self))
 
-    @classmethod
-    def decode(cls, content: bytes) -> Rates:
-        return cls(**json.loads(content))
-
 
 def digest(facts: Facts) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -189,24 +189,20 @@ SHARED = (
 )  # fmt: skip
 
 
+def layout_of(config: Config) -> Layout:
+    """The one that a configuration has."""
+    parallel = config.parallel
+    return Layout(
+        tp=parallel.tp, pp=parallel.pp, sequence_parallel=parallel.sequence_parallel,
+        zero=parallel.zero, offload=parallel.offload, precision=config.train.precision,
+        microbatches=config.train.microbatches, recompute=parallel.recompute,
+        cuda_graphs=parallel.cuda_graphs, cp=parallel.cp, cp_delta=parallel.cp_delta,
+    )  # fmt: skip
+
+
 def _layout(config: Config) -> None:
-    parallel, train = config.parallel, config.train
-    why = refusal(
-        Layout(
-            tp=parallel.tp,
-            pp=parallel.pp,
-            sequence_parallel=parallel.sequence_parallel,
-            zero=parallel.zero,
-            offload=parallel.offload,
-            precision=train.precision,
-            microbatches=train.microbatches,
-            recompute=parallel.recompute,
-            cuda_graphs=parallel.cuda_graphs,
-            cp=parallel.cp,
-            cp_delta=parallel.cp_delta,
-        )
-    )
-    if why:
+    parallel = config.parallel
+    if why := refusal(layout_of(config)):
         raise UserError(why)
     for name in SHARED:
         size, tp = getattr(config.model, name), parallel.tp

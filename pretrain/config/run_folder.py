@@ -84,10 +84,10 @@ def _from_start(config: Path, overrides: Sequence[str]) -> list[str]:
     if not start:
         return []
     folder = Path(start).expanduser()
-    run = folder if (folder / "checkpoints").is_dir() else folder.absolute().parents[1]
     if not (folder / CONFIG).exists():
         fix = "name a run or one of its checkpoints; `hypnos import` makes one of another model"
         raise UserError(f"run.init_from = {start}: has no {CONFIG}; {fix}")
+    run = folder if (folder / "checkpoints").is_dir() else folder.absolute().parent.parent
     before, own = load(folder / CONFIG), own_tokenizer(run)
     found = {
         place: value for place, _, value in values(before) if place.startswith(("model.", "sleep."))

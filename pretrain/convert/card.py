@@ -80,7 +80,7 @@ def _loop(sleep: SleepConfig, blocks: int) -> str:
 def _data(checkpoint: Checkpoint, config: Config) -> str:
     read = f"{checkpoint.state['tokens']:,} tokens in {checkpoint.step:,} steps"
     if uses_tokenizer(config):
-        return f"It has read {read} ({config.data.task}); the vocabulary is in tokenizer.model."
+        return f"It has read {read} ({config.data.task}); its tokenizer lies beside this file."
     return f"It has read {read} of the task {config.data.task}, which has no tokenizer."
 
 

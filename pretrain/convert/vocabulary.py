@@ -80,16 +80,17 @@ def vocabulary(path: Path) -> Vocabulary:
 
 
 def _of_pieces(model: SentencePieceModel) -> Vocabulary:
-    scores = [model.scores()[i] for i in range(model.vocab_size) if model.is_text(i)]
-    if not all(score.is_integer() for score in scores):
+    scores = model.scores()
+    of_text = [score for i, score in enumerate(scores) if model.is_text(i)]
+    if not all(score.is_integer() for score in of_text):
         raise ValueError("a unigram tokenizer, which llama.cpp reads otherwise")
-    if scores.count(0) > 1:
+    if of_text.count(0) > 1:
         raise ValueError("has pieces that its maker has put in, which its file does not tell apart")
     if model.byte_ids is None:
         raise ValueError("has no pieces for bytes, which llama.cpp would need")
     types = [_type(model, i) for i in range(model.vocab_size)]
     return Vocabulary(
-        "llama", "default", model.pieces(), types, model.eos, model.pad, model.scores(),
+        "llama", "default", model.pieces(), types, model.eos, model.pad, scores,
         unk=model.unk,
     )  # fmt: skip
 

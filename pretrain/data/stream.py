@@ -152,17 +152,21 @@ class TextStream:
             )
         if state["lanes"].shape != (len(self._mine), 2):
             raise ValueError(f"{len(self._mine)} lanes do not stand at {state['lanes']}")
-        self.close()
+        self._close_files()  # what checks the index goes on
         self._position = Position(
             state["steps"], [(k, used) for k, used in state["lanes"].tolist()]
         )
 
     def close(self) -> None:
-        """End the thread and close the shards."""
+        """End the threads and close the shards."""
+        self._close_files()
+        for shards in self._corpora:
+            shards.close()
+
+    def _close_files(self) -> None:
         self._files.stop()  # the thread may be waiting for a store
         self._end_thread()
-        for shards in self._corpora:  # they share their open files
-            shards.close()
+        self._files.close()
 
     def _end_thread(self) -> None:
         if self._prefetcher is not None:

@@ -100,7 +100,8 @@ class Sampler:
     def chances(self, logits: Tensor) -> Tensor:
         """Of each token, [vocabulary]; not of sum 1 where some are left out."""
         s = self.sampling
-        chances = torch.softmax(logits / s.temperature, dim=0)
+        # from the largest, for the least temperature would make them infinite
+        chances = torch.softmax((logits - logits.max()) / s.temperature, dim=0)
         if 0 < s.top_k < len(chances):
             chances = chances.where(logits >= logits.topk(s.top_k).values[-1], 0)
         if s.top_p < 1:

@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import accumulate
 
 import torch
 
-from parallel.stages import Stage
-from pretrain.config.schema import ModelConfig, SleepConfig
+from parallel.stages import Stage, balanced
+from pretrain.config.schema import Config, ModelConfig, SleepConfig
 from pretrain.data.batch import Batch
 from pretrain.model.plan import plan_passes, plan_windows
 
@@ -67,6 +68,16 @@ def block_costs(config: ModelConfig, sleep: SleepConfig) -> list[float]:
     ]
     costs[-1] += 2 * config.d_model * config.vocab_size
     return costs
+
+
+def stage_bounds(config: Config, pp: int) -> tuple[int, ...]:
+    """Which blocks are on which of pp stages, see `parallel.stages.Stage`: parallel.stages, or as
+    even as whole blocks can be.
+    """
+    given = config.parallel.stages
+    if len(given) == pp:
+        return tuple(accumulate(given, initial=0))
+    return balanced(block_costs(config.model, config.sleep), pp)
 
 
 def block_matrices(config: ModelConfig, kind: str) -> list[tuple[int, int]]:
@@ -117,9 +128,9 @@ def step_flops(
     """Counts what `pretrain.model.sleep` will do, pass by pass of every window. On the host.
 
     Args:
-        passes: the N of some steps, whose mean is given; (): every N that a step may draw.
+        passes: the N of some steps, whose mean is given; (): sleep.passes.
     """
-    numbers = Counter(passes or range(sleep.min_passes or sleep.passes, sleep.passes + 1))
+    numbers = Counter(passes or [sleep.passes])
     mean = Work()
     for n, often in numbers.items():
         work, share = _step_flops(batch, config, sleep, n), often / numbers.total()

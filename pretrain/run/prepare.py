@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
-from itertools import accumulate as running_sum
 
 from parallel import mesh, watchdog
 from parallel.context import token_counts
-from parallel.stages import Stage, balanced
+from parallel.stages import Stage
 from pretrain.config.checks import validate
 from pretrain.config.memory import check_memory
 from pretrain.config.schema import Config, ParallelConfig
@@ -16,7 +15,7 @@ from pretrain.data.source import BatchSource
 from pretrain.data.store import is_remote
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
-from pretrain.model.flops import block_costs
+from pretrain.model.flops import stage_bounds
 from pretrain.tasks import TaskSource, make_task
 
 
@@ -57,10 +56,7 @@ def make_source(config: Config) -> BatchSource:
 
 def make_stage(config: Config) -> Stage:
     """This rank's pipeline stage: parallel.stages, or as even as whole blocks can be, by FLOPs."""
-    given = config.parallel.stages
-    if given:
-        return Stage(mesh.pp_rank(), tuple(running_sum(given, initial=0)))
-    return Stage(mesh.pp_rank(), balanced(block_costs(config.model, config.sleep), mesh.pp_size()))
+    return Stage(mesh.pp_rank(), stage_bounds(config, mesh.pp_size()))
 
 
 def resolve(config: Config, source: BatchSource) -> Config:

@@ -19,7 +19,7 @@ from parallel.context import own_heads
 from parallel.engine import Engine
 from parallel.layers import share
 from parallel.slices import Piece, Slice
-from parallel.state import AttentionState, State, split_dim
+from parallel.state import State, split_dim
 from pretrain.checkpoint import Checkpoint, Snapshot
 from pretrain.config.schema import TrainConfig
 from pretrain.data.source import BatchSource
@@ -50,7 +50,7 @@ class CarriedState:
         if not states:
             return {}
         rows = len(self.carries) // len(self.states)
-        parts = [_blank(model, rows, states[0].past) if s is None else s for s in self.states]
+        parts = [model.empty_state(rows, states[0].past) if s is None else s for s in self.states]
         named = [part.named_tensors(model.stage.blocks.start) for part in parts]
         mine = {name: torch.cat([n[name] for n in named]) for name in named[0]} | {
             "carries": self.carries
@@ -75,7 +75,7 @@ class CarriedState:
         rows = batch // mesh.dp_size()
         begin, each = mesh.dp_rank() * rows, rows // microbatches
         past = checkpoint.shape("state", "lanes.attendable")[1]  # keys
-        expected = _blank(model, 1, past).named_tensors(model.stage.blocks.start)
+        expected = model.empty_state(1, past).named_tensors(model.stage.blocks.start)
         expected["carries"] = torch.zeros(1, dtype=torch.bool)
         mine = {}
         for name, like in expected.items():
@@ -94,18 +94,6 @@ class CarriedState:
             named = {n: v[part] for n, v in mine.items()}
             states.append(State.from_named(named, model.stage.blocks) if goes_on else None)
         return CarriedState(states, carries)
-
-
-def _blank(model: SleepLM, rows: int, past: int) -> State:
-    """An empty state with room for `past` keys, none of them attendable."""
-    empty = model.empty_state(rows)
-    blocks = tuple(
-        AttentionState(*(t.new_zeros(rows, t.shape[1], past, t.shape[3]) for t in b))
-        if isinstance(b, AttentionState)
-        else b
-        for b in empty.blocks
-    )
-    return State(blocks, empty.attendable.new_zeros(rows, past), empty.position, past)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pretrain.config.load import override, to_toml
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.model.flops import step_flops
+from pretrain.model.plan import draw_passes
 from pretrain.study.estimate import example, with_vocabulary
 
 
@@ -25,30 +26,37 @@ class Control:
     every_n: bool = False  # for every N but 1; else for the largest
 
 
+# What is said of passes beside their number would be refused of one.
+AWAKE = ["sleep.passes=1", "sleep.min_passes=0", "sleep.truncate_passes=0", "sleep.curriculum=0"]
+
+
+def passes(N: int) -> list[str]:
+    """Overrides: that many passes."""
+    return AWAKE if N == 1 else [f"sleep.passes={N}"]
+
+
 def _more_blocks(config: Config, N: int) -> list[str]:
-    return ["sleep.passes=1", f"model.layers={to_toml(config.model.layers * N)}"]
+    return [*AWAKE, f"model.layers={to_toml(config.model.layers * N)}"]
 
 
 def _wider_state(config: Config, N: int) -> list[str]:
-    return ["sleep.passes=1", f"model.delta_key_dim={config.model.delta_key_dim * N}"]
+    return [*AWAKE, f"model.delta_key_dim={config.model.delta_key_dim * N}"]
 
 
 def _read_again(config: Config, N: int) -> list[str]:
-    return ["sleep.passes=1", f"data.repeats={N}", f"sleep.window={N * config.sleep.window}"]
+    return [*AWAKE, f"data.repeats={N}", f"sleep.window={N * config.sleep.window}"]
 
 
 def _attention_only(config: Config) -> list[str]:
-    return ["sleep.passes=1", f"model.layers={to_toml(['attention'] * len(config.model.layers))}"]
+    return [*AWAKE, f"model.layers={to_toml(['attention'] * len(config.model.layers))}"]
 
 
 def _equal_flops(config: Config, N: int) -> list[str]:
-    awake, asleep = (flops_per_step(override(config, [f"sleep.passes={n}"])) for n in (1, N))
-    return ["sleep.passes=1", f"train.steps={round(config.train.steps * asleep / awake)}"]
+    awake, asleep = (flops_per_step(override(config, passes(n))) for n in (1, N))
+    return [*AWAKE, f"train.steps={round(config.train.steps * asleep / awake)}"]
 
 
-SLEEP = Control(
-    "N = {N}", "N passes over each window of context", lambda _, N: [f"sleep.passes={N}"]
-)
+SLEEP = Control("N = {N}", "N passes over each window of context", lambda _, N: passes(N))
 EQUAL_FLOPS = "equal-flops"
 CONTROLS = {
     EQUAL_FLOPS: Control(
@@ -121,7 +129,7 @@ CONTROLS = {
     "negative-once": Control(
         "N = 1, negative eigenvalues",
         "N = 1, eigenvalues of the delta rule may be negative",
-        lambda *_: ["sleep.passes=1", "model.delta_negative_eigenvalues=true"],
+        lambda *_: [*AWAKE, "model.delta_negative_eigenvalues=true"],
     ),
     "attention": Control(
         "attention, evicted",
@@ -137,9 +145,10 @@ CONTROLS = {
 
 
 def flops_per_step(config: Config) -> float:
-    """Of a training step, forward and backward."""
+    """Of a training step, forward and backward, in the mean over the run's."""
     config = with_vocabulary(config)
-    work = step_flops(example(config, config.train.batch), config.model, config.sleep)
+    numbers = [draw_passes(config, step) for step in range(config.train.steps)]
+    work = step_flops(example(config, config.train.batch), config.model, config.sleep, numbers)
     return work.forward + work.backward
 
 

@@ -37,6 +37,7 @@ from pretrain.plots import COLOURS, figure
 from pretrain.run import prepare
 from pretrain.run.optimizer import MuonAdamW, lr_factor
 from pretrain.run.step import accumulate
+from pretrain.study.controls import passes
 from pretrain.study.ladder import size
 from pretrain.study.transfer import Transfer, transferred
 
@@ -96,8 +97,8 @@ def points(tuned: Config) -> Iterator[tuple[str, int, list[str]]]:
         yield "width", factor * width // 2, size(tuned, factor * width // 2, blocks)
     for factor in (1, 2, 4, 8):
         yield "blocks", factor * blocks // 2, size(tuned, width, factor * blocks // 2)
-    for passes in (1, 2, 4, 8):
-        yield "passes", passes, [f"sleep.passes={passes}"]
+    for N in (1, 2, 4, 8):
+        yield "passes", N, passes(N)
 
 
 def check(

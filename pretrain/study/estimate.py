@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from parallel.combinations import MAX_WHOLE, Layout
+from pretrain.config.checks import layout_of, uses_tokenizer
 from pretrain.config.schema import Config
 from pretrain.data.batch import Batch
 from pretrain.errors import UserError
@@ -77,7 +78,7 @@ def example(config: Config, rows: int = 1) -> Batch:
 def with_vocabulary(config: Config) -> Config:
     """The configuration with model.vocab_size as its data have it. UserError: they cannot say."""
     size = config.model.vocab_size
-    if not size and config.data.task in ("text", "stories", "recall"):
+    if not size and uses_tokenizer(config):
         path = config.data.tokenizer
         if not Path(path).exists():
             fix = "set model.vocab_size, as model.vocab_size=32768"
@@ -88,17 +89,6 @@ def with_vocabulary(config: Config) -> Config:
 
         size = make_task(config, config.sleep.window).vocab_size
     return replace(config, model=replace(config.model, vocab_size=size))
-
-
-def layout_of(config: Config) -> Layout:
-    """The one that a configuration has."""
-    parallel = config.parallel
-    return Layout(
-        tp=parallel.tp, pp=parallel.pp, sequence_parallel=parallel.sequence_parallel,
-        zero=parallel.zero, offload=parallel.offload, precision=config.train.precision,
-        microbatches=config.train.microbatches, recompute=parallel.recompute,
-        cuda_graphs=parallel.cuda_graphs, cp=parallel.cp, cp_delta=parallel.cp_delta,
-    )  # fmt: skip
 
 
 def estimate(config: Config, gpus: int, hardware: Hardware, row: Batch | None = None) -> Estimate:

@@ -18,13 +18,13 @@ from parallel import mesh
 from parallel.schedule import step_schedule
 from parallel.simulator import simulate
 from parallel.stages import Stage
-from pretrain.config.checks import validate
+from pretrain.config.checks import layout_of, validate
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.model.plan import plan_windows
 from pretrain.model.sleep import SleepLM
 from pretrain.run.prepare import check_rows_divide, check_tokens_divide
-from pretrain.study.estimate import Estimator, example, layout_of
+from pretrain.study.estimate import Estimator, example
 from pretrain.study.hardware import GIB, Hardware
 from pretrain.study.stage_units import StageUnits
 

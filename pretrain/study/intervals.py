@@ -6,12 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; beyond them the normal's
-T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-)  # fmt: skip
-NORMAL_975 = 1.960
+from scipy.stats import t as student
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,8 @@ def mean(values: Sequence[float]) -> Mean:
     if n == 1:
         return Mean(value, math.nan, tuple(values))
     deviation = math.sqrt(sum((v - value) ** 2 for v in values) / (n - 1))
-    quantile = T_975[n - 2] if n - 2 < len(T_975) else NORMAL_975
-    return Mean(value, quantile * deviation / math.sqrt(n), tuple(values))
+    half = float(student.ppf(0.975, df=n - 1)) * deviation / math.sqrt(n)
+    return Mean(value, half, tuple(values))
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Mean:

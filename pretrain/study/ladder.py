@@ -24,6 +24,7 @@ from pretrain.config.load import load, read_settings, to_toml
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.model.flops import parameters
+from pretrain.study.controls import passes
 from pretrain.study.estimate import with_vocabulary
 from pretrain.study.one_run import Run
 from pretrain.study.transfer import Transfer, transferred
@@ -144,12 +145,12 @@ def expand(path: Path, study: Study) -> list[LadderRun]:
             raise UserError(f"{path}: ladder.widths: {error}") from None
         for seed in range(ladder.seeds):
             for window in ladder.windows or [tuned.sleep.window]:
-                for passes in ladder.passes:
-                    arm = [*sizes, f"sleep.passes={passes}", f"sleep.window={window}"]
+                for N in ladder.passes:
+                    arm = [*sizes, *passes(N), f"sleep.window={window}"]
                     arm += [f"run.seed={seed}"]
-                    name = f"w{width}-n{passes}"
+                    name = f"w{width}-n{N}"
                     name += f"-l{window}" if len(ladder.windows) > 1 else ""
-                    place = (number, width, passes, window, seed)
+                    place = (number, width, N, window, seed)
                     runs += _budgets(config, f"{name}-seed{seed}", arm, tuned, study, place)
     return runs
 

@@ -64,7 +64,7 @@ def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
     """Rows by task. Parts of a study that ran in several places are put together."""
     studies: dict[str, list[Row]] = {}
     where: dict[tuple[str, ...], Path] = {}
-    for path in (folder.resolve() / RESULTS for folder in folders):
+    for path in dict.fromkeys(folder.resolve() / RESULTS for folder in folders):
         task, rows = path.parent.name, _read(path)
         for row in rows:
             run = (task, row["arm"], row["seed"])

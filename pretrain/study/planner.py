@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from parallel.combinations import Layout, refusal
-from pretrain.config.checks import SHARED
+from pretrain.config.checks import SHARED, layout_of
 from pretrain.config.load import override
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
-from pretrain.study.estimate import Estimate, Estimator, example, layout_of
+from pretrain.study.estimate import Estimate, Estimator, example
 from pretrain.study.hardware import GIB, MAX_GPUS, Hardware
 
 SEARCHED = ("tp", "pp", "sequence_parallel", "zero", "offload", "recompute")  # of [parallel]
@@ -122,10 +122,9 @@ def _layouts(
             shares = {config.sleep.window // own.cp, -(-config.sleep.window // own.cp)}
             if sequence_parallel and any(rows / M * tokens % tp for tokens in shares):
                 continue
-            x = Layout(
-                tp=tp, pp=pp, sequence_parallel=sequence_parallel, zero=zero, offload=offload,
-                precision=config.train.precision, microbatches=M, recompute=recompute,
-                cuda_graphs=own.cuda_graphs, cp=own.cp, cp_delta=own.cp_delta,
+            x = replace(
+                own, tp=tp, pp=pp, sequence_parallel=sequence_parallel, zero=zero, offload=offload,
+                microbatches=M, recompute=recompute,
             )  # fmt: skip
             if refusal(x) is None:
                 yield x
@@ -178,7 +177,13 @@ def _no_layout(estimator: Estimator, fixed: Collection[str]) -> str:
             "change --gpus or leave out what is set"
         )
     dp = min(gpus // (tp * config.parallel.cp * pp) for tp, pp in grids)
-    batch = config.train.batch
+    batch, microbatches = config.train.batch, config.train.microbatches
+    if batch % dp == 0:  # what is set leaves less than a row to each
+        return (
+            f"no layout of {gpus} GPUs: train.microbatches = {microbatches} do not divide the "
+            f"{batch // dp} sequences that each of {dp} data-parallel ranks has: set "
+            f"train.microbatches to a divisor of {batch // dp}, or leave it out"
+        )
     return (
         f"no layout of {gpus} GPUs: train.batch = {batch} sequences do not divide by the "
         f"data-parallel ranks, of which there are at least {dp}: set train.batch to a multiple of "

@@ -152,10 +152,17 @@ def branch_off(folder: Path, run: Run) -> bool:
         return False
     draft = draft_dir(here, run.branch)
     remove_draft(here, run.branch)
-    shutil.copytree(found, draft, copy_function=os.link)
+    shutil.copytree(found, draft, copy_function=_link)
     shutil.copyfile(there / "metrics.jsonl", here / "metrics.jsonl")  # later rows are dropped
     publish(here, run.branch, keep=1, keep_every=0)
     return True
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system can
+        shutil.copy2(source, target)
 
 
 def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.config.load import override
 from pretrain.config.schema import Config
 from pretrain.data.batch import Batch
 from pretrain.files import write_atomically
 from pretrain.model.flops import step_flops
+from pretrain.model.plan import draw_passes
 from pretrain.report import DEPTHS
 from pretrain.study.estimate import example, with_vocabulary
 from pretrain.study.fit import fit_loss, from_below
@@ -76,8 +76,9 @@ class Size:
         config = with_vocabulary(r.run.settings())
         whole, looped = count(config)
         row, rows = example(config), config.train.steps * config.train.batch
-        tokens, flops = float(rows * row.size[1]), rows * row_flops(config, row)
-        awake = rows * row_flops(override(config, ["sleep.passes=1"]), row)
+        numbers = [draw_passes(config, step) for step in range(config.train.steps)]
+        tokens, flops = float(rows * row.size[1]), rows * row_flops(config, row, numbers)
+        awake = rows * row_flops(config, row, [1])
         return cls(config, whole, looped, tokens, flops, flops - awake)
 
 
@@ -208,7 +209,7 @@ def _write_csv(path: Path, headers: Sequence[str], rows: Sequence[Sequence[str]]
     write_atomically(path, text.getvalue())
 
 
-def row_flops(config: Config, row: Batch) -> float:
-    """Of training on one row, forward and backward."""
-    work = step_flops(row, config.model, config.sleep)
+def row_flops(config: Config, row: Batch, passes: Sequence[int]) -> float:
+    """Of training on one row, forward and backward, in the mean over the N of some steps."""
+    work = step_flops(row, config.model, config.sleep, passes)
     return work.forward + work.backward

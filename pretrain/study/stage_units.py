@@ -7,15 +7,14 @@ unit is on a stage is said as a value, `StageUnit`, and whatever is derived of i
 from __future__ import annotations
 
 from collections import Counter
-from itertools import accumulate as running_sum
 from typing import NamedTuple
 
 from parallel.critical_path import CriticalPath
 from parallel.passes import Pass
 from parallel.schedule import step_schedule
-from parallel.stages import Stage, balanced
+from parallel.stages import Stage
 from pretrain.config.schema import Config
-from pretrain.model.flops import block_costs
+from pretrain.model.flops import stage_bounds
 from pretrain.model.plan import WindowPlan, plan_passes
 
 
@@ -48,7 +47,7 @@ class StageUnits:
             windows: of one row; all rows are alike.
         """
         self._config, self._windows = config, {w.index: w for w in windows}
-        self.bounds = bounds(config, pp)
+        self.bounds = stage_bounds(config, pp)
         self.widest = max(w.width for w in windows)
         stage = Stage(0, self.bounds)
         self.passes: tuple[Pass, ...] = tuple(
@@ -89,11 +88,3 @@ class StageUnits:
             if self.bounds[s] <= b < self.bounds[s + 1]
         )
         return tuple(found.items())
-
-
-def bounds(config: Config, pp: int) -> tuple[int, ...]:
-    """Which blocks are on which stage: as the configuration says for so many, or balanced."""
-    given = config.parallel.stages
-    if len(given) == pp:
-        return tuple(running_sum(given, initial=0))
-    return balanced(block_costs(config.model, config.sleep), pp)

@@ -52,6 +52,12 @@ class Brevo:
                 f"brevo.nodes = {config.nodes} seldom make chains of brevo.max_depth = "
                 f"{config.max_depth}; raise it to {2 * config.max_depth}, or lower the depth"
             )
+        if config.max_depth > 4 * config.needs:
+            raise UserError(
+                f"brevo.needs = {config.needs}: nodes that need so few seldom make chains of "
+                f"brevo.max_depth = {config.max_depth}; raise it to {-(-config.max_depth // 4)}, "
+                "or lower the depth"
+            )
         if config.nodes + 2 > window:
             raise UserError(
                 f"sleep.window = {window} does not hold a query and an answer of up to "

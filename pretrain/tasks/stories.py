@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -29,20 +29,13 @@ from pretrain.errors import UserError
 from pretrain.files import parse_json, read_whole, sha256
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.story_writer import LARGEST, MAX_NOISE, MAX_OPS, write_story
-from pretrain.tasks.task import check_context, depth_at, make_batch
+from pretrain.tasks.task import GradedBatch, by_grade, check_context, depth_at, make_batch
 from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
 _ANSWER = re.compile(r"Answer: (-?\d+)\.\s*$")
 _SENTENCE = 20  # tokens, about: how much noise is tried; what does not fit is left out
 _HELD_OUT = 10  # every tenth problem of a file, by op, is for testing
-
-
-@dataclass
-class StoryBatch(Batch):
-    """A batch that knows how hard its rows are."""
-
-    ops: Tensor  # [B] int64
 
 
 class Record(NamedTuple):
@@ -101,7 +94,7 @@ class Stories:
             [self._draw(r, op, self.train) for r, op in zip(draw.generators(), chosen, strict=True)]
         )
 
-    def test(self, seed: int, rows: int) -> StoryBatch:
+    def test(self, seed: int, rows: int) -> GradedBatch:
         """Test rows that go through the ops in turn: a file's held-out records, or newly written
         ones.
         """
@@ -120,14 +113,10 @@ class Stories:
         """Share of stories answered exactly: {"exact": of all, "op_k": of those with op k}. best:
         [B, T] int64.
         """
-        assert isinstance(batch, StoryBatch), "all batches of this task are"
-        right = ((best == batch.targets) | (batch.targets == IGNORE)).all(dim=1).double()
-        by_op = {
-            f"op_{op}": float(right[batch.ops == op].mean()) for op in batch.ops.unique().tolist()
-        }
-        return {"exact": float(right.mean()), **by_op}
+        right = ((best == batch.targets) | (batch.targets == IGNORE)).all(dim=1)
+        return {"exact": float(right.double().mean()), **by_grade("op", right, batch)}
 
-    def _write(self, records: list[Record]) -> StoryBatch:
+    def _write(self, records: list[Record]) -> GradedBatch:
         context, P = self.config.context, len(self.prompt)
         shape = len(records), context + self.answer_tokens
         tokens, targets = np.full(shape, self.tokenizer.pad), np.full(shape, IGNORE)
@@ -139,8 +128,7 @@ class Stories:
             valid[row, first : first + len(read)] = True
             targets[row, context + P - 1 : context + P - 1 + len(record.answer)] = record.answer
         batch = make_batch(tokens, targets, valid, self.window)
-        ops = torch.tensor([r.op for r in records])
-        return StoryBatch(**vars(batch), ops=ops)
+        return GradedBatch(**vars(batch), grade=torch.tensor([r.op for r in records]))
 
     def _draw(self, random: Random, op: int, file: dict[int, list[Record]]) -> Record:
         if file:

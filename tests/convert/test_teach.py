@@ -83,6 +83,8 @@ def test_refused(imported: Path, tmp_path: Path) -> None:
         phase(tmp_path, "other", imported, "model.mlp_width=64")
     with pytest.raises(UserError, match=r"^run\.init_from = .*nowhere: has no config\.toml"):
         phase(tmp_path, "none", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"^run\.init_from = /: has no config\.toml"):
+        phase(tmp_path, "none", Path("/"))
     with pytest.raises(UserError, match=r'optimizer\.update = "delta": model\.layers has no'):
         phase(tmp_path, "attention", imported, "optimizer.update=delta",
               "sleep.passes=1", 'model.layers=["attention"]')  # fmt: skip

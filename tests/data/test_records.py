@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pretrain.config.schema import DataConfig
 from pretrain.data import heldout, reader, records
-from pretrain.data.index import DOCUMENT, DOCUMENTS
+from pretrain.data.index import DOCUMENT, DOCUMENTS, Index
 from pretrain.data.mixture import mean_places
 from pretrain.data.reader import Shards
+from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
 from tokenizer.encode import Tokenizer
 
@@ -46,6 +50,28 @@ def test_damage_of_a_large_split_is_found_while_others_are_read(
             shards.document(0)
             time.sleep(0.01)
     shards.close()
+
+
+@pytest.mark.usefixtures("large")
+def test_a_stream_that_goes_on_is_checked_too(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+
+    def check(path: Path, index: Index, stopped: Callable[[], bool]) -> None:
+        while not opened.wait(0.01):
+            if stopped():
+                return
+        raise UserError(f"{path}: damaged")
+
+    monkeypatch.setattr(records, "check_documents", check)
+    stream, deadline = TextStream(config, 16, 2, seed=0), time.monotonic() + 20
+    stream.load_state_dict(stream.state_dict())
+    opened.set()
+    with pytest.raises(UserError, match=rf"{DOCUMENTS}: damaged"):
+        while time.monotonic() < deadline:
+            stream.next()
+    stream.close()
 
 
 @pytest.mark.usefixtures("large")

@@ -76,6 +76,11 @@ def test_greedy_and_what_is_told() -> None:
     assert repeated.top == choice.top and repeated.logprob == choice.top[1][1]
 
 
+def test_the_least_temperature_takes_the_likeliest() -> None:
+    sampler, none = Sampler(Sampling(temperature=1e-308)), np.zeros(VOCAB, dtype=bool)
+    assert sampler.choose(LOGITS[1], none).token == LOGITS[1].argmax()
+
+
 def test_a_padded_vocabulary_is_never_chosen() -> None:
     sampler = Sampler(Sampling(temperature=5.0, logprobs=9), vocab_size=3)
     choices = [sampler.choose(logits, SEEN) for logits in LOGITS]

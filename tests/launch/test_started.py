@@ -75,6 +75,12 @@ def test_status(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told[3].rstrip().endswith("rank 1 on here died")
 
 
+def test_status_of_a_loss_that_is_no_number(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"kind": "train", "step": 31, "loss": None}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert "step 31 of 60, loss not finite;" in said(capsys, "status", str(run))
+
+
 def test_logs_are_those_of_the_first_death(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "logs", str(run)) == "said by rank 1\n"
     assert said(capsys, "logs", str(run), "--rank", "0") == "said by rank 0\n"

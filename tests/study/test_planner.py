@@ -72,6 +72,10 @@ def test_memory_decides() -> None:
 def test_refusals() -> None:
     with pytest.raises(UserError, match=r"set train\.batch to a multiple of"):
         plan(load(SMALL, ["train.batch=3"]), 512, load_hardware("h100"))
+    whole = ["train.batch=512", "train.microbatches=4"]
+    fixed = ["parallel.tp", "parallel.pp", "train.microbatches"]
+    with pytest.raises(UserError, match=r"train\.microbatches to a divisor of 1, or leave it out"):
+        plan(load(SMALL, whole), 512, load_hardware("h100"), fixed=fixed)
     with pytest.raises(UserError, match="tp must divide heads"):
         plan(load(SMALL, ["parallel.tp=2"]), 3, load_hardware("h100"), fixed=["parallel.tp"])
     with pytest.raises(UserError, match="name one of b200, h100, h200"):

@@ -64,6 +64,21 @@ def test_equal_flops_are_equal() -> None:
     assert steps["equal-flops-n4"] > 1.5 * steps["n4"]
 
 
+def test_flops_are_of_the_passes_that_are_drawn() -> None:
+    """Half of the steps go through N = 1..4 in turn, the other half have N = 4."""
+    asked = plan(DEPO, passes=[1, 2, 3, 4], seeds=1, controls=["n-rises"])
+    spent = {p.arm.name: flops_per_step(p.run.settings()) for p in asked}
+    rising = (spent["n1"] + spent["n2"] + spent["n3"] + 5 * spent["n4"]) / 8
+    assert spent["n-rises-n4"] == pytest.approx(rising, rel=1e-3)
+
+
+def test_what_a_study_says_of_passes_is_not_said_of_one() -> None:
+    said = ["sleep.truncate_passes=2", "sleep.min_passes=2"]
+    planned = plan(DEPO, passes=[1, 2, 4], seeds=1, controls=list(CONTROLS), overrides=said)
+    passes = {p.arm.name: p.run.settings().sleep for p in planned}
+    assert passes["n1"].truncate_passes == 0 and passes["n4"].truncate_passes == 2
+
+
 def test_text_has_equal_flops_too() -> None:
     config = STUDIES["text"]["cpu"]
     text = plan(
@@ -133,6 +148,7 @@ def test_parts_of_one_study_are_one_column(tmp_path: Path) -> None:
     assert lines[0].count("depo") == 1
     cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines}
     assert (cells["N = 1"], cells["N = 2"], cells["N = 4"]) == ("25.0", "not run", "100.0")
+    assert overview([*parts, parts[0]], tmp_path).splitlines() == lines
     with pytest.raises(UserError, match=r"b.depo.results.csv: n1, seed 0, is in .*a.depo"):
         (parts[1] / "results.csv").write_text(final_csv([result(1, 0, 0.5)]))
         overview(parts, tmp_path)

@@ -44,6 +44,11 @@ def test_scores_are_by_hops_and_rows_by_number(tokenizer: Tokenizer) -> None:
     assert task.sample(0, 5, 3).tokens.tolist() == task.sample(0, 4, 4).tokens[1:].tolist()
 
 
+def test_needles_alone(tokenizer: Tokenizer) -> None:
+    task = Recall(RecallConfig(context=256, chains=3, max_hops=0), 128, tokenizer)
+    assert task.sample(0, 0, 8).grade.tolist() == task.test(0, 8).grade.tolist() == [0] * 8
+
+
 def test_too_many_statements_are_refused(tokenizer: Tokenizer) -> None:
     task = Recall(RecallConfig(context=128, chains=50), 128, tokenizer)
     with pytest.raises(UserError, match="does not hold 250 statements"):

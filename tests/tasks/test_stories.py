@@ -85,14 +85,14 @@ def test_a_row_reads_the_story_and_is_asked_for_its_answer(tokenizer: Tokenizer)
     task = Stories(config, 200, tokenizer)
     batch = task.sample(1, 0, 40)
     assert batch.starts[:, 0].all() and batch.starts.sum() == 40 and batch.starts.shape[1] == 3
-    ops = Counter(batch.ops.tolist())
+    ops = Counter(batch.grade.tolist())
     assert set(ops) == {2, 3, 4, 5}
     for row in range(40):
         tokens, targets, valid = batch.tokens[row], batch.targets[row], batch.valid[row]
         text = tokenizer.decode(tokens[:400][valid[:400]].tolist())
         question, problem = re.fullmatch(r"(.+?\?) (.+)", text).groups()
         answer, operands = solve(problem, question)
-        assert operands == batch.ops[row]
+        assert operands == batch.grade[row]
         scored = (targets != IGNORE).nonzero()[:, 0]
         assert scored.min() >= 400 and tokenizer.decode(targets[scored].tolist()) == f" {answer}"
         assert targets[scored[-1]] == tokenizer.eos
@@ -111,13 +111,13 @@ def test_rows_do_not_depend_on_how_they_are_grouped(tokenizer: Tokenizer) -> Non
         whole = task.sample(1, 10, 8)
         for name in ("tokens", "targets", "valid", "ops"):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts]))
-        assert torch.equal(whole.rows(2, 5).ops, whole.ops[2:5])
+        assert torch.equal(whole.rows(2, 5).grade, whole.grade[2:5])
 
 
 def test_score_is_exact_and_by_op(tokenizer: Tokenizer) -> None:
     task = Stories(StoriesConfig(context=300, min_ops=1, max_ops=4), 100, tokenizer)
     batch = task.test(0, 8)
-    assert batch.ops.tolist() == [1, 2, 3, 4] * 2
+    assert batch.grade.tolist() == [1, 2, 3, 4] * 2
     assert task.score(batch.targets, batch) == {
         "exact": 1.0,
         "op_1": 1.0,
@@ -161,7 +161,7 @@ def test_a_files_records_are_read_and_never_tested_on_when_trained_on(
     only = Stories(
         StoriesConfig(context=600, path=str(SAMPLE), min_ops=4, max_ops=4), 200, tokenizer
     )
-    assert set(only.sample(0, 0, 20).ops.tolist()) == {4}
+    assert set(only.sample(0, 0, 20).grade.tolist()) == {4}
     assert only.fingerprint != task.fingerprint
     moved = twice.rename(tmp_path / "moved.jsonl")
     assert (

@@ -80,13 +80,13 @@ class _Said:
                 scores = answer.said.scores if self.request.logprobs is not None else None
                 text = self.echoes[p] + answer.said.text
                 index, reason = p * self.n + i, answer.said.finish_reason
-                choices.append(wire.completion_choice(index, text, scores, reason))
+                choices.append(wire.completion_choice(index, text, scores, reason, 0))
         usage = sum((a.usage for a in self.asked), Usage.none())
         return wire.completion(self.id, self.created, self.request, choices, usage)
 
     async def events(self) -> AsyncGenerator[str]:
         """Prompt after prompt: what the later ones say meanwhile waits."""
-        pulse, begun = Pulse(), set[int]()
+        pulse, sent = Pulse(), dict[int, int]()  # characters of scored tokens, by choice
         try:
             for p, answers in enumerate(self.asked):
                 async with aclosing(answers.pieces()) as pieces:
@@ -96,12 +96,15 @@ class _Said:
                             if pulse.due():
                                 yield ALIVE
                             continue
-                        text = piece.text if index in begun else self.echoes[p] + piece.text
-                        begun.add(index)
+                        text = piece.text if index in sent else self.echoes[p] + piece.text
+                        before = sent.get(index, 0)
                         said = answers.each[piece.index].said
                         scores = piece.scores if self.request.logprobs is not None else None
                         reason = said.finish_reason if piece.ended else None
-                        yield self._chunk(wire.completion_choice(index, text, scores, reason))
+                        yield self._chunk(
+                            wire.completion_choice(index, text, scores, reason, before)
+                        )
+                        sent[index] = before + sum(len(wire.shown(s.text)) for s in piece.scores)
             if self.request.stream_options and self.request.stream_options.include_usage:
                 usage = sum((a.usage for a in self.asked), Usage.none())
                 yield wire.event(wire.completion(self.id, self.created, self.request, [], usage))

@@ -146,11 +146,11 @@ async def update(id: str, request: ConversationRequest, http: Request) -> Respon
 
 
 @router.delete("/v1/conversations/{id}")
-def delete(id: str, http: Request) -> Response:
+async def delete(id: str, http: Request) -> Response:
     """Of the name; the responses stay until they are deleted, or least recently used."""
     conversation = Conversation(service_of(http), owner_of(http), id)
     with conversation.locked():
-        conversation.service.delete(conversation.owner, id)
+        await asyncio.to_thread(conversation.service.delete, conversation.owner, id)
     return JSONResponse({"id": id, "object": "conversation.deleted", "deleted": True})
 
 

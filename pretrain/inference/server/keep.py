@@ -28,9 +28,8 @@ class Keeper:
         """In the engine's thread: the input up to a mark has been read."""
         id = new_id("turn")
         record = self._record(mark.turns, None, None)
-        self.service.writer.submit(
-            self.service.put, self.owner, id, self.parent, mark.digest, session, (), record
-        )
+        put = self.service.put
+        self.service.write_later(put, self.owner, id, self.parent, mark.digest, session, (), record)
         self.parent = id
 
     async def answer(self, id: str, answer: Answer, shown: dict[str, Any] | None) -> None:

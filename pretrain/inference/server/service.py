@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +21,12 @@ from pretrain.inference.session import Session
 from tokenizer.encode import Tokenizer
 
 log = logging.getLogger("hypnos.serve")
+
+
+def _log_error(done: Future[Any]) -> None:
+    error = done.exception()
+    if error is not None and not isinstance(error, ApiError):  # of which `put` has told
+        log.error("a session could not be stored: %r", error)
 
 
 class Mark(NamedTuple):
@@ -188,7 +194,11 @@ class Service:
 
     def _put_slept(self, entry: Entry, session: Session) -> None:
         slept = replace(entry, facts=asdict(Facts.of(session)))
-        self.writer.submit(self.store.refresh, slept, session)
+        self.write_later(self.store.refresh, slept, session)
+
+    def write_later(self, function: Callable[..., object], *args: Any) -> None:
+        """In the writer's thread; nobody waits, so what goes wrong is in the log alone."""
+        self.writer.submit(function, *args).add_done_callback(_log_error)
 
     def delete(self, owner: str, id: str) -> None:
         """NotStored if it is not there. After what is being written."""

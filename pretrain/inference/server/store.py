@@ -184,8 +184,6 @@ class SessionStore:
             self._add(entry)
         except (OSError, UserError) as error:
             raise NoRoom(str(error)) from None
-        finally:
-            path.with_name(f".{path.name}.draft").unlink(missing_ok=True)
         if self._sizes[entry.id] > self.limit:
             self._drop(entry.id)
             raise NoRoom(f"{entry.id} is larger than the store may be ({self.limit:,} bytes)")

@@ -129,9 +129,13 @@ def completion(
 
 
 def completion_choice(
-    index: int, text: str, scores: Sequence[TokenScore] | None, finish_reason: str | None,
-    offset: int = 0,
-) -> Json:  # fmt: skip
+    index: int,
+    text: str,
+    scores: Sequence[TokenScore] | None,
+    finish_reason: str | None,
+    offset: int,
+) -> Json:
+    """offset: characters of this choice before the first of these tokens."""
     logprobs = None if scores is None else completion_logprobs(scores, offset)
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
