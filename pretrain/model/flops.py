@@ -47,13 +47,20 @@ def block_forward(
         return keys_and_values + 6 * D * heads * dim + 4 * heads * dim * (tokens + past) + mlp
     heads, K, V = config.delta_value_heads, config.delta_key_dim, config.delta_value_dim
     keys, values = config.delta_key_heads * K, heads * V
+    linears: float = 2 * D * (keys + values + 2 * heads)
+    if not write_only:
+        linears += 2 * D * (keys + 2 * values) + mlp
+    return linears + delta_rule_forward(config, tokens, write_only)
+
+
+def delta_rule_forward(config: ModelConfig, tokens: int, write_only: bool = False) -> float:
+    """FLOPs per token of the delta rule in a block's forward; arguments as `block_forward`."""
+    heads, K, V = config.delta_value_heads, config.delta_key_dim, config.delta_value_dim
     C = min(config.delta_chunk, tokens)
     padded = -(-tokens // C) * C / tokens
-    write: float = 2 * D * (keys + values + 2 * heads)
-    write += heads * (2 * C * K + 4 * K * V) * padded  # k k'; reads S, k U
-    read: float = 2 * D * (keys + 2 * values)
-    read += heads * (2 * C * K + 2 * C * V + 2 * K * V) * padded  # q k'; scores U, q S
-    return write if write_only else write + read + mlp
+    write = heads * (2 * C * K + 4 * K * V) * padded  # k k'; reads S, k U
+    read = heads * (2 * C * K + 2 * C * V + 2 * K * V) * padded  # q k'; scores U, q S
+    return write if write_only else write + read
 
 
 def block_costs(config: ModelConfig, sleep: SleepConfig) -> list[float]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from parallel.layers import SMALL
 from pretrain.config.schema import ModelConfig
-from pretrain.model.flops import block_forward
+from pretrain.model.flops import block_forward, delta_rule_forward
 
 FP32 = 4  # bytes
 
@@ -89,10 +89,7 @@ class BlockCounter:
         if kind == "attention" and not write_only:
             attention = n * 4 * self._queries * (tokens + past)
         elif kind == "delta":
-            linears = model.d_model * (self._keys + self._values + 2 * self._heads)
-            if not write_only:
-                linears += model.d_model * (self._keys + 2 * self._values + 3 * self._mlp)
-            delta = flops - 2 * n * linears
+            delta = n * delta_rule_forward(model, tokens, write_only) / self._tp
             S = rows * self._heads * model.delta_key_dim * model.delta_value_dim * FP32
         chunks = 1 if self._kernel else tokens / min(model.delta_chunk, tokens)
         moved, launches = self._traffic(unit, chunks)

@@ -29,7 +29,7 @@ from parallel.state import State
 from parallel.window import open_window
 from pretrain.config.load import to_toml
 from pretrain.config.schema import ModelConfig
-from pretrain.model.flops import block_forward, peak
+from pretrain.model.flops import delta_rule_forward, peak
 from pretrain.study.block_work import BlockCounter, Rows
 from pretrain.study.hardware import GIB, DeviceSpec, Hardware, NodeSpec
 from pretrain.study.links import Links, measured_links
@@ -148,9 +148,7 @@ def _rates(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype, rule:
     keys, values = tensor(rows, tokens, H, K), tensor(rows, tokens, H, V)
     gate = torch.rand(rows, tokens, H, device=mesh.device())
     S = torch.zeros(rows, H, K, V, device=mesh.device()).requires_grad_()
-    of_rule = n * block_forward(model, "delta", tokens) - 2 * n * D * (
-        2 * model.delta_key_heads * K + 3 * H * V + 2 * H + 3 * width
-    )
+    of_rule = n * delta_rule_forward(model, tokens)
 
     def write() -> Tensor:
         unit = l2_normalized(keys).to(dtype)
