@@ -7,6 +7,7 @@ keeps its traceback. Subcommands import torch and the like only when they run, s
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -50,8 +51,12 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """As argparse does, but settings may also follow flags: CONFIG --ranks 4 parallel.tp=2."""
         chosen, rest = self.parse_known_args(args, namespace)
+        page: Parser = vars(chosen).pop("page", self)
         if rest and (not hasattr(chosen, "overrides") or any(r.startswith("-") for r in rest)):
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
+            flags = [flag for action in page._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(rest[0].partition("=")[0], flags, n=1)
+            fix = f"; did you mean {near[0]}?" if near else ""
+            page.error(f"unrecognized arguments: {' '.join(rest)}{fix}")
         if rest:
             chosen.overrides = [*chosen.overrides, *rest]
         return chosen

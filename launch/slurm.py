@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -33,7 +34,8 @@ class Job:
 
 
 def script(job: Job, site: Site) -> str:
-    """The batch script, ready for sbatch."""
+    """The batch script, ready for sbatch. UserError: the job's time is none, or too short."""
+    _check_time(job.time, site.slurm.save_before)
     image = _container(site)
     slots = {
         "SBATCH": "\n".join(f"#SBATCH {option}" for option in sbatch_options(job, site)),
@@ -55,6 +57,32 @@ def script(job: Job, site: Site) -> str:
         slots["SRUN"] += "".join(f" {shlex.quote(option)}" for option in image)
     text = TEMPLATE.read_text()
     return re.sub(r"@([A-Z_]+)@", lambda match: slots[match[1]], text)
+
+
+def _check_time(time: str, save_before: int) -> None:
+    seconds = seconds_of(time) if time else math.inf
+    if seconds is None:
+        raise UserError(
+            f"--time {time}: not a limit as Slurm writes it: say HOURS:MINUTES:SECONDS, as "
+            "24:00:00, or DAYS-HOURS, as 2-0"
+        )
+    if seconds <= save_before:
+        raise UserError(
+            f"--time {time}: a run saves slurm.save_before = {save_before} seconds before that: "
+            "give it more time, or less in the site's file"
+        )
+
+
+def seconds_of(time: str) -> float | None:
+    """Of a limit as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None: it is none."""
+    if time.upper() in ("UNLIMITED", "INFINITE"):
+        return math.inf
+    if not re.fullmatch(r"(\d+-\d+|\d+)(:\d+){0,2}", time):
+        return None
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    hours, minutes, seconds = (*parts, 0, 0)[:3] if dash or len(parts) == 3 else (0, *parts, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def sbatch_options(job: Job, site: Site) -> list[str]:

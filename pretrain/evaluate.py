@@ -30,6 +30,7 @@ from pretrain.tasks import Task, make_task
 from tokenizer.encode import Tokenizer
 
 Metrics = dict[str, Any]
+FORGOTTEN = 0.01  # what heads keep of S, where nothing that is written stays
 TEST_SEED = 1_000_003  # far from any training seed: tasks draw their test rows from it
 
 
@@ -263,19 +264,21 @@ def make_evaluation(config: Config) -> Evaluation:
     )  # fmt: skip
 
 
-def sleep_changes_nothing(at_n: Metrics, at_one: Metrics) -> str | None:
-    """A warning if N passes and one give the same loss to six digits, else None.
+def sleep_changes_nothing(at_n: Metrics, at_one: Metrics, retention: float | None) -> str | None:
+    """A warning if N passes and one give the same loss to six digits because every head forgets a
+    window before it ends, so that nothing that is written stays; else None.
 
-    It happens when every head forgets a window before it ends: then nothing that is written stays.
+    Args:
+        retention: the share of S that heads keep over a window, in the mean; None: not known.
     """
     # never so for a loss that is not finite
     same = abs(at_n["loss"] - at_one["loss"]) <= 1e-6 * abs(at_one["loss"])
-    if at_n["passes"] == 1 or not same:
+    if at_n["passes"] == 1 or not same or retention is None or retention > FORGOTTEN:
         return None
     return (
         f"sleep changes nothing: {at_n['passes']} passes and 1 pass both give a loss of "
-        f"{at_one['loss']:.6f}; if the retention logged with the run is near 0, "
-        "lower model.decay_init"
+        f"{at_one['loss']:.6f}, and heads keep {retention:.2g} of S over a window; begin a run "
+        "with a lower model.decay_init"
     )
 
 

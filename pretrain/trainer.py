@@ -326,7 +326,8 @@ def evaluate(parts: Parts, state: TrainState) -> None:
     rows, warning = [at_n], None
     if parts.model.sleep.passes > 1:
         at_one = evaluation.run(parts.model, 1)
-        rows, warning = [at_n, at_one], sleep_changes_nothing(at_n, at_one)
+        retention = metrics.last.get("train", {}).get("retention")
+        rows, warning = [at_n, at_one], sleep_changes_nothing(at_n, at_one, retention)
     for row in rows:
         metrics.write("eval", state.step, row)
     accuracy = "".join(f"  {name} {value:.3f}" for name, value in at_n.get("accuracy", {}).items())

@@ -55,7 +55,7 @@ class Command:
         parser = _page(commands, self.name, self.help, self.description, self.example)
         for each in self.arguments:
             parser.add_argument(*each.flags, **each.settings)
-        parser.set_defaults(command=self)
+        parser.set_defaults(command=self, page=parser)
 
 
 @dataclass(frozen=True)

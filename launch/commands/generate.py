@@ -40,7 +40,12 @@ from pretrain.errors import UserError
             help="with --chat: in Jinja, as transformers' (default: as `hypnos serve` writes it)",
         ),
         argument(
-            "--tokens", type=positive, metavar="COUNT", default=200, help="maximum new tokens"
+            "--tokens",
+            "--max-tokens",
+            type=positive,
+            metavar="COUNT",
+            default=200,
+            help="maximum new tokens",
         ),
         argument(
             "--samples", type=positive, metavar="COUNT", default=1, help="so many continuations"

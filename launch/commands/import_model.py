@@ -40,4 +40,7 @@ def import_model(folder: Path, out: Path, overrides: list[str], delta_every: int
         said = import_folder(folder, out, overrides, delta_every)
     for line in said:
         tell(line)
-    print(f"wrote {out}; next: hypnos train {out}/config.toml")
+    print(
+        f"wrote {out}; next: hypnos train {out}/config.toml "
+        "'data.train=[{path=\"SHARDS/train\"}]' data.heldout=SHARDS/heldout"
+    )

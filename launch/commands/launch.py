@@ -102,7 +102,12 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
             metavar="COUNT",
             help="ranks on a node, where it is not one on each GPU",
         ),
-        argument("--time", default="", metavar="LIMIT", help="of one start, such as 24:00:00"),
+        argument(
+            "--time",
+            default="",
+            metavar="LIMIT",
+            help="of one start, such as 24:00:00 (default: the partition's)",
+        ),
         *[
             argument(f"--{name}", metavar=name.upper(), help=f"instead of the site's slurm.{name}")
             for name in OF_JOBS

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from pathlib import Path
 
 from launch.commands import argument, command
 from launch.commands.train import RUN
 from launch.commands.values import path, positive, tell
-from pretrain.study.hardware import MAX_GPUS
+from pretrain.study.hardware import MAX_GPUS, NodeSpec
 
 
 def gpus(text: str) -> int:
@@ -103,4 +104,23 @@ def plan(
             for line in build_stages(planner.with_layout(settings, best.layout), gpus, here):
                 print(line)
     # what was set of the layout may be what is chosen: later settings win
-    print(f"next, on {gpus} GPUs: hypnos train {config} {shlex.join([*overrides, *chosen])}")
+    given = shlex.join([str(config), *_ranks(gpus, here.node), *overrides, *chosen])
+    print(f"next, on {gpus} GPUs: hypnos {_starter(gpus, here.node)} {given}")
+
+
+def _starter(gpus: int, node: NodeSpec) -> str:
+    """The command that starts so many ranks."""
+    if gpus == 1:
+        return "train"
+    return "launch local" if gpus <= node.devices or node.shared else "launch slurm"
+
+
+def _ranks(gpus: int, node: NodeSpec) -> list[str]:
+    """What it is told of them."""
+    match _starter(gpus, node):
+        case "launch local":
+            return ["--ranks", str(gpus)]
+        case "launch slurm":
+            each = math.gcd(gpus, node.devices)
+            return ["--nodes", str(gpus // each), "--gpus-per-node", str(each)]
+    return []

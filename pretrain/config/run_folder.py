@@ -53,11 +53,16 @@ def keep_tokenizer(run: Path, config: Config, resumes: bool) -> None:
             f"data.tokenizer = {given}: is not the run's own, {own}; set data.tokenizer={own}, or "
             "begin another run with another run.name"
         )
+    copy_tokenizer(given, run)
+
+
+def copy_tokenizer(given: Path, run: Path) -> None:
+    """A tokenizer's file or folder, into a run's folder."""
     shutil.rmtree(run / FOREIGN_TOKENIZER, ignore_errors=True)
     if foreign.is_foreign(given):
         foreign.hold(given, run / FOREIGN_TOKENIZER)
     else:
-        write_atomically(run / TOKENIZER, content[TOKENIZER])
+        write_atomically(run / TOKENIZER, _content(given)[TOKENIZER])
 
 
 def _content(tokenizer: Path) -> dict[str, bytes]:
@@ -167,4 +172,4 @@ def check_data(config: Config, *, training: bool) -> None:
         if not is_remote(path) and not Path(path).exists():
             where = "" if os.path.isabs(path) else f" in {Path.cwd()}"
             fix = 'data.train=[{path="PATH"}]' if "train" in place else f"{place}=PATH"
-            raise refused(place, path, f"not there{where}; say where it is now: {fix}")
+            raise refused(place, path, f"not there{where}; say where it is: {fix}")

@@ -7,7 +7,6 @@ shape may still be changed: by overrides here, and when training begins.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,7 @@ from pretrain.checkpoint.folder import draft_dir, make_draft, publish
 from pretrain.checkpoint.index import describe, tensor_file
 from pretrain.checkpoint.write import Part, write_common
 from pretrain.config.load import dump, from_tables, override
-from pretrain.config.run_folder import CONFIG, FOREIGN_TOKENIZER, TOKENIZER
+from pretrain.config.run_folder import CONFIG, FOREIGN_TOKENIZER, TOKENIZER, copy_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import qwen3_5, transformer
 from pretrain.convert.folder import Spec, TensorFolder, new_folder, read_json, write_tensors
@@ -65,7 +64,7 @@ def import_folder(
         tables, defaults = qwen3_5.tables(theirs, path), []
         if delta_every is not None:
             raise UserError(f"{path}: a hybrid has its own delta-rule blocks: no --delta-every")
-    config = _configuration(tables, path, out, [*defaults, *overrides])
+    config, tokenizer = _configuration(tables, path, out, [*defaults, *overrides])
     with TensorFolder(folder) as tensors, new_folder(out) as run:
         parts = [part for packed in packed_tensors(config.model) for part in packed.parts]
         make_draft(run, 0)
@@ -77,36 +76,43 @@ def import_folder(
         write_common(file.parent, 0, [written], STATE, config)
         publish(run, 0, keep=1, keep_every=0)
         (run / CONFIG).write_text(dump(config), encoding="utf-8")
-        return [*source.left_out(tensors, config), *_take_tokenizer(folder, run, config)]
+        return [*source.left_out(tensors, config), *_take_tokenizer(tokenizer, folder, run, config)]
 
 
 def _configuration(
     tables: dict[str, Any], path: Path, out: Path, overrides: Sequence[str]
-) -> Config:
-    """What the run begins with. UserError: an override changes what the weights fix."""
+) -> tuple[Config, Path]:
+    """What the run begins with, and where its tokenizer comes from. UserError: an override changes
+    what the weights fix.
+    """
     place = Path(os.path.abspath(out))
     run = {"dir": str(place.parent), "name": place.name}
-    tokenizer = FOREIGN_TOKENIZER if foreign.is_foreign(path.parent) else TOKENIZER
-    data = qwen3_5.DATA | {"tokenizer": str(place / tokenizer)}
+    data = qwen3_5.DATA | {"tokenizer": str(path.parent)}
     given = from_tables({"run": run, "data": data} | tables, str(path))
     changed = override(given, overrides)
     for name in tables["model"]:
         if getattr(changed.model, name) != getattr(given.model, name):
             raise UserError(f"model.{name}: {path} says what it is; leave it out")
-    return changed
+    tokenizer = Path(changed.data.tokenizer)
+    name = FOREIGN_TOKENIZER if foreign.is_foreign(tokenizer) else TOKENIZER
+    changed.data.tokenizer = str(place / name)
+    return changed, tokenizer
 
 
-def _take_tokenizer(folder: Path, run: Path, config: Config) -> list[str]:
-    """Copies a tokenizer that we can use; else says that there is none."""
+def _take_tokenizer(source: Path, folder: Path, run: Path, config: Config) -> list[str]:
+    """Copies the model's tokenizer, or one that is given; says so if the model has none.
+
+    Raises:
+        UserError: the one that is given does not fit. TokenizerError: it cannot be read.
+    """
     try:
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(source)
         if tokenizer.vocab_size > config.model.vocab_size:
             ids = f"{tokenizer.vocab_size:,} ids, the model {config.model.vocab_size:,}"
-            raise TokenizerError(f"{folder}: the tokenizer has {ids}")
+            raise TokenizerError(f"{source}: the tokenizer has {ids}")
     except TokenizerError as error:
-        return [f"no tokenizer is taken along: {error}; data.tokenizer has to name one"]
-    if foreign.is_foreign(folder):
-        foreign.hold(folder, run / FOREIGN_TOKENIZER)
-    else:
-        shutil.copyfile(folder / TOKENIZER, run / TOKENIZER)
+        if source != folder:
+            raise
+        return [f"no tokenizer is taken along: {error}; import it with data.tokenizer=PATH"]
+    copy_tokenizer(source, run)
     return []

@@ -27,6 +27,8 @@ NESTED = "model.language_model."  # where a multimodal model has the tensors of 
 MODEL_TYPE = "qwen3_5_text"
 KEY, VERSION = "hypnos", 1  # of config.json, and of what stands there
 SLEEP = ("passes", "window", "when", "eviction", "prelude", "coda")  # what a session needs to know
+# Which held-out rows a run is judged on, and where it is set.
+EVALUATION = {"batch": "train", "eval_batches": "train", "windows": "data"}
 KINDS = {"attention": "full_attention", "delta": "linear_attention"}
 # theirs: ours
 SIZES = {
@@ -45,8 +47,8 @@ SIZES = {
     "tie_word_embeddings": "tie_embeddings",
 }
 FIXED = {"hidden_act": "silu", "attention_bias": False}  # our blocks are built so
-# Where this machine's own corpus lies by the README's commands; only training reads it.
-DATA = {"train": [{"path": "runs/corpus/shards/train"}], "heldout": "runs/corpus/shards/heldout"}
+# What a model has been trained on lies elsewhere, if anywhere: whoever needs data names them.
+DATA = {"train": [{"path": "(not named)"}], "heldout": "(not named)"}
 
 
 def to_json(config: Config, step: int) -> dict[str, Any]:
@@ -77,7 +79,8 @@ def to_json(config: Config, step: int) -> dict[str, Any]:
         "max_position_embeddings": sleep.window,
         "use_cache": True,
         KEY: {"version": VERSION, "task": config.data.task, "step": step}
-        | {name: getattr(sleep, name) for name in SLEEP},
+        | {name: getattr(sleep, name) for name in SLEEP}
+        | {"evaluation": {n: getattr(getattr(config, s), n) for n, s in EVALUATION.items()}},
     }
 
 
@@ -104,7 +107,12 @@ def from_json(folder: Path) -> Config:
         written = shortened(str(ours.get("version")))
         raise UserError(f"{path}: {KEY} is of version {written}, and this Hypnos reads {VERSION}")
     data = DATA | {"task": ours.get("task"), "tokenizer": str(own_tokenizer(folder))}
-    return validated(from_tables(tables(theirs, path) | {"data": data}, str(path)))
+    found: Tables = tables(theirs, path) | {"data": data, "train": {}}
+    evaluation = ours.get("evaluation")
+    for name, section in EVALUATION.items():
+        if isinstance(evaluation, dict) and name in evaluation:
+            found[section][name] = evaluation[name]
+    return validated(from_tables(found, str(path)))
 
 
 def tables(theirs: dict[str, Any], path: Path) -> Tables:

@@ -122,10 +122,12 @@ def merge(out: str | Path) -> dict[str, Index]:
         return {folder.name: read_index(folder) for folder in find_splits(out)}
     made_of = _read_part(parts[0])
     for part in parts[1:]:
-        if _read_part(part) != made_of:
+        if (other := _read_part(part)) != made_of:
+            name = next(name for name in made_of if other.get(name) != made_of[name])
             raise UserError(
-                f"{part}: made of other files or settings than {parts[0].name}; "
-                "remove those that are wrong, and prepare them again"
+                f"{part}: made of other files or settings than {parts[0].name} ({name}: "
+                f"{other.get(name)} instead of {made_of[name]}); remove those that are wrong, and "
+                "prepare them again"
             )
     units = sorted((unit for part in parts for unit in part.glob("unit-*")), key=_name)
     splits = [split for split in SPLITS if made_of["holdout"] or split == "train"]

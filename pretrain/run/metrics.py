@@ -55,6 +55,7 @@ class Metrics:
         Args:
             resumed: what the run goes on from; None: it begins anew.
         """
+        self.last: dict[str, Row] = {}  # that was written here, of each kind
         self._path = run / "metrics.jsonl"
         self._file: TextIO | None = None
         on_rank_0("opens metrics.jsonl", lambda: self._open(resumed))
@@ -70,6 +71,7 @@ class Metrics:
 
     def write(self, kind: str, step: int, row: Row) -> None:
         """Adds one row, visible at once to whoever follows the file."""
+        self.last[kind] = row
         if self._file is None:
             return
         text = json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False)

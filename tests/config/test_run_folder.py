@@ -89,9 +89,9 @@ def test_data_that_are_not_there_are_named_with_their_setting(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for training, name, message in (
-        (True, "a", rf'^data\.train\[0\]\.path = "a": not there in {tmp_path}; say where it is n'),
-        (True, "b", r'^data\.train\[1\]\.path = "b": .* now: data\.train=\[\{path="PATH"\}\]$'),
-        (True, "h", r'^data\.heldout = "h": not there in .*; say where it is now: data\.heldout='),
+        (True, "a", rf'^data\.train\[0\]\.path = "a": not there in {tmp_path}; say where it is: '),
+        (True, "b", r'^data\.train\[1\]\.path = "b": .* is: data\.train=\[\{path="PATH"\}\]$'),
+        (True, "h", r'^data\.heldout = "h": not there in .*; say where it is: data\.heldout='),
     ):
         with pytest.raises(UserError, match=message):
             check_data(config(given), training=training)

@@ -70,6 +70,7 @@ def test_what_an_export_says_of_itself(model: Path, tmp_path: Path) -> None:
     assert said["hypnos"] == {
         "version": 1, "task": "text", "step": 7, "passes": 3, "window": 16, "when": "always",
         "eviction": "hard", "prelude": 1, "coda": 1,
+        "evaluation": {"batch": 32, "eval_batches": 4, "windows": 4},
     }  # fmt: skip
     generation = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert generation["eos_token_id"] == said["eos_token_id"] == Tokenizer.load(model).eos

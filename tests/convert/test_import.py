@@ -208,3 +208,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr()
     assert "next: hypnos train" in said.out and "no tokenizer is taken along" in said.err
     assert open_model(tmp_path / "run")[1].model.layers == ["delta", "attention"] * 3
+
+
+def test_a_model_without_a_tokenizer_takes_one_along(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf, run = tmp_path / "hf", tmp_path / "run"
+    export(write_run(tmp_path / "given", config(model, layers=ADAD)), hf)
+    for path in hf.glob("*token*"):
+        path.unlink()
+    assert main(["import", str(hf), str(run), f"data.tokenizer={model}"]) == 0
+    assert "no tokenizer" not in capsys.readouterr().err
+    assert (run / "tokenizer.model").read_bytes() == model.read_bytes()
+    assert load(run / "config.toml").data.tokenizer == str(run / "tokenizer.model")
+    transformer("qwen3", tmp_path / "small")
+    assert main(["import", str(tmp_path / "small"), str(tmp_path / "s"), f"data.tokenizer={model}"])
+    assert "the tokenizer has " in capsys.readouterr().err and not (tmp_path / "s").exists()

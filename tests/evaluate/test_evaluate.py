@@ -62,14 +62,15 @@ def test_windows_without_targets_are_none() -> None:
 
 
 def test_the_warning_that_sleep_changes_nothing() -> None:
-    def warning(n: int, loss: float, alone: float) -> str | None:
+    def warning(n: int, loss: float, alone: float, kept: float | None = 0.0) -> str | None:
         return evaluate.sleep_changes_nothing(
-            {"passes": n, "loss": loss}, {"passes": 1, "loss": alone}
+            {"passes": n, "loss": loss}, {"passes": 1, "loss": alone}, kept
         )
 
     assert "decay_init" in (warning(4, 2.0, 2.0 + 1e-7) or "")
     assert warning(4, 2.0, 2.001) is None
     assert warning(1, 2.0, 2.0) is None
+    assert warning(4, 2.0, 2.0, 0.5) is warning(4, 2.0, 2.0, None) is None  # too early to tell
     assert warning(4, math.nan, 2.0) is None  # diverged, which is another trouble
 
 
@@ -83,4 +84,4 @@ def test_a_model_that_forgets_at_once_is_warned_of() -> None:
     evaluation = evaluate.Evaluation(
         [sequences(3 * L, unscored={0: [0, 1], 1: [0, 1]})], L, 1, None
     )
-    assert evaluate.sleep_changes_nothing(evaluation.run(model), evaluation.run(model, 1))
+    assert evaluate.sleep_changes_nothing(evaluation.run(model), evaluation.run(model, 1), 0.0)

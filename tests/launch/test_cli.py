@@ -140,6 +140,11 @@ def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["generate", "runs/x", "--temperature", "hot"], "'hot' is not a number from 0"),
         (
+            ["generate", "runs/x", "--promt", "a"],
+            "--promt a; did you mean --prompt? (`hypnos generate --help` shows",
+        ),
+        (["serve", "runs/x", "--port", "70000"], "'70000' is not a port from 1 to 65535"),
+        (
             ["data", "prepare", "--holdout", "x"],
             "argument --holdout: 'x' is not a share, from 0 to less than 1",
         ),

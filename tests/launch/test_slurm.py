@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from launch.cli import main
 from launch.site import Site
+from launch.slurm import seconds_of
 from pretrain.config.fields import settings
 from pretrain.config.load import to_toml
 
@@ -53,6 +55,23 @@ def test_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "#SBATCH --signal=USR1@300\n" in script
     assert array_of(script, "train") == [CONFIG, f"run.dir={tmp_path}", "run.name=a b"]
     assert (tmp_path / "a b/logs").is_dir()  # or sbatch has nowhere to write
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("90:30", 5430), ("24:00:00", 86400), ("2-0", 172800), ("1-2:30", 95400),
+     ("1-0:0:1", 86401), ("UNLIMITED", math.inf), ("24h", None), ("1-", None), ("1:2:3:4", None)],
+)  # fmt: skip
+def test_limits_of_time_are_slurms(time: str, seconds: float | None) -> None:
+    assert seconds_of(time) == seconds
+
+
+def test_a_time_that_slurm_or_the_run_could_not_keep_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["launch", "slurm", CONFIG, f"run.dir={tmp_path}", "--time"]
+    assert main([*asked, "24h"]) == 2 and "as 24:00:00" in capsys.readouterr().err
+    assert main([*asked, "5"]) == 2 and "slurm.save_before = 300" in capsys.readouterr().err
 
 
 def test_the_site_is_merged_and_a_flag_is_stronger(

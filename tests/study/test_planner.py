@@ -91,7 +91,9 @@ def test_command(
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert "tokens/s" in out and "of each tp x pp the fastest" in out
-    assert out.splitlines()[-1].startswith("next, on 8 GPUs: hypnos train")
+    assert out.splitlines()[-1].startswith(
+        f"next, on 8 GPUs: hypnos launch local {SMALL} --ranks 8"
+    )
     assert "train.batch=16" in out.splitlines()[-1]
     assert len(list(csv.DictReader(rows.read_text().splitlines()))) == 2
     assert "warning" not in err

@@ -57,8 +57,8 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
     """
     check(options)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    decoder, tokenizer = open_run(folder)  # a run that cannot be served is left as it is
     with store_lock(options.store):
-        decoder, tokenizer = open_run(folder)
         warm_up_model(decoder)
         store = SessionStore(options.store, options.store_bytes, decoder, say)
         engine = Engine(options.batch, options.queue)
