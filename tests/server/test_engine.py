@@ -6,9 +6,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor
 
 from pretrain.inference.sampling import Choice, Sampler
@@ -38,6 +40,28 @@ def test_together_as_alone(served: Serving) -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(said, range(8)))
     assert together == alone and len(set(alone)) == 8
+
+
+def test_what_prometheus_reads(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path) as served:
+        client = served.client()
+        client.completions.create(prompt="day " * 100, max_tokens=7, **ASK)
+        usage = client.completions.create(prompt="night", max_tokens=5, n=2, **ASK).usage
+        found = {
+            (sample.name, sample.labels.get("reason")): sample.value
+            for family in text_string_to_metric_families(
+                urlopen(f"{served.url}/metrics").read().decode()
+            )
+            for sample in family.samples
+        }
+    assert usage is not None
+    assert found["hypnos_generation_tokens_total", None] == 7 + 2 * 5
+    assert found["hypnos_answers_total", "length"] == 3
+    assert found["hypnos_prompt_tokens_total", None] > usage.prompt_tokens > 0
+    assert found["hypnos_sleep_passes_total", None] > 0
+    assert found["hypnos_time_to_first_token_seconds_count", None] == 3
+    assert found["hypnos_time_between_tokens_seconds_count", None] == 7 + 2 * 5 - 3
+    assert found["hypnos_requests_running", None] == found["hypnos_requests_waiting", None] == 0
 
 
 def test_a_long_input_does_not_keep_others_waiting(served: Serving) -> None:

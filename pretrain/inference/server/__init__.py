@@ -9,6 +9,7 @@
     service.py        where an answer begins         keep.py      what it leaves
     chat.py           messages as text               store.py     sessions on disk
     warm.py           before it listens          page.html    a page to talk to the model
+    meters.py         what it counts and times
 
 A request's way: a route checks it and makes a `Start` (a session, fresh or from the store, and the
 tokens that it has to read); `Answers` queues jobs for the engine and gives their text as it comes;

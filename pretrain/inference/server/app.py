@@ -11,6 +11,7 @@ from importlib.resources import files
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -51,6 +52,16 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
         service = service_of(http)
         stored = {"sessions": len(service.store), "bytes": service.store.size}
         return {"status": "ok", **service.engine.load, "stored": stored}
+
+    @app.get("/metrics")
+    def metrics(http: Request) -> Response:
+        service, load = service_of(http), service_of(http).engine.load
+        text = service.engine.meters.show(
+            requests_running=load["active"], requests_waiting=load["waiting"],
+            sessions_sleeping=load["sleeping"], sessions_stored=len(service.store),
+            store_bytes=service.store.size,
+        )  # fmt: skip
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     def models(http: Request) -> dict[str, object]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from pretrain.inference.sampling import Choice, Sampler
 from pretrain.inference.server.errors import ApiError, too_busy
+from pretrain.inference.server.meters import Meters
 from pretrain.inference.session import Session, read_together
 from pretrain.inference.text import TextStream
 
@@ -114,6 +116,8 @@ class Job:
     next: int | None = None  # a token that is sampled and not read yet
     safe: Session | None = None  # as it was before the tokens whose text is held back
     tail: str = ""  # text that they have given
+    arrived: float = field(default_factory=time.perf_counter)
+    spoke: float = 0.0  # when its last token came
 
 
 class Engine:
@@ -124,7 +128,7 @@ class Engine:
     """
 
     def __init__(self, batch: int, queue: int) -> None:
-        self.batch, self.queue = batch, queue
+        self.batch, self.queue, self.meters = batch, queue, Meters()
         self._waiting: deque[Job] = deque()
         self._asleep: deque[tuple[Session, Callable[[], None]]] = deque()  # finished, owing passes
         self._active: list[Job] = []
@@ -182,7 +186,9 @@ class Engine:
     def _admit(self) -> bool:
         """Waits until there is something to do; False when the thread shall end."""
         with self._changed:
-            self._active = [job for job in self._active if not job.cancelled]
+            left = [job for job in self._active if not job.cancelled]
+            self.meters.answers.labels("cancelled").inc(len(self._active) - len(left))
+            self._active = left
             while not (self._closed or self._waiting or self._active or self._asleep):
                 self._changed.wait()
             while self._waiting and len(self._active) < self.batch:
@@ -211,6 +217,7 @@ class Engine:
         if choice.token == job.end:
             self._finish(job, "stop", job.stream.finish(), ())
             return
+        self._time_token(job)
         text = job.stream.push(choice.token)
         job.count, job.next, job.tail = job.count + 1, choice.token, job.tail + text
         job.emit(Said(text, choice, Facts.of(job.session)))
@@ -224,7 +231,18 @@ class Engine:
         elif job.safe is None:
             job.safe = job.session.fork()  # before it reads the token
 
+    def _time_token(self, job: Job) -> None:
+        now, meters = time.perf_counter(), self.meters
+        meters.said.inc()
+        if job.count:
+            meters.between.observe(now - job.spoke)
+        else:
+            meters.first.observe(now - job.arrived)
+        job.spoke = now
+
     def _finish(self, job: Job, reason: str, text: str, unread: Sequence[int]) -> None:
+        self.meters.answers.labels(reason).inc()
+        self.meters.whole.observe(time.perf_counter() - job.arrived)
         self._active.remove(job)
         job.emit(Finished(text, reason, job.session, tuple(unread)))
 
@@ -241,6 +259,7 @@ class Engine:
             stop = min(stop, job.marks[0][0])
         logits = session.read(job.tokens[job.read : stop])
         assert logits is not None, "what is read is predicted, too"
+        self.meters.read.inc(stop - job.read)
         job.read = stop
         job.emit(Reading(Facts.of(session)))
         if job.marks and job.marks[0][0] == stop:
@@ -267,6 +286,7 @@ class Engine:
             session, done = self._asleep[0]
             try:
                 session.sleep_pass()
+                self.meters.passes.inc()
             except Exception as error:
                 log.exception("a session could not be slept over", exc_info=error)
                 self._asleep.popleft()
@@ -277,6 +297,7 @@ class Engine:
 
     def _sleep(self, job: Job) -> None:
         job.session.sleep_pass()
+        self.meters.passes.inc()
         job.emit(Reading(Facts.of(job.session)))
 
     def _first(self, condition: Callable[[Job], bool]) -> Job | None:
@@ -296,6 +317,7 @@ class Engine:
 
     def _fail(self, job: Job, error: Exception) -> None:
         """A request's failure is its own; the others go on."""
+        self.meters.answers.labels("error").inc()
         if not isinstance(error, ApiError):
             log.exception("a request failed", exc_info=error)
         if job in self._active:

@@ -14,6 +14,7 @@ from pretrain.errors import UserError
 from pretrain.inference.generate import open_run
 from pretrain.inference.server.app import make_app
 from pretrain.inference.server.engine import Engine
+from pretrain.inference.server.meters import Meters
 from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import SessionStore, store_lock
 from pretrain.inference.server.warm import warm_up_app, warm_up_model
@@ -70,9 +71,14 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
             app, options.host, options.port, log_level="warning", access_log=False,
             timeout_graceful_shutdown=5, server_header=False, backlog=512,
         )  # fmt: skip
+
+        def listening() -> None:
+            engine.meters = Meters()  # the request that warmed it up was nobody's
+            say(_welcome(options, service))
+
         try:
             warm_up = partial(warm_up_app, app, options.name, next(iter(options.keys), ""))
-            _Server(config, warm_up, lambda: say(_welcome(options, service))).run()
+            _Server(config, warm_up, listening).run()
         finally:
             engine.close()
             service.writer.shutdown()
