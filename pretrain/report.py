@@ -7,8 +7,10 @@ lines come from `pretrain.evaluate.Evaluation` and also hold "passes", "loss_per
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,15 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ("-" * (w + 2)) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)
     )
     return "\n".join([line(headers), f"|{rule}|", *map(line, rows)])
+
+
+def as_csv(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The same for other programs; floats with six digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headers)
+    writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)
+    return text.getvalue()
 
 
 def _as_typed(name: str) -> str:

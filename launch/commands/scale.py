@@ -158,9 +158,9 @@ def _coordinates(file: Path, study: Study, steps: int, folder: Path) -> int:
     from parallel import mesh
     from pretrain.config.load import load
     from pretrain.files import write_atomically
-    from pretrain.report import table
+    from pretrain.report import as_csv, table
     from pretrain.run import prepare
-    from pretrain.study.coordinates import as_csv, check, draw, slopes
+    from pretrain.study.coordinates import check, draw, lines, slopes
 
     tuned = load(file.parent / study.ladder.config, study.ladder.settings)
     mesh.join(tuned.parallel.timeout)
@@ -168,7 +168,7 @@ def _coordinates(file: Path, study: Study, steps: int, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     found = check(tuned, study.transfer, steps=steps, seeds=study.ladder.seeds, tell=tell)
     print(table(*slopes(found)))
-    write_atomically(folder / "coordinates.csv", as_csv(found))
+    write_atomically(folder / "coordinates.csv", as_csv(*lines(found)))
     draw(found, folder / "coordinates.png")
     print(f"\nwrote {folder / 'coordinates.csv'} and {folder / 'coordinates.png'}")
     return 0

@@ -15,8 +15,6 @@ all as root mean squares.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -181,14 +179,10 @@ def _cell(power: float) -> str:
     return f"{power:+.2f}" + ("" if abs(power) < FLAT else " *")
 
 
-def as_csv(found: list[Coordinate]) -> str:
-    """A line for each model and seed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["axis", "at", "seed", *MEASURES])
-    for c in found:
-        writer.writerow([c.axis, c.at, c.seed, *(f"{c.sizes[m]:.6g}" for m in MEASURES)])
-    return text.getvalue()
+def lines(found: list[Coordinate]) -> tuple[list[str], list[list[object]]]:
+    """Headers and rows: each model and seed."""
+    rows = [[c.axis, c.at, c.seed, *(c.sizes[m] for m in MEASURES)] for c in found]
+    return ["axis", "at", "seed", *MEASURES], rows
 
 
 def draw(found: list[Coordinate], out: Path) -> None:

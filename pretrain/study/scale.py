@@ -8,8 +8,6 @@ OUT/fit.md, *.png      the laws with their intervals, the frontier at equal FLOP
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from pretrain.data.batch import Batch
 from pretrain.files import write_atomically
 from pretrain.model.flops import step_flops
 from pretrain.model.plan import draw_passes
-from pretrain.report import DEPTHS
+from pretrain.report import DEPTHS, as_csv
 from pretrain.study.estimate import example, with_vocabulary
 from pretrain.study.fit import fit_loss, from_below
 from pretrain.study.ladder import LadderRun, count
@@ -186,27 +184,15 @@ def write_predictions(runs: Sequence[LadderRun], done: Sequence[Finished], path:
     """All that can be predicted now, with errors where there are measurements."""
     numbers = sorted({r.rung for r in runs})
     headers, rows = prediction_table([p for n in numbers for p in predict(runs, done, n)])
-    _write_csv(path, headers, rows)
+    write_atomically(path, as_csv(headers, rows))
 
 
 def write_results_csv(done: Sequence[Finished], path: Path) -> None:
     """One line for each run and budget."""
     accuracies = list(dict.fromkeys(name for d in done for name in d.accuracy))
     headers = [*COLUMNS, *accuracies]
-    rows = [[_cell(d.line.get(name, "")) for name in headers] for d in done]
-    _write_csv(path, headers, rows)
-
-
-def _cell(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _write_csv(path: Path, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(headers)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    rows = [[d.line.get(name, "") for name in headers] for d in done]
+    write_atomically(path, as_csv(headers, rows))
 
 
 def row_flops(config: Config, row: Batch, passes: Sequence[int]) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from pretrain.report import as_csv
 from pretrain.study.intervals import Mean, mean, paired
 from pretrain.study.results import Arm, Result, measures, shown_name
 
@@ -23,7 +22,7 @@ def final_csv(results: Sequence[Result]) -> str:
         for n, scores in sorted(r.scores.items())
         for name, value in scores.items()
     ]
-    return _csv(FINAL, rows)
+    return as_csv(FINAL, rows)
 
 
 def curves_csv(results: Sequence[Result]) -> str:
@@ -36,19 +35,11 @@ def curves_csv(results: Sequence[Result]) -> str:
         for step, scores in r.curve.evaluated
         for name, value in scores.items()
     ]
-    return _csv(CURVES, rows)
+    return as_csv(CURVES, rows)
 
 
 def _spent(r: Result) -> tuple[float, float, float]:
     return r.curve.tokens[-1], r.curve.flops[-1], r.curve.seconds[-1]
-
-
-def _csv(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(headers)
-    writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)
-    return text.getvalue()
 
 
 def by_arm(results: Sequence[Result]) -> dict[Arm, list[Result]]:
