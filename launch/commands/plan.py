@@ -104,23 +104,15 @@ def plan(
             for line in build_stages(planner.with_layout(settings, best.layout), gpus, here):
                 print(line)
     # what was set of the layout may be what is chosen: later settings win
-    given = shlex.join([str(config), *_ranks(gpus, here.node), *overrides, *chosen])
-    print(f"next, on {gpus} GPUs: hypnos {_starter(gpus, here.node)} {given}")
+    given = shlex.join([str(config), *overrides, *chosen])
+    print(f"next, on {gpus} GPUs: hypnos {_start(gpus, here.node)} {given}")
 
 
-def _starter(gpus: int, node: NodeSpec) -> str:
+def _start(gpus: int, node: NodeSpec) -> str:
     """The command that starts so many ranks."""
     if gpus == 1:
         return "train"
-    return "launch local" if gpus <= node.devices or node.shared else "launch slurm"
-
-
-def _ranks(gpus: int, node: NodeSpec) -> list[str]:
-    """What it is told of them."""
-    match _starter(gpus, node):
-        case "launch local":
-            return ["--ranks", str(gpus)]
-        case "launch slurm":
-            each = math.gcd(gpus, node.devices)
-            return ["--nodes", str(gpus // each), "--gpus-per-node", str(each)]
-    return []
+    if gpus <= node.devices or node.shared:
+        return f"launch local --ranks {gpus}"
+    each = math.gcd(gpus, node.devices)
+    return f"launch slurm --nodes {gpus // each} --gpus-per-node {each}"

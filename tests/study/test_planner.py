@@ -92,7 +92,7 @@ def test_command(
     out, err = capsys.readouterr()
     assert "tokens/s" in out and "of each tp x pp the fastest" in out
     assert out.splitlines()[-1].startswith(
-        f"next, on 8 GPUs: hypnos launch local {SMALL} --ranks 8"
+        f"next, on 8 GPUs: hypnos launch local --ranks 8 {SMALL}"
     )
     assert "train.batch=16" in out.splitlines()[-1]
     assert len(list(csv.DictReader(rows.read_text().splitlines()))) == 2
