@@ -43,7 +43,8 @@ def test_each_row_stops_by_itself(eviction: str, coda: int) -> None:
     for block, *at_n in zip(state.blocks, *(s.blocks for s in by_passes), strict=True):
         for i, part in enumerate(block):
             for row, n in enumerate(expected.tolist()):
-                assert torch.equal(part[row], at_n[n - 1][i][row])
+                # the last block of a last pass only writes: its products are of another width
+                torch.testing.assert_close(part[row], at_n[n - 1][i][row], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("when, coda", [("always", 0), ("always", 1), ("context", 1)])

@@ -109,7 +109,7 @@ def test_rows_do_not_depend_on_how_they_are_grouped(tokenizer: Tokenizer) -> Non
         task = Stories(config, 100, tokenizer)
         parts = [task.sample(1, 10, 3), task.sample(1, 13, 5)]
         whole = task.sample(1, 10, 8)
-        for name in ("tokens", "targets", "valid", "ops"):
+        for name in ("tokens", "targets", "valid", "grade"):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts]))
         assert torch.equal(whole.rows(2, 5).grade, whole.grade[2:5])
 
