@@ -123,11 +123,11 @@ def merge(out: str | Path) -> dict[str, Index]:
     made_of = _read_part(parts[0])
     for part in parts[1:]:
         if (other := _read_part(part)) != made_of:
-            name = next(name for name in made_of if other.get(name) != made_of[name])
+            name = next(n for n in made_of | other if other.get(n) != made_of.get(n))
             raise UserError(
                 f"{part}: made of other files or settings than {parts[0].name} ({name}: "
-                f"{other.get(name)} instead of {made_of[name]}); remove those that are wrong, and "
-                "prepare them again"
+                f"{other.get(name)} instead of {made_of.get(name)}); remove those that are wrong, "
+                "and prepare them again"
             )
     units = sorted((unit for part in parts for unit in part.glob("unit-*")), key=_name)
     splits = [split for split in SPLITS if made_of["holdout"] or split == "train"]

@@ -197,6 +197,11 @@ def draw_passes(config: Config, step: int) -> int:
     return fewest + splitmix64(config.run.seed, step) % (most - fewest + 1)
 
 
+def drawn_passes(config: Config) -> list[int]:
+    """N of each step of a whole run."""
+    return [draw_passes(config, step) for step in range(config.train.steps)]
+
+
 def plan_passes(
     w: WindowPlan, config: ModelConfig, sleep: SleepConfig, stage: Stage
 ) -> tuple[Pass, ...]:

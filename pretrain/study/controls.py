@@ -12,7 +12,7 @@ from pretrain.config.load import override, to_toml
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.model.flops import step_flops
-from pretrain.model.plan import draw_passes
+from pretrain.model.plan import drawn_passes
 from pretrain.study.estimate import example, with_vocabulary
 
 
@@ -147,8 +147,8 @@ CONTROLS = {
 def flops_per_step(config: Config) -> float:
     """Of a training step, forward and backward, in the mean over the run's."""
     config = with_vocabulary(config)
-    numbers = [draw_passes(config, step) for step in range(config.train.steps)]
-    work = step_flops(example(config, config.train.batch), config.model, config.sleep, numbers)
+    batch = example(config, config.train.batch)
+    work = step_flops(batch, config.model, config.sleep, drawn_passes(config))
     return work.forward + work.backward
 
 

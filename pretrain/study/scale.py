@@ -19,7 +19,7 @@ from pretrain.config.schema import Config
 from pretrain.data.batch import Batch
 from pretrain.files import write_atomically
 from pretrain.model.flops import step_flops
-from pretrain.model.plan import draw_passes
+from pretrain.model.plan import drawn_passes
 from pretrain.report import DEPTHS, as_csv
 from pretrain.study.estimate import example, with_vocabulary
 from pretrain.study.fit import fit_loss, from_below
@@ -74,8 +74,8 @@ class Size:
         config = with_vocabulary(r.run.settings())
         whole, looped = count(config)
         row, rows = example(config), config.train.steps * config.train.batch
-        numbers = [draw_passes(config, step) for step in range(config.train.steps)]
-        tokens, flops = float(rows * row.size[1]), rows * row_flops(config, row, numbers)
+        tokens = float(rows * row.size[1])
+        flops = rows * row_flops(config, row, drawn_passes(config))
         awake = rows * row_flops(config, row, [1])
         return cls(config, whole, looped, tokens, flops, flops - awake)
 

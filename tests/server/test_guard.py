@@ -176,14 +176,21 @@ def test_a_conversation_has_one_answer_at_a_time(served: Serving) -> None:
     assert len(client.conversations.items.list(conversation.id).data) == 2
 
 
+def gone(served: Serving) -> float:
+    """Answers that nobody waited for, as /metrics counts them."""
+    registry = served.service.engine.meters.registry
+    return registry.get_sample_value("hypnos_answers_total", {"reason": "cancelled"}) or 0
+
+
 def test_a_client_that_goes_away_frees_its_place(served: Serving) -> None:
-    client = served.client()
+    client, before = served.client(), gone(served)
     with client.completions.create(prompt="a", max_tokens=5000, stream=True, **ASK) as stream:
         next(iter(stream))
     with pytest.raises(openai.APITimeoutError):
         served.client(timeout=0.3).completions.create(prompt="a", max_tokens=5000, **ASK)
     for _ in range(100):
         if not served.service.engine.load["active"]:
+            assert gone(served) == before + 2
             return
         threading.Event().wait(0.05)
     raise AssertionError("an answer goes on that nobody waits for")

@@ -186,16 +186,20 @@ class Engine:
     def _admit(self) -> bool:
         """Waits until there is something to do; False when the thread shall end."""
         with self._changed:
-            left = [job for job in self._active if not job.cancelled]
-            self.meters.answers.labels("cancelled").inc(len(self._active) - len(left))
-            self._active = left
+            self._active = [job for job in self._active if self._is_wanted(job)]
             while not (self._closed or self._waiting or self._active or self._asleep):
                 self._changed.wait()
             while self._waiting and len(self._active) < self.batch:
                 job = self._waiting.popleft()
-                if not job.cancelled:
+                if self._is_wanted(job):
                     self._active.append(job)
             return not self._closed
+
+    def _is_wanted(self, job: Job) -> bool:
+        """Asked once of a job that is not: it is left out then, and counted."""
+        if job.cancelled:
+            self.meters.answers.labels("cancelled").inc()
+        return not job.cancelled
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         """One token of each, in one forward pass; and the choice of the next."""
