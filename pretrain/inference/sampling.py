@@ -8,6 +8,7 @@ or moved goes on with the draws that it would have made.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,7 +75,18 @@ class Sampler:
             logits: [vocabulary]. seen: [vocabulary], the tokens read so far.
         """
         logits = logits[: self.vocab_size].double().cpu()
-        token = self._draw(self.penalised(logits, seen))
+        return self._told(self._draw(self.penalised(logits, seen)), logits)
+
+    def told(self, tokens: Sequence[int], logits: Tensor) -> list[Choice]:
+        """What the model says of tokens that are not its choice.
+
+        Args:
+            tokens: T of them. logits: [T, vocabulary], each row from before its token.
+        """
+        rows = (row[: self.vocab_size].double() for row in logits.cpu())
+        return [self._told(token, row) for token, row in zip(tokens, rows, strict=True)]
+
+    def _told(self, token: int, logits: Tensor) -> Choice:
         said = torch.log_softmax(logits, dim=0)
         top = said.topk(min(self.sampling.logprobs, len(said)))
         alternatives = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))

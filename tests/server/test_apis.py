@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pretrain.inference.generate import continue_text, generate
 from pretrain.inference.sampling import Sampling
 from pretrain.inference.server import chat
 from pretrain.inference.server.store import SessionStore
+from pretrain.inference.session import Session
 from tests.server.serving import NAME, WINDOW, Serving, serving
 
 GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0}
@@ -71,6 +73,38 @@ def test_completions_of_several_prompts_with_echo(served: Serving, client: opena
     assert [choice.index for choice in said.choices] == [0, 1, 2, 3]
     for choice, prompt in zip(said.choices, ["a day"] * 2 + ["a night"] * 2, strict=True):
         assert choice.text == prompt + continued(served, prompt, 5)
+
+
+def test_echo_tells_how_likely_the_prompt_was(served: Serving, client: openai.OpenAI) -> None:
+    """As lm-evaluation-harness asks: beside a session that reads token by token, and sleeps."""
+    decoder, tokenizer = served.service.decoder, served.service.tokenizer
+    ids = tokenizer.encode(LONG)
+    session, expected = Session(decoder), []
+    for token, after in pairwise(ids):
+        logits = session.read([token])
+        assert logits is not None
+        expected.append(logits[: tokenizer.vocab_size].double().log_softmax(0)[after].item())
+    assert session.slept > 1
+
+    ask: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 1, **GREEDY}
+    choice = client.completions.create(prompt=[ids, "a day"], **ask).choices[0]
+    told = choice.logprobs
+    assert told is not None and told.token_logprobs and told.top_logprobs and told.tokens
+    assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+    assert told.token_logprobs[1:-1] == pytest.approx(expected, abs=1e-4)
+    assert "".join(told.tokens) == choice.text and choice.text.startswith(LONG)
+    likeliest = [max(top.values()) for top in told.top_logprobs[1:]]
+    assert all(p <= best for p, best in zip(told.token_logprobs[1:], likeliest, strict=True))
+
+    only = client.completions.create(prompt=ids, **ask | {"max_tokens": 0}).choices[0].logprobs
+    assert only is not None and only.token_logprobs == told.token_logprobs[:-1]
+    streamed = [
+        piece.choices[0].logprobs
+        for piece in client.completions.create(prompt=ids, stream=True, **ask)
+    ]
+    assert [p for each in streamed if each for p in each.token_logprobs or []] == (
+        told.token_logprobs
+    )
 
 
 def test_seeds_repeat_and_differ(client: openai.OpenAI) -> None:

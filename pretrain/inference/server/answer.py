@@ -10,10 +10,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from pretrain.inference.sampling import Sampler, Sampling
+from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server import wire
 from pretrain.inference.server.chat import said
-from pretrain.inference.server.engine import Event, Facts, Failed, Finished, Job, Reading, Said
+from pretrain.inference.server.engine import (
+    Event,
+    Facts,
+    Failed,
+    Finished,
+    Heard,
+    Job,
+    Reading,
+    Said,
+)
 from pretrain.inference.server.errors import ApiError
 from pretrain.inference.server.http import SILENCE
 from pretrain.inference.server.schemas import SamplingRequest
@@ -55,7 +64,8 @@ class Answers:
 
     Args:
         count: how many. most: tokens of each. top: likeliest tokens told beside each; None: no
-            log-probabilities. mark: stores the input's session at a mark.
+            log-probabilities. echo: the input's own tokens have them, too. mark: stores the input's
+        session at a mark.
     """
 
     def __init__(
@@ -68,6 +78,7 @@ class Answers:
         most: int | None = None,
         stops: Sequence[str] = (),
         top: int | None = None,
+        echo: bool = False,
         is_chat: bool = True,
         mark: Callable[[Mark, Session], None] | None = None,
     ) -> None:
@@ -96,6 +107,10 @@ class Answers:
             for i in range(count)
         ]
         self._jobs[0].others = self._jobs[1:]
+        self.heard: list[TokenScore] = []  # of the input, where its tokens are told of
+        if echo and top is not None:
+            self._jobs[0].hears = True
+            self.heard.append(TokenScore(service.tokenizer.token_bytes[start.tokens[0]], None))
         if mark is not None:
             self._jobs[0].marks = deque((m.tokens, partial(mark, m)) for m in start.marks)
 
@@ -141,15 +156,18 @@ class Answers:
         async for _ in self.pieces():
             pass
 
-    def _piece(self, index: int, event: Reading | Said | Finished) -> Piece:
+    def _piece(self, index: int, event: Reading | Heard | Said | Finished) -> Piece:
         if isinstance(event, Reading):
             return Piece(index, facts=event.facts)
+        if isinstance(event, Heard):
+            self.heard += map(self._score, event.choices)
+            return Piece(index)
         answer, shows = self.each[index], bool(event.text)
         text = said(event.text) if self.is_chat and not answer.said.text else event.text
         if isinstance(event, Said):
             answer.tokens += 1
             if self.top is not None:
-                answer.unshown.append(self._score(event))
+                answer.unshown.append(self._score(event.choice))
         else:
             answer.finished, answer.said.finish_reason = event, event.reason
             shows |= event.reason == "length"
@@ -161,10 +179,10 @@ class Answers:
         facts = event.facts if isinstance(event, Said) else None
         return Piece(index, text, scores, facts, isinstance(event, Finished))
 
-    def _score(self, event: Said) -> TokenScore:
+    def _score(self, choice: Choice) -> TokenScore:
         written = self.service.tokenizer.token_bytes
-        top = tuple((written[token], logprob) for token, logprob in event.choice.top)
-        return TokenScore(written[event.choice.token], event.choice.logprob, top)
+        top = tuple((written[token], logprob) for token, logprob in choice.top)
+        return TokenScore(written[choice.token], choice.logprob, top)
 
     @property
     def usage(self) -> Usage:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from pretrain.inference.server import wire
 from pretrain.inference.server.answer import Answers
-from pretrain.inference.server.errors import ApiError, bad_request
+from pretrain.inference.server.errors import ApiError
 from pretrain.inference.server.http import (
     ALIVE,
     Pulse,
@@ -32,10 +32,6 @@ MAX_TOKENS = 16  # where a request names no number, as OpenAI has it
 async def create(request: CompletionRequest, http: Request) -> Response:
     service = service_of(http)
     service.check_model(request.model)
-    if request.echo and request.logprobs is not None:
-        raise bad_request(
-            "echo with logprobs is not supported: a prompt's own tokens have none here.", "echo"
-        )
     most = MAX_TOKENS if request.max_tokens is None else request.max_tokens
     asked = []
     for prompt in request.prompt:
@@ -49,6 +45,7 @@ async def create(request: CompletionRequest, http: Request) -> Response:
                 most=most,
                 stops=request.stop or (),
                 top=request.logprobs,
+                echo=bool(request.echo),
                 is_chat=False,
             )
         )
@@ -77,7 +74,9 @@ class _Said:
         choices = []
         for p, answers in enumerate(self.asked):
             for i, answer in enumerate(answers.each):
-                scores = answer.said.scores if self.request.logprobs is not None else None
+                scores = None
+                if self.request.logprobs is not None:
+                    scores = [*answers.heard, *answer.said.scores]
                 text = self.echoes[p] + answer.said.text
                 index, reason = p * self.n + i, answer.said.finish_reason
                 choices.append(wire.completion_choice(index, text, scores, reason, 0))
@@ -96,15 +95,17 @@ class _Said:
                             if pulse.due():
                                 yield ALIVE
                             continue
-                        text = piece.text if index in sent else self.echoes[p] + piece.text
+                        text, new = piece.text, list(piece.scores)
+                        if index not in sent:
+                            text, new = self.echoes[p] + text, answers.heard + new
                         before = sent.get(index, 0)
                         said = answers.each[piece.index].said
-                        scores = piece.scores if self.request.logprobs is not None else None
+                        scores = new if self.request.logprobs is not None else None
                         reason = said.finish_reason if piece.ended else None
                         yield self._chunk(
                             wire.completion_choice(index, text, scores, reason, before)
                         )
-                        sent[index] = before + sum(len(wire.shown(s.text)) for s in piece.scores)
+                        sent[index] = before + sum(len(wire.shown(s.text)) for s in new)
             if self.request.stream_options and self.request.stream_options.include_usage:
                 usage = sum((a.usage for a in self.asked), Usage.none())
                 yield wire.event(wire.completion(self.id, self.created, self.request, [], usage))

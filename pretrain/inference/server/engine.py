@@ -57,6 +57,13 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """What the model says of tokens of the input, each after those before it."""
+
+    choices: Sequence[Choice]
+
+
+@dataclass(frozen=True)
 class Said:
     """A token of the answer; its text may be held back until it is known to be no stop string."""
 
@@ -83,7 +90,7 @@ class Failed:
     error: BaseException
 
 
-Event = Reading | Said | Finished | Failed
+Event = Reading | Heard | Said | Finished | Failed
 
 
 @dataclass(eq=False)
@@ -98,6 +105,7 @@ class Job:
     most       tokens of the answer
     end        a token that ends it, and is no part of it
     others     further answers to the same input
+    hears      what the model says of the input is told, too
     """
 
     session: Session
@@ -110,6 +118,7 @@ class Job:
     emit: Callable[[Event], None]
     marks: deque[tuple[int, Callable[[Session], None]]] = field(default_factory=deque)
     others: Sequence[Job] = ()
+    hears: bool = False
     cancelled: bool = False
     read: int = 0  # of tokens
     count: int = 0  # tokens of the answer
@@ -261,8 +270,12 @@ class Engine:
         stop = min(len(job.tokens), job.read + session.model.sleep.window - session.filled)
         if job.marks:
             stop = min(stop, job.marks[0][0])
-        logits = session.read(job.tokens[job.read : stop])
+        logits = session.read(job.tokens[job.read : stop], every=job.hears)
         assert logits is not None, "what is read is predicted, too"
+        if job.hears:
+            known = job.tokens[job.read + 1 : stop + 1]  # the next piece's first among them
+            job.emit(Heard(job.sampler.told(known, logits[: len(known)])))
+            logits = logits[-1]
         self.meters.read.inc(stop - job.read)
         job.read = stop
         job.emit(Reading(Facts.of(session)))

@@ -15,10 +15,13 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token that was sampled, and the likeliest ones in its place."""
+    """A token that was read or sampled, and the likeliest ones in its place.
+
+    logprob   None: it is the first of all, which nothing foretells
+    """
 
     text: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[bytes, float], ...] = ()
 
 
@@ -113,7 +116,9 @@ def completion_logprobs(scores: Sequence[TokenScore], offset: int) -> Json:
     return {
         "tokens": [shown(s.text) for s in scores],
         "token_logprobs": [s.logprob for s in scores],
-        "top_logprobs": [{shown(t): p for t, p in s.top} for s in scores],
+        "top_logprobs": [
+            None if s.logprob is None else {shown(t): p for t, p in s.top} for s in scores
+        ],
         "text_offset": offsets,
     }
 
