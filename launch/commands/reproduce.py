@@ -89,7 +89,7 @@ def reproduce(
     folder = out or Path("runs/reproduce") / f"{task}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
     has_text = task in ("stories", "recall", "text")
-    if has_text and not any(o.startswith("data.tokenizer=") for o in overrides):
+    if has_text and not any(o.startswith(_OWN_TEXTS) for o in overrides):
         overrides = [*overrides, *_texts(folder, task)]
     config = STUDIES[task][scale]
     planned = plan(config, passes=passes, seeds=seeds, controls=chosen, overrides=overrides)
@@ -107,6 +107,9 @@ def reproduce(
         print(write_results(planned, folder, f"{task}, {scale} scale"))
         print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")
     return status_of([job.state for job in done])
+
+
+_OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")
 
 
 def _texts(folder: Path, task: str) -> list[str]:

@@ -71,6 +71,7 @@ def _elements(text: IO[str], path: Path) -> Iterator[Any]:
             if between := _BETWEEN.match(buffer, at):
                 at = between.end()
             if buffer.startswith("]", at):
+                _check_end(buffer[at + 1 :], text, path)
                 return
             try:
                 value, at = decode(buffer, at)
@@ -86,6 +87,15 @@ def _elements(text: IO[str], path: Path) -> Iterator[Any]:
                     ) from None
                 buffer, at = buffer[at:] + more, 0
         yield value
+
+
+def _check_end(rest: str, text: IO[str], path: Path) -> None:
+    """After an array there is nothing, such as a second array: it would go unread."""
+    while rest.isspace() or not rest:
+        if not (rest := text.read(CHUNK)):
+            return
+    fix = "make one array of it, or a file of each"
+    raise Rejected(str(path), "more JSON after the end of its array", fix=fix)
 
 
 def _read_object(path: Path, name: str, key: str) -> Iterator[Document | Rejected]:

@@ -13,7 +13,7 @@ import torch
 from pretrain.config.schema import DataConfig
 from pretrain.data import lanes
 from pretrain.data.batch import Batch
-from pretrain.data.index import find_split
+from pretrain.data.index import find_split, read_index
 from pretrain.data.lanes import Cursor, Row, Span
 from pretrain.data.mixture import corpus_shares, mean_places
 from pretrain.data.order import Order, token_shares
@@ -101,7 +101,24 @@ class TextStream:
         return batch
 
     def describe(self, steps: int) -> list[str]:
-        """A line for each corpus of a mixture: what it gives to a run of so many steps."""
+        """A line for each corpus of a mixture: what it gives to a run of so many steps; and for one
+        that is the held-out text, too.
+        """
+        return [*self._judged_by(), *self._shares(steps)]
+
+    def _judged_by(self) -> list[str]:
+        if not self._config.heldout:
+            return []
+        heldout = find_split(self._files.place(self._config.heldout), "heldout")
+        judged = read_index(heldout).fingerprint
+        return [
+            f"{corpus.path} is data.heldout, too: the held-out loss is of text that is trained on; "
+            "`hypnos data prepare --holdout 0.01` sets some of it apart"
+            for corpus, shards in zip(self._config.train, self._corpora, strict=True)
+            if shards.index.fingerprint == judged
+        ]
+
+    def _shares(self, steps: int) -> list[str]:
         if len(self._corpora) == 1:
             return []
         L, W, places = self._window, self._config.windows, self._means

@@ -118,9 +118,12 @@ def verdict(results: Sequence[Result]) -> list[str]:
     ordered = sorted(arms, key=lambda arm: arm.passes)
     if len(ordered) < 2:
         return ["One N alone says nothing of sleep."]
+    chain = " < ".join(arm.label for arm in ordered)
+    for a, b in [*pairwise(ordered), (ordered[0], ordered[-1])]:
+        if not _seeds(arms[a]) & _seeds(arms[b]):
+            return [f"{chain}: {a.label} and {b.label} have no seed in common yet."]
     steps = [_gain(arms[a], arms[b], deepest) for a, b in pairwise(ordered)]
     whole = _gain(arms[ordered[0]], arms[ordered[-1]], deepest)
-    chain = " < ".join(arm.label for arm in ordered)
     where = "in held-out loss" if deepest == "loss" else f"at {shown_name(deepest)}, the deepest"
     if all(step.is_above_zero for step in steps):
         first = f"{chain} {where}: yes, and surely so, each step of it."
@@ -141,9 +144,13 @@ def verdict(results: Sequence[Result]) -> list[str]:
 
 def _gain(less: Sequence[Result], more: Sequence[Result], measure: str) -> Mean:
     """By how much more passes are better, seed by seed; of the seeds that both have."""
-    both = {r.seed for r in less} & {r.seed for r in more}
+    both = _seeds(less) & _seeds(more)
     few, many = (scores([r for r in rs if r.seed in both], measure) for rs in (less, more))
     return paired(few, many) if measure == "loss" else paired(many, few)
+
+
+def _seeds(results: Sequence[Result]) -> set[int]:
+    return {r.seed for r in results}
 
 
 def _by_row(less: Sequence[Result], more: Sequence[Result]) -> Mean | None:

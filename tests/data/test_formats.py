@@ -224,6 +224,18 @@ def test_bad_element_is_named_or_left_out(tmp_path: Path, content: str, reason: 
     assert len(texts(tmp_path, skip_bad=True)) == 1
 
 
+@pytest.mark.parametrize("chunk", [3, 1 << 16])
+@pytest.mark.parametrize("more", ['\n[{"text": "b"}]', ' {"text": "b"}', "]"])
+def test_what_follows_an_array_is_not_left_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, more: str
+) -> None:
+    monkeypatch.setattr(json_rows, "CHUNK", chunk)
+    (tmp_path / "d.json").write_text('[{"text": "a"}]' + more)
+    with pytest.raises(UserError, match=r"d\.json: more JSON after the end of its array"):
+        texts(tmp_path)
+    assert texts(tmp_path, skip_bad=True) == ["a"]
+
+
 def test_bytes_that_are_no_utf8_spoil_one_element(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_bytes(b'[{"text": "a"}, {"text": "\xff"}, {"text": "b"}]')
     assert texts(tmp_path, skip_bad=True) == ["a", "b"]

@@ -293,6 +293,14 @@ def test_one_corpus_needs_no_words(config: DataConfig) -> None:
     assert open_stream(config).describe(100) == []
 
 
+def test_text_that_is_held_out_and_trained_on_is_named(config: DataConfig, prepared: Path) -> None:
+    trained, apart = str(prepared / "train"), str(prepared / "heldout")
+    twice = replace(config, train=[CorpusConfig(path=trained)], heldout=trained)
+    [line] = open_stream(twice).describe(100)
+    assert line.startswith(f"{trained} is data.heldout, too: ")
+    assert open_stream(replace(twice, heldout=apart)).describe(100) == []
+
+
 def test_other_tokenizer_and_folder_without_shards_are_refused(
     config: DataConfig, other_model: Path, tmp_path: Path
 ) -> None:

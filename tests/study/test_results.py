@@ -107,6 +107,11 @@ def test_the_verdict_says_who_is_better_and_how_sure(
         assert word in said
 
 
+def test_no_verdict_between_runs_of_other_seeds() -> None:
+    said = verdict([result(1, 1, 0.1), result(4, 0, 0.9)])
+    assert said == ["N = 1 < N = 4: N = 1 and N = 4 have no seed in common yet."]
+
+
 def test_depths_are_columns_in_order_of_depth() -> None:
     headers, _ = main_table([result(1, 0, 0.5)])
     assert headers[1:4] == ["hops 1", "hops 4", "hops 16"]
