@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pretrain.study.runner import Job
 
 HYPNOS = [sys.executable, "-m", "launch"]
-JOBS = argument("--jobs", type=positive, metavar="COUNT", help="runs at a time (default: cores)")
+JOBS = argument(
+    "--jobs", type=positive, metavar="COUNT", help="runs at a time (default: GPUs, or cores)"
+)
 
 
 def array_argument(then: str) -> Argument:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -99,7 +98,7 @@ def reproduce(
         return 0
     with StudyProgress() as progress:
         done = run_all(
-            [p.run for p in planned], folder, hypnos=HYPNOS, jobs=jobs or os.cpu_count() or 1,
+            [p.run for p in planned], folder, hypnos=HYPNOS, jobs=jobs,
             seconds=float("inf") if minutes is None else 60 * minutes, show=progress.show,
         )  # fmt: skip
     tell_end(done)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,11 +87,16 @@ def scale(
     folder.mkdir(parents=True, exist_ok=True)
     if array:
         return _array(runs, folder, array)
-    return _run(study, settings, runs, folder, jobs or os.cpu_count() or 1, minutes)
+    return _run(study, settings, runs, folder, jobs, minutes)
 
 
 def _run(
-    file: Path, study: Study, runs: list[LadderRun], folder: Path, jobs: int, minutes: int | None
+    file: Path,
+    study: Study,
+    runs: list[LadderRun],
+    folder: Path,
+    jobs: int | None,
+    minutes: int | None,
 ) -> int:
     """Rung by rung: predict, run, compare; then the laws."""
     import time

@@ -2,7 +2,7 @@
 
 reproduce.py   the paper's experiments as lists of runs     controls.py   who sleep is compared with
 one_run.py     a run, and what it has left when it is done  results.py    what they logged, by seed
-runner.py      trains and evaluates them, some at a time
+runner.py      trains and evaluates them, some at a time    cards.py     the GPUs of each
 intervals.py   means over seeds, and how sure they are      summary.py    tables, csv, the verdict
 figures.py     the same as pictures               overview.py   several studies as one table
 progress.py    how far all runs are

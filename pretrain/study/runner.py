@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 from pretrain.checkpoint.folder import checkpoint_dir, draft_dir, publish, remove_draft, steps
 from pretrain.exit_status import TERMINATED, USER_ERROR
 from pretrain.files import parse_json, write_atomically
+from pretrain.study.cards import least_used, visible
 from pretrain.study.one_run import Run, finish, is_done
 
 POLL_S = 0.5
@@ -45,6 +46,7 @@ class Job:
     steps: int = 0  # train.steps
     state: str = "waiting"  # "training", "evaluating", "saving" before its time, "done", "failed"
     tries: int = 0
+    cards: tuple[str, ...] = ()  # GPUs that it has
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -96,15 +98,17 @@ def run_all(
     folder: Path,
     *,
     hypnos: Sequence[str],
-    jobs: int,
+    jobs: int | None = None,
     retries: int = 2,
     seconds: float = float("inf"),
     show: Callable[[list[Job]], None] = lambda jobs: None,
 ) -> list[Job]:
-    """Trains and evaluates runs, `jobs` at a time, in the order given.
+    """Trains and evaluates runs, `jobs` at a time, in the order given, each on GPUs of its own as
+    long as there are enough.
 
     Args:
         hypnos: what a command line of `hypnos` begins with.
+        jobs: None: one on each GPU, or without any on each core.
         retries: how often a run that fails is begun again, from its newest checkpoint.
         seconds: after them, what trains is asked to save and end, and nothing more is begun.
         show: called twice a second with all jobs.
@@ -116,20 +120,26 @@ def run_all(
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     all_jobs = [_job(run, folder) for run in runs]
     deadline = time.monotonic() + seconds
+    gpus = visible()
+    jobs = jobs or len(gpus) or os.cpu_count() or 1
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads} | os.environ
     with _ending(all_jobs, show):
         while any(job.state not in ("done", "failed") for job in all_jobs):
             for job in all_jobs:
                 _advance(job, hypnos, environment, retries)
+            ended = {job.run.name for job in all_jobs if job.state in ("done", "failed")}
             for job in all_jobs:
-                _give_up_without_trunk(job, all_jobs)
+                _give_up_without_trunk(job, ended)
             running = [job for job in all_jobs if job.process]
             if time.monotonic() > deadline:
                 break
             waiting = [job for job in all_jobs if job.state == "waiting"]
             can_start = (job for job in waiting if branch_off(folder, job.run))
             for job in islice(can_start, jobs - len(running)):
+                job.cards = least_used(
+                    gpus, [j.cards for j in all_jobs if j.process], job.run.ranks
+                )
                 _train(job, hypnos, environment)
             show(all_jobs)
             time.sleep(POLL_S)
@@ -189,9 +199,10 @@ def _job(run: Run, folder: Path) -> Job:
     return Job(run, folder, run.settings().train.steps, state)
 
 
-def _give_up_without_trunk(job: Job, jobs: Sequence[Job]) -> None:
-    """A branch whose trunk has ended, and has no checkpoint where the branch leaves it."""
-    ended = {other.run.name for other in jobs if other.state in ("done", "failed")}
+def _give_up_without_trunk(job: Job, ended: set[str]) -> None:
+    """A branch whose trunk is among those that have ended, and has no checkpoint where the branch
+    leaves it.
+    """
     if job.state == "waiting" and job.run.trunk in ended and not branch_off(job.folder, job.run):
         job.state = "failed"
 
@@ -202,14 +213,19 @@ def _train(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None
     how = ["train"] if job.run.ranks == 1 else ["launch", "local"]
     command = [*hypnos, *how, str(job.run.config), *job.run.overrides, *places]
     command += [] if job.run.ranks == 1 else ["--ranks", str(job.run.ranks)]
-    job.process = _start(command, environment, job.log)
+    job.process = _start(command, environment | _cards(job), job.log)
 
 
 def _evaluate(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
     job.state = "evaluating"
     passes = [str(n) for n in job.run.passes]
     command = [*hypnos, "eval", str(job.path), "--json", "--passes", *passes]
-    job.process = _start(command, environment, job.log, job.path / ".evaluation.part")
+    part = job.path / ".evaluation.part"
+    job.process = _start(command, environment | _cards(job), job.log, part)
+
+
+def _cards(job: Job) -> dict[str, str]:
+    return {"CUDA_VISIBLE_DEVICES": ",".join(job.cards)} if job.cards else {}
 
 
 def _start(

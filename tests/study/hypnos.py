@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ def main(verb: str, *rest: str) -> int:
     settings = dict(r.split("=", 1) for r in rest if "=" in r)
     run = Path(settings["run.dir"]) / settings["run.name"]
     run.mkdir(parents=True, exist_ok=True)
+    (run / "cards").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     with (run / "starts").open("a") as starts:
         starts.write("x")
     fails = run.parents[1] / "FAILS"

@@ -15,7 +15,7 @@ from rich.console import Console
 from launch.cli import main
 from launch.commands.many_runs import tell_end
 from pretrain.errors import UserError
-from pretrain.study import progress
+from pretrain.study import progress, runner
 from pretrain.study.one_run import Run, evaluations
 from pretrain.study.progress import StudyProgress
 from pretrain.study.runner import Job, run_all, write_array
@@ -46,6 +46,23 @@ def test_every_run_is_trained_and_evaluated_once(tmp_path: Path) -> None:
     assert [job.state for job in again] == ["done"] * 4
     assert [starts(tmp_path, run) for run in RUNS] == [1] * 4
     assert "run.seed=2" in (tmp_path / "logs" / "r2.log").read_text()
+
+
+def test_each_run_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none here: who gets which is all that is tested."""
+    monkeypatch.setattr(runner, "visible", lambda: ["2", "5", "GPU-a"])
+    together = set[tuple[str, ...]]()
+
+    def watch(jobs: list[Job]) -> None:
+        cards = [card for job in jobs if job.process for card in job.cards]
+        assert len(set(cards)) == len(cards)
+        together.add(tuple(sorted(cards)))
+
+    wide = Run("wide", DEPO, (), (1, 2), ranks=2)
+    run_all([*RUNS, wide], tmp_path, hypnos=HYPNOS, jobs=2, show=watch)
+    assert ("2", "5") in together
+    given = {run.name: (tmp_path / "runs" / run.name / "cards").read_text() for run in RUNS}
+    assert {*given.values()} <= {"2", "5", "GPU-a"} and len({*given.values()}) > 1
 
 
 @pytest.mark.parametrize(("fails", "state", "begun"), [(2, "done", 3), slow(9, "failed", 3)])
