@@ -169,9 +169,11 @@ def _budgets(
     growth = count(sized)[0] / count(tuned)[0]
     arm = [*arm, *transferred(sized, tuned, study.transfer), *_batch(tuned, growth, ladder)]
     settings = load(config, arm)
-    tokens = tuned.train.steps * tuned.train.batch * growth**ladder.token_power
+    rows = tuned.train.steps * tuned.train.batch * growth**ladder.token_power
+    if settings.data.task == "text":  # rows of longer windows hold more of it
+        rows *= tuned.sleep.window / settings.sleep.window
     smallest = ladder.budgets[0]
-    shortest = max(2, round(tokens / settings.train.batch * smallest / ladder.budgets[-1]))
+    shortest = max(2, round(rows / settings.train.batch * smallest / ladder.budgets[-1]))
     decay = max(1, round(ladder.decay * shortest))
     layout = ladder.layouts[place[0]] if ladder.layouts else RungLayout()
     every = f"train.checkpoint_every={shortest - decay}"

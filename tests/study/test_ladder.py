@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from pretrain.config.load import load, override
+from pretrain.config.load import load, override, to_toml
 from pretrain.errors import UserError
 from pretrain.model.hybrid import initial_value
 from pretrain.run.optimizer import lr_factor
@@ -99,6 +99,18 @@ def test_the_studies_of_the_repository_expand(name: str) -> None:
     ladder = expand(path, read_study(path, ["ladder.seeds=1"]))
     assert len(ladder) == 4 * 3 * 2 and all(r.run.settings() for r in ladder[:2])
     assert read_study(CONFIGS / "scale/text.toml").ladder.windows == [64]
+
+
+def test_budgets_of_text_are_tokens_whatever_the_window() -> None:
+    path = CONFIGS / "scale/text.toml"
+    settings = [*read_study(path).ladder.settings, "model.vocab_size=512"]
+    asked = ["ladder.windows=[64,128]", "ladder.widths=[64]", "ladder.seeds=1"]
+    tokens: dict[float, set[int]] = {}
+    for r in expand(path, read_study(path, [*asked, f"ladder.settings={to_toml(settings)}"])):
+        c = r.run.settings()
+        row = c.data.windows * c.sleep.window
+        tokens.setdefault(r.budget, set()).add(c.train.steps * c.train.batch * row)
+    assert len(tokens) == 2 and all(len(each) == 1 for each in tokens.values())
 
 
 def test_a_width_without_whole_heads_is_refused(tmp_path: Path) -> None:
