@@ -31,7 +31,7 @@ lint: setup  ## style and types
 
 PYTEST := .venv/bin/python -m pytest -q -n 2 --dist worksteal
 
-test: setup  ## style, types, every test of one process, a smoke of each kind of layout (three minutes)
+test: setup  ## style, types, every test of one process, a smoke of each kind of layout (three to six minutes)
 	@$(MAKE) --no-print-directory -j2 lint test-quick  # side by side: ranks leave cores idle
 
 test-quick: setup
@@ -40,7 +40,7 @@ test-quick: setup
 test-rest: setup  ## what `make test` leaves out: more ranks, more kills
 	$(PYTEST) -m slow tests
 
-test-all: setup  ## everything, the fuzz in full (fifteen minutes)
+test-all: setup  ## everything, the fuzz in full (twenty minutes)
 	@$(MAKE) --no-print-directory test HYPNOS_FUZZ=1
 	@$(MAKE) --no-print-directory test-rest
 

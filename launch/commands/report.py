@@ -24,7 +24,7 @@ from launch.commands.values import path, tell
             "--out",
             type=path,
             metavar="FOLDER",
-            help="where to write (default: the first run's folder)",
+            help="where to write (default: the run's folder; of several, the folder of the first)",
         ),
     ],
 )
@@ -33,8 +33,9 @@ def report(runs: list[Path], out: Path | None) -> None:
     from pretrain.run.console import said_if_slow
     from pretrain.study.overview import is_study, overview
 
+    place = runs[0] if len(runs) == 1 else runs[0].parent
     with said_if_slow("drawing", tell):
         if any(map(is_study, runs)):
-            print(overview(runs, out or runs[0]))
+            print(overview(runs, out or place))
         else:
-            report(runs, out or runs[0])
+            report(runs, out or place)

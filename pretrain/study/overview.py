@@ -15,6 +15,7 @@ from pretrain.page import write_page
 from pretrain.report import table
 from pretrain.study.controls import CONTROLS, EQUAL_FLOPS, SLEEP
 from pretrain.study.intervals import mean
+from pretrain.study.reproduce import STUDIES
 from pretrain.study.results import in_order, shown_name
 from pretrain.study.summary import FINAL, as_cell
 
@@ -54,9 +55,11 @@ def overview(folders: Sequence[Path], out: Path) -> str:
             several = arm in [f"n{n}" for n in PASSES[1:]]
             row.append(_cell(studies[task], f"{EQUAL_FLOPS}-{arm}", measure) if several else "")
     out.mkdir(parents=True, exist_ok=True)
+    others = sorted(set(STUDIES) - studies.keys())
+    note = NOTE + (f" Not here: {', '.join(others)}." if others else "")
     written = table(headers, rows)
-    write_atomically(out / "overview.md", f"# Sleep and its controls\n\n{NOTE}\n\n{written}\n")
-    write_page(out / "overview.html", "Sleep and its controls", [NOTE], [(headers, rows)], [])
+    write_atomically(out / "overview.md", f"# Sleep and its controls\n\n{note}\n\n{written}\n")
+    write_page(out / "overview.html", "Sleep and its controls", [note], [(headers, rows)], [])
     return written
 
 
@@ -105,5 +108,6 @@ def _read(path: Path) -> list[Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}; write it anew") from None
     if tuple(lines.fieldnames or ()) != FINAL or not rows:
-        raise UserError(f"{path}: not the results of a study; `hypnos reproduce` writes them")
+        fix = "`hypnos reproduce` writes them (of `hypnos scale` read fit.md)"
+        raise UserError(f"{path}: not the results of a study of tasks; {fix}")
     return rows
