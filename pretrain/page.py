@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+
+from markdown_it import MarkdownIt
 
 from pretrain.files import write_atomically
 
@@ -42,12 +45,32 @@ def write_page(
     body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(each)}</p>" for each in words)]
     body += [_table(*each) for each in tables]
     body += [_figure(*each) for each in pictures]
+    _write(out, title, "\n".join(body))
+
+
+def write_markdown_page(out: Path, text: str) -> None:
+    """Writes what a Markdown file says, which begins with its title, as such a page.
+
+    Its pictures (PNG) lie in the page's folder.
+    """
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    body = body.replace("<table>", '<div class="wide"><table>').replace(
+        "</table>", "</table></div>"
+    )
+    body = _IMAGE.sub(lambda found: _figure(out.parent / found[1], found[2]), body)
+    _write(out, text.partition("\n")[0].removeprefix("# "), body)
+
+
+_IMAGE = re.compile(r'<p><img src="([^"]+)" alt="([^"]*)" /></p>')
+
+
+def _write(out: Path, title: str, body: str) -> None:
     page = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
     )
-    write_atomically(out, page + "\n".join(body) + "\n</body>\n</html>\n")
+    write_atomically(out, page + body + "\n</body>\n</html>\n")
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

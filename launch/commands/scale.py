@@ -135,7 +135,7 @@ def _run(
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
     tell("fitting")
     print(write_fit(runs, done, folder, file.stem, study.ladder.chance))
-    print(f"wrote {folder / 'fit.md'}")
+    print(f"wrote {folder / 'fit.md'} and {folder / 'fit.html'}")
     return status_of(states)
 
 

@@ -2,7 +2,7 @@
 
 reproduce.py   the paper's experiments as lists of runs     controls.py   who sleep is compared with
 one_run.py     a run, and what it has left when it is done  results.py    what they logged, by seed
-runner.py      trains and evaluates them, some at a time    cards.py     the GPUs of each
+runner.py      trains and evaluates them, some at a time   cards.py      the GPUs of each
 intervals.py   means over seeds, and how sure they are      summary.py    tables, csv, the verdict
 figures.py     the same as pictures               overview.py   several studies as one table
 progress.py    how far all runs are
@@ -13,7 +13,7 @@ ladder.py      STUDY.toml -> runs, one dial for size        transfer.py  rates f
 coordinates.py do they transfer?                            law.py       loss and depth, as laws
 fit.py         laws from runs, with intervals               frontier.py  what to spend FLOPs on
 scale.py       results, and each rung predicted             dry_run.py   what the runs will take
-fit_report.py  fit.md: words, tables, pictures
+fit_report.py  fit.md and fit.html: words, tables, pictures
 
 A plan: what a run needs on given hardware, before it runs (docs/plan.md):
 

@@ -1,4 +1,4 @@
-"""fit.md: the laws of a study in words and tables, with intervals, and as pictures."""
+"""fit.md, fit.html: the laws of a study in words and tables, with intervals, and as pictures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
+from pretrain.page import write_markdown_page
 from pretrain.plots import COLOURS, figure
 from pretrain.report import table
 from pretrain.study.fit import Fit, fit_depth, fit_loss, left_out, with_intervals
@@ -63,6 +64,7 @@ def write_fit(
         parts += _depth(by_depth, chance, folder, draws)
     text = "\n\n".join(parts) + "\n"
     write_atomically(folder / "fit.md", text)
+    write_markdown_page(folder / "fit.html", text)
     return text
 
 

@@ -108,6 +108,6 @@ def _read(path: Path) -> list[Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}; write it anew") from None
     if tuple(lines.fieldnames or ()) != FINAL or not rows:
-        fix = "`hypnos reproduce` writes them (of `hypnos scale` read fit.md)"
+        fix = "`hypnos reproduce` writes them (`hypnos scale` writes fit.html)"
         raise UserError(f"{path}: not the results of a study of tasks; {fix}")
     return rows

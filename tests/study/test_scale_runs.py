@@ -27,3 +27,4 @@ def test_a_ladder_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFix
         ("32", "2"),
     ]
     assert float(rows[1]["flops"]) > float(rows[0]["flops"])
+    assert "<table>" in (out / "fit.html").read_text() and "fit.html" in said
