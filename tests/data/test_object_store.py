@@ -104,6 +104,32 @@ def test_a_stream_from_s3_and_over_http_is_that_of_a_folder(
         assert re.search(rf"{SHARDS}/train/\S+: attempt \d failed {why}; tries on for \d+ s", said)
 
 
+def test_an_answer_that_does_not_come_is_asked_for_again(
+    there: There,
+    local: DataConfig,
+    stored: DataConfig,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = take(open_stream(local), 5)
+    monkeypatch.setattr(store, "ATTEMPT_S", 1.0)
+    hung = list[str]()
+
+    def hang(request: str, number: int) -> str:
+        if not request.startswith("GET") or request in hung:
+            return ""
+        hung.append(request)
+        return "20"
+
+    there.proxy.trouble = hang
+    began = time.monotonic()
+    patient = replace(stored, cache=stored.cache + "4", retry=30)
+    StorePath._whole.clear()
+    assert all(map(same, take(open_stream(patient), 5), expected))
+    assert len(hung) > 2 and time.monotonic() - began < 20
+    assert re.search(r"attempt 1 failed \(.*\); tries on for \d+ s", capsys.readouterr().err)
+
+
 def test_a_run_over_s3_that_is_killed_is_the_run_over_a_folder(
     there: There, corpus: Path, tmp_path: Path
 ) -> None:
