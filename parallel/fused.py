@@ -40,8 +40,11 @@ def fused(function: Callable[P, R], by_hand: Callable[P, R] | None = None) -> Ca
 
     @functools.wraps(function)
     def run(*args: P.args, **named: P.kwargs) -> R:
-        first = args[0]
-        on_cuda = isinstance(first, Tensor) and first.is_cuda
-        return (compiled() if on_cuda else by_hand or function)(*args, **named)
+        run_here = compiled() if _is_compiled(args[0]) else by_hand or function
+        return run_here(*args, **named)
 
     return run
+
+
+def _is_compiled(first: object) -> bool:
+    return isinstance(first, Tensor) and first.is_cuda

@@ -143,6 +143,7 @@ def _array(runs: list[LadderRun], folder: Path, array: Path) -> int:
     from pretrain.errors import UserError
     from pretrain.study.one_run import is_done
     from pretrain.study.runner import write_array
+    from pretrain.study.scale import finished, write_predictions
 
     ranks = sorted({r.run.ranks for r in runs if not is_done(folder, r.run)})
     if len(ranks) > 1:
@@ -150,6 +151,7 @@ def _array(runs: list[LadderRun], folder: Path, array: Path) -> int:
             f"--array: runs of {' and '.join(map(str, ranks))} ranks are left, and the tasks of a "
             "job array have as many each: name one rung, as ladder.widths=[128], and its layout"
         )
+    write_predictions(runs, finished(runs, folder), folder / "predictions.csv")  # before they run
     left = write_array([r.run for r in runs], folder.absolute(), array)
     waiting = len([r for r in runs if not is_done(folder, r.run)]) - left
     more = f"; {waiting} branches wait for their trunks: write it again then" if waiting else ""

@@ -1,0 +1,33 @@
+"""What torch.compile is given to compile, seen on a CPU: its front end runs, its kernels do not."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from parallel import fused
+from tests.gpu.problem import batch, build, loss_and_gradients
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # read by the front end
+def test_neither_passes_nor_windows_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once two shapes have been seen, N may be drawn at random and batches may be of any size."""
+    model = build(torch.device("cpu"), torch.float32)
+    expected = loss_and_gradients(model, batch(pad=True, rows=5), "unit", passes=4)[0]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(fused, "_is_compiled", lambda first: True)
+    torch._dynamo.reset()
+    counters.clear()
+    for rows in (3, 2):
+        for n in (1, 2):
+            loss_and_gradients(model, batch(pad=True, rows=rows), passes=n)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 10
+    found = loss_and_gradients(model, batch(pad=True, rows=5), "unit", passes=4)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == graphs
+    torch._dynamo.reset()
