@@ -19,9 +19,9 @@ def test_a_whole_request_that_leaves_nothing(
 ) -> None:
     read, tokens = Session.read, list[int]()
 
-    def noted(self: Session, ids: list[int], *options: bool) -> object:
+    def noted(self: Session, ids: list[int], **options: bool) -> object:
         tokens.extend(ids)
-        return read(self, ids, *options)
+        return read(self, ids, **options)
 
     with serving(run, tmp_path) as found:
         service = found.service
