@@ -3,7 +3,7 @@
 OUT/runs, OUT/logs        see `pretrain.study.runner`
 OUT/results.csv           a line for each run and token budget
 OUT/predictions.csv       of each rung from those below: written before it runs, its error after
-OUT/fit.md, .html, *.png   the laws with their intervals, the frontier at equal FLOPs
+OUT/fit.md, fit.html      the laws with their intervals, the frontier at equal FLOPs
 """
 
 from __future__ import annotations
