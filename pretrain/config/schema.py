@@ -77,7 +77,10 @@ class SleepConfig:
     """What is done with a window when it is full (docs/method.md)."""
 
     passes: int = setting(
-        4, "N, all passes over a window; 1 is the plain hybrid with eviction", at_least=1
+        4,
+        "N, all passes over a window; 1 is the plain hybrid with eviction",
+        at_least=1,
+        at_most=256,
     )
     min_passes: int = setting(
         0,
