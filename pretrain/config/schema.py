@@ -77,10 +77,7 @@ class SleepConfig:
     """What is done with a window when it is full (docs/method.md)."""
 
     passes: int = setting(
-        4,
-        "N, all passes over a window; 1 is the plain hybrid with eviction",
-        at_least=1,
-        at_most=256,
+        4, "N, all passes over a window; 1 is the plain hybrid with eviction", at_least=1
     )
     min_passes: int = setting(
         0,

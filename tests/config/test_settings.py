@@ -249,13 +249,13 @@ def test_overrides_of_a_configuration_leave_it_as_it_is() -> None:
     changed = override(config, ["sleep.passes=2", "data.heldout=~"])
     assert changed.sleep.passes == 2 and "~" not in changed.data.heldout
     assert config == parse("", overrides=["data.task=depo"])
-    with pytest.raises(UserError, match=r"^sleep\.passes = 0: must be at least 1 and at most 256$"):
+    with pytest.raises(UserError, match=r"^sleep\.passes = 0: must be at least 1$"):
         override(config, ["sleep.passes=0"])
 
 
 def test_load_validates_and_names_the_file() -> None:
     path = CONFIGS[0]
-    with pytest.raises(UserError, match=f"^{path}: sleep.passes = 0: must be at least 1 and at most 256$"):
+    with pytest.raises(UserError, match=f"^{path}: sleep.passes = 0: must be at least 1$"):
         load(path, ["sleep.passes=0"])
 
 
