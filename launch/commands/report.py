@@ -33,9 +33,9 @@ def report(runs: list[Path], out: Path | None) -> None:
     from pretrain.run.console import said_if_slow
     from pretrain.study.overview import is_study, overview
 
-    place = runs[0] if len(runs) == 1 else runs[0].parent
+    out = out or (runs[0] if len(runs) == 1 else runs[0].parent)
     with said_if_slow("drawing", tell):
         if any(map(is_study, runs)):
-            print(overview(runs, out or place))
+            print(overview(runs, out))
         else:
-            report(runs, out or place)
+            report(runs, out)

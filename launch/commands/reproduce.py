@@ -11,6 +11,8 @@ from launch.commands.many_runs import HYPNOS, JOBS, array_argument, status_of, t
 from launch.commands.values import path, positive, tell, whole
 from pretrain.exit_status import REQUEUE
 
+_OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # with one of them none is made
+
 
 @command(
     "reproduce",
@@ -106,9 +108,6 @@ def reproduce(
         print(write_results(planned, folder, f"{task}, {scale} scale"))
         print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")
     return status_of([job.state for job in done])
-
-
-_OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")
 
 
 def _texts(folder: Path, task: str) -> list[str]:

@@ -114,8 +114,8 @@ class TextStream:
         return [
             f"{corpus.path} is data.heldout, too: the held-out loss is of text that is trained on; "
             "`hypnos data prepare --holdout 0.01` sets some of it apart"
-            for corpus, shards in zip(self._config.train, self._corpora, strict=True)
-            if shards.index.fingerprint == judged
+            for corpus, (fingerprint, _) in zip(self._config.train, self._data, strict=True)
+            if fingerprint == judged
         ]
 
     def _shares(self, steps: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -125,6 +126,16 @@ def test_a_study_that_goes_to_slurm_trains_nothing(
     assert main(["reproduce", "depo", *asked, "--array", str(array)]) == 0
     assert "4 runs; next: hypnos launch slurm" in capsys.readouterr().out
     assert len(array.read_text().splitlines()) == 4 and not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_study_of_text_reads_the_text_that_it_is_given(tmp_path: Path) -> None:
+    array, out = tmp_path / "left.txt", tmp_path / "out"
+    mine = ['data.train=[{path="mine"}]', "data.heldout=apart"]
+    asked = ["--seeds", "1", "--passes", "1", "--out", str(out), "--array", str(array)]
+    assert main(["reproduce", "text", *asked, *mine]) == 0
+    (line,) = array.read_text().splitlines()
+    assert [word for word in shlex.split(line) if word.startswith("data.")] == mine
+    assert list(out.iterdir()) == []  # no tokenizer was trained, no text prepared
 
 
 def test_on_a_small_screen_the_table_has_what_is_on_its_way(

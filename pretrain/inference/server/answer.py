@@ -64,8 +64,8 @@ class Answers:
 
     Args:
         count: how many. most: tokens of each. top: likeliest tokens told beside each; None: no
-            log-probabilities. echo: the input's own tokens have them, too. mark: stores the input's
-        session at a mark.
+            log-probabilities. echo: the input's own tokens have them, too. mark: stores the
+            input's session at a mark.
     """
 
     def __init__(
