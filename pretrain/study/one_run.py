@@ -1,15 +1,17 @@
 """One run of a study: its settings, and what it has left when it is done.
 
-DIR/runs/NAME/evaluation.json    its evaluations, a hash of the settings behind them, and where,
-                                 when and of which commit
+DIR/done/NAME.json    its evaluations, its curve, a hash of the settings behind them, and where,
+                      when and of which commit
+
+Nothing else of a finished run is read again: a study goes on from these files, wherever its runs
+were made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically
 from pretrain.origin import origin
+from pretrain.study.curve import Curve
 
 
 @dataclass(frozen=True)
@@ -38,23 +41,33 @@ class Run:
         return load(self.config, self.overrides)
 
 
-def finish(folder: Path, run: Run, found: Sequence[dict[str, Any]]) -> None:
-    """Writes its evaluations, one dict for each N: it is done."""
-    done = {"settings": fingerprint(run), "evaluations": found, "origin": origin()}
-    write_atomically(_path(folder, run), json.dumps(done) + "\n")
+@dataclass(frozen=True)
+class Left:
+    """What a finished run has left to a study."""
+
+    settings: str  # `fingerprint` of what it was trained with
+    evaluations: list[dict[str, Any]]  # of `pretrain.evaluate`, one for each N
+    origin: dict[str, str]  # of `pretrain.origin`: where, when and of which commit
+    curve: Curve
 
 
-def evaluations(folder: Path, run: Run) -> list[dict[str, Any]]:
-    """What a finished run's evaluation gave, one dict for each N (`pretrain.evaluate`)."""
-    text = _path(folder, run).read_text(encoding="utf-8")
-    found: list[dict[str, Any]] = parse_json(text)["evaluations"]
-    return found
+def finish(folder: Path, run: Run, found: list[dict[str, Any]]) -> None:
+    """Writes what is left of a run, with its evaluations, one dict for each N: it is done."""
+    left = Left(fingerprint(run), found, origin(), Curve.of(folder / "runs" / run.name))
+    path = _path(folder, run)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(asdict(left)) + "\n")
 
 
-def origin_of(folder: Path, run: Run) -> dict[str, str]:
-    """Where a finished run was evaluated: "machine", "commit", "date"."""
-    found: dict[str, str] = parse_json(_path(folder, run).read_text(encoding="utf-8"))["origin"]
-    return found
+def left_by(folder: Path, run: Run) -> Left:
+    """By a finished run. UserError names a file that is none of these."""
+    path = _path(folder, run)
+    try:
+        left = parse_json(path.read_text(encoding="utf-8"))
+        return Left(**left | {"curve": Curve(**left["curve"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        fix = f"remove it and {folder / 'runs' / run.name}, and the run is made again"
+        raise UserError(f"{path}: not what a finished run leaves ({error}); {fix}") from None
 
 
 def is_done(folder: Path, run: Run) -> bool:
@@ -62,12 +75,13 @@ def is_done(folder: Path, run: Run) -> bool:
     path = _path(folder, run)
     if not path.exists():
         return False
-    if parse_json(path.read_text(encoding="utf-8")).get("settings") != fingerprint(run):
+    left = left_by(folder, run)
+    if left.settings != fingerprint(run):
         raise UserError(
-            f"{path} comes from other settings than the study has now: remove {path.parent}, or "
-            "choose another folder with --out"
+            f"{path} comes from other settings than the study has now: remove it and "
+            f"{folder / 'runs' / run.name}, or choose another folder with --out"
         )
-    return set(run.passes) <= {found["passes"] for found in evaluations(folder, run)}
+    return set(run.passes) <= {found["passes"] for found in left.evaluations}
 
 
 def fingerprint(run: Run) -> str:
@@ -85,4 +99,4 @@ def fingerprint(run: Run) -> str:
 
 
 def _path(folder: Path, run: Run) -> Path:
-    return folder / "runs" / run.name / "evaluation.json"
+    return folder / "done" / f"{run.name}.json"

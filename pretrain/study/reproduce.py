@@ -1,6 +1,6 @@
 """The paper's experiments as lists of runs: every N and control on the same data, several seeds.
 
-OUT/runs, OUT/logs                       see `pretrain.study.runner`
+OUT/runs, OUT/done, OUT/logs             see `pretrain.study.runner`
 OUT/results.csv, OUT/curves.csv          every run: at the end, and on the way
 OUT/results.md, OUT/*.png                the verdict, the table and the pictures
 """
@@ -21,7 +21,7 @@ from pretrain.page import write_page
 from pretrain.report import table
 from pretrain.study.controls import CONTROLS, SLEEP, Control
 from pretrain.study.figures import draw
-from pretrain.study.one_run import Run, is_done, origin_of
+from pretrain.study.one_run import Run, is_done, left_by
 from pretrain.study.results import Arm, read_result
 from pretrain.study.summary import bits_table, curves_csv, final_csv, main_table, verdict
 from pretrain.tasks.story_writer import write_story
@@ -135,7 +135,7 @@ def _origins(folder: Path, done: Sequence[Planned]) -> list[str]:
     """On which machines, of which commits and when the runs were made: a sentence each."""
     found: dict[tuple[str, str], list[str]] = {}
     for p in done:
-        made = origin_of(folder, p.run)
+        made = left_by(folder, p.run).origin
         found.setdefault((made["machine"], made["commit"]), []).append(made["date"])
     return [
         f"{len(days)} run{'s' if len(days) > 1 else ''} on {machine}, commit {commit}, "

@@ -4,8 +4,8 @@
                    ^   |         |
                    '---'---------'-----> failed, after so many retries (a user's error: at once)
 
-    DIR/runs/NAME        the run (`pretrain.study.one_run`); what ends before its time goes on from
-                         its checkpoint
+    DIR/runs/NAME        the run; what ends before its time goes on from its checkpoint
+    DIR/done/NAME.json   what is left of it when it is done (`pretrain.study.one_run`)
     DIR/logs/NAME.log    what its processes said
 
 A branch waits for a checkpoint of another run, its trunk, and goes on from there by itself.

@@ -1,6 +1,6 @@
 """A ladder's results: what each run came to, what was predicted of it, and the laws of all.
 
-OUT/runs, OUT/logs        see `pretrain.study.runner`
+OUT/runs, done, logs      see `pretrain.study.runner`
 OUT/results.csv           a line for each run and token budget
 OUT/predictions.csv       of each rung from those below: written before it runs, its error after
 OUT/fit.md, fit.html      the laws with their intervals, the frontier at equal FLOPs
@@ -25,7 +25,7 @@ from pretrain.study.estimate import example, with_vocabulary
 from pretrain.study.fit import fit_loss, from_below
 from pretrain.study.ladder import LadderRun, count
 from pretrain.study.law import DepthPoints, Points
-from pretrain.study.one_run import evaluations, is_done
+from pretrain.study.one_run import is_done, left_by
 
 COLUMNS = (
     "rung", "width", "blocks", "N", "window", "seed", "budget", "steps", "tokens", "flops", "once",
@@ -89,7 +89,7 @@ def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
             continue
         key = (r.rung, r.passes, r.window, r.budget)
         size = sizes[key] = sizes.get(key) or Size.of(r)
-        (result,) = (e for e in evaluations(folder, r.run) if e["passes"] == r.passes)
+        (result,) = (e for e in left_by(folder, r.run).evaluations if e["passes"] == r.passes)
         found.append(
             Finished(
                 r, len(size.config.model.layers), size.config.train.steps, size.tokens,

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from pretrain.config.load import load, override, to_toml
 from pretrain.errors import UserError
 from pretrain.model.hybrid import initial_value
 from pretrain.run.optimizer import lr_factor
+from pretrain.study.curve import Curve
 from pretrain.study.fit_report import write_fit
 from pretrain.study.ladder import LadderRun, count, expand, read_study
+from pretrain.study.one_run import Left, fingerprint
 from pretrain.study.runner import branch_off, run_all, write_array
 from pretrain.study.scale import finished, predict
 from pretrain.study.transfer import Transfer, transferred
@@ -161,8 +164,6 @@ def test_a_branch_fails_with_its_trunk(tmp_path: Path, ladder: list[LadderRun]) 
 
 def results(folder: Path, ladder: Sequence[LadderRun]) -> None:
     """Finished runs, as the runner leaves them, of a law with phi = 0.5 and hops by N."""
-    from pretrain.study.one_run import fingerprint
-
     for r in ladder:
         config = r.run.settings()
         whole, looped = count(config)
@@ -170,11 +171,10 @@ def results(folder: Path, ladder: Sequence[LadderRun]) -> None:
         tokens = config.train.steps * config.train.batch * 48
         loss = 0.1 + 50 * size**-0.5 + 60 * tokens**-0.4 + 1e-4 * r.seed
         accuracy = {f"hops_{k}": 1 / (1 + k / r.passes) for k in (1, 2, 4)}
-        run = folder / "runs" / r.run.name
-        run.mkdir(parents=True)
+        (folder / "done").mkdir(exist_ok=True)
         found = [{"passes": r.passes, "loss": loss, "accuracy": accuracy}]
-        done = {"settings": fingerprint(r.run), "evaluations": found}
-        (run / "evaluation.json").write_text(json.dumps(done))
+        left = Left(fingerprint(r.run), found, {}, Curve([], [], [], [], []))
+        (folder / "done" / f"{r.run.name}.json").write_text(json.dumps(asdict(left)))
 
 
 def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from launch.cli import main
 from pretrain.errors import UserError
 from pretrain.origin import machine
 from pretrain.study.controls import CONTROLS, flops_per_step
+from pretrain.study.curve import Curve
 from pretrain.study.intervals import mean, paired
 from pretrain.study.overview import overview
 from pretrain.study.reproduce import STUDIES, plan, write_results
-from pretrain.study.results import Arm, Curve, Result
+from pretrain.study.results import Arm, Result
 from pretrain.study.runner import run_all
 from pretrain.study.summary import bits_table, final_csv, main_table, verdict
 
@@ -26,7 +28,7 @@ DEPO = STUDIES["depo"]["cpu"]
 
 
 def result(n: int, seed: int, deep: float) -> Result:
-    curve = Curve([10], [1000], [1e6], [2.0], [1.0], [(0, {"loss": 2.0}), (10, {"loss": 1.0})])
+    curve = Curve([10], [1000], [1e6], [2.0], [(0, {"loss": 2.0}), (10, {"loss": 1.0})])
     scores = {n: {"loss": 1.0, "hops_4": deep, "hops_16": deep, "hops_1": 1.0}}
     return Result(Arm(f"n{n}", f"N = {n}", n), seed, n, scores, {}, curve)
 
@@ -134,6 +136,17 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     # 500 tokens at 50 a second, twice, and a million operations a second
     assert {(r["tokens"], r["seconds"], r["flops"]) for r in rows} == {("1000", "20", "2e+07")}
 
+    # elsewhere a study goes on from what its runs have left
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "done", elsewhere / "done")
+    assert write_results(planned, elsewhere, "Depo") == said
+    for name in ("results.csv", "curves.csv"):
+        assert (elsewhere / name).read_text() == (tmp_path / name).read_text()
+    broken = elsewhere / "done" / "n1-seed0.json"
+    broken.write_text("{}")
+    with pytest.raises(UserError, match=r"n1-seed0.json: not what a finished run leaves .* remove"):
+        write_results(planned, elsewhere, "Depo")
+
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "all")]) == 0
     lines = (tmp_path / "all" / "overview.md").read_text().splitlines()
     cells = {
@@ -166,7 +179,7 @@ def test_what_was_not_run_has_a_row_of_its_own() -> None:
 
 
 def test_text_is_told_in_bits_by_window() -> None:
-    curve = Curve([10], [1000], [1e6], [2.0], [1.0], [(10, {"loss": 1.0})])
+    curve = Curve([10], [1000], [1e6], [2.0], [(10, {"loss": 1.0})])
     results = [
         Result(Arm("n2", "N = 2", 2), s, 2, {2: {"loss": 2.0}}, {2: [b, 1.0, 1.5]}, curve)
         for s, b in enumerate([1.0, 1.2, 1.4])
@@ -179,7 +192,7 @@ def test_text_is_told_in_bits_by_window() -> None:
 
 
 def test_one_seed_of_text_is_compared_row_by_row() -> None:
-    curve = Curve([10], [1000], [1e6], [2.0], [1.0], [(10, {"loss": 1.0})])
+    curve = Curve([10], [1000], [1e6], [2.0], [(10, {"loss": 1.0})])
     rows = {1: [2.0, 3.0, 4.0], 2: [1.9, 2.8, 3.7]}
     results = [
         Result(Arm(f"n{n}", f"N = {n}", n), 0, n, {n: {"loss": sum(r) / 3}}, {n: [1.0]}, curve, r)

@@ -17,7 +17,7 @@ from launch.cli import main
 from launch.commands.many_runs import tell_end
 from pretrain.errors import UserError
 from pretrain.study import progress, runner
-from pretrain.study.one_run import Run, evaluations
+from pretrain.study.one_run import Run, left_by
 from pretrain.study.progress import StudyProgress
 from pretrain.study.runner import Job, run_all, write_array
 from tests.marks import slow
@@ -42,7 +42,7 @@ def test_every_run_is_trained_and_evaluated_once(tmp_path: Path) -> None:
 
     jobs = run_all(RUNS, tmp_path, hypnos=HYPNOS, jobs=2, show=watch)
     assert [job.state for job in jobs] == ["done"] * 4 and most == 2
-    assert [e["loss"] for e in evaluations(tmp_path, RUNS[3])] == [1.0, 0.5]
+    assert [e["loss"] for e in left_by(tmp_path, RUNS[3]).evaluations] == [1.0, 0.5]
     again = run_all(RUNS, tmp_path, hypnos=["/no/such/command"], jobs=2)
     assert [job.state for job in again] == ["done"] * 4
     assert [starts(tmp_path, run) for run in RUNS] == [1] * 4
@@ -99,7 +99,7 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
     run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, jobs=1)
     more = Run("r0", DEPO, ("run.seed=0",), (1, 2, 4))
     run_all([more], tmp_path, hypnos=HYPNOS, jobs=1)
-    assert [e["passes"] for e in evaluations(tmp_path, more)] == [1, 2, 4]
+    assert [e["passes"] for e in left_by(tmp_path, more).evaluations] == [1, 2, 4]
     changed = Run("r0", DEPO, ("run.seed=0", "sleep.passes=2"), (1, 2))
     with pytest.raises(UserError, match="comes from other settings than the study has now"):
         run_all([changed], tmp_path, hypnos=HYPNOS, jobs=1)

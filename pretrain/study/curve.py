@@ -1,0 +1,57 @@
+"""How a run got where it is: what it had read, computed and learned at its logging steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.report import read_run
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Of one run, at each of its logging steps."""
+
+    steps: list[int]
+    tokens: list[int]
+    flops: list[float]  # counted, see `pretrain.model.flops`
+    seconds: list[float]  # of training, without evaluations and saves
+    evaluated: list[tuple[int, dict[str, float]]]  # (step, loss and accuracies) of held-out data
+
+    @classmethod
+    def of(cls, path: Path) -> Curve:
+        """What the metrics of a run's folder say."""
+        metrics = read_run(path.name, path)
+        curve = cls([], [], [], [], [])
+        seconds = flops = 0.0
+        tokens = 0
+        for row in metrics.train:
+            took = (row["tokens"] - tokens) / row["tokens_per_s"]
+            seconds, flops, tokens = (
+                seconds + took,
+                flops + row["flops_per_s"] * took,
+                row["tokens"],
+            )
+            curve.steps.append(row["step"])
+            curve.tokens.append(tokens)
+            curve.flops.append(flops)
+            curve.seconds.append(seconds)
+        curve.evaluated.extend((row["step"], _measured(row)) for row in metrics.evaluations)
+        return curve
+
+    def at(self, step: int, axis: str) -> float:
+        """Tokens, FLOPs or seconds after a step: in between two logging steps, evenly."""
+        values: list[float] = getattr(self, axis)
+        before = [i for i, s in enumerate(self.steps) if s <= step]
+        if not before:
+            return values[0] * step / self.steps[0]
+        i = before[-1]
+        if i + 1 == len(self.steps):
+            return values[i]
+        share = (step - self.steps[i]) / (self.steps[i + 1] - self.steps[i])
+        return values[i] + share * (values[i + 1] - values[i])
+
+
+def _measured(row: dict[str, Any]) -> dict[str, float]:
+    return {"loss": row["loss"], **row.get("accuracy", {})}
