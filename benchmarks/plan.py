@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.memory import commit, processor
@@ -88,7 +89,7 @@ def measure(folder: Path) -> None:
 
 
 def fastest(found: Sequence[Hardware]) -> Hardware:
-    """Of each rate the best that was measured."""
+    """Of each rate the best that was measured; of what ranks take of each other the median."""
 
     def most(rate: Callable[[Hardware], float]) -> float:
         return max(map(rate, found))
@@ -109,6 +110,7 @@ def fastest(found: Sequence[Hardware]) -> Hardware:
         found[0].node,
         link_gbs=most(lambda h: h.node.link_gbs),
         latency_s=-most(lambda h: -h.node.latency_s),
+        crowding=[median(of) for of in zip(*(h.node.crowding for h in found), strict=True)],
     )
     return replace(found[0], device=device, node=node)
 

@@ -2,7 +2,8 @@
 
 reproduce.py   the paper's experiments as lists of runs     controls.py   who sleep is compared with
 one_run.py     a run, and what it has left when it is done  results.py    what they logged, by seed
-runner.py      trains and evaluates them, some at a time   cards.py      the GPUs of each
+curve.py       how it got there                             cards.py      the GPUs of each
+runner.py      trains and evaluates them, some at a time
 intervals.py   means over seeds, and how sure they are      summary.py    tables, csv, the verdict
 figures.py     the same as pictures               overview.py   several studies as one table
 progress.py    how far all runs are
@@ -22,5 +23,6 @@ stage_units.py what stages do in each unit                  stage_times.py  how 
 block_work.py  what a block does and keeps                  rank_memory.py  what a rank holds
 hardware.py    what devices do in a second                  communication.py  how ranks exchange
 measure.py     the same of this machine                     links.py     messages in it
+one_block.py   what is timed of it                          crowding.py  ranks that share cores
 fake_world.py  builds stages in a world that is not there   plan_table.py  a plan in words
 """

@@ -110,6 +110,7 @@ class Estimator:
                 "takes; plan with parallel.cp_delta=heads"
             )
         self.config, self.gpus, self.hardware, self.row = config, gpus, hardware, row
+        self._shared = hardware.shared_by(gpus)
         sleep = config.sleep
         # N of a step: memory must do for the most, time is the mean, which is that of the ends.
         # Of a curriculum, what it comes to.
@@ -180,7 +181,7 @@ class Estimator:
         key = x.tp, x.cp, x.pp, x.sequence_parallel, x.recompute, rows, x.precision, gathers
         if key not in self._times:
             self._times[key] = [
-                StageTimes(self.config, self.hardware, self._counter(x), x, dp, units)
+                StageTimes(self.config, self._shared, self._counter(x), x, dp, units)
                 for units in self._stage_units(x.pp)
             ]
         return self._times[key]
@@ -239,8 +240,8 @@ class Estimator:
     def _update(self, x: Layout, dp: int) -> tuple[float, float]:
         """Seconds in which a step's gradients and weights are exchanged, and of the optimiser."""
         p = max(self.parameters(x.tp, x.pp), key=lambda each: each.all)
-        device, node = self.hardware.device, self.hardware.node
-        group, stage = Group(self.hardware, dp, x.tp), Group(self.hardware, dp * x.tp)
+        device, node = self._shared.device, self._shared.node
+        group, stage = Group(self._shared, dp, x.tp), Group(self._shared, dp * x.tp)
         size = 2 if x.precision == "bf16" else FP32
         exchange = group.shared_out(FP32 * p.all)  # gradients, in fp32
         exchange += group.shared_out(FP32 * p.all if x.zero == 0 else size * p.all)
@@ -270,8 +271,8 @@ class Estimator:
             whole = sum(sum(flops[kind]) for kind in kinds)
             largest = max(max(flops[kind]) for kind in kinds)
             works.append(max(whole / (dp * x.tp if x.zero else x.tp), largest))
-        device = self.hardware.device
-        best = self.hardware.flops("bf16" if device.kind == "cuda" else "fp32")
+        device = self._shared.device
+        best = self._shared.flops("bf16" if device.kind == "cuda" else "fp32")
         return max(works) / (best * device.product_share)
 
 

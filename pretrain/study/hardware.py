@@ -6,7 +6,7 @@ runs on. A name (h100) is a file of that folder, anything else is a path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +63,9 @@ class NodeSpec:
     link_gbs: float = setting(REQUIRED, "GB/s that a device sends to others of its host", above=0)
     latency_s: float = setting(REQUIRED, "seconds of one message on a host", at_least=0)
     host_gbs: float = setting(REQUIRED, "GB/s between a device and the host's memory", above=0)
+    crowding: list[float] = setting(
+        [], "how many times longer anything takes with 2, 4, 8, ... ranks on the host", at_least=1
+    )
 
 
 @dataclass(kw_only=True)
@@ -100,6 +103,24 @@ class Hardware:
         """FLOP/s of which the shares are."""
         device = self.device
         return 1e12 * (device.bf16_tflops if precision == "bf16" else device.fp32_tflops)
+
+    def shared_by(self, ranks: int) -> Hardware:
+        """As each of so many ranks finds it: slower, where they are in each other's way."""
+        known = [1.0, *self.node.crowding]
+        slower = known[min((ranks - 1).bit_length(), len(known) - 1)]
+        device, node = self.device, self.node
+        return replace(
+            self,
+            device=replace(
+                device,
+                product_share=device.product_share / slower,
+                attention_share=device.attention_share / slower,
+                delta_share=device.delta_share / slower,
+                memory_gbs=device.memory_gbs / slower,
+                launch_s=device.launch_s * slower,
+            ),
+            node=replace(node, link_gbs=node.link_gbs / slower, latency_s=node.latency_s * slower),
+        )
 
     @property
     def usable_bytes(self) -> float:

@@ -1,8 +1,9 @@
-"""Measures the machine it runs on, as `pretrain.study.hardware` describes one: half a minute.
+"""Measures the machine it runs on, as `pretrain.study.hardware` describes one: about a minute.
 
 What blocks are made of is timed by itself, forward and backward: products, attention, the delta
-rule, elementwise work; then a block so small that only its operations count, and messages between
-two processes (`pretrain.study.links`). On a CPU it is the processor's time that counts, one thread,
+rule, elementwise work; then a block so small that only its operations count, messages between two
+processes (`pretrain.study.links`), and on a CPU what ranks take of each other by sharing its cores
+(`pretrain.study.crowding`). On a CPU it is the processor's time that counts, one thread,
 so that other work beside it does no harm. The network between hosts is not measured.
 """
 
@@ -22,17 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel import mesh
-from parallel.block import Block
 from parallel.delta_rule import delta_rule
 from parallel.norms import l2_normalized
-from parallel.state import State
-from parallel.window import open_window
 from pretrain.config.load import to_toml
 from pretrain.config.schema import ModelConfig
 from pretrain.model.flops import delta_rule_forward, peak
 from pretrain.study.block_work import BlockCounter, Rows
+from pretrain.study.crowding import measured_crowding
 from pretrain.study.hardware import GIB, DeviceSpec, Hardware, NodeSpec
 from pretrain.study.links import Links, measured_links
+from pretrain.study.one_block import one_block
 from pretrain.study.stage_times import ATTENTION, ELEMENTWISE, PRODUCTS, RULE, RULE_KERNEL
 
 SECONDS = 1.5  # of each measurement
@@ -75,7 +75,7 @@ def _cpu() -> Hardware:
     links = measured_links(cuda=False)
     node = NodeSpec(
         devices=cores, shared=True, link_gbs=links.gbs, latency_s=links.latency_s,
-        host_gbs=device.memory_gbs,
+        host_gbs=device.memory_gbs, crowding=measured_crowding(model, 4, 128),
     )  # fmt: skip
     return Hardware(device=device, node=node)
 
@@ -177,16 +177,7 @@ def _launch(dtype: torch.dtype) -> float:
     counter = BlockCounter(model, half=dtype != torch.float32, fused=cuda, kernel=cuda)
     took = launches = 0.0
     for kind in ("attention", "delta"):
-        block = Block(model, kind).to(mesh.device(), dtype)
-        for p in block.parameters():
-            torch.nn.init.normal_(p, std=0.02)
-        h = torch.randn(1, 16, 16, device=mesh.device(), dtype=dtype).requires_grad_()
-        memory = block.empty_state(1, h.device, dtype)
-        nothing = torch.zeros(1, 0, dtype=torch.bool, device=h.device)
-        state = State((memory,), nothing, torch.zeros(1, dtype=torch.int64, device=h.device))
-        valid = torch.ones(1, 16, dtype=torch.bool, device=h.device)
-        window = open_window(model, state, valid, has_pad=False, width=16, sliding=False)
-        took += _seconds(lambda b=block, m=memory, w=window, h=h: b(h, m, w)[0])  # type: ignore[misc]
+        took += _seconds(one_block(model, kind, 1, 16, dtype))
         launches += (1 + ELEMENTWISE) * counter.work(Rows(kind, 1, 16)).launches
     return took / launches
 

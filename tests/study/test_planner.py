@@ -56,6 +56,21 @@ def test_context_parallel_ranks_are_planned() -> None:
     assert shared.exchange_s > alone.exchange_s and shared.seconds < alone.seconds
 
 
+def test_ranks_that_share_a_host_take_longer() -> None:
+    """All of a step does; with more ranks than were measured as long as with the most."""
+    h100, config = load_hardware("h100"), load(SMALL, ["train.batch=32"])
+    node = replace(h100.node, devices=2, shared=True)
+    crowded = replace(h100, node=replace(node, crowding=[1.25, 1.5]))
+    for ranks, longer in ((1, 1), (2, 1.25), (4, 1.5), (16, 1.5)):
+        alone, among_others = (
+            plan(config, ranks, where, fixed=["train.microbatches"]).best[0]
+            for where in (replace(h100, node=node), crowded)
+        )
+        assert among_others.layout == alone.layout
+        assert among_others.seconds == pytest.approx(longer * alone.seconds)
+        assert among_others.mfu == pytest.approx(alone.mfu / longer)
+
+
 def test_memory_decides() -> None:
     h100 = load_hardware("h100")
     config = load(str(ROOT / "configs/recipes/7B.toml"), ["train.batch=16"])
