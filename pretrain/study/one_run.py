@@ -70,6 +70,11 @@ def left_by(folder: Path, run: Run) -> Left:
         raise UserError(f"{path}: not what a finished run leaves ({error}); {fix}") from None
 
 
+def all_done(folder: Path) -> set[str]:
+    """Names of all runs that are done."""
+    return {path.stem for path in (folder / "done").glob("*.json")}
+
+
 def is_done(folder: Path, run: Run) -> bool:
     """Whether a run is trained, and evaluated at each N. UserError: it was under other settings."""
     path = _path(folder, run)

@@ -21,7 +21,7 @@ from pretrain.page import write_page
 from pretrain.report import table
 from pretrain.study.controls import CONTROLS, SLEEP, Control
 from pretrain.study.figures import draw
-from pretrain.study.one_run import Run, is_done, left_by
+from pretrain.study.one_run import Run, all_done, is_done, left_by
 from pretrain.study.results import Arm, read_result
 from pretrain.study.summary import bits_table, curves_csv, final_csv, main_table, verdict
 from pretrain.tasks.story_writer import write_story
@@ -104,7 +104,8 @@ def write_results(planned: Sequence[Planned], folder: Path, title: str) -> str:
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
     results = [read_result(folder, p.run, p.arm, p.seed) for p in done]
     pictures = draw(results, folder)
-    words = [*verdict(results), *_not_run(planned, done), *_origins(folder, done)]
+    words = [*verdict(results), *_not_run(planned, done), *_not_asked(planned, folder)]
+    words += _origins(folder, done)
     headers, rows = main_table(results, list(dict.fromkeys(p.arm for p in planned)))
     tables = [(headers, rows)]
     if by_window := bits_table(results):
@@ -129,6 +130,12 @@ def _not_run(planned: Sequence[Planned], done: Sequence[Planned]) -> list[str]:
             missing.setdefault(p.arm, []).append(str(p.seed))
     each = [f"{arm.label}: {', '.join(seeds)}" for arm, seeds in missing.items()]
     return [f"Seeds not run: {'; '.join(each)}."] if each else []
+
+
+def _not_asked(planned: Sequence[Planned], folder: Path) -> list[str]:
+    """A sentence on runs that are done and no part of what was asked for."""
+    others = all_done(folder) - {p.run.name for p in planned}
+    return [f"Done, but not asked for: {', '.join(sorted(others))}."] if others else []
 
 
 def _origins(folder: Path, done: Sequence[Planned]) -> list[str]:

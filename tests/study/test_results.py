@@ -142,6 +142,8 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     assert write_results(planned, elsewhere, "Depo") == said
     for name in ("results.csv", "curves.csv"):
         assert (elsewhere / name).read_text() == (tmp_path / name).read_text()
+    fewer = write_results([p for p in planned if p.arm.passes == 1], elsewhere, "Depo")
+    assert "Done, but not asked for: n2-seed0." in fewer
     broken = elsewhere / "done" / "n1-seed0.json"
     broken.write_text("{}")
     with pytest.raises(UserError, match=r"n1-seed0.json: not what a finished run leaves .* remove"):
