@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from pretrain.config.schema import S5Config
@@ -32,6 +33,19 @@ def test_a_word_of_one_is_its_element_and_all_products_are_equally_likely() -> N
     best = batch.targets.clone()
     best[:3000, 4] += 1
     assert task.score(best, batch) == {"length_1": 1.0, "length_2": 1.0, "length_4": 0.5}
+
+
+@pytest.mark.parametrize(("symbols", "length"), [(3, 4), (2, 1), (2, 5), (3, 9), (5, 3)])
+def test_no_word_of_the_test_is_read(symbols: int, length: int) -> None:
+    task = S5(S5Config(symbols=symbols, length=length), length)
+    ending = min(length, {2: 16, 3: 6, 5: 2}[symbols])
+    read, tested = (
+        {tuple(row[length - ending : length]) for row in batch.tokens.tolist()}
+        for batch in (task.sample(0, 0, 20_000), task.test(0, 20_000))
+    )
+    assert not read & tested
+    if (symbols, length) == (3, 4):  # all words are read but for those
+        assert (len(read), len(tested)) == (1296 * 7 // 8, 1296 // 8)
 
 
 def test_rows_are_a_function_of_their_number() -> None:
