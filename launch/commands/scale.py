@@ -86,7 +86,7 @@ def scale(
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     if array:
-        return _array(runs, folder, array)
+        return _array(runs, folder, array, settings.ladder.chance)
     return _run(study, settings, runs, folder, jobs, minutes)
 
 
@@ -104,21 +104,23 @@ def _run(
     from pretrain.errors import UserError
     from pretrain.report import table
     from pretrain.study.fit_report import write_fit
+    from pretrain.study.predictions import predict, prediction_table, write_predictions
     from pretrain.study.progress import StudyProgress
     from pretrain.study.runner import run_all
-    from pretrain.study.scale import finished, predict, prediction_table, write_predictions
+    from pretrain.study.scale import finished
 
     deadline = time.monotonic() + (60 * minutes if minutes else float("inf"))
     states: list[str] = []
+    chance = study.ladder.chance
     for number in sorted({r.rung for r in runs}):
         mine = [r for r in runs if r.rung == number]
         if time.monotonic() > deadline:
             states += ["waiting"] * len(mine)
             break
         done = finished(runs, folder)
-        predicted = predict(runs, done, number)
+        predicted = predict(runs, done, number, chance)
         if predicted and not all(p.measured for p in predicted):
-            write_predictions(runs, done, folder / "predictions.csv")
+            write_predictions(runs, done, folder / "predictions.csv", chance)
             print(f"rung {number}, width {mine[0].width}: predicted by the rungs below it\n")
             print(table(*prediction_table(predicted)), flush=True)
         with StudyProgress() as progress:
@@ -129,21 +131,22 @@ def _run(
         states += [job.state for job in jobs_done]
         tell_end(jobs_done)
         if predicted:
-            after = predict(runs, finished(runs, folder), number)
+            after = predict(runs, finished(runs, folder), number, chance)
             print(f"\nrung {number}: what came of it\n\n{table(*prediction_table(after))}\n")
     if not (done := finished(runs, folder)):
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
     tell("fitting")
-    print(write_fit(runs, done, folder, file.stem, study.ladder.chance))
+    print(write_fit(runs, done, folder, file.stem, chance))
     print(f"wrote {folder / 'fit.md'} and {folder / 'fit.html'}")
     return status_of(states)
 
 
-def _array(runs: list[LadderRun], folder: Path, array: Path) -> int:
+def _array(runs: list[LadderRun], folder: Path, array: Path, chance: float) -> int:
     from pretrain.errors import UserError
     from pretrain.study.one_run import is_done
+    from pretrain.study.predictions import write_predictions
     from pretrain.study.runner import write_array
-    from pretrain.study.scale import finished, write_predictions
+    from pretrain.study.scale import finished
 
     ranks = sorted({r.run.ranks for r in runs if not is_done(folder, r.run)})
     if len(ranks) > 1:
@@ -151,7 +154,8 @@ def _array(runs: list[LadderRun], folder: Path, array: Path) -> int:
             f"--array: runs of {' and '.join(map(str, ranks))} ranks are left, and the tasks of a "
             "job array have as many each: name one rung, as ladder.widths=[128], and its layout"
         )
-    write_predictions(runs, finished(runs, folder), folder / "predictions.csv")  # before they run
+    done = finished(runs, folder)
+    write_predictions(runs, done, folder / "predictions.csv", chance)  # before they run
     left = write_array([r.run for r in runs], folder.absolute(), array)
     waiting = len([r for r in runs if not is_done(folder, r.run)]) - left
     more = f"; {waiting} branches wait for their trunks: write it again then" if waiting else ""

@@ -13,7 +13,8 @@ A ladder of sizes, and the laws that come of it (docs/scaling.md):
 ladder.py      STUDY.toml -> runs, one dial for size        transfer.py  rates for every size
 coordinates.py do they transfer?                            law.py       loss and depth, as laws
 fit.py         laws from runs, with intervals               frontier.py  what to spend FLOPs on
-scale.py       results, and each rung predicted             dry_run.py   what the runs will take
+scale.py       results, as the laws take them               dry_run.py   what the runs will take
+predictions.py each rung, from the rungs below it
 fit_report.py  fit.md and fit.html: words, tables, pictures
 
 A plan: what a run needs on given hardware, before it runs (docs/plan.md):

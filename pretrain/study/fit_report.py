@@ -16,15 +16,8 @@ from pretrain.study.fit import Fit, fit_depth, fit_loss, left_out, with_interval
 from pretrain.study.frontier import REACH, Arm, exchange, frontier
 from pretrain.study.ladder import LadderRun
 from pretrain.study.law import LOOPED_DEPTH, DepthLaw, DepthPoints, LossLaw, Points
-from pretrain.study.scale import (
-    Finished,
-    depth_points,
-    points,
-    predict,
-    prediction_table,
-    write_predictions,
-    write_results_csv,
-)
+from pretrain.study.predictions import predict, prediction_table, write_predictions
+from pretrain.study.scale import Finished, depth_points, points, write_results_csv
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta", "phi")
 MAX_NAMED = 12  # missing runs
@@ -46,8 +39,8 @@ def write_fit(
         chance: accuracy of guessing. draws: of the bootstrap.
     """
     write_results_csv(done, folder / "results.csv")
-    write_predictions(runs, done, folder / "predictions.csv")
-    parts = [f"# {title}", _what_is_there(runs, done), *_predictions(runs, done)]
+    write_predictions(runs, done, folder / "predictions.csv", chance)
+    parts = [f"# {title}", _what_is_there(runs, done), *_predictions(runs, done, chance)]
     windows = sorted({d.of.window for d in done})
     fits: dict[int, Fit[LossLaw]] = {}
     for window in windows:
@@ -76,16 +69,18 @@ def _what_is_there(runs: Sequence[LadderRun], done: Sequence[Finished]) -> str:
     return f"{said} Missing: {', '.join(missing[:MAX_NAMED])}{more}." if missing else said
 
 
-def _predictions(runs: Sequence[LadderRun], done: Sequence[Finished]) -> Lines:
+def _predictions(runs: Sequence[LadderRun], done: Sequence[Finished], chance: float) -> Lines:
     numbers = sorted({r.rung for r in runs})
-    predicted = [p for n in numbers for p in predict(runs, done, n)]
+    predicted = [p for n in numbers for p in predict(runs, done, n, chance)]
     if not predicted:
         return ["No rung is predicted yet: that takes two finished rungs below it."]
-    errors = [abs(p.error) for p in predicted if p.measured]
-    mean = f" Mean error: {np.mean(errors):.1%} of the loss." if errors else ""
+    said = "By the laws of the rungs below alone."
+    for unit, which in (("of the loss", True), ("of accuracy", False)):
+        errors = [abs(p.error) for p in predicted if p.measured and which == (p.measure == "loss")]
+        said += f" Mean error: {np.mean(errors):.1%} {unit}." if errors else ""
     return [
         "## Each rung, predicted from those below",
-        f"By the law of the rungs below alone.{mean}",
+        said,
         table(*prediction_table(predicted)),
     ]
 
@@ -179,7 +174,7 @@ def _exchange(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], done: Sequence[
         return []
     rung = len(mine[0].once) // 2
     tokens = max(d.tokens for d in done if d.of.rung == rung)
-    gains = exchange(fits[window], mine, rung, tokens)
+    gains = exchange(fits, [*mine, *(arm for arm in arms if arm.window != window)], rung, tokens)
     return [
         f"What twice the FLOPs take off the loss of rung {rung} with N = 1 (nats):",
         table(["way", "less loss"], [[way, str(gain)] for way, gain in gains.items()]),

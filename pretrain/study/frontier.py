@@ -8,7 +8,7 @@ times the longest, is not asked for: there a law says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,14 +100,17 @@ def frontier(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], flops: float) ->
     return best
 
 
-def exchange(fit: Fit[LossLaw], arms: list[Arm], rung: int, tokens: float) -> dict[str, Interval]:
+def exchange(
+    fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], rung: int, tokens: float
+) -> dict[str, Interval]:
     """By how much the loss falls when FLOPs are doubled, from one rung without sleep on.
 
     Args:
-        arms: of one window, by N; the first has N = 1. rung: where it begins. tokens: read there.
+        fits: by window. arms: by window and N; the first has N = 1, and others of its window have
+            more. rung: where it begins. tokens: read there.
     """
     first = arms[0]
-    start = float((first.once + first.looped)[rung])
+    fit, start = fits[first.window], float((first.once + first.looped)[rung])
     cost = float(first.flops_per_token[rung])
 
     def loss(law: LossLaw, size: float, passes: float, text: float) -> float:
@@ -117,15 +120,28 @@ def exchange(fit: Fit[LossLaw], arms: list[Arm], rung: int, tokens: float) -> di
     sizes = _sizes(first)
     doubled = float(sizes[np.abs(first.at(sizes)[2] - 2 * cost).argmin()])
     # a pass costs the same each: N at which a token costs twice as much
-    more = arms[-1]
+    more = [arm for arm in arms if arm.window == first.window][-1]
     pass_cost = (float(more.flops_per_token[rung]) - cost) / (more.passes - 1)
     longer = 1 + cost / pass_cost
     ways = {
-        f"bigger: {doubled / start:.2f} x the parameters": (doubled, 1.0, tokens),
-        "more text: 2 x the tokens": (start, 1.0, 2 * tokens),
-        f"more sleep: N = {longer:.1f}": (start, longer, tokens),
+        f"bigger: {doubled / start:.2f} x the parameters": (first.window, doubled, 1.0, tokens),
+        "more text: 2 x the tokens": (first.window, start, 1.0, 2 * tokens),
+        f"more sleep: N = {longer:.1f}": (first.window, start, longer, tokens),
     }
-    return {
-        name: fit.interval(lambda law, w=way: loss(law, start, 1.0, tokens) - loss(law, *w))  # type: ignore[misc]
-        for name, way in ways.items()
-    }
+    for arm in arms:
+        if arm.passes == 1 and arm.window > first.window:
+            text = 2 * tokens * cost / float(arm.flops_per_token[rung])
+            name = f"longer windows: L = {arm.window}, {text / tokens:.2f} x the tokens"
+            ways[name] = arm.window, start, 1.0, text
+
+    def gain(laws: Sequence[LossLaw], *way: float) -> float:
+        before, after = laws
+        return loss(before, start, 1.0, tokens) - loss(after, *way)
+
+    def interval(window: int, *way: float) -> Interval:
+        to = fits[window]
+        drawn = [gain(pair, *way) for pair in zip(fit.resampled, to.resampled, strict=False)]
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        return Interval(gain((fit.law, to.law), *way), float(low), float(high))
+
+    return {name: interval(*way) for name, way in ways.items()}

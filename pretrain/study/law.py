@@ -100,10 +100,14 @@ class DepthLaw:
         grown = self.a * np.log2(parameters / self.N0) + self.b * np.log2(tokens / self.D0)
         return self.h + self.psi * np.log2(passes) + grown
 
+    def accuracy(self, horizon: Array, depth: Array) -> Array:
+        """Share of right answers at each depth, by the log2 of the horizon."""
+        return self.chance + (1 - self.chance) * _sigmoid(self.s * (horizon - np.log2(depth)))
+
     def at(self, points: DepthPoints) -> Array:
         """[n] accuracy."""
         h = self.horizon(points.parameters, points.passes, points.tokens)
-        return self.chance + (1 - self.chance) * _sigmoid(self.s * (h - np.log2(points.depth)))
+        return self.accuracy(h, points.depth)
 
 
 def _sigmoid(x: Array) -> Array:

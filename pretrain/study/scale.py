@@ -1,4 +1,4 @@
-"""A ladder's results: what each run came to, what was predicted of it, and the laws of all.
+"""A ladder's results: what each run came to, as the laws take it.
 
 OUT/runs, done, logs      see `pretrain.study.runner`
 OUT/results.csv           a line for each run and token budget
@@ -22,7 +22,6 @@ from pretrain.model.flops import step_flops
 from pretrain.model.plan import drawn_passes
 from pretrain.report import DEPTHS, as_csv
 from pretrain.study.estimate import example, with_vocabulary
-from pretrain.study.fit import fit_loss, from_below
 from pretrain.study.ladder import LadderRun, count
 from pretrain.study.law import DepthPoints, Points
 from pretrain.study.one_run import is_done, left_by
@@ -108,16 +107,22 @@ def points(done: Sequence[Finished]) -> Points:
 def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
     """For the law of accuracy by depth; None: the task does not tell depths apart."""
     rows = [
-        (run, float(name.rpartition("_")[2]), value)
+        (run, depth, value)
         for run in done
         for name, value in run.accuracy.items()
-        if name.rpartition("_")[0] in DEPTHS and float(name.rpartition("_")[2]) > 0
+        if (depth := depth_of(name))
     ]
     if not rows:
         return None
     runs, depths, accuracies = zip(*rows, strict=True)
     shared = vars(Points(*_columns(runs)))
     return DepthPoints(**shared, depth=np.array(depths), accuracy=np.array(accuracies))
+
+
+def depth_of(measure: str) -> float:
+    """That an accuracy is of: 2.0 of "hops_2". 0 of what has none."""
+    kind, _, depth = measure.rpartition("_")
+    return float(depth) if kind in DEPTHS else 0.0
 
 
 def _columns(done: Sequence[Finished]) -> Iterator[Any]:
@@ -129,62 +134,6 @@ def _columns(done: Sequence[Finished]) -> Iterator[Any]:
         yield np.array([float(getattr(d, value)) for d in done])
     yield np.array([d.of.rung for d in done])
     yield np.array([names[d.of.trunk] for d in done])
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Of one rung's runs of an N, window and budget, by the law of the rungs below."""
-
-    of: LadderRun  # the first seed's
-    loss: float
-    measured: list[float]  # by seed
-
-    @property
-    def error(self) -> float:
-        """Of the prediction, relative to the mean over seeds."""
-        return self.loss / float(np.mean(self.measured)) - 1 if self.measured else float("nan")
-
-
-def predict(runs: Sequence[LadderRun], done: Sequence[Finished], number: int) -> list[Prediction]:
-    """What the rungs below say of a rung; [] where fewer than two of them are done."""
-    found = []
-    laws = {}  # by window
-    for window in {r.window for r in runs}:
-        below = [d for d in done if d.of.window == window and d.of.rung < number]
-        laws[window] = from_below(points(below), fit_loss, number) if below else None
-    for r in runs:
-        law = laws[r.window]
-        if r.rung != number or r.seed or law is None:
-            continue
-        size = Size.of(r)
-        once = size.parameters - size.looped
-        loss = float(law.loss(once, size.looped, float(r.passes), size.tokens))
-        same = (number, r.passes, r.window, r.budget)
-        measured = [
-            d.loss for d in done if (d.of.rung, d.of.passes, d.of.window, d.of.budget) == same
-        ]
-        found.append(Prediction(r, loss, measured))
-    return found
-
-
-def prediction_table(predicted: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows."""
-    headers = ["width", "N", "L", "budget", "predicted", "measured", "error"]
-    rows = []
-    for p in predicted:
-        r = p.of
-        there = bool(p.measured)
-        measured = f"{np.mean(p.measured):.4f}" if there else "-"
-        place = [str(r.width), str(r.passes), str(r.window), f"{r.budget:g}"]
-        rows.append([*place, f"{p.loss:.4f}", measured, f"{p.error:+.1%}" if there else "-"])
-    return headers, rows
-
-
-def write_predictions(runs: Sequence[LadderRun], done: Sequence[Finished], path: Path) -> None:
-    """All that can be predicted now, with errors where there are measurements."""
-    numbers = sorted({r.rung for r in runs})
-    headers, rows = prediction_table([p for n in numbers for p in predict(runs, done, n)])
-    write_atomically(path, as_csv(headers, rows))
 
 
 def write_results_csv(done: Sequence[Finished], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -102,6 +103,13 @@ def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:
     assert best[0].loss.value < best[1].loss.value and best[0].wins == 1
     # N = 4 would read less than its shortest run, even at its smallest; N = 1 would not
     assert [bool(b) for b in frontier({16: fit}, arms, 1e7 * 6 * SIZES[0])] == [True, False]
-    gains = exchange(fit, arms, rung=1, tokens=3e8)
-    bigger, text, sleep = (gain.value for gain in gains.values())
+    # windows twice as long lower the loss by 0.1, and a token costs a quarter more in them
+    law = replace(LAW, E=LAW.E - 0.1)
+    there = with_intervals(made_up(law, 1e-4), fit_loss, draws=5)
+    arms.append(Arm(1, 32, once, looped, 1.25 * arms[0].flops_per_token, (1e7, 1e10)))
+    gains = exchange({16: fit, 32: there}, arms, rung=1, tokens=3e8)
+    bigger, text, sleep, longer = (gain.value for gain in gains.values())
     assert bigger > sleep > 0 and text > 0
+    assert list(gains)[-1] == "longer windows: L = 32, 1.60 x the tokens"
+    start = float(once[1]), float(looped[1]), 1.0
+    assert longer == pytest.approx(float(LAW.loss(*start, 3e8) - law.loss(*start, 4.8e8)), rel=0.01)

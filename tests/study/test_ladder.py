@@ -20,8 +20,9 @@ from pretrain.study.curve import Curve
 from pretrain.study.fit_report import write_fit
 from pretrain.study.ladder import LadderRun, count, expand, read_study
 from pretrain.study.one_run import Left, fingerprint
+from pretrain.study.predictions import predict
 from pretrain.study.runner import branch_off, run_all, write_array
-from pretrain.study.scale import finished, predict
+from pretrain.study.scale import finished
 from pretrain.study.transfer import Transfer, transferred
 
 HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
@@ -181,16 +182,20 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
     some = rungs_of(tmp_path, LADDER.replace("seeds = 2", "seeds = 1"))
     results(tmp_path, some[:-1])
     done = finished(some, tmp_path)
-    predicted = predict(some, done, 2)
-    assert not predict(some, done, 1) and predicted[-1].of.width == 128
-    assert all(abs(p.error) < 0.05 for p in predicted if p.measured)
+    predicted = predict(some, done, 2, chance=0.0)
+    assert not predict(some, done, 1, chance=0.0) and predicted[-1].of.width == 128
+    assert [p.measure for p in predicted[:4]] == ["loss", "hops_1", "hops_2", "hops_4"]
+    assert len([p for p in predicted if p.measured]) == len(predicted) - 4  # one is missing
+    for p in predicted:
+        # accuracy is as the law has it, loss nearly so
+        assert not p.measured or abs(p.error) < (0.05 if p.measure == "loss" else 1e-6)
     text = write_fit(some, done, tmp_path, "tiny", 0.125, draws=2)
     assert f"Missing: {some[-1].run.name}" in text and "phi = 0.5 [" in text
     assert "more sleep: N = " in text and "![depth](depth.png)" in text
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert len(rows) == 17 and rows[0]["hops_4"] == "0.2" and rows[0]["blocks"] == "2"
     predicted = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
-    assert len(predicted) == 6 and predicted[-1]["measured"] == "-"
+    assert len(predicted) == 6 * 4 and predicted[-1]["measured"] == "-"
     for picture in ("frontier.png", "depth.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
 

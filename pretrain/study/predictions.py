@@ -1,0 +1,94 @@
+"""Each rung of a ladder, predicted by the laws of the rungs below it: before it runs, and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.files import write_atomically
+from pretrain.report import as_csv
+from pretrain.study.fit import fit_depth, fit_loss, from_below
+from pretrain.study.ladder import LadderRun
+from pretrain.study.results import in_order, shown_name
+from pretrain.study.scale import Finished, Size, depth_of, depth_points, points
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one rung's runs of an N, window and budget, by the laws of the rungs below."""
+
+    of: LadderRun  # the first seed's
+    measure: str  # "loss", or an accuracy by depth: "hops_2"
+    value: float
+    measured: list[float]  # by seed
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, against the mean over seeds: relative of a loss, of an accuracy the
+        difference.
+        """
+        if not self.measured:
+            return float("nan")
+        mean = float(np.mean(self.measured))
+        return self.value / mean - 1 if self.measure == "loss" else self.value - mean
+
+
+def predict(
+    runs: Sequence[LadderRun], done: Sequence[Finished], number: int, chance: float
+) -> list[Prediction]:
+    """What the rungs below say of a rung; [] where fewer than two of them are done."""
+    below = [d for d in done if d.of.rung < number]
+    losses = {}  # by window
+    for window in {d.of.window for d in below}:
+        there = points([d for d in below if d.of.window == window])
+        losses[window] = from_below(there, fit_loss, number)
+    deep, depths = depth_points(below), None
+    if deep is not None:
+        depths = from_below(deep, lambda found: fit_depth(found, chance), number)
+    found = []
+    for r in runs:
+        if r.rung != number or r.seed:
+            continue
+        size = Size.of(r)
+        once, same = size.parameters - size.looped, (number, r.passes, r.window, r.budget)
+        mine = [d for d in done if (d.of.rung, d.of.passes, d.of.window, d.of.budget) == same]
+        if law := losses.get(r.window):
+            loss = float(law.loss(once, size.looped, float(r.passes), size.tokens))
+            found.append(Prediction(r, "loss", loss, [d.loss for d in mine]))
+        if depths:
+            horizon = depths.horizon(
+                *(np.array(float(x)) for x in (size.parameters, r.passes, size.tokens))
+            )
+            for name in in_order(name for d in below for name in d.accuracy):
+                if depth := depth_of(name):
+                    share = float(depths.accuracy(horizon, np.array(depth)))
+                    found.append(Prediction(r, name, share, [d.accuracy[name] for d in mine]))
+    return found
+
+
+def prediction_table(predicted: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows: losses in nats, accuracies in percent."""
+    headers = ["width", "N", "L", "budget", "", "predicted", "measured", "error"]
+    rows = []
+    for p in predicted:
+        r, is_loss = p.of, p.measure == "loss"
+        values = [p.value, *([float(np.mean(p.measured))] if p.measured else [])]
+        shown = [f"{v:.4f}" if is_loss else f"{100 * v:.1f}" for v in values]
+        off = f"{p.error:+.1%}" if is_loss else f"{100 * p.error:+.1f} points"
+        shown += [off] if p.measured else ["-", "-"]
+        place = [str(r.width), str(r.passes), str(r.window), f"{r.budget:g}"]
+        rows.append([*place, shown_name(p.measure), *shown])
+    return headers, rows
+
+
+def write_predictions(
+    runs: Sequence[LadderRun], done: Sequence[Finished], path: Path, chance: float
+) -> None:
+    """All that can be predicted now, with errors where there are measurements."""
+    numbers = sorted({r.rung for r in runs})
+    predicted = [p for n in numbers for p in predict(runs, done, n, chance)]
+    headers, rows = prediction_table(predicted)
+    write_atomically(path, as_csv(headers, rows))
