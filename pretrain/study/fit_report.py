@@ -74,13 +74,16 @@ def _predictions(runs: Sequence[LadderRun], done: Sequence[Finished], chance: fl
     predicted = [p for n in numbers for p in predict(runs, done, n, chance)]
     if not predicted:
         return ["No rung is predicted yet: that takes two finished rungs below it."]
-    said = "By the laws of the rungs below alone."
-    for unit, which in (("of the loss", True), ("of accuracy", False)):
-        errors = [abs(p.error) for p in predicted if p.measured and which == (p.measure == "loss")]
-        said += f" Mean error: {np.mean(errors):.1%} {unit}." if errors else ""
+    errors = [
+        [abs(p.error) for p in predicted if p.measured and (p.measure == "loss") == of_loss]
+        for of_loss in (True, False)
+    ]
+    off = [f"{np.mean(errors[0]):.1%} of the loss"] if errors[0] else []
+    off += [f"{100 * np.mean(errors[1]):.1f} points of accuracy"] if errors[1] else []
+    mean = f" Mean error: {', '.join(off)}." if off else ""
     return [
         "## Each rung, predicted from those below",
-        said,
+        f"By the laws of the rungs below alone.{mean}",
         table(*prediction_table(predicted)),
     ]
 
