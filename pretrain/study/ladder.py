@@ -53,7 +53,9 @@ class LadderConfig:
         1.0, "blocks grow with the width to this power; 0: all rungs have as many", at_least=0
     )
     passes: list[int] = setting([1, 2, 4], "N", at_least=1)
-    windows: list[int] = setting([], "L; empty: the configuration's", at_least=1)
+    windows: list[int] = setting(
+        [], "L; empty: the configuration's. A step of text has as many tokens at any L", at_least=1
+    )
     seeds: int = setting(3, "of weights and data, from 0", at_least=1)
     budgets: list[float] = setting(
         [0.25, 0.5, 1.0],
@@ -167,11 +169,10 @@ def _budgets(
     ladder = study.ladder
     sized = load(config, arm)
     growth = count(sized)[0] / count(tuned)[0]
-    arm = [*arm, *transferred(sized, tuned, study.transfer), *_batch(tuned, growth, ladder)]
+    arm = [*arm, *transferred(sized, tuned, study.transfer), *_batch(tuned, sized, growth, ladder)]
     settings = load(config, arm)
     rows = tuned.train.steps * tuned.train.batch * growth**ladder.token_power
-    if settings.data.task == "text":  # rows of longer windows hold more of it
-        rows *= tuned.sleep.window / settings.sleep.window
+    rows /= _row_length(settings, tuned)
     smallest = ladder.budgets[0]
     shortest = max(2, round(rows / settings.train.batch * smallest / ladder.budgets[-1]))
     decay = max(1, round(ladder.decay * shortest))
@@ -222,13 +223,24 @@ def pattern(layers: Sequence[str]) -> list[str]:
     return list(layers)
 
 
-def _batch(tuned: Config, growth: float, ladder: LadderConfig) -> list[str]:
-    """train.batch, in whole multiples of the microbatches, and rates by its square root."""
-    if not ladder.batch_power:
+def _row_length(config: Config, tuned: Config) -> float:
+    """Of a row, as a multiple of the tuned one's: rows of longer windows hold more text."""
+    if config.data.task != "text":
+        return 1.0
+    return config.sleep.window / tuned.sleep.window
+
+
+def _batch(tuned: Config, sized: Config, growth: float, ladder: LadderConfig) -> list[str]:
+    """train.batch, in whole multiples of the microbatches: as many tokens at any window; and rates
+    by the square root of what `batch_power` makes of them.
+    """
+    length = _row_length(sized, tuned)
+    if not ladder.batch_power and length == 1:
         return []
     step = tuned.train.microbatches
-    batch = max(step, step * round(tuned.train.batch * growth**ladder.batch_power / step))
-    rate = (batch / tuned.train.batch) ** 0.5
+    rows = tuned.train.batch * growth**ladder.batch_power / length
+    batch = max(step, step * round(rows / step))
+    rate = (batch * length / tuned.train.batch) ** 0.5 if ladder.batch_power else 1.0
     return [
         f"train.batch={batch}",
         f"optimizer.muon_lr={tuned.optimizer.muon_lr * rate:.6g}",

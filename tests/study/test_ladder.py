@@ -105,15 +105,15 @@ def test_the_studies_of_the_repository_expand(name: str) -> None:
     assert read_study(CONFIGS / "scale/text.toml").ladder.windows == [64]
 
 
-def test_budgets_of_text_are_tokens_whatever_the_window() -> None:
+def test_budgets_and_batches_of_text_are_tokens_whatever_the_window() -> None:
     path = CONFIGS / "scale/text.toml"
     settings = [*read_study(path).ladder.settings, "model.vocab_size=512"]
     asked = ["ladder.windows=[64,128]", "ladder.widths=[64]", "ladder.seeds=1"]
-    tokens: dict[float, set[int]] = {}
+    tokens: dict[float, set[tuple[int, int]]] = {}
     for r in expand(path, read_study(path, [*asked, f"ladder.settings={to_toml(settings)}"])):
         c = r.run.settings()
         row = c.data.windows * c.sleep.window
-        tokens.setdefault(r.budget, set()).add(c.train.steps * c.train.batch * row)
+        tokens.setdefault(r.budget, set()).add((c.train.batch * row, c.train.steps))
     assert len(tokens) == 2 and all(len(each) == 1 for each in tokens.values())
 
 
