@@ -18,7 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -32,6 +34,8 @@ from pretrain.data.batch import Batch
 from pretrain.model.flops import parameters, step_flops
 from pretrain.model.sleep import SleepLM
 from pretrain.origin import commit, processor
+from pretrain.plots import COLOURS, INK, figure
+from pretrain.study.one_block import one_block
 from pretrain.tasks import make_task
 
 SIZES = {
@@ -113,8 +117,20 @@ def take_turns(contenders: Sequence[Callable], turns: int) -> list[float]:
     return best
 
 
-def beside_transformers(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
-    """One window a sequence, N = 1."""
+class Beside(NamedTuple):
+    """Ours beside transformers."""
+
+    model: str  # "10.9M, fp32"
+    tokens: int  # of a sequence
+    ours: float  # tokens a second
+    theirs: float
+    share: float  # of a large product's rate that ours comes to
+
+
+def beside_transformers(
+    plan: Plan, say: Callable[[str], None], found: list[Beside]
+) -> Iterator[str]:
+    """One window a sequence, N = 1; adds what it finds."""
     yield (
         "| parameters | precision | T | ours, tokens/s | transformers | ours over it | compiled, "
         "tokens/s | ours, share of the product's rate |"
@@ -139,11 +155,12 @@ def beside_transformers(plan: Plan, say: Callable[[str], None]) -> Iterator[str]
                 mine, other, one_product, *compiled = take_turns(runs, plan.turns)
                 work = step_flops(read, config, sleep)
                 share = (work.forward + work.backward) / mine / (flops / one_product)
-                n = read.tokens.numel()
+                n, millions = read.tokens.numel(), f"{parameters(config) / 1e6:.1f}M"
+                found.append(Beside(f"{millions}, {name}", T, n / mine, n / other, share))
                 if other / mine < GOAL_OVER_TRANSFORMERS or share < GOAL_OF_PRODUCTS:
                     missed.append(f"{size} {name} T = {T}")
                 yield (
-                    f"| {parameters(config) / 1e6:.1f}M | {name} | {T} | {n / mine:,.0f} | "
+                    f"| {millions} | {name} | {T} | {n / mine:,.0f} | "
                     f"{n / other:,.0f} | {other / mine:.2f}x | "
                     f"{f'{n / compiled[0]:,.0f}' if compiled else ''} | {share:.0%} |"
                 )
@@ -154,6 +171,31 @@ def beside_transformers(plan: Plan, say: Callable[[str], None]) -> Iterator[str]
     yield f"The goal, {goal}: " + (
         f"missed at {', '.join(missed)}." if missed else "met everywhere."
     )
+
+
+def draw(found: Sequence[Beside], path: Path) -> None:
+    """Times as fast as transformers, and share of the product's rate, by length."""
+    models = list(dict.fromkeys(b.model for b in found))
+    lengths = list(dict.fromkeys(b.tokens for b in found))
+    width = 0.8 / len(models)
+    legend = [(model, COLOURS[i]) for i, model in enumerate(models)]
+    with figure(path, legend, panels=2, width=8.0) as axes:
+        for i, model in enumerate(models):
+            mine = [b for b in found if b.model == model]
+            x = [lengths.index(b.tokens) + (i - (len(models) - 1) / 2) * width for b in mine]
+            for axis, heights in zip(
+                axes, ([b.ours / b.theirs for b in mine], [b.share for b in mine]), strict=True
+            ):
+                axis.bar(x, heights, 0.9 * width, color=COLOURS[i])
+        for axis, goal, title in zip(
+            axes,
+            (GOAL_OVER_TRANSFORMERS, GOAL_OF_PRODUCTS),
+            ("Times as fast as transformers", "Share of a large product's rate"),
+            strict=True,
+        ):
+            axis.axhline(goal, color=INK, linewidth=0.8, linestyle="--")
+            axis.set(title=title, xlabel="tokens of a sequence")
+            axis.set_xticks(range(len(lengths)), [f"{T:,}" for T in lengths])
 
 
 def passes(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
@@ -232,8 +274,33 @@ def profile(say: Callable[[str], None]) -> Iterator[str]:
         yield f"| {kind} | " + " | ".join(f"{share:.0%}" for share in shares) + " |"
 
 
-def report(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
-    """The page, line by line."""
+def compiled_whole(say: Callable[[str], None]) -> Iterator[str]:
+    """Blocks of Depo-small through torch.compile (Inductor) as they are, which trainers here do
+    only on a GPU.
+    """
+    small = load(Path(__file__).parents[1] / "configs/depo-small.toml", [])
+    rows, tokens = small.train.batch, small.sleep.window
+    yield "| block | as it stands | compiled whole | times as fast | seconds to compile |"
+    yield "|---|---|---|---|---|"
+    for kind in ("attention", "delta"):
+        say(f"compiling a block: {kind}")
+        block = one_block(small.model, kind, rows, tokens, torch.float32)
+        compiled = torch.compile(block, dynamic=False)
+
+        def run(call: Callable[[], torch.Tensor]) -> None:
+            y = call()
+            y.backward(torch.ones_like(y))
+
+        begin = time.perf_counter()
+        run(compiled)
+        took = time.perf_counter() - begin
+        calls = [partial(run, call) for call in (block, compiled)]
+        plain, whole = (1e3 * seconds for seconds in take_turns(calls, 40))
+        yield (f"| {kind} | {plain:.1f} ms | {whole:.1f} ms | {plain / whole:.2f} | {took:.0f} |")
+
+
+def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iterator[str]:
+    """The page, line by line; its picture is written when there is a place for it."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()  # of kernels that are for GPUs
     mesh.initialize(alone=True)
@@ -246,7 +313,12 @@ def report(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
     yield ""
     yield f"Forward and backward of {TOKENS:,} tokens, in sequences of T, N = 1:"
     yield ""
-    yield from beside_transformers(plan, say)
+    found: list[Beside] = []
+    yield from beside_transformers(plan, say, found)
+    if picture:
+        draw(found, picture)
+        yield ""
+        yield f"![Beside transformers and a large product; dashed: the goal]({picture.name})"
     yield ""
     yield "What passes cost beside their FLOPs, in windows of 128 tokens, four a sequence:"
     yield ""
@@ -255,6 +327,10 @@ def report(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
     yield "Forward and backward in the profiler, which makes small operations longer:"
     yield ""
     yield from profile(say)
+    yield ""
+    yield "Forward and backward of single blocks of Depo-small, 32 rows of 16 tokens:"
+    yield ""
+    yield from compiled_whole(say)
 
 
 def main() -> None:
@@ -263,11 +339,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one size, two lengths")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page there")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the page there, and its picture beside it"
+    )
     given = parser.parse_args()
     lines = []
     for line in report(
-        QUICK if given.quick else Plan(), lambda doing: print(f"... {doing}", flush=True)
+        QUICK if given.quick else Plan(),
+        lambda doing: print(f"... {doing}", flush=True),
+        given.out.with_suffix(".png") if given.out else None,
     ):
         print(line, flush=True)
         lines.append(line)
