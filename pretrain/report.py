@@ -50,7 +50,7 @@ class RunMetrics:
     label: str
     train: list[Row]
     evaluations: list[Row]  # at the largest N that was evaluated, which is the trained one
-    with_one_pass: list[Row]  # of runs with N > 1
+    with_fewer: dict[int, Row]  # the last evaluation's, by N
     colour: str = COLOURS[1]  # the same in every plot
 
     @property
@@ -95,7 +95,7 @@ def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
         plot_loss_by_place(evaluated, out / "loss_by_place.png")
         pictures[out / "loss_by_place.png"] = (
             "Held-out loss at the last evaluation, by window and by place in a window; dashed: the "
-            "same model with one pass."
+            "same model with one pass, thin: with each number of passes in between."
         )
     if any(r.accuracy for r in runs):
         kind = next((k for k in DEPTHS if any(_by_depth(r.accuracy, k) for r in runs)), None)
@@ -167,11 +167,10 @@ def read_run(label: str, path: Path) -> RunMetrics:
     if not train and not evaluations:
         raise UserError(f"{path / 'metrics.jsonl'}: nothing was logged yet; train the run first")
     most = max((passes for _, passes in evaluations), default=0)
-    at_most, at_one = (
-        [evaluations[key] for key in sorted(evaluations) if key[1] == n] for n in (most, 1)
-    )
-    logged = [train[step] for step in sorted(train)]
-    return RunMetrics(label, logged, at_most, at_one if most > 1 else [])
+    at_most = [evaluations[key] for key in sorted(evaluations) if key[1] == most]
+    fewer = {n: evaluations[step, n] for step, n in sorted(evaluations) if n < most}
+    ends = {n: row for n, row in fewer.items() if row["step"] == at_most[-1]["step"]}
+    return RunMetrics(label, [train[step] for step in sorted(train)], at_most, ends)
 
 
 def read_metrics(path: Path) -> Iterator[Row]:
@@ -230,7 +229,7 @@ def plot_loss(runs: list[RunMetrics], out: Path) -> None:
 
 def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
     """Held-out loss at the last evaluation, by window of the sequence (dashed: of runs with N > 1,
-    with one pass) and by place within it.
+    with one pass; thin: with each number in between) and by place within it.
     """
     with figure(out, _legend(runs), panels=2, width=9.6) as (by_window, by_place):
         for run in runs:
@@ -239,14 +238,15 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
             )
             x, y = _present(windows, first=1)
             by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white")
-            if run.with_one_pass:
-                x, y = _present(run.with_one_pass[-1]["loss_per_window"], first=1)
-                by_window.plot(x, y, "o--", color=run.colour, markersize=4, linewidth=1)
+            for n, row in run.with_fewer.items():
+                x, y = _present(row["loss_per_window"], first=1)
+                style, width = ("o--", 1.0) if n == 1 else ("o-", 0.5)
+                by_window.plot(x, y, style, color=run.colour, markersize=3, linewidth=width)
             x, y = _present(places, first=1)
             by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
             by_place.plot(x, smooth(y, max(1, len(y) // 48)), color=run.colour)
         by_window.set(
-            title="Held-out loss by window (dashed: one pass)",
+            title="Held-out loss by window (dashed: one pass, thin: more)",
             xlabel="window of the sequence",
             ylabel="nats per scored token",
         )

@@ -45,6 +45,8 @@ from pretrain.run.state import CarriedState, TrainState
 from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
 
+EACH_UP_TO = 8  # numbers of passes that the last evaluation tries one by one
+
 
 @dataclass(frozen=True)
 class Job:
@@ -315,19 +317,22 @@ def log(parts: Parts, state: TrainState, batch: Batch, outputs: list[Output], pr
 
 
 def evaluate(parts: Parts, state: TrainState) -> None:
-    """Writes how well the model predicts with N passes and with one, if an evaluation is due.
+    """Writes how well the model predicts with N passes and with one, if an evaluation is due; when
+    training is over, with each number in between (up to EACH_UP_TO), too.
 
-    Warns when that makes no difference.
+    Warns when one pass is as good as N.
     """
     if state.evaluated:
         return
     evaluation, metrics, say = parts.job.evaluation, parts.metrics, parts.job.progress.say
-    at_n = evaluation.run(parts.model)
+    at_n, N = evaluation.run(parts.model), parts.model.sleep.passes
     rows, warning = [at_n], None
-    if parts.model.sleep.passes > 1:
-        at_one = evaluation.run(parts.model, 1)
+    if N > 1:
+        is_over = state.step == parts.job.config.train.steps
+        fewer = range(1, min(N, EACH_UP_TO + 1) if is_over else 2)
+        rows += [evaluation.run(parts.model, n) for n in fewer]
         retention = metrics.last.get("train", {}).get("retention")
-        rows, warning = [at_n, at_one], sleep_changes_nothing(at_n, at_one, retention)
+        warning = sleep_changes_nothing(at_n, rows[1], retention)
     for row in rows:
         metrics.write("eval", state.step, row)
     accuracy = "".join(f"  {name} {value:.3f}" for name, value in at_n.get("accuracy", {}).items())

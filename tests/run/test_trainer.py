@@ -60,6 +60,15 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     assert "is at step 6 already" in capsys.readouterr().err
 
 
+def test_the_last_evaluation_tries_each_number_of_passes(depo: MakeConfig) -> None:
+    config = depo("tried", steps=2, eval_every=1)
+    run = train(replace(config, sleep=replace(config.sleep, passes=4)), progress=False)
+    evaluated = [row for row in rows(run) if row["kind"] == "eval"]
+    tried = [(row["step"], row["passes"]) for row in evaluated]
+    assert tried == [(0, 4), (0, 1), (1, 4), (1, 1), (2, 4), (2, 1), (2, 2), (2, 3)]
+    assert len({row["loss"] for row in evaluated[-4:]}) == 4
+
+
 @pytest.mark.slow  # in a process of its own; on ranks of a launcher: tests/resume
 def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
     expected = train(text("whole"), progress=False)
