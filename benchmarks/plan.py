@@ -146,6 +146,7 @@ def recipes() -> Iterator[str]:
             x = e.layout
             zero = f"parallel.zero={x.zero} " if x.zero != 1 else ""
             grid = f"parallel.tp={x.tp} parallel.pp={x.pp} " * (x.tp * x.pp > 1)
+            grid += f"parallel.cp={x.cp} " * (x.cp > 1)
             if x.sequence_parallel:
                 grid += "parallel.sequence_parallel=true "
             yield (

@@ -1,4 +1,4 @@
-"""A plan in words and as a table: a row for each grid, tp x pp, with its best layout."""
+"""A plan in words and as a table: a row for each grid, tp x cp x pp, with its best layout."""
 
 from __future__ import annotations
 
@@ -49,15 +49,14 @@ def heading(found: Plan, config: Config, gpus: int, hardware: Hardware) -> Itera
     )
     yield (
         f"{gpus} x {hardware.device.name}, {hardware.usable_bytes / GIB:.1f} GiB each to be used: "
-        f"{found.fit} of {found.considered} layouts fit; of each tp x pp the fastest:"
+        f"{found.fit} of {found.considered} layouts fit; of each tp x cp x pp the fastest:"
     )
 
 
 def _row(e: Estimate, config: Config, hardware: Hardware) -> dict[str, str]:
     x = e.layout
     row = {
-        "tp x pp x dp": f"{x.tp}{'s' * x.sequence_parallel} x {x.pp} x {e.dp}"
-        + f", cp {x.cp}" * (x.cp > 1),
+        "tp x cp x pp x dp": f"{x.tp}{'s' * x.sequence_parallel} x {x.cp} x {x.pp} x {e.dp}",
         "ZeRO": f"{x.zero}{' offload' if x.offload else ''}",
         "microbatches": f"{x.microbatches} x {e.rows}",
         "recompute": x.recompute,

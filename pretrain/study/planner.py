@@ -3,9 +3,9 @@
     plan(config, 1024, load_hardware("h100")).best[0]
 
 Layouts are all that `parallel.combinations` allows and that divide heads, widths, vocabulary and
-batch; cp is what the configuration says. Each is estimated with about the least idle time that a
+batch. Each is estimated with about the least idle time that a
 pipeline can have; those that may be the best are then estimated in the order of their schedule, the
-most promising first, until no other looks faster. Of each grid, tp x pp, the best is given.
+most promising first, until no other looks faster. Of each grid, tp x cp x pp, the best is given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pretrain.errors import UserError
 from pretrain.study.estimate import Estimate, Estimator, example
 from pretrain.study.hardware import GIB, MAX_GPUS, Hardware
 
-SEARCHED = ("tp", "pp", "sequence_parallel", "zero", "offload", "recompute")  # of [parallel]
+SEARCHED = ("tp", "cp", "pp", "sequence_parallel", "zero", "offload", "recompute")  # of [parallel]
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def plan(
     fitting = [e for e in quick if e.memory.total <= hardware.usable_bytes]
     if not fitting:
         raise UserError(_nothing_fits(estimator, quick, fixed))
-    grids = defaultdict[tuple[int, int], list[Estimate]](list)
+    grids = defaultdict[tuple[int, int, int], list[Estimate]](list)
     for e in sorted(fitting, key=_urgency):
-        grids[e.layout.tp, e.layout.pp].append(e)
+        grids[e.layout.tp, e.layout.cp, e.layout.pp].append(e)
     best: list[Estimate] = []
     for candidates in grids.values():  # the most promising grid first
         if sum(e.seconds <= candidates[0].seconds for e in best) >= top:
@@ -106,8 +106,8 @@ def _layouts(
     """All that are allowed."""
     own = layout_of(config)
     of = _options(own, fixed)
-    for tp, pp in _grids(config, gpus, hardware, of):
-        dp = gpus // (tp * own.cp * pp)
+    for tp, cp, pp in _grids(config, gpus, hardware, of):
+        dp = gpus // (tp * cp * pp)
         rows = config.train.batch / dp
         if not rows.is_integer():
             continue
@@ -115,16 +115,16 @@ def _layouts(
             [m for m in of("microbatches", _divisors(int(rows))) if rows % m == 0],
             of("sequence_parallel", [False, True] if tp > 1 else [False]),
             # of one rank alone nothing is sharded
-            of("zero", [0, 1, 2, 3] if dp * own.cp > 1 else [0, 1]),
+            of("zero", [0, 1, 2, 3] if dp * cp > 1 else [0, 1]),
             of("recompute", ["none", "block", "unit"]),
             of("offload", [False, True] if hardware.device.kind == "cuda" else [False]),
         ):
-            shares = {config.sleep.window // own.cp, -(-config.sleep.window // own.cp)}
+            shares = {config.sleep.window // cp, -(-config.sleep.window // cp)}
             if sequence_parallel and any(rows / M * tokens % tp for tokens in shares):
                 continue
             x = replace(
-                own, tp=tp, pp=pp, sequence_parallel=sequence_parallel, zero=zero, offload=offload,
-                microbatches=M, recompute=recompute,
+                own, tp=tp, cp=cp, pp=pp, sequence_parallel=sequence_parallel, zero=zero,
+                offload=offload, microbatches=M, recompute=recompute,
             )  # fmt: skip
             if refusal(x) is None:
                 yield x
@@ -145,18 +145,19 @@ def _options(own: Layout, fixed: Collection[str]) -> _Options:
 
 def _grids(
     config: Config, gpus: int, hardware: Hardware, of: _Options
-) -> Iterator[tuple[int, int]]:
-    """(tp, pp) that divide ranks and model; ranks that share a layer are on one host."""
-    node, blocks, cp = hardware.node, len(config.model.layers), config.parallel.cp
+) -> Iterator[tuple[int, int, int]]:
+    """(tp, cp, pp) that divide ranks and model; ranks that share a layer are on one host."""
+    node, blocks = hardware.node, len(config.model.layers)
     most = gpus if node.shared else min(gpus, node.devices)
     split = not (config.sleep.is_looped or config.sleep.carries != "both")  # checks._controls
-    for tp in of("tp", [n for n in _divisors(gpus) if n <= most]):
+    near = [n for n in _divisors(gpus) if n <= most]
+    for tp, cp in product(of("tp", near), of("cp", near)):
         ranks = {name: tp * cp if name.endswith("_heads") else tp for name in SHARED}
         if gpus % (tp * cp) or any(getattr(config.model, name) % n for name, n in ranks.items()):
             continue
         for pp in of("pp", [n for n in _divisors(gpus // (tp * cp)) if n <= blocks]):
             if gpus % (tp * cp * pp) == 0 and (split or pp == 1):
-                yield tp, pp
+                yield tp, cp, pp
 
 
 def _divisors(n: int) -> list[int]:
@@ -176,7 +177,7 @@ def _no_layout(estimator: Estimator, fixed: Collection[str]) -> str:
             "model.mlp_width and model.vocab_size, tp x cp the heads, tp x cp x pp the GPUs: "
             "change --gpus or leave out what is set"
         )
-    dp = min(gpus // (tp * config.parallel.cp * pp) for tp, pp in grids)
+    dp = min(gpus // (tp * cp * pp) for tp, cp, pp in grids)
     batch, microbatches = config.train.batch, config.train.microbatches
     if batch % dp == 0:  # what is set leaves less than a row to each
         return (

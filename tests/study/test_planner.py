@@ -26,11 +26,12 @@ def test_best_first_and_allowed() -> None:
     found = plan(config, 16, h100)
     seconds = [e.seconds for e in found.best]
     assert seconds == sorted(seconds) and len(found.best) > 3
-    assert len({(e.layout.tp, e.layout.pp) for e in found.best}) == len(found.best)
+    grids = {(e.layout.tp, e.layout.cp, e.layout.pp) for e in found.best}
+    assert len(grids) == len(found.best) and any(cp > 1 for _, cp, _ in grids)
     for e in found.best:
         assert refusal(e.layout) is None
         assert e.memory.total <= h100.usable_bytes
-        assert e.layout.tp * e.layout.pp * e.dp == 16
+        assert e.layout.tp * e.layout.cp * e.layout.pp * e.dp == 16
         assert e.rows * e.dp * e.layout.microbatches == 32
         # what the table's last line says gives this layout
         again = load(SMALL, ["train.batch=32", *settings(config, e.layout)])
@@ -48,7 +49,7 @@ def test_context_parallel_ranks_are_planned() -> None:
     """As the configuration has them: half of the activations, and exchanges."""
     h100, layout = load_hardware("h100"), ["parallel.pp=1", "parallel.tp=1", "train.batch=16"]
     layout += ["parallel.recompute=none", "train.microbatches=1"]
-    fixed = [text.partition("=")[0] for text in layout]
+    fixed = ["parallel.cp", *(text.partition("=")[0] for text in layout)]
     alone = plan(load(SMALL, layout), 4, h100, fixed=fixed).best[0]
     shared = plan(load(SMALL, [*layout, "parallel.cp=2"]), 8, h100, fixed=fixed).best[0]
     assert alone.dp == shared.dp == 4 and alone.rows == shared.rows
@@ -88,7 +89,7 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match=r"set train\.batch to a multiple of"):
         plan(load(SMALL, ["train.batch=3"]), 512, load_hardware("h100"))
     whole = ["train.batch=512", "train.microbatches=4"]
-    fixed = ["parallel.tp", "parallel.pp", "train.microbatches"]
+    fixed = ["parallel.tp", "parallel.cp", "parallel.pp", "train.microbatches"]
     with pytest.raises(UserError, match=r"train\.microbatches to a divisor of 1, or leave it out"):
         plan(load(SMALL, whole), 512, load_hardware("h100"), fixed=fixed)
     with pytest.raises(UserError, match="tp must divide heads"):
@@ -105,7 +106,7 @@ def test_command(
     arguments = ["plan", SMALL, "--gpus", "8", "train.batch=16", "--top", "2", "--csv", str(rows)]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "tokens/s" in out and "of each tp x pp the fastest" in out
+    assert "tokens/s" in out and "of each tp x cp x pp the fastest" in out
     assert out.splitlines()[-1].startswith(
         f"next, on 8 GPUs: hypnos launch local --ranks 8 {SMALL}"
     )
