@@ -7,8 +7,9 @@ state whose transition has negative eigenvalues (model.delta_negative_eigenvalue
     g1 g2 g3 ... gn        elements of the group, one token each; nothing scored
     [of n] ... [of 2] [of 1]   predicts the product of the first n, ..., 2, 1: no answer is read
 
-Short words of a small group are few enough to be learned by heart (1,296 words of four in S3): one
-ending in eight is kept for the test, so that no word that is tested has been read.
+Words of a small group are few enough to be learned by heart (1,296 of four letters in S3): one
+beginning in eight is kept for the test, so that no word that is tested has been read, nor any part
+of it that is as long as the beginning.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from __future__ import annotations
 from itertools import permutations
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.config.schema import S5Config
 from pretrain.data.batch import IGNORE, Batch
+from pretrain.data.splitmix import mix
+from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints, Rows
 from pretrain.tasks.task import check_context, make_batch
 
@@ -27,7 +31,7 @@ from pretrain.tasks.task import check_context, make_batch
 class S5:
     """The word problem of the group of all permutations of `symbols` symbols."""
 
-    ENDINGS = 1 << 16  # at most so many are told apart
+    BEGINNINGS = 1024  # there are at least so many, or all words
     KEPT = 8  # one in so many is kept for the test
 
     def __init__(self, config: S5Config, window: int) -> None:
@@ -39,23 +43,26 @@ class S5:
         self._weights = weights
         powers = [2**i for i in range(config.length.bit_length())]
         self.asked = sorted({*powers, config.length}, reverse=True)  # words, the longest first
-        self._ending, self._endings = 0, 1  # its elements; how many there are
-        while self._ending < config.length and self._endings * len(self.elements) <= self.ENDINGS:
-            self._ending, self._endings = self._ending + 1, self._endings * len(self.elements)
+        self._letters = 1  # of a beginning
+        while len(self.elements) ** self._letters < self.BEGINNINGS:
+            self._letters += 1
+        if self._letters > config.length:
+            raise UserError(
+                f"s5.length = {config.length}: there are too few words of s5.symbols = "
+                f"{config.symbols} to keep some for the test; set s5.length to at least "
+                f"{self._letters}"
+            )
         self.vocab_size = len(self.elements) + len(self.asked)
         self.fingerprint = f"{config} window={window} kept={self.KEPT}"
         check_context("s5.length", config.length, window)
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
-        """Training rows: every word whose ending is not kept is equally likely."""
-        draw, tested = Rows(seed, "s5", position, rows), -(-self._endings // self.KEPT)
-        index = draw.below("ending", 1, self._endings - tested)
-        return self._write(draw, index + index // (self.KEPT - 1) + 1)
+        """Training rows: every word whose beginning is not kept is equally likely."""
+        return self._write(Rows(seed, "s5", position, rows), kept=False)
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Test rows: words with the endings that are kept, multiples of KEPT."""
-        draw, tested = Rows(seed, "s5 test", 0, rows), -(-self._endings // self.KEPT)
-        return self._write(draw, draw.below("ending", 1, tested) * self.KEPT)
+        """Test rows: words whose beginning is kept."""
+        return self._write(Rows(seed, "s5 test", 0, rows), kept=True)
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
         """{"length_n": share of right products of n elements}. best: [B, T] int64."""
@@ -63,11 +70,26 @@ class S5:
         by_length = zip(self.asked, right.tolist(), strict=True)
         return {f"length_{n}": share for n, share in sorted(by_length)}
 
-    def _write(self, draw: Rows, ending: Ints) -> Batch:
-        """ending: [B, 1], its number."""
+    def _is_kept(self, word: Ints) -> NDArray[np.bool_]:
+        """[B, length] -> [B]: whether words that begin so are for the test."""
+        powers = len(self.elements) ** np.arange(self._letters)
+        number = word[:, : self._letters] @ powers
+        return mix(number.astype(np.uint64)) % np.uint64(self.KEPT) == 0
+
+    def _word(self, draw: Rows, kept: bool) -> Ints:
+        """[B, length]: drawn again until it is for the test, or is not."""
+        word = draw.below("word", self.config.length, len(self.elements))
+        for attempt in range(1000):
+            wrong = self._is_kept(word) != kept
+            if not wrong.any():
+                return word
+            other = draw.below(f"word/{attempt}", self.config.length, len(self.elements))
+            word = np.where(wrong[:, None], other, word)
+        raise AssertionError("an eighth of the words is kept, so a thousand attempts do not fail")
+
+    def _write(self, draw: Rows, *, kept: bool) -> Batch:
         length, G = self.config.length, len(self.elements)
-        word = draw.below("word", length, G)  # [B, length]
-        word[:, length - self._ending :] = ending // G ** np.arange(self._ending)[::-1] % G
+        word = self._word(draw, kept)  # [B, length]
         B = len(word)
         products = np.empty_like(word)
         state = np.tile(np.arange(self.config.symbols), (B, 1))  # where each symbol is now

@@ -7,6 +7,7 @@ import torch
 
 from pretrain.config.schema import S5Config
 from pretrain.data.batch import IGNORE
+from pretrain.errors import UserError
 from pretrain.tasks import S5
 
 
@@ -25,27 +26,37 @@ def test_answers_are_products_of_the_words_beginning() -> None:
 
 
 def test_a_word_of_one_is_its_element_and_all_products_are_equally_likely() -> None:
-    task = S5(S5Config(symbols=3, length=4), 4)
+    task = S5(S5Config(symbols=3, length=8), 8)
     batch = task.test(0, 6000)
     assert torch.equal(batch.targets[:, -1], batch.tokens[:, 0])
-    counts = batch.targets[:, 4].bincount(minlength=6)
+    counts = batch.targets[:, 8].bincount(minlength=6)
     assert int(counts.min()) > 880 and int(counts.max()) < 1120
     best = batch.targets.clone()
-    best[:3000, 4] += 1
-    assert task.score(best, batch) == {"length_1": 1.0, "length_2": 1.0, "length_4": 0.5}
+    best[:3000, 8] += 1
+    right = {"length_1": 1.0, "length_2": 1.0, "length_4": 1.0, "length_8": 0.5}
+    assert task.score(best, batch) == right
 
 
-@pytest.mark.parametrize(("symbols", "length"), [(3, 4), (2, 1), (2, 5), (3, 9), (5, 3)])
-def test_no_word_of_the_test_is_read(symbols: int, length: int) -> None:
+@pytest.mark.parametrize(
+    ("symbols", "length", "letters"), [(3, 4, 4), (2, 10, 10), (4, 6, 3), (5, 3, 2)]
+)
+def test_no_word_of_the_test_is_read(symbols: int, length: int, letters: int) -> None:
     task = S5(S5Config(symbols=symbols, length=length), length)
-    ending = min(length, {2: 16, 3: 6, 5: 2}[symbols])
-    read, tested = (
-        {tuple(row[length - ending : length]) for row in batch.tokens.tolist()}
-        for batch in (task.sample(0, 0, 20_000), task.test(0, 20_000))
-    )
-    assert not read & tested
-    if (symbols, length) == (3, 4):  # all words are read but for those
-        assert (len(read), len(tested)) == (1296 * 7 // 8, 1296 // 8)
+    batches = task.sample(0, 0, 40_000), task.test(0, 40_000)
+    read, tested = ({tuple(row[:letters]) for row in batch.tokens.tolist()} for batch in batches)
+    assert not read & tested and 5 < len(read) / len(tested) < 10
+    if letters < 4:
+        return
+    assert len(read) + len(tested) == len(task.elements) ** letters  # of so few, all
+    for batch in batches:  # nothing else tells them apart: letters are about as likely in both
+        for place in range(length):
+            counts = batch.tokens[:, place].bincount(minlength=len(task.elements))
+            assert counts.max() < 1.6 * counts.min()
+
+
+def test_too_few_words_are_refused() -> None:
+    with pytest.raises(UserError, match=r"set s5\.length to at least 10"):
+        S5(S5Config(symbols=2, length=8), 8)
 
 
 def test_rows_are_a_function_of_their_number() -> None:
