@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import httpx2
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -110,3 +111,30 @@ def test_what_fails_fails_alone(
             ))  # fmt: skip
         assert not found.service.engine.load["active"]
     assert "RuntimeError: broken" in caplog.text
+
+
+def test_a_file_that_is_gone_or_damaged_is_read_anew(run: Path, tmp_path: Path) -> None:
+    """A history whose beginning was stored in it has its answer all the same."""
+    messages = [{"role": "user", "content": "day " * 60}]
+    with serving(run, tmp_path) as found:
+        client = found.client(timeout=60)
+
+        def answer() -> str:
+            said = client.chat.completions.create(messages=messages, **ASK)  # type: ignore[call-overload]
+            return str(said.choices[0].message.content)
+
+        first = answer()
+        for spoil in (lambda path: path.unlink(), lambda path: path.write_bytes(b"x" * 100)):
+            stored = list(tmp_path.glob("*.safetensors"))
+            assert stored
+            for path in stored:
+                spoil(path)
+            assert answer() == first
+
+
+def test_a_server_whose_engine_has_stopped_says_so(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path) as found:
+        assert httpx2.get(f"{found.url}/health").json()["status"] == "ok"
+        found.service.engine.close()
+        told = httpx2.get(f"{found.url}/health")
+        assert (told.status_code, told.json()["status"]) == (503, "stopped")

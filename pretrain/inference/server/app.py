@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,10 +48,11 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
         return HTMLResponse(html, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/health")
-    def health(http: Request) -> dict[str, object]:
+    def health(http: Request) -> JSONResponse:
         service = service_of(http)
         stored = {"sessions": len(service.store), "bytes": service.store.size}
-        return {"status": "ok", **service.engine.load, "stored": stored}
+        status, code = ("ok", 200) if service.engine.is_running else ("stopped", 503)
+        return JSONResponse({"status": status, **service.engine.load, "stored": stored}, code)
 
     @app.get("/metrics")
     def metrics(http: Request) -> Response:

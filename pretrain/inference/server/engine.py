@@ -170,6 +170,11 @@ class Engine:
         self._thread.join()
 
     @property
+    def is_running(self) -> bool:
+        """Whether what is submitted is answered."""
+        return not self._closed
+
+    @property
     def load(self) -> dict[str, int]:
         """How many are at work, wait, and sleep."""
         active, waiting, asleep = len(self._active), len(self._waiting), len(self._asleep)
@@ -304,13 +309,12 @@ class Engine:
             try:
                 session.sleep_pass()
                 self.meters.passes.inc()
+                if session.pending:
+                    return
+                done()
             except Exception as error:
                 log.exception("a session could not be slept over", exc_info=error)
-                self._asleep.popleft()
-                return
-            if not session.pending:
-                self._asleep.popleft()
-                done()
+            self._asleep.popleft()
 
     def _sleep(self, job: Job) -> None:
         job.session.sleep_pass()

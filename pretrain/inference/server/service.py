@@ -102,8 +102,8 @@ class Service:
         return Start(self._new(passes), list(tokens))
 
     def start_history(self, owner: str, turns: Sequence[Turn], passes: int | None) -> Start:
-        """Of messages from a conversation's beginning: the longest part that is stored is not read
-        again.
+        """Of messages from a conversation's beginning: the longest part that is stored, and whole,
+        is not read again.
         """
         N = passes or self.decoder.model.sleep.passes
         digests = chat.digests(chat.begin(N, self.until), turns)
@@ -111,7 +111,8 @@ class Service:
             known, entry = found
             try:
                 start = self._stored(owner, entry.id)
-            except NotStored:  # evicted since
+            except (NotStored, ApiError):  # evicted since; or damaged, as the log says
+                self.store.leave_out(entry.id)
                 continue
             return self._with_turns(start, turns[known:])
         start = Start(self._new(passes), [], digest=digests[0])

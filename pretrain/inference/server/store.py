@@ -21,7 +21,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,8 @@ class SessionStore:
         entry = self.entry(owner, id)
         try:
             return entry, _read_notes(self._path(entry))[0]["record"]
-        except FileNotFoundError:  # evicted since
+        except FileNotFoundError:  # evicted since, or removed by somebody
+            self._drop(id)
             raise NotStored(id) from None
 
     def session(self, owner: str, id: str) -> tuple[Entry, Session]:
@@ -137,7 +138,8 @@ class SessionStore:
         except UserError:
             if self._path(entry).exists():
                 raise
-            raise NotStored(id) from None  # evicted since
+            self._drop(id)  # evicted since, or removed by somebody
+            raise NotStored(id) from None
         self.touch(id)
         return entry, session
 
@@ -146,7 +148,8 @@ class SessionStore:
         with self._lock:
             if id in self._entries:
                 self._entries.move_to_end(id)
-                os.utime(self._path(self._entries[id]))
+                with suppress(FileNotFoundError):  # who reads it next is told
+                    os.utime(self._path(self._entries[id]))
 
     def longest(self, owner: str, digests: Sequence[str]) -> tuple[int, Entry] | None:
         """The last of some digests that is stored, and its place among them."""
@@ -156,6 +159,11 @@ class SessionStore:
                 if id is not None:
                     return i, self._entries[id]
         return None
+
+    def leave_out(self, id: str) -> None:
+        """From what `longest` finds."""
+        with self._lock:
+            self._unlist(id)
 
     def lineage(self, owner: str, id: str) -> Iterator[tuple[Entry, Notes]]:
         """What was said, newest first, as far back as it is stored."""
@@ -219,12 +227,16 @@ class SessionStore:
                 self._by_digest[entry.owner, entry.digest] = entry.id
 
     def _forget(self, id: str) -> Entry | None:
+        self._unlist(id)
         old = self._entries.pop(id, None)
         if old is not None:
             del self._sizes[id]
-            if self._by_digest.get((old.owner, old.digest)) == id:
-                del self._by_digest[old.owner, old.digest]
         return old
+
+    def _unlist(self, id: str) -> None:
+        entry = self._entries.get(id)
+        if entry is not None and self._by_digest.get((entry.owner, entry.digest)) == id:
+            del self._by_digest[entry.owner, entry.digest]
 
     def _drop(self, id: str) -> None:
         with self._lock:
