@@ -23,7 +23,7 @@ from typing import Any
 
 from pretrain.errors import UserError
 from pretrain.exit_status import FINISHED, PEER_GONE, REQUEUE
-from pretrain.files import parse_json, writes_user_file
+from pretrain.files import parse_json, write_atomically, writes_user_file
 
 JOURNAL = "launch.jsonl"
 
@@ -49,7 +49,9 @@ class RankEnd:
 
     def write(self, logs: Path) -> None:
         """Leaves word; of those that fail of themselves, the first is written down as such."""
-        (logs / f"rank-{self.rank}.end").write_text(json.dumps(dataclasses.asdict(self)) + "\n")
+        write_atomically(
+            logs / f"rank-{self.rank}.end", json.dumps(dataclasses.asdict(self)) + "\n"
+        )
         if self.of_itself:
             with contextlib.suppress(FileExistsError), (logs / "failed").open("x") as file:
                 file.write(f"{self.rank}\n")
@@ -145,8 +147,13 @@ def log_of(logs: Path, rank: int) -> Path:
 
 
 def rank_ends(logs: Path) -> dict[int, RankEnd]:
-    """Of each rank that did not finish, how it ended; those that left no word are missing."""
-    ends = [RankEnd(**json.loads(path.read_text())) for path in logs.glob("rank-*.end")]
+    """Of each rank that did not finish, how it ended; those that left no word are missing, and one
+    whose host was lost while it wrote has left none.
+    """
+    ends = []
+    for path in logs.glob("rank-*.end"):
+        with contextlib.suppress(ValueError, TypeError):
+            ends.append(RankEnd(**parse_json(path.read_text())))
     return {end.rank: end for end in ends}
 
 

@@ -160,7 +160,7 @@ def slurm(
     job = Job(
         name=array.stem if array else folders[0].name,
         runs=runs,
-        output=output.absolute() / ("slurm-%A_%a.log" if array else "slurm-%j.log"),
+        output=output.absolute() / ("slurm-%A_%a.log" if len(runs) > 1 else "slurm-%j.log"),
         nodes=nodes,
         gpus_per_node=gpus_per_node or 0,
         ranks_per_node=ranks_per_node or gpus_per_node or 1,
@@ -173,7 +173,7 @@ def slurm(
         return
     number = hand_over(text, output / f"{job.name}.sbatch")
     for task, folder in enumerate(folders):
-        starts.submitted(folder, f"{number}_{task}" if array else number)
+        starts.submitted(folder, f"{number}_{task}" if len(folders) > 1 else number)
     print(f"submitted job {number}; next: hypnos launch status {folders[0]}")
 
 

@@ -11,6 +11,9 @@ from launch.commands.values import path, positive, tell
 from pretrain.exit_status import REQUEUE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pretrain.study.one_run import Run
     from pretrain.study.runner import Job
 
 HYPNOS = [sys.executable, "-m", "launch"]
@@ -28,6 +31,15 @@ def array_argument(then: str) -> Argument:
         help="train nothing: write the runs that are left for `hypnos launch slurm CONFIG "
         f"--array FILE`; {then}",
     )
+
+
+def after_array(runs: Sequence[Run], count: int, array: Path) -> str:
+    """What to do next, when `count` of the runs that are not done were written into an array."""
+    if not count:
+        return "all are trained; next: the same command without --array evaluates them"
+    others = len(runs) - count
+    more = f", and {others} wait for others of them, or to be evaluated" if others else ""
+    return f"{count} runs{more}; next: hypnos launch slurm {runs[0].config} --array {array} ..."
 
 
 def tell_end(jobs: Sequence[Job]) -> None:

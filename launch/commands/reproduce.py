@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 
 from launch.commands import argument, command, overrides
-from launch.commands.many_runs import HYPNOS, JOBS, array_argument, status_of, tell_end
+from launch.commands.many_runs import HYPNOS, JOBS, after_array, array_argument, status_of, tell_end
 from launch.commands.values import path, positive, tell, whole
 from pretrain.exit_status import REQUEUE
 
@@ -76,6 +76,7 @@ def reproduce(
 
     with said_if_slow("loading torch and Megatron", tell):
         from pretrain.study.controls import CONTROLS, named
+        from pretrain.study.one_run import is_done
         from pretrain.study.progress import StudyProgress
         from pretrain.study.reproduce import STUDIES, plan, write_results
         from pretrain.study.runner import run_all, write_array
@@ -95,8 +96,9 @@ def reproduce(
     config = STUDIES[task][scale]
     planned = plan(config, passes=passes, seeds=seeds, controls=chosen, overrides=overrides)
     if array:
-        left = write_array([p.run for p in planned], folder.absolute(), array)
-        print(f"{left} runs; next: hypnos launch slurm {config} --array {array} ...")
+        left = [p.run for p in planned if not is_done(folder, p.run)]
+        count = write_array(left, folder.absolute(), array)
+        print(after_array(left, count, array))
         return 0
     with StudyProgress() as progress:
         done = run_all(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.commands import argument, command, overrides
-from launch.commands.many_runs import HYPNOS, JOBS, array_argument, status_of, tell_end
+from launch.commands.many_runs import HYPNOS, JOBS, after_array, array_argument, status_of, tell_end
 from launch.commands.values import path, positive, tell
 from pretrain.exit_status import REQUEUE
 
@@ -133,7 +133,10 @@ def _run(
         if predicted:
             after = predict(runs, finished(runs, folder), number, chance)
             print(f"\nrung {number}: what came of it\n\n{table(*prediction_table(after))}\n")
-    if not (done := finished(runs, folder)):
+    done = finished(runs, folder)
+    if not done and "waiting" in states:
+        return status_of(states)
+    if not done:
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
     tell("fitting")
     print(write_fit(runs, done, folder, file.stem, chance))
@@ -142,25 +145,22 @@ def _run(
 
 
 def _array(runs: list[LadderRun], folder: Path, array: Path, chance: float) -> int:
-    from pretrain.errors import UserError
+    """The lowest rung that is not done: the next ones are predicted when it is."""
     from pretrain.study.one_run import is_done
     from pretrain.study.predictions import write_predictions
     from pretrain.study.runner import write_array
     from pretrain.study.scale import finished
 
-    ranks = sorted({r.run.ranks for r in runs if not is_done(folder, r.run)})
-    if len(ranks) > 1:
-        raise UserError(
-            f"--array: runs of {' and '.join(map(str, ranks))} ranks are left, and the tasks of a "
-            "job array have as many each: name one rung, as ladder.widths=[128], and its layout"
-        )
-    done = finished(runs, folder)
-    write_predictions(runs, done, folder / "predictions.csv", chance)  # before they run
-    left = write_array([r.run for r in runs], folder.absolute(), array)
-    waiting = len([r for r in runs if not is_done(folder, r.run)]) - left
-    more = f"; {waiting} branches wait for their trunks: write it again then" if waiting else ""
-    config = runs[0].run.config
-    print(f"{left} runs{more}; next: hypnos launch slurm {config} --array {array} ...")
+    left = [r for r in runs if not is_done(folder, r.run)]
+    if not left:
+        print("all runs are done; next: the same command without --array fits the laws")
+        return 0
+    number = left[0].rung
+    write_predictions(runs, finished(runs, folder), folder / "predictions.csv", chance)
+    mine = [r.run for r in left if r.rung == number]
+    count = write_array(mine, folder.absolute(), array)
+    said = after_array(mine, count, array)
+    print(f"rung {number} of {runs[-1].rung}, width {left[0].width}: {said}")
     return 0
 
 

@@ -78,7 +78,8 @@ class Metrics:
         with writes_user_file(self._path):
             self._file.write(text + "\n")
             self._file.flush()
-            for tag, value in _scalars(kind, row):
+            tags = f"eval/passes_{row['passes']}" if "passes" in row else kind
+            for tag, value in _scalars(tags, row):
                 self._board.add_scalar(tag, value, step)
 
     def flush(self) -> None:

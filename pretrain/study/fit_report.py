@@ -175,11 +175,12 @@ def _exchange(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], done: Sequence[
     mine = [arm for arm in arms if arm.window == window]
     if mine[0].passes != 1 or len(mine) < 2:
         return []
-    rung = len(mine[0].once) // 2
-    tokens = max(d.tokens for d in done if d.of.rung == rung)
-    gains = exchange(fits, [*mine, *(arm for arm in arms if arm.window != window)], rung, tokens)
+    place = len(mine[0].once) // 2
+    number = sorted({d.of.rung for d in done})[place]
+    tokens = max(d.tokens for d in done if d.of.rung == number)
+    gains = exchange(fits, [*mine, *(arm for arm in arms if arm.window != window)], place, tokens)
     return [
-        f"What twice the FLOPs take off the loss of rung {rung} with N = 1 (nats):",
+        f"What twice the FLOPs take off the loss of rung {number} with N = 1 (nats):",
         table(["way", "less loss"], [[way, str(gain)] for way, gain in gains.items()]),
     ]
 
@@ -196,15 +197,14 @@ def _depth(found: DepthPoints, chance: float, folder: Path, draws: int) -> Lines
     fit: Fit[DepthLaw] = with_intervals(found, lambda p: fit_depth(p, chance), draws=draws)
     off = np.abs(fit.law.at(found) - found.accuracy)
     passes = sorted(set(found.passes))
-    most = found.tokens.max()
+    read = {size: found.tokens[found.parameters == size].max() for size in set(found.parameters)}
     with figure(
         folder / "depth.png",
         [(f"N = {n:g}", COLOURS[i]) for i, n in enumerate(passes)], panels=1, width=7.6,
     ) as (axis,):  # fmt: skip
         for i, n in enumerate(passes):
-            chosen = (found.passes == n) & (found.tokens == most)
-            sizes = sorted(set(found.parameters[chosen]))
-            line = np.array([_horizon(fit.law, s, n, most) for s in sizes])
+            sizes = sorted(set(found.parameters[found.passes == n]))
+            line = np.array([_horizon(fit.law, s, n, read[s]) for s in sizes])
             axis.plot(sizes, line, "o-", color=COLOURS[i])
         axis.set(
             title="Horizon: the depth at which half is right", xlabel="parameters", xscale="log",

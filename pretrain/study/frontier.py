@@ -107,7 +107,7 @@ def exchange(
 
     Args:
         fits: by window. arms: by window and N; the first has N = 1, and others of its window have
-            more. rung: where it begins. tokens: read there.
+            more. rung: where it begins, its place among those of the arms. tokens: read there.
     """
     first = arms[0]
     fit, start = fits[first.window], float((first.once + first.looped)[rung])

@@ -6,6 +6,7 @@ Read from the results.csv that each study has written (`pretrain.study.reproduce
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def overview(folders: Sequence[Path], out: Path) -> str:
     """Writes OUT/overview.md and OUT/overview.html; gives the table.
 
     Args:
-        folders: of studies, each called as its task; those of one name are parts of one study.
+        folders: of studies, each called as its task ("depo", "depo-cpu"); those of one name are
+            parts of one study.
     Raises:
         UserError: names a results.csv that is none, or two that hold the same run.
     """
@@ -68,7 +70,7 @@ def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
     studies: dict[str, list[Row]] = {}
     where: dict[tuple[str, ...], Path] = {}
     for path in dict.fromkeys(folder.resolve() / RESULTS for folder in folders):
-        task, rows = path.parent.name, _read(path)
+        task, rows = re.sub("-(cpu|paper)$", "", path.parent.name), _read(path)
         for row in rows:
             run = (task, row["arm"], row["seed"])
             if where.setdefault(run, path) != path:

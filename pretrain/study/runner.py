@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,7 +31,7 @@ from pretrain.checkpoint.folder import checkpoint_dir, draft_dir, publish, remov
 from pretrain.exit_status import TERMINATED, USER_ERROR
 from pretrain.files import parse_json, write_atomically
 from pretrain.study.cards import least_used, visible
-from pretrain.study.one_run import Run, finish, is_done
+from pretrain.study.one_run import Run, all_done, finish, is_done
 
 POLL_S = 0.5
 
@@ -108,7 +107,7 @@ def run_all(
 
     Args:
         hypnos: what a command line of `hypnos` begins with.
-        jobs: None: one on each GPU, or without any on each core.
+        jobs: None: as many as have a GPU for each rank, or without any a core.
         retries: how often a run that fails is begun again, from its newest checkpoint.
         seconds: after them, what trains is asked to save and end, and nothing more is begun.
         show: called twice a second with all jobs.
@@ -121,8 +120,12 @@ def run_all(
     all_jobs = [_job(run, folder) for run in runs]
     deadline = time.monotonic() + seconds
     gpus = visible()
-    jobs = jobs or len(gpus) or os.cpu_count() or 1
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    room = jobs or len(gpus) or os.cpu_count() or 1
+    threads = str(max(1, (os.cpu_count() or 1) // room))
+
+    def takes(job: Job) -> int:
+        return 1 if jobs else job.run.ranks
+
     environment = {"OMP_NUM_THREADS": threads} | os.environ
     with _ending(all_jobs, show):
         while any(job.state not in ("done", "failed") for job in all_jobs):
@@ -131,12 +134,15 @@ def run_all(
             ended = {job.run.name for job in all_jobs if job.state in ("done", "failed")}
             for job in all_jobs:
                 _give_up_without_trunk(job, ended)
-            running = [job for job in all_jobs if job.process]
+            taken = sum(takes(job) for job in all_jobs if job.process)
             if time.monotonic() > deadline:
                 break
-            waiting = [job for job in all_jobs if job.state == "waiting"]
-            can_start = (job for job in waiting if branch_off(folder, job.run))
-            for job in islice(can_start, jobs - len(running)):
+            for job in all_jobs:
+                if job.state != "waiting" or (taken and taken + takes(job) > room):
+                    continue
+                if not branch_off(folder, job.run):
+                    continue
+                taken += takes(job)
                 job.cards = least_used(
                     gpus, [j.cards for j in all_jobs if j.process], job.run.ranks
                 )
@@ -152,14 +158,15 @@ def branch_off(folder: Path, run: Run) -> bool:
 
     Files are linked, not copied: nobody writes into a checkpoint. False: the trunk is not there
     yet. What the branch then does is to the last bit what a run of its own settings would have
-    done, for the trunk's learning rate has not begun to decay.
+    done, for the trunk's learning rate has not begun to decay; so where a trunk that is done has
+    left its results alone, the branch begins at the beginning.
     """
     here, there = folder / "runs" / run.name, folder / "runs" / run.trunk
     if not run.trunk or steps(here):
         return True
     found = checkpoint_dir(there, run.branch)
     if not found.exists():
-        return False
+        return run.trunk in all_done(folder)
     draft = draft_dir(here, run.branch)
     remove_draft(here, run.branch)
     shutil.copytree(found, draft, copy_function=_link)
@@ -178,12 +185,16 @@ def _link(source: str, target: str) -> None:
 def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:
     """Writes the runs that are not done, a line each, for `hypnos launch slurm --array`.
 
-    Branches are among them once their trunks are there.
+    Branches are among them once their trunks are there; what is trained is not.
 
     Returns:
         how many. When they are trained, `run_all` evaluates them.
     """
-    left = [run for run in runs if not is_done(folder, run) and branch_off(folder, run)]
+    left = [
+        run
+        for run in runs
+        if not is_done(folder, run) and not _is_trained(folder, run) and branch_off(folder, run)
+    ]
     lines = [
         shlex.join(
             [str(run.config), f"run.dir={folder / 'runs'}", f"run.name={run.name}", *run.overrides]
@@ -192,6 +203,10 @@ def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:
     ]
     write_atomically(path, "".join(line + "\n" for line in lines))
     return len(left)
+
+
+def _is_trained(folder: Path, run: Run) -> bool:
+    return run.settings().train.steps in steps(folder / "runs" / run.name)
 
 
 def _job(run: Run, folder: Path) -> Job:
@@ -274,7 +289,9 @@ def _ending(jobs: list[Job], show: Callable[[list[Job]], None]) -> Iterator[None
     def leave(*_: object) -> NoReturn:
         raise SystemExit(TERMINATED)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    # a lost terminal, unless `nohup` has it ignored
+    heard = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, leave) for s in heard}
     try:
         yield
     finally:
@@ -289,4 +306,5 @@ def _ending(jobs: list[Job], show: Callable[[list[Job]], None]) -> Iterator[None
             assert job.process
             job.process.wait()
             job.process, job.state = None, "waiting"
-        signal.signal(signal.SIGTERM, before)
+        for s, handler in before.items():
+            signal.signal(s, handler)

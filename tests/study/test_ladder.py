@@ -154,6 +154,21 @@ def test_branches_wait_for_their_trunk_and_begin_with_it(
     here = tmp_path / "runs" / branch.name
     assert (here / f"checkpoints/step-{branch.branch}/index.json").read_text() == "weights"
     assert (here / "metrics.jsonl").exists() and write_array(few, tmp_path, array) == 2
+    (there / "checkpoints" / f"step-{trunk.settings().train.steps}").mkdir()
+    assert write_array(few, tmp_path, array) == 1  # the trunk is trained, and waits for evaluation
+
+
+def test_an_array_has_the_next_rung(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So that each is predicted before it runs."""
+    path, array = study(tmp_path), tmp_path / "left.txt"
+    command = ["scale", str(path), "--array", str(array), "--out", str(tmp_path)]
+    for width in (32, 64, 128):
+        assert main(command) == 0
+        assert f"width {width}: 4 runs, and 8 wait for others" in capsys.readouterr().out
+        assert array.read_text().count(f"run.name=w{width}-") == 4
+        results(tmp_path, [r for r in expand(path, read_study(path)) if r.width == width])
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 2 * 3 * 4
+    assert main(command) == 0 and "all runs are done" in capsys.readouterr().out
 
 
 def test_a_branch_fails_with_its_trunk(tmp_path: Path, ladder: list[LadderRun]) -> None:
@@ -198,6 +213,8 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
     assert len(predicted) == 6 * 4 and predicted[-1]["measured"] == "-"
     for picture in ("frontier.png", "depth.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
+    there = [d for d in done if d.of.rung != 1]  # a rung that is not done leaves no hole
+    assert "loss of rung 2 with N = 1" in write_fit(some, there, tmp_path, "tiny", 0.125, draws=2)
 
 
 def test_a_dry_run_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

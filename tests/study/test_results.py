@@ -160,7 +160,7 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
 
 
 def test_parts_of_one_study_are_one_column(tmp_path: Path) -> None:
-    parts = [tmp_path / place / "depo" for place in "ab"]
+    parts = [tmp_path / place for place in ("a/depo", "b/depo-cpu")]
     for part, passes in zip(parts, (1, 4), strict=True):
         part.mkdir(parents=True)
         (part / "results.csv").write_text(final_csv([result(passes, 0, passes / 4)]))
@@ -169,7 +169,7 @@ def test_parts_of_one_study_are_one_column(tmp_path: Path) -> None:
     cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines}
     assert (cells["N = 1"], cells["N = 2"], cells["N = 4"]) == ("25.0", "not run", "100.0")
     assert overview([*parts, parts[0]], tmp_path).splitlines() == lines
-    with pytest.raises(UserError, match=r"b.depo.results.csv: n1, seed 0, is in .*a.depo"):
+    with pytest.raises(UserError, match=r"b.depo-cpu.results.csv: n1, seed 0, is in .*a.depo"):
         (parts[1] / "results.csv").write_text(final_csv([result(1, 0, 0.5)]))
         overview(parts, tmp_path)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -75,14 +77,39 @@ def test_a_run_that_fails_is_begun_again_so_many_times(
     assert (job.state, job.tries, starts(tmp_path, RUNS[0])) == (state, begun, begun)
 
 
-def test_a_branch_is_given_up_when_its_trunk_has_ended_without_a_checkpoint(
+def test_a_branch_is_given_up_when_its_trunk_has_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     branch = Run("branch", DEPO, trunk="r0", branch=3)
-    jobs = run_all([branch, RUNS[0]], tmp_path, hypnos=HYPNOS, jobs=1)
-    assert [(job.state, job.tries) for job in jobs] == [("failed", 0), ("done", 1)]
+    (tmp_path / "FAILS").write_text("9")
+    jobs = run_all([branch, RUNS[0]], tmp_path, hypnos=HYPNOS, jobs=1, retries=0)
+    assert [(job.state, job.tries) for job in jobs] == [("failed", 0), ("failed", 1)]
     tell_end(jobs)
     assert "branch was not begun: r0 has ended without its" in capsys.readouterr().err
+
+
+def test_a_branch_of_a_trunk_that_left_its_results_alone_begins_at_the_beginning(
+    tmp_path: Path,
+) -> None:
+    run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, jobs=1)
+    shutil.rmtree(tmp_path / "runs")
+    branch = Run("branch", DEPO, trunk="r0", branch=3)
+    (job,) = run_all([branch], tmp_path, hypnos=HYPNOS, jobs=1)
+    assert (job.state, starts(tmp_path, branch)) == ("done", 1)
+
+
+def test_runs_have_a_core_for_each_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    wide, most = [replace(run, ranks=2) for run in RUNS], 0
+
+    def watch(jobs: list[Job]) -> None:
+        nonlocal most
+        most = max(most, sum(job.process is not None for job in jobs))
+
+    jobs = run_all(
+        [*wide, replace(RUNS[0], name="wider", ranks=8)], tmp_path, hypnos=HYPNOS, show=watch
+    )
+    assert [job.state for job in jobs] == ["done"] * 5 and most == 2
 
 
 @pytest.mark.slow
