@@ -1,6 +1,6 @@
 """One run of a study: its settings, and what it has left when it is done.
 
-DIR/done/NAME.json    its evaluations, its curve, a hash of the settings behind them, and where,
+DIR/done/NAME.json    its evaluations, its curve, a hash of settings and data behind them, and where,
                       when and of which commit
 
 Nothing else of a finished run is read again: a study goes on from these files, wherever its runs
@@ -21,7 +21,9 @@ from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically
 from pretrain.origin import origin
+from pretrain.run.agreement import contents
 from pretrain.study.curve import Curve
+from pretrain.tasks import make_task
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Run:
 class Left:
     """What a finished run has left to a study."""
 
-    settings: str  # `fingerprint` of what it was trained with
+    settings: str  # `fingerprint` of those it was trained with, and of its data
     evaluations: list[dict[str, Any]]  # of `pretrain.evaluate`, one for each N
     origin: dict[str, str]  # of `pretrain.origin`: where, when and of which commit
     curve: Curve
@@ -76,31 +78,37 @@ def all_done(folder: Path) -> set[str]:
 
 
 def is_done(folder: Path, run: Run) -> bool:
-    """Whether a run is trained, and evaluated at each N. UserError: it was under other settings."""
+    """Whether a run is trained, and evaluated at each N.
+
+    UserError: it was under other settings or with other data, or data cannot be read.
+    """
     path = _path(folder, run)
     if not path.exists():
         return False
     left = left_by(folder, run)
     if left.settings != fingerprint(run):
         raise UserError(
-            f"{path} comes from other settings than the study has now: remove it and "
+            f"{path} comes from other settings or data than the study has now: remove it and "
             f"{folder / 'runs' / run.name}, or choose another folder with --out"
         )
     return set(run.passes) <= {found["passes"] for found in left.evaluations}
 
 
 def fingerprint(run: Run) -> str:
-    """Of the settings that differ from their defaults, wherever the run is.
+    """Of the settings that differ from their defaults, and of the data, wherever run and data are.
 
     So results outlive a setting that is new, and off.
     """
     config, usual = run.settings(), Config()
+    data = [read() for _, read in contents(config)]
+    if config.data.task != "text":
+        data.append(make_task(config, config.sleep.window).fingerprint)
     config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir)
     texts = [replace(corpus, path="") for corpus in config.data.train]
     config.data = replace(config.data, tokenizer="", train=texts, heldout="")
     pairs = zip(values(config), values(usual), strict=True)
     chosen = [f"{place}={to_toml(mine)}" for (place, _, mine), (_, _, its) in pairs if mine != its]
-    return hashlib.sha256("\n".join(chosen).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*chosen, *data]).encode()).hexdigest()
 
 
 def _path(folder: Path, run: Run) -> Path:
