@@ -44,6 +44,7 @@ from pretrain.run.resume import checkpoint_before, take_folder
 from pretrain.run.state import CarriedState, TrainState
 from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
+from pretrain.run.trace import traced
 
 EACH_UP_TO = 8  # numbers of passes that the last evaluation tries one by one
 
@@ -211,41 +212,43 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
     due = partial(_due, last=settings.steps)
     with job.progress.slow("evaluating"):
         evaluate(parts, state)
-    for step in range(state.step + 1, settings.steps + 1):
-        # take
-        watchdog.doing("takes the rows of step", step)
-        batch = job.source.next()
-        scored, read = count_tokens(batch)
+    with traced(settings, job.folder, state.step) as step_done:
+        for step in range(state.step + 1, settings.steps + 1):
+            # take
+            watchdog.doing("takes the rows of step", step)
+            batch = job.source.next()
+            scored, read = count_tokens(batch)
 
-        # accumulate
-        probe = Probe() if step == 1 or due(step, settings.log_every) else None
-        outputs = forward_and_backward(parts, state, batch, scored, probe)
-        parts.saver.raise_if_failed()
+            # accumulate
+            probe = Probe() if step == 1 or due(step, settings.log_every) else None
+            outputs = forward_and_backward(parts, state, batch, scored, probe)
+            parts.saver.raise_if_failed()
 
-        with stop.update(step):  # a signal waits until the step is whole, and written down
-            # update
-            watchdog.doing("updates the weights of step", step)
-            carried = update(parts, batch, outputs, scored, step)
-            evaluated = not due(step, settings.eval_every)
-            state.advance(carried, read, job.source, evaluated=evaluated)
-            outcome = parts.optimizer.filter.outcome
-            streak = parts.guard.after(step, outcome, job.source.samples(), state.data)
-            if due(step, settings.checkpoint_every):
-                streak = parts.guard.settle()
+            with stop.update(step):  # a signal waits until the step is whole, and written down
+                # update
+                watchdog.doing("updates the weights of step", step)
+                carried = update(parts, batch, outputs, scored, step)
+                evaluated = not due(step, settings.eval_every)
+                state.advance(carried, read, job.source, evaluated=evaluated)
+                outcome = parts.optimizer.filter.outcome
+                streak = parts.guard.after(step, outcome, job.source.samples(), state.data)
+                if due(step, settings.checkpoint_every):
+                    streak = parts.guard.settle()
 
-            # log
-            job.progress.advance(step)
-            if probe is not None:
-                log(parts, state, batch, outputs, probe)
-        if streak:
-            parts.saver.wait()
-            return streak
+                # log
+                job.progress.advance(step)
+                if probe is not None:
+                    log(parts, state, batch, outputs, probe)
+            if streak:
+                parts.saver.wait()
+                return streak
 
-        # evaluate and save
-        with parts.throughput.paused():
-            evaluate(parts, state)
-            if step % settings.checkpoint_every == 0:
-                save(parts, state)
+            # evaluate and save
+            with parts.throughput.paused():
+                evaluate(parts, state)
+                if step % settings.checkpoint_every == 0:
+                    save(parts, state)
+            step_done()
     save(parts, state)
     parts.saver.wait()
     return None

@@ -22,7 +22,7 @@ def validate(config: Config) -> None:
     check(config)
     for check_combination in (
         _run, _heads, _rotary, _decay, _parts, _truncation, _controls, _beyond, _guard, _batches,
-        _layout, _data,
+        _profile, _layout, _data,
     ):  # fmt: skip
         check_combination(config)
 
@@ -32,6 +32,12 @@ def _run(config: Config) -> None:
     if name in ("", ".", "..") or os.path.basename(name) != name:
         fix = "must be the name of a folder, without slashes; run.dir says where it is"
         raise refused("run.name", name, fix)
+
+
+def _profile(config: Config) -> None:
+    steps = config.train.profile
+    if steps and not (len(steps) == 2 and steps[0] <= steps[1]):
+        raise refused("train.profile", steps, "must be a first and a last step, as [10, 12], or []")
 
 
 def _heads(config: Config) -> None:

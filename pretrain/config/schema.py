@@ -432,6 +432,12 @@ class TrainConfig:
         at_least=0,
         changes=True,
     )
+    profile: list[int] = setting(
+        [],
+        "first and last step of a trace of torch.profiler, in RUN/profile; [] none",
+        at_least=1,
+        changes=True,
+    )
 
 
 @dataclass(kw_only=True)

@@ -11,4 +11,5 @@ gather.py      what the ranks know of their rows, put together on rank 0
 state.py       what a checkpoint holds of a run
 stop.py        ends a run before its time, saved;  signals.py  who hears signals, and when
 metrics.py     what it writes down (docs/metrics.md);  console.py  what it shows
+trace.py       where the time of some steps goes
 """

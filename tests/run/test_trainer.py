@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gzip
 import json
 import os
 import shutil
@@ -58,6 +59,18 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     assert "step 6/6  loss " in log and "held-out loss" in log and "eta" in log
     train(config)
     assert "is at step 6 already" in capsys.readouterr().err
+
+
+def test_steps_are_traced(depo: MakeConfig) -> None:
+    """Those that are asked for, or what a run that ends among them has done."""
+    run = train(depo("traced", steps=3, profile=[2, 9]), progress=False)
+    (path,) = (run / "profile").iterdir()
+    assert path.name == "steps-2-to-9-rank-0.json.gz"
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert {"ProfilerStep#1", "ProfilerStep#2"} < {event["name"] for event in events}
+    assert "ProfilerStep#0" not in {event["name"] for event in events}
+    with pytest.raises(UserError, match=r"train\.profile = \[3, 2\]: must be a first and a last"):
+        train(depo("refused", profile=[3, 2]), progress=False)
 
 
 def test_the_last_evaluation_tries_each_number_of_passes(depo: MakeConfig) -> None:
