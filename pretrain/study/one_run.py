@@ -1,7 +1,7 @@
 """One run of a study: its settings, and what it has left when it is done.
 
-DIR/done/NAME.json    its evaluations, its curve, a hash of settings and data, and where, when and of
-                      which commit it was made
+DIR/done/NAME.json    its evaluations, its curve, a hash of settings and data, and where, when and
+                      of which commit it was made
 
 Nothing else of a finished run is read again: a study goes on from these files, wherever its runs
 were made.
