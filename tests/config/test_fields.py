@@ -76,8 +76,8 @@ CHANGEABLE = {
     "parallel.sequence_parallel", "parallel.zero", "parallel.offload", "parallel.recompute",
     "parallel.cuda_graphs", "parallel.timeout",
     "train.steps", "train.microbatches", "train.log_every", "train.eval_every",
-    "train.eval_batches", "train.checkpoint_every", "train.keep", "train.keep_every", "train.profile",
-    "guard.limit", "guard.then", "guard.rollbacks", "optimizer.decay",
+    "train.eval_batches", "train.checkpoint_every", "train.keep", "train.keep_every",
+    "train.profile", "guard.limit", "guard.then", "guard.rollbacks", "optimizer.decay",
 }  # fmt: skip
 
 
