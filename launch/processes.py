@@ -134,7 +134,9 @@ def show_last_lines(lines: Sequence[bytes]) -> None:
 
 def default_threads(ranks: int) -> dict[str, str]:
     """Threads of each of so many ranks on this host, unless the user sets their number."""
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
+    # of those that this process may use, where the system says (Linux)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"OMP_NUM_THREADS": str(max(1, (cores or 1) // ranks))}
 
 
 def die_with_parent() -> None:

@@ -138,7 +138,9 @@ def _srun(site: Site) -> list[str]:
     mpi = site.slurm.mpi or ("cray_shasta" if "cray_shasta" in found else "none")
     if found and mpi not in found:
         raise UserError(f'slurm.mpi = "{mpi}": srun has {", ".join(found)} here')
-    return [f"--mpi={mpi}", *site.slurm.srun]
+    cpus = site.slurm.cpus_per_task  # which srun does not take over from sbatch
+    each = [f"--cpus-per-task={cpus}"] if cpus else []
+    return [f"--mpi={mpi}", *each, *site.slurm.srun]
 
 
 def _container(site: Site) -> list[str]:

@@ -31,6 +31,9 @@ RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLUR
 FORWARDED = (
     "PATH", "LD_LIBRARY_PATH", "PYTHON", "VIRTUAL_ENV", "OMP_", "MKL_", "CUDA_", "NCCL_", "GLOO_",
     "TORCH", "TRITON_", "HF_", "FI_", "UCX_", "HYPNOS_",
+    # object stores: who asks, by which way
+    "AWS_", "GOOGLE_", "AZURE_", "FSSPEC_", "SSL_CERT_", "REQUESTS_", "http_proxy", "https_proxy",
+    "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
 )  # fmt: skip
 PORTS = range(20_000, 30_000)  # below those that systems give to outgoing connections
 

@@ -100,8 +100,10 @@ class Engine:
             offload: master weights and optimiser state stay in host memory (ZeRO 1..3).
             tied: of a pipeline stage, the embedding that the first and the last stage both hold.
         """
+        built = dict(model.named_parameters())
+        # where the model was built, on the host: a GPU may have no room for them twice
+        values = {name: built[name].detach().clone() for name in optimizer.names}
         parameters = dict(model.to(mesh.device()).named_parameters())
-        values = {name: parameters[name].detach().clone() for name in optimizer.names}
         self.model, self.optimizer, self.precision = model, optimizer, precision
         self.microbatches = 1 if mesh.pp_size() > 1 else microbatches
         self._tied = tied if mesh.pp_size() > 1 else None

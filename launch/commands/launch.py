@@ -68,8 +68,11 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
     from launch.mpi import mpirun, run_mpi
     from launch.outcome import tell as tell_end
     from launch.outcome import why_ended
+    from launch.processes import default_threads
 
     names = tuple(name for name in hosts.split(",") if name)
+    for name, value in default_threads(ranks_per_host).items():
+        os.environ.setdefault(name, value)
     command = mpirun(names, ranks_per_host)
     nodes = names or (starts.this_host(),)
     start = starts.begin(run, "mpi", str(os.getpid()), nodes, len(nodes) * ranks_per_host)

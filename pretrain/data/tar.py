@@ -65,7 +65,8 @@ def _check_end(rest: Any) -> None:
 def _sample(name: str) -> str:
     """The part of a member's name that its sample shares."""
     path = PurePosixPath(name)
-    return str(path.with_name(path.name.partition(".")[0] or path.name))
+    first = path.name.partition(".")[0] or path.name
+    return str(path.with_name(first)) if first else name  # "." has none
 
 
 def _suffix(info: tarfile.TarInfo) -> str:

@@ -122,6 +122,15 @@ def test_a_member_that_is_damaged(tmp_path: Path, name: str, content: bytes, tol
     assert texts(path, skip_bad=True) == ["first", "last"]
 
 
+def test_a_tar_of_a_folder_as_it_stands(tmp_path: Path) -> None:
+    """tar -cf d.tar -C folder . has the folder itself as its first member, called "."."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("first")
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        tar.add(tmp_path / "folder", ".")
+    assert texts(tmp_path / "d.tar") == ["first"]
+
+
 @pytest.mark.parametrize("left", [3072, 3072 + 100, 3072 + 512, 3072 + 700, 100])
 def test_a_tar_that_was_cut(tmp_path: Path, left: int) -> None:
     """Between two members or in one; the last sample may not be whole."""

@@ -84,6 +84,7 @@ def test_the_site_is_merged_and_a_flag_is_stronger(
     exclude = "n[1-3]"
     gpus = "gres=gpu"
     save_before = 120
+    cpus_per_task = 6
     sbatch = ["--exclusive"]
     [environment]
     modules = ["cuda/13"]
@@ -95,6 +96,7 @@ def test_the_site_is_merged_and_a_flag_is_stronger(
         assert f"#SBATCH --{option}\n" in script
     assert "\nmodule load cuda/13\nexport NCCL_SOCKET_IFNAME=hsn0\n" in script
     assert "\nexclude='n[1-3]'\n" in script
+    assert "#SBATCH --cpus-per-task=6\n" in script and " --cpus-per-task=6 " in script
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from typing import Any
 
 import openai
 import pytest
+from torch import Tensor
 
 from pretrain.convert.export import export
 from pretrain.inference.generate import continue_text, generate
-from pretrain.inference.sampling import Sampling
+from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server import chat
 from pretrain.inference.server.store import SessionStore
 from pretrain.inference.session import Session
@@ -105,6 +106,29 @@ def test_echo_tells_how_likely_the_prompt_was(served: Serving, client: openai.Op
     assert [p for each in streamed if each for p in each.token_logprobs or []] == (
         told.token_logprobs
     )
+
+
+def test_a_completion_that_ends_at_once_has_the_score_of_its_end(
+    served: Serving, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-evaluation-harness takes the last score of all for the one token that it asks for."""
+    eos = served.service.tokenizer.eos
+
+    def ends(self: Sampler, logits: Tensor, seen: Any) -> Choice:
+        return next(iter(self.told([eos], logits[None])))
+
+    ask: dict[str, Any] = {"echo": True, "logprobs": 1, "prompt": "a day", **GREEDY}
+    heard = client.completions.create(**ask, max_tokens=0).choices[0].logprobs
+    monkeypatch.setattr(Sampler, "choose", ends)
+    choice = client.completions.create(**ask, max_tokens=1).choices[0]
+    told = choice.logprobs
+    assert choice.text == "a day" and choice.finish_reason == "stop"
+    assert heard is not None and told is not None and told.token_logprobs and told.top_logprobs
+    assert told.token_logprobs[:-1] == heard.token_logprobs and told.token_logprobs[-1] < 0
+    assert told.tokens and told.tokens[-1] == "" and len(told.top_logprobs[-1]) in (1, 2)
+    (*_, last) = client.completions.create(**ask, max_tokens=1, stream=True)
+    scores = last.choices[0].logprobs
+    assert scores is not None and (scores.token_logprobs or [])[-1] == told.token_logprobs[-1]
 
 
 def test_seeds_repeat_and_differ(client: openai.OpenAI) -> None:

@@ -171,6 +171,10 @@ class Answers:
         else:
             answer.finished, answer.said.finish_reason = event, event.reason
             shows |= event.reason == "length"
+            if event.by is not None and self.top is not None and not self.is_chat:
+                # a completion's end has a score as its tokens have, and no text: lm-eval counts it
+                answer.unshown.append(replace(self._score(event.by), text=b""))
+                shows = True
         scores: tuple[TokenScore, ...] = ()
         if shows:
             scores, answer.unshown = tuple(answer.unshown), []

@@ -49,8 +49,13 @@ async def create(request: CompletionRequest, http: Request) -> Response:
                 is_chat=False,
             )
         )
-    for answers in asked:
-        answers.begin()
+    try:
+        for answers in asked:
+            answers.begin()
+    except ApiError:  # what has its place already is for nobody
+        for answers in asked:
+            answers.give_up()
+        raise
     said = _Said(new_id("cmpl"), int(time.time()), request, asked)
     if request.stream:
         return await event_stream(said.events())

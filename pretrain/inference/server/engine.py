@@ -77,12 +77,14 @@ class Finished:
     """The answer's end.
 
     unread   tokens that the conversation has and the session has not read yet
+    by       the token that ended it and is no part of it, if one did
     """
 
     text: str
     reason: str  # stop or length
     session: Session
     unread: tuple[int, ...]
+    by: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ class Engine:
         """Samples a token after what was read, and ends the answer if it is its last."""
         choice = job.sampler.choose(logits, job.session.seen)
         if choice.token == job.end:
-            self._finish(job, "stop", job.stream.finish(), ())
+            self._finish(job, "stop", job.stream.finish(), (), choice)
             return
         self._time_token(job)
         text = job.stream.push(choice.token)
@@ -258,11 +260,13 @@ class Engine:
             meters.first.observe(now - job.arrived)
         job.spoke = now
 
-    def _finish(self, job: Job, reason: str, text: str, unread: Sequence[int]) -> None:
+    def _finish(
+        self, job: Job, reason: str, text: str, unread: Sequence[int], by: Choice | None = None
+    ) -> None:
         self.meters.answers.labels(reason).inc()
         self.meters.whole.observe(time.perf_counter() - job.arrived)
         self._active.remove(job)
-        job.emit(Finished(text, reason, job.session, tuple(unread)))
+        job.emit(Finished(text, reason, job.session, tuple(unread), by))
 
     def _read_a_piece(self) -> None:
         """At most a window of one job's input; the next turn is another's."""

@@ -76,7 +76,7 @@ class Message(Request):
     ignored = frozenset({"id", "name", "phase", "status"})
     unsupported: ClassVar = {"tool_calls": (), "function_call": (), "refusal": (), "audio": ()}
 
-    type: Literal["message"] = "message"
+    type: Literal["message", "text"] = "message"  # "text": of older lm-eval
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[Text, BeforeValidator(_text_of)]
 

@@ -107,6 +107,16 @@ DONE = "data: [DONE]\n\n"
 # ---- completions
 
 
+def _likeliest(score: TokenScore) -> dict[str, float] | None:
+    """By text: of tokens that are shown alike the likeliest; and the token that was chosen."""
+    if score.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for text, logprob in [*score.top, (score.text, score.logprob)]:
+        found[shown(text)] = max(logprob, found.get(shown(text), logprob))
+    return found
+
+
 def completion_logprobs(scores: Sequence[TokenScore], offset: int) -> Json:
     """offset: characters before the first token."""
     offsets = []
@@ -116,9 +126,7 @@ def completion_logprobs(scores: Sequence[TokenScore], offset: int) -> Json:
     return {
         "tokens": [shown(s.text) for s in scores],
         "token_logprobs": [s.logprob for s in scores],
-        "top_logprobs": [
-            None if s.logprob is None else {shown(t): p for t, p in s.top} for s in scores
-        ],
+        "top_logprobs": [_likeliest(s) for s in scores],
         "text_offset": offsets,
     }
 
