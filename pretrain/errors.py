@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pretrain.exit_status import PEER_GONE, USER_ERROR
+import errno
+
+from pretrain.exit_status import PEER_GONE, STORAGE, USER_ERROR
+
+# of storage that is away for a while, not of a file that is not there, or a disk that is full
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO}
 
 
 class UserError(ValueError):
@@ -15,6 +20,17 @@ class PeerGone(UserError):
     """Another rank has gone, and so must this one. It is not the user's: start again."""
 
     status = PEER_GONE
+
+
+class StorageFailed(UserError):
+    """Storage did not answer, or failed: another start may find it well."""
+
+    status = STORAGE
+
+
+def storage_error(error: OSError) -> type[UserError]:
+    """What is raised for an error of a file system: of one that may pass `StorageFailed`."""
+    return StorageFailed if error.errno in PASSING else UserError
 
 
 def shortened(text: str, most: int = 100) -> str:

@@ -4,6 +4,7 @@
     75    start me again: the run was told that its time is up (SIGUSR1), and has saved
     2     a user's error, which another start would meet again
     69    this host is not fit to take part: start again without it
+    74    storage did not answer, or failed: another start may find it well
     70    no progress in parallel.timeout (parallel/watchdog.py)
     76    another rank has gone, and so must this one: the reason is to be found there
     130, 143    ended by Ctrl-C, by SIGTERM: 128 + the signal, after a save
@@ -19,6 +20,7 @@ import signal
 FINISHED = 0
 USER_ERROR = 2
 UNFIT = 69
+STORAGE = 74
 REQUEUE = 75
 PEER_GONE = 76
 TERMINATED = 128 + signal.SIGTERM

@@ -31,7 +31,7 @@ from parallel.slices import Piece
 from pretrain.checkpoint.folder import draft_dir, make_draft, publish, remove_draft
 from pretrain.checkpoint.write import Part, write_common, write_part
 from pretrain.config.schema import Config
-from pretrain.errors import PeerGone, UserError
+from pretrain.errors import PeerGone, StorageFailed, UserError, storage_error
 
 
 @dataclass
@@ -182,18 +182,20 @@ class Saver:
         try:
             told = {"value": act()}
         except UserError as error:  # another rank's
-            told = {"error": str(error), "gone": isinstance(error, PeerGone)}
+            told = {"error": str(error), "kind": type(error).__name__}
         except Exception as error:  # whatever it is, the others must hear of it
             known = isinstance(error, OSError | SafetensorError)
             reason = (getattr(error, "strerror", None) or str(error)) if known else repr(error)
             where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {mesh.place()}"
             fix = "the checkpoints before it are intact: make room there, or set run.dir"
-            told = {"error": f"{where}: {reason}; {fix}"}
+            kind = storage_error(error) if isinstance(error, OSError) else UserError
+            told = {"error": f"{where}: {reason}; {fix}", "kind": kind.__name__}
         self._store.set(f"{step}/{event}", json.dumps(told))
 
     def _outcome(self, step: int, event: str) -> Any:
         """What came of it; waits until that is told. UserError if it has failed."""
         told = json.loads(self._store.get(f"{step}/{event}"))
         if "error" in told:
-            raise (PeerGone if told.get("gone") else UserError)(told["error"])
+            kinds = {kind.__name__: kind for kind in (PeerGone, StorageFailed)}
+            raise kinds.get(told["kind"], UserError)(told["error"])
         return told["value"]

@@ -19,7 +19,7 @@ from pretrain.data.records import (
 )
 from pretrain.data.splits import Files
 from pretrain.data.store import Place
-from pretrain.errors import UserError
+from pretrain.errors import UserError, storage_error
 from tokenizer.encode import Tokenizer
 
 MAX_AT_ONCE = 1 << 22  # documents, whose place takes well below a second to check
@@ -97,7 +97,7 @@ class Shards:
         try:
             payload = self._split.read(shard, size, int(record["offset"]))
         except OSError as error:
-            raise UserError(f"{name} cannot be read: {error.strerror}") from None
+            raise storage_error(error)(f"{name} cannot be read: {error.strerror}") from None
         if zlib.crc32(payload) != record["crc32"]:
             self._split.discard(shard, size, int(record["offset"]))
             raise UserError(f"{name} is damaged; copy the shard anew or prepare again")

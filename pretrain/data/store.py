@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pretrain.errors import UserError, shortened
+from pretrain.errors import StorageFailed, UserError, shortened
 
 RETRY_S = 300.0  # how long an object is asked for, unless told otherwise
 ATTEMPT_S = 20.0  # in which an answer must be there whole
@@ -146,7 +146,9 @@ class StorePath:
                 raise failed.error
             left = began + self.retry - time.monotonic()
             if left <= 0:
-                raise UserError(self._gave_up(number, self.retry - left, failed)) from None
+                may_pass = not isinstance(failed.error, FileNotFoundError)
+                kind = StorageFailed if may_pass and not _is_refused(failed.error) else UserError
+                raise kind(self._gave_up(number, self.retry - left, failed)) from None
             why = shortened(str(failed), 200)
             _say(f"{self}: attempt {number} failed ({why}); tries on for {left:.0f} s")
             if self.closed.wait(min(left, pause * random.uniform(0.5, 1))):

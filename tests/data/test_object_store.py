@@ -18,8 +18,9 @@ from parallel import mesh
 from pretrain.config.load import dump
 from pretrain.config.schema import Config, CorpusConfig, DataConfig
 from pretrain.data import splits, store
-from pretrain.data.store import StorePath
-from pretrain.errors import UserError
+from pretrain.data.index import read_index
+from pretrain.data.store import StorePath, place
+from pretrain.errors import StorageFailed, UserError
 from pretrain.run.agreement import facts
 from pretrain.trainer import train
 from tests.data.stores import ENVIRONMENT, Proxy, client, s3_server, upload
@@ -212,6 +213,10 @@ def test_an_object_that_vanishes_is_named_and_a_run_goes_on_when_it_is_back(
 def test_wrong_credentials_and_a_store_that_is_not_there_are_told(
     there: There, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    there.proxy.trouble = lambda request, number: "503"
+    StorePath._whole.clear()
+    with pytest.raises(StorageFailed, match="start again when the store answers"):
+        read_index(place(f"{SHARDS}/train", 1))
     there.proxy.trouble = lambda request, number: "403"
     assert cli.main(["data", "verify", SHARDS]) == 2
     assert f"{SHARDS}/index.json: cannot be read: 1 attempt in 0 s" in (

@@ -100,6 +100,12 @@ def test_an_unfit_host_is_excluded_at_once(job: Job) -> None:
     assert verdict.again and verdict.end.exclude == ("n1",)
 
 
+def test_storage_that_failed_may_be_well_at_the_next_start(job: Job) -> None:
+    assert job.start((3, 74), saved=5).again
+    verdict = job.start((3, 74), saved=6)
+    assert verdict.again and verdict.end.exclude == ("n1",)  # twice: it is the host's way there
+
+
 def test_whom_the_preflight_names_is_excluded_at_once(job: Job) -> None:
     job.run.mkdir()
     found = {"bad_hosts": ["n3"], "problems": ["rank 6 on n3: the clock is 9 s ahead; fix it"]}
