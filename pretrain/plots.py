@@ -16,7 +16,11 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatter
 
-COLOURS = ["#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e"]
+COLOURS = [
+    "#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e",
+    "#c1121f", "#6a994e", "#4a4e69", "#f28482", "#0a9396", "#7f5af0", "#9c6644", "#2a9df4",
+]  # fmt: skip
+LETTER, SWATCH, ROW = 0.075, 0.5, 0.2  # inches of a legend: of a letter, beside a label, of a row
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e6e8ee"
 STYLE = {
     "figure.dpi": 160,
@@ -70,8 +74,12 @@ def figure(
         out: its suffix says the format, .png or .svg.
         legend: (label, colour) of what is drawn in all panels.
     """
+    longest = max((len(label) for label, _ in legend), default=0)
+    columns = max(1, min(len(legend), int(width / (LETTER * longest + SWATCH))))
+    rows = -(-len(legend) // columns)
     with mpl.rc_context(STYLE):
-        drawn, axes = plt.subplots(1, panels, figsize=(width, 3.5), squeeze=False)
+        size = (width, 3.5 + ROW * max(0, rows - 1))
+        drawn, axes = plt.subplots(1, panels, figsize=size, squeeze=False)
         try:
             yield axes[0]
             for axis in (a for panel in axes[0] for a in (panel.xaxis, panel.yaxis)):
@@ -80,9 +88,7 @@ def figure(
                     axis.set_minor_formatter(_Plain())
             handles = [Patch(color=colour) for _, colour in legend]
             labels = [label for label, _ in legend]
-            drawn.legend(
-                handles, labels, loc="outside upper right", ncols=len(labels), labelcolor=INK
-            )
+            drawn.legend(handles, labels, loc="outside upper right", ncols=columns, labelcolor=INK)
             out.parent.mkdir(parents=True, exist_ok=True)
             part = out.with_name(f".{out.name}.part")
             drawn.savefig(part, format=out.suffix[1:])
