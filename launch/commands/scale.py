@@ -104,7 +104,12 @@ def _run(
     from pretrain.errors import UserError
     from pretrain.report import table
     from pretrain.study.fit_report import write_fit
-    from pretrain.study.predictions import predict, prediction_table, write_predictions
+    from pretrain.study.predictions import (
+        predict,
+        predict_all,
+        prediction_table,
+        write_predictions,
+    )
     from pretrain.study.progress import StudyProgress
     from pretrain.study.runner import run_all
     from pretrain.study.scale import finished
@@ -120,7 +125,7 @@ def _run(
         done = finished(runs, folder)
         predicted = predict(runs, done, number, chance)
         if predicted and not all(p.measured for p in predicted):
-            write_predictions(runs, done, folder / "predictions.csv", chance)
+            write_predictions(predict_all(runs, done, chance), folder / "predictions.csv")
             print(f"rung {number}, width {mine[0].width}: predicted by the rungs below it\n")
             print(table(*prediction_table(predicted)), flush=True)
         with StudyProgress() as progress:
@@ -147,7 +152,7 @@ def _run(
 def _array(runs: list[LadderRun], folder: Path, array: Path, chance: float) -> int:
     """The lowest rung that is not done: the next ones are predicted when it is."""
     from pretrain.study.one_run import is_done
-    from pretrain.study.predictions import write_predictions
+    from pretrain.study.predictions import predict_all, write_predictions
     from pretrain.study.runner import write_array
     from pretrain.study.scale import finished
 
@@ -156,7 +161,8 @@ def _array(runs: list[LadderRun], folder: Path, array: Path, chance: float) -> i
         print("all runs are done; next: the same command without --array fits the laws")
         return 0
     number = left[0].rung
-    write_predictions(runs, finished(runs, folder), folder / "predictions.csv", chance)
+    predicted = predict_all(runs, finished(runs, folder), chance)
+    write_predictions(predicted, folder / "predictions.csv")
     mine = [r.run for r in left if r.rung == number]
     count = write_array(mine, folder.absolute(), array)
     said = after_array(mine, count, array)

@@ -28,11 +28,9 @@ class Curve:
         tokens = 0
         for row in metrics.train:
             took = (row["tokens"] - tokens) / row["tokens_per_s"]
-            seconds, flops, tokens = (
-                seconds + took,
-                flops + row["flops_per_s"] * took,
-                row["tokens"],
-            )
+            seconds += took
+            flops += row["flops_per_s"] * took
+            tokens = row["tokens"]
             curve.steps.append(row["step"])
             curve.tokens.append(tokens)
             curve.flops.append(flops)

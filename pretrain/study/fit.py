@@ -12,7 +12,7 @@ share its weights' and its data's luck.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Generic, TypeVar
@@ -45,6 +45,12 @@ class Interval:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, value: float, drawn: Sequence[float]) -> Interval:
+        """Of what came out and what resampled runs gave; nan where none gave anything."""
+        low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
+        return cls(value, float(low), float(high))
+
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
@@ -60,8 +66,7 @@ class Fit(Generic[L]):
         """Of a constant by its name, or of anything that follows from a law."""
         value = of if callable(of) else lambda law: float(getattr(law, of))
         found = [x for x in map(value, self.resampled) if not np.isnan(x)]
-        low, high = np.quantile(found, [0.025, 0.975]) if found else (np.nan, np.nan)
-        return Interval(value(self.law), float(low), float(high))
+        return Interval.of(value(self.law), found)
 
 
 @dataclass(frozen=True)

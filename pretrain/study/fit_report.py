@@ -16,7 +16,7 @@ from pretrain.study.fit import Fit, fit_depth, fit_loss, left_out, with_interval
 from pretrain.study.frontier import REACH, Arm, exchange, frontier
 from pretrain.study.ladder import LadderRun
 from pretrain.study.law import LOOPED_DEPTH, DepthLaw, DepthPoints, LossLaw, Points
-from pretrain.study.predictions import predict, prediction_table, write_predictions
+from pretrain.study.predictions import Prediction, predict_all, prediction_table, write_predictions
 from pretrain.study.scale import Finished, depth_points, points, write_results_csv
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta", "phi")
@@ -39,8 +39,9 @@ def write_fit(
         chance: accuracy of guessing. draws: of the bootstrap.
     """
     write_results_csv(done, folder / "results.csv")
-    write_predictions(runs, done, folder / "predictions.csv", chance)
-    parts = [f"# {title}", _what_is_there(runs, done), *_predictions(runs, done, chance)]
+    predicted = predict_all(runs, done, chance)
+    write_predictions(predicted, folder / "predictions.csv")
+    parts = [f"# {title}", _what_is_there(runs, done), *_predictions(predicted)]
     windows = sorted({d.of.window for d in done})
     fits: dict[int, Fit[LossLaw]] = {}
     for window in windows:
@@ -69,9 +70,7 @@ def _what_is_there(runs: Sequence[LadderRun], done: Sequence[Finished]) -> str:
     return f"{said} Missing: {', '.join(missing[:MAX_NAMED])}{more}." if missing else said
 
 
-def _predictions(runs: Sequence[LadderRun], done: Sequence[Finished], chance: float) -> Lines:
-    numbers = sorted({r.rung for r in runs})
-    predicted = [p for n in numbers for p in predict(runs, done, n, chance)]
+def _predictions(predicted: Sequence[Prediction]) -> Lines:
     if not predicted:
         return ["No rung is predicted yet: that takes two finished rungs below it."]
     errors = [

@@ -91,10 +91,9 @@ def frontier(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], flops: float) ->
         if loss == np.inf:
             best.append(None)
             continue
-        low, high = np.quantile(drawn[:, i], [0.025, 0.975])
         size = _sizes(arm)[_losses(fits[arm.window].law, arm, flops).argmin()]
         _, _, cost = arm.at(np.array([size]))
-        interval = Interval(loss, float(low), float(high))
+        interval = Interval.of(loss, drawn[:, i].tolist())
         tokens, wins = flops / float(cost[0]), float((winners == i).mean())
         best.append(Best(arm, flops, interval, float(size), tokens, wins))
     return best
@@ -141,7 +140,6 @@ def exchange(
     def interval(window: int, *way: float) -> Interval:
         to = fits[window]
         drawn = [gain(pair, *way) for pair in zip(fit.resampled, to.resampled, strict=False)]
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        return Interval(gain((fit.law, to.law), *way), float(low), float(high))
+        return Interval.of(gain((fit.law, to.law), *way), drawn)
 
     return {name: interval(*way) for name, way in ways.items()}

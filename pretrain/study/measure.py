@@ -3,8 +3,8 @@
 What blocks are made of is timed by itself, forward and backward: products, attention, the delta
 rule, elementwise work; then a block so small that only its operations count, messages between two
 processes (`pretrain.study.links`), and on a CPU what ranks take of each other by sharing its cores
-(`pretrain.study.crowding`). On a CPU it is the processor's time that counts, one thread,
-so that other work beside it does no harm. The network between hosts is not measured.
+(`pretrain.study.crowding`). There it is the processor's time that counts, one thread, so that other
+work beside it does no harm. The network between hosts is not measured.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     plan(config, 1024, load_hardware("h100")).best[0]
 
 Layouts are all that `parallel.combinations` allows and that divide heads, widths, vocabulary and
-batch. Each is estimated with about the least idle time that a
-pipeline can have; those that may be the best are then estimated in the order of their schedule, the
-most promising first, until no other looks faster. Of each grid, tp x cp x pp, the best is given.
+batch. Each is estimated with about the least idle time that a pipeline can have; those that may be
+the best are then estimated in the order of their schedule, the most promising first, until no other
+looks faster. Of each grid, tp x cp x pp, the best is given.
 """
 
 from __future__ import annotations

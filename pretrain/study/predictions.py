@@ -48,6 +48,7 @@ def predict(
     deep, depths = depth_points(below), None
     if deep is not None:
         depths = from_below(deep, lambda found: fit_depth(found, chance), number)
+    accuracies = [name for name in in_order(n for d in below for n in d.accuracy) if depth_of(name)]
     found = []
     for r in runs:
         if r.rung != number or r.seed:
@@ -62,11 +63,18 @@ def predict(
             horizon = depths.horizon(
                 *(np.array(float(x)) for x in (size.parameters, r.passes, size.tokens))
             )
-            for name in in_order(name for d in below for name in d.accuracy):
-                if depth := depth_of(name):
-                    share = float(depths.accuracy(horizon, np.array(depth)))
-                    found.append(Prediction(r, name, share, [d.accuracy[name] for d in mine]))
+            for name in accuracies:
+                share = float(depths.accuracy(horizon, np.array(depth_of(name))))
+                found.append(Prediction(r, name, share, [d.accuracy[name] for d in mine]))
     return found
+
+
+def predict_all(
+    runs: Sequence[LadderRun], done: Sequence[Finished], chance: float
+) -> list[Prediction]:
+    """What can be predicted now, of every rung."""
+    numbers = sorted({r.rung for r in runs})
+    return [p for number in numbers for p in predict(runs, done, number, chance)]
 
 
 def prediction_table(predicted: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
@@ -84,11 +92,6 @@ def prediction_table(predicted: Sequence[Prediction]) -> tuple[list[str], list[l
     return headers, rows
 
 
-def write_predictions(
-    runs: Sequence[LadderRun], done: Sequence[Finished], path: Path, chance: float
-) -> None:
-    """All that can be predicted now, with errors where there are measurements."""
-    numbers = sorted({r.rung for r in runs})
-    predicted = [p for n in numbers for p in predict(runs, done, n, chance)]
-    headers, rows = prediction_table(predicted)
-    write_atomically(path, as_csv(headers, rows))
+def write_predictions(predicted: Sequence[Prediction], path: Path) -> None:
+    """As csv, with errors where there are measurements."""
+    write_atomically(path, as_csv(*prediction_table(predicted)))

@@ -21,8 +21,8 @@ from pretrain.page import write_page
 from pretrain.report import table
 from pretrain.study.controls import CONTROLS, SLEEP, Control
 from pretrain.study.figures import draw
-from pretrain.study.one_run import Run, all_done, is_done, left_by
-from pretrain.study.results import Arm, read_result
+from pretrain.study.one_run import Run, all_done, is_done
+from pretrain.study.results import Arm, Result, read_result
 from pretrain.study.summary import bits_table, curves_csv, final_csv, main_table, verdict
 from pretrain.tasks.story_writer import write_story
 
@@ -105,7 +105,7 @@ def write_results(planned: Sequence[Planned], folder: Path, title: str) -> str:
     results = [read_result(folder, p.run, p.arm, p.seed) for p in done]
     pictures = draw(results, folder)
     words = [*verdict(results), *_not_run(planned, done), *_not_asked(planned, folder)]
-    words += _origins(folder, done)
+    words += _origins(results)
     headers, rows = main_table(results, list(dict.fromkeys(p.arm for p in planned)))
     tables = [(headers, rows)]
     if by_window := bits_table(results):
@@ -138,11 +138,10 @@ def _not_asked(planned: Sequence[Planned], folder: Path) -> list[str]:
     return [f"Done, but not asked for: {', '.join(sorted(others))}."] if others else []
 
 
-def _origins(folder: Path, done: Sequence[Planned]) -> list[str]:
+def _origins(results: Sequence[Result]) -> list[str]:
     """On which machines, of which commits and when the runs were made: a sentence each."""
     found: dict[tuple[str, str], list[str]] = {}
-    for p in done:
-        made = left_by(folder, p.run).origin
+    for made in (r.origin for r in results):
         found.setdefault((made["machine"], made["commit"]), []).append(made["date"])
     return [
         f"{len(days)} run{'s' if len(days) > 1 else ''} on {machine}, commit {commit}, "

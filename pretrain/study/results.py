@@ -31,6 +31,7 @@ class Result:
     bits: dict[int, list[float | None]]  # of text: bits per byte by window, all windows last
     curve: Curve
     rows: list[float] = field(default_factory=list)  # held-out loss by row, at the trained N
+    origin: dict[str, str] = field(default_factory=dict)  # of `pretrain.origin`
 
 
 def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
@@ -45,7 +46,7 @@ def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
         scores[int(found["passes"])] = {"loss": found["loss"], **found.get("accuracy", {})}
         if found["passes"] == passes:
             rows = [loss for loss in found.get("loss_per_row", []) if loss is not None]
-    return Result(arm, seed, passes, scores, bits, left.curve, rows)
+    return Result(arm, seed, passes, scores, bits, left.curve, rows, left.origin)
 
 
 def measures(results: list[Result]) -> list[str]:

@@ -138,9 +138,8 @@ def run_all(
             if time.monotonic() > deadline:
                 break
             for job in all_jobs:
-                if job.state != "waiting" or (taken and taken + takes(job) > room):
-                    continue
-                if not branch_off(folder, job.run):
+                has_room = not taken or taken + takes(job) <= room  # alone, whatever it takes
+                if job.state != "waiting" or not has_room or not branch_off(folder, job.run):
                     continue
                 taken += takes(job)
                 job.cards = least_used(
