@@ -215,8 +215,9 @@ def test_wrong_credentials_and_a_store_that_is_not_there_are_told(
 ) -> None:
     there.proxy.trouble = lambda request, number: "503"
     StorePath._whole.clear()
-    with pytest.raises(StorageFailed, match="start again when the store answers"):
+    with pytest.raises(StorageFailed, match="start again when the store answers") as failed:
         read_index(place(f"{SHARDS}/train", 1))
+    assert failed.value.status == 74  # with which Slurm starts again
     there.proxy.trouble = lambda request, number: "403"
     assert cli.main(["data", "verify", SHARDS]) == 2
     assert f"{SHARDS}/index.json: cannot be read: 1 attempt in 0 s" in (

@@ -94,7 +94,7 @@ def test_a_branch_of_a_trunk_that_left_its_results_alone_begins_at_the_beginning
     run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, jobs=1)
     shutil.rmtree(tmp_path / "runs")
     branch = Run("branch", DEPO, trunk="r0", branch=3)
-    (job,) = run_all([branch], tmp_path, hypnos=HYPNOS, jobs=1)
+    (job,) = run_all([branch], tmp_path, hypnos=HYPNOS, jobs=1, seconds=30)
     assert (job.state, starts(tmp_path, branch)) == ("done", 1)
 
 
