@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -120,15 +120,38 @@ def initialize(
     if device().type != "cuda":
         mappings.torch = _TorchOnCPU()
     join(timeout, alone=alone)
-    parallel_state.initialize_model_parallel(
-        tp,
-        pp,
-        context_parallel_size=cp,
-        create_gloo_process_groups=False,
-        distributed_timeout_minutes=2 * timeout / 60,
-    )
+    with _equal_groups_once():
+        parallel_state.initialize_model_parallel(
+            tp,
+            pp,
+            context_parallel_size=cp,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=2 * timeout / 60,
+        )
     _cp_size, _sequence_parallel = cp, sequence_parallel
     _delta_by_tokens = delta_by_tokens and cp > 1
+
+
+@contextmanager
+def _equal_groups_once() -> Iterator[None]:
+    """On a CPU Megatron makes one group of the same ranks, not up to eight.
+
+    Each of gloo has three threads, one of which looks for messages a hundred times a second: with
+    17 groups, 3 % of a core. (On GPUs each is a communicator with a stream of its own.)
+    """
+    create, known = parallel_state.create_group, dict[Any, Any]()
+
+    def once(ranks: list[int], **how: Any) -> Any:
+        if (key := (*ranks, how.get("backend"))) not in known:
+            known[key] = create(ranks, **how)
+        return known[key]
+
+    if device().type != "cuda":
+        parallel_state.create_group = once
+    try:
+        yield
+    finally:
+        parallel_state.create_group = create
 
 
 class _TorchOnCPU:
@@ -184,14 +207,25 @@ def is_of_another_rank(error: Exception) -> bool:
     )
 
 
+def leave_grid() -> None:
+    """Gives up the grid, so that another can be laid; nothing may hold one of its groups.
+
+    Megatron only forgets its groups; those of gloo would go on looking for messages.
+    """
+    global _cp_size, _delta_by_tokens, _sequence_parallel
+    groups = parallel_state._global_process_group_list or []
+    parallel_state.destroy_model_parallel()
+    for group in groups:
+        if group is not None:  # which is the world
+            dist.destroy_process_group(group)
+    _cp_size, _sequence_parallel, _delta_by_tokens = 1, False, False
+
+
 def shutdown() -> None:
     """Leaves the grid and the world, so that the process ends without a warning."""
-    global _cp_size, _delta_by_tokens, _sequence_parallel
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    leave_grid()
     if dist.is_initialized():
         dist.destroy_process_group()
-    _cp_size, _sequence_parallel, _delta_by_tokens = 1, False, False
 
 
 def tp_size() -> int:

@@ -54,7 +54,7 @@ def run_ranks(
     world: int,
     function: Callable[..., Any],
     *args: Any,
-    timeout: float = 120.0,
+    timeout: float = 300.0,
     env: dict[str, str] | None = None,
 ) -> list[Any]:
     """Runs `function(*args)` on `world` ranks, which find each other as under a launcher.

@@ -79,5 +79,5 @@ def interrupted(config: Config, at: int = 3) -> Config:
 def train_all(configs: list[Config]) -> None:
     """A rank's part of some runs, one after the other; for `run_ranks`."""
     for config in configs:
-        mesh.parallel_state.destroy_model_parallel()  # each has a grid of its own
+        mesh.leave_grid()  # each has a grid of its own
         train(config, progress=False)

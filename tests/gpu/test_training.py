@@ -51,6 +51,7 @@ def losses(folder: Path, name: str) -> list[float]:
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
+@pytest.mark.cuda
 def test_a_run_moves_between_gpu_and_cpu(tmp_path: Path) -> None:
     """Six steps in fp32: on the GPU, on the CPU, and four on one and two on the other."""
     fp32, short, whole = "train.precision=fp32", "train.steps=4", "train.steps=6"

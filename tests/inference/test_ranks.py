@@ -63,4 +63,4 @@ def refused() -> None:
         mesh.initialize(**grid)
         with pytest.raises(ValueError, match="no sequence and no context parallelism"):
             Decoder(SleepLM(SPLIT, SleepConfig(window=L)).initialize(3))
-        mesh.parallel_state.destroy_model_parallel()
+        mesh.leave_grid()

@@ -130,8 +130,8 @@ def solve_all(cases: list[Case], references: list[dict[str, Any]]) -> list[dict[
     found, standing = [], None
     for (layout, problem, plant), reference in zip(cases, references, strict=True):
         grid = (layout.tp, layout.pp, layout.sequence_parallel, layout.cp, layout.by_tokens)
-        if grid != standing:  # every grid leaves threads behind that wait for nothing
-            mesh.parallel_state.destroy_model_parallel()
+        if grid != standing:
+            mesh.leave_grid()
             mesh.initialize(*grid[:3], cp=layout.cp, delta_by_tokens=layout.by_tokens, timeout=120)
             standing = grid
         with planted(plant):
