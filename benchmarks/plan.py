@@ -19,7 +19,6 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmarks.memory import commit, processor
 from benchmarks.plan_cases import Compared, gpu_rows, memory_rows, published_rows
@@ -69,7 +68,7 @@ def worst(rows: Iterable[Compared]) -> str:
 def measure(folder: Path) -> None:
     """Measures this machine, and training steps on it, into hardware.toml and steps.jsonl.
 
-    All of it in rounds, of which the fastest counts: a machine that is shared is now slow, now
+    All of it in rounds, of which the median counts: a machine that is shared is now slow, now
     fast, for minutes on end.
     """
     found, unfinished = [], folder / "unfinished.jsonl"
@@ -84,32 +83,32 @@ def measure(folder: Path) -> None:
             command += ["benchmarks.plan_run", str(unfinished), *case]
             env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
             subprocess.run(command, check=True, cwd=ROOT, env=env)
-    (folder / "hardware.toml").write_text(written(fastest(found)))
+    (folder / "hardware.toml").write_text(written(typical(found)))
     unfinished.rename(folder / "steps.jsonl")
 
 
-def fastest(found: Sequence[Hardware]) -> Hardware:
-    """Of each rate the best that was measured; of what ranks take of each other the median."""
+def typical(found: Sequence[Hardware]) -> Hardware:
+    """The median of all that was measured."""
 
-    def most(rate: Callable[[Hardware], float]) -> float:
-        return max(map(rate, found))
+    def middle(rate: Callable[[Hardware], float]) -> float:
+        return median(map(rate, found))
 
-    def share(name: str) -> float:  # of the best peak
-        return most(lambda h: getattr(h.device, name) * h.device.bf16_tflops) / peak
+    def share(name: str) -> float:  # of the median peak
+        return middle(lambda h: getattr(h.device, name) * h.device.bf16_tflops) / peak
 
-    peak = most(lambda h: h.device.bf16_tflops)
+    peak = middle(lambda h: h.device.bf16_tflops)
     device = replace(
         found[0].device,
         bf16_tflops=peak,
-        fp32_tflops=most(lambda h: h.device.fp32_tflops),
+        fp32_tflops=middle(lambda h: h.device.fp32_tflops),
         **{name: share(name) for name in ("product_share", "attention_share", "delta_share")},
-        memory_gbs=most(lambda h: h.device.memory_gbs),
-        launch_s=-most(lambda h: -h.device.launch_s),
+        memory_gbs=middle(lambda h: h.device.memory_gbs),
+        launch_s=middle(lambda h: h.device.launch_s),
     )
     node = replace(
         found[0].node,
-        link_gbs=most(lambda h: h.node.link_gbs),
-        latency_s=-most(lambda h: -h.node.latency_s),
+        link_gbs=middle(lambda h: h.node.link_gbs),
+        latency_s=middle(lambda h: h.node.latency_s),
         crowding=[median(of) for of in zip(*(h.node.crowding for h in found), strict=True)],
     )
     return replace(found[0], device=device, node=node)
@@ -118,16 +117,15 @@ def fastest(found: Sequence[Hardware]) -> Hardware:
 def step_rows(folder: Path) -> Iterator[Compared]:
     """Training steps that were measured there."""
     here = load_hardware(str(folder / "hardware.toml"))
-    best: dict[str, dict[str, Any]] = {}
-    for line in (folder / "steps.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        before = best.setdefault(f"{row['ranks']} ranks: {' '.join(row['case']) or 'dp 2'}", row)
-        before["measured"] = min(before["measured"], row["measured"])
-    for what, row in best.items():
-        config, ranks = override(base(), row["case"]), row["ranks"]
+    lines = (folder / "steps.jsonl").read_text().splitlines()
+    found: dict[tuple[int, tuple[str, ...]], list[float]] = {}
+    for row in map(json.loads, lines):
+        found.setdefault((row["ranks"], tuple(row["case"])), []).append(row["measured"])
+    for (ranks, case), took in found.items():
+        config = override(base(), case)
         estimator = Estimator(config, ranks, here, rows(config, 1))
         planned = estimator.processor_seconds(layout_of(config))
-        yield Compared(what, "s", row["measured"], planned)
+        yield Compared(f"{ranks} ranks: {' '.join(case) or 'dp 2'}", "s", median(took), planned)
 
 
 def recipes() -> Iterator[str]:
