@@ -4,7 +4,9 @@
 
 A step is that of the trainer (`pretrain/run/step.py`) with DeepSpeed, Muon and AdamW. Ranks of a
 trial share cores with each other and with whatever else runs; so what is compared is the seconds of
-processor that all ranks take, not how long they wait. Rank 0 adds lines of JSON to FILE.
+processor that all ranks take, not how long they wait. A machine that others share is also now
+slow, now fast; so before each step rank 0 alone takes a yardstick. Rank 0 adds lines of JSON to
+FILE.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from parallel import mesh
 from parallel.engine import Engine
@@ -68,8 +71,26 @@ def rows(config: Config, count: int) -> Batch:
     return Batch(tokens, tokens.roll(-1, 1), *whole, torch.zeros(count, dtype=torch.bool))
 
 
-def measured(config: Config) -> float:
-    """Seconds of processor that this rank takes for a step, the median of some."""
+def yardstick() -> float:
+    """Seconds of processor of some products, attention and gates, forward and backward: the median
+    of some.
+    """
+    x = torch.ones(4, 4, 128, 64, requires_grad=True)  # [B, H, T, K]
+    up, down = (torch.ones(shape, requires_grad=True) for shape in ((1024, 256), (256, 1024)))
+    took = []
+    for _ in range(20):
+        begin = time.process_time()
+        y = F.scaled_dot_product_attention(x, x, x, is_causal=True)
+        y = F.linear(y.transpose(1, 2).flatten(2), up)  # [B, T, 4D]
+        F.linear(F.silu(y) * y, down).mean().backward()
+        took.append(time.process_time() - begin)
+    return median(took)
+
+
+def measured(config: Config) -> tuple[float, float]:
+    """Seconds of processor that this rank takes for a step, and rank 0 for the yardstick; medians
+    of some.
+    """
     torch.manual_seed(mesh.dp_rank())
     model = SleepLM(config.model, config.sleep, make_stage(config)).initialize(0)
     optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
@@ -82,8 +103,10 @@ def measured(config: Config) -> float:
     whole = rows(config, each * M)
     parts = [whole.rows(m * each, (m + 1) * each) for m in range(M)]
     scored = whole.targets.numel() * mesh.dp_size()
-    took = []
+    took, by = [], []
     for _ in range(STEPS + 1):
+        dist.barrier()
+        by.append(yardstick() if dist.get_rank() == 0 else 0.0)
         dist.barrier()
         begin = time.process_time()
         outputs = accumulate(engine, model, parts, [None] * M, scored, config.parallel)
@@ -91,7 +114,7 @@ def measured(config: Config) -> float:
         engine.step()
         took.append(time.process_time() - begin)
     engine.close()
-    return median(took[1:])
+    return median(took[1:]), median(by[1:])
 
 
 def main(file: Path, overrides: list[str]) -> None:
@@ -104,13 +127,14 @@ def main(file: Path, overrides: list[str]) -> None:
         config = override(base(), case)
         validate(config)
         lay_grid(config.parallel)
-        seconds = torch.tensor(measured(config))
-        dist.all_reduce(seconds)
+        both = torch.tensor(measured(config))
+        dist.all_reduce(both)
+        seconds, by = both.tolist()
         if dist.get_rank() == 0:
             with file.open("a") as out:
-                found = {"ranks": ranks, "case": case, "measured": float(seconds)}
+                found = {"ranks": ranks, "case": case, "measured": seconds, "yardstick": by}
                 out.write(json.dumps(found) + "\n")
-            print(f"{ranks} ranks {' '.join(case)}: {float(seconds):.3f} s", flush=True)
+            print(f"{ranks} ranks {' '.join(case)}: {seconds:.3f} s", flush=True)
     mesh.shutdown()
 
 
