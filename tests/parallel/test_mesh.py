@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -11,31 +12,33 @@ from parallel import mesh
 from tests.ranks import run_ranks
 
 
-def gloos_threads() -> int:
-    """Of this process."""
-    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-    return sum("gloo" in name for name in names)
+def threads() -> int:
+    """Of this process, when none has begun or ended for a while."""
+    found = [-1]
+    while found[-3:] != [found[-1]] * 3:
+        found.append(len(os.listdir("/proc/self/task")))
+        time.sleep(0.1)
+    return found[-1]
 
 
 def lay_grids() -> tuple[int, list[tuple[int, int, float]]]:
-    """The threads of the world alone; of each grid its threads, those it leaves, a sum of tp."""
+    """The world's threads; of each grid how many it adds, how many it leaves, a sum over tp."""
+    before = threads()
     mesh.join()
-    alone, found = gloos_threads(), []
+    world, found = threads() - before, []
     for tp in (1, 2, 1):
         mesh.initialize(tp)
         rank = torch.tensor([1.0 + dist.get_rank()])
         dist.all_reduce(rank, group=mesh.tp_group())
-        has = gloos_threads()
+        has = threads() - before - world
         mesh.leave_grid()
-        found.append((has, gloos_threads(), float(rank)))
-    return alone, found
+        found.append((has, threads() - before - world, float(rank)))
+    return world, found
 
 
 def test_a_grid_leaves_no_threads() -> None:
-    for rank, (alone, found) in enumerate(run_ranks(2, lay_grids)):
-        assert alone > 0
-        assert [left for _, left, _ in found] == [2 * alone] * 3, (
-            "Megatron keeps one until the next"
-        )
+    for rank, (world, found) in enumerate(run_ranks(2, lay_grids)):
+        assert world > 0
+        assert [has for has, _, _ in found] == [2 * world] * 3, "a group of one rank, one of both"
+        assert [left for _, left, _ in found] == [world] * 3, "Megatron keeps one until the next"
         assert [total for _, _, total in found] == [rank + 1, 3, rank + 1]
-        assert [has for has, _, _ in found] == [3 * alone] * 3, "a group of one rank, one of both"
