@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, pairwise, product
 from pathlib import Path
@@ -31,7 +31,7 @@ from pretrain.study.runner import run_all
 from pretrain.study.transfer import transferred
 
 BATCHES = (0.5, 1.0, 2.0, 4.0)
-RATES = (0.25, 0.5, 1.0, 2.0)
+RATES = (0.5, 1.0, 2.0, 4.0)
 WORSE = 0.01  # of the loss: a batch that costs no more is called free
 
 
@@ -106,12 +106,15 @@ def main() -> None:
     parser.add_argument("study", type=Path, metavar="STUDY", help="as for `hypnos scale`")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 128], metavar="D")
     parser.add_argument("--passes", type=int, nargs="+", default=[1], metavar="N")
-    parser.add_argument("--text", type=float, nargs="+", default=[0.5, 1.0], metavar="SHARE")
+    parser.add_argument("--text", type=float, nargs="+", default=[1.0], metavar="SHARE")
+    parser.add_argument("--batches", type=float, nargs="+", default=BATCHES, metavar="FACTOR")
     parser.add_argument("--jobs", type=int, metavar="COUNT", help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/batch"), metavar="FOLDER")
     given = parser.parse_args()
     study = read_study(given.study)
-    points = [Point(*of) for of in product(given.widths, given.passes, given.text, BATCHES, RATES)]
+    points = [
+        Point(*of) for of in product(given.widths, given.passes, given.text, given.batches, RATES)
+    ]
     runs = [point.run(given.study, study) for point in points]
     with StudyProgress() as progress:
         run_all(runs, given.out, hypnos=HYPNOS, jobs=given.jobs, show=progress.show)
@@ -124,7 +127,7 @@ def main() -> None:
     print(table(*summary(points)))
 
 
-def summary(points: Iterable[Point]) -> tuple[list[str], list[list[object]]]:
+def summary(points: Sequence[Point]) -> tuple[list[str], list[list[object]]]:
     """Headers and rows.
 
     Returns:
@@ -133,7 +136,7 @@ def summary(points: Iterable[Point]) -> tuple[list[str], list[list[object]]]:
         the loss there; the power of the batch with which the best rate grows; and by what batch
         the loss is `WORSE`.
     """
-    headers = ["width", "N", "text", *(f"batch x {batch:g}" for batch in BATCHES), "rate ~ batch^"]
+    batches = [f"batch x {batch:g}" for batch in sorted({p.batch for p in points})]
     rows: list[list[object]] = []
     for of, mine in groupby(points, key=lambda p: (p.width, p.passes, p.text)):
         best = [Best.of(list(same)) for _, same in groupby(mine, key=lambda p: p.batch)]
@@ -142,7 +145,7 @@ def summary(points: Iterable[Point]) -> tuple[list[str], list[list[object]]]:
         x, y = [math.log2(b.batch) for b in best], [math.log2(b.rate) for b in best]
         power = 0.5 + float(np.polyfit(x, y, 1)[0])
         rows.append([*of, *cells, f"{power:+.2f}", _free(best)])
-    return [*headers, f"{WORSE:.0%} worse at"], rows
+    return ["width", "N", "text", *batches, "rate ~ batch^", f"{WORSE:.0%} worse at"], rows
 
 
 def _free(best: Sequence[Best]) -> str:
