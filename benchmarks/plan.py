@@ -20,12 +20,9 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from benchmarks.memory import commit, processor
 from benchmarks.plan_cases import Compared, gpu_rows, memory_rows, published_rows
-from benchmarks.plan_run import base, rows, yardstick
-from parallel import mesh
+from benchmarks.plan_run import base, planned_yardstick, rows
 from pretrain.config.checks import layout_of
 from pretrain.config.load import load, override
 from pretrain.errors import UserError
@@ -71,13 +68,12 @@ def worst(rows: Iterable[Compared]) -> str:
 def measure(folder: Path) -> None:
     """Measures this machine, and training steps on it, into hardware.toml and steps.jsonl.
 
-    All of it in rounds, of which the median counts. What the yardstick takes is measured with the
-    rates, and again with every step.
+    All of it in rounds, of which the median counts.
     """
     found, unfinished = [], folder / "unfinished.jsonl"
     unfinished.unlink(missing_ok=True)
     for _ in range(ROUNDS):
-        found.append(_with_yardstick())
+        found.append(measured())
         for ranks, case in [(1, []), *SEVERAL]:
             command = [sys.executable, "-W", "ignore", "-m"]
             if ranks > 1:
@@ -86,17 +82,8 @@ def measure(folder: Path) -> None:
             command += ["benchmarks.plan_run", str(unfinished), *case]
             env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
             subprocess.run(command, check=True, cwd=ROOT, env=env)
-    (folder / "hardware.toml").write_text(written(typical([hardware for hardware, _ in found])))
-    (folder / "yardstick.json").write_text(json.dumps(median(by for _, by in found)))
+    (folder / "hardware.toml").write_text(written(typical(found)))
     unfinished.rename(folder / "steps.jsonl")
-
-
-def _with_yardstick() -> tuple[Hardware, float]:
-    """This machine's rates, and what the yardstick takes before and after they are measured."""
-    mesh.initialize(alone=True)
-    torch.set_num_threads(1)
-    before, hardware = yardstick(), measured()
-    return hardware, (before + yardstick()) / 2
 
 
 def typical(found: Sequence[Hardware]) -> Hardware:
@@ -129,11 +116,10 @@ def typical(found: Sequence[Hardware]) -> Hardware:
 def step_rows(folder: Path) -> Iterator[Compared]:
     """Training steps that were measured there."""
     here = load_hardware(str(folder / "hardware.toml"))
-    usual = json.loads((folder / "yardstick.json").read_text())
     lines = (folder / "steps.jsonl").read_text().splitlines()
     found: dict[tuple[int, tuple[str, ...]], list[float]] = {}
     for row in map(json.loads, lines):
-        seconds = row["measured"] * usual / row["yardstick"]
+        seconds = row["measured"] * planned_yardstick(here) / row["yardstick"]
         found.setdefault((row["ranks"], tuple(row["case"])), []).append(seconds)
     for (ranks, case), took in found.items():
         config = override(base(), case)
@@ -176,9 +162,10 @@ def steps_section(folder: Path) -> Iterator[str]:
         "**Training steps on this CPU**: a hybrid of 4 blocks, D = 256, 8 rows of 4 windows of "
         "128 tokens, N = 2, with DeepSpeed, Muon and AdamW, at the rates that `--measure` found. "
         "Ranks share two cores with each other and with whatever else runs, so what is compared is "
-        "the seconds of processor that a step takes of all ranks, by a yardstick (products, "
-        "attention) that is taken with the rates and before each step, for the machine's own speed "
-        "drifts by a third within minutes. One rank: within "
+        "the seconds of processor that a step takes of all ranks. And as the machine's own speed "
+        "drifts by a third within minutes, they are measured by a yardstick that is taken before "
+        "each step: some products, attention and gates, of which the rates say how long they "
+        "should take. One rank: within "
         f"{worst(alone)}; all: within {worst(steps)}."
     )
     yield ""

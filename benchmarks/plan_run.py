@@ -40,8 +40,12 @@ from pretrain.run.optimizer import MuonAdamW
 from pretrain.run.prepare import lay_grid, make_stage
 from pretrain.run.step import accumulate
 from pretrain.study.estimate import example
+from pretrain.study.hardware import Hardware
+from pretrain.study.stage_times import ATTENTION, ELEMENTWISE, PRODUCTS
 
 STEPS = 3
+ROWS, HEADS, T, HEAD, WIDTH = 4, 4, 128, 64, 1024  # of the yardstick
+D = HEADS * HEAD
 
 # one rank: N, recomputation, width
 ALONE = [
@@ -75,16 +79,25 @@ def yardstick() -> float:
     """Seconds of processor of some products, attention and gates, forward and backward: the median
     of some.
     """
-    x = torch.ones(4, 4, 128, 64, requires_grad=True)  # [B, H, T, K]
-    up, down = (torch.ones(shape, requires_grad=True) for shape in ((1024, 256), (256, 1024)))
+    x = torch.ones(ROWS, HEADS, T, HEAD, requires_grad=True)
+    up, down = (torch.ones(shape, requires_grad=True) for shape in ((WIDTH, D), (D, WIDTH)))
     took = []
     for _ in range(20):
         begin = time.process_time()
         y = F.scaled_dot_product_attention(x, x, x, is_causal=True)
-        y = F.linear(y.transpose(1, 2).flatten(2), up)  # [B, T, 4D]
+        y = F.linear(y.transpose(1, 2).flatten(2), up)  # [ROWS, T, WIDTH]
         F.linear(F.silu(y) * y, down).mean().backward()
         took.append(time.process_time() - begin)
     return median(took)
+
+
+def planned_yardstick(hardware: Hardware) -> float:
+    """The same by the rates of a hardware file, counted as `pretrain.study.measure` counts."""
+    device, flops, n = hardware.device, hardware.flops("fp32"), ROWS * T
+    products = (1 + PRODUCTS) * 2 * n * 2 * D * WIDTH / device.product_share
+    attention = (1 + ATTENTION) * 4 * n * D * T / device.attention_share
+    moved = (1 + ELEMENTWISE) * 5 * 4 * n * WIDTH
+    return (products + attention) / flops + moved / device.bandwidth
 
 
 def measured(config: Config) -> tuple[float, float]:
