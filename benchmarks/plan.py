@@ -194,9 +194,9 @@ def report(folder: Path | None) -> Iterator[str]:
         yield from steps_section(folder)
     gpu = list(gpu_rows())
     yield (
-        "**One H200**, [gpu.md](gpu.md)'s runs: forward and backward in bf16, windows of 2,048. "
-        "The file's shares and bandwidth were fitted to these speeds (memory was not); within "
-        f"{worst(gpu)}."
+        "**One H200**, measured with older code: [gpu.md](gpu.md)'s runs: forward and backward in "
+        "bf16, windows of 2,048. The file's shares and bandwidth were fitted to these speeds "
+        f"(memory was not); within {worst(gpu)}."
     )
     yield ""
     yield from table(gpu)
