@@ -112,9 +112,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/batch"), metavar="FOLDER")
     given = parser.parse_args()
     study = read_study(given.study)
-    points = [
-        Point(*of) for of in product(given.widths, given.passes, given.text, given.batches, RATES)
-    ]
+    arms = product(given.widths, given.passes, given.text, sorted(given.batches), RATES)
+    points = [Point(*of) for of in arms]
     runs = [point.run(given.study, study) for point in points]
     with StudyProgress() as progress:
         run_all(runs, given.out, hypnos=HYPNOS, jobs=given.jobs, show=progress.show)

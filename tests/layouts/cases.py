@@ -101,6 +101,7 @@ DAILY = [
     Case(Layout(dp=2, zero=3, recompute="unit"),
          Problem(tied=True, when="context", coda=1), "weights leave at once"),
     Case(Layout(cp=2, zero=3), Problem(tied=True, prelude=1), "weights leave at once"),
+    Case(Layout(cp=2, zero=0, microbatches=2), Problem(passes=1, optimizer="adamw")),
     Case(Layout(cp=2, zero=2, recompute="block"), Problem(precision="bf16", coda=1)),
     Case(Layout(cp=2, by_tokens=True, zero=2, recompute="unit"),
          Problem(when="context", eviction="sliding", coda=1, truncate_passes=1)),
@@ -129,13 +130,12 @@ DAILY = [
     Case(Layout(tp=2), Problem(update="delta", optimizer="adamw")),
 ]  # fmt: skip
 
-# What these have told apart so far, the ones above have, too.
+# For `make test-layouts`: every single setting of these is in a case above.
 MORE = [
     Case(Layout(tp=2, sequence_parallel=True, zero=0),
          Problem(optimizer="adamw", when="context", coda=1)),
     Case(Layout(pp=2, microbatches=2), Problem(when="context", prelude=1, truncate_passes=1)),
     Case(Layout(dp=2, zero=3), Problem(eviction="sliding"), "weights leave at once"),
-    Case(Layout(cp=2, zero=0, microbatches=2), Problem(passes=1, optimizer="adamw")),
     Case(Layout(tp=2, cp=2, zero=3, sequence_parallel=True), Problem(key_heads=4, prelude=1)),
     Case(Layout(tp=2, dp=2, zero=2), Problem(passes=1)),
     Case(Layout(tp=2, dp=2, zero=0, recompute="block"), Problem(tied=True)),
