@@ -5,7 +5,8 @@
     python -m benchmarks.gpu --help            # the same without the kit of wheels
 
 A stage that fails or takes too long is reported, and the next one begins. Results are written as
-they come: OUT/results.jsonl, OUT/log.txt, and of Rule 110 OUT/rule110.jsonl; a table comes last.
+they come: OUT/results.jsonl, OUT/log-STAGE.txt, traces of the timed models for Perfetto, and of
+Rule 110 OUT/rule110.jsonl; a table comes last.
 On a CPU all stages run at tiny sizes, but for what only CUDA has, which is left out by name.
 """
 
@@ -19,6 +20,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +37,16 @@ class Stage(NamedTuple):
     seconds: float
     command: list[str]  # after the interpreter
     stops: bool = False  # on SIGTERM it ends well, and that is how it is to end
+    beside: str = ""  # the stage before it, if that is run; nothing is timed in either
 
 
 def stages(out: Path) -> dict[str, Stage]:
     """In the order of their use: what may be wrong first, what may take any time last."""
     # A failure is told at once: the time may be over before all are done.
-    tests = ["-m", "pytest", "-v", "-x", "--tb=short", "-p", "no:cacheprovider", "--durations=10"]
+    tests = ["-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--durations=10"]
+    if find_spec("xdist") and not is_tiny():
+        tests += ["-n", "5"]
+    plan = [str(ROOT / "configs/recipes/1B.toml"), "--gpus=1", f"--measure={out / 'card.toml'}"]
     rule110 = [f"run.dir={out / 'runs'}", "train.log_every=100", "train.checkpoint_every=1000"]
     if is_tiny():
         rule110 += ["model.d_model=32", "train.batch=4", "train.steps=3", "train.eval_batches=1"]
@@ -48,34 +55,42 @@ def stages(out: Path) -> dict[str, Stage]:
         rule110 += ["parallel.cuda_graphs=true"]
     return {
         "environment": Stage(60, ["-m", "benchmarks.gpu.environment"]),
-        "tests": Stage(200, [*tests, "tests/gpu"]),
+        "tests": Stage(180, [*tests, "tests/gpu"]),
+        "compile": Stage(180, ["-m", "benchmarks.gpu.compile"], beside="tests"),
+        "1B": Stage(150, ["-m", "benchmarks.gpu.speed", "1B"]),
+        "100M": Stage(120, ["-m", "benchmarks.gpu.speed", "100M"]),
         "graphs": Stage(60, ["-m", "benchmarks.gpu.graphs"]),
-        "100M": Stage(150, ["-m", "benchmarks.gpu.speed", "100M"]),
-        "1B": Stage(180, ["-m", "benchmarks.gpu.speed", "1B"]),
+        "plan": Stage(120, ["-m", "launch", "plan", *plan]),
         "rule110": Stage(
             600, ["-m", "launch", "train", str(ROOT / "configs/rule110.toml"), *rule110], True
         ),
     }
 
 
+def side_by_side(chosen: dict[str, Stage]) -> list[dict[str, Stage]]:
+    """The stages in groups that run at once."""
+    groups: list[dict[str, Stage]] = []
+    for name, stage in chosen.items():
+        if not groups or stage.beside not in groups[-1]:
+            groups.append({})
+        groups[-1][name] = stage
+    return groups
+
+
 def run(name: str, stage: Stage, seconds: float, out: Path) -> bool:
     """Runs a stage in a process group of its own, for so long at the most."""
     print(f"=== {name}: at most {seconds:.0f} s", flush=True)
     begin = time.monotonic()
-    with (out / "log.txt").open("a") as log:
-        print(f"=== {name}", file=log, flush=True)
-        process = subprocess.Popen(
-            [sys.executable, *stage.command], cwd=ROOT, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-            env=os.environ | {"HYPNOS_GPU_OUT": str(out), "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-        assert process.stdout is not None
-        copy = subprocess.Popen(
-            ["tee", "-a", str(out / "log.txt")], stdin=process.stdout, text=True
-        )
-        process.stdout.close()
-        status, late = _end(process, stage, seconds)
-        copy.wait()
+    process = subprocess.Popen(
+        [sys.executable, *stage.command], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        env=os.environ | {"HYPNOS_GPU_OUT": str(out), "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    copy = subprocess.Popen(["tee", str(out / f"log-{name}.txt")], stdin=process.stdout, text=True)
+    process.stdout.close()
+    status, late = _end(process, stage, seconds)
+    copy.wait()
     took = time.monotonic() - begin
     good = (late and stage.stops) or (not late and status == 0)
     record("stage", stage=name, seconds=took, outcome="done" if good else _why(status, late))
@@ -133,15 +148,18 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     os.environ["HYPNOS_GPU_OUT"] = str(out)
     begin, good = time.monotonic(), True
-    for name, stage in stages(out).items():
-        if args.stages and name not in args.stages:
-            continue
-        left = args.budget - (time.monotonic() - begin) - (30 if stage.stops else 0)
+    chosen = {n: s for n, s in stages(out).items() if not args.stages or n in args.stages}
+    for together in side_by_side(chosen):
+        left = args.budget - (time.monotonic() - begin)
+        left -= 30 if any(stage.stops for stage in together.values()) else 0
         if left < LEAST:
-            record("stage", stage=name, seconds=0.0, outcome="FAILED: no time left")
+            for name in together:
+                record("stage", stage=name, seconds=0.0, outcome="FAILED: no time left")
             good = False
             continue
-        good &= run(name, stage, min(stage.seconds, left), out)
+        with ThreadPoolExecutor() as pool:
+            seconds = [min(stage.seconds, left) for stage in together.values()]
+            good &= all(pool.map(run, together, together.values(), seconds, [out] * len(together)))
         keep_metrics(out)
     print("=" * 100, *table(out), sep="\n", flush=True)
     return not good

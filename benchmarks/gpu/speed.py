@@ -14,14 +14,16 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.record import device, is_tiny, record, seconds
+from benchmarks.gpu.record import device, is_recorded, is_tiny, only_once, record, seconds
 from benchmarks.gpu.sizes import SIZES, Size, size
 from parallel import mesh
 from parallel.engine import Engine
@@ -86,18 +88,25 @@ def throughput(s: Size, rows: int) -> None:
     took = seconds(run)
     numbers = rates(s, 1, rows * s.windows * s.window, rows, took)
     record(BASE, size=s.name, parameters=parameters(model.config), **numbers)
-    profile(run)
+    profile(run, f"ours-{s.name}")
 
 
-def profile(run: Callable[[], None]) -> None:
-    """Prints where the time of a run goes, kernel by kernel."""
+def profile(run: Callable[[], None], name: str) -> None:
+    """Prints where the time of a run goes, kernel by kernel, and keeps its trace (Perfetto)."""
+    if not is_recorded():
+        return
     activity = torch.profiler.ProfilerActivity
     on_gpu = device().type == "cuda"
     with torch.profiler.profile(activities=[activity.CPU] + [activity.CUDA] * on_gpu) as found:
         run()
         torch.cuda.synchronize() if on_gpu else None
     sort = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    print(found.key_averages().table(sort_by=sort, row_limit=40, max_name_column_width=90))
+    print(found.key_averages().table(sort_by=sort, row_limit=60, max_name_column_width=90))
+    found.export_chrome_trace(str(Path(os.environ["HYPNOS_GPU_OUT"]) / f"trace-{name}.json.gz"))
+    if on_gpu:
+        kernels = [e for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        busy = sum(kernel.self_device_time_total for kernel in kernels) / 1e6
+        record("profile", of=name, kernels=len(kernels), seconds_busy=busy)
 
 
 def passes(s: Size, rows: int) -> None:
@@ -162,7 +171,7 @@ def transformers(s: Size, rows: int) -> None:
         model.zero_grad(set_to_none=False)
 
     record("transformers", size=s.name, **rates(s, 1, tokens.numel(), rows, seconds(run)))
-    profile(run)
+    profile(run, f"transformers-{s.name}")
 
 
 def step(s: Size, rows: int) -> None:
@@ -220,8 +229,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("size", choices=SIZES)
+    parser.add_argument("--once", action="store_true", help="run once, for kernels to be compiled")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     args = parser.parse_args()
+    if args.once:
+        only_once()
     mesh.initialize()
     if is_tiny():
         torch.set_num_threads(1)

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import pytest
 import torch
+
+from benchmarks.gpu.variants import keep_one_variant
 
 HERE = Path(__file__).parent
 LEFT_OUT = pytest.StashKey[list[str]]()
@@ -44,12 +45,5 @@ def device() -> torch.device:
 @pytest.fixture(scope="session", autouse=True)
 def _few_kernels() -> None:
     """One kernel of each: fla tries a hundred for every new shape, which takes a minute a test."""
-    if not torch.cuda.is_available():
-        return
-    import fla.ops.gated_delta_rule  # noqa: F401
-    from triton.runtime.autotuner import Autotuner
-
-    for tuner in gc.get_objects():
-        if issubclass(type(tuner), Autotuner) and len(tuner.configs) > 1:
-            usual = [c for c in tuner.configs if c.num_warps == 4 and c.num_stages in (2, 3)]
-            tuner.configs = (usual or tuner.configs)[:1]
+    if torch.cuda.is_available():
+        keep_one_variant()
