@@ -21,8 +21,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.func import functional_call
 
 from parallel.state import BlockState
 from parallel.window import Window
@@ -56,8 +57,9 @@ def capture(function: Callable[[], T]) -> tuple[Callable[[], None], T]:
 class UnitGraphs:
     """The graphs of a model's units, by what makes them differ."""
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        self._parameters = list(parameters)
+    def __init__(self, blocks: nn.ModuleDict) -> None:
+        self._holder = _Holder(blocks)
+        self._parameters = list(blocks.parameters())
         self._captured: dict[Any, _Graphs] = {}
         self._addresses: list[int] = []
         self._token: Tensor | None = None
@@ -91,9 +93,21 @@ class UnitGraphs:
         inputs = _Flat.of(h, states, window)
         key = (name, inputs.description)
         if key not in self._captured:
-            self._captured[key] = _Graphs(unit, inputs, self._parameters, self.gradients)
+            self._captured[key] = _Graphs(self._holder, unit, inputs, self.gradients)
         graphs = self._captured[key]
         return graphs.unflattened(_Replay.apply(graphs, self._token, *inputs.tensors))
+
+
+class _Holder(nn.Module):
+    """Blocks, for `torch.func.functional_call` to put other tensors in their parameters' place."""
+
+    def __init__(self, blocks: nn.ModuleDict) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, function: Callable[..., T], *args: Any) -> T:
+        """What is called meanwhile."""
+        return function(*args)
 
 
 class _Flat(NamedTuple):
@@ -140,13 +154,12 @@ def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
 class _Graphs:
     """A unit's forward and backward as CUDA graphs, and the tensors that they read and write."""
 
-    def __init__(
-        self, run: Unit, like: _Flat, parameters: Sequence[Tensor], sums: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, holder: _Holder, run: Unit, like: _Flat, sums: Sequence[Tensor]) -> None:
         """Captures them.
 
         Args:
-            like: inputs of the unit. sums: what the parameters' gradients are added to.
+            holder: of the unit's blocks. like: inputs of the unit. sums: what the parameters'
+                gradients are added to, in their order.
         """
         self.kinds = like.kinds
         self.n_states = 1 + 2 * len(like.kinds)  # with h; beyond it, the window's
@@ -155,6 +168,11 @@ class _Graphs:
             i for i, t in enumerate(self.inputs[: self.n_states]) if t.is_floating_point()
         ]
 
+        # The same numbers, but leaves of autograd that nothing else has. What a parameter's
+        # gradient goes to is bound to the stream that it was first used on, which must not have
+        # to wait for a capture.
+        weights = {name: p.detach().requires_grad_() for name, p in holder.named_parameters()}
+
         def forward() -> tuple[list[Tensor], list[Tensor]]:
             """Inputs that may have a gradient, and outputs. Always with a graph: what is compiled
             for a forward alone may round otherwise.
@@ -162,7 +180,7 @@ class _Graphs:
             leaves = [t.detach() for t in self.inputs]
             for i in self.carriers:
                 leaves[i].requires_grad_()
-            h, states = run(*like.rebuilt(leaves))
+            h, states = functional_call(holder, weights, (run, *like.rebuilt(leaves)))
             return leaves, [h, *(t for state in states for t in state)]
 
         def backward(gradients: Sequence[Tensor]) -> list[Tensor | None]:
@@ -170,7 +188,7 @@ class _Graphs:
             pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
             sources = [leaves[i] for i in self.carriers]
             found = torch.autograd.grad(
-                [o for o, _ in pairs], [*sources, *parameters], [g for _, g in pairs],
+                [o for o, _ in pairs], [*sources, *weights.values()], [g for _, g in pairs],
                 allow_unused=True,
             )  # fmt: skip
             n = len(sources)

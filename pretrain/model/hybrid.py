@@ -98,8 +98,7 @@ class HybridLM(nn.Module):
 
     def graph_units(self) -> HybridLM:
         """From now on, where a unit keeps only its inputs for backward, it is a CUDA graph."""
-        blocks = self.blocks_of(slice(None))
-        self.graphs = UnitGraphs([p for block in blocks for p in block.parameters()])
+        self.graphs = UnitGraphs(self.blocks)
         return self
 
     @property

@@ -1,0 +1,43 @@
+"""What units replayed as CUDA graphs do with gradients, on a CPU: there a replay calls the function
+again, into the tensors that it gave first. On a GPU: tests/gpu/test_graphs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from parallel import graphs
+from tests.gpu.problem import batch, build, loss_and_gradients
+
+
+def call_again(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """`graphs.capture` without a GPU."""
+    results = function()
+
+    def replay() -> None:
+        with torch.enable_grad():  # a replay knows no such mode
+            again = function()
+        for held, found in zip(results, again, strict=True):
+            if held is not None:
+                held.copy_(found)
+
+    return replay, results
+
+
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+def test_gradients_are_those_of_units_run(monkeypatch: pytest.MonkeyPatch, eviction: str) -> None:
+    monkeypatch.setattr(graphs, "capture", call_again)
+    monkeypatch.setattr(graphs, "warm_up", lambda function: function())
+    cpu = torch.device("cpu")
+    model, graphed = (build(cpu, torch.float32, eviction) for _ in range(2))
+    graphed.graph_units()
+    for data in (batch(False), batch(True), batch(False)):
+        expected = loss_and_gradients(model, data, "unit")
+        found = loss_and_gradients(graphed, data, "unit")
+        assert torch.equal(found[0], expected[0])
+        for name, gradient in expected[1].items():
+            assert torch.equal(found[1][name], gradient), name
