@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.fused import fused
+from parallel.norms import at_least_fp32
 
 
 @functools.cache
@@ -59,34 +60,37 @@ def gradients_of_chunks(
     Returns:
         of q, k [B, T, Hk, K], of w [B, T, H, K], and of g [B, T, H] in fp32.
     """
-    B, T, Hk = q.shape[:3]
-    H, C = v.shape[2], chunk
-    n = -(-T // C)
-
-    def chunks(x: Tensor) -> Tensor:
-        """[B, T, heads, ...] -> [B, n, H, C, ...]."""
-        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, n * C - T)) if n * C > T else x
-        x = x.unflatten(1, (n, C)).transpose(2, 3)
-        return x if x.shape[2] == H else x.repeat_interleave(H // x.shape[2], dim=2)
-
-    def whole(x: Tensor) -> Tensor:
-        """[B, n, H, C, ...] -> [B, T, H, ...]."""
-        return x.transpose(2, 3).flatten(1, 2)[:, :T]
-
-    q, k, v, do, dv, g = (chunks(x) for x in (q, k, v, do, dv, g))
+    key_heads, T = q.shape[2], q.shape[1]
+    q, k, v, do, dv, g = _in_chunks(q, k, v, do, dv, g, chunk)
     S, dS = h.to(q.dtype).transpose(-1, -2), dh.to(q.dtype).transpose(-1, -2)  # [B, n, H, V, K]
-    last = torch.full((n,), C - 1, device=g.device)
-    last[-1] = T - 1 - (n - 1) * C
-    g_last = g.gather(-1, last.view(1, n, 1, 1).expand(B, n, H, 1))  # [B, n, H, 1]
     scores = _scores(do @ v.transpose(-1, -2), g, scale)  # [B, n, H, C, C]
-    of_last = _of_last(h, dh, g_last)
-    dq, dk, of_last = _decayed(do @ S, v @ dS, k, g, g_last, of_last, scale)
-    dq = dq + scores @ k
-    dk = dk + scores.transpose(-1, -2) @ q
-    dg = _of_decay(dq, q, dk, k)
-    dg = dg.scatter_add(-1, last.view(1, n, 1, 1).expand(B, n, H, 1), of_last)
-    dq, dk = (whole(x).unflatten(2, (Hk, H // Hk)).sum(3).to(q.dtype) for x in (dq, dk))
-    return dq, dk, -whole(dv @ S), whole(dg)
+    products = do @ S, v @ dS, scores @ k, scores.transpose(-1, -2) @ q, dv @ S
+    return _together(q, k, g, h, dh, *products, scale, key_heads, T)
+
+
+def _chunks(x: Tensor, chunk: int, heads: int) -> Tensor:
+    """[B, T, heads or fewer, ...] -> [B, n, heads, C, ...], with zeros after the last token."""
+    if missing := -x.shape[1] % chunk:
+        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
+    x = x.unflatten(1, (-1, chunk)).transpose(2, 3)
+    if (groups := heads // x.shape[2]) > 1:
+        x = x.unsqueeze(3).expand(*x.shape[:3], groups, *x.shape[3:]).flatten(2, 3)
+    return x.contiguous()
+
+
+def _tokens(x: Tensor, T: int) -> Tensor:
+    """[B, n, H, C, ...] -> [B, T, H, ...]."""
+    return x.transpose(2, 3).flatten(1, 2)[:, :T].contiguous()
+
+
+@fused
+def _in_chunks(
+    q: Tensor, k: Tensor, v: Tensor, do: Tensor, dv: Tensor, g: Tensor, chunk: int
+) -> tuple[Tensor, ...]:
+    """All of them as batched products want them. Behind the last token the decay stays."""
+    if missing := -g.shape[1] % chunk:
+        g = torch.cat([g, g[:, -1:].expand(-1, missing, -1)], dim=1)
+    return tuple(_chunks(x, chunk, v.shape[2]) for x in (q, k, v, do, dv, g))
 
 
 @fused
@@ -99,21 +103,23 @@ def _scores(products: Tensor, g: Tensor, scale: float) -> Tensor:
 
 
 @fused
-def _of_last(h: Tensor, dh: Tensor, g_last: Tensor) -> Tensor:
-    """What the decay of the state over the whole chunk gives to g's last value, [..., 1]."""
-    return (h.float() * dh.float()).sum((-1, -2))[..., None] * g_last.exp2()
-
-
-@fused
-def _decayed(
-    dq: Tensor, dk: Tensor, k: Tensor, g: Tensor, g_last: Tensor, of_last: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The parts of S and S' in the gradients of q and k, in fp32; and of k's in g's last value."""
-    dq = dq.float() * (g.exp2() * scale)[..., None]
-    dk = dk.float() * (g_last - g).exp2()[..., None]
-    return dq, dk, of_last + (dk * k).sum((-1, -2))[..., None]
-
-
-@fused
-def _of_decay(dq: Tensor, q: Tensor, dk: Tensor, k: Tensor) -> Tensor:
-    return (dq * q).sum(-1) - (dk * k).sum(-1)
+def _together(
+    q: Tensor, k: Tensor, g: Tensor, h: Tensor, dh: Tensor,
+    of_S: Tensor, of_next: Tensor, of_k: Tensor, of_q: Tensor, dw: Tensor,
+    scale: float, key_heads: int, T: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """What the products [B, n, H, C, K] come to: in q by S and k, in k by S' and q, and in w."""
+    last = g[..., -1:]
+    dq = at_least_fp32(of_S) * (g.exp2() * scale)[..., None] + of_k
+    of_next = at_least_fp32(of_next) * (last - g).exp2()[..., None]
+    dk = of_next + of_q
+    dg = _tokens((dq * q).sum(-1) - (dk * k).sum(-1), g.shape[1] * g.shape[3])
+    # the decay over the whole chunk: of S, and of what is written
+    of_last = (at_least_fp32(h) * dh).sum((-1, -2)) * last[..., 0].exp2()
+    of_last = of_last + (of_next * k).sum((-1, -2))  # [B, n, H]
+    ends = F.pad(of_last[:, :, None], (0, 0, g.shape[3] - 1, 0)).flatten(1, 2)
+    dg = dg + ends
+    if dg.shape[1] > T:
+        dg = torch.cat([dg[:, : T - 1], dg[:, T - 1 :].sum(1, keepdim=True)], dim=1)
+    dq, dk = (_tokens(x.unflatten(2, (key_heads, -1)).sum(3), T) for x in (dq, dk))
+    return dq.to(q.dtype), dk.to(k.dtype), _tokens(-dw, T), dg
