@@ -18,14 +18,9 @@ from parallel.fused import fused
 from parallel.layers import ColumnLinear, RowLinear, gather_tokens, project, split_parameter
 from parallel.norms import GatedRMSNorm, at_least_fp32, l2_norm, l2_normalized
 from parallel.shape import BlockShape
-from parallel.short_convolution import short_convolution
+from parallel.short_convolution import cuda_convolution, masked, short_convolution
 from parallel.state import DeltaState
 from parallel.window import Window
-
-
-def _masked(x: Tensor, valid: Tensor | None) -> Tensor:
-    """[B, T, C], with zeros at PAD."""
-    return x if valid is None else x * valid[..., None]
 
 
 def _write_strength(x: Tensor, negative_eigenvalues: bool) -> Tensor:
@@ -49,29 +44,13 @@ def _gates(
     step = F.softplus(at_least_fp32(alpha) + at_least_fp32(dt_bias))
     log_decay = -at_least_fp32(A_log).exp() * step
     beta = _write_strength(beta, negative_eigenvalues)
-    return _masked(beta, valid), _masked(log_decay, valid)
+    return masked(beta, valid), masked(log_decay, valid)
 
 
 @fused
-def _convolved(
-    x: Tensor, tail: Tensor | None, weight: Tensor, valid: Tensor | None, heads: int, unit: bool
-) -> Tensor:
-    """The short convolution of some heads on CUDA, with all that is around it: one kernel.
-
-    Args:
-        x: [B, T, heads * width]. tail: [B, taps - 1, heads * width] of before; None: nothing.
-        weight: [heads * width, taps]. unit: heads are to have unit length.
-    Returns:
-        [B, T, heads, width] in x's dtype.
-    """
-    (B, T, _), taps = x.shape, weight.shape[1]
-    x = _masked(x, valid)
-    x = F.pad(x, (0, 0, taps - 1, 0)) if tail is None else torch.cat([tail, x], dim=1)
-    y = x[:, :T] * weight[:, 0]
-    for j in range(1, taps):
-        y = y + x[:, j : j + T] * weight[:, j]
-    y = F.silu(y).view(B, T, heads, -1)
-    return l2_norm(y).type_as(x) if unit else y
+def _unit_length(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, in x's dtype."""
+    return l2_norm(x).type_as(x)
 
 
 class GatedDeltaNet(nn.Module):
@@ -133,14 +112,12 @@ class GatedDeltaNet(nn.Module):
         before = F.pad(tail, (0, 0, self.taps - 1 - tail.shape[1], 0))
         if tail.is_cuda:
             tails = before.split(widths, dim=-1) if tail.shape[1] else [None] * len(mixed)
-            k, v, *q = (
-                _convolved(x, t, weight, valid, h, x is not mixed[1])
-                for x, t, weight, h in zip(mixed, tails, weights, heads, strict=False)
-            )
-            return k, v, q[0] if q else None
-        parts = short_convolution(before, torch.cat(weights), valid, mixed)
+            parts = tuple(map(cuda_convolution, mixed, tails, weights, [valid] * len(mixed)))
+        else:
+            parts = short_convolution(before, torch.cat(weights), valid, mixed)
         k, v, *q = (part.view(B, T, h, -1) for part, h in zip(parts, heads, strict=False))
-        return l2_normalized(k), v, l2_normalized(q[0]) if q else None
+        unit = _unit_length if tail.is_cuda else l2_normalized
+        return unit(k), v, unit(q[0]) if q else None
 
     def forward(
         self, x: Tensor, state: DeltaState, window: Window, write_only: bool = False
@@ -171,14 +148,14 @@ class GatedDeltaNet(nn.Module):
             window.record_decay(by_head[0])
         tail = state.tail[..., : sum(m.shape[-1] for m in mixed)]
         if self.by_tokens:
-            streams = _masked(torch.cat(mixed, dim=-1), valid)
+            streams = masked(torch.cat(mixed, dim=-1), valid)
             tail = before_own_tokens(window.size, streams, self.taps - 1)
         k, v, q = self._convolve(mixed, tail, valid)
         rule = merged_delta_rule if self.by_tokens else delta_rule
         o, S = rule(q, k, v, log_decay, beta, state.S, self.chunk)
         state = state._replace(S=S)
         if window.keeps_tail:
-            streams = _masked(torch.cat(mixed, dim=-1), window.valid)
+            streams = masked(torch.cat(mixed, dim=-1), window.valid)
             state = state._replace(tail=torch.cat([tail, streams], dim=1)[:, 1 - self.taps :])
         if o is None or gate is None:
             return None, state

@@ -135,6 +135,25 @@ class _Linear(torch.autograd.Function):
         return dx, dy.flatten(0, -2).t() @ x.flatten(0, -2) if needs_dw else None
 
 
+class _JointLinear(torch.autograd.Function):
+    """x W^T for several W as one product. Kept for backward are the parameters, not their copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights)
+        ctx.features = [len(w) for w in weights]
+        return F.linear(x, torch.cat(weights)).split(ctx.features, dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        dy = torch.cat(gradients, dim=-1)
+        dx = dy @ torch.cat(weights) if ctx.needs_input_grad[0] else None
+        dw = dy.flatten(0, -2).t() @ x.flatten(0, -2)
+        return dx, *dw.split(ctx.features)
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [.., D], W [features, D] -> [.., features]."""
     if x.is_cuda and mesh.tp_size() == 1:
@@ -165,12 +184,15 @@ class ColumnLinear(ColumnParallelLinear):
 def project(x: Tensor, *linears: ColumnLinear) -> tuple[Tensor, ...]:
     """What each of some linears makes of x: [.., D] -> [.., its features].
 
-    Small matrices are put together on a CPU: a copy of them costs less than a product more.
+    Small matrices are put together on a CPU, and on CUDA three and more: a copy of them costs less
+    than the products, and the sums of gradients of x, that it saves.
     """
     weights = [linear.weight for linear in linears]
-    if x.is_cuda or sum(w.numel() for w in weights) > SMALL:
+    together = len(weights) > 2 if x.is_cuda else sum(w.numel() for w in weights) <= SMALL
+    if not together:
         return tuple(linear(x, w) for w in weights)
-    return F.linear(x, torch.cat(weights)).split([len(w) for w in weights], dim=-1)
+    parts: tuple[Tensor, ...] = _JointLinear.apply(x, *weights)
+    return parts
 
 
 class RowLinear(RowParallelLinear):

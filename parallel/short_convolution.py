@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from parallel.delta_rule import has_kernel
+from parallel.fused import fused
+
 
 class _ShortConvolution(torch.autograd.Function):
     """SiLU(y), y_t = sum_j w_j x_(t+j), channel by channel, in the layout [B, T, C] that
@@ -53,6 +56,40 @@ class _ShortConvolution(torch.autograd.Function):
         if valid is not None:
             d_streams *= valid[..., None]
         return d_before, dw.t(), None, *d_streams.split(ctx.widths, dim=2)
+
+
+def masked(x: Tensor, valid: Tensor | None) -> Tensor:
+    """[B, T, C], with zeros at PAD."""
+    return x if valid is None else x * valid[..., None]
+
+
+@fused
+def _fused_convolution(
+    x: Tensor, tail: Tensor | None, weight: Tensor, valid: Tensor | None
+) -> Tensor:
+    T, taps = x.shape[1], weight.shape[1]
+    x = masked(x, valid)
+    x = F.pad(x, (0, 0, taps - 1, 0)) if tail is None else torch.cat([tail, x], dim=1)
+    y = x[:, :T] * weight[:, 0]
+    for j in range(1, taps):
+        y = y + x[:, j : j + T] * weight[:, j]
+    return F.silu(y)
+
+
+def cuda_convolution(
+    x: Tensor, tail: Tensor | None, weight: Tensor, valid: Tensor | None
+) -> Tensor:
+    """`short_convolution` of one stream, without a tail if `tail` is None: flash-linear-attention's
+    kernel where there is one.
+    """
+    if not has_kernel(x):
+        return _fused_convolution(x, tail, weight, valid)
+    from fla.modules.causal_conv1d import causal_conv1d
+
+    # it wants [B, C, taps], of which it reads the last taps - 1
+    before = None if tail is None else F.pad(tail.transpose(1, 2), (1, 0))
+    y: Tensor = causal_conv1d(masked(x, valid), weight, initial_state=before, activation="silu")[0]
+    return y
 
 
 def short_convolution(

@@ -45,7 +45,7 @@ def stages(out: Path) -> dict[str, Stage]:
     # A failure is told at once: the time may be over before all are done.
     tests = ["-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--durations=10"]
     if find_spec("xdist") and not is_tiny():
-        tests += ["-n", "5"]
+        tests += ["-n", "6", "-p", "no:benchmark"]
     plan = [str(ROOT / "configs/recipes/1B.toml"), "--gpus=1", f"--measure={out / 'card.toml'}"]
     rule110 = [f"run.dir={out / 'runs'}", "train.log_every=100", "train.checkpoint_every=1000"]
     if is_tiny():

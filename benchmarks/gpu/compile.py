@@ -24,10 +24,11 @@ from benchmarks.gpu.record import device
 from benchmarks.gpu.sizes import RULE110, SIZES
 from benchmarks.gpu.variants import keep_variants
 from parallel.delta_rule import delta_rule
+from parallel.short_convolution import cuda_convolution
 from pretrain.config.load import load
 from pretrain.config.schema import ModelConfig
 
-WORKERS = 12
+WORKERS = 8
 ONCE = (
     ["benchmarks.gpu.speed", "1B", "--once"],
     ["benchmarks.gpu.speed", "100M", "--once"],
@@ -36,22 +37,28 @@ ONCE = (
 
 
 def run_both(c: ModelConfig) -> None:
-    """Forward and backward of the delta rule as our blocks call it, and as transformers does."""
+    """Forward and backward of the short convolution and of the delta rule as our blocks call it,
+    and as transformers does.
+    """
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
     heads, T = c.delta_value_heads, 256
     shapes = [(c.delta_key_heads, c.delta_key_dim)] * 2 + [(heads, c.delta_value_dim)]
     q, k, v = (torch.randn(1, T, h, w, device="cuda", dtype=torch.bfloat16) for h, w in shapes)
-    log_decay, beta = -torch.rand(2, 1, T, heads, device="cuda").unbind()
+    log_decay, beta = (torch.rand(1, T, heads, device="cuda") for _ in range(2))
     S = torch.zeros(1, heads, c.delta_key_dim, c.delta_value_dim, device="cuda")
     leaves = [t.requires_grad_() for t in (F.normalize(q, dim=-1), F.normalize(k, dim=-1), v)]
-    leaves += [log_decay.requires_grad_(), (-beta).detach().requires_grad_(), S.requires_grad_()]
+    leaves += [(-log_decay).requires_grad_(), beta.requires_grad_(), S.requires_grad_()]
     o, state = delta_rule(*leaves)
     assert o is not None
     (o.float().sum() + state.sum()).backward()
     q, k, v, g, b, _ = leaves
     o, _ = chunk_gated_delta_rule(q, k, v, g, b.bfloat16(), use_qk_l2norm_in_kernel=True)
     o.float().sum().backward()
+    for x in (k.flatten(2), v.flatten(2)):
+        weight = torch.randn(x.shape[2], c.delta_conv_width, device="cuda", dtype=x.dtype)
+        for tail in (None, x[:, 1 - c.delta_conv_width :]):
+            cuda_convolution(x, tail, weight.requires_grad_(), None).sum().backward()
 
 
 def compile_share(index: int) -> None:

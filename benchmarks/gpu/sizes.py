@@ -29,7 +29,7 @@ class Size:
     head_dim: int = 128
     vocabulary: int = 32_768
     windows: int = 2
-    microbatches: int = 8  # of a whole step
+    microbatches: int = 4  # of a whole step
 
     def model(self) -> ModelConfig:
         """Portable, with a tied head, which the recipes do not have any more."""
@@ -69,8 +69,8 @@ class Size:
 
 TINY = Size("tiny", 64, 4, 2, 1, 96, rows=2, window=32, head_dim=32, vocabulary=128, microbatches=2)
 SIZES = {
-    "100M": Size("100M", 768, 12, 6, 2, 2048, rows=16, window=2048),
-    "1B": Size("1B", 2048, 16, 16, 4, 6144, rows=4, window=2048),
+    "100M": Size("100M", 768, 12, 6, 2, 2048, rows=32, window=2048),
+    "1B": Size("1B", 2048, 16, 16, 4, 6144, rows=8, window=2048),
 }
 
 

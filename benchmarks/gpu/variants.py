@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def keep_variants(choose: Callable[[Sequence[Config]], Sequence[Config]]) -> None:
     """Leaves each of its kernels only some variants, at least one."""
+    import fla.modules.causal_conv1d
     import fla.ops.gated_delta_rule  # noqa: F401
     from triton.runtime.autotuner import Autotuner
 

@@ -51,3 +51,24 @@ def test_recomputation_changes_no_bit(device: torch.device, dtype: torch.dtype) 
         found = loss_and_gradients(model, data, policy)
         assert torch.equal(found[0], expected[0])
         assert all(torch.equal(found[1][name], g) for name, g in expected[1].items()), policy
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-4), (torch.bfloat16, 0.5)])
+def test_parameters_may_begin_anywhere(
+    device: torch.device, dtype: torch.dtype, bound: float
+) -> None:
+    """As in a flat vector (ZeRO): kernels that were compiled for multiples of 16 bytes go on."""
+    model, data = build(device, dtype), batch(False)
+    expected = loss_and_gradients(model, data)
+    named = list(model.parameters())
+    flat = torch.zeros(sum(p.numel() + 1 for p in named) + 16, device=device, dtype=dtype)
+    begin = 1
+    for p in named:
+        held = flat[begin : begin + p.numel()].view_as(p)
+        held.copy_(p.detach())
+        p.data = held
+        begin += p.numel() + p.numel() % 2  # all begin at odd places
+    assert all(p.data_ptr() % 16 for p in named)
+    found = loss_and_gradients(model, data)
+    torch.testing.assert_close(found[0], expected[0], rtol=5e-3, atol=0)
+    assert difference(found[1], expected[1]) < bound
