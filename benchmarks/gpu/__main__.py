@@ -20,11 +20,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.gpu.kernels import use_fastest
 from benchmarks.gpu.record import RESULTS, is_tiny, record
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,6 @@ class Stage(NamedTuple):
     seconds: float
     command: list[str]  # after the interpreter
     stops: bool = False  # on SIGTERM it ends well, and that is how it is to end
-    beside: str = ""  # the stage before it, if that is run; nothing is timed in either
 
 
 def stages(out: Path) -> dict[str, Stage]:
@@ -45,7 +44,7 @@ def stages(out: Path) -> dict[str, Stage]:
     # A failure is told at once: the time may be over before all are done.
     tests = ["-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--durations=10"]
     if find_spec("xdist") and not is_tiny():
-        tests += ["-n", "6", "-p", "no:benchmark"]
+        tests += ["-n", "12", "-p", "no:benchmark"]
     plan = [str(ROOT / "configs/recipes/1B.toml"), "--gpus=1", f"--measure={out / 'card.toml'}"]
     rule110 = [f"run.dir={out / 'runs'}", "train.log_every=100", "train.checkpoint_every=1000"]
     if is_tiny():
@@ -56,7 +55,6 @@ def stages(out: Path) -> dict[str, Stage]:
     return {
         "environment": Stage(60, ["-m", "benchmarks.gpu.environment"]),
         "tests": Stage(180, [*tests, "tests/gpu"]),
-        "compile": Stage(180, ["-m", "benchmarks.gpu.compile"], beside="tests"),
         "1B": Stage(150, ["-m", "benchmarks.gpu.speed", "1B"]),
         "100M": Stage(120, ["-m", "benchmarks.gpu.speed", "100M"]),
         "graphs": Stage(60, ["-m", "benchmarks.gpu.graphs"]),
@@ -65,16 +63,6 @@ def stages(out: Path) -> dict[str, Stage]:
             600, ["-m", "launch", "train", str(ROOT / "configs/rule110.toml"), *rule110], True
         ),
     }
-
-
-def side_by_side(chosen: dict[str, Stage]) -> list[dict[str, Stage]]:
-    """The stages in groups that run at once."""
-    groups: list[dict[str, Stage]] = []
-    for name, stage in chosen.items():
-        if not groups or stage.beside not in groups[-1]:
-            groups.append({})
-        groups[-1][name] = stage
-    return groups
 
 
 def run(name: str, stage: Stage, seconds: float, out: Path) -> bool:
@@ -148,18 +136,16 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     os.environ["HYPNOS_GPU_OUT"] = str(out)
     begin, good = time.monotonic(), True
-    chosen = {n: s for n, s in stages(out).items() if not args.stages or n in args.stages}
-    for together in side_by_side(chosen):
-        left = args.budget - (time.monotonic() - begin)
-        left -= 30 if any(stage.stops for stage in together.values()) else 0
+    use_fastest(out / "kernels")
+    for name, stage in stages(out).items():
+        if args.stages and name not in args.stages:
+            continue
+        left = args.budget - (time.monotonic() - begin) - (30 if stage.stops else 0)
         if left < LEAST:
-            for name in together:
-                record("stage", stage=name, seconds=0.0, outcome="FAILED: no time left")
+            record("stage", stage=name, seconds=0.0, outcome="FAILED: no time left")
             good = False
             continue
-        with ThreadPoolExecutor() as pool:
-            seconds = [min(stage.seconds, left) for stage in together.values()]
-            good &= all(pool.map(run, together, together.values(), seconds, [out] * len(together)))
+        good &= run(name, stage, min(stage.seconds, left), out)
         keep_metrics(out)
     print("=" * 100, *table(out), sep="\n", flush=True)
     return not good

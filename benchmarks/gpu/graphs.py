@@ -11,30 +11,29 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.record import device, only_once, record, seconds
-from benchmarks.gpu.sizes import RULE110
+from benchmarks.gpu.record import device, record, seconds
 from parallel import mesh
 from pretrain.config.load import load
 from pretrain.model.sleep import SleepLM
 from pretrain.tasks import make_task
 from pretrain.tasks.source import TaskSource
 
+CONFIG = Path(__file__).parents[2] / "configs" / "rule110.toml"
+
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--once", action="store_true", help="run once, for kernels to be compiled")
-    if parser.parse_args().once:
-        only_once()
+    ).parse_args()
     if device().type != "cuda":
         print("left out on a CPU: CUDA graphs of units")
         return 0
     mesh.initialize()
-    config = load(RULE110)
+    config = load(CONFIG)
     source = TaskSource(make_task(config, config.sleep.window), config.train.batch, seed=0)
     config.model.vocab_size = source.vocab_size
     batch = source.next()

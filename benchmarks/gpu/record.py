@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import time
@@ -13,23 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.variants import keep_one_variant
-
 RESULTS = "results.jsonl"
-_once = False
-
-
-def only_once() -> None:
-    """From now on all is run once, so that its kernels are compiled, and nothing is recorded."""
-    global _once
-    _once = True
-    if device().type == "cuda":
-        keep_one_variant()
-
-
-def is_recorded() -> bool:
-    """Whether this process measures."""
-    return not _once
 
 
 def record(what: str, **numbers: Any) -> None:
@@ -37,8 +20,6 @@ def record(what: str, **numbers: Any) -> None:
     row = {"what": what} | {
         k: round(v, 5) if isinstance(v, float) else v for k, v in numbers.items()
     }
-    if _once:
-        return
     with (Path(os.environ["HYPNOS_GPU_OUT"]) / RESULTS).open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(row, flush=True)
@@ -56,10 +37,8 @@ def is_tiny() -> bool:
 
 def seconds(run: Callable[[], object], repeats: int = 5, warm_ups: int = 2) -> float:
     """The median time of a run, its kernels included, after some that compile and warm up."""
-    for _ in range(1 if _once else warm_ups):
+    for _ in range(warm_ups):
         run()
-    if _once:
-        return math.inf
     if device().type == "cpu":
         repeats = 1
     found = []

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from benchmarks.gpu.record import is_tiny
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import Batch
-
-RULE110 = Path(__file__).parents[2] / "configs" / "rule110.toml"
 
 
 @dataclass(frozen=True)

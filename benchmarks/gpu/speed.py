@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.record import device, is_recorded, is_tiny, only_once, record, seconds
+from benchmarks.gpu.record import device, is_tiny, record, seconds
 from benchmarks.gpu.sizes import SIZES, Size, size
 from parallel import mesh
 from parallel.engine import Engine
@@ -93,8 +93,6 @@ def throughput(s: Size, rows: int) -> None:
 
 def profile(run: Callable[[], None], name: str) -> None:
     """Prints where the time of a run goes, kernel by kernel, and keeps its trace (Perfetto)."""
-    if not is_recorded():
-        return
     activity = torch.profiler.ProfilerActivity
     on_gpu = device().type == "cuda"
     with torch.profiler.profile(activities=[activity.CPU] + [activity.CUDA] * on_gpu) as found:
@@ -235,11 +233,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("size", choices=SIZES)
-    parser.add_argument("--once", action="store_true", help="run once, for kernels to be compiled")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     args = parser.parse_args()
-    if args.once:
-        only_once()
     mesh.initialize()
     if is_tiny():
         torch.set_num_threads(1)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_all_stages(tmp_path: Path) -> None:
-    stages = ["environment", "compile", "graphs", "100M", "1B", "rule110"]
+    stages = ["environment", "graphs", "1B", "rule110"]
     command = [str(ROOT / "benchmarks" / "gpu.sh"), *stages, "--out", str(tmp_path)]
     settings = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
@@ -27,8 +27,7 @@ def test_all_stages(tmp_path: Path) -> None:
     measured = {row["what"] for row in rows}
     assert {"machine", "ours, N = 1", "a pass", "transformers", "step"} <= measured
     if not torch.cuda.is_available():
-        for stage in ("compile", "graphs"):
-            assert "left out on a CPU" in (tmp_path / f"log-{stage}.txt").read_text()
+        assert "left out on a CPU" in (tmp_path / "log-graphs.txt").read_text()
     assert (tmp_path / "rule110.jsonl").read_text().count('"kind": "train"') == 3
     assert done.stdout.rstrip().splitlines()[-1].startswith("stage ")
 

@@ -5,15 +5,23 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu.variants import keep_one_variant
+from benchmarks.gpu.kernels import use_fastest
 
 HERE = Path(__file__).parent
 LEFT_OUT = pytest.StashKey[list[str]]()
+
+if torch.cuda.is_available():
+    use_fastest(Path(tempfile.mkdtemp()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells of what it could use too
+        import fla  # noqa: F401
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -40,10 +48,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def device() -> torch.device:
     """The GPU; the CPU where there is none, which then is compared with itself."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_kernels() -> None:
-    """One kernel of each: fla tries a hundred for every new shape, which takes a minute a test."""
-    if torch.cuda.is_available():
-        keep_one_variant()
