@@ -194,9 +194,9 @@ def report(folder: Path | None) -> Iterator[str]:
         yield from steps_section(folder)
     gpu = list(gpu_rows())
     yield (
-        "**One H200**, measured with older code: [gpu.md](gpu.md)'s runs: forward and backward in "
-        "bf16, windows of 2,048. The file's shares and bandwidth were fitted to these speeds "
-        f"(memory was not); within {worst(gpu)}."
+        "**One H200**: [gpu.md](gpu.md)'s runs: forward and backward of 983M parameters in bf16, "
+        "windows of 2,048, units run kernel by kernel. The file's shares and bandwidth were fitted "
+        f"to the first; within {worst(gpu)}."
     )
     yield ""
     yield from table(gpu)
@@ -204,7 +204,8 @@ def report(folder: Path | None) -> Iterator[str]:
     others = list(published_rows())
     yield (
         "**Runs of others**, of the same sizes and layout in this project; nothing was fitted to "
-        f"them. Within {worst(row for row, _ in others)}."
+        f"them. Within {worst(row for row, _ in others)}: rates here are those of one card in "
+        "bursts of a second, theirs of hundreds in runs of days."
     )
     yield ""
     yield from table(row for row, _ in others)

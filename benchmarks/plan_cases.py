@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from pretrain.config.schema import (
 from pretrain.model.plan import plan_windows
 from pretrain.study.block_work import BlockCounter
 from pretrain.study.estimate import Estimator, estimate, example
-from pretrain.study.hardware import GIB, DeviceSpec, Hardware, NodeSpec, load_hardware
+from pretrain.study.hardware import DeviceSpec, Hardware, NodeSpec, load_hardware
 from pretrain.study.stage_times import StageTimes
 from pretrain.study.stage_units import StageUnits
 
@@ -89,31 +88,20 @@ def _cpu() -> Hardware:
 
 # ---- one H200: docs/gpu.md
 
-GPU_SPEED = [  # size, compiled?, tokens/s of forward and backward
-    ("100M", False, 165_300), ("1B", False, 38_000), ("1B", True, 45_000),
+GPU_SPEED = [  # N, recomputation, seconds of forward and backward at 1B
+    (1, "none", 0.446), (1, "unit", 0.616), (4, "unit", 1.523),
 ]  # fmt: skip
-GPU_PASSES = [("100M", 2.43), ("1B", 2.44)]  # time of N = 4 by that of N = 1
-GPU_MEMORY = [(1, 20.3), (8, 20.8)]  # N, GiB beside weights and gradients at 1B
 
 
 def gpu_rows() -> Iterator[Compared]:
-    """What docs/gpu.md has. As it stands: nothing is compiled."""
-    h200 = load_hardware("h200")
-    plain = replace(h200, device=replace(h200.device, fused=False))
-    for name, fused, rate in GPU_SPEED:
-        tokens, seconds, _ = _gpu(name, 1, "none", h200 if fused else plain)
-        how = "compiled" if fused else "as it stands"
-        yield Compared(f"{name}, {how}", "tokens/s", rate, tokens / seconds)
-    for name, ratio in GPU_PASSES:
-        four, one = (_gpu(name, N, "unit", plain)[1] for N in (4, 1))
-        yield Compared(f"{name}, N = 4 beside N = 1, as it stands", "times", ratio, four / one)
-    for N, held in GPU_MEMORY:
-        planned = _gpu("1B", N, "unit", plain)[2] / GIB
-        yield Compared(f"1B, N = {N}, units recomputed, as it stands", "GiB", held, planned)
+    """What docs/gpu.md has of units that are run, not replayed."""
+    for N, recompute, measured in GPU_SPEED:
+        what = f"1B, N = {N}, recompute {recompute}"
+        yield Compared(what, "s", measured, _gpu("1B", N, recompute, load_hardware("h200")))
 
 
-def _gpu(name: str, passes: int, recompute: str, hardware: Hardware) -> tuple[int, float, float]:
-    """Tokens, seconds and bytes of activations of a forward and backward."""
+def _gpu(name: str, passes: int, recompute: str, hardware: Hardware) -> float:
+    """Seconds of a forward and backward."""
     size = SIZES[name]
     config = Config(
         model=size.model(),
@@ -123,8 +111,7 @@ def _gpu(name: str, passes: int, recompute: str, hardware: Hardware) -> tuple[in
         parallel=ParallelConfig(recompute=recompute),
     )
     found = Estimator(config, 1, hardware, example(config)).estimate(layout_of(config))
-    units = found.seconds - found.exchange_s - found.update_s  # the optimiser was not run
-    return found.tokens, units, found.memory.activations
+    return found.seconds - found.exchange_s - found.update_s  # the optimiser was not run
 
 
 # ---- runs of others

@@ -42,7 +42,9 @@ class Stage(NamedTuple):
 def stages(out: Path) -> dict[str, Stage]:
     """In the order of their use: what may be wrong first, what may take any time last."""
     # A failure is told at once: the time may be over before all are done.
-    tests = ["-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--durations=10"]
+    # Other releases than ours warn of other things, which fail no test there.
+    tests = ["-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-W", "default"]
+    tests += ["--durations=10"]
     if find_spec("xdist") and not is_tiny():
         tests += ["-n", "12", "-p", "no:benchmark"]
     plan = [str(ROOT / "configs/recipes/1B.toml"), "--gpus=1", f"--measure={out / 'card.toml'}"]
@@ -90,12 +92,12 @@ def _end(process: subprocess.Popen[str], stage: Stage, seconds: float) -> tuple[
     try:
         return process.wait(seconds), False
     except subprocess.TimeoutExpired:
-        if stage.stops:
-            process.send_signal(signal.SIGTERM)
-            try:
-                return process.wait(30), True
-            except subprocess.TimeoutExpired:
-                pass
+        # pytest then tells what has failed so far
+        process.send_signal(signal.SIGTERM if stage.stops else signal.SIGINT)
+        try:
+            return process.wait(30 if stage.stops else 10), True
+        except subprocess.TimeoutExpired:
+            pass
         os.killpg(process.pid, signal.SIGKILL)
         return process.wait(), True
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.record import device, is_tiny, record, seconds
 from benchmarks.gpu.sizes import SIZES, Size, size
@@ -56,14 +57,16 @@ def build(s: Size, passes: int, dtype: torch.dtype) -> SleepLM:
 
 def forward_backward(
     s: Size, passes: int, recompute: str, rows: int
-) -> tuple[Callable[[], None], SleepLM]:
-    """A run of it, and the model."""
+) -> tuple[Callable[[], Tensor], SleepLM]:
+    """A run of it, which gives its loss, and the model."""
     model, batch = build(s, passes, torch.bfloat16), s.batch(rows)
     scored = batch.targets.numel()
 
-    def run() -> None:
-        (model(batch, recompute=recompute).loss / scored).backward()
+    def run() -> Tensor:
+        loss = model(batch, recompute=recompute).loss / scored
+        loss.backward()
         model.zero_grad()
+        return loss.detach()
 
     return run, model
 
@@ -91,7 +94,7 @@ def throughput(s: Size, rows: int) -> None:
     profile(run, f"ours-{s.name}")
 
 
-def profile(run: Callable[[], None], name: str) -> None:
+def profile(run: Callable[[], object], name: str) -> None:
     """Prints where the time of a run goes, kernel by kernel, and keeps its trace (Perfetto)."""
     activity = torch.profiler.ProfilerActivity
     on_gpu = device().type == "cuda"
@@ -112,12 +115,12 @@ def passes(s: Size, rows: int) -> None:
     graphs too where there is CUDA.
     """
     for units in ("run", "replayed")[: 2 if device().type == "cuda" else 1]:
-        took, flops = {}, {}
+        took, flops, loss = {}, {}, {}
         for n in (1, 4):
             run, model = forward_backward(s, n, "unit", rows)
             if units == "replayed":
                 model.graph_units()
-            took[n] = seconds(run, repeats=3)
+            took[n], loss[n] = seconds(run, repeats=3), float(run())
             work = step_flops(s.batch(rows), s.model(), s.sleep(n))
             flops[n] = work.forward + work.backward
             del run, model
@@ -125,6 +128,7 @@ def passes(s: Size, rows: int) -> None:
         record(
             "a pass", size=s.name, rows=rows, units=units, seconds_1=took[1], seconds_4=took[4],
             time_ratio=by_time, flops_ratio=by_flops, over=by_time / by_flops,
+            loss_1=loss[1], loss_4=loss[4],
         )  # fmt: skip
 
 

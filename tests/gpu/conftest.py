@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ HERE = Path(__file__).parent
 LEFT_OUT = pytest.StashKey[list[str]]()
 
 if torch.cuda.is_available():
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # there are processes enough
     use_fastest(Path(tempfile.mkdtemp()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells of what it could use too
