@@ -104,7 +104,7 @@ def delta_rule(
     return chunked_delta_rule(q, k, v, log_decay, beta, S, chunk)
 
 
-def has_kernel(v: Tensor) -> bool:
-    """Whether there is a kernel for values [B, T, H, V]: it has matrix units' half precisions."""
-    half = v.dtype in (torch.bfloat16, torch.float16)
-    return v.is_cuda and half and importlib.util.find_spec("fla") is not None
+def has_kernel(x: Tensor) -> bool:
+    """Whether flash-linear-attention's kernels take x: they want matrix units' half precisions."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return x.is_cuda and half and importlib.util.find_spec("fla") is not None

@@ -42,9 +42,7 @@ class Stage(NamedTuple):
 def stages(out: Path) -> dict[str, Stage]:
     """In the order of their use: what may be wrong first, what may take any time last."""
     # A failure is told at once: the time may be over before all are done.
-    # Other releases than ours warn of other things, which fail no test there.
-    tests = ["-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-W", "default"]
-    tests += ["--durations=10"]
+    tests = ["-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--durations=10"]
     if find_spec("xdist") and not is_tiny():
         tests += ["-n", "12", "-p", "no:benchmark"]
     plan = [str(ROOT / "configs/recipes/1B.toml"), "--gpus=1", f"--measure={out / 'card.toml'}"]
