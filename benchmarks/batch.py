@@ -1,10 +1,10 @@
 """Which learning rates are best for which batch, and how large a batch may be.
 
-    python -m benchmarks.batch configs/scale/text.toml --out runs/batch    # an hour of a core
+    python -m benchmarks.batch configs/scale/text.toml --out runs/batch    # two hours of a core
 
 It measures what a ladder's `batch_power` does, and the square root by which rates follow it: some
-widths and N read the same text in batches of half to four times the configuration's, each with
-some rates. What is in the folder already is not made again.
+widths and N read the same text in batches of half to sixteen times the configuration's, each
+with some rates. What is in the folder already is not made again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pretrain.study.progress import StudyProgress
 from pretrain.study.runner import run_all
 from pretrain.study.transfer import transferred
 
-BATCHES = (0.5, 1.0, 2.0, 4.0)
-RATES = (0.5, 1.0, 2.0, 4.0)
+BATCHES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+RATES = (0.5, 1.0, 2.0, 4.0, 8.0)
 WORSE = 0.01  # of the loss: a batch that costs no more is called free
 
 

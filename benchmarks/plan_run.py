@@ -12,6 +12,7 @@ FILE.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from pathlib import Path
@@ -148,6 +149,7 @@ def main(file: Path, overrides: list[str]) -> None:
                 found = {"ranks": ranks, "case": case, "measured": seconds, "yardstick": by}
                 out.write(json.dumps(found) + "\n")
             print(f"{ranks} ranks {' '.join(case)}: {seconds:.3f} s", flush=True)
+    gc.collect()  # see there
     mesh.shutdown()
 
 

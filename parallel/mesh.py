@@ -215,6 +215,7 @@ def leave_grid() -> None:
     global _cp_size, _delta_by_tokens, _sequence_parallel
     groups = parallel_state._global_process_group_list or []
     parallel_state.destroy_model_parallel()
+    parallel_state._INTRA_PARTIAL_DATA_PARALLEL_GROUP_WITH_CP = None  # which it does not forget
     for group in groups:
         if group is not None:  # which is the world
             dist.destroy_process_group(group)
@@ -222,7 +223,11 @@ def leave_grid() -> None:
 
 
 def shutdown() -> None:
-    """Leaves the grid and the world, so that the process ends without a warning."""
+    """Leaves the grid and the world, so that the process ends without a warning.
+
+    Whoever has made engines collects garbage before: a thread of a group that is still there, and
+    lets go of its last message while Python ends, would abort the process.
+    """
     leave_grid()
     if dist.is_initialized():
         dist.destroy_process_group()

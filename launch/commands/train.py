@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import signal
@@ -121,6 +122,7 @@ def _train(config: Path, overrides: list[str], no_preflight: bool) -> None:
             traceback.print_exc()
         sys.stderr.flush()
         os._exit(status)  # an orderly end would wait for ranks that are gone
+    gc.collect()  # see there
     mesh.shutdown()
 
 

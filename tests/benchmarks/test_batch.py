@@ -22,11 +22,12 @@ def loss(batch: float, rate: float, power: float) -> float:
 
 @pytest.mark.parametrize("power", [-0.25, 0.0, 0.1])
 def test_what_was_put_in_is_found(power: float) -> None:
-    points = [Point(64, 1, 1.0, b, r, loss(b, r, power)) for b, r in product(BATCHES, RATES)]
+    batches = BATCHES[:4]  # at which the best rate is one of those that are tried
+    points = [Point(64, 1, 1.0, b, r, loss(b, r, power)) for b, r in product(batches, RATES)]
     headers, [row] = summary(points)
     assert headers[-1] == "1% worse at" and row[:3] == [64, 1, 1.0]
     best = [float(str(cell).strip("[").partition(":")[0].strip("]")) for cell in row[3:7]]
-    assert best == pytest.approx([0.7 * b**power for b in BATCHES], abs=0.006)
+    assert best == pytest.approx([0.7 * b**power for b in batches], abs=0.006)
     assert row[7:] == [f"{0.5 + power:+.2f}", "x 2.0"]
 
 
