@@ -188,11 +188,12 @@ def project(x: Tensor, *linears: ColumnLinear) -> tuple[Tensor, ...]:
     than the products, and the sums of gradients of x, that it saves.
     """
     weights = [linear.weight for linear in linears]
-    together = len(weights) > 2 if x.is_cuda else sum(w.numel() for w in weights) <= SMALL
-    if not together:
+    if x.is_cuda and len(weights) > 2:
+        parts: tuple[Tensor, ...] = _JointLinear.apply(x, *weights)
+        return parts
+    if x.is_cuda or sum(w.numel() for w in weights) > SMALL:
         return tuple(linear(x, w) for w in weights)
-    parts: tuple[Tensor, ...] = _JointLinear.apply(x, *weights)
-    return parts
+    return F.linear(x, torch.cat(weights)).split([len(w) for w in weights], dim=-1)
 
 
 class RowLinear(RowParallelLinear):

@@ -94,12 +94,12 @@ ERRORS = [
     ),
     Planted(
         "PAD writes into the fast weights", "parallel/gated_delta_net.py",
-        "return _masked(beta, valid), ", "return beta, ",
+        "return masked(beta, valid), ", "return beta, ",
         "model/test_documents.py",
     ),
     Planted(
         "PAD decays the fast weights", "parallel/gated_delta_net.py",
-        "_masked(log_decay, valid)", "log_decay", "model/test_documents.py",
+        "masked(log_decay, valid)", "log_decay", "model/test_documents.py",
     ),
     Planted(
         "a query sees one key too many", "parallel/window.py",

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel import attention, norms
-from parallel.short_convolution import short_convolution
+from parallel.layers import _JointLinear
+from parallel.short_convolution import cuda_convolution, short_convolution
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -57,6 +58,16 @@ CASES: dict[str, tuple[Callable, Callable, list[tuple[int, ...]]]] = {
         lambda x, w: attention.rotate(norms.rms_norm(x, w, 1e-2).transpose(1, 2), *angles(x)),
         [(2, 5, 3, 6), (6,)],
     ),
+    "convolution on CUDA": (  # without a kernel
+        lambda before, weight, k: cuda_convolution(k, before, weight, VALID),
+        lambda before, weight, k: convolved_by_torch(before, weight, k, k[..., :0])[0],
+        [(2, 3, 4), (4, 4), (2, 5, 4)],
+    ),
+    "projections as one": (
+        _JointLinear.apply,
+        lambda x, *weights: tuple(F.linear(x, w) for w in weights),
+        [(2, 5, 6), (3, 6), (1, 6), (4, 6)],
+    ),
     "convolution": (
         lambda before, w, k, v: short_convolution(before, w, VALID, [k, v]),
         convolved_by_torch,
@@ -81,7 +92,7 @@ def test_as_autograd_finds_them(case: str) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c != "convolution"])
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"convolution", "projections as one"}))
 def test_half_precision_is_rounded_once(case: str) -> None:
     """Within, it is fp32: results in bf16 differ from exact ones by their own rounding."""
     by_hand, plain, shapes = CASES[case]
