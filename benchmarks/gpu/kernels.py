@@ -2,8 +2,9 @@
 
 fla has a dozen variants of each kernel and times them all at the first call with a new shape of
 heads: minutes, of a stage that has two. These are what it found on an H200, at the heads of the 1B
-model; it takes them from files, by its own switches, FLA_CACHE_MODE and FLA_CONFIG_DIR. Kernels
-that are not here it times as ever. All processes then round alike, too.
+model (the convolution's backward was not timed there, and has its forward's); it takes them from
+files, by its own switches, FLA_CACHE_MODE and FLA_CONFIG_DIR. Kernels that are not here it times as
+ever. All processes then round alike, too.
 """
 
 from __future__ import annotations
