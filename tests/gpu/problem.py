@@ -67,3 +67,13 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """|a - b| / |b|, over all tensors together."""
     square = sum((a[name].double() - b[name].double()).square().sum() for name in b)
     return float((square / sum(t.double().square().sum() for t in b.values())).sqrt())
+
+
+def assert_same_bits(model: SleepLM, graphed: SleepLM) -> None:
+    """Of losses and gradients, of units run and of units replayed, with and without PAD."""
+    for data in (batch(False), batch(True), batch(False)):
+        expected = loss_and_gradients(model, data, "unit")
+        found = loss_and_gradients(graphed, data, "unit")
+        assert torch.equal(found[0], expected[0])
+        for name, gradient in expected[1].items():
+            assert torch.equal(found[1][name], gradient), name

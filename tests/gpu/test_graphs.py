@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.gpu.problem import batch, build, loss_and_gradients
+from tests.gpu.problem import assert_same_bits, batch, build, loss_and_gradients
 
 pytestmark = pytest.mark.cuda
 
@@ -17,12 +17,7 @@ def test_gradients_are_the_same_bit_for_bit(
 ) -> None:
     model, graphed = (build(device, dtype, eviction) for _ in range(2))
     graphed.graph_units()
-    for data in (batch(False), batch(True), batch(False)):
-        expected = loss_and_gradients(model, data, "unit")
-        found = loss_and_gradients(graphed, data, "unit")
-        assert torch.equal(found[0], expected[0])
-        for name, gradient in expected[1].items():
-            assert torch.equal(found[1][name], gradient), name
+    assert_same_bits(model, graphed)
 
 
 def test_weights_that_are_updated_are_read(device: torch.device) -> None:
