@@ -29,7 +29,7 @@ from pretrain.errors import UserError
 from pretrain.study.estimate import Estimator
 from pretrain.study.hardware import GIB, Hardware, load_hardware
 from pretrain.study.measure import measured, written
-from pretrain.study.planner import plan
+from pretrain.study.planner import plan, settings
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ("100M", "1B", "7B", "30B")
@@ -141,15 +141,9 @@ def recipes() -> Iterator[str]:
             except UserError as error:
                 yield f"| {name} | {gpus:,} | {str(error).partition(': ')[2]} | | | | | |"
                 continue
-            x = e.layout
-            zero = f"parallel.zero={x.zero} " if x.zero != 1 else ""
-            grid = f"parallel.tp={x.tp} parallel.pp={x.pp} " * (x.tp * x.pp > 1)
-            grid += f"parallel.cp={x.cp} " * (x.cp > 1)
-            if x.sequence_parallel:
-                grid += "parallel.sequence_parallel=true "
+            layout = " ".join(settings(config, e.layout))
             yield (
-                f"| {name} | {gpus:,} | `{grid}{zero}parallel.recompute={x.recompute} "
-                f"train.microbatches={x.microbatches}` | {e.memory.total / GIB:.0f} "
+                f"| {name} | {gpus:,} | `{layout}` | {e.memory.total / GIB:.0f} "
                 f"| {e.seconds:.3g} | {e.tokens_per_s:,.0f} | {e.mfu:.0%} | {e.bubble:.0%} |"
             )
 

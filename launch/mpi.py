@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.processes import Rank, passing_signals_on
+from launch.starts import rank_ends
 from launch.world import FORWARDED
 from pretrain.errors import UserError
+from pretrain.exit_status import FINISHED
 
 
 def mpirun(hosts: Sequence[str], ranks_per_host: int) -> list[str]:
@@ -56,7 +58,8 @@ def run_mpi(command: Sequence[str], logs: Path) -> int:
     """Runs mpirun to its end; what it prints is shown, and kept in LOGS/mpirun.log.
 
     Returns:
-        mpirun's status; 128 + n if signal n was received here.
+        mpirun's status, or of a rank that did not finish where it gives 0, which MPICH's has done
+        after a signal; 128 + n if signal n was received here.
     """
     process = Rank(command, os.environ, logs / "mpirun.log", shown=True)
     instead: dict[int, int] = dict.fromkeys((signal.SIGTERM, signal.SIGINT), signal.SIGUSR1)
@@ -64,5 +67,6 @@ def run_mpi(command: Sequence[str], logs: Path) -> int:
         while (status := process.status) is None:
             time.sleep(0.1)
         process.join()
+    status = status or max((end.status for end in rank_ends(logs).values()), default=FINISHED)
     asked = [number for number in received if number != signal.SIGUSR1]
     return 128 + asked[0] if asked and status else status

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from launch.mpi import mpirun
+from launch.mpi import mpirun, run_mpi
+from launch.starts import RankEnd
 from launch.world import early_rank
 from pretrain.errors import UserError
+from pretrain.exit_status import FINISHED, REQUEUE
 
 
 def says(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -48,6 +50,13 @@ def test_none_or_another(
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(launch) == 2
     assert "there is no mpirun here" in capsys.readouterr().err
+
+
+def test_ranks_that_have_not_finished_count_where_mpirun_gives_0(tmp_path: Path) -> None:
+    assert run_mpi(["true"], tmp_path) == FINISHED
+    RankEnd.now(1, REQUEUE, told=True).write(tmp_path)
+    assert run_mpi(["true"], tmp_path) == REQUEUE
+    assert run_mpi(["false"], tmp_path) == 1
 
 
 def test_the_rank_before_mpi_is_asked() -> None:
