@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,13 +15,12 @@ from types import MappingProxyType
 from typing import IO
 
 from pretrain.exit_status import of_process
+from pretrain.run.signals import die_with_parent
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL, once a rank has failed
 LAST_LINES = 15  # of the rank that failed first
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 HELD = (signal.SIGUSR1,)  # for ranks, until they hear it (pretrain/run/signals.py)
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
 
 class Rank:
@@ -137,9 +135,3 @@ def default_threads(ranks: int) -> dict[str, str]:
     # of those that this process may use, where the system says (Linux)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"OMP_NUM_THREADS": str(max(1, (cores or 1) // ranks))}
-
-
-def die_with_parent() -> None:
-    """No life of this process without the one who started it (Linux)."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

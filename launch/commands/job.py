@@ -72,9 +72,10 @@ def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
     arguments=[LOGS, *RUN],
 )
 def rank(logs: Path, config: Path, overrides: list[str]) -> int:
-    from launch.processes import PASSED_ON, die_with_parent
+    from launch.processes import PASSED_ON
     from launch.rank import run_rank
     from launch.world import early_rank
+    from pretrain.run.signals import die_with_parent
 
     die_with_parent()  # no rank outlives srun or mpirun
     # outside of the rank's life: srun ends all when the first has ended

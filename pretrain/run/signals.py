@@ -2,16 +2,22 @@
 
 SIGUSR1 says that a run's time is up. It ends a process that has no handler for it, so it is held
 from a process's first moment (launch/__main__.py; launch/processes.py, whose ranks are born so),
-and comes when `hearing` can answer it.
+and comes when `hearing` can answer it. SIGKILL to a process that has started others cannot be
+heard at all: those that are to end with it ask the kernel for theirs (`die_with_parent`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
 
 @contextmanager
@@ -49,3 +55,9 @@ def hearing(
         signal.set_wakeup_fd(wakeup)
         writer.close()
         thread.join(wait)
+
+
+def die_with_parent() -> None:
+    """No life of this process without the one who started it (Linux)."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 from pretrain.checkpoint.folder import checkpoint_dir, draft_dir, publish, remove_draft, steps
 from pretrain.exit_status import TERMINATED, USER_ERROR
 from pretrain.files import parse_json, write_atomically
+from pretrain.run.signals import die_with_parent
 from pretrain.study.cards import least_used, visible
 from pretrain.study.one_run import Run, all_done, finish, is_done
 
@@ -253,6 +254,7 @@ def _start(
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=given, stderr=words,
                 process_group=0,  # Ctrl-C comes to us, and from us once
+                preexec_fn=die_with_parent,  # or the next start would find its run in use
             )  # fmt: skip
 
 

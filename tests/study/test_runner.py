@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +122,25 @@ def test_after_its_time_what_trains_is_ended_and_nothing_more_is_begun(tmp_path:
     assert time.monotonic() - begin < 20
     assert [(job.state, job.process) for job in jobs] == [("waiting", None)] * 4
     assert starts(tmp_path, RUNS[3]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends them on Linux alone")
+def test_no_training_outlives_a_study_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "SLOW").touch()
+    study = multiprocessing.get_context("fork").Process(
+        target=run_all, args=(RUNS[:1], tmp_path), kwargs={"hypnos": HYPNOS}
+    )
+    study.start()
+    while not starts(tmp_path, RUNS[0]):
+        time.sleep(0.05)
+    (training,) = Path(f"/proc/{study.pid}/task/{study.pid}/children").read_text().split()
+    study.kill()
+    study.join()
+    deadline = time.monotonic() + 20
+    with suppress(FileNotFoundError, ProcessLookupError):  # nobody may be there to bury it
+        while Path(f"/proc/{training}/cmdline").read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
