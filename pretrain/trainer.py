@@ -25,6 +25,7 @@ from torch import Tensor
 from parallel import mesh, watchdog
 from parallel.engine import Engine
 from pretrain.checkpoint import Checkpoint, Saver
+from pretrain.config.checks import check_rows
 from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import BatchSource
@@ -127,7 +128,7 @@ def train(config: Config, progress: bool = True) -> Path:
 def make_job(config: Config, progress: TrainProgress, cleanup: ExitStack) -> Job:
     """Opens the data, and checks all that can be checked before anything is built."""
     torch.manual_seed(config.run.seed)
-    prepare.check_rows_divide(config)
+    check_rows(config, mesh.dp_size())
     source = prepare.make_source(config)
     cleanup.callback(source.close)
     config = prepare.resolve(config, source)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launch.commands import Argument, argument
-from launch.commands.values import path, positive, tell
+from launch.commands.values import new_file, positive, tell
 from pretrain.exit_status import REQUEUE
 
 if TYPE_CHECKING:
@@ -26,19 +26,31 @@ def array_argument(then: str) -> Argument:
     """--array. `then`: what is to be done when those runs are trained."""
     return argument(
         "--array",
-        type=path,
+        type=new_file,
         metavar="FILE",
         help="train nothing: write the runs that are left for `hypnos launch slurm CONFIG "
         f"--array FILE`; {then}",
     )
 
 
+def evaluate_trained(runs: Sequence[Run], folder: Path, jobs: int | None) -> None:
+    """Evaluates here what the tasks of an array have trained; nothing is trained."""
+    from pretrain.study.one_run import is_done
+    from pretrain.study.progress import StudyProgress
+    from pretrain.study.runner import is_trained, run_all
+
+    if trained := [r for r in runs if not is_done(folder, r) and is_trained(folder, r)]:
+        with StudyProgress() as progress:
+            tell_end(run_all(trained, folder, hypnos=HYPNOS, jobs=jobs, show=progress.show))
+
+
 def after_array(runs: Sequence[Run], count: int, array: Path) -> str:
     """What to do next, when `count` of the runs that are not done were written into an array."""
     if not count:
-        return "all are trained; next: the same command without --array evaluates them"
-    others = len(runs) - count
-    more = f", and {others} wait for others of them, or to be evaluated" if others else ""
+        return "all are trained; next: the same command without --array says what is wrong"
+    others, ranks = len(runs) - count, runs[0].ranks
+    more = f" of {ranks} ranks" if ranks > 1 else ""
+    more += f", and {others} wait for others of them" if others else ""
     return f"{count} runs{more}; next: hypnos launch slurm {runs[0].config} --array {array} ..."
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from launch.commands import argument, command
 from launch.commands.train import RUN
-from launch.commands.values import path, positive, tell
-from pretrain.study.hardware import MAX_GPUS, NodeSpec
+from launch.commands.values import new_file, positive, tell
+from pretrain.study.hardware import MAX_GPUS, NetworkSpec, NodeSpec
 
 
 def gpus(text: str) -> int:
@@ -42,12 +42,12 @@ def gpus(text: str) -> int:
         ),
         argument(
             "--measure",
-            type=path,
+            type=new_file,
             metavar="FILE",
             help="measure this machine instead, write FILE for --hardware, and plan with it",
         ),
         argument("--top", type=positive, metavar="COUNT", default=10, help="rows of the table"),
-        argument("--csv", type=path, metavar="FILE", help="also write the rows there, in full"),
+        argument("--csv", type=new_file, metavar="FILE", help="also write the rows there, in full"),
         argument(
             "--build",
             action="store_true",
@@ -88,6 +88,8 @@ def plan(
         write_atomically(measure, written(here).encode())
     else:
         here = load_hardware(hardware)
+    if gpus > here.node.devices and not here.node.shared and here.network == NetworkSpec():
+        tell("the hardware has no [network]: GPUs are planned with 1 GB/s to other hosts")
     if uses_tokenizer(settings) and (warning := early_warning(settings)):
         tell(f"warning: {warning}")
     with said_if_slow("estimating layouts", tell):

@@ -7,7 +7,15 @@ import sysconfig
 from pathlib import Path
 
 from launch.commands import argument, command, overrides
-from launch.commands.many_runs import HYPNOS, JOBS, after_array, array_argument, status_of, tell_end
+from launch.commands.many_runs import (
+    HYPNOS,
+    JOBS,
+    after_array,
+    array_argument,
+    evaluate_trained,
+    status_of,
+    tell_end,
+)
 from launch.commands.values import path, positive, tell, whole
 from pretrain.exit_status import REQUEUE
 
@@ -96,7 +104,11 @@ def reproduce(
     config = STUDIES[task][scale]
     planned = plan(config, passes=passes, seeds=seeds, controls=chosen, overrides=overrides)
     if array:
+        evaluate_trained([p.run for p in planned], folder, jobs)
         left = [p.run for p in planned if not is_done(folder, p.run)]
+        if not left:
+            print("all runs are done; next: the same command without --array writes the results")
+            return 0
         count = write_array(left, folder.absolute(), array)
         print(after_array(left, count, array))
         return 0

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.commands import argument, command, overrides
-from launch.commands.many_runs import HYPNOS, JOBS, after_array, array_argument, status_of, tell_end
+from launch.commands.many_runs import (
+    HYPNOS,
+    JOBS,
+    after_array,
+    array_argument,
+    evaluate_trained,
+    status_of,
+    tell_end,
+)
 from launch.commands.values import path, positive, tell
 from pretrain.exit_status import REQUEUE
 
@@ -52,7 +60,7 @@ if TYPE_CHECKING:
             metavar="COUNT",
             help=f"save and end after so many, with status {REQUEUE} if something is left",
         ),
-        array_argument("branches once their trunks are trained, so call it again then"),
+        array_argument("what those have trained is evaluated here first, so call it again then"),
         argument("--out", type=path, metavar="FOLDER", help="default: runs/scale/STUDY"),
     ],
 )
@@ -86,7 +94,7 @@ def scale(
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     if array:
-        return _array(runs, folder, array, settings.ladder.chance)
+        return _array(runs, folder, array, jobs, settings.ladder.chance)
     return _run(study, settings, runs, folder, jobs, minutes)
 
 
@@ -143,19 +151,23 @@ def _run(
         return status_of(states)
     if not done:
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
-    tell("fitting")
+    tell("fitting the laws, and all of them again for each of 200 resamplings: minutes")
     print(write_fit(runs, done, folder, file.stem, chance))
     print(f"wrote {folder / 'fit.md'} and {folder / 'fit.html'}")
     return status_of(states)
 
 
-def _array(runs: list[LadderRun], folder: Path, array: Path, chance: float) -> int:
-    """The lowest rung that is not done: the next ones are predicted when it is."""
+def _array(
+    runs: list[LadderRun], folder: Path, array: Path, jobs: int | None, chance: float
+) -> int:
+    """The lowest rung that is not done, when what is trained has been evaluated; predicted."""
+    from pretrain.report import table
     from pretrain.study.one_run import is_done
-    from pretrain.study.predictions import predict_all, write_predictions
+    from pretrain.study.predictions import predict_all, prediction_table, write_predictions
     from pretrain.study.runner import write_array
     from pretrain.study.scale import finished
 
+    evaluate_trained([r.run for r in runs], folder, jobs)
     left = [r for r in runs if not is_done(folder, r.run)]
     if not left:
         print("all runs are done; next: the same command without --array fits the laws")
@@ -163,6 +175,8 @@ def _array(runs: list[LadderRun], folder: Path, array: Path, chance: float) -> i
     number = left[0].rung
     predicted = predict_all(runs, finished(runs, folder), chance)
     write_predictions(predicted, folder / "predictions.csv")
+    if ahead := [p for p in predicted if p.of.rung == number]:
+        print(table(*prediction_table(ahead)) + "\n")
     mine = [r.run for r in left if r.rung == number]
     count = write_array(mine, folder.absolute(), array)
     said = after_array(mine, count, array)

@@ -16,6 +16,14 @@ def path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def new_file(text: str) -> Path:
+    """A file to be written, whose folder is there: said before the work, not after it."""
+    file = path(text)
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file.parent} is no folder; make it first")
+    return file
+
+
 def corpus_place(text: str) -> Place:
     """A folder, or a URL as s3://bucket/prefix."""
     return place(text)

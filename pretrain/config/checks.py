@@ -206,6 +206,28 @@ def layout_of(config: Config) -> Layout:
     )  # fmt: skip
 
 
+def check_ranks(config: Config, ranks: int) -> None:
+    """UserError: so many ranks cannot be laid out so, or have no equal microbatches."""
+    x = layout_of(config)
+    if ranks % (grid := x.tp * x.cp * x.pp):
+        raise UserError(
+            f"{ranks} ranks do not divide by parallel.tp = {x.tp} x parallel.cp = {x.cp} x "
+            f"parallel.pp = {x.pp}; make them a multiple of {grid}, or lower these"
+        )
+    check_rows(config, ranks // grid)
+
+
+def check_rows(config: Config, dp: int) -> None:
+    """UserError: so many data-parallel ranks do not read equal microbatches."""
+    share = dp * config.train.microbatches
+    if config.train.batch % share:
+        raise UserError(
+            f"train.batch = {config.train.batch} does not divide by {dp} data-parallel "
+            f"ranks x train.microbatches = {config.train.microbatches}; "
+            f"make it a multiple of {share}"
+        )
+
+
 def _layout(config: Config) -> None:
     parallel = config.parallel
     if why := refusal(layout_of(config)):

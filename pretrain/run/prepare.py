@@ -76,17 +76,6 @@ def resolve(config: Config, source: BatchSource) -> Config:
     return config
 
 
-def check_rows_divide(config: Config) -> None:
-    """Every data-parallel rank reads equal microbatches."""
-    share = mesh.dp_size() * config.train.microbatches
-    if config.train.batch % share:
-        raise UserError(
-            f"train.batch = {config.train.batch} does not divide by {mesh.dp_size()} data-parallel "
-            f"ranks x train.microbatches = {config.train.microbatches}; "
-            f"make it a multiple of {share}"
-        )
-
-
 def check_tokens_divide(tokens: int, config: Config) -> None:
     """Where sequences are split, every window of a microbatch is shared out. tokens: of a row."""
     L, tp, cp = config.sleep.window, config.parallel.tp, config.parallel.cp

@@ -36,7 +36,7 @@ from pretrain.run import prepare
 from pretrain.run.optimizer import MuonAdamW, lr_factor
 from pretrain.run.step import accumulate
 from pretrain.study.controls import passes
-from pretrain.study.ladder import size
+from pretrain.study.ladder import pattern, size
 from pretrain.study.transfer import Transfer, transferred
 
 LOOKED_AT = ("asleep", "h", "S", "logits")
@@ -91,10 +91,12 @@ class _Watched(SleepLM):
 def points(tuned: Config) -> Iterator[tuple[str, int, list[str]]]:
     """(axis, where, overrides) of what is compared: the tuned model, wider, deeper, more passes."""
     width, blocks = tuned.model.d_model, len(tuned.model.layers)
+    unit = len(pattern(tuned.model.layers))  # one stays whole, or no "delta" may be left
+    least = unit * max(1, blocks // unit // 2)
     for factor in (1, 2, 4, 8):
         yield "width", factor * width // 2, size(tuned, factor * width // 2, blocks)
     for factor in (1, 2, 4, 8):
-        yield "blocks", factor * blocks // 2, size(tuned, width, factor * blocks // 2)
+        yield "blocks", factor * least, size(tuned, width, factor * least)
     for N in (1, 2, 4, 8):
         yield "passes", N, passes(N)
 

@@ -23,7 +23,7 @@ def dry_run(runs: Sequence[LadderRun], hardware: str) -> str:
     """
     machine = load_hardware(hardware)
     seeds = len({r.seed for r in runs})
-    rows, flops, hours, cost = [], 0.0, 0.0, 0.0
+    rows, flops, hours, cost, too_large = [], 0.0, 0.0, 0.0, 0
     for r in runs:
         if r.seed:
             continue
@@ -35,15 +35,24 @@ def dry_run(runs: Sequence[LadderRun], hardware: str) -> str:
         flops += own * size.flops / train.steps
         hours += own * step.seconds / 3600 * r.run.ranks
         cost += own * step.cost
+        fits = step.memory.total <= machine.usable_bytes
+        too_large += not fits
         rows.append([
             r.run.name.replace("-seed0", ""), str(seeds), str(r.run.ranks),
             f"{size.parameters:,}", f"{size.looped:,}", str(train.steps), f"{size.tokens:.3g}",
             f"{size.flops - size.sleep:.3g}", f"{size.sleep:.3g}",
-            f"{train.steps * step.recomputed:.3g}", f"{step.memory.total / GIB:.2f}",
+            f"{train.steps * step.recomputed:.3g}",
+            f"{step.memory.total / GIB:.2f}{'' if fits else ' !'}",
             f"{steps * step.seconds / 3600:.3g}", f"{steps * step.cost:.3g}",
         ])  # fmt: skip
     price = machine.price
     paid = f", {cost:,.2f} {price.currency}" if price.per_hour else ""
     total = f"{flops:.3g} FLOPs, {hours:.3g} device hours of {machine.device.name}{paid}"
     note = "Hours and cost of a branch are those of its own steps."
-    return f"{table(HEADERS, rows)}\n\n{note} All runs: {total}."
+    said = f"{table(HEADERS, rows)}\n\n{note} All runs: {total}."
+    if not too_large:
+        return said
+    return (
+        f"{said}\n! {too_large} of {len(rows)} do not fit in the {machine.usable_bytes / GIB:.1f} "
+        "GiB that can be used of a device: `hypnos plan` finds layouts, for ladder.layouts"
+    )

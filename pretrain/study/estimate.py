@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from parallel.combinations import MAX_WHOLE, Layout
-from pretrain.config.checks import layout_of, uses_tokenizer
+from pretrain.config.checks import check_ranks, layout_of, uses_tokenizer
 from pretrain.config.schema import Config
 from pretrain.data.batch import Batch
 from pretrain.errors import UserError
@@ -81,7 +81,7 @@ def with_vocabulary(config: Config) -> Config:
     if not size and uses_tokenizer(config):
         path = config.data.tokenizer
         if not Path(path).exists():
-            fix = "set model.vocab_size, as model.vocab_size=32768"
+            fix = "make it, or set model.vocab_size=32768 (of a study: in ladder.settings)"
             raise UserError(f"data.tokenizer = {path}: is not there to say how many tokens; {fix}")
         size = Tokenizer.load(path).vocab_size
     elif not size:
@@ -96,7 +96,10 @@ def estimate(config: Config, gpus: int, hardware: Hardware, row: Batch | None = 
 
     Args:
         row: one like those of a step; None: `example`.
+    Raises:
+        UserError: they are no whole number of model replicas, or the batch is none of microbatches.
     """
+    check_ranks(config, gpus)
     return Estimator(config, gpus, hardware, row or example(config)).estimate(layout_of(config))
 
 

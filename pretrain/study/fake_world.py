@@ -18,12 +18,12 @@ from parallel import mesh
 from parallel.schedule import step_schedule
 from parallel.simulator import simulate
 from parallel.stages import Stage
-from pretrain.config.checks import layout_of, validate
+from pretrain.config.checks import check_ranks, layout_of, validate
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.model.plan import plan_windows
 from pretrain.model.sleep import SleepLM
-from pretrain.run.prepare import check_rows_divide, check_tokens_divide
+from pretrain.run.prepare import check_tokens_divide
 from pretrain.study.estimate import Estimator, example
 from pretrain.study.hardware import GIB, Hardware
 from pretrain.study.stage_units import StageUnits
@@ -38,6 +38,7 @@ def build_stages(config: Config, gpus: int, hardware: Hardware) -> Iterator[str]
         UserError: ranks, rows, tokens or sizes do not divide, or memory does not do.
     """
     validate(config)
+    check_ranks(config, gpus)
     row, pp = example(config), config.parallel.pp
     estimator = Estimator(config, gpus, hardware, row)
     units = StageUnits(config, pp, plan_windows(row, config.sleep))
@@ -78,7 +79,6 @@ def _built(config: Config, gpus: int, stage: Stage, tokens: int) -> int:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=gpus)
     try:
         mesh.initialize(parallel.tp, parallel.pp, parallel.sequence_parallel, cp=parallel.cp)
-        check_rows_divide(config)
         check_tokens_divide(tokens, config)
         with torch.device("meta"):
             model = SleepLM(config.model, config.sleep, stage)

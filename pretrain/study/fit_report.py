@@ -97,12 +97,11 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
             f"phi = {fit.interval('phi')}; of looped depth on text it is {LOOPED_DEPTH} (arXiv "
             "2604.21106)."
         )
-    out = []
-    for rung, law in left_out(found, fit_loss).items():
-        if law is None:
-            continue
-        its = found.of(found.rung == rung)
-        out.append([str(rung), f"{np.abs(law.at(its) / its.loss - 1).mean():.1%}"])
+    out = [
+        [str(rung), f"{np.abs(law.at(its) / its.loss - 1).mean():.1%}"]
+        for rung, law in left_out(found, fit_loss).items()
+        if law and len(its := found.of(found.rung == rung))
+    ]
     return [
         f"## Loss, L = {window}",
         "L = E + A (N_once + N^phi N_loop)^-alpha + B D^-beta, in nats; 95 % intervals by "
@@ -218,11 +217,18 @@ def _depth(found: DepthPoints, chance: float, folder: Path, draws: int) -> Lines
     along = {"psi": found.passes, "a": found.parameters, "b": found.tokens, "s": found.depth}
     known = [name for name in meaning if len(np.unique(along[name])) > 1]
     rows = [[name, str(fit.interval(name)), meaning[name]] for name in known]
+    out = [
+        [str(rung), f"{100 * np.abs(law.at(its) - its.accuracy).mean():.1f} points"]
+        for rung, law in left_out(found, lambda p: fit_depth(p, chance)).items()
+        if law and len(its := found.of(found.rung == rung))
+    ]
     return [
         "## Accuracy by depth",
         f"Half-way from chance ({chance:.3g}) to 1 at depth 2^h, h = h_0 + psi log2 N + a log2 "
         f"(parameters) + b log2 (tokens). Mean error: {off.mean():.3f}.",
         table(["constant", "value", "meaning"], rows),
+        "A rung left out, predicted from all others:",
+        table(["rung", "mean error"], out),
         "![depth](depth.png)",
     ]
 

@@ -37,7 +37,7 @@ class DeviceSpec:
     bf16_tflops: float = setting(REQUIRED, "dense bf16 TFLOP/s that MFU is a share of", above=0)
     fp32_tflops: float = setting(REQUIRED, "the same in fp32", above=0)
     product_share: float = setting(
-        REQUIRED, "of these FLOP/s, what the matrix products of a block come to", above=0
+        REQUIRED, "of these FLOP/s, what the matrix products of a block come to", above=0, at_most=1
     )
     attention_share: float = setting(
         REQUIRED, "what attention comes to, its scores counted as a full square", above=0
@@ -140,9 +140,20 @@ def load_hardware(name: str) -> Hardware:
         UserError: there is none, or the file is refused.
     """
     if name in names():
-        return read_settings(Hardware, FOLDER / f"{name}.toml")
+        return _read(FOLDER / f"{name}.toml")
     if not Path(name).is_file():
         known = ", ".join(names())
         fix = f"name one of {known}, or a TOML file; `hypnos plan --measure FILE` writes one"
         raise UserError(f"--hardware {name}: no such hardware and no such file; {fix}")
-    return read_settings(Hardware, Path(name))
+    return _read(Path(name))
+
+
+def _read(path: Path) -> Hardware:
+    found = read_settings(Hardware, path)
+    device = found.device
+    if device.reserved_gib >= device.memory_gib:
+        raise UserError(
+            f"{path}: device.reserved_gib = {device.reserved_gib:g} leaves nothing of "
+            f"device.memory_gib = {device.memory_gib:g}; lower it"
+        )
+    return found

@@ -20,6 +20,7 @@ from itertools import cycle
 from pathlib import Path
 
 from parallel.setting import REQUIRED, setting
+from pretrain.config.checks import check_ranks
 from pretrain.config.load import load, read_settings, to_toml
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
@@ -151,7 +152,7 @@ def expand(path: Path, study: Study) -> list[LadderRun]:
                     arm = [*sizes, *passes(N), f"sleep.window={window}"]
                     arm += [f"run.seed={seed}"]
                     name = f"w{width}-n{N}"
-                    name += f"-l{window}" if len(ladder.windows) > 1 else ""
+                    name += f"-l{window}" if ladder.windows else ""
                     place = (number, width, N, window, seed)
                     runs += _budgets(config, f"{name}-seed{seed}", arm, tuned, study, place)
     return runs
@@ -192,6 +193,7 @@ def _budgets(
             trunk="" if is_trunk else name,
             branch=0 if is_trunk else k * (shortest - decay),
         )
+        check_ranks(run.settings(), layout.ranks)
         yield LadderRun(run, *place, budget)
 
 

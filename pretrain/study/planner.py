@@ -63,22 +63,23 @@ def plan(
         grids[e.layout.tp, e.layout.cp, e.layout.pp].append(e)
     best: list[Estimate] = []
     for candidates in grids.values():  # the most promising grid first
-        if sum(e.seconds <= candidates[0].seconds for e in best) >= top:
+        slowest = sorted(e.seconds for e in best)[top - 1] if len(best) >= top else float("inf")
+        if slowest <= candidates[0].seconds:
             break  # none of what is left is faster than these
-        best += _fastest(estimator, candidates)
+        best += _fastest(estimator, candidates, slowest)
     if not best:
         raise UserError(_nothing_fits(estimator, quick, fixed))
     best.sort(key=_urgency)
     return Plan(best[:top], len(fitting), len(quick))
 
 
-def _fastest(estimator: Estimator, candidates: list[Estimate]) -> list[Estimate]:
-    """The fastest of these that fits when it is simulated, if there is one. The most promising come
-    first.
+def _fastest(estimator: Estimator, candidates: list[Estimate], limit: float) -> list[Estimate]:
+    """The fastest of these that fits when it is simulated, if there is one that may take less than
+    `limit` seconds. The most promising come first.
     """
     best: list[Estimate] = []
     for e in candidates:
-        if best and best[0].seconds <= e.seconds:
+        if e.seconds >= min([limit, *(found.seconds for found in best)]):
             break
         exact = estimator.estimate(e.layout)
         fits = exact.memory.total <= estimator.hardware.usable_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,10 @@ def predict(
         size = Size.of(r)
         once, same = size.parameters - size.looped, (number, r.passes, r.window, r.budget)
         mine = [d for d in done if (d.of.rung, d.of.passes, d.of.window, d.of.budget) == same]
-        if law := losses.get(r.window):
+        known = {d.of.passes for d in below if d.of.window == r.window}
+        # without a phi a law says nothing of other N than those of its runs
+        law = losses.get(r.window)
+        if law and (r.passes in known or not math.isnan(law.phi)):
             loss = float(law.loss(once, size.looped, float(r.passes), size.tokens))
             found.append(Prediction(r, "loss", loss, [d.loss for d in mine]))
         if depths:

@@ -60,8 +60,12 @@ class Job:
         return self.folder / "logs" / f"{self.run.name}.log"
 
     def progress(self) -> dict[str, Any]:
-        """The newest training row of metrics.jsonl; {} if there is none yet."""
-        return next((row for row in self._newest_rows() if row.get("kind") == "train"), {})
+        """The newest training row of metrics.jsonl; {} if there is none yet.
+
+        A branch's file begins as its trunk's, which may have gone further.
+        """
+        rows = (row for row in self._newest_rows() if row.get("kind") == "train")
+        return next((row for row in rows if row["step"] <= self.steps), {})
 
     def own_evaluations(self) -> list[dict[str, Any]] | None:
         """What training itself has evaluated at its last step, if that is all that is asked for.
@@ -188,12 +192,12 @@ def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:
     Branches are among them once their trunks are there; what is trained is not.
 
     Returns:
-        how many. When they are trained, `run_all` evaluates them.
+        how many.
     """
     left = [
         run
         for run in runs
-        if not is_done(folder, run) and not _is_trained(folder, run) and branch_off(folder, run)
+        if not is_done(folder, run) and not is_trained(folder, run) and branch_off(folder, run)
     ]
     lines = [
         shlex.join(
@@ -205,7 +209,8 @@ def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:
     return len(left)
 
 
-def _is_trained(folder: Path, run: Run) -> bool:
+def is_trained(folder: Path, run: Run) -> bool:
+    """Whether its last checkpoint is there."""
     return run.settings().train.steps in steps(folder / "runs" / run.name)
 
 

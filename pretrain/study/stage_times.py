@@ -7,6 +7,8 @@ other units: the estimate is on the safe side.)
 
 from __future__ import annotations
 
+from functools import partial
+
 from parallel.combinations import MAX_WHOLE, Layout
 from parallel.critical_path import CriticalPath
 from parallel.schedule import Action
@@ -139,12 +141,15 @@ class StageTimes:
     def _cost(self, unit: StageUnit) -> _Cost:
         x, cost = self._layout, _Cost()
         again = x.recompute != "none"
+        seconds = partial(
+            block_seconds, hardware=self._hardware, precision=x.precision, graphs=x.cuda_graphs
+        )
         for (kind, past, write_only, has_grad), count in unit.blocks:
             work = self._counter.work(Rows(kind, self._share, unit.width, past, write_only))
             summed = self._summed(unit, 0 if write_only else 2)
             summed += self._exchanged(kind, unit, write_only)
             matrices = self._element * self._elements(kind)
-            forward = block_seconds(work, matrices, self._hardware, x.precision) + summed
+            forward = seconds(work, matrices) + summed
             cost.forward += count * forward
             cost.exchange += count * summed
             if not has_grad:
@@ -153,7 +158,7 @@ class StageTimes:
             summed = self._summed(unit, 1 if write_only else 2)
             summed += self._exchanged(kind, unit, write_only)
             cost.backward += count * (
-                block_seconds(work, matrices, self._hardware, x.precision, backward=True)
+                seconds(work, matrices, backward=True)
                 + summed + again * forward + self._accumulated(kind)
             )  # fmt: skip
             cost.exchange += count * (summed + again * in_forward)
@@ -241,9 +246,20 @@ class StageTimes:
 
 
 def block_seconds(
-    work: BlockWork, matrices: float, hardware: Hardware, precision: str, *, backward: bool = False
+    work: BlockWork,
+    matrices: float,
+    hardware: Hardware,
+    precision: str,
+    *,
+    backward: bool = False,
+    graphs: bool = False,
 ) -> float:
-    """How long a block takes, on one rank, whose weights are `matrices` bytes."""
+    """How long a block takes, on one rank, whose weights are `matrices` bytes.
+
+    Args:
+        graphs: its unit is replayed (parallel.cuda_graphs), so that the host launches next to
+            nothing.
+    """
     device, flops = hardware.device, hardware.flops(precision)
     rule = RULE_KERNEL if device.kind == "cuda" and precision == "bf16" else RULE
     products, attention, delta, elementwise = (
@@ -253,7 +269,7 @@ def block_seconds(
     seconds += attention * work.attention / (flops * device.attention_share)
     seconds += delta * work.delta / (flops * device.delta_share)
     seconds += elementwise * work.moved / device.bandwidth
-    launched = elementwise * work.launches * device.launch_s
+    launched = 0.0 if graphs else elementwise * work.launches * device.launch_s
     if device.kind == "cuda":  # it works while the host launches, and multiplies while it reads
         return max(seconds, launched)
     times = 2 if backward else 1  # backward writes their gradients, too

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.commands import many_runs
 from pretrain.config.load import load, override, to_toml
 from pretrain.errors import UserError
 from pretrain.model.hybrid import initial_value
 from pretrain.run.optimizer import lr_factor
+from pretrain.study import coordinates
 from pretrain.study.curve import Curve
 from pretrain.study.fit_report import write_fit
 from pretrain.study.ladder import LadderRun, count, expand, read_study
-from pretrain.study.one_run import Left, fingerprint
+from pretrain.study.one_run import Left, fingerprint, is_done
 from pretrain.study.predictions import predict
 from pretrain.study.runner import branch_off, run_all, write_array
 from pretrain.study.scale import finished
@@ -101,8 +103,21 @@ def test_rates_and_initial_values_follow_the_size(ladder: list[LadderRun]) -> No
 def test_the_studies_of_the_repository_expand(name: str) -> None:
     path = CONFIGS / f"scale/{name}.toml"
     ladder = expand(path, read_study(path, ["ladder.seeds=1"]))
-    assert len(ladder) == 4 * 3 * 2 and all(r.run.settings() for r in ladder[:2])
-    assert read_study(CONFIGS / "scale/text.toml").ladder.windows == [64]
+    assert len(ladder) == 4 * 3 * 2
+    tuned = load(path.parent / read_study(path).ladder.config)
+    for _, _, arm in coordinates.points(tuned):
+        override(tuned, arm)
+
+
+def test_what_ran_of_text_is_found_again() -> None:
+    """Also where windows of another length are added to it."""
+    path = CONFIGS / "scale/text.toml"
+    kept = {file.stem for file in (CONFIGS.parent / "docs/results/scale-text/done").glob("*.json")}
+    settings = [*read_study(path).ladder.settings, "model.vocab_size=512"]
+    small = f"ladder.settings={to_toml(settings)}"
+    runs = {r.run.name for r in expand(path, read_study(path, [small]))}
+    more = {r.run.name for r in expand(path, read_study(path, [small, "ladder.windows=[64,128]"]))}
+    assert len(runs) == 72 and runs < more and runs < kept
 
 
 def test_budgets_and_batches_of_text_are_tokens_whatever_the_window() -> None:
@@ -129,13 +144,15 @@ def test_a_width_without_whole_heads_is_refused(tmp_path: Path) -> None:
         ("passes = [4, 1]", "name each once, the least first"),
         ("layouts = [{ranks = 2}]", "one for each of the 3 widths"),
         ("windws = [16]", "did you mean ladder.windows?"),
+        ("layouts = [{ranks = 2}, {ranks = 3}, {ranks = 2}]", "divide by 3 data-parallel"),
+        ('layouts = [{settings = ["parallel.tp=2"]}, {}, {}]', "1 ranks do not divide by parallel"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
     name = text.split(" = ")[0]
     kept = "\n".join(line for line in LADDER.splitlines() if not line.startswith(name))
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
-        read_study(study(tmp_path, f"{kept}\n{text}\n"))
+        rungs_of(tmp_path, f"{kept}\n{text}\n")
 
 
 def test_branches_wait_for_their_trunk_and_begin_with_it(
@@ -170,6 +187,22 @@ def test_an_array_has_the_next_rung(tmp_path: Path, capsys: pytest.CaptureFixtur
         results(tmp_path, [r for r in expand(path, read_study(path)) if r.width == width])
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 2 * 2 * 4
     assert main(command) == 0 and "all runs are done" in capsys.readouterr().out
+
+
+def test_what_an_array_has_trained_is_evaluated_before_the_next_rung(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many_runs, "HYPNOS", HYPNOS)
+    path = study(tmp_path, LADDER.replace("seeds = 2", "seeds = 1"))
+    runs = [r.run for r in expand(path, read_study(path))]
+    for run in runs[:6]:  # the smallest rung
+        there = tmp_path / "runs" / run.name / "checkpoints"
+        (there / f"step-{run.settings().train.steps}").mkdir(parents=True)
+    command = ["scale", str(path), "--array", str(tmp_path / "left.txt"), "--out", str(tmp_path)]
+    assert main([*command, "--jobs", "2"]) == 0
+    assert "rung 1 of 2, width 64: 2 runs, and 4 wait" in capsys.readouterr().out
+    assert [is_done(tmp_path, run) for run in runs] == [True] * 6 + [False] * 12
+    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {r.name for r in runs[:6]}
 
 
 def test_a_branch_fails_with_its_trunk(tmp_path: Path, ladder: list[LadderRun]) -> None:
@@ -224,4 +257,7 @@ def test_a_dry_run_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["scale", str(study(tmp_path, text)), *asked]) == 0
     said = capsys.readouterr().out
     assert "w64-n4-b0.5" in said and "210,384" in said and "device hours of" in said
-    assert not (tmp_path / "runs").exists()
+    assert "do not fit" not in said and not (tmp_path / "runs").exists()
+    large = LADDER.replace("[32, 64, 128]", "[16384]") + "block_power = 0.0\n"
+    assert main(["scale", str(study(tmp_path, large)), *asked, "ladder.passes=[4]"]) == 0
+    assert "! 3 of 3 do not fit in the 133.8 GiB" in capsys.readouterr().out

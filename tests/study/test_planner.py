@@ -85,7 +85,7 @@ def test_memory_decides() -> None:
     assert few.memory.total < many.memory.total and few.seconds > many.seconds
 
 
-def test_refusals() -> None:
+def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"set train\.batch to a multiple of"):
         plan(load(SMALL, ["train.batch=3"]), 512, load_hardware("h100"))
     whole = ["train.batch=512", "train.microbatches=4"]
@@ -96,6 +96,10 @@ def test_refusals() -> None:
         plan(load(SMALL, ["parallel.tp=2"]), 3, load_hardware("h100"), fixed=["parallel.tp"])
     with pytest.raises(UserError, match="name one of b200, h100, h200"):
         load_hardware("h1000")
+    full = (ROOT / "configs/hardware/h100.toml").read_text().replace("reserved_gib = ", "#")
+    (tmp_path / "full.toml").write_text(full.replace("[device]", "[device]\nreserved_gib = 80"))
+    with pytest.raises(UserError, match=r"leaves nothing of device\.memory_gib = .*; lower it"):
+        load_hardware(str(tmp_path / "full.toml"))
 
 
 def test_command(
@@ -116,6 +120,8 @@ def test_command(
     assert main([*arguments, "model.norm_eps=1e-5"]) == 0
     assert "`hypnos export --to gguf` will refuse" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
+    assert main([*arguments[:-1], str(tmp_path / "nowhere/rows.csv")]) == 2
+    assert "nowhere is no folder; make it first" in capsys.readouterr().err
     assert main(["plan", SMALL, "--gpus", "8", "model.vocab_size=0"]) == 2
     assert "set model.vocab_size" in capsys.readouterr().err
 
