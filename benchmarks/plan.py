@@ -198,14 +198,14 @@ def report(folder: Path | None) -> Iterator[str]:
     others = list(published_rows())
     yield (
         "**Runs of others**, of the same sizes and layout in this project; nothing was fitted to "
-        f"them. Within {worst(row for row, _ in others)}: rates here are those of one card in "
-        "bursts of a second, theirs of hundreds in runs of days."
+        f"them. Within {worst(row for row, _ in others)}; what FSDP's runs recompute is not known "
+        "to us, so both ways stand here. Rates are those of one card in bursts of a second, theirs "
+        "of hundreds in runs of days."
     )
     yield ""
     yield from table(row for row, _ in others)
     yield ""
-    for row, run in others:
-        yield f"- {row.what} ({run.source}): {run.differs}."
+    yield from dict.fromkeys(f"- {run.source}: {run.differs}." for _, run in others)
     yield ""
     yield "## Recipes"
     yield ""

@@ -152,7 +152,7 @@ def published() -> list[Published]:
         *[
             Published(
                 f"OLMo Hybrid 7B, 512 B200, {what}", 512, "b200",
-                _dense(olmo, 8192, 512, parallel), 0.0, "3T tokens in 6.19 days",
+                _dense(olmo, 8192, 512, parallel), 0.0, "OLMo Hybrid (3T tokens in 6.19 days)",
                 "heads and keys of the published configuration; FSDP planned as ZeRO 3, and as "
                 "what it recomputes is not known to us, both ways",
             )
@@ -164,14 +164,15 @@ def published() -> list[Published]:
                 gpt, 2048, 1536,
                 ParallelConfig(tp=4, pp=8, sequence_parallel=True, recompute="none"), 96,
             ),
-            390.0, "Megatron Core's benchmarks, second-hand",
+            390.0, "GPT-3 (Megatron Core's benchmarks, second-hand)",
             "Megatron interleaves stages, overlaps messages and gradients, and fuses more; its MLP "
             "of two matrices is counted as our three of the same size",
         ),
         *[
             Published(
                 f"Llama 3 8B, GH200, {what}", 64, "h100",
-                _dense(llama, 8192, 512, parallel, 8), 421.0, "swiss-ai, 413 to 430 TFLOP/s",
+                _dense(llama, 8192, 512, parallel, 8), 421.0,
+                "Llama 3 (swiss-ai, 413 to 430 TFLOP/s)",
                 "planned for 64 H100, as ZeRO 3; attention here has a gate",
             )
             for what, parallel in fsdp
