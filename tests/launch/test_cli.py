@@ -104,14 +104,16 @@ def test_help_does_not_import_torch(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_a_tilde_is_the_users_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+def test_a_tilde_is_the_users_folder_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     names = {"RUN", "FOLDER", "FILE", "MODEL", "SOURCE", "CONFIG"}
     actions = [action for page in parsers(make_parser()) for action in page._actions]
     paths = [action for action in actions if action.metavar in names]
     assert len(paths) > 10
     for action in paths:
-        assert callable(action.type) and action.type("~/x") == Path("/home/me/x"), action
+        assert callable(action.type) and action.type("~/x") == tmp_path / "x", action
 
 
 def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +135,7 @@ def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["train"], "the following arguments are required: CONFIG (`hypnos train --help`"),
         (["tokenizer", "export"], "the following arguments are required: MODEL, FOLDER (`"),
         (["sleep"], "invalid choice: 'sleep'"),
+        (["plan", "x.toml", "--gpus", "8", "--csv", "/nowhere/x.csv"], "/nowhere is no folder"),
         (["eval", "runs/x", "--passes", "0"], "'0' is not a whole number from 1"),
         (
             ["generate", "runs/x", "--prompt", "x", "--seed", str(1 << 63)],
