@@ -44,8 +44,11 @@ def evaluate_trained(runs: Sequence[Run], folder: Path, jobs: int | None) -> Non
             tell_end(run_all(trained, folder, hypnos=HYPNOS, jobs=jobs, show=progress.show))
 
 
-def after_array(runs: Sequence[Run], count: int, array: Path) -> str:
-    """What to do next, when `count` of the runs that are not done were written into an array."""
+def write_left(runs: Sequence[Run], folder: Path, array: Path) -> str:
+    """Writes those that can be trained now, of runs that are not done; what to do next."""
+    from pretrain.study.runner import write_array
+
+    count = write_array(runs, folder.absolute(), array)
     if not count:
         return "all are trained; next: the same command without --array says what is wrong"
     others, ranks = len(runs) - count, runs[0].ranks

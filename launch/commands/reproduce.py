@@ -10,11 +10,11 @@ from launch.commands import argument, command, overrides
 from launch.commands.many_runs import (
     HYPNOS,
     JOBS,
-    after_array,
     array_argument,
     evaluate_trained,
     status_of,
     tell_end,
+    write_left,
 )
 from launch.commands.values import path, positive, tell, whole
 from pretrain.exit_status import REQUEUE
@@ -87,7 +87,7 @@ def reproduce(
         from pretrain.study.one_run import is_done
         from pretrain.study.progress import StudyProgress
         from pretrain.study.reproduce import STUDIES, plan, write_results
-        from pretrain.study.runner import run_all, write_array
+        from pretrain.study.runner import run_all
 
     if controls == ["list"]:
         for name, control in CONTROLS.items():
@@ -109,8 +109,7 @@ def reproduce(
         if not left:
             print("all runs are done; next: the same command without --array writes the results")
             return 0
-        count = write_array(left, folder.absolute(), array)
-        print(after_array(left, count, array))
+        print(write_left(left, folder, array))
         return 0
     with StudyProgress() as progress:
         done = run_all(

@@ -9,11 +9,11 @@ from launch.commands import argument, command, overrides
 from launch.commands.many_runs import (
     HYPNOS,
     JOBS,
-    after_array,
     array_argument,
     evaluate_trained,
     status_of,
     tell_end,
+    write_left,
 )
 from launch.commands.values import path, positive, tell
 from pretrain.exit_status import REQUEUE
@@ -164,7 +164,6 @@ def _array(
     from pretrain.report import table
     from pretrain.study.one_run import is_done
     from pretrain.study.predictions import predict_all, prediction_table, write_predictions
-    from pretrain.study.runner import write_array
     from pretrain.study.scale import finished
 
     evaluate_trained([r.run for r in runs], folder, jobs)
@@ -178,8 +177,7 @@ def _array(
     if ahead := [p for p in predicted if p.of.rung == number]:
         print(table(*prediction_table(ahead)) + "\n")
     mine = [r.run for r in left if r.rung == number]
-    count = write_array(mine, folder.absolute(), array)
-    said = after_array(mine, count, array)
+    said = write_left(mine, folder, array)
     print(f"rung {number} of {runs[-1].rung}, width {left[0].width}: {said}")
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from pretrain.files import write_atomically
 from pretrain.page import write_markdown_page
 from pretrain.plots import COLOURS, figure
 from pretrain.report import table
-from pretrain.study.fit import Fit, fit_depth, fit_loss, left_out, with_intervals
+from pretrain.study.fit import Fit, L, P, fit_depth, fit_loss, left_out, with_intervals
 from pretrain.study.frontier import REACH, Arm, exchange, frontier
 from pretrain.study.ladder import LadderRun
 from pretrain.study.law import LOOPED_DEPTH, DepthLaw, DepthPoints, LossLaw, Points
@@ -97,20 +97,25 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
             f"phi = {fit.interval('phi')}; of looped depth on text it is {LOOPED_DEPTH} (arXiv "
             "2604.21106)."
         )
-    out = [
-        [str(rung), f"{np.abs(law.at(its) / its.loss - 1).mean():.1%}"]
-        for rung, law in left_out(found, fit_loss).items()
-        if law and len(its := found.of(found.rung == rung))
-    ]
     return [
         f"## Loss, L = {window}",
         "L = E + A (N_once + N^phi N_loop)^-alpha + B D^-beta, in nats; 95 % intervals by "
         f"bootstrap over runs. Median error of the fit: {np.median(off):.1%} of the loss.",
         table(["constant", "value"], rows),
         phi,
-        "A rung left out, predicted from all others:",
-        table(["rung", "mean error"], out),
+        *_without(
+            found,
+            fit_loss,
+            lambda law, its: f"{np.abs(law.at(its) / its.loss - 1).mean():.1%}",
+        ),
     ]
+
+
+def _without(found: P, fit: Callable[[P], L], error: Callable[[L, P], str]) -> Lines:
+    """Each rung as the law of the others has it."""
+    laws = left_out(found, fit).items()
+    rows = [[str(n), error(law, found.of(found.rung == n))] for n, law in laws if law]
+    return ["A rung left out, predicted from all others:", table(["rung", "mean error"], rows)]
 
 
 def arms_of(done: Sequence[Finished]) -> list[Arm]:
@@ -217,18 +222,16 @@ def _depth(found: DepthPoints, chance: float, folder: Path, draws: int) -> Lines
     along = {"psi": found.passes, "a": found.parameters, "b": found.tokens, "s": found.depth}
     known = [name for name in meaning if len(np.unique(along[name])) > 1]
     rows = [[name, str(fit.interval(name)), meaning[name]] for name in known]
-    out = [
-        [str(rung), f"{100 * np.abs(law.at(its) - its.accuracy).mean():.1f} points"]
-        for rung, law in left_out(found, lambda p: fit_depth(p, chance)).items()
-        if law and len(its := found.of(found.rung == rung))
-    ]
     return [
         "## Accuracy by depth",
         f"Half-way from chance ({chance:.3g}) to 1 at depth 2^h, h = h_0 + psi log2 N + a log2 "
         f"(parameters) + b log2 (tokens). Mean error: {off.mean():.3f}.",
         table(["constant", "value", "meaning"], rows),
-        "A rung left out, predicted from all others:",
-        table(["rung", "mean error"], out),
+        *_without(
+            found,
+            lambda p: fit_depth(p, chance),
+            lambda law, its: f"{100 * np.abs(law.at(its) - its.accuracy).mean():.1f} points",
+        ),
         "![depth](depth.png)",
     ]
 

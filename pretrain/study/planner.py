@@ -74,17 +74,17 @@ def plan(
 
 
 def _fastest(estimator: Estimator, candidates: list[Estimate], limit: float) -> list[Estimate]:
-    """The fastest of these that fits when it is simulated, if there is one that may take less than
-    `limit` seconds. The most promising come first.
+    """The fastest of these that fits and takes less than `limit` seconds when it is simulated, if
+    there is one. The most promising come first.
     """
     best: list[Estimate] = []
     for e in candidates:
-        if e.seconds >= min([limit, *(found.seconds for found in best)]):
+        if e.seconds >= limit:
             break
         exact = estimator.estimate(e.layout)
         fits = exact.memory.total <= estimator.hardware.usable_bytes
-        if fits and (not best or exact.seconds < best[0].seconds):
-            best = [exact]
+        if fits and exact.seconds < limit:
+            best, limit = [exact], exact.seconds
     return best
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -103,7 +104,8 @@ def test_rates_and_initial_values_follow_the_size(ladder: list[LadderRun]) -> No
 def test_the_studies_of_the_repository_expand(name: str) -> None:
     path = CONFIGS / f"scale/{name}.toml"
     ladder = expand(path, read_study(path, ["ladder.seeds=1"]))
-    assert len(ladder) == 4 * 3 * 2
+    assert len(ladder) == 4 * 3 * 2 and all(r.run.settings() for r in ladder[:2])
+    assert read_study(CONFIGS / "scale/text.toml").ladder.windows == [64]
     tuned = load(path.parent / read_study(path).ladder.config)
     for _, _, arm in coordinates.points(tuned):
         override(tuned, arm)
@@ -144,15 +146,25 @@ def test_a_width_without_whole_heads_is_refused(tmp_path: Path) -> None:
         ("passes = [4, 1]", "name each once, the least first"),
         ("layouts = [{ranks = 2}]", "one for each of the 3 widths"),
         ("windws = [16]", "did you mean ladder.windows?"),
-        ("layouts = [{ranks = 2}, {ranks = 3}, {ranks = 2}]", "divide by 3 data-parallel"),
-        ('layouts = [{settings = ["parallel.tp=2"]}, {}, {}]', "1 ranks do not divide by parallel"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
     name = text.split(" = ")[0]
     kept = "\n".join(line for line in LADDER.splitlines() if not line.startswith(name))
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
-        rungs_of(tmp_path, f"{kept}\n{text}\n")
+        read_study(study(tmp_path, f"{kept}\n{text}\n"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ("{ranks = 3}", "does not divide by 3 data-parallel"),
+        ('{settings = ["parallel.tp=2"]}', "1 ranks do not divide by parallel"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(tmp_path: Path, layout: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        rungs_of(tmp_path, f"{LADDER}layouts = [{layout}, {{}}, {{}}]\n")
 
 
 def test_branches_wait_for_their_trunk_and_begin_with_it(
@@ -241,6 +253,9 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
     text = write_fit(some, done, tmp_path, "tiny", 0.125, draws=2)
     assert f"Missing: {some[-1].run.name}" in text and "phi = 0.5 [" in text
     assert "more sleep: N = " in text and "![depth](depth.png)" in text
+    loss, depth = text.split("A rung left out, predicted from all others:")[1:]
+    off = [float(share) for share in re.findall(r"([\d.]+) points \|", depth)]
+    assert "points" not in loss.split("##")[0] and len(off) == 3 and max(off) < 2
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert len(rows) == 17 and rows[0]["hops_4"] == "0.2" and rows[0]["blocks"] == "2"
     predicted = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
