@@ -238,6 +238,9 @@ class DepoConfig:
     mask_pad: bool = setting(
         False, "PAD neither writes nor decays; by default it is an ordinary token"
     )
+    kept: int = setting(
+        0, "one cycle in so many is kept for the test, and never read before; 0: none", at_least=0
+    )
 
 
 @dataclass(kw_only=True)
@@ -252,6 +255,12 @@ class Rule110Config:
     min_steps: int = setting(
         0,
         "each row is asked for every t from steps down to this one; 0: for t = steps alone",
+        at_least=0,
+    )
+    kept: int = setting(
+        0,
+        "one in so many patterns of the 2t + 1 cells that decide a label is kept for the test, and "
+        "never read before; 0: none",
         at_least=0,
     )
 

@@ -4,6 +4,7 @@ task.py       what a task is; the layout all share     source.py   a task as the
 mqar.py       associative recall                        s5.py       the word problem of a group
 brevo.py      what depends on what                      recall.py   needles and variables in text
 repeated.py   each window of context several times over
+kept.py       what no training row shows
 counter.py    random numbers by (seed, row)
 depo.py       multi-hop retrieval                       rule110.py  a cellular automaton
 stories.py    math stories (GSM-Infinite's format)      story_writer.py  writes such stories

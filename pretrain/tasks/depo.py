@@ -9,6 +9,9 @@ before it was evicted.
 
 A name of j tokens is j - 1 tokens of one set and a last token of another, so names end where they
 seem to.
+
+Small cycles of few names are few (5,040 of eight nodes and as many names), and may be learned by
+heart: with `kept` some are for the test alone.
 """
 
 from __future__ import annotations
@@ -18,19 +21,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.config.schema import DepoConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints, Rows
+from pretrain.tasks.kept import Mask, check_kept, described, one_in, redrawn
 from pretrain.tasks.task import check_context, depth_at, make_batch
 
 PAD, ANS, HOP = 0, 1, 2  # [hop k] is HOP + k - 1
-
-
-Mask = NDArray[np.bool_]
 
 
 class Names(NamedTuple):
@@ -48,7 +48,7 @@ class Depo:
         self._names = HOP + config.max_hops  # first token of names
         sets = 2 if config.name_tokens[1] > 1 else 1
         self.vocab_size = self._names + sets * config.vocabulary
-        self.fingerprint = f"{config} window={window}"
+        self.fingerprint = described(config, window)
         self.min_nodes = config.min_nodes or config.queries
         self.query_tokens = 2 + 2 * config.name_tokens[1]
         self.test_hops = [2**i for i in range(config.max_hops.bit_length())]
@@ -67,10 +67,12 @@ class Depo:
         draw = Rows(seed, "depo", position, rows)
         smaller = np.searchsorted(self._share[:-1], draw.uniform("nodes", 1)[:, 0], side="right")
         hops = 1 + draw.below("hops", self.config.queries, most)
-        return self._write(draw, self.min_nodes + smaller, hops)
+        return self._write(draw, self.min_nodes + smaller, hops, kept=False)
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Test rows: the largest n, and queries that go through the powers of two in turn."""
+        """Test rows: the largest n, and queries that go through the powers of two in turn; cycles
+        that are kept, if some are.
+        """
         count = rows * self.config.queries
         if count < len(self.test_hops):
             raise UserError(
@@ -79,7 +81,8 @@ class Depo:
                 f"set train.batch to at least {-(-len(self.test_hops) // self.config.queries)}"
             )
         hops = np.resize(self.test_hops, count).reshape(rows, self.config.queries)
-        return self._write(Rows(seed, "depo test", 0, rows), np.full(rows, self.config.nodes), hops)
+        n = np.full(rows, self.config.nodes)
+        return self._write(Rows(seed, "depo test", 0, rows), n, hops, kept=True)
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
         """Share of queries answered in full, {"hops_k": share}, for every k asked. best: [B, T]
@@ -99,10 +102,10 @@ class Depo:
             f"hops_{k}": float(right[hops == k].double().mean()) for k in hops.unique().tolist()
         }
 
-    def _write(self, draw: Rows, n: Ints, hops: Ints) -> Batch:
+    def _write(self, draw: Rows, n: Ints, hops: Ints, *, kept: bool) -> Batch:
         """Rows with n [B] nodes and queries of hops [B, Q]. Node i points to node i + 1."""
         config, B = self.config, len(n)
-        names = self._draw_names(draw)
+        names = self._names_of(draw, n, kept)
         T = config.context + hops.shape[1] * self.query_tokens
         tokens, targets = np.full((B, T), PAD), np.full((B, T), IGNORE)
         valid = np.zeros((B, T), dtype=np.bool_)
@@ -148,27 +151,46 @@ class Depo:
         targets[:, :, m + 1 : -1] = np.where(answer_used, answer, IGNORE)  # from [ANS] on
         return tokens, targets, used
 
-    def _draw_names(self, draw: Rows) -> Names:
-        """Distinct names; one of j tokens uses the first j."""
+    def _names_of(self, draw: Rows, n: Ints, kept: bool) -> Names:
+        """Distinct names of n [B] nodes a cycle; `kept`: of cycles for the test."""
+
+        def is_kept(tokens: Ints) -> Mask:
+            """[B, nodes, m] -> [B], wherever the cycle begins."""
+            weights = self.vocab_size ** np.arange(tokens.shape[2])
+            is_node = np.arange(tokens.shape[1]) < n[:, None]
+            number = np.where(is_node, tokens @ weights, np.iinfo(np.int64).max)  # [B, nodes]
+            turned = (number.argmin(axis=1)[:, None] + np.arange(tokens.shape[1])) % n[:, None]
+            cycle = np.take_along_axis(number, turned, axis=1)
+            return one_in(self.config.kept, np.where(is_node, cycle, 0))
+
+        def tokens(again: str) -> Ints:
+            return self._draw_names(draw, again)
+
+        named = redrawn(tokens, is_kept, kept=kept) if self.config.kept else tokens("")
+        return Names(named, named != PAD)
+
+    def _draw_names(self, draw: Rows, again: str) -> Ints:
+        """Distinct names [B, nodes, m]; one of j tokens uses the first j, then there is PAD."""
         (low, high), V, nodes = self.config.name_tokens, self.config.vocabulary, self.config.nodes
-        length = low + draw.below("lengths", nodes, high - low + 1)  # [B, nodes]
+        length = low + draw.below(f"lengths{again}", nodes, high - low + 1)  # [B, nodes]
         names = np.zeros((*length.shape, high), dtype=np.int64)
         for j in range(low, high + 1):
             count = min(nodes, V**j)
             rank = np.cumsum(length == j, axis=1) - 1
             length[(length == j) & (rank >= count)] += 1  # there are no more names of j tokens
-            code = draw.distinct(f"names of {j}", count, V**j)
+            code = draw.distinct(f"names of {j}{again}", count, V**j)
             row, node = (length == j).nonzero()
             code = code[row, rank[row, node]]
             for token in reversed(range(j)):  # base V
                 last_set = V if token == j - 1 and high > 1 else 0
                 names[row, node, token] = self._names + last_set + code % V
                 code //= V
-        return Names(names, np.arange(high) < length[:, :, None])
+        return names
 
     def _check(self) -> None:
         """UserError for settings under which the task cannot be laid out as it is meant."""
         c, L = self.config, self.window
+        check_kept("depo.kept", c.kept)
         low, high = c.name_tokens
         if not 1 <= low <= high:
             raise UserError(

@@ -7,6 +7,9 @@ time for that.
     24 bits | 24 bits | 24 bits | 24 bits    the rings, fair bits, nothing scored
     SEP l0 l1 l2                             predicts l0 l1 l2 l3: no ring's window has a target
 
+Few steps have few patterns of the cells that decide a bit (2,048 for t = 5), which may be learned
+by heart: with `kept` some are for the test alone.
+
 With `min_steps` a row is asked for every t from the most steps to the fewest, each after a SEP of
 its own: the few steps teach what the many are made of, and tell how deep a model has thought.
 """
@@ -22,7 +25,8 @@ from torch import Tensor
 from pretrain.config.schema import Rule110Config
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
-from pretrain.tasks.counter import Rows
+from pretrain.tasks.counter import Ints, Rows
+from pretrain.tasks.kept import Mask, check_kept, described, one_in, redrawn
 from pretrain.tasks.task import depth_at, make_batch
 
 Cells = NDArray[np.uint8]
@@ -39,22 +43,24 @@ class Rule110:
             config.steps, fewest - 1, -1
         )  # the deepest first: no answer helps with it
         self.vocab_size = SEP + max(1, len(self.asked))
-        self.fingerprint = f"{config} window={window}"
+        self.fingerprint = described(config, window)
         self._check()
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows: fresh fair bits."""
-        return self._write(Rows(seed, "rule110", position, rows))
+        return self._write(Rows(seed, "rule110", position, rows), kept=False)
 
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
         """The same after a share of the steps, where one number of steps is asked for."""
         steps = depth_at(share, self.config.steps)
-        fewer = Rule110(replace(self.config, steps=steps), self.window)
+        if steps == self.config.steps:
+            return self.sample(seed, position, rows)
+        fewer = Rule110(replace(self.config, steps=steps, kept=0), self.window)
         return fewer.sample(seed, position, rows)
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Test rows: other fair bits."""
-        return self._write(Rows(seed, "rule110 test", 0, rows))
+        """Test rows: other fair bits, those that are kept if some are."""
+        return self._write(Rows(seed, "rule110 test", 0, rows), kept=True)
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
         """ "exact": share of rows with all labels right; "label": share of labels. With min_steps
@@ -68,13 +74,26 @@ class Rule110:
             return {f"steps_{t}": share for t, share in sorted(by_steps)}
         return {"exact": float(exact[0]), "label": float(right.double().mean())}
 
-    def _write(self, draw: Rows) -> Batch:
+    def _is_kept(self, rings: Ints) -> Mask:
+        """[B, rings, width] -> [B, rings]: whether the cells that decide the label are kept."""
+        cells = np.arange(min(2 * self.config.steps + 1, self.config.width)) - self.config.steps
+        return one_in(self.config.kept, rings[..., cells % self.config.width])
+
+    def _rings(self, draw: Rows, kept: bool) -> Ints:
+        """[B, rings, width] bits; `kept`: of those for the test."""
         c = self.config
-        bits = draw.below("bits", c.rings * c.width, 2)  # [B, context]
+
+        def bits(again: str) -> Ints:
+            return draw.below(f"bits{again}", c.rings * c.width, 2).reshape(-1, c.rings, c.width)
+
+        return redrawn(bits, self._is_kept, kept=kept) if c.kept else bits("")
+
+    def _write(self, draw: Rows, *, kept: bool) -> Batch:
+        rings = self._rings(draw, kept)
+        bits = rings.reshape(len(rings), -1)  # [B, context]
         B, context = bits.shape
-        rings = bits.reshape(B, c.rings, c.width).astype(np.uint8)
         tokens, targets = [bits], [np.full((B, context), IGNORE)]
-        for t, after in self._evolved(rings):
+        for t, after in self._evolved(rings.astype(np.uint8)):
             labels = after[:, :, 0].astype(np.int64)  # [B, rings]
             tokens += [np.full((B, 1), SEP + t - self.asked[-1]), labels[:, :-1]]
             targets.append(labels)
@@ -94,6 +113,7 @@ class Rule110:
         """UserError unless windows hold whole rings, or rings whole windows, and one more holds all
         labels.
         """
+        check_kept("rule110.kept", self.config.kept)
         width, rings, L = self.config.width, self.config.rings, self.window
         if L % width and width % L:
             raise UserError(

@@ -11,8 +11,8 @@ Every length is asked for, as the paper's models predict every prefix: of the po
 no model here learned more than the second.
 
 Words of a small group are few enough to be learned by heart (1,296 of four letters in S3): one
-beginning in eight is kept for the test, so that no word that is tested has been read, nor any part
-of it that is as long as the beginning.
+beginning in eight is kept for the test, so that no word that is tested has been read, nor a
+beginning of one that is as long.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.splitmix import mix
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints, Rows
+from pretrain.tasks.kept import redrawn
 from pretrain.tasks.task import check_context, make_batch
 
 
@@ -77,15 +78,11 @@ class S5:
         return mix(number.astype(np.uint64)) % np.uint64(self.KEPT) == 0
 
     def _word(self, draw: Rows, kept: bool) -> Ints:
-        """[B, length]: drawn again until it is for the test, or is not."""
-        word = draw.below("word", self.config.length, len(self.elements))
-        for attempt in range(1000):
-            wrong = self._is_kept(word) != kept
-            if not wrong.any():
-                return word
-            other = draw.below(f"word/{attempt}", self.config.length, len(self.elements))
-            word = np.where(wrong[:, None], other, word)
-        raise AssertionError("an eighth of the words is kept, so a thousand attempts do not fail")
+        """[B, length], drawn again until it is for the test, or is not."""
+        length, G = self.config.length, len(self.elements)
+        return redrawn(
+            lambda again: draw.below(f"word{again}", length, G), self._is_kept, kept=kept
+        )
 
     def _write(self, draw: Rows, *, kept: bool) -> Batch:
         length, G = self.config.length, len(self.elements)

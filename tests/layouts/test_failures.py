@@ -97,8 +97,11 @@ def test_torchrun_ends_a_job_of_which_a_rank_has_died(tmp_path: Path) -> None:
         metrics = tmp_path / "depo-small/metrics.jsonl"
         while job.poll() is None and not (metrics.exists() and "train" in metrics.read_text()):
             time.sleep(0.05)
-        ranks()[-1].kill()
+        last = ranks()[-1:]
+        for rank in last:
+            rank.kill()
         _, said = job.communicate(timeout=120)
+    assert last, said[-5000:]
     assert job.returncode != 0 and "Signal 9" in said, said[-5000:]
     assert not ranks(), "processes were left behind"
 

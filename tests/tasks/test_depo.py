@@ -197,3 +197,42 @@ def test_a_test_too_small_for_every_hop_is_refused() -> None:
     assert set(task.score(batch.targets, batch)) == {"hops_1", "hops_2", "hops_4"}
     with pytest.raises(UserError, match=r"set train\.batch to at least 2"):
         task.test(0, 1)
+
+
+def cycles(config: DepoConfig, batch: Batch) -> set[tuple[int, ...]]:
+    """Of rows whose names have one token: each from its smallest name on."""
+    found = set()
+    for row in batch.tokens[:, : config.context].tolist():
+        names = [token for token in row if token]
+        follows = dict(zip(names[::2], names[1::2], strict=True))
+        walk = [min(follows)]
+        while len(walk) < len(follows):
+            walk.append(follows[walk[-1]])
+        found.add(tuple(walk))
+    return found
+
+
+def test_cycles_that_are_kept_for_the_test_are_never_read() -> None:
+    """Of 120 cycles of six nodes and six names, all others are."""
+    config = replace(SMALL, nodes=6, queries=6, vocabulary=6, kept=8)
+    task = Depo(config, 16)
+    read = set().union(*(cycles(config, task.sample(0, 1000 * i, 1000)) for i in range(3)))
+    tested = cycles(config, task.test(0, 1000))
+    assert 5 <= len(tested) <= 25 and len(read) + len(tested) == 120 and not read & tested
+    with pytest.raises(UserError, match=r"depo\.kept = 1 keeps all for the test; set it to 8"):
+        Depo(replace(config, kept=1), 16)
+
+
+def test_cycles_of_several_sizes_can_be_kept() -> None:
+    config = replace(SMALL, min_nodes=5, queries=5, kept=4)
+    task = Depo(config, 16)
+    tested = cycles(config, task.test(0, 2000))
+    read = cycles(config, task.sample(0, 0, 4000))
+    assert {len(cycle) for cycle in read} == {5, 6, 7, 8} and not read & tested
+
+
+def test_too_few_cycles_to_keep_some_are_refused() -> None:
+    config = replace(SMALL, nodes=2, queries=2, vocabulary=2, kept=8)
+    with pytest.raises(UserError, match="all or none are kept; set kept = 0"):
+        Depo(config, 16).test(0, 8)
+        Depo(config, 16).sample(0, 0, 8)

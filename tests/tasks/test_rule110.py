@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.config.schema import Rule110Config
-from pretrain.data.batch import IGNORE
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks import Rule110
 
@@ -113,3 +113,19 @@ def test_windows_that_would_cut_rings_or_mix_them_with_labels_are_refused(
 def test_questions_that_cannot_be_asked_are_refused(rule: Rule110Config, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Rule110(rule, 24)
+
+
+def test_patterns_that_are_kept_for_the_test_are_never_read() -> None:
+    """Of the 32 patterns of five cells that decide a bit two steps on, all others are."""
+    task = Rule110(Rule110Config(width=8, rings=2, steps=2, min_steps=1, kept=8), 8)
+
+    def deciding(batch: Batch) -> set[tuple[int, ...]]:
+        rings = batch.tokens[:, :16].reshape(-1, 8)
+        return set(map(tuple, rings[:, [6, 7, 0, 1, 2]].tolist()))
+
+    read, tested = deciding(task.sample(0, 0, 1000)), deciding(task.test(0, 1000))
+    assert 1 <= len(tested) <= 10 and len(read) + len(tested) == 32 and not read & tested
+    deeper = deciding(task.sample_up_to(0, 0, 1000, 1.0))
+    assert not deeper & tested
+    with pytest.raises(UserError, match=r"rule110\.kept = 1 keeps all for the test"):
+        Rule110(Rule110Config(kept=1), 24)
