@@ -233,7 +233,8 @@ def open_checkpoint(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
     else:
         checkpoint = latest_valid(folder, lambda line: print(line, file=sys.stderr))
     if checkpoint is None:
-        raise UserError(f"{folder}: neither a checkpoint nor a run that has one")
+        found = "neither a checkpoint nor a run that has one" if folder.exists() else "not there"
+        raise UserError(f"{folder}: {found}; `hypnos train` says where it writes its run")
     return checkpoint, configuration_of(checkpoint.run, checkpoint.config, overrides)
 
 

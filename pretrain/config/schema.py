@@ -110,7 +110,10 @@ class SleepConfig:
     prelude: int = setting(0, "blocks before the loop, run once per window", at_least=0)
     coda: int = setting(0, "blocks after the loop, run once per window", at_least=0)
     truncate_passes: int = setting(
-        0, "backpropagate through the last k passes of a window only; 0: through all", at_least=0
+        0,
+        "backpropagate through the last k passes of a window only, and so to no window before it; "
+        "0: through all",
+        at_least=0,
     )
     truncate_windows: int = setting(
         0,

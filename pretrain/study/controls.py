@@ -98,7 +98,7 @@ CONTROLS = {
     ),
     "no-gradient": Control(
         "N = {N}, last pass trained",
-        "backpropagation goes through the last pass only",
+        "backpropagation goes through a window's last pass only, so to no window before it either",
         lambda _, N: [f"sleep.passes={N}", "sleep.truncate_passes=1"],
     ),
     "random-n": Control(

@@ -78,7 +78,8 @@ def all_done(folder: Path) -> set[str]:
 
 
 def is_done(folder: Path, run: Run) -> bool:
-    """Whether a run is trained, and evaluated at each N.
+    """Whether a run is trained, and evaluated at each N, or at its own where only what it has left
+    is here: its weights are elsewhere.
 
     UserError: it was under other settings or with other data, or data cannot be read.
     """
@@ -91,7 +92,9 @@ def is_done(folder: Path, run: Run) -> bool:
             f"{path} comes from other settings or data than the study has now: remove it and "
             f"{folder / 'runs' / run.name}, or choose another folder with --out"
         )
-    return set(run.passes) <= {found["passes"] for found in left.evaluations}
+    missing = set(run.passes) - {found["passes"] for found in left.evaluations}
+    weights_are_here = (folder / "runs" / run.name).exists()
+    return not missing or (run.settings().sleep.passes not in missing and not weights_are_here)
 
 
 def fingerprint(run: Run) -> str:

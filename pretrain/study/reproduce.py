@@ -28,6 +28,9 @@ from pretrain.tasks.story_writer import write_story
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TASKS = ("mqar", "s5", "brevo", "recall", "text")  # of ours
+SET_BY_A_STUDY = {
+    "run.seed": "--seeds", "run.name": "--out", "run.dir": "--out", "sleep.passes": "--passes",
+}  # fmt: skip
 STUDIES = {
     "rule110": {"cpu": CONFIGS / "studies/rule110-cpu.toml", "paper": CONFIGS / "rule110.toml"},
     "depo": {"cpu": CONFIGS / "studies/depo-cpu.toml", "paper": CONFIGS / "depo.toml"},
@@ -66,6 +69,11 @@ def plan(
     """
     settings = load(config, overrides)
     compared = sorted(set(passes))
+    for override in overrides:
+        if (place := override.split("=")[0].strip()) in SET_BY_A_STUDY:
+            raise UserError(f"{override}: a study sets {place}; give {SET_BY_A_STUDY[place]}")
+    if controls and compared[-1] == 1:
+        raise UserError("--controls are compared with more than one pass; name an N with --passes")
     arms = [(f"n{n}", SLEEP, n) for n in compared]
     for name in controls:
         of = [n for n in compared if n > 1] if CONTROLS[name].every_n else compared[-1:]
@@ -104,7 +112,8 @@ def write_results(planned: Sequence[Planned], folder: Path, title: str) -> str:
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
     results = [read_result(folder, p.run, p.arm, p.seed) for p in done]
     pictures = draw(results, folder)
-    words = [*verdict(results), *_not_run(planned, done), *_not_asked(planned, folder)]
+    words = [*verdict(results), *_not_run(planned, done), *_not_tested(done, results)]
+    words += _not_asked(planned, folder)
     words += _origins(results)
     headers, rows = main_table(results, list(dict.fromkeys(p.arm for p in planned)))
     tables = [(headers, rows)]
@@ -130,6 +139,16 @@ def _not_run(planned: Sequence[Planned], done: Sequence[Planned]) -> list[str]:
             missing.setdefault(p.arm, []).append(str(p.seed))
     each = [f"{arm.label}: {', '.join(seeds)}" for arm, seeds in missing.items()]
     return [f"Seeds not run: {'; '.join(each)}."] if each else []
+
+
+def _not_tested(done: Sequence[Planned], results: Sequence[Result]) -> list[str]:
+    """A sentence on runs that were not tested at each N: only what they have left is here."""
+    missing: dict[int, list[str]] = {}
+    for p, result in zip(done, results, strict=True):
+        for n in set(p.run.passes) - result.scores.keys():
+            missing.setdefault(n, []).append(p.run.name)
+    each = [f"N = {n}: {', '.join(names)}" for n, names in sorted(missing.items())]
+    return [f"Not tested, as their weights are not here, with {'; '.join(each)}."] if each else []
 
 
 def _not_asked(planned: Sequence[Planned], folder: Path) -> list[str]:

@@ -52,7 +52,7 @@ def test_load_model_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
         model, config = load_model(folder)
         assert config == CONFIG
         assert torch.equal(model(batch).loss, reference.model(seed)(batch).loss)
-    with pytest.raises(UserError, match="neither a checkpoint nor a run"):
+    with pytest.raises(UserError, match="nothing: not there; `hypnos train` says where"):
         load_model(tmp_path / "nothing")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from launch.commands.evaluate import show
 from pretrain import evaluate
 from pretrain.data.batch import IGNORE
 from tests.model.tiny import L, build, change, sequences
@@ -85,3 +86,15 @@ def test_a_model_that_forgets_at_once_is_warned_of() -> None:
         [sequences(3 * L, unscored={0: [0, 1], 1: [0, 1]})], L, 1, None
     )
     assert evaluate.sleep_changes_nothing(evaluation.run(model), evaluation.run(model, 1), 0.0)
+
+
+def test_a_table_of_many_columns_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """At 80 columns: every number whole, windows counted from 1 as in reports."""
+    results = [
+        {"passes": n, "loss": n + 0.1234, "loss_per_window": [None, n + 0.1234]}
+        for n in range(1, 7)
+    ]
+    show(results + [results[-1] | {"until": 0.05, "passes_made": 4.56}])
+    said = capsys.readouterr().out
+    assert "window 2" in said and "window 1" not in said and max(map(len, said.splitlines())) <= 80
+    assert all(f"{n}.1234" in said for n in range(1, 7)) and "4.56" in said and "N <= 6" in said

@@ -144,6 +144,9 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
         assert (elsewhere / name).read_text() == (tmp_path / name).read_text()
     fewer = write_results([p for p in planned if p.arm.passes == 1], elsewhere, "Depo")
     assert "Done, but not asked for: n2-seed0." in fewer
+    more = write_results(plan(DEPO, passes=[1, 2, 4], seeds=2), elsewhere, "Depo")
+    assert "weights are not here, with N = 4: n1-seed0, n2-seed0, n1-seed1." in more
+    assert "| N = 4 " in more and "not run" in more
     broken = elsewhere / "done" / "n1-seed0.json"
     broken.write_text("{}")
     with pytest.raises(UserError, match=r"n1-seed0.json: not what a finished run leaves .* remove"):
@@ -221,3 +224,7 @@ def test_controls_are_listed_and_an_unknown_one_is_refused(
     assert "equal-flop: there is none; there are" in capsys.readouterr().err
     assert main(["reproduce", "mqar", "--controls", "depth-rises"]) == 2
     assert "--controls depth-rises: " in capsys.readouterr().err
+    assert main(["reproduce", "depo", "--passes", "1", "--controls", "no-h"]) == 2
+    assert "compared with more than one pass; name an N with --pa" in capsys.readouterr().err
+    assert main(["reproduce", "depo", "sleep.passes=2"]) == 2
+    assert "sleep.passes=2: a study sets sleep.passes; give --passes" in capsys.readouterr().err

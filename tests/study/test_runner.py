@@ -21,7 +21,7 @@ from launch.cli import main
 from launch.commands.many_runs import tell_end
 from pretrain.errors import UserError
 from pretrain.study import progress, runner
-from pretrain.study.one_run import Run, left_by
+from pretrain.study.one_run import Run, is_done, left_by
 from pretrain.study.progress import StudyProgress
 from pretrain.study.runner import Job, run_all, write_array
 from tests.marks import slow
@@ -148,6 +148,10 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
     more = Run("r0", DEPO, ("run.seed=0",), (1, 2, 4))
     run_all([more], tmp_path, hypnos=HYPNOS, jobs=1)
     assert [e["passes"] for e in left_by(tmp_path, more).evaluations] == [1, 2, 4]
+    # what was published of a run, without its weights, does for what is left of a larger study
+    shutil.copytree(tmp_path / "done", tmp_path / "published/done")
+    still = Run("r0", DEPO, ("run.seed=0",), (1, 2, 4, 8))
+    assert is_done(tmp_path / "published", still) and not is_done(tmp_path, still)
     changed = Run("r0", DEPO, ("run.seed=0", "sleep.passes=2"), (1, 2))
     with pytest.raises(UserError, match="comes from other settings or data than the study has now"):
         run_all([changed], tmp_path, hypnos=HYPNOS, jobs=1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.model.plan import WindowPlan
 from pretrain.model.sleep import SleepLM
 from pretrain.tasks import make_task
+from pretrain.tasks.rule110 import evolve
 
 TASKS = {
     "rule110": "[rule110]\nwidth = 16\nrings = 2\nsteps = 5\nmin_steps = 1\n[sleep]\nwindow = 16",
@@ -54,7 +57,8 @@ def predicted(model: SleepLM, batch: Batch) -> torch.Tensor:
 def test_attention_alone_knows_nothing_of_an_evicted_context(task: str, model: Path) -> None:
     """Other contexts under the same questions: not a bit of what it says changes; with S it does.
 
-    So whatever it learns, it is at chance: all that it can know is the question.
+    So whatever it learns, all that it can know are the questions, and the answers to earlier ones
+    of the same window.
     """
     settings = config(task, model)
     made = make_task(settings, settings.sleep.window)
@@ -79,7 +83,7 @@ def test_attention_alone_knows_nothing_of_an_evicted_context(task: str, model: P
         ("rule110", "steps_5", 0.5627**2),
         ("mqar", "value", 1 / 64),
         ("s5", "length_16", 1 / 24),
-        ("depo", "hops_4", 1 / 7),  # no node is its own fourth successor among eight
+        ("depo", "hops_4", 1 / 7),  # of a row's first question: no node is its own 4th successor
         ("brevo", "depth_3", 0.0),
         ("recall", "hops_0", 0.0),
         ("stories", "op_2", 0.1),
@@ -96,3 +100,38 @@ def test_an_untrained_model_is_at_chance_or_below(
     said = predicted(SleepLM(shape, SleepConfig(**vars(settings.sleep))).initialize(0), batch)
     best[batch.targets != IGNORE] = said.argmax(dim=1)
     assert made.score(best, batch)[measure] <= chance + 0.1
+
+
+def test_guessing_of_rule110() -> None:
+    """docs/results.md: both labels right of two rings of 16, by always saying the commoner bit."""
+    rings = (np.arange(1 << 16)[:, None] >> np.arange(16) & 1).astype(np.uint8)  # all of them
+    right = []
+    for _ in range(5):
+        rings = evolve(rings, 1)
+        share = rings[:, 0].mean()
+        right.append(round(100 * max(share, 1 - share) ** 2, 1))
+    assert right == [39.1, 28.2, 26.6, 28.6, 26.7]
+
+
+def test_guessing_of_depo_from_answers_that_were_given_before() -> None:
+    """docs/results.md: hops that can be told without the edges, of eight nodes and questions.
+
+    The best guess among all cycles that fit the answers to the row's earlier questions, or to those
+    in the same window: a node is the answer of few questions, and a way of four hops leads back.
+    """
+    cycles = np.array([(0, *others) for others in permutations(range(1, 8))])  # [5040, 8]
+    place = np.argsort(cycles, axis=1)  # of each node
+    rng, hops = np.random.default_rng(0), np.resize([1, 2, 4], (64, 8))
+    for together, known in ((8, [48, 49, 52]), (4, [20, 21, 23])):
+        right = np.zeros((64, 8))
+        for row in range(64):
+            cycle, starts = cycles[rng.integers(len(cycles))], rng.permutation(8)
+            for q in range(8):
+                if q % together == 0:
+                    fits = np.ones(len(cycles), dtype=bool)
+                ends = cycles[np.arange(len(cycles)), (place[:, starts[q]] + hops[row, q]) % 8]
+                right[row, q] = np.bincount(ends[fits]).max() / fits.sum()
+                end = cycle[(np.argsort(cycle)[starts[q]] + hops[row, q]) % 8]
+                fits &= ends == end
+        for k, share in zip([1, 2, 4], known, strict=True):
+            assert 100 * right[hops == k].mean() == pytest.approx(share, abs=3)
