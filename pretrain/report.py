@@ -244,7 +244,7 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
                 by_window.plot(x, y, style, color=run.colour, markersize=3, linewidth=width)
             x, y = _present(places, first=1)
             by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
-            by_place.plot(x, smooth(y, max(1, len(y) // 48)), color=run.colour)
+            by_place.plot(x, smooth(y, len(y) // 48), color=run.colour)
         by_window.set(
             title="Held-out loss by window (dashed: one pass, thin: more)",
             xlabel="window of the sequence",

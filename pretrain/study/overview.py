@@ -107,6 +107,9 @@ def _read(path: Path) -> list[Row]:
         with path.open(encoding="utf-8", newline="") as file:
             lines = csv.DictReader(file)
             rows = list(lines)
+    except FileNotFoundError:
+        fix = "runs are reported without studies: `hypnos report RUN...`"
+        raise UserError(f"{path}: not there, as of a study that has written; {fix}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}; write it anew") from None
     if tuple(lines.fieldnames or ()) != FINAL or not rows:
