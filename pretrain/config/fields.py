@@ -9,6 +9,7 @@ import dataclasses
 import os
 import unicodedata
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from parallel.setting import Rule
@@ -27,10 +28,11 @@ class Setting(NamedTuple):
     rule: Rule
 
 
-def settings(cls: type) -> list[Setting]:
+@cache  # a study reads hundreds of configurations
+def settings(cls: type) -> tuple[Setting, ...]:
     """The settings of a section, or of a table in one, in the schema's order."""
     hints = get_type_hints(cls)
-    return [
+    return tuple(
         Setting(
             field.name,
             hints[field.name],
@@ -40,9 +42,10 @@ def settings(cls: type) -> list[Setting]:
             field.metadata["rule"],
         )
         for field in dataclasses.fields(cls)
-    ]
+    )
 
 
+@cache
 def sections() -> dict[str, type]:
     """The dataclass of each section."""
     return get_type_hints(Config)

@@ -11,8 +11,7 @@ model: it is left out, as in the usual definition of model FLOPs utilisation (Ch
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import accumulate
@@ -130,17 +129,17 @@ class Work:
 
 
 def step_flops(
-    batch: Batch, config: ModelConfig, sleep: SleepConfig, passes: Sequence[int] = ()
+    batch: Batch, config: ModelConfig, sleep: SleepConfig, passes: Mapping[int, int] | None = None
 ) -> Work:
     """Counts what `pretrain.model.sleep` will do, pass by pass of every window. On the host.
 
     Args:
-        passes: the N of some steps, whose mean is given; (): sleep.passes.
+        passes: how many steps make N passes, for each N: the mean is given; None: sleep.passes.
     """
-    numbers = Counter(passes or [sleep.passes])
-    mean = Work()
-    for n, often in numbers.items():
-        work, share = _step_flops(batch, config, sleep, n), often / numbers.total()
+    often = passes or {sleep.passes: 1}
+    mean, steps = Work(), sum(often.values())
+    for n, count in often.items():
+        work, share = _step_flops(batch, config, sleep, n), count / steps
         for each in fields(Work):
             so_far = getattr(mean, each.name)
             setattr(mean, each.name, so_far + share * getattr(work, each.name))

@@ -10,10 +10,12 @@ data-parallel rank, for ZeRO reduces gradients and gathers weights in the order 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from pretrain.data.splitmix import splitmix64
 
 # Gives the elementwise maximum over the ranks that must run the same operations in the same order.
 Agree = Callable[[Tensor], Tensor]
+BLOCK = 1 << 20  # steps whose N are drawn at once
 
 
 def alone(values: Tensor) -> Tensor:
@@ -197,9 +200,23 @@ def draw_passes(config: Config, step: int) -> int:
     return fewest + splitmix64(config.run.seed, step) % (most - fewest + 1)
 
 
-def drawn_passes(config: Config) -> list[int]:
-    """N of each step of a whole run."""
-    return [draw_passes(config, step) for step in range(config.train.steps)]
+def drawn_passes(config: Config) -> Counter[int]:
+    """In how many steps of a whole run each N is drawn; there may be a hundred million steps."""
+    most, fewest, ramp = config.sleep.passes, config.sleep.min_passes, config.sleep.curriculum
+    steps = config.train.steps
+    if not (ramp or fewest):
+        return Counter({most: steps})
+    kinds, fewest = most - (fewest or 1) + 1, fewest or 1
+    if ramp:
+        begins = [min(steps, -(-i * ramp // kinds)) for i in range(kinds)]
+        ends = [*begins[1:], steps]
+        return Counter({fewest + i: end - begins[i] for i, end in enumerate(ends)})
+    drawn: Counter[int] = Counter()
+    for begin in range(0, steps, BLOCK):
+        block = np.arange(begin, min(steps, begin + BLOCK), dtype=np.uint64)
+        often = np.bincount((splitmix64(config.run.seed, block) % kinds).astype(int))
+        drawn.update({fewest + i: int(count) for i, count in enumerate(often)})
+    return drawn
 
 
 def plan_passes(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -222,7 +223,7 @@ class Throughput:
         a CPU).
         """
         seconds = time.perf_counter() - self._begin - self._pause
-        passes = [draw_passes(self._config, s) for s in range(self._step, step)]
+        passes = Counter(draw_passes(self._config, s) for s in range(self._step, step))
         done = step_flops(batch, self._config.model, self._config.sleep, passes)
         scale = (step - self._step) * mesh.dp_size() / seconds
         flops = (done.forward + done.backward) * scale

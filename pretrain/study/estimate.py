@@ -129,7 +129,7 @@ class Estimator:
     def work(self) -> Work:
         """Of a step, over all ranks."""
         model, sleep, n = self.config.model, self.config.sleep, self.config.train.batch
-        one = step_flops(self.row, model, sleep, self._numbers)
+        one = step_flops(self.row, model, sleep, dict.fromkeys(self._numbers, 1))
         return Work(n * one.wake, n * one.sleep, n * one.forward, n * one.backward)
 
     def estimate(self, x: Layout, *, simulated: bool = True) -> Estimate:

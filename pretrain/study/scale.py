@@ -8,7 +8,7 @@ OUT/fit.md, fit.html      the laws with their intervals, the frontier at equal F
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Size:
         row, rows = example(config), config.train.steps * config.train.batch
         tokens = float(rows * row.size[1])
         flops = rows * row_flops(config, row, drawn_passes(config))
-        awake = rows * row_flops(config, row, [1])
+        awake = rows * row_flops(config, row, {1: 1})
         return cls(config, whole, looped, tokens, flops, flops - awake)
 
 
@@ -144,7 +144,7 @@ def write_results_csv(done: Sequence[Finished], path: Path) -> None:
     write_atomically(path, as_csv(headers, rows))
 
 
-def row_flops(config: Config, row: Batch, passes: Sequence[int]) -> float:
-    """Of training on one row, forward and backward, in the mean over the N of some steps."""
+def row_flops(config: Config, row: Batch, passes: Mapping[int, int]) -> float:
+    """Of training on one row, forward and backward, in the mean over steps, so many of each N."""
     work = step_flops(row, config.model, config.sleep, passes)
     return work.forward + work.backward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from parallel.delta_rule import recurrent_delta_rule
 from pretrain.config.load import parse
 from pretrain.config.schema import SleepConfig
 from pretrain.errors import UserError
+from pretrain.model import plan
 from pretrain.model.flops import step_flops
-from pretrain.model.plan import draw_passes
+from pretrain.model.plan import draw_passes, drawn_passes
 from tests.marks import slow
 from tests.model.tiny import MODEL, L, assert_like_oracle, build, change, sequences
 
@@ -85,10 +87,22 @@ def test_numbers_of_passes_are_drawn_evenly_and_are_the_same_again() -> None:
     assert {draw_passes(parse(""), step) for step in range(9)} == {4}
 
 
+@pytest.mark.parametrize(
+    "sleep",
+    ["passes = 4", "passes = 4\nmin_passes = 2", "passes = 3\ncurriculum = 100",
+     "passes = 5\nmin_passes = 2\ncurriculum = 7", "passes = 4\ncurriculum = 2000"],
+)  # fmt: skip
+def test_how_often_each_n_is_drawn(sleep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "BLOCK", 100)
+    config = parse(f"[run]\nseed = 3\n[sleep]\n{sleep}\n[train]\nsteps = 950\n")
+    found = +drawn_passes(config)  # those that are drawn
+    assert found == Counter(draw_passes(config, step) for step in range(950))
+
+
 def test_flops_of_random_passes_are_their_mean() -> None:
     batch = sequences(3 * L, unscored=UNSCORED)
     alone = [step_flops(batch, MODEL, change(CONTEXT, passes=n)) for n in (2, 3)]
-    both = step_flops(batch, MODEL, CONTEXT, [3, 2, 2, 3])
+    both = step_flops(batch, MODEL, CONTEXT, {3: 2, 2: 2})
     assert both.forward == (alone[0].forward + alone[1].forward) / 2
     assert both.sleep == (alone[0].sleep + alone[1].sleep) / 2
 
