@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,8 @@ from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
 MAX_FLOAT = 1e15  # the product of two is a number in fp32
+# evaluated once: a study reads hundreds of configurations
+_hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 
 
 class Setting(NamedTuple):
@@ -28,11 +30,10 @@ class Setting(NamedTuple):
     rule: Rule
 
 
-@cache  # a study reads hundreds of configurations
-def settings(cls: type) -> tuple[Setting, ...]:
+def settings(cls: type) -> list[Setting]:
     """The settings of a section, or of a table in one, in the schema's order."""
-    hints = get_type_hints(cls)
-    return tuple(
+    hints = _hints(cls)
+    return [
         Setting(
             field.name,
             hints[field.name],
@@ -42,13 +43,12 @@ def settings(cls: type) -> tuple[Setting, ...]:
             field.metadata["rule"],
         )
         for field in dataclasses.fields(cls)
-    )
+    ]
 
 
-@cache
 def sections() -> dict[str, type]:
     """The dataclass of each section."""
-    return get_type_hints(Config)
+    return _hints(Config)
 
 
 def values(config: Config) -> Iterator[tuple[str, Setting, Any]]:
