@@ -12,7 +12,13 @@ from pretrain.errors import UserError
 
 
 def path(text: str) -> Path:
-    """A file or folder; `~` is the user's folder, which no shell sees in --out=~/x."""
+    """A file or folder; `~` is the user's folder, which no shell sees in --out=~/x.
+
+    ArgumentTypeError: it is on an object store, where only training reads (`data.train`).
+    """
+    if "://" in text:
+        copy = "copy it here first, or what is written here there, as with `aws s3 cp --recursive`"
+        raise argparse.ArgumentTypeError(f"{text} is no local file or folder; {copy}")
     return Path(os.path.expanduser(text))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import heapq
 import os
+import re
 import time
 import zlib
 from collections import deque
@@ -30,6 +31,7 @@ REMEMBERED = 100_000  # files that a look at all puts in the order of their use
 POLL_S = 0.005  # between two looks whether another's draft is done
 CRC_BYTES = 4
 WHOLE, DRAFT = "whole", ".draft"
+_PIECE = re.compile(rf"({WHOLE}|\d+-\d+)({re.escape(DRAFT)})?")
 
 
 class Cache:
@@ -189,10 +191,13 @@ class Cache:
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """All that is in the folders of objects."""
+    """What this cache has written, and nothing else that lies in its folder: it may be removed."""
     for prefix in os.scandir(folder):
-        for each in os.scandir(prefix) if prefix.is_dir() else ():
-            yield from os.scandir(each)
+        if not (re.fullmatch("[0-9a-f]{2}", prefix.name) and prefix.is_dir()):
+            continue
+        for each in os.scandir(prefix):
+            if re.fullmatch("[0-9a-f]{64}", each.name):
+                yield from (file for file in os.scandir(each) if _PIECE.fullmatch(file.name))
 
 
 def _crc(piece: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import queue
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -112,9 +114,31 @@ def merge(out: str | Path) -> dict[str, Index]:
     """Makes the parts in `out` what `prepare` would have written, byte for byte; the index of each
     split. It may be broken off and begun again.
 
-    UserError: a part is missing, damaged, or made of something else than the others.
+    UserError: a part is missing, damaged, or made of something else than the others; another
+    process merges them.
     """
-    out = Path(out)
+    with _alone(Path(out)):
+        return _merge_parts(Path(out))
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Inside, no other process merges these parts, where the file system has locks."""
+    with _writes(out):
+        folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another process merges these parts; wait for it") from None
+        except OSError:  # no locks on this file system
+            pass
+        yield
+    finally:
+        os.close(folder)
+
+
+def _merge_parts(out: Path) -> dict[str, Index]:
     parts = _find_parts(out)
     if not parts:  # it was broken off when all was done
         for left in out.glob(".part-*"):
@@ -286,6 +310,15 @@ _told: multiprocessing.Queue[tuple[int, Done]]  # of a process of the pool
 def _listen(told: multiprocessing.Queue[tuple[int, Done]]) -> None:
     global _told
     _told = told
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed has told nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is a process of a pool"
+    parent.join()
+    os._exit(1)
 
 
 def _write_and_tell(write: Write, unit: Unit) -> Written:

@@ -35,7 +35,10 @@ def appearing_whole(out: Path) -> Iterator[Path]:
             try:
                 yield work
                 sync(work)
-                for stray in out.iterdir() if out.exists() else ():  # hidden: .DS_Store
+                strays = list(out.iterdir()) if out.exists() else []  # hidden: .DS_Store
+                if not all(stray.name.startswith(".") for stray in strays):
+                    raise UserError(f"{out}: another process has written it meanwhile")
+                for stray in strays:
                     stray.rename(work / stray.name)
                 work.rename(out)
                 sync(out.parent)

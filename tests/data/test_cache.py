@@ -126,6 +126,19 @@ def test_what_was_used_last_stays(tmp_path: Path) -> None:
     assert int((tmp_path / "used").read_text()) == 9 * (PIECE + 4)
 
 
+def test_what_is_not_the_caches_own_stays(tmp_path: Path) -> None:
+    """Also where it lies as deep as pieces do, and is older than all of them."""
+    theirs = [tmp_path / "me/thesis/chapter", tmp_path / "ab" / ("cd" * 32) / "notes.draft"]
+    for file in (*theirs, tmp_path / "at-the-top"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(10 * PIECE))
+    cache = Cache(tmp_path, 3 * (PIECE + 4))
+    paths = [cache.path("ab" * 32, f"{n}-{n}") for n in range(9)]
+    for path in paths:
+        cache.add(path, lambda: bytes(PIECE), 1)
+    assert all(file.exists() for file in theirs) and not paths[0].exists() and paths[8].exists()
+
+
 def test_damage_here_is_mended_and_a_draft_is_never_read(
     stored: DataConfig, tokenizer: Tokenizer
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from pretrain.data import merge as merging
 from pretrain.data.corpus import Corpus
 from pretrain.data.prepare import merge, prepare_part
 from pretrain.data.units import cut
+from pretrain.data.whole import appearing_whole
 from pretrain.errors import UserError
 from tests.data.small import SETTINGS, content
 from tokenizer.encode import Tokenizer
@@ -72,6 +75,26 @@ def test_a_part_that_is_damaged_is_not_merged(
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=rf"{path}: (damaged|truncated)"):
         merge(tmp_path)
+
+
+def test_two_do_not_merge_at_once(source: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    prepare_parts(source, tokenizer, tmp_path, 2)
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process merges these parts; wait for it"):
+        merge(tmp_path)
+    os.close(held)
+    assert set(merge(tmp_path)) == {"train", "heldout"}
+
+
+def test_a_part_that_another_process_has_written_meanwhile_stays(tmp_path: Path) -> None:
+    out = tmp_path / "part"
+    told = pytest.raises(UserError, match="part: another process has written it meanwhile")
+    with told, appearing_whole(out):
+        out.mkdir()
+        (out / "part.json").write_text("{}")
+    assert [path.name for path in out.iterdir()] == ["part.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
 
 
 @pytest.mark.parametrize("at", range(9))

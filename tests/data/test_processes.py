@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.prepare import _in_processes, prepare
-from pretrain.data.units import cut
+from pretrain.data.units import Unit, cut
 from pretrain.errors import UserError
 from tests.data.small import SETTINGS, content
 from tests.data.texts import make_texts, write_texts
@@ -35,6 +38,26 @@ def test_an_error_of_a_process_is_the_users(
     with pytest.raises(UserError, match=r"055\.txt: invalid UTF-8"):
         prepare(Corpus([bad]), tokenizer, tmp_path / "out", **SETTINGS | {"workers": 2})
     assert not (tmp_path / "out").exists()
+
+
+def _sleeps(*_: object, **__: object) -> Any:
+    time.sleep(600)
+
+
+def _tokenises(units: list[Unit]) -> None:
+    _in_processes(_sleeps, units, 2, lambda number, done: None)
+
+
+def test_no_process_outlives_one_that_is_killed(source: Path) -> None:
+    units = cut(Corpus([source]).find(), 300)
+    whole = multiprocessing.get_context("spawn").Process(target=_tokenises, args=(units,))
+    whole.start()
+    its: list[psutil.Process] = []
+    while len(its) < 2:
+        its = psutil.Process(whole.pid).children()
+        time.sleep(0.05)
+    whole.kill()
+    assert psutil.wait_procs(its, timeout=60)[1] == []
 
 
 def _dies(*_: object, **__: object) -> Any:

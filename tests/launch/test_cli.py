@@ -341,3 +341,11 @@ def test_serve_wants_keys_where_others_can_ask(
     keys.write_text("\n")
     assert main(["serve", str(tmp_path), "--api-keys", str(keys)]) == 2
     assert capsys.readouterr().err.startswith(f"hypnos: error: {keys}: no key in it")
+
+
+def test_a_store_is_no_place_for_a_local_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["data", "prepare", "texts", "--tokenizer", "t.model", "--out", "s3://bucket/x"]
+    with pytest.raises(SystemExit):
+        main(asked)
+    said = capsys.readouterr().err
+    assert "--out: s3://bucket/x is no local file or folder; copy it here first" in said

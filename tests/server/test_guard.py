@@ -189,8 +189,8 @@ def test_a_client_that_goes_away_frees_its_place(served: Serving) -> None:
     with pytest.raises(openai.APITimeoutError):
         served.client(timeout=0.3).completions.create(prompt="a", max_tokens=5000, **ASK)
     for _ in range(600):
-        if not served.service.engine.load["active"]:
-            assert gone(served) == before + 2
+        # the second may come to the server after who asked has gone
+        if not served.service.engine.load["active"] and gone(served) == before + 2:
             return
         threading.Event().wait(0.05)
     raise AssertionError("an answer goes on that nobody waits for")
