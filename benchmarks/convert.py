@@ -50,8 +50,9 @@ def model(d_model: int, tokenizer: Path) -> Config:
         "model": {
             "vocab_size": 1 << 15, "d_model": d_model, "mlp_width": 4 * d_model,
             "layers": (["delta"] * 3 + ["attention"]) * 2, "attention_heads": heads,
-            "attention_kv_heads": heads // 4, "attention_head_dim": 64, "rotary_fraction": 0.25,
-            "delta_key_heads": heads // 2, "delta_value_heads": heads, "delta_key_dim": 64,
+            "attention_kv_heads": max(1, heads // 4), "attention_head_dim": 64,
+            "rotary_fraction": 0.25,
+            "delta_key_heads": max(1, heads // 2), "delta_value_heads": heads, "delta_key_dim": 64,
             "delta_value_dim": 64, "tie_embeddings": True,
         },
         "data": {"tokenizer": str(tokenizer), "train": [{"path": "x"}], "heldout": "x"},

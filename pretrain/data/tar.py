@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 
 from pretrain.data.compression import open_stream
 from pretrain.data.formats import TEXT_SUFFIXES, Document, LeftOut, Rejected
-from pretrain.data.json_rows import MAX_LINE, json_document
+from pretrain.data.json_rows import BOM, MAX_LINE, json_document
 from pretrain.files import parse_json
 
 Row = Document | Rejected | LeftOut
@@ -115,7 +115,7 @@ def _text(content: bytes, place: str, source: str) -> Row:
 
 def _json(content: bytes, key: str, place: str, source: str) -> Row:
     try:
-        value = parse_json(content)
+        value = parse_json(content.removeprefix(BOM))
     except ValueError as error:
         return Rejected(place, str(error).partition(" at byte ")[0], fix="repair it")
     if not isinstance(value, dict) or key not in value:

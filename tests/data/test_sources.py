@@ -107,6 +107,11 @@ def test_tars_of_webdataset(tmp_path: Path) -> None:
         assert part in said, said
 
 
+def test_a_member_may_begin_with_a_mark(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "d.tar", {"a.json": b'\xef\xbb\xbf{"text": "first"}'})
+    assert texts(path) == ["first"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
