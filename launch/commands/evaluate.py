@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.commands import argument, command, overrides
 from launch.commands.values import path, positive, share, tell
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MOST_COLUMNS = 4  # of 80 characters: "N <= 8, until 0.05" takes two lines
 
@@ -78,36 +81,36 @@ def evaluate(
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """Tables of one column per N or stop rule, as many side by side as can be read: the loss, of
-    each window, each accuracy, and passes made.
-    """
+    """One column per N or stop rule, in tables of as many as can be read."""
     from rich.console import Console
-    from rich.table import Table
 
     asks_until = any("until" in metrics for metrics in results)
-    console = Console()
     for first in range(0, len(results), MOST_COLUMNS):
-        shown = results[first : first + MOST_COLUMNS]
-        table = Table("nats per token")
-        for metrics in shown:
-            table.add_column(_how(metrics), justify="right")
-        table.add_row("loss", *(f"{metrics['loss']:.4f}" for metrics in shown))
-        by_window = zip(*(metrics["loss_per_window"] for metrics in shown), strict=True)
-        for window, losses in enumerate(by_window, start=1):
-            if losses[0] is not None:  # nothing is scored there
-                table.add_row(f"  window {window}", *(f"{loss:.4f}" for loss in losses))
-        if "bits_per_byte" in shown[0]:
-            table.add_row(
-                "bits per byte", *(f"{metrics['bits_per_byte']:.4f}" for metrics in shown)
-            )
-        for name in shown[0].get("accuracy", {}):
-            shares = (f"{100 * metrics['accuracy'][name]:.1f} %" for metrics in shown)
-            table.add_row(f"accuracy {name}", *shares)
-        if asks_until:
-            for name in ("passes_made", "passes_of_batches"):
-                means = (f"{metrics.get(name, metrics['passes']):.2f}" for metrics in shown)
-                table.add_row(name.replace("_", " "), *means)
-        console.print(table)
+        Console().print(_table(results[first : first + MOST_COLUMNS], asks_until))
+
+
+def _table(results: list[dict[str, Any]], asks_until: bool) -> Table:
+    """The loss, of each window, each accuracy, and if asked for passes made."""
+    from rich.table import Table
+
+    table = Table("nats per token")
+    for metrics in results:
+        table.add_column(_how(metrics), justify="right")
+    table.add_row("loss", *(f"{metrics['loss']:.4f}" for metrics in results))
+    by_window = zip(*(metrics["loss_per_window"] for metrics in results), strict=True)
+    for window, losses in enumerate(by_window, start=1):
+        if losses[0] is not None:  # nothing is scored there
+            table.add_row(f"  window {window}", *(f"{loss:.4f}" for loss in losses))
+    if "bits_per_byte" in results[0]:
+        table.add_row("bits per byte", *(f"{metrics['bits_per_byte']:.4f}" for metrics in results))
+    for name in results[0].get("accuracy", {}):
+        shares = (f"{100 * metrics['accuracy'][name]:.1f} %" for metrics in results)
+        table.add_row(f"accuracy {name}", *shares)
+    if asks_until:
+        for name in ("passes_made", "passes_of_batches"):
+            means = (f"{metrics.get(name, metrics['passes']):.2f}" for metrics in results)
+            table.add_row(name.replace("_", " "), *means)
+    return table
 
 
 def _how(metrics: dict[str, Any]) -> str:

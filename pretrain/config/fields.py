@@ -18,7 +18,7 @@ from pretrain.errors import UserError, shortened
 
 MAX_FLOAT = 1e15  # the product of two is a number in fp32
 # evaluated once: a study reads hundreds of configurations
-_hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
+type_hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 
 
 class Setting(NamedTuple):
@@ -32,7 +32,7 @@ class Setting(NamedTuple):
 
 def settings(cls: type) -> list[Setting]:
     """The settings of a section, or of a table in one, in the schema's order."""
-    hints = _hints(cls)
+    hints = type_hints(cls)
     return [
         Setting(
             field.name,
@@ -48,7 +48,7 @@ def settings(cls: type) -> list[Setting]:
 
 def sections() -> dict[str, type]:
     """The dataclass of each section."""
-    return _hints(Config)
+    return type_hints(Config)
 
 
 def values(config: Config) -> Iterator[tuple[str, Setting, Any]]:

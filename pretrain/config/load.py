@@ -16,10 +16,10 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pretrain.config.checks import validate
-from pretrain.config.fields import check_sections, expand_paths, sections
+from pretrain.config.fields import check_sections, expand_paths, sections, type_hints
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
@@ -163,7 +163,7 @@ def _parse_toml(text: str) -> Table:
 
 def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> Any:
     """A dataclass from a table; `prefix` is the dotted place of the table, with its last dot."""
-    hints = get_type_hints(cls)
+    hints = type_hints(cls)
     for key in values:
         if key not in hints:
             suggestion = _suggest(key, prefix, list(hints))
@@ -238,9 +238,7 @@ def _suggest(key: str, prefix: str, known: list[str]) -> str:
     if near:
         return f"; did you mean {prefix}{near[0]}?"
     elsewhere = {
-        name: f"{section}.{name}"
-        for section, cls in sections().items()
-        for name in get_type_hints(cls)
+        name: f"{section}.{name}" for section, cls in sections().items() for name in type_hints(cls)
     }
     far = difflib.get_close_matches(key, elsewhere, n=1)
     if far:
@@ -250,7 +248,7 @@ def _suggest(key: str, prefix: str, known: list[str]) -> str:
 
 def _override(config: Any, text: str) -> None:
     """Sets what "section.key=value" says. The value is TOML; text needs no quotes."""
-    known = get_type_hints(type(config))
+    known = type_hints(type(config))
     place, equals, written = (part.strip() for part in text.partition("="))
     source = f"override {shortened(repr(text))}"
     section, dot, key = place.partition(".")
@@ -259,7 +257,7 @@ def _override(config: Any, text: str) -> None:
     if section not in known:
         suggestion = _suggest(section, "", list(known))
         raise UserError(f"{source}: unknown section {shortened(section)}{suggestion}")
-    hints = get_type_hints(known[section])
+    hints = type_hints(known[section])
     if key not in hints:
         suggestion = _suggest(key, section + ".", list(hints))
         raise UserError(f"{source}: unknown setting {shortened(place)}{suggestion}")

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,9 @@ def merge(out: str | Path) -> dict[str, Index]:
     UserError: a part is missing, damaged, or made of something else than the others; another
     process merges them.
     """
-    with _alone(Path(out)):
-        return _merge_parts(Path(out))
+    out = Path(out)
+    with _alone(out) if out.is_dir() else nullcontext():  # which holds no parts
+        return _merge_parts(out)
 
 
 @contextmanager

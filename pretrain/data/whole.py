@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pretrain.errors import UserError
-from pretrain.files import sync
+from pretrain.files import is_hidden, sync
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def appearing_whole(out: Path) -> Iterator[Path]:
                 yield work
                 sync(work)
                 strays = list(out.iterdir()) if out.exists() else []  # hidden: .DS_Store
-                if not all(stray.name.startswith(".") for stray in strays):
+                if not all(map(is_hidden, strays)):
                     raise UserError(f"{out}: another process has written it meanwhile")
                 for stray in strays:
                     stray.rename(work / stray.name)

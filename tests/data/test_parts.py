@@ -162,8 +162,10 @@ def test_commands(
     assert main(["data", "merge", out]) == 0
     said = capsys.readouterr().out
     assert re.search(r"out/train: \d+ documents, [\d,]+ tokens\n.*out/heldout: \d+ doc", said)
-    assert main(["data", "merge", str(tmp_path)]) == 2
-    assert "holds no parts; make them with `hypnos data prepare --part" in capsys.readouterr().err
+    for place in (tmp_path, tmp_path / "nowhere"):
+        assert main(["data", "merge", str(place)]) == 2
+        said = capsys.readouterr().err
+        assert "holds no parts; make them with `hypnos data prepare --part" in said
     with pytest.raises(SystemExit):
         main([*command, "--part", "3/2"])
     assert "'3/2' is not I/N, with I from 1 to N" in capsys.readouterr().err
