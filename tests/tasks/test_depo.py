@@ -224,7 +224,7 @@ def test_cycles_that_are_kept_for_the_test_are_never_read() -> None:
 
 
 def test_cycles_of_several_sizes_can_be_kept() -> None:
-    config = replace(SMALL, min_nodes=5, queries=5, kept=4)
+    config = replace(SMALL, min_nodes=5, queries=5, vocabulary=8, kept=4)
     task = Depo(config, 16)
     tested = cycles(config, task.test(0, 2000))
     read = cycles(config, task.sample(0, 0, 4000))
