@@ -242,7 +242,7 @@ def main() -> None:
         measure(args.steps)
     text = "\n".join(report(None if args.quick else args.steps)) + "\n"
     if args.out:
-        before = args.out.read_text().partition(MARK)[0]
+        before = args.out.read_text().partition(MARK)[0] if args.out.exists() else ""
         args.out.write_text(before + MARK + "\n" + text)
     else:
         print(text, end="")

@@ -137,10 +137,13 @@ class Corpus:
 
     def _rows(self, path: Path, name: str) -> Iterator[Document | Rejected | LeftOut]:
         """Documents and bad rows of one file, by its suffix."""
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise Rejected(
                 str(path), "a pipe or a device", ", which may have no end", fix="leave it out"
             )
+        if not status.st_size:  # in any format: no documents, and no fault
+            return iter(())
         suffix, compression = split_suffix(path.name)
         if suffix in (".jsonl", ".ndjson"):
             return read_json_lines(path, name, self.text_field)

@@ -134,8 +134,20 @@ def _walk(source: Path, without: Collection[str], tally: Tally, skip_bad: bool) 
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        _check_snapshots(Path(top))
         for unit, entries in (("folder", folders), ("file", names)):
             for name in sorted(entry for entry in entries if entry.startswith(".")):
                 tally.leave_out(unit, "hidden", Path(top, name))
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in without)
         yield from (Path(top, name) for name in names if not name.startswith("."))
+
+
+def _check_snapshots(folder: Path) -> None:
+    """UserError for several versions of one dataset, as a hub's cache keeps them."""
+    if folder.name == "snapshots" and (folder.parent / "blobs").is_dir():
+        versions = sorted(version.name for version in folder.iterdir() if version.is_dir())
+        if len(versions) > 1:
+            raise UserError(
+                f"{folder}: holds {len(versions)} versions of one dataset ({', '.join(versions)}); "
+                "give the folder of one as the source"
+            )

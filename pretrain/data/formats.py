@@ -65,8 +65,13 @@ def read_text(path: Path, name: str) -> Iterator[Document]:
         raise Rejected(str(path), f"more than {MAX_TEXT >> 30} GiB of text", fix="split it")
     try:
         if content:
-            yield Document(content.decode(), name)
+            yield Document(as_text(content), name)
     except UnicodeDecodeError as error:
         raise Rejected(
             str(path), "invalid UTF-8", f" at byte {error.start}", fix="convert the file to UTF-8"
         ) from None
+
+
+def as_text(content: bytes) -> str:
+    """Of UTF-8, without the byte order mark that some editors begin a file with."""
+    return content.decode().removeprefix("\ufeff")

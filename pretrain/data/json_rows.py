@@ -18,7 +18,7 @@ from pretrain.files import parse_json
 # of one JSON object; a compressed file of a few KB could hold one that fills the memory
 MAX_LINE = 1 << 27
 CHUNK = 1 << 16  # characters of an array that are read at once
-BOM = b"\xef\xbb\xbf"  # what some editors begin a file with
+BOM = b"\xef\xbb\xbf"  # the byte order mark
 
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 

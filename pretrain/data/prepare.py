@@ -12,10 +12,11 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,12 @@ def prepare_part(
     """
     number, parts = part
     folder = Path(out) / f"part-{number:05d}-of-{parts:05d}"
+    for source in corpus.sources:
+        if Path(out).resolve().is_relative_to(Path(source).resolve()):
+            raise UserError(
+                f"{out}: lies in {source}, so a part would read those before it; give a folder "
+                "beside it"
+            )
     if any((Path(out) / split).exists() for split in SPLITS):
         raise UserError(f"{out}: is merged already; give another folder")
     target = Target(tokenizer, holdout, shard_tokens)
@@ -273,7 +280,8 @@ def _in_processes(
     """What `write` gives of each unit. UserError of the first that fails."""
     context = multiprocessing.get_context("spawn")  # a fork server is the whole process's
     told: multiprocessing.Queue[tuple[int, Done]] = context.Queue()
-    pool = ProcessPoolExecutor(processes, context, initializer=_listen, initargs=(told,))
+    over = context.Event()  # one has failed: the others need not finish their files
+    pool = ProcessPoolExecutor(processes, context, initializer=_listen, initargs=(told, over))
     try:
         futures: list[Future[Written]] = [
             pool.submit(_write_and_tell, write, unit) for unit in units
@@ -291,6 +299,7 @@ def _in_processes(
             "lower --workers"
         ) from None
     finally:
+        over.set()
         pool.shutdown(cancel_futures=True)
         _pass_on(told, tell)
 
@@ -306,11 +315,12 @@ def _pass_on(
 
 
 _told: multiprocessing.Queue[tuple[int, Done]]  # of a process of the pool
+_over: Event
 
 
-def _listen(told: multiprocessing.Queue[tuple[int, Done]]) -> None:
-    global _told
-    _told = told
+def _listen(told: multiprocessing.Queue[tuple[int, Done]], over: Event) -> None:
+    global _told, _over
+    _told, _over = told, over
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -323,4 +333,9 @@ def _end_with_parent() -> None:
 
 
 def _write_and_tell(write: Write, unit: Unit) -> Written:
-    return write(unit, tell=lambda done: _told.put((unit.number, done)))
+    def tell(done: Done) -> None:
+        if _over.is_set():
+            raise CancelledError
+        _told.put((unit.number, done))
+
+    return write(unit, tell=tell)

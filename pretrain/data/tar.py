@@ -1,19 +1,20 @@
 """Documents of tars, as webdataset writes them: KEY.txt, or KEY.json with the text in a field.
 
 Members whose names are the same up to the first dot follow one another and are one sample. Its
-texts are documents, and JSON beside them tells about them; in a sample without, JSON is the text.
+texts are documents, and JSON beside them tells about them; in a sample without, JSON is the text
+(so that it waits for the end of its sample).
 """
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
 from pretrain.data.compression import open_stream
-from pretrain.data.formats import TEXT_SUFFIXES, Document, LeftOut, Rejected
+from pretrain.data.formats import TEXT_SUFFIXES, Document, LeftOut, Rejected, as_text
 from pretrain.data.json_rows import BOM, MAX_LINE, json_document
 from pretrain.files import parse_json
 
@@ -22,11 +23,9 @@ Member = tuple[tarfile.TarInfo, bytes | None]  # and its content, of texts and J
 
 
 def read_tar(path: Path, name: str, key: str) -> Iterator[Row]:
-    """The texts of all samples, in their order; of a tar that is damaged, all but the last before
-    that, of which a member may be missing.
+    """The texts of all samples, in their order; of a tar that is damaged, all before that but JSON
+    of the last sample, of which a text may be missing.
     """
-    if not path.stat().st_size:
-        return
     try:
         with (
             open_stream(path) as file,
@@ -34,7 +33,7 @@ def read_tar(path: Path, name: str, key: str) -> Iterator[Row]:
         ):
             members = ((info, _content(tar, info)) for info in tar)
             for _, sample in groupby(members, lambda member: _sample(member[0].name)):
-                yield from _texts(list(sample), path, name, key)
+                yield from _texts(sample, path, name, key)
             _check_end(tar.fileobj)
     except tarfile.TarError as error:
         raise Rejected(
@@ -83,8 +82,9 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
     return member.read()
 
 
-def _texts(sample: list[Member], path: Path, name: str, key: str) -> Iterator[Row]:
-    has_text = any(_suffix(info) in TEXT_SUFFIXES and info.isfile() for info, _ in sample)
+def _texts(sample: Iterable[Member], path: Path, name: str, key: str) -> Iterator[Row]:
+    has_text, held = False, 0
+    waiting: list[tuple[bytes, str, str]] = []
     for info, content in sample:
         place, source = f"{path}, member {info.name}", f"{name}/{info.name}"
         if info.isdir():
@@ -97,8 +97,19 @@ def _texts(sample: list[Member], path: Path, name: str, key: str) -> Iterator[Ro
             suffix = _suffix(info) or "without a suffix"
             yield LeftOut(suffix if info.isfile() else "no file", place)
         elif _suffix(info) in TEXT_SUFFIXES:
+            has_text = True
             yield _text(content, place, source)
-        elif has_text:
+        else:
+            waiting.append((content, place, source))
+            if (held := held + len(content)) > MAX_LINE:
+                raise Rejected(
+                    str(path),
+                    f"a sample of more than {MAX_LINE >> 20} MiB of JSON",
+                    f", {_sample(info.name)}: members whose names are the same up to the first dot",
+                    fix="name them apart before it",
+                )
+    for content, place, source in waiting:
+        if has_text:
             yield LeftOut(".json beside a text", place)
         else:
             yield _json(content, key, place, source)
@@ -106,7 +117,7 @@ def _texts(sample: list[Member], path: Path, name: str, key: str) -> Iterator[Ro
 
 def _text(content: bytes, place: str, source: str) -> Row:
     try:
-        return Document(content.decode(), source)
+        return Document(as_text(content), source)
     except UnicodeDecodeError as error:
         return Rejected(
             place, "invalid UTF-8", f" at byte {error.start}", fix="convert it to UTF-8"

@@ -59,6 +59,11 @@ class Recall:
         prose = " ".join(" ".join(topics[name].split()) for name in sorted(topics))
         return [sentence for sentence in _SENTENCE.split(prose) if sentence]
 
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Of its sentences, in tokens."""
+        return [len(self.tokenizer.encode(sentence)) for sentence in self.text]
+
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows: k uniform in 0..max_hops."""
         return self.sample_up_to(seed, position, rows, 1.0)
@@ -133,12 +138,19 @@ class Recall:
                 f"recall.context = {self.config.context} does not hold {len(statements)} "
                 "statements; raise it, or lower recall.chains or recall.max_hops"
             )
-        sentences = [self.text[(begin + i) % len(self.text)] for i in range(max(1, budget // 8))]
-        while True:
+        sentences: list[str] = []
+        for i in range(len(self.text)):
+            at = (begin + i) % len(self.text)
+            if self.lengths[at] <= budget:
+                sentences.append(self.text[at])
+                budget -= self.lengths[at]
+            elif sentences:
+                break
+        while True:  # joined, they may be a few tokens longer
             keyed = [(random.random(), s) for s in sentences]
             places = sorted(random.random() for _ in statements)
             keyed += list(zip(places, statements, strict=True))
             tokens = self.tokenizer.encode(" ".join(text for _, text in sorted(keyed)))
             if len(tokens) <= self.config.context or not sentences:
                 return tokens[-self.config.context :]
-            sentences = sentences[: len(sentences) * 3 // 4]
+            sentences.pop()

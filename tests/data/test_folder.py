@@ -93,15 +93,28 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     ]
 
 
+def test_versions_of_one_dataset_are_not_read_together(tmp_path: Path) -> None:
+    """As a hub's cache keeps them: links into one folder of contents."""
+    cache = tmp_path / "datasets--one"
+    write(cache, "blobs/0a", "snapshots/old/a.txt", "snapshots/new/a.txt")
+    for source in (tmp_path, cache, cache / "snapshots"):
+        with pytest.raises(
+            UserError, match=r"snapshots: holds 2 versions of .* \(new, old\); give"
+        ):
+            read(source)
+    assert read(cache / "snapshots" / "new")[0] == ["snapshots/new/a.txt"]
+
+
 def test_empty_files_and_texts_are_counted(tmp_path: Path) -> None:
     write(tmp_path, "a.txt")
-    for name in ("b.txt", "c.jsonl", "d.json", "e.py"):
+    empty = ("b.txt", "c.jsonl", "d.json", "e.parquet", "e.arrow", "e.tar", "e.txt.xz", "e.csv.bz2")
+    for name in empty:
         (tmp_path / name).write_text("")
     (tmp_path / "f.jsonl").write_text('{"text": ""}\n\n{"text": "f"}\n{"text": ""}\n')
     texts, lines = read(tmp_path)
     assert texts == ["a.txt", "f"]
     assert lines[2:] == [
-        f"left out 4 files: empty (the first: {tmp_path}/b.txt)",
+        f"left out 8 files: empty (the first: {tmp_path}/b.txt)",
         f"left out 2 rows: empty text (the first: {tmp_path.name}/f.jsonl:1)",
     ]
 

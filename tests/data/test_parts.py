@@ -33,6 +33,11 @@ def test_there_are_several_units(source: Path) -> None:
     assert len(units) > 2 and [entry for unit in units for entry in unit.entries] == entries
 
 
+def test_parts_do_not_lie_where_they_would_be_read(source: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match=r"parts: lies in .*; give a folder beside it"):
+        prepare_part(Corpus([source]), tokenizer, source / "parts", (1, 2), **SETTINGS)
+
+
 @pytest.mark.parametrize("parts", [1, 2, 40])
 def test_parts_that_are_merged_are_what_one_process_writes(
     source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path, parts: int

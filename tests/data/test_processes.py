@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.prepare import _in_processes, prepare
-from pretrain.data.units import Unit, cut
+from pretrain.data.units import Done, Unit, cut
 from pretrain.errors import UserError
 from tests.data.small import SETTINGS, content
 from tests.data.texts import make_texts, write_texts
@@ -38,6 +39,21 @@ def test_an_error_of_a_process_is_the_users(
     with pytest.raises(UserError, match=r"055\.txt: invalid UTF-8"):
         prepare(Corpus([bad]), tokenizer, tmp_path / "out", **SETTINGS | {"workers": 2})
     assert not (tmp_path / "out").exists()
+
+
+def _fails_or_goes_on(unit: Unit, tell: Callable[[Done], None]) -> Any:
+    if unit.number == 0:
+        raise UserError("the first is bad")
+    for _ in range(600):  # groups of documents of a big file
+        tell(Done())
+        time.sleep(0.1)
+
+
+def test_an_error_is_told_before_others_have_finished_their_files(source: Path) -> None:
+    units, begin = cut(Corpus([source]).find(), 300), time.monotonic()
+    with pytest.raises(UserError, match="the first is bad"):
+        _in_processes(_fails_or_goes_on, units, 2, lambda number, done: None)
+    assert time.monotonic() - begin < 50
 
 
 def _sleeps(*_: object, **__: object) -> Any:

@@ -79,7 +79,7 @@ def test_the_rest_of_a_damaged_file_is_left_out(tmp_path: Path) -> None:
     lines = b"".join(b'{"text": "%d"}\n' % n for n in range(20_000))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines)[:-1000])
     (tmp_path / "b.parquet").write_bytes(b"no parquet")
-    (tmp_path / "c.parquet").write_bytes(b"")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1")
     (tmp_path / "z.txt").write_text("whole")
     corpus = Corpus([tmp_path], skip_bad=True)
     found = [d.text for d in corpus]

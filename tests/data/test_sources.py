@@ -108,8 +108,11 @@ def test_tars_of_webdataset(tmp_path: Path) -> None:
 
 
 def test_a_member_may_begin_with_a_mark(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "d.tar", {"a.json": b'\xef\xbb\xbf{"text": "first"}'})
-    assert texts(path) == ["first"]
+    mark = b"\xef\xbb\xbf"
+    members = {"a.json": mark + b'{"text": "first"}', "b.txt": mark + b"second"}
+    assert texts(write_tar(tmp_path / "d.tar", members)) == ["first", "second"]
+    (tmp_path / "e.txt").write_bytes(mark + b"third\xef\xbb\xbf")
+    assert texts(tmp_path / "e.txt") == ["third\ufeff"]
 
 
 @pytest.mark.parametrize(
@@ -138,13 +141,35 @@ def test_a_tar_of_a_folder_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [3072, 3072 + 100, 3072 + 512, 3072 + 700, 100])
 def test_a_tar_that_was_cut(tmp_path: Path, left: int) -> None:
-    """Between two members or in one; the last sample may not be whole."""
+    """Between two members or in one; what lies before is whole."""
     path = write_tar(tmp_path / "d.tar", {f"{n}.txt": b"x" * 600 for n in range(3)})
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(UserError, match=f"{path}: cannot be read as a tar: "):
         texts(path)
     if left > 1000:
-        assert texts(path, skip_bad=True) == ["x" * 600]
+        assert texts(path, skip_bad=True) == ["x" * 600] * 2
+
+
+def test_json_of_a_sample_that_was_cut(tmp_path: Path) -> None:
+    """Its text may be what is missing."""
+    members = {"a.txt": b"first", "b.json": b'{"text": "of b?"}', "b.txt": b"x" * 600}
+    path = write_tar(tmp_path / "d.tar", members)
+    path.write_bytes(path.read_bytes()[:2048])
+    assert texts(path, skip_bad=True) == ["first"]
+
+
+def test_members_of_one_name_up_to_the_first_dot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts are read one by one, however many; JSON may have a text beside it, so it is held."""
+    monkeypatch.setattr("pretrain.data.tar.MAX_LINE", 100)
+    path = write_tar(tmp_path / "d.tar", {f"all.{n}.txt": b"x" * 60 for n in range(5)})
+    assert texts(path) == ["x" * 60] * 5
+    path = write_tar(tmp_path / "d.tar", {f"all.{n}.json": b'{"text": "a"}' for n in range(9)})
+    with pytest.raises(
+        UserError, match=r"d.tar: a sample of more .* JSON, all: .*; name them apart"
+    ):
+        texts(path)
 
 
 def test_a_tar_that_is_damaged(tmp_path: Path) -> None:
