@@ -150,7 +150,7 @@ def run_all(
                 job.cards = least_used(
                     gpus, [j.cards for j in all_jobs if j.process], job.run.ranks
                 )
-                _train(job, hypnos, environment)
+                _begin(job, hypnos, environment)
             show(all_jobs)
             time.sleep(POLL_S)
     show(all_jobs)
@@ -227,13 +227,26 @@ def _give_up_without_trunk(job: Job, ended: set[str]) -> None:
         job.state = "failed"
 
 
-def _train(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
-    job.state, job.tries = "training", job.tries + 1
+def _begin(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
+    """Trains it, or goes on with what an array has trained."""
+    job.tries += 1
+    if is_trained(job.folder, job.run):
+        _judge(job, hypnos, environment)
+        return
+    job.state = "training"
     places = (f"run.dir={job.path.parent}", f"run.name={job.run.name}")
     how = ["train"] if job.run.ranks == 1 else ["launch", "local"]
     command = [*hypnos, *how, str(job.run.config), *job.run.overrides, *places]
     command += [] if job.run.ranks == 1 else ["--ranks", str(job.run.ranks)]
     job.process = _start(command, environment | _cards(job), job.log)
+
+
+def _judge(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
+    """What is left to do of a run that is trained."""
+    if (own := job.own_evaluations()) is None:
+        _evaluate(job, hypnos, environment)
+    else:
+        _finish(job, own)
 
 
 def _evaluate(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
@@ -269,10 +282,7 @@ def _advance(job: Job, hypnos: Sequence[str], environment: dict[str, str], retri
         return
     job.process = None
     if status == 0 and job.state == "training":
-        if (own := job.own_evaluations()) is None:
-            _evaluate(job, hypnos, environment)
-        else:
-            _finish(job, own)
+        _judge(job, hypnos, environment)
     elif status == 0:
         part = job.path / ".evaluation.part"
         _finish(job, [parse_json(line) for line in part.read_text(encoding="utf-8").splitlines()])

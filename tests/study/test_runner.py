@@ -19,6 +19,7 @@ from rich.console import Console
 
 from launch.cli import main
 from launch.commands.many_runs import tell_end
+from pretrain.checkpoint.folder import checkpoint_dir
 from pretrain.errors import UserError
 from pretrain.study import progress, runner
 from pretrain.study.one_run import Run, is_done, left_by
@@ -51,6 +52,16 @@ def test_every_run_is_trained_and_evaluated_once(tmp_path: Path) -> None:
     assert [job.state for job in again] == ["done"] * 4
     assert [starts(tmp_path, run) for run in RUNS] == [1] * 4
     assert "run.seed=2" in (tmp_path / "logs" / "r2.log").read_text()
+
+
+def test_what_an_array_has_trained_is_only_evaluated(tmp_path: Path) -> None:
+    run_all(RUNS[:1], tmp_path, hypnos=HYPNOS)
+    (tmp_path / "done" / "r0.json").unlink()
+    checkpoint_dir(tmp_path / "runs" / "r0", 1250).mkdir(parents=True)
+    states = set[str]()
+    (job,) = run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, show=lambda jobs: states.add(jobs[0].state))
+    assert states <= {"waiting", "evaluating", "done"} and job.state == "done"
+    assert starts(tmp_path, RUNS[0]) == 1
 
 
 def test_each_run_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
