@@ -120,7 +120,7 @@ class Tokenizer:
                         ids += unit_ids
                     ids += after
                 yield ids
-        except TypeError:
+        except (TypeError, UnicodeEncodeError):
             surrogate = next(filter(None, map(_SURROGATE.search, units)))[0]
             raise TokenizerError(
                 f"text holds a lone surrogate (U+{ord(surrogate):04X}), which is no Unicode text; "

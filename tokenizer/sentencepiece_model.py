@@ -52,7 +52,11 @@ class SentencePieceModel:
         return SentencePieceModel, (self._file,)
 
     def encode(self, texts: list[str], threads: int) -> Iterator[list[int]]:
-        for ids, text in zip(self._model.encode(texts, num_threads=threads), texts, strict=True):
+        if threads == 1:  # a list, even of one, starts a thread: a hundred times a short text's cost
+            encoded = (self._model.encode(text.encode()) for text in texts)
+        else:
+            encoded = self._model.encode(texts, num_threads=threads)
+        for ids, text in zip(encoded, texts, strict=True):
             if self.byte_ids is None and self.unk in ids:
                 unknown = next(c for c in text if self.unk in self._model.encode(c))
                 raise TokenizerError(

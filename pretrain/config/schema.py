@@ -323,6 +323,9 @@ class RecallConfig:
     max_hops: int = setting(
         4, "a chain has so many; asked for are 0 to so many", at_least=0, at_most=64
     )
+    questions: int = setting(1, "chains that are asked about, one name of each", at_least=1)
+    name_letters: int = setting(3, "letters of a name", at_least=1, at_most=8)
+    digits: int = setting(3, "of a number", at_least=1, at_most=8)
 
 
 @dataclass(kw_only=True)

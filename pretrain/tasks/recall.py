@@ -1,4 +1,4 @@
-"""Recall: in real text, numbers are given to names, and names to names; then one is asked for.
+"""Recall: in real text, numbers are given to names, and names to names; then some are asked for.
 
 Needle in a haystack and variable tracking in the manner of RULER (Hsieh et al., arXiv 2404.06654),
 in the running Python's own documentation (`pydoc_data.topics`), which every installation has.
@@ -7,6 +7,7 @@ in the running Python's own documentation (`pydoc_data.topics`), which every ins
     VAR ABC = 417 EOS                                            scored: the number and EOS
 
 A chain of k hops passes a number on through k names, in the order of the text. k = 0 is the needle.
+Of several questions each is about another chain, and k is the same.
 """
 
 from __future__ import annotations
@@ -27,13 +28,11 @@ from pretrain.tasks.task import GradedBatch, by_grade, check_context, depth_at, 
 from tokenizer.encode import Tokenizer
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-NAME_LETTERS = 3
-LARGEST = 999
 _SENTENCE = re.compile(r"(?<=[.:!?])\s+")
 
 
 class Recall:
-    """`chains` chains of max_hops hops in `context` tokens of text, one of them asked for."""
+    """Chains of max_hops hops in `context` tokens of text; `questions` of them are asked for."""
 
     def __init__(self, config: RecallConfig, window: int, tokenizer: Tokenizer) -> None:
         self.config, self.window, self.tokenizer = config, window, tokenizer
@@ -44,11 +43,14 @@ class Recall:
         )
         self.test_hops = [0, *(2**i for i in range(config.max_hops.bit_length()))]
         check_context("recall.context", config.context, window)
-        self.question_tokens = len(tokenizer.encode("VAR QXZ =")) + 3 * NAME_LETTERS + 8
-        if self.question_tokens > window:
+        _check_sizes(config)
+        # no name or number is more tokens than characters; with the space before each, and EOS
+        characters = config.name_letters + config.digits + 3
+        self.asked_tokens = config.questions * (len(tokenizer.encode("VAR =")) + characters)
+        if self.asked_tokens > window:
             raise UserError(
-                f"sleep.window = {window} does not hold a question; set it to "
-                f"{self.question_tokens} or more"
+                f"sleep.window = {window} does not hold {config.questions} questions; set it to "
+                f"{self.asked_tokens} or more"
             )
 
     @cached_property
@@ -87,37 +89,42 @@ class Recall:
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
         """Share of numbers right, {"hops_k": by hops}. best: [B, T] int64."""
-        right = ((best == batch.targets) | (batch.targets == IGNORE)).all(dim=1)
-        return by_grade("hops", right, batch)
+        wrong = ((best != batch.targets) & (batch.targets != IGNORE)).cumsum(dim=1)  # so far
+        ends = batch.targets == self.tokenizer.eos  # of the answers
+        wrong = wrong[ends].view(len(best), self.config.questions)
+        right = wrong.diff(dim=1, prepend=torch.zeros_like(wrong[:, :1])) == 0  # [B, questions]
+        return by_grade("hops", right.double().mean(dim=1), batch)
 
     def _write(self, generators: list[Random], hops: list[int]) -> GradedBatch:
         c, tokenizer = self.config, self.tokenizer
-        shape = len(hops), c.context + self.question_tokens
+        shape = len(hops), c.context + self.asked_tokens
         tokens, targets = np.full(shape, tokenizer.pad), np.full(shape, IGNORE)
         valid = np.zeros(shape, dtype=np.bool_)
         for row, (random, k) in enumerate(zip(generators, hops, strict=True)):
-            statements, name, number = self._draw(random, k)
-            context = self._hide(random, statements)
-            question = tokenizer.encode(f"VAR {name} =")
-            answer = [*tokenizer.encode(f" {number}"), tokenizer.eos]
-            read = [*context, *question, *answer[:-1]]
-            first, said = c.context - len(context), c.context + len(question) - 1
-            tokens[row, first : first + len(read)] = read
-            valid[row, first : first + len(read)] = True
-            targets[row, said : said + len(answer)] = answer
+            statements, asked = self._draw(random, k)
+            read = self._hide(random, statements)
+            first, at = c.context - len(read), c.context
+            for name, number in asked:
+                question = tokenizer.encode(f"VAR {name} =")
+                answer = [*tokenizer.encode(f" {number}"), tokenizer.eos]
+                read += question + answer
+                targets[row, at + len(question) - 1 :][: len(answer)] = answer
+                at += len(question) + len(answer)
+            tokens[row, first : at - 1] = read[:-1]  # EOS of the last is not read
+            valid[row, first : at - 1] = True
         batch = make_batch(tokens, targets, valid, self.window)
         return GradedBatch(**vars(batch), grade=torch.tensor(hops))
 
-    def _draw(self, random: Random, k: int) -> tuple[list[str], str, int]:
-        """All statements in the order of the text, the name asked for, k hops on, its number."""
+    def _draw(self, random: Random, k: int) -> tuple[list[str], list[tuple[str, int]]]:
+        """All statements in the order of the text; what is asked: names, k hops on, and numbers."""
         c = self.config
         length = c.max_hops + 1
         names: list[str] = []
         while len(names) < c.chains * length:
-            name = "".join(random.choices(LETTERS, k=NAME_LETTERS))
+            name = "".join(random.choices(LETTERS, k=c.name_letters))
             if name not in names:
                 names.append(name)
-        numbers = random.sample(range(LARGEST // 10 + 1, LARGEST + 1), c.chains)  # of 3 digits
+        numbers = random.sample(range(10 ** (c.digits - 1), 10**c.digits), c.chains)
         chains = [names[i * length : (i + 1) * length] for i in range(c.chains)]
         told = []  # (place in the text, statement): places of a chain in order
         for chain, number in zip(chains, numbers, strict=True):
@@ -127,7 +134,8 @@ class Recall:
                 (place, f"VAR {name} = {value}.")
                 for place, name, value in zip(places, chain, given, strict=True)
             ]
-        return [statement for _, statement in sorted(told)], chains[0][k], numbers[0]
+        asked = [(chain[k], n) for chain, n in zip(chains, numbers, strict=True)]  # in any order
+        return [statement for _, statement in sorted(told)], asked[: c.questions]
 
     def _hide(self, random: Random, statements: list[str]) -> list[int]:
         """The statements between sentences of the text, as many as the context holds."""
@@ -154,3 +162,24 @@ class Recall:
             if len(tokens) <= self.config.context or not sentences:
                 return tokens[-self.config.context :]
             sentences.pop()
+
+
+def _check_sizes(config: RecallConfig) -> None:
+    """UserError: there are not so many names, numbers or chains."""
+    names, numbers = len(LETTERS) ** config.name_letters, 9 * 10 ** (config.digits - 1)
+    wanted = config.chains * (config.max_hops + 1)
+    if wanted > names // 2:  # names are drawn until they differ
+        raise UserError(
+            f"recall: {config.chains} chains of {config.max_hops} hops have {wanted} names, of "
+            f"{names} that there are; raise recall.name_letters, or lower recall.chains"
+        )
+    if config.chains > numbers:
+        raise UserError(
+            f"recall: {config.chains} chains have as many numbers, of {numbers} that there are; "
+            "raise recall.digits, or lower recall.chains"
+        )
+    if config.questions > config.chains:
+        raise UserError(
+            f"recall.questions = {config.questions}: each is about another of the {config.chains} "
+            "chains; lower it, or raise recall.chains"
+        )

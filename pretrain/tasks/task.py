@@ -27,7 +27,7 @@ class GradedBatch(Batch):
 
 
 def by_grade(name: str, right: Tensor, batch: Batch) -> dict[str, float]:
-    """{"name_k": share of the right rows among those of grade k}. right: [B] bool."""
+    """{"name_k": share that is right of the rows of grade k}. right: [B] bool, or shares."""
     assert isinstance(batch, GradedBatch), "all batches of such a task are"
     grades = batch.grade.unique().tolist()
     return {f"{name}_{k}": float(right[batch.grade == k].double().mean()) for k in grades}
