@@ -1,9 +1,9 @@
 """`make demo`: the whole story on this machine, as the commands that anyone would type.
 
-    1  a corpus that every machine has becomes a tokenizer and webdataset shards
-    2  three runs are trained, two at a time: a small sleeping hybrid on that text, and the paper's
-       question, multi-hop retrieval, with N = 1 and N = 4 passes on the same data and seed
-    3  the text model is evaluated and writes on; the two Depo runs are drawn side by side
+    1  on one core the paper's question, multi-hop retrieval, is trained with N = 4 passes; on
+       another a corpus that every machine has becomes a tokenizer and webdataset shards, a small
+       sleeping hybrid is trained on that text, and then retrieval with N = 1, same data and seed
+    2  the text model is evaluated and writes on; the two Depo runs are drawn side by side
 
 Interrupted, it goes on where it stopped; `rm -r runs/demo` begins anew.
 """
@@ -38,7 +38,6 @@ def main() -> int:
     parser.parse_args()
     begin = time.monotonic()
     try:
-        prepare()
         train()
         show()
     except subprocess.CalledProcessError as error:
@@ -53,9 +52,25 @@ def main() -> int:
     return 0
 
 
+def train() -> None:
+    """The longest run has a core to itself, and all else another, unless there is a third."""
+    title(
+        "1 of 2: multi-hop retrieval with sleep (N=4); a corpus, training on text; retrieval (N=1)"
+    )
+    with ThreadPoolExecutor() as pool:
+        beside = [pool.submit(train_depo, "depo-n4")]
+        if (os.cpu_count() or 1) > 2:
+            beside.append(pool.submit(train_depo, "depo-n1"))
+        prepare()
+        hypnos(*TRAIN_TEXT, label=TEXT)
+        if len(beside) == 1:
+            train_depo("depo-n1")
+        for run in beside:
+            run.result()
+
+
 def prepare() -> None:
     """The sources and documentation of the running Python, as a tokenizer and shards."""
-    title("1 of 3: a corpus, a tokenizer, shards")
     if not TOKENIZER.exists():
         hypnos("tokenizer", "train", "--python", "--vocab-size", "2048", "--out", str(TOKENIZER))
     if not SHARDS.exists():
@@ -73,29 +88,15 @@ def prepare() -> None:
     hypnos("data", "stats", str(SHARDS))
 
 
-def train() -> None:
-    """The longest run has a core to itself; the other two share the second, one after the other."""
-    title("2 of 3: training on text, and on multi-hop retrieval with sleep (N=4) and without (N=1)")
-    runs = {TEXT: TRAIN_TEXT} | {name: depo(name, passes) for name, passes in DEPO.items()}
-    longest_first = ("depo-n4", TEXT, "depo-n1")
-    with ThreadPoolExecutor(min(3, max(2, os.cpu_count() or 1))) as pool:
-        list(pool.map(lambda name: hypnos(*runs[name], label=name), longest_first))
-
-
-def depo(name: str, passes: int) -> tuple[str, ...]:
-    """The command that trains one of the two runs: they differ in the number of passes alone."""
-    return (
-        "train",
-        "configs/depo-small.toml",
-        f"run.dir={ROOT}",
-        f"run.name={name}",
-        f"sleep.passes={passes}",
-    )
+def train_depo(name: str) -> None:
+    """One of the two runs: they differ in the number of passes alone."""
+    settings = f"run.dir={ROOT}", f"run.name={name}", f"sleep.passes={DEPO[name]}"
+    hypnos("train", "configs/depo-small.toml", *settings, label=name)
 
 
 def show() -> None:
     """What the text model knows, what it writes, and what sleep bought."""
-    title("3 of 3: what came of it")
+    title("2 of 2: what came of it")
     hypnos("eval", str(ROOT / TEXT))
     hypnos("generate", str(ROOT / TEXT), "--prompt", PROMPT, "--tokens", "300")
     hypnos("report", str(ROOT / TEXT))

@@ -52,7 +52,7 @@ class SentencePieceModel:
         return SentencePieceModel, (self._file,)
 
     def encode(self, texts: list[str], threads: int) -> Iterator[list[int]]:
-        if threads == 1:  # a list, even of one, starts a thread: a hundred times a short text's cost
+        if threads == 1:  # for a list, even of one, the library starts a thread
             encoded = (self._model.encode(text.encode()) for text in texts)
         else:
             encoded = self._model.encode(texts, num_threads=threads)

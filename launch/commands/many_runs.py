@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from launch.commands import Argument, argument
 from launch.commands.values import new_file, positive, tell
+from pretrain.errors import UserError
 from pretrain.exit_status import REQUEUE
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ def array_argument(then: str) -> Argument:
         help="train nothing: write the runs that are left for `hypnos launch slurm CONFIG "
         f"--array FILE`; {then}",
     )
+
+
+def check_array(array: Path | None, minutes: int | None) -> None:
+    """UserError: --array has no training that could end after --minutes."""
+    if array and minutes is not None:
+        raise UserError("--minutes: --array trains nothing; leave one of them out")
 
 
 def evaluate_trained(runs: Sequence[Run], folder: Path, jobs: int | None) -> None:

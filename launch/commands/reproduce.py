@@ -11,6 +11,7 @@ from launch.commands.many_runs import (
     HYPNOS,
     JOBS,
     array_argument,
+    check_array,
     evaluate_trained,
     status_of,
     tell_end,
@@ -82,6 +83,7 @@ def reproduce(
     from pretrain.errors import UserError
     from pretrain.run.console import said_if_slow
 
+    check_array(array, minutes)
     with said_if_slow("loading torch and Megatron", tell):
         from pretrain.study.controls import CONTROLS, named
         from pretrain.study.one_run import is_done

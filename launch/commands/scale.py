@@ -10,6 +10,7 @@ from launch.commands.many_runs import (
     HYPNOS,
     JOBS,
     array_argument,
+    check_array,
     evaluate_trained,
     status_of,
     tell_end,
@@ -81,6 +82,7 @@ def scale(
     with said_if_slow("loading torch and Megatron", tell):
         from pretrain.study.ladder import expand, read_study
 
+    check_array(array, minutes)
     settings = read_study(study, overrides)
     folder = out or Path("runs/scale") / study.stem
     if coordinates:

@@ -191,6 +191,16 @@ def test_a_study_that_goes_to_slurm_trains_nothing(
     assert len(array.read_text().splitlines()) == 4 and not (tmp_path / "out" / "runs").exists()
 
 
+@pytest.mark.parametrize("study", [["reproduce", "depo"], ["scale", "configs/scale/depo.toml"]])
+def test_an_array_has_no_minutes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], study: list[str]
+) -> None:
+    asked = ["--minutes", "5", "--array", str(tmp_path / "left.txt")]
+    assert main([*study, *asked, "--out", str(tmp_path / "out")]) == 2
+    assert "--minutes: --array trains nothing; leave one" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_study_of_text_reads_the_text_that_it_is_given(tmp_path: Path) -> None:
     array, out = tmp_path / "left.txt", tmp_path / "out"
     mine = ['data.train=[{path="mine"}]', "data.heldout=apart"]
