@@ -208,8 +208,10 @@ def test_what_an_array_has_trained_is_evaluated_before_the_next_rung(
     path = study(tmp_path, LADDER.replace("seeds = 2", "seeds = 1"))
     runs = [r.run for r in expand(path, read_study(path))]
     for run in runs[:6]:  # the smallest rung
-        there = tmp_path / "runs" / run.name / "checkpoints"
-        (there / f"step-{run.settings().train.steps}").mkdir(parents=True)
+        there = tmp_path / "runs" / run.name
+        (there / "checkpoints" / f"step-{run.settings().train.steps}").mkdir(parents=True)
+        row = {"kind": "train", "step": 5, "loss": 1.5, "tokens": 500, "tokens_per_s": 50.0}
+        (there / "metrics.jsonl").write_text(json.dumps(row | {"flops_per_s": 1e6}) + "\n")
     command = ["scale", str(path), "--array", str(tmp_path / "left.txt"), "--out", str(tmp_path)]
     assert main([*command, "--jobs", "2"]) == 0
     assert "rung 1 of 2, width 64: 2 runs, and 4 wait" in capsys.readouterr().out
