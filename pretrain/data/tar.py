@@ -2,7 +2,7 @@
 
 Members whose names are the same up to the first dot follow one another and are one sample. Its
 texts are documents, and JSON beside them tells about them; in a sample without, JSON is the text
-(so that it waits for the end of its sample).
+(so that it waits for a text, or the end of its sample).
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ def _texts(sample: Iterable[Member], path: Path, name: str, key: str) -> Iterato
         elif _suffix(info) in TEXT_SUFFIXES:
             has_text = True
             yield _text(content, place, source)
+        elif has_text:
+            yield LeftOut(".json beside a text", place)
         else:
             waiting.append((content, place, source))
             if (held := held + len(content)) > MAX_LINE:

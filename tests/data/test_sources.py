@@ -165,7 +165,10 @@ def test_members_of_one_name_up_to_the_first_dot(
     monkeypatch.setattr("pretrain.data.tar.MAX_LINE", 100)
     path = write_tar(tmp_path / "d.tar", {f"all.{n}.txt": b"x" * 60 for n in range(5)})
     assert texts(path) == ["x" * 60] * 5
-    path = write_tar(tmp_path / "d.tar", {f"all.{n}.json": b'{"text": "a"}' for n in range(9)})
+    captions = {f"all.{n}.json": b'{"text": "a"}' for n in range(9)}
+    path = write_tar(tmp_path / "d.tar", {"all.txt": b"first"} | captions)
+    assert texts(path) == ["first"]
+    path = write_tar(tmp_path / "d.tar", captions)
     with pytest.raises(
         UserError, match=r"d.tar: a sample of more .* JSON, all: .*; name them apart"
     ):
