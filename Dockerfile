@@ -32,7 +32,8 @@ RUN if [ "${DEVICE}" = cuda ]; then \
         && DS_BUILD_UTILS=1 DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 TORCH_CUDA_ARCH_LIST="${GPUS}" \
         .venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --force-reinstall "${version}"; \
     fi
-RUN chmod -R a+rX /opt/hypnos
+# Python's bytecode too, as who runs cannot write it there (a file of torch's own tests is for newer Pythons only)
+RUN { .venv/bin/python -m compileall -q -j 0 .venv/lib || true; } && chmod -R a+rX /opt/hypnos
 
 FROM ${RUNTIME} AS runtime
 # a C compiler: Triton builds its launcher with one. srun needs the host's /etc/slurm and munge socket

@@ -184,10 +184,14 @@ def check_cuda() -> None:
         )
 
 
-def pip(*arguments: str) -> str:
+def pip(verb: str, *arguments: str) -> str:
     """Runs .venv's pip. Returns its last error, or nothing when it succeeded."""
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]  # progress bars only where somebody watches
-    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *quiet, *arguments]
+    options = ["--disable-pip-version-check"]
+    if not sys.stdout.isatty():
+        options.append("--quiet")  # progress bars only where somebody watches
+    command = [str(PYTHON), "-m", "pip", verb, *options, *arguments]
+    if verb == "install":
+        command.append("--no-compile")  # a seventh is ever imported, and compiled then
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode == 0:
         return ""
