@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import shutil
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 from launch.bootstrap import has_gpu
 from pretrain.errors import UserError
+from pretrain.origin import cores
 
 GB = 1 << 30
 
@@ -204,9 +204,7 @@ def _memory() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    found = (
-        f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free, {os.cpu_count()} cores"
-    )
+    found = f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free, {cores()} cores"
     if memory.available >= 4 * GB:
         yield Finding("ok", "memory", found)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from types import MappingProxyType
 from typing import IO
 
 from pretrain.exit_status import of_process
+from pretrain.origin import cores
 from pretrain.run.signals import die_with_parent
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL, once a rank has failed
@@ -132,6 +132,4 @@ def show_last_lines(lines: Sequence[bytes]) -> None:
 
 def default_threads(ranks: int) -> dict[str, str]:
     """Threads of each of so many ranks on this host, unless the user sets their number."""
-    # of those that this process may use, where the system says (Linux)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"OMP_NUM_THREADS": str(max(1, (cores or 1) // ranks))}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // ranks))}

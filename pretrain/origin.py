@@ -1,12 +1,27 @@
-"""Where numbers come from: the machine, the commit, the day."""
+"""Where numbers come from: the machine, the commit, the day.
+
+RUN/origins.jsonl    of each start of a run, a line: results name where they were made, not where
+                     they were written
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+
+from pretrain.files import parse_json
+
+Origin = dict[str, str]  # "machine", "commit", "date"
+
+
+def cores() -> int:
+    """That this process may use, where the system says (Linux): of a job, not of its host."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def commit() -> str:
@@ -33,13 +48,30 @@ def machine() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} cores, {processor()}"
+    return f"{cores()} cores, {processor()}"
 
 
-def origin() -> dict[str, str]:
-    """What a result says of itself: "machine", "commit", "date"."""
+def origin() -> Origin:
+    """What a result says of itself, where it is made."""
     return {
         "machine": machine(),
         "commit": commit() or "unknown",
         "date": date.today().isoformat(),
     }
+
+
+def add_origin(run: Path) -> None:
+    """A start of the run in this folder, here and now."""
+    with (run / "origins.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(origin()) + "\n")
+
+
+def origin_of(run: Path) -> Origin:
+    """Of a run: every machine and commit that has trained it, and the last day."""
+    lines = (run / "origins.jsonl").read_text(encoding="utf-8").splitlines()
+    return _together([parse_json(line) for line in lines])
+
+
+def _together(starts: Sequence[Origin]) -> Origin:
+    each = {what: " and ".join(dict.fromkeys(s[what] for s in starts)) for what in starts[0]}
+    return each | {"date": starts[-1]["date"]}

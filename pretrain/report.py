@@ -70,9 +70,8 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
     accuracy.png (tasks), passes.png, state.png, heads.png and throughput.png for which the runs
     have data.
     """
-    runs = _coloured([read_run(path.name, path) for path in run_dirs])
-    for run, label in zip(runs, _labels(runs, run_dirs), strict=True):
-        run.label = label
+    labels = _labels(run_dirs)
+    runs = _coloured([read_run(*each) for each in zip(labels, run_dirs, strict=True)])
     out.mkdir(parents=True, exist_ok=True)
     pictures = _draw(runs, out)
     headers, rows = _summary(runs)
@@ -194,11 +193,8 @@ def read_metrics(path: Path) -> Iterator[Row]:
         yield row
 
 
-def _labels(runs: list[RunMetrics], paths: Sequence[Path]) -> list[str]:
-    """Runs that differ in N are called by it; others by their folder."""
-    passes = [run.passes for run in runs]
-    if len(runs) > 1 and None not in passes and len(set(passes)) == len(runs):
-        return [f"N={n}" for n in passes]
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Names of the runs' folders; whole paths where names are the same."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 

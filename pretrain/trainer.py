@@ -5,6 +5,7 @@ A run is a folder, run.dir/run.name:
     config.toml      the resolved configuration;  tokenizer.model  what the data are written in
     metrics.jsonl    see pretrain/run/metrics.py;  tensorboard/ has the same
     checkpoints/     see pretrain/checkpoint/
+    origins.jsonl    machine, commit and day of each start
 
 `train` goes on by itself from the newest intact checkpoint there, and refuses a configuration that
 would have given another result so far (pretrain/run/resume.py).

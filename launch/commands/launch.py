@@ -195,12 +195,19 @@ def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[
 
     runs: dict[Path, list[str]] = {}
     for number, line in enumerate(read_text(array).splitlines(), 1):
-        words = shlex.split(line, comments=True)
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            fix = 'quote as in a shell: "run.name=it\'s"'
+            raise UserError(f"{array}, line {number}: {error}; {fix}") from None
         if not words:
             continue
         other = [] if "=" in words[0] else [words.pop(0)]
         run = [*(other or [str(config)]), *overrides, *words]
-        folder = run_folder(Path(run[0]), run[1:])
+        try:
+            folder = run_folder(Path(run[0]), run[1:])
+        except UserError as error:
+            raise UserError(f"{array}, line {number}: {error}") from None
         if folder in runs:
             raise UserError(
                 f"{array}, line {number}: {folder} is the run of another line, too; set run.name"

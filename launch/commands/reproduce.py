@@ -120,7 +120,8 @@ def reproduce(
         )  # fmt: skip
     tell_end(done)
     if any(job.state == "done" for job in done) or minutes is None:
-        print(write_results(planned, folder, f"{task}, {scale} scale"))
+        failed = {job.run.name for job in done if job.state == "failed"}
+        print(write_results(planned, folder, f"{task}, {scale} scale", failed))
         print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")
     return status_of([job.state for job in done])
 

@@ -36,6 +36,7 @@ from pretrain.files import (
     with_checksum,
     write_atomically,
 )
+from pretrain.origin import cores
 from tokenizer.encode import Tokenizer
 
 SHARD_TOKENS = 50_000_000
@@ -247,10 +248,10 @@ def _write(
     """Writes the units, by several processes if there are several; `corpus.tally` counts what
     became of their files. How many documents were written.
     """
-    cores = workers or len(os.sched_getaffinity(0))
-    processes = max(1, min(cores, len(units)))
+    most = workers or cores()
+    processes = max(1, min(most, len(units)))
     write: Write = partial(
-        write_unit, corpus=corpus, target=target, folder=folder, threads=max(1, cores // processes)
+        write_unit, corpus=corpus, target=target, folder=folder, threads=max(1, most // processes)
     )
     progress: dict[int, Done] = {}
     corpus.files = sum(len(unit.entries) for unit in units)

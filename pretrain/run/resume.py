@@ -19,6 +19,7 @@ from pretrain.config.resume import check_unchanged
 from pretrain.config.run_folder import keep_tokenizer
 from pretrain.config.schema import Config, GuardConfig
 from pretrain.files import write_atomically, writes_user_file
+from pretrain.origin import add_origin
 from pretrain.run.agreement import on_rank_0
 from pretrain.run.guard import SkipStreak
 
@@ -82,6 +83,9 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
         write_atomically(run / "config.toml", dump(config))
     # the checkpoints hold it too: what cannot be read again is refused now
     load(run / "config.toml")
+    if found is None or found.step < config.train.steps:
+        with writes_user_file(run):
+            add_origin(run)
     return _step(found)
 
 

@@ -7,7 +7,6 @@ block takes longer by the processor's own clock the more ranks there are.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from multiprocessing.synchronize import Barrier
@@ -19,9 +18,10 @@ import torch.multiprocessing as mp
 
 from parallel import mesh
 from pretrain.config.schema import ModelConfig
+from pretrain.origin import cores
 from pretrain.study.one_block import one_block
 
-CORES = os.cpu_count() or 1
+CORES = cores()
 SECONDS, ROUNDS = 1.5, 3  # with a core for each; as many times over as cores are shared
 MOST = 16  # ranks
 

@@ -66,6 +66,8 @@ def _what_is_there(runs: Sequence[LadderRun], done: Sequence[Finished]) -> str:
     have = {d.of.run.name for d in done}
     missing = [r.run.name for r in runs if r.run.name not in have]
     said = f"{len(done)} of {len(runs)} runs (a run at a token budget) are done."
+    if diverged := [d.of.run.name for d in done if np.isnan(d.loss)]:
+        said += f" Diverged, and in no law: {', '.join(diverged)}."
     more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
     return f"{said} Missing: {', '.join(missing[:MAX_NAMED])}{more}." if missing else said
 

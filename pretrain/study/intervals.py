@@ -32,8 +32,8 @@ class Mean:
 
     @property
     def is_above_zero(self) -> bool:
-        """Surely, to 95 %. False for a single seed."""
-        return self.low > 0
+        """Surely, to 95 %. False of fewer than three seeds, which say too little of others."""
+        return self.count > 2 and self.low > 0
 
 
 def mean(values: Sequence[float]) -> Mean:

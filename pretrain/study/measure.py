@@ -9,7 +9,6 @@ work beside it does no harm. The network between hosts is not measured.
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from parallel.norms import l2_normalized
 from pretrain.config.load import to_toml
 from pretrain.config.schema import ModelConfig
 from pretrain.model.flops import delta_rule_forward, peak
+from pretrain.origin import cores
 from pretrain.study.block_work import BlockCounter, Rows
 from pretrain.study.crowding import measured_crowding
 from pretrain.study.hardware import GIB, DeviceSpec, Hardware, NodeSpec
@@ -65,17 +65,17 @@ def written(hardware: Hardware) -> str:
 
 
 def _cpu() -> Hardware:
-    cores, memory = os.cpu_count() or 1, psutil.virtual_memory().total
+    memory = psutil.virtual_memory().total
     model = ModelConfig(
         d_model=256, mlp_width=1024, vocab_size=512, delta_key_dim=64, delta_value_dim=64
     )
     rates = _rates(model, 4, 128, torch.float32, RULE)
     best = rates.products  # there is no other peak
     name = f"one core of {platform.processor() or platform.machine()}"
-    device = rates.device(name, "cpu", best=best, fp32=best, memory_gib=memory / GIB / cores)
+    device = rates.device(name, "cpu", best=best, fp32=best, memory_gib=memory / GIB / cores())
     links = measured_links(cuda=False)
     node = NodeSpec(
-        devices=cores, shared=True, link_gbs=links.gbs, latency_s=links.latency_s,
+        devices=cores(), shared=True, link_gbs=links.gbs, latency_s=links.latency_s,
         host_gbs=device.memory_gbs, crowding=measured_crowding(model, 4, 128),
     )  # fmt: skip
     return Hardware(device=device, node=node)

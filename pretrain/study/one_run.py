@@ -15,15 +15,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.fields import values
+from pretrain.checkpoint.folder import steps
+from pretrain.config.fields import shown, values
 from pretrain.config.load import load, to_toml
+from pretrain.config.run_folder import CONFIG
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically
-from pretrain.origin import origin
+from pretrain.origin import Origin, origin_of
 from pretrain.run.agreement import contents
 from pretrain.study.curve import Curve
 from pretrain.tasks import make_task
+
+DECISIVE = ("train.steps", "optimizer.decay", "train.eval_batches")  # of what a run may change
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,14 @@ class Left:
 
     settings: str  # `fingerprint` of those it was trained with, and of its data
     evaluations: list[dict[str, Any]]  # of `pretrain.evaluate`, one for each N
-    origin: dict[str, str]  # of `pretrain.origin`: where, when and of which commit
+    origin: Origin  # where, when and of which commit it was trained
     curve: Curve
 
 
 def finish(folder: Path, run: Run, found: list[dict[str, Any]]) -> None:
     """Writes what is left of a run, with its evaluations, one dict for each N: it is done."""
-    left = Left(fingerprint(run), found, origin(), Curve.of(folder / "runs" / run.name))
+    trained = folder / "runs" / run.name
+    left = Left(fingerprint(run), found, origin_of(trained), Curve.of(trained))
     path = _path(folder, run)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps(asdict(left)) + "\n")
@@ -93,8 +98,26 @@ def is_done(folder: Path, run: Run) -> bool:
             f"{folder / 'runs' / run.name}, or choose another folder with --out"
         )
     missing = set(run.passes) - {found["passes"] for found in left.evaluations}
-    weights_are_here = (folder / "runs" / run.name).exists()
+    weights_are_here = bool(steps(folder / "runs" / run.name))
     return not missing or (run.settings().sleep.passes not in missing and not weights_are_here)
+
+
+def check_begun(folder: Path, run: Run) -> None:
+    """UserError: a run was begun, by this study or an array, with settings other than the study has
+    now, of those that decide what it comes to. Layout, and how often it is saved, do not.
+    """
+    path = folder / "runs" / run.name / CONFIG
+    if not path.exists():
+        return
+    for (place, setting, asked), (_, _, had) in zip(
+        values(run.settings()), values(load(path)), strict=True
+    ):
+        decides = not setting.rule.changes or place in DECISIVE
+        was_resolved = place == "model.vocab_size" and not asked
+        if decides and asked != had and not was_resolved:
+            fix = "give it here too, remove that folder, or choose another with --out"
+            now = f"the study now has {shown(asked)}"
+            raise UserError(f"{path.parent} was begun with {place} = {shown(had)}; {now}: {fix}")
 
 
 def fingerprint(run: Run) -> str:

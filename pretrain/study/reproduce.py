@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,20 +102,28 @@ def _settings(config: Path, changes: Sequence[str], name: str, control: Control)
         raise UserError(f"--controls {asked}: {error}; or leave {asked} out") from None
 
 
-def write_results(planned: Sequence[Planned], folder: Path, title: str) -> str:
+def write_results(
+    planned: Sequence[Planned], folder: Path, title: str, failed: Collection[str] = ()
+) -> str:
     """Writes what there is so far of a study's results, and gives verdict and table as text.
 
-    UserError: no run is done.
+    Args:
+        failed: names of runs that were given up.
+    Raises:
+        UserError: no run is done.
     """
     done = [p for p in planned if is_done(folder, p.run)]
     if not done:
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
     results = [read_result(folder, p.run, p.arm, p.seed) for p in done]
     pictures = draw(results, folder)
-    words = [*verdict(results), *_not_run(planned, done), *_not_tested(done, results)]
+    given_up = [p for p in planned if p.run.name in failed and p not in done]
+    words = [*verdict(results), *_diverged(done, results), *_failed(given_up, folder)]
+    words += [*_not_run(planned, [*done, *given_up]), *_not_tested(done, results)]
     words += _not_asked(planned, folder)
     words += _origins(results)
-    headers, rows = main_table(results, list(dict.fromkeys(p.arm for p in planned)))
+    arms = list(dict.fromkeys(p.arm for p in planned))
+    headers, rows = main_table(results, arms, {p.arm for p in given_up})
     tables = [(headers, rows)]
     if by_window := bits_table(results):
         tables.append(by_window)
@@ -128,6 +136,18 @@ def write_results(planned: Sequence[Planned], folder: Path, title: str) -> str:
     page, shown = folder / "results.html", list(pictures.items())
     write_page(page, title, [*words, NOTE], tables, shown)
     return "\n".join([*words, "", numbers])
+
+
+def _diverged(done: Sequence[Planned], results: Sequence[Result]) -> list[str]:
+    """A sentence on runs whose loss is no number: whatever else they have says nothing."""
+    names = [p.run.name for p, result in zip(done, results, strict=True) if result.diverged]
+    return [f"Diverged, the loss is not finite: {', '.join(names)}."] if names else []
+
+
+def _failed(given_up: Sequence[Planned], folder: Path) -> list[str]:
+    """A sentence on runs that were begun and did not end well."""
+    names = ", ".join(p.run.name for p in given_up)
+    return [f"Failed, and the logs in {folder / 'logs'} say why: {names}."] if names else []
 
 
 def _not_run(planned: Sequence[Planned], done: Sequence[Planned]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pretrain.origin import Origin
 from pretrain.report import DEPTHS
 from pretrain.study.curve import Curve
 from pretrain.study.one_run import Run, left_by
@@ -31,7 +33,12 @@ class Result:
     bits: dict[int, list[float | None]]  # of text: bits per byte by window, all windows last
     curve: Curve
     rows: list[float] = field(default_factory=list)  # held-out loss by row, at the trained N
-    origin: dict[str, str] = field(default_factory=dict)  # of `pretrain.origin`
+    origin: Origin = field(default_factory=dict)
+
+    @property
+    def diverged(self) -> bool:
+        """Its loss is no number at the N that it was trained with."""
+        return math.isnan(self.scores[self.passes]["loss"])
 
 
 def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
@@ -43,7 +50,8 @@ def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
         if "bits_per_byte" in found:
             by_window = found["bits_per_byte_per_window"]
             bits[int(found["passes"])] = [*by_window, found["bits_per_byte"]]
-        scores[int(found["passes"])] = {"loss": found["loss"], **found.get("accuracy", {})}
+        loss = math.nan if found["loss"] is None else found["loss"]  # JSON has no other number
+        scores[int(found["passes"])] = {"loss": loss, **found.get("accuracy", {})}
         if found["passes"] == passes:
             rows = [loss for loss in found.get("loss_per_row", []) if loss is not None]
     return Result(arm, seed, passes, scores, bits, left.curve, rows, left.origin)

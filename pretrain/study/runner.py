@@ -30,9 +30,10 @@ from typing import Any, NoReturn
 from pretrain.checkpoint.folder import checkpoint_dir, draft_dir, publish, remove_draft, steps
 from pretrain.exit_status import TERMINATED, USER_ERROR
 from pretrain.files import parse_json, write_atomically
+from pretrain.origin import cores
 from pretrain.run.signals import die_with_parent
 from pretrain.study.cards import least_used, visible
-from pretrain.study.one_run import Run, all_done, finish, is_done
+from pretrain.study.one_run import Run, all_done, check_begun, finish, is_done
 
 POLL_S = 0.5
 
@@ -125,8 +126,8 @@ def run_all(
     all_jobs = [_job(run, folder) for run in runs]
     deadline = time.monotonic() + seconds
     gpus = visible()
-    room = jobs or len(gpus) or os.cpu_count() or 1
-    threads = str(max(1, (os.cpu_count() or 1) // room))
+    room = jobs or len(gpus) or cores()
+    threads = str(max(1, cores() // room))
 
     def takes(job: Job) -> int:
         return 1 if jobs else job.run.ranks
@@ -215,8 +216,10 @@ def is_trained(folder: Path, run: Run) -> bool:
 
 
 def _job(run: Run, folder: Path) -> Job:
-    state = "done" if is_done(folder, run) else "waiting"
-    return Job(run, folder, run.settings().train.steps, state)
+    done = is_done(folder, run)
+    if not done:
+        check_begun(folder, run)
+    return Job(run, folder, run.settings().train.steps, "done" if done else "waiting")
 
 
 def _give_up_without_trunk(job: Job, ended: set[str]) -> None:

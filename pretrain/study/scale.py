@@ -8,6 +8,7 @@ OUT/fit.md, fit.html      the laws with their intervals, the frontier at equal F
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Finished:
     flops: float  # of training, counted
     once: int  # parameters outside the loop
     looped: int
-    loss: float
+    loss: float  # nan: it diverged
     accuracy: dict[str, float]
 
     @property
@@ -92,7 +93,8 @@ def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
         found.append(
             Finished(
                 r, len(size.config.model.layers), size.config.train.steps, size.tokens,
-                size.flops, size.parameters - size.looped, size.looped, result["loss"],
+                size.flops, size.parameters - size.looped, size.looped,
+                math.nan if result["loss"] is None else result["loss"],
                 result.get("accuracy", {}),
             )
         )  # fmt: skip
@@ -100,8 +102,8 @@ def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
 
 
 def points(done: Sequence[Finished]) -> Points:
-    """For the law of loss."""
-    return Points(*_columns(done))
+    """For the law of loss; of runs that have diverged there is none."""
+    return Points(*_columns([run for run in done if not math.isnan(run.loss)]))
 
 
 def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
@@ -109,6 +111,7 @@ def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
     rows = [
         (run, depth, value)
         for run in done
+        if not math.isnan(run.loss)
         for name, value in run.accuracy.items()
         if (depth := depth_of(name))
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 from pretrain.report import as_csv
@@ -56,10 +56,10 @@ def scores(results: Sequence[Result], measure: str, tested_at: int | None = None
 
 
 def main_table(
-    results: Sequence[Result], planned: Sequence[Arm] = ()
+    results: Sequence[Result], planned: Sequence[Arm] = (), failed: Collection[Arm] = ()
 ) -> tuple[list[str], list[list[str]]]:
     """Headers and rows: means with 95 % intervals, and cost, of each arm; then of arms at other N
-    at test; last those that were not run.
+    at test; last those of which no run is done, because they failed or were not run.
     """
     names, arms = measures(list(results)), by_arm(results)
     headers = ["", *map(shown_name, names), "tokens", "FLOPs", "seeds"]
@@ -74,7 +74,8 @@ def main_table(
             lines.append([f"{arm.label}, tested with N = {n}", *cells, "", "", str(len(rs))])
     for arm in planned:
         if arm not in arms:
-            lines.append([arm.label, *["not run"] * len(names), "", "", "0"])
+            why = "failed" if arm in failed else "not run"
+            lines.append([arm.label, *[why] * len(names), "", "", "0"])
     return headers, lines
 
 
@@ -125,7 +126,9 @@ def verdict(results: Sequence[Result]) -> list[str]:
     steps = [_gain(arms[a], arms[b], deepest) for a, b in pairwise(ordered)]
     whole = _gain(arms[ordered[0]], arms[ordered[-1]], deepest)
     where = "in held-out loss" if deepest == "loss" else f"at {shown_name(deepest)}, the deepest"
-    if all(step.is_above_zero for step in steps):
+    if any(math.isnan(step.value) for step in steps):
+        first = f"{chain} {where}: cannot be told, as a run has diverged."
+    elif all(step.is_above_zero for step in steps):
         first = f"{chain} {where}: yes, and surely so, each step of it."
     elif all(step.value > 0 for step in steps):
         first = f"{chain} {where}: so in the means, but not every step is sure."
@@ -162,12 +165,14 @@ def _by_row(less: Sequence[Result], more: Sequence[Result]) -> Mean | None:
 
 
 def _sentence(a: Arm, b: Arm, gain: Mean, measure: str, by_row: Mean | None) -> str:
+    if math.isnan(gain.value):
+        return f"{b.label} over {a.label}: a run has diverged."
     scale, unit = (1, "nats") if measure == "loss" else (100, "points")
     by = f"{b.label} over {a.label}: {scale * gain.value:+.{3 if scale == 1 else 1}f} {unit}"
     if by_row is not None:
         interval = f"95 % interval {by_row.low:.3g} to {by_row.high:.3g}"
         return f"{by} (one seed; over {by_row.count} held-out rows, paired, {interval})."
-    if math.isnan(gain.half):
+    if gain.count == 1:
         return f"{by} (one seed: no interval)."
     if gain.count == 2:
         each = _each(gain, scale, 3 if scale == 1 else 1, "+")

@@ -48,19 +48,19 @@ class Rule110:
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows: fresh fair bits."""
-        return self._write(Rows(seed, "rule110", position, rows), kept=False)
+        return self._write(self._trained_on(seed, position, rows))
 
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
         """The same after a share of the steps, where one number of steps is asked for."""
         steps = depth_at(share, self.config.steps)
         if steps == self.config.steps:
             return self.sample(seed, position, rows)
-        fewer = Rule110(replace(self.config, steps=steps, kept=0), self.window)
-        return fewer.sample(seed, position, rows)
+        fewer = Rule110(replace(self.config, steps=steps), self.window)
+        return fewer._write(self._trained_on(seed, position, rows))
 
     def test(self, seed: int, rows: int) -> Batch:
         """Test rows: other fair bits, those that are kept if some are."""
-        return self._write(Rows(seed, "rule110 test", 0, rows), kept=True)
+        return self._write(self._rings(Rows(seed, "rule110 test", 0, rows), kept=True))
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
         """ "exact": share of rows with all labels right; "label": share of labels. With min_steps
@@ -79,6 +79,10 @@ class Rule110:
         cells = np.arange(min(2 * self.config.steps + 1, self.config.width)) - self.config.steps
         return one_in(self.config.kept, rings[..., cells % self.config.width])
 
+    def _trained_on(self, seed: int, position: int, rows: int) -> Ints:
+        """[B, rings, width] bits of training rows, whatever is asked of them."""
+        return self._rings(Rows(seed, "rule110", position, rows), kept=False)
+
     def _rings(self, draw: Rows, kept: bool) -> Ints:
         """[B, rings, width] bits; `kept`: of those for the test."""
         c = self.config
@@ -88,8 +92,7 @@ class Rule110:
 
         return redrawn(bits, self._is_kept, kept=kept) if c.kept else bits("")
 
-    def _write(self, draw: Rows, *, kept: bool) -> Batch:
-        rings = self._rings(draw, kept)
+    def _write(self, rings: Ints) -> Batch:
         bits = rings.reshape(len(rings), -1)  # [B, context]
         B, context = bits.shape
         tokens, targets = [bits], [np.full((B, context), IGNORE)]

@@ -46,7 +46,9 @@ class Task(Protocol):
         """
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Rows of the held-out distribution; never rows of training."""
+        """Rows of the held-out distribution, other draws than training's. The shortest problems are
+        few, and may be the same; what is kept for the test (`kept`) never is.
+        """
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
         """Shares of right answers by name. best: [B, T] int64, the likeliest token where one is

@@ -50,10 +50,10 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     report([one, four], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert (
-        "| N=1 | 1 |    40 |         0.100 |         0.125 | 100.0 % | 50.0 % |  25.0 % |" in text
+        "| a   | 1 |    40 |         0.100 |         0.125 | 100.0 % | 50.0 % |  25.0 % |" in text
     )
     assert (
-        "| N=4 | 4 |    40 |         0.100 |         0.031 | 100.0 % | 75.0 % |  62.5 % |" in text
+        "| b   | 4 |    40 |         0.100 |         0.031 | 100.0 % | 75.0 % |  62.5 % |" in text
     )
     assert text.split("\n\n")[1] in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "out").iterdir()}

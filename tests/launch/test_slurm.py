@@ -179,6 +179,23 @@ def test_what_is_wrong_in_a_site_is_told(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("run.name=it's", "No closing quotation; quote as in a shell"),
+        ("run.sed=1", "unknown setting run.sed; did you mean run.seed?"),
+    ],
+)
+def test_what_is_wrong_in_an_array_is_told_with_its_line(
+    line: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "runs.txt"
+    lines.write_text(f"run.name=one\n{line}\n")
+    assert main(["launch", "slurm", CONFIG, "--array", str(lines)]) == 2
+    said = capsys.readouterr().err
+    assert f"{lines}, line 2: " in said and told in said
+
+
 def test_two_lines_of_an_array_are_not_one_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
         "tensorboard",
         "checkpoints",
         "lock",
+        "origins.jsonl",
     }
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
     written = load(run / "config.toml")
@@ -59,6 +60,7 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     assert "step 6/6  loss " in log and "held-out loss" in log and "eta" in log
     train(config)
     assert "is at step 6 already" in capsys.readouterr().err
+    assert len((run / "origins.jsonl").read_text().splitlines()) == 1  # what trains nothing is none
 
 
 def test_steps_are_traced(depo: MakeConfig) -> None:
@@ -100,6 +102,7 @@ def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr and "at step 3" in done.stderr
+    assert len((Path(config.run.dir) / "parts/origins.jsonl").read_text().splitlines()) == 2
     assert_same_run(Path(config.run.dir) / "parts", expected)
 
 

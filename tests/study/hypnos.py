@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from pretrain.origin import add_origin
+
 
 def main(verb: str, *rest: str) -> int:
     if verb == "eval":
@@ -22,6 +24,7 @@ def main(verb: str, *rest: str) -> int:
     run = Path(settings["run.dir"]) / settings["run.name"]
     run.mkdir(parents=True, exist_ok=True)
     (run / "cards").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    add_origin(run)
     with (run / "starts").open("a") as starts:
         starts.write("x")
     fails = run.parents[1] / "FAILS"

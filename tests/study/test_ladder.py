@@ -17,6 +17,7 @@ from launch.commands import many_runs
 from pretrain.config.load import load, override, to_toml
 from pretrain.errors import UserError
 from pretrain.model.hybrid import initial_value
+from pretrain.origin import add_origin
 from pretrain.run.optimizer import lr_factor
 from pretrain.study import coordinates
 from pretrain.study.curve import Curve
@@ -212,6 +213,7 @@ def test_what_an_array_has_trained_is_evaluated_before_the_next_rung(
         (there / "checkpoints" / f"step-{run.settings().train.steps}").mkdir(parents=True)
         row = {"kind": "train", "step": 5, "loss": 1.5, "tokens": 500, "tokens_per_s": 50.0}
         (there / "metrics.jsonl").write_text(json.dumps(row | {"flops_per_s": 1e6}) + "\n")
+        add_origin(there)
     command = ["scale", str(path), "--array", str(tmp_path / "left.txt"), "--out", str(tmp_path)]
     assert main([*command, "--jobs", "2"]) == 0
     assert "rung 1 of 2, width 64: 2 runs, and 4 wait" in capsys.readouterr().out
@@ -264,8 +266,15 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
     assert len(predicted) == 6 * 4 and predicted[-1]["measured"] == "-"
     for picture in ("frontier.png", "depth.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
-    there = [d for d in done if d.of.rung != 1]  # a rung that is not done leaves no hole
-    assert "loss of rung 2 with N = 1" in write_fit(some, there, tmp_path, "tiny", 0.125, draws=2)
+    first = tmp_path / "done" / f"{some[0].run.name}.json"  # it diverges
+    left = json.loads(first.read_text())
+    left["evaluations"][0]["loss"] = None
+    first.write_text(json.dumps(left))
+    # a rung that is not done leaves no hole
+    there = [d for d in finished(some, tmp_path) if d.of.rung != 1]
+    text = write_fit(some, there, tmp_path, "tiny", 0.125, draws=2)
+    assert "loss of rung 2 with N = 1" in text
+    assert f"Diverged, and in no law: {some[0].run.name}." in text
 
 
 def test_a_dry_run_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

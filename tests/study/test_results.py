@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -13,7 +15,7 @@ import pytest
 
 from launch.cli import main
 from pretrain.errors import UserError
-from pretrain.origin import machine
+from pretrain.origin import machine, origin_of
 from pretrain.study.controls import CONTROLS, flops_per_step
 from pretrain.study.curve import Curve
 from pretrain.study.intervals import mean, paired
@@ -97,6 +99,8 @@ def test_text_has_equal_flops_too() -> None:
         ({1: [0.1, 0.5, 0.3], 4: [0.5, 0.4, 0.6]}, ["not every step is sure", "not sure."]),
         ({1: [0.5, 0.5, 0.5], 4: [0.4, 0.4, 0.4]}, [": no.", "-10.0 points", "surely worse."]),
         ({1: [0.1], 4: [0.9]}, ["one seed: no interval"]),
+        ({1: [0.2, 0.21], 4: [0.9, 0.915]}, ["not every step is sure", "too few for an interval"]),
+        ({1: [0.1] * 3, 4: [0.9, math.nan, 0.9]}, ["cannot be told", "a run has diverged"]),
     ],
 )
 def test_the_verdict_says_who_is_better_and_how_sure(
@@ -181,6 +185,30 @@ def test_what_was_not_run_has_a_row_of_its_own() -> None:
     arms = [Arm("n1", "N = 1", 1), Arm("n4", "N = 4", 4)]
     _, rows = main_table([result(1, 0, 0.5)], arms)
     assert rows[1] == ["N = 4", "not run", "not run", "not run", "", "", "0"]
+
+
+def test_runs_that_failed_or_diverged_are_named(tmp_path: Path) -> None:
+    planned = plan(DEPO, passes=[1, 2, 4], seeds=2)
+    run_all([p.run for p in planned if p.arm.passes < 4], tmp_path, hypnos=HYPNOS, jobs=3)
+    path = tmp_path / "done" / "n2-seed1.json"
+    left = json.loads(path.read_text())
+    for found in left["evaluations"]:
+        found["loss"] = None  # as metrics have a number that is not finite
+    path.write_text(json.dumps(left))
+    said = write_results(planned, tmp_path, "Depo", {"n4-seed0", "n4-seed1"})
+    assert "Diverged, the loss is not finite: n2-seed1." in said
+    assert f"Failed, and the logs in {tmp_path / 'logs'} say why: n4-seed0, n4-seed1." in said
+    assert "Seeds not run" not in said and "not run" not in said
+    assert re.search(r"\| N = 4 +\| +failed \|", said)
+
+
+def test_an_origin_has_every_machine_and_commit_that_trained(tmp_path: Path) -> None:
+    for commit, day in (("abc", "2026-01-01"), ("abc", "2026-01-02"), ("def", "2026-01-03")):
+        with (tmp_path / "origins.jsonl").open("a") as file:
+            file.write(json.dumps({"machine": "8 x H100", "commit": commit, "date": day}) + "\n")
+    assert origin_of(tmp_path) == {
+        "machine": "8 x H100", "commit": "abc and def", "date": "2026-01-03",
+    }  # fmt: skip
 
 
 def test_text_is_told_in_bits_by_window() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import os
+import re
 import shlex
 import shutil
 import sys
@@ -20,6 +20,7 @@ from rich.console import Console
 from launch.cli import main
 from launch.commands.many_runs import tell_end
 from pretrain.checkpoint.folder import checkpoint_dir
+from pretrain.config.load import dump, load
 from pretrain.errors import UserError
 from pretrain.study import progress, runner
 from pretrain.study.one_run import Run, is_done, left_by
@@ -112,7 +113,7 @@ def test_a_branch_of_a_trunk_that_left_its_results_alone_begins_at_the_beginning
 
 
 def test_runs_have_a_core_for_each_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(runner, "cores", lambda: 4)
     wide, most = [replace(run, ranks=2) for run in RUNS], 0
 
     def watch(jobs: list[Job]) -> None:
@@ -162,12 +163,41 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
     # what was published of a run, without its weights, does for what is left of a larger study
     shutil.copytree(tmp_path / "done", tmp_path / "published/done")
     still = Run("r0", DEPO, ("run.seed=0",), (1, 2, 4, 8))
+    checkpoint_dir(tmp_path / "runs" / "r0", 1250).mkdir(parents=True)
     assert is_done(tmp_path / "published", still) and not is_done(tmp_path, still)
+    shutil.rmtree(
+        tmp_path / "runs" / "r0" / "checkpoints"
+    )  # to save room: no reason to train again
+    assert is_done(tmp_path, still)
     changed = Run("r0", DEPO, ("run.seed=0", "sleep.passes=2"), (1, 2))
     with pytest.raises(UserError, match="comes from other settings or data than the study has now"):
         run_all([changed], tmp_path, hypnos=HYPNOS, jobs=1)
     with pytest.raises(UserError, match=r"unknown setting sleep\.pases"):
         run_all([Run("x", DEPO, ("sleep.pases=1",))], tmp_path, hypnos=HYPNOS, jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("begun", "told"),
+    [
+        ("model.d_model=32", "begun with model.d_model = 32; the study now has 64"),
+        ("train.steps=900", "begun with train.steps = 900; the study now has 1250"),
+        ("optimizer.decay=200", "begun with optimizer.decay = 200; the study now has 300"),
+        ("parallel.pp=2", ""),
+        ("train.checkpoint_every=7", ""),
+    ],
+)
+def test_what_was_begun_with_other_settings_is_not_gone_on_with(
+    begun: str, told: str, tmp_path: Path
+) -> None:
+    """By an array, for example, that had settings of its own, or by a trial."""
+    config = load(DEPO, ["run.seed=0", begun])
+    (tmp_path / "runs" / "r0").mkdir(parents=True)
+    (tmp_path / "runs" / "r0" / "config.toml").write_text(dump(config))
+    if told:
+        with pytest.raises(UserError, match=re.escape(told)):
+            run_all(RUNS[:1], tmp_path, hypnos=HYPNOS)
+    else:
+        assert [job.state for job in run_all(RUNS[:1], tmp_path, hypnos=HYPNOS)] == ["done"]
 
 
 def test_what_is_left_becomes_a_slurm_array(

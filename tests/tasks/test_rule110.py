@@ -125,7 +125,9 @@ def test_patterns_that_are_kept_for_the_test_are_never_read() -> None:
 
     read, tested = deciding(task.sample(0, 0, 1000)), deciding(task.test(0, 1000))
     assert 1 <= len(tested) <= 10 and len(read) + len(tested) == 32 and not read & tested
-    deeper = deciding(task.sample_up_to(0, 0, 1000, 1.0))
-    assert not deeper & tested
+    once = Rule110(Rule110Config(width=8, rings=2, steps=2, kept=8), 8)
+    assert deciding(once.test(0, 1000)) == tested
+    for share in (0.5, 1.0):  # asked for fewer steps, too, a curriculum shows none of them
+        assert not deciding(once.sample_up_to(0, 0, 1000, share)) & tested
     with pytest.raises(UserError, match=r"rule110\.kept = 1 keeps all for the test"):
         Rule110(Rule110Config(kept=1), 24)
