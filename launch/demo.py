@@ -18,11 +18,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pretrain.origin import cores
+
 ROOT = Path("runs/demo")
 TOKENIZER, SHARDS = ROOT / "tokenizer.model", ROOT / "shards"
 PROMPT = 'class Session:\n    """A session that '
 TEXT, DEPO = "text", {"depo-n4": 4, "depo-n1": 1}
 STEPS = 1000  # of Depo: four fifths of the file's, with which N = 4 is nearly there
+RUNNING: set[subprocess.Popen[str]] = set()
 TRAIN_TEXT = (
     "train", "configs/text-tiny.toml", f"run.dir={ROOT}", f"run.name={TEXT}",
     f"data.tokenizer={TOKENIZER}", f'data.train=[{{path="{SHARDS / "train"}"}}]',
@@ -60,14 +63,18 @@ def train() -> None:
     )
     with ThreadPoolExecutor() as pool:
         beside = [pool.submit(train_depo, "depo-n4")]
-        if (os.cpu_count() or 1) > 2:
+        if cores() > 2:
             beside.append(pool.submit(train_depo, "depo-n1"))
-        prepare()
-        hypnos(*TRAIN_TEXT, label=TEXT)
-        if len(beside) == 1:
-            train_depo("depo-n1")
-        for run in beside:
-            run.result()
+        try:
+            prepare()
+            hypnos(*TRAIN_TEXT, label=TEXT)
+            if len(beside) == 1:
+                train_depo("depo-n1")
+            for run in beside:
+                run.result()
+        finally:  # what runs beside a command that has failed saves, and ends too
+            for process in [*RUNNING]:
+                process.terminate()
 
 
 def prepare() -> None:
@@ -134,9 +141,12 @@ def hypnos(*arguments: str, label: str = "") -> None:
     process = subprocess.Popen(
         command, env=environment, text=True, stdout=output, stderr=subprocess.STDOUT
     )
+    RUNNING.add(process)
     for line in process.stdout or ():
         print(f"{label:<8}| {line}", end="", flush=True)
-    if process.wait():
+    process.wait()
+    RUNNING.discard(process)
+    if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, ["hypnos", *arguments])
 
 

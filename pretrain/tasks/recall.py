@@ -170,8 +170,9 @@ def _check_sizes(config: RecallConfig) -> None:
     wanted = config.chains * (config.max_hops + 1)
     if wanted > names // 2:  # names are drawn until they differ
         raise UserError(
-            f"recall: {config.chains} chains of {config.max_hops} hops have {wanted} names, of "
-            f"{names} that there are; raise recall.name_letters, or lower recall.chains"
+            f"recall: {config.chains} chains of {config.max_hops} hops have {wanted} names, more "
+            f"than half of the {names} that there are; raise recall.name_letters, or lower "
+            "recall.chains"
         )
     if config.chains > numbers:
         raise UserError(

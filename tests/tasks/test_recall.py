@@ -88,7 +88,7 @@ def test_too_many_statements_are_refused(tokenizer: Tokenizer) -> None:
     [
         (
             {"name_letters": 1, "chains": 3},
-            "have 15 names, of 26 that there are; raise recall.name",
+            "have 15 names, more than half of the 26 that there are; raise recall.name",
         ),
         (
             {"digits": 1, "chains": 10},
