@@ -204,17 +204,31 @@ class TensorFolder:
         Raises:
             UserError: it is missing, of another shape, or cannot be read; names file and tensor.
         """
+        tensor = self._read(name)
+        if tuple(tensor.shape) != shape:
+            shapes = f"{list(tensor.shape)} instead of {list(shape)}"
+            raise UserError(f"{self._where(name)} is {shapes}")
+        return tensor
+
+    def _read(self, name: str) -> Tensor:
         file = self._file_of.get(name)
         if file is None:
             raise UserError(f"{self.folder}: tensor {shortened(name)} is missing")
-        where = f"{self.folder / file}: tensor {shortened(name)}"
         try:
             tensor: Tensor = self._open(file).get_tensor(name)
         except SafetensorError as error:
-            raise UserError(f"{where} cannot be read: {shortened(str(error))}") from None
-        if tuple(tensor.shape) != shape:
-            raise UserError(f"{where} is {list(tensor.shape)} instead of {list(shape)}")
+            raise UserError(
+                f"{self._where(name)} cannot be read: {shortened(str(error))}"
+            ) from None
         return tensor
+
+    def _where(self, name: str) -> str:
+        return f"{self.folder / self._file_of[name]}: tensor {shortened(name)}"
+
+    def are_equal(self, name: str, other: str) -> bool:
+        """Whether two tensors have the same dtype, shape and elements."""
+        one, two = self._read(name), self._read(other)
+        return one.dtype == two.dtype and torch.equal(one, two)
 
     def __enter__(self) -> Self:
         return self

@@ -7,10 +7,12 @@ shape may still be changed: by overrides here, and when training begins.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from torch import Tensor
 
 from parallel.slices import Slice
 from pretrain.checkpoint.folder import draft_dir, make_draft, publish
@@ -64,19 +66,30 @@ def import_folder(
         tables, defaults = qwen3_5.tables(theirs, path), []
         if delta_every is not None:
             raise UserError(f"{path}: a hybrid has its own delta-rule blocks: no --delta-every")
-    config, tokenizer = _configuration(tables, path, out, [*defaults, *overrides])
-    with TensorFolder(folder) as tensors, new_folder(out) as run:
-        parts = [part for packed in packed_tensors(config.model) for part in packed.parts]
-        make_draft(run, 0)
-        file = draft_dir(run, 0) / tensor_file("model", 0)
-        write_tensors(file, [Spec(*part) for part in parts], source.weights(tensors, config))
-        sync(file)
-        slices = {part.name: {file.name: Slice.share(part.shape, {})} for part in parts}
-        written = Part({file.name: describe(file)}, {"model": slices})
-        write_common(file.parent, 0, [written], STATE, config)
-        publish(run, 0, keep=1, keep_every=0)
-        (run / CONFIG).write_text(dump(config), encoding="utf-8")
-        return [*source.left_out(tensors, config), *_take_tokenizer(tokenizer, folder, run, config)]
+    with TensorFolder(folder) as tensors:
+        said = list[str]()
+        if qwen3_5.has_own_head(tables, tensors):
+            tables["model"]["tie_embeddings"] = False
+            said.append(f"{path} ties the head to the embedding, but lm_head.weight differs: kept")
+        config, tokenizer = _configuration(tables, path, out, [*defaults, *overrides])
+        said += source.left_out(tensors, config)
+        with new_folder(out) as run:
+            _write(run, config, source.weights(tensors, config))
+            return [*said, *_take_tokenizer(tokenizer, folder, run, config)]
+
+
+def _write(run: Path, config: Config, weights: Iterator[Tensor]) -> None:
+    """A run's configuration and its checkpoint of step 0."""
+    parts = [part for packed in packed_tensors(config.model) for part in packed.parts]
+    make_draft(run, 0)
+    file = draft_dir(run, 0) / tensor_file("model", 0)
+    write_tensors(file, [Spec(*part) for part in parts], weights)
+    sync(file)
+    slices = {part.name: {file.name: Slice.share(part.shape, {})} for part in parts}
+    written = Part({file.name: describe(file)}, {"model": slices})
+    write_common(file.parent, 0, [written], STATE, config)
+    publish(run, 0, keep=1, keep_every=0)
+    (run / CONFIG).write_text(dump(config), encoding="utf-8")
 
 
 def _configuration(

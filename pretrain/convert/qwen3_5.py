@@ -112,6 +112,9 @@ def from_json(folder: Path) -> Config:
     for name, section in EVALUATION.items():
         if isinstance(evaluation, dict) and name in evaluation:
             found[section][name] = evaluation[name]
+    with TensorFolder(folder) as tensors:
+        if has_own_head(found, tensors):
+            found["model"]["tie_embeddings"] = False
     return validated(from_tables(found, str(path)))
 
 
@@ -122,13 +125,24 @@ def tables(theirs: dict[str, Any], path: Path) -> Tables:
     """
     text = theirs
     if _is_nested(theirs):
+        # the head is the whole model's, and so is what transformers asks whether it is tied
         tied = theirs.get("tie_word_embeddings", False)
-        text = {"tie_word_embeddings": tied} | theirs["text_config"]
+        text = theirs["text_config"] | {"tie_word_embeddings": tied}
     model = model_table(text, path)
     ours = theirs.get(KEY)
     if isinstance(ours, dict):  # an export of ours
         return {"model": model, "sleep": {name: ours[name] for name in SLEEP if name in ours}}
     return {"model": model, "sleep": middle_half(len(model["layers"]))}
+
+
+def has_own_head(found: Tables, tensors: TensorFolder) -> bool:
+    """Whether the embedding is said to be the head too, and another head lies there: then that is
+    the model's, as transformers reads such a folder.
+    """
+    head, embedding = "lm_head.weight", f"{_prefix(tensors)}embed_tokens.weight"
+    if not found["model"].get("tie_embeddings") or head not in tensors.names():
+        return False
+    return not tensors.are_equal(head, embedding)
 
 
 def _is_nested(theirs: dict[str, Any]) -> bool:

@@ -71,7 +71,7 @@ def test_out_and_in_and_out_again(
     assert (again.model.layers, again.sleep) == (settings.model.layers, settings.sleep)
 
 
-def test_a_multimodal_folder_in_bf16(tmp_path: Path) -> None:
+def multimodal(place: Path, **top: bool) -> Qwen3_5ForConditionalGeneration:
     """As Qwen3.5 is published: the language model below another name, vision beside it."""
     text = {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
@@ -82,13 +82,40 @@ def test_a_multimodal_folder_in_bf16(tmp_path: Path) -> None:
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
     torch.manual_seed(0)
     whole = Qwen3_5ForConditionalGeneration(
-        Qwen3_5Config(text_config=text, vision_config=vision | {"out_hidden_size": 32})
+        Qwen3_5Config(text_config=text, vision_config=vision | {"out_hidden_size": 32}, **top)
     ).bfloat16()
-    whole.save_pretrained(tmp_path / "hf")
+    whole.save_pretrained(place)
+    return whole
+
+
+def edit(path: Path, *, nested: bool = False, **changes: object) -> None:
+    """A config.json, or the text_config in it."""
+    whole = json.loads(path.read_text())
+    (whole["text_config"] if nested else whole).update(changes)
+    path.write_text(json.dumps(whole))
+
+
+def test_a_multimodal_folder_in_bf16(tmp_path: Path) -> None:
+    whole = multimodal(tmp_path / "hf")
     said = import_folder(tmp_path / "hf", tmp_path / "run")
     assert "tensors are left out, as model.visual" in said[0] and "data.tokenizer" in said[1]
     loaded, settings = open_model(tmp_path / "run")
     assert (settings.sleep.prelude, settings.sleep.coda) == (1, 1)
+    same_function(loaded, whole)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_whole_of_a_multimodal_folder_says_if_the_head_is_tied(
+    tied: bool, tmp_path: Path
+) -> None:
+    """And not the language model in it."""
+    multimodal(tmp_path / "hf", tie_word_embeddings=tied)
+    edit(tmp_path / "hf/config.json", nested=True, tie_word_embeddings=not tied)
+    import_folder(tmp_path / "hf", tmp_path / "run")
+    loaded, settings = open_model(tmp_path / "run")
+    assert settings.model.tie_embeddings == tied
+    whole = Qwen3_5ForConditionalGeneration.from_pretrained(tmp_path / "hf")
+    assert (whole.lm_head.weight is whole.model.language_model.embed_tokens.weight) == tied
     same_function(loaded, whole)
 
 
@@ -128,6 +155,35 @@ def transformer(kind: str, place: Path) -> PreTrainedModel:
             p.data = 1 + 0.3 * torch.randn_like(p)
     theirs.save_pretrained(place)
     return theirs
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_a_head_that_lies_beside_a_tied_embedding_is_the_head(kind: str, tmp_path: Path) -> None:
+    """transformers writes such a folder of a model whose head was given its own weights."""
+    theirs = transformer(kind, tmp_path / "hf")
+    theirs.lm_head.weight = torch.nn.Parameter(torch.randn(64, 32))
+    theirs.save_pretrained(tmp_path / "hf")
+    edit(tmp_path / "hf/config.json", tie_word_embeddings=True)
+    said = import_folder(tmp_path / "hf", tmp_path / "run")
+    assert "lm_head.weight differs: kept" in said[0]
+    same_function(open_model(tmp_path / "run")[0], theirs)
+    same_function(open_model(tmp_path / "run")[0], read_back(tmp_path / "hf"))
+
+
+def read_back(place: Path) -> PreTrainedModel:
+    """What transformers makes of a folder."""
+    theirs: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place)
+    return theirs
+
+
+def test_the_head_of_an_export_that_transformers_has_changed(model: Path, tmp_path: Path) -> None:
+    settings = config(model, layers=ADAD, tie_embeddings=True)
+    export(write_run(tmp_path / "run", settings), tmp_path / "hf")
+    theirs = read_back(tmp_path / "hf")
+    theirs.lm_head.weight = torch.nn.Parameter(torch.randn(settings.model.vocab_size, 32))
+    theirs.save_pretrained(tmp_path / "hf")
+    edit(tmp_path / "hf/config.json", tie_word_embeddings=True)
+    same_function(open_model(tmp_path / "hf")[0], theirs)
 
 
 def ready(corpus: Path, place: Path) -> list[str]:
@@ -187,8 +243,7 @@ def test_its_shape_stays(corpus: Path, tmp_path: Path) -> None:
 )
 def test_refused_by_name(change: dict[str, object], message: str, tmp_path: Path) -> None:
     transformer("llama", tmp_path / "hf")
-    path = tmp_path / "hf/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit(tmp_path / "hf/config.json", **change)
     with pytest.raises(UserError, match=message):
         import_folder(tmp_path / "hf", tmp_path / "run", ["sleep.passes=1"])
     assert [each.name for each in tmp_path.iterdir()] == ["hf"]
