@@ -44,7 +44,7 @@ def examine_machine() -> Iterator[Finding]:
 def examine_run(run: Path) -> Iterator[Finding]:
     """Whether every byte of a run's checkpoints is as written; needs none of what trained it."""
     from pretrain.checkpoint import Checkpoint, Unreadable, resume_candidates, steps
-    from pretrain.checkpoint.folder import checkpoint_dir, strays
+    from pretrain.checkpoint.folder import checkpoint_dir, given_up, strays
     from pretrain.config.run_folder import own_tokenizer
 
     examined = False
@@ -70,6 +70,9 @@ def examine_run(run: Path) -> Iterator[Finding]:
         yield Finding("fail", "latest", line, fix)
     if not examined and not told:
         raise UserError(f"{run}: no checkpoints; give the folder of a run that wrote one")
+    for name in given_up(run):
+        found = f"{name}: the run has gone back to before it, and on from there"
+        yield Finding("note", "given up", found, "delete it if nobody needs it")
     yield from (Finding("note", "checkpoints", line) for line in strays(run))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -11,11 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pretrain import files
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 from pretrain.files import read_whole, write_atomically
 
 LATEST = "latest"
 NAME = re.compile(r"step-(0|[1-9][0-9]{0,14})")  # step-007 is no checkpoint
+GIVEN_UP = re.compile(rf"given-up-{NAME.pattern}(-[0-9]+)?")
 UNFINISHED = re.compile(r"\.step-[0-9]+\.(draft|old|replaced)|\.latest\.draft")
 
 
@@ -27,8 +29,14 @@ def steps(run: Path) -> list[int]:
 
 def strays(run: Path) -> list[str]:
     """A line about each thing beside a run's checkpoints that is none."""
-    known = {LATEST, *(f"step-{step}" for step in steps(run))}
+    known = {LATEST, *(f"step-{step}" for step in steps(run)), *given_up(run)}
     return files.strays(run / "checkpoints", known)
+
+
+def given_up(run: Path) -> list[str]:
+    """The names of checkpoints that have been taken out of a run's series, see `go_on_from`."""
+    found = (path.name for path in (run / "checkpoints").glob("given-up-step-*"))
+    return sorted(name for name in found if GIVEN_UP.fullmatch(name))
 
 
 def checkpoint_dir(run: Path, step: int) -> Path:
@@ -93,6 +101,32 @@ def remove_incomplete(run: Path) -> None:
             _remove(path)
 
 
+def go_on_from(run: Path, step: int) -> str | None:
+    """Makes a checkpoint the newest of its run, and takes all that come after it out of the series.
+
+    They are of a future that was given up, or damaged: if they kept their names, a run that comes
+    by would take them for its past, go back to them, and keep them in the place of its own. Nothing
+    is deleted: whoever went back may want them yet. The pointer moves first, so that a start that
+    is killed here is made again by the next.
+
+    Returns:
+        a line about those that have another name now, if there are any.
+    """
+    write_atomically(checkpoint_dir(run, step).with_name(LATEST), f"step-{step}\n")
+    later = [number for number in steps(run) if number > step]
+    for number in later:
+        name = f"given-up-step-{number}"
+        numbered = (f"{name}-{again}" for again in itertools.count(2))
+        free = next(n for n in itertools.chain([name], numbered) if n not in given_up(run))
+        checkpoint_dir(run, number).rename(run / "checkpoints" / free)
+    if not later:
+        return None
+    names = shortened(", ".join(f"step-{number}" for number in later))
+    why = f"the run goes on from step-{step}, so that it has no part in {names} any more"
+    kept = "kept as given-up-step-...: delete what nobody needs"
+    return f"{run / 'checkpoints'}: {why}; {kept}"
+
+
 def draft_dir(run: Path, step: int) -> Path:
     """The name under which a checkpoint is written."""
     return run / "checkpoints" / f".step-{step}.draft"
@@ -117,13 +151,13 @@ def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
     """
     final = checkpoint_dir(run, step)
     replaced = final.with_name(f".{final.name}.replaced")
-    # a damaged one, or one of a future that was given up: a resumed run has come here again
+    # the one that the run goes on from is written anew after a rollback, or a first evaluation
     if final.exists():
         final.rename(replaced)
     draft_dir(run, step).rename(final)
     _remove(replaced)
-    write_atomically(final.with_name(LATEST), f"{final.name}\n")
-    for number in [n for n in steps(run) if n <= step][:-keep]:
+    go_on_from(run, step)  # after a rollback there may be later ones
+    for number in steps(run)[:-keep]:
         if not keep_every or number % keep_every:
             _delete(checkpoint_dir(run, number))
 

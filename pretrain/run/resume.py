@@ -13,7 +13,7 @@ from pathlib import Path
 
 from parallel import mesh
 from pretrain.checkpoint import Checkpoint, latest_valid, open_checkpoint
-from pretrain.checkpoint.folder import checkpoint_dir, remove_incomplete, run_lock
+from pretrain.checkpoint.folder import checkpoint_dir, go_on_from, remove_incomplete, run_lock
 from pretrain.config.load import dump, load
 from pretrain.config.resume import check_unchanged
 from pretrain.config.run_folder import keep_tokenizer
@@ -79,6 +79,8 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
         if found:
             check_unchanged(found.folder, found.config, config, shape_only=found.weights_only)
         keep_tokenizer(run, config, resumes=found is not None)
+        if found and (line := go_on_from(run, found.step)):
+            _warn(line)
     with writes_user_file(run / "config.toml"):
         write_atomically(run / "config.toml", dump(config))
     # the checkpoints hold it too: what cannot be read again is refused now

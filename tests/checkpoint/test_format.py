@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.checkpoint import Checkpoint, latest_valid, load_model, steps
-from pretrain.checkpoint.folder import pointed_at, remove_incomplete
+from pretrain.checkpoint.folder import given_up, go_on_from, pointed_at, remove_incomplete
 from pretrain.errors import UserError
 from pretrain.files import sync
 from pretrain.model.sleep import SleepLM
@@ -77,6 +77,30 @@ def test_milestones_stay(tmp_path: Path) -> None:
     assert steps(tmp_path) == [8, 16]
     write(tmp_path, 18, keep=1)
     assert steps(tmp_path) == [18]
+
+
+def test_what_comes_after_the_one_to_go_on_from_leaves_the_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle, the next start does the same."""
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step)
+    rename, killed = Path.rename, KeyboardInterrupt("killed")
+
+    def renames(path: Path, target: Path) -> Path:
+        if path.name == "step-4":
+            raise killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", renames)
+        go_on_from(tmp_path, 2)
+    assert steps(tmp_path) == [1, 2, 4] and pointed_at(tmp_path) == 2
+    assert "step-4" in str(go_on_from(tmp_path, 2))
+    assert steps(tmp_path) == [1, 2] and go_on_from(tmp_path, 2) is None
+    for name in given_up(tmp_path):
+        assert Checkpoint.open(tmp_path / "checkpoints" / name).run == tmp_path
+    assert len(given_up(tmp_path)) == 2
 
 
 def test_a_save_that_was_killed_leaves_the_one_before(

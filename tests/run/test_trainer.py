@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.cli import main
+from pretrain.checkpoint import latest_valid, steps
+from pretrain.checkpoint.folder import given_up
 from pretrain.config.load import dump, load
 from pretrain.config.schema import GuardConfig
 from pretrain.errors import UserError
@@ -138,10 +141,36 @@ def test_a_damaged_checkpoint_is_passed_over(
     log = capsys.readouterr().err
     assert "step-4/optimizer.0.safetensors: damaged" in log and "at step 2" in log
     assert_same(tensors(run), tensors(expected), 0.0)
+    assert steps(run) == [3, 6] and given_up(run) == ["given-up-step-4"]
     for file in run.glob("checkpoints/step-*/index.json"):
         file.unlink()
     with pytest.raises(UserError, match="every checkpoint is damaged"):
         train(config, progress=False)
+
+
+def test_a_future_that_was_given_up_is_no_past(
+    depo: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who goes back by hand goes on from there, also after damage; and nothing is lost."""
+    config = depo("back", checkpoint_every=1, keep=4)
+    run = train(config, progress=False)
+    checkpoints = run / "checkpoints"
+    first = {path: path.read_bytes() for path in checkpoints.glob("step-[56]/*")}
+    config.train.checkpoint_every = 2
+    for kept in (["5", "6"], ["5", "6", "6-2"]):
+        assert steps(run)[:2] == [3, 4] and steps(run)[-1] == 6
+        (checkpoints / "latest").write_text("step-4\n")
+        train(config, progress=False)
+        assert "from step-4, so that it has no part in step-" in capsys.readouterr().err
+        assert steps(run) == [3, 4, 6]
+        assert given_up(run) == [f"given-up-step-{name}" for name in kept]
+    for path, content in first.items():
+        assert (checkpoints / f"given-up-{path.parent.name}" / path.name).read_bytes() == content
+    (checkpoints / "step-6/index.json").unlink()
+    found = latest_valid(run, lambda line: None)
+    assert found is not None and found.step == 4
+    assert main(["doctor", str(run)]) == 1
+    assert "note  given up       given-up-step-6-2: " in capsys.readouterr().out
 
 
 def test_settings_that_change_the_result_are_refused(depo: MakeConfig) -> None:
