@@ -19,7 +19,8 @@ from pretrain.config.load import given, load, override, read_tables, to_toml
 from pretrain.data.store import is_remote
 from pretrain.errors import UserError
 from pretrain.files import read_whole, write_atomically
-from tokenizer import foreign
+from tokenizer import TokenizerError, foreign
+from tokenizer.encode import Tokenizer
 
 CONFIG = "config.toml"
 TOKENIZER = "tokenizer.model"  # of ours
@@ -63,6 +64,27 @@ def copy_tokenizer(given: Path, run: Path) -> None:
         foreign.hold(given, run / FOREIGN_TOKENIZER)
     else:
         write_atomically(run / TOKENIZER, _content(given)[TOKENIZER])
+
+
+def check_same_tokenizer(start: Config, config: Config) -> None:
+    """UserError if a run reads other ids than the weights were trained on that it begins with.
+
+    Args:
+        start: of the run that has the weights, as `configuration_of` gives it. An imported one may
+            have no tokenizer: then nothing is known.
+    """
+    own, given = Path(start.data.tokenizer), Path(config.data.tokenizer)
+    if not (uses_tokenizer(start) and uses_tokenizer(config) and own.exists()):
+        return
+    try:
+        same = Tokenizer.load(own).fingerprint == Tokenizer.load(given).fingerprint
+    except TokenizerError as error:
+        raise UserError(str(error)) from None
+    if not same:
+        raise UserError(
+            f"data.tokenizer = {given}: the weights of run.init_from were trained with another, "
+            f"{own}: set data.tokenizer={own}, or leave it out"
+        )
 
 
 def _content(tokenizer: Path) -> dict[str, bytes]:

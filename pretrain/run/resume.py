@@ -16,7 +16,7 @@ from pretrain.checkpoint import Checkpoint, latest_valid, open_checkpoint
 from pretrain.checkpoint.folder import checkpoint_dir, go_on_from, remove_incomplete, run_lock
 from pretrain.config.load import dump, load
 from pretrain.config.resume import check_unchanged
-from pretrain.config.run_folder import keep_tokenizer
+from pretrain.config.run_folder import check_same_tokenizer, keep_tokenizer
 from pretrain.config.schema import Config, GuardConfig
 from pretrain.files import write_atomically, writes_user_file
 from pretrain.origin import add_origin
@@ -41,8 +41,9 @@ def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | N
 
 def _start(config: Config) -> str:
     """The checkpoint, verified, whose weights a run begins with."""
-    checkpoint, _ = open_checkpoint(config.run.init_from)
+    checkpoint, start = open_checkpoint(config.run.init_from)
     check_unchanged(checkpoint.folder, checkpoint.config, config, shape_only=True)
+    check_same_tokenizer(start, config)
     return str(checkpoint.folder)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,15 @@ from torch import Tensor
 
 from launch.cli import main
 from pretrain.config.run_folder import load_run
+from pretrain.config.schema import RunConfig
 from pretrain.errors import UserError
+from pretrain.run.resume import take_folder
 from pretrain.trainer import train
 from tests import runs
+from tests.convert.made import config, write_run
 from tests.convert.test_import import transformer
+from tests.data.texts import make_texts
+from tokenizer.train import train as train_tokenizer
 
 TASK = [
     "data.task=depo", "depo.nodes=4", "depo.vocabulary=8", "depo.max_hops=2", "depo.context=8",
@@ -88,3 +96,22 @@ def test_refused(imported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'optimizer\.update = "delta": model\.layers has no'):
         phase(tmp_path, "attention", imported, "optimizer.update=delta",
               "sleep.passes=1", 'model.layers=["attention"]')  # fmt: skip
+
+
+def test_another_tokenizer_is_refused(model: Path, tmp_path: Path) -> None:
+    """Its ids would mean other text, to weights of the same shape."""
+    start, other = write_run(tmp_path / "start", config(model)), tmp_path / "other.model"
+    train_tokenizer(make_texts(60, seed=8), other, vocab_size=320)
+    copied = Path(shutil.copyfile(model, tmp_path / "copy.model"))
+    begins = replace(config(copied), run=RunConfig(init_from=str(start)))
+    own = start / "tokenizer.model"
+    with ExitStack() as cleanup:
+        found = take_folder(tmp_path / "same", begins, cleanup)
+        assert found is not None and found.folder == start / "checkpoints/step-7"
+        begins.data = replace(begins.data, tokenizer=str(other))
+        told = rf"^data\.tokenizer = {other}: .* set data\.tokenizer={own}"
+        with pytest.raises(UserError, match=told):
+            take_folder(tmp_path / "other", begins, cleanup)
+        own.write_bytes(own.read_bytes()[:-1])
+        with pytest.raises(UserError, match=rf"^{own}: damaged"):
+            take_folder(tmp_path / "damaged", begins, cleanup)
