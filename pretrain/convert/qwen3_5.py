@@ -218,13 +218,27 @@ def _layers(theirs: dict[str, Any], path: Path) -> list[str]:
 
 
 def _rope(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
-    rope = theirs.get("rope_parameters")
-    if not isinstance(rope, dict) or not {"rope_theta", "partial_rotary_factor"} <= rope.keys():
+    rope = rope_parameters(theirs, path)
+    if not {"rope_theta", "partial_rotary_factor"} <= rope.keys():
         raise UserError(f"{path}: rope_parameters lack rope_theta or partial_rotary_factor")
-    if rope.get("rope_type", "default") != "default":
-        kind = shortened(repr(rope["rope_type"]))
-        raise UserError(f"{path}: rope_type = {kind}; only 'default' can be held")
     return {
         "rope_theta": rope["rope_theta"],
         "rotary_fraction": rope["partial_rotary_factor"],
     }
+
+
+def rope_parameters(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
+    """How positions are rotated. It has two names, the second of which is the old one; transformers
+    goes by that where both are there. UserError: wavelengths are scaled.
+    """
+    found: dict[str, Any] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = theirs.get(name) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{path}: {name} is no table")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            kind = shortened(repr(kind))
+            raise UserError(f"{path}: {name} has rope_type = {kind}; only 'default' can be held")
+        found = rope or found
+    return found

@@ -20,7 +20,7 @@ from torch import Tensor
 from pretrain.config.schema import Config
 from pretrain.convert.folder import TensorFolder, all_finite
 from pretrain.convert.names import Part, Shape, packed_tensors
-from pretrain.convert.qwen3_5 import Tables, middle_half
+from pretrain.convert.qwen3_5 import Tables, middle_half, rope_parameters
 from pretrain.errors import UserError, shortened
 from pretrain.model.hybrid import initial_value
 
@@ -103,11 +103,8 @@ def _layers(attention: int, every: int) -> list[str]:
 
 
 def _rope_theta(theirs: dict[str, Any], path: Path) -> float:
-    """The base of the wavelengths. UserError: they are scaled."""
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"{path}: rope_type = {shortened(repr(kind))}; only 'default' can be held")
+    """The base of the wavelengths."""
+    rope = rope_parameters(theirs, path)
     theta: float = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
     return theta
 

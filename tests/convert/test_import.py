@@ -186,6 +186,20 @@ def test_the_head_of_an_export_that_transformers_has_changed(model: Path, tmp_pa
     same_function(open_model(tmp_path / "hf")[0], theirs)
 
 
+def test_the_old_name_of_the_rotation_goes_before_the_new_one(tmp_path: Path) -> None:
+    transformer("qwen3", tmp_path / "hf")
+    path = tmp_path / "hf/config.json"
+    edit(path, rope_scaling={"rope_type": "default", "rope_theta": 30.0})
+    import_folder(tmp_path / "hf", tmp_path / "run")
+    loaded, settings = open_model(tmp_path / "run")
+    assert settings.model.rope_theta == 30.0  # and not the 1e6 of rope_parameters
+    same_function(loaded, read_back(tmp_path / "hf"))
+    multimodal(tmp_path / "hybrid")
+    edit(tmp_path / "hybrid/config.json", nested=True, rope_scaling={"type": "yarn", "factor": 4.0})
+    with pytest.raises(UserError, match="rope_scaling has rope_type = 'yarn'; only 'default'"):
+        import_folder(tmp_path / "hybrid", tmp_path / "other")
+
+
 def ready(corpus: Path, place: Path) -> list[str]:
     """An imported run, and the settings that a user would give it to train with."""
     settings = config(corpus / "small.model", layers=ADAD)
@@ -235,6 +249,7 @@ def test_its_shape_stays(corpus: Path, tmp_path: Path) -> None:
         ({"model_type": "mamba"}, "model_type = 'mamba'"),
         ({"attention_bias": True}, "attention_bias = True; only False can be held"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type = 'llama3'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling has rope_type = 'yarn'"),
         ({"num_hidden_layers": 4}, r"model\.layers\.3\.\S+ is missing"),
         ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ cannot be held"),
         ({"hidden_size": "32"}, "must be whole numbers"),
