@@ -168,10 +168,12 @@ class TensorFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._opened, self._files = ExitStack(), dict[str, Any]()
-        if (folder / INDEX).exists():
-            self._file_of = self._weight_map()
-        elif (folder / SINGLE).exists():
+        # transformers takes the single file where there are both: an index may be what it was
+        # saved over
+        if (folder / SINGLE).exists():
             self._file_of = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        elif (folder / INDEX).exists():
+            self._file_of = self._weight_map()
         else:
             raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}; only safetensors are read")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -198,6 +199,17 @@ def test_the_old_name_of_the_rotation_goes_before_the_new_one(tmp_path: Path) ->
     edit(tmp_path / "hybrid/config.json", nested=True, rope_scaling={"type": "yarn", "factor": 4.0})
     with pytest.raises(UserError, match="rope_scaling has rope_type = 'yarn'; only 'default'"):
         import_folder(tmp_path / "hybrid", tmp_path / "other")
+
+
+def test_a_single_file_goes_before_an_index(tmp_path: Path) -> None:
+    """As a folder is left that was in pieces before a smaller save."""
+    transformer("qwen3", tmp_path / "hf").save_pretrained(tmp_path / "hf", max_shard_size="20KB")
+    theirs = AutoModelForCausalLM.from_config(TRANSFORMERS["qwen3"])
+    save_file(theirs.state_dict(), tmp_path / "hf/model.safetensors", {"format": "pt"})
+    assert (tmp_path / "hf/model.safetensors.index.json").exists()
+    import_folder(tmp_path / "hf", tmp_path / "run")
+    same_function(open_model(tmp_path / "run")[0], theirs)
+    same_function(open_model(tmp_path / "run")[0], read_back(tmp_path / "hf"))
 
 
 def ready(corpus: Path, place: Path) -> list[str]:
