@@ -27,6 +27,10 @@ MAX_JSON = 1 << 26  # bytes of a config.json or an index
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
+# What is read. The numbers of any other are no weights without the scales that belong to them.
+PRECISIONS = (torch.float64, *DTYPES)
+UNQUANTIZED = "a quantised model cannot be held: give the one that it was made of"
+
 
 class Spec(NamedTuple):
     """What is known of a tensor before it is read."""
@@ -204,7 +208,8 @@ class TensorFolder:
         """One tensor, in the dtype that it has there.
 
         Raises:
-            UserError: it is missing, of another shape, or cannot be read; names file and tensor.
+            UserError: it is missing, of another shape, quantised, or cannot be read; names file and
+                tensor.
         """
         tensor = self._read(name)
         if tuple(tensor.shape) != shape:
@@ -219,9 +224,11 @@ class TensorFolder:
         try:
             tensor: Tensor = self._open(file).get_tensor(name)
         except SafetensorError as error:
-            raise UserError(
-                f"{self._where(name)} cannot be read: {shortened(str(error))}"
-            ) from None
+            why = shortened(str(error))
+            raise UserError(f"{self._where(name)} cannot be read: {why}") from None
+        if tensor.dtype not in PRECISIONS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{self._where(name)} is {kind}; {UNQUANTIZED}")
         return tensor
 
     def _where(self, name: str) -> str:

@@ -30,6 +30,7 @@ from pretrain.convert.export import export
 from pretrain.convert.folder import TensorFolder, new_file
 from pretrain.convert.names import Packed, packed_tensors
 from pretrain.convert.vocabulary import Vocabulary, vocabulary
+from pretrain.errors import UserError
 
 ARCHITECTURE = "qwen35"
 KINDS = {
@@ -149,6 +150,8 @@ def write(folder: Path, out: Path) -> None:
     with new_file(out) as draft, TensorFolder(folder) as tensors:
         embedding = wanted[0].source
         matrices = tensors.get(embedding.name, embedding.shape).dtype
+        if matrices not in KINDS:
+            raise UserError(f"{folder}: is {matrices}, which llama.cpp does not hold; export anew")
         dtypes = [matrices if target.is_matrix else torch.float32 for target in wanted]
         writer = gguf.GGUFWriter(draft, ARCHITECTURE)
         _describe(writer, config, said, matrices)

@@ -58,6 +58,7 @@ def import_folder(
     """
     path = folder / qwen3_5.CONFIG
     theirs = read_json(path)
+    qwen3_5.check_unquantized(theirs, path)
     source: ModuleType = qwen3_5
     if theirs.get("model_type") in transformer.MODEL_TYPES:
         source = transformer

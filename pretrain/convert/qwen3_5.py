@@ -16,7 +16,7 @@ from pretrain.config.load import from_tables, validated
 from pretrain.config.run_folder import own_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import engines
-from pretrain.convert.folder import TensorFolder, all_finite, read_json
+from pretrain.convert.folder import UNQUANTIZED, TensorFolder, all_finite, read_json
 from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError, shortened
 
@@ -107,6 +107,7 @@ def from_json(folder: Path) -> Config:
         written = shortened(str(ours.get("version")))
         raise UserError(f"{path}: {KEY} is of version {written}, and this Hypnos reads {VERSION}")
     data = DATA | {"task": ours.get("task"), "tokenizer": str(own_tokenizer(folder))}
+    check_unquantized(theirs, path)
     found: Tables = tables(theirs, path) | {"data": data, "train": {}}
     evaluation = ours.get("evaluation")
     for name, section in EVALUATION.items():
@@ -225,6 +226,13 @@ def _rope(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
         "rope_theta": rope["rope_theta"],
         "rotary_fraction": rope["partial_rotary_factor"],
     }
+
+
+def check_unquantized(theirs: dict[str, Any], path: Path) -> None:
+    """UserError if a config.json, or the text_config in it, says that the weights are quantised."""
+    for table in (theirs, theirs["text_config"] if _is_nested(theirs) else {}):
+        if table.get("quantization_config") is not None:
+            raise UserError(f"{path}: has a quantization_config; {UNQUANTIZED}")
 
 
 def rope_parameters(theirs: dict[str, Any], path: Path) -> dict[str, Any]:

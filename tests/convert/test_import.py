@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -274,6 +274,31 @@ def test_refused_by_name(change: dict[str, object], message: str, tmp_path: Path
     with pytest.raises(UserError, match=message):
         import_folder(tmp_path / "hf", tmp_path / "run", ["sleep.passes=1"])
     assert [each.name for each in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "hybrid"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_quantised_is_refused(
+    kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing but the tensors says so; and before anything is written."""
+    hf = tmp_path / "hf"
+    multimodal(hf) if kind == "hybrid" else transformer("llama", hf)
+    weights = tensors(hf)
+    name = next(name for name in weights if name.endswith("layers.2.mlp.up_proj.weight"))
+    weights[name] = weights[name].to(dtype)
+    save_file(weights, hf / "model.safetensors", {"format": "pt"})
+    told = rf"model\.safetensors: tensor {name} is {str(dtype)[6:]}; a quantised model cannot be"
+    with pytest.raises(UserError, match=told):
+        import_folder(hf, tmp_path / "run")
+    edit(hf / "config.json", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UserError, match=r"config\.json: has a quantization_config; a quantised"):
+        import_folder(hf, tmp_path / "run")
+    save_file(weights | {f"{name}_scale_inv": torch.ones(1)}, hf / "model.safetensors")
+    edit(hf / "config.json", quantization_config=None)
+    monkeypatch.setattr("pretrain.convert.into_run.new_folder", pytest.fail)
+    with pytest.raises(UserError, match="_scale_inv"):
+        import_folder(hf, tmp_path / "run")
 
 
 def test_llama_without_norms_of_queries_is_not_exported(tmp_path: Path) -> None:
