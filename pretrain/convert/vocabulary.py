@@ -72,9 +72,12 @@ def vocabulary(path: Path) -> Vocabulary:
         if isinstance(model, SentencePieceModel):
             return _of_pieces(model)
         assert isinstance(model, FastModel)
-        if not model.is_byte_level and own.exists():
-            return _of_both(model, SentencePieceModel(own.read_bytes()))
-        return _of_bytes(model)
+        if model.is_byte_level:
+            return _of_bytes(model)
+        if not own.exists():  # as transformers' save_pretrained leaves a folder
+            why = "its tokenizer.json is no BPE over bytes, and has no scores of its pieces"
+            raise ValueError(f"{why}: put the {SENTENCEPIECE} there that it was made of")
+        return _of_both(model, SentencePieceModel(own.read_bytes()))
     except ValueError as error:
         raise UserError(f"{path}: {error}; such a model goes out with --to hf") from None
 
@@ -141,8 +144,6 @@ def _of_bytes(model: FastModel) -> Vocabulary:
 def _cut(described: dict[str, Any]) -> str:
     """llama.cpp's name of how a tokenizer.json cuts a text up. ValueError: it has none."""
     bpe, steps = described["model"], _steps(described["pre_tokenizer"])
-    if not any(step["type"] == "ByteLevel" for step in steps):
-        raise ValueError("its tokenizer.json is no BPE over bytes")
     pattern: str | None
     match steps:
         case [{"type": "ByteLevel"} as only] if only.get("use_regex", True):

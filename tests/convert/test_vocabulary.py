@@ -5,6 +5,7 @@ test-engines`.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pretrain.convert.vocabulary import CUTS, vocabulary
 from pretrain.errors import UserError
 from tests.tokenizer.foreign import byte_level, sentences
 from tokenizer.encode import Tokenizer
+from tokenizer.export import export as export_tokenizer
 
 
 @pytest.fixture
@@ -66,8 +68,18 @@ def test_pieces_and_scores(tmp_path: Path) -> None:
     assert both.tokens == [*said.tokens, "<pad>"] and both.types == [*said.types, 3]
     assert (both.eos, both.pad) == (2, 400)
     (llama / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"no BPE over bytes; such a model goes out with --to hf"):
+    with pytest.raises(UserError, match=r"put the tokenizer\.model there that it was made of; "):
         vocabulary(llama)
+
+
+def test_an_export_that_transformers_has_saved_again(model: Path, tmp_path: Path) -> None:
+    """It drops the tokenizer.model, which the user can put back."""
+    export_tokenizer(Tokenizer.load(model), tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    with pytest.raises(UserError, match=r"again: .* put the tokenizer\.model there"):
+        vocabulary(tmp_path / "again")
+    shutil.copyfile(model, tmp_path / "again/tokenizer.model")
+    assert vocabulary(tmp_path / "again") == vocabulary(model)
 
 
 def test_what_llama_cpp_would_read_otherwise(qwen: Path, tmp_path: Path) -> None:
