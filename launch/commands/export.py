@@ -43,15 +43,18 @@ def export(run: Path, out: Path, to: str, precision: str | None) -> None:
 
     with said_if_slow(f"exporting {run}", tell):
         if to == "hf":
-            for line in export(run, out, precision or "fp32"):
+            step, has_tokenizer, lines = export(run, out, precision or "fp32")
+            for line in lines:
                 tell(line)
+            following = f"; next: hypnos generate {out} --prompt TEXT" if has_tokenizer else ""
+            wrote = f"{out} (step {step:,}){following}"
         else:
-            _to_gguf(run, out, precision, is_folder=(run / CONFIG).exists())
-    following = f"; next: hypnos generate {out} --prompt TEXT" if to == "hf" else ""
-    print(f"wrote {out}{following}")
+            wrote = _to_gguf(run, out, precision, is_folder=(run / CONFIG).exists())
+    print(f"wrote {wrote}")
 
 
-def _to_gguf(run: Path, out: Path, precision: str | None, is_folder: bool) -> None:
+def _to_gguf(run: Path, out: Path, precision: str | None, is_folder: bool) -> str:
+    """What it wrote."""
     try:
         from pretrain.convert import gguf
     except ModuleNotFoundError as error:
@@ -60,9 +63,9 @@ def _to_gguf(run: Path, out: Path, precision: str | None, is_folder: bool) -> No
         fix = "it is missing; pip install 'hypnos[gguf]'"
         raise UserError(f"--to gguf needs the package gguf: {fix}") from None
     if not is_folder:
-        gguf.write_run(run, out, precision or "fp32")
-    elif precision is None:
-        gguf.write(run, out)
-    else:
+        return f"{out} (step {gguf.write_run(run, out, precision or 'fp32'):,})"
+    if precision is not None:
         fix = "leave it out, or export the run"
         raise UserError(f"--precision: {run} is an export, and goes out as it is; {fix}")
+    gguf.write(run, out)
+    return str(out)

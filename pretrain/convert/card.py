@@ -32,20 +32,29 @@ A language model that sleeps, pretrained with Hypnos: {blocks} blocks ({attentio
 
 Awake and within one window this folder is an ordinary Qwen3.5 hybrid:
 
+{use}
+
+Other engines neither sleep nor evict: beyond {window} tokens they do what the model was not trained
+for.{sleeping}
+"""
+OF_TEXT = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
-```
+```"""
+OF_A_TASK = """\
+```python
+from transformers import AutoModelForCausalLM
 
-Other engines neither sleep nor evict: beyond {window} tokens they do what the model was not trained
-for. With sleep, for a text of any length:
+model = AutoModelForCausalLM.from_pretrained("{name}")
+```"""
+SLEEPING = """ With sleep, for a text of any length:
 
 ```sh
 hypnos generate {name} --prompt "..."
-```
-"""
+```"""
 
 
 def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
@@ -55,6 +64,7 @@ def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
         name: of the folder that it lies in.
     """
     layers, sleep = config.model.layers, config.sleep
+    has_text = uses_tokenizer(config)
     return CARD.format(
         name=name,
         blocks=len(layers),
@@ -66,6 +76,8 @@ def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
         loop=_loop(sleep, len(layers)),
         eviction=sleep.eviction,
         data=_data(checkpoint, config),
+        use=(OF_TEXT if has_text else OF_A_TASK).format(name=name),
+        sleeping=SLEEPING.format(name=name) if has_text else "",
         figures=_figures(checkpoint.run / "metrics.jsonl", checkpoint.step),
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,15 +32,21 @@ from tokenizer.export import export as export_tokenizer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def export(run: Path, out: Path, precision: str = "fp32") -> list[str]:
+class Exported(NamedTuple):
+    """What has been exported."""
+
+    step: int  # of the checkpoint: the newest may be damaged
+    has_tokenizer: bool
+    lines: list[str]  # the tokenizer's comparison, and what engines do not read the shape
+
+
+def export(run: Path, out: Path, precision: str = "fp32") -> Exported:
     """Writes a run's newest checkpoint, or the checkpoint `run`, as a Hugging Face folder.
 
     Memory holds about one tensor at a time. The folder is there whole at the end, or not at all.
 
     Args:
         precision: of all weights, one of `DTYPES`.
-    Returns:
-        Lines about the result: the tokenizer's comparison, and what engines do not read the shape.
     Raises:
         UserError: nothing can be exported, or `out` is there already.
     """
@@ -48,16 +54,23 @@ def export(run: Path, out: Path, precision: str = "fp32") -> list[str]:
     check_tokenizer(config)
     engines.check_hf(config)
     with new_folder(out) as folder:
-        dtype = DTYPES[precision]
-        specs = [Spec(packed.name, packed.shape, dtype) for packed in packed_tensors(config.model)]
-        write_shards(folder, specs, _tensors(checkpoint, config, dtype))
-        special, said = _write_tokenizer(config, folder)
-        named = {"dtype": str(dtype).removeprefix("torch.")} | special
-        write_json(folder / qwen3_5.CONFIG, qwen3_5.to_json(config, checkpoint.step) | named)
-        write_json(folder / "generation_config.json", special | {"use_cache": True})
+        said = write(checkpoint, config, folder, precision)
         (folder / "README.md").write_text(card.text(checkpoint, config, out.name), encoding="utf-8")
     not_read = {name: why for name, why in engines.reasons(config).items() if why}
-    return [said, *(f"not for {name}: {why}" for name, why in not_read.items())]
+    lines = [said, *(f"not for {name}: {why}" for name, why in not_read.items())]
+    return Exported(checkpoint.step, uses_tokenizer(config), lines)
+
+
+def write(checkpoint: Checkpoint, config: Config, folder: Path, precision: str) -> str:
+    """Writes all but the model card into a folder. A line about the tokenizer."""
+    dtype = DTYPES[precision]
+    specs = [Spec(packed.name, packed.shape, dtype) for packed in packed_tensors(config.model)]
+    write_shards(folder, specs, _tensors(checkpoint, config, dtype))
+    special, said = _write_tokenizer(config, folder)
+    named = {"dtype": str(dtype).removeprefix("torch.")} | special
+    write_json(folder / qwen3_5.CONFIG, qwen3_5.to_json(config, checkpoint.step) | named)
+    write_json(folder / "generation_config.json", special | {"use_cache": True})
+    return said
 
 
 def _tensors(checkpoint: Checkpoint, config: Config, dtype: torch.dtype) -> Iterator[Tensor]:

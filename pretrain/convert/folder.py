@@ -57,9 +57,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` is there already and not an empty folder, or cannot be written.
     """
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
-    with _draft(out) as draft:
+    with _draft(out, replaces_empty=True) as draft:
         draft.mkdir()
         yield draft
         for path in draft.rglob("*"):
@@ -74,25 +72,31 @@ def new_file(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _draft(out: Path) -> Iterator[Path]:
-    if out.exists():
-        raise UserError(f"{out}: is there already; give another name, or remove it")
-    draft = out.with_name(f".{out.name}.draft")
+def _draft(out: Path, replaces_empty: bool = False) -> Iterator[Path]:
+    place = Path(os.path.realpath(out))  # of a link, what it names
+    draft = place.with_name(f".{place.name}.draft")
+    if place == Path.cwd():
+        raise UserError(f"{out}: is the folder that you are in; give the name of a new one")
+    if file := next((above for above in place.parents if above.is_file()), None):
+        raise UserError(f"{out}: cannot be written below {file}, a file; give another name")
     try:
+        is_empty = replaces_empty and place.is_dir() and not any(place.iterdir())
+        if place.exists() and not is_empty:
+            raise UserError(f"{out}: is there already; give another name, or remove it")
         draft.parent.mkdir(parents=True, exist_ok=True)
-        _remove(draft)
+        remove(draft)
         yield draft
         sync(draft)
-        draft.replace(out)
-        sync(out.parent)
+        draft.replace(place)
+        sync(place.parent)
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
         raise UserError(f"{out}: {why}; make room there, or give another name") from None
     finally:
-        _remove(draft)
+        remove(draft)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """What is left of a draft, if anything."""
     if path.is_dir():
         shutil.rmtree(path)

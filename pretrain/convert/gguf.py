@@ -12,7 +12,6 @@ What llama.cpp wants otherwise than transformers:
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -25,9 +24,8 @@ from torch import Tensor
 
 from pretrain.checkpoint import open_checkpoint
 from pretrain.config.schema import Config, ModelConfig
-from pretrain.convert import engines, qwen3_5
-from pretrain.convert.export import export
-from pretrain.convert.folder import TensorFolder, new_file
+from pretrain.convert import engines, export, qwen3_5
+from pretrain.convert.folder import TensorFolder, new_file, remove
 from pretrain.convert.names import Packed, packed_tensors
 from pretrain.convert.vocabulary import Vocabulary, vocabulary
 from pretrain.errors import UserError
@@ -145,15 +143,38 @@ def write(folder: Path, out: Path) -> None:
     """
     config = qwen3_5.from_json(folder)
     engines.check_gguf(config)
+    with new_file(out) as draft:
+        _write(folder, config, draft)
+
+
+def write_run(run: Path, out: Path, precision: str = "fp32") -> int:
+    """Writes a GGUF file from a run's newest checkpoint, or from the checkpoint `run`, by way of a
+    Hugging Face folder that is gone afterwards. The checkpoint's step.
+    """
+    checkpoint, config = open_checkpoint(run)
+    engines.check_gguf(config)
+    with new_file(out) as draft:
+        folder = draft.with_suffix(".hf")
+        remove(folder)  # of an export that was killed
+        try:
+            folder.mkdir()
+            export.write(checkpoint, config, folder, precision)
+            _write(folder, qwen3_5.from_json(folder), draft)
+        finally:
+            remove(folder)
+    return checkpoint.step
+
+
+def _write(folder: Path, config: Config, file: Path) -> None:
     said = vocabulary(Path(config.data.tokenizer)).padded(config.model.vocab_size)
     wanted = list(targets(config.model))
-    with new_file(out) as draft, TensorFolder(folder) as tensors:
+    with TensorFolder(folder) as tensors:
         embedding = wanted[0].source
         matrices = tensors.get(embedding.name, embedding.shape).dtype
         if matrices not in KINDS:
             raise UserError(f"{folder}: is {matrices}, which llama.cpp does not hold; export anew")
         dtypes = [matrices if target.is_matrix else torch.float32 for target in wanted]
-        writer = gguf.GGUFWriter(draft, ARCHITECTURE)
+        writer = gguf.GGUFWriter(file, ARCHITECTURE)
         _describe(writer, config, said, matrices)
         for target, dtype in zip(wanted, dtypes, strict=True):
             nbytes, kind = prod(target.shape) * dtype.itemsize, KINDS[dtype]
@@ -168,21 +189,6 @@ def write(folder: Path, out: Path) -> None:
             writer.write_tensor_data(value.view(-1).view(torch.uint8).numpy())
             del value  # before there is another
         writer.close()
-
-
-def write_run(run: Path, out: Path, precision: str = "fp32") -> None:
-    """Writes a GGUF file from a run's newest checkpoint, or from the checkpoint `run`, by way of a
-    Hugging Face folder that is gone afterwards.
-    """
-    _, config = open_checkpoint(run)
-    engines.check_gguf(config)
-    with new_file(out) as draft:
-        folder = draft.with_suffix(".hf")
-        try:
-            export(run, folder, precision)
-            write(folder, draft)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _describe(

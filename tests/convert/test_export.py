@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3_5ForCausalLM
 
+from launch.cli import main
 from pretrain.checkpoint import Checkpoint
 from pretrain.config.schema import Config, DataConfig, SleepConfig
 from pretrain.convert import folder
@@ -48,7 +49,7 @@ def ours(settings: Config, ids: list[int]) -> Tensor:
 def test_transformers_loads_the_same_function(case: str, model: Path, tmp_path: Path) -> None:
     settings = config(model, **CASES[case])
     said = export(write_run(tmp_path / "run", settings), tmp_path / "out")
-    assert "ids and text identical" in said[0]
+    assert said.step == 7 and "ids and text identical" in said.lines[0]
 
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
     assert type(theirs) is Qwen3_5ForCausalLM and theirs.dtype == torch.float32
@@ -140,9 +141,50 @@ def test_a_task_without_a_tokenizer_goes_out_without_one(model: Path, tmp_path: 
     settings = config(model)
     settings.data = DataConfig(task="rule110")
     said = export(write_run(tmp_path / "run", settings), tmp_path / "out")
-    assert said[0] == "no tokenizer: the task 'rule110' has none"
+    assert said.lines[0] == "no tokenizer: the task 'rule110' has none"
     assert not list((tmp_path / "out").glob("tokenizer*"))
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()  # and nothing is advised that would need one
+    assert "AutoModelForCausalLM.from_pretrained" in card
+    assert "AutoTokenizer" not in card and "hypnos generate" not in card
+
+
+def test_the_command_says_which_step_it_wrote(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not always the newest; and what is next, if there is a next."""
+    run, out = write_run(tmp_path / "run", config(model)), tmp_path / "out"
+    write_run(run, config(model), step=9)
+    (run / "checkpoints/step-9/index.json").unlink()
+    assert main(["export", str(run), str(out), "--to", "hf"]) == 0
+    assert (
+        capsys.readouterr().out
+        == f"wrote {out} (step 7); next: hypnos generate {out} --prompt TEXT\n"
+    )
+    assert main(["export", str(run), str(tmp_path / "out.gguf"), "--to", "gguf"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path}/out.gguf (step 7)\n"
+    settings = config(model)
+    settings.data = DataConfig(task="rule110")
+    task = write_run(tmp_path / "task", settings)
+    assert main(["export", str(task), str(tmp_path / "task-hf"), "--to", "hf"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path}/task-hf (step 7)\n"
+
+
+def test_where_it_is_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, empty = write_run(tmp_path / "run", config(model)), tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "link").symlink_to(empty)
+    export(run, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (empty / "config.json").exists()
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}/file/a/b: cannot be .* {tmp_path}/file, a file"
+    ):
+        export(run, tmp_path / "file/a/b")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^\.: is the folder that you are in"):
+        export(run, Path())
 
 
 def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None:

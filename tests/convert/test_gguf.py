@@ -5,6 +5,8 @@ That llama.cpp computes the same from it is for `make test-engines`.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -131,6 +133,36 @@ def test_refused_by_name_before_anything_is_written(model: Path, tmp_path: Path)
     with pytest.raises(UserError, match="has no tokenizer"):
         write_run(make_run(tmp_path / "none", without), tmp_path / "model.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eps", "none", "odd"]
+
+
+def test_one_that_was_killed_leaves_the_name_free(model: Path, tmp_path: Path) -> None:
+    run, out = make_run(tmp_path / "run", config(model)), tmp_path / "model.gguf"
+    (tmp_path / ".model.gguf.hf").mkdir()
+    (tmp_path / ".model.gguf.hf/model.safetensors").touch()
+    write_run(run, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "run"]
+
+
+def test_double_precision_is_refused_by_name(model: Path, tmp_path: Path) -> None:
+    export(make_run(tmp_path / "run", config(model)), tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    theirs.double().save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match=r"hf: is torch\.float64, which llama\.cpp does not hold"):
+        write(tmp_path / "hf", tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("of", ["export.write", "gguf._write"])
+def test_an_error_names_what_was_asked_for(
+    of: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = make_run(tmp_path / "run", config(model))
+    monkeypatch.setattr(f"pretrain.convert.{of}", full)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/model\.gguf: cannot be written: No space"):
+        write_run(run, tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_without_the_package(
