@@ -43,8 +43,8 @@ def examine_machine() -> Iterator[Finding]:
 
 def examine_run(run: Path) -> Iterator[Finding]:
     """Whether every byte of a run's checkpoints is as written; needs none of what trained it."""
-    from pretrain.checkpoint import Checkpoint, Unreadable, resume_candidates, steps
-    from pretrain.checkpoint.folder import checkpoint_dir, given_up, strays
+    from pretrain.checkpoint import Checkpoint, Deleted, Unreadable, resume_candidates, steps
+    from pretrain.checkpoint.folder import given_up, strays
     from pretrain.config.run_folder import own_tokenizer
 
     examined = False
@@ -52,9 +52,9 @@ def examine_run(run: Path) -> Iterator[Finding]:
         what = f"step {step:,}"
         try:
             checkpoint = Checkpoint.of(run, step)
+        except Deleted:  # by a run that goes on
+            continue
         except UserError as error:
-            if not checkpoint_dir(run, step).exists():  # a run that goes on has just deleted it
-                continue
             fix = "copy it anew from where it is whole; training goes on from the newest whole one"
             fix = "" if isinstance(error, Unreadable) else fix  # that has its own
             yield Finding("fail", what, str(error), fix)

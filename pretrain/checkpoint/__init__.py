@@ -22,7 +22,7 @@ at all. Reading checks every byte against the index first; what is not in the in
 """
 
 from pretrain.checkpoint.folder import steps
-from pretrain.checkpoint.index import Unreadable, verify
+from pretrain.checkpoint.index import Deleted, Unreadable, verify
 from pretrain.checkpoint.read import (
     Checkpoint,
     latest_valid,
@@ -34,6 +34,7 @@ from pretrain.checkpoint.saver import Saver, Snapshot
 
 __all__ = [
     "Checkpoint",
+    "Deleted",
     "Saver",
     "Snapshot",
     "Unreadable",

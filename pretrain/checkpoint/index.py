@@ -29,6 +29,14 @@ class Unreadable(UserError):
     """
 
 
+class Deleted(UserError):
+    """A checkpoint that has gone while it was read: a run that goes on deletes its old ones."""
+
+    def __init__(self, folder: Path) -> None:
+        why = "deleted while it was read, by the run that goes on"
+        super().__init__(f"{folder}: {why}; try again, or let it keep more: train.keep")
+
+
 def tensor_file(kind: str, rank: int) -> str:
     """The file of a rank's pieces of one kind."""
     return f"{kind}.{rank}.safetensors"

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pretrain.checkpoint.index import (
     CONFIG,
     INDEX,
     STATE,
+    Deleted,
     Slices,
     Unreadable,
     read_file,
@@ -35,6 +36,8 @@ from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 from pretrain.files import strays
 from pretrain.model.sleep import SleepLM
+
+TRIES = 3  # to read a checkpoint before a run that goes on deletes it
 
 
 @dataclass
@@ -50,8 +53,13 @@ class Checkpoint:
     @staticmethod
     def open(folder: Path, checked: bool = False) -> Checkpoint:
         """Verifies a checkpoint (unless that has just been done) and reads what is small of it."""
-        slices = read_index(folder)[1] if checked else verify(folder)
-        state = json.loads(read_file(folder / STATE))
+        try:
+            slices = read_index(folder)[1] if checked else verify(folder)
+            state = json.loads(read_file(folder / STATE))
+        except UserError:
+            if not os.path.lexists(folder):
+                raise Deleted(folder) from None
+            raise
         try:
             config = load(folder / CONFIG)
         except UserError as error:  # its bytes are those that were written
@@ -131,6 +139,8 @@ class Checkpoint:
                     tensors = opened.enter_context(safe_open(path, framework="pt"))
                     pieces.append(Piece(part, tensors.get_tensor(name)))
                 except (SafetensorError, OSError) as error:
+                    if not os.path.lexists(self.folder):
+                        raise Deleted(self.folder) from None
                     why = shortened(str(error))
                     raise UserError(f"{path}: tensor {name} cannot be read: {why}") from None
             try:
@@ -195,14 +205,15 @@ def latest_valid(
         fits: which intact ones will do; None is returned where none does.
     Raises:
         UserError: there are checkpoints, and all are damaged. Unreadable: one that would do may be
-            whole, but cannot be read.
+            whole, but cannot be read. Deleted: one has gone meanwhile, so that there may be newer
+            ones.
     """
     candidates = resume_candidates(run, say)
     intact = False
     for step in candidates:
         try:
             checkpoint = Checkpoint.of(run, step)
-        except Unreadable:
+        except (Unreadable, Deleted):
             raise
         except UserError as error:
             say(f"{error}; trying the checkpoint before it")
@@ -231,11 +242,23 @@ def open_checkpoint(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
     if (folder / INDEX).exists():
         checkpoint: Checkpoint | None = Checkpoint.open(folder)
     else:
-        checkpoint = latest_valid(folder, lambda line: print(line, file=sys.stderr))
+        checkpoint = _newest(folder)
     if checkpoint is None:
         found = "neither a checkpoint nor a run that has one" if folder.exists() else "not there"
         raise UserError(f"{folder}: {found}; `hypnos train` says where it writes its run")
     return checkpoint, configuration_of(checkpoint.run, checkpoint.config, overrides)
+
+
+def _newest(run: Path) -> Checkpoint | None:
+    """Of a run that may go on meanwhile: one that it deletes leaves a newer one behind."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    for _ in range(TRIES - 1):
+        with suppress(Deleted):
+            return latest_valid(run, say)
+    return latest_valid(run, say)
 
 
 def load_model(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[SleepLM, Config]:

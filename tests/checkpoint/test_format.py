@@ -14,8 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.checkpoint import Checkpoint, latest_valid, load_model, steps
+from pretrain.checkpoint import (
+    Checkpoint,
+    latest_valid,
+    load_model,
+    open_checkpoint,
+    read,
+    steps,
+    verify,
+)
 from pretrain.checkpoint.folder import given_up, go_on_from, pointed_at, remove_incomplete
+from pretrain.checkpoint.index import Slices
 from pretrain.errors import UserError
 from pretrain.files import sync
 from pretrain.model.sleep import SleepLM
@@ -67,6 +76,27 @@ def test_the_newest_are_kept_and_the_pointer_decides(tmp_path: Path) -> None:
     write(tmp_path, 20, keep=2)  # the run comes by again
     assert steps(tmp_path) == [15, 20]
     assert latest_valid(tmp_path / "other", pytest.fail) is None
+
+
+def test_what_a_run_deletes_meanwhile_leaves_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that goes on saves and deletes while another process reads."""
+    first, trained = Checkpoint.open(write(tmp_path, 1)), iter(range(2, 9))
+
+    def meanwhile(folder: Path, until: int) -> Slices:
+        if steps(tmp_path)[0] < until:
+            write(tmp_path, next(trained), keep=1)
+        return verify(folder)
+
+    monkeypatch.setattr(read, "verify", lambda folder: meanwhile(folder, 3))
+    found, _ = open_checkpoint(tmp_path)
+    assert found.step == 3 and capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=r"step-1: deleted .* train\.keep$"):
+        first.tensor("model", first.names("model")[0])
+    monkeypatch.setattr(read, "verify", lambda folder: meanwhile(folder, 9))
+    with pytest.raises(UserError, match=r"step-5: deleted while it was read, .* train\.keep$"):
+        open_checkpoint(tmp_path)
 
 
 def test_milestones_stay(tmp_path: Path) -> None:
