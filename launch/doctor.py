@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.bootstrap import has_gpu
 from pretrain.errors import UserError
 from pretrain.origin import cores
+
+if TYPE_CHECKING:
+    from pretrain.checkpoint import Checkpoint
+    from pretrain.config.schema import Config
 
 GB = 1 << 30
 
@@ -42,52 +48,75 @@ def examine_machine() -> Iterator[Finding]:
 
 
 def examine_run(run: Path) -> Iterator[Finding]:
-    """Whether every byte of a run's checkpoints is as written; needs none of what trained it."""
-    from pretrain.checkpoint import Checkpoint, Deleted, Unreadable, resume_candidates, steps
+    """Whether every byte of a run's checkpoints is as written, or of the checkpoint `run`; needs
+    none of what trained it.
+    """
+    from pretrain.checkpoint import Checkpoint, resume_candidates, steps
     from pretrain.checkpoint.folder import given_up, strays
-    from pretrain.config.run_folder import own_tokenizer
 
-    examined = False
-    for step in steps(run):
-        what = f"step {step:,}"
-        try:
-            checkpoint = Checkpoint.of(run, step)
-        except Deleted:  # by a run that goes on
-            continue
-        except UserError as error:
-            fix = "copy it anew from where it is whole; training goes on from the newest whole one"
-            fix = "" if isinstance(error, Unreadable) else fix  # that has its own
-            yield Finding("fail", what, str(error), fix)
-        else:
-            yield Finding("ok", what, "whole")
-            yield from (Finding("note", what, line) for line in checkpoint.strays())
-        examined = True
-    yield from _tokenizer(own_tokenizer(run))
+    place = Path(os.path.abspath(run))
+    if place.parent.name == "checkpoints" and place.is_dir():
+        yield from _checkpoint(place.name, partial(Checkpoint.open, place))
+        return
+    found, trained = steps(run), None
+    for step in found:
+        whole = yield from _checkpoint(f"step {step:,}", partial(Checkpoint.of, run, step))
+        trained = whole.config if whole else trained
+    if trained:
+        yield from _tokenizer(run, trained)
     told: list[str] = []
     resume_candidates(run, told.append)
     for line in told:
         fix = "write into it the name of the checkpoint to go on from"
         yield Finding("fail", "latest", line, fix)
-    if not examined and not told:
+    if not found and not told:
         raise UserError(f"{run}: no checkpoints; give the folder of a run that wrote one")
     for name in given_up(run):
-        found = f"{name}: the run has gone back to before it, and on from there"
-        yield Finding("note", "given up", found, "delete it if nobody needs it")
+        went = f"{name}: the run has gone back to before it, and on from there"
+        yield Finding("note", "given up", went, "delete it if nobody needs it")
     yield from (Finding("note", "checkpoints", line) for line in strays(run))
 
 
-def _tokenizer(own: Path) -> Iterator[Finding]:
+def _checkpoint(
+    what: str, read: Callable[[], Checkpoint]
+) -> Generator[Finding, None, Checkpoint | None]:
+    """Of one checkpoint, which is returned if it is whole."""
+    from pretrain.checkpoint import Deleted, Unreadable
+
+    try:
+        checkpoint = read()
+    except Deleted:  # just now, by a run that goes on
+        return None
+    except UserError as error:
+        fix = "copy it anew from where it is whole; training goes on from the newest whole one"
+        fix = "" if isinstance(error, Unreadable) else fix  # that has its own
+        yield Finding("fail", what, str(error), fix)
+        return None
+    yield Finding("ok", what, "whole")
+    yield from (Finding("note", what, line) for line in checkpoint.strays())
+    return checkpoint
+
+
+def _tokenizer(run: Path, trained: Config) -> Iterator[Finding]:
     """The one in the run's folder; a task that reads no text has none."""
+    from pretrain.config.checks import uses_tokenizer
+    from pretrain.config.run_folder import check_tokenizer, configuration_of
     from tokenizer import TokenizerError
     from tokenizer.encode import Tokenizer
 
-    if own.exists():
-        try:
-            Tokenizer.load(own)
-            yield Finding("ok", "tokenizer", "whole")
-        except TokenizerError as error:
-            fix = "copy there the data.tokenizer that the run was trained with"
-            yield Finding("fail", "tokenizer", str(error), fix)
+    config = configuration_of(run, trained)
+    if not uses_tokenizer(config):
+        return
+    try:
+        check_tokenizer(config)
+        Tokenizer.load(config.data.tokenizer)
+    except UserError as error:
+        yield Finding("fail", "tokenizer", str(error))  # that has its fix
+    except TokenizerError as error:
+        fix = "copy there the data.tokenizer that the run was trained with"
+        yield Finding("fail", "tokenizer", str(error), fix)
+    else:
+        yield Finding("ok", "tokenizer", "whole")
 
 
 def show(findings: Iterable[Finding]) -> list[Finding]:

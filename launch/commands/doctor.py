@@ -25,7 +25,7 @@ from pretrain.errors import UserError
             metavar="RUN|CONFIG",
             type=path,
             nargs="?",
-            help="a run's folder, or a TOML file",
+            help="a run's folder, one of its checkpoints, or a TOML file",
         ),
         overrides("settings that differ"),
         argument("--ranks", action="store_true", help="compare and measure the ranks of this job"),

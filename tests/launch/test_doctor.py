@@ -15,6 +15,7 @@ from launch import doctor
 from launch.cli import main
 from pretrain import checkpoint
 from tests.checkpoint.written import write
+from tests.convert.made import config, write_run
 
 
 def test_this_machine_can_train(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +101,34 @@ def test_a_runs_checkpoints_are_verified(
         and "step-15: missing, and `latest` names it" in latest
     )
     assert fix.strip() == "fix: write into it the name of the checkpoint to go on from"
+
+
+def test_one_checkpoint_is_verified_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write(tmp_path, 5), write(tmp_path, 10)
+    (first / "index.json").unlink()
+    assert main(["doctor", str(second)]) == 0
+    assert capsys.readouterr().out.split() == ["ok", "step-10", "whole"]
+    assert main(["doctor", str(first)]) == 1
+    assert "index.json: missing; " in capsys.readouterr().out
+
+
+def test_a_text_run_without_its_tokenizer_fails(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `hypnos generate` and `hypnos export` do, in the same words."""
+    run = write_run(tmp_path / "run", config(model))
+    assert main(["doctor", str(run)]) == 0
+    assert "ok    tokenizer      whole" in capsys.readouterr().out
+    own = run / "tokenizer.model"
+    own.write_bytes(own.read_bytes()[:-1])
+    assert main(["doctor", str(run)]) == 1
+    assert f"fail  tokenizer      {own}: damaged" in capsys.readouterr().out
+    own.unlink()
+    assert main(["doctor", str(run)]) == 1
+    failed = f"fail  tokenizer      {own}: missing; copy a run's folder as a whole"
+    assert failed in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_goes_meanwhile_is_not_missing(
