@@ -118,9 +118,12 @@ def test_without_keys_a_page_elsewhere_cannot_ask(served: Serving) -> None:
     """As a browser would that has been told that evil.example is 127.0.0.1, or posts a form."""
     answer = httpx2.get(f"{served.url}/v1/models", headers={"Host": "evil.example:80"})
     assert answer.status_code == 403
-    form = {"Content-Type": "text/plain"}
     body = '{"model": "tiny", "prompt": "a"}'
-    assert httpx2.post(f"{served.url}/v1/completions", content=body, headers=form).is_error
+    for form in ({"Content-Type": "text/plain"}, {}):
+        refused = httpx2.post(f"{served.url}/v1/completions", content=body, headers=form)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (415, None)
+        assert "Content-Type: application/json" in error["message"]
 
 
 def test_a_large_body_is_refused(run: Path, tmp_path: Path) -> None:

@@ -54,10 +54,15 @@ def too_busy(message: str) -> ApiError:
 def from_validation(errors: Sequence[Any]) -> ApiError:
     """Of the errors that pydantic found in a request, the first one."""
     first = errors[0]
-    kind, place = first["type"], [part for part in first["loc"] if part != "body"]
+    kind, place = first["type"], [part for part in first["loc"] if part not in ("body", "[key]")]
     if kind == "json_invalid":
         why = first.get("ctx", {}).get("error", "malformed")
         return bad_request(f"The request's body is not valid JSON: {why}.")
+    if kind == "model_attributes_type" and not place:
+        # bytes are what was not read as JSON, for the header does not say so
+        status = 415 if isinstance(first["input"], bytes) else 400
+        why = "The body must be a JSON object sent with Content-Type: application/json."
+        return ApiError(status, why)
     param = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
     if kind == "extra_forbidden":
         return bad_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")

@@ -74,7 +74,10 @@ class Message(Request):
     """Of a chat, or an item of a Responses request or a conversation."""
 
     ignored = frozenset({"id", "name", "phase", "status"})
-    unsupported: ClassVar = {"tool_calls": (), "function_call": (), "refusal": (), "audio": ()}
+    unsupported: ClassVar = {
+        "tool_calls": (), "function_call": (), "refusal": (), "audio": (), "annotations": (),
+        "reasoning_content": ("",),
+    }  # fmt: skip
 
     type: Literal["message", "text"] = "message"  # "text": of older lm-eval
     role: Literal["system", "developer", "user", "assistant"]
@@ -101,10 +104,10 @@ def _listed(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
+Stop = Annotated[Text, Field(min_length=1, max_length=200)]
 Stops = Annotated[
-    list[Annotated[Text, Field(min_length=1, max_length=200)]] | None,
+    Annotated[list[Stop], Field(max_length=16)] | None,  # the length is the list's, not None's
     BeforeValidator(_listed),
-    Field(max_length=16),
 ]
 Metadata = dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]]
 
@@ -112,14 +115,23 @@ Metadata = dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max
 class StreamOptions(Request):
     ignored = frozenset({"include_obfuscation"})
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+
+
+def _is_prompt(given: Any) -> bool:
+    """One text, or the ids of its tokens."""
+    return isinstance(given, str) or (
+        isinstance(given, list) and bool(given) and all(type(i) is int for i in given)
+    )
 
 
 def _prompts(given: Any) -> Any:
-    one = isinstance(given, str) or (
-        isinstance(given, list) and given and all(isinstance(i, int) for i in given)
-    )
-    return [given] if one else given
+    prompts = [given] if _is_prompt(given) else given
+    if not isinstance(prompts, list) or not all(map(_is_prompt, prompts)):
+        raise PydanticCustomError(
+            "prompt", "it is a string, a list of strings, a list of token ids, or a list of those"
+        )
+    return [_is_unicode(p) if isinstance(p, str) else p for p in prompts]
 
 
 class CompletionRequest(SamplingRequest):
@@ -133,7 +145,7 @@ class CompletionRequest(SamplingRequest):
 
     # Texts, or token ids; several prompts give several choices.
     prompt: Annotated[
-        list[Text | list[int]], BeforeValidator(_prompts),
+        list[str | list[int]], BeforeValidator(_prompts),
         Field(min_length=1, max_length=MAX_PROMPTS),
     ]  # fmt: skip
     max_tokens: int | None = Field(default=None, ge=0)
@@ -177,7 +189,9 @@ class ChatRequest(SamplingRequest):
 
 
 def _items(given: Any) -> Any:
-    return [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    return [] if given is None else given
 
 
 class Named(Request):
