@@ -54,7 +54,7 @@ class Session:
 
     def __init__(self, decoder: Decoder, passes: int | None = None, until: float = 0.0) -> None:
         self.decoder, self.model = decoder, decoder.model
-        self.memory = SessionMemory(decoder.model)
+        self._memory: SessionMemory | None = None
         self.seen = np.zeros(self.model.config.vocab_size, dtype=bool)
         self.predicts = True  # whether the open window is one that predicts
         self.ended = False  # it takes no more tokens
@@ -66,14 +66,22 @@ class Session:
         self._background: Future[None] | None = None
 
     @property
+    def memory(self) -> SessionMemory:
+        """Laid out when it is asked for: a session that has yet to read takes no room."""
+        if self._memory is None:
+            with torch.inference_mode(False):  # whoever asks first
+                self._memory = SessionMemory(self.model)
+        return self._memory
+
+    @property
     def position(self) -> int:
         """Tokens read so far."""
-        return self.memory.position + self.memory.filled
+        return self.filled + (self._memory.position if self._memory else 0)
 
     @property
     def filled(self) -> int:
         """Tokens in the open window."""
-        return self.memory.filled
+        return self._memory.filled if self._memory else 0
 
     @property
     def passes(self) -> int:
@@ -308,7 +316,7 @@ class Session:
         self.wait()
         other = object.__new__(Session)
         other.__dict__.update(self.__dict__)
-        other.memory, other.seen = self.memory.copy(), self.seen.copy()
+        other._memory, other.seen = self.memory.copy(), self.seen.copy()
         return other
 
 

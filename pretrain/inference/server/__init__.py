@@ -6,10 +6,10 @@
     schemas.py        what may be asked              wire.py      what is answered
     errors.py         what is refused                http.py      who asks, and is still there
     answer.py         one request's answers          engine.py    the one thread that has the model
-    service.py        where an answer begins         keep.py      what it leaves
-    chat.py           messages as text               store.py     sessions on disk
-    warm.py           before it listens          page.html    a page to talk to the model
-    meters.py         what it counts and times
+    job.py            what the engine is asked       keep.py      what an answer leaves
+    service.py        where an answer begins         store.py     sessions on disk
+    chat.py           messages as text               meters.py    what it counts and times
+    warm.py           before it listens              page.html    a page to talk to the model
 
 A request's way: a route checks it and makes a `Start` (a session, fresh or from the store, and the
 tokens that it has to read); `Answers` queues jobs for the engine and gives their text as it comes;

@@ -13,7 +13,9 @@ from functools import partial
 from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server import wire
 from pretrain.inference.server.chat import said
-from pretrain.inference.server.engine import (
+from pretrain.inference.server.errors import ApiError
+from pretrain.inference.server.http import SILENCE
+from pretrain.inference.server.job import (
     Event,
     Facts,
     Failed,
@@ -23,8 +25,6 @@ from pretrain.inference.server.engine import (
     Reading,
     Said,
 )
-from pretrain.inference.server.errors import ApiError
-from pretrain.inference.server.http import SILENCE
 from pretrain.inference.server.schemas import SamplingRequest
 from pretrain.inference.server.service import Mark, Service, Start
 from pretrain.inference.server.wire import TokenScore, Usage
@@ -85,7 +85,7 @@ class Answers:
         self.service, self.start, self.top, self.is_chat = service, start, top, is_chat
         self.each = [Answer(start) for _ in range(count)]
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        post = partial(_post, asyncio.get_running_loop(), self._events)
         self._before = (_asleep(start.session), start.session.position)
         self._read = len(start.tokens)
         sampling = _sampling(request, top)
@@ -102,7 +102,7 @@ class Answers:
                 service.tokenizer.encode,
                 most,
                 service.tokenizer.eos,
-                partial(self._emit, i),
+                partial(post, i),
             )
             for i in range(count)
         ]
@@ -114,14 +114,11 @@ class Answers:
         if mark is not None:
             self._jobs[0].marks = deque((m.tokens, partial(mark, m)) for m in start.marks)
 
-    def _emit(self, index: int, event: Event) -> None:
-        """From the engine's thread to this one's."""
-        with suppress(RuntimeError):  # the server has stopped, and its loop with it
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
-
-    def begin(self) -> None:
-        """Queues them. ApiError: the queue is full, or the server stops."""
-        self.service.engine.submit(self._jobs[0])
+    def begin(self, *others: Answers) -> None:
+        """Queues them, and those to other inputs of the same request. ApiError: the queue is full,
+        or the server stops.
+        """
+        self.service.engine.submit([answers._jobs[0] for answers in (self, *others)])
 
     def give_up(self) -> None:
         """Nobody waits for them any more."""
@@ -201,6 +198,17 @@ class Answers:
             wake_tokens=wake,
             sleep_passes=sum(_asleep(s) - asleep for s in ends),
         )
+
+
+def _post(
+    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[int, Event]], index: int,
+    event: Event,
+) -> None:  # fmt: skip
+    """From the engine's thread to the loop's. A job that knew its `Answers`, which know it, would
+    hold its session until Python looks for cycles.
+    """
+    with suppress(RuntimeError):  # the server has stopped, and its loop with it
+        loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
 
 def _asleep(session: Session) -> int:

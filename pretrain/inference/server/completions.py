@@ -32,6 +32,7 @@ MAX_TOKENS = 16  # where a request names no number, as OpenAI has it
 async def create(request: CompletionRequest, http: Request) -> Response:
     service = service_of(http)
     service.check_model(request.model)
+    service.engine.check_room(request.n or 1)
     most = MAX_TOKENS if request.max_tokens is None else request.max_tokens
     asked = []
     for prompt in request.prompt:
@@ -49,13 +50,7 @@ async def create(request: CompletionRequest, http: Request) -> Response:
                 is_chat=False,
             )
         )
-    try:
-        for answers in asked:
-            answers.begin()
-    except ApiError:  # what has its place already is for nobody
-        for answers in asked:
-            answers.give_up()
-        raise
+    asked[0].begin(*asked[1:])
     said = _Said(new_id("cmpl"), int(time.time()), request, asked)
     if request.stream:
         return await event_stream(said.events())

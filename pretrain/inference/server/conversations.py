@@ -91,6 +91,7 @@ class Conversation:
         """Reads messages that nobody answers."""
         turns = [Turn(m.role, m.content) for m in messages]
         service, owner = self.service, self.owner
+        service.engine.check_room(1)
         if self.head:
             start = await asyncio.to_thread(
                 service.start_after, owner, self.head, turns, None, "conversation"

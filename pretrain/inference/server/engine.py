@@ -15,132 +15,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor
 
-from pretrain.inference.sampling import Choice, Sampler
-from pretrain.inference.server.errors import ApiError, too_busy
+from pretrain.inference.sampling import Choice
+from pretrain.inference.server.errors import ApiError, bad_request, too_busy
+from pretrain.inference.server.job import Facts, Failed, Finished, Heard, Job, Reading, Said
 from pretrain.inference.server.meters import Meters
 from pretrain.inference.session import Session, read_together
-from pretrain.inference.text import TextStream
 
 log = logging.getLogger("hypnos.serve")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a session holds, for whoever watches it."""
-
-    tokens: int  # read so far
-    filled: int  # of them in the open window
-    window: int
-    slept: int  # windows slept over
-    passes: int
-    pending: int  # passes of sleep that are owed
-    bytes: int  # of its memory, whatever it has read
-
-    @staticmethod
-    def of(session: Session) -> Facts:
-        return Facts(
-            session.position, session.filled, session.model.sleep.window, session.slept,
-            session.passes, session.pending, session.memory.nbytes,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Some of the input has been read, or a pass of sleep made."""
-
-    facts: Facts
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What the model says of tokens of the input, each after those before it."""
-
-    choices: Sequence[Choice]
-
-
-@dataclass(frozen=True)
-class Said:
-    """A token of the answer; its text may be held back until it is known to be no stop string."""
-
-    text: str
-    choice: Choice
-    facts: Facts
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The answer's end.
-
-    unread   tokens that the conversation has and the session has not read yet
-    by       the token that ended it and is no part of it, if one did
-    """
-
-    text: str
-    reason: str  # stop or length
-    session: Session
-    unread: tuple[int, ...]
-    by: Choice | None = None
-
-
-@dataclass(frozen=True)
-class Failed:
-    error: BaseException
-
-
-Event = Reading | Heard | Said | Finished | Failed
-
-
-@dataclass(eq=False)
-class Job:
-    """One answer to be given.
-
-    session    what it goes on from; nobody else's
-    tokens     to be read first, at least one
-    marks      places in `tokens` where a copy of the session is handed on: (how many are read, to)
-    stream     where the answer's tokens become text
-    encode     text to tokens
-    most       tokens of the answer
-    end        a token that ends it, and is no part of it
-    others     further answers to the same input
-    hears      what the model says of the input is told, too
-    """
-
-    session: Session
-    tokens: Sequence[int]
-    sampler: Sampler
-    stream: TextStream
-    encode: Callable[[str], list[int]]
-    most: int
-    end: int
-    emit: Callable[[Event], None]
-    marks: deque[tuple[int, Callable[[Session], None]]] = field(default_factory=deque)
-    others: Sequence[Job] = ()
-    hears: bool = False
-    cancelled: bool = False
-    read: int = 0  # of tokens
-    count: int = 0  # tokens of the answer
-    next: int | None = None  # a token that is sampled and not read yet
-    safe: Session | None = None  # as it was before the tokens whose text is held back
-    tail: str = ""  # text that they have given
-    arrived: float = field(default_factory=time.perf_counter)
-    spoke: float = 0.0  # when its last token came
 
 
 class Engine:
     """The thread and its queue.
 
     Args:
-        batch: sessions that are at work at a time. queue: requests that may wait for that.
+        batch: answers that are under way at a time. queue: requests that may wait for that.
     """
 
     def __init__(self, batch: int, queue: int) -> None:
         self.batch, self.queue, self.meters = batch, queue, Meters()
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[deque[Job]] = deque()  # of each request
         self._asleep: deque[tuple[Session, Callable[[], None]]] = deque()  # finished, owing passes
         self._active: list[Job] = []
         self._changed = threading.Condition()
@@ -148,14 +45,32 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Queues a job. ApiError 429 if too many wait, 503 if the server stops."""
+    def check_room(self, choices: int) -> None:
+        """To be asked before a request's sessions take memory.
+
+        Args:
+            choices: answers to one input, which are under way together.
+        Raises:
+            ApiError: 400 if they never can be, 429 if too many wait, 503 if the server stops.
+        """
         with self._changed:
             if self._closed:
                 raise _stopping()
+            if choices > self.batch:
+                raise bad_request(
+                    f"n is at most {self.batch} here: as many answers are under way at a time "
+                    "(--batch); ask for the others in a request of their own.",
+                    "n", "invalid_value",
+                )  # fmt: skip
+            self._drop_gone()
             if len(self._waiting) >= self.queue:
                 raise too_busy(f"{self.queue} requests wait already; try again in a moment.")
-            self._waiting.append(job)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queues all of a request, in one place. ApiError as in `check_room`."""
+        with self._changed:
+            self.check_room(max(job.answers for job in jobs))
+            self._waiting.append(deque(jobs))
             self._changed.notify()
 
     def sleep_later(self, session: Session, done: Callable[[], None]) -> None:
@@ -178,24 +93,25 @@ class Engine:
 
     @property
     def load(self) -> dict[str, int]:
-        """How many are at work, wait, and sleep."""
-        active, waiting, asleep = len(self._active), len(self._waiting), len(self._asleep)
-        return {"active": active, "waiting": waiting, "sleeping": asleep}
+        """How many answers are under way, requests wait, and sessions sleep."""
+        with self._changed:
+            self._drop_gone()
+            waiting, asleep = len(self._waiting), len(self._asleep)
+        return {"active": self._under_way, "waiting": waiting, "sleeping": asleep}
 
     # ---- the thread
 
     def _run(self) -> None:
         try:
             while self._admit():
-                answering = [job for job in self._active if job.next is not None]
-                self._answer([job for job in answering if not job.session.pending])
+                self._answer()
                 self._read_a_piece()
                 self._sleep_a_pass()
         except Exception as error:  # ours: without this thread nothing is answered any more
             log.critical("the engine has stopped: start the server again", exc_info=error)
         with self._changed:
             self._closed = True
-            left = [*self._active, *self._waiting]
+            left = [*self._active, *(job for request in self._waiting for job in request)]
         for job in left:
             job.emit(Failed(_stopping()))
 
@@ -205,11 +121,22 @@ class Engine:
             self._active = [job for job in self._active if self._is_wanted(job)]
             while not (self._closed or self._waiting or self._active or self._asleep):
                 self._changed.wait()
-            while self._waiting and len(self._active) < self.batch:
-                job = self._waiting.popleft()
-                if self._is_wanted(job):
-                    self._active.append(job)
+            self._drop_gone()
+            while self._waiting and self._under_way + self._waiting[0][0].answers <= self.batch:
+                self._active.append(self._waiting[0].popleft())
+                if not self._waiting[0]:
+                    self._waiting.popleft()
             return not self._closed
+
+    @property
+    def _under_way(self) -> int:
+        """Answers, also those that begin when their input is read."""
+        return sum(job.answers for job in list(self._active))
+
+    def _drop_gone(self) -> None:
+        """From the queue, what nobody waits for any more: its place is another's."""
+        wanted = (deque(filter(self._is_wanted, request)) for request in self._waiting)
+        self._waiting = deque(request for request in wanted if request)
 
     def _is_wanted(self, job: Job) -> bool:
         """Asked once of a job that is not: it is left out then, and counted."""
@@ -217,8 +144,10 @@ class Engine:
             self.meters.answers.labels("cancelled").inc()
         return not job.cancelled
 
-    def _answer(self, jobs: Sequence[Job]) -> None:
-        """One token of each, in one forward pass; and the choice of the next."""
+    def _answer(self) -> None:
+        """One token of each that can go on, in one forward pass; and the choice of the next."""
+        answering = [job for job in self._active if job.next is not None]
+        jobs = [job for job in answering if not job.session.pending]
         if not jobs:
             return
         try:
@@ -294,10 +223,11 @@ class Engine:
             self._begin_answers(job, logits.cpu())
 
     def _begin_answers(self, job: Job, logits: Tensor) -> None:
-        for other in job.others:
+        others, job.others = job.others, ()
+        for other in others:
             other.session, other.read = job.session.fork(), job.read
             self._active.append(other)
-        for each in (job, *job.others):
+        for each in (job, *others):
             if each.most == 0:
                 self._finish(each, "length", "", ())
             else:

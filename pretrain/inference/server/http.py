@@ -42,8 +42,9 @@ async def while_connected(http: Request, work: Awaitable[T]) -> T:
             raise ApiError(499, "The client has gone.")
         return working.result()
     finally:
-        for task in (working, waiting):
-            task.cancel()
+        working.cancel()
+        waiting.cancel()
+        del working  # whose error holds this frame, and so all of the request, by its traceback
 
 
 async def event_stream(events: AsyncGenerator[str]) -> StreamingResponse:

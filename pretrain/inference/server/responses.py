@@ -38,6 +38,7 @@ LOGPROBS, SESSION = "message.output_text.logprobs", "hypnos.session"
 async def create(request: ResponsesRequest, http: Request) -> Response:
     service, owner = service_of(http), owner_of(http)
     service.check_model(request.model)
+    service.engine.check_room(1)
     with ExitStack() as stack:
         conversation = None
         if request.conversation is not None:

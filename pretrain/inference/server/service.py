@@ -14,8 +14,9 @@ from pretrain.errors import UserError
 from pretrain.inference.decode import Decoder
 from pretrain.inference.server import chat
 from pretrain.inference.server.chat import Turn
-from pretrain.inference.server.engine import Engine, Facts
+from pretrain.inference.server.engine import Engine
 from pretrain.inference.server.errors import ApiError, bad_request, not_found
+from pretrain.inference.server.job import Facts
 from pretrain.inference.server.store import Entry, NoRoom, NotStored, SessionStore
 from pretrain.inference.session import Session
 from tokenizer.encode import Tokenizer

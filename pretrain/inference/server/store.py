@@ -56,7 +56,7 @@ class Entry:
     digest: str  # of all messages read so far, see `chat.digest`; "" where they are not known
     tokens: int  # of the conversation
     unread: tuple[int, ...]  # the last of them, which the session has yet to read
-    facts: Mapping[str, int]  # what the session holds, see `engine.Facts`; none: a conversation
+    facts: Mapping[str, int]  # what the session holds, see `job.Facts`; none: a conversation
 
 
 def new_id(kind: str) -> str:

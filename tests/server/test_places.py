@@ -1,0 +1,139 @@
+"""Places are limited, and given back: of the batch, of the queue, and the memory of sessions."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from torch import Tensor
+
+from pretrain.inference.memory import SessionMemory
+from pretrain.inference.sampling import Choice, Sampler
+from pretrain.inference.server.engine import log
+from tests.server.serving import NAME, Serving, serving
+
+ASK: dict[str, Any] = {"model": NAME, "temperature": 0, "prompt": "a"}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """It holds soon."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it does not hold"
+        threading.Event().wait(0.01)
+
+
+@contextmanager
+def under_way(served: Serving, **ask: Any) -> Iterator[openai.Stream[openai.types.Completion]]:
+    """An answer that comes all the while, unless it is given up."""
+    with served.client().completions.create(
+        **ASK | {"max_tokens": 5000, "stream": True} | ask
+    ) as stream:
+        next(iter(stream))
+        yield stream
+
+
+def memories() -> int:
+    return sum(type(found) is SessionMemory for found in gc.get_objects())
+
+
+def test_a_request_that_has_ended_leaves_no_memory(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, not when Python next looks for cycles: on a GPU it would be gigabytes by then."""
+    choose, client = Sampler.choose, served.client()
+
+    def fails_at_top_k_7(self: Sampler, logits: Tensor, seen: Any) -> Choice:
+        if self.sampling.top_k == 7:
+            raise RuntimeError("broken")
+        return choose(self, logits, seen)
+
+    def fails() -> None:
+        with pytest.raises(openai.InternalServerError):
+            client.completions.create(**ASK, extra_body={"top_k": 7})
+
+    def left() -> None:
+        with under_way(served):
+            pass
+
+    monkeypatch.setattr(Sampler, "choose", fails_at_top_k_7)
+    monkeypatch.setattr(log, "exception", lambda *_, **__: None)  # pytest keeps what is logged
+    message: Any = {"role": "user", "content": "day " * 40}
+    chat: Any = {"model": NAME, "messages": [message], "max_tokens": 3}
+    until(lambda: served.service.engine.load["sleeping"] == 0)
+    gc.collect()
+    before = memories()
+    gc.disable()
+    try:
+        for ask in (
+            lambda: client.completions.create(**ASK, n=2),
+            lambda: list(client.completions.create(**ASK, stream=True)),
+            lambda: client.chat.completions.create(**chat, n=2),
+            lambda: list(client.chat.completions.create(**chat, stream=True)),
+            lambda: list(client.responses.create(model=NAME, input="a", stream=True)),
+            fails,
+            left,
+        ):
+            ask()
+            until(lambda: memories() == before)
+    finally:
+        gc.enable()
+
+
+def test_every_answer_takes_a_place_of_the_batch(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path, batch=4) as served:
+        client, load = served.client(), lambda: served.service.engine.load
+        with pytest.raises(openai.BadRequestError, match=r"n is at most 4 here.*--batch"):
+            client.completions.create(**ASK, n=5)
+        with under_way(served):
+            with pytest.raises(openai.APITimeoutError):
+                served.client(timeout=0.5).completions.create(**ASK, n=4)
+            with under_way(served, n=3):
+                assert load()["active"] == 4
+            until(lambda: load() == {"active": 1, "waiting": 0, "sleeping": 0})
+        assert len(client.completions.create(**ASK, n=4).choices) == 4
+
+
+def test_a_request_waits_in_one_place(run: Path, tmp_path: Path) -> None:
+    """Its inputs are answered one after the other, where there is no room for more."""
+    with serving(run, tmp_path, batch=1, queue=1) as served:
+        said = served.client().completions.create(**ASK | {"prompt": ["a"] * 5, "max_tokens": 2})
+        assert len(said.choices) == 5 and len({choice.text for choice in said.choices}) == 1
+
+
+def test_who_goes_away_while_waiting_gives_its_place_back(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path, batch=1, queue=1) as served:
+        load = lambda: served.service.engine.load  # noqa: E731
+        with under_way(served):
+            for _ in range(2):  # the second would not be let in
+                with pytest.raises(openai.APITimeoutError):
+                    served.client(timeout=0.5).completions.create(**ASK)
+                until(lambda: load()["waiting"] == 0)
+
+
+def test_what_is_refused_has_taken_no_memory(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(run, tmp_path, batch=1, queue=1) as served:
+        client = served.client()
+        first = client.responses.create(model=NAME, input="a", max_output_tokens=2)
+        with under_way(served):
+            before = memories()
+            waits = threading.Thread(target=lambda: client.completions.create(**ASK))
+            waits.start()
+            until(lambda: served.service.engine.load["waiting"] == 1)
+            assert memories() <= before  # what waits has none, either
+            loads = list[object]()
+            monkeypatch.setattr(served.service.store, "session", lambda *ask: loads.append(ask))
+            for _ in range(2):
+                with pytest.raises(openai.RateLimitError):
+                    client.responses.create(model=NAME, input="b", previous_response_id=first.id)
+            assert not loads
+        waits.join()
