@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from typing import cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -24,7 +25,7 @@ from pretrain.inference.server.http import (
 )
 from pretrain.inference.server.keep import Keeper
 from pretrain.inference.server.schemas import ChatRequest
-from pretrain.inference.server.store import NotStored, new_id
+from pretrain.inference.server.store import TURN, NotStored, new_id
 
 router = APIRouter()
 KIND = "chatcmpl"
@@ -56,24 +57,32 @@ async def create(request: ChatRequest, http: Request) -> Response:
 @router.get("/v1/chat/completions/{id}")
 def retrieve(id: str, http: Request) -> Response:
     """One that is stored."""
+    return JSONResponse(_stored(id, http))
+
+
+@router.delete("/v1/chat/completions/{id}")
+def delete(id: str, http: Request) -> Response:
+    """All of its choices; the one that has its id is the last, so that it can be tried again."""
+    for i in reversed(range(len(_stored(id, http)["choices"]))):
+        with suppress(NotStored):  # evicted
+            service_of(http).delete(owner_of(http), _choice_id(id, i))
+    return JSONResponse({"id": id, "object": "chat.completion.deleted", "deleted": True})
+
+
+def _stored(id: str, http: Request) -> wire.Json:
+    """The completion as it was given. ApiError 404 if there is none of that id."""
     try:
         _, record = service_of(http).store.record(owner_of(http), id)
     except NotStored:
         record = {}
     if not id.startswith(KIND) or not record.get("object"):
         raise not_found("Chat completion", id)
-    return JSONResponse(record["object"])
+    return cast(wire.Json, record["object"])
 
 
-@router.delete("/v1/chat/completions/{id}")
-def delete(id: str, http: Request) -> Response:
-    if not id.startswith(KIND):
-        raise not_found("Chat completion", id)
-    try:
-        service_of(http).delete(owner_of(http), id)
-    except NotStored:
-        raise not_found("Chat completion", id) from None
-    return JSONResponse({"id": id, "object": "chat.completion.deleted", "deleted": True})
+def _choice_id(id: str, i: int) -> str:
+    """What a choice's session is stored under: the first one has the completion's own id."""
+    return f"{id.replace(KIND, TURN)}{i:02x}" if i else id
 
 
 class _Said:
@@ -96,8 +105,8 @@ class _Said:
         shown = wire.chat(self.id, self.created, self.request, choices, usage)
         if self.keeper is not None:
             for i, answer in enumerate(self.answers.each):
-                id, kept = (self.id, shown) if i == 0 else (new_id("turn"), None)
-                await self.keeper.answer(id, answer, kept)
+                kept = shown if i == 0 else None
+                await self.keeper.answer(_choice_id(self.id, i), answer, kept)
         return shown
 
     async def events(self) -> AsyncGenerator[str]:

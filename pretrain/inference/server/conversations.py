@@ -24,7 +24,7 @@ from pretrain.inference.server.schemas import (
     SamplingRequest,
 )
 from pretrain.inference.server.service import Service
-from pretrain.inference.server.store import Entry, NotStored, new_id
+from pretrain.inference.server.store import TURN, Entry, NotStored, new_id
 
 router = APIRouter()
 KIND = "conv"
@@ -64,6 +64,15 @@ class Conversation:
             "metadata": self.metadata,
         }  # fmt: skip
 
+    @property
+    def ended(self) -> ApiError:
+        """Why it cannot go on, where its last turn is not stored."""
+        return ApiError(
+            404, f"The last turn of conversation '{self.id}' is no longer stored, so nothing can "
+            "go on from it: begin another conversation.",
+            param="conversation", code="not_found",
+        )  # fmt: skip
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One request at a time goes on with it. ApiError 409 if another does."""
@@ -94,7 +103,7 @@ class Conversation:
         service.engine.check_room(1)
         if self.head:
             start = await asyncio.to_thread(
-                service.start_after, owner, self.head, turns, None, "conversation"
+                service.start_after, owner, self.head, turns, None, self.ended
             )
         else:
             start = await asyncio.to_thread(service.start_history, owner, turns, None)
@@ -105,7 +114,7 @@ class Conversation:
         reading = Answers(service, start, _READING, most=0, mark=keeper.mark)
         reading.begin()
         await while_connected(http, reading.finish())
-        id = new_id("turn")
+        id = new_id(TURN)
         await keeper.items(id, reading.each[0].end.session)
         await self.move(id)
 
@@ -148,7 +157,9 @@ async def update(id: str, request: ConversationRequest, http: Request) -> Respon
 
 @router.delete("/v1/conversations/{id}")
 async def delete(id: str, http: Request) -> Response:
-    """Of the name; the responses stay until they are deleted, or least recently used."""
+    """Of the name, and of turns that have no id; responses stay until they are deleted, or least
+    recently used.
+    """
     conversation = Conversation(service_of(http), owner_of(http), id)
     with conversation.locked():
         await asyncio.to_thread(conversation.service.delete, conversation.owner, id)

@@ -10,7 +10,7 @@ from pretrain.inference.server import chat
 from pretrain.inference.server.answer import Answer
 from pretrain.inference.server.chat import Turn
 from pretrain.inference.server.service import Mark, Service, Start
-from pretrain.inference.server.store import new_id
+from pretrain.inference.server.store import MARK, new_id
 from pretrain.inference.session import Session
 
 
@@ -26,7 +26,7 @@ class Keeper:
 
     def mark(self, mark: Mark, session: Session) -> None:
         """In the engine's thread: the input up to a mark has been read."""
-        id = new_id("turn")
+        id = new_id(MARK)
         record = self._record(mark.turns, None, None)
         put = self.service.put
         self.service.write_later(put, self.owner, id, self.parent, mark.digest, session, (), record)

@@ -27,7 +27,7 @@ from pretrain.inference.server.http import (
 from pretrain.inference.server.keep import Keeper
 from pretrain.inference.server.schemas import ResponsesRequest
 from pretrain.inference.server.service import Service, Start
-from pretrain.inference.server.store import Entry, NotStored, new_id
+from pretrain.inference.server.store import TURN, Entry, NotStored, new_id
 
 router = APIRouter()
 KIND = "resp"
@@ -68,11 +68,13 @@ def _start(
     if request.instructions:
         turns.insert(0, Turn("system", request.instructions))
     if request.previous_response_id is not None:
-        return service.start_after(
-            owner, request.previous_response_id, turns, request.passes, "previous_response_id"
-        )
+        id = request.previous_response_id
+        missing = not_found("Previous response", id, "previous_response_id")
+        return service.start_after(owner, id, turns, request.passes, missing)
     if conversation is not None and conversation.head:
-        return service.start_after(owner, conversation.head, turns, request.passes, "conversation")
+        return service.start_after(
+            owner, conversation.head, turns, request.passes, conversation.ended
+        )
     return service.start_history(owner, turns, request.passes)
 
 
@@ -154,7 +156,7 @@ class _Said:
         shown = self._object(self._status)
         if self.keeper is not None:
             stored = self.request.store is not False
-            id = self.id if stored else new_id("turn")
+            id = self.id if stored else new_id(TURN)
             await self.keeper.answer(id, self.answers.each[0], shown if stored else None)
             if self.conversation is not None:
                 await self.conversation.move(id)

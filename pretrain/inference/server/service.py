@@ -15,7 +15,7 @@ from pretrain.inference.decode import Decoder
 from pretrain.inference.server import chat
 from pretrain.inference.server.chat import Turn
 from pretrain.inference.server.engine import Engine
-from pretrain.inference.server.errors import ApiError, bad_request, not_found
+from pretrain.inference.server.errors import ApiError, bad_request
 from pretrain.inference.server.job import Facts
 from pretrain.inference.server.store import Entry, NoRoom, NotStored, SessionStore
 from pretrain.inference.session import Session
@@ -28,6 +28,14 @@ def _log_error(done: Future[Any]) -> None:
     error = done.exception()
     if error is not None and not isinstance(error, ApiError):  # of which `put` has told
         log.error("a session could not be stored: %r", error)
+
+
+def _no_room(error: NoRoom) -> ApiError:
+    log.error("a session could not be stored: %s", error)
+    return ApiError(
+        507, "The session could not be stored: there is no room for it.",
+        type="server_error", code="insufficient_storage",
+    )  # fmt: skip
 
 
 class Mark(NamedTuple):
@@ -120,19 +128,17 @@ class Service:
         return self._with_turns(start, turns)
 
     def start_after(
-        self, owner: str, id: str, turns: Sequence[Turn], passes: int | None, param: str
+        self, owner: str, id: str, turns: Sequence[Turn], passes: int | None, missing: ApiError
     ) -> Start:
         """After any id that is stored; what is stored stays as it is.
 
-        Args:
-            param: which parameter named it.
         Raises:
-            ApiError: 404, it is not stored, or not for this owner.
+            ApiError: `missing`, it is not stored, or not for this owner.
         """
         try:
             start = self._stored(owner, id)
         except NotStored:
-            raise not_found("Previous response", id, param) from None
+            raise missing from None
         if passes not in (None, start.session.passes):
             start.session.passes = passes
             start.digest = ""  # a history that was read with two N is found by its id alone
@@ -186,11 +192,7 @@ class Service:
         try:
             self.store.put(entry, record, session)
         except NoRoom as error:
-            log.error("a session could not be stored: %s", error)
-            raise ApiError(
-                507, "The session could not be stored: there is no room for it.",
-                type="server_error", code="insufficient_storage",
-            ) from None  # fmt: skip
+            raise _no_room(error) from None
         if session is not None and session.pending:
             self.engine.sleep_later(session, partial(self._put_slept, entry, session))
 
@@ -203,5 +205,12 @@ class Service:
         self.writer.submit(function, *args).add_done_callback(_log_error)
 
     def delete(self, owner: str, id: str) -> None:
-        """NotStored if it is not there. After what is being written."""
-        self.writer.submit(self.store.delete, owner, id).result()
+        """After what is being written.
+
+        Raises:
+            NotStored: it is not there. ApiError: 507, see `SessionStore.delete`.
+        """
+        try:
+            self.writer.submit(self.store.delete, owner, id).result()
+        except NoRoom as error:
+            raise _no_room(error) from None

@@ -22,7 +22,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class Entry:
     tokens: int  # of the conversation
     unread: tuple[int, ...]  # the last of them, which the session has yet to read
     facts: Mapping[str, int]  # what the session holds, see `job.Facts`; none: a conversation
+
+
+# Kinds of ids that nobody is told: a turn of a conversation alone, or a further choice of a chat;
+# and a place in a long input that more than one answer may go on from.
+TURN, MARK = "turn", "mark"
 
 
 def new_id(kind: str) -> str:
@@ -210,10 +215,37 @@ class SessionStore:
             log.warning("a session that was slept over is not stored again: %s", error)
 
     def delete(self, owner: str, id: str) -> None:
-        """For good: it does not come back after a crash."""
-        self.entry(owner, id)
+        """For good: it does not come back after a crash. With it goes what it alone went on from
+        and nobody has an id of; a conversation that ended with it ends with the turn before.
+
+        Raises:
+            NotStored: it is not there, or another's. NoRoom: for what a conversation ends with now.
+        """
+        gone = self.entry(owner, id)
+        for child in self._children(id):
+            if not child.facts:  # a conversation's name
+                record = _read_notes(self._path(child))[0]["record"]
+                self.put(replace(child, parent=self._turn_before(gone)), record, None)
         self._drop(id)
+        while gone.parent.startswith((TURN, MARK)) and not self._children(gone.parent):
+            parent = self._entries.get(gone.parent)
+            if parent is None:  # evicted
+                break
+            self._drop(parent.id)
+            gone = parent
         sync(self.folder)
+
+    def _children(self, id: str) -> list[Entry]:
+        with self._lock:
+            return [entry for entry in self._entries.values() if entry.parent == id]
+
+    def _turn_before(self, entry: Entry) -> str:
+        """The id of what was said before; marks are of what was said in this turn."""
+        while entry.parent.startswith(MARK):
+            if entry.parent not in self._entries:
+                return ""
+            entry = self._entries[entry.parent]
+        return entry.parent
 
     def _path(self, entry: Entry) -> Path:
         return self.folder / f"{entry.id}{'.safetensors' if entry.facts else '.json'}"
