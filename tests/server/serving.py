@@ -25,6 +25,7 @@ from pretrain.config.schema import (
 from pretrain.inference.generate import open_run
 from pretrain.inference.server.app import make_app
 from pretrain.inference.server.engine import Engine
+from pretrain.inference.server.run import CUT_S, Server
 from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import SessionStore, store_lock
 from pretrain.trainer import train
@@ -60,12 +61,17 @@ class Serving:
 
     url: str
     service: Service
+    server: Server
     clients: ExitStack  # those that were given out, to be closed with the server
 
     def client(self, key: str = "a key", **options: Any) -> openai.OpenAI:
         return self.clients.enter_context(
             openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
         )
+
+
+async def nothing() -> None:
+    """Instead of a request that warms the server up."""
 
 
 @contextmanager
@@ -85,13 +91,16 @@ def serving(
         sessions = SessionStore(store, store_bytes, decoder, print)
         engine = Engine(batch, queue)
         service = Service(NAME, decoder, tokenizer, sessions, engine, max_tokens=12)
-        config = uvicorn.Config(make_app(service, keys, max_body), log_level="warning")
-        server = uvicorn.Server(config)
+        config = uvicorn.Config(
+            make_app(service, keys, max_body), log_level="warning", timeout_graceful_shutdown=CUT_S
+        )
+        server = Server(config, engine, nothing, lambda: None)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
             with ExitStack() as clients:
-                yield Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", service, clients)
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+                yield Serving(url, service, server, clients)
         finally:
             server.should_exit = True
             thread.join()

@@ -41,7 +41,7 @@ class Engine:
         self._asleep: deque[tuple[Session, Callable[[], None]]] = deque()  # finished, owing passes
         self._active: list[Job] = []
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed, self._end = False, 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -79,11 +79,17 @@ class Engine:
             self._asleep.append((session, done))
             self._changed.notify()
 
+    def stop(self, within: float) -> None:
+        """Takes nothing more. What waits fails now, and what is under way if it has not ended
+        within some seconds.
+        """
+        with self._changed:
+            self._closed, self._end = True, time.monotonic() + within
+            self._changed.notify()
+
     def close(self) -> None:
         """Ends the thread; what is unfinished fails."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self.stop(0)
         self._thread.join()
 
     @property
@@ -111,9 +117,7 @@ class Engine:
             log.critical("the engine has stopped: start the server again", exc_info=error)
         with self._changed:
             self._closed = True
-            left = [*self._active, *(job for request in self._waiting for job in request)]
-        for job in left:
-            job.emit(Failed(_stopping()))
+            self._refuse([*self._active, *(job for request in self._waiting for job in request)])
 
     def _admit(self) -> bool:
         """Waits until there is something to do; False when the thread shall end."""
@@ -122,11 +126,19 @@ class Engine:
             while not (self._closed or self._waiting or self._active or self._asleep):
                 self._changed.wait()
             self._drop_gone()
+            if self._closed:
+                self._refuse([job for request in self._waiting for job in request])
+                self._waiting.clear()
+                return bool(self._active) and time.monotonic() < self._end
             while self._waiting and self._under_way + self._waiting[0][0].answers <= self.batch:
                 self._active.append(self._waiting[0].popleft())
                 if not self._waiting[0]:
                     self._waiting.popleft()
-            return not self._closed
+            return True
+
+    def _refuse(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.emit(Failed(_stopping()))
 
     @property
     def _under_way(self) -> int:

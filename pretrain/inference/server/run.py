@@ -19,6 +19,8 @@ from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import SessionStore, store_lock
 from pretrain.inference.server.warm import warm_up_app, warm_up_model
 
+# From being told to stop: answers may end for so long, then their clients are told, then cut off.
+DRAIN_S, CUT_S = 4.0, 5
 LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
 
 
@@ -69,7 +71,7 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
         app = make_app(service, options.keys, options.max_body)
         config = uvicorn.Config(
             app, options.host, options.port, log_level="warning", access_log=False,
-            timeout_graceful_shutdown=5, server_header=False, backlog=512,
+            timeout_graceful_shutdown=CUT_S, server_header=False, backlog=512,
         )  # fmt: skip
 
         def listening() -> None:
@@ -78,23 +80,26 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
 
         try:
             warm_up = partial(warm_up_app, app, options.name, next(iter(options.keys), ""))
-            _Server(config, warm_up, listening).run()
+            Server(config, engine, warm_up, listening).run()
         finally:
             engine.close()
             service.writer.shutdown()
 
 
-class _Server(uvicorn.Server):
-    """Warms up before it listens; says when it listens, and why it cannot."""
+class Server(uvicorn.Server):
+    """Warms up before it listens; says when it listens, and why it cannot; ends with what is under
+    way, as far as that comes to an end soon.
+    """
 
     def __init__(
         self,
         config: uvicorn.Config,
+        engine: Engine,
         warm_up: Callable[[], Awaitable[None]],
         listening: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self._warm_up, self._listening = warm_up, listening
+        self._engine, self._warm_up, self._listening = engine, warm_up, listening
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await self._warm_up()
@@ -104,6 +109,10 @@ class _Server(uvicorn.Server):
             where = f"{self.config.host}:{self.config.port}"
             raise UserError(f"{where}: cannot listen there; choose another --port") from None
         self._listening()
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        self._engine.stop(DRAIN_S)
+        await super().shutdown(sockets)  # type: ignore[arg-type]
 
 
 def _welcome(options: Options, service: Service) -> str:
