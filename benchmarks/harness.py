@@ -1,6 +1,6 @@
 """The same tasks in lm-evaluation-harness: an export in transformers, and our session with sleep.
 
-    python -m benchmarks.harness RUN TEXT...       (needs the package: pip install 'hypnos[eval]')
+    python -m benchmarks.harness RUN TEXT...       (needs the package: pip install -e '.[eval]')
 
 Two tasks are made of texts (UTF-8 files that the run has not been trained on), nothing is
 downloaded: `bits`, bits per byte of each text from its beginning; `next`, which of four passages

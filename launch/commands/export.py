@@ -60,7 +60,7 @@ def _to_gguf(run: Path, out: Path, precision: str | None, is_folder: bool) -> st
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise
-        fix = "it is missing; pip install 'hypnos[gguf]'"
+        fix = "it is missing; run `pip install -e '.[gguf]'` in the clone"
         raise UserError(f"--to gguf needs the package gguf: {fix}") from None
     if not is_folder:
         return f"{out} (step {gguf.write_run(run, out, precision or 'fp32'):,})"

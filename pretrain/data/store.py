@@ -185,7 +185,9 @@ class StorePath:
             fs, path = fsspec.core.url_to_fs(self.url, **options)
         except (ImportError, ValueError) as error:
             why = " ".join(str(error).split())
-            raise UserError(f"{self}: {why}; s3:// needs pip install 'hypnos[store]'") from None
+            raise UserError(
+                f"{self}: {why}; s3:// needs `pip install -e '.[store]'` in the clone"
+            ) from None
         if is_s3:
             fs.retries = 1
         return fs, path

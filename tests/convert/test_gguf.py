@@ -176,7 +176,7 @@ def test_without_the_package(
     monkeypatch.delattr(pretrain.convert, "gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert main(["export", str(run), str(tmp_path / "model.gguf"), "--to", "gguf"]) == 2
-    assert "pip install 'hypnos[gguf]'" in capsys.readouterr().err
+    assert "pip install -e '.[gguf]'" in capsys.readouterr().err
 
 
 def test_an_export_goes_out_as_it_is(
