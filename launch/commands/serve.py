@@ -18,7 +18,7 @@ KEY = "HYPNOS_API_KEY"
     "answer over HTTP as OpenAI's APIs do; every response is a session on disk",
     description="Serves a run's newest checkpoint, a checkpoint or an export over OpenAI's "
     "completions, chat completions and Responses APIs, with a page to talk to it. Needs "
-    "`pip install 'hypnos[serve]'`.",
+    "`pip install -e '.[serve]'` in the clone.",
     example="hypnos serve runs/text-tiny --port 8000",
     arguments=[
         argument(
@@ -61,6 +61,13 @@ KEY = "HYPNOS_API_KEY"
             help="tokens of an answer where a request names no number",
         ),
         argument(
+            "--answer-limit",
+            type=positive,
+            metavar="TOKENS",
+            default=16_384,
+            help="tokens of an answer that a request may name; more are refused",
+        ),
+        argument(
             "--max-body-mb", type=positive, default=64, metavar="MB", help="size of a request"
         ),
         SLEEP_UNTIL,
@@ -77,6 +84,7 @@ def serve(
     batch: int,
     queue: int,
     max_tokens: int,
+    answer_limit: int,
     max_body_mb: int,
     until: float,
 ) -> None:
@@ -85,7 +93,7 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"hypnos serve needs {error.name}: run `pip install 'hypnos[serve]'`"
+            f"hypnos serve needs {error.name}: run `pip install -e '.[serve]'` in the clone"
         ) from None
     keys = _keys(api_keys)
     if not folder.is_dir():
@@ -97,7 +105,8 @@ def serve(
         host=host, port=port, name=name or folder.resolve().name,
         store=store or _home(folder) / "sessions", store_bytes=store_gb * 10**9, keys=keys,
         batch=batch,
-        queue=queue, max_tokens=max_tokens, max_body=max_body_mb * 10**6,
+        queue=queue, max_tokens=max_tokens, answer_limit=answer_limit,
+        max_body=max_body_mb * 10**6,
         until=until,
     )  # fmt: skip
     serve(folder, options, tell)

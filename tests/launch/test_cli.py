@@ -328,7 +328,8 @@ def test_serve_without_its_packages_says_what_to_install(
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve", "runs/first"]) == 2
     said = capsys.readouterr().err
-    assert said == "hypnos: error: hypnos serve needs fastapi: run `pip install 'hypnos[serve]'`\n"
+    fix = "run `pip install -e '.[serve]'` in the clone"
+    assert said == f"hypnos: error: hypnos serve needs fastapi: {fix}\n"
 
 
 def test_serve_wants_keys_where_others_can_ask(
@@ -341,6 +342,11 @@ def test_serve_wants_keys_where_others_can_ask(
     keys.write_text("\n")
     assert main(["serve", str(tmp_path), "--api-keys", str(keys)]) == 2
     assert capsys.readouterr().err.startswith(f"hypnos: error: {keys}: no key in it")
+
+
+def test_serve_wants_limits_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tmp_path), "--max-tokens", "20", "--answer-limit", "10"]) == 2
+    assert "--max-tokens 20 is above --answer-limit 10: lower" in capsys.readouterr().err
 
 
 def test_a_store_is_no_place_for_a_local_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,13 +84,14 @@ def serving(
     batch: int = 8,
     queue: int = 64,
     max_body: int = 10**6,
+    answer_limit: int = 10**5,
 ) -> Iterator[Serving]:
     """The application of `hypnos serve`, until the end of the block."""
     with store_lock(store), socket.create_server(("127.0.0.1", 0)) as listener:
         decoder, tokenizer = open_run(run)
         sessions = SessionStore(store, store_bytes, decoder, print)
         engine = Engine(batch, queue)
-        service = Service(NAME, decoder, tokenizer, sessions, engine, max_tokens=12)
+        service = Service(NAME, decoder, tokenizer, sessions, engine, 12, answer_limit)
         config = uvicorn.Config(
             make_app(service, keys, max_body), log_level="warning", timeout_graceful_shutdown=CUT_S
         )

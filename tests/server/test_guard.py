@@ -163,6 +163,28 @@ def test_a_full_queue_refuses_and_the_others_are_answered(run: Path, tmp_path: P
         assert refused and said and len({*said}) == 1 and len(refused) + len(said) == 8
 
 
+def test_an_answer_has_a_limit(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path, answer_limit=20) as found:
+        client, message = found.client(), {"role": "user", "content": "a"}
+        asks: Any = {
+            "max_tokens": lambda n: client.completions.create(prompt="a", max_tokens=n, **ASK),
+            "max_completion_tokens": lambda n: client.chat.completions.create(
+                messages=[message], max_completion_tokens=n, **ASK
+            ),
+            "max_output_tokens": lambda n: client.responses.create(
+                input="a", max_output_tokens=n, **ASK
+            ),
+        }
+        for param, ask in asks.items():
+            assert ask(20)
+            for beyond in (21, 10**33):
+                with pytest.raises(
+                    openai.BadRequestError, match=r"at most 20 .*--answer-limit"
+                ) as e:
+                    ask(beyond)
+                assert e.value.param == param
+
+
 def test_a_conversation_has_one_answer_at_a_time(served: Serving) -> None:
     client = served.client()
     conversation = client.conversations.create()

@@ -34,8 +34,7 @@ KIND = "chatcmpl"
 @router.post("/v1/chat/completions")
 async def create(request: ChatRequest, http: Request) -> Response:
     service, owner = service_of(http), owner_of(http)
-    service.check_model(request.model)
-    service.engine.check_room(request.n or 1)
+    service.check(request)
     turns = [Turn(m.role, m.content) for m in request.messages]
     start = await asyncio.to_thread(service.start_history, owner, turns, request.passes)
     start.tokens += service.encode(chat.ANSWER)

@@ -31,8 +31,7 @@ MAX_TOKENS = 16  # where a request names no number, as OpenAI has it
 @router.post("/v1/completions")
 async def create(request: CompletionRequest, http: Request) -> Response:
     service = service_of(http)
-    service.check_model(request.model)
-    service.engine.check_room(request.n or 1)
+    service.check(request)
     most = MAX_TOKENS if request.max_tokens is None else request.max_tokens
     asked = []
     for prompt in request.prompt:

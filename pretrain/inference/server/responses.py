@@ -37,8 +37,7 @@ LOGPROBS, SESSION = "message.output_text.logprobs", "hypnos.session"
 @router.post("/v1/responses")
 async def create(request: ResponsesRequest, http: Request) -> Response:
     service, owner = service_of(http), owner_of(http)
-    service.check_model(request.model)
-    service.engine.check_room(1)
+    service.check(request)
     with ExitStack() as stack:
         conversation = None
         if request.conversation is not None:

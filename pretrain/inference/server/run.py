@@ -37,16 +37,22 @@ class Options:
     batch: int
     queue: int
     max_tokens: int
+    answer_limit: int
     max_body: int
     until: float
 
 
 def check(options: Options) -> None:
-    """UserError if the world could ask, and nobody needs a key."""
+    """UserError if the world could ask, and nobody needs a key; or if limits contradict."""
     if options.host not in LOCAL and not options.keys:
         raise UserError(
             f"--host {options.host} lets other machines ask: give --api-keys FILE with one key a "
             "line, or leave --host out to serve this machine alone"
+        )
+    if options.max_tokens > options.answer_limit:
+        raise UserError(
+            f"--max-tokens {options.max_tokens} is above --answer-limit {options.answer_limit}: "
+            "lower the first or raise the second"
         )
 
 
@@ -66,8 +72,9 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
         store = SessionStore(options.store, options.store_bytes, decoder, say)
         engine = Engine(options.batch, options.queue)
         service = Service(
-            options.name, decoder, tokenizer, store, engine, options.max_tokens, options.until
-        )
+            options.name, decoder, tokenizer, store, engine, options.max_tokens,
+            options.answer_limit, options.until,
+        )  # fmt: skip
         app = make_app(service, options.keys, options.max_body)
         config = uvicorn.Config(
             app, options.host, options.port, log_level="warning", access_log=False,

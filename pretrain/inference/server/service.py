@@ -17,6 +17,7 @@ from pretrain.inference.server.chat import Turn
 from pretrain.inference.server.engine import Engine
 from pretrain.inference.server.errors import ApiError, bad_request
 from pretrain.inference.server.job import Facts
+from pretrain.inference.server.schemas import SamplingRequest
 from pretrain.inference.server.store import Entry, NoRoom, NotStored, SessionStore
 from pretrain.inference.session import Session
 from tokenizer.encode import Tokenizer
@@ -65,6 +66,7 @@ class Service:
 
     Args:
         max_tokens: of an answer, where a request names no number.
+        answer_limit: the most that it may name.
         until: the stop rule of every session, see `pretrain.model.stop_rule`; 0: none.
     """
 
@@ -74,6 +76,7 @@ class Service:
     store: SessionStore
     engine: Engine
     max_tokens: int
+    answer_limit: int
     until: float = 0.0
     created: int = field(default_factory=lambda: int(time.time()))
     locked: set[str] = field(default_factory=set)  # conversations with a response under way
@@ -97,6 +100,18 @@ class Service:
                 404, f"The model '{name}' does not exist; this server has '{self.name}'.",
                 param="model", code="model_not_found",
             )  # fmt: skip
+
+    def check(self, request: SamplingRequest) -> None:
+        """What it asks for that there is not, or no room for. ApiError."""
+        self.check_model(request.model)
+        for param in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            if (getattr(request, param, None) or 0) > self.answer_limit:
+                raise bad_request(
+                    f"{param} is at most {self.answer_limit:,} here (--answer-limit): ask for "
+                    "fewer, and for more in a request that goes on from the answer.",
+                    param, "invalid_value",
+                )  # fmt: skip
+        self.engine.check_room(getattr(request, "n", None) or 1)
 
     # ---- where an answer begins
 
