@@ -147,6 +147,15 @@ def test_sessions_of_other_weights_are_told_and_not_served(
     assert opened(tmp_path, decoder).session("me", id)[1].position == 1
 
 
+def test_a_store_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match="File exists; give --store a folder"),
+        store_lock(tmp_path / "file"),
+    ):
+        pass
+
+
 def test_one_server_at_a_time(tmp_path: Path) -> None:
     with (
         store_lock(tmp_path),

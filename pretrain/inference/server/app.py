@@ -68,7 +68,7 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
     def models(http: Request) -> dict[str, object]:
         return {"object": "list", "data": [_model(service_of(http))]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     def model(name: str, http: Request) -> dict[str, object]:
         service_of(http).check_model(name)
         return _model(service_of(http))

@@ -22,7 +22,7 @@ from pretrain.inference.server.http import (
 )
 from pretrain.inference.server.schemas import CompletionRequest
 from pretrain.inference.server.store import new_id
-from pretrain.inference.server.wire import Usage
+from pretrain.inference.server.wire import Offsets, Usage
 
 router = APIRouter()
 MAX_TOKENS = 16  # where a request names no number, as OpenAI has it
@@ -78,13 +78,13 @@ class _Said:
                     scores = [*answers.heard, *answer.said.scores]
                 text = self.echoes[p] + answer.said.text
                 index, reason = p * self.n + i, answer.said.finish_reason
-                choices.append(wire.completion_choice(index, text, scores, reason, 0))
+                choices.append(wire.completion_choice(index, text, scores, reason, Offsets()))
         usage = sum((a.usage for a in self.asked), Usage.none())
         return wire.completion(self.id, self.created, self.request, choices, usage)
 
     async def events(self) -> AsyncGenerator[str]:
         """Prompt after prompt: what the later ones say meanwhile waits."""
-        pulse, sent = Pulse(), dict[int, int]()  # characters of scored tokens, by choice
+        pulse, begun = Pulse(), dict[int, Offsets]()  # by choice
         try:
             for p, answers in enumerate(self.asked):
                 async with aclosing(answers.pieces()) as pieces:
@@ -95,16 +95,15 @@ class _Said:
                                 yield ALIVE
                             continue
                         text, new = piece.text, list(piece.scores)
-                        if index not in sent:
+                        if index not in begun:
                             text, new = self.echoes[p] + text, answers.heard + new
-                        before = sent.get(index, 0)
+                            begun[index] = Offsets()
                         said = answers.each[piece.index].said
                         scores = new if self.request.logprobs is not None else None
                         reason = said.finish_reason if piece.ended else None
                         yield self._chunk(
-                            wire.completion_choice(index, text, scores, reason, before)
+                            wire.completion_choice(index, text, scores, reason, begun[index])
                         )
-                        sent[index] = before + sum(len(wire.shown(s.text)) for s in new)
             if self.request.stream_options and self.request.stream_options.include_usage:
                 usage = sum((a.usage for a in self.asked), Usage.none())
                 yield wire.event(wire.completion(self.id, self.created, self.request, [], usage))

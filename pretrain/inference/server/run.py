@@ -112,9 +112,12 @@ class Server(uvicorn.Server):
         await self._warm_up()
         try:
             await super().startup(sockets)  # type: ignore[arg-type]
-        except SystemExit:
+        except SystemExit as end:  # of uvicorn, over an error that it has logged
             where = f"{self.config.host}:{self.config.port}"
-            raise UserError(f"{where}: cannot listen there; choose another --port") from None
+            raise UserError(
+                f"{where}: cannot listen there: {end.__context__}; choose another --port, or an "
+                "address of this machine as --host"
+            ) from None
         self._listening()
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]

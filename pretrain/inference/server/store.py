@@ -300,8 +300,14 @@ def _read_notes(path: Path) -> tuple[Notes, str]:
 
 @contextmanager
 def store_lock(folder: Path) -> Iterator[None]:
-    """One server writes into a folder at a time. UserError if another does."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """One server writes into a folder at a time. UserError if another does, or it is no folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no folder, and none can be made there: {error.strerror}; give --store a "
+            "folder"
+        ) from None
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

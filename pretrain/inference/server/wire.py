@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,17 +118,26 @@ def _likeliest(score: TokenScore) -> dict[str, float] | None:
     return found
 
 
-def completion_logprobs(scores: Sequence[TokenScore], offset: int) -> Json:
-    """offset: characters before the first token."""
-    offsets = []
-    for each in scores:
-        offsets.append(offset)
-        offset += len(shown(each.text))
+class Offsets:
+    """Where the tokens of one choice begin in its text, in characters; those that go on with a
+    character begin where it does.
+    """
+
+    def __init__(self) -> None:
+        self._bytes, self._end = codecs.getincrementaldecoder("utf-8")("replace"), 0
+
+    def next(self, token: bytes) -> int:
+        begin = self._end
+        self._end += len(self._bytes.decode(token))
+        return begin
+
+
+def completion_logprobs(scores: Sequence[TokenScore], offsets: Offsets) -> Json:
     return {
         "tokens": [shown(s.text) for s in scores],
         "token_logprobs": [s.logprob for s in scores],
         "top_logprobs": [_likeliest(s) for s in scores],
-        "text_offset": offsets,
+        "text_offset": [offsets.next(s.text) for s in scores],
     }
 
 
@@ -146,10 +156,10 @@ def completion_choice(
     text: str,
     scores: Sequence[TokenScore] | None,
     finish_reason: str | None,
-    offset: int,
+    offsets: Offsets,
 ) -> Json:
-    """offset: characters of this choice before the first of these tokens."""
-    logprobs = None if scores is None else completion_logprobs(scores, offset)
+    """offsets: of this choice, which have seen the tokens before these."""
+    logprobs = None if scores is None else completion_logprobs(scores, offsets)
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
