@@ -32,7 +32,8 @@ class Sampling:
     # Logits of tokens that were read are divided by it where positive, multiplied where negative.
     repetition_penalty: float = 1.0
     seed: int = 0
-    logprobs: int = 0  # so many of the likeliest tokens are told beside the one that is chosen
+    # So many of the likeliest tokens are told beside the one that is chosen; None: nor is its own.
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[bool, str]] = {
@@ -42,7 +43,7 @@ class Sampling:
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a number above 0"),
             "seed": (0 <= self.seed < 1 << 63, "from 0 to 2^63 - 1"),
-            "logprobs": (self.logprobs >= 0, "a whole number from 0"),
+            "logprobs": (self.logprobs is None or self.logprobs >= 0, "a whole number from 0"),
         }
         for name, (holds, what) in bounds.items():
             if not holds:
@@ -53,7 +54,7 @@ class Choice(NamedTuple):
     """A token, and what the model said of it: before any of the settings."""
 
     token: int
-    logprob: float
+    logprob: float | None  # if it was asked for
     top: list[tuple[int, float]]  # the likeliest tokens and theirs, if they were asked for
 
 
@@ -87,6 +88,8 @@ class Sampler:
         return [self._told(token, row) for token, row in zip(tokens, rows, strict=True)]
 
     def _told(self, token: int, logits: Tensor) -> Choice:
+        if self.sampling.logprobs is None:
+            return Choice(token, None, [])
         said = torch.log_softmax(logits, dim=0)
         top = said.topk(min(self.sampling.logprobs, len(said)))
         alternatives = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
@@ -111,16 +114,34 @@ class Sampler:
 
     def chances(self, logits: Tensor) -> Tensor:
         """Of each token, [vocabulary]; not of sum 1 where some are left out."""
+        k = self.sampling.top_k
+        if not 0 < k < len(logits):
+            return self._among(logits)
+        kept = logits >= logits.topk(k).values[-1]  # few, in the order of the vocabulary
+        return torch.zeros_like(logits).masked_scatter(kept, self._among(logits[kept]))
+
+    def _among(self, logits: Tensor) -> Tensor:
+        """The chances of tokens that top_k has left."""
         s = self.sampling
         # from the largest, for the least temperature would make them infinite
         chances = torch.softmax((logits - logits.max()) / s.temperature, dim=0)
-        if 0 < s.top_k < len(chances):
-            chances = chances.where(logits >= logits.topk(s.top_k).values[-1], 0)
         if s.top_p < 1:
-            falling, order = chances.sort(descending=True, stable=True)
-            before = falling.cumsum(dim=0) - falling  # what is likelier than each token
-            beyond = order[before >= s.top_p * falling.sum()]
-            chances[beyond] = 0
+            chances = _likeliest(chances, s.top_p)
         if s.min_p > 0:
             chances = chances.where(chances >= s.min_p * chances.max(), 0)
         return chances
+
+
+def _likeliest(chances: Tensor, share: float) -> Tensor:
+    """Without those beyond the fewest that have a share of the sum; of equals the first are kept.
+
+    The values alone are sorted, in NumPy, a tenth of the time of torch's sort with its places.
+    """
+    falling = torch.from_numpy(np.sort(chances.numpy())[::-1].copy())
+    before = falling.cumsum(dim=0) - falling  # what is likelier than each
+    count = int((before < share * falling.sum()).sum())
+    least = falling[count - 1]
+    equals = np.flatnonzero((chances == least).numpy())
+    kept = chances.where(chances >= least, 0)
+    kept[equals[count - int((chances > least).sum()) :]] = 0
+    return kept

@@ -233,5 +233,5 @@ def _sampling(request: SamplingRequest, top: int | None) -> Sampling:
         min_p=request.min_p or 0.0,
         repetition_penalty=request.repetition_penalty or 1.0,
         seed=seed,
-        logprobs=top or 0,
+        logprobs=top,
     )
