@@ -108,6 +108,23 @@ def test_a_request_waits_in_one_place(run: Path, tmp_path: Path) -> None:
         assert len(said.choices) == 5 and len({choice.text for choice in said.choices}) == 1
 
 
+def test_of_a_request_that_fails_nothing_goes_on(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = Sampler.choose
+
+    def fails_after_b(self: Sampler, logits: Tensor, seen: Any) -> Choice:
+        if seen[b]:
+            raise RuntimeError("broken")
+        return choose(self, logits, seen)
+
+    (b,) = served.service.tokenizer.encode("b")
+    monkeypatch.setattr(Sampler, "choose", fails_after_b)
+    with pytest.raises(openai.InternalServerError):
+        served.client().completions.create(**ASK | {"prompt": ["b", "a"], "max_tokens": 90_000})
+    until(lambda: served.service.engine.load["active"] == 0)
+
+
 def test_who_goes_away_while_waiting_gives_its_place_back(run: Path, tmp_path: Path) -> None:
     with serving(run, tmp_path, batch=1, queue=1) as served:
         load = lambda: served.service.engine.load  # noqa: E731

@@ -69,7 +69,12 @@ class _Said:
         self.echoes = texts if request.echo else [""] * len(texts)
 
     async def whole(self) -> wire.Json:
-        await asyncio.gather(*(answers.finish() for answers in self.asked))
+        try:
+            for answers in self.asked:
+                await answers.finish()
+        finally:  # where one fails, the others are for nobody
+            for answers in self.asked:
+                answers.give_up()
         choices = []
         for p, answers in enumerate(self.asked):
             for i, answer in enumerate(answers.each):
