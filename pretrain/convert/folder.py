@@ -75,25 +75,26 @@ def new_file(out: Path) -> Iterator[Path]:
 def _draft(out: Path, replaces_empty: bool = False) -> Iterator[Path]:
     place = Path(os.path.realpath(out))  # of a link, what it names
     draft = place.with_name(f".{place.name}.draft")
-    if place == Path.cwd():
-        raise UserError(f"{out}: is the folder that you are in; give the name of a new one")
-    if file := next((above for above in place.parents if above.is_file()), None):
-        raise UserError(f"{out}: cannot be written below {file}, a file; give another name")
     try:
+        if place == Path.cwd():
+            raise UserError(f"{out}: is the folder that you are in; give the name of a new one")
+        if file := next((above for above in place.parents if above.is_file()), None):
+            raise UserError(f"{out}: cannot be written below {file}, a file; give another name")
         is_empty = replaces_empty and place.is_dir() and not any(place.iterdir())
         if place.exists() and not is_empty:
             raise UserError(f"{out}: is there already; give another name, or remove it")
         draft.parent.mkdir(parents=True, exist_ok=True)
         remove(draft)
-        yield draft
-        sync(draft)
-        draft.replace(place)
-        sync(place.parent)
+        try:
+            yield draft
+            sync(draft)
+            draft.replace(place)
+            sync(place.parent)
+        finally:
+            remove(draft)
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
         raise UserError(f"{out}: {why}; make room there, or give another name") from None
-    finally:
-        remove(draft)
 
 
 def remove(path: Path) -> None:
