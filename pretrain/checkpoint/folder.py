@@ -122,9 +122,10 @@ def go_on_from(run: Path, step: int) -> str | None:
     if not later:
         return None
     names = shortened(", ".join(f"step-{number}" for number in later))
-    why = f"the run goes on from step-{step}, so that it has no part in {names} any more"
-    kept = "kept as given-up-step-...: delete what nobody needs"
-    return f"{run / 'checkpoints'}: {why}; {kept}"
+    why = f"no past of a run that goes on from step-{step}"
+    return (
+        f"{run / 'checkpoints'}: {names}: {why}; kept as given-up-step-N, delete what nobody needs"
+    )
 
 
 def draft_dir(run: Path, step: int) -> Path:
