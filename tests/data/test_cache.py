@@ -228,7 +228,7 @@ def test_verify_and_stats(url: str, folder: Path) -> None:
     ("place", "told"),
     [
         ("failing://nowhere", "holds no train shards, for there is no index.json"),
-        ("nonsense://bucket/x", r"nonsense.*pip install 'hypnos\[store\]'"),
+        ("nonsense://bucket/x", r"nonsense.*pip install -e '\.\[store\]'"),
     ],
 )
 def test_a_place_without_shards_is_told_at_once(url: str, place: str, told: str) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from unittest import mock
@@ -64,8 +64,10 @@ def _told(config: Config) -> Told:
         said += found.lines() if found else ()
     except UserError as caught:
         error, status = str(caught), caught.status
-    kept = Path(config.run.dir) / config.run.name / "preflight.json"
-    return Told(error, status, said, json.loads(kept.read_text()) if kept.exists() else {})
+    kept = {}
+    with suppress(FileNotFoundError):  # rank 0 may be at the next attempt, and has removed it
+        kept = json.loads((Path(config.run.dir) / config.run.name / "preflight.json").read_text())
+    return Told(error, status, said, kept)
 
 
 def _planted(fault: str) -> AbstractContextManager[Any]:
