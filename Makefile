@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt launch/bootstrap.py
 	@$(PYTHON) launch/bootstrap.py --device $(DEVICE)
 	@touch $@
 
-demo: setup  ## the whole story on this machine, in about ten minutes
+demo: setup  ## the whole story on this machine, in ten to fifteen minutes
 	@.venv/bin/python -m launch.demo
 
 lint: setup  ## style and types
@@ -31,7 +31,7 @@ lint: setup  ## style and types
 
 PYTEST := .venv/bin/python -m pytest -q -n 2 --dist worksteal
 
-test: setup  ## style, types, every test of one process, a smoke of each kind of layout (three to six minutes)
+test: setup  ## style, types, every test of one process, a smoke of each kind of layout (four to nine minutes)
 	@$(MAKE) --no-print-directory -j2 lint test-quick  # side by side: ranks leave cores idle
 
 test-quick: setup

@@ -36,7 +36,7 @@ TRAIN_TEXT = (
 def main() -> int:
     """Runs the steps in order; returns the status of the first that fails, else 0."""
     parser = argparse.ArgumentParser(
-        description="Runs the demo: about ten minutes on two cores, into runs/demo.",
+        description="Runs the demo: ten to fifteen minutes on two cores, into runs/demo.",
         epilog="example: python -m launch.demo",
     )
     parser.parse_args()
