@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -69,9 +68,6 @@ def add_origin(run: Path) -> None:
 def origin_of(run: Path) -> Origin:
     """Of a run: every machine and commit that has trained it, and the last day."""
     lines = (run / "origins.jsonl").read_text(encoding="utf-8").splitlines()
-    return _together([parse_json(line) for line in lines])
-
-
-def _together(starts: Sequence[Origin]) -> Origin:
+    starts: list[Origin] = [parse_json(line) for line in lines]
     each = {what: " and ".join(dict.fromkeys(s[what] for s in starts)) for what in starts[0]}
     return each | {"date": starts[-1]["date"]}

@@ -62,6 +62,13 @@ def values(config: Config) -> Iterator[tuple[str, Setting, Any]]:
             )
 
 
+def differences(one: Config, other: Config) -> Iterator[tuple[str, Setting, Any, Any]]:
+    """Every setting in which two configurations differ: name, what the schema says, both values."""
+    for (place, setting, mine), (_, _, its) in zip(values(one), values(other), strict=True):
+        if mine != its:
+            yield place, setting, mine, its
+
+
 def check(config: Config) -> None:
     """Raises UserError at the first value that its own field does not allow."""
     for place, setting, value in values(config):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretrain.config import Config
-from pretrain.config.fields import values
+from pretrain.config.fields import differences
 from pretrain.errors import UserError, shortened
 
 MAX_NAMED = 5  # settings in a message
@@ -26,10 +26,8 @@ def check_unchanged(
     """
     changed = [
         f"{place} = {shortened(repr(new))} (it had {shortened(repr(old))})"
-        for (place, setting, old), (_, _, new) in zip(values(before), values(now), strict=True)
-        if old != new
-        and not setting.rule.changes
-        and (place.startswith("model.") or not shape_only)
+        for place, setting, old, new in differences(before, now)
+        if not setting.rule.changes and (place.startswith("model.") or not shape_only)
     ]
     if changed:
         more = len(changed) - MAX_NAMED

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pretrain.config import Config
 from pretrain.config.checks import uses_tokenizer
-from pretrain.config.fields import refused, values
+from pretrain.config.fields import differences, refused, values
 from pretrain.config.load import given, load, override, read_tables, to_toml
 from pretrain.data.store import is_remote
 from pretrain.errors import UserError
@@ -149,9 +149,9 @@ def configuration_of(run: Path, trained: Config, overrides: Sequence[str] = ()) 
         UserError: an override is refused.
     """
     changed = override(trained, overrides)
-    for (place, setting, old), (_, _, new) in zip(values(trained), values(changed), strict=True):
+    for place, setting, old, new in differences(trained, changed):
         free = setting.rule.changes or place == "train.batch" or place.startswith("sleep.")
-        if old != new and not free:
+        if not free:
             raise UserError(
                 f"{place} = {new!r}: {run} was trained with {old!r}; only settings that a resumed "
                 "run may change, train.batch and those of [sleep] can be set here"

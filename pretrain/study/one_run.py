@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.folder import steps
-from pretrain.config.fields import shown, values
+from pretrain.config.fields import differences, shown
 from pretrain.config.load import load, to_toml
 from pretrain.config.run_folder import CONFIG
 from pretrain.config.schema import Config
@@ -52,7 +53,7 @@ class Left:
     """What a finished run has left to a study."""
 
     settings: str  # `fingerprint` of those it was trained with, and of its data
-    evaluations: list[dict[str, Any]]  # of `pretrain.evaluate`, one for each N
+    evaluations: list[dict[str, Any]]  # of `pretrain.evaluate`, one for each N; loss nan: diverged
     origin: Origin  # where, when and of which commit it was trained
     curve: Curve
 
@@ -71,6 +72,8 @@ def left_by(folder: Path, run: Run) -> Left:
     path = _path(folder, run)
     try:
         left = parse_json(path.read_text(encoding="utf-8"))
+        for found in left["evaluations"]:
+            found["loss"] = math.nan if found["loss"] is None else found["loss"]  # not in JSON
         return Left(**left | {"curve": Curve(**left["curve"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         fix = f"remove it and {folder / 'runs' / run.name}, and the run is made again"
@@ -109,12 +112,10 @@ def check_begun(folder: Path, run: Run) -> None:
     path = folder / "runs" / run.name / CONFIG
     if not path.exists():
         return
-    for (place, setting, asked), (_, _, had) in zip(
-        values(run.settings()), values(load(path)), strict=True
-    ):
+    for place, setting, asked, had in differences(run.settings(), load(path)):
         decides = not setting.rule.changes or place in DECISIVE
         was_resolved = place == "model.vocab_size" and not asked
-        if decides and asked != had and not was_resolved:
+        if decides and not was_resolved:
             fix = "give it here too, remove that folder, or choose another with --out"
             now = f"the study now has {shown(asked)}"
             raise UserError(f"{path.parent} was begun with {place} = {shown(had)}; {now}: {fix}")
@@ -132,8 +133,7 @@ def fingerprint(run: Run) -> str:
     config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir)
     texts = [replace(corpus, path="") for corpus in config.data.train]
     config.data = replace(config.data, tokenizer="", train=texts, heldout="")
-    pairs = zip(values(config), values(usual), strict=True)
-    chosen = [f"{place}={to_toml(mine)}" for (place, _, mine), (_, _, its) in pairs if mine != its]
+    chosen = [f"{place}={to_toml(mine)}" for place, _, mine, _ in differences(config, usual)]
     return hashlib.sha256("\n".join([*chosen, *data]).encode()).hexdigest()
 
 

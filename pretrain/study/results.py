@@ -50,8 +50,7 @@ def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
         if "bits_per_byte" in found:
             by_window = found["bits_per_byte_per_window"]
             bits[int(found["passes"])] = [*by_window, found["bits_per_byte"]]
-        loss = math.nan if found["loss"] is None else found["loss"]  # JSON has no other number
-        scores[int(found["passes"])] = {"loss": loss, **found.get("accuracy", {})}
+        scores[int(found["passes"])] = {"loss": found["loss"], **found.get("accuracy", {})}
         if found["passes"] == passes:
             rows = [loss for loss in found.get("loss_per_row", []) if loss is not None]
     return Result(arm, seed, passes, scores, bits, left.curve, rows, left.origin)

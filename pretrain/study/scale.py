@@ -93,8 +93,7 @@ def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
         found.append(
             Finished(
                 r, len(size.config.model.layers), size.config.train.steps, size.tokens,
-                size.flops, size.parameters - size.looped, size.looped,
-                math.nan if result["loss"] is None else result["loss"],
+                size.flops, size.parameters - size.looped, size.looped, result["loss"],
                 result.get("accuracy", {}),
             )
         )  # fmt: skip
