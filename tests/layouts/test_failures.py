@@ -20,9 +20,9 @@ from tests.ranks import ROOT, Ranks
 
 CONFIG = str(ROOT / "configs/depo-small.toml")
 SLACK = 30.0  # seconds that two ranks may take to start on a busy machine
-TIMEOUT = 8  # seconds, of a run that would take one a step
+TIMEOUT = 8  # seconds, of a run that would take one a step; where ranks are to notice by it
 SETTINGS = [
-    "parallel.recompute=none", f"parallel.timeout={TIMEOUT}", "sleep.when=always",
+    "parallel.recompute=none", "sleep.when=always",
     "model.d_model=16", "train.batch=8", "train.microbatches=2", "train.steps=50",
     "train.log_every=50", "train.eval_every=50", "train.eval_batches=1",
     "optimizer.warmup=0", "optimizer.decay=0",
@@ -56,7 +56,8 @@ UNIT = ", computes forward of microbatch 0, window 1, pass 2"
 def test_a_broken_rank_ends_the_job(
     how: str, pp: int, seconds: float, messages: list[str], tmp_path: Path
 ) -> None:
-    arguments = [CONFIG, f"run.dir={tmp_path}", f"parallel.pp={pp}", *SETTINGS]
+    timeout = [f"parallel.timeout={seconds}"] if seconds else []
+    arguments = [CONFIG, f"run.dir={tmp_path}", f"parallel.pp={pp}", *timeout, *SETTINGS]
     ranks = Ranks(2, broken.train, how, *arguments, folder=tmp_path)
     try:
         if how == "stops":  # whom the launcher kills once the others have ended
@@ -72,7 +73,8 @@ def test_a_broken_rank_ends_the_job(
 
 def test_a_first_rank_that_verifies_for_long_is_waited_for(tmp_path: Path) -> None:
     """For longer than twice its timeout, which is the limit of a collective."""
-    arguments = [CONFIG, f"run.dir={tmp_path}", *SETTINGS, "train.steps=1"]
+    timeout = f"parallel.timeout={TIMEOUT}"
+    arguments = [CONFIG, f"run.dir={tmp_path}", timeout, *SETTINGS, "train.steps=1"]
     Ranks(2, broken.train, "verifies slowly", *arguments, folder=tmp_path).finish(18 + SLACK)
 
 
