@@ -1,4 +1,4 @@
-"""The `hypnos` command on ranks of which the last one breaks, or the first takes its time."""
+"""The `hypnos` command on ranks: whole ones, or the last one breaks, or the first takes its time."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def _raise() -> None:
 
 
 WAYS: dict[str, Callable[[], Any]] = {
+    "whole": lambda: None,
     "dies": lambda: _break_in_the_unit(lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "hangs": lambda: _break_in_the_unit(lambda: time.sleep(3600)),
     "stops": lambda: _break_in_the_unit(lambda: os.kill(os.getpid(), signal.SIGSTOP)),

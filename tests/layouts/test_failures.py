@@ -148,14 +148,13 @@ def test_a_rank_that_never_comes_is_missed(
 
 
 def test_sequences_that_cannot_be_split_are_refused_at_once(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
     settings = [
-        "parallel.tp=2",
-        "parallel.sequence_parallel=true",
-        "train.batch=1",
-        "sleep.window=17",
-    ]
-    done = torchrun(f"run.dir={tmp_path}", *settings, "depo.context=17", "depo.queries=4")
-    _, said = done.communicate(timeout=120)
+        "parallel.tp=2", "parallel.sequence_parallel=true", "train.batch=1",
+        "sleep.window=17", "depo.context=17", "depo.queries=4",
+    ]  # fmt: skip
+    ranks = Ranks(2, broken.train, "whole", CONFIG, f"run.dir={runs}", *settings, folder=tmp_path)
+    assert ranks.wait(SLACK) == [USER_ERROR] * 2, ranks.log()
     message = "a microbatch has windows of 1 x 17 tokens, which do not divide by parallel.tp = 2"
-    assert message in said and "AssertionError" not in said, said
-    assert not list(tmp_path.iterdir()), "something was made before"
+    assert message in ranks.log() and "AssertionError" not in ranks.log()
+    assert not runs.exists(), "something was made before"

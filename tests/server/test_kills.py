@@ -27,7 +27,7 @@ from tests.server.serving import NAME, make_run
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("HYPNOS_KILLS", "5"))
-PARTS = max(6, 2 * KILLS)
+PARTS = max(4, 2 * KILLS)
 GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0, "max_output_tokens": 20}
 
 

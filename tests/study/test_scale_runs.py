@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from launch.cli import main
+from pretrain.study import fit_report
 from tests.study.test_branch import STUDY
 
 
-def test_a_ladder_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_ladder_runs_from_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a tenth of the bootstrap: the rest of it would take longer than the runs
+    monkeypatch.setattr(fit_report, "write_fit", partial(fit_report.write_fit, draws=20))
     text = STUDY.replace("[0.5, 1.0]", "[1.0]").replace("[16]", "[16, 32]")
     (tmp_path / "study.toml").write_text(text.replace("passes = [2]", "passes = [1, 2]"))
     out = tmp_path / "out"
