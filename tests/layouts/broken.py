@@ -1,4 +1,4 @@
-"""The `hypnos` command on ranks: whole ones, or the last one breaks, or the first takes its time."""
+"""The `hypnos` command on ranks that are whole, or the last breaks, or the first takes its time."""
 
 from __future__ import annotations
 
