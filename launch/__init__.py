@@ -20,4 +20,8 @@ doctor.py      what a machine has and lacks
 demo.py        `make demo`
 """
 
+import sys
+
 __version__ = "0.1.0"
+# `hypnos` as a process; -P: never the launch.py or tokenizer.py of the folder that the user is in
+HYPNOS = (sys.executable, "-P", "-m", "launch")

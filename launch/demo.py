@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from launch import HYPNOS
 from pretrain.origin import cores
 
 ROOT = Path("runs/demo")
@@ -134,7 +135,7 @@ def title(words: str) -> None:
 def hypnos(*arguments: str, label: str = "") -> None:
     """Runs one `hypnos` command to its end, in sight; a label begins each line that it prints."""
     print(f"\n$ hypnos {' '.join(quoted(a) for a in arguments)}", flush=True)
-    command = [sys.executable, "-m", "launch", *arguments]
+    command = [*HYPNOS, *arguments]
     # runs side by side, each small: more threads only wait
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     output = subprocess.PIPE if label else None

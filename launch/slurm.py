@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch import HYPNOS
 from launch.site import Site
 from pretrain.errors import UserError
 
@@ -167,7 +168,7 @@ def _container(site: Site) -> list[str]:
 def _hypnos(site: Site, image: list[str]) -> list[str]:
     """The command, as a node has it."""
     if site.container.engine == "none":
-        return [sys.executable, "-m", "launch"]
+        return list(HYPNOS)
     return [*image, "hypnos"] if site.container.engine == "apptainer" else ["hypnos"]
 
 

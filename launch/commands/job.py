@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+from launch import HYPNOS
 from launch.commands import argument, command
 from launch.commands.train import RUN
 from launch.commands.values import path, positive
@@ -80,7 +81,7 @@ def rank(logs: Path, config: Path, overrides: list[str]) -> int:
     die_with_parent()  # no rank outlives srun or mpirun
     # outside of the rank's life: srun ends all when the first has ended
     signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
-    train = [sys.executable, "-m", "launch", "train", str(config), *overrides]
+    train = [*HYPNOS, "train", str(config), *overrides]
     return run_rank(train, early_rank(os.environ), logs)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch import HYPNOS
 from launch.commands import Group, argument, command
 from launch.commands.job import begin, end, rank, run_folder
 from launch.commands.started import cancel, logs, status
@@ -39,7 +39,7 @@ def local(config: Path, overrides: list[str], ranks: int) -> int:
     from launch.outcome import why_ended
 
     start = starts.begin(run, "local", str(os.getpid()), (starts.this_host(),), ranks)
-    command = [sys.executable, "-m", "launch", "train", str(config), *overrides]
+    command = [*HYPNOS, "train", str(config), *overrides]
     status = run_ranks(command, ranks=ranks, logs=start.logs(run))
     starts.finish(run, start, why_ended(run, start, status))
     return status
@@ -77,7 +77,7 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
     nodes = names or (starts.this_host(),)
     start = starts.begin(run, "mpi", str(os.getpid()), nodes, len(nodes) * ranks_per_host)
     logs = os.path.abspath(start.logs(run))
-    rank = [sys.executable, "-m", "launch", "launch", "rank", logs, str(config), *overrides]
+    rank = [*HYPNOS, "launch", "rank", logs, str(config), *overrides]
     status = run_mpi([*command, *rank], Path(logs))
     end = why_ended(run, start, status)
     starts.finish(run, start, end)

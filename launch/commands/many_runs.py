@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from launch import HYPNOS
 from launch.commands import Argument, argument
 from launch.commands.values import new_file, positive, tell
 from pretrain.errors import UserError
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pretrain.study.one_run import Run
     from pretrain.study.runner import Job
 
-HYPNOS = [sys.executable, "-m", "launch"]
 JOBS = argument(
     "--jobs", type=positive, metavar="COUNT", help="runs at a time (default: GPUs, or cores)"
 )

@@ -6,9 +6,9 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+from launch import HYPNOS
 from launch.commands import argument, command, overrides
 from launch.commands.many_runs import (
-    HYPNOS,
     JOBS,
     array_argument,
     check_array,

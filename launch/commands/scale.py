@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch import HYPNOS
 from launch.commands import argument, command, overrides
 from launch.commands.many_runs import (
-    HYPNOS,
     JOBS,
     array_argument,
     check_array,

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import pytest
 
-from launch import __version__
+from launch import HYPNOS, __version__
 from launch.cli import main, make_parser
 from launch.commands.train import train
 from pretrain.config import Config
@@ -82,6 +82,21 @@ def test_help_has_examples_that_the_command_understands(
     for arguments in found:
         assert arguments[: len(command)] == command
         understand(arguments)
+
+
+def test_processes_of_the_command_run_nothing_of_the_folder_that_the_user_is_in(
+    tmp_path: Path,
+) -> None:
+    """A launch.py there would be started as every rank, and a tokenizer.py break each."""
+    for name in ("launch.py", "tokenizer.py"):
+        (tmp_path / name).write_text("print('the user's own')\n")
+    asked, paths = [*HYPNOS, "--version"], {"PYTHONPATH": str(ROOT)}
+    said = subprocess.check_output(asked, cwd=tmp_path, env=os.environ | paths, text=True)
+    assert said == f"hypnos {__version__}\n"
+    written = {
+        path.name for path in ROOT.glob("launch/**/*.py") if '"-m", "launch"' in path.read_text()
+    }
+    assert written == {"__init__.py"}
 
 
 @pytest.mark.parametrize(
