@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -52,17 +53,33 @@ def progress(run: Path) -> str:
 
 def job(run: Path, every: list[Start]) -> str:
     """What is known of its newest job, in a line."""
-    last = every[-1] if every else None
-    if last is not None and last.launcher != "slurm":
-        name = f"process {last.job} on {last.host}"
-        if last.end is not None:
-            return f"{name}: over"
-        if last.host != starts.this_host():
-            return f"{name}: not to be seen from here"
-        return f"{name}: running" if is_ours(int(last.job)) else f"{name}: gone without a word"
     number = starts.newest_job(run)
-    assert number is not None  # one was submitted or started
-    return f"job {number}: {slurm_state(number)}"
+    if number is not None:
+        return f"job {number}: {slurm_state(number)}"
+    last = every[-1]
+    name = f"process {last.job} on {last.host}"
+    if last.end is not None:
+        return f"{name}: over"
+    if last.host != starts.this_host():
+        return f"{name}: not to be seen from here"
+    return f"{name}: running" if is_ours(int(last.job)) else f"{name}: gone without a word"
+
+
+def check_over(run: Path) -> None:
+    """UserError: what was submitted or started last goes on, as far as can be seen from here. Two
+    at once would write in one folder, and `status` and `cancel` know the second alone.
+    """
+    fix = f"wait for its end, or end it: `hypnos launch cancel {run}`"
+    job = starts.newest_job(run)
+    if job is not None:
+        if shutil.which("squeue") and in_queue(job):
+            raise UserError(f"{run}: job {job} is in Slurm's queue already; {fix}")
+        return
+    for last in starts.starts(run)[-1:]:
+        here = last.end is None and last.host == starts.this_host()
+        # a container that was killed may give its next process the same number
+        if here and int(last.job) != os.getpid() and is_ours(int(last.job)):
+            raise UserError(f"{run}: process {last.job} trains it already; {fix}")
 
 
 def slurm_state(job: str) -> str:
@@ -70,7 +87,7 @@ def slurm_state(job: str) -> str:
     if shutil.which("squeue") is None:
         raise UserError(f"job {job} is of Slurm, which is not here; ask on a node of the cluster")
     shown = "%T|%r|%M of %l|%N"
-    line = _said("squeue", "--noheader", f"--jobs={job}", f"--format={shown}")
+    line = _queued(job, shown)
     if line:
         state, reason, run_time, nodes = line.splitlines()[0].split("|")
         excluded = _field(job, "ExcNodeList")
@@ -82,7 +99,7 @@ def slurm_state(job: str) -> str:
 
 def in_queue(job: str) -> bool:
     """Whether Slurm runs a job, or is going to."""
-    return bool(_said("squeue", "--noheader", f"--jobs={job}", "--format=%T"))
+    return bool(_queued(job, "%T"))
 
 
 def down(nodes: Sequence[str]) -> tuple[str, ...]:
@@ -95,6 +112,15 @@ def down(nodes: Sequence[str]) -> tuple[str, ...]:
     lines = _said("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T")
     states = dict(line.split() for line in lines.splitlines())  # a node is there by partition
     return tuple(node for node, state in states.items() if state.startswith("down"))
+
+
+def _queued(job: str, shown: str) -> str:
+    """What squeue says of a job; nothing if it is over. UserError: Slurm does not answer."""
+    command = ["squeue", "--noheader", f"--jobs={job}", f"--format={shown}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "Invalid job id" not in done.stderr:  # or it has forgotten the job
+        raise UserError(f"job {job}: Slurm does not say ({done.stderr.strip()}); ask again later")
+    return done.stdout
 
 
 def _field(job: str, name: str) -> str:

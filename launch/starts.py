@@ -126,13 +126,14 @@ def starts(run: Path) -> list[Start]:
 
 
 def newest_job(run: Path) -> str | None:
-    """The Slurm job of the run that was submitted or started last."""
-    jobs = [
-        row["job"]
-        for kind, row in _rows(run)
-        if kind == "submitted" or (kind == "start" and row["launcher"] == "slurm")
-    ]
-    return jobs[-1] if jobs else None
+    """The Slurm job that was submitted or started last; None: since then it was started elsewhere,
+    or never there.
+    """
+    job = None
+    for kind, row in _rows(run):
+        if kind == "submitted" or kind == "start":
+            job = row["job"] if row.get("launcher", "slurm") == "slurm" else None
+    return job
 
 
 def newest_step(run: Path) -> int | None:

@@ -37,7 +37,9 @@ def local(config: Path, overrides: list[str], ranks: int) -> int:
     from launch import starts
     from launch.local import run_ranks
     from launch.outcome import why_ended
+    from launch.progress import check_over
 
+    check_over(run)
     start = starts.begin(run, "local", str(os.getpid()), (starts.this_host(),), ranks)
     command = [*HYPNOS, "train", str(config), *overrides]
     status = run_ranks(command, ranks=ranks, logs=start.logs(run))
@@ -69,7 +71,9 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
     from launch.outcome import tell as tell_end
     from launch.outcome import why_ended
     from launch.processes import default_threads
+    from launch.progress import check_over
 
+    check_over(run)
     names = tuple(name for name in hosts.split(",") if name)
     for name, value in default_threads(ranks_per_host).items():
         os.environ.setdefault(name, value)
@@ -146,6 +150,7 @@ def slurm(
     **of_jobs: str | None,
 ) -> None:
     from launch import starts
+    from launch.progress import check_over
     from launch.slurm import Job, script
     from launch.slurm import submit as hand_over
     from pretrain.files import writes_user_file
@@ -174,6 +179,8 @@ def slurm(
     if not submit:
         print(text, end="")
         return
+    for folder in folders:
+        check_over(folder)
     number = hand_over(text, output / f"{job.name}.sbatch")
     for task, folder in enumerate(folders):
         starts.submitted(folder, f"{number}_{task}" if len(folders) > 1 else number)

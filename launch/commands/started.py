@@ -77,9 +77,15 @@ def logs(run: Path, start: int | None, rank: int | None, follow: bool) -> None:
         raise UserError(f"--start {start}: {run} has {len(every)}; `hypnos launch status {run}`")
     folder = chosen.logs(run)
     failed = starts.first_failed(folder)
-    log = starts.log_of(folder, rank if rank is not None else failed or 0)
-    if not log.exists():
+    number = rank if rank is not None else failed or 0
+    log = starts.log_of(folder, number)
+    if number >= chosen.ranks:
         raise UserError(f"{log}: not there; the start has {chosen.ranks} ranks, from 0")
+    if not log.exists():
+        launchers = [folder / "mpirun.log"]
+        launchers += [place / f"logs/slurm-{chosen.job}.log" for place in (run, run.parent)]
+        where = next((f"; see {path}" for path in launchers if path.exists()), "")
+        raise UserError(f"{log}: not there, as the rank has not begun{where}")
     print(f"==> {log} <==", file=sys.stderr, flush=True)
     with log.open("rb") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
@@ -107,10 +113,8 @@ def cancel(run: Path) -> None:
     from launch import progress, starts
 
     every = progress.known(run)
-    last = every[-1] if every else None
-    if last is None or last.launcher == "slurm":
-        job = starts.newest_job(run)
-        assert job is not None  # one was submitted or started
+    job = starts.newest_job(run)
+    if job is not None:
         if not progress.in_queue(job):
             raise UserError(f"{run}: job {job} is over: {progress.slurm_state(job)}")
         done = subprocess.run(["scancel", job], capture_output=True, text=True)
@@ -118,6 +122,7 @@ def cancel(run: Path) -> None:
             raise UserError(f"{run}: scancel {job}: {done.stderr.strip()}")
         print(f"job {job} cancelled")
         return
+    last = every[-1]
     if last.end is not None:
         raise UserError(f"{run}: start {last.number} is over: {last.end.why}")
     if last.host != starts.this_host():

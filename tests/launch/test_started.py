@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -123,6 +124,71 @@ def test_a_folder_that_was_not_launched(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert f"{tmp_path}: no launch.jsonl in it" in refused(capsys, command, str(tmp_path))
+
+
+def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
+    """The only commands that there are: each a line of shell."""
+    for name, line in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_a_run_that_was_given_to_slurm_after_a_start_here(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job counts; and no second one, nor a start here, while it is in the queue."""
+    queued = "echo 'PENDING|Priority|0:00 of 1:00|'"
+    tools = {"squeue": queued, "scontrol": "exit 1", "scancel": "exit 0", "sbatch": "echo 18"}
+    slurm(run.parent, monkeypatch, **tools)
+    starts.submitted(run, "17")
+    assert "job 17: pending (Priority)" in said(capsys, "status", str(run))
+    again = [str(ROOT / "configs/depo-small.toml"), f"run.dir={run.parent}", f"run.name={run.name}"]
+    for other in (["slurm", "--submit"], ["local", "--ranks", "1"], ["mpi", "--ranks-per-host=1"]):
+        told = refused(capsys, other[0], *again, *other[1:])
+        assert "job 17 is in Slurm's queue already; wait for its end, or end it: `hypnos" in told
+    assert "job 17 cancelled" in said(capsys, "cancel", str(run))
+    slurm(run.parent, monkeypatch, squeue="true")
+    assert "submitted job 18" in said(capsys, "slurm", *again, "--submit")
+
+
+def test_a_run_that_goes_on_here_is_not_started_beside(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = [str(ROOT / "configs/depo-small.toml"), f"run.dir={run.parent}", f"run.name={run.name}"]
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "launch"])
+    going_on(run, job=str(process.pid))
+    told = refused(capsys, "local", *again, "--ranks", "1")
+    assert f"process {process.pid} trains it already; wait for its end" in told
+    process.kill()
+    process.wait(10)
+    progress.check_over(run)
+    going_on(run, job=str(os.getpid()))
+    progress.check_over(run)  # a number that came again, as in a container
+
+
+def test_slurm_that_does_not_answer_has_not_forgotten_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    starts.submitted(tmp_path, "17")
+    down = "Unable to contact slurm controller"
+    slurm(tmp_path, monkeypatch, squeue=f"echo 'slurm_load_jobs error: {down}' >&2; exit 1")
+    for command in ("status", "cancel"):
+        assert f"job 17: Slurm does not say (slurm_load_jobs error: {down}); ask" in refused(
+            capsys, command, str(tmp_path)
+        )
+    unknown = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    slurm(tmp_path, monkeypatch, squeue=unknown, scontrol="exit 1")
+    assert "job 17: over, and forgotten" in said(capsys, "status", str(tmp_path))
+
+
+def test_a_start_without_a_rank_has_its_launchers_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = starts.begin(tmp_path, "mpi", "1", ("a", "b"), 2)
+    why = start.logs(tmp_path) / "mpirun.log"
+    why.touch()
+    assert f"the rank has not begun; see {why}" in refused(capsys, "logs", str(tmp_path))
 
 
 def test_jobs_of_slurm_are_asked_there(
