@@ -5,7 +5,7 @@ around it (mpirun inside a Slurm job):
 
     torchrun    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; also set by hand
     mpirun      Open MPI's, MPICH's, Intel's: asked through mpi4py, which also sends the address
-    srun        SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID of a job step, and its list of nodes
+    srun        SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID of a job step, its list of nodes
     none        a world of one
 
 `join` leaves torchrun's variables for torch.distributed and DeepSpeed, whoever the launcher was.
@@ -24,7 +24,8 @@ from pretrain.errors import UserError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+# not SLURM_NTASKS, which is the job's in the shell that salloc opens as a step of one task
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 # the rank, where a launcher's variables say it before MPI has been asked
 RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 # what variables begin with that mean something to ranks: mpirun has to be told to pass them on
@@ -137,7 +138,7 @@ def _slurm(environment: Mapping[str, str]) -> World:
 
 def _is_srun(environment: Mapping[str, str]) -> bool:
     """Whether PMI's variables are those that srun itself sets (--mpi=pmi2)."""
-    same = environment.get("PMI_SIZE") == environment.get("SLURM_NTASKS")
+    same = environment.get("PMI_SIZE") == environment.get("SLURM_STEP_NUM_TASKS")
     return "SLURM_STEP_ID" in environment and "OMPI_COMM_WORLD_SIZE" not in environment and same
 
 

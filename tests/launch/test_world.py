@@ -13,7 +13,8 @@ TORCHRUN = {
 # what Slurm 22.05 gives to task 2 of `srun -N2 -n3`
 SRUN = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_NTASKS": "3",
-    "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[0-1]", "SLURM_NODEID": "1",
+    "SLURM_STEP_NUM_TASKS": "3", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[0-1]",
+    "SLURM_NODEID": "1",
 }  # fmt: skip
 
 
@@ -44,6 +45,13 @@ def test_ranks_of_one_step_meet_at_one_port_and_others_elsewhere() -> None:
     assert len({port(), port(SLURM_STEP_ID="1"), port(SLURM_JOB_ID="18")}) == 3
 
 
+def test_the_shell_that_salloc_opens_is_alone() -> None:
+    """Where Slurm makes it a step (LaunchParameters=use_interactive_step), of one task."""
+    step = {"SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    world = find(SRUN | step)
+    assert world is not None and world.size == 1
+
+
 def test_pmi_of_srun_is_srun() -> None:
     world = find(SRUN | {"PMI_RANK": "2", "PMI_SIZE": "3"})
     assert world is not None and world.launcher == "srun"
@@ -65,7 +73,10 @@ def test_a_batch_script_by_itself_is_no_rank() -> None:
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE set, but not RANK, MASTER_ADDR, MASTER_PORT: start with"),
         (TORCHRUN | {"RANK": "x"}, "RANK = 'x' is not a whole number"),
         (TORCHRUN | {"RANK": "4"}, "rank 4 of 4: torchrun's variables contradict each other"),
-        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, "SLURM_PROCID set, but not SLURM_NTASKS"),
+        (
+            {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"},
+            "SLURM_PROCID set, but not SLURM_STEP_NUM_TASKS",
+        ),
     ],
 )
 def test_what_is_half_set_is_told(environment: dict[str, str], told: str) -> None:
