@@ -131,8 +131,10 @@ def _slurm(environment: Mapping[str, str]) -> World:
     _all_set(environment, SLURM, "start ranks with srun")
     rank, size, local = (_number(environment, name) for name in SLURM[:3])
     first = next(hosts(environment["SLURM_STEP_NODELIST"]))
-    job = f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}"
-    port = PORTS[crc32(job.encode()) % len(PORTS)]  # all ranks must come to the same one
+    # all ranks must come to the same one, and a job that is started again to another
+    numbers = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    job = ".".join(environment.get(name, "") for name in numbers)
+    port = PORTS[crc32(job.encode()) % len(PORTS)]
     return _checked(World("srun", rank, size, local, first, port))
 
 

@@ -29,6 +29,12 @@ CONNECTIONS = 12  # of each rank to the store, at most, while it trains
 Say = Callable[[str], None]
 
 
+class PortTaken(UserError):
+    """The port that a start has come to, by no choice of the user's: start again."""
+
+    status = 1
+
+
 def connect(world: World, timeout: float, say: Say) -> dist.Store:
     """The store, under this job's own names.
 
@@ -125,9 +131,12 @@ def _listen(world: World) -> dist.Store:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
+    taken = f"is in use on {socket.gethostname()}{_user_of(world.port)}"
+    if world.launcher != "torchrun":  # whose variables may be set by hand
+        raise PortTaken(f"port {world.port}, chosen for this start, {taken}: the next has another")
     raise UserError(
-        f"MASTER_PORT = {world.port} is in use on {socket.gethostname()}{_user_of(world.port)}: "
-        "end what has it, or set MASTER_PORT to another, the same for all ranks"
+        f"MASTER_PORT = {world.port} {taken}: end what has it, or set MASTER_PORT to another, the "
+        "same for all ranks"
     )
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from launch import doctor
 from launch.cli import main
 from launch.doctor import Finding
+from launch.outcome import NO_OTHER_START
 from launch.preflight import check, faults, folder, rendezvous, verdict
 from launch.preflight.rates import choose_partners
 from launch.preflight.report import Rates, Report
@@ -201,6 +202,13 @@ def test_a_port_that_is_taken(taken: int) -> None:
     line = connect(world(0, "localhost", taken))
     assert line.startswith(f"MASTER_PORT = {taken} is in use on {socket.gethostname()} by process")
     assert "set MASTER_PORT to another" in line
+
+
+def test_a_port_of_our_choice_that_is_taken_is_no_mistake_of_the_users(taken: int) -> None:
+    """Slurm would not start the job again; the next start has another port."""
+    with pytest.raises(UserError, match=f"^port {taken}, chosen for this start, is in use") as told:
+        rendezvous.connect(replace(world(0, "localhost", taken), launcher="srun"), 0.3, print)
+    assert told.value.status not in NO_OTHER_START
 
 
 def test_an_address_that_is_not_rank_0s(monkeypatch: pytest.MonkeyPatch) -> None:
