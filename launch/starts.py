@@ -48,13 +48,17 @@ class RankEnd:
         return self.status not in (FINISHED, REQUEUE, PEER_GONE) and not self.told
 
     def write(self, logs: Path) -> None:
-        """Leaves word; of those that fail of themselves, the first is written down as such."""
-        write_atomically(
-            logs / f"rank-{self.rank}.end", json.dumps(dataclasses.asdict(self)) + "\n"
-        )
-        if self.of_itself:
-            with contextlib.suppress(FileExistsError), (logs / "failed").open("x") as file:
-                file.write(f"{self.rank}\n")
+        """Leaves word; of those that fail of themselves, the first is written down as such.
+
+        On a full disk, which may be why the rank failed, none is left: its status says it, too.
+        """
+        with contextlib.suppress(OSError):  # also that there is a first one already
+            write_atomically(
+                logs / f"rank-{self.rank}.end", json.dumps(dataclasses.asdict(self)) + "\n"
+            )
+            if self.of_itself:
+                with (logs / "failed").open("x") as file:
+                    file.write(f"{self.rank}\n")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import rank
+from launch import rank, starts
 from launch.rank import run_rank
 from launch.starts import RankEnd, first_failed, rank_ends
 
@@ -36,6 +37,17 @@ def test_what_a_rank_leaves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     told = capfd.readouterr().err
     assert told.startswith("fine\n") and "bad" not in told  # rank 0's alone
     assert "rank 2 on" in told and "ended with status 137 (SIGKILL)" in told
+
+
+def test_a_rank_that_cannot_leave_word_has_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(starts, "write_atomically", full)
+    assert run(tmp_path, "raise SystemExit(74)") == 74
+    assert "ended with status 74" in capfd.readouterr().err and not rank_ends(tmp_path)
 
 
 @pytest.mark.parametrize("status", [75, 76])
