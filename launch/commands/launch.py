@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[
     runs: dict[Path, list[str]] = {}
     for number, line in enumerate(read_text(array).splitlines(), 1):
         try:
-            words = shlex.split(line, comments=True)
+            words = _words(line)
         except ValueError as error:
             fix = 'quote as in a shell: "run.name=it\'s"'
             raise UserError(f"{array}, line {number}: {error}; {fix}") from None
@@ -226,6 +227,15 @@ def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[
         )
     tell(f"{array}: {len(runs)} runs")
     return list(runs.values())
+
+
+def _words(line: str) -> list[str]:
+    """As a shell splits it, up to a comment. One begins with a word: to `shlex` with any #, and of
+    run.name=a#1 and all that follows it there would be left run.name=a.
+    """
+    words = shlex.shlex(line, posix=True)
+    words.whitespace_split, words.commenters = True, ""
+    return list(takewhile(lambda word: not word.startswith("#"), words))
 
 
 LAUNCH = Group(

@@ -151,11 +151,12 @@ def test_an_array_has_a_task_for_each_line(
 ) -> None:
     lines = tmp_path / "runs.txt"
     other = ROOT / "configs/rule110.toml"
-    lines.write_text(f"# seeds\nrun.name=one 'data.heldout=a b'\n\n{other} run.name=two\n")
+    first = "run.name=one#1 'data.heldout=a b' # it's a seed"
+    lines.write_text(f"# seeds\n{first}\n\n{other} run.name=two\n")
     script = printed(capsys, tmp_path, "--array", str(lines), "--at-once", "1")
     assert "#SBATCH --array=0-1%1\n" in script
     here = f"run.dir={tmp_path}"
-    assert array_of(script, "train", 0) == [CONFIG, here, "run.name=one", "data.heldout=a b"]
+    assert array_of(script, "train", 0) == [CONFIG, here, "run.name=one#1", "data.heldout=a b"]
     assert array_of(script, "train", 1) == [str(other), here, "run.name=two"]
 
 
