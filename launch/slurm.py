@@ -35,8 +35,13 @@ class Job:
 
 
 def script(job: Job, site: Site) -> str:
-    """The batch script, ready for sbatch. UserError: the job's time is none, or too short."""
+    """The batch script, ready for sbatch. UserError: it would not train, or not go on."""
     _check_time(job.time, site.slurm.save_before)
+    if "/" in site.slurm.exclude:
+        raise UserError(
+            f"slurm.exclude = {site.slurm.exclude} (or --exclude): a file, to which nodes that "
+            "fail cannot be added; name the nodes, as n[1-3],n7"
+        )
     image = _container(site)
     slots = {
         "SBATCH": "\n".join(f"#SBATCH {option}" for option in sbatch_options(job, site)),
@@ -75,7 +80,10 @@ def _check_time(time: str, save_before: int) -> None:
 
 
 def seconds_of(time: str) -> float | None:
-    """Of a limit as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None: it is none."""
+    """Of a limit as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; 0 is no limit.
+
+    None: it is none.
+    """
     if time.upper() in ("UNLIMITED", "INFINITE"):
         return math.inf
     if not re.fullmatch(r"(\d+-\d+|\d+)(:\d+){0,2}", time):
@@ -83,7 +91,7 @@ def seconds_of(time: str) -> float | None:
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     hours, minutes, seconds = (*parts, 0, 0)[:3] if dash or len(parts) == 3 else (0, *parts, 0)[:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or math.inf
 
 
 def sbatch_options(job: Job, site: Site) -> list[str]:
@@ -93,7 +101,8 @@ def sbatch_options(job: Job, site: Site) -> list[str]:
     options = {
         "job-name": job.name,
         "chdir": os.getcwd(),
-        "output": str(job.output),
+        # what Slurm fills in is in the file's name alone, not in a folder such as lr-50%x
+        "output": f"{str(job.output.parent).replace('%', '%%')}/{job.output.name}",
         "array": array if len(job.runs) > 1 else "",
         "nodes": str(job.nodes),
         "ntasks-per-node": str(job.ranks_per_node),
@@ -130,7 +139,10 @@ def mpi_types() -> list[str]:
     if shutil.which("srun") is None:
         return []
     done = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True)
-    return re.findall(r"^(?:srun: )?\s*(\w+)$", done.stdout + done.stderr, re.MULTILINE)
+    said = done.stdout + done.stderr
+    types = re.findall(r"^(?:srun: )?\s*(\w+)$", said, re.MULTILINE)
+    versions = re.search(r"versions available: (\S+)", said)  # of pmix, as pmix_v3,pmix_v4
+    return types + (versions[1].split(",") if versions else [])
 
 
 def _srun(site: Site) -> list[str]:

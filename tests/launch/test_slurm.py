@@ -47,6 +47,13 @@ def array_of(script: str, name: str, task: int = 0) -> list[str]:
     return said.split("\0")[:-1]
 
 
+def test_slurm_fills_nothing_into_the_name_of_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = printed(capsys, tmp_path, "run.name=lr-50%x")
+    assert f"#SBATCH --output={tmp_path}/lr-50%%x/logs/slurm-%j.log\n" in script
+
+
 def test_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--nodes", "16", "--gpus-per-node", "8", "--time", "24:00:00", "run.name=a b"]
     script = printed(capsys, tmp_path, *asked)
@@ -60,7 +67,8 @@ def test_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("time", "seconds"),
     [("90", 5400), ("90:30", 5430), ("24:00:00", 86400), ("2-0", 172800), ("1-2:30", 95400),
-     ("1-0:0:1", 86401), ("UNLIMITED", math.inf), ("24h", None), ("1-", None), ("1:2:3:4", None)],
+     ("1-0:0:1", 86401), ("UNLIMITED", math.inf), ("0", math.inf), ("24h", None), ("1-", None),
+     ("1:2:3:4", None)],
 )  # fmt: skip
 def test_limits_of_time_are_slurms(time: str, seconds: float | None) -> None:
     assert seconds_of(time) == seconds
@@ -118,6 +126,20 @@ def test_the_way_of_mpi_is_chosen_from_what_srun_has(
     assert f" --mpi={chosen} " in printed(capsys, tmp_path)
 
 
+def test_a_version_of_pmix_is_a_way_of_mpi(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    srun = tmp_path / "srun"
+    listed = "MPI plugin types are...\\n\\tnone\\n\\tpmix\\n"
+    more = "specific pmix plugin versions available: pmix_v3,pmix_v4\\n"
+    srun.write_text(f"#!/bin/sh\nprintf '{listed}{more}'\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert " --mpi=pmix_v4 " in printed(
+        capsys, tmp_path, *site(tmp_path, '[slurm]\nmpi = "pmix_v4"')
+    )
+
+
 def test_containers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = '[container]\nengine = "apptainer"\nimage = "h.sif"\noptions = ["--nv"]'
     script = printed(capsys, tmp_path, *site(tmp_path, text))
@@ -170,6 +192,10 @@ def test_an_array_has_a_task_for_each_line(
         ("[slurm]\nsave_before = 0", "slurm.save_before = 0: must be at least 1"),
         ('[container]\nengine = "docker"', 'container.engine = "docker": must be "none" or'),
         ('[container]\nengine = "pyxis"', "container.image is missing"),
+        (
+            '[slurm]\nexclude = "./bad.txt"',
+            "slurm.exclude = ./bad.txt (or --exclude): a file, to which nodes",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_site_is_told(
