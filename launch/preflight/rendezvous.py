@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from launch.preflight.verdict import named
 from launch.store import listen
-from launch.world import World, expected_hosts
+from launch.world import World, expected_hosts, this_host
 from pretrain.errors import UserError
 
 SAY_S = 10.0  # between lines that say who is waited for
@@ -121,7 +121,9 @@ def _check_address(world: World) -> None:
     loopback = all(str(address).startswith(("127.", "::1")) for address in addresses)
     if not loopback and not addresses & own:
         raise UserError(f"{given} is not {here}, where rank 0 is; {fix}")
-    if loopback and len(expected_hosts(os.environ)) > 1:
+    # its own name is so to itself alone: Debian writes 127.0.1.1 for it in each host's /etc/hosts
+    everywhere = world.address not in (here, this_host(os.environ))
+    if loopback and everywhere and len(expected_hosts(os.environ)) > 1:
         raise UserError(f"{given} is to every host itself, and there are several; {fix}")
 
 

@@ -223,6 +223,15 @@ def test_an_address_that_is_not_rank_0s(monkeypatch: pytest.MonkeyPatch) -> None
     assert line.startswith("MASTER_ADDR = localhost is to every host itself, and there are several")
 
 
+def test_rank_0s_own_name_may_be_a_loopback_address_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Debian writes it in each host's own /etc/hosts: the others know it by another."""
+    debian = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: debian)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[0-1]")
+    monkeypatch.setenv("SLURMD_NODENAME", "n0")
+    rendezvous.connect(replace(world(0, "n0", free_port()), launcher="srun"), 0.3, print)
+
+
 def test_a_rank_0_that_is_not_there() -> None:
     port = free_port()
     line = connect(world(1, "localhost", port))
