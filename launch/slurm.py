@@ -127,7 +127,11 @@ def submit(text: str, path: Path) -> str:
     if shutil.which("sbatch") is None:
         raise UserError("--submit: there is no sbatch here; run it on a login node of the cluster")
     path.write_text(text)
-    done = subprocess.run(["sbatch", "--parsable", path], capture_output=True, text=True)
+    # of the task of an array that this may be, and of its starts: sbatch would hand them on
+    others = ("SLURM_ARRAY_", "SLURM_RESTART_COUNT")
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith(others)}
+    command = ["sbatch", "--parsable", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError(f"sbatch refuses {path}: {done.stderr.strip() or done.stdout.strip()}")
     sys.stderr.write(done.stderr)  # what the site has to say

@@ -12,7 +12,7 @@ import pytest
 
 from launch.cli import main
 from launch.site import Site
-from launch.slurm import seconds_of
+from launch.slurm import seconds_of, submit
 from pretrain.config.fields import settings
 from pretrain.config.load import to_toml
 
@@ -230,6 +230,19 @@ def test_two_lines_of_an_array_are_not_one_run(
     lines.write_text("run.seed=1\nrun.seed=2\n")
     assert main(["launch", "slurm", CONFIG, f"run.dir={tmp_path}", "--array", str(lines)]) == 2
     assert "line 2" in capsys.readouterr().err
+
+
+def test_a_job_that_another_submits_is_no_task_of_its_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch hands its environment on, and the script would give the other job back to Slurm."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho ${SLURM_ARRAY_JOB_ID-18}${SLURM_RESTART_COUNT-}\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert submit("", tmp_path / "job.sbatch") == "18"
 
 
 def test_submit_without_sbatch(
