@@ -85,7 +85,8 @@ def passing_signals_on(
 ) -> Iterator[tuple[list[Rank], list[int]]]:
     """Starts ranks. Inside, signals reach all of them; those there were are in the second list.
 
-    Those that were held come now; at the end they are held again, and all ranks are killed.
+    Those that were held come now; at the end they are held again, and all ranks are killed. That
+    the terminal has gone is told to them as SIGTERM, unless `nohup` says that it does not matter.
 
     Args:
         to: the ranks, each of which starts when it is asked for.
@@ -98,11 +99,13 @@ def passing_signals_on(
             rank.process.send_signal(instead.get(number, number))
 
     def pass_on(number: int, _: object) -> None:
+        number = signal.SIGTERM if number == signal.SIGHUP else number
         received.append(number)
         for rank in ranks:
             send(number, rank)
 
-    handlers = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    heard = [*PASSED_ON, *([signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN))]
+    handlers = {number: signal.signal(number, pass_on) for number in heard}
     held = signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     try:
         for rank in to:

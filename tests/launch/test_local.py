@@ -85,13 +85,20 @@ def test_statuses_come_together(tmp_path: Path, statuses: str, status: int) -> N
     assert run(tmp_path, f"sys.exit([{statuses}][rank])") == status
 
 
-@pytest.mark.parametrize("how", [signal.SIGUSR1, signal.SIGKILL])
-def test_signals_reach_all_and_none_stays_behind(tmp_path: Path, how: signal.Signals) -> None:
-    """SIGUSR1 is passed on; a launcher that is killed takes its ranks along."""
+@pytest.mark.parametrize(
+    ("how", "status"), [(signal.SIGUSR1, 75), (signal.SIGHUP, 143), (signal.SIGKILL, -9)]
+)
+def test_signals_reach_all_and_none_stays_behind(
+    tmp_path: Path, how: signal.Signals, status: int
+) -> None:
+    """SIGUSR1 is passed on, a terminal that goes is SIGTERM to ranks; a launcher that is killed
+    takes them along.
+    """
     hears = "signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))\nprint('ready', flush=True)\n"
     waits = f"{hears}signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])"
     program = (
-        "import sys; from pathlib import Path; from tests.launch.test_local import run\n"
+        "import signal, sys; from pathlib import Path; from tests.launch.test_local import run\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup, too
         f"sys.exit(run(Path(sys.argv[1]), {waits + chr(10) + 'time.sleep(60)'!r}))"
     )
     launcher = subprocess.Popen(
@@ -103,7 +110,6 @@ def test_signals_reach_all_and_none_stays_behind(tmp_path: Path, how: signal.Sig
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(launcher.pid, how)
-    status = launcher.wait(20)
-    assert status == (75 if how == signal.SIGUSR1 else -9)
+    assert launcher.wait(20) == status
     time.sleep(0.5)
     assert gone(tmp_path)
