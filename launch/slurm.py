@@ -52,6 +52,7 @@ def script(job: Job, site: Site) -> str:
         ),
         "TRAIN": _train(job.runs),
         "HYPNOS": f"({shlex.join(_hypnos(site, image))})",
+        "LOGS": shlex.quote(str(job.output.parent)),
         "RANKS": str(job.nodes * job.ranks_per_node),
         "EXCLUDE": shlex.quote(site.slurm.exclude),
         "HERE": "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -230,6 +231,28 @@ def test_two_lines_of_an_array_are_not_one_run(
     lines.write_text("run.seed=1\nrun.seed=2\n")
     assert main(["launch", "slurm", CONFIG, f"run.dir={tmp_path}", "--array", str(lines)]) == 2
     assert "line 2" in capsys.readouterr().err
+
+
+def test_hosts_that_cannot_start_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is left out, however often the job was started before; the third in a row ends it."""
+    script = re.sub(r"\nhypnos=.*", '\nhypnos=("$BEGIN")', printed(capsys, tmp_path))
+    scontrol, said = tmp_path / "scontrol", tmp_path / "said"
+    scontrol.write_text(f"#!/bin/sh\necho $* >>{said}\n")
+    scontrol.chmod(0o755)
+    (tmp_path / "srun").symlink_to("/bin/true")
+    job = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "9"}
+    job["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+
+    def start(host: str, begin: str) -> int:
+        there = {**job, "SLURMD_NODENAME": host, "BEGIN": begin}
+        return subprocess.run(["bash", "-c", script], env=there).returncode
+
+    assert [start("n1", "no-python"), start("n2", "no-python")] == [75, 75]
+    assert "requeue 17\nupdate JobId=17 ExcNodeList=n1,n2\n" in said.read_text()
+    assert start("n3", "true") == 0
+    assert [start(host, "no-python") for host in ("n4", "n5", "n6")] == [75, 75, 2]
 
 
 def test_a_job_that_another_submits_is_no_task_of_its_array(
