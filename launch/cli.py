@@ -30,7 +30,7 @@ from launch.commands.serve import serve
 from launch.commands.tokenizer import TOKENIZER
 from launch.commands.train import train
 from launch.output import write_anything
-from pretrain.errors import UserError
+from pretrain.errors import UserError, storage_error
 from tokenizer import TokenizerError
 
 COMMANDS = (
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         print(f"hypnos: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return storage_error(error).status
     except KeyboardInterrupt:
         print("hypnos: interrupted", file=sys.stderr)
         return 130

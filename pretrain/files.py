@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import UserError, shortened
+from pretrain.errors import shortened, storage_error
 
 _CHECKSUM = b',\n "sha256": "'  # begins the last member of a JSON object that tells if it is whole
 
@@ -71,12 +71,14 @@ def is_hidden(path: Path) -> bool:
 
 @contextmanager
 def writes_user_file(path: Path) -> Iterator[None]:
-    """Inside, a run's file is written: a full disk, or a folder that forbids it, is a UserError."""
+    """Inside, a run's file is written: a full disk, or a folder that forbids it, is a UserError;
+    storage that did not answer is `StorageFailed`.
+    """
     try:
         yield
     except OSError as error:
         where = error.filename or path  # a disk that is full names no file
-        raise UserError(
+        raise storage_error(error)(
             f"{where}: cannot be written: {error.strerror}; "
             "make room there, or set run.dir (what is saved is intact)"
         ) from None

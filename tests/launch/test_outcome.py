@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,17 @@ def test_the_command_that_decides(job: Job, capsys: pytest.CaptureFixture[str]) 
     RankEnd(2, "n1", 69, False, 0.0).write(start.logs(job.run))
     assert main(["launch", "end", str(start.logs(job.run)), "--status", "69"]) == 75
     assert capsys.readouterr().out == "n1\n"
+
+
+def test_an_end_that_storage_does_not_take(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be well at the next start: not a mistake of the user's, which ends the job."""
+
+    def stale(_: int) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    start = starts.begin(job.run, "slurm", "17", NODES, 8)
+    monkeypatch.setattr("os.fsync", stale)
+    assert main(["launch", "end", str(start.logs(job.run)), "--status", "1"]) == 74
 
 
 def test_another_job_begins_to_count_anew(job: Job) -> None:

@@ -253,6 +253,10 @@ def test_hosts_that_cannot_start_the_command(
     assert "requeue 17\nupdate JobId=17 ExcNodeList=n1,n2\n" in said.read_text()
     assert start("n3", "true") == 0
     assert [start(host, "no-python") for host in ("n4", "n5", "n6")] == [75, 75, 2]
+    away = tmp_path / "away"  # the storage, when the end is to be written down
+    away.write_text('#!/bin/sh\n[ "$2" = begin ] || exit 74\n')
+    away.chmod(0o755)
+    assert start("n1", str(away)) == 75
 
 
 def test_a_job_that_another_submits_is_no_task_of_its_array(
