@@ -144,11 +144,12 @@ def remove_draft(run: Path, step: int) -> None:
     _remove(draft_dir(run, step))
 
 
-def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
+def publish(run: Path, step: int, keep: int, keep_every: int, spare: bool = False) -> None:
     """Gives a draft that is whole its name, points `latest` at it, and deletes old ones.
 
     Args:
         keep: so many of the newest stay. keep_every: so do those of every so many steps; 0: none.
+        spare: delete none: the last that a run can go back to may be among them.
     """
     final = checkpoint_dir(run, step)
     replaced = final.with_name(f".{final.name}.replaced")
@@ -158,7 +159,7 @@ def publish(run: Path, step: int, keep: int, keep_every: int) -> None:
     draft_dir(run, step).rename(final)
     _remove(replaced)
     go_on_from(run, step)  # after a rollback there may be later ones
-    for number in steps(run)[:-keep]:
+    for number in [] if spare else steps(run)[:-keep]:
         if not keep_every or number % keep_every:
             _delete(checkpoint_dir(run, number))
 

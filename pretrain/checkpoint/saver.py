@@ -42,6 +42,7 @@ class Snapshot:
     # on the CPU, by kind and name; nobody writes to them any more
     tensors: Mapping[str, Mapping[str, Piece]]
     state: Mapping[str, Any]  # JSON-able; the same on every rank
+    amid_trouble: bool = False  # the step was skipped: no run goes back to this one
 
 
 class Saver:
@@ -170,7 +171,7 @@ class Saver:
         for key in keys:  # nobody else reads it, and a launcher's memory is no archive
             self._store.delete_key(key)
         write_common(self._draft(snapshot), step, parts, snapshot.state, self._config)
-        publish(self._run, step, train.keep, train.keep_every)
+        publish(self._run, step, train.keep, train.keep_every, spare=snapshot.amid_trouble)
 
     def _draft(self, snapshot: Snapshot) -> Path:
         return draft_dir(self._run, snapshot.step)

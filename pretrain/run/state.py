@@ -198,14 +198,15 @@ class TrainState:
             }
             for kind, named in tensors.items()
         }
+        counts = optimizer.counters()
         counters = {
-            "optimizer": optimizer.counters(),
+            "optimizer": counts,
             "data": {n: v for n, v in self.data.items() if f"data.{n}" not in of_rows},
             "tokens": int(self.tokens),
             "rollbacks": self.rollbacks._asdict(),
             "evaluated": self.evaluated,
         }
-        return Snapshot(self.step, copies, counters)
+        return Snapshot(self.step, copies, counters, amid_trouble=counts["in_a_row"] > 0)
 
 
 def _of_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from pretrain import trainer
+from pretrain.checkpoint import steps
 from pretrain.config.schema import Config, GuardConfig
 from pretrain.data.batch import Batch
 from pretrain.data.index import find_split
@@ -372,6 +373,14 @@ def test_it_goes_back_to_a_checkpoint_from_before_the_trouble(depo: MakeConfig) 
     assert position(run)["optimizer"] == {"adam_steps": 6, "skipped": 0, "in_a_row": 0}
     assert position(run)["rollbacks"] == {"total": 1, "here": 0}
     assert position(run, 2)["rollbacks"] == {"total": 1, "here": 1}
+
+
+def test_a_checkpoint_amid_trouble_does_not_replace_the_one_to_go_back_to(depo: MakeConfig) -> None:
+    with planted({2, 3, 4}):
+        config = guarded(depo("replaced", checkpoint_every=1, keep=1), limit=3)
+        run = train(config, progress=False)
+    assert [row["step"] for row in rows(run, "rollback")] == [2]
+    assert steps(run) == [6]  # when trouble is over, no more are kept than otherwise
 
 
 def test_it_stops_when_going_back_does_not_help(depo: MakeConfig) -> None:
