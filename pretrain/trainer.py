@@ -212,7 +212,7 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
     """Takes steps to the end, or until too many in a row were skipped, which are returned."""
     job, settings = parts.job, parts.job.config.train
     due = partial(_due, last=settings.steps)
-    with job.progress.slow("evaluating"):
+    with job.progress.slow("evaluating"), parts.throughput.paused():
         evaluate(parts, state)
     with traced(settings, job.folder, state.step) as step_done:
         for step in range(state.step + 1, settings.steps + 1):

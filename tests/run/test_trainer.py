@@ -10,18 +10,23 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from launch.cli import main
+from pretrain import trainer
 from pretrain.checkpoint import latest_valid, steps
 from pretrain.checkpoint.folder import given_up
 from pretrain.config.load import dump, load
 from pretrain.config.schema import GuardConfig
 from pretrain.errors import UserError
+from pretrain.run import metrics
 from pretrain.trainer import train
 from tests.marks import slow
 from tests.run.conftest import MakeConfig
@@ -64,6 +69,25 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     train(config)
     assert "is at step 6 already" in capsys.readouterr().err
     assert len((run / "origins.jsonl").read_text().splitlines()) == 1  # what trains nothing is none
+
+
+def test_an_evaluation_is_no_training_time(
+    depo: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that before the first step, which is taken to last 1,000 s, as is each."""
+    evaluate, late = trainer.evaluate, [0.0]
+
+    def long(*given: Any) -> None:
+        evaluate(*given)
+        late[0] += 1000
+
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + late[0])
+    monkeypatch.setattr(trainer, "evaluate", long)
+    monkeypatch.setattr(metrics, "time", clock)
+    run = train(depo("timed", steps=2, log_every=1), progress=False)
+    written = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    rates = [row["tokens_per_s"] for row in written if row["kind"] == "train"]
+    assert len(rates) == 2 and min(rates) > 4 * 24 / 1000
 
 
 def test_steps_are_traced(depo: MakeConfig) -> None:
