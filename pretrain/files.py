@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Container, Iterator, Mapping
@@ -96,6 +97,15 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("JSON that is nested too deeply") from None
     except ValueError:  # Python's own limit on the digits of a number
         raise ValueError("JSON with a number of too many digits") from None
+
+
+def finite(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity: null in their place."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def with_checksum(value: Mapping[str, Any]) -> bytes:

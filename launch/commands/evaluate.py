@@ -67,6 +67,7 @@ def evaluate(
     after: list[int],
     as_json: bool,
 ) -> None:
+    from pretrain.files import finite
     from pretrain.run.console import said_if_slow
 
     with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
@@ -75,7 +76,7 @@ def evaluate(
         results = evaluate_run(folder, passes, overrides, until, after)
     if as_json:
         for metrics in results:
-            print(json.dumps(metrics))
+            print(json.dumps(finite(metrics)))
     else:
         show(results)
 

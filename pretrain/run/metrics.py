@@ -9,7 +9,6 @@ run first drops the lines that its checkpoint does not know of, so that no step 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
-from pretrain.files import parse_json, write_atomically, writes_user_file
+from pretrain.files import finite, parse_json, write_atomically, writes_user_file
 from pretrain.model.flops import peak, step_flops
 from pretrain.model.plan import draw_passes
 from pretrain.run.agreement import on_rank_0
@@ -75,7 +74,7 @@ class Metrics:
         self.last[kind] = row
         if self._file is None:
             return
-        text = json.dumps({"kind": kind, "step": step, **_finite(row)}, ensure_ascii=False)
+        text = json.dumps({"kind": kind, "step": step, **finite(row)}, ensure_ascii=False)
         with writes_user_file(self._path):
             self._file.write(text + "\n")
             self._file.flush()
@@ -177,15 +176,6 @@ def loss_by_window(window_losses: Sequence[Tensor], batch: Batch, window: int) -
     by_window = [s / n if n else None for s, n in zip(*both.tolist(), strict=True)]
     total, count = both.sum(dim=1).tolist()
     return {"loss": total / count, "loss_per_window": by_window}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:

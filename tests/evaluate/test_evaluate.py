@@ -8,10 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from launch.cli import main
 from launch.commands.evaluate import show
 from pretrain import evaluate
 from pretrain.data.batch import IGNORE
 from tests.model.tiny import L, build, change, sequences
+
+
+def test_json_has_null_where_a_number_is_not_finite(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [{"passes": 1, "loss": math.nan, "loss_per_window": [None, math.inf, 2.0]}]
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda *_: found)
+    assert main(["eval", "runs/x", "--json"]) == 0
+    written = '{"passes": 1, "loss": null, "loss_per_window": [null, null, 2.0]}\n'
+    assert capsys.readouterr().out == written
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
