@@ -50,8 +50,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(draft)
         draft.rename(path)
-    except OSError:  # a disk that is full is so by the draft, too
+    except OSError as error:  # a disk that is full is so by the draft, too, and names no file
         draft.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
         raise
     sync(path.parent)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatter
+
+from pretrain.files import write_atomically
 
 COLOURS = [
     "#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e",
@@ -89,9 +91,9 @@ def figure(
             handles = [Patch(color=colour) for _, colour in legend]
             labels = [label for label, _ in legend]
             drawn.legend(handles, labels, loc="outside upper right", ncols=columns, labelcolor=INK)
+            content = BytesIO()
+            drawn.savefig(content, format=out.suffix[1:])
             out.parent.mkdir(parents=True, exist_ok=True)
-            part = out.with_name(f".{out.name}.part")
-            drawn.savefig(part, format=out.suffix[1:])
-            os.replace(part, out)
+            write_atomically(out, content.getvalue())
         finally:
             plt.close(drawn)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +16,7 @@ from matplotlib import image
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from launch.cli import main
 from pretrain.errors import UserError
 from pretrain.report import read_run, report, table
 
@@ -98,6 +101,20 @@ def test_a_run_before_its_first_evaluation_is_reported(tmp_path: Path) -> None:
         "| young | - |     5 |         2.500 |             - |"
         in (tmp_path / "out" / "report.md").read_text()
     )
+
+
+def test_a_full_disk_is_a_users_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = write_run(tmp_path / "run", 2, None)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["report", str(run)]) == 2
+    said = f"hypnos: error: {run / 'loss.png'}: No space left on device\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert not list(run.glob("*.png"))
 
 
 def test_a_loss_that_is_not_a_number_is_reported_as_such(tmp_path: Path) -> None:
