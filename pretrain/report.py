@@ -309,12 +309,18 @@ def _summary(runs: list[RunMetrics]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for run in runs:
         steps = max(r["step"] for r in run.train[-1:] + run.evaluations[-1:])
-        losses = [
-            f"{rows[-1]['loss']:.3f}" if rows else "-" for rows in (run.train, run.evaluations)
-        ]
+        losses = [_last_loss(rows, steps) for rows in (run.train, run.evaluations)]
         shares = [_percent(run.accuracy.get(name)) for name in names]
         rows.append([run.label, str(run.passes or "-"), f"{steps:,}", *losses, *shares])
     return headers, rows
+
+
+def _last_loss(rows: list[Row], steps: int) -> str:
+    """Of a run that is under way the last is of an earlier step, which is named."""
+    if not rows:
+        return "-"
+    step, loss = rows[-1]["step"], f"{rows[-1]['loss']:.3f}"
+    return loss if step == steps else f"{loss} (step {step:,})"
 
 
 def _percent(share: float | None) -> str:

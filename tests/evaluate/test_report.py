@@ -103,6 +103,13 @@ def test_a_run_before_its_first_evaluation_is_reported(tmp_path: Path) -> None:
     )
 
 
+def test_the_step_of_an_older_evaluation_is_named(tmp_path: Path) -> None:
+    later = '{"kind": "train", "step": 1041, "loss": 0.05}\n'
+    report([write_run(tmp_path / "run", 2, None, ends=later)], tmp_path / "out")
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert "| 1,041 |         0.050 | 0.062 (step 40) |" in written
+
+
 def test_a_full_disk_is_a_users_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
