@@ -38,7 +38,7 @@ def corpus_place(text: str) -> Place:
 def positive(text: str) -> int:
     """A whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+        raise _refused(text, "a whole number from 1")
     return int(text)
 
 
@@ -87,8 +87,14 @@ def _number(text: str, below: float, what: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < below:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        raise _refused(text, what)
     return value
+
+
+def _refused(text: str, what: str) -> argparse.ArgumentTypeError:
+    """A flag that takes several values takes a setting behind it for one."""
+    fix = "; settings go before the flags" if "=" in text else ""
+    return argparse.ArgumentTypeError(f"{text!r} is not {what}{fix}")
 
 
 def read_text(path: Path | None) -> str:

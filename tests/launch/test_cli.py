@@ -151,7 +151,11 @@ def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["tokenizer", "export"], "the following arguments are required: MODEL, FOLDER (`"),
         (["sleep"], "invalid choice: 'sleep'"),
         (["plan", "x.toml", "--gpus", "8", "--csv", "/nowhere/x.csv"], "/nowhere is no folder"),
-        (["eval", "runs/x", "--passes", "0"], "'0' is not a whole number from 1"),
+        (["eval", "runs/x", "--passes", "0"], "'0' is not a whole number from 1 (`"),
+        (
+            ["eval", "runs/x", "--passes", "1", "train.batch=2"],
+            "'train.batch=2' is not a whole number from 1; settings go before the flags",
+        ),
         (
             ["generate", "runs/x", "--prompt", "x", "--seed", str(1 << 63)],
             "is not a whole number from 0 to 2^63 - 1",
