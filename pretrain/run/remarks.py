@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from pretrain.config import Config
@@ -25,6 +26,16 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
             f"optimizer.warmup = {schedule.warmup} and optimizer.decay = {schedule.decay} are more "
             f"than train.steps = {steps}: the learning rate does not reach its peak"
         )
+    keep, every = config.train.keep_every, config.train.checkpoint_every
+    if keep % every:
+        yield (
+            f"train.keep_every = {keep} is no multiple of train.checkpoint_every = {every}: kept "
+            f"for good are those of every {math.lcm(keep, every)} steps"
+        )
+    profile = config.train.profile
+    is_new = before is None or before.train.profile != profile
+    if profile and is_new and not (profile[0] <= steps and start < profile[1]):
+        yield f"train.profile = {profile}: none of steps {start + 1} to {steps}, nothing is traced"
     std, passes = config.model.embedding_at_start, config.sleep.passes
     if before is None and not config.run.init_from and std < SMALL and passes > 1:
         mended = "tie_embeddings = false" if config.model.tie_embeddings else "embedding_std = 1"

@@ -21,6 +21,23 @@ def test_a_run_shorter_than_its_warm_up_says_so() -> None:
     assert not list(remarks(config("train.steps=120"), None, 0))
 
 
+def test_checkpoints_that_would_not_be_kept_are_said() -> None:
+    (line,) = remarks(config("train.keep_every=500", "train.checkpoint_every=200"), None, 0)
+    assert line.endswith("= 200: kept for good are those of every 1000 steps")
+    assert not list(remarks(config("train.keep_every=600", "train.checkpoint_every=200"), None, 0))
+
+
+def test_a_trace_of_no_step_is_said() -> None:
+    traced = config("train.steps=300", "train.profile=[290, 310]")
+    beyond, past = config("train.steps=300", "train.profile=[301, 310]"), 310
+    (line,) = remarks(beyond, None, 0)
+    assert line == "train.profile = [301, 310]: none of steps 1 to 300, nothing is traced"
+    more = config("train.steps=400", "train.profile=[301, 310]")
+    assert "steps 311 to 400" in next(remarks(more, config("train.steps=400"), past))
+    # it has been traced, when the run was there
+    assert not list(remarks(more, more, past)) and not list(remarks(traced, None, 0))
+
+
 @pytest.mark.parametrize(
     ("start", "before", "now", "factors"),
     [
