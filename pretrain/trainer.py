@@ -14,6 +14,7 @@ would have given another result so far (pretrain/run/resume.py).
 from __future__ import annotations
 
 import gc
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -122,7 +123,8 @@ def train(config: Config, progress: bool = True) -> Path:
             gc.collect()  # the old model's memory, before there is a new one
             checkpoint = checkpoint_before(streak, run, config.guard)
             streak = attempt(job, checkpoint, streak)
-        shown.say(f"done; next: hypnos eval {run}, hypnos report {run}")
+        named = shlex.quote(str(run))
+        shown.say(f"done; next: hypnos eval {named}, hypnos report {named}")
     return run
 
 

@@ -75,6 +75,8 @@ def _read(path: Path) -> str:
     except OSError as error:
         missing = isinstance(error, FileNotFoundError) and not path.is_absolute()
         where = f" in {Path.cwd()}" if missing else ""
+        if (own := path / "config.toml").is_file():
+            where = f"; to go on with that run, name {own}"
         raise UserError(f"{path}: cannot read the configuration: {error.strerror}{where}") from None
     if len(content) > MAX_BYTES:
         what = f"more than {MAX_BYTES >> 10} KiB, which is no configuration"

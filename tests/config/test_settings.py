@@ -220,6 +220,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         assert str(error.value).startswith(f"{path}: {message}")
 
 
+def test_a_run_in_the_place_of_its_configuration_is_told_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    with pytest.raises(
+        UserError, match=r"Is a directory; to go on with that run, name .*/config\.toml$"
+    ):
+        load(tmp_path)
+
+
 def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
