@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,9 +19,13 @@ from pretrain.files import is_hidden, sync
 def appearing_whole(out: Path) -> Iterator[Path]:
     """A folder to work in that becomes `out` at the end, or vanishes if anything goes wrong.
 
+    If `out` is a link, it is what that leads to: the work is done on its disk, and renamed there.
     One that a killed process has left is removed by the next. Whose process lives is told by its
     lock on the file beside the folder, which ends with the process.
     """
+    if out.is_mount():  # nothing can be renamed to it: said before the work, not after it
+        raise UserError(f"{out}: a disk is mounted there; give a folder in it")
+    out = Path(os.path.realpath(out))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for left in out.parent.glob(f".{glob.escape(out.name)}.partial-*.lock"):

@@ -214,6 +214,28 @@ def test_output_that_holds_hidden_files_alone_is_empty(
     assert (out / ".DS_Store").read_text() == "mine" and verify(out) == strays_beside(out) == []
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_output_that_is_a_link_is_written_where_it_leads(
+    tmp_path: Path, tokenizer: Tokenizer, texts: list[str], there: bool
+) -> None:
+    """As a home folder has for what lies on a larger disk."""
+    out, disk = tmp_path / "out", tmp_path / "disk" / "shards"
+    out.symlink_to(disk)
+    if there:
+        disk.mkdir(parents=True)
+    prepare(Corpus([write_texts(tmp_path / "texts", texts)]), tokenizer, out, holdout=0)
+    assert out.is_symlink() and verify(disk) == []
+    assert [path.name for path in disk.parent.iterdir()] == ["shards"]
+
+
+def test_output_where_a_disk_is_mounted_is_refused_before_the_work(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+    with pytest.raises(UserError, match="out: a disk is mounted there; give a folder in it"):
+        prepare(Interrupted(AssertionError()), tokenizer, tmp_path / "out")
+
+
 def test_output_that_is_not_empty_is_refused_and_kept(
     tmp_path: Path, tokenizer: Tokenizer, texts: list[str]
 ) -> None:
