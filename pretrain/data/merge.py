@@ -53,6 +53,9 @@ def _merge(folders: Sequence[Path], indexes: Sequence[Index], out: Path, split: 
             for shard in index.shards:
                 shards.append(replace(shard, name=shard_name(len(shards))))
                 _rename(folder / shard.name, draft / shards[-1].name, shard.bytes)
+    names = {shard.name for shard in shards}
+    for stray in [path for path in draft.glob("*.tar") if path.name not in names]:
+        stray.unlink()
     sync(draft / DOCUMENTS)
     totals = {
         name: sum(getattr(index, name) for index in indexes)
@@ -78,9 +81,12 @@ def _append(folder: Path, index: Index, documents: IO[bytes], digest: Any) -> No
 
 
 def _rename(shard: Path, target: Path, size: int) -> None:
-    """Unless that has been done already."""
-    if not target.exists():
-        check_size(shard, size)
+    """Unless that has been done already. What is still in its unit is what counts: a draft may be
+    of parts that were prepared anew since.
+    """
+    done = target.exists() and not shard.exists()
+    check_size(target if done else shard, size)
+    if not done:
         shard.rename(target)
 
 

@@ -41,6 +41,7 @@ from tokenizer.encode import Tokenizer
 
 SHARD_TOKENS = 50_000_000
 PART = "part.json"  # what a part was made of: the same for all parts that are merged
+PART_NAME = re.compile(r"part-(\d+)-of-(\d+)")
 POLL_S = 0.25
 Written = tuple[Tally, Done]  # of a unit
 Write = Callable[..., Written]  # `write_unit`
@@ -151,7 +152,8 @@ def _merge_parts(out: Path) -> dict[str, Index]:
     parts = _find_parts(out)
     if not parts:  # it was broken off when all was done
         for left in out.glob(".part-*"):
-            shutil.rmtree(left)
+            if PART_NAME.fullmatch(left.name[1:]):  # and is no draft of a part
+                shutil.rmtree(left)
         return {folder.name: read_index(folder) for folder in find_splits(out)}
     made_of = _read_part(parts[0])
     for part in parts[1:]:
@@ -189,7 +191,7 @@ def _find_parts(out: Path) -> list[Path]:
     found = {
         (int(said[1]), int(said[2])): path
         for path in out.glob("part-*")
-        if (said := re.fullmatch(r"part-(\d+)-of-(\d+)", path.name))
+        if (said := PART_NAME.fullmatch(path.name))
     }
     merged = any((out / split / INDEX).is_file() for split in SPLITS)
     counts = {parts for _, parts in found}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -128,6 +130,37 @@ def test_a_merge_that_was_broken_off_goes_on(
             assert at > 6  # there are not so many
     merge(tmp_path)
     assert content(tmp_path) == content(prepared)
+
+
+def test_a_draft_of_other_parts_is_not_taken_for_that_of_these(
+    source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A merge was broken off, and its parts were prepared anew with other settings."""
+    for part in (1, 2):
+        settings = SETTINGS | {"shard_tokens": 100}
+        prepare_part(Corpus([source]), tokenizer, tmp_path, (part, 2), **settings)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(merging, "sync", Mock(side_effect=KeyboardInterrupt))
+        merge(tmp_path)
+    assert len(list(tmp_path.glob(".train.draft/*.tar"))) > len(list(prepared.glob("train/*.tar")))
+    for part in tmp_path.glob("part-*"):
+        shutil.rmtree(part)
+    prepare_parts(source, tokenizer, tmp_path, 2)
+    merge(tmp_path)
+    assert content(tmp_path) == content(prepared)
+
+
+def test_what_a_killed_part_left_does_not_spoil_another_merge(
+    source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A part of other parts, which nobody has begun again."""
+    prepare_parts(source, tokenizer, tmp_path, 2)
+    (tmp_path / ".part-00001-of-00004.partial-x").mkdir()
+    (tmp_path / ".part-00001-of-00004.partial-x.lock").touch()
+    for _ in range(2):
+        assert set(merge(tmp_path)) == {"train", "heldout"}
+    assert content(tmp_path).items() >= content(prepared).items()
 
 
 @pytest.mark.parametrize(
