@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pretrain.data.formats import ROW_SUFFIXES, TEXT_SUFFIXES, split_suffix
 from pretrain.errors import UserError, shortened
@@ -76,7 +76,7 @@ def find_files(
     """(file, the name its documents carry): a file itself, or a folder's files in sorted order.
 
     suffixes: those to read in folders, in any case; None for all that are known, of which a README
-        beside files of rows is left out: it is their card.
+        beside files of rows, or above them, is left out: it is their card.
     skip_bad: leave out folders that cannot be read.
     without: names of folders to pass over.
     """
@@ -95,10 +95,10 @@ def find_files(
             f"{source}: no file to read in this folder, {found}; name suffixes with --suffix"
         )
     tally.unread.update(here)
-    if suffixes is None and any(map(_holds_rows, chosen)):
-        for name in filter(_is_card, chosen):
+    if suffixes is None:
+        for name in (cards := _cards(chosen)):
             tally.leave_out("file", "a README beside files of rows is their card", source / name)
-        chosen = [name for name in chosen if not _is_card(name)]
+        chosen = list(set(chosen).difference(cards))
     return [(source / name, f"{source.name}/{name}") for name in sorted(chosen)]
 
 
@@ -110,7 +110,14 @@ def _is_wanted(name: str, suffixes: Collection[str] | None) -> bool:
     return any(ending.endswith(suffix.lower()) for ending in (whole, bare) for suffix in suffixes)
 
 
-def _is_card(name: str) -> bool:
+def _cards(names: list[str]) -> list[str]:
+    """The READMEs that have files of rows beside or below them."""
+    rows = [PurePosixPath(name) for name in names if _holds_rows(name)]
+    above = {folder for path in rows for folder in path.parents}
+    return [name for name in names if _is_readme(name) and PurePosixPath(name).parent in above]
+
+
+def _is_readme(name: str) -> bool:
     path = Path(name.lower())
     return path.stem == "readme" and path.suffix in TEXT_SUFFIXES
 

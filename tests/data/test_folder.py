@@ -53,6 +53,11 @@ def test_a_folder_as_a_hub_gives_it(tmp_path: Path) -> None:
 def test_a_readme_without_rows_beside_it_is_a_text(tmp_path: Path) -> None:
     write(tmp_path, "README.md", "src/main.py", "src/readme.rst")
     assert read(tmp_path)[0] == ["README.md", "src/main.py", "src/readme.rst"]
+    write(tmp_path, "web/README.md", "web/data/train/a.jsonl", "web/data/train/README.txt")
+    (tmp_path / "README.md").unlink()
+    texts, lines = read(tmp_path)
+    assert texts == ["src/main.py", "src/readme.rst", "web/data/train/a.jsonl"]
+    assert lines[2].startswith("left out 2 files: a README beside files of rows is their card (")
 
 
 def test_suffixes_are_chosen_in_any_case_and_compressed(tmp_path: Path) -> None:
