@@ -8,6 +8,7 @@ import stat
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -76,12 +77,22 @@ class Corpus:
             raise self.is_empty()
 
     def find(self) -> list[Entry]:
-        """The files of all sources, in order; `tally` counts what lies there and is not read."""
-        return [
-            Entry(path, name, os.path.isdir(source))
-            for source in self.sources
-            for path, name in self._find(Path(source))
-        ]
+        """The files of all sources, in order; `tally` counts what lies there and is not read.
+
+        A file that two sources have, as a folder and one within it, is read once; a source that is
+        named twice, twice.
+        """
+        entries = []
+        found_in: dict[tuple[str, str], str] = {}
+        folder = lru_cache(1)(os.path.realpath)
+        for source in self.sources:
+            real = os.path.realpath(source)
+            for path, name in self._find(Path(source)):
+                if found_in.setdefault((folder(path.parent), path.name), real) == real:
+                    entries.append(Entry(path, name, os.path.isdir(source)))
+                else:
+                    self.tally.leave_out("file", "another source has it, too", path)
+        return entries
 
     def read(self, entries: Iterable[Entry]) -> Iterator[Document]:
         """Their documents."""

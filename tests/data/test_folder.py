@@ -98,6 +98,16 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_that_two_sources_have_is_read_once(tmp_path: Path) -> None:
+    write(tmp_path, "set/a.txt", "set/deep/b.txt", "c.txt")
+    os.symlink("set", tmp_path / "linked")
+    sources = ("set/deep", "set", "c.txt", "linked/a.txt", "c.txt")
+    texts, lines = read(*(tmp_path / name for name in sources))
+    assert texts == ["set/deep/b.txt", "set/a.txt", "c.txt", "c.txt"]  # it is named twice
+    first = tmp_path / "set" / "deep" / "b.txt"
+    assert lines[1:] == [f"left out 2 files: another source has it, too (the first: {first})"]
+
+
 def test_versions_of_one_dataset_are_not_read_together(tmp_path: Path) -> None:
     """As a hub's cache keeps them: links into one folder of contents."""
     cache = tmp_path / "datasets--one"
