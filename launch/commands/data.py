@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import Group, argument, command, corpus
-from launch.commands.values import corpus_place, part, path, positive, share, tell
+from launch.commands.values import corpus_place, number, part, path, positive, share, tell
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -168,12 +168,12 @@ def verify(folder: Place) -> None:
         ),
         argument(
             "--weights",
-            type=float,
+            type=number,
             nargs="+",
             metavar="WEIGHT",
             help="of each folder, as in data.train",
         ),
-        argument("--tokens", type=float, default=1e9, metavar="COUNT", help="that are trained on"),
+        argument("--tokens", type=number, default=1e9, metavar="COUNT", help="that are trained on"),
     ],
 )
 def stats(folders: list[Place], weights: list[float] | None, tokens: float) -> None:

@@ -322,3 +322,7 @@ def test_stats_say_what_a_mixture_gives(
         assert float(said[1]) == pytest.approx(10 if documents else 0, rel=0.001)
     assert main([*command[:-1]]) == 2
     assert "--weights: give a number above 0 for each folder" in capsys.readouterr().err
+    for wrong in (["--weights", "nan", "1"], ["--weights", "1", "inf"], ["--tokens", "inf"]):
+        with pytest.raises(SystemExit):
+            main([*command, *wrong])
+        assert f"{wrong[0]}: " in capsys.readouterr().err
