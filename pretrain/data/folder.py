@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
@@ -76,7 +77,8 @@ def find_files(
     """(file, the name its documents carry): a file itself, or a folder's files in sorted order.
 
     suffixes: those to read in folders, in any case; None for all that are known, of which a README
-        beside files of rows, or above them, is left out: it is their card.
+        beside files of rows, or above them, is left out (it is their card), and what `datasets`
+        made of files beside it.
     skip_bad: leave out folders that cannot be read.
     without: names of folders to pass over.
     """
@@ -96,6 +98,9 @@ def find_files(
         )
     tally.unread.update(here)
     if suffixes is None:
+        for name in (derived := sorted(filter(_is_derived, chosen))):
+            tally.leave_out("file", "rows that `datasets` made of others", source / name)
+        chosen = list(set(chosen).difference(derived))
         for name in (cards := _cards(chosen)):
             tally.leave_out("file", "a README beside files of rows is their card", source / name)
         chosen = list(set(chosen).difference(cards))
@@ -115,6 +120,13 @@ def _cards(names: list[str]) -> list[str]:
     rows = [PurePosixPath(name) for name in names if _holds_rows(name)]
     above = {folder for path in rows for folder in path.parents}
     return [name for name in names if _is_readme(name) and PurePosixPath(name).parent in above]
+
+
+def _is_derived(name: str) -> bool:
+    """Whether `datasets` has named it so, for what a map or a filter of the files beside it gave:
+    the same documents once more.
+    """
+    return re.fullmatch(r"cache-[0-9a-f]{16}.*\.arrow", PurePosixPath(name).name) is not None
 
 
 def _is_readme(name: str) -> bool:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import random
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -258,3 +259,8 @@ def test_a_folder_of_the_hub(tmp_path: Path) -> None:
     (saved / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     assert texts(saved) == TEXTS
     assert any(line.startswith("left out 2 files: JSON that is neither") for line in lines(saved))
+    for name in ("cache-1af801adefdf1afe.arrow", "cache-1af801adefdf1afe_00000_of_00004.arrow"):
+        shutil.copy(saved / "data-00000-of-00001.arrow", saved / name)  # of a map or a filter
+    assert texts(saved) == TEXTS
+    assert "left out 2 files: rows that `datasets` made of others (the first: " in str(lines(saved))
+    assert texts(saved / "cache-1af801adefdf1afe.arrow") == TEXTS
