@@ -10,6 +10,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, wait
@@ -286,9 +287,10 @@ def _in_processes(
     over = context.Event()  # one has failed: the others need not finish their files
     pool = ProcessPoolExecutor(processes, context, initializer=_listen, initargs=(told, over))
     try:
-        futures: list[Future[Written]] = [
-            pool.submit(_write_and_tell, write, unit) for unit in units
-        ]
+        with _without_interrupts():
+            futures: list[Future[Written]] = [
+                pool.submit(_write_and_tell, write, unit) for unit in units
+            ]
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=POLL_S, return_when="FIRST_COMPLETED")
@@ -305,6 +307,18 @@ def _in_processes(
         over.set()
         pool.shutdown(cancel_futures=True)
         _pass_on(told, tell)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the end; a process that is begun inside never hears it. A terminal sends
+    it to all: this one says what happened, and each of the others would show a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pass_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,3 +85,18 @@ def test_a_process_that_is_killed_is_said(source: Path) -> None:
     units = cut(Corpus([source]).find(), 300)
     with pytest.raises(UserError, match=r"was killed, .* lower --workers"):
         _in_processes(_dies, units, 2, lambda number, done: None)
+
+
+def _hears_ctrl_c(*_: object, **__: object) -> Any:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def test_ctrl_c_is_heard_by_the_first_process_alone(source: Path) -> None:
+    units = cut(Corpus([source]).find(), 300)[:1]
+    assert _in_processes(_hears_ctrl_c, units, 1, lambda *_: None) == [False]
+    assert _hears_ctrl_c()
