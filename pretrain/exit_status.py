@@ -7,7 +7,7 @@
     74    storage did not answer, or failed: another start may find it well
     70    no progress in parallel.timeout (parallel/watchdog.py)
     76    another rank has gone, and so must this one: the reason is to be found there
-    130, 143    ended by Ctrl-C, by SIGTERM: 128 + the signal, after a save
+    129, 130, 143    ended by SIGHUP, Ctrl-C or SIGTERM: 128 + the signal, after a save
     others      failed
 
 Numbers from 69 on are those of sysexits.h, in the sense nearest to theirs.

@@ -26,6 +26,13 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
             f"optimizer.warmup = {schedule.warmup} and optimizer.decay = {schedule.decay} are more "
             f"than train.steps = {steps}: the learning rate does not reach its peak"
         )
+    rising = {
+        "sleep.curriculum": (config.sleep.curriculum, "no step has sleep.passes"),
+        "data.curriculum": (config.data.curriculum, "no row is of the task's full depth"),
+    }
+    for name, (rises, what) in rising.items():
+        if rises > steps:
+            yield f"{name} = {rises} is more than train.steps = {steps}: {what}"
     keep, every = config.train.keep_every, config.train.checkpoint_every
     if keep % every:
         yield (

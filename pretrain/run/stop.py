@@ -1,4 +1,5 @@
-"""Ending a run before its time: on Ctrl-C, SIGTERM or SIGUSR1 all ranks save the last whole step.
+"""Ending a run before its time: on Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 all ranks save the last whole
+step.
 
     running --> asked --> agreed(step) --> saved --> exit (status: pretrain/exit_status.py)
        |          |
@@ -40,7 +41,7 @@ from pretrain.errors import UserError
 from pretrain.exit_status import after_signal
 from pretrain.run.signals import hearing
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # seconds in which a second SIGINT is the first one still: terminal and launcher both send it
 ONE_PRESS_S = 1.0
 
@@ -90,7 +91,7 @@ class Stop:
         thread = threading.Thread(target=self._stop, name="stop", daemon=True)
         thread.start()
         try:
-            with hearing(SIGNALS, _Messenger(self._connect(), self._world).tell, STORE_TIMEOUT_S):
+            with hearing(_heard(), _Messenger(self._connect(), self._world).tell, STORE_TIMEOUT_S):
                 yield
                 with suppress(dist.DistError):  # rank 0 may have left already
                     for key in ("begun", "gone"):  # for those that are asked to stop only now
@@ -155,6 +156,12 @@ class Stop:
     def _connect(self) -> Any:
         """The store for one thread: a wait keeps its connection to itself."""
         return self._store.clone()  # type: ignore[attr-defined]
+
+
+def _heard() -> list[signal.Signals]:
+    """Those that stop a run: not that the terminal has gone, where `nohup` has said to go on."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if not (number == signal.SIGHUP and ignored)]
 
 
 class _Messenger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import time
 import zlib
@@ -56,6 +57,7 @@ class Job(Ranks):
 def _train(config: Path, notes: Path, scratch: Path, clock: float, unread: bool) -> None:
     """A rank."""
     os.chdir(scratch)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
     if unread:
         reader, writer = os.pipe()
         os.close(reader)

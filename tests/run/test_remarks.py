@@ -27,6 +27,13 @@ def test_checkpoints_that_would_not_be_kept_are_said() -> None:
     assert not list(remarks(config("train.keep_every=600", "train.checkpoint_every=200"), None, 0))
 
 
+@pytest.mark.parametrize("name", ["sleep.curriculum", "data.curriculum"])
+def test_a_curriculum_that_does_not_come_to_its_end_is_said(name: str) -> None:
+    (line,) = remarks(config("train.steps=300", f"{name}=301"), None, 0)
+    assert line.startswith(f"{name} = 301 is more than train.steps = 300: no")
+    assert not list(remarks(config("train.steps=300", f"{name}=300"), None, 0))
+
+
 def test_a_trace_of_no_step_is_said() -> None:
     traced = config("train.steps=300", "train.profile=[290, 310]")
     beyond, past = config("train.steps=300", "train.profile=[301, 310]"), 310
