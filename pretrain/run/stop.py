@@ -1,5 +1,4 @@
-"""Ending a run before its time: on Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 all ranks save the last whole
-step.
+"""Ending a run before its time: on a signal (`SIGNALS`) all ranks save the last whole step.
 
     running --> asked --> agreed(step) --> saved --> exit (status: pretrain/exit_status.py)
        |          |
