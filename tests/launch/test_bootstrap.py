@@ -177,3 +177,17 @@ def test_a_gpu_is_one_that_nvidia_smi_lists(
         tool.write_text(f"#!/bin/sh\n{script}\n")
         tool.chmod(0o755)
         assert bootstrap.has_gpu() is expected
+
+
+@pytest.mark.parametrize(("told", "there"), [("1", True), ("", False)])
+def test_bytecode_is_written_where_no_process_will(
+    told: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/newer.py").write_text("match match match:\n")
+    (tmp_path / "lib/package.py").write_text("x = 1\n")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", told)
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path)
+    monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
+    bootstrap.compile_bytecode()
+    assert bool(list(tmp_path.glob("lib/__pycache__/package.*"))) == there
