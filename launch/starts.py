@@ -135,7 +135,7 @@ def newest_job(run: Path) -> str | None:
     """
     job = None
     for kind, row in _rows(run):
-        if kind == "submitted" or kind == "start":
+        if kind in ("submitted", "start"):
             job = row["job"] if row.get("launcher", "slurm") == "slurm" else None
     return job
 

@@ -57,6 +57,11 @@ def hearing(
         thread.join(wait)
 
 
+def of_a_lost_terminal() -> tuple[signal.Signals, ...]:
+    """SIGHUP; none where `nohup` has it ignored, and what was started is to go on."""
+    return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+
+
 def die_with_parent() -> None:
     """No life of this process without the one who started it (Linux)."""
     if _libc is not None:

@@ -38,9 +38,9 @@ from parallel import mesh
 from parallel.mesh import STORE_TIMEOUT_S
 from pretrain.errors import UserError
 from pretrain.exit_status import after_signal
-from pretrain.run.signals import hearing
+from pretrain.run.signals import hearing, of_a_lost_terminal
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # and SIGHUP, if nohup does not hide it
 # seconds in which a second SIGINT is the first one still: terminal and launcher both send it
 ONE_PRESS_S = 1.0
 
@@ -90,7 +90,8 @@ class Stop:
         thread = threading.Thread(target=self._stop, name="stop", daemon=True)
         thread.start()
         try:
-            with hearing(_heard(), _Messenger(self._connect(), self._world).tell, STORE_TIMEOUT_S):
+            heard = (*SIGNALS, *of_a_lost_terminal())
+            with hearing(heard, _Messenger(self._connect(), self._world).tell, STORE_TIMEOUT_S):
                 yield
                 with suppress(dist.DistError):  # rank 0 may have left already
                     for key in ("begun", "gone"):  # for those that are asked to stop only now
@@ -155,12 +156,6 @@ class Stop:
     def _connect(self) -> Any:
         """The store for one thread: a wait keeps its connection to itself."""
         return self._store.clone()  # type: ignore[attr-defined]
-
-
-def _heard() -> list[signal.Signals]:
-    """Those that stop a run: not that the terminal has gone, where `nohup` has said to go on."""
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [number for number in SIGNALS if not (number == signal.SIGHUP and ignored)]
 
 
 class _Messenger:
