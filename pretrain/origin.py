@@ -47,7 +47,7 @@ def machine() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{cores()} cores, {processor()}"
+    return f"{cores()} core{'s' * (cores() > 1)}, {processor()}"
 
 
 def origin() -> Origin:

@@ -157,7 +157,6 @@ def attempt(
         save_and_flush = partial(_save_and_flush, parts, state)
         stop = Stop(state.step, save_and_flush, job.progress.say, job.config.parallel.timeout)
         cleanup.enter_context(stop.watching())
-        job.progress.begin(state.step)
         if streak:
             row = {"from": streak.step, "rollbacks": state.rollbacks.total}
             parts.metrics.write("rollback", state.step, row)
@@ -216,6 +215,7 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
     due = partial(_due, last=settings.steps)
     with job.progress.slow("evaluating"), parts.throughput.paused():
         evaluate(parts, state)
+    job.progress.begin(state.step)  # the time that is left is that of steps
     with traced(settings, job.folder, state.step) as step_done:
         for step in range(state.step + 1, settings.steps + 1):
             # take

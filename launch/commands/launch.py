@@ -75,7 +75,7 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
     from launch.progress import check_over
 
     check_over(run)
-    names = tuple(name for name in hosts.split(",") if name)
+    names = tuple(name.strip() for name in hosts.split(",") if name.strip())
     for name, value in default_threads(ranks_per_host).items():
         os.environ.setdefault(name, value)
     command = mpirun(names, ranks_per_host)
@@ -154,8 +154,11 @@ def slurm(
     from launch.progress import check_over
     from launch.slurm import Job, script
     from launch.slurm import submit as hand_over
+    from pretrain.errors import UserError
     from pretrain.files import writes_user_file
 
+    if at_once and not array:
+        raise UserError("--at-once is of an array's tasks, and there is no --array; leave it out")
     settings = _site(site)
     for name, value in of_jobs.items():
         if value is not None:

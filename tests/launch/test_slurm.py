@@ -182,6 +182,9 @@ def test_an_array_has_a_task_for_each_line(
     assert array_of(script, "train", 0) == [CONFIG, here, "run.name=one#1", "data.heldout=a b"]
     assert array_of(script, "train", 1) == [str(other), here, "run.name=two"]
 
+    assert main(["launch", "slurm", CONFIG, here, "--at-once", "1"]) == 2
+    assert "there is no --array" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("text", "told"),
