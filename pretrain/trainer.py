@@ -163,6 +163,9 @@ def attempt(
             where = f"going on from step {state.step} with the data after them"
             job.progress.say(f"{streak.what}; {where}")
             save(parts, state)  # in the checkpoint's place: who is killed goes on from here, too
+        gc.collect()
+        gc.freeze()  # a search of all that imports have left takes as long as some steps
+        cleanup.callback(gc.unfreeze)
         return loop(parts, state, stop)
 
 
