@@ -53,7 +53,8 @@ def write_markdown_page(out: Path, text: str) -> None:
 
     Its pictures (PNG) lie in the page's folder.
     """
-    body = MarkdownIt("commonmark").enable("table").render(text)
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")  # a study may be called <i>
+    body = reader.render(text)
     body = body.replace("<table>", '<div class="wide"><table>').replace(
         "</table>", "</table></div>"
     )

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from launch.cli import main
 from pretrain.errors import UserError
+from pretrain.page import write_markdown_page
 from pretrain.report import read_run, report, table
 
 
@@ -222,3 +223,9 @@ def test_one_page_holds_all(tmp_path: Path) -> None:
     written = [(tmp_path / "out" / f"{name}.png").read_bytes() for name in names]
     assert page.pictures == written and page.others == []
     assert page.cells[:3] == ["<b>&amp;", "4", "42"] and page.cells[-1] == "50.0 %"
+
+
+def test_what_a_study_is_called_is_no_part_of_its_pages_code(tmp_path: Path) -> None:
+    name = "<img src=x>"
+    write_markdown_page(tmp_path / "fit.html", f"# {name}\n\n{name}\n")
+    assert (tmp_path / "fit.html").read_text().count(escape(name)) == 3  # the tab's title, too
