@@ -54,7 +54,7 @@ def overview(folders: Sequence[Path], out: Path) -> str:
         headers += [f"{task}, {shown_name(measure)}", EQUAL]
         for arm, row in zip(arms, rows, strict=True):
             row.append(_cell(studies[task], arm, measure))
-            several = arm in [f"n{n}" for n in PASSES[1:]]
+            several = arm != "n1" and arm[1:].isdigit()  # of N passes, no control
             row.append(_cell(studies[task], f"{EQUAL_FLOPS}-{arm}", measure) if several else "")
     out.mkdir(parents=True, exist_ok=True)
     others = sorted(set(STUDIES) - studies.keys())
@@ -81,10 +81,11 @@ def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
 
 
 def _arms(rows: Sequence[Row]) -> dict[str, str]:
-    """What the table has rows for, and their labels: each control at each N that it was run with;
-    one that was not, at the largest N.
+    """What the table has rows for, and their labels: the usual N and others that were run; each
+    control at each N that it was run with; one that was not, at the largest N.
     """
-    arms = {f"n{n}": SLEEP.label.format(N=n) for n in PASSES}
+    compared = {int(r["N"]) for r in rows if r["arm"] == f"n{r['N']}"}
+    arms = {f"n{n}": SLEEP.label.format(N=n) for n in sorted(compared.union(PASSES))}
     most = max(int(r["N"]) for r in rows)
     for name, control in CONTROLS.items():
         if name != EQUAL_FLOPS:

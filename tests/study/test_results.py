@@ -166,6 +166,15 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     assert [line.split("|")[3].strip() for line in lines if "| N = 2 " in line] == ["not run"]
 
 
+def test_an_overview_has_each_n_that_was_run(tmp_path: Path) -> None:
+    (tmp_path / "depo").mkdir()
+    equal = replace(result(1, 0, 0.5), arm=Arm("equal-flops-n3", "N = 1, FLOPs of N = 3", 3))
+    (tmp_path / "depo/results.csv").write_text(final_csv([result(3, 0, 0.75), equal]))
+    lines = overview([tmp_path / "depo"], tmp_path).splitlines()
+    rows = {cells[1]: cells[2:4] for cells in ([c.strip() for c in r.split("|")] for r in lines)}
+    assert rows["N = 3"] == ["75.0", "50.0"] and rows["N = 2"] == ["not run", "not run"]
+
+
 def test_parts_of_one_study_are_one_column(tmp_path: Path) -> None:
     parts = [tmp_path / place for place in ("a/depo", "b/depo-cpu")]
     for part, passes in zip(parts, (1, 4), strict=True):
