@@ -205,18 +205,28 @@ def fit_depth(points: DepthPoints, chance: float) -> DepthLaw:
 def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200, seed: int = 0) -> Fit[L]:
     """A fit to all runs, and to `draws` samples of as many runs with replacement.
 
-    Samples that cannot be fitted (one size alone) are left out.
+    Samples that say less than all runs (one size or one N alone) are left out: a constant that they
+    say nothing of would count as 0.
     """
     random = np.random.default_rng(seed)
     rows = [np.flatnonzero(points.run == run) for run in np.unique(points.run)]
     resampled = []
     for _ in range(draws):
         chosen = np.concatenate([rows[i] for i in random.integers(len(rows), size=len(rows))])
+        sample = points.of(chosen)
+        if _told_apart(sample) < _told_apart(points):
+            continue
         try:
-            resampled.append(fit(points.of(chosen)))
+            resampled.append(fit(sample))
         except UserError:
             continue
     return Fit(fit(points), resampled)
+
+
+def _told_apart(points: Points) -> int:
+    """How many of size, text and N vary on their own, and one more."""
+    along = np.log([points.parameters, points.tokens, points.passes])
+    return int(np.linalg.matrix_rank(np.vstack([np.ones(len(points)), along])))
 
 
 def left_out(points: P, fit: Callable[[P], L]) -> dict[int, L | None]:

@@ -87,6 +87,19 @@ def test_depth_that_grows_with_passes() -> None:
     assert found.at(points) == pytest.approx(points.accuracy, rel=1e-6)
 
 
+def test_a_sample_of_one_n_alone_says_nothing_of_passes() -> None:
+    law = DepthLaw(h=0.5, psi=0.6, a=0.2, b=0.5, s=3.0, chance=0.2, N0=1e4, D0=1e5)
+    runs = list(product((5e3, 2e4), (1.0, 4.0)))
+    rows = [(size, n, i, k) for i, (size, n) in enumerate(runs) for k in (1.0, 2.0, 4.0)]
+    size, n, run, depth = (np.array(column) for column in zip(*rows, strict=True))
+    same = np.ones(len(rows))
+    points = DepthPoints(0 * same, size, n, 1e5 * same, same, run // 2, run, depth, 0 * same)
+    points.accuracy[:] = law.at(points)
+    fit = with_intervals(points, lambda sample: fit_depth(sample, 0.2), draws=20)
+    for constant in (fit.interval("psi"), fit.interval("a")):
+        assert constant.low == pytest.approx(constant.high) == pytest.approx(constant.value)
+
+
 def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:
     fit = with_intervals(made_up(LAW, 1e-4), fit_loss, draws=5)
     once, looped = 0.3 * np.array(SIZES), 0.7 * np.array(SIZES)
