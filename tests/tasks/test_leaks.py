@@ -15,9 +15,11 @@ from pretrain.config.schema import Config, ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.model.plan import WindowPlan
 from pretrain.model.sleep import SleepLM
+from pretrain.study.ladder import read_study
 from pretrain.tasks import make_task
 from pretrain.tasks.rule110 import evolve
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 TASKS = {
     "rule110": "[rule110]\nwidth = 16\nrings = 2\nsteps = 5\nmin_steps = 1\n[sleep]\nwindow = 16",
     "depo": "[depo]\nnodes = 8\nqueries = 4\ncontext = 16\nname_tokens = [1, 1]\nvocabulary = 8\n"
@@ -111,6 +113,9 @@ def test_guessing_of_rule110() -> None:
         share = rings[:, 0].mean()
         right.append(round(100 * max(share, 1 - share) ** 2, 1))
     assert right == [39.1, 28.2, 26.6, 28.6, 26.7]
+    # docs/scaling.md, whose law of accuracy begins there: of one ring, after 4 steps
+    study = read_study(CONFIGS / "scale/rule110.toml")
+    assert study.ladder.chance == pytest.approx(0.286**0.5, abs=1e-3)
 
 
 def test_guessing_of_depo_from_answers_that_were_given_before() -> None:
