@@ -118,25 +118,34 @@ def test_guessing_of_rule110() -> None:
     assert study.ladder.chance == pytest.approx(0.286**0.5, abs=1e-3)
 
 
-def test_guessing_of_depo_from_answers_that_were_given_before() -> None:
-    """docs/results.md: hops that can be told without the edges, of eight nodes and questions.
+@pytest.mark.parametrize(
+    ("nodes", "asked", "together", "known"),
+    [
+        (8, 8, 8, {1: 48, 2: 49, 4: 52}),
+        (8, 8, 4, {1: 20, 2: 21, 4: 23}),
+        (6, 3, 3, {1: 28, 2: 28}),  # docs/scaling.md
+    ],
+)
+def test_guessing_of_depo_from_answers_that_were_given_before(
+    nodes: int, asked: int, together: int, known: dict[int, int]
+) -> None:
+    """docs/results.md: hops that can be told without the edges.
 
     The best guess among all cycles that fit the answers to the row's earlier questions, or to those
     in the same window: a node is the answer of few questions, and a way of four hops leads back.
     """
-    cycles = np.array([(0, *others) for others in permutations(range(1, 8))])  # [5040, 8]
+    cycles = np.array([(0, *others) for others in permutations(range(1, nodes))])
     place = np.argsort(cycles, axis=1)  # of each node
-    rng, hops = np.random.default_rng(0), np.resize([1, 2, 4], (64, 8))
-    for together, known in ((8, [48, 49, 52]), (4, [20, 21, 23])):
-        right = np.zeros((64, 8))
-        for row in range(64):
-            cycle, starts = cycles[rng.integers(len(cycles))], rng.permutation(8)
-            for q in range(8):
-                if q % together == 0:
-                    fits = np.ones(len(cycles), dtype=bool)
-                ends = cycles[np.arange(len(cycles)), (place[:, starts[q]] + hops[row, q]) % 8]
-                right[row, q] = np.bincount(ends[fits]).max() / fits.sum()
-                end = cycle[(np.argsort(cycle)[starts[q]] + hops[row, q]) % 8]
-                fits &= ends == end
-        for k, share in zip([1, 2, 4], known, strict=True):
-            assert 100 * right[hops == k].mean() == pytest.approx(share, abs=3)
+    rng, hops = np.random.default_rng(0), np.resize(list(known), (512 // asked, asked))
+    right = np.zeros(hops.shape)
+    for row in range(len(hops)):
+        cycle, starts = cycles[rng.integers(len(cycles))], rng.permutation(nodes)
+        for q in range(asked):
+            if q % together == 0:
+                fits = np.ones(len(cycles), dtype=bool)
+            ends = cycles[np.arange(len(cycles)), (place[:, starts[q]] + hops[row, q]) % nodes]
+            right[row, q] = np.bincount(ends[fits]).max() / fits.sum()
+            end = cycle[(np.argsort(cycle)[starts[q]] + hops[row, q]) % nodes]
+            fits &= ends == end
+    for k, share in known.items():
+        assert 100 * right[hops == k].mean() == pytest.approx(share, abs=3)
