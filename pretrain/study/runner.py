@@ -15,6 +15,7 @@ What is done is never done again: the same call goes on where the last one stopp
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -22,12 +23,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pretrain.checkpoint.folder import checkpoint_dir, draft_dir, publish, remove_draft, steps
+from pretrain.errors import UserError
 from pretrain.exit_status import TERMINATED, USER_ERROR
 from pretrain.files import parse_json, write_atomically
 from pretrain.origin import cores
@@ -120,7 +122,8 @@ def run_all(
     Returns:
         A job for each run: "done", "failed", or "waiting" if the time was over.
     Raises:
-        UserError: a configuration is refused, or a run was evaluated under other settings.
+        UserError: a configuration is refused, a run was evaluated under other settings, or another
+            process does these runs.
     """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     all_jobs = [_job(run, folder) for run in runs]
@@ -133,7 +136,8 @@ def run_all(
         return 1 if jobs else job.run.ranks
 
     environment = {"OMP_NUM_THREADS": threads} | os.environ
-    with _ending(all_jobs, show):
+    # who begins nothing may look on while another process works
+    with _alone(folder) if seconds > 0 else nullcontext(), _ending(all_jobs, show):
         while any(job.state not in ("done", "failed") for job in all_jobs):
             for job in all_jobs:
                 _advance(job, hypnos, environment, retries)
@@ -299,6 +303,23 @@ def _advance(job: Job, hypnos: Sequence[str], environment: dict[str, str], retri
 def _finish(job: Job, found: list[dict[str, Any]]) -> None:
     finish(job.folder, job.run, found)
     job.state = "done"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process does runs of this folder, where the file system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fix = "wait for it, or choose another folder with --out"
+            raise UserError(f"{folder}: another process does these runs; {fix}") from None
+        except OSError:  # no locks on this file system
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

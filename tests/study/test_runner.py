@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import multiprocessing
+import os
 import re
 import shlex
 import shutil
@@ -134,6 +136,19 @@ def test_after_its_time_what_trains_is_ended_and_nothing_more_is_begun(tmp_path:
     assert time.monotonic() - begin < 20
     assert [(job.state, job.process) for job in jobs] == [("waiting", None)] * 4
     assert starts(tmp_path, RUNS[3]) == 0
+
+
+def test_a_folder_whose_runs_another_process_does_can_be_looked_at_alone(tmp_path: Path) -> None:
+    """It would call those that the other trains failed, and evaluate what the other evaluates."""
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process does these runs; wait for it, or choose"):
+        run_all(RUNS[:1], tmp_path, hypnos=HYPNOS)
+    assert [job.state for job in run_all(RUNS[:1], tmp_path, hypnos=HYPNOS, seconds=0)] == [
+        "waiting"
+    ]
+    os.close(folder)
+    assert [job.state for job in run_all(RUNS[:1], tmp_path, hypnos=HYPNOS)] == ["done"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends them on Linux alone")
