@@ -1,8 +1,12 @@
 """How pictures are labelled."""
 
+import math
+import time
 from pathlib import Path
 
-from pretrain.plots import figure
+import pytest
+
+from pretrain.plots import figure, smooth
 
 
 def test_a_logarithmic_axis_says_numbers_and_not_formulas(tmp_path: Path) -> None:
@@ -17,3 +21,13 @@ def test_a_logarithmic_axis_says_numbers_and_not_formulas(tmp_path: Path) -> Non
     small = [label.get_text() for label in wide.yaxis.get_ticklabels(which="minor")]
     assert {"0.6", "2"} <= set(small) and "" in small  # where there is room
     assert [label.get_text() for label in named.xaxis.get_ticklabels()] == ["one", "two", "four"]
+
+
+def test_lines_are_smoothed_over_neighbours_and_a_long_one_at_once() -> None:
+    assert smooth([1.0, 2.0, 6.0, 4.0, 0.0], 1) == pytest.approx([1, 3, 4, 10 / 3, 0])
+    assert smooth([1.0, 5.0, 9.0], 0) == [1, 5, 9] and smooth([], 1) == []
+    gone = smooth([1.0, math.nan, 3.0, 4.0, 5.0], 1)
+    assert [math.isnan(v) for v in gone] == [False, True, True, False, False] and gone[3:] == [4, 5]
+    begin = time.monotonic()
+    smooth([1.0] * 100_000, 2_500)
+    assert time.monotonic() - begin < 2  # it took half a minute
