@@ -77,6 +77,12 @@ class _Plain(LogFormatter):
         return f"{x:,g}" if super().__call__(x, pos) else ""
 
 
+def _without_middle(label: str, room: int) -> str:
+    """A label of at most so many letters: its beginning and its end, as paths differ in both."""
+    half = (room - 1) // 2
+    return label if len(label) <= room else f"{label[:half]}…{label[-half:]}"
+
+
 @contextmanager
 def figure(
     out: Path, legend: Sequence[tuple[str, str]], *, panels: int, width: float
@@ -87,7 +93,9 @@ def figure(
         out: its suffix says the format, .png or .svg.
         legend: (label, colour) of what is drawn in all panels.
     """
-    longest = max((len(label) for label, _ in legend), default=0)
+    room = int(0.85 * (width - SWATCH) / LETTER)  # many letters are wider
+    labels = [_without_middle(label, room) for label, _ in legend]
+    longest = max(map(len, labels), default=0)
     columns = max(1, min(len(legend), int(width / (LETTER * longest + SWATCH))))
     rows = -(-len(legend) // columns)
     with mpl.rc_context(STYLE):
@@ -100,7 +108,6 @@ def figure(
                     axis.set_major_formatter(_Plain())
                     axis.set_minor_formatter(_Plain())
             handles = [Patch(color=colour) for _, colour in legend]
-            labels = [label for label, _ in legend]
             drawn.legend(handles, labels, loc="outside upper right", ncols=columns, labelcolor=INK)
             content = BytesIO()
             drawn.savefig(content, format=out.suffix[1:])

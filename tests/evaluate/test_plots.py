@@ -31,3 +31,10 @@ def test_lines_are_smoothed_over_neighbours_and_a_long_one_at_once() -> None:
     begin = time.monotonic()
     smooth([1.0] * 100_000, 2_500)
     assert time.monotonic() - begin < 2  # it took half a minute
+
+
+def test_a_label_longer_than_the_picture_loses_its_middle(tmp_path: Path) -> None:
+    with figure(tmp_path / "x.png", [("a" * 99 + "b" * 99, "red")], panels=1, width=4.0) as (axis,):
+        drawn = axis.figure
+    (legend,) = drawn.legends
+    assert legend.get_window_extent().x0 >= 0 and "a…b" in legend.get_texts()[0].get_text()
