@@ -18,6 +18,7 @@ from parallel.slices import Slice
 from pretrain.checkpoint.folder import draft_dir, make_draft, publish
 from pretrain.checkpoint.index import describe, tensor_file
 from pretrain.checkpoint.write import Part, write_common
+from pretrain.config.checks import uses_tokenizer
 from pretrain.config.load import dump, from_tables, override
 from pretrain.config.run_folder import CONFIG, FOREIGN_TOKENIZER, TOKENIZER, copy_tokenizer
 from pretrain.config.schema import Config
@@ -101,8 +102,8 @@ def _configuration(
     """
     place = Path(os.path.abspath(out))
     run = {"dir": str(place.parent), "name": place.name}
-    data = qwen3_5.DATA | {"tokenizer": str(path.parent)}
-    given = from_tables({"run": run, "data": data} | tables, str(path))
+    data = tables.get("data", {}) | qwen3_5.DATA | {"tokenizer": str(path.parent)}
+    given = from_tables(tables | {"run": run, "data": data}, str(path))
     changed = override(given, overrides)
     for name in tables["model"]:
         if getattr(changed.model, name) != getattr(given.model, name):
@@ -127,6 +128,8 @@ def _take_tokenizer(source: Path, folder: Path, run: Path, config: Config) -> li
     except TokenizerError as error:
         if source != folder:
             raise
+        if not uses_tokenizer(config):
+            return []
         return [f"no tokenizer is taken along: {error}; import it with data.tokenizer=PATH"]
     copy_tokenizer(source, run)
     return []

@@ -7,6 +7,7 @@ place there; it stands under one key of ours, "hypnos", which only our own sessi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ NESTED = "model.language_model."  # where a multimodal model has the tensors of 
 MODEL_TYPE = "qwen3_5_text"
 KEY, VERSION = "hypnos", 1  # of config.json, and of what stands there
 SLEEP = ("passes", "window", "when", "eviction", "prelude", "coda")  # what a session needs to know
-# Which held-out rows a run is judged on, and where it is set.
-EVALUATION = {"batch": "train", "eval_batches": "train", "windows": "data"}
+# Which held-out rows a run is judged on, and where it is set; of a task also its own section.
+EVALUATION = {"batch": "train", "eval_batches": "train", "windows": "data", "repeats": "data"}
 KINDS = {"attention": "full_attention", "delta": "linear_attention"}
 # theirs: ours
 SIZES = {
@@ -48,7 +49,8 @@ SIZES = {
 }
 FIXED = {"hidden_act": "silu", "attention_bias": False}  # our blocks are built so
 # What a model has been trained on lies elsewhere, if anywhere: whoever needs data names them.
-DATA = {"train": [{"path": "(not named)"}], "heldout": "(not named)"}
+NOT_NAMED = "(not named)"
+DATA = {"train": [{"path": NOT_NAMED}], "heldout": NOT_NAMED}
 
 
 def to_json(config: Config, step: int) -> dict[str, Any]:
@@ -80,8 +82,19 @@ def to_json(config: Config, step: int) -> dict[str, Any]:
         "use_cache": True,
         KEY: {"version": VERSION, "task": config.data.task, "step": step}
         | {name: getattr(sleep, name) for name in SLEEP}
-        | {"evaluation": {n: getattr(getattr(config, s), n) for n, s in EVALUATION.items()}},
+        | {"evaluation": _evaluation(config)},
     }
+
+
+def _evaluation(config: Config) -> dict[str, Any]:
+    task = config.data.task
+    said = {name: getattr(getattr(config, s), name) for name, s in EVALUATION.items()}
+    if task == "text":
+        return said
+    settings = asdict(getattr(config, task))
+    if settings.get("path"):  # a place on this machine
+        settings["path"] = NOT_NAMED
+    return said | {task: settings}
 
 
 def rotary_sections(config: Config) -> list[int]:
@@ -106,13 +119,9 @@ def from_json(folder: Path) -> Config:
     if ours.get("version") != VERSION:
         written = shortened(str(ours.get("version")))
         raise UserError(f"{path}: {KEY} is of version {written}, and this Hypnos reads {VERSION}")
-    data = DATA | {"task": ours.get("task"), "tokenizer": str(own_tokenizer(folder))}
     check_unquantized(theirs, path)
-    found: Tables = tables(theirs, path) | {"data": data, "train": {}}
-    evaluation = ours.get("evaluation")
-    for name, section in EVALUATION.items():
-        if isinstance(evaluation, dict) and name in evaluation:
-            found[section][name] = evaluation[name]
+    found = tables(theirs, path)
+    found["data"] |= DATA | {"tokenizer": str(own_tokenizer(folder))}
     with TensorFolder(folder) as tensors:
         if has_own_head(found, tensors):
             found["model"]["tie_embeddings"] = False
@@ -120,7 +129,8 @@ def from_json(folder: Path) -> Config:
 
 
 def tables(theirs: dict[str, Any], path: Path) -> Tables:
-    """What a config.json says of a run that begins with its model: shape, and sleep.
+    """What a config.json says of a run that begins with its model: shape, sleep, and of an export
+    of ours what it was judged on.
 
     A multimodal model's language model stands in "text_config".
     """
@@ -132,8 +142,23 @@ def tables(theirs: dict[str, Any], path: Path) -> Tables:
     model = model_table(text, path)
     ours = theirs.get(KEY)
     if isinstance(ours, dict):  # an export of ours
-        return {"model": model, "sleep": {name: ours[name] for name in SLEEP if name in ours}}
+        sleep = {name: ours[name] for name in SLEEP if name in ours}
+        return {"model": model, "sleep": sleep} | _judged_on(ours)
     return {"model": model, "sleep": middle_half(len(model["layers"]))}
+
+
+def _judged_on(ours: dict[str, Any]) -> Tables:
+    """The task of an export's run, and which rows of it; exports of before lack the task's own
+    section.
+    """
+    task, said = ours.get("task"), ours.get("evaluation")
+    found: Tables = {"data": {"task": task}, "train": {}}
+    if isinstance(said, dict):
+        for name in EVALUATION.keys() & said.keys():
+            found[EVALUATION[name]][name] = said[name]
+        if isinstance(task, str) and task in said:
+            found[task] = said[task]
+    return found
 
 
 def has_own_head(found: Tables, tensors: TensorFolder) -> bool:

@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3_5ForCausalLM
 
 from launch.cli import main
 from pretrain.checkpoint import Checkpoint
-from pretrain.config.schema import Config, DataConfig, SleepConfig
+from pretrain.config.schema import Config, DataConfig, Rule110Config, SleepConfig
 from pretrain.convert import folder
 from pretrain.convert.export import export
+from pretrain.convert.into_run import import_folder
 from pretrain.convert.load import open_model
 from pretrain.errors import UserError
+from pretrain.evaluate import evaluate_run
 from pretrain.inference.decode import Decoder
 from pretrain.inference.generate import continue_text, generate, open_run
 from pretrain.inference.sampling import Sampling
@@ -71,7 +73,7 @@ def test_what_an_export_says_of_itself(model: Path, tmp_path: Path) -> None:
     assert said["hypnos"] == {
         "version": 1, "task": "text", "step": 7, "passes": 3, "window": 16, "when": "always",
         "eviction": "hard", "prelude": 1, "coda": 1,
-        "evaluation": {"batch": 32, "eval_batches": 4, "windows": 4},
+        "evaluation": {"batch": 32, "eval_batches": 4, "windows": 4, "repeats": 1},
     }  # fmt: skip
     generation = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert generation["eos_token_id"] == said["eos_token_id"] == Tokenizer.load(model).eos
@@ -147,6 +149,19 @@ def test_a_task_without_a_tokenizer_goes_out_without_one(model: Path, tmp_path: 
     card = (tmp_path / "out/README.md").read_text()  # and nothing is advised that would need one
     assert "AutoModelForCausalLM.from_pretrained" in card
     assert "AutoTokenizer" not in card and "hypnos generate" not in card
+
+
+def test_of_a_task_it_is_judged_on_the_rows_of_its_run(model: Path, tmp_path: Path) -> None:
+    settings = config(model)
+    settings.data = DataConfig(task="rule110")
+    settings.rule110 = Rule110Config(width=16, steps=3)  # not the defaults
+    settings.train.batch, settings.train.eval_batches = 4, 1
+    run = write_run(tmp_path / "run", settings)
+    export(run, tmp_path / "out")
+    assert not import_folder(tmp_path / "out", tmp_path / "in")
+    for place in (tmp_path / "out", tmp_path / "in"):
+        losses = [[row["loss"] for row in evaluate_run(each)] for each in (run, place)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
 def test_the_command_says_which_step_it_wrote(
