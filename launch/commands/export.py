@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from launch.commands import argument, command
@@ -46,7 +47,8 @@ def export(run: Path, out: Path, to: str, precision: str | None) -> None:
             step, has_tokenizer, lines = export(run, out, precision or "fp32")
             for line in lines:
                 tell(line)
-            following = f"; next: hypnos generate {out} --prompt TEXT" if has_tokenizer else ""
+            named = shlex.quote(str(out))
+            following = f"; next: hypnos generate {named} --prompt TEXT" if has_tokenizer else ""
             wrote = f"{out} (step {step:,}){following}"
         else:
             wrote = _to_gguf(run, out, precision, is_folder=(run / CONFIG).exists())

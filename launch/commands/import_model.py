@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from launch.commands import argument, command, overrides
@@ -40,7 +41,8 @@ def import_model(folder: Path, out: Path, overrides: list[str], delta_every: int
         said = import_folder(folder, out, overrides, delta_every)
     for line in said:
         tell(line)
+    settings = shlex.quote(str(out / "config.toml"))
     print(
-        f"wrote {out}; next: hypnos train {out}/config.toml "
+        f"wrote {out}; next: hypnos train {settings} "
         "'data.train=[{path=\"SHARDS/train\"}]' data.heldout=SHARDS/heldout"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from pretrain.checkpoint import Checkpoint
@@ -53,7 +54,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 SLEEPING = """ With sleep, for a text of any length:
 
 ```sh
-hypnos generate {name} --prompt "..."
+hypnos generate {quoted} --prompt "..."
 ```"""
 
 
@@ -77,7 +78,7 @@ def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
         eviction=sleep.eviction,
         data=_data(checkpoint, config),
         use=(OF_TEXT if has_text else OF_A_TASK).format(name=name),
-        sleeping=SLEEPING.format(name=name) if has_text else "",
+        sleeping=SLEEPING.format(quoted=shlex.quote(name)) if has_text else "",
         figures=_figures(checkpoint.run / "metrics.jsonl", checkpoint.step),
     )
 

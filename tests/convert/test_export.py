@@ -168,14 +168,15 @@ def test_the_command_says_which_step_it_wrote(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not always the newest; and what is next, if there is a next."""
-    run, out = write_run(tmp_path / "run", config(model)), tmp_path / "out"
+    run, out = write_run(tmp_path / "run", config(model)), tmp_path / "a model"
     write_run(run, config(model), step=9)
     (run / "checkpoints/step-9/index.json").unlink()
     assert main(["export", str(run), str(out), "--to", "hf"]) == 0
     assert (
         capsys.readouterr().out
-        == f"wrote {out} (step 7); next: hypnos generate {out} --prompt TEXT\n"
+        == f"wrote {out} (step 7); next: hypnos generate '{out}' --prompt TEXT\n"
     )
+    assert "hypnos generate 'a model'" in (out / "README.md").read_text()
     assert main(["export", str(run), str(tmp_path / "out.gguf"), "--to", "gguf"]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path}/out.gguf (step 7)\n"
     settings = config(model)
