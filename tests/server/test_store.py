@@ -147,11 +147,13 @@ def test_sessions_of_other_weights_are_told_and_not_served(
     assert opened(tmp_path, decoder).session("me", id)[1].position == 1
 
 
-def test_a_store_is_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", [".", "file"])
+def test_a_store_is_a_folder_that_can_be_written(store: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    (tmp_path / ".lock").mkdir()  # as what is read-only, it cannot be opened to be written
     with (
-        pytest.raises(UserError, match="File exists; give --store a folder"),
-        store_lock(tmp_path / "file"),
+        pytest.raises(UserError, match=r"no sessions can be kept there: .*; give --store a folder"),
+        store_lock(tmp_path / store),
     ):
         pass
 

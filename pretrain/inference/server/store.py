@@ -300,15 +300,15 @@ def _read_notes(path: Path) -> tuple[Notes, str]:
 
 @contextmanager
 def store_lock(folder: Path) -> Iterator[None]:
-    """One server writes into a folder at a time. UserError if another does, or it is no folder."""
+    """One server writes into a folder at a time. UserError if another does, or nobody can."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(
-            f"{folder}: no folder, and none can be made there: {error.strerror}; give --store a "
-            "folder"
+            f"{folder}: no sessions can be kept there: {error.strerror}; give --store a folder"
         ) from None
-    with (folder / ".lock").open("w") as file:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
