@@ -72,6 +72,11 @@ def test_unknown_paths_and_methods_have_the_form_too(served: Serving) -> None:
     assert httpx2.get(f"{served.url}/v1/responses").status_code == 405
 
 
+def test_no_page_runs_scripts_from_elsewhere(served: Serving) -> None:
+    said = [httpx2.get(f"{served.url}{path}").text for path in ("/", "/docs", "/redoc")]
+    assert not any("src=" in text or "//cdn" in text for text in said)
+
+
 def test_one_client_cannot_see_anothers(served: Serving) -> None:
     mine, yours = served.client("mine"), served.client("yours")
     history: Any = [{"role": "user", "content": "a secret " * 30}]

@@ -36,7 +36,8 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
     Args:
         keys: that may ask; none: everybody may. max_body: bytes of a request.
     """
-    app = FastAPI(title="hypnos serve", openapi_url="/openapi.json")
+    # FastAPI's own pages of it would run scripts from elsewhere, which could ask as we can
+    app = FastAPI(title="hypnos serve", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.state.service = service
     for module in (completions, chats, responses, conversations):
         app.include_router(module.router)
