@@ -120,9 +120,11 @@ def _home(folder: Path) -> Path:
 
 def _keys(file: Path | None) -> frozenset[str]:
     """The keys that may ask; none: no key is needed."""
-    if file is None:
-        return frozenset(filter(None, [os.environ.get(KEY, "")]))
-    keys = frozenset(line.strip() for line in read_text(file).splitlines() if line.strip())
-    if not keys:
+    text = os.environ.get(KEY, "") if file is None else read_text(file).removeprefix("\ufeff")
+    keys = frozenset(line.strip() for line in text.splitlines() if line.strip())
+    if file is not None and not keys:
         raise UserError(f"{file}: no key in it; write one a line")
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        where = file or f"${KEY}"
+        raise UserError(f"{where}: a header holds printable ASCII alone; write a key of that")
     return keys

@@ -16,6 +16,7 @@ import pytest
 
 from launch import HYPNOS, __version__
 from launch.cli import main, make_parser
+from launch.commands.serve import _keys
 from launch.commands.train import train
 from pretrain.config import Config
 from pretrain.config.load import load, parse
@@ -361,6 +362,19 @@ def test_serve_wants_keys_where_others_can_ask(
     keys.write_text("\n")
     assert main(["serve", str(tmp_path), "--api-keys", str(keys)]) == 2
     assert capsys.readouterr().err.startswith(f"hypnos: error: {keys}: no key in it")
+
+
+def test_keys_are_read_as_clients_can_send_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_bytes(b"\xef\xbb\xbfone\r\n two \r\n")  # as Notepad writes it
+    assert _keys(keys) == {"one", "two"}
+    monkeypatch.setenv("HYPNOS_API_KEY", "one \n")
+    assert _keys(None) == {"one"}
+    keys.write_text("schl\u00fcssel", encoding="utf-8")
+    assert main(["serve", str(tmp_path), "--api-keys", str(keys)]) == 2
+    assert capsys.readouterr().err.startswith(f"hypnos: error: {keys}: a header holds")
 
 
 def test_serve_wants_limits_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
