@@ -44,11 +44,11 @@ def export(run: Path, out: Path, to: str, precision: str | None) -> None:
 
     with said_if_slow(f"exporting {run}", tell):
         if to == "hf":
-            step, has_tokenizer, lines = export(run, out, precision or "fp32")
+            step, writes, lines = export(run, out, precision or "fp32")
             for line in lines:
                 tell(line)
             named = shlex.quote(str(out))
-            following = f"; next: hypnos generate {named} --prompt TEXT" if has_tokenizer else ""
+            following = f"; next: hypnos generate {named} --prompt TEXT" if writes else ""
             wrote = f"{out} (step {step:,}){following}"
         else:
             wrote = _to_gguf(run, out, precision, is_folder=(run / CONFIG).exists())

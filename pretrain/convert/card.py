@@ -78,7 +78,7 @@ def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
         eviction=sleep.eviction,
         data=_data(checkpoint, config),
         use=(OF_TEXT if has_text else OF_A_TASK).format(name=name),
-        sleeping=SLEEPING.format(quoted=shlex.quote(name)) if has_text else "",
+        sleeping=SLEEPING.format(quoted=shlex.quote(name)) if config.data.task == "text" else "",
         figures=_figures(checkpoint.run / "metrics.jsonl", checkpoint.step),
     )
 

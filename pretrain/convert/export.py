@@ -36,7 +36,7 @@ class Exported(NamedTuple):
     """What has been exported."""
 
     step: int  # of the checkpoint: the newest may be damaged
-    has_tokenizer: bool
+    writes: bool  # `hypnos generate` takes it: no model of a task, though that be made of text
     lines: list[str]  # the tokenizer's comparison, and what engines do not read the shape
 
 
@@ -58,7 +58,7 @@ def export(run: Path, out: Path, precision: str = "fp32") -> Exported:
         (folder / "README.md").write_text(card.text(checkpoint, config, out.name), encoding="utf-8")
     not_read = {name: why for name, why in engines.reasons(config).items() if why}
     lines = [said, *(f"not for {name}: {why}" for name, why in not_read.items())]
-    return Exported(checkpoint.step, uses_tokenizer(config), lines)
+    return Exported(checkpoint.step, config.data.task == "text", lines)
 
 
 def write(checkpoint: Checkpoint, config: Config, folder: Path, precision: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import weakref
 from pathlib import Path
@@ -184,6 +185,12 @@ def test_the_command_says_which_step_it_wrote(
     task = write_run(tmp_path / "task", settings)
     assert main(["export", str(task), str(tmp_path / "task-hf"), "--to", "hf"]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path}/task-hf (step 7)\n"
+    settings.data = DataConfig(task="stories", tokenizer=str(model))
+    stories = write_run(tmp_path / "stories", settings)
+    shutil.copy(model, stories / "tokenizer.model")
+    assert main(["export", str(stories), str(tmp_path / "stories-hf"), "--to", "hf"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path}/stories-hf (step 7)\n"
+    assert "hypnos generate" not in (tmp_path / "stories-hf/README.md").read_text()
 
 
 def test_where_it_is_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
