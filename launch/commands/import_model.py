@@ -35,14 +35,15 @@ def import_model(folder: Path, out: Path, overrides: list[str], delta_every: int
     from pretrain.run.console import said_if_slow
 
     with said_if_slow("loading torch", tell):
+        from pretrain.config.load import load
         from pretrain.convert.into_run import import_folder
 
     with said_if_slow(f"importing {folder}", tell):
         said = import_folder(folder, out, overrides, delta_every)
     for line in said:
         tell(line)
-    settings = shlex.quote(str(out / "config.toml"))
-    print(
-        f"wrote {out}; next: hypnos train {settings} "
-        "'data.train=[{path=\"SHARDS/train\"}]' data.heldout=SHARDS/heldout"
-    )
+    config = out / "config.toml"
+    following = f"hypnos train {shlex.quote(str(config))}"
+    if load(config).data.task == "text":
+        following += " 'data.train=[{path=\"SHARDS/train\"}]' data.heldout=SHARDS/heldout"
+    print(f"wrote {out}; next: {following}")

@@ -315,6 +315,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr()
     assert "next: hypnos train" in said.out and "no tokenizer is taken along" in said.err
     assert open_model(tmp_path / "run")[1].model.layers == ["delta", "attention"] * 3
+    task = tmp_path / "a task"  # makes its own data
+    assert main(["import", str(tmp_path / "hf"), str(task), "data.task=rule110"]) == 0
+    said = capsys.readouterr()
+    assert said == (f"wrote {task}; next: hypnos train '{task}/config.toml'\n", "")
 
 
 def test_a_model_without_a_tokenizer_takes_one_along(
