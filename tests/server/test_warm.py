@@ -23,7 +23,7 @@ def test_a_whole_request_that_leaves_nothing(
         tokens.extend(ids)
         return read(self, ids, **options)
 
-    with serving(run, tmp_path) as found:
+    with serving(run, tmp_path, answer_limit=1) as found:  # the least that may be asked for
         service = found.service
         app = make_app(service, {"a key"}, 10**6)
         warm_up_model(service.decoder)

@@ -14,7 +14,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from starlette.types import ASGIApp, Message
+from fastapi import FastAPI
+from starlette.types import Message
 
 from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session
@@ -32,13 +33,14 @@ def warm_up_model(decoder: Decoder) -> None:
         load_session(path, decoder)
 
 
-async def warm_up_app(app: ASGIApp, model: str, key: str) -> None:
+async def warm_up_app(app: FastAPI, model: str, key: str) -> None:
     """One request that leaves nothing behind; then the heap is frozen.
 
     Args:
         model: its name. key: one that may ask, "" where none is needed.
     """
-    asked = {"model": model, "input": "a", "stream": True, "store": False, "max_output_tokens": 2}
+    asked = {"model": model, "input": "a", "stream": True, "store": False}
+    asked["max_output_tokens"] = min(2, app.state.service.answer_limit)
     content = json.dumps(asked).encode()
     headers = {"host": "localhost", "content-type": "application/json"}
     headers |= {"content-length": str(len(content)), "authorization": f"Bearer {key}"}
