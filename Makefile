@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt launch/bootstrap.py
 	@$(PYTHON) launch/bootstrap.py --device $(DEVICE)
 	@touch $@
 
-demo: setup  ## the whole story on this machine, in ten to fifteen minutes
+demo: setup  ## the whole story on this machine, in about ten minutes
 	@.venv/bin/python -m launch.demo
 
 lint: setup  ## style and types
