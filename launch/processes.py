@@ -15,7 +15,7 @@ from typing import IO
 
 from pretrain.exit_status import of_process
 from pretrain.origin import cores
-from pretrain.run.signals import die_with_parent, of_a_lost_terminal
+from pretrain.run.signals import die_with_parent, not_ignored
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL, once a rank has failed
 LAST_LINES = 15  # of the rank that failed first
@@ -104,7 +104,7 @@ def passing_signals_on(
         for rank in ranks:
             send(number, rank)
 
-    heard = (*PASSED_ON, *of_a_lost_terminal())
+    heard = (*PASSED_ON, *not_ignored(signal.SIGHUP))
     handlers = {number: signal.signal(number, pass_on) for number in heard}
     held = signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     try:

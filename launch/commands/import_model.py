@@ -36,13 +36,14 @@ def import_model(folder: Path, out: Path, overrides: list[str], delta_every: int
 
     with said_if_slow("loading torch", tell):
         from pretrain.config.load import load
+        from pretrain.config.run_folder import CONFIG
         from pretrain.convert.into_run import import_folder
 
     with said_if_slow(f"importing {folder}", tell):
         said = import_folder(folder, out, overrides, delta_every)
     for line in said:
         tell(line)
-    config = out / "config.toml"
+    config = out / CONFIG
     following = f"hypnos train {shlex.quote(str(config))}"
     if load(config).data.task == "text":
         following += " 'data.train=[{path=\"SHARDS/train\"}]' data.heldout=SHARDS/heldout"

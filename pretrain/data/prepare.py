@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -15,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -30,6 +29,7 @@ from pretrain.data.units import Done, Target, Unit, cut, size_of, write_unit
 from pretrain.data.whole import appearing_whole
 from pretrain.errors import UserError
 from pretrain.files import (
+    alone_in,
     has_checksum,
     is_hidden,
     parse_json,
@@ -128,25 +128,11 @@ def merge(out: str | Path) -> dict[str, Index]:
     process merges them.
     """
     out = Path(out)
-    with _alone(out) if out.is_dir() else nullcontext():  # which holds no parts
+    with ExitStack() as inside:
+        if out.is_dir():  # otherwise it holds no parts
+            with _writes(out):
+                inside.enter_context(alone_in(out, "merges these parts; wait for it"))
         return _merge_parts(out)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Inside, no other process merges these parts, where the file system has locks."""
-    with _writes(out):
-        folder = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another process merges these parts; wait for it") from None
-        except OSError:  # no locks on this file system
-            pass
-        yield
-    finally:
-        os.close(folder)
 
 
 def _merge_parts(out: Path) -> dict[str, Index]:

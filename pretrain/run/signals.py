@@ -57,9 +57,11 @@ def hearing(
         thread.join(wait)
 
 
-def of_a_lost_terminal() -> tuple[signal.Signals, ...]:
-    """SIGHUP; none where `nohup` has it ignored, and what was started is to go on."""
-    return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+def not_ignored(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Those of some signals that whoever has started this process lets it hear: `nohup` hides that
+    the terminal has gone (SIGHUP), and what it starts is to go on.
+    """
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def die_with_parent() -> None:

@@ -38,7 +38,7 @@ from parallel import mesh
 from parallel.mesh import STORE_TIMEOUT_S
 from pretrain.errors import UserError
 from pretrain.exit_status import after_signal
-from pretrain.run.signals import hearing, of_a_lost_terminal
+from pretrain.run.signals import hearing, not_ignored
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # and SIGHUP, if nohup does not hide it
 # seconds in which a second SIGINT is the first one still: terminal and launcher both send it
@@ -90,7 +90,7 @@ class Stop:
         thread = threading.Thread(target=self._stop, name="stop", daemon=True)
         thread.start()
         try:
-            heard = (*SIGNALS, *of_a_lost_terminal())
+            heard = (*SIGNALS, *not_ignored(signal.SIGHUP))
             with hearing(heard, _Messenger(self._connect(), self._world).tell, STORE_TIMEOUT_S):
                 yield
                 with suppress(dist.DistError):  # rank 0 may have left already

@@ -210,11 +210,11 @@ def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200, seed: 
     """
     random = np.random.default_rng(seed)
     rows = [np.flatnonzero(points.run == run) for run in np.unique(points.run)]
-    resampled = []
+    resampled, told_apart = [], _told_apart(points)
     for _ in range(draws):
         chosen = np.concatenate([rows[i] for i in random.integers(len(rows), size=len(rows))])
         sample = points.of(chosen)
-        if _told_apart(sample) < _told_apart(points):
+        if _told_apart(sample) < told_apart:
             continue
         try:
             resampled.append(fit(sample))

@@ -15,7 +15,6 @@ What is done is never done again: the same call goes on where the last one stopp
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import shutil
@@ -29,11 +28,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pretrain.checkpoint.folder import checkpoint_dir, draft_dir, publish, remove_draft, steps
-from pretrain.errors import UserError
 from pretrain.exit_status import TERMINATED, USER_ERROR
-from pretrain.files import parse_json, write_atomically
+from pretrain.files import alone_in, parse_json, write_atomically
 from pretrain.origin import cores
-from pretrain.run.signals import die_with_parent
+from pretrain.run.signals import die_with_parent, not_ignored
 from pretrain.study.cards import least_used, visible
 from pretrain.study.one_run import Run, all_done, check_begun, finish, is_done
 
@@ -136,8 +134,9 @@ def run_all(
         return 1 if jobs else job.run.ranks
 
     environment = {"OMP_NUM_THREADS": threads} | os.environ
+    others = "does these runs; wait for it, or choose another folder with --out"
     # who begins nothing may look on while another process works
-    with _alone(folder) if seconds > 0 else nullcontext(), _ending(all_jobs, show):
+    with alone_in(folder, others) if seconds > 0 else nullcontext(), _ending(all_jobs, show):
         while any(job.state not in ("done", "failed") for job in all_jobs):
             for job in all_jobs:
                 _advance(job, hypnos, environment, retries)
@@ -306,31 +305,13 @@ def _finish(job: Job, found: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process does runs of this folder, where the file system has locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fix = "wait for it, or choose another folder with --out"
-            raise UserError(f"{folder}: another process does these runs; {fix}") from None
-        except OSError:  # no locks on this file system
-            pass
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
 def _ending(jobs: list[Job], show: Callable[[list[Job]], None]) -> Iterator[None]:
     """When this is left, for whatever reason, what trains has been asked to save, and has ended."""
 
     def leave(*_: object) -> NoReturn:
         raise SystemExit(TERMINATED)
 
-    # a lost terminal, unless `nohup` has it ignored
-    heard = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    heard = not_ignored(signal.SIGTERM, signal.SIGHUP)
     before = {s: signal.signal(s, leave) for s in heard}
     try:
         yield
