@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, hashes to prove it, folders held alone, JSON that may hold anything."""
+"""Files that are whole or not there, hashes to prove it, folders held alone, JSON of any kind."""
 
 from __future__ import annotations
 
