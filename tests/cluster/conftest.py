@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ ROOMS = ("launch", "pretrain", "parallel", "tokenizer")
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """n2 differs: it does not see runs/not-on-n2, and its clone of our code is a stale one."""
+    """n2 differs: it does not see runs/not-on-n2, and its clone of our code is a stale one. Each of
+    pytest's processes has a cluster of its own.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     with tempfile.TemporaryDirectory(prefix="hc-", dir="/tmp") as name:
         folder = Path(name)
         for clone in ("clone", "stale"):
@@ -29,7 +33,7 @@ def cluster() -> Iterator[Cluster]:
         hidden = folder / "runs/not-on-n2"
         hidden.mkdir(parents=True)
         view = f"mount -t tmpfs none {hidden}; mount --bind {folder}/stale {folder}/clone"
-        with Cluster(folder, {"n2": view}) as made:
+        with Cluster(folder, {"n2": view}, number) as made:
             yield made
 
 

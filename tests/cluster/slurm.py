@@ -21,6 +21,7 @@ NODES = ("n0", "n1", "n2")
 CONF = """
 ClusterName=hypnos
 SlurmctldHost={host}
+SlurmctldPort={port}0
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -44,9 +45,9 @@ SlurmdParameters=config_overrides
 ReturnToService=1
 MinJobAge=3600
 MailProg=/bin/true
-NodeName=n0 NodeAddr=n0 Port=17001 CPUs=8 RealMemory=8000
-NodeName=n1 NodeAddr=n1 Port=17002 CPUs=8 RealMemory=8000
-NodeName=n2 NodeAddr=n2 Port=17003 CPUs=8 RealMemory=8000
+NodeName=n0 NodeAddr=n0 Port={port}1 CPUs=8 RealMemory=8000
+NodeName=n1 NodeAddr=n1 Port={port}2 CPUs=8 RealMemory=8000
+NodeName=n2 NodeAddr=n2 Port={port}3 CPUs=8 RealMemory=8000
 PartitionName=main Nodes=n[0-2] Default=YES MaxTime=INFINITE
 PartitionName=first Nodes=n[0-2] PriorityTier=10 PreemptMode=OFF
 """
@@ -66,17 +67,20 @@ class Cluster:
     Args:
         folder: for its state and logs; its path must be short, as a socket lies there.
         views: of some nodes, a line of shell that changes what they see: in their mount namespace.
+        number: of this cluster among those on the machine, each with ports of its own; below 10.
     """
 
-    def __init__(self, folder: Path, views: Mapping[str, str]) -> None:
-        self.folder, self._views = folder, views
+    def __init__(self, folder: Path, views: Mapping[str, str], number: int) -> None:
+        self.folder, self._views, self._number = folder, views, number
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Cluster:
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         conf = self.folder / "slurm.conf"
-        conf.write_text(CONF.format(host=os.uname().nodename, folder=self.folder))
+        conf.write_text(
+            CONF.format(host=os.uname().nodename, folder=self.folder, port=1700 + self._number)
+        )
         os.environ["SLURM_CONF"] = str(conf)
         self._start_munge()
         self._start("slurmctld", "slurmctld", "-D", "-f", str(conf))

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from launch.starts import newest_step, starts
+from launch.starts import starts
 from tests.cluster.run_of import LONG, STEPS, TRAIN, Run, arguments, assert_same, hypnos, soon
 from tests.cluster.slurm import Cluster, sh
 
@@ -60,18 +59,6 @@ def test_what_the_cluster_refuses(cluster: Cluster, tmp_path: Path) -> None:
         run.submit("--partition", "nowhere")
 
 
-def plain_srun(run: Run) -> None:
-    """Trains as a user's own script does."""
-    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    sh(*srun, *TRAIN, *run.train)
-
-
-def test_plain_srun(cluster: Cluster, two_ranks: Path) -> None:
-    run = Run(cluster, "plain")
-    plain_srun(run)
-    assert_same(run.folder, two_ranks)
-
-
 def test_cancelled(cluster: Cluster, two_ranks: Path) -> None:
     """Ranks save, Slurm does not start the job again, and a plain srun goes on from there."""
     run = Run(cluster, "cancelled")
@@ -84,7 +71,8 @@ def test_cancelled(cluster: Cluster, two_ranks: Path) -> None:
     (start,) = run.starts
     assert start.end is not None and start.end.why == "stopped: status 143 (SIGTERM)"
     assert "after step" in run.batch_log() and "is saved" in run.batch_log()
-    plain_srun(run)
+    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    sh(*srun, *TRAIN, *run.train)  # as in a user's own script
     assert_same(run.folder, two_ranks)
 
 
@@ -115,24 +103,6 @@ def test_many_runs_of_which_one_loses_a_rank(
     told = killed.batch_log().partition(first.end.why)[2].partition("start 2 of")[0]
     assert "the end of" in told and "rank-1.log" in told and "rank-0.log" not in told
     assert len(beside.starts) == 1
-
-
-def test_no_progress(cluster: Cluster) -> None:
-    """A host where a rank dies twice is left out; without a checkpoint there is no fourth start."""
-    run = Run(cluster, "hopeless")
-    run.submit()
-    for number in range(1, 4):
-        cluster.until(
-            lambda n=number: len(run.starts) == n and bool(run.ranks(run.starts[-1].nodes[0])),
-            LONG,
-            f"start {number}",
-        )
-        run.kill_rank(run.starts[-1].nodes[0])
-    run.until_over("FAILED")
-    assert [start.nodes for start in run.starts] == [("n0", "n1"), ("n0", "n1"), ("n1", "n2")]
-    assert cluster.job(run.job)["ExcNodeList"] == "n0"
-    assert "3 starts in a row brought no new checkpoint (there is none yet)" in run.batch_log()
-    assert newest_step(run.folder) is None
 
 
 def test_a_save_that_is_interrupted(cluster: Cluster, two_ranks: Path) -> None:
@@ -207,27 +177,4 @@ def test_a_node_that_is_lost(node: str, cluster: Cluster, two_ranks: Path) -> No
     assert first.end.exclude == (node,) and second.nodes == (other, "n2")
     if node == "n1":
         assert cluster.job(run.job)["ExcNodeList"] == "n1"
-    assert_same(run.folder, two_ranks)
-
-
-@pytest.mark.parametrize("what", ["runs", "code"])
-def test_a_node_that_differs(
-    what: str, cluster: Cluster, two_ranks: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """n2 lacks the run's folder, or has another version of the code: the run finishes elsewhere."""
-    run = Run(cluster, f"not-on-n2/{what}")
-    if what == "code":
-        run = Run(cluster, what)
-        monkeypatch.setenv("PYTHONPATH", str(cluster.folder / "clone"))
-        monkeypatch.chdir(cluster.folder / "clone")
-    sh("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
-    run.submit()
-    cluster.until(lambda: bool(run.starts and run.starts[0].end), LONG, "the first start ends")
-    sh("scontrol", "update", "NodeName=n1", "State=RESUME")
-    run.until_over("COMPLETED")
-    first, second = run.starts
-    assert first.nodes == ("n0", "n2") and second.nodes == ("n0", "n1")
-    assert first.end is not None and first.end.exclude == ("n2",)
-    told = {"runs": "rank 1 on n2: .* is not there", "code": "the version of Hypnos.* on n2"}
-    assert re.search(told[what], run.batch_log())
     assert_same(run.folder, two_ranks)

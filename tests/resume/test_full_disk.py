@@ -20,11 +20,11 @@ from tests.runs import rows
 
 # bytes: more than metrics.jsonl and TensorBoard's file need, and less than any rank's weights
 FOR_METRICS = 28_000
-CASES = [
-    Case(2, {"zero": 1}),
-    Case(2, {"pp": 2}, microbatches=2),
-    Case(2, {"tp": 2}),
-    Case(2, {"zero": 3}),
+CASES = [  # with the rank whose disk it is
+    (Case(2, {"zero": 1}), 1),
+    (Case(2, {"pp": 2}, microbatches=2), 0),
+    (Case(2, {"tp": 2}), 1),
+    (Case(2, {"zero": 3}), 0),
 ]
 
 
@@ -35,8 +35,7 @@ def fill_disk(job: Job, rank: int, room: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, room))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "rank"), CASES, ids=str)
 def test_a_checkpoint_that_does_not_fit(
     case: Case, rank: int, corpus: Path, finished: Finished, tmp_path: Path
 ) -> None:

@@ -25,7 +25,6 @@ STOPS = 4  # of a run, every second one in an evaluation
 CASES = [
     Case(2, {"zero": 1}, passes=9),
     Case(2, {"pp": 2}, microbatches=2, passes=9),
-    Case(2, {"tp": 2}, eviction="sliding", passes=9),
 ]
 
 
