@@ -97,8 +97,8 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
     description="Prints the batch script of a job that trains until the run is finished: before "
     "its time is up it saves and starts again, without nodes that have failed. --submit hands it "
     "to sbatch. What a cluster wants of every job stands in one file (docs/launch.md).",
-    example="hypnos launch slurm configs/recipes/7B.toml --nodes 16 --gpus-per-node 8 "
-    "--time 24:00:00 parallel.tp=8\n"
+    example="hypnos launch slurm configs/recipes/7B.toml --nodes 8 --gpus-per-node 8 "
+    "--time 24:00:00 parallel.zero=2 parallel.recompute=block\n"
     "hypnos launch slurm configs/depo-small.toml --nodes 2 --ranks-per-node 4 --submit",
     arguments=[
         *RUN,

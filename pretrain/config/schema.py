@@ -169,11 +169,16 @@ class DataConfig:
     tokenizer: str = setting(
         "",
         "file of `hypnos tokenizer train`, or the Hugging Face folder of a model that has one; "
-        "required for text, stories and recall",
+        "required for text, stories and recall; of a run that goes on, only its place may be "
+        "another",
         changes=True,
         path=True,
     )
-    train: list[CorpusConfig] = setting([], "corpora of text, and their weights", changes=True)
+    train: list[CorpusConfig] = setting(
+        [],
+        "corpora of text, and their weights; of a run that goes on, only the paths may be others",
+        changes=True,
+    )
     heldout: str = setting(
         "", "folder of held-out shards, or its URL (text)", changes=True, path=True
     )
