@@ -22,13 +22,13 @@ from launch.commands.many_runs import HYPNOS
 from pretrain.config.load import load
 from pretrain.config.schema import Config
 from pretrain.files import write_atomically
-from pretrain.report import as_csv, table
 from pretrain.study.controls import passes
 from pretrain.study.ladder import Study, read_study, size
 from pretrain.study.one_run import Run, left_by
 from pretrain.study.progress import StudyProgress
 from pretrain.study.runner import run_all
 from pretrain.study.transfer import transferred
+from pretrain.tables import as_csv, table
 
 BATCHES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 RATES = (0.5, 1.0, 2.0, 4.0, 8.0)

@@ -29,7 +29,7 @@ from pretrain.convert.folder import Spec, write_json, write_shards
 from pretrain.convert.into_run import import_folder
 from pretrain.convert.names import packed_tensors
 from pretrain.origin import origin
-from pretrain.report import table
+from pretrain.tables import table
 from tokenizer.train import train
 
 MIB = 1 << 20

@@ -96,7 +96,7 @@ def evaluate(run: Path, folder: Path, asked: int) -> None:
     from pretrain.convert.export import export
     from pretrain.inference.generate import open_run
     from pretrain.inference.likelihood import likelihood
-    from pretrain.report import table
+    from pretrain.tables import table
 
     decoder, tokenizer = open_run(run)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.report import table
 from pretrain.study.fit import fit_loss, with_intervals
 from pretrain.study.law import Points
+from pretrain.tables import table
 
 PUBLISHED = {  # value and standard error
     "E": (1.8172, 0.03), "A": (482.01, 124.6), "B": (2085.43, 1293.0),

@@ -28,7 +28,7 @@ import openai
 import psutil
 
 from benchmarks.serving import MODEL, server
-from pretrain.report import table
+from pretrain.tables import table
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 WORDS = (

@@ -25,7 +25,7 @@ from typing import Any
 import openai
 
 from benchmarks.serving import MODEL, server
-from pretrain.report import table
+from pretrain.tables import table
 
 PART = 2000  # words
 GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_output_tokens": 20}

@@ -25,7 +25,7 @@ from pretrain.config.load import load
 from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE
 from pretrain.evaluate import evaluate_run
-from pretrain.report import table
+from pretrain.tables import table
 from pretrain.tasks import make_task
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -2,8 +2,10 @@
 
 trainer.py      train(): sets a run up, and the loop
 evaluate.py     held-out loss by window and place, task accuracy, at any N
-report.py       tables and plots of runs
+report.py       runs side by side: tables and plots
+logged.py       what a run logged, read
 inside.py       what goes on inside a run, as pictures
+tables.py       a table as Markdown and as csv
 page.py         a page of HTML that holds all it shows
 plots.py        how pictures look
 origin.py       where numbers come from: the machine, the commit, the day

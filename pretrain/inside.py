@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from pretrain.logged import RunMetrics
 from pretrain.plots import figure, smooth
 
 
-class Logged(Protocol):
-    """What is drawn of a run: see `pretrain.report.RunMetrics`."""
-
-    label: str
-    colour: str
-    train: list[dict[str, Any]]
-
-
-def plot_passes(runs: Sequence[Logged], out: Path) -> None:
+def plot_passes(runs: Sequence[RunMetrics], out: Path) -> None:
     """By pass, at the last logging step that has them: how S is changed, and the gradient at S."""
-    with figure(out, _legend(runs), panels=2, width=9.6) as axes:
+    with figure(out, legend(runs), panels=2, width=9.6) as axes:
         for axis, key in zip(axes, ("update_norm_per_pass", "grad_norm_per_pass"), strict=True):
             for run in runs:
                 norms: list[float] = next((r[key] for r in run.train[::-1] if r.get(key)), [])
@@ -33,9 +26,9 @@ def plot_passes(runs: Sequence[Logged], out: Path) -> None:
         axes[1].set(title="Gradient that reaches S after each pass")
 
 
-def plot_state(runs: Sequence[Logged], out: Path) -> None:
+def plot_state(runs: Sequence[RunMetrics], out: Path) -> None:
     """By step: the norm of S at the windows' ends, and how much of a window heads retain."""
-    with figure(out, _legend(runs), panels=2, width=9.6) as axes:
+    with figure(out, legend(runs), panels=2, width=9.6) as axes:
         for axis, key in zip(axes, ("state_norm", "retention"), strict=True):
             for run in runs:
                 _line(axis, run, key)
@@ -44,9 +37,9 @@ def plot_state(runs: Sequence[Logged], out: Path) -> None:
         axes[1].set(title="Retention over a window, mean of heads", ylim=(0, 1.04))
 
 
-def plot_heads(runs: Sequence[Logged], out: Path) -> None:
+def plot_heads(runs: Sequence[RunMetrics], out: Path) -> None:
     """Retention of each head over a window: at the first logging step and at the last."""
-    with figure(out, _legend(runs), panels=2, width=9.6) as axes:
+    with figure(out, legend(runs), panels=2, width=9.6) as axes:
         for axis, which in zip(axes, (0, -1), strict=True):
             for i, run in enumerate(runs):
                 logged = [r["retention_per_head"] for r in run.train if r.get("retention_per_head")]
@@ -63,9 +56,9 @@ def plot_heads(runs: Sequence[Logged], out: Path) -> None:
         axes[1].set(title="Retention of each head, last step")
 
 
-def plot_throughput(runs: Sequence[Logged], out: Path) -> None:
+def plot_throughput(runs: Sequence[RunMetrics], out: Path) -> None:
     """By step: tokens read awake, and tokens times passes asleep, a second."""
-    with figure(out, _legend(runs), panels=2, width=9.6) as axes:
+    with figure(out, legend(runs), panels=2, width=9.6) as axes:
         for axis, kind in zip(axes, ("wake", "sleep"), strict=True):
             for run in runs:
                 _line(axis, run, f"{kind}_tokens_per_s")
@@ -74,27 +67,28 @@ def plot_throughput(runs: Sequence[Logged], out: Path) -> None:
         axes[1].set(title="Asleep: tokens x passes a second")
 
 
-def has_probes(run: Logged) -> bool:
+def has_probes(run: RunMetrics) -> bool:
     """Whether it logged what happens inside."""
     return any("state_norm" in row for row in run.train)
 
 
-def has_heads(run: Logged) -> bool:
+def has_heads(run: RunMetrics) -> bool:
     """Whether it logged retention by head."""
     return any(row.get("retention_per_head") for row in run.train)
 
 
-def has_throughput(run: Logged) -> bool:
+def has_throughput(run: RunMetrics) -> bool:
     """Whether it logged how fast it was."""
     return any("wake_tokens_per_s" in row for row in run.train)
 
 
-def _line(axis: Any, run: Logged, key: str) -> None:
+def _line(axis: Any, run: RunMetrics, key: str) -> None:
     points = [(r["step"], r[key]) for r in run.train if r.get(key) is not None]
     steps, values = [s for s, _ in points], [v for _, v in points]
     axis.plot(steps, values, color=run.colour, alpha=0.25, linewidth=0.8)
     axis.plot(steps, smooth(values, max(1, len(values) // 40)), color=run.colour)
 
 
-def _legend(runs: Sequence[Logged]) -> list[tuple[str, str]]:
+def legend(runs: Sequence[RunMetrics]) -> list[tuple[str, str]]:
+    """What names runs in a picture: label and colour of each."""
     return [(run.label, run.colour) for run in runs]

@@ -1,66 +1,30 @@
-"""Runs side by side: plots and one table, from what their trainers logged.
-
-Reads `metrics.jsonl`, one object a line: {"kind": "train" | "eval", "step", "loss", ...}; "eval"
-lines come from `pretrain.evaluate.Evaluation` and also hold "passes", "loss_per_window",
-"loss_per_position"; a task's "accuracy".
-"""
+"""Runs side by side: plots and one table, from what their trainers logged."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pretrain.errors import UserError
-from pretrain.files import parse_json, write_atomically
+from pretrain.files import write_atomically
 from pretrain.inside import (
     has_heads,
     has_probes,
     has_throughput,
+    legend,
     plot_heads,
     plot_passes,
     plot_state,
     plot_throughput,
 )
+from pretrain.logged import DEPTHS, Row, RunMetrics, read_run
 from pretrain.page import write_page
 from pretrain.plots import COLOURS, INK, figure, smooth
+from pretrain.tables import table
 
-Row = dict[str, Any]
-# accuracies named "hops_4" are drawn against 4
-DEPTHS = {
-    "hops": "hops k",
-    "op": "operations in the story",
-    "steps": "steps t",
-    "length": "length of the word",
-    "depth": "depth of the graph",
-}
 LABELS = {"exact": "all answers right", "label": "one label right"}
-
-
-@dataclass
-class RunMetrics:
-    """What one run logged, by step; a step that a resumed run logged again counts once."""
-
-    label: str
-    train: list[Row]
-    evaluations: list[Row]  # at the largest N that was evaluated, which is the trained one
-    with_fewer: dict[int, Row]  # the last evaluation's, by N
-    colour: str = COLOURS[1]  # the same in every plot
-
-    @property
-    def passes(self) -> int | None:
-        return self.evaluations[-1].get("passes") if self.evaluations else None
-
-    @property
-    def accuracy(self) -> dict[str, float]:
-        """The last evaluation's; empty for text."""
-        return self.evaluations[-1].get("accuracy", {}) if self.evaluations else {}
 
 
 def report(run_dirs: Sequence[Path], out: Path) -> None:
@@ -123,74 +87,9 @@ INSIDE = (
 )  # fmt: skip
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well on a terminal: aligned, the first to the left."""
-    widths = [max(len(str(line[i])) for line in [headers, *rows]) for i in range(len(headers))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            f"{c:<{w}}" if i == 0 else f"{c:>{w}}"
-            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|".join(
-        ("-" * (w + 2)) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)
-    )
-    return "\n".join([line(headers), f"|{rule}|", *map(line, rows)])
-
-
-def as_csv(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The same for other programs; floats with six digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(headers)
-    writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)
-    return text.getvalue()
-
-
 def _as_typed(name: str) -> str:
     """A name in Markdown that is shown as it was typed, inside a table."""
     return re.sub(r"([\\`*_{}\[\]<>|~$])", r"\\\1", name)
-
-
-def read_run(label: str, path: Path) -> RunMetrics:
-    """The metrics of the run in folder `path`."""
-    train: dict[int, Row] = {}
-    evaluations: dict[tuple[int, int], Row] = {}
-    for row in read_metrics(path / "metrics.jsonl"):
-        if row["kind"] == "train":
-            train[row["step"]] = row
-        elif row["kind"] == "eval":
-            evaluations[row["step"], row.get("passes", 0)] = row
-    if not train and not evaluations:
-        raise UserError(f"{path / 'metrics.jsonl'}: nothing was logged yet; train the run first")
-    most = max((passes for _, passes in evaluations), default=0)
-    at_most = [evaluations[key] for key in sorted(evaluations) if key[1] == most]
-    fewer = {n: evaluations[step, n] for step, n in sorted(evaluations) if n < most}
-    ends = {n: row for n, row in fewer.items() if row["step"] == at_most[-1]["step"]}
-    return RunMetrics(label, [train[step] for step in sorted(train)], at_most, ends)
-
-
-def read_metrics(path: Path) -> Iterator[Row]:
-    """The rows of a metrics.jsonl. UserError: it cannot be read, or a line is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the run's metrics: {error.strerror}; is this a run's folder?"
-        ) from None
-    lines = text.split("\n")
-    # what follows the last newline is still being written
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = parse_json(line)
-            row["kind"], row["step"]
-            if "loss" in row and row["loss"] is None:
-                row["loss"] = np.nan  # JSON has none: it was written as null
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}:{number}: not a line of metrics; remove it") from None
-        yield row
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -201,7 +100,7 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 def plot_loss(runs: list[RunMetrics], out: Path) -> None:
     """Training loss by step, smoothed over a faint raw line, and held-out loss as points."""
-    with figure(out, _legend(runs), panels=1, width=6.6) as (axis,):
+    with figure(out, legend(runs), panels=1, width=6.6) as (axis,):
         for run in runs:
             steps, losses = [r["step"] for r in run.train], [r["loss"] for r in run.train]
             axis.plot(steps, losses, color=run.colour, alpha=0.25, linewidth=0.8)
@@ -227,7 +126,7 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
     """Held-out loss at the last evaluation, by window of the sequence (dashed: of runs with N > 1,
     with one pass; thin: with each number in between) and by place within it.
     """
-    with figure(out, _legend(runs), panels=2, width=9.6) as (by_window, by_place):
+    with figure(out, legend(runs), panels=2, width=9.6) as (by_window, by_place):
         for run in runs:
             windows, places = (
                 run.evaluations[-1][f"loss_per_{what}"] for what in ("window", "position")
@@ -270,7 +169,7 @@ def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
         names = list(runs[0].accuracy)
         shown, hardest = [LABELS.get(name, name) for name in names], names[0]
         titles = "Accuracy", f"{shown[0].capitalize()}, by step"
-    with figure(out, _legend(runs), panels=2, width=9.6) as (bars, curves):
+    with figure(out, legend(runs), panels=2, width=9.6) as (bars, curves):
         width = 0.8 / len(runs)
         for i, run in enumerate(runs):
             shares = [100 * run.accuracy.get(name, np.nan) for name in names]
@@ -343,12 +242,9 @@ def _present(values: list[float | None], first: int) -> tuple[list[int], list[fl
     return [i for i, _ in kept], [v for _, v in kept]
 
 
-def _legend(runs: list[RunMetrics]) -> list[tuple[str, str]]:
-    return [(run.label, run.colour) for run in runs]
-
-
 def _coloured(runs: list[RunMetrics]) -> list[RunMetrics]:
-    """Gives each of several runs a colour; the first, the baseline by custom, is grey."""
-    for i, run in enumerate(runs if len(runs) > 1 else []):
-        run.colour = COLOURS[i % len(COLOURS)]
+    """Gives each run a colour; of several the first, the baseline by custom, is grey."""
+    palette = COLOURS if len(runs) > 1 else COLOURS[1:]
+    for i, run in enumerate(runs):
+        run.colour = palette[i % len(palette)]
     return runs

@@ -112,7 +112,6 @@ def _run(
     import time
 
     from pretrain.errors import UserError
-    from pretrain.report import table
     from pretrain.study.fit_report import write_fit
     from pretrain.study.predictions import (
         predict,
@@ -123,6 +122,7 @@ def _run(
     from pretrain.study.progress import StudyProgress
     from pretrain.study.runner import run_all
     from pretrain.study.scale import finished
+    from pretrain.tables import table
 
     deadline = time.monotonic() + (60 * minutes if minutes else float("inf"))
     states: list[str] = []
@@ -163,10 +163,10 @@ def _array(
     runs: list[LadderRun], folder: Path, array: Path, jobs: int | None, chance: float
 ) -> int:
     """The lowest rung that is not done, when what is trained has been evaluated; predicted."""
-    from pretrain.report import table
     from pretrain.study.one_run import is_done
     from pretrain.study.predictions import predict_all, prediction_table, write_predictions
     from pretrain.study.scale import finished
+    from pretrain.tables import table
 
     evaluate_trained([r.run for r in runs], folder, jobs)
     left = [r for r in runs if not is_done(folder, r.run)]
@@ -188,9 +188,9 @@ def _coordinates(file: Path, study: Study, steps: int, folder: Path) -> int:
     from parallel import mesh
     from pretrain.config.load import load
     from pretrain.files import write_atomically
-    from pretrain.report import as_csv, table
     from pretrain.run import prepare
     from pretrain.study.coordinates import check, draw, lines, slopes
+    from pretrain.tables import as_csv, table
 
     tuned = load(file.parent / study.ladder.config, study.ladder.settings)
     mesh.join(tuned.parallel.timeout)

@@ -8,8 +8,9 @@ from pathlib import Path
 from pretrain.checkpoint import Checkpoint
 from pretrain.config.checks import uses_tokenizer
 from pretrain.config.schema import Config, SleepConfig
+from pretrain.logged import read_metrics
 from pretrain.model.flops import parameters
-from pretrain.report import read_metrics, table
+from pretrain.tables import table
 
 CARD = """\
 ---

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.report import read_run
+from pretrain.logged import read_run
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pretrain.report import table
 from pretrain.study.estimate import estimate
 from pretrain.study.hardware import GIB, load_hardware
 from pretrain.study.ladder import LadderRun
 from pretrain.study.scale import Size, example
+from pretrain.tables import table
 
 HEADERS = (
     "run", "seeds", "ranks", "parameters", "looped", "steps", "tokens", "wake FLOPs", "sleep",

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.logged import DEPTHS
 from pretrain.plots import COLOURS, figure
-from pretrain.report import DEPTHS
 from pretrain.study.intervals import Mean, mean
 from pretrain.study.results import Arm, Result, measures, shown_name
 from pretrain.study.summary import by_arm, scores

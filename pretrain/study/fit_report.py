@@ -11,13 +11,13 @@ from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import write_markdown_page
 from pretrain.plots import COLOURS, figure
-from pretrain.report import table
 from pretrain.study.fit import Fit, L, P, fit_depth, fit_loss, left_out, with_intervals
 from pretrain.study.frontier import REACH, Arm, exchange, frontier
 from pretrain.study.ladder import LadderRun
 from pretrain.study.law import LOOPED_DEPTH, DepthLaw, DepthPoints, LossLaw, Points
 from pretrain.study.predictions import Prediction, predict_all, prediction_table, write_predictions
 from pretrain.study.scale import Finished, depth_points, points, write_results_csv
+from pretrain.tables import table
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta", "phi")
 MAX_NAMED = 12  # missing runs

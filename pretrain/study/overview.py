@@ -13,12 +13,12 @@ from pathlib import Path
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import write_page
-from pretrain.report import table
 from pretrain.study.controls import CONTROLS, EQUAL_FLOPS, SLEEP
 from pretrain.study.intervals import mean
 from pretrain.study.reproduce import STUDIES
 from pretrain.study.results import in_order, shown_name
 from pretrain.study.summary import FINAL, as_cell
+from pretrain.tables import table
 
 RESULTS = "results.csv"
 PASSES = (1, 2, 4, 8)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.files import write_atomically
-from pretrain.report import as_csv
 from pretrain.study.fit import fit_depth, fit_loss, from_below
 from pretrain.study.ladder import LadderRun
 from pretrain.study.results import in_order, shown_name
 from pretrain.study.scale import Finished, Size, depth_of, depth_points, points
+from pretrain.tables import as_csv
 
 
 @dataclass(frozen=True)

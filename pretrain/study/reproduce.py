@@ -18,12 +18,12 @@ from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import write_page
-from pretrain.report import table
 from pretrain.study.controls import CONTROLS, SLEEP, Control
 from pretrain.study.figures import draw
 from pretrain.study.one_run import Run, all_done, is_done
 from pretrain.study.results import Arm, Result, read_result
 from pretrain.study.summary import bits_table, curves_csv, final_csv, main_table, verdict
+from pretrain.tables import table
 from pretrain.tasks.story_writer import write_story
 
 CONFIGS = Path(__file__).parents[2] / "configs"

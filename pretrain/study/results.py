@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pretrain.logged import DEPTHS
 from pretrain.origin import Origin
-from pretrain.report import DEPTHS
 from pretrain.study.curve import Curve
 from pretrain.study.one_run import Run, left_by
 

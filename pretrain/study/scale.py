@@ -19,13 +19,14 @@ import numpy as np
 from pretrain.config.schema import Config
 from pretrain.data.batch import Batch
 from pretrain.files import write_atomically
+from pretrain.logged import DEPTHS
 from pretrain.model.flops import step_flops
 from pretrain.model.plan import drawn_passes
-from pretrain.report import DEPTHS, as_csv
 from pretrain.study.estimate import example, with_vocabulary
 from pretrain.study.ladder import LadderRun, count
 from pretrain.study.law import DepthPoints, Points
 from pretrain.study.one_run import is_done, left_by
+from pretrain.tables import as_csv
 
 COLUMNS = (
     "rung", "width", "blocks", "N", "window", "seed", "budget", "steps", "tokens", "flops", "once",

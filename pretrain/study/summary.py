@@ -6,9 +6,9 @@ import math
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
-from pretrain.report import as_csv
 from pretrain.study.intervals import Mean, mean, paired
 from pretrain.study.results import Arm, Result, measures, shown_name
+from pretrain.tables import as_csv
 
 FINAL = ("arm", "label", "N", "seed", "tested_at", "measure", "value", "tokens", "flops", "seconds")
 CURVES = ("arm", "N", "seed", "step", "tokens", "flops", "seconds", "measure", "value")

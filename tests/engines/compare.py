@@ -33,7 +33,7 @@ from pretrain.convert.gguf import write as write_gguf
 from pretrain.convert.vocabulary import CUTS
 from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session
-from pretrain.report import table
+from pretrain.tables import table
 from tests.convert.made import ADAD, DDDA, build, config, write_run
 from tests.data.texts import make_texts
 from tests.tokenizer.foreign import byte_level, sentences

@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 
 from launch.cli import main
 from pretrain.errors import UserError
+from pretrain.logged import read_run
 from pretrain.page import write_markdown_page
-from pretrain.report import read_run, report, table
+from pretrain.report import report
+from pretrain.tables import table
 
 
 def write_run(folder: Path, passes: int, accuracy: dict[str, float] | None, ends: str = "") -> Path:

@@ -1,0 +1,86 @@
+"""What a run logged: its metrics.jsonl, read.
+
+One object a line: {"kind": "train" | "eval", "step", "loss", ...}; "eval" lines come from
+`pretrain.evaluate.Evaluation` and also hold "passes", "loss_per_window", "loss_per_position"; a
+task's "accuracy".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import UserError
+from pretrain.files import parse_json
+
+Row = dict[str, Any]
+# accuracies named "hops_4" are drawn against 4
+DEPTHS = {
+    "hops": "hops k",
+    "op": "operations in the story",
+    "steps": "steps t",
+    "length": "length of the word",
+    "depth": "depth of the graph",
+}
+
+
+@dataclass
+class RunMetrics:
+    """What one run logged, by step; a step that a resumed run logged again counts once."""
+
+    label: str
+    train: list[Row]
+    evaluations: list[Row]  # at the largest N that was evaluated, which is the trained one
+    with_fewer: dict[int, Row]  # the last evaluation's, by N
+    colour: str = ""  # the same in every plot
+
+    @property
+    def passes(self) -> int | None:
+        return self.evaluations[-1].get("passes") if self.evaluations else None
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """The last evaluation's; empty for text."""
+        return self.evaluations[-1].get("accuracy", {}) if self.evaluations else {}
+
+
+def read_run(label: str, path: Path) -> RunMetrics:
+    """The metrics of the run in folder `path`."""
+    train: dict[int, Row] = {}
+    evaluations: dict[tuple[int, int], Row] = {}
+    for row in read_metrics(path / "metrics.jsonl"):
+        if row["kind"] == "train":
+            train[row["step"]] = row
+        elif row["kind"] == "eval":
+            evaluations[row["step"], row.get("passes", 0)] = row
+    if not train and not evaluations:
+        raise UserError(f"{path / 'metrics.jsonl'}: nothing was logged yet; train the run first")
+    most = max((passes for _, passes in evaluations), default=0)
+    at_most = [evaluations[key] for key in sorted(evaluations) if key[1] == most]
+    fewer = {n: evaluations[step, n] for step, n in sorted(evaluations) if n < most}
+    ends = {n: row for n, row in fewer.items() if row["step"] == at_most[-1]["step"]}
+    return RunMetrics(label, [train[step] for step in sorted(train)], at_most, ends)
+
+
+def read_metrics(path: Path) -> Iterator[Row]:
+    """The rows of a metrics.jsonl. UserError: it cannot be read, or a line is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the run's metrics: {error.strerror}; is this a run's folder?"
+        ) from None
+    lines = text.split("\n")
+    # what follows the last newline is still being written
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = parse_json(line)
+            row["kind"], row["step"]
+            if "loss" in row and row["loss"] is None:
+                row["loss"] = math.nan  # JSON has none: it was written as null
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}:{number}: not a line of metrics; remove it") from None
+        yield row
