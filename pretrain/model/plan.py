@@ -190,25 +190,28 @@ def _agreed(rows: _Facts[Tensor], past: int, agree: Agree) -> tuple[_Facts[list[
     return _Facts(*values[:-1].view(facts.shape).bool().tolist()), int(values[-1])
 
 
+def _fewest(sleep: SleepConfig) -> int:
+    """The least N that a training step may have; passes is the largest."""
+    return sleep.min_passes or (1 if sleep.curriculum else sleep.passes)
+
+
 def draw_passes(config: Config, step: int) -> int:
     """N of the step after `step` steps: the same on all ranks, and in a run that goes on."""
-    most, ramp = config.sleep.passes, config.sleep.curriculum
-    if ramp:
-        first = config.sleep.min_passes or 1
-        return min(most, first + step * (most - first + 1) // ramp)
-    fewest = config.sleep.min_passes or most
-    return fewest + splitmix64(config.run.seed, step) % (most - fewest + 1)
+    sleep, fewest = config.sleep, _fewest(config.sleep)
+    kinds = sleep.passes - fewest + 1
+    if sleep.curriculum:
+        return min(sleep.passes, fewest + step * kinds // sleep.curriculum)
+    return fewest + splitmix64(config.run.seed, step) % kinds
 
 
 def drawn_passes(config: Config) -> Counter[int]:
     """In how many steps of a whole run each N is drawn; there may be a hundred million steps."""
-    most, fewest, ramp = config.sleep.passes, config.sleep.min_passes, config.sleep.curriculum
-    steps = config.train.steps
-    if not (ramp or fewest):
-        return Counter({most: steps})
-    kinds, fewest = most - (fewest or 1) + 1, fewest or 1
-    if ramp:
-        begins = [min(steps, -(-i * ramp // kinds)) for i in range(kinds)]
+    sleep, fewest, steps = config.sleep, _fewest(config.sleep), config.train.steps
+    kinds = sleep.passes - fewest + 1
+    if kinds == 1:
+        return Counter({fewest: steps})
+    if sleep.curriculum:
+        begins = [min(steps, -(-i * sleep.curriculum // kinds)) for i in range(kinds)]
         ends = [*begins[1:], steps]
         return Counter({fewest + i: end - begins[i] for i, end in enumerate(ends)})
     drawn: Counter[int] = Counter()
