@@ -11,7 +11,7 @@ data-parallel rank, for ZeRO reduces gradients and gathers weights in the order 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -230,67 +230,78 @@ def plan_passes(
     Args:
         stage: any one of them; `Stage.only` if the model is not split.
     """
-    blocks = range(len(config.layers))
-    prelude, coda = blocks[: sleep.prelude], blocks[len(blocks) - sleep.coda :]
-    core = blocks[len(prelude) : len(blocks) - len(coda)]
-    # Coda and head read the wake pass if that is what they read in every row, else the last pass.
-    read_at = 1 if w.any_scored and (w.all_scored or not coda) else w.passes
-    if sleep.is_looped:
-        read_at = w.passes
-
-    def core_has_grad(n: int) -> bool:
-        if n > 1 and w.is_last and not sleep.is_looped:  # sleep for the next batch
-            return False
-        # The wake pass has a loss of its own, which truncation does not cut off.
-        return w.has_grad and (n > w.truncated or (n == 1 and w.any_scored and not sleep.is_looped))
-
-    def end_of(blocks: Sequence[int], at_least: int) -> int:
-        return max([at_least, *map(stage.of, blocks)])
-
-    passes = []
+    core_start = min(sleep.prelude, len(config.layers) - 1)
+    passes: list[Pass] = []
     for n in range(1, w.passes + 1):
-        reads = n == read_at and (w.any_scored or bool(coda))
-        runs_prelude, runs_core, runs_coda = prelude if n == 1 else prelude[:0], core, coda[:0]
-        write_only: range = core[:0]
-        if n == w.passes and not reads:  # nothing reads the h that comes out of the core
-            runs_core = write_only = until_last_write(core, config, sleep)
-        elif reads and not w.any_scored:  # the coda only brings its memory up to date
-            runs_coda = write_only = until_last_write(coda, config, sleep)
-        elif reads:
-            runs_coda = coda
-
-        first_stage = 0 if n == 1 else stage.of(min(core.start, blocks[-1]))
-        core_end = end_of((*runs_prelude, *runs_core), first_stage)
+        runs, core_has_grad = _blocks_of(n, w, config, sleep), _core_has_grad(n, w, sleep)
+        first_stage = 0 if n == 1 else stage.of(core_start)
+        core_end = max([first_stage, *map(stage.of, (*runs.prelude, *runs.core))])
+        head_stage = len(stage.bounds) - 2 if runs.reads and w.any_scored else core_end
         core_grad_until = -1
-        if core_has_grad(n):
+        if core_has_grad:
             core_grad_until = core_end
-        elif runs_prelude and w.has_grad:  # by its own memory
-            core_grad_until = stage.of(runs_prelude[-1])
+        elif runs.prelude and w.has_grad:  # by its own memory
+            core_grad_until = stage.of(runs.prelude[-1])
         detaches = 1 < n == w.truncated + 1
-        both_have_grad = n > 1 and core_has_grad(n) and core_has_grad(n - 1)
-        head_stage = len(stage.bounds) - 2 if reads and w.any_scored else core_end
+        both_have_grad = n > 1 and core_has_grad and passes[-1].core_has_grad
         passes.append(
             Pass(
                 window=w.index,
                 number=n,
                 first_stage=first_stage,
                 core_end=core_end,
-                last_stage=end_of(runs_coda, head_stage),
+                last_stage=max([head_stage, *map(stage.of, runs.coda)]),
                 loops=n < w.passes,
                 core_grad_until=core_grad_until,
-                head_has_grad=reads and w.has_grad,
+                head_has_grad=runs.reads and w.has_grad,
                 sends_grad_to_previous_pass=both_have_grad and not detaches,
                 segment=w.segment,
-                prelude=runs_prelude,
-                core=runs_core,
-                coda=runs_coda,
-                write_only=write_only[-1] if write_only else None,
-                reads=reads,
-                core_has_grad=core_has_grad(n),
+                prelude=runs.prelude,
+                core=runs.core,
+                coda=runs.coda,
+                write_only=runs.write_only[-1] if runs.write_only else None,
+                reads=runs.reads,
+                core_has_grad=core_has_grad,
                 detaches=detaches,
             )
         )
     return tuple(passes)
+
+
+class _Blocks(NamedTuple):
+    """What runs in one pass, wherever it is."""
+
+    prelude: range
+    core: range
+    coda: range
+    write_only: range  # of the core or of the coda: nothing reads what comes out of the last
+    reads: bool  # coda and head read the pass
+
+
+def _blocks_of(n: int, w: WindowPlan, config: ModelConfig, sleep: SleepConfig) -> _Blocks:
+    """The blocks that pass n has a use for."""
+    count = len(config.layers)
+    core, coda = range(sleep.prelude, count - sleep.coda), range(count - sleep.coda, count)
+    # Coda and head read the wake pass if that is what they read in every row, else the last pass.
+    read_at = 1 if w.any_scored and (w.all_scored or not coda) else w.passes
+    if sleep.is_looped:
+        read_at = w.passes
+    reads, write_only = n == read_at and (w.any_scored or bool(coda)), range(0)
+    if not reads:
+        coda = range(0)
+        if n == w.passes:  # nothing reads the h that comes out of the core
+            core = write_only = until_last_write(core, config, sleep)
+    elif not w.any_scored:  # the coda only brings its memory up to date
+        coda = write_only = until_last_write(coda, config, sleep)
+    return _Blocks(range(sleep.prelude if n == 1 else 0), core, coda, write_only, reads)
+
+
+def _core_has_grad(n: int, w: WindowPlan, sleep: SleepConfig) -> bool:
+    """Whether backpropagation goes through the core in pass n."""
+    if n > 1 and w.is_last and not sleep.is_looped:  # sleep for the next batch
+        return False
+    # The wake pass has a loss of its own, which truncation does not cut off.
+    return w.has_grad and (n > w.truncated or (n == 1 and w.any_scored and not sleep.is_looped))
 
 
 def until_last_write(blocks: range, config: ModelConfig, sleep: SleepConfig) -> range:
