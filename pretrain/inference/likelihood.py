@@ -31,7 +31,6 @@ def likelihood(
     """
     session, ids = Session(decoder, passes), [*context, *continuation]
     logits = session.read(ids[:-1], every=True)  # [T, vocabulary]
-    assert logits is not None, "a predicting window always gives logits"
     scored = logits[len(context) - 1 :].double().log_softmax(dim=-1)
     targets = torch.tensor(list(continuation), device=scored.device)
     found = scored.gather(1, targets[:, None]).sum()

@@ -45,26 +45,18 @@ class SessionMemory:
         self.hidden = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.past = self.filled = self.position = 0
 
-    def state(self, unread: slice = slice(0)) -> State:
-        """As `one_pass` takes it: the same values, keys and tails of what has been read alone.
-
-        Args:
-            unread: blocks that have not run over the open window.
-        """
-        apart = range(*unread.indices(len(self.blocks)))
-        blocks = tuple(
-            self._read_part(block, 0 if b in apart else self.filled)
-            for b, block in enumerate(self.blocks)
-        )
+    def state(self) -> State:
+        """As `one_pass` takes it: the same values, keys and tails of what has been read alone."""
+        blocks = tuple(map(self._read_part, self.blocks))
         device = self.hidden.device
         attendable = torch.ones(1, self.past + self.filled, dtype=torch.bool, device=device)
         return State(blocks, attendable, torch.tensor([self.position], device=device), self.past)
 
-    def _read_part(self, block: BlockState, filled: int) -> BlockState:
+    def _read_part(self, block: BlockState) -> BlockState:
         if isinstance(block, DeltaState):
             room = block.tail.shape[1]
-            return DeltaState(block.S, block.tail[:, room - min(filled, room) :])
-        end = self.past + filled
+            return DeltaState(block.S, block.tail[:, room - min(self.filled, room) :])
+        end = self.past + self.filled
         return AttentionState(block.k[:, :, :end], block.v[:, :, :end])
 
     def write(self, blocks: Sequence[BlockState]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from pretrain.inference.decode import Decoder
 from pretrain.inference.memory import SessionMemory
 from pretrain.model.plan import WindowPlan
 from pretrain.model.reader import Head, Memory, Reader
-from pretrain.model.sleep import begin_window, end_window, one_pass, predict
+from pretrain.model.sleep import begin_window, end_window, one_pass
 from pretrain.model.stop_rule import change_of
 
 
@@ -38,6 +37,8 @@ class SleepOwed(ValueError):
 
 class Session:
     """One conversation, or any other stream of tokens.
+
+    All that it reads it predicts, so that with sleep.when = "context" none of its windows sleeps.
 
     position      tokens read so far
     filled        of them in the open window
@@ -56,7 +57,6 @@ class Session:
         self.decoder, self.model = decoder, decoder.model
         self._memory: SessionMemory | None = None
         self.seen = np.zeros(self.model.config.vocab_size, dtype=bool)
-        self.predicts = True  # whether the open window is one that predicts
         self.ended = False  # it takes no more tokens
         self.done = 1  # passes over it, the wake pass among them
         self.slept = 0
@@ -105,43 +105,31 @@ class Session:
         """Passes of sleep that it owes before it can read on; by the stop rule it may be fewer."""
         return self._passes - self.done if self.ended and self._sleeps else 0
 
+    @property
+    def _sleeps(self) -> bool:
+        return self.model.sleep.when == "always"
+
     # ---- reading
 
     @torch.inference_mode()
-    def read(
-        self, tokens: Sequence[int] | Tensor, predicts: bool = True, every: bool = False
-    ) -> Tensor | None:
+    def read(self, tokens: Sequence[int] | Tensor, every: bool = False) -> Tensor:
         """Reads tokens, each in a single pass; sleeps where a full window has no room for the next.
 
         Args:
             tokens: at least one.
-            predicts: these tokens are predicted (a continuation, an answer) rather than only
-                consolidated. It matters to a model trained with sleep.when = "context", whose
-                predicting windows do not sleep; such a model begins a new window where reading
-                turns into predicting.
             every: logits after each token rather than after the last.
         Returns:
-            logits [vocabulary], or [T, vocabulary]; None where it is only consolidated.
+            logits [vocabulary], or [T, vocabulary].
         """
         ids = torch.as_tensor(tokens, dtype=torch.int64, device="cpu")
         if not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < len(self.seen):
             raise ValueError(f"a session reads one token or more, of ids 0..{len(self.seen) - 1}")
         self.wait()
-        self.turn(predicts)
         said = []
         for piece in self._pieces(ids):
             self.sleep()
             said.append(self._read_piece(piece, every))
-        if not self._scored:
-            return None
         return torch.cat(said) if every else said[-1][-1]
-
-    def turn(self, predicts: bool) -> None:
-        """What comes is predicted, or only consolidated; see `read`."""
-        if self.model.sleep.when == "context" and predicts != self.predicts:
-            self.end_window()
-            self.sleep()
-            self.predicts = predicts
 
     def end_window(self) -> None:
         """No more tokens come into this window: its sleep is owed now, though it is not full."""
@@ -159,7 +147,7 @@ class Session:
 
     def _read_piece(self, ids: Tensor, every: bool) -> Tensor:
         """The wake pass over some of the window's tokens; its keys and convolutions stay open."""
-        if len(ids) == 1 and self._scored:
+        if len(ids) == 1:
             logits = self.decoder.step([self.memory], ids.tolist())
         else:
             logits = self._prefill(ids, every)
@@ -179,9 +167,8 @@ class Session:
             said.append(self.decoder.logits(y))
             return y.new_zeros(len(y))
 
-        before = self.memory.state(unread=self._unread)
-        # With another pass to come, this one runs the whole core and leaves an unread coda to it.
-        reader, w = self._reader(ids[None], Memory(before), passes=2, every=every, head=keep_logits)
+        before = self.memory.state()
+        reader, w = self._reader(ids[None], Memory(before), passes=1, every=every, head=keep_logits)
         window, memory = begin_window(reader, w, Memory(before), stays_open=True)
         output, memory = one_pass(reader, reader.passes(w)[0], window, None, memory)
         assert output.h is not None, "a wake pass runs the core"
@@ -189,7 +176,7 @@ class Session:
         self.memory.write(memory.state.blocks)
         self.memory.hidden[:, filled : filled + len(ids)] = output.h
         self.memory.filled += len(ids)
-        return said[0] if said else output.h.new_empty(0, 0)
+        return said[0]
 
     # ---- sleeping
 
@@ -205,7 +192,7 @@ class Session:
         self.done += 1
         self.sleep_passes += 1
         if not self.pending or self._has_settled(before, memory.state):
-            self._forget(reader, w, window, memory, left)
+            self._forget(reader, w, window, memory)
         else:
             assert left is not None, "a pass that is not the last runs the core"
             self.memory.write(memory.state.blocks)
@@ -242,7 +229,7 @@ class Session:
     def _forget_if_done(self) -> None:
         if self.ended and not self.pending:
             with torch.inference_mode():
-                self._forget(*self._reopened(), self.memory.hidden[:, : self.filled])
+                self._forget(*self._reopened())
 
     def _has_settled(self, before: State, after: State) -> bool:
         """Whether the stop rule ends a sleep after this pass."""
@@ -250,24 +237,14 @@ class Session:
             return False
         return float(change_of(before, after, self.model.core)) < self.until
 
-    def _forget(
-        self, reader: Reader, w: WindowPlan, window: Window, memory: Memory, h: Tensor | None
-    ) -> None:
-        """Leaves the window; an unread coda that no pass of sleep has run takes note of it.
-
-        Args:
-            h: what the last pass has left.
-        """
-        if not self._scored and (self.done == 1 or self.done < self._passes):
-            last = reader.passes(replace(w, passes=self.done))[-1]
-            memory = predict(reader, last, window, h, memory)[2]
+    def _forget(self, reader: Reader, w: WindowPlan, window: Window, memory: Memory) -> None:
         self.memory.end_window(end_window(reader, w, window, memory).state)
         self.slept += self._sleeps
         self.ended, self.done = False, 1
 
     def _reopened(self) -> tuple[Reader, WindowPlan, Window, Memory]:
         """The open window as a whole, for another pass."""
-        state = self.memory.state(unread=self._unread)
+        state = self.memory.state()
         before = Memory(state._replace(attendable=state.attendable[:, : state.past]))
         tokens = torch.zeros(1, self.filled, dtype=torch.int64)  # no pass of sleep reads them
         reader, w = self._reader(tokens, before, passes=self._passes)
@@ -275,19 +252,6 @@ class Session:
         return reader, w, window, memory
 
     # ---- planning
-
-    @property
-    def _scored(self) -> bool:
-        return self.predicts or self.model.sleep.when == "always"
-
-    @property
-    def _sleeps(self) -> bool:
-        return self.model.sleep.when == "always" or not self.predicts
-
-    @property
-    def _unread(self) -> slice:
-        """The blocks that have not run over the open window: the coda, if nothing is predicted."""
-        return slice(0) if self._scored else slice(self.model.core.stop, None)
 
     def _reader(
         self,
@@ -299,11 +263,10 @@ class Session:
     ) -> tuple[Reader, WindowPlan]:
         """Of tokens [1, t], planned as training plans a batch of one window.
 
-        The last token is scored if the window predicts, or every one; the document goes on.
+        The last token is scored, or every one; the document goes on.
         """
         targets = torch.full(tokens.shape, IGNORE)
-        if self._scored:
-            targets[:, 0 if every else -1 :] = 0
+        targets[:, 0 if every else -1 :] = 0
         valid = torch.ones(tokens.shape, dtype=torch.bool)
         batch = Batch(tokens, targets, valid, torch.zeros(1, 1).bool(), torch.ones(1).bool())
         reader = Reader.of(self.model, batch, before.state, passes=passes, head=head)
@@ -332,7 +295,7 @@ def read_together(sessions: Sequence[Session], tokens: Sequence[int]) -> Tensor:
         SleepOwed: a session's window is full; make the passes that are `pending` first.
     """
     for session in sessions:
-        if session.ended or not session._scored:
+        if session.ended:
             raise SleepOwed(f"{session.pending} passes are owed before the session can read on")
     logits = sessions[0].decoder.step([session.memory for session in sessions], tokens)
     for session, token in zip(sessions, tokens, strict=True):

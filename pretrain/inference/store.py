@@ -33,7 +33,7 @@ from pretrain.inference.sampling import Sampler, Sampling
 from pretrain.inference.session import Session
 
 FORMAT = "hypnos session 2"
-WHERE = ("predicts", "ended", "done", "slept", "sleep_passes", "until")  # a session's
+WHERE = ("ended", "done", "slept", "sleep_passes", "until")  # a session's
 HOW_FULL = ("past", "filled", "position")  # its memory's
 
 
@@ -118,8 +118,8 @@ def load_session(path: Path, decoder: Decoder) -> Saved:
         )
     session = Session(decoder, facts["passes"])
     session.seen[:] = tensors.pop("seen").numpy()
-    for name, value in facts["session"].items():
-        setattr(session, name, value)
+    for name in WHERE:
+        setattr(session, name, facts["session"][name])
     for name, value in facts["memory"].items():
         setattr(session.memory, name, value)
     for name, room in session.memory.named_tensors().items():

@@ -30,10 +30,10 @@ def said(tp: int, eviction: str, passes: int) -> list[list[float]]:
     decoder = Decoder(SleepLM(SPLIT, sleep).initialize(3))
     ids = torch.randint(0, 24, (4 * L,), generator=torch.Generator().manual_seed(5)).tolist()
     whole, alone, other = (Session(decoder) for _ in range(3))
-    found = [*whole.read(ids, every=True)]  # type: ignore[misc]
+    found = [*whole.read(ids, every=True)]
     other.read(ids[:4])
     for token in ids:
-        found.append(alone.read([token]))  # type: ignore[arg-type]
+        found.append(alone.read([token]))
     for token in ids:
         alone.sleep()
         other.sleep()

@@ -44,13 +44,14 @@ def seen(sleep: SleepConfig) -> dict[str, object]:
         nonlocal calls
         calls += 1
 
-    for block in model.blocks.values():
+    always = build(replace(sleep, when="always"), config)  # all that a session reads is predicted
+    for block in (*model.blocks.values(), *always.blocks.values()):
         block.mlp.register_forward_hook(count)
     found: dict[str, object] = {}
     model(batch)
     found["loop"], calls = calls, 0
-    session = Session(Decoder(model))
-    session.read(batch.tokens[0, :L], predicts=False)
+    session = Session(Decoder(always))
+    session.read(batch.tokens[0, :L])
     session.sleep()
     found["session"] = calls
     found["FLOPs"] = step_flops(batch, config, sleep).forward
