@@ -44,8 +44,9 @@ from pretrain.model.sleep import SleepLM
 class Decoder:
     """A model laid out for reading token by token.
 
-    The parameters become views of the matrices that are used here: there is one copy of them, and
-    they must not be replaced (loading in place is fine) while a Decoder is used.
+    The parameters of linears become views of the matrices that are used here, of which there is one
+    copy; norms, convolutions and decays are copies, worked out once, and so is the fingerprint. So
+    weights must not change while a Decoder is used.
 
     Raises:
         ValueError: the model is one pipeline stage of several, or runs with sequence parallelism.
