@@ -12,6 +12,7 @@ from typing import NamedTuple
 # Elements of blocks that ZeRO 3 keeps whole at a time, but for the one that runs; as DeepSpeed's
 # `stage3_max_live_parameters`.
 MAX_WHOLE = 1_000_000_000
+MAX_BUCKET = 500_000_000  # elements of gradients that DeepSpeed reduces at once
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel import mesh
+from parallel.combinations import MAX_BUCKET
 from parallel.layers import partial_grad, split_dim
 from parallel.megatron import parallel_state
 from parallel.slices import Piece
@@ -280,7 +281,7 @@ def _config(
 
 def _bucket(model: nn.Module) -> int:
     """Elements reduced at once: a buffer of that size is allocated, so no more than there are."""
-    return min(sum(p.numel() for p in model.parameters()), 500_000_000)
+    return min(sum(p.numel() for p in model.parameters()), MAX_BUCKET)
 
 
 def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size], owners: _Owners) -> Partition:

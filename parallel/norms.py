@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from parallel.fused import fused
-
-UNIT_EPS = 1e-6  # flash-linear-attention's
+from parallel.shape import UNIT_EPS
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -28,11 +28,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from parallel import mesh, watchdog
 from parallel.passes import Pass
-from parallel.schedule import Action, Message, Schedule
-
-# Sends that nobody waits for: enough that a stage does not wait for its neighbour to take what it
-# has just been sent.
-SENDS_UNDER_WAY = 8
+from parallel.schedule import SENDS_UNDER_WAY, Action, Message, Schedule
 
 
 class UnitOutput(NamedTuple):

@@ -46,6 +46,10 @@ from typing import NamedTuple
 
 from parallel.passes import Pass, ScheduleError, check
 
+# Sends that nobody waits for: enough that a stage does not wait for its neighbour to take what it
+# has just been sent.
+SENDS_UNDER_WAY = 8
+
 
 class Action(NamedTuple):
     """What a stage computes: its part of a pass, forward or backward."""

@@ -1,4 +1,4 @@
-"""The sizes of one hybrid block, and nothing else.
+"""The sizes of one hybrid block, and the one constant of its mathematics.
 
 Shape letters used throughout `parallel/` and `pretrain/`:
 
@@ -12,6 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parallel.setting import setting
+
+# Added to the squared length of the delta rule's keys and queries, whatever norm_eps is:
+# flash-linear-attention's.
+UNIT_EPS = 1e-6
 
 
 @dataclass(kw_only=True)

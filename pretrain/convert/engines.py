@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from parallel.shape import UNIT_EPS
 from pretrain.config.checks import uses_tokenizer
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.convert.vocabulary import vocabulary
 from pretrain.errors import UserError
 
-DELTA_EPS = 1e-6  # of parallel.norms.l2_norm, whatever norm_eps is
 ENGINES = ("transformers", "mistral.rs", "llama.cpp (gguf)", "mlx-lm", "vLLM")
 
 
@@ -63,9 +63,9 @@ def _mistral_rs(config: Config) -> str | None:
 def _llama_cpp(model: ModelConfig) -> str | None:
     if model.delta_key_dim != model.delta_value_dim:
         return f"{_widths(model)} differ; llama.cpp holds one width for both"
-    if model.norm_eps != DELTA_EPS:
+    if model.norm_eps != UNIT_EPS:
         adds = f"model.norm_eps = {model.norm_eps:g}: llama.cpp also adds it"
-        return f"{adds} to the norms of the delta rule's queries and keys, and we {DELTA_EPS:g}"
+        return f"{adds} to the norms of the delta rule's queries and keys, and we {UNIT_EPS:g}"
     return None
 
 

@@ -35,6 +35,7 @@ from parallel.megatron import (
 )
 from parallel.mlp import MLP
 from parallel.norms import at_least_fp32
+from parallel.shape import UNIT_EPS
 from parallel.state import AttentionState, DeltaState
 from pretrain.errors import UserError
 from pretrain.inference.memory import SessionMemory
@@ -226,7 +227,7 @@ class _TokenDelta:
         """k and q [B*H, K] of unit length, each key head for the value heads that it serves."""
         kq = at_least_fp32(kq).reshape(-1, 2, self.Hk, self.K)
         size = torch.linalg.vector_norm(kq, dim=-1, keepdim=True)
-        kq = kq * size.square_().add_(1e-6).rsqrt_()
+        kq = kq * size.square_().add_(UNIT_EPS).rsqrt_()
         if self.Hk != self.H:
             kq = kq.repeat_interleave(self.H // self.Hk, dim=2)
         return [part.reshape(-1, self.K) for part in kq.unbind(1)]

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from parallel.layers import SMALL
+from pretrain.config.memory import FP32
 from pretrain.config.schema import ModelConfig
 from pretrain.model.flops import block_forward, delta_rule_forward
-
-FP32 = 4  # bytes
 
 
 class Rows(NamedTuple):

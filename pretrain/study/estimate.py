@@ -19,6 +19,7 @@ import torch
 
 from parallel.combinations import MAX_WHOLE, Layout
 from pretrain.config.checks import check_ranks, layout_of, uses_tokenizer
+from pretrain.config.memory import FP32
 from pretrain.config.schema import Config
 from pretrain.data.batch import Batch
 from pretrain.errors import UserError
@@ -28,7 +29,7 @@ from pretrain.run import newton_schulz
 from pretrain.study.block_work import BlockCounter
 from pretrain.study.communication import Group
 from pretrain.study.hardware import Hardware
-from pretrain.study.rank_memory import FP32, Parameters, RankMemory, standing
+from pretrain.study.rank_memory import Parameters, RankMemory, standing
 from pretrain.study.stage_times import StageTimes
 from pretrain.study.stage_units import StageUnits
 from tokenizer.encode import Tokenizer

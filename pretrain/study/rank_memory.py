@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from parallel.combinations import MAX_WHOLE, Layout
+from parallel.combinations import MAX_BUCKET, MAX_WHOLE, Layout
+from pretrain.config.memory import FP32
 from pretrain.study.block_work import BlockWork
-
-FP32 = 4
-MAX_BUCKET = 500_000_000  # elements that DeepSpeed reduces at once
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,19 @@ from functools import partial
 
 from parallel.combinations import MAX_WHOLE, Layout
 from parallel.critical_path import CriticalPath
-from parallel.schedule import Action
+from parallel.schedule import SENDS_UNDER_WAY, Action
+from pretrain.config.memory import FP32
 from pretrain.config.schema import Config
 from pretrain.model.flops import block_parameters
 from pretrain.study.block_work import BlockCounter, BlockWork, Rows
 from pretrain.study.communication import Group
 from pretrain.study.hardware import Hardware
-from pretrain.study.rank_memory import FP32, UnitBytes, peak, unit_bytes
+from pretrain.study.rank_memory import UnitBytes, peak, unit_bytes
 from pretrain.study.stage_units import StageUnit, StageUnits
 
 # Backward beside forward: attention computes its scores again, the delta rule's kernel a part.
 PRODUCTS, ATTENTION, RULE, RULE_KERNEL, ELEMENTWISE = 2.0, 2.5, 2.0, 3.0, 2.0
 NODES = 200_000  # bytes of graph nodes and objects that a block leaves in a unit, on the host
-SENDS = 8  # messages that are under way, `parallel.pipeline.SENDS_UNDER_WAY`
 
 
 class _Cost:
@@ -134,7 +134,8 @@ class StageTimes:
             order = [(a.backward, a.unit) for a in self._path(self._few(M)).actions[s]]
         h = self._share * self._units.widest * self._stream * self._element
         # what a unit gives and its gradient; hidden states on their way to other stages
-        return peak(order, [c.bytes for c in self._costs[s]]) + (2 + (SENDS + 2) * (P > 1)) * h
+        hidden = 2 + (SENDS_UNDER_WAY + 2) * (P > 1)
+        return peak(order, [c.bytes for c in self._costs[s]]) + hidden * h
 
     # ---- one unit
 
