@@ -24,10 +24,9 @@ class CriticalPath:
             self.actions.append([step.action for step in steps if step.action])
             taken: dict[Action, list[tuple[int, Action]]] = {a: [] for a in self.actions[-1]}
             for message in (m for step in steps for m in step.messages if m.target == s):
-                made_by = message.unit + ((1 if message.backward else -1) if message.ring else 0)
                 backward, m = message.backward, message.microbatch
                 taken[Action(backward, m, message.unit)].append(
-                    (message.source, Action(backward, m, made_by))
+                    (message.source, Action(backward, m, message.made_by))
                 )
             needs.append(taken)
         self._order = _sorted(self.actions, needs)

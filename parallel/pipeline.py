@@ -196,10 +196,8 @@ class Pipeline:
         """Sends a hidden state, and notes by which message its gradient will come."""
         self._give(message, output.detach())
         if output.requires_grad:
-            # of the unit that made it: round the ring, of the pass before
-            made_by = message.unit - 1 if message.ring else message.unit
             gradient = Message(
-                message.target, self._stage, True, message.microbatch, made_by, message.ring
+                message.target, self._stage, True, message.microbatch, message.made_by, message.ring
             )
             unit.sent.append((get_gradient_edge(output), gradient))
 

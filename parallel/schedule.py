@@ -69,6 +69,13 @@ class Message(NamedTuple):
     unit: int  # the one whose forward, or backward, takes it at `target`
     ring: bool  # from one pass to the next, or back; a stage may get two gradients for one pass
 
+    @property
+    def made_by(self) -> int:
+        """The unit whose forward, or backward, gives it at `source`."""
+        if not self.ring:
+            return self.unit
+        return self.unit + 1 if self.backward else self.unit - 1
+
 
 class Step(NamedTuple):
     """What a stage does next: it computes, then posts sends and receives as one batch."""

@@ -196,8 +196,7 @@ class _Run:
             if message.target == s:
                 self._expected.add(message)
                 continue
-            made_by = message.unit + ((1 if message.backward else -1) if message.ring else 0)
-            if (s, Action(message.backward, message.microbatch, made_by)) not in self._done:
+            if (s, Action(message.backward, message.microbatch, message.made_by)) not in self._done:
                 raise ScheduleError(f"stage {s} sends {message} before it is made")
             self._sent[message] = self._clock(s)
 
@@ -279,7 +278,7 @@ class _Run:
         """Takes what an action needs; since when it has been there."""
         if message.source == s:
             # only the ring can begin where it ends
-            made_by = message.unit + (1 if message.backward else -1)
+            made_by = message.made_by
             if (s, Action(message.backward, message.microbatch, made_by)) not in self._done:
                 self._fail(
                     s, action, f"comes before that of unit {made_by}, from which it gets its input"
