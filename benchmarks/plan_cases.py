@@ -200,7 +200,7 @@ def published_rows() -> Iterator[tuple[Compared, Published]]:
         found = estimate(run.config, run.gpus, hardware)
         assert found.memory.total <= hardware.usable_bytes, (run.what, found.memory.total)
         if run.tflops:
-            flops = (found.work.forward + found.work.backward) / found.seconds / run.gpus
+            flops = found.work.flops / found.seconds / run.gpus
             yield Compared(run.what, "TFLOP/s a GPU", run.tflops, flops / 1e12), run
         else:
             yield Compared(run.what, "tokens/s a GPU", 10_900, found.tokens_per_s / run.gpus), run

@@ -154,7 +154,7 @@ def beside_transformers(
                     runs.append(theirs(config, dtype, read, True))
                 mine, other, one_product, *compiled = take_turns(runs, plan.turns)
                 work = step_flops(read, config, sleep)
-                share = (work.forward + work.backward) / mine / (flops / one_product)
+                share = work.flops / mine / (flops / one_product)
                 n, millions = read.tokens.numel(), f"{parameters(config) / 1e6:.1f}M"
                 found.append(Beside(f"{millions}, {name}", T, n / mine, n / other, share))
                 if other / mine < GOAL_OVER_TRANSFORMERS or share < GOAL_OF_PRODUCTS:
@@ -207,8 +207,7 @@ def passes(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
         config, read = SIZES[size], batch(SIZES[size], 128, windows=4)
         sleeps = [SleepConfig(passes=n, window=128) for n in plan.passes]
         times = take_turns([ours(config, s, torch.float32, read) for s in sleeps], plan.turns)
-        work = [step_flops(read, config, s) for s in sleeps]
-        flops = [w.forward + w.backward for w in work]
+        flops = [step_flops(read, config, s).flops for s in sleeps]
         for n, t, f in zip(plan.passes, times, flops, strict=True):
             by_time, by_flops = t / times[0], f / flops[0]
             yield (

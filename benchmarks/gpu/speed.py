@@ -74,7 +74,7 @@ def forward_backward(
 def rates(s: Size, passes: int, tokens: int, rows: int, took: float) -> dict[str, Any]:
     """Of a run that read so many tokens."""
     work = step_flops(s.batch(rows), s.model(), s.sleep(passes))
-    flops = (work.forward + work.backward) * tokens / (rows * s.windows * s.window)
+    flops = work.flops * tokens / (rows * s.windows * s.window)
     best = peak(device())
     return {
         "seconds": took,
@@ -121,8 +121,7 @@ def passes(s: Size, rows: int) -> None:
             if units == "replayed":
                 model.graph_units()
             took[n], loss[n] = seconds(run, repeats=3), float(run())
-            work = step_flops(s.batch(rows), s.model(), s.sleep(n))
-            flops[n] = work.forward + work.backward
+            flops[n] = step_flops(s.batch(rows), s.model(), s.sleep(n)).flops
             del run, model
         by_time, by_flops = took[4] / took[1], flops[4] / flops[1]
         record(

@@ -127,6 +127,11 @@ class Work:
     forward: float = 0.0  # FLOPs
     backward: float = 0.0  # FLOPs
 
+    @property
+    def flops(self) -> float:
+        """Of both."""
+        return self.forward + self.backward
+
 
 def step_flops(
     batch: Batch, config: ModelConfig, sleep: SleepConfig, passes: Mapping[int, int] | None = None

@@ -216,7 +216,7 @@ class Throughput:
         passes = Counter(draw_passes(self._config, s) for s in range(self._step, step))
         done = step_flops(batch, self._config.model, self._config.sleep, passes)
         scale = (step - self._step) * mesh.dp_size() / seconds
-        flops = (done.forward + done.backward) * scale
+        flops = done.flops * scale
         rates = {
             "tokens_per_s": (tokens - self._tokens) / seconds,
             "wake_tokens_per_s": done.wake * scale,

@@ -148,8 +148,7 @@ def flops_per_step(config: Config) -> float:
     """Of a training step, forward and backward, in the mean over the run's."""
     config = with_vocabulary(config)
     batch = example(config, config.train.batch)
-    work = step_flops(batch, config.model, config.sleep, drawn_passes(config))
-    return work.forward + work.backward
+    return step_flops(batch, config.model, config.sleep, drawn_passes(config)).flops
 
 
 def named(names: list[str]) -> list[str]:

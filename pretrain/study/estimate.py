@@ -161,7 +161,7 @@ class Estimator:
             tokens=self.config.train.batch * self.row.size[1],
             work=self.work,
             recomputed=M * dp * x.cp * x.tp * _mean([t.recomputed for t in times]),
-            mfu=(self.work.forward + self.work.backward) / (seconds * best),
+            mfu=self.work.flops / (seconds * best),
             cost=seconds / 3600 * self.gpus * self.hardware.price.per_hour,
         )
 

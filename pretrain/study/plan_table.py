@@ -40,12 +40,11 @@ def show(found: Plan, config: Config, gpus: int, hardware: Hardware) -> None:
 def heading(found: Plan, config: Config, gpus: int, hardware: Hardware) -> Iterator[str]:
     """What is planned for what."""
     e = found.best[0]
-    flops = e.work.forward + e.work.backward
     N, least = config.sleep.passes, config.sleep.min_passes
     yield (
         f"{parameters(config.model):,} parameters, N = "
-        f"{f'{least} to {N}' if least else N}: {e.tokens:,} tokens and {flops:.3g} FLOPs a step, "
-        f"{config.train.steps:,} steps"
+        f"{f'{least} to {N}' if least else N}: {e.tokens:,} tokens and {e.work.flops:.3g} FLOPs "
+        f"a step, {config.train.steps:,} steps"
     )
     yield (
         f"{gpus} x {hardware.device.name}, {hardware.usable_bytes / GIB:.1f} GiB each to be used: "

@@ -9,7 +9,7 @@ OUT/fit.md, fit.html      the laws with their intervals, the frontier at equal F
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from pretrain.config.schema import Config
-from pretrain.data.batch import Batch
 from pretrain.files import write_atomically
 from pretrain.logged import DEPTHS
 from pretrain.model.flops import step_flops
@@ -76,8 +75,10 @@ class Size:
         whole, looped = count(config)
         row, rows = example(config), config.train.steps * config.train.batch
         tokens = float(rows * row.size[1])
-        flops = rows * row_flops(config, row, drawn_passes(config))
-        awake = rows * row_flops(config, row, {1: 1})
+        flops, awake = (
+            rows * step_flops(row, config.model, config.sleep, passes).flops
+            for passes in (drawn_passes(config), {1: 1})
+        )
         return cls(config, whole, looped, tokens, flops, flops - awake)
 
 
@@ -145,9 +146,3 @@ def write_results_csv(done: Sequence[Finished], path: Path) -> None:
     headers = [*COLUMNS, *accuracies]
     rows = [[d.line.get(name, "") for name in headers] for d in done]
     write_atomically(path, as_csv(headers, rows))
-
-
-def row_flops(config: Config, row: Batch, passes: Mapping[int, int]) -> float:
-    """Of training on one row, forward and backward, in the mean over steps, so many of each N."""
-    work = step_flops(row, config.model, config.sleep, passes)
-    return work.forward + work.backward
