@@ -57,20 +57,20 @@ def layout(
     begin = 0  # of the parameter: in the long vector of stages 0..2, in each rank's part in stage 3
     for name, shape in shapes.items():
         numel = shape.numel()
-        share = -(-numel // ranks)
+        per_rank = -(-numel // ranks)
         for rank, shards in enumerate(held):
             if stage == 0:
                 shards.append(Shard(name, shape, 0, numel, begin))
                 continue
             if stage == 3:
-                first, last, offset = rank * share, min((rank + 1) * share, numel), begin
+                first, last, offset = rank * per_rank, min((rank + 1) * per_rank, numel), begin
             else:
                 first = max(rank * part - begin, 0)
                 last = min((rank + 1) * part - begin, numel)
                 offset = max(begin - rank * part, 0)
             if first < last:
                 shards.append(Shard(name, shape, first, last - first, offset))
-        begin += share if stage == 3 else numel
+        begin += per_rank if stage == 3 else numel
     return held
 
 
@@ -177,11 +177,11 @@ class WholeMatrices:
 
     def __init__(self, partition: Partition, names: Sequence[str]) -> None:
         chosen, holders = set(names), partition.holders
-        layout = [[s for s in shards if s.name in chosen] for shards in partition.layout]
+        held = [[s for s in shards if s.name in chosen] for shards in partition.layout]
         self.group, self.exchanged = partition.group, len(holders) > 1
-        self.mine = layout[mesh.dp_cp_rank()]
+        self.mine = held[mesh.dp_cp_rank()]
         self._empty = partition.flat.new_zeros(0)
-        shapes = {s.name: s.shape for shards in layout for s in shards}
+        shapes = {s.name: s.shape for shards in held for s in shards}
         me = holders.index((mesh.tp_rank(), mesh.dp_cp_rank())) if self.exchanged else 0
 
         owner = self._owners({name: shapes[name] for name in names}, len(holders))
@@ -201,7 +201,7 @@ class WholeMatrices:
         for name in self.owned:
             begins[name] = self.size
             self.size += shapes[name].numel() * mesh.tp_size()
-        arriving = [[s for s in layout[d] if owner[s.name] == me] for _, d in holders]
+        arriving = [[s for s in held[d] if owner[s.name] == me] for _, d in holders]
         self.receive = [sum(s.length for s in shards) for shards in arriving]
         self.places = [
             (begins[s.name] + t * s.shape.numel() + s.start, s.length)
