@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pretrain.study.estimate import estimate
+from pretrain.study.estimate import estimate, example
 from pretrain.study.hardware import GIB, load_hardware
 from pretrain.study.ladder import LadderRun
-from pretrain.study.scale import Size, example
+from pretrain.study.scale import Size
 from pretrain.tables import table
 
 HEADERS = (

@@ -32,6 +32,7 @@ from pretrain.study.hardware import Hardware
 from pretrain.study.rank_memory import Parameters, RankMemory, standing
 from pretrain.study.stage_times import StageTimes
 from pretrain.study.stage_units import StageUnits
+from pretrain.tasks import make_task
 from tokenizer.encode import Tokenizer
 
 UPDATED = 60  # bytes that an optimiser reads and writes for each element
@@ -66,8 +67,6 @@ def example(config: Config, rows: int = 1) -> Batch:
     first windows.
     """
     if config.data.task != "text":
-        from pretrain.tasks import make_task
-
         return make_task(config, config.sleep.window).sample(config.run.seed, 0, rows)
     W = config.data.windows
     tokens = torch.zeros(rows, W * config.sleep.window, dtype=torch.int64)
@@ -86,8 +85,6 @@ def with_vocabulary(config: Config) -> Config:
             raise UserError(f"data.tokenizer = {path}: is not there to say how many tokens; {fix}")
         size = Tokenizer.load(path).vocab_size
     elif not size:
-        from pretrain.tasks import make_task
-
         size = make_task(config, config.sleep.window).vocab_size
     return replace(config, model=replace(config.model, vocab_size=size))
 
