@@ -5,7 +5,7 @@
     formats.py   Document(text, source), or why there is none; UTF-8 text
     json_rows.py, tables.py, parquet.py, arrow.py   JSON (lines, array, object); CSV, TSV; columns
     tar.py, compression.py   members of webdataset tars; gzip to xz
-    prepare.py   tokenised documents as webdataset tars with an index, by many processes
+    prepare.py   tokenised documents as webdataset tars with an index;  pool.py  by many processes
     units.py     the pieces of a corpus that they share out;  merge.py  and how these become one
     whole.py     folders that are there whole or not at all
     shards.py    verify, stats

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from pretrain.data.corpus import Corpus
-from pretrain.data.prepare import _in_processes, prepare
+from pretrain.data.pool import in_processes
+from pretrain.data.prepare import prepare
 from pretrain.data.units import Done, Unit, cut
 from pretrain.errors import UserError
 from tests.data.small import SETTINGS, content
@@ -53,7 +54,7 @@ def _fails_or_goes_on(unit: Unit, tell: Callable[[Done], None]) -> Any:
 def test_an_error_is_told_before_others_have_finished_their_files(source: Path) -> None:
     units, begin = cut(Corpus([source]).find(), 300), time.monotonic()
     with pytest.raises(UserError, match="the first is bad"):
-        _in_processes(_fails_or_goes_on, units, 2, lambda number, done: None)
+        in_processes(_fails_or_goes_on, units, 2, lambda number, done: None)
     assert time.monotonic() - begin < 50
 
 
@@ -62,7 +63,7 @@ def _sleeps(*_: object, **__: object) -> Any:
 
 
 def _tokenises(units: list[Unit]) -> None:
-    _in_processes(_sleeps, units, 2, lambda number, done: None)
+    in_processes(_sleeps, units, 2, lambda number, done: None)
 
 
 def test_no_process_outlives_one_that_is_killed(source: Path) -> None:
@@ -84,7 +85,7 @@ def _dies(*_: object, **__: object) -> Any:
 def test_a_process_that_is_killed_is_said(source: Path) -> None:
     units = cut(Corpus([source]).find(), 300)
     with pytest.raises(UserError, match=r"was killed, .* lower --workers"):
-        _in_processes(_dies, units, 2, lambda number, done: None)
+        in_processes(_dies, units, 2, lambda number, done: None)
 
 
 def _hears_ctrl_c(*_: object, **__: object) -> Any:
@@ -101,7 +102,7 @@ def test_ctrl_c_is_heard_by_the_first_process_alone(source: Path) -> None:
     # also where tests run in the background, whose processes a shell makes deaf to it
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert _in_processes(_hears_ctrl_c, units, 1, lambda *_: None) == [False]
+        assert in_processes(_hears_ctrl_c, units, 1, lambda *_: None) == [False]
         assert _hears_ctrl_c()
     finally:
         signal.signal(signal.SIGINT, before)
