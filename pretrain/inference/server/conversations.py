@@ -23,7 +23,7 @@ from pretrain.inference.server.schemas import (
     Message,
     SamplingRequest,
 )
-from pretrain.inference.server.service import Service
+from pretrain.inference.server.service import Service, ToStore
 from pretrain.inference.server.store import TURN, Entry, NotStored, new_id
 
 router = APIRouter()
@@ -54,7 +54,7 @@ class Conversation:
     async def new(service: Service, owner: str, metadata: dict[str, str]) -> Conversation:
         id = new_id(KIND)
         record = {"created_at": int(time.time()), "metadata": metadata}
-        await _in_order(service, owner, id, "", record)
+        await service.put_in_order(ToStore(owner=owner, id=id, record=record))
         return Conversation(service, owner, id)
 
     @property
@@ -94,7 +94,8 @@ class Conversation:
 
     async def save(self) -> None:
         record = {"created_at": self.created, "metadata": self.metadata}
-        await _in_order(self.service, self.owner, self.id, self.head, record)
+        new = ToStore(owner=self.owner, id=self.id, parent=self.head, record=record)
+        await self.service.put_in_order(new)
 
     async def read(self, http: Request, messages: list[Message]) -> None:
         """Reads messages that nobody answers."""
@@ -120,14 +121,6 @@ class Conversation:
 
 
 _READING = SamplingRequest(model="")
-
-
-async def _in_order(
-    service: Service, owner: str, id: str, head: str, record: dict[str, Any]
-) -> None:
-    """Stores a conversation's entry, after what is already being written."""
-    loop = asyncio.get_running_loop()
-    await loop.run_in_executor(service.writer, service.put, owner, id, head, "", None, (), record)
 
 
 @router.post("/v1/conversations")

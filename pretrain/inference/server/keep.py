@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from pretrain.inference.server import chat
 from pretrain.inference.server.answer import Answer
 from pretrain.inference.server.chat import Turn
-from pretrain.inference.server.service import Mark, Service, Start
+from pretrain.inference.server.service import Mark, Service, Start, ToStore
 from pretrain.inference.server.store import MARK, new_id
 from pretrain.inference.session import Session
 
@@ -26,11 +25,12 @@ class Keeper:
 
     def mark(self, mark: Mark, session: Session) -> None:
         """In the engine's thread: the input up to a mark has been read."""
-        id = new_id(MARK)
-        record = self._record(mark.turns, None, None)
-        put = self.service.put
-        self.service.write_later(put, self.owner, id, self.parent, mark.digest, session, (), record)
-        self.parent = id
+        new = ToStore(
+            owner=self.owner, id=new_id(MARK), parent=self.parent, digest=mark.digest,
+            session=session, record=self._record(mark.turns, None, None),
+        )  # fmt: skip
+        self.service.write_later(self.service.put, new)
+        self.parent = new.id
 
     async def answer(self, id: str, answer: Answer, shown: dict[str, Any] | None) -> None:
         """An answer to all of the input. shown: the object that its id is asked for.
@@ -40,20 +40,20 @@ class Keeper:
         """
         end, text = answer.end, answer.said.text
         digest = self.start.digest and chat.digest(self.start.digest, Turn("assistant", text))
-        unread = (*end.unread, *self.service.encode(chat.END))
-        record = self._record(self.start.turns, text, shown)
-        await self._put(id, digest, end.session, unread, record)
+        new = ToStore(
+            owner=self.owner, id=id, parent=self.parent, digest=digest, session=end.session,
+            unread=(*end.unread, *self.service.encode(chat.END)),
+            record=self._record(self.start.turns, text, shown),
+        )  # fmt: skip
+        await self.service.put_in_order(new)
 
     async def items(self, id: str, session: Session) -> None:
         """Messages that nobody has answered."""
-        record = self._record(self.start.turns, None, None)
-        await self._put(id, self.start.digest, session, (), record)
-
-    async def _put(self, id: str, digest: str, *rest: Any) -> None:
-        put = self.service.put
-        await asyncio.get_running_loop().run_in_executor(
-            self.service.writer, put, self.owner, id, self.parent, digest, *rest
-        )
+        new = ToStore(
+            owner=self.owner, id=id, parent=self.parent, digest=self.start.digest,
+            session=session, record=self._record(self.start.turns, None, None),
+        )  # fmt: skip
+        await self.service.put_in_order(new)
 
     def _record(
         self, turns: Sequence[Turn], answer: str | None, shown: dict[str, Any] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,19 @@ class Start:
     digest: str = ""  # of all messages, once these are read
     turns: tuple[Turn, ...] = ()  # that are new, since the last mark
     marks: list[Mark] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToStore:
+    """What an entry of the store is made of, see `pretrain.inference.server.store`."""
+
+    owner: str
+    id: str
+    record: Mapping[str, Any]
+    parent: str = ""
+    digest: str = ""
+    session: Session | None = None
+    unread: tuple[int, ...] = ()  # tokens that the session has yet to read
 
 
 @dataclass
@@ -191,25 +205,27 @@ class Service:
 
     # ---- what is kept
 
-    def put(
-        self, owner: str, id: str, parent: str, digest: str, session: Session | None,
-        unread: Sequence[int], record: Mapping[str, Any],
-    ) -> None:  # fmt: skip
+    def put(self, new: ToStore) -> None:
         """Stores a session, durably; then it is slept over, as soon as nothing else waits. In the
         writer's thread.
 
         Raises:
             ApiError: 507, there is no room for it.
         """
-        tokens = len(unread) + (session.position if session else 0)
+        session = new.session
+        tokens = len(new.unread) + (session.position if session else 0)
         facts = asdict(Facts.of(session)) if session else {}
-        entry = Entry(id, owner, parent, digest, tokens, tuple(unread), facts)
+        entry = Entry(new.id, new.owner, new.parent, new.digest, tokens, new.unread, facts)
         try:
-            self.store.put(entry, record, session)
+            self.store.put(entry, new.record, session)
         except NoRoom as error:
             raise _no_room(error) from None
         if session is not None and session.pending:
             self.engine.sleep_later(session, partial(self._put_slept, entry, session))
+
+    async def put_in_order(self, new: ToStore) -> None:
+        """`put`, after what is already being written."""
+        await asyncio.get_running_loop().run_in_executor(self.writer, self.put, new)
 
     def _put_slept(self, entry: Entry, session: Session) -> None:
         slept = replace(entry, facts=asdict(Facts.of(session)))
