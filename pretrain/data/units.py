@@ -24,6 +24,9 @@ from tokenizer.encode import Tokenizer
 
 SHARDS = 4  # that a unit fills, about
 BYTES_PER_TOKEN = 4  # of a file, about
+# Documents and characters that are encoded at once: enough to keep the encoding threads busy, and
+# few enough to hold in memory.
+GROUP, GROUP_CHARS = 256, 4_000_000
 
 
 @dataclass(frozen=True)
@@ -132,18 +135,14 @@ def side(text: str, holdout: float) -> str:
     return "heldout" if int.from_bytes(digest, "big") < holdout * 2**64 else "train"
 
 
-def _groups(
-    documents: Iterator[Document], size: int = 256, chars: int = 4_000_000
-) -> Iterator[list[Document]]:
-    """Lists of documents, enough to keep the encoding threads busy and few enough to hold in
-    memory.
-    """
+def _groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Lists of documents that are encoded at once."""
     group: list[Document] = []
     total = 0
     for document in documents:
         group.append(document)
         total += len(document.text)
-        if len(group) == size or total >= chars:
+        if len(group) == GROUP or total >= GROUP_CHARS:
             yield group
             group, total = [], 0
     if group:

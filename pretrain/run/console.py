@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SLOW = 2.0  # seconds after which what goes on is said
+SLOW_S = 2.0  # after these, what goes on is said
 
 
 @contextmanager
-def said_if_slow(what: str, say: Callable[[str], None], after: float = SLOW) -> Iterator[None]:
+def said_if_slow(what: str, say: Callable[[str], None]) -> Iterator[None]:
     """Inside, something goes on that is usually over soon; otherwise one line says what it is."""
-    timer = threading.Timer(after, say, [f"{what} ..."])
+    timer = threading.Timer(SLOW_S, say, [f"{what} ..."])
     timer.daemon = True
     timer.start()
     try:

@@ -28,6 +28,7 @@ from pretrain.tasks.story_writer import write_story
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TASKS = ("mqar", "s5", "brevo", "recall", "text")  # of ours
+STORIES = 400  # for the tokenizer of a stories study
 SET_BY_A_STUDY = {
     "run.seed": "--seeds", "run.name": "--out", "run.dir": "--out", "sleep.passes": "--passes",
 }  # fmt: skip
@@ -197,8 +198,8 @@ NOTE = (
 )
 
 
-def write_stories(path: Path, count: int = 400) -> None:
+def write_stories(path: Path) -> None:
     """Text for the tokenizer of a stories study: documents of the built-in generator, as .jsonl."""
-    records = [write_story(random.Random(i), 1 + i % 8, 8).record(8) for i in range(count)]
+    records = [write_story(random.Random(i), 1 + i % 8, 8).record(8) for i in range(STORIES)]
     texts = (f"{r['question']} {r['problem']} Answer: {i}" for i, r in enumerate(records))
     write_atomically(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
