@@ -79,7 +79,7 @@ class _Arrival:
 
 
 @dataclass
-class _Unit:
+class _Pending:
     """What is kept of a unit until its backward: of tensors that left, their place in its graph."""
 
     x: Tensor | None  # what came in, if its gradient goes back
@@ -125,7 +125,7 @@ class Pipeline:
         self._stage, self._group = mesh.pp_rank(), mesh.pp_group()
         self._inbox: dict[Message, _Arrival] = {}
         self._outbox: dict[Message, Tensor] = {}
-        self._units: dict[tuple[int, int], _Unit] = {}  # by (microbatch, unit)
+        self._units: dict[tuple[int, int], _Pending] = {}  # by (microbatch, unit)
         self._sending: deque[tuple[dist.Work, Tensor]] = deque()
 
     def run(self) -> None:
@@ -158,7 +158,7 @@ class Pipeline:
             x.requires_grad_(needs_grad)
         with torch.set_grad_enabled(self._trains):
             output = stream.forward(n, x)
-        unit = _Unit(x if needs_grad else None, output.loss)
+        unit = _Pending(x if needs_grad else None, output.loss)
         if output.h is not None and s == p.core_end and p.loops:
             target = stream.passes[n + 1].first_stage
             self._hand_on(unit, output.h, self._message(action, n + 1, target, ring=True))
@@ -192,7 +192,7 @@ class Pipeline:
         self._note("computes", action)
         return tensor
 
-    def _hand_on(self, unit: _Unit, output: Tensor, message: Message) -> None:
+    def _hand_on(self, unit: _Pending, output: Tensor, message: Message) -> None:
         """Sends a hidden state, and notes by which message its gradient will come."""
         self._give(message, output.detach())
         if output.requires_grad:

@@ -23,7 +23,7 @@ from pretrain.config.run_folder import TOKENIZER, check_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import card, engines, qwen3_5
 from pretrain.convert.folder import Spec, all_finite, new_folder, write_json, write_shards
-from pretrain.convert.names import Part, packed_tensors
+from pretrain.convert.names import OurTensor, packed_tensors
 from pretrain.errors import UserError
 from tokenizer import foreign
 from tokenizer.encode import Tokenizer
@@ -76,7 +76,7 @@ def write(checkpoint: Checkpoint, config: Config, folder: Path, precision: str) 
 def _tensors(checkpoint: Checkpoint, config: Config, dtype: torch.dtype) -> Iterator[Tensor]:
     """Their tensors, one after the other; nothing is kept of one when the next is read."""
 
-    def read(part: Part, into: Tensor | None) -> Tensor:
+    def read(part: OurTensor, into: Tensor | None) -> Tensor:
         return checkpoint.tensor("model", part.name, shape=part.shape, into=into)
 
     for packed in packed_tensors(config.model):

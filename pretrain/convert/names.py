@@ -25,7 +25,7 @@ from pretrain.config.schema import ModelConfig
 Shape = tuple[int, ...]
 
 
-class Part(NamedTuple):
+class OurTensor(NamedTuple):
     """One parameter of ours, whole."""
 
     name: str
@@ -38,7 +38,7 @@ class Packed:
 
     name: str
     shape: Shape
-    parts: tuple[Part, ...]
+    parts: tuple[OurTensor, ...]
     heads: int = 1  # the parts take turns, head by head
 
     def places(self, whole: Tensor) -> list[Tensor]:
@@ -51,7 +51,9 @@ class Packed:
             return list(by_head)
         return [v[0].view(p.shape) for v, p in zip(by_head, self.parts, strict=True)]
 
-    def pack(self, read: Callable[[Part, Tensor | None], Tensor], dtype: torch.dtype) -> Tensor:
+    def pack(
+        self, read: Callable[[OurTensor, Tensor | None], Tensor], dtype: torch.dtype
+    ) -> Tensor:
         """Their tensor from ours, each of which is read when it is due.
 
         Args:
@@ -92,7 +94,7 @@ def packed_tensors(config: ModelConfig) -> Iterator[Packed]:
 def _attention(config: ModelConfig, theirs: str, ours: str) -> Iterator[Packed]:
     D, head, heads = config.d_model, config.attention_head_dim, config.attention_heads
     kv, theirs = config.attention_kv_heads * head, f"{theirs}.self_attn"
-    parts = tuple(Part(f"{ours}.{name}.weight", (heads * head, D)) for name in ("q", "gate"))
+    parts = tuple(OurTensor(f"{ours}.{name}.weight", (heads * head, D)) for name in ("q", "gate"))
     yield Packed(f"{theirs}.q_proj.weight", (2 * heads * head, D), parts, heads)
     for name in ("k", "v"):
         yield _same(f"{theirs}.{name}_proj.weight", f"{ours}.{name}.weight", (kv, D))
@@ -106,8 +108,10 @@ def _delta(config: ModelConfig, theirs: str, ours: str) -> Iterator[Packed]:
     keys, values = config.delta_key_heads * config.delta_key_dim, heads * config.delta_value_dim
     streams, theirs = {"q": keys, "k": keys, "v": values}, f"{theirs}.linear_attn"
     channels = sum(streams.values())
-    rows = tuple(Part(f"{ours}.{name}.weight", (size, D)) for name, size in streams.items())
-    filters = tuple(Part(f"{ours}.conv_{name}", (size, taps)) for name, size in streams.items())
+    rows = tuple(OurTensor(f"{ours}.{name}.weight", (size, D)) for name, size in streams.items())
+    filters = tuple(
+        OurTensor(f"{ours}.conv_{name}", (size, taps)) for name, size in streams.items()
+    )
     yield Packed(f"{theirs}.in_proj_qkv.weight", (channels, D), rows)
     yield Packed(f"{theirs}.conv1d.weight", (channels, 1, taps), filters)
     for name, mine, size in (("z", "gate", values), ("b", "beta", heads), ("a", "alpha", heads)):
@@ -119,4 +123,4 @@ def _delta(config: ModelConfig, theirs: str, ours: str) -> Iterator[Packed]:
 
 
 def _same(theirs: str, ours: str, shape: Shape) -> Packed:
-    return Packed(theirs, shape, (Part(ours, shape),))
+    return Packed(theirs, shape, (OurTensor(ours, shape),))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pretrain.config.schema import Config
 from pretrain.convert.folder import TensorFolder, all_finite
-from pretrain.convert.names import Part, Shape, packed_tensors
+from pretrain.convert.names import OurTensor, Shape, packed_tensors
 from pretrain.convert.qwen3_5 import Tables, middle_half, rope_parameters
 from pretrain.errors import UserError, shortened
 from pretrain.model.hybrid import initial_value
@@ -120,7 +120,7 @@ def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
             del value
 
 
-def _value(part: Part, tensors: TensorFolder, config: Config) -> Tensor:
+def _value(part: OurTensor, tensors: TensorFolder, config: Config) -> Tensor:
     """One parameter of ours."""
     if not part.name.startswith("blocks."):
         end = part.name.removesuffix(".weight")

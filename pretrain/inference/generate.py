@@ -17,7 +17,7 @@ from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server.chat import ANSWER, Turn, parts
 from pretrain.inference.session import Session, read_together
-from pretrain.inference.text import TextStream
+from pretrain.inference.text import TextDecoder
 from tokenizer.encode import Tokenizer
 
 
@@ -44,7 +44,7 @@ class Continuation:
         session: Session,
         logits: Tensor,
         sampler: Sampler,
-        text: TextStream,
+        text: TextDecoder,
         max_tokens: int,
         eos: int | None,
     ) -> None:
@@ -138,7 +138,7 @@ def continue_text(
             session if i == samples - 1 else session.fork(),
             logits,
             Sampler(replace(sampling, seed=sampling.seed + i), tokenizer.vocab_size),
-            TextStream(tokenizer, stop),
+            TextDecoder(tokenizer, stop),
             max_tokens,
             tokenizer.eos,
         )

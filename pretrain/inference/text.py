@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tokenizer.encode import Tokenizer
 
 
-class TextStream:
+class TextDecoder:
     """The text of tokens that come one by one.
 
     What may still become part of a character or of a stop string is held back, so that the pieces

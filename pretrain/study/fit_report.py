@@ -12,7 +12,7 @@ from pretrain.files import write_atomically
 from pretrain.page import write_markdown_page
 from pretrain.plots import COLOURS, figure
 from pretrain.study.fit import Fit, L, P, fit_depth, fit_loss, left_out, with_intervals
-from pretrain.study.frontier import REACH, Arm, exchange, frontier
+from pretrain.study.frontier import REACH, FrontierArm, exchange, frontier
 from pretrain.study.ladder import LadderRun
 from pretrain.study.law import LOOPED_DEPTH, DepthLaw, DepthPoints, LossLaw, Points
 from pretrain.study.predictions import Prediction, predict_all, prediction_table, write_predictions
@@ -120,7 +120,7 @@ def _without(found: P, fit: Callable[[P], L], error: Callable[[L, P], str]) -> L
     return ["A rung left out, predicted from all others:", table(["rung", "mean error"], rows)]
 
 
-def arms_of(done: Sequence[Finished]) -> list[Arm]:
+def arms_of(done: Sequence[Finished]) -> list[FrontierArm]:
     """The ways to spend FLOPs that have runs at every rung, by window and N."""
     rungs = sorted({d.of.rung for d in done})
     arms = []
@@ -133,7 +133,7 @@ def arms_of(done: Sequence[Finished]) -> list[Arm]:
             )
             cost = np.array([d.flops / d.tokens for d in each])
             read = [d.tokens for d in done if (d.of.passes, d.of.window) == (passes, window)]
-            arms.append(Arm(passes, window, once, looped, cost, (min(read), max(read))))
+            arms.append(FrontierArm(passes, window, once, looped, cost, (min(read), max(read))))
     return arms
 
 
@@ -175,7 +175,9 @@ def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder
     return parts + _exchange(fits, arms, done)
 
 
-def _exchange(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], done: Sequence[Finished]) -> Lines:
+def _exchange(
+    fits: Mapping[int, Fit[LossLaw]], arms: list[FrontierArm], done: Sequence[Finished]
+) -> Lines:
     window = arms[0].window
     mine = [arm for arm in arms if arm.window == window]
     if mine[0].passes != 1 or len(mine) < 2:
@@ -190,7 +192,7 @@ def _exchange(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], done: Sequence[
     ]
 
 
-def _legend(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+def _legend(arms: Sequence[FrontierArm]) -> list[tuple[str, str]]:
     several = len({arm.window for arm in arms}) > 1
     return [
         (f"N = {a.passes}" + (f", L = {a.window}" if several else ""), COLOURS[i % len(COLOURS)])

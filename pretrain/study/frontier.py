@@ -21,7 +21,7 @@ SIZES = 160  # places between the smallest and the largest size that are tried
 
 
 @dataclass(frozen=True)
-class Arm:
+class FrontierArm:
     """One way to spend FLOPs: N passes over windows of L tokens, at any size."""
 
     passes: int
@@ -43,7 +43,7 @@ class Arm:
 class Best:
     """The best use of so many FLOPs in one arm."""
 
-    arm: Arm
+    arm: FrontierArm
     flops: float
     loss: Interval
     parameters: float
@@ -59,12 +59,12 @@ def _line(x: Array, xs: Array, ys: Array) -> Array:
     return ys[i] + (x - xs[i]) * (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])
 
 
-def _sizes(arm: Arm) -> Array:
+def _sizes(arm: FrontierArm) -> Array:
     whole = arm.once + arm.looped
     return np.geomspace(whole[0], whole[-1] * REACH, SIZES)
 
 
-def _losses(law: LossLaw, arm: Arm, flops: float) -> Array:
+def _losses(law: LossLaw, arm: FrontierArm, flops: float) -> Array:
     """By size; infinite where the text would be too short or too long."""
     once, looped, cost = arm.at(_sizes(arm))
     tokens, (fewest, most) = flops / cost, arm.text
@@ -72,7 +72,9 @@ def _losses(law: LossLaw, arm: Arm, flops: float) -> Array:
     return np.where(told, law.loss(once, looped, float(arm.passes), tokens), np.inf)
 
 
-def frontier(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], flops: float) -> list[Best | None]:
+def frontier(
+    fits: Mapping[int, Fit[LossLaw]], arms: list[FrontierArm], flops: float
+) -> list[Best | None]:
     """What each arm comes to at best with so many FLOPs; None where it cannot spend them. fits: by
     window.
     """
@@ -100,7 +102,7 @@ def frontier(fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], flops: float) ->
 
 
 def exchange(
-    fits: Mapping[int, Fit[LossLaw]], arms: list[Arm], rung: int, tokens: float
+    fits: Mapping[int, Fit[LossLaw]], arms: list[FrontierArm], rung: int, tokens: float
 ) -> dict[str, Interval]:
     """By how much the loss falls when FLOPs are doubled, from one rung without sleep on.
 

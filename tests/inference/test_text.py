@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.inference.text import TextStream
+from pretrain.inference.text import TextDecoder
 from tokenizer.encode import Tokenizer
 from tokenizer.train import train
 
@@ -19,7 +19,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def pieces(stream: TextStream, ids: list[int]) -> list[str]:
+def pieces(stream: TextDecoder, ids: list[int]) -> list[str]:
     return [*map(stream.push, ids), stream.finish()]
 
 
@@ -28,12 +28,12 @@ def test_pieces_are_the_text_of_any_tokens(tokenizer: Tokenizer) -> None:
     for length in (1, 3, 60):
         for _ in range(300):
             ids = [draw.randrange(tokenizer.vocab_size) for _ in range(length)]
-            assert "".join(pieces(TextStream(tokenizer), ids)) == tokenizer.decode(ids)
+            assert "".join(pieces(TextDecoder(tokenizer), ids)) == tokenizer.decode(ids)
 
 
 def test_no_half_character_is_shown(tokenizer: Tokenizer) -> None:
     text = "a日本é\N{GRINNING FACE} b"  # written in bytes
-    shown = pieces(TextStream(tokenizer), tokenizer.encode(text))
+    shown = pieces(TextDecoder(tokenizer), tokenizer.encode(text))
     assert "".join(shown) == text and not any("\N{REPLACEMENT CHARACTER}" in s for s in shown)
 
 
@@ -48,7 +48,7 @@ def test_text_ends_before_the_first_stop_string(tokenizer: Tokenizer) -> None:
             for stop in sorted(stops, key=len, reverse=True)
             if text[:end].endswith(stop)
         ]
-        stream, shown, expected = TextStream(tokenizer, stops), "", [*complete, text][0]
+        stream, shown, expected = TextDecoder(tokenizer, stops), "", [*complete, text][0]
         for token in tokenizer.encode(text):
             shown += stream.push(token)
             assert expected.startswith(shown)
@@ -57,4 +57,4 @@ def test_text_ends_before_the_first_stop_string(tokenizer: Tokenizer) -> None:
 
 
 def test_an_empty_stop_string_stops_nothing(tokenizer: Tokenizer) -> None:
-    assert "".join(pieces(TextStream(tokenizer, [""]), tokenizer.encode("abc"))) == "abc"
+    assert "".join(pieces(TextDecoder(tokenizer, [""]), tokenizer.encode("abc"))) == "abc"

@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.errors import UserError
 from pretrain.study.fit import fit_depth, fit_loss, from_below, left_out, with_intervals
-from pretrain.study.frontier import Arm, exchange, frontier
+from pretrain.study.frontier import FrontierArm, exchange, frontier
 from pretrain.study.law import DepthLaw, DepthPoints, LossLaw, Points
 
 LAW = LossLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28, phi=0.46)
@@ -103,7 +103,7 @@ def test_a_sample_of_one_n_alone_says_nothing_of_passes() -> None:
 def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:
     fit = with_intervals(made_up(LAW, 1e-4), fit_loss, draws=5)
     once, looped = 0.3 * np.array(SIZES), 0.7 * np.array(SIZES)
-    arms = [Arm(n, 16, once, looped, 6 * (once + n * looped), (1e7, 1e10)) for n in (1, 4)]
+    arms = [FrontierArm(n, 16, once, looped, 6 * (once + n * looped), (1e7, 1e10)) for n in (1, 4)]
     best = [b for b in frontier({16: fit}, arms, 1e17) if b]
     assert len(best) == 2
     for b in best:
@@ -119,7 +119,7 @@ def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:
     # windows twice as long lower the loss by 0.1, and a token costs a quarter more in them
     law = replace(LAW, E=LAW.E - 0.1)
     there = with_intervals(made_up(law, 1e-4), fit_loss, draws=5)
-    arms.append(Arm(1, 32, once, looped, 1.25 * arms[0].flops_per_token, (1e7, 1e10)))
+    arms.append(FrontierArm(1, 32, once, looped, 1.25 * arms[0].flops_per_token, (1e7, 1e10)))
     gains = exchange({16: fit, 32: there}, arms, rung=1, tokens=3e8)
     bigger, text, sleep, longer = (gain.value for gain in gains.values())
     assert bigger > sleep > 0 and text > 0

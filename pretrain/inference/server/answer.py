@@ -29,11 +29,11 @@ from pretrain.inference.server.schemas import SamplingRequest
 from pretrain.inference.server.service import Mark, Service, Start
 from pretrain.inference.server.wire import TokenScore, Usage
 from pretrain.inference.session import Session
-from pretrain.inference.text import TextStream
+from pretrain.inference.text import TextDecoder
 
 
 @dataclass(frozen=True)
-class Piece:
+class Update:
     """What came: of which answer, more of its text, or only word of how far the session is."""
 
     index: int
@@ -48,7 +48,7 @@ class Answer:
 
     def __init__(self, start: Start) -> None:
         self.start = start
-        self.said = wire.Choice()
+        self.said = wire.Generated()
         self.tokens = 0
         self.finished: Finished | None = None
         self.unshown: list[TokenScore] = []  # of tokens whose text is held back
@@ -98,7 +98,7 @@ class Answers:
                     replace(sampling, seed=(sampling.seed + i) % (1 << 63)),
                     service.tokenizer.vocab_size,
                 ),
-                TextStream(service.tokenizer, stops),
+                TextDecoder(service.tokenizer, stops),
                 service.tokenizer.encode,
                 most,
                 service.tokenizer.eos,
@@ -125,7 +125,7 @@ class Answers:
         for job in self._jobs:
             job.cancelled = True
 
-    async def pieces(self) -> AsyncGenerator[Piece]:
+    async def updates(self) -> AsyncGenerator[Update]:
         """As they come, to the end of all; one without text from time to time. Left early, the
         answers are given up.
 
@@ -138,27 +138,27 @@ class Answers:
                 try:
                     index, event = await asyncio.wait_for(self._events.get(), SILENCE)
                 except TimeoutError:
-                    yield Piece(0)
+                    yield Update(0)
                     continue
                 if isinstance(event, Failed):
                     raise _told(event.error)
-                piece = self._piece(index, event)
-                going -= piece.ended
-                yield piece
+                update = self._update(index, event)
+                going -= update.ended
+                yield update
         finally:
             self.give_up()
 
     async def finish(self) -> None:
         """Waits for the end of all."""
-        async for _ in self.pieces():
+        async for _ in self.updates():
             pass
 
-    def _piece(self, index: int, event: Reading | Heard | Said | Finished) -> Piece:
+    def _update(self, index: int, event: Reading | Heard | Said | Finished) -> Update:
         if isinstance(event, Reading):
-            return Piece(index, facts=event.facts)
+            return Update(index, facts=event.facts)
         if isinstance(event, Heard):
             self.heard += map(self._score, event.choices)
-            return Piece(index)
+            return Update(index)
         answer, shows = self.each[index], bool(event.text)
         text = said(event.text) if self.is_chat and not answer.said.text else event.text
         if isinstance(event, Said):
@@ -178,7 +178,7 @@ class Answers:
         answer.said.text += text
         answer.said.scores += scores
         facts = event.facts if isinstance(event, Said) else None
-        return Piece(index, text, scores, facts, isinstance(event, Finished))
+        return Update(index, text, scores, facts, isinstance(event, Finished))
 
     def _score(self, choice: Choice) -> TokenScore:
         written = self.service.tokenizer.token_bytes

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from pretrain.inference.server import chat, wire
-from pretrain.inference.server.answer import Answers, Piece
+from pretrain.inference.server.answer import Answers, Update
 from pretrain.inference.server.chat import Turn
 from pretrain.inference.server.errors import ApiError, not_found
 from pretrain.inference.server.http import (
@@ -114,10 +114,10 @@ class _Said:
         try:
             for i in range(len(self.answers.each)):
                 yield self._chunk(i, {"role": "assistant", "content": "", "refusal": None})
-            async with aclosing(self.answers.pieces()) as pieces:
-                async for piece in pieces:
-                    if piece.text or piece.scores:
-                        yield self._text(piece)
+            async with aclosing(self.answers.updates()) as updates:
+                async for update in updates:
+                    if update.text or update.scores:
+                        yield self._text(update)
                     elif pulse.due():
                         yield ALIVE
             await self._kept()
@@ -132,8 +132,8 @@ class _Said:
             self.answers.give_up()
         yield wire.DONE
 
-    def _text(self, piece: Piece) -> str:
-        return self._chunk(piece.index, {"content": piece.text}, scores=piece.scores)
+    def _text(self, update: Update) -> str:
+        return self._chunk(update.index, {"content": update.text}, scores=update.scores)
 
     def _chunk(self, index: int, delta: wire.Json, **rest: object) -> str:
         said = wire.chat_chunk(self.id, self.created, self.request, index, delta, **rest)  # type: ignore[arg-type]

@@ -92,20 +92,20 @@ class _Said:
         pulse, begun = Pulse(), dict[int, Offsets]()  # by choice
         try:
             for p, answers in enumerate(self.asked):
-                async with aclosing(answers.pieces()) as pieces:
-                    async for piece in pieces:
-                        index = p * self.n + piece.index
-                        if not (piece.text or piece.ended):
+                async with aclosing(answers.updates()) as updates:
+                    async for update in updates:
+                        index = p * self.n + update.index
+                        if not (update.text or update.ended):
                             if pulse.due():
                                 yield ALIVE
                             continue
-                        text, new = piece.text, list(piece.scores)
+                        text, new = update.text, list(update.scores)
                         if index not in begun:
                             text, new = self.echoes[p] + text, answers.heard + new
                             begun[index] = Offsets()
-                        said = answers.each[piece.index].said
+                        said = answers.each[update.index].said
                         scores = new if self.request.logprobs is not None else None
-                        reason = said.finish_reason if piece.ended else None
+                        reason = said.finish_reason if update.ended else None
                         yield self._chunk(
                             wire.completion_choice(index, text, scores, reason, begun[index])
                         )

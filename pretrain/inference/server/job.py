@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pretrain.inference.sampling import Choice, Sampler
 from pretrain.inference.session import Session
-from pretrain.inference.text import TextStream
+from pretrain.inference.text import TextDecoder
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Job:
     session: Session
     tokens: Sequence[int]
     sampler: Sampler
-    stream: TextStream
+    stream: TextDecoder
     encode: Callable[[str], list[int]]
     most: int
     end: int

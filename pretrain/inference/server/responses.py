@@ -184,11 +184,11 @@ class _Said:
 
     async def _pieces(self, out: wire.ResponseEvents) -> AsyncGenerator[str]:
         pulse, watched = Pulse(), SESSION in (self.request.include or ())
-        async with aclosing(self.answers.pieces()) as pieces:
-            async for piece in pieces:
-                if watched and piece.facts is not None:
-                    yield out.session(asdict(piece.facts))
-                if piece.text or piece.scores:
-                    yield out.delta(piece.text, piece.scores)
+        async with aclosing(self.answers.updates()) as updates:
+            async for update in updates:
+                if watched and update.facts is not None:
+                    yield out.session(asdict(update.facts))
+                if update.text or update.scores:
+                    yield out.delta(update.text, update.scores)
                 elif pulse.due():
                     yield ALIVE

@@ -27,7 +27,7 @@ class TokenScore:
 
 
 @dataclass
-class Choice:
+class Generated:
     """What was generated so far, of one answer."""
 
     text: str = ""
@@ -166,7 +166,9 @@ def completion_choice(
 # ---- chat completions
 
 
-def chat(id: str, created: int, request: ChatRequest, choices: Sequence[Choice], u: Usage) -> Json:
+def chat(
+    id: str, created: int, request: ChatRequest, choices: Sequence[Generated], u: Usage
+) -> Json:
     return {
         "id": id, "object": "chat.completion", "created": created, "model": request.model,
         "choices": [
@@ -207,14 +209,14 @@ def chat_chunks(
 # ---- responses
 
 
-def message_item(id: str, choice: Choice, status: str) -> Json:
+def message_item(id: str, choice: Generated, status: str) -> Json:
     return {
         "id": id, "type": "message", "role": "assistant", "status": status,
         "content": [output_text(choice)],
     }  # fmt: skip
 
 
-def output_text(choice: Choice) -> Json:
+def output_text(choice: Generated) -> Json:
     return {
         "type": "output_text", "text": choice.text, "annotations": [],
         "logprobs": [score(s) for s in choice.scores],
@@ -286,9 +288,9 @@ class ResponseEvents:
         yield self._event("response.in_progress", response=response)
 
     def open(self) -> Iterator[str]:
-        item = message_item(self._item, Choice(), "in_progress") | {"content": []}
+        item = message_item(self._item, Generated(), "in_progress") | {"content": []}
         yield self._event("response.output_item.added", output_index=0, item=item)
-        part = output_text(Choice())
+        part = output_text(Generated())
         yield self._event("response.content_part.added", **self._place, part=part)
 
     def session(self, facts: Json) -> str:
@@ -300,7 +302,7 @@ class ResponseEvents:
             "response.output_text.delta", **self._place, delta=text, logprobs=logprobs
         )
 
-    def end(self, choice: Choice, item: Json) -> Iterator[str]:
+    def end(self, choice: Generated, item: Json) -> Iterator[str]:
         part = output_text(choice)
         yield self._event(
             "response.output_text.done", **self._place, text=choice.text, logprobs=part["logprobs"]
