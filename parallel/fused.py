@@ -22,7 +22,7 @@ from torch import Tensor, nn
 P = ParamSpec("P")
 R = TypeVar("R")
 # A function is compiled once for each combination of dtype, gradient needed and optional tensors.
-MOST_VARIANTS = 64
+MAX_VARIANTS = 64
 
 
 def fused(function: Callable[P, R], by_hand: Callable[P, R] | None = None) -> Callable[P, R]:
@@ -35,7 +35,7 @@ def fused(function: Callable[P, R], by_hand: Callable[P, R] | None = None) -> Ca
 
     @functools.cache
     def compiled() -> Callable[P, R]:
-        torch._dynamo.config.recompile_limit = MOST_VARIANTS
+        torch._dynamo.config.recompile_limit = MAX_VARIANTS
         return torch.compile(function)
 
     @functools.wraps(function)

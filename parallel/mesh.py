@@ -343,7 +343,7 @@ def answers_for_rows() -> bool:
     return tp_rank() == cp_rank() == pp_rank() == 0
 
 
-def place() -> str:
+def describe_rank() -> str:
     """This rank in words, for messages: number, host, and where in the grid."""
     if not parallel_state.model_parallel_is_initialized():
         return f"rank {os.environ.get('RANK', 0)} on {os.uname().nodename}, which joins the others"

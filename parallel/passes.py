@@ -81,14 +81,14 @@ class ScheduleError(ValueError):
 
 
 def check(passes: Sequence[Sequence[Pass]], stages: int) -> None:
-    """Makes sure that the passes of each microbatch are ways through the stages.
+    """Makes sure that the passes of each microbatch lead through the stages.
 
     Raises:
         ScheduleError: naming the microbatch, the pass's place in it and what is wrong.
     """
-    for m, way in enumerate(passes):
-        for n, p in enumerate(way):
-            for fault in _faults(p, way[n - 1] if n else None, n + 1 == len(way), stages):
+    for m, mine in enumerate(passes):
+        for n, p in enumerate(mine):
+            for fault in _faults(p, mine[n - 1] if n else None, n + 1 == len(mine), stages):
                 raise ScheduleError(f"microbatch {m}, unit {n} {fault}: {p}")
 
 

@@ -227,7 +227,7 @@ def _urgency(action: Action, group: int, segment: int) -> tuple[int, ...]:
 
 
 def _loop(passes: Sequence[Sequence[Pass]]) -> bool:
-    return any(p.loops for way in passes for p in way)
+    return any(p.loops for mine in passes for p in mine)
 
 
 def _groups(passes: Sequence[Sequence[Pass]], stages: int) -> list[int]:
@@ -253,15 +253,15 @@ def _dependencies(passes: Sequence[Sequence[Pass]], stages: int, forward_only: b
     needs: _Needs = {}
     # By (microbatch, stage): when they are done, it keeps nothing of it.
     over: dict[tuple[int, int], list[_Unit]] = {}
-    for m, way in enumerate(passes):
+    for m, mine in enumerate(passes):
         for s in range(stages):
-            needs |= _forwards(m, way, s, begins_after=over.get((m - most, s), []))
-            backwards, over[m, s] = ({}, []) if forward_only else _backwards(m, way, s)
+            needs |= _forwards(m, mine, s, begins_after=over.get((m - most, s), []))
+            backwards, over[m, s] = ({}, []) if forward_only else _backwards(m, mine, s)
             needs |= backwards
     return needs
 
 
-def _forwards(m: int, way: Sequence[Pass], s: int, begins_after: Sequence[_Unit]) -> _Needs:
+def _forwards(m: int, passes: Sequence[Pass], s: int, begins_after: Sequence[_Unit]) -> _Needs:
     """The forwards of a microbatch at a stage.
 
     Args:
@@ -269,24 +269,24 @@ def _forwards(m: int, way: Sequence[Pass], s: int, begins_after: Sequence[_Unit]
     """
     needs: _Needs = {}
     before = list(begins_after)  # S as the stage's unit before left it
-    for n, p in enumerate(way):
+    for n, p in enumerate(passes):
         if not p.visits(s):
             continue
         unit = _Unit(s, Action(False, m, n))
         needs[unit] = [(source, False) for source in before]
         if s > p.first_stage:
             needs[unit].append((_Unit(s - 1, Action(False, m, n)), False))
-        elif n and way[n - 1].loops:
-            needs[unit].append((_Unit(way[n - 1].core_end, Action(False, m, n - 1)), True))
+        elif n and passes[n - 1].loops:
+            needs[unit].append((_Unit(passes[n - 1].core_end, Action(False, m, n - 1)), True))
         before = [unit]
     return needs
 
 
-def _backwards(m: int, way: Sequence[Pass], s: int) -> tuple[_Needs, list[_Unit]]:
+def _backwards(m: int, passes: Sequence[Pass], s: int) -> tuple[_Needs, list[_Unit]]:
     """The backwards of a microbatch at a stage, and the last one of each segment."""
     needs: _Needs = {}
     ends: dict[int, _Unit] = {}  # by segment
-    for n, p in reversed(list(enumerate(way))):
+    for n, p in reversed(list(enumerate(passes))):
         if not (p.visits(s) and p.has_backward(s)):
             continue
         unit = _Unit(s, Action(True, m, n))
@@ -295,7 +295,7 @@ def _backwards(m: int, way: Sequence[Pass], s: int) -> tuple[_Needs, list[_Unit]
             needs[unit].append((ends[p.segment], False))
         if p.receives_grad(s):
             needs[unit].append((_Unit(s + 1, Action(True, m, n)), False))
-        following = way[n + 1] if n + 1 < len(way) else None
+        following = passes[n + 1] if n + 1 < len(passes) else None
         if following and s == p.core_end and following.sends_grad_to_previous_pass:
             needs[unit].append((_Unit(following.first_stage, Action(True, m, n + 1)), True))
         ends[p.segment] = unit

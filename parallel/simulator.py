@@ -151,9 +151,9 @@ class _Run:
         if stuck:
             waits = (f"stage {s} for {next(self._missing(self._step(s)))}" for s in stuck)
             raise ScheduleError(f"deadlock, stages wait for each other: {', '.join(waits)}")
-        for m, way in enumerate(self._passes):
+        for m, passes in enumerate(self._passes):
             for s in stages:
-                for n, p in enumerate(way):
+                for n, p in enumerate(passes):
                     for backward in (False, True):
                         action = Action(backward, m, n)
                         if self._is_called_for(p, s, backward) and (s, action) not in self._done:
@@ -250,9 +250,10 @@ class _Run:
         _, m, n = action
         if (s, Action(False, m, n)) not in self._done:
             self._fail(s, action, "comes before its forward")
-        way = self._passes[m]
-        for k in range(n + 1, len(way)):
-            reads = way[k].segment == way[n].segment and self._is_called_for(way[k], s, True)
+        passes = self._passes[m]
+        for k in range(n + 1, len(passes)):
+            same = passes[k].segment == passes[n].segment
+            reads = same and self._is_called_for(passes[k], s, True)
             if reads and (s, Action(True, m, k)) not in self._done:
                 self._fail(
                     s, action, f"comes before the backward of unit {k}, whose gradient it needs"
@@ -260,19 +261,19 @@ class _Run:
 
     def _input(self, s: int, m: int, n: int) -> Iterator[Message]:
         """Where h comes from; nothing, where it comes from the data."""
-        way = self._passes[m]
-        if s != way[n].first_stage:
+        passes = self._passes[m]
+        if s != passes[n].first_stage:
             yield Message(s - 1, s, False, m, n, False)
-        elif way[n].number > 1:
-            yield Message(way[n - 1].core_end, s, False, m, n, True)
+        elif passes[n].number > 1:
+            yield Message(passes[n - 1].core_end, s, False, m, n, True)
 
     def _gradients(self, s: int, m: int, n: int) -> Iterator[Message]:
         """Where the gradients of h, and of what is read of it, come from."""
-        way, p = self._passes[m], self._passes[m][n]
+        passes, p = self._passes[m], self._passes[m][n]
         if s + 1 <= p.core_grad_until or (p.head_has_grad and p.core_end <= s < p.last_stage):
             yield Message(s + 1, s, True, m, n, False)
-        if s == p.core_end and p.loops and way[n + 1].sends_grad_to_previous_pass:
-            yield Message(way[n + 1].first_stage, s, True, m, n, True)
+        if s == p.core_end and p.loops and passes[n + 1].sends_grad_to_previous_pass:
+            yield Message(passes[n + 1].first_stage, s, True, m, n, True)
 
     def _take(self, s: int, action: Action, message: Message) -> float:
         """Takes what an action needs; since when it has been there."""

@@ -62,9 +62,8 @@ def no_timeout(*what: object) -> Iterator[None]:
 
 def activity() -> str:
     """What this rank is doing, and where it is."""
-    return ", ".join(
-        " ".join(map(str, words)) for words in ((mesh.place(),), _note.what, _note.part) if words
-    )
+    said = ((mesh.describe_rank(),), _note.what, _note.part)
+    return ", ".join(" ".join(map(str, words)) for words in said if words)
 
 
 @contextmanager

@@ -151,8 +151,8 @@ class WeightGathering:
         others = [r for r, seen in zip(ranks, everyone, strict=True) if seen != everyone[0]]
         if others:
             raise RuntimeError(
-                f"{mesh.place()}: rank {others[0]} has gathered weights in another order than "
-                f"rank {ranks[0]}: their rows made them run other blocks"
+                f"{mesh.describe_rank()}: rank {others[0]} has gathered weights in another order "
+                f"than rank {ranks[0]}: their rows made them run other blocks"
             )
 
 

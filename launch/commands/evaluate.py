@@ -12,7 +12,7 @@ from launch.commands.values import path, positive, share, tell
 if TYPE_CHECKING:
     from rich.table import Table
 
-MOST_COLUMNS = 4  # of 80 characters: "N <= 8, until 0.05" takes two lines
+MAX_COLUMNS = 4  # of 80 characters: "N <= 8, until 0.05" takes two lines
 
 
 @command(
@@ -86,8 +86,8 @@ def show(results: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
     asks_until = any("until" in metrics for metrics in results)
-    for first in range(0, len(results), MOST_COLUMNS):
-        Console().print(_table(results[first : first + MOST_COLUMNS], asks_until))
+    for first in range(0, len(results), MAX_COLUMNS):
+        Console().print(_table(results[first : first + MAX_COLUMNS], asks_until))
 
 
 def _table(results: list[dict[str, Any]], asks_until: bool) -> Table:

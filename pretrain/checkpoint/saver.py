@@ -187,7 +187,8 @@ class Saver:
         except Exception as error:  # whatever it is, the others must hear of it
             known = isinstance(error, OSError | SafetensorError)
             reason = (getattr(error, "strerror", None) or str(error)) if known else repr(error)
-            where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {mesh.place()}"
+            who = mesh.describe_rank()
+            where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {who}"
             fix = "the checkpoints before it are intact: make room there, or set run.dir"
             kind = storage_error(error) if isinstance(error, OSError) else UserError
             told = {"error": f"{where}: {reason}; {fix}", "kind": kind.__name__}

@@ -150,7 +150,7 @@ def check_same_rows(parts: Sequence[Batch]) -> None:
         if other != rows:
             theirs, here = (" x ".join(map(str, shape[:3])) for shape in (other, rows))
             raise UserError(
-                f"{mesh.place()}: rank {rank} reads other rows than rank {first}, "
+                f"{mesh.describe_rank()}: rank {rank} reads other rows than rank {first}, "
                 f"with which it shares a model: {theirs} against {here} "
                 "(microbatches x rows x tokens); give all ranks the same configuration and data"
             )

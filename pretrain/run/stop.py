@@ -177,7 +177,7 @@ class _Messenger:
         with suppress(dist.DistError):
             self._store.set("number", str(int(number)))
             for rank in range(self._world):
-                self._store.set(f"reason/{rank}", f"{number.name} on {mesh.place()}")
+                self._store.set(f"reason/{rank}", f"{number.name} on {mesh.describe_rank()}")
 
 
 def _exit(status: int) -> None:

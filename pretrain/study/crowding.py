@@ -23,13 +23,13 @@ from pretrain.study.one_block import one_block
 
 CORES = cores()
 SECONDS, ROUNDS = 1.5, 3  # with a core for each; as many times over as cores are shared
-MOST = 16  # ranks
+MAX_RANKS = 16
 
 
 def measured_crowding(model: ModelConfig, rows: int, tokens: int) -> list[float]:
     """How many times longer blocks take with 2, 4, 8, ... ranks, up to four on a core."""
     counts = [1]
-    while counts[-1] < min(4 * CORES, MOST):
+    while counts[-1] < min(4 * CORES, MAX_RANKS):
         counts.append(2 * counts[-1])
     meet = mp.get_context("spawn").Barrier(counts[-1])
     with tempfile.TemporaryDirectory() as folder:
