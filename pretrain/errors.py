@@ -15,6 +15,16 @@ class UserError(ValueError):
 
     status = USER_ERROR  # of the command
 
+    def __init__(self, text: str, status: int | None = None) -> None:
+        """
+        Args:
+            status: what the command ends with, if it is not that of the class: what one rank raises
+                for another has the other's.
+        """
+        super().__init__(text)
+        if status is not None:
+            self.status = status
+
 
 class PeerGone(UserError):
     """Another rank has gone, and so must this one. It is not the user's: start again."""

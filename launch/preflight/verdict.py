@@ -31,9 +31,8 @@ class PreflightError(UserError):
     """Told by every rank. `bad_hosts`: without them the job may run."""
 
     def __init__(self, message: str, bad_hosts: Sequence[str] = ()) -> None:
-        super().__init__(message)
+        super().__init__(message, UNFIT if bad_hosts else None)
         self.bad_hosts = list(bad_hosts)
-        self.status = EXIT_STATUS if bad_hosts else UserError.status
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.slices import Slice
-from pretrain.errors import UserError, shortened
+from pretrain.errors import UserError, shortened, storage_error
 from pretrain.files import has_checksum, parse_json, read_whole, sha256, with_checksum
 
 FORMAT = 4  # raised with every change to what a checkpoint holds, state.json included
@@ -139,4 +139,5 @@ def _cannot_read(path: Path, error: OSError) -> UserError:
     told = f"{path}: cannot be read: {error.strerror}"
     if error.errno in DAMAGE:
         return UserError(told)
-    return Unreadable(f"{told}; try again when the system gives it")
+    again = f"{told}; try again when the system gives it"
+    return Unreadable(again, storage_error(error).status)

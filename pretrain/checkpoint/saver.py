@@ -31,7 +31,7 @@ from parallel.slices import Piece
 from pretrain.checkpoint.folder import draft_dir, make_draft, publish, remove_draft
 from pretrain.checkpoint.write import Part, write_common, write_part
 from pretrain.config.schema import Config
-from pretrain.errors import PeerGone, StorageFailed, UserError, storage_error
+from pretrain.errors import PeerGone, UserError, storage_error
 
 
 @dataclass
@@ -183,7 +183,7 @@ class Saver:
         try:
             told = {"value": act()}
         except UserError as error:  # another rank's
-            told = {"error": str(error), "kind": type(error).__name__}
+            told = {"error": str(error), "status": error.status}
         except Exception as error:  # whatever it is, the others must hear of it
             known = isinstance(error, OSError | SafetensorError)
             reason = (getattr(error, "strerror", None) or str(error)) if known else repr(error)
@@ -191,13 +191,12 @@ class Saver:
             where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {who}"
             fix = "the checkpoints before it are intact: make room there, or set run.dir"
             kind = storage_error(error) if isinstance(error, OSError) else UserError
-            told = {"error": f"{where}: {reason}; {fix}", "kind": kind.__name__}
+            told = {"error": f"{where}: {reason}; {fix}", "status": kind.status}
         self._store.set(f"{step}/{event}", json.dumps(told))
 
     def _outcome(self, step: int, event: str) -> Any:
         """What came of it; waits until that is told. UserError if it has failed."""
         told = json.loads(self._store.get(f"{step}/{event}"))
         if "error" in told:
-            kinds = {kind.__name__: kind for kind in (PeerGone, StorageFailed)}
-            raise kinds.get(told["kind"], UserError)(told["error"])
+            raise UserError(told["error"], told["status"])
         return told["value"]

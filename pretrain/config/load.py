@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pretrain.config.checks import validate
 from pretrain.config.fields import check_sections, expand_paths, sections, type_hints
 from pretrain.config.schema import Config
-from pretrain.errors import UserError, shortened
+from pretrain.errors import UserError, shortened, storage_error
 
 T = TypeVar("T")
 Table = dict[str, Any]
@@ -77,7 +77,8 @@ def _read(path: Path) -> str:
         where = f" in {Path.cwd()}" if missing else ""
         if (own := path / "config.toml").is_file():
             where = f"; to go on with that run, name {own}"
-        raise UserError(f"{path}: cannot read the configuration: {error.strerror}{where}") from None
+        told = f"{path}: cannot read the configuration: {error.strerror}{where}"
+        raise storage_error(error)(told) from None
     if len(content) > MAX_BYTES:
         what = f"more than {MAX_BYTES >> 10} KiB, which is no configuration"
         raise UserError(f"{path}: {what}; name a TOML file")

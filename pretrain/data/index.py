@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.store import Place, place
-from pretrain.errors import UserError
+from pretrain.errors import UserError, storage_error
 from pretrain.files import has_checksum, parse_json, read_whole, with_checksum
 
 FORMAT = 3
@@ -88,7 +88,7 @@ def read_index(folder: Place) -> Index:
         content = read_whole(path) if isinstance(path, Path) else path.read_bytes()
     except OSError as error:
         why = error.strerror or "it is not there"
-        raise UserError(
+        raise storage_error(error)(
             f"{path}: cannot be read: {why}; give a folder of `hypnos data prepare`"
         ) from None
     if not has_checksum(content):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pretrain.data.index import DOCUMENT, DTYPES, Index, document_key
 from pretrain.data.store import Place
-from pretrain.errors import UserError
+from pretrain.errors import UserError, storage_error
 
 Records = NDArray[np.void]  # [documents] DOCUMENT
 CHUNK = 1 << 16  # records that are checked at once
@@ -64,7 +64,8 @@ def chunks(path: Place, size: int, at_once: int) -> Iterator[bytes]:
             while chunk := file.read(at_once):
                 yield chunk
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; copy it anew") from None
+        told = f"{path}: cannot be read: {error.strerror}; copy it anew"
+        raise storage_error(error)(told) from None
 
 
 class _Places:
@@ -157,7 +158,8 @@ def check_size(path: Place, size: int) -> None:
         found = path.stat().st_size if isinstance(path, Path) else path.size()
     except OSError as error:
         why = error.strerror or "it is not there"
-        raise UserError(f"{path}: cannot be read: {why}; copy it anew or prepare again") from None
+        told = f"{path}: cannot be read: {why}; copy it anew or prepare again"
+        raise storage_error(error)(told) from None
     check_bytes(path, found, size)
 
 

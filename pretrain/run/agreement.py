@@ -128,17 +128,17 @@ def on_rank_0(what: str, act: Callable[[], T]) -> T | None:
     It may take as long as it does: the others wait at the store, where there is no limit as for a
     collective.
     """
-    value, error, store = None, None, mesh.store("rank 0")
+    value, failed, store = None, None, mesh.store("rank 0")
     with watchdog.no_timeout(what):
         if dist.get_rank() == 0:
             try:
                 value = act()
-            except UserError as caught:
-                error = str(caught)
+            except UserError as error:
+                failed = str(error), error.status  # by which a launcher starts again, or does not
             store.set("done", "")
         else:
             store.wait(["done"], mesh.NO_TIMEOUT)
-    error = mesh.from_rank_0(error)
-    if error is not None:
-        raise UserError(error)
+    failed = mesh.from_rank_0(failed)
+    if failed is not None:
+        raise UserError(*failed)
     return value

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pretrain.config.schema import StoriesConfig
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.errors import UserError
+from pretrain.errors import UserError, storage_error
 from pretrain.files import parse_json, read_whole, sha256
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.story_writer import LARGEST, MAX_NOISE, MAX_OPS, write_story
@@ -165,7 +165,7 @@ class Stories:
         try:
             lines = read_whole(path).decode().removesuffix("\n").split("\n")
         except OSError as error:
-            raise UserError(
+            raise storage_error(error)(
                 f"{path}: cannot read the stories: {error.strerror}; mend stories.path"
             ) from None
         except UnicodeDecodeError as error:

@@ -21,7 +21,8 @@ from parallel import mesh
 from parallel.engine import Engine
 from pretrain.checkpoint import Saver, Snapshot, steps, verify
 from pretrain.checkpoint.folder import checkpoint_dir, pointed_at
-from pretrain.errors import PeerGone, UserError
+from pretrain.errors import UserError
+from pretrain.exit_status import PEER_GONE
 from pretrain.run.guard import Rollbacks
 from pretrain.run.optimizer import MuonAdamW
 from pretrain.run.state import CarriedState, TrainState
@@ -173,8 +174,10 @@ def test_a_rank_that_dies_in_a_save_is_waited_for_no_longer_than_any(
         assert thread is not None
         thread.join(HUNG)
         assert not thread.is_alive()
-        with pytest.raises(PeerGone, match="step 1 was not saved: no word from rank 1"):
+        told = "step 1 was not saved: no word from rank 1"
+        with pytest.raises(UserError, match=told) as raised:
             saver.wait()
+        assert raised.value.status == PEER_GONE
     assert not steps(tmp_path)
 
 

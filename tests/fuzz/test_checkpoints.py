@@ -33,6 +33,7 @@ from pretrain.checkpoint.index import (
 from pretrain.checkpoint.write import write_common, write_part
 from pretrain.config.schema import Config, DataConfig, DepoConfig, RunConfig, TrainConfig
 from pretrain.errors import UserError
+from pretrain.exit_status import STORAGE, USER_ERROR
 from pretrain.trainer import train
 from tests.checkpoint import written
 from tests.fuzz.harness import bounded, hypnos, places, refusal, tree
@@ -186,8 +187,9 @@ def test_what_the_system_does_not_give_is_not_damaged(
         assert found(run)[0] == 1
     else:
         told = f"step-2/.*: cannot be read: {os.strerror(number)}; try again"
-        with pytest.raises(Unreadable, match=told):
+        with pytest.raises(Unreadable, match=told) as raised:
             latest_valid(run, pytest.fail)
+        assert raised.value.status == (STORAGE if number == errno.ESTALE else USER_ERROR)
 
 
 def another_format(at: Path) -> None:

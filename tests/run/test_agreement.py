@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.schema import Config
+from pretrain.errors import UserError
+from pretrain.exit_status import STORAGE
+from pretrain.files import writes_user_file
 from pretrain.run import agreement
-from pretrain.run.agreement import code_version, difference, facts
+from pretrain.run.agreement import code_version, difference, facts, on_rank_0
 from tests.run.conftest import MakeConfig
 
 
@@ -105,3 +110,15 @@ def test_the_code_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     (package / "loop.py").unlink()
     versions.append(code_version())
     assert len(set(versions)) == 3
+
+
+def test_storage_that_is_away_is_no_users_error(tmp_path: Path) -> None:
+    """A launcher starts again by that."""
+
+    def stale() -> None:
+        with writes_user_file(tmp_path):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(tmp_path))
+
+    with pytest.raises(UserError, match="Stale file handle") as raised:
+        on_rank_0("takes the run's folder", stale)
+    assert raised.value.status == STORAGE
