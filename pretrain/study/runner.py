@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +35,7 @@ from pretrain.origin import cores
 from pretrain.run.signals import die_with_parent, not_ignored
 from pretrain.study.cards import least_used, visible
 from pretrain.study.one_run import Run, all_done, check_begun, finish, is_done
+from pretrain.tail import rows_backwards
 
 POLL_S = 0.5
 
@@ -56,6 +58,10 @@ class Job:
         return self.folder / "runs" / self.run.name
 
     @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
     def log(self) -> Path:
         """What its processes said."""
         return self.folder / "logs" / f"{self.run.name}.log"
@@ -65,7 +71,7 @@ class Job:
 
         A branch's file begins as its trunk's, which may have gone further.
         """
-        rows = (row for row in self._newest_rows() if row.get("kind") == "train")
+        rows = (row for row in rows_backwards(self.metrics) if row.get("kind") == "train")
         return next((row for row in rows if row["step"] <= self.steps), {})
 
     def own_evaluations(self) -> list[dict[str, Any]] | None:
@@ -73,29 +79,14 @@ class Job:
 
         Of text it is not: a study compares losses row by row, which training does not write down.
         """
+        at_the_end = takewhile(lambda row: row["step"] >= self.steps, rows_backwards(self.metrics))
         found = {
             row["passes"]: row
-            for row in self._newest_rows()
+            for row in at_the_end
             if row.get("kind") == "eval" and row["step"] == self.steps
             and "bits_per_byte" not in row
         }  # fmt: skip
         return [found[n] for n in self.run.passes] if found.keys() >= {*self.run.passes} else None
-
-    def _newest_rows(self) -> Iterator[dict[str, Any]]:
-        """Of metrics.jsonl, the last first."""
-        try:
-            with (self.path / "metrics.jsonl").open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
-                lines = file.read().decode(errors="replace").split("\n")[:-1]
-        except FileNotFoundError:
-            return
-        for line in reversed(lines):
-            try:
-                row = parse_json(line)
-            except ValueError:  # cut by the seek
-                continue
-            if isinstance(row, dict):
-                yield row
 
 
 def run_all(

@@ -278,3 +278,17 @@ def test_of_text_trainings_own_evaluation_is_not_enough(tmp_path: Path) -> None:
     for found, said in ((row, [row]), (row | {"bits_per_byte": 2.1}, None)):
         (job.path / "metrics.jsonl").write_text(json.dumps(found) + "\n")
         assert job.own_evaluations() == said
+
+
+def test_evaluations_of_long_windows_are_read_as_a_whole(tmp_path: Path) -> None:
+    """A row holds a loss for every place in a window."""
+    job = Job(Run("long", DEPO, (), (1, 4)), tmp_path, steps=5)
+    job.path.mkdir(parents=True)
+    trained = {"kind": "train", "step": 5, "loss": 1.5}
+    places = [1.2345678901234567] * 8192
+    evaluated = [
+        {"kind": "eval", "step": 5, "passes": n, "loss_per_position": places} for n in (1, 4)
+    ]
+    rows = [trained, *evaluated]
+    (job.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert job.progress() == trained and job.own_evaluations() == evaluated
