@@ -18,11 +18,13 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from launch.processes import LAST_LINES
 from launch.starts import End, Start, first_failed, log_of, newest_step, rank_ends
 from pretrain.exit_status import FINISHED, PEER_GONE, REQUEUE, TERMINATED, UNFIT, USER_ERROR
+from pretrain.tail import lines_backwards
 
 NO_OTHER_START = (FINISHED, USER_ERROR, TERMINATED, 128 + signal.SIGINT)
 
@@ -147,20 +149,13 @@ def described(status: int) -> str:
     return f"status {status}"
 
 
-def last_lines(log: Path, count: int) -> list[str]:
-    """The end of a log, of which only the end is read."""
-    if not log.exists():
-        return []
-    with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - (count << 10)))
-        return file.read().decode(errors="replace").splitlines()[-count:]
-
-
 def tell(run: Path, start: Start, end: End) -> None:
     """On stderr: why a start ended, and what the rank that failed first has said last."""
     print(f"hypnos: start {start.number} of {run}: {end.why}", file=sys.stderr)
     if end.rank is not None:
         log = log_of(start.logs(run), end.rank)
-        lines = last_lines(log, LAST_LINES) or ["(it has written nothing)"]
+        # one more, as after the last there may be nothing
+        end_of_log = "\n".join([*islice(lines_backwards(log), LAST_LINES + 1)][::-1])
+        lines = end_of_log.splitlines()[-LAST_LINES:] or ["(it has written nothing)"]
         print(f"the end of {log}:", *lines, sep="\n  ", file=sys.stderr)
     sys.stderr.flush()

@@ -14,12 +14,10 @@ from pathlib import Path
 import psutil
 
 from launch import starts
-from launch.outcome import last_lines
 from launch.starts import Start
+from launch.world import this_host
 from pretrain.errors import UserError
-from pretrain.files import parse_json
-
-TAIL = 200  # lines of metrics.jsonl in which there is a "train" row
+from pretrain.tail import rows_backwards
 
 
 def known(run: Path) -> list[Start]:
@@ -27,21 +25,20 @@ def known(run: Path) -> list[Start]:
     if not (run / starts.JOURNAL).exists():
         what = "no such folder" if not run.is_dir() else f"no {starts.JOURNAL} in it"
         raise UserError(f"{run}: {what}; name the folder of a run that `hypnos launch` has started")
-    return starts.starts(run)
+    every = starts.starts(run)
+    if not every and starts.newest_job(run) is None:
+        why = "it holds no start, and no job of Slurm's"
+        raise UserError(f"{run / starts.JOURNAL}: {why}; start the run with `hypnos launch`")
+    return every
 
 
 def progress(run: Path) -> str:
     """Its last step, loss and checkpoint, in a line."""
-    rows = []
-    for line in last_lines(run / "metrics.jsonl", TAIL):
-        try:
-            rows.append(parse_json(line))
-        except ValueError:  # the first and the last line may be cut
-            continue
-    trained = [row for row in rows if isinstance(row, dict) and row.get("kind") == "train"]
-    if not trained:
+    rows = rows_backwards(run / "metrics.jsonl")
+    last = next((row for row in rows if row.get("kind") == "train"), None)
+    if last is None:
         return f"{run}: no step yet"
-    last, saved = trained[-1], starts.newest_step(run)
+    saved = starts.newest_step(run)
     settings = tomllib.loads((run / "config.toml").read_text())
     loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
     where = f"{run}: step {last['step']} of {settings['train']['steps']}, loss {loss}"
@@ -60,7 +57,7 @@ def job(run: Path, every: list[Start]) -> str:
     name = f"process {last.job} on {last.host}"
     if last.end is not None:
         return f"{name}: over"
-    if last.host != starts.this_host():
+    if last.host != this_host():
         return f"{name}: not to be seen from here"
     return f"{name}: running" if is_ours(int(last.job)) else f"{name}: gone without a word"
 
@@ -76,7 +73,7 @@ def check_over(run: Path) -> None:
             raise UserError(f"{run}: job {job} is in Slurm's queue already; {fix}")
         return
     for last in starts.starts(run)[-1:]:
-        here = last.end is None and last.host == starts.this_host()
+        here = last.end is None and last.host == this_host()
         # a container that was killed may give its next process the same number
         if here and int(last.job) != os.getpid() and is_ours(int(last.job)):
             raise UserError(f"{run}: process {last.job} trains it already; {fix}")

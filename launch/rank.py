@@ -18,7 +18,8 @@ from pathlib import Path
 
 from launch.outcome import described
 from launch.processes import GRACE, HELD, Rank, passing_signals_on, told_to_end
-from launch.starts import RankEnd, first_failed, log_of, this_host
+from launch.starts import RankEnd, first_failed, log_of
+from launch.world import this_host
 from pretrain.exit_status import UNFIT
 
 # seconds for a folder to come into sight, which file systems of a network may take; and for the

@@ -14,14 +14,14 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import UserError
+from launch.world import this_host
+from pretrain.errors import UserError, shortened
 from pretrain.exit_status import FINISHED, PEER_GONE, REQUEUE
 from pretrain.files import parse_json, write_atomically, writes_user_file
 
@@ -169,11 +169,6 @@ def first_failed(logs: Path) -> int | None:
     return int(written) if written.endswith("\n") else None  # or it is being written
 
 
-def this_host() -> str:
-    """As Slurm calls it, where there is one: excluding a node takes that name."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
 def _write(run: Path, kind: str, row: dict[str, Any]) -> None:
     with writes_user_file(run / JOURNAL), (run / JOURNAL).open("a+b") as file:
         cut_short = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
@@ -187,8 +182,11 @@ def _rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The kind of each row, and the rest. One cut short by a crash is none."""
     path = run / JOURNAL
     for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
+        try:
             row = parse_json(line)
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: not written by `hypnos launch`: {line[:40]}")
-            yield row.pop("kind"), row
+        except ValueError:
+            continue
+        if not isinstance(row, dict) or "kind" not in row:
+            what = f"not written by `hypnos launch`: {shortened(line, 40)}"
+            raise UserError(f"{path}: {what}; take that line out")
+        yield row.pop("kind"), row

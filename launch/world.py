@@ -144,9 +144,9 @@ def _is_srun(environment: Mapping[str, str]) -> bool:
     return "SLURM_STEP_ID" in environment and "OMPI_COMM_WORLD_SIZE" not in environment and same
 
 
-def this_host(environment: Mapping[str, str]) -> str:
-    """The name by which the launcher knows this host."""
-    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+def this_host() -> str:
+    """As Slurm calls it, where there is one: excluding a node takes that name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def slurm_job(environment: Mapping[str, str]) -> str | None:

@@ -39,9 +39,10 @@ def local(config: Path, overrides: list[str], ranks: int) -> int:
     from launch.local import run_ranks
     from launch.outcome import why_ended
     from launch.progress import check_over
+    from launch.world import this_host
 
     check_over(run)
-    start = starts.begin(run, "local", str(os.getpid()), (starts.this_host(),), ranks)
+    start = starts.begin(run, "local", str(os.getpid()), (this_host(),), ranks)
     command = [*HYPNOS, "train", str(config), *overrides]
     status = run_ranks(command, ranks=ranks, logs=start.logs(run))
     starts.finish(run, start, why_ended(run, start, status))
@@ -73,13 +74,14 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
     from launch.outcome import why_ended
     from launch.processes import default_threads
     from launch.progress import check_over
+    from launch.world import this_host
 
     check_over(run)
     names = tuple(name.strip() for name in hosts.split(",") if name.strip())
     for name, value in default_threads(ranks_per_host).items():
         os.environ.setdefault(name, value)
     command = mpirun(names, ranks_per_host)
-    nodes = names or (starts.this_host(),)
+    nodes = names or (this_host(),)
     start = starts.begin(run, "mpi", str(os.getpid()), nodes, len(nodes) * ranks_per_host)
     logs = os.path.abspath(start.logs(run))
     rank = [*HYPNOS, "launch", "rank", logs, str(config), *overrides]

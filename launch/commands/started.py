@@ -111,6 +111,7 @@ def _over(run: Path, number: int) -> bool:
 )
 def cancel(run: Path) -> None:
     from launch import progress, starts
+    from launch.world import this_host
 
     every = progress.known(run)
     job = starts.newest_job(run)
@@ -125,7 +126,7 @@ def cancel(run: Path) -> None:
     last = every[-1]
     if last.end is not None:
         raise UserError(f"{run}: start {last.number} is over: {last.end.why}")
-    if last.host != starts.this_host():
+    if last.host != this_host():
         raise UserError(f"{run}: started on {last.host}; `hypnos launch cancel {run}` there")
     if not progress.is_ours(int(last.job)):
         raise UserError(f"{run}: process {last.job} is gone already")

@@ -122,7 +122,7 @@ def _check_address(world: World) -> None:
     if not loopback and not addresses & own:
         raise UserError(f"{given} is not {here}, where rank 0 is; {fix}")
     # its own name is so to itself alone: Debian writes 127.0.1.1 for it in each host's /etc/hosts
-    everywhere = world.address not in (here, this_host(os.environ))
+    everywhere = world.address not in (here, this_host())
     if loopback and everywhere and len(expected_hosts(os.environ)) > 1:
         raise UserError(f"{given} is to every host itself, and there are several; {fix}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -72,7 +71,7 @@ def look(world: World | None, run: Path) -> Report:
     where = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
     return Report(
         rank=world.rank if world else 0,
-        host=this_host(os.environ),
+        host=this_host(),
         device=device,
         gpu=gpu,
         gpus=gpus,

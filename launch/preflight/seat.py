@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,7 +33,7 @@ class Seat:
     @property
     def here(self) -> str:
         """This rank in words."""
-        return f"rank {self.world.rank} on {this_host(os.environ)}"
+        return f"rank {self.world.rank} on {this_host()}"
 
     def hear(self, key: str, seconds: float) -> Any:
         """What rank 0 tells; if the preflight has failed, the error that all ranks raise."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -120,7 +119,7 @@ def _join(seat: Seat, digest: str, timeout: float) -> tuple[dict[str, Any], floa
     this rank's clock is ahead of rank 0's.
     """
     world, store = seat.world, seat.store
-    store.set(f"here/{world.rank}", this_host(os.environ))
+    store.set(f"here/{world.rank}", this_host())
     if world.rank:
         told = seat.hear("start", timeout + mesh.STORE_TIMEOUT_S)
         return told, time.time() - told["clock"]

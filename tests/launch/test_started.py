@@ -82,6 +82,16 @@ def test_status_of_a_loss_that_is_no_number(run: Path, capsys: pytest.CaptureFix
     assert "step 31 of 60, loss not finite;" in said(capsys, "status", str(run))
 
 
+def test_status_after_evaluations_of_long_windows(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has a loss for every place in a window."""
+    row = {"kind": "eval", "step": 30, "loss_per_position": [1.2345678901234567] * 8192}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(2 * ("\n" + json.dumps(row)))
+    assert "step 30 of 60" in said(capsys, "status", str(run))
+
+
 def test_logs_are_those_of_the_first_death(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "logs", str(run)) == "said by rank 1\n"
     assert said(capsys, "logs", str(run), "--rank", "0") == "said by rank 0\n"
@@ -124,6 +134,24 @@ def test_a_folder_that_was_not_launched(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert f"{tmp_path}: no launch.jsonl in it" in refused(capsys, command, str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_a_journal_that_says_nothing(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start that was killed, or met a full disk, before its first line."""
+    (tmp_path / starts.JOURNAL).touch()
+    assert "launch.jsonl: it holds no start" in refused(capsys, command, str(tmp_path))
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"step": 3}'])
+def test_a_journal_of_something_else(
+    run: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (run / starts.JOURNAL).open("a") as file:
+        file.write(line + "\n")
+    assert f"not written by `hypnos launch`: {line}" in refused(capsys, "status", str(run))
 
 
 def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
