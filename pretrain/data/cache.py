@@ -136,7 +136,8 @@ class Cache:
             used = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(used, fcntl.LOCK_EX)
-                total = int(os.pread(used, 20, 0) or self.limit) + size  # new: count what is there
+                known = os.pread(used, 20, 0)  # nothing, or NULs after a power cut: count anew
+                total = (int(known) if known.isdigit() else self.limit) + size
                 if total > self.limit:
                     total = self._make_room(total - size, size) + size
                 os.pwrite(used, f"{total:020}".encode(), 0)

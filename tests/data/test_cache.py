@@ -126,6 +126,14 @@ def test_what_was_used_last_stays(tmp_path: Path) -> None:
     assert int((tmp_path / "used").read_text()) == 9 * (PIECE + 4)
 
 
+def test_a_power_cut_may_leave_the_count_in_zeros(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 10 * (PIECE + 4))
+    path = cache.path("a" * 64, f"0-{PIECE}")
+    (tmp_path / "used").write_bytes(bytes(20))
+    assert cache.add(path, lambda: b"x" * PIECE, 1.0) == cache.read(path)
+    assert int((tmp_path / "used").read_bytes()) == PIECE + 4
+
+
 def test_what_is_not_the_caches_own_stays(tmp_path: Path) -> None:
     """Also where it lies as deep as pieces do, and is older than all of them."""
     theirs = [tmp_path / "me/thesis/chapter", tmp_path / "ab" / ("cd" * 32) / "notes.draft"]
