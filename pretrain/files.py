@@ -1,9 +1,8 @@
-"""Files that are whole or not there, hashes to prove it, folders held alone, JSON of any kind."""
+"""Files that are whole or not there, hashes to prove it, JSON of any kind."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import UserError, shortened, storage_error
+from pretrain.errors import shortened, storage_error
 
 _CHECKSUM = b',\n "sha256": "'  # begins the last member of a JSON object that tells if it is whole
 
@@ -85,26 +84,6 @@ def writes_user_file(path: Path) -> Iterator[None]:
             f"{where}: cannot be written: {error.strerror}; "
             "make room there, or set run.dir (what is saved is intact)"
         ) from None
-
-
-@contextmanager
-def alone_in(folder: Path, others: str) -> Iterator[None]:
-    """Inside, no other process is in here, where the file system has locks.
-
-    Raises:
-        UserError: one is; `others` says what it does, and the fix.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process {others}") from None
-        except OSError:  # no locks on this file system
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from pretrain import files
@@ -57,35 +54,6 @@ def pointed_at(run: Path) -> int | None:
     if named is None:
         raise UserError(f"{pointer}: damaged, it names no checkpoint")
     return int(named[1])
-
-
-@contextmanager
-def run_lock(run: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Inside, the run is this process's alone. UserError if another has it; a process that ends
-    gives it back.
-
-    Args:
-        say: told, in one line, if the file system has no such locks: nobody is kept out there.
-    """
-    path = run / "lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{run}: another run is writing here ({file.read().strip()}); "
-                "wait for it, or set another run.name"
-            ) from None
-        except OSError as error:  # Lustre without -o flock, NFS without its lock service, ...
-            say(
-                f"{path}: the file system has no locks ({error.strerror}); "
-                f"start no second run in {run} while this one goes on"
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        yield
 
 
 def remove_incomplete(run: Path) -> None:

@@ -22,7 +22,6 @@ from pretrain.data.units import Done, Target, Unit, cut, size_of, write_unit
 from pretrain.data.whole import appearing_whole
 from pretrain.errors import UserError
 from pretrain.files import (
-    alone_in,
     has_checksum,
     is_hidden,
     parse_json,
@@ -30,6 +29,7 @@ from pretrain.files import (
     with_checksum,
     write_atomically,
 )
+from pretrain.locks import alone_in
 from pretrain.origin import cores
 from tokenizer.encode import Tokenizer
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from parallel import mesh
 from pretrain.checkpoint import Checkpoint, latest_valid, open_checkpoint
-from pretrain.checkpoint.folder import checkpoint_dir, go_on_from, remove_incomplete, run_lock
+from pretrain.checkpoint.folder import checkpoint_dir, go_on_from, remove_incomplete
 from pretrain.config.load import dump, load
 from pretrain.config.resume import check_unchanged
 from pretrain.config.run_folder import check_same_tokenizer, keep_tokenizer
 from pretrain.config.schema import Config, GuardConfig
 from pretrain.files import write_atomically, writes_user_file
+from pretrain.locks import run_lock
 from pretrain.origin import add_origin
 from pretrain.run.agreement import on_rank_0
 from pretrain.run.guard import SkipStreak

@@ -30,7 +30,8 @@ from typing import Any, NoReturn
 
 from pretrain.checkpoint.folder import checkpoint_dir, draft_dir, publish, remove_draft, steps
 from pretrain.exit_status import TERMINATED, USER_ERROR
-from pretrain.files import alone_in, parse_json, write_atomically
+from pretrain.files import parse_json, write_atomically
+from pretrain.locks import alone_in
 from pretrain.origin import cores
 from pretrain.run.signals import die_with_parent, not_ignored
 from pretrain.study.cards import least_used, visible

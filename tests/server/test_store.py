@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -165,3 +167,14 @@ def test_one_server_at_a_time(tmp_path: Path) -> None:
         store_lock(tmp_path),
     ):
         pass
+
+
+def test_a_store_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with store_lock(tmp_path):
+        assert "has no locks (No locks available); start no second server" in caplog.text

@@ -13,7 +13,6 @@ all its bytes. The index is in memory, from the headers of the files; nothing el
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ from pretrain.files import sync, write_atomically
 from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session
 from pretrain.inference.store import load_session, save_session
+from pretrain.locks import take_lock
 
 log = logging.getLogger("hypnos.serve")
 Notes = dict[str, Any]
@@ -301,6 +301,11 @@ def _read_notes(path: Path) -> tuple[Notes, str]:
 @contextmanager
 def store_lock(folder: Path) -> Iterator[None]:
     """One server writes into a folder at a time. UserError if another does, or nobody can."""
+
+    def without(why: str) -> None:
+        fix = "start no second server with this --store"
+        log.warning("%s: the file system has no locks (%s); %s", folder, why, fix)
+
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = (folder / ".lock").open("w")
@@ -309,11 +314,9 @@ def store_lock(folder: Path) -> Iterator[None]:
             f"{folder}: no sessions can be kept there: {error.strerror}; give --store a folder"
         ) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(file.fileno(), without):
             raise UserError(
                 f"{folder}: another `hypnos serve` keeps its sessions there; stop it, or give "
                 "--store another folder"
-            ) from None
+            )
         yield

@@ -1,0 +1,71 @@
+"""Folders that one process at a time works in, as far as the file system has locks.
+
+A lock ends with its process, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pretrain.errors import UserError
+
+
+def take_lock(descriptor: int, without: Callable[[str], None] = lambda why: None) -> bool:
+    """Takes the lock of an open file or folder, until it is closed; False: another process has it.
+
+    Args:
+        without: told why, if the file system has no locks: nobody is kept out there.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # Lustre without -o flock, NFS without its lock service, ...
+        without(str(error.strerror))
+    return True
+
+
+@contextmanager
+def alone_in(folder: Path, others: str) -> Iterator[None]:
+    """Inside, no other process is in here.
+
+    Raises:
+        UserError: one is; `others` says what it does, and the fix.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not take_lock(descriptor):
+            raise UserError(f"{folder}: another process {others}")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def run_lock(run: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, the run is this process's alone. UserError if another has it.
+
+    Args:
+        say: told, in one line, if the file system has no locks.
+    """
+    path = run / "lock"
+
+    def without(why: str) -> None:
+        fix = f"start no second run in {run} while this one goes on"
+        say(f"{path}: the file system has no locks ({why}); {fix}")
+
+    with path.open("a+") as file:
+        if not take_lock(file.fileno(), without):
+            file.seek(0)
+            raise UserError(
+                f"{run}: another run is writing here ({file.read().strip()}); "
+                "wait for it, or set another run.name"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
