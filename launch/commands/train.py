@@ -95,7 +95,7 @@ def _train(config: Path, overrides: list[str], no_preflight: bool) -> None:
     with said_if_slow("loading torch, Megatron and DeepSpeed", _say):
         from launch.preflight import check
         from parallel import mesh, watchdog
-        from pretrain.config.memory import out_of_memory
+        from pretrain.config.memory import make_room, out_of_memory
         from pretrain.trainer import train
 
     try:
@@ -106,13 +106,17 @@ def _train(config: Path, overrides: list[str], no_preflight: bool) -> None:
     except UserError:
         raise
     except Exception as error:
-        if mesh.world_size() == 1:
-            if out_of_memory(error):
-                fix = "raise train.microbatches, or lower train.batch or sleep.window"
-                raise UserError(f"{config}: out of memory; {fix}") from None
+        ranks, no_room = mesh.world_size(), ""
+        if out_of_memory(error):
+            no_room = f"{config}: out of memory; {make_room(config, settings, ranks)}"
+        if ranks == 1:
+            if no_room:
+                raise UserError(no_room) from None
             raise
         status = 1
-        if mesh.is_of_another_rank(error):
+        if no_room:  # no user's error: it may be one step of many, and another start goes on
+            print(f"hypnos: error: {watchdog.activity()}: {no_room}", file=sys.stderr)
+        elif mesh.is_of_another_rank(error):
             status = PEER_GONE
             # gloo names its source
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]

@@ -1,12 +1,17 @@
-"""What a run needs of a rank's memory at the least, so that a slip in a size is told, not tried."""
+"""What a run needs of a rank's memory at the least, and what makes room when it had not enough."""
 
 from __future__ import annotations
+
+import shlex
+from pathlib import Path
 
 import psutil
 import torch
 
 from parallel import mesh
 from pretrain.config import Config
+from pretrain.config.checks import check_ranks
+from pretrain.config.load import override
 from pretrain.errors import UserError
 from pretrain.model.flops import parameters
 
@@ -45,3 +50,33 @@ def out_of_memory(error: Exception) -> bool:
     """Whether it says that the device or the host has no memory left."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+def make_room(path: Path, config: Config, ranks: int) -> str:
+    """What to change after that, what costs least first: settings that may be combined with these.
+
+    Args:
+        path: of the configuration.
+    """
+    parallel, train, gpu = config.parallel, config.train, mesh.device().type == "cuda"
+    rows = train.batch // max(1, ranks // (parallel.tp * parallel.cp * parallel.pp))
+    more = [n for n in range(train.microbatches + 1, rows + 1) if rows % n == 0]
+    changes = [f"train.microbatches={n}" for n in more[:1]]
+    changes += ["parallel.recompute=block"] if parallel.recompute != "block" else []
+    changes += ["parallel.zero=2"] if parallel.zero < 2 and ranks > 1 else []
+    changes += [f"parallel.tp={2 * parallel.tp}"]
+    changes += ["parallel.offload=true"] if gpu and not parallel.offload else []
+    allowed = ", ".join(change for change in changes if _is_allowed(config, change, ranks))
+    lower = "lower train.batch or sleep.window"
+    if not allowed:
+        return lower
+    plan = f"`hypnos plan {shlex.quote(str(path))} --gpus {ranks}` says what suffices"
+    return f"set one or more of {allowed}{f' ({plan})' if gpu else ''}, or {lower}"
+
+
+def _is_allowed(config: Config, change: str, ranks: int) -> bool:
+    try:
+        check_ranks(override(config, [change]), ranks)
+    except UserError:
+        return False
+    return True
