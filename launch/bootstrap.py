@@ -28,16 +28,17 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_INDEX = "https://download.pytorch.org/whl/cu126"  # named in a message only
 
 PROBE = """
-import json, sys
+import importlib.metadata, json, sys
 from pip._vendor.packaging.specifiers import SpecifierSet
 try:
     import torch
 except ImportError:
     print(json.dumps(None))
 else:
-    fits = torch.__version__ in SpecifierSet(sys.argv[1])
-    found = [torch.__version__, fits, torch.version.cuda is not None, torch.cuda.is_available()]
-    print(json.dumps(found))
+    # as pip knows it: torch.__version__ of PyPI's build is 2.13.0+cu130, which PyPI has not
+    version = importlib.metadata.version("torch")
+    fits = version in SpecifierSet(sys.argv[1])
+    print(json.dumps([version, fits, torch.version.cuda is not None, torch.cuda.is_available()]))
 """
 
 
@@ -68,7 +69,7 @@ def main() -> int:
         cuda = has_gpu() if device == "auto" else device == "cuda"
         make_venv()
         torch = install_torch(cuda)
-        install_packages(torch)
+        install_packages(torch, cuda)
         compile_bytecode()
         if cuda and has_gpu():
             check_cuda()
@@ -161,13 +162,14 @@ def installed_torch() -> Torch | None:
     return Torch(*found) if found else None
 
 
-def install_packages(torch: str) -> None:
+def install_packages(torch: str, cuda: bool) -> None:
     """Everything else, at the versions of constraints.txt; naming torch keeps pip from replacing
     it.
     """
     say("3/3 packages")
     constraints = str(ROOT / "constraints.txt")
-    errors = pip("install", torch, "-c", constraints, "-e", f"{ROOT}[serve,test]")
+    extras = "gpu,serve,test" if cuda else "serve,test"
+    errors = pip("install", torch, "-c", constraints, "-e", f"{ROOT}[{extras}]")
     if errors:
         raise SetupError(
             f"pip could not install the packages ({errors}); check the network and "

@@ -213,7 +213,8 @@ def _kernels() -> Iterator[Finding]:
     try:
         importlib.import_module("fla.ops.gated_delta_rule")
     except ImportError:
-        fix = "`.venv/bin/pip install flash-linear-attention` for the fast delta rule on this GPU"
+        install = "`.venv/bin/pip install -c constraints.txt -e '.[gpu]'`"
+        fix = f"{install} in the folder of Hypnos, for the fast delta rule on this GPU"
         yield Finding("note", "fla", "not installed: the delta rule runs in plain torch", fix)
     else:
         yield Finding("ok", "fla", "the delta rule has its fast kernels")

@@ -20,7 +20,7 @@ CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PACKAGES = (
     "megatron-core", "webdataset", "braceexpand", "hjson", "zstandard", "pydantic",
     "pydantic_core", "annotated-types", "typing-inspection",
-    "flash-linear-attention==0.6.0", "fla-core==0.6.0",
+    "flash-linear-attention", "fla-core",
 )  # fmt: skip
 SOURCES = ("deepspeed",)  # has no wheel: built here, without any of its CUDA extensions
 GLIBC = (28, 27, 24, 17)

@@ -29,7 +29,7 @@ def test_every_direct_dependency_but_torch_has_one_exact_version() -> None:
     extras = PROJECT["optional-dependencies"]
     direct = {
         re.split(r"[\[<>=]", line)[0]
-        for line in PROJECT["dependencies"] + extras["serve"] + extras["test"]
+        for line in PROJECT["dependencies"] + extras["gpu"] + extras["serve"] + extras["test"]
     }
     assert direct - pinned == {"torch"}
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in CONSTRAINTS)
@@ -131,6 +131,29 @@ def test_the_torch_that_fits_is_installed_and_one_that_is_there_is_kept(
     machine = Machine(monkeypatch, installed, offers)
     assert bootstrap.install_torch(cuda) == pinned
     assert machine.asked == asked
+
+
+def test_a_gpus_kernels_come_with_a_torch_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, CUDA, [])
+    for cuda in (False, True):
+        with pytest.raises(bootstrap.SetupError):
+            bootstrap.install_packages("torch==2.13.0", cuda)
+    assert [asked[-1].rpartition("[")[2] for asked in machine.asked] == [
+        "serve,test]", "gpu,serve,test]"
+    ]  # fmt: skip
+
+
+def test_torch_is_named_as_pip_knows_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """PyPI has no 2.13.0+cu130, as its build of 2.13.0 calls itself."""
+    (tmp_path / "torch.py").write_text(
+        "class version: cuda = '13.0'\nclass cuda: is_available = lambda: True\n"
+        "__version__ = '2.13.0+cu130'\n"
+    )
+    (tmp_path / "torch-2.13.0.dist-info").mkdir()
+    (tmp_path / "torch-2.13.0.dist-info/METADATA").write_text("Name: torch\nVersion: 2.13.0\n")
+    monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert bootstrap.installed_torch() == bootstrap.Torch("2.13.0", True, True, True)
 
 
 def test_a_torch_that_pip_cannot_find_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
