@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.bootstrap import has_gpu
+from launch.world import given_gpus
 from pretrain.errors import UserError
 from pretrain.origin import cores
 
@@ -161,17 +162,24 @@ def _torch() -> Iterator[Finding]:
             )
     else:
         none = Finding("note", "gpu", "none: small runs train on the CPU")
-        yield from list(gpu_unused()) or [none]
+        yield from list(gpu_unused(os.environ)) or [none]
 
 
-def gpu_unused() -> Iterator[Finding]:
-    """A GPU of this machine that torch cannot use, and why."""
+def gpu_unused(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """A GPU of this machine, or that Slurm has given, that torch cannot use, and why."""
     import torch
 
-    if torch.cuda.is_available() or not has_gpu():
+    given, answers = given_gpus(environment), has_gpu()
+    there = answers or any(Path("/dev").glob("nvidia[0-9]*"))
+    if torch.cuda.is_available() or not (given or there):
         return
     if torch.version.cuda is None:
-        found, fix = "this torch is a CPU build", "run `make clean setup`: it finds the GPU"
+        where = f"Slurm has given GPUs ({given})" if given else "there is a GPU"
+        found = f"{where}, and this torch is a CPU build"
+        fix = "run `make setup DEVICE=cuda`, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+    elif not answers:
+        found = "no NVIDIA driver answers for the GPUs here"
+        fix = "start a container with the driver of its host, as `apptainer run --nv` does"
     else:
         found = f"torch is built for CUDA {torch.version.cuda}, which the driver does not serve"
         fix = "update the driver; `nvidia-smi` shows the CUDA version that it serves"

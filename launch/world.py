@@ -26,6 +26,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 # not SLURM_NTASKS, which is the job's in the shell that salloc opens as a step of one task
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+SLURM_GPUS = ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE")
 # the rank, where a launcher's variables say it before MPI has been asked
 RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 # what variables begin with that mean something to ranks: mpirun has to be told to pass them on
@@ -157,6 +158,14 @@ def slurm_job(environment: Mapping[str, str]) -> str | None:
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment.get("SLURM_JOB_ID")
+
+
+def given_gpus(environment: Mapping[str, str]) -> str:
+    """What says that Slurm has given the job GPUs, as "SLURM_GPUS_ON_NODE = 4"; nothing: it has
+    not.
+    """
+    given = ((name, environment.get(name, "0")) for name in SLURM_GPUS)
+    return next((f"{name} = {value}" for name, value in given if value not in ("", "0")), "")
 
 
 def expected_hosts(environment: Mapping[str, str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
 
 import psutil
 import torch
@@ -25,12 +24,11 @@ def find(world: World | None) -> list[Finding]:
 
 
 def driver(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """A GPU that torch cannot use: its driver is too old. A CPU build of torch may be meant, and
-    one that is hidden by CUDA_VISIBLE_DEVICES is.
+    """A GPU that torch cannot use, by its build or by the driver. One that is hidden by
+    CUDA_VISIBLE_DEVICES is not meant to be used.
     """
-    if environment.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1"):
-        meant = torch.version.cuda is None
-        yield from (replace(each, state="note") if meant else each for each in gpu_unused())
+    if environment.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1", "NoDevFiles"):
+        yield from gpu_unused(environment)
 
 
 def own_gpu(local_rank: int, gpus: int) -> Iterator[Finding]:

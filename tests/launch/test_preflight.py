@@ -159,7 +159,7 @@ def test_a_rank_without_a_gpu_of_its_own() -> None:
 
 
 def test_an_old_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It ends a run that would take the processor; GPUs that are hidden, or not meant, do not."""
+    """It ends a run that would take the processor; GPUs that are hidden do not."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor, "has_gpu", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -168,8 +168,38 @@ def test_an_old_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="which the driver does not serve; update the driver"):
         check(None, None, print)
     assert not list(faults.driver({"CUDA_VISIBLE_DEVICES": ""}))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "environment", "said"),
+    [
+        (True, {}, "there is a GPU, and this torch is a CPU build"),
+        (
+            False,
+            {"SLURM_GPUS_ON_NODE": "4"},
+            "Slurm has given GPUs (SLURM_GPUS_ON_NODE = 4), and this torch is a CPU build",
+        ),
+        (True, {"CUDA_VISIBLE_DEVICES": "", "SLURM_GPUS_ON_NODE": "4"}, ""),
+        (False, {"SLURM_GPUS_ON_NODE": "0"}, ""),
+    ],
+)
+def test_a_cpu_build_where_gpus_were_asked_for(
+    gpu: bool, environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert [each.state for each in faults.driver({})] == ["note"]
+    monkeypatch.setattr(doctor, "has_gpu", lambda: gpu)
+    found = list(faults.driver(environment))
+    assert [(each.state, each.found) for each in found] == ([("fail", said)] if said else [])
+    assert all("`make setup DEVICE=cuda`" in each.fix for each in found)
+
+
+def test_a_container_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(doctor, "has_gpu", lambda: False)
+    (found,) = faults.driver({"SLURM_STEP_GPUS": "0,1"})
+    assert found.state == "fail" and "no NVIDIA driver answers" in found.found
 
 
 def free_port() -> int:
