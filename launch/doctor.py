@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pretrain.checkpoint import Checkpoint
     from pretrain.config.schema import Config
 
-GB = 1 << 30
+GIB = 1 << 30
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _torch() -> Iterator[Finding]:
         for number in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(number)
             yield Finding(
-                "ok", f"gpu {number}", f"{device.name}, {device.total_memory / GB:.0f} GB"
+                "ok", f"gpu {number}", f"{device.name}, {device.total_memory / GIB:.0f} GiB"
             )
     else:
         none = Finding("note", "gpu", "none: small runs train on the CPU")
@@ -245,8 +245,8 @@ def _memory() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    found = f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free, {cores()} cores"
-    if memory.available >= 4 * GB:
+    found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free, {cores()} cores"
+    if memory.available >= 4 * GIB:
         yield Finding("ok", "memory", found)
     else:
         yield Finding(
@@ -259,8 +259,8 @@ def _memory() -> Iterator[Finding]:
 
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
-    found = f"{free / GB:.1f} GB free in {Path.cwd()}"
-    if free >= 5 * GB:
+    found = f"{free / GIB:.1f} GiB free in {Path.cwd()}"
+    if free >= 5 * GIB:
         yield Finding("ok", "disk", found)
     else:
         yield Finding(

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.doctor import GB
+from launch.doctor import GIB
 from launch.preflight.survey import Survey
 from launch.preflight.verdict import named
 
@@ -33,7 +33,7 @@ def show(survey: Survey) -> None:
             ", ".join(sorted({each.device for each in here})),
             ", ".join(sorted({each.driver for each in here})) or "-",
             f"{max((each.ahead for each in here), key=abs):+.2f} s",
-            f"{min(each.disk_free for each in here) / GB:.0f} GB free",
+            f"{min(each.disk_free for each in here) / GIB:.0f} GiB free",
             _span(each.matmul / 1e12 for each in rates),
             _span(each.exchange / 1e9 for each in rates if each.exchange is not None),
         )

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from launch.doctor import GB
+from launch.doctor import GIB
 from launch.preflight.report import Rates, Report
 from pretrain.errors import UserError, shortened
 from pretrain.exit_status import UNFIT
@@ -22,7 +22,7 @@ from pretrain.run.agreement import difference
 
 EXIT_STATUS = UNFIT  # some hosts are bad
 MAX_CLOCK_S = 5.0
-MIN_DISK = 5 * GB
+MIN_DISK = 5 * GIB
 SLOW, TOO_SLOW, SLOW_CPU = 0.8, 0.5, 0.33  # of the job's median
 SHARE = "give run.dir as one path of a file system that all hosts share"
 
@@ -165,7 +165,7 @@ def _clocks(reports: Sequence[Report]) -> Iterator[Problem]:
 def _disks(reports: Sequence[Report]) -> Iterator[Problem]:
     for report in reports:
         if report.disk_free < MIN_DISK:
-            what = f"{report.disk_free / GB:.1f} GB free where the run's folder is"
+            what = f"{report.disk_free / GIB:.1f} GiB free where the run's folder is"
             fix = "free some, or set run.dir"
             yield Problem("note", report.host, (report.rank,), what, fix)
 

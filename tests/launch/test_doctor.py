@@ -57,9 +57,9 @@ def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage(NamedTuple):
         free: int
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free=doctor.GB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free=doctor.GIB))
     disk = next(finding for finding in doctor.examine_machine() if finding.what == "disk")
-    assert disk.state == "note" and "1.0 GB free" in disk.found and "run.dir" in disk.fix
+    assert disk.state == "note" and "1.0 GiB free" in disk.found and "run.dir" in disk.fix
 
 
 def test_a_runs_checkpoints_are_verified(

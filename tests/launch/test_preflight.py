@@ -50,7 +50,7 @@ def test_a_sound_job_has_no_problems() -> None:
     [
         ({"ahead": 60.0}, "note", "rank 3 on n1: the clock is 60 s ahead; synchronise it"),
         ({"ahead": -9.0}, "note", "rank 3 on n1: the clock is 9 s behind"),
-        ({"disk_free": 1 << 30}, "note", "rank 3 on n1: 1.0 GB free where the run's folder is"),
+        ({"disk_free": 1 << 30}, "note", "rank 3 on n1: 1.0 GiB free where the run's folder is"),
         ({"driver": "535.2"}, "note", "rank 3 on n1: the driver is 535.2, and 570.1 on most ranks"),
         ({"gpu": "gpu-2"}, "fail", "ranks 2-3 on n1: share one GPU; give each rank its own LOCAL"),
         ({"gpus": 8}, "note", "ranks 2-3 on n1: 2 of 8 GPUs are used; start 8 ranks a host"),
