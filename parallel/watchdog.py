@@ -22,7 +22,6 @@ import torch.distributed as dist
 from parallel import mesh
 
 GRACE = 3.0  # seconds between the line and the end
-EXIT_STATUS = 70  # of a rank that gave up: "internal error" in sysexits.h
 
 
 @dataclass
@@ -67,8 +66,9 @@ def activity() -> str:
 
 
 @contextmanager
-def watching(timeout: float) -> Iterator[None]:
-    """Inside, a rank that begins nothing new for `timeout` seconds ends with a message on stderr.
+def watching(timeout: float, status: int) -> Iterator[None]:
+    """Inside, a rank that begins nothing new for `timeout` seconds ends with a message on stderr,
+    and with this status.
 
     An exception gets a note of the rank's activity. A process that is alone is left alone.
     """
@@ -85,7 +85,7 @@ def watching(timeout: float) -> Iterator[None]:
                 line = f"hypnos: error: {activity()}: no progress for {waited:.0f} s {limit}"
                 print(line, file=sys.stderr, flush=True)
                 time.sleep(GRACE)
-                os._exit(EXIT_STATUS)
+                os._exit(status)
 
     doing("starting")
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)

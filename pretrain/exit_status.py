@@ -5,7 +5,7 @@
     2     a user's error, which another start would meet again
     69    this host is not fit to take part: start again without it
     74    storage did not answer, or failed: another start may find it well
-    70    no progress in parallel.timeout (parallel/watchdog.py)
+    70    no progress in parallel.timeout
     76    another rank has gone, and so must this one: the reason is to be found there
     129, 130, 143    ended by SIGHUP, Ctrl-C or SIGTERM: 128 + the signal, after a save
     others      failed
@@ -20,6 +20,7 @@ import signal
 FINISHED = 0
 USER_ERROR = 2
 UNFIT = 69
+NO_PROGRESS = 70
 STORAGE = 74
 REQUEUE = 75
 PEER_GONE = 76

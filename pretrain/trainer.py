@@ -33,6 +33,7 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
+from pretrain.exit_status import NO_PROGRESS
 from pretrain.model.plan import draw_passes
 from pretrain.model.probe import Probe
 from pretrain.model.sleep import Output, SleepLM
@@ -96,7 +97,7 @@ def train(config: Config, progress: bool = True) -> Path:
     shown = TrainProgress(config.run.name, config.train.steps, progress and dist.get_rank() == 0)
     with ExitStack() as cleanup:
         cleanup.callback(shown.close)
-        cleanup.enter_context(watchdog.watching(config.parallel.timeout))
+        cleanup.enter_context(watchdog.watching(config.parallel.timeout, NO_PROGRESS))
         prepare.lay_grid(config.parallel)
         with shown.slow("opening the data"):
             job = make_job(config, shown, cleanup)

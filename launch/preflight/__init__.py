@@ -14,7 +14,7 @@
     table.py        `hypnos doctor --ranks`
 
 For a launcher: a preflight that fails because of some hosts, at most half of them, ends every rank
-with status 69 (EXIT_STATUS) and leaves their names in the run's folder, which has no such file
+with status 69 (UNFIT) and leaves their names in the run's folder, which has no such file
 after a preflight that passed:
 
     preflight.json    {"bad_hosts": ["n7"], "problems": ["rank 3 on n7: ...; fix ..."]}
@@ -24,6 +24,6 @@ is 2, as of any wrong input, and "bad_hosts" is empty.
 """
 
 from launch.preflight.survey import check
-from launch.preflight.verdict import EXIT_STATUS, PreflightError
+from launch.preflight.verdict import PreflightError
 
-__all__ = ["EXIT_STATUS", "PreflightError", "check"]
+__all__ = ["PreflightError", "check"]

@@ -20,7 +20,6 @@ from pretrain.errors import UserError, shortened
 from pretrain.exit_status import UNFIT
 from pretrain.run.agreement import difference
 
-EXIT_STATUS = UNFIT  # some hosts are bad
 MAX_CLOCK_S = 5.0
 MIN_DISK = 5 * GIB
 SLOW, TOO_SLOW, SLOW_CPU = 0.8, 0.5, 0.33  # of the job's median

@@ -22,6 +22,7 @@ from launch.preflight.report import Rates, Report
 from launch.preflight.verdict import EXIT_STATUS, named, of_rates, of_reports
 from launch.world import World
 from pretrain.errors import UserError
+from pretrain.exit_status import UNFIT
 
 ROOT = Path(__file__).parents[2]
 SOUND = Report(
@@ -69,7 +70,7 @@ def test_what_is_wrong_is_named(changes: dict[str, object], state: str, line: st
     if state == "note":
         assert error is None
     else:
-        assert error is not None and error.bad_hosts == ["n1"] and error.status == EXIT_STATUS
+        assert error is not None and error.bad_hosts == ["n1"] and error.status == UNFIT
 
 
 def test_rank_0_is_the_odd_one_where_all_others_agree() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.preflight import EXIT_STATUS
 from launch.preflight.seat import FILE
 from pretrain.config.schema import Config, DataConfig, RunConfig
+from pretrain.exit_status import UNFIT
 from tests.launch.flight import Told, doctor, fly
 from tests.ranks import Ranks, run_ranks
 
@@ -31,7 +31,7 @@ def test_what_differs_is_told_to_all_and_a_sound_job_goes_on(tmp_path: Path) -> 
         told = [rank[number] for rank in ranks]
         assert len({each.error for each in told}) == 1
         assert told[0].error.startswith(f"preflight: {what}"), told[0].error
-        assert {each.status for each in told} == {EXIT_STATUS}
+        assert {each.status for each in told} == {UNFIT}
         assert told[0].kept["bad_hosts"] == ["n1"]
         assert told[0].kept["problems"][0].startswith(what)
     sound = [rank[2] for rank in ranks]
@@ -79,7 +79,7 @@ def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path) -> None:
         statuses = ranks.wait(40)
     finally:
         ranks.kill()
-    assert statuses == [EXIT_STATUS] * 4, ranks.log()
+    assert statuses == [UNFIT] * 4, ranks.log()
     for rank in range(4):
         line = "rank 2 on n1: sums a tensor over all ranks for 2 s already"
         assert f"hypnos: error: preflight: {line}" in ranks.output(rank)
@@ -92,7 +92,7 @@ def test_a_rank_that_stops_is_named(tmp_path: Path) -> None:
     try:
         for rank in (0, 1, 3):
             ranks.processes[rank].join(60)
-            assert ranks.processes[rank].exitcode == EXIT_STATUS, ranks.log()
+            assert ranks.processes[rank].exitcode == UNFIT, ranks.log()
             line = "rank 2 on n1: has not said for 2 s how far it is; it is stopped"
             assert f"hypnos: error: preflight: {line}" in ranks.output(rank)
     finally:
