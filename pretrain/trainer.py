@@ -315,7 +315,7 @@ def log(parts: Parts, state: TrainState, batch: Batch, outputs: list[Output], pr
     row = train_row(
         batch=batch,
         window_losses=[out.window_loss for out in outputs],
-        config=parts.job.config,
+        window=parts.job.config.sleep.window,
         tokens=state.tokens,
         learning_rates=parts.optimizer.learning_rates(),
         grad_norm=parts.optimizer.grad_norm,

@@ -135,7 +135,7 @@ def train_row(
     *,
     batch: Batch,
     window_losses: Sequence[Tensor],
-    config: Config,
+    window: int,
     tokens: Tensor,
     learning_rates: dict[str, float],
     grad_norm: Tensor,
@@ -145,13 +145,13 @@ def train_row(
     together.
 
     Args:
-        batch, window_losses, config: see `loss_by_window`.
+        batch, window_losses, window: see `loss_by_window`.
         tokens: [] read so far, over all ranks. learning_rates: by method.
         grad_norm: [] of the step. skipped: [] steps so far.
     """
     return {
         "tokens": int(tokens),
-        **loss_by_window(window_losses, batch, config.sleep.window),
+        **loss_by_window(window_losses, batch, window),
         **{f"lr_{method}": rate for method, rate in learning_rates.items()},
         "grad_norm": float(grad_norm),
         "skipped": int(skipped),
