@@ -9,35 +9,3 @@ run_folder.py  a run's configuration where its folder lies now, with its tokeniz
 resume.py      what a run that goes on may change
 reference.py   the page of all settings, docs/settings.md
 """
-
-from pretrain.config.schema import (
-    Config,
-    CorpusConfig,
-    DataConfig,
-    DepoConfig,
-    GuardConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    Rule110Config,
-    RunConfig,
-    SleepConfig,
-    StoriesConfig,
-    TrainConfig,
-)
-
-__all__ = [
-    "Config",
-    "CorpusConfig",
-    "DataConfig",
-    "DepoConfig",
-    "GuardConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "ParallelConfig",
-    "Rule110Config",
-    "RunConfig",
-    "SleepConfig",
-    "StoriesConfig",
-    "TrainConfig",
-]

@@ -21,8 +21,8 @@ def validate(config: Config) -> None:
     """Raises UserError at the first setting, or combination of settings, that cannot be trained."""
     check(config)
     for check_combination in (
-        _run, _heads, _rotary, _decay, _parts, _truncation, _controls, _beyond, _guard, _batches,
-        _profile, _layout, _data,
+        _run, _heads, _rotary, _decay, _parts, _truncation, _controls, _curriculum,
+        _state_passing, _update, _spike, _batches, _profile, _layout, _data,
     ):  # fmt: skip
         check_combination(config)
 
@@ -117,26 +117,33 @@ def _controls(config: Config) -> None:
         raise refused("sleep.window", sleep.window, fix)
 
 
-def _beyond(config: Config) -> None:
-    sleep, data = config.sleep, config.data
+def _curriculum(config: Config) -> None:
+    data = config.data
     if data.curriculum and data.task not in ("depo", "rule110", "stories", "recall"):
         fix = f'data.task = "{data.task}" has no depth that could rise: set it to 0'
         raise refused("data.curriculum", data.curriculum, fix)
     if data.curriculum and data.task == "rule110" and config.rule110.min_steps:
         fix = "with rule110.min_steps each row asks for all depths: set one of the two to 0"
         raise refused("data.curriculum", data.curriculum, fix)
+
+
+def _state_passing(config: Config) -> None:
+    data = config.data
     if data.state_passing and data.task == "text":
         fix = 'is for tasks; on text set data.carry, or data.documents = "stitch": set it to 0'
         raise refused("data.state_passing", data.state_passing, fix)
-    if data.state_passing and sleep.slides:
+    if data.state_passing and config.sleep.slides:
         fix = 'would pass on keys, too: set sleep.eviction = "hard"'
         raise refused("data.state_passing", data.state_passing, fix)
 
 
-def _guard(config: Config) -> None:
+def _update(config: Config) -> None:
     if config.optimizer.update == "delta" and "delta" not in config.model.layers:
         fix = 'model.layers has no delta-rule block that could learn: set it to "all"'
         raise refused("optimizer.update", "delta", fix)
+
+
+def _spike(config: Config) -> None:
     if 0 < config.guard.spike <= 1:
         fix = "must be more than 1, so many times the running mean; 0 looks for none"
         raise refused("guard.spike", config.guard.spike, fix)

@@ -69,14 +69,10 @@ def differences(one: Config, other: Config) -> Iterator[tuple[str, Setting, Any,
             yield place, setting, mine, its
 
 
-def check(config: Config) -> None:
-    """Raises UserError at the first value that its own field does not allow."""
-    for place, setting, value in values(config):
-        _check(place, setting.hint, setting.rule, value)
-
-
-def check_sections(table: Any) -> None:
-    """The same for any other dataclass of sections."""
+def check(table: Any) -> None:
+    """Raises UserError at the first value that its own field does not allow, in a configuration or
+    any other dataclass of sections.
+    """
     for section in dataclasses.fields(table):
         values = getattr(table, section.name)
         for setting in settings(type(values)):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pretrain.config.checks import validate
-from pretrain.config.fields import check_sections, expand_paths, sections, type_hints
+from pretrain.config.fields import check, expand_paths, sections, type_hints
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened, storage_error
 
@@ -124,7 +124,7 @@ def read_settings(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     for each in overrides:
         _override(found, each)
     try:
-        check_sections(found)
+        check(found)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return found

@@ -9,9 +9,9 @@ import psutil
 import torch
 
 from parallel import mesh
-from pretrain.config import Config
 from pretrain.config.checks import check_ranks
 from pretrain.config.load import override
+from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.model.flops import parameters
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretrain.config import Config
 from pretrain.config.fields import differences
+from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
 MAX_NAMED = 5  # settings in a message

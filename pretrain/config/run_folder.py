@@ -12,10 +12,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.config import Config
 from pretrain.config.checks import uses_tokenizer
 from pretrain.config.fields import differences, refused, values
 from pretrain.config.load import given, load, override, read_tables, to_toml
+from pretrain.config.schema import Config
 from pretrain.data.store import is_remote
 from pretrain.errors import UserError
 from pretrain.files import read_whole, write_atomically

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from pretrain.config import Config
 from pretrain.config.checks import uses_tokenizer
+from pretrain.config.schema import Config
 from pretrain.convert.engines import early_warning
 from pretrain.run.optimizer import lr_factor
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.config import Config
 from pretrain.config.checks import validate
 from pretrain.config.load import parse
+from pretrain.config.schema import Config
 from pretrain.errors import UserError
 
 DEPO = ["data.task=depo"]

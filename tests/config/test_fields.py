@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import Config
 from pretrain.config.fields import check, values
 from pretrain.config.load import parse
 from pretrain.config.reference import WIDTH, page, text
 from pretrain.config.resume import check_unchanged
+from pretrain.config.schema import Config
 from pretrain.errors import UserError
 
 ROOT = Path(__file__).parents[2]

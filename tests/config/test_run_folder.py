@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import Config
 from pretrain.config.load import parse
 from pretrain.config.run_folder import (
     TOKENIZER,
@@ -16,6 +15,7 @@ from pretrain.config.run_folder import (
     keep_tokenizer,
     places,
 )
+from pretrain.config.schema import Config
 from pretrain.errors import UserError
 
 TEXT = ["data.train=[{path='a'},{path='b'}]", "data.heldout=h"]

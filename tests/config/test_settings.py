@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config import Config, CorpusConfig
 from pretrain.config.load import dump, load, override, parse
+from pretrain.config.schema import Config, CorpusConfig
 from pretrain.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pretrain.config import Config, CorpusConfig
 from pretrain.config.load import MAX_BYTES, dump, load, parse
 from pretrain.config.memory import check_memory
+from pretrain.config.schema import Config, CorpusConfig
 from pretrain.evaluate import make_evaluation
 from pretrain.run.prepare import make_source
 from tests.fuzz.harness import damaged, fuzz, hypnos, refusal, tree

@@ -18,8 +18,8 @@ from launch import HYPNOS, __version__
 from launch.cli import main, make_parser
 from launch.commands.serve import _keys
 from launch.commands.train import train
-from pretrain.config import Config
 from pretrain.config.load import load, parse
+from pretrain.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [

@@ -19,7 +19,7 @@ from launch.outcome import NO_OTHER_START
 from launch.preflight import check, faults, folder, rendezvous, verdict
 from launch.preflight.rates import choose_partners
 from launch.preflight.report import Rates, Report
-from launch.preflight.verdict import EXIT_STATUS, named, of_rates, of_reports
+from launch.preflight.verdict import named, of_rates, of_reports
 from launch.world import World
 from pretrain.errors import UserError
 from pretrain.exit_status import UNFIT

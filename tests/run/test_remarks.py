@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.config import Config
 from pretrain.config.load import parse
+from pretrain.config.schema import Config
 from pretrain.run.remarks import remarks
 
 
