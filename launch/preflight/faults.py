@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 
 import psutil
 import torch
 
 from launch.doctor import Finding, gpu_unused
-from launch.world import World
+from launch.world import World, given_gpus
 
 
 def find(world: World | None) -> list[Finding]:
@@ -28,7 +29,10 @@ def driver(environment: Mapping[str, str]) -> Iterator[Finding]:
     CUDA_VISIBLE_DEVICES is not meant to be used.
     """
     if environment.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1", "NoDevFiles"):
-        yield from gpu_unused(environment)
+        # a CPU build may be meant (make setup DEVICE=cpu), but not where a job has asked for GPUs
+        meant = torch.version.cuda is None and not given_gpus(environment)
+        found = gpu_unused(environment)
+        yield from (replace(each, state="note") if meant else each for each in found)
 
 
 def own_gpu(local_rank: int, gpus: int) -> Iterator[Finding]:
