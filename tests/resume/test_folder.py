@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 
 import pytest
 
@@ -75,11 +76,13 @@ def test_two_runs_in_one_folder(
     (whole, _), run = finished(case), Run(case, corpus, tmp_path)
     first = run.start()
     until(first, LONGEST, lambda: bool(first.samples(0)))
+    first.signal(SIGSTOP, range(case.world))  # or it may be over when the second comes
     holder = f"process {first.processes[0].pid} on {os.uname().nodename}"
     second = run.start()
     assert_ends(
         second, said=["another run is writing here", holder, "run.name"], statuses=[2] * case.world
     )
+    first.signal(SIGCONT, range(case.world))
     assert not second.samples(0) and first.wait(LONGEST) == [0] * case.world, first.log()
     saved.assert_same(saved.folder(run.folder, STEPS), saved.folder(whole.folder, STEPS))
     assert rows(run.folder) == rows(whole.folder)
