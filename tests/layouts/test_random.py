@@ -20,7 +20,7 @@ from tests.layouts.processes import compare
 from tests.layouts.worker import build
 from tests.ranks import run_ranks
 
-FEW = 12
+FEW = 8
 MANY = int(os.environ.get("HYPNOS_LAYOUTS", 0))
 RANKS = (1, 2, 3, 4, 4) if MANY else (1, 2, 2)
 SEED = os.environ.get("HYPNOS_LAYOUT_SEED")
