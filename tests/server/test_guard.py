@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,14 +214,21 @@ def gone(served: Serving) -> float:
 
 
 def test_a_client_that_goes_away_frees_its_place(served: Serving) -> None:
+    def active() -> int:
+        return served.service.engine.load["active"]
+
+    def until(true: Callable[[], bool]) -> None:
+        for _ in range(600):
+            if true():
+                return
+            threading.Event().wait(0.05)
+        raise AssertionError("an answer goes on that nobody waits for")
+
+    until(lambda: not active())  # answers of other tests, which were left, too
     client, before = served.client(), gone(served)
     with client.completions.create(prompt="a", max_tokens=5000, stream=True, **ASK) as stream:
         next(iter(stream))
     with pytest.raises(openai.APITimeoutError):
         served.client(timeout=1).completions.create(prompt="a", max_tokens=5000, **ASK)
-    for _ in range(600):
-        # the second may come to the server after who asked has gone
-        if not served.service.engine.load["active"] and gone(served) == before + 2:
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("an answer goes on that nobody waits for")
+    # the second may come to the server after who asked has gone
+    until(lambda: not active() and gone(served) == before + 2)
