@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 from collections import OrderedDict
-from pathlib import Path
 
 MAX_OPEN = 256
 
@@ -23,9 +22,9 @@ class OpenFiles:
         self.most = (
             MAX_OPEN if limit == resource.RLIM_INFINITY else min(MAX_OPEN, max(1, left // 2))
         )
-        self._descriptors: OrderedDict[Path, int] = OrderedDict()  # least recently read first
+        self._descriptors: OrderedDict[str, int] = OrderedDict()  # least recently read first
 
-    def read(self, path: Path, size: int, offset: int) -> bytes:
+    def read(self, path: str, size: int, offset: int) -> bytes:
         """`size` bytes at `offset`, or fewer at the file's end. OSError if it cannot be read."""
         file = self._descriptor(path)
         parts: list[bytes] = []
@@ -40,7 +39,7 @@ class OpenFiles:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
-    def _descriptor(self, path: Path) -> int:
+    def _descriptor(self, path: str) -> int:
         if path not in self._descriptors:
             if len(self._descriptors) == self.most:
                 os.close(self._descriptors.popitem(last=False)[1])

@@ -15,7 +15,6 @@ from pretrain.data.records import (
     check_documents,
     lies_outside,
     map_documents,
-    outside,
 )
 from pretrain.data.splits import Files
 from pretrain.data.store import Place
@@ -83,38 +82,40 @@ class Shards:
         """Say that a document will soon be read."""
         if self.batches_ahead == 1:
             return
-        shard, _, record = self._find(number)
-        size = int(record["tokens"]) * self._dtype.itemsize
-        self._split.ahead(shard, size, int(record["offset"]))
+        shard, _, offset, size = self._find(number)
+        self._split.ahead(shard, size, offset)
 
     def document(self, number: int) -> NDArray[Any]:
         """[tokens] ids of a document, uint16 or uint32."""
         if self._check:
             self._check.raise_if_damaged()
-        shard, in_shard, record = self._find(number)
-        name = f"{self.folder / shard.name}: document {document_key(in_shard)}"
-        size = int(record["tokens"]) * self._dtype.itemsize
+        shard, in_shard, offset, size = self._find(number)
+
+        def name() -> str:
+            return f"{self.folder / shard.name}: document {document_key(in_shard)}"
+
         try:
-            payload = self._split.read(shard, size, int(record["offset"]))
+            payload = self._split.read(shard, size, offset)
         except OSError as error:
-            raise storage_error(error)(f"{name} cannot be read: {error.strerror}") from None
-        if zlib.crc32(payload) != record["crc32"]:
-            self._split.discard(shard, size, int(record["offset"]))
-            raise UserError(f"{name} is damaged; copy the shard anew or prepare again")
+            raise storage_error(error)(f"{name()} cannot be read: {error.strerror}") from None
+        if zlib.crc32(payload) != self._records["crc32"][number]:
+            self._split.discard(shard, size, offset)
+            raise UserError(f"{name()} is damaged; copy the shard anew or prepare again")
         ids = np.frombuffer(payload, self._dtype)
         if ids.max() >= self.index.vocab_size:
-            raise UserError(f"{name} has ids beyond the vocabulary; prepare again")
+            raise UserError(f"{name()} has ids beyond the vocabulary; prepare again")
         return ids
 
-    def _find(self, number: int) -> tuple[Shard, int, Any]:
-        """A document's shard, its number there, and its record."""
+    def _find(self, number: int) -> tuple[Shard, int, int, int]:
+        """A document's shard, its number there, and its bytes: where they begin, how many."""
         record = self._records[number]
         which = int(np.searchsorted(self._ends, number, side="right"))
         shard = self.index.shards[which]
         in_shard = number - (int(self._ends[which]) - shard.samples)
-        if outside(record, np.int64(shard.bytes), self._dtype.itemsize):
+        offset, size = int(record["offset"]), int(record["tokens"]) * self._dtype.itemsize
+        if not size or offset + size > shard.bytes:
             raise lies_outside(self.folder / DOCUMENTS, in_shard, shard.name)
-        return shard, in_shard, record
+        return shard, in_shard, offset, size
 
     def close(self) -> None:
         """Close the tars; a later read opens them again. What is checked in the background is

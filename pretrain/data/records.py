@@ -82,7 +82,7 @@ class _Places:
     def add(self, records: Records) -> None:
         numbers = np.arange(self._seen, self._seen + len(records))
         shards = np.searchsorted(self._ends, numbers, side="right")
-        wrong = outside(records, self._bytes[shards], DTYPES[self._index.dtype].itemsize)
+        wrong = _outside(records, self._bytes[shards], DTYPES[self._index.dtype].itemsize)
         if self._outside is None and wrong.any():
             self._outside = self._seen + int(wrong.argmax())
         np.add.at(self._tokens, shards, records["tokens"].astype(np.int64))
@@ -102,14 +102,12 @@ class _Places:
                 )
 
 
-def outside(
-    records: Records, shard_bytes: NDArray[np.int64] | np.int64, width: int
-) -> NDArray[np.bool_]:
+def _outside(records: Records, shard_bytes: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
     """[n] which documents, of ids of `width` bytes, have no tokens or do not lie within their
     shard.
 
     Args:
-        records: [n] or []. shard_bytes: [n] or [], of the shard of each.
+        records: [n]. shard_bytes: [n], of the shard of each.
     """
     offsets, sizes = records["offset"], records["tokens"].astype(np.int64) * width
     beyond = (offsets > shard_bytes) | (offsets.astype(np.int64) + sizes > shard_bytes)

@@ -75,7 +75,9 @@ class RowReader:
         name = (span.corpus, span.document)
         if lane not in self._open or self._open[lane][0] != name:
             ids = self._corpora[span.corpus].document(span.document)
-            self._open[lane] = name, np.append(ids, np.array(self._eos, ids.dtype))
+            with_eos = np.empty(len(ids) + 1, ids.dtype)
+            with_eos[:-1], with_eos[-1] = ids, self._eos
+            self._open[lane] = name, with_eos
         return self._open[lane][1]
 
 

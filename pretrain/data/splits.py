@@ -80,7 +80,7 @@ class LocalSplit:
 
     def read(self, shard: Shard, size: int, offset: int) -> bytes:
         """From a file that stays open."""
-        return self._files.read(self._folder / shard.name, size, offset)
+        return self._files.read(f"{self._folder}/{shard.name}", size, offset)
 
     def discard(self, shard: Shard, size: int, offset: int) -> None:
         """It is had anew each time."""
