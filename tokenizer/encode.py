@@ -13,6 +13,7 @@ from typing import Protocol
 from tokenizer import foreign
 from tokenizer.cut import parts
 from tokenizer.errors import TokenizerError
+from tokenizer.foreign import NO_CHAT, Chat
 from tokenizer.seal import is_whole
 from tokenizer.sentencepiece_model import SentencePieceModel
 
@@ -50,22 +51,25 @@ class Model(Protocol):
 class Tokenizer:
     """What `hypnos tokenizer train` made, or a Hugging Face folder has.
 
-    vocab_size, eos, pad, token_bytes    see `Model`
+    vocab_size, eos, pad, token_bytes, specials    see `Model`
+    chat         its chat template, if it came with one
     fingerprint  sha256 of what decides the ids, by which shards know their tokenizer
     """
 
-    def __init__(self, model: Model, fingerprint: str) -> None:
+    def __init__(self, model: Model, fingerprint: str, chat: Chat = NO_CHAT) -> None:
         """TokenizerError: it does not give a text back as it was."""
-        self.model, self.fingerprint = model, fingerprint
+        self.model, self.fingerprint, self.chat = model, fingerprint, chat
         self.vocab_size, self.eos, self.pad = model.vocab_size, model.eos, model.pad
-        self.token_bytes = model.token_bytes
+        self.token_bytes, self.specials = model.token_bytes, model.specials
+        names = sorted(map(re.escape, self.specials), key=len, reverse=True)
+        self._specials = re.compile(f"({'|'.join(names) or '(?!)'})")
         self._apart = re.compile(f"([{model.apart}])" if model.apart else "(?!)()")
         if model.byte_ids is not None and self.decode(self.encode(PROBE)) != PROBE:
             raise TokenizerError("changes text: a sample of it does not come back as it was")
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Model, str]]:
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Model, str, Chat]]:
         """As another process takes it."""
-        return Tokenizer, (self.model, self.fingerprint)
+        return Tokenizer, (self.model, self.fingerprint, self.chat)
 
     @classmethod
     def of(cls, file: bytes) -> Tokenizer:
@@ -127,18 +131,11 @@ class Tokenizer:
                 "remove it or decode the source properly"
             ) from None
 
-    def encode_template(self, text: str) -> list[int]:
-        """As `encode`, but what stands for a special token is that token, as chat templates mean
-        it.
+    def at_specials(self, text: str) -> list[str]:
+        """`text` cut where something stands for a special token, as chat templates mean it: text,
+        special token, text, and so on.
         """
-        specials = self.model.specials
-        names = "|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)"
-        runs = re.split(f"({names})", text)
-        return [
-            i
-            for number, run in enumerate(runs)
-            for i in ([specials[run]] if number % 2 else self.encode(run))
-        ]
+        return self._specials.split(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; EOS and PAD write nothing, bytes that are no UTF-8 become U+FFFD."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizer.errors import TokenizerError
 from tokenizer.fast_model import FastModel
@@ -15,11 +15,27 @@ from tokenizer.sentencepiece_model import SentencePieceModel
 
 FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # that name EOS and PAD
+TEMPLATE, TEMPLATES = "chat_template.jinja", ("chat_template.json", "tokenizer_config.json")
 FILES = (
     FAST, SENTENCEPIECE, *CONFIGS, "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja", "chat_template.json",
+    TEMPLATE, "chat_template.json",
 )  # fmt: skip
+KINDS = ("bos_token", "eos_token", "pad_token", "unk_token")  # that chat templates may name
 SUMS = "SHA256SUMS"  # as `sha256sum` writes and checks it
+
+
+class Chat(NamedTuple):
+    """How a model's conversations are written.
+
+    template  in Jinja, "" if it came with none
+    names     what stands for a special token in it, by `KINDS`
+    """
+
+    template: str
+    names: dict[str, str]
+
+
+NO_CHAT = Chat("", {})
 
 
 def is_foreign(path: Path) -> bool:
@@ -59,8 +75,8 @@ def _sums(held: dict[str, bytes]) -> str:
     )
 
 
-def read(folder: Path) -> tuple[SentencePieceModel | FastModel, str]:
-    """The pieces, and the fingerprint of what decides the ids.
+def read(folder: Path) -> tuple[SentencePieceModel | FastModel, str, Chat]:
+    """The pieces, the fingerprint of what decides the ids, and how conversations are written.
 
     Of a folder with both kinds, tokenizer.json counts, as for transformers: tokens that were added
     later are only there.
@@ -68,12 +84,29 @@ def read(folder: Path) -> tuple[SentencePieceModel | FastModel, str]:
     held = contents(folder)
     if FAST not in held:
         model = SentencePieceModel(held[SENTENCEPIECE])
-        return model, hashlib.sha256(held[SENTENCEPIECE]).hexdigest()
+        return model, hashlib.sha256(held[SENTENCEPIECE]).hexdigest(), _chat(held)
     eos, pad = (_special(held, kind) for kind in ("eos_token", "pad_token"))
     if eos is None:
         raise TokenizerError(f"no eos_token in {' or '.join(CONFIGS)}; add the one it was made for")
     decisive = held[FAST] + f"\0{eos}\0{pad}".encode()
-    return FastModel(held[FAST], eos, pad), hashlib.sha256(decisive).hexdigest()
+    return FastModel(held[FAST], eos, pad), hashlib.sha256(decisive).hexdigest(), _chat(held)
+
+
+def _chat(held: dict[str, bytes]) -> Chat:
+    """Of several templates, the one that is named default."""
+    names = {kind: token for kind in KINDS if (token := _special(held, kind)) is not None}
+    try:
+        if TEMPLATE in held:
+            return Chat(held[TEMPLATE].decode(), names)
+        for name in TEMPLATES:
+            found: Any = json.loads(held.get(name, b"{}")).get("chat_template") or ""
+            if isinstance(found, list):
+                found = {each["name"]: each["template"] for each in found}.get("default", "")
+            if found:
+                return Chat(str(found), names)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise TokenizerError(f"its chat template cannot be read: {error}") from None
+    return Chat("", names)
 
 
 def _special(held: dict[str, bytes], kind: str) -> str | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.commands import argument, command
-from launch.commands.sleeping import SLEEP_UNTIL
+from launch.commands.asking import CHAT_TEMPLATE, SLEEP_UNTIL
 from launch.commands.values import number, path, positive, read_text, seed, tell, whole
 from pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from pretrain.inference.generate import Continuation, Piece
 
 
 @command(
@@ -33,12 +37,7 @@ from pretrain.errors import UserError
             help="the prompt is a user's message, as in `hypnos serve`; its answer comes",
         ),
         argument("--system", metavar="TEXT", help="with --chat: what the model is told first"),
-        argument(
-            "--chat-template",
-            type=path,
-            metavar="FILE",
-            help="with --chat: in Jinja, as transformers' (default: as `hypnos serve` writes it)",
-        ),
+        CHAT_TEMPLATE,
         argument(
             "--tokens",
             "--max-tokens",
@@ -127,30 +126,41 @@ def generate(
     from pretrain.run.console import said_if_slow
 
     with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
+        from pretrain.inference.chat import chat_form
         from pretrain.inference.generate import continue_text, generate, open_run, question
         from pretrain.inference.sampling import Sampling
-        from pretrain.inference.server.chat import STOPS
 
     sampling = Sampling(top_k=top_k or 0, min_p=min_p or 0.0, **settings)
     with said_if_slow(f"opening {folder} and reading the prompt", tell):
         decoder, tokenizer = open_run(folder)
-        asked = question(tokenizer, prompt, system, chat_template) if chat else prompt
+        form = chat_form(tokenizer, chat_template) if chat else None
+        asked = question(form, prompt, system) if form else prompt
         started = continue_text(
             decoder, tokenizer, asked, sampling,
-            max_tokens=tokens, stop=[*stop, *(STOPS if chat and not chat_template else ())],
-            samples=samples,
-            passes=passes, until=until,
+            max_tokens=tokens, stop=stop, form=form, samples=samples, passes=passes, until=until,
         )  # fmt: skip
     shown = "" if chat else prompt  # before what is new
+    pieces = _without(form.space if form else "", generate(started))
     if samples == 1:
         print(shown, end="", flush=True)
-        for _, piece in generate(started):
-            print(piece.text, end="", flush=True)
+        for _, text in pieces:
+            print(text, end="", flush=True)
         print()
         return
     texts = dict.fromkeys(started, shown)
     with said_if_slow(f"writing {samples} continuations", tell):
-        for one, piece in generate(started):
-            texts[one] += piece.text
+        for one, text in pieces:
+            texts[one] += text
     for sample, text in enumerate(texts.values(), 1):
         print(f"---- {sample} of {samples}\n{text}")
+
+
+def _without(
+    space: str, pieces: Iterable[tuple[Continuation, Piece]]
+) -> Iterator[tuple[Continuation, str]]:
+    """Their texts, without what comes before an answer."""
+    begun = set()
+    for one, piece in pieces:
+        yield one, piece.text if one in begun else piece.text.removeprefix(space)
+        if piece.text:
+            begun.add(one)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from launch.commands import argument, command
-from launch.commands.sleeping import SLEEP_UNTIL
+from launch.commands.asking import CHAT_TEMPLATE, SLEEP_UNTIL
 from launch.commands.values import path, port, positive, read_text, tell
 from pretrain.errors import UserError
 
@@ -70,6 +70,7 @@ KEY = "HYPNOS_API_KEY"
         argument(
             "--max-body-mb", type=positive, default=64, metavar="MB", help="size of a request"
         ),
+        CHAT_TEMPLATE,
         SLEEP_UNTIL,
     ],
 )
@@ -86,6 +87,7 @@ def serve(
     max_tokens: int,
     answer_limit: int,
     max_body_mb: int,
+    chat_template: Path | None,
     until: float,
 ) -> None:
     try:
@@ -107,7 +109,7 @@ def serve(
         batch=batch,
         queue=queue, max_tokens=max_tokens, answer_limit=answer_limit,
         max_body=max_body_mb * 10**6,
-        until=until,
+        chat_template=chat_template, until=until,
     )  # fmt: skip
     serve(folder, options, tell)
 

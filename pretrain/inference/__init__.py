@@ -6,6 +6,7 @@ memory.py     what a session keeps
 sampling.py   which token comes next
 text.py       tokens to text while they come
 generate.py   continuations of a prompt
+chat.py       messages as tokens: in plain text, or by a chat template
 likelihood.py how likely a text is
 store.py      sessions on disk
 server/       OpenAI's APIs over HTTP

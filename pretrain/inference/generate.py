@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,10 +12,10 @@ from torch import Tensor
 from parallel import mesh
 from pretrain.config.run_folder import check_tokenizer
 from pretrain.convert.load import open_model
-from pretrain.errors import UserError, shortened
+from pretrain.errors import UserError
+from pretrain.inference.chat import ChatForm, Refused, Turn
 from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Choice, Sampler, Sampling
-from pretrain.inference.server.chat import ANSWER, Turn, parts
 from pretrain.inference.session import Session, read_together
 from pretrain.inference.text import TextDecoder
 from tokenizer.encode import Tokenizer
@@ -36,7 +36,7 @@ class Continuation:
 
     Args:
         logits: [vocabulary], what the session's last `read` gave.
-        eos: a token that ends it, and is no part of it.
+        ends: tokens that end it, and are no part of it.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Continuation:
         sampler: Sampler,
         text: TextDecoder,
         max_tokens: int,
-        eos: int | None,
+        ends: Collection[int],
     ) -> None:
         self.session, self.logits, self.sampler, self.text = session, logits, sampler, text
-        self.max_tokens, self.eos = max_tokens, eos
+        self.max_tokens, self.ends = max_tokens, ends
         self.tokens: list[int] = []
         self.unread: int | None = None
         self.ended: Literal["stop", "length"] | None = None
@@ -57,7 +57,7 @@ class Continuation:
     def choose(self) -> Piece:
         """The next token, chosen from `logits`, and what it adds to the text."""
         choice = self.sampler.choose(self.logits, self.session.seen)
-        if choice.token == self.eos:
+        if choice.token in self.ends:
             self.ended = "stop"
             return Piece(self.text.finish(), None)
         self.unread = choice.token
@@ -115,6 +115,7 @@ def continue_text(
     *,
     max_tokens: int = 200,
     stop: Sequence[str] = (),
+    form: ChatForm | None = None,
     samples: int = 1,
     passes: int | None = None,
     until: float = 0.0,
@@ -123,6 +124,7 @@ def continue_text(
 
     Args:
         prompt: text, or its tokens.
+        form: of the conversation that the prompt is; it says what ends an answer.
         passes: N over each full window, if other than the run was trained with.
         until: ends a sleep before that, see `pretrain.model.stop_rule`; 0: none.
     Raises:
@@ -138,46 +140,24 @@ def continue_text(
             session if i == samples - 1 else session.fork(),
             logits,
             Sampler(replace(sampling, seed=sampling.seed + i), tokenizer.vocab_size),
-            TextDecoder(tokenizer, stop),
+            TextDecoder(tokenizer, (*(form.stops if form else ()), *stop)),
             max_tokens,
-            tokenizer.eos,
+            form.ends if form else {tokenizer.eos},
         )
         for i in range(samples)
     ]
 
 
-def question(
-    tokenizer: Tokenizer, message: str, system: str | None = None, template: Path | None = None
-) -> list[int]:
+def question(form: ChatForm, message: str, system: str | None = None) -> list[int]:
     """A user's message with what makes it one, up to where the answer begins.
 
     Args:
         system: what the model is told before.
-        template: in Jinja, as transformers' chat templates; None: as the server writes it down.
     Raises:
-        UserError: the template cannot be read or rendered; names it.
+        UserError: the form has no place for it.
     """
     turns = [Turn("system", system)] if system is not None else []
-    turns.append(Turn("user", message))
-    if template is not None:
-        return tokenizer.encode_template(_rendered(template, turns))
-    texts = [text for turn in turns for text in parts(turn)]
-    return [token for ids in tokenizer.encode_many([*texts, ANSWER]) for token in ids]
-
-
-def _rendered(template: Path, turns: Sequence[Turn]) -> str:
-    """By transformers, in Jinja's sandbox: a template computes a text and can do nothing else."""
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     try:
-        (text,), _ = render_jinja_template(
-            [[turn._asdict() for turn in turns]],
-            chat_template=template.read_text(encoding="utf-8"),
-            add_generation_prompt=True,
-        )
-    except OSError as error:
-        raise UserError(f"{template}: cannot be read: {error.strerror}") from None
-    except (TemplateError, UnicodeDecodeError) as error:
-        raise UserError(f"{template}: no chat template: {shortened(str(error))}") from None
-    return str(text)
+        return form.write([*turns, Turn("user", message)]).tokens
+    except Refused as error:
+        raise UserError(f"the model's chat template cannot write these messages: {error}") from None

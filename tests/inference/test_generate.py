@@ -8,6 +8,7 @@ import pytest
 
 from launch.cli import main
 from pretrain.errors import UserError
+from pretrain.inference.chat import chat_form
 from pretrain.inference.generate import continue_text, generate, open_run, question
 from pretrain.inference.sampling import Sampling
 from tests.convert.made import config, write_run
@@ -60,7 +61,7 @@ def test_a_question_is_written_as_the_server_does(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = Tokenizer.load(run / "tokenizer.model")
-    ids = question(tokenizer, "Who?", "Be brief.")
+    ids = question(chat_form(tokenizer, None), "Who?", "Be brief.")
     assert tokenizer.decode(ids) == "System: Be brief.\nUser: Who?\nAssistant:"
     command = ["generate", str(run), "--prompt", "Who?", "--tokens", "9", "--chat"]
     assert main([*command, "--system", "Be brief."]) == 0
@@ -75,12 +76,12 @@ def test_a_question_by_a_template_of_transformers(run: Path, tmp_path: Path) -> 
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    ids = question(tokenizer, "Who?", "Be brief.", template)
+    ids = question(chat_form(tokenizer, template), "Who?", "Be brief.")
     assert tokenizer.decode(ids) == "<system>Be brief.<user>Who?<assistant>"
     for text in ("{% for %}", "{{ messages.__class__.__mro__ }}", "{{ raise_exception('no') }}"):
         template.write_text(text)
         with pytest.raises(UserError, match=f"^{template}: no chat template: "):
-            question(tokenizer, "Who?", None, template)
+            chat_form(tokenizer, template)
 
 
 def test_settings_out_of_bounds_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from pretrain.config.schema import (
     SleepConfig,
     TrainConfig,
 )
+from pretrain.inference.chat import chat_form
 from pretrain.inference.generate import open_run
 from pretrain.inference.server.app import make_app
 from pretrain.inference.server.engine import Engine
@@ -89,9 +90,10 @@ def serving(
     """The application of `hypnos serve`, until the end of the block."""
     with store_lock(store), socket.create_server(("127.0.0.1", 0)) as listener:
         decoder, tokenizer = open_run(run)
+        form = chat_form(tokenizer, None)
         sessions = SessionStore(store, store_bytes, decoder, print)
         engine = Engine(batch, queue)
-        service = Service(NAME, decoder, tokenizer, sessions, engine, 12, answer_limit)
+        service = Service(NAME, decoder, tokenizer, form, sessions, engine, 12, answer_limit)
         config = uvicorn.Config(
             make_app(service, keys, max_body), log_level="warning", timeout_graceful_shutdown=CUT_S
         )

@@ -59,10 +59,12 @@ def test_special_tokens(both: tuple[Tokenizer, PreTrainedTokenizerFast]) -> None
     assert (ours.vocab_size, ours.eos, ours.pad) == (
         len(theirs), theirs.eos_token_id, theirs.pad_token_id,
     )  # fmt: skip
-    template = "<|im_start|>user\nhow?<|im_end|>\n"
-    expected = theirs.encode(template, split_special_tokens=False)
-    assert ours.encode_template(template) == expected != ours.encode(template)
-    assert ours.decode(expected) == "user\nhow?\n"
+    text = "<|im_start|>user\nhow?<|im_end|>\n"
+    expected = ["", "<|im_start|>", "user\nhow?", "<|im_end|>", "\n"]
+    assert ours.at_specials(text) == expected
+    assert [ours.specials[special] for special in expected[1::2]] == theirs.convert_tokens_to_ids(
+        expected[1::2]
+    )
 
 
 def test_sentencepiece_has_the_ids_of_its_library_after_a_space(llama: Path) -> None:

@@ -8,7 +8,7 @@
     answer.py         one request's answers          engine.py    the one thread that has the model
     job.py            what the engine is asked       keep.py      what an answer leaves
     service.py        where an answer begins         store.py     sessions on disk
-    chat.py           messages as text               meters.py    what it counts and times
+    digests.py        how a history is found         meters.py    what it counts and times
     warm.py           before it listens              page.html    a page to talk to the model
 
 A request's way: a route checks it and makes a `Start` (a session, fresh or from the store, and the

@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
+from pretrain.inference.chat import ChatForm
 from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server import wire
-from pretrain.inference.server.chat import said
 from pretrain.inference.server.errors import ApiError
 from pretrain.inference.server.http import SILENCE
 from pretrain.inference.server.job import (
@@ -64,8 +64,8 @@ class Answers:
 
     Args:
         count: how many. most: tokens of each. top: likeliest tokens told beside each; None: no
-            log-probabilities. echo: the input's own tokens have them, too. mark: stores the
-            input's session at a mark.
+            log-probabilities. echo: the input's own tokens have them, too. form: of the
+            conversation that they are in. mark: stores the input's session at a mark.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Answers:
         stops: Sequence[str] = (),
         top: int | None = None,
         echo: bool = False,
-        is_chat: bool = True,
+        form: ChatForm | None = None,
         mark: Callable[[Mark, Session], None] | None = None,
     ) -> None:
-        self.service, self.start, self.top, self.is_chat = service, start, top, is_chat
+        self.service, self.start, self.top, self.form = service, start, top, form
         self.each = [Answer(start) for _ in range(count)]
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         post = partial(_post, asyncio.get_running_loop(), self._events)
@@ -98,10 +98,10 @@ class Answers:
                     replace(sampling, seed=(sampling.seed + i) % (1 << 63)),
                     service.tokenizer.vocab_size,
                 ),
-                TextDecoder(service.tokenizer, stops),
+                TextDecoder(service.tokenizer, (*(form.stops if form else ()), *stops)),
                 service.tokenizer.encode,
                 most,
-                service.tokenizer.eos,
+                form.ends if form else {service.tokenizer.eos},
                 partial(post, i),
             )
             for i in range(count)
@@ -160,7 +160,9 @@ class Answers:
             self.heard += map(self._score, event.choices)
             return Update(index)
         answer, shows = self.each[index], bool(event.text)
-        text = said(event.text) if self.is_chat and not answer.said.text else event.text
+        text = event.text
+        if self.form is not None and not answer.said.text:
+            text = text.removeprefix(self.form.space)
         if isinstance(event, Said):
             answer.tokens += 1
             if self.top is not None:
@@ -168,7 +170,7 @@ class Answers:
         else:
             answer.finished, answer.said.finish_reason = event, event.reason
             shows |= event.reason == "length"
-            if event.by is not None and self.top is not None and not self.is_chat:
+            if event.by is not None and self.top is not None and self.form is None:
                 # a completion's end has a score as its tokens have, and no text: lm-eval counts it
                 answer.unshown.append(replace(self._score(event.by), text=b""))
                 shows = True

@@ -11,9 +11,9 @@ from typing import cast
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from pretrain.inference.server import chat, wire
+from pretrain.inference.chat import Turn
+from pretrain.inference.server import wire
 from pretrain.inference.server.answer import Answers, Update
-from pretrain.inference.server.chat import Turn
 from pretrain.inference.server.errors import ApiError, not_found
 from pretrain.inference.server.http import (
     ALIVE,
@@ -37,14 +37,13 @@ async def create(request: ChatRequest, http: Request) -> Response:
     service.check(request)
     turns = [Turn(m.role, m.content) for m in request.messages]
     start = await asyncio.to_thread(service.start_history, owner, turns, request.passes)
-    start.tokens += service.encode(chat.ANSWER)
     keeper = None if request.store is False else Keeper(service, owner, start)
     answers = Answers(
         service, start, request, count=request.n or 1,
         most=request.max_completion_tokens or request.max_tokens,
-        stops=(*chat.STOPS, *(request.stop or ())),
+        stops=request.stop or (),
         top=(request.top_logprobs or 0) if request.logprobs else None,
-        mark=keeper.mark if keeper else None,
+        form=service.form, mark=keeper.mark if keeper else None,
     )  # fmt: skip
     answers.begin()
     said = _Said(new_id(KIND), int(time.time()), request, answers, keeper)

@@ -46,7 +46,6 @@ async def create(request: CompletionRequest, http: Request) -> Response:
                 stops=request.stop or (),
                 top=request.logprobs,
                 echo=bool(request.echo),
-                is_chat=False,
             )
         )
     asked[0].begin(*asked[1:])

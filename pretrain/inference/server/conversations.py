@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from pretrain.inference.chat import Turn
 from pretrain.inference.server import wire
 from pretrain.inference.server.answer import Answers
-from pretrain.inference.server.chat import Turn
 from pretrain.inference.server.errors import ApiError, bad_request, not_found
 from pretrain.inference.server.http import owner_of, service_of, while_connected
 from pretrain.inference.server.keep import Keeper
@@ -108,6 +108,9 @@ class Conversation:
             )
         else:
             start = await asyncio.to_thread(service.start_history, owner, turns, None)
+        if start.end is None:
+            raise bad_request("This model's chat template writes no message without an answer.")
+        del start.tokens[start.end :]
         if not start.tokens:  # all of it is stored
             await self.move(start.parent)
             return

@@ -175,7 +175,7 @@ class Engine:
     def _choose(self, job: Job, logits: Tensor) -> None:
         """Samples a token after what was read, and ends the answer if it is its last."""
         choice = job.sampler.choose(logits, job.session.seen)
-        if choice.token == job.end:
+        if choice.token in job.ends:
             self._finish(job, "stop", job.stream.finish(), (), choice)
             return
         self._time_token(job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from pretrain.inference.sampling import Choice, Sampler
@@ -88,7 +88,7 @@ class Job:
     stream     where the answer's tokens become text
     encode     text to tokens
     most       tokens of the answer
-    end        a token that ends it, and is no part of it
+    ends       tokens that end it, and are no part of it
     others     further answers to the same input, until it is read
     hears      what the model says of the input is told, too
     """
@@ -99,7 +99,7 @@ class Job:
     stream: TextDecoder
     encode: Callable[[str], list[int]]
     most: int
-    end: int
+    ends: Collection[int]
     emit: Callable[[Event], None]
     marks: deque[tuple[int, Callable[[Session], None]]] = field(default_factory=deque)
     others: Sequence[Job] = ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pretrain.inference.server import chat
+from pretrain.inference.chat import Turn
 from pretrain.inference.server.answer import Answer
-from pretrain.inference.server.chat import Turn
+from pretrain.inference.server.digests import digest
 from pretrain.inference.server.service import Mark, Service, Start, ToStore
 from pretrain.inference.server.store import MARK, new_id
 from pretrain.inference.session import Session
@@ -39,11 +39,10 @@ class Keeper:
             ApiError: 507, there is no room on the disk.
         """
         end, text = answer.end, answer.said.text
-        digest = self.start.digest and chat.digest(self.start.digest, Turn("assistant", text))
+        known = self.start.digest and digest(self.start.digest, Turn("assistant", text))
         new = ToStore(
-            owner=self.owner, id=id, parent=self.parent, digest=digest, session=end.session,
-            unread=(*end.unread, *self.service.encode(chat.END)),
-            record=self._record(self.start.turns, text, shown),
+            owner=self.owner, id=id, parent=self.parent, digest=known, session=end.session,
+            unread=end.unread, record=self._record(self.start.turns, text, shown),
         )  # fmt: skip
         await self.service.put_in_order(new)
 

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from pretrain.inference.server import chat, wire
+from pretrain.inference.chat import Turn
+from pretrain.inference.server import wire
 from pretrain.inference.server.answer import Answers
-from pretrain.inference.server.chat import Turn
 from pretrain.inference.server.conversations import Conversation, page
 from pretrain.inference.server.errors import ApiError, not_found
 from pretrain.inference.server.http import (
@@ -44,13 +44,12 @@ async def create(request: ResponsesRequest, http: Request) -> Response:
             conversation = Conversation(service, owner, request.conversation.id)
             stack.enter_context(conversation.locked())
         start = await asyncio.to_thread(_start, service, owner, request, conversation)
-        start.tokens += service.encode(chat.ANSWER)
         stored = request.store is not False
         keeper = Keeper(service, owner, start) if stored or conversation else None
         mark = keeper.mark if keeper else None
         wanted = LOGPROBS in (request.include or ())
         answers = Answers(
-            service, start, request, most=request.max_output_tokens, stops=chat.STOPS,
+            service, start, request, most=request.max_output_tokens, form=service.form,
             top=(request.top_logprobs or 0) if wanted else None, mark=mark,
         )  # fmt: skip
         answers.begin()

@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from pretrain.errors import UserError
+from pretrain.inference.chat import chat_form
 from pretrain.inference.generate import open_run
 from pretrain.inference.server.app import make_app
 from pretrain.inference.server.engine import Engine
@@ -39,6 +40,7 @@ class Options:
     max_tokens: int
     answer_limit: int
     max_body: int
+    chat_template: Path | None
     until: float
 
 
@@ -67,12 +69,13 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
     check(options)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     decoder, tokenizer = open_run(folder)  # a run that cannot be served is left as it is
+    form = chat_form(tokenizer, options.chat_template)
     with store_lock(options.store):
         warm_up_model(decoder)
         store = SessionStore(options.store, options.store_bytes, decoder, say)
         engine = Engine(options.batch, options.queue)
         service = Service(
-            options.name, decoder, tokenizer, store, engine, options.max_tokens,
+            options.name, decoder, tokenizer, form, store, engine, options.max_tokens,
             options.answer_limit, options.until,
         )  # fmt: skip
         app = make_app(service, options.keys, options.max_body)

@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pretrain.errors import UserError
+from pretrain.inference.chat import BEFORE, ChatForm, Refused, Turn
 from pretrain.inference.decode import Decoder
-from pretrain.inference.server import chat
-from pretrain.inference.server.chat import Turn
+from pretrain.inference.server import digests
 from pretrain.inference.server.engine import Engine
 from pretrain.inference.server.errors import ApiError, bad_request
 from pretrain.inference.server.job import Facts
@@ -53,12 +53,13 @@ class Start:
     """Where an answer begins: a session, and what it has to read first."""
 
     session: Session
-    tokens: list[int]
+    tokens: list[int]  # to where the answer begins
     cached: int = 0  # tokens of the conversation before
     parent: str = ""  # id of what it goes on from
     digest: str = ""  # of all messages, once these are read
     turns: tuple[Turn, ...] = ()  # that are new, since the last mark
     marks: list[Mark] = field(default_factory=list)
+    end: int | None = None  # of the tokens, to the last message's end; None: not between two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,7 @@ class Service:
     name: str
     decoder: Decoder
     tokenizer: Tokenizer
+    form: ChatForm
     store: SessionStore
     engine: Engine
     max_tokens: int
@@ -144,17 +146,16 @@ class Service:
         is not read again.
         """
         N = passes or self.decoder.model.sleep.passes
-        digests = chat.digests(chat.begin(N, self.until), turns)
-        while (found := self.store.longest(owner, digests)) is not None:
-            known, entry = found
+        known = digests.digests(digests.begin(N, self.until, self.form.key), turns)
+        while (found := self.store.longest(owner, known)) is not None:
+            read, entry = found
             try:
                 start = self._stored(owner, entry.id)
             except (NotStored, ApiError):  # evicted since; or damaged, as the log says
                 self.store.leave_out(entry.id)
                 continue
-            return self._with_turns(start, turns[known:])
-        start = Start(self._new(passes), [], digest=digests[0])
-        return self._with_turns(start, turns)
+            return self._with_turns(start, turns, read)
+        return self._with_turns(Start(self._new(passes), [], digest=known[0]), turns, 0)
 
     def start_after(
         self, owner: str, id: str, turns: Sequence[Turn], passes: int | None, missing: ApiError
@@ -171,7 +172,17 @@ class Service:
         if passes not in (None, start.session.passes):
             start.session.passes = passes
             start.digest = ""  # a history that was read with two N is found by its id alone
-        return self._with_turns(start, turns)
+        before = self._last(owner, id)
+        return self._with_turns(start, [*before, *turns], len(before))
+
+    def _last(self, owner: str, id: str) -> Sequence[Turn]:
+        """Turns that end as what is stored ends: what comes next depends on who spoke."""
+        for _, record in self.store.lineage(owner, id):
+            if record["answer"] is not None:
+                return [*BEFORE, Turn("assistant", "")]
+            if record["turns"]:
+                return [Turn(*record["turns"][-1])]
+        return BEFORE
 
     def _new(self, passes: int | None) -> Session:
         """A session that has read nothing."""
@@ -190,17 +201,28 @@ class Service:
         session.until = self.until
         return Start(session, list(entry.unread), entry.tokens, id, entry.digest)
 
-    def _with_turns(self, start: Start, turns: Sequence[Turn]) -> Start:
-        """Reads messages more. After a message that fills a window there is a mark."""
-        kept, begin = 0, 0
-        for i, turn in enumerate(turns, 1):
-            for part in chat.parts(turn):
-                start.tokens += self.encode(part)
-            start.digest = chat.digest(start.digest, turn) if start.digest else ""
-            if len(start.tokens) - kept >= self.window and start.digest:
-                start.marks.append(Mark(len(start.tokens), start.digest, tuple(turns[begin:i])))
-                kept, begin = len(start.tokens), i
-        start.turns = tuple(turns[begin:])
+    def _with_turns(self, start: Start, turns: Sequence[Turn], read: int) -> Start:
+        """Reads messages more, after the first `read`. After one that fills a window there is a
+        mark.
+        """
+        try:
+            written = self.form.write(turns, read)
+        except Refused as error:
+            why = f"The model's chat template cannot write these messages: {error}"
+            raise bad_request(why, "messages") from None
+        except ValueError as error:
+            raise bad_request(f"The text cannot be read: {error}.") from None
+        before = len(start.tokens)
+        start.tokens += written.tokens
+        ends = {i: before + end for i, end in written.ends.items()}
+        kept, begin = 0, read
+        for i, turn in enumerate(turns[read:], read + 1):
+            start.digest = digests.digest(start.digest, turn) if start.digest else ""
+            end = ends.get(i, 0)
+            if end - kept >= self.window and start.digest:
+                start.marks.append(Mark(end, start.digest, tuple(turns[begin:i])))
+                kept, begin = end, i
+        start.end, start.turns = ends.get(len(turns)), tuple(turns[begin:])
         return start
 
     # ---- what is kept

@@ -53,7 +53,7 @@ class Entry:
     id: str
     owner: str  # whose; "" for those who gave no key
     parent: str  # the id that it went on from, "" at the beginning; a conversation's last turn
-    digest: str  # of all messages read so far, see `chat.digest`; "" where they are not known
+    digest: str  # of all messages read so far, see `digests`; "" where they are not known
     tokens: int  # of the conversation
     unread: tuple[int, ...]  # the last of them, which the session has yet to read
     facts: Mapping[str, int]  # what the session holds, see `job.Facts`; none: a conversation

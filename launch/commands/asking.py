@@ -1,0 +1,24 @@
+"""Arguments of `generate` and `serve`: how long a sleep goes on, how conversations are written."""
+
+from __future__ import annotations
+
+from launch.commands import argument
+from launch.commands.values import path, share
+
+SLEEP_UNTIL = argument(
+    "--sleep-until",
+    dest="until",
+    type=share,
+    metavar="SHARE",
+    default=0.0,
+    help="a sleep ends before its N-th pass when one has changed the fast weights by less than "
+    "this share of them, as 0.1 (default: N passes are made)",
+)
+CHAT_TEMPLATE = argument(
+    "--chat-template",
+    type=path,
+    metavar="FILE",
+    help="how conversations are written: in Jinja, as transformers' chat templates; plain: as "
+    "`User: ...`, `Assistant: ...` (default: by the template that the tokenizer came with, or "
+    "plain)",
+)

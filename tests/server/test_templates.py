@@ -1,0 +1,86 @@
+"""A model that came with a chat template is asked by it, and its conversations go on by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from pretrain.inference.chat import Turn
+from tests.convert.made import SHAPE, config, write_run
+from tests.server.serving import NAME, Serving, serving
+from tests.tokenizer.foreign import byte_level
+
+TEMPLATE = """\
+{%- for m in messages -%}
+{%- if m.role == 'system' and loop.index0 %}{{ raise_exception('system goes first') }}{% endif -%}
+{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
+"""
+GREEDY = {"model": NAME, "temperature": 0.0}
+SAYS, ASKS = "You answer briefly, in one line.", "What is sleep?"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("qwen")
+    (byte_level(folder) / "chat_template.jinja").write_text(TEMPLATE)
+    with serving(write_run(folder / "run", config(folder, **SHAPE)), folder / "store") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served: Serving) -> openai.OpenAI:
+    return served.client()
+
+
+def test_a_conversation_goes_on(served: Serving, client: openai.OpenAI) -> None:
+    messages: list[dict[str, str]] = [
+        {"role": "developer", "content": SAYS}, {"role": "user", "content": ASKS},
+    ]  # fmt: skip
+    ask = {"messages": messages, "max_tokens": 7, **GREEDY}
+    first = client.chat.completions.create(**ask)
+    written = served.service.form.write([Turn("system", SAYS), Turn("user", ASKS)]).tokens
+    prompt = client.completions.create(prompt=written, max_tokens=7, **GREEDY)
+    assert first.choices[0].message.content == prompt.choices[0].text != ""
+    assert first.usage and first.usage.prompt_tokens == len(written)
+
+    answer = {"role": "assistant", "content": first.choices[0].message.content or ""}
+    messages += [answer, {"role": "user", "content": "And then?"}]
+    second = client.chat.completions.create(**ask)
+    assert second.usage and second.usage.prompt_tokens_details
+    assert second.usage.prompt_tokens_details.cached_tokens == first.usage.total_tokens
+    after = "<|im_end|>\n<|im_start|>user\nAnd then?<|im_end|>\n<|im_start|>assistant\n"
+    specials, parts = served.service.tokenizer.specials, served.service.tokenizer.at_specials(after)
+    new = sum(1 if part in specials else len(served.service.encode(part)) for part in parts)
+    assert second.usage.prompt_tokens == first.usage.total_tokens + new
+    by_id = client.responses.create(
+        input="And then?", previous_response_id=first.id, max_output_tokens=7, **GREEDY
+    )
+    assert by_id.output_text == second.choices[0].message.content
+
+
+def test_messages_that_nobody_answers(client: openai.OpenAI) -> None:
+    """One by one or at once, they are the same to the model."""
+    said = []
+    for batches in ([[SAYS], [ASKS]], [[SAYS, ASKS]], []):
+        conversation = client.conversations.create()
+        for batch in batches:
+            items = [{"type": "message", "role": "user", "content": text} for text in batch]
+            client.conversations.items.create(conversation.id, items=items)  # type: ignore[arg-type]
+        rest = [] if batches else [{"role": "user", "content": text} for text in (SAYS, ASKS)]
+        asked = [*rest, {"role": "user", "content": "Well?"}]
+        answer = client.responses.create(
+            input=asked, conversation=conversation.id, max_output_tokens=7, **GREEDY
+        )  # type: ignore[call-overload]
+        assert answer.usage is not None
+        said.append((answer.output_text, answer.usage.input_tokens))
+    assert len({*said}) == 1, said
+
+
+def test_what_the_template_refuses(client: openai.OpenAI) -> None:
+    messages = [{"role": role, "content": ASKS} for role in ("user", "system")]
+    with pytest.raises(openai.BadRequestError, match="cannot write these messages: system goes"):
+        client.chat.completions.create(messages=messages, **GREEDY)  # type: ignore[arg-type]
