@@ -144,7 +144,7 @@ def write(folder: Path, out: Path) -> None:
     config = qwen3_5.from_json(folder)
     engines.check_gguf(config)
     with new_file(out) as draft:
-        _write(folder, config, draft)
+        _write(folder, config, draft, out.stem)
 
 
 def write_run(run: Path, out: Path, precision: str = "fp32") -> int:
@@ -159,13 +159,14 @@ def write_run(run: Path, out: Path, precision: str = "fp32") -> int:
         try:
             folder.mkdir()
             export.write(checkpoint, config, folder, precision)
-            _write(folder, qwen3_5.from_json(folder), draft)
+            _write(folder, qwen3_5.from_json(folder), draft, out.stem)
         finally:
             remove(folder)
     return checkpoint.step
 
 
-def _write(folder: Path, config: Config, file: Path) -> None:
+def _write(folder: Path, config: Config, file: Path, name: str) -> None:
+    """name: of the model, as llama.cpp and what is built on it list it."""
     said = vocabulary(Path(config.data.tokenizer)).padded(config.model.vocab_size)
     wanted = list(targets(config.model))
     with TensorFolder(folder) as tensors:
@@ -175,6 +176,7 @@ def _write(folder: Path, config: Config, file: Path) -> None:
             raise UserError(f"{folder}: is {matrices}, which llama.cpp does not hold; export anew")
         dtypes = [matrices if target.is_matrix else torch.float32 for target in wanted]
         writer = gguf.GGUFWriter(file, ARCHITECTURE)
+        writer.add_name(name)
         _describe(writer, config, said, matrices)
         for target, dtype in zip(wanted, dtypes, strict=True):
             nbytes, kind = prod(target.shape) * dtype.itemsize, KINDS[dtype]
@@ -238,6 +240,8 @@ def _describe_tokenizer(writer: gguf.GGUFWriter, said: Vocabulary) -> None:
     writer.add_pad_token_id(said.pad)
     if said.unk is not None:
         writer.add_unk_token_id(said.unk)
+    if said.chat:
+        writer.add_chat_template(said.chat)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import UserError
-from tokenizer.encode import Tokenizer
+from tokenizer.encode import Model, Tokenizer
 from tokenizer.fast_model import FastModel
 from tokenizer.foreign import SENTENCEPIECE
 from tokenizer.sentencepiece_model import SentencePieceModel
@@ -52,6 +52,7 @@ class Vocabulary:
     scores: list[float] | None = None
     merges: list[str] | None = None
     unk: int | None = None
+    chat: str = ""  # its chat template
 
     def padded(self, size: int) -> Vocabulary:
         """With as many ids as the model has rows; names say that there is nothing behind them."""
@@ -67,19 +68,23 @@ class Vocabulary:
 
 def vocabulary(path: Path) -> Vocabulary:
     """Of a tokenizer's file or folder. UserError: a GGUF file cannot say it."""
-    model, own = Tokenizer.load(path).model, path / SENTENCEPIECE
+    tokenizer = Tokenizer.load(path)
     try:
-        if isinstance(model, SentencePieceModel):
-            return _of_pieces(model)
-        assert isinstance(model, FastModel)
-        if model.is_byte_level:
-            return _of_bytes(model)
-        if not own.exists():  # as transformers' save_pretrained leaves a folder
-            why = "its tokenizer.json is no BPE over bytes, and has no scores of its pieces"
-            raise ValueError(f"{why}: put the {SENTENCEPIECE} there that it was made of")
-        return _of_both(model, SentencePieceModel(own.read_bytes()))
+        return replace(_of(tokenizer.model, path / SENTENCEPIECE), chat=tokenizer.chat.template)
     except ValueError as error:
         raise UserError(f"{path}: {error}; such a model goes out with --to hf") from None
+
+
+def _of(model: Model, own: Path) -> Vocabulary:
+    if isinstance(model, SentencePieceModel):
+        return _of_pieces(model)
+    assert isinstance(model, FastModel)
+    if model.is_byte_level:
+        return _of_bytes(model)
+    if not own.exists():  # as transformers' save_pretrained leaves a folder
+        why = "its tokenizer.json is no BPE over bytes, and has no scores of its pieces"
+        raise ValueError(f"{why}: put the {SENTENCEPIECE} there that it was made of")
+    return _of_both(model, SentencePieceModel(own.read_bytes()))
 
 
 def _of_pieces(model: SentencePieceModel) -> Vocabulary:

@@ -22,12 +22,15 @@ from tests.tokenizer.foreign import byte_level, sentences
 from tokenizer import foreign
 from tokenizer.encode import Tokenizer
 
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As a Qwen3 lies on a disk."""
     folder = byte_level(tmp_path_factory.mktemp("qwen3"))
     (folder / "merges.txt").write_text("#version: 0.2\nĠ t\n")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     torch.manual_seed(0)
     theirs = Qwen3Config(
         vocab_size=336, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -56,7 +59,7 @@ def test_all_that_a_run_does(
     assert main(["generate", str(run), "--prompt", "a na\u00efve <|im_end|>", "--tokens", "5"]) == 0
     assert main(["doctor", str(run)]) == 0
     assert main(["export", str(run), str(out), "--to", "hf"]) == 0
-    names = ["merges.txt", "tokenizer.json", "tokenizer_config.json"]
+    names = ["chat_template.jinja", "merges.txt", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(foreign.contents(out)) == names
     assert foreign.contents(out) == foreign.contents(given)
     assert "as it came" in capsys.readouterr().err
@@ -72,6 +75,7 @@ def test_all_that_a_run_does(
     }
     assert told["tokenizer.ggml.pre"] == "qwen2" and told["tokenizer.ggml.eos_token_id"] == 322
     assert told["tokenizer.ggml.tokens"][-1] == "<unused11>"
+    assert told["tokenizer.chat_template"] == TEMPLATE
 
 
 def test_the_run_keeps_it(given: Path, tmp_path: Path, model: Path) -> None:

@@ -100,7 +100,7 @@ def test_keys(model: Path, tmp_path: Path) -> None:
     settings = config(model, vocab_size=Tokenizer.load(model).vocab_size + 3)
     write_run(make_run(tmp_path / "run", settings), tmp_path / "model.gguf")
     said = fields(tmp_path / "model.gguf")
-    assert said["general.architecture"] == "qwen35"
+    assert (said["general.architecture"], said["general.name"]) == ("qwen35", "model")
     assert said["qwen35.attention.recurrent_layers"] == [True, True, True, False]
     assert said["qwen35.full_attention_interval"] == 4
     assert said["qwen35.rope.dimension_count"] == 6

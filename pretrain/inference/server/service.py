@@ -214,6 +214,8 @@ class Service:
             raise bad_request(f"The text cannot be read: {error}.") from None
         before = len(start.tokens)
         start.tokens += written.tokens
+        if not start.tokens:
+            raise bad_request("The model's chat template makes nothing of these messages.")
         ends = {i: before + end for i, end in written.ends.items()}
         kept, begin = 0, read
         for i, turn in enumerate(turns[read:], read + 1):
