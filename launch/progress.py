@@ -79,6 +79,14 @@ def check_over(run: Path) -> None:
             raise UserError(f"{run}: process {last.job} trains it already; {fix}")
 
 
+def is_gone(run: Path, newest: Start) -> bool:
+    """Whether what began the newest start is no longer there, as far as can be seen from here."""
+    job = starts.newest_job(run)
+    if job is not None:
+        return shutil.which("squeue") is not None and not in_queue(job)
+    return newest.host == this_host() and not is_ours(int(newest.job))
+
+
 def slurm_state(job: str) -> str:
     """A job's state, as Slurm says it now; sites without accounting forget jobs after minutes."""
     if shutil.which("squeue") is None:

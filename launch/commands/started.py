@@ -9,11 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.commands import argument, command
 from launch.commands.values import path, positive, whole
 from pretrain.errors import UserError
 
+if TYPE_CHECKING:
+    from launch.starts import Start
+
+ASK_EVERY = 20  # looks at a log that is followed, whether who writes it is still there
 RUN = argument("run", metavar="RUN", type=path, help="a run's folder")
 
 
@@ -89,16 +94,22 @@ def logs(run: Path, start: int | None, rank: int | None, follow: bool) -> None:
     print(f"==> {log} <==", file=sys.stderr, flush=True)
     with log.open("rb") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
-        while follow and not _over(run, chosen.number):
+        turn = 0
+        while follow and not _over(run, chosen, asks=turn % ASK_EVERY == 0):
             sys.stdout.flush()
             time.sleep(0.5)
             shutil.copyfileobj(file, sys.stdout.buffer)
+            turn += 1
 
 
-def _over(run: Path, number: int) -> bool:
-    from launch import starts
+def _over(run: Path, start: Start, asks: bool) -> bool:
+    """Whether a start has ended, or another has begun, or, if it asks, its launcher is gone."""
+    from launch import progress, starts
 
-    return any(start.number == number and start.end for start in starts.starts(run))
+    newest = starts.starts(run)[-1]
+    if newest.number == start.number and newest.end is None:
+        return asks and progress.is_gone(run, newest)
+    return True
 
 
 @command(

@@ -109,6 +109,7 @@ def test_what_cannot_be_cancelled(run: Path, capsys: pytest.CaptureFixture[str])
     going_on(run, job="999999999")
     assert "process 999999999 is gone already" in refused(capsys, "cancel", str(run))
     assert "gone without a word" in said(capsys, "status", str(run))
+    assert said(capsys, "logs", str(run), "--follow") == "goes on\n"  # nobody writes more
 
 
 def test_a_start_elsewhere(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,6 +238,10 @@ def test_responses_fork_from_any_earlier_id(client: openai.OpenAI) -> None:
     assert one.usage.input_tokens_details.cached_tokens == first.usage.total_tokens
     three = after(two.id, "three")
     items = client.responses.input_items.list(three.id, order="asc").data
+    rest = client.responses.input_items.list(three.id, order="asc", after=items[1].id).data
+    assert rest == items[2:]
+    with pytest.raises(openai.NotFoundError, match="Item with id 'msg_none' not found"):
+        client.responses.input_items.list(three.id, after="msg_none")
     said = [(item.role, item.content[0].text) for item in items]  # type: ignore[union-attr]
     assert said == [
         ("system", "Be brief."), ("user", LONG), ("assistant", first.output_text), ("user", "two"),

@@ -205,4 +205,6 @@ def page(
         for i, (role, content) in reversed(list(enumerate(record["turns"]))):
             newest_first.append(wire.input_item(f"msg_{number}{i:02x}", role, content))
     ordered = newest_first if order == "desc" else newest_first[::-1]
+    if after is not None and all(item["id"] != after for item in ordered):
+        raise not_found("Item", after, "after")
     return JSONResponse(wire.listed(ordered, after, limit))

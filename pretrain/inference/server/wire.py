@@ -261,9 +261,8 @@ def response(
 
 
 def listed(items: Sequence[Mapping[str, Any]], after: str | None, limit: int) -> Json:
-    """A page of a list of objects with ids."""
-    ids = [item["id"] for item in items]
-    start = ids.index(after) + 1 if after in ids else 0
+    """A page of a list of objects with ids: those that follow one of them, or the first."""
+    start = 0 if after is None else [item["id"] for item in items].index(after) + 1
     page = list(items[start : start + limit])
     return {
         "object": "list", "data": page, "first_id": page[0]["id"] if page else None,
