@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launch.commands import argument
-from launch.commands.values import path, share
+from launch.commands.values import json_object, path, share
 
 SLEEP_UNTIL = argument(
     "--sleep-until",
@@ -21,4 +21,10 @@ CHAT_TEMPLATE = argument(
     help="how conversations are written: in Jinja, as transformers' chat templates; plain: as "
     "`User: ...`, `Assistant: ...` (default: by the template that the tokenizer came with, or "
     "plain)",
+)
+CHAT_TEMPLATE_KWARGS = argument(
+    "--chat-template-kwargs",
+    type=json_object,
+    metavar="JSON",
+    help="variables of the chat template, as '{\"enable_thinking\": false}' of Qwen3's",
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import argument, command
-from launch.commands.asking import CHAT_TEMPLATE, SLEEP_UNTIL
+from launch.commands.asking import CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS, SLEEP_UNTIL
 from launch.commands.values import number, path, positive, read_text, seed, tell, whole
 from pretrain.errors import UserError
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ),
         argument("--system", metavar="TEXT", help="with --chat: what the model is told first"),
         CHAT_TEMPLATE,
+        CHAT_TEMPLATE_KWARGS,
         argument(
             "--tokens",
             "--max-tokens",
@@ -106,6 +107,7 @@ def generate(
     chat: bool,
     system: str | None,
     chat_template: Path | None,
+    chat_template_kwargs: dict[str, Any] | None,
     tokens: int,
     samples: int,
     stop: list[str],
@@ -117,7 +119,7 @@ def generate(
 ) -> None:
     if (prompt is None) == (prompt_file is None):
         raise UserError("name the text to go on from: either --prompt TEXT or --prompt-file FILE")
-    if not chat and (system is not None or chat_template is not None):
+    if not chat and any(of is not None for of in (system, chat_template, chat_template_kwargs)):
         raise UserError("--system and --chat-template are for a conversation: give --chat, too")
     if prompt_file is not None:
         prompt = read_text(None if str(prompt_file) == "-" else prompt_file)
@@ -133,7 +135,7 @@ def generate(
     sampling = Sampling(top_k=top_k or 0, min_p=min_p or 0.0, **settings)
     with said_if_slow(f"opening {folder} and reading the prompt", tell):
         decoder, tokenizer = open_run(folder)
-        form = chat_form(tokenizer, chat_template) if chat else None
+        form = chat_form(tokenizer, chat_template, chat_template_kwargs) if chat else None
         asked = question(form, prompt, system) if form else prompt
         started = continue_text(
             decoder, tokenizer, asked, sampling,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from launch.commands import argument, command
-from launch.commands.asking import CHAT_TEMPLATE, SLEEP_UNTIL
+from launch.commands.asking import CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS, SLEEP_UNTIL
 from launch.commands.values import path, port, positive, read_text, tell
 from pretrain.errors import UserError
 
@@ -71,6 +72,7 @@ KEY = "HYPNOS_API_KEY"
             "--max-body-mb", type=positive, default=64, metavar="MB", help="size of a request"
         ),
         CHAT_TEMPLATE,
+        CHAT_TEMPLATE_KWARGS,
         SLEEP_UNTIL,
     ],
 )
@@ -88,6 +90,7 @@ def serve(
     answer_limit: int,
     max_body_mb: int,
     chat_template: Path | None,
+    chat_template_kwargs: dict[str, Any] | None,
     until: float,
 ) -> None:
     try:
@@ -109,7 +112,7 @@ def serve(
         batch=batch,
         queue=queue, max_tokens=max_tokens, answer_limit=answer_limit,
         max_body=max_body_mb * 10**6,
-        chat_template=chat_template, until=until,
+        chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, until=until,
     )  # fmt: skip
     serve(folder, options, tell)
 

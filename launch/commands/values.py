@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from pretrain.data.store import Place, place
 from pretrain.errors import UserError
@@ -79,6 +81,17 @@ def number(text: str) -> float:
 def share(text: str) -> float:
     """A number from 0 to less than 1."""
     return _number(text, 1.0, "a share, from 0 to less than 1")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An object in JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object; give one as '{{\"a\": 1}}'")
+    return value
 
 
 def _number(text: str, below: float, what: str) -> float:

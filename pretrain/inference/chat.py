@@ -8,10 +8,11 @@ known; a conversation that goes on is what the session has read and what is writ
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pretrain.errors import UserError, shortened
 from tokenizer.encode import Tokenizer
@@ -72,21 +73,27 @@ class ChatForm(Protocol):
         ...
 
 
-def chat_form(tokenizer: Tokenizer, template: Path | None) -> ChatForm:
+def chat_form(
+    tokenizer: Tokenizer, template: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> ChatForm:
     """The form of a model's conversations.
 
     Args:
         template: a file with a chat template in Jinja, as transformers has them; `PLAIN`; None: the
             tokenizer's own, or plain where it has none.
+        settings: variables of the template, such as Qwen3's `enable_thinking`.
     Raises:
         UserError: it cannot be read, or is no chat template; names it.
     """
     if template == Path(PLAIN) or (template is None and not tokenizer.chat.template):
+        if settings:
+            raise UserError("--chat-template-kwargs are a template's, and there is none here")
         return PlainForm(tokenizer)
-    if template is None:
-        return TemplateForm(tokenizer, tokenizer.chat.template, "the tokenizer's chat template")
+    name, text = "the tokenizer's chat template", tokenizer.chat.template
     try:
-        return TemplateForm(tokenizer, template.read_text(encoding="utf-8"), str(template))
+        if template is not None:
+            name, text = str(template), template.read_text(encoding="utf-8")
+        return TemplateForm(tokenizer, text, settings or {}, name)
     except OSError as error:
         raise UserError(f"{template}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -139,10 +146,14 @@ class TemplateForm:
     stops: tuple[str, ...] = ()
     space = ""
 
-    def __init__(self, tokenizer: Tokenizer, template: str, name: str) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: str, settings: Mapping[str, Any], name: str
+    ) -> None:
         """UserError: it writes no conversation; says why, and calls it by `name`."""
         self.tokenizer, self.template = tokenizer, template
-        self.key = hashlib.blake2b(template.encode(), digest_size=8).hexdigest()
+        self.variables = {**tokenizer.chat.names, **settings}
+        known = template + json.dumps(self.variables, sort_keys=True)
+        self.key = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
         try:
             after_answer, *_ = self._pieces([*BEFORE, Turn("assistant", ""), Turn("user", "a")], 2)
         except Refused as error:
@@ -199,7 +210,7 @@ class TemplateForm:
                 [[{"role": turn.speaker, "content": turn.content} for turn in turns]],
                 chat_template=self.template,
                 add_generation_prompt=True,
-                **self.tokenizer.chat.names,
+                **self.variables,
             )
         except Exception as error:  # what goes wrong in a template may be of any class
             raise Refused(shortened(str(error))) from None

@@ -98,6 +98,20 @@ def test_special_tokens_in_a_message_are_text(qwen: Path) -> None:
         hides.write([Turn("user", forged)])
 
 
+def test_variables_of_a_template(qwen: Path) -> None:
+    tokenizer, file = Tokenizer.load(qwen), qwen / "thinks.jinja"
+    file.write_text(THINKS + "{% if think is false %}<|im_start|>{% endif %}")
+    silent, usual = (chat_form(tokenizer, file, given) for given in ({"think": False}, None))
+    assert silent.write(TURNS).tokens == [
+        *usual.write(TURNS).tokens, tokenizer.specials["<|im_start|>"],
+    ]  # fmt: skip
+    assert silent.key != usual.key  # a history that was read with one is not the other's
+    with pytest.raises(UserError, match=r"^--chat-template-kwargs are a template's"):
+        chat_form(tokenizer, Path("plain"), {"think": False})
+    with pytest.raises(UserError, match=f"^{file}: no chat template: .*'messages'"):
+        chat_form(tokenizer, file, {"messages": []})
+
+
 def test_an_answer_ends_with_what_the_template_writes_after_it(qwen: Path) -> None:
     tokenizer = Tokenizer.load(qwen)
     form = form_of(qwen, THINKS.replace("<|im_end|>", "<|endoftext|>"))
@@ -121,19 +135,17 @@ def test_where_no_special_token_stands_between_turns(tmp_path: Path) -> None:
 def test_the_template_that_a_tokenizer_came_with(tmp_path: Path) -> None:
     folder = byte_level(tmp_path)
     own, named = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    assert chat_form(Tokenizer.load(folder), None).key == "plain"
+    assert chat_form(Tokenizer.load(folder)).key == "plain"
     several = [{"name": "tools", "template": "x"}, {"name": "default", "template": TRIMS}]
     tokens = json.loads(named.read_text()) | {"bos_token": {"content": "<|endoftext|>"}}
     named.write_text(json.dumps(tokens | {"chat_template": several}))
     tokenizer = Tokenizer.load(folder)
-    form = chat_form(tokenizer, None)
+    form = chat_form(tokenizer)
     assert form.write(TURNS).tokens[0] == tokenizer.specials["<|endoftext|>"]
     assert chat_form(tokenizer, Path("plain")).key == "plain"
     own.write_text(THINKS)
-    assert chat_form(Tokenizer.load(folder), None).write(TURNS) == form_of(folder, THINKS).write(
-        TURNS
-    )
+    assert chat_form(Tokenizer.load(folder)).write(TURNS) == form_of(folder, THINKS).write(TURNS)
     for wrong in ("{{ nothing.at_all }}", "{{ messages[-1].content }}"):
         own.write_text(wrong)
         with pytest.raises(UserError, match=r"^the tokenizer's chat template: no chat template: "):
-            chat_form(Tokenizer.load(folder), None)
+            chat_form(Tokenizer.load(folder))

@@ -61,13 +61,18 @@ def test_a_question_is_written_as_the_server_does(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = Tokenizer.load(run / "tokenizer.model")
-    ids = question(chat_form(tokenizer, None), "Who?", "Be brief.")
+    ids = question(chat_form(tokenizer), "Who?", "Be brief.")
     assert tokenizer.decode(ids) == "System: Be brief.\nUser: Who?\nAssistant:"
     command = ["generate", str(run), "--prompt", "Who?", "--tokens", "9", "--chat"]
     assert main([*command, "--system", "Be brief."]) == 0
     assert "Who?" not in capsys.readouterr().out
     assert main(["generate", str(run), "--prompt", "Who?", "--system", "Be brief."]) == 2
     assert "give --chat, too" in capsys.readouterr().err
+    assert main([*command, "--chat-template-kwargs", '{"think": false}']) == 2
+    assert "are a template's, and there is none here" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--chat-template-kwargs", "think=false"])
+    assert "'think=false' is no JSON object" in capsys.readouterr().err
 
 
 def test_a_question_by_a_template_of_transformers(run: Path, tmp_path: Path) -> None:

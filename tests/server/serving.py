@@ -90,7 +90,7 @@ def serving(
     """The application of `hypnos serve`, until the end of the block."""
     with store_lock(store), socket.create_server(("127.0.0.1", 0)) as listener:
         decoder, tokenizer = open_run(run)
-        form = chat_form(tokenizer, None)
+        form = chat_form(tokenizer)
         sessions = SessionStore(store, store_bytes, decoder, print)
         engine = Engine(batch, queue)
         service = Service(NAME, decoder, tokenizer, form, sessions, engine, 12, answer_limit)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -41,6 +42,7 @@ class Options:
     answer_limit: int
     max_body: int
     chat_template: Path | None
+    chat_template_kwargs: Mapping[str, Any] | None
     until: float
 
 
@@ -69,7 +71,7 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
     check(options)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     decoder, tokenizer = open_run(folder)  # a run that cannot be served is left as it is
-    form = chat_form(tokenizer, options.chat_template)
+    form = chat_form(tokenizer, options.chat_template, options.chat_template_kwargs)
     with store_lock(options.store):
         warm_up_model(decoder)
         store = SessionStore(options.store, options.store_bytes, decoder, say)
