@@ -29,6 +29,7 @@ class Model(Protocol):
     eos, pad     ids that no text has; where there is no PAD, EOS is
     token_bytes  what each id writes: EOS, PAD and other special ids nothing
     specials     the ids of special tokens, by what stands for them in a chat template
+    swallowing   those of them that transformers drops spaces around
     byte_ids     the id of each byte, or None: characters without a piece cannot be written
     apart        characters that must not be given to `encode`, but written in bytes
     may_be_cut   whether `tokenizer.cut` changes nothing: no piece spans words
@@ -39,6 +40,7 @@ class Model(Protocol):
     pad: int
     token_bytes: list[bytes]
     specials: dict[str, int]
+    swallowing: frozenset[str]
     byte_ids: list[int] | None
     apart: str
     may_be_cut: bool
@@ -51,7 +53,7 @@ class Model(Protocol):
 class Tokenizer:
     """What `hypnos tokenizer train` made, or a Hugging Face folder has.
 
-    vocab_size, eos, pad, token_bytes, specials    see `Model`
+    vocab_size, eos, pad, token_bytes, specials, swallowing    see `Model`
     chat         its chat template, if it came with one
     fingerprint  sha256 of what decides the ids, by which shards know their tokenizer
     """
@@ -60,7 +62,8 @@ class Tokenizer:
         """TokenizerError: it does not give a text back as it was."""
         self.model, self.fingerprint, self.chat = model, fingerprint, chat
         self.vocab_size, self.eos, self.pad = model.vocab_size, model.eos, model.pad
-        self.token_bytes, self.specials = model.token_bytes, model.specials
+        self.token_bytes = model.token_bytes
+        self.specials, self.swallowing = model.specials, model.swallowing
         names = sorted(map(re.escape, self.specials), key=len, reverse=True)
         self._specials = re.compile(f"({'|'.join(names) or '(?!)'})")
         self._apart = re.compile(f"([{model.apart}])" if model.apart else "(?!)()")

@@ -53,10 +53,13 @@ class FastModel:
         for piece, i in vocabulary.items():
             self.token_bytes[i] = self._written(piece)
         self.specials: dict[str, int] = {}
-        for i, token in self._fast.get_added_tokens_decoder().items():
+        added = self._fast.get_added_tokens_decoder()
+        strip = (token for token in added.values() if token.lstrip or token.rstrip)
+        self.swallowing = frozenset(token.content for token in strip)
+        for i, token in added.items():
             if token.special:
                 self.specials[token.content] = i
-            elif token.lstrip or token.rstrip:
+            elif token.content in self.swallowing:
                 raise TokenizerError(f"tokenizer.json: {token.content!r} swallows spaces")
             self.token_bytes[i] = b"" if token.special else token.content.encode()
 

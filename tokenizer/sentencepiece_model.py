@@ -42,6 +42,7 @@ class SentencePieceModel:
         self.token_bytes = [self._written(i, piece) for i, piece in enumerate(pieces)]
         bytes_ = {int(p[3:5], 16): i for i, p in enumerate(pieces) if self._model.is_byte(i)}
         self.byte_ids = [bytes_[byte] for byte in range(256)] if len(bytes_) == 256 else None
+        self.swallowing = frozenset[str]()
         self.specials = {p: i for i, p in enumerate(pieces) if self._model.is_control(i)}
         # U+2581 would be taken for a space; a space without a piece, for U+2581
         self.apart = SPACE if self.is_text(self._model.piece_to_id(SPACE)) else f" {SPACE}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -130,17 +131,18 @@ class PlainForm:
         return [token for ids in self.tokenizer.encode_many(lines) for token in ids]
 
 
-# Where a content is in what a template has written: it has none of these characters.
-_MARK = re.compile("\ue000([0-9]+)\ue001")
-_mark = "\ue000{}\ue001".format
+# Where a content is in what a template has written. No message can know the number.
+_NUMBER = secrets.randbits(60)
+_MARK = re.compile(f"\ue000{_NUMBER}:([0-9]+)\ue001")
+_mark = f"\ue000{_NUMBER}:{{}}\ue001".format
 
 
 class TemplateForm:
     """As a chat template in Jinja has it; transformers renders it, in a sandbox in which it can
     compute a text and nothing else.
 
-    The ids are those of transformers' `apply_chat_template`, but for special tokens that stand in a
-    message, which are text here.
+    The ids are those of transformers' `apply_chat_template`, but for what `tokenizer.fast_model`
+    leaves out before it looks for pieces, and special tokens in a message, which are text here.
     """
 
     stops: tuple[str, ...] = ()
@@ -154,57 +156,73 @@ class TemplateForm:
         self.variables = {**tokenizer.chat.names, **settings}
         known = template + json.dumps(self.variables, sort_keys=True)
         self.key = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
+        other = f"give another by --chat-template FILE, or --chat-template {PLAIN}"
         try:
-            after_answer, *_ = self._pieces([*BEFORE, Turn("assistant", ""), Turn("user", "a")], 2)
+            trial = self._pieces([*BEFORE, Turn("assistant", ""), Turn("user", "a")], 2)
         except Refused as error:
-            raise UserError(f"{name}: no chat template: {error}") from None
+            raise UserError(f"{name}: no chat template: {error}; {other}") from None
         # what stands after each answer is what a model says at the end of one
-        before, *others = tokenizer.at_specials(after_answer)
+        before, *others = tokenizer.at_specials(trial[0][0])
+        if swallowing := tokenizer.swallowing.intersection(others):
+            raise UserError(f"{name}: {min(swallowing)} swallows spaces, as none may here; {other}")
         closing = others[:1] if not before.strip() else []
         self.ends = frozenset({tokenizer.eos, *map(tokenizer.specials.__getitem__, closing)})
 
     def write(self, turns: Sequence[Turn], read: int = 0) -> Written:
         """See `ChatForm`. A session may be kept where a special token comes next."""
-        tokens, ends, run = list[int](), {read: 0}, ""
-        for number, piece in enumerate(self._pieces(turns, read)):
-            parts = [piece] if number % 2 else self.tokenizer.at_specials(piece)
-            for i, part in enumerate(parts):
+        tokens, ends, run, in_order = list[int](), {read: 0}, "", read
+        for text, number in self._pieces(turns, read):
+            if number is not None:
+                run += text
+                in_order = number + 1 if number == in_order else -1
+                continue
+            for i, part in enumerate(parts := self.tokenizer.at_specials(text)):
                 if i % 2 == 0:
                     run += part
                     continue
                 tokens += self.tokenizer.encode(run)
-                if number and i == 1 and not parts[0]:
-                    ends[read + number // 2] = len(tokens)
+                if i == 1 and not parts[0] and in_order > read:
+                    ends[in_order] = len(tokens)
                 tokens.append(self.tokenizer.specials[part])
                 run = ""
         return Written(tokens + self.tokenizer.encode(run), ends)
 
-    def _pieces(self, turns: Sequence[Turn], read: int) -> list[str]:
-        """The text after the first `read` turns: what the template writes, a content, what it
-        writes, and so on; as one piece, where a content cannot be told from what is around it.
+    def _pieces(self, turns: Sequence[Turn], read: int) -> list[tuple[str, int | None]]:
+        """The text after the content of the last turn that was read: what the template writes, a
+        content and its turn's number, what it writes, and so on; as one piece, where contents
+        cannot be told from what is around them.
         """
         marked = [turn._replace(content=_mark(i)) for i, turn in enumerate(turns)]
-        between = _MARK.split(self._text(marked))
-        text = self._text([*marked[:read], *turns[read:]])
+        parts = _MARK.split(self._text(marked))  # text, number, text, ...
+        shown = list(turns)
         if read:
-            _, found, text = text.partition(_mark(read - 1))
-            if not found:
+            shown[read - 1] = marked[read - 1]
+        text = self._text(shown)
+        if read:
+            if str(read - 1) not in parts[1::2]:
                 raise Refused("it does not write what was said before")
-        if between[1::2] == [str(i) for i in range(len(turns))]:
-            pieces, end = [between[2 * read]], len(between[2 * read])
-            for turn, after in zip(turns[read:], between[2 * read + 2 :: 2], strict=True):
-                shown = (s for s in _shown(turn.content) if text.startswith(s + after, end))
-                pieces += [next(shown, turn.content), after]
-                end += len(pieces[-2]) + len(after)
-            if "".join(pieces) == text:
-                return pieces
-        if any(len(self.tokenizer.at_specials(turn.content)) > 1 for turn in turns[read:]):
+            parts = parts[2 * parts[1::2].index(str(read - 1)) + 2 :]
+            if not {*map(str, range(read, len(turns)))} <= {*parts[1::2]}:
+                raise Refused("it writes one of them before what has been read")
+            text = text.partition(_mark(read - 1))[2]
+        pieces: list[tuple[str, int | None]] = [(parts[0], None)]
+        end = len(parts[0])
+        for number, after in zip(map(int, parts[1::2]), parts[2::2], strict=True):
+            given = turns[number].content
+            content = next((s for s in _shown(given) if text.startswith(s + after, end)), given)
+            pieces += [(content, number), (after, None)]
+            end += len(content) + len(after)
+        if "".join(piece for piece, _ in pieces) == text:
+            return pieces
+        if any(len(self.tokenizer.at_specials(turn.content)) > 1 for turn in turns):
             raise Refused("it changes a message that holds a special token")
-        return [text]
+        return [(text, None)]
 
     def _text(self, turns: Sequence[Turn]) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        if not turns:
+            raise Refused("there are none")
         try:
             (text,), _ = render_jinja_template(
                 [[{"role": turn.speaker, "content": turn.content} for turn in turns]],

@@ -32,7 +32,7 @@ from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Sampler, Sampling
 from pretrain.inference.session import Session
 
-FORMAT = "hypnos session 2"
+FORMAT = "hypnos session 3"
 WHERE = ("ended", "done", "slept", "sleep_passes", "until")  # a session's
 HOW_FULL = ("past", "filled", "position")  # its memory's
 

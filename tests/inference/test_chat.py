@@ -42,6 +42,21 @@ ALTERNATES = """\
 {%- else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif -%}
 {%- endfor -%}
 """
+# As Mistral's: the last question holds what the system says.
+REMINDS = """\
+{%- set system = messages[0].content if messages[0].role == 'system' else '' -%}
+{%- for m in (messages[1:] if system else messages) -%}
+{%- set text = system + '\\n\\n' + m.content if loop.last and system else m.content -%}
+{{- '<|im_start|>' + m.role + '\\n' + text + '<|im_end|>' -}}
+{%- endfor -%}
+"""
+# As DeepSeek R1's: all that the system says comes first.
+HOISTS = """\
+{%- for m in messages if m.role == 'system' %}{{ m.content }}{% endfor -%}
+{%- for m in messages if m.role != 'system' -%}
+{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' -}}
+{%- endfor -%}
+"""
 TURNS = [
     Turn("system", "You answer briefly. "),
     Turn("user", "  What is sleep?\n"),
@@ -84,6 +99,32 @@ def test_what_a_session_goes_on_with_comes_after_the_answers_own_tokens(qwen: Pa
     assert after[:1] == [tokenizer.specials["<|im_end|>"]]
     assert tokenizer.decode(after) == "\nuser\nWhy\n\n\nassistant\n"
     assert form.ends == {tokenizer.eos}  # which is <|im_end|>
+
+
+def test_a_template_that_says_again_what_was_read(qwen: Path) -> None:
+    form, tokenizer = form_of(qwen, REMINDS), Tokenizer.load(qwen)
+    after = form.write(TURNS, read=5).tokens
+    assert tokenizer.decode(after) == "user\nYou answer briefly. \n\nWhy\n\n"
+    assert set(form.write(TURNS).ends) == {0}  # what is read of it changes with what comes
+
+
+def test_a_template_that_writes_a_message_before_what_was_read(qwen: Path) -> None:
+    form = form_of(qwen, HOISTS)
+    assert form.write([*TURNS[1:3], TURNS[0]]).tokens == form.write([TURNS[0], *TURNS[1:3]]).tokens
+    with pytest.raises(Refused, match="one of them before what has been read"):
+        form.write([*TURNS[1:3], TURNS[0], TURNS[3]], read=2)
+    with pytest.raises(Refused, match="there are none"):
+        form.write([])
+
+
+def test_a_special_token_that_swallows_spaces(tmp_path: Path) -> None:
+    folder = byte_level(tmp_path)
+    described = json.loads((folder / "tokenizer.json").read_text())
+    (end,) = (t for t in described["added_tokens"] if t["content"] == "<|im_end|>")
+    end["rstrip"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"<\|im_end\|> swallows spaces, as none may here; give"):
+        form_of(folder, THINKS)
 
 
 def test_special_tokens_in_a_message_are_text(qwen: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -13,8 +14,9 @@ from tests.server.serving import NAME, Serving, serving
 from tests.tokenizer.foreign import byte_level
 
 TEMPLATE = """\
-{%- for m in messages -%}
-{%- if m.role == 'system' and loop.index0 %}{{ raise_exception('system goes first') }}{% endif -%}
+{%- if messages[0].role == 'assistant' %}{{ raise_exception('who asked?') }}{% endif -%}
+{%- for m in messages if m.role == 'system' %}{{ m.content }}{% endfor -%}
+{%- for m in messages if m.role != 'system' -%}
 {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
@@ -80,7 +82,37 @@ def test_messages_that_nobody_answers(client: openai.OpenAI) -> None:
     assert len({*said}) == 1, said
 
 
+def test_an_answer_that_the_client_gives(client: openai.OpenAI) -> None:
+    items = [{"role": "user", "content": ASKS}, {"role": "assistant", "content": "Passes."}]
+    ask: dict[str, Any] = {"max_output_tokens": 7, **GREEDY}
+    known = client.conversations.create(items=[{"type": "message", **item} for item in items])  # type: ignore[typeddict-item]
+    answer = client.responses.create(input=SAYS, conversation=known.id, **ask)
+    whole = client.responses.create(input=[*items, {"role": "user", "content": SAYS}], **ask)
+    assert answer.output_text == whole.output_text
+    assert answer.usage and whole.usage and answer.usage.input_tokens == whole.usage.input_tokens
+
+
 def test_what_the_template_refuses(client: openai.OpenAI) -> None:
-    messages = [{"role": role, "content": ASKS} for role in ("user", "system")]
-    with pytest.raises(openai.BadRequestError, match="cannot write these messages: system goes"):
+    messages = [{"role": "assistant", "content": ASKS}]
+    with pytest.raises(openai.BadRequestError, match=r"cannot write these messages: who asked\?"):
         client.chat.completions.create(messages=messages, **GREEDY)  # type: ignore[arg-type]
+
+
+def test_a_message_that_belongs_before_what_was_read(client: openai.OpenAI) -> None:
+    """A session that has read on cannot go on with it; a history that is resent is read anew."""
+    messages = [{"role": "user", "content": ASKS}]
+    ask: dict[str, Any] = {"messages": messages, "max_tokens": 7, **GREEDY}
+    first = client.chat.completions.create(**ask)
+    with pytest.raises(openai.BadRequestError, match="one of them before what has been read"):
+        client.responses.create(
+            input="Well?", instructions=SAYS, previous_response_id=first.id, **GREEDY
+        )
+    answer = {"role": "assistant", "content": first.choices[0].message.content or ""}
+    late = {"role": "system", "content": SAYS}
+    messages += [answer, late, {"role": "user", "content": "Well?"}]
+    second = client.chat.completions.create(**ask)
+    assert second.usage and second.usage.prompt_tokens_details
+    assert second.usage.prompt_tokens_details.cached_tokens == 0
+    ask["messages"] = [late, messages[0], answer, messages[-1]]
+    third = client.chat.completions.create(**ask)
+    assert third.choices[0].message.content == second.choices[0].message.content

@@ -109,7 +109,10 @@ class Conversation:
         else:
             start = await asyncio.to_thread(service.start_history, owner, turns, None)
         if start.end is None:
-            raise bad_request("This model's chat template writes no message without an answer.")
+            raise bad_request(
+                "With this model's chat template these items cannot be kept by themselves: send "
+                "them with the request that asks for an answer.", "items",
+            )  # fmt: skip
         del start.tokens[start.end :]
         if not start.tokens:  # all of it is stored
             await self.move(start.parent)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -38,6 +39,15 @@ def _no_room(error: NoRoom) -> ApiError:
         507, "The session could not be stored: there is no room for it.",
         type="server_error", code="insufficient_storage",
     )  # fmt: skip
+
+
+@contextmanager
+def _refusal_told() -> Iterator[None]:
+    try:
+        yield
+    except Refused as error:
+        why = f"The model's chat template cannot write these messages: {error}"
+        raise bad_request(why) from None
 
 
 class Mark(NamedTuple):
@@ -154,8 +164,11 @@ class Service:
             except (NotStored, ApiError):  # evicted since; or damaged, as the log says
                 self.store.leave_out(entry.id)
                 continue
-            return self._with_turns(start, turns, read)
-        return self._with_turns(Start(self._new(passes), [], digest=known[0]), turns, 0)
+            with suppress(Refused):  # a template may write a whole that it cannot go on with
+                return self._with_turns(start, turns, read)
+            break
+        with _refusal_told():
+            return self._with_turns(Start(self._new(passes), [], digest=known[0]), turns, 0)
 
     def start_after(
         self, owner: str, id: str, turns: Sequence[Turn], passes: int | None, missing: ApiError
@@ -173,7 +186,8 @@ class Service:
             start.session.passes = passes
             start.digest = ""  # a history that was read with two N is found by its id alone
         before = self._last(owner, id)
-        return self._with_turns(start, [*before, *turns], len(before))
+        with _refusal_told():
+            return self._with_turns(start, [*before, *turns], len(before))
 
     def _last(self, owner: str, id: str) -> Sequence[Turn]:
         """Turns that end as what is stored ends: what comes next depends on who spoke."""
@@ -181,7 +195,8 @@ class Service:
             if record["answer"] is not None:
                 return [*BEFORE, Turn("assistant", "")]
             if record["turns"]:
-                return [Turn(*record["turns"][-1])]
+                last = Turn(*record["turns"][-1])
+                return [*BEFORE, last] if last.role == "assistant" else [last]
         return BEFORE
 
     def _new(self, passes: int | None) -> Session:
@@ -203,13 +218,12 @@ class Service:
 
     def _with_turns(self, start: Start, turns: Sequence[Turn], read: int) -> Start:
         """Reads messages more, after the first `read`. After one that fills a window there is a
-        mark.
+        mark. Refused: the form cannot write them.
         """
         try:
             written = self.form.write(turns, read)
-        except Refused as error:
-            why = f"The model's chat template cannot write these messages: {error}"
-            raise bad_request(why, "messages") from None
+        except Refused:
+            raise
         except ValueError as error:
             raise bad_request(f"The text cannot be read: {error}.") from None
         before = len(start.tokens)
