@@ -28,6 +28,7 @@ from parallel import mesh, watchdog
 from parallel.engine import Engine
 from pretrain.checkpoint import Checkpoint, Saver
 from pretrain.config.checks import check_rows
+from pretrain.config.resume import changes
 from pretrain.config.schema import Config
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import BatchSource
@@ -110,7 +111,8 @@ def train(config: Config, progress: bool = True) -> Path:
             return run
         before = checkpoint.config if checkpoint and not checkpoint.weights_only else None
         if before:
-            shown.say(f"resuming {run} at step {start}")
+            otherwise = changes(before, config)
+            shown.say(f"resuming {run} at step {start}{otherwise and f' with {otherwise}'}")
         elif checkpoint:
             shown.say(f"{run} begins with the weights of {checkpoint.folder}")
         for line in (

@@ -6,7 +6,9 @@ streams check themselves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pretrain.config.fields import differences
 from pretrain.config.schema import Config
@@ -25,12 +27,24 @@ def check_unchanged(
         shape_only: it holds weights that were imported: nothing else of `before` is in them.
     """
     changed = [
-        f"{place} = {shortened(repr(new))} (it had {shortened(repr(old))})"
+        (place, old, new)
         for place, setting, old, new in differences(before, now)
         if not setting.rule.changes and (place.startswith("model.") or not shape_only)
     ]
     if changed:
-        more = len(changed) - MAX_NAMED
-        named = ", ".join(changed[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
         fix = "set it back, or begin another run with another run.name"
-        raise UserError(f"{checkpoint} cannot be continued with {named}: {fix}")
+        raise UserError(f"{checkpoint} cannot be continued with {_named(changed)}: {fix}")
+
+
+def changes(before: Config, now: Config) -> str:
+    """What a run that goes on has otherwise than before; "" if nothing."""
+    return _named([(place, old, new) for place, _, old, new in differences(before, now)])
+
+
+def _named(changed: Sequence[tuple[str, Any, Any]]) -> str:
+    each = [
+        f"{place} = {shortened(repr(new))} (it had {shortened(repr(old))})"
+        for place, old, new in changed[:MAX_NAMED]
+    ]
+    more = len(changed) - MAX_NAMED
+    return ", ".join(each) + (f" and {more} more" if more > 0 else "")
