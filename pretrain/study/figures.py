@@ -36,18 +36,24 @@ def draw(results: Sequence[Result], folder: Path) -> dict[Path, str]:
 def _by_depth(
     arms: dict[Arm, list[Result]], colours: dict[Arm, str], names: list[str], out: Path
 ) -> None:
-    """Mean accuracy at the end by depth, with 95 % intervals over seeds."""
+    """Mean accuracy at the end by depth, with 95 % intervals over seeds; controls are thin, and
+    theirs are in the table.
+    """
     with figure(out, _legend(colours), panels=1, width=7.6) as (axis,):
         for i, (arm, rs) in enumerate(arms.items()):
             means = [mean(scores(rs, name)) for name in names]
             x = np.arange(len(names)) + (i - (len(arms) - 1) / 2) * 0.24 / len(arms)
+            y = [100 * m.value for m in means]
+            if arm.is_control:
+                axis.plot(x, y, ".-", color=colours[arm], linewidth=0.9, markersize=5)
+                continue
             axis.errorbar(
-                x, [100 * m.value for m in means], yerr=[_clipped(means, -1), _clipped(means, 1)],
-                fmt="o-", color=colours[arm], capsize=2.5, elinewidth=1, markeredgecolor="white",
+                x, y, yerr=[_clipped(means, -1), _clipped(means, 1)], fmt="o-", zorder=3,
+                color=colours[arm], capsize=2.5, elinewidth=1, markeredgecolor="white",
             )  # fmt: skip
         kind = names[0].rpartition("_")[0]
         axis.set(
-            title="Accuracy by depth (95 % intervals over seeds)",
+            title="Accuracy by depth; N thick, 95 % intervals over seeds",
             xlabel=DEPTHS.get(kind, ""), ylabel="% right", ylim=(0, 104),
         )  # fmt: skip
         ticks = [n.rpartition("_")[2] if kind in DEPTHS else shown_name(n) for n in names]

@@ -21,6 +21,11 @@ class Arm:
     label: str  # "N = 4"
     passes: int  # N
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it differs from another in more than N."""
+        return self.name != f"n{self.passes}"
+
 
 @dataclass(frozen=True)
 class Result:

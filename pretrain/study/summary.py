@@ -115,7 +115,7 @@ def _each(m: Mean, scale: int, digits: int, sign: str = "") -> str:
 def verdict(results: Sequence[Result]) -> list[str]:
     """In words: do more passes do better on what is deepest, by how much, how sure?"""
     deepest = measures(list(results))[-1]
-    arms = {arm: rs for arm, rs in by_arm(results).items() if arm.name == f"n{arm.passes}"}
+    arms = {arm: rs for arm, rs in by_arm(results).items() if not arm.is_control}
     ordered = sorted(arms, key=lambda arm: arm.passes)
     if len(ordered) < 2:
         return ["One N alone says nothing of sleep."]
