@@ -128,7 +128,7 @@ def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "resuming" in done.stderr and "at step 3 with train.steps = 6 (it had 3)\n" in done.stderr
+    assert "parts at step 3 with train.steps = 6 (it had 3)\n" in done.stderr
     assert len((Path(config.run.dir) / "parts/origins.jsonl").read_text().splitlines()) == 2
     assert_same_run(Path(config.run.dir) / "parts", expected)
 
