@@ -83,7 +83,10 @@ def is_gone(run: Path, newest: Start) -> bool:
     """Whether what began the newest start is no longer there, as far as can be seen from here."""
     job = starts.newest_job(run)
     if job is not None:
-        return shutil.which("squeue") is not None and not in_queue(job)
+        try:
+            return shutil.which("squeue") is not None and not in_queue(job)
+        except UserError:  # Slurm does not answer now, which says nothing of the job
+            return False
     return newest.host == this_host() and not is_ours(int(newest.job))
 
 
