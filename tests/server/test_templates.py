@@ -92,6 +92,16 @@ def test_an_answer_that_the_client_gives(client: openai.OpenAI) -> None:
     assert answer.usage and whole.usage and answer.usage.input_tokens == whole.usage.input_tokens
 
 
+def test_an_answer_ends_with_what_the_form_says(
+    served: Serving, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = frozenset(range(served.service.tokenizer.vocab_size))
+    monkeypatch.setattr(served.service.form, "ends", every)
+    messages: Any = [{"role": "user", "content": ASKS}]
+    said = client.chat.completions.create(messages=messages, max_tokens=7, **GREEDY).choices[0]
+    assert (said.finish_reason, said.message.content) == ("stop", "")
+
+
 def test_what_the_template_refuses(client: openai.OpenAI) -> None:
     messages = [{"role": "assistant", "content": ASKS}]
     with pytest.raises(openai.BadRequestError, match=r"cannot write these messages: who asked\?"):
