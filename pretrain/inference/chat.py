@@ -7,6 +7,7 @@ known; a conversation that goes on is what the session has read and what is writ
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -73,6 +74,10 @@ class ChatForm(Protocol):
         """
         ...
 
+    def having(self, variables: Mapping[str, Any]) -> ChatForm:
+        """The same with other variables of its template. Refused: it has none, or not these."""
+        ...
+
 
 def chat_form(
     tokenizer: Tokenizer, template: Path | None = None, settings: Mapping[str, Any] | None = None
@@ -94,11 +99,14 @@ def chat_form(
     try:
         if template is not None:
             name, text = str(template), template.read_text(encoding="utf-8")
-        return TemplateForm(tokenizer, text, settings or {}, name)
+        return TemplateForm(tokenizer, text, settings or {})
     except OSError as error:
         raise UserError(f"{template}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{template}: no chat template: {error}") from None
+    except Refused as error:
+        other = f"give another by --chat-template FILE, or --chat-template {PLAIN}"
+        raise UserError(f"{name}: cannot be used: {error}; {other}") from None
 
 
 class PlainForm:
@@ -125,6 +133,10 @@ class PlainForm:
             ends[number + 1] = len(tokens)
         return Written(tokens + self._encode(len(turns), "Assistant:"), ends)
 
+    def having(self, variables: Mapping[str, Any]) -> ChatForm:
+        """See `ChatForm`."""
+        raise Refused("conversations are plain text here: there is no chat template to set it in")
+
     def _encode(self, number: int, *parts: str) -> list[int]:
         """A turn's parts, after the end of the line of the turn before."""
         lines = ("\n", *parts) if number else parts
@@ -135,6 +147,14 @@ class PlainForm:
 _NUMBER = secrets.randbits(60)
 _MARK = re.compile(f"\ue000{_NUMBER}:([0-9]+)\ue001")
 _mark = f"\ue000{_NUMBER}:{{}}\ue001".format
+
+
+# What is not a template's to have otherwise, of what transformers' function is called with.
+OURS = frozenset({
+    "messages", "conversations", "chat_template", "add_generation_prompt",
+    "continue_final_message", "return_assistant_tokens_mask",
+})  # fmt: skip
+MOST_FORMS = 64  # that requests have asked for are kept
 
 
 class TemplateForm:
@@ -148,23 +168,20 @@ class TemplateForm:
     stops: tuple[str, ...] = ()
     space = ""
 
-    def __init__(
-        self, tokenizer: Tokenizer, template: str, settings: Mapping[str, Any], name: str
-    ) -> None:
-        """UserError: it writes no conversation; says why, and calls it by `name`."""
-        self.tokenizer, self.template = tokenizer, template
+    def __init__(self, tokenizer: Tokenizer, template: str, settings: Mapping[str, Any]) -> None:
+        """Refused: it writes no conversation; says why."""
+        if own := sorted(OURS.intersection(settings)):
+            raise Refused(f"'{own[0]}' is no variable that can be set")
+        self.tokenizer, self.template, self.settings = tokenizer, template, settings
         self.variables = {**tokenizer.chat.names, **settings}
+        self._having = functools.lru_cache(MOST_FORMS)(self._made)
         known = template + json.dumps(self.variables, sort_keys=True)
         self.key = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
-        other = f"give another by --chat-template FILE, or --chat-template {PLAIN}"
-        try:
-            trial = self._pieces([*BEFORE, Turn("assistant", ""), Turn("user", "a")], 2)
-        except Refused as error:
-            raise UserError(f"{name}: no chat template: {error}; {other}") from None
+        trial = self._pieces([*BEFORE, Turn("assistant", ""), Turn("user", "a")], 2)
         # what stands after each answer is what a model says at the end of one
         before, *others = tokenizer.at_specials(trial[0][0])
         if swallowing := tokenizer.swallowing.intersection(others):
-            raise UserError(f"{name}: {min(swallowing)} swallows spaces, as none may here; {other}")
+            raise Refused(f"{min(swallowing)} swallows spaces, as none may here")
         closing = others[:1] if not before.strip() else []
         self.ends = frozenset({tokenizer.eos, *map(tokenizer.specials.__getitem__, closing)})
 
@@ -186,6 +203,15 @@ class TemplateForm:
                 tokens.append(self.tokenizer.specials[part])
                 run = ""
         return Written(tokens + self.tokenizer.encode(run), ends)
+
+    def having(self, variables: Mapping[str, Any]) -> ChatForm:
+        """See `ChatForm`."""
+        return self._having(json.dumps(variables, sort_keys=True))
+
+    def _made(self, variables: str) -> ChatForm:
+        return TemplateForm(
+            self.tokenizer, self.template, {**self.settings, **json.loads(variables)}
+        )
 
     def _pieces(self, turns: Sequence[Turn], read: int) -> list[tuple[str, int | None]]:
         """The text after the content of the last turn that was read: what the template writes, a

@@ -1,14 +1,14 @@
 """Which token comes next: from logits to a choice, by the settings that users know.
 
-In transformers' order: repetition penalty, temperature, top-k, top-p, min-p. The n-th draw is a
-pure function of (seed, n), so a sampler has no other state, and a session that is saved, restored
-or moved goes on with the draws that it would have made.
+In vLLM's order: biases, penalties, temperature; then top-k, top-p, min-p, as in transformers. The
+n-th draw is a pure function of (seed, n), so a sampler has no other state, and a session that is
+saved, restored or moved goes on with the draws that it would have made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +31,10 @@ class Sampling:
     min_p: float = 0.0  # of those at least this times as likely as the likeliest
     # Logits of tokens that were read are divided by it where positive, multiplied where negative.
     repetition_penalty: float = 1.0
+    # Taken off the logits of tokens that the answer has: once, and for each time it has them.
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Sequence[tuple[int, float]] = ()  # tokens, and what is added to their logits
     seed: int = 0
     # So many of the likeliest tokens are told beside the one that is chosen; None: nor is its own.
     logprobs: int | None = None
@@ -42,6 +46,9 @@ class Sampling:
             "top_k": (self.top_k >= 0, "a whole number from 0"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a number above 0"),
+            "presence_penalty": (math.isfinite(self.presence_penalty), "a number"),
+            "frequency_penalty": (math.isfinite(self.frequency_penalty), "a number"),
+            "logit_bias": (all(math.isfinite(b) for _, b in self.logit_bias), "numbers"),
             "seed": (0 <= self.seed < 1 << 63, "from 0 to 2^63 - 1"),
             "logprobs": (self.logprobs is None or self.logprobs >= 0, "a whole number from 0"),
         }
@@ -69,14 +76,21 @@ class Sampler:
     def __init__(self, sampling: Sampling, vocab_size: int | None = None, drawn: int = 0) -> None:
         self.sampling, self.vocab_size, self.drawn = sampling, vocab_size, drawn
 
-    def choose(self, logits: Tensor, seen: NDArray[np.bool_]) -> Choice:
+    def choose(
+        self,
+        logits: Tensor,
+        seen: NDArray[np.bool_],
+        said: Mapping[int, int] | None = None,
+        barred: Collection[int] = (),
+    ) -> Choice:
         """The next token.
 
         Args:
             logits: [vocabulary]. seen: [vocabulary], the tokens read so far.
+            said: how often the answer has each token that it has. barred: those it may not be.
         """
         logits = logits[: self.vocab_size].double().cpu()
-        return self._told(self._draw(self.penalised(logits, seen)), logits)
+        return self._told(self._draw(self.adjusted(logits, seen, said or {}, barred)), logits)
 
     def told(self, tokens: Sequence[int], logits: Tensor) -> list[Choice]:
         """What the model says of tokens that are not its choice.
@@ -95,13 +109,26 @@ class Sampler:
         alternatives = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         return Choice(token, float(said[token]), alternatives)
 
-    def penalised(self, logits: Tensor, seen: NDArray[np.bool_]) -> Tensor:
-        """Logits that have repetition made less likely."""
-        penalty = self.sampling.repetition_penalty
-        if penalty == 1:
-            return logits
-        reduced = torch.where(logits > 0, logits / penalty, logits * penalty)
-        return torch.where(torch.from_numpy(seen[: len(logits)]), reduced, logits)
+    def adjusted(
+        self,
+        logits: Tensor,
+        seen: NDArray[np.bool_],
+        said: Mapping[int, int],
+        barred: Collection[int] = (),
+    ) -> Tensor:
+        """Logits with biases and penalties, and none of what is barred."""
+        s = self.sampling
+        if s.logit_bias:
+            logits = _added(logits, dict(s.logit_bias))
+        if barred:
+            logits = _added(logits, dict.fromkeys(barred, -math.inf))
+        if (penalty := s.repetition_penalty) != 1:
+            reduced = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits = torch.where(torch.from_numpy(seen[: len(logits)]), reduced, logits)
+        if said and (s.presence_penalty or s.frequency_penalty):
+            off = {t: -s.presence_penalty - s.frequency_penalty * n for t, n in said.items()}
+            logits = _added(logits, off)
+        return logits
 
     def _draw(self, logits: Tensor) -> int:
         if self.sampling.temperature == 0:
@@ -130,6 +157,13 @@ class Sampler:
         if s.min_p > 0:
             chances = chances.where(chances >= s.min_p * chances.max(), 0)
         return chances
+
+
+def _added(logits: Tensor, values: Mapping[int, float]) -> Tensor:
+    """Logits with something added to those of some tokens."""
+    return logits.index_add(
+        0, torch.tensor(list(values)), torch.tensor(list(values.values()), dtype=logits.dtype)
+    )
 
 
 def _likeliest(chances: Tensor, share: float) -> Tensor:

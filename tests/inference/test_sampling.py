@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -47,8 +49,24 @@ def test_chances_are_transformers(settings: dict[str, float]) -> None:
     sampler = Sampler(s)
     for logits in LOGITS:
         expected = theirs(read, logits[None].clone())[0].softmax(0)
-        ours = sampler.chances(sampler.penalised(logits, SEEN))
+        ours = sampler.chances(sampler.adjusted(logits, SEEN, {}))
         torch.testing.assert_close(ours / ours.sum(), expected)
+
+
+def test_biases_and_penalties_are_those_of_the_definition() -> None:
+    bias, said, barred = ((2, 5.0), (7, -100.0)), {7: 3, 9: 1}, {2, 40}
+    sampling = Sampling(
+        presence_penalty=0.5, frequency_penalty=1.25, logit_bias=bias, repetition_penalty=1.5
+    )
+    for logits in LOGITS[:3]:
+        found = Sampler(sampling).adjusted(logits, SEEN, said, barred)
+        for token, logit in enumerate(logits.tolist()):
+            logit += dict(bias).get(token, 0.0)
+            if SEEN[token]:
+                logit = logit / 1.5 if logit > 0 else logit * 1.5
+            logit -= (0.5 if token in said else 0.0) + 1.25 * said.get(token, 0)
+            expected = -math.inf if token in barred else logit
+            assert float(found[token]) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 7, 300])
@@ -123,7 +141,7 @@ def test_a_padded_vocabulary_is_never_chosen() -> None:
     [
         ("temperature", -1.0), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1),
         ("top_k", -1), ("min_p", 1.5), ("repetition_penalty", 0.0), ("seed", -1),
-        ("logprobs", -2),
+        ("logprobs", -2), ("presence_penalty", float("inf")), ("frequency_penalty", float("nan")),
     ],
 )  # fmt: skip
 def test_settings_out_of_bounds_are_named(setting: str, value: float) -> None:

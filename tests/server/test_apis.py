@@ -112,7 +112,7 @@ def test_a_completion_that_ends_at_once_has_the_score_of_its_end(
     """lm-evaluation-harness takes the last score of all for the one token that it asks for."""
     eos = served.service.tokenizer.eos
 
-    def ends(self: Sampler, logits: Tensor, seen: Any) -> Choice:
+    def ends(self: Sampler, logits: Tensor, *_: Any) -> Choice:
         return next(iter(self.told([eos], logits[None])))
 
     ask: dict[str, Any] = {"echo": True, "logprobs": 1, "prompt": "a day", **GREEDY}
@@ -138,6 +138,33 @@ def test_seeds_repeat_and_differ(client: openai.OpenAI) -> None:
 
     assert said(1) == said(1) != said(3)
     assert len({*said(1)}) == 2
+
+
+def test_what_ends_an_answer_is_the_clients_to_say(served: Serving, client: openai.OpenAI) -> None:
+    """Fields that OpenAI has not: as benchmarks of vLLM send them."""
+
+    def said(liked: int, most: int = 7, **more: Any) -> tuple[str, int, str]:
+        answer = client.completions.create(
+            prompt="a", max_tokens=most, logit_bias={str(liked): 100}, extra_body=more, **GREEDY
+        )
+        assert answer.usage is not None
+        (choice,) = answer.choices
+        return choice.finish_reason, answer.usage.completion_tokens, choice.text
+
+    tokenizer = served.service.tokenizer
+    eos, usual = tokenizer.eos, tokenizer.encode("the")[-1]
+    assert said(eos) == ("stop", 0, "")
+    assert said(eos, min_tokens=3)[:2] == ("stop", 3)
+    assert said(eos, ignore_eos=True)[:2] == ("length", 7)
+    assert said(usual)[:2] == ("length", 7)
+    assert said(usual, stop_token_ids=[usual]) == ("stop", 0, "")
+    assert said(usual, stop_token_ids=[usual], min_tokens=2)[:2] == ("stop", 2)
+    # off go two for each time, and two once: after 49 of them another is as likely
+    held = said(usual, most=70, frequency_penalty=2, presence_penalty=2)[2]
+    assert said(usual, most=70)[2].startswith(held[:20]) and held != said(usual, most=70)[2]
+    for wrong in ({"stop_token_ids": [tokenizer.vocab_size]}, {"logit_bias": {"99999": 1}}):
+        with pytest.raises(openai.BadRequestError, match=r"Token ids are 0\.\."):
+            client.completions.create(prompt="a", extra_body=wrong, **GREEDY)
 
 
 def test_logprobs_are_those_of_the_model(client: openai.OpenAI) -> None:

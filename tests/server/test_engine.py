@@ -88,10 +88,10 @@ def test_what_fails_fails_alone(
 ) -> None:
     choose = Sampler.choose
 
-    def fails_at_top_k_7(self: Sampler, logits: Tensor, seen: Any) -> Choice:
+    def fails_at_top_k_7(self: Sampler, logits: Tensor, *rest: Any) -> Choice:
         if self.sampling.top_k == 7 and self.sampling.min_p:
             raise RuntimeError("broken")
-        return choose(self, logits, seen)
+        return choose(self, logits, *rest)
 
     monkeypatch.setattr(Sampler, "choose", fails_at_top_k_7)
     broken = {"extra_body": {"top_k": 7, "min_p": 0.1}}

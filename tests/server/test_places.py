@@ -72,10 +72,10 @@ def test_a_request_that_has_ended_leaves_no_memory(
     """At once, not when Python next looks for cycles: on a GPU it would be gigabytes by then."""
     choose, client = Sampler.choose, served.client()
 
-    def fails_at_top_k_7(self: Sampler, logits: Tensor, seen: Any) -> Choice:
+    def fails_at_top_k_7(self: Sampler, logits: Tensor, *rest: Any) -> Choice:
         if self.sampling.top_k == 7:
             raise RuntimeError("broken")
-        return choose(self, logits, seen)
+        return choose(self, logits, *rest)
 
     def fails() -> None:
         with pytest.raises(openai.InternalServerError):
@@ -132,10 +132,10 @@ def test_of_a_request_that_fails_nothing_goes_on(
 ) -> None:
     choose = Sampler.choose
 
-    def fails_after_b(self: Sampler, logits: Tensor, seen: Any) -> Choice:
+    def fails_after_b(self: Sampler, logits: Tensor, seen: Any, *rest: Any) -> Choice:
         if seen[b]:
             raise RuntimeError("broken")
-        return choose(self, logits, seen)
+        return choose(self, logits, seen, *rest)
 
     (b,) = served.service.tokenizer.encode("b")
     monkeypatch.setattr(Sampler, "choose", fails_after_b)

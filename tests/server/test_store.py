@@ -39,7 +39,9 @@ def put(store: SessionStore, *tokens: int, digest: str = "") -> str:
     """Of the owner "me"; gives the id."""
     session = Session(store.decoder)
     session.read(tokens)
-    entry = Entry(new_id("resp"), "me", "", digest, len(tokens), (), {"tokens": session.position})
+    entry = Entry(
+        new_id("resp"), "me", "", "plain", digest, len(tokens), (), {"tokens": session.position}
+    )
     store.put(entry, {"answer": str(tokens)}, session)
     return entry.id
 
@@ -47,7 +49,7 @@ def put(store: SessionStore, *tokens: int, digest: str = "") -> str:
 def test_it_is_found_again_after_a_start(tmp_path: Path, decoder: Decoder) -> None:
     store = opened(tmp_path, decoder)
     one, two = put(store, 1, 2, 3, digest="d"), put(store, 4, digest="e")
-    store.put(Entry("conv_1", "me", two, "", 0, (), {}), {"metadata": {}}, None)
+    store.put(Entry("conv_1", "me", two, "", "", 0, (), {}), {"metadata": {}}, None)
     (tmp_path / f".{one}.safetensors.draft").write_bytes(b"half")
     again = opened(tmp_path, decoder)
     assert len(again) == 3 and again.size == store.size

@@ -20,6 +20,7 @@ TEMPLATE = """\
 {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
+{%- if brief %}{{ 'In short: ' }}{% endif -%}
 """
 GREEDY = {"model": NAME, "temperature": 0.0}
 SAYS, ASKS = "You answer briefly, in one line.", "What is sleep?"
@@ -102,10 +103,45 @@ def test_an_answer_ends_with_what_the_form_says(
     assert (said.finish_reason, said.message.content) == ("stop", "")
 
 
-def test_what_the_template_refuses(client: openai.OpenAI) -> None:
-    messages = [{"role": "assistant", "content": ASKS}]
+def test_what_the_template_refuses(served: Serving, client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "assistant", "content": ASKS}]
+    stored = len(served.service.store)
     with pytest.raises(openai.BadRequestError, match=r"cannot write these messages: who asked\?"):
-        client.chat.completions.create(messages=messages, **GREEDY)  # type: ignore[arg-type]
+        client.chat.completions.create(messages=messages, **GREEDY)
+    with pytest.raises(openai.BadRequestError, match=r"who asked\?"):
+        client.conversations.create(items=[{"type": "message", **messages[0]}])
+    assert len(served.service.store) == stored
+
+
+def test_a_request_sets_variables_of_the_template(served: Serving, client: openai.OpenAI) -> None:
+    """What was read with some of them is not found by a history that is asked with others."""
+    messages: list[dict[str, str]] = [{"role": "user", "content": "Who?"}]
+    brief = {"chat_template_kwargs": {"brief": True}}
+    ask: dict[str, Any] = {"messages": messages, "max_tokens": 7, **GREEDY}
+    first = client.chat.completions.create(extra_body=brief, **ask)
+    written = served.service.form.write([Turn("user", "Who?")]).tokens
+    prompt = [*written, *served.service.encode("In short: ")]
+    assert first.usage and first.usage.prompt_tokens == len(prompt)
+    whole = client.completions.create(prompt=prompt, max_tokens=7, **GREEDY)
+    assert first.choices[0].message.content == whole.choices[0].text
+
+    said = first.choices[0].message.content or ""
+    messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "And then?"}]
+    cached = []
+    by_id = client.responses.create(
+        input="And then?", previous_response_id=first.id, max_output_tokens=7, **GREEDY
+    )
+    messages += [{"role": "assistant", "content": by_id.output_text}, messages[-1]]
+    for history in (messages[:3], messages):
+        for more in (brief, {}):
+            answer = client.chat.completions.create(**ask | {"messages": history}, extra_body=more)
+            assert answer.usage and answer.usage.prompt_tokens_details
+            cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+    assert cached[:2] == [first.usage.total_tokens, 0]
+    assert cached[2] and cached[3]  # of the histories above: none goes on from `by_id`
+    assert max(cached[2:]) < (by_id.usage.total_tokens if by_id.usage else 0)
+    with pytest.raises(openai.BadRequestError, match="'messages' is no variable"):
+        client.chat.completions.create(**ask, extra_body={"chat_template_kwargs": {"messages": []}})
 
 
 def test_a_message_that_belongs_before_what_was_read(client: openai.OpenAI) -> None:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from pretrain.inference.chat import ChatForm
 from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server import wire
 from pretrain.inference.server.errors import ApiError
@@ -64,8 +63,8 @@ class Answers:
 
     Args:
         count: how many. most: tokens of each. top: likeliest tokens told beside each; None: no
-            log-probabilities. echo: the input's own tokens have them, too. form: of the
-            conversation that they are in. mark: stores the input's session at a mark.
+            log-probabilities. echo: the input's own tokens have them, too. mark: stores the
+            input's session at a mark.
     """
 
     def __init__(
@@ -79,9 +78,9 @@ class Answers:
         stops: Sequence[str] = (),
         top: int | None = None,
         echo: bool = False,
-        form: ChatForm | None = None,
         mark: Callable[[Mark, Session], None] | None = None,
     ) -> None:
+        form = start.form
         self.service, self.start, self.top, self.form = service, start, top, form
         self.each = [Answer(start) for _ in range(count)]
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -89,6 +88,7 @@ class Answers:
         self._before = (_asleep(start.session), start.session.position)
         self._read = len(start.tokens)
         sampling = _sampling(request, top)
+        ends = set() if request.ignore_eos else form.ends if form else {service.tokenizer.eos}
         most = service.max_tokens if most is None else most
         self._jobs = [
             Job(
@@ -101,8 +101,9 @@ class Answers:
                 TextDecoder(service.tokenizer, (*(form.stops if form else ()), *stops)),
                 service.tokenizer.encode,
                 most,
-                form.ends if form else {service.tokenizer.eos},
+                ends.union(request.stop_token_ids or ()),
                 partial(post, i),
+                request.min_tokens or 0,
             )
             for i in range(count)
         ]
@@ -234,6 +235,9 @@ def _sampling(request: SamplingRequest, top: int | None) -> Sampling:
         top_k=request.top_k or 0,
         min_p=request.min_p or 0.0,
         repetition_penalty=request.repetition_penalty or 1.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=tuple((int(id), bias) for id, bias in (request.logit_bias or {}).items()),
         seed=seed,
         logprobs=top,
     )

@@ -36,14 +36,15 @@ async def create(request: ChatRequest, http: Request) -> Response:
     service, owner = service_of(http), owner_of(http)
     service.check(request)
     turns = [Turn(m.role, m.content) for m in request.messages]
-    start = await asyncio.to_thread(service.start_history, owner, turns, request.passes)
+    form = service.form_of(request.chat_template_kwargs)
+    start = await asyncio.to_thread(service.start_history, owner, form, turns, request.passes)
     keeper = None if request.store is False else Keeper(service, owner, start)
     answers = Answers(
         service, start, request, count=request.n or 1,
         most=request.max_completion_tokens or request.max_tokens,
         stops=request.stop or (),
         top=(request.top_logprobs or 0) if request.logprobs else None,
-        form=service.form, mark=keeper.mark if keeper else None,
+        mark=keeper.mark if keeper else None,
     )  # fmt: skip
     answers.begin()
     said = _Said(new_id(KIND), int(time.time()), request, answers, keeper)

@@ -51,10 +51,12 @@ class Conversation:
         self.metadata: dict[str, str] = record["metadata"]
 
     @staticmethod
-    async def new(service: Service, owner: str, metadata: dict[str, str]) -> Conversation:
+    async def new(
+        service: Service, owner: str, metadata: dict[str, str], head: str
+    ) -> Conversation:
         id = new_id(KIND)
         record = {"created_at": int(time.time()), "metadata": metadata}
-        await service.put_in_order(ToStore(owner=owner, id=id, record=record))
+        await service.put_in_order(ToStore(owner=owner, id=id, parent=head, record=record))
         return Conversation(service, owner, id)
 
     @property
@@ -97,33 +99,40 @@ class Conversation:
         new = ToStore(owner=self.owner, id=self.id, parent=self.head, record=record)
         await self.service.put_in_order(new)
 
-    async def read(self, http: Request, messages: list[Message]) -> None:
-        """Reads messages that nobody answers."""
-        turns = [Turn(m.role, m.content) for m in messages]
-        service, owner = self.service, self.owner
-        service.engine.check_room(1)
-        if self.head:
-            start = await asyncio.to_thread(
-                service.start_after, owner, self.head, turns, None, self.ended
-            )
-        else:
-            start = await asyncio.to_thread(service.start_history, owner, turns, None)
-        if start.end is None:
-            raise bad_request(
-                "With this model's chat template these items cannot be kept by themselves: send "
-                "them with the request that asks for an answer.", "items",
-            )  # fmt: skip
-        del start.tokens[start.end :]
-        if not start.tokens:  # all of it is stored
-            await self.move(start.parent)
-            return
-        keeper = Keeper(service, owner, start)
-        reading = Answers(service, start, _READING, most=0, mark=keeper.mark)
-        reading.begin()
-        await while_connected(http, reading.finish())
-        id = new_id(TURN)
-        await keeper.items(id, reading.each[0].end.session)
-        await self.move(id)
+
+async def _read(
+    service: Service,
+    owner: str,
+    http: Request,
+    messages: list[Message],
+    conversation: Conversation | None = None,
+) -> str:
+    """Reads messages that nobody answers, at the end of a conversation, and stores what has read
+    them. Returns its id.
+    """
+    turns = [Turn(m.role, m.content) for m in messages]
+    service.engine.check_room(1)
+    if conversation is not None and conversation.head:
+        start = await asyncio.to_thread(
+            service.start_after, owner, conversation.head, service.form, turns, None,
+            conversation.ended,
+        )  # fmt: skip
+    else:
+        start = await asyncio.to_thread(service.start_history, owner, service.form, turns, None)
+    if start.end is None:
+        raise bad_request(
+            "With this model's chat template these items cannot be kept by themselves: send "
+            "them with the request that asks for an answer.", "items",
+        )  # fmt: skip
+    del start.tokens[start.end :]
+    if not start.tokens:  # all of it is stored
+        return start.parent
+    keeper, id = Keeper(service, owner, start), new_id(TURN)
+    reading = Answers(service, start, _READING, most=0, mark=keeper.mark)
+    reading.begin()
+    await while_connected(http, reading.finish())
+    await keeper.items(id, reading.each[0].end.session)
+    return id
 
 
 _READING = SamplingRequest(model="")
@@ -132,9 +141,8 @@ _READING = SamplingRequest(model="")
 @router.post("/v1/conversations")
 async def create(request: ConversationRequest, http: Request) -> Response:
     service, owner = service_of(http), owner_of(http)
-    conversation = await Conversation.new(service, owner, request.metadata or {})
-    if request.items:
-        await conversation.read(http, request.items)
+    head = await _read(service, owner, http, request.items) if request.items else ""
+    conversation = await Conversation.new(service, owner, request.metadata or {}, head)
     return JSONResponse(conversation.shown)
 
 
@@ -169,7 +177,8 @@ async def delete(id: str, http: Request) -> Response:
 async def add_items(id: str, request: ItemsRequest, http: Request) -> Response:
     conversation = Conversation(service_of(http), owner_of(http), id)
     with conversation.locked():
-        await conversation.read(http, request.items)
+        read = _read(conversation.service, conversation.owner, http, request.items, conversation)
+        await conversation.move(await read)
     lineage = conversation.service.store.lineage(conversation.owner, conversation.head)
     return page(lineage, len(request.items), "desc", None)
 

@@ -174,13 +174,15 @@ class Engine:
 
     def _choose(self, job: Job, logits: Tensor) -> None:
         """Samples a token after what was read, and ends the answer if it is its last."""
-        choice = job.sampler.choose(logits, job.session.seen)
+        barred = job.ends if job.count < job.least else ()
+        choice = job.sampler.choose(logits, job.session.seen, job.said, barred)
         if choice.token in job.ends:
             self._finish(job, "stop", job.stream.finish(), (), choice)
             return
         self._time_token(job)
         text = job.stream.push(choice.token)
         job.count, job.next, job.tail = job.count + 1, choice.token, job.tail + text
+        job.said[choice.token] += 1
         job.emit(Said(text, choice, Facts.of(job.session)))
         if job.stream.stopped is not None:  # the session goes on without the stop string
             job.session = job.safe or job.session

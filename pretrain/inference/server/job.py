@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -88,6 +88,7 @@ class Job:
     stream     where the answer's tokens become text
     encode     text to tokens
     most       tokens of the answer
+    least      tokens of the answer before one may end it
     ends       tokens that end it, and are no part of it
     others     further answers to the same input, until it is read
     hears      what the model says of the input is told, too
@@ -101,12 +102,14 @@ class Job:
     most: int
     ends: Collection[int]
     emit: Callable[[Event], None]
+    least: int = 0
     marks: deque[tuple[int, Callable[[Session], None]]] = field(default_factory=deque)
     others: Sequence[Job] = ()
     hears: bool = False
     cancelled: bool = False
     read: int = 0  # of tokens
     count: int = 0  # tokens of the answer
+    said: Counter[int] = field(default_factory=Counter)  # the same, each so many times
     next: int | None = None  # a token that is sampled and not read yet
     safe: Session | None = None  # as it was before the tokens whose text is held back
     tail: str = ""  # text that they have given

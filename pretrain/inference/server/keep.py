@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pretrain.inference.chat import Turn
@@ -25,10 +26,7 @@ class Keeper:
 
     def mark(self, mark: Mark, session: Session) -> None:
         """In the engine's thread: the input up to a mark has been read."""
-        new = ToStore(
-            owner=self.owner, id=new_id(MARK), parent=self.parent, digest=mark.digest,
-            session=session, record=self._record(mark.turns, None, None),
-        )  # fmt: skip
+        new = self._entry(new_id(MARK), mark.turns, mark.digest, session)
         self.service.write_later(self.service.put, new)
         self.parent = new.id
 
@@ -40,21 +38,26 @@ class Keeper:
         """
         end, text = answer.end, answer.said.text
         known = self.start.digest and digest(self.start.digest, Turn("assistant", text))
-        new = ToStore(
-            owner=self.owner, id=id, parent=self.parent, digest=known, session=end.session,
-            unread=end.unread, record=self._record(self.start.turns, text, shown),
-        )  # fmt: skip
-        await self.service.put_in_order(new)
+        new = self._entry(id, self.start.turns, known, end.session, text, shown)
+        await self.service.put_in_order(replace(new, unread=end.unread))
 
     async def items(self, id: str, session: Session) -> None:
         """Messages that nobody has answered."""
-        new = ToStore(
-            owner=self.owner, id=id, parent=self.parent, digest=self.start.digest,
-            session=session, record=self._record(self.start.turns, None, None),
-        )  # fmt: skip
+        new = self._entry(id, self.start.turns, self.start.digest, session)
         await self.service.put_in_order(new)
 
-    def _record(
-        self, turns: Sequence[Turn], answer: str | None, shown: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        return {"turns": [list(turn) for turn in turns], "answer": answer, "object": shown}
+    def _entry(
+        self,
+        id: str,
+        turns: Sequence[Turn],
+        known: str,
+        session: Session,
+        answer: str | None = None,
+        shown: dict[str, Any] | None = None,
+    ) -> ToStore:
+        assert self.start.form is not None, "what is kept is a conversation"
+        return ToStore(
+            owner=self.owner, id=id, parent=self.parent, form=self.start.form.key, digest=known,
+            session=session,
+            record={"turns": [list(turn) for turn in turns], "answer": answer, "object": shown},
+        )  # fmt: skip

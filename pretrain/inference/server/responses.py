@@ -49,7 +49,7 @@ async def create(request: ResponsesRequest, http: Request) -> Response:
         mark = keeper.mark if keeper else None
         wanted = LOGPROBS in (request.include or ())
         answers = Answers(
-            service, start, request, most=request.max_output_tokens, form=service.form,
+            service, start, request, most=request.max_output_tokens,
             top=(request.top_logprobs or 0) if wanted else None, mark=mark,
         )  # fmt: skip
         answers.begin()
@@ -62,18 +62,19 @@ async def create(request: ResponsesRequest, http: Request) -> Response:
 def _start(
     service: Service, owner: str, request: ResponsesRequest, conversation: Conversation | None
 ) -> Start:
+    form = service.form_of(request.chat_template_kwargs)
     turns = [Turn(m.role, m.content) for m in request.input]
     if request.instructions:
         turns.insert(0, Turn("system", request.instructions))
     if request.previous_response_id is not None:
         id = request.previous_response_id
         missing = not_found("Previous response", id, "previous_response_id")
-        return service.start_after(owner, id, turns, request.passes, missing)
+        return service.start_after(owner, id, form, turns, request.passes, missing)
     if conversation is not None and conversation.head:
         return service.start_after(
-            owner, conversation.head, turns, request.passes, conversation.ended
+            owner, conversation.head, form, turns, request.passes, conversation.ended
         )
-    return service.start_history(owner, turns, request.passes)
+    return service.start_history(owner, form, turns, request.passes)
 
 
 @router.get("/v1/responses/{id}")

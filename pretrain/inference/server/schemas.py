@@ -1,4 +1,4 @@
-"""What a request may say: OpenAI's three APIs, and a few sampling parameters that vLLM has too.
+"""What a request may say: OpenAI's three APIs, and a few parameters more, named as vLLM's.
 
 Everything is checked before it is queued. An unknown parameter is refused, and so is a known one
 that this server cannot honour, unless its value asks for nothing ("tools": []).
@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_PASSES = 64
@@ -84,8 +92,14 @@ class Message(Request):
     content: Annotated[Text, BeforeValidator(_text_of)]
 
 
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
 class SamplingRequest(Request):
-    """How tokens are chosen. Fields beyond OpenAI's: top_k, min_p, repetition_penalty, passes."""
+    """How tokens are chosen, and when they end. Beyond OpenAI's: top_k, min_p, repetition_penalty,
+    stop_token_ids, ignore_eos and min_tokens, as vLLM has them; and passes.
+    """
 
     model: Text
     stream: bool | None = None
@@ -94,6 +108,12 @@ class SamplingRequest(Request):
     top_k: int | None = Field(default=None, ge=0)
     min_p: float | None = Field(default=None, ge=0, lt=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(default=None, ge=0)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     passes: int | None = Field(
         default=None, ge=1, le=MAX_PASSES
@@ -109,6 +129,7 @@ Stops = Annotated[
     Annotated[list[Stop], Field(max_length=16)] | None,  # the length is the list's, not None's
     BeforeValidator(_listed),
 ]
+Variables = dict[Text, JsonValue]
 Metadata = dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]]
 
 
@@ -139,8 +160,7 @@ class CompletionRequest(SamplingRequest):
 
     ignored = frozenset({"user"})
     unsupported: ClassVar = {
-        "suffix": ("",), "best_of": (1,), "logit_bias": (), "presence_penalty": (0,),
-        "frequency_penalty": (0,),
+        "suffix": ("",), "best_of": (1,),
     }  # fmt: skip
 
     # Texts, or token ids; several prompts give several choices.
@@ -167,10 +187,10 @@ class ChatRequest(SamplingRequest):
         "tools": (), "tool_choice": ("none", "auto"), "functions": (), "function_call": ("none",),
         "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (),
         "prediction": (), "reasoning_effort": (), "verbosity": (), "web_search_options": (),
-        "logit_bias": (), "presence_penalty": (0,), "frequency_penalty": (0,),
     }  # fmt: skip
 
     messages: list[Message] = Field(min_length=1)
+    chat_template_kwargs: Variables | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
     n: int | None = Field(default=None, ge=1, le=16)
@@ -217,6 +237,7 @@ class ResponsesRequest(SamplingRequest):
 
     input: Annotated[list[Message], BeforeValidator(_items)] = Field(default_factory=list)
     instructions: Text | None = None
+    chat_template_kwargs: Variables | None = None
     previous_response_id: Text | None = None
     conversation: Annotated[Named | None, BeforeValidator(_named)] = None
     store: bool | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -64,6 +64,7 @@ class Start:
 
     session: Session
     tokens: list[int]  # to where the answer begins
+    form: ChatForm | None = None  # of the conversation; None: it is none
     cached: int = 0  # tokens of the conversation before
     parent: str = ""  # id of what it goes on from
     digest: str = ""  # of all messages, once these are read
@@ -80,6 +81,7 @@ class ToStore:
     id: str
     record: Mapping[str, Any]
     parent: str = ""
+    form: str = ""
     digest: str = ""
     session: Session | None = None
     unread: tuple[int, ...] = ()  # tokens that the session has yet to read
@@ -98,7 +100,7 @@ class Service:
     name: str
     decoder: Decoder
     tokenizer: Tokenizer
-    form: ChatForm
+    form: ChatForm  # of conversations that ask for no other
     store: SessionStore
     engine: Engine
     max_tokens: int
@@ -113,6 +115,13 @@ class Service:
     @property
     def window(self) -> int:
         return self.decoder.model.sleep.window
+
+    def form_of(self, variables: Mapping[str, Any] | None) -> ChatForm:
+        """With what a request sets of the chat template. ApiError: it cannot be set."""
+        try:
+            return self.form.having(variables) if variables else self.form
+        except Refused as error:
+            raise bad_request(str(error), "chat_template_kwargs") from None
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -130,6 +139,8 @@ class Service:
     def check(self, request: SamplingRequest) -> None:
         """What it asks for that there is not, or no room for. ApiError."""
         self.check_model(request.model)
+        for param in ("logit_bias", "stop_token_ids"):
+            self._check_ids(map(int, getattr(request, param) or ()), param)
         for param in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             if (getattr(request, param, None) or 0) > self.answer_limit:
                 raise bad_request(
@@ -139,28 +150,33 @@ class Service:
                 )  # fmt: skip
         self.engine.check_room(getattr(request, "n", None) or 1)
 
+    def _check_ids(self, tokens: Iterable[int], param: str) -> None:
+        size = self.tokenizer.vocab_size
+        if not all(0 <= token < size for token in tokens):
+            raise bad_request(f"Token ids are 0..{size - 1}.", param)
+
     # ---- where an answer begins
 
     def start_text(self, prompt: str | list[int], passes: int | None) -> Start:
         """Of a completion: nothing is known, and nothing kept."""
         tokens = self.encode(prompt) if isinstance(prompt, str) else prompt
-        size = self.tokenizer.vocab_size
         if not tokens:
             raise bad_request("The prompt is empty: give some text to go on from.", "prompt")
-        if not 0 <= min(tokens) <= max(tokens) < size:
-            raise bad_request(f"Token ids are 0..{size - 1}.", "prompt")
+        self._check_ids(tokens, "prompt")
         return Start(self._new(passes), list(tokens))
 
-    def start_history(self, owner: str, turns: Sequence[Turn], passes: int | None) -> Start:
+    def start_history(
+        self, owner: str, form: ChatForm, turns: Sequence[Turn], passes: int | None
+    ) -> Start:
         """Of messages from a conversation's beginning: the longest part that is stored, and whole,
         is not read again.
         """
         N = passes or self.decoder.model.sleep.passes
-        known = digests.digests(digests.begin(N, self.until, self.form.key), turns)
+        known = digests.digests(digests.begin(N, self.until, form.key), turns)
         while (found := self.store.longest(owner, known)) is not None:
             read, entry = found
             try:
-                start = self._stored(owner, entry.id)
+                start = self._stored(owner, entry.id, form)
             except (NotStored, ApiError):  # evicted since; or damaged, as the log says
                 self.store.leave_out(entry.id)
                 continue
@@ -168,10 +184,17 @@ class Service:
                 return self._with_turns(start, turns, read)
             break
         with _refusal_told():
-            return self._with_turns(Start(self._new(passes), [], digest=known[0]), turns, 0)
+            start = Start(self._new(passes), [], form, digest=known[0])
+            return self._with_turns(start, turns, 0)
 
     def start_after(
-        self, owner: str, id: str, turns: Sequence[Turn], passes: int | None, missing: ApiError
+        self,
+        owner: str,
+        id: str,
+        form: ChatForm,
+        turns: Sequence[Turn],
+        passes: int | None,
+        missing: ApiError,
     ) -> Start:
         """After any id that is stored; what is stored stays as it is.
 
@@ -179,12 +202,12 @@ class Service:
             ApiError: `missing`, it is not stored, or not for this owner.
         """
         try:
-            start = self._stored(owner, id)
+            start = self._stored(owner, id, form)
         except NotStored:
             raise missing from None
         if passes not in (None, start.session.passes):
             start.session.passes = passes
-            start.digest = ""  # a history that was read with two N is found by its id alone
+            start.digest = ""  # as in `_stored`
         before = self._last(owner, id)
         with _refusal_told():
             return self._with_turns(start, [*before, *turns], len(before))
@@ -203,8 +226,10 @@ class Service:
         """A session that has read nothing."""
         return Session(self.decoder, passes, self.until)
 
-    def _stored(self, owner: str, id: str) -> Start:
-        """A session of its own from what is stored."""
+    def _stored(self, owner: str, id: str, form: ChatForm) -> Start:
+        """A session of its own from what is stored. What goes on in another form, or with another
+        N, is found by its id alone, no longer by its messages.
+        """
         try:
             entry, session = self.store.session(owner, id)
         except UserError as error:
@@ -214,14 +239,16 @@ class Service:
                 type="server_error", code="damaged",
             ) from None  # fmt: skip
         session.until = self.until
-        return Start(session, list(entry.unread), entry.tokens, id, entry.digest)
+        digest = entry.digest if entry.form == form.key else ""
+        return Start(session, list(entry.unread), form, entry.tokens, id, digest)
 
     def _with_turns(self, start: Start, turns: Sequence[Turn], read: int) -> Start:
         """Reads messages more, after the first `read`. After one that fills a window there is a
         mark. Refused: the form cannot write them.
         """
+        assert start.form is not None, "messages are a conversation's"
         try:
-            written = self.form.write(turns, read)
+            written = start.form.write(turns, read)
         except Refused:
             raise
         except ValueError as error:
@@ -253,7 +280,9 @@ class Service:
         session = new.session
         tokens = len(new.unread) + (session.position if session else 0)
         facts = asdict(Facts.of(session)) if session else {}
-        entry = Entry(new.id, new.owner, new.parent, new.digest, tokens, new.unread, facts)
+        entry = Entry(
+            new.id, new.owner, new.parent, new.form, new.digest, tokens, new.unread, facts
+        )
         try:
             self.store.put(entry, new.record, session)
         except NoRoom as error:

@@ -53,6 +53,7 @@ class Entry:
     id: str
     owner: str  # whose; "" for those who gave no key
     parent: str  # the id that it went on from, "" at the beginning; a conversation's last turn
+    form: str  # the key of the form that its messages are written in, see `chat`
     digest: str  # of all messages read so far, see `digests`; "" where they are not known
     tokens: int  # of the conversation
     unread: tuple[int, ...]  # the last of them, which the session has yet to read
