@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from typing import Any
 from launch.world import this_host
 from pretrain.errors import UserError, shortened
 from pretrain.exit_status import FINISHED, PEER_GONE, REQUEUE
-from pretrain.files import parse_json, write_atomically, writes_user_file
+from pretrain.files import append_line, parse_json, write_atomically, writes_user_file
 
 JOURNAL = "launch.jsonl"
 
@@ -170,12 +169,8 @@ def first_failed(logs: Path) -> int | None:
 
 
 def _write(run: Path, kind: str, row: dict[str, Any]) -> None:
-    with writes_user_file(run / JOURNAL), (run / JOURNAL).open("a+b") as file:
-        cut_short = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
-        line = json.dumps({"kind": kind, **row}) + "\n"
-        file.write(b"\n" * cut_short + line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with writes_user_file(run / JOURNAL):
+        append_line(run / JOURNAL, json.dumps({"kind": kind, **row}))
 
 
 def _rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:

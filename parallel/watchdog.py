@@ -55,8 +55,8 @@ def no_timeout(*what: object) -> Iterator[None]:
     try:
         yield
     finally:
+        doing(*what)  # first: by then the note is older than any timeout
         _note.no_timeout = False
-        doing(*what)
 
 
 def activity() -> str:

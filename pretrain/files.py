@@ -57,6 +57,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     sync(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a journal, durably; one before it that was cut short stays by itself."""
+    with path.open("a+b") as file:
+        cut_short = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write(b"\n" * cut_short + f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def strays(folder: Path, known: Container[str]) -> list[str]:
     """Lines about what else lies in a folder than the files that are known. It proves nothing about
     them. Hidden files are not worth a word.

@@ -10,10 +10,11 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
-from pretrain.files import parse_json
+from pretrain.files import append_line, parse_json
 
 Origin = dict[str, str]  # "machine", "commit", "date"
 
@@ -61,13 +62,15 @@ def origin() -> Origin:
 
 def add_origin(run: Path) -> None:
     """A start of the run in this folder, here and now."""
-    with (run / "origins.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(origin()) + "\n")
+    append_line(run / "origins.jsonl", json.dumps(origin()))
 
 
 def origin_of(run: Path) -> Origin:
     """Of a run: every machine and commit that has trained it, and the last day."""
-    lines = (run / "origins.jsonl").read_text(encoding="utf-8").splitlines()
-    starts: list[Origin] = [parse_json(line) for line in lines]
+    starts: list[Origin] = []
+    for line in (run / "origins.jsonl").read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # cut short by a full disk
+            starts.append(parse_json(line))
+    starts = starts or [dict.fromkeys(("machine", "commit", "date"), "unknown")]
     each = {what: " and ".join(dict.fromkeys(s[what] for s in starts)) for what in starts[0]}
     return each | {"date": starts[-1]["date"]}

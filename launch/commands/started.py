@@ -100,6 +100,7 @@ def logs(run: Path, start: int | None, rank: int | None, follow: bool) -> None:
             time.sleep(0.5)
             shutil.copyfileobj(file, sys.stdout.buffer)
             turn += 1
+        shutil.copyfileobj(file, sys.stdout.buffer)  # what it wrote while its end was asked for
 
 
 def _over(run: Path, start: Start, asks: bool) -> bool:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,22 +61,25 @@ RUN = (
     ],
 )
 def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
+    from pretrain.exit_status import after_signal
     from pretrain.run.signals import hearing
 
+    trained = threading.Event()
+
+    def end(number: signal.Signals) -> None:
+        """In the thread that hears signals: the process ends, wherever it is."""
+        if not trained.is_set():  # or it ends by itself, finished
+            tell(f"stopped by {number.name} before the first step; there is nothing to save")
+            os._exit(after_signal(number))
+
     # until there is anything to save (pretrain/run/stop.py)
-    with hearing([signal.SIGUSR1], _end, wait=1.0):
-        _train(config, overrides, no_preflight)
+    with hearing([signal.SIGUSR1], end, wait=1.0):
+        _train(config, overrides, no_preflight, trained)
 
 
-def _end(number: signal.Signals) -> None:
-    """In the thread that hears signals: the process ends, wherever it is."""
-    from pretrain.exit_status import after_signal
-
-    tell(f"stopped by {number.name} before the first step; there is nothing to save")
-    os._exit(after_signal(number))
-
-
-def _train(config: Path, overrides: list[str], no_preflight: bool) -> None:
+def _train(
+    config: Path, overrides: list[str], no_preflight: bool, trained: threading.Event
+) -> None:
     from launch import world
     from pretrain.config.run_folder import check_data, load_run
     from pretrain.errors import UserError
@@ -103,6 +107,7 @@ def _train(config: Path, overrides: list[str], no_preflight: bool) -> None:
             for line in survey.lines():
                 tell(line)
         train(settings)
+        trained.set()
     except UserError:
         raise
     except Exception as error:
@@ -126,7 +131,7 @@ def _train(config: Path, overrides: list[str], no_preflight: bool) -> None:
             traceback.print_exc()
         sys.stderr.flush()
         os._exit(status)  # an orderly end would wait for ranks that are gone
-    gc.collect()  # see there
+    gc.collect()  # engines before their groups, see `mesh.shutdown`
     mesh.shutdown()
 
 

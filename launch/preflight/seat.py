@@ -15,7 +15,7 @@ from launch.preflight.rendezvous import Say, scatter
 from launch.preflight.verdict import PreflightError, Problem
 from launch.world import World, this_host
 from parallel import mesh
-from pretrain.errors import PeerGone
+from pretrain.errors import PeerGone, UserError
 from pretrain.files import write_atomically, writes_user_file
 
 FILE = "preflight.json"  # in the run's folder, after a preflight that failed
@@ -72,11 +72,14 @@ class Seat:
                 self.say(f"preflight: {problem.state}: {problem}")
         lines = [str(problem) for problem in problems] or [str(error)]
         kept = {"bad_hosts": error.bad_hosts, "problems": lines}
-        if can_write:
-            with writes_user_file(self.run / FILE):
-                self.run.mkdir(parents=True, exist_ok=True)
-                write_atomically(self.run / FILE, json.dumps(kept, indent=1) + "\n")
         told = json.dumps({"error": str(error), "bad_hosts": error.bad_hosts})
         scatter(self.store, keys, [told] * len(keys))
+        if can_write:
+            try:
+                with writes_user_file(self.run / FILE):
+                    self.run.mkdir(parents=True, exist_ok=True)
+                    write_atomically(self.run / FILE, json.dumps(kept, indent=1) + "\n")
+            except UserError as unwritten:  # what is wrong matters more
+                self.say(f"preflight: {unwritten}")
         mesh.leave_together(self.store, 0, set(range(self.world.size)) - set(deaf))
         return error

@@ -96,8 +96,7 @@ def exchange(seat: Seat, mine: Facts, timeout: float, work: Work) -> Survey | No
     measured, slow = measure(seat, reports, partners, work)
     if seat.world.rank:
         return None
-    if (seat.run / FILE).is_file():  # of an attempt before
-        (seat.run / FILE).unlink()
+    _forget_failure(seat.run)
     return Survey(reports, measured, [*problems, *slow], time.monotonic() - begin)
 
 
@@ -111,7 +110,14 @@ def _alone(run: Path, world: World | None) -> Survey:
     problems = verdict.of_reports([mine], unseen=())
     if error := verdict.error(problems, [mine.host]):
         raise error
+    _forget_failure(run)
     return Survey([mine], [], problems, 0.0)
+
+
+def _forget_failure(run: Path) -> None:
+    """Of an attempt before: this one has passed."""
+    if (run / FILE).is_file():
+        (run / FILE).unlink()
 
 
 def _join(seat: Seat, digest: str, timeout: float) -> tuple[dict[str, Any], float]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,9 +80,10 @@ class Saver:
         with self._lock:
             if step != self._last:
                 self._finish()
+                snapshot = take()
                 self._last = step
                 self._thread = threading.Thread(
-                    target=self._save, args=(take(),), name="saver", daemon=True
+                    target=self._save, args=(snapshot,), name="saver", daemon=True
                 )
                 self._thread.start()
 
@@ -127,6 +129,9 @@ class Saver:
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
             self._error = PeerGone(f"step {step} was not saved, a rank has gone: {reason}")
+        except Exception as error:  # ours: the run is not to go on as if it were saved
+            traceback.print_exc()
+            self._error = UserError(f"step {step} was not saved: {error!r}")
         with suppress(dist.DistError):  # one has gone, or has left because it knows that all know
             self._store.set(f"{step}/known/{self._rank}", "")
             known = [f"{step}/known/{rank}" for rank in range(self._world)]

@@ -110,7 +110,7 @@ def from_tables(tables: Mapping[str, Any], name: str) -> Config:
     """The configuration of sections of settings, types checked but values not; errors call it
     `name`.
     """
-    config: Config = _build(Config, tables, name, "")
+    config: Config = _build(Config, tables, name)
     return config
 
 
@@ -120,7 +120,7 @@ def read_settings(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     Raises:
         UserError: the file cannot be read, or is refused.
     """
-    found: T = _build(cls, read_tables(path), str(path), "")
+    found: T = _build(cls, read_tables(path), str(path))
     for each in overrides:
         _override(found, each)
     try:
@@ -164,17 +164,21 @@ def _parse_toml(text: str) -> Table:
         raise ValueError("a number of too many digits") from None
 
 
-def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> Any:
-    """A dataclass from a table; `prefix` is the dotted place of the table, with its last dot."""
-    hints = type_hints(cls)
+def _build(
+    cls: type, values: Mapping[str, Any], source: str, prefix: str = "", root: type | None = None
+) -> Any:
+    """A dataclass from a table of a file whose whole is a `root`; `prefix` is the dotted place of
+    the table, with its last dot.
+    """
+    hints, root = type_hints(cls), root or cls
     for key in values:
         if key not in hints:
-            suggestion = _suggest(key, prefix, list(hints))
+            suggestion = _suggest(key, prefix, list(hints), root)
             raise UserError(f"{source}: unknown setting {prefix}{shortened(key)}{suggestion}")
     try:
         return cls(
             **{
-                key: _value(hints[key], value, source, prefix + key)
+                key: _value(hints[key], value, source, prefix + key, root)
                 for key, value in values.items()
             }
         )
@@ -187,7 +191,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _value(hint: Any, value: Any, source: str, place: str) -> Any:
+def _value(hint: Any, value: Any, source: str, place: str, root: type = Config) -> Any:
     """`value` as the type `hint`, or a UserError that says what was expected.
 
     Which values of its type a `Literal` takes is not asked here.
@@ -195,12 +199,13 @@ def _value(hint: Any, value: Any, source: str, place: str) -> Any:
     if get_origin(hint) is Literal:
         hint = type(get_args(hint)[0])
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _build(hint, value, source, place + ".")  # type: ignore[arg-type]
+        return _build(hint, value, source, place + ".", root)  # type: ignore[arg-type]
     if get_origin(hint) is list and isinstance(value, list):
-        return [_value(get_args(hint)[0], v, source, f"{place}[{i}]") for i, v in enumerate(value)]
+        (inner,) = get_args(hint)
+        return [_value(inner, v, source, f"{place}[{i}]", root) for i, v in enumerate(value)]
     if get_origin(hint) is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
         parts = enumerate(zip(get_args(hint), value, strict=True))
-        return tuple(_value(h, v, source, f"{place}[{i}]") for i, (h, v) in parts)
+        return tuple(_value(h, v, source, f"{place}[{i}]", root) for i, (h, v) in parts)
     if hint is float and type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT:
         return float(value)
     if hint is int and type(value) is int and not -(2**63) <= value < 2**63:
@@ -235,18 +240,22 @@ def _expected(hint: Any) -> str:
     return KINDS[hint]
 
 
-def _suggest(key: str, prefix: str, known: list[str]) -> str:
+def _suggest(key: str, prefix: str, known: list[str], root: type) -> str:
     """What was meant: a similar name here, or in another section; else all that there are here."""
     near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
     elsewhere = {
-        name: f"{section}.{name}" for section, cls in sections().items() for name in type_hints(cls)
+        name: f"{section}.{name}"
+        for section, cls in type_hints(root).items()
+        if isinstance(cls, type) and dataclasses.is_dataclass(cls)
+        for name in type_hints(cls)
     }
-    far = difflib.get_close_matches(key, elsewhere, n=1)
+    far = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.8)
     if far:
         return f"; did you mean {elsewhere[far[0]]}?"
-    return f"; {f'[{prefix[:-1]}]' if prefix else 'a configuration'} has {', '.join(sorted(known))}"
+    where = f"[{prefix[:-1]}]" if prefix else "a configuration" if root is Config else "the file"
+    return f"; {where} has {', '.join(sorted(known))}"
 
 
 def _override(config: Any, text: str) -> None:
@@ -258,11 +267,11 @@ def _override(config: Any, text: str) -> None:
     if not equals or not dot or not key:
         raise UserError(f"{source}: write it as section.key=value, for example sleep.passes=4")
     if section not in known:
-        suggestion = _suggest(section, "", list(known))
+        suggestion = _suggest(section, "", list(known), type(config))
         raise UserError(f"{source}: unknown section {shortened(section)}{suggestion}")
     hints = type_hints(known[section])
     if key not in hints:
-        suggestion = _suggest(key, section + ".", list(hints))
+        suggestion = _suggest(key, section + ".", list(hints), type(config))
         raise UserError(f"{source}: unknown setting {shortened(place)}{suggestion}")
     value = _written(written)
     if hints[key] is str and not isinstance(value, str):

@@ -128,8 +128,10 @@ def continue_text(
         passes: N over each full window, if other than the run was trained with.
         until: ends a sleep before that, see `pretrain.model.stop_rule`; 0: none.
     Raises:
-        UserError: the prompt is empty.
+        UserError: the prompt is empty, or no token of an answer asked for.
     """
+    if max_tokens < 1:
+        raise UserError(f"max_tokens = {max_tokens}: must be at least 1")
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     if not ids:
         raise UserError("the prompt is empty: give the model some text to go on from")

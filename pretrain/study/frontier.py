@@ -8,6 +8,7 @@ times the longest, is not asked for: there a law says nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ def frontier(
         return [float(_losses(laws[arm.window], arm, flops).min()) for arm in arms]
 
     draws = min(len(fit.resampled) for fit in fits.values())
-    drawn = np.array([lowest(i) for i in range(draws)])  # [draws, arms]
+    drawn = np.array([lowest(i) for i in range(draws)]).reshape(draws, len(arms))
     winners = drawn.argmin(axis=1)
     best: list[Best | None] = []
     for i, (arm, loss) in enumerate(zip(arms, lowest(None), strict=True)):
@@ -96,7 +97,7 @@ def frontier(
         size = _sizes(arm)[_losses(fits[arm.window].law, arm, flops).argmin()]
         _, _, cost = arm.at(np.array([size]))
         interval = Interval.of(loss, drawn[:, i].tolist())
-        tokens, wins = flops / float(cost[0]), float((winners == i).mean())
+        tokens, wins = flops / float(cost[0]), float((winners == i).mean()) if draws else math.nan
         best.append(Best(arm, flops, interval, float(size), tokens, wins))
     return best
 

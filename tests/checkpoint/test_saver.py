@@ -130,6 +130,36 @@ def test_a_resumed_run_does_not_save_where_it_begins(weights: Weights, tmp_path:
     assert not weights.taken and not steps(tmp_path)
 
 
+def test_a_snapshot_that_cannot_be_taken_is_not_taken_for_saved(
+    saver: Saver, weights: Weights, tmp_path: Path
+) -> None:
+    def no_memory() -> Snapshot:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        saver.save(1, no_memory)
+    saver.save(1, weights.of(1))
+    saver.wait()
+    assert saved(tmp_path, 1) == 0
+
+
+def test_whatever_ends_a_save_is_told(
+    weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh.initialize()
+
+    def breaks(*_: object) -> None:
+        raise TypeError("ours")
+
+    for step in ("write_common", "remove_draft"):
+        monkeypatch.setattr(f"pretrain.checkpoint.saver.{step}", breaks)
+    with Saver(tmp_path, CONFIG, None) as saver:
+        saver.save(1, weights.of(1))
+        with pytest.raises(UserError, match=r"step 1 was not saved: TypeError\('ours'\)"):
+            saver.wait()
+    assert not steps(tmp_path)
+
+
 def test_an_error_is_told_by_whatever_comes_next(weights: Weights, tmp_path: Path) -> None:
     mesh.initialize()
     (tmp_path / "checkpoints").write_text("no folder")

@@ -194,6 +194,7 @@ def test_an_array_has_a_task_for_each_line(
             "unknown setting slurm.partitoin; did you mean slurm.partition?",
         ),
         ("[slurm]\nsave_before = 0", "slurm.save_before = 0: must be at least 1"),
+        ("[slurm]\ntimeout = 9", "unknown setting slurm.timeout; [slurm] has account, "),
         ('[container]\nengine = "docker"', 'container.engine = "docker": must be "none" or'),
         ('[container]\nengine = "pyxis"', "container.image is missing"),
         (

@@ -104,6 +104,22 @@ def test_logs_are_those_of_the_first_death(run: Path, capsys: pytest.CaptureFixt
     assert "--start 3" in refused(capsys, "logs", str(run), "--start", "3")
 
 
+def test_logs_are_followed_to_the_last_line(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = going_on(run, job="999999999")
+
+    def gone(run: Path, start: Start) -> bool:
+        """It wrote why, and went, while that was asked."""
+        with starts.log_of(start.logs(run), 0).open("a") as log:
+            log.write("out of memory\n")
+        return True
+
+    monkeypatch.setattr(progress, "is_gone", gone)
+    assert said(capfd, "logs", str(run), "--follow") == "goes on\nout of memory\n"
+    assert start.number == 2
+
+
 def test_what_cannot_be_cancelled(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "start 1 is over: rank 1 on here died" in refused(capsys, "cancel", str(run))
     going_on(run, job="999999999")

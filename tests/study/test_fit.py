@@ -116,6 +116,8 @@ def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:
     assert best[0].loss.value < best[1].loss.value and best[0].wins == 1
     # N = 4 would read less than its shortest run, even at its smallest; N = 1 would not
     assert [bool(b) for b in frontier({16: fit}, arms, 1e7 * 6 * SIZES[0])] == [True, False]
+    (unsure, _) = frontier({16: replace(fit, resampled=[])}, arms, 1e17)
+    assert unsure and np.isnan(unsure.wins) and unsure.loss.value == best[0].loss.value
     # windows twice as long lower the loss by 0.1, and a token costs a quarter more in them
     law = replace(LAW, E=LAW.E - 0.1)
     there = with_intervals(made_up(law, 1e-4), fit_loss, draws=5)

@@ -215,6 +215,8 @@ def test_an_origin_has_every_machine_and_commit_that_trained(tmp_path: Path) -> 
     for commit, day in (("abc", "2026-01-01"), ("abc", "2026-01-02"), ("def", "2026-01-03")):
         with (tmp_path / "origins.jsonl").open("a") as file:
             file.write(json.dumps({"machine": "8 x H100", "commit": commit, "date": day}) + "\n")
+    with (tmp_path / "origins.jsonl").open("a") as file:
+        file.write('{"machine": "8 x H1')  # the disk is full
     assert origin_of(tmp_path) == {
         "machine": "8 x H100", "commit": "abc and def", "date": "2026-01-03",
     }  # fmt: skip

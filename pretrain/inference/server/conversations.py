@@ -155,9 +155,11 @@ def retrieve(id: str, http: Request) -> Response:
 async def update(id: str, request: ConversationRequest, http: Request) -> Response:
     if request.items is not None:
         raise bad_request("Add items at /v1/conversations/{id}/items.", "items")
+    if request.metadata is None:
+        raise bad_request("Missing required parameter: 'metadata'.", "metadata")
     conversation = Conversation(service_of(http), owner_of(http), id)
     with conversation.locked():
-        conversation.metadata = request.metadata or {}
+        conversation.metadata = request.metadata
         await conversation.save()
     return JSONResponse(conversation.shown)
 
