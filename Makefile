@@ -31,7 +31,7 @@ lint: setup  ## style and types
 
 PYTEST := .venv/bin/python -m pytest -q -n 2 --dist worksteal
 
-test: setup  ## style, types, every test of one process, a smoke of each kind of layout (four to nine minutes)
+test: setup  ## style, types, every test of one process, a smoke of each kind of layout (six to eleven minutes)
 	@$(MAKE) --no-print-directory -j2 lint test-quick  # side by side: ranks leave cores idle
 
 test-quick: setup

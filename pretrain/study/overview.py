@@ -27,7 +27,8 @@ NOTE = (
     "Of each task the deepest measure, at the N of the row: accuracy in percent or loss in nats, "
     "mean over seeds with its 95 % interval (Student's t); in brackets the two seeds, where there "
     "are two, and alone a single one. In a task's first column all rows have read the same data; "
-    "in its second stands N = 1, trained on until it has cost as many FLOPs as the N of the row."
+    "in its second stands N = 1, trained on until it has cost as many FLOPs as the N of the row. "
+    "Machines, commits and days are in each study's results.md."
 )
 Row = dict[str, str]
 
