@@ -56,6 +56,14 @@ _OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # with one of 
             default=[],
             help="also, for the largest N (equal-flops: for every N); 'list' describes them all",
         ),
+        argument(
+            "--controls-of",
+            type=positive,
+            nargs="+",
+            metavar="N",
+            default=[],
+            help="the N that controls are for, where not the largest",
+        ),
         JOBS,
         argument(
             "--minutes",
@@ -75,6 +83,7 @@ def reproduce(
     seeds: int,
     passes: list[int],
     controls: list[str],
+    controls_of: list[int],
     jobs: int | None,
     minutes: int | None,
     array: Path | None,
@@ -104,7 +113,10 @@ def reproduce(
     if has_text and not any(o.startswith(_OWN_TEXTS) for o in overrides):
         overrides = [*overrides, *_texts(folder, task)]
     config = STUDIES[task][scale]
-    planned = plan(config, passes=passes, seeds=seeds, controls=chosen, overrides=overrides)
+    planned = plan(
+        config, passes=passes, seeds=seeds, controls=chosen, controls_of=controls_of,
+        overrides=overrides,
+    )  # fmt: skip
     if array:
         evaluate_trained([p.run for p in planned], folder, jobs)
         left = [p.run for p in planned if not is_done(folder, p.run)]

@@ -55,6 +55,7 @@ def plan(
     passes: Sequence[int],
     seeds: int,
     controls: Sequence[str] = (),
+    controls_of: Collection[int] = (),
     overrides: Sequence[str] = (),
 ) -> list[Planned]:
     """All runs of a study, seed by seed, so that an early end leaves whole comparisons.
@@ -63,7 +64,8 @@ def plan(
         passes: the N that are compared.
         seeds: how many, from 0; a seed is one of weights and of data, the same for all that is
             compared.
-        controls: names of `CONTROLS`, each for the largest N, or for every N but 1.
+        controls: names of `CONTROLS`.
+        controls_of: those N that each is for; none: the largest, or every N but 1 (equal-flops).
         overrides: settings that differ from the file's, for every run.
     Raises:
         UserError: the file or an override is wrong, or a control is none of this task's.
@@ -75,9 +77,15 @@ def plan(
             raise UserError(f"{override}: a study sets {place}; give {SET_BY_A_STUDY[place]}")
     if controls and compared[-1] == 1:
         raise UserError("--controls are compared with more than one pass; name an N with --passes")
+    sleeping = [n for n in compared if n > 1]
+    if strange := sorted(set(controls_of) - set(sleeping)):
+        raise UserError(
+            f"--controls-of {strange[0]}: name an N above 1 that --passes has: "
+            f"{', '.join(map(str, sleeping)) or 'none'}"
+        )
     arms = [(f"n{n}", SLEEP, n) for n in compared]
     for name in controls:
-        of = [n for n in compared if n > 1] if CONTROLS[name].every_n else compared[-1:]
+        of = sorted(set(controls_of)) or (sleeping if CONTROLS[name].every_n else compared[-1:])
         arms += [(f"{name}-n{n}", CONTROLS[name], n) for n in of]
     asked = {name: control.overrides(settings, n) for name, control, n in arms}  # one line each
     planned = []

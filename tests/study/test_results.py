@@ -47,7 +47,10 @@ def test_a_study_gives_every_arm_the_same_data() -> None:
     planned = plan(DEPO, passes=[4, 1], seeds=2, controls=list(CONTROLS))
     names = [p.run.name for p in planned]
     assert names[:2] == ["n1-seed0", "n4-seed0"] and len(names) == 2 * (2 + len(CONTROLS))
-    asked = plan(DEPO, passes=[1, 2, 4], seeds=1, controls=["equal-flops", "no-h"])
+    both = ["equal-flops", "no-h"]
+    of_two = plan(DEPO, passes=[1, 2, 4], seeds=1, controls=both, controls_of=[2])
+    assert [p.arm.name for p in of_two[3:]] == ["equal-flops-n2", "no-h-n2"]
+    asked = plan(DEPO, passes=[1, 2, 4], seeds=1, controls=both)
     assert [p.arm.name for p in asked][3:] == ["equal-flops-n2", "equal-flops-n4", "no-h-n4"]
     for p in planned:
         settings = p.run.settings()
@@ -263,6 +266,8 @@ def test_controls_are_listed_and_an_unknown_one_is_refused(
     assert "equal-flop: there is none; there are" in capsys.readouterr().err
     assert main(["reproduce", "mqar", "--controls", "depth-rises"]) == 2
     assert "--controls depth-rises: " in capsys.readouterr().err
+    assert main(["reproduce", "depo", "--controls", "no-h", "--controls-of", "3"]) == 2
+    assert "--controls-of 3: name an N above 1 that --passes has: 2, 4" in capsys.readouterr().err
     assert main(["reproduce", "depo", "--passes", "1", "--controls", "no-h"]) == 2
     assert "compared with more than one pass; name an N with --pa" in capsys.readouterr().err
     assert main(["reproduce", "depo", "sleep.passes=2"]) == 2
