@@ -51,13 +51,11 @@ def _heads(config: Config) -> None:
 
 
 def _rotary(config: Config) -> None:
-    fraction, dim = config.model.rotary_fraction, config.model.attention_head_dim
-    rotated = int(dim * fraction)
+    model, rotated = config.model, config.model.rotary_dim
     if rotated < 2 or rotated % 2:
-        what = f"rotates {rotated} of model.attention_head_dim = {dim}"
-        raise refused(
-            "model.rotary_fraction", fraction, f"{what}: must be an even number, at least 2"
-        )
+        what = f"rotates {rotated} of model.attention_head_dim = {model.attention_head_dim}"
+        why = f"{what}: must be an even number, at least 2"
+        raise refused("model.rotary_fraction", model.rotary_fraction, why)
 
 
 def _decay(config: Config) -> None:

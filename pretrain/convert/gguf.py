@@ -102,7 +102,7 @@ def targets(model: ModelConfig) -> Iterator[Target]:
 
 def _conversion(part: str, model: ModelConfig) -> Callable[[Tensor], Tensor]:
     """What is done to a tensor, by the last part of its name."""
-    keys, V = model.delta_key_heads * model.delta_key_dim, model.delta_value_dim
+    keys, V = model.delta_keys, model.delta_value_dim
 
     def in_turn(x: Tensor, size: int, dim: int = 0) -> Tensor:
         """Value heads, of so many rows or columns each, from k*R + r to r*K + k."""
@@ -211,14 +211,14 @@ def _describe(
     writer.add_head_count_kv(model.attention_kv_heads)
     writer.add_key_length(head)
     writer.add_value_length(head)
-    writer.add_rope_dimension_count(int(head * model.rotary_fraction))
+    writer.add_rope_dimension_count(model.rotary_dim)
     writer.add_rope_dimension_sections([*qwen3_5.rotary_sections(config), 0])
     writer.add_rope_freq_base(model.rope_theta)
     writer.add_ssm_conv_kernel(model.delta_conv_width)
     writer.add_ssm_state_size(model.delta_key_dim)
     writer.add_ssm_group_count(model.delta_key_heads)
     writer.add_ssm_time_step_rank(model.delta_value_heads)
-    writer.add_ssm_inner_size(model.delta_value_heads * model.delta_value_dim)
+    writer.add_ssm_inner_size(model.delta_values)
     recurrent = [kind == "delta" for kind in model.layers]
     writer.add_array(f"{ARCHITECTURE}.attention.recurrent_layers", recurrent)
     if every := engines.interval(list(model.layers)):

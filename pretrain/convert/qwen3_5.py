@@ -101,7 +101,7 @@ def rotary_sections(config: Config) -> list[int]:
     """The rotary pairs, in three parts: for text they are rotated alike, but engines ask for the
     parts.
     """
-    pairs = int(config.model.attention_head_dim * config.model.rotary_fraction) // 2
+    pairs = config.model.rotary_dim // 2
     return [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3]
 
 
