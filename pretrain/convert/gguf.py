@@ -25,10 +25,11 @@ from torch import Tensor
 from pretrain.checkpoint import open_checkpoint
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.convert import engines, export, qwen3_5
-from pretrain.convert.folder import TensorFolder, new_file, remove
+from pretrain.convert.folder import TensorFolder, new_file
 from pretrain.convert.names import Packed, packed_tensors
 from pretrain.convert.vocabulary import Vocabulary, vocabulary
 from pretrain.errors import UserError
+from pretrain.whole import draft_of
 
 ARCHITECTURE = "qwen35"
 KINDS = {
@@ -153,15 +154,10 @@ def write_run(run: Path, out: Path, precision: str = "fp32") -> int:
     """
     checkpoint, config = open_checkpoint(run)
     engines.check_gguf(config)
-    with new_file(out) as draft:
-        folder = draft.with_suffix(".hf")
-        remove(folder)  # of an export that was killed
-        try:
-            folder.mkdir()
-            export.write(checkpoint, config, folder, precision)
-            _write(folder, qwen3_5.from_json(folder), draft, out.stem)
-        finally:
-            remove(folder)
+    with new_file(out) as draft, draft_of(draft.with_suffix(".hf")) as folder:
+        folder.mkdir()
+        export.write(checkpoint, config, folder, precision)
+        _write(folder, qwen3_5.from_json(folder), draft, out.stem)
     return checkpoint.step
 
 
