@@ -44,12 +44,6 @@ class Spec(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether all elements are; needs no memory, where `isfinite` takes more than the tensor."""
-    low, high = tensor.aminmax()  # NaN if any is
-    return bool(low.isfinite() and high.isfinite())
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A draft to write in, which becomes `out` at the end, or vanishes if anything fails.

@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from parallel.slices import all_finite
 from pretrain.config.load import from_tables, validated
 from pretrain.config.run_folder import own_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import engines
-from pretrain.convert.folder import UNQUANTIZED, TensorFolder, all_finite, read_json
+from pretrain.convert.folder import UNQUANTIZED, TensorFolder, read_json
 from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError, shortened
 
