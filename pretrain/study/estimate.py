@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -137,8 +138,8 @@ class Estimator:
             simulated: False: quickly, with about the least idle time and the fewest activations.
         """
         times, dp, M = self._stage_times(x), self._dp(x), x.microbatches
-        makespan = _mean([t.makespan(M) if simulated else t.least(M) for t in times])
-        busy = M * _mean([sum(t.busy) for t in times])  # of all stages
+        makespan = fmean([t.makespan(M) if simulated else t.least(M) for t in times])
+        busy = M * fmean([sum(t.busy) for t in times])  # of all stages
         node = self.hardware.node
         if node.shared and self.gpus > node.devices:  # cores take turns
             makespan = max(makespan, busy * x.tp * x.cp * dp / node.devices)
@@ -153,11 +154,11 @@ class Estimator:
             memory=self._memory(x, dp * x.cp, times[-1], simulated),
             seconds=seconds,
             bubble=1 - busy / (x.pp * makespan),
-            exchange_s=exchange + M * _mean([max(t.exchange) for t in times]),
+            exchange_s=exchange + M * fmean([max(t.exchange) for t in times]),
             update_s=update,
             tokens=self.config.train.batch * self.row.size[1],
             work=self.work,
-            recomputed=M * dp * x.cp * x.tp * _mean([t.recomputed for t in times]),
+            recomputed=M * dp * x.cp * x.tp * fmean([t.recomputed for t in times]),
             mfu=self.work.flops / (seconds * best),
             cost=seconds / 3600 * self.gpus * self.hardware.price.per_hour,
         )
@@ -167,7 +168,7 @@ class Estimator:
         host that they share.
         """
         times, weights = self._stage_times(x), self._dp(x) * x.cp
-        busy = x.microbatches * _mean([sum(t.busy) for t in times]) * x.tp * weights
+        busy = x.microbatches * fmean([sum(t.busy) for t in times]) * x.tp * weights
         return busy + self.gpus * sum(self._update(x, weights))
 
     def _dp(self, x: Layout) -> int:
@@ -275,7 +276,3 @@ class Estimator:
         device = self._shared.device
         best = self._shared.flops("bf16" if device.kind == "cuda" else "fp32")
         return max(works) / (best * device.product_share)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
