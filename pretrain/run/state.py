@@ -206,7 +206,7 @@ class TrainState:
             "rollbacks": self.rollbacks._asdict(),
             "evaluated": self.evaluated,
         }
-        return Snapshot(self.step, copies, counters, amid_trouble=counts["in_a_row"] > 0)
+        return Snapshot(self.step, copies, counters, in_skip_streak=counts["in_a_row"] > 0)
 
 
 def _of_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
