@@ -98,7 +98,8 @@ def _controls(config: Config) -> None:
         ("sleep.carries", sleep.carries, sleep.carries == "both"),
     ):
         if not usual and config.parallel.pp > 1:
-            raise refused(place, value, "is a control without stages: set parallel.pp = 1")
+            fix = "this control cannot run with pipeline stages: set parallel.pp = 1"
+            raise refused(place, value, fix)
     if sleep.carries == "S" and sleep.prelude:
         fix = (
             "begins each pass with the embedding, so nothing may come before: set sleep.prelude = 0"
@@ -201,7 +202,7 @@ SHARED = (
 
 
 def layout_of(config: Config) -> Layout:
-    """The one that a configuration has."""
+    """The rank layout that a configuration asks for."""
     parallel = config.parallel
     return Layout(
         tp=parallel.tp, pp=parallel.pp, sequence_parallel=parallel.sequence_parallel,
