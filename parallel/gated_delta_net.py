@@ -122,6 +122,7 @@ class GatedDeltaNet(nn.Module):
         """Writes x into the fast weights by the delta rule, and reads them.
 
         Args:
+            x: [B, t, D], or the sequence-parallel stream; so is y.
             write_only: nothing downstream reads y (the last pass of a window that only
                 consolidates): skip queries, gate and read-out, and return None for y.
         """

@@ -27,7 +27,8 @@ from pathlib import Path
 from pretrain.errors import UserError
 
 KEPT = 0.98  # share of the limit that is left when something has to go
-REMEMBERED = 100_000  # files that a look at all puts in the order of their use
+# least recently used files that one scan remembers as eviction candidates
+REMEMBERED = 100_000
 POLL_S = 0.005  # between two looks whether another's draft is done
 CRC_BYTES = 4
 WHOLE, DRAFT = "whole", ".draft"

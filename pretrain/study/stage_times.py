@@ -37,7 +37,7 @@ class _Cost:
 
 
 class StageTimes:
-    """A microbatch of one layout on all stages."""
+    """A microbatch of one layout on all stages; s is a stage's number, from 0."""
 
     def __init__(
         self,

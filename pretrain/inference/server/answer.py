@@ -33,7 +33,7 @@ from pretrain.inference.text import TextDecoder
 
 @dataclass(frozen=True)
 class Update:
-    """What came: of which answer, more of its text, or only word of how far the session is."""
+    """One streaming update: new text of answer `index`, or only progress."""
 
     index: int
     text: str = ""
