@@ -19,7 +19,7 @@ class Window:
     size: tuple[int, int]  # B, T
     valid: Tensor | None  # [B, T] bool, False at PAD; None: no PAD
     cos: Tensor  # [B or 1, 1, T, half] rotary angles
-    sin: Tensor  # as cos
+    sin: Tensor  # [B or 1, 1, T, half]
     # [B, 1, T, P + t + T] bool, True where a query may attend; None: plain causal
     mask: Tensor | None
     attendable: Tensor  # [B, P + t + T] bool, which of the keys are real

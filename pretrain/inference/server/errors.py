@@ -13,8 +13,8 @@ class ApiError(Exception):
     """Becomes {"error": {"message", "type", "param", "code"}} with an HTTP status.
 
     Args:
-        param: the parameter at fault, by its path in the body. code: what a program may ask for,
-            where the status does not say it. retry_after: seconds, for the header of that name.
+        param: the parameter at fault, by its path in the body. code: the error's name for programs.
+        retry_after: seconds, for the header of that name.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ def not_found(what: str, id: str, param: str | None = None) -> ApiError:
 
 
 def server_failed() -> ApiError:
-    """Whatever it was: a client is not told."""
+    """An error of ours, which the log describes; the client is told no more."""
     why = "The server failed on this request; its log says how."
     return ApiError(500, why, type="server_error", code="internal_error")
 
