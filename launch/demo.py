@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -138,7 +139,7 @@ def title(words: str) -> None:
 
 def hypnos(*arguments: str, label: str = "") -> None:
     """Runs one `hypnos` command to its end, in sight; a label begins each line that it prints."""
-    print(f"\n$ hypnos {' '.join(quoted(a) for a in arguments)}", flush=True)
+    print(f"\n$ hypnos {shlex.join(arguments)}", flush=True)
     command = [*HYPNOS, *arguments]
     # runs side by side, each small: more threads only wait
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -153,10 +154,6 @@ def hypnos(*arguments: str, label: str = "") -> None:
     RUNNING.discard(process)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, ["hypnos", *arguments])
-
-
-def quoted(argument: str) -> str:
-    return f"'{argument}'" if set(argument) & set(' "{}[]\n') else argument
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def why_ended(run: Path, start: Start, status: int, down: Collection[str] = ()) 
     silent = gone or silent
     lost = _hosts(start, silent)
     if gone or (silent and 2 * len(lost) <= len(start.nodes)):  # of more, it is not for the hosts
-        why = f"{', '.join(lost)} lost: no word of rank {', '.join(map(str, silent))}"
+        of_ranks = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
+        why = f"{', '.join(lost)} lost: {of_ranks} left no exit record"
         return End(PEER_GONE, why, step, now, silent[0], lost, lost=True)
     if told := [end.status for end in ends.values() if end.told]:
         return End(told[0], f"stopped: {described(told[0])}", step, now)

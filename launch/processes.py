@@ -83,10 +83,10 @@ class Rank:
 def passing_signals_on(
     to: Iterable[Rank], instead: Mapping[int, int] = MappingProxyType({})
 ) -> Iterator[tuple[list[Rank], list[int]]]:
-    """Starts ranks. Inside, signals reach all of them; those there were are in the second list.
+    """Starts the ranks and forwards signals. Yields (ranks, signals so far).
 
-    Those that were held come now; at the end they are held again, and all ranks are killed. That
-    the terminal has gone is told to them as SIGTERM, unless `nohup` says that it does not matter.
+    Signals that were held come now; at the end they are held again, and all ranks are killed.
+    SIGHUP is forwarded as SIGTERM unless ignored (nohup).
 
     Args:
         to: the ranks, each of which starts when it is asked for.

@@ -59,7 +59,8 @@ def job(run: Path, every: list[Start]) -> str:
         return f"{name}: over"
     if last.host != this_host():
         return f"{name}: not to be seen from here"
-    return f"{name}: running" if is_ours(int(last.job)) else f"{name}: gone without a word"
+    gone = "no longer running; no end was recorded"
+    return f"{name}: {'running' if is_ours(int(last.job)) else gone}"
 
 
 def check_over(run: Path) -> None:

@@ -39,6 +39,7 @@ class RankEnd:
 
     @classmethod
     def now(cls, rank: int, status: int, told: bool) -> RankEnd:
+        """The end of a rank of this host, at this moment."""
         return cls(rank, this_host(), status, told, time.time())
 
     @property

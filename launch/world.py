@@ -86,7 +86,7 @@ def find(environment: Mapping[str, str]) -> World | None:
 
 
 def early_rank(environment: Mapping[str, str]) -> int:
-    """The rank that a launcher's variables say, for who is not a rank himself but starts one.
+    """The rank that a launcher's variables say, for a process that starts a rank.
 
     Raises:
         UserError: they say none.

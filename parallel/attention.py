@@ -96,7 +96,11 @@ norm_and_rotate = fused(_norm_and_rotate, _norm_and_rotate_by_hand)
 
 @fused
 def _gate(y: Tensor, gate: Tensor) -> Tensor:
-    """y: [B, T, H, head_dim]; gate: [.., H * head_dim]. Returns the former's [B, T, ..]."""
+    """y * sigmoid(gate): [B, T, H * head_dim].
+
+    Args:
+        y: [B, T, H, head_dim]. gate: [.., H * head_dim], as many.
+    """
     y = y.flatten(2)
     return y * torch.sigmoid(gate).view_as(y)
 
@@ -125,6 +129,7 @@ class Attention(nn.Module):
         """Attends to the state's keys and causally to x's own.
 
         Args:
+            x: [B, t, D], or the sequence-parallel stream; so is y.
             write_only: nothing downstream reads y (the last pass of a window that only
                 consolidates): compute only the keys and values that outlive it, and return None for
                 y.

@@ -45,7 +45,7 @@ class CriticalPath:
 def _sorted(
     actions: list[list[Action]], needs: list[dict[Action, list[tuple[int, Action]]]]
 ) -> list[tuple[int, Action, list[int]]]:
-    """(stage, action, places in this list of what it takes), each after those."""
+    """Topological order: (stage, action, indices of the actions it waits for)."""
     order: list[tuple[int, Action, list[int]]] = []
     places: dict[tuple[int, Action], int] = {}
     at = [0] * len(actions)

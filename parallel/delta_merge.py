@@ -30,7 +30,7 @@ def merged_delta_rule(
     log_decay: Tensor,
     beta: Tensor,
     S: Tensor,
-    chunk: int = 64,
+    chunk: int,
 ) -> tuple[Tensor | None, Tensor]:
     """`delta_rule` over tokens of which this rank has a share.
 

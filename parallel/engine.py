@@ -27,7 +27,7 @@ from parallel.layers import partial_grad, split_dim
 from parallel.megatron import parallel_state
 from parallel.slices import Piece
 from parallel.uncompiled import uncompiled
-from parallel.zero_layout import Partition, layout
+from parallel.zero_layout import Partition, shard_layout
 from parallel.zero_order import WeightGathering, fill_missing, reduce_in_order
 
 # torch 2.13 has new names for two collectives that DeepSpeed calls on every step.
@@ -307,7 +307,7 @@ def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size], owners: _O
 
     return Partition(
         flat=flat.detach(),
-        layout=layout(shapes, stage=zero, ranks=mesh.dp_cp_size(), part=flat.numel()),
+        layout=shard_layout(shapes, stage=zero, ranks=mesh.dp_cp_size(), part=flat.numel()),
         sharded=zero > 0,
         gradient=gradient,
         splits=owners.splits,

@@ -62,10 +62,7 @@ class GatedDeltaNet(nn.Module):
         super().__init__()
         D, taps, self.by_tokens = shape.d_model, shape.delta_conv_width, mesh.delta_by_tokens()
         ranks = mesh.tp_size() if self.by_tokens else mesh.head_ranks()
-        keys, values = (
-            shape.delta_key_heads * shape.delta_key_dim,
-            shape.delta_value_heads * shape.delta_value_dim,
-        )
+        keys, values = shape.delta_keys, shape.delta_values
         self.key_heads, self.value_heads = (
             shape.delta_key_heads // ranks,
             shape.delta_value_heads // ranks,
@@ -125,6 +122,7 @@ class GatedDeltaNet(nn.Module):
         """Writes x into the fast weights by the delta rule, and reads them.
 
         Args:
+            x: [B, t, D], or the sequence-parallel stream; so is y.
             write_only: nothing downstream reads y (the last pass of a window that only
                 consolidates): skip queries, gate and read-out, and return None for y.
         """

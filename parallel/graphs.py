@@ -36,7 +36,7 @@ Unit = Callable[[Tensor, Sequence[BlockState], Window], tuple[Tensor, tuple[Bloc
 
 
 def warm_up(function: Callable[[], object]) -> None:
-    """Runs what is to be captured beside the stream in use."""
+    """Calls `function` WARM_UPS times on a side stream, as capture requires."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -46,7 +46,7 @@ def warm_up(function: Callable[[], object]) -> None:
 
 
 def capture(function: Callable[[], T]) -> tuple[Callable[[], None], T]:
-    """What a function does to the device as a graph: replays it, into the tensors that it gave."""
+    """Captures `function`. Returns (replay, results); each replay overwrites results."""
     graph = torch.cuda.CUDAGraph()
     # Other threads wait for events and allocate memory meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -126,7 +126,7 @@ class _Flat(NamedTuple):
 
     @property
     def description(self) -> tuple[Any, ...]:
-        """What the graphs of two units that can share them have in common."""
+        """Cache key: units with equal keys share one captured graph."""
         w = self.window
         shapes = tuple((t.shape, t.dtype) for t in self.tensors)
         return (shapes, self.kinds, w.valid is None, w.mask is None, w.keeps_keys, w.keeps_tail)

@@ -58,7 +58,7 @@ def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | N
     """Meets the ranks that the launcher describes, or becomes a world of one; there is no grid yet.
 
     Args:
-        timeout: half of the limit, in seconds, of any collective.
+        timeout: seconds; collectives time out after twice this.
         alone: see `initialize`.
         store: by which ranks that have met already meet again.
     """
@@ -181,7 +181,8 @@ def store(purpose: str) -> dist.Store:
 
 
 def leave_together(store: dist.Store, rank: int, ranks: Iterable[int]) -> None:
-    """Before ranks end that have all heard why: rank 0, in which the store may live, goes last.
+    """Call before exiting for a reason every rank knows; rank 0, which may host the store, waits
+    for the others to leave.
 
     Args:
         ranks: those that rank 0 waits for.

@@ -26,5 +26,6 @@ class MLP(nn.Module):
         self.down = RowLinear(shape.mlp_width, shape.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        """y, of x's shape: [B, t, D], or the sequence-parallel stream."""
         x = gather_tokens(x)
         return self.down(gated(*project(x, self.gate, self.up)))

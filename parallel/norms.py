@@ -163,7 +163,7 @@ l2_normalized = fused(l2_norm, _L2Norm.apply)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight) over the last dimension, as in Qwen3.5: weight 0 scales nothing.
+    """x / rms(x) * (1 + weight) of x [..., W] over W, as in Qwen3.5: weight 0 scales nothing.
 
     Args:
         partial_grad: of the heads or the tokens, on each tensor-parallel rank.
@@ -184,7 +184,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """x / rms(x) * weight * SiLU(gate) over the last dimension: the read-out norm of heads."""
+    """x / rms(x) * weight * SiLU(gate) of x, gate [..., W] over W: the read-out norm of heads."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

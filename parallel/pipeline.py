@@ -80,7 +80,9 @@ class _Arrival:
 
 @dataclass
 class _Pending:
-    """What is kept of a unit until its backward: of tensors that left, their place in its graph."""
+    """What is kept of a unit until its backward, and, for each output, the autograd edge by which
+    its gradient re-enters.
+    """
 
     x: Tensor | None  # what came in, if its gradient goes back
     loss: Tensor | None

@@ -72,3 +72,18 @@ class BlockShape:
 
     mlp_width: int = setting(1024, "F, width of the MLP (intermediate_size)", at_least=1)
     norm_eps: float = setting(1e-6, "added to the mean square in norms (rms_norm_eps)", above=0)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of an attention head that are rotated."""
+        return int(self.attention_head_dim * self.rotary_fraction)
+
+    @property
+    def delta_keys(self) -> int:
+        """Width of the keys of all heads of the delta rule, and of its queries."""
+        return self.delta_key_heads * self.delta_key_dim
+
+    @property
+    def delta_values(self) -> int:
+        """Width of the values of all heads of the delta rule."""
+        return self.delta_value_heads * self.delta_value_dim

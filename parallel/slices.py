@@ -99,6 +99,12 @@ def assemble(
     return into
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all elements are; needs no memory, where `isfinite` takes more than the tensor."""
+    low, high = tensor.aminmax()  # NaN if any is
+    return bool(low.isfinite() and high.isfinite())
+
+
 def _fill(box: Tensor, runs: list[Piece]) -> None:
     """Writes runs of a box into it."""
     for _, values in runs:

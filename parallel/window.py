@@ -19,7 +19,7 @@ class Window:
     size: tuple[int, int]  # B, T
     valid: Tensor | None  # [B, T] bool, False at PAD; None: no PAD
     cos: Tensor  # [B or 1, 1, T, half] rotary angles
-    sin: Tensor
+    sin: Tensor  # [B or 1, 1, T, half]
     # [B, 1, T, P + t + T] bool, True where a query may attend; None: plain causal
     mask: Tensor | None
     attendable: Tensor  # [B, P + t + T] bool, which of the keys are real
@@ -27,6 +27,13 @@ class Window:
     keeps_tail: bool  # the pass stays open: more of its tokens come in a later call
     # is given each delta block's log decay [B, T, H]
     record_decay: Callable[[Tensor], None] | None = None
+
+
+def rotary_frequency(shape: BlockShape, device: torch.device) -> Tensor:
+    """Radians per position of each rotated pair of features: [half], float64."""
+    half = shape.rotary_dim // 2
+    exponent = torch.arange(half, device=device, dtype=torch.float64) / half
+    return shape.rope_theta**-exponent
 
 
 def open_window(
@@ -55,9 +62,7 @@ def open_window(
 
     index = torch.arange(T, device=device) + (earlier - state.past)
     positions = state.position[:, None] + index if sliding else index[None]  # [B or 1, T]
-    half = int(shape.attention_head_dim * shape.rotary_fraction) // 2
-    exponent = torch.arange(half, device=device, dtype=torch.float64) / half
-    angle = positions[:, None, :, None] * shape.rope_theta**-exponent  # [B or 1, 1, T, half]
+    angle = positions[:, None, :, None] * rotary_frequency(shape, device)  # [B or 1, 1, T, half]
 
     mask = None
     if has_pad or earlier:

@@ -43,7 +43,7 @@ class Shard(NamedTuple):
         return flat[self.offset - base : self.offset - base + self.length]
 
 
-def layout(
+def shard_layout(
     shapes: dict[str, torch.Size], *, stage: int, ranks: int, part: int
 ) -> list[list[Shard]]:
     """What each rank holds, in the order of its flat vector.

@@ -12,6 +12,7 @@ origin.py       where numbers come from: the machine, the commit, the day
 errors.py       a user's error
 exit_status.py  how a process of a run ends: finished, start me again, failed
 files.py        files that are there whole or not at all, hashes, JSON that may hold anything
+whole.py        folders and files that appear whole or not at all
 locks.py        folders that one process at a time works in
 tail.py         the end of a long file: its lines or rows, the last first
 config/         every setting, and what is refused

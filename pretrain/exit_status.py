@@ -10,7 +10,7 @@
     129, 130, 143    ended by SIGHUP, Ctrl-C or SIGTERM: 128 + the signal, after a save
     others      failed
 
-Numbers from 69 on are those of sysexits.h, in the sense nearest to theirs.
+69 to 76 are those of sysexits.h, in the sense nearest to theirs.
 """
 
 from __future__ import annotations

@@ -367,7 +367,7 @@ def _save_and_flush(parts: Parts, state: TrainState) -> None:
     """All that a run leaves when it is stopped. UserError: too many steps in a row were skipped."""
     if streak := parts.guard.settle():
         raise UserError(
-            f"{streak.what}; nothing new is saved: the run that goes on will see to that"
+            f"{streak.what}; no checkpoint is written; the resumed run handles the skipped steps"
         )
     save(parts, state)
     parts.saver.wait()

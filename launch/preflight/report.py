@@ -40,10 +40,12 @@ class Report:
     )
 
     def encode(self) -> str:
+        """As JSON, for the store."""
         return json.dumps(asdict(self))
 
     @classmethod
     def decode(cls, content: bytes) -> Report:
+        """The report of what `encode` gave."""
         fields = json.loads(content)
         return cls(**fields | {"found": [Finding(**each) for each in fields["found"]]})
 
@@ -58,10 +60,12 @@ class Rates:
     all_reduce: float  # bytes/s of a sum over all ranks
 
     def encode(self) -> str:
+        """As JSON, for the store."""
         return json.dumps(asdict(self))
 
 
 def digest(facts: Facts) -> str:
+    """A hash of them: ranks that have the same facts have the same."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A rank's seat among the others: what rank 0 tells all, and how all end together."""
+"""A rank's channel to the others during preflight."""
 
 from __future__ import annotations
 

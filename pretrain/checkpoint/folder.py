@@ -31,7 +31,7 @@ def strays(run: Path) -> list[str]:
 
 
 def given_up(run: Path) -> list[str]:
-    """The names of checkpoints that have been taken out of a run's series, see `go_on_from`."""
+    """The names of checkpoints that have been taken out of a run's series, see `make_latest`."""
     found = (path.name for path in (run / "checkpoints").glob("given-up-step-*"))
     return sorted(name for name in found if GIVEN_UP.fullmatch(name))
 
@@ -69,8 +69,8 @@ def remove_incomplete(run: Path) -> None:
             _remove(path)
 
 
-def go_on_from(run: Path, step: int) -> str | None:
-    """Makes a checkpoint the newest of its run, and takes all that come after it out of the series.
+def make_latest(run: Path, step: int) -> str | None:
+    """Makes a checkpoint the latest of its run, and takes all that come after it out of the series.
 
     They are of a future that was given up, or damaged: if they kept their names, a run that comes
     by would take them for its past, go back to them, and keep them in the place of its own. Nothing
@@ -90,9 +90,9 @@ def go_on_from(run: Path, step: int) -> str | None:
     if not later:
         return None
     names = shortened(", ".join(f"step-{number}" for number in later))
-    why = f"no past of a run that goes on from step-{step}"
     return (
-        f"{run / 'checkpoints'}: {names}: {why}; kept as given-up-step-N, delete what nobody needs"
+        f"{run / 'checkpoints'}: {names}: later than step-{step}, from which the run resumes; "
+        "renamed to given-up-step-N, delete them if you do not need them"
     )
 
 
@@ -112,12 +112,12 @@ def remove_draft(run: Path, step: int) -> None:
     _remove(draft_dir(run, step))
 
 
-def publish(run: Path, step: int, keep: int, keep_every: int, spare: bool = False) -> None:
+def publish(run: Path, step: int, keep: int, keep_every: int, keep_all: bool = False) -> None:
     """Gives a draft that is whole its name, points `latest` at it, and deletes old ones.
 
     Args:
         keep: so many of the newest stay. keep_every: so do those of every so many steps; 0: none.
-        spare: delete none: the last that a run can go back to may be among them.
+        keep_all: delete none: the last that a run can go back to may be among them.
     """
     final = checkpoint_dir(run, step)
     replaced = final.with_name(f".{final.name}.replaced")
@@ -126,8 +126,8 @@ def publish(run: Path, step: int, keep: int, keep_every: int, spare: bool = Fals
         final.rename(replaced)
     draft_dir(run, step).rename(final)
     _remove(replaced)
-    go_on_from(run, step)  # after a rollback there may be later ones
-    for number in [] if spare else steps(run)[:-keep]:
+    make_latest(run, step)  # after a rollback there may be later ones
+    for number in [] if keep_all else steps(run)[:-keep]:
         if not keep_every or number % keep_every:
             _delete(checkpoint_dir(run, number))
 
@@ -148,4 +148,7 @@ def _remove(path: Path) -> None:
     have a file of it open. Nothing takes it for a checkpoint.
     """
     with suppress(OSError):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

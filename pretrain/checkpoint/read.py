@@ -17,7 +17,7 @@ from torch import Tensor
 
 from parallel import mesh
 from parallel.layers import share, split_dim
-from parallel.slices import Piece, Slice, assemble
+from parallel.slices import Piece, Slice, all_finite, assemble
 from pretrain.checkpoint.folder import checkpoint_dir, pointed_at, steps
 from pretrain.checkpoint.index import (
     CONFIG,
@@ -166,7 +166,7 @@ class Checkpoint:
             if value.shape != parameter.shape:
                 shapes = f"{list(value.shape)}, but the model's is {list(parameter.shape)}"
                 raise UserError(f"{file}: tensor {name} is {shapes}")
-            if not value.isfinite().all():
+            if not all_finite(value):
                 what = f"tensor {name} of model is not finite; no run can go on from it"
                 raise UserError(f"{file}: {what}")
             parameter.copy_(value)

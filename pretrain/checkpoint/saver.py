@@ -7,7 +7,7 @@
 
 The ranks talk through the launcher's key-value store, so that no collective of the threads can meet
 one of training. Whatever a rank cannot do it says there, and the save fails on all. They wait until
-all have heard why: then none that leaves is a riddle to the others. A rank waits for another's word
+all have heard, so no rank exits before all know why. A rank waits for another's word
 for parallel.timeout at most, and then takes it for dead.
 """
 
@@ -43,7 +43,7 @@ class Snapshot:
     # on the CPU, by kind and name; nobody writes to them any more
     tensors: Mapping[str, Mapping[str, Piece]]
     state: Mapping[str, Any]  # JSON-able; the same on every rank
-    amid_trouble: bool = False  # the step was skipped: no run goes back to this one
+    in_skip_streak: bool = False  # the step was skipped: no run goes back to this one
 
 
 class Saver:
@@ -66,21 +66,21 @@ class Saver:
         self._last = step  # the step that was saved last, or is being saved
         self._thread: threading.Thread | None = None
         self._error: UserError | None = None  # of a save that has failed
-        self._all_know = threading.Event()  # the error
+        self._all_know = threading.Event()  # set once all ranks know of the error
 
     # ---- the training loop's side
 
-    def save(self, step: int, take: Callable[[], Snapshot]) -> None:
+    def save(self, step: int, capture: Callable[[], Snapshot]) -> None:
         """Begins to save a step, unless that has been done; waits while the one before is still
         being written.
 
         Args:
-            take: gives the snapshot.
+            capture: gives the snapshot.
         """
         with self._lock:
             if step != self._last:
                 self._finish()
-                snapshot = take()
+                snapshot = capture()
                 self._last = step
                 self._thread = threading.Thread(
                     target=self._save, args=(snapshot,), name="saver", daemon=True
@@ -166,7 +166,8 @@ class Saver:
         written = [f"written/{rank}" for rank in range(self._world)]
         keys = [f"{step}/{event}" for event in written]
         try:
-            # all before any is heard: a draft in which one still writes could not be removed
+            # wait for all before reading one: on an error the draft is removed, and nobody may
+            # still write into it
             self._store.wait(keys)
         except dist.DistStoreError:
             silent = [str(rank) for rank, key in enumerate(keys) if not self._store.check([key])]
@@ -176,7 +177,7 @@ class Saver:
         for key in keys:  # nobody else reads it, and a launcher's memory is no archive
             self._store.delete_key(key)
         write_common(self._draft(snapshot), step, parts, snapshot.state, self._config)
-        publish(self._run, step, train.keep, train.keep_every, spare=snapshot.amid_trouble)
+        publish(self._run, step, train.keep, train.keep_every, keep_all=snapshot.in_skip_streak)
 
     def _draft(self, snapshot: Snapshot) -> Path:
         return draft_dir(self._run, snapshot.step)

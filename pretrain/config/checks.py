@@ -51,13 +51,11 @@ def _heads(config: Config) -> None:
 
 
 def _rotary(config: Config) -> None:
-    fraction, dim = config.model.rotary_fraction, config.model.attention_head_dim
-    rotated = int(dim * fraction)
+    model, rotated = config.model, config.model.rotary_dim
     if rotated < 2 or rotated % 2:
-        what = f"rotates {rotated} of model.attention_head_dim = {dim}"
-        raise refused(
-            "model.rotary_fraction", fraction, f"{what}: must be an even number, at least 2"
-        )
+        what = f"rotates {rotated} of model.attention_head_dim = {model.attention_head_dim}"
+        why = f"{what}: must be an even number, at least 2"
+        raise refused("model.rotary_fraction", model.rotary_fraction, why)
 
 
 def _decay(config: Config) -> None:
@@ -100,7 +98,8 @@ def _controls(config: Config) -> None:
         ("sleep.carries", sleep.carries, sleep.carries == "both"),
     ):
         if not usual and config.parallel.pp > 1:
-            raise refused(place, value, "is a control without stages: set parallel.pp = 1")
+            fix = "this control cannot run with pipeline stages: set parallel.pp = 1"
+            raise refused(place, value, fix)
     if sleep.carries == "S" and sleep.prelude:
         fix = (
             "begins each pass with the embedding, so nothing may come before: set sleep.prelude = 0"
@@ -203,7 +202,7 @@ SHARED = (
 
 
 def layout_of(config: Config) -> Layout:
-    """The one that a configuration has."""
+    """The rank layout that a configuration asks for."""
     parallel = config.parallel
     return Layout(
         tp=parallel.tp, pp=parallel.pp, sequence_parallel=parallel.sequence_parallel,

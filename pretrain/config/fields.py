@@ -16,7 +16,7 @@ from parallel.setting import Rule
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
-MAX_FLOAT = 1e15  # the product of two is a number in fp32
+MAX_SETTING = 1e15  # the product of two is a number in fp32
 # evaluated once: a study reads hundreds of configurations
 type_hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 
@@ -95,8 +95,8 @@ def _check(place: str, hint: Any, rule: Rule, value: Any) -> None:
     elif hint in (int, float):
         if not _within(rule, value):
             raise refused(place, value, f"must be {bounds(rule)}")
-        if abs(value) > MAX_FLOAT and hint is float:
-            raise refused(place, value, f"must be at most {MAX_FLOAT:g}")
+        if abs(value) > MAX_SETTING and hint is float:
+            raise refused(place, value, f"must be at most {MAX_SETTING:g}")
 
 
 def _check_text(place: str, text: str) -> None:

@@ -53,7 +53,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def make_room(path: Path, config: Config, ranks: int) -> str:
-    """What to change after that, what costs least first: settings that may be combined with these.
+    """Advice after out-of-memory: allowed changes, cheapest first.
 
     Args:
         path: of the configuration.

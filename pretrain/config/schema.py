@@ -31,8 +31,8 @@ class RunConfig:
     seed: int = setting(0, "seed of the weights and of the order of the data", at_least=0)
     init_from: str = setting(
         "",
-        "run or checkpoint whose weights it begins with; of [model], [sleep] and data.tokenizer it "
-        "has what the configuration file leaves out",
+        "run or checkpoint to take initial weights from; [model], [sleep] and data.tokenizer "
+        "default to that run's",
         path=True,
     )
 
@@ -66,8 +66,8 @@ class ModelConfig(BlockShape):
     @property
     def embedding_at_start(self) -> float:
         """Its standard deviation. What blocks write must be small beside it, or each norm that
-        reads h is steep and gradients grow with every pass (docs/method.md); a head of such numbers
-        would be all too sure.
+        reads h is steep and gradients grow with every pass (docs/method.md); a head that large
+        would make the first logits overconfident.
         """
         return self.embedding_std or (0.02 if self.tie_embeddings else 1.0)
 
@@ -253,7 +253,7 @@ class DepoConfig:
 
 @dataclass(kw_only=True)
 class Rule110Config:
-    """A cellular automaton, to be told some steps ahead (docs/method.md)."""
+    """A cellular automaton, whose state some steps later is predicted (docs/method.md)."""
 
     width: int = setting(
         24, "cells of a ring; sleep.window is a multiple of it, or it of sleep.window", at_least=3
@@ -472,7 +472,9 @@ class GuardConfig:
         "0: never",
         at_least=0,
     )
-    limit: int = setting(10, "so many skipped steps in a row are trouble", at_least=1, changes=True)
+    limit: int = setting(
+        10, "consecutive skipped steps after which guard.then applies", at_least=1, changes=True
+    )
     then: Literal["stop", "rollback"] = setting(
         "stop",
         "stop: end, explained; rollback: to the newest checkpoint, on with the data after that",

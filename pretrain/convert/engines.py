@@ -51,7 +51,7 @@ def _another_model(config: Config) -> str | None:
 
 
 def _mistral_rs(config: Config) -> str | None:
-    rotated = int(config.model.attention_head_dim * config.model.rotary_fraction)
+    rotated = config.model.rotary_dim
     if rotated < 6:
         return f"model.rotary_fraction rotates {rotated} of a head's width; it wants at least 6"
     if config.sleep.window < 1024:

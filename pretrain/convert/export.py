@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from parallel.slices import all_finite
 from pretrain.checkpoint import Checkpoint, open_checkpoint
 from pretrain.config.checks import uses_tokenizer
 from pretrain.config.run_folder import TOKENIZER, check_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import card, engines, qwen3_5
-from pretrain.convert.folder import Spec, all_finite, new_folder, write_json, write_shards
+from pretrain.convert.folder import Spec, new_folder, write_json, write_shards
 from pretrain.convert.names import OurTensor, packed_tensors
 from pretrain.errors import UserError
 from tokenizer import foreign

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from pretrain.errors import UserError, shortened
 from pretrain.files import parse_json, sync
+from pretrain.whole import appearing_whole, draft_of, writes_output
 
 MAX_SHARD = 5_000_000_000  # bytes of a file, as transformers cuts them
 MAX_JSON = 1 << 26  # bytes of a config.json or an index
@@ -44,12 +44,6 @@ class Spec(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether all elements are; needs no memory, where `isfinite` takes more than the tensor."""
-    low, high = tensor.aminmax()  # NaN if any is
-    return bool(low.isfinite() and high.isfinite())
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A draft to write in, which becomes `out` at the end, or vanishes if anything fails.
@@ -57,8 +51,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` is there already and not an empty folder, or cannot be written.
     """
-    with _draft(out, replaces_empty=True) as draft:
-        draft.mkdir()
+    _check_new(out, may_be_empty=True)
+    with appearing_whole(out) as draft:
         yield draft
         for path in draft.rglob("*"):
             sync(path)
@@ -67,42 +61,27 @@ def new_folder(out: Path) -> Iterator[Path]:
 @contextmanager
 def new_file(out: Path) -> Iterator[Path]:
     """The same for a file."""
-    with _draft(out) as draft:
+    place = _check_new(out)
+    with writes_output(out), draft_of(place) as draft:
+        draft.touch()  # without a draft, the lock of a killed process would stay
         yield draft
+        sync(draft)
+        draft.replace(place)
+        sync(place.parent)
 
 
-@contextmanager
-def _draft(out: Path, replaces_empty: bool = False) -> Iterator[Path]:
-    place = Path(os.path.realpath(out))  # of a link, what it names
-    draft = place.with_name(f".{place.name}.draft")
-    try:
-        if place == Path.cwd():
-            raise UserError(f"{out}: is the folder that you are in; give the name of a new one")
-        if file := next((above for above in place.parents if above.is_file()), None):
-            raise UserError(f"{out}: cannot be written below {file}, a file; give another name")
-        is_empty = replaces_empty and place.is_dir() and not any(place.iterdir())
-        if place.exists() and not is_empty:
-            raise UserError(f"{out}: is there already; give another name, or remove it")
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        remove(draft)
-        try:
-            yield draft
-            sync(draft)
-            draft.replace(place)
-            sync(place.parent)
-        finally:
-            remove(draft)
-    except OSError as error:
-        why = f"cannot be written: {error.strerror}"
-        raise UserError(f"{out}: {why}; make room there, or give another name") from None
-
-
-def remove(path: Path) -> None:
-    """What is left of a draft, if anything."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _check_new(out: Path, may_be_empty: bool = False) -> Path:
+    """Where it is, behind links. UserError: something is there, or nothing can be."""
+    place = Path(os.path.realpath(out))
+    if place == Path.cwd():
+        raise UserError(f"{out}: is the folder that you are in; give the name of a new one")
+    if file := next((above for above in place.parents if above.is_file()), None):
+        raise UserError(f"{out}: cannot be written below {file}, a file; give another name")
+    with writes_output(out):
+        is_empty = may_be_empty and place.is_dir() and not any(place.iterdir())
+    if place.exists() and not is_empty:
+        raise UserError(f"{out}: is there already; give another name, or remove it")
+    return place
 
 
 def write_tensors(path: Path, specs: Sequence[Spec], tensors: Iterator[Tensor]) -> None:

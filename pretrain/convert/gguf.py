@@ -25,10 +25,11 @@ from torch import Tensor
 from pretrain.checkpoint import open_checkpoint
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.convert import engines, export, qwen3_5
-from pretrain.convert.folder import TensorFolder, new_file, remove
+from pretrain.convert.folder import TensorFolder, new_file
 from pretrain.convert.names import Packed, packed_tensors
 from pretrain.convert.vocabulary import Vocabulary, vocabulary
 from pretrain.errors import UserError
+from pretrain.whole import draft_of
 
 ARCHITECTURE = "qwen35"
 KINDS = {
@@ -102,7 +103,7 @@ def targets(model: ModelConfig) -> Iterator[Target]:
 
 def _conversion(part: str, model: ModelConfig) -> Callable[[Tensor], Tensor]:
     """What is done to a tensor, by the last part of its name."""
-    keys, V = model.delta_key_heads * model.delta_key_dim, model.delta_value_dim
+    keys, V = model.delta_keys, model.delta_value_dim
 
     def in_turn(x: Tensor, size: int, dim: int = 0) -> Tensor:
         """Value heads, of so many rows or columns each, from k*R + r to r*K + k."""
@@ -153,15 +154,10 @@ def write_run(run: Path, out: Path, precision: str = "fp32") -> int:
     """
     checkpoint, config = open_checkpoint(run)
     engines.check_gguf(config)
-    with new_file(out) as draft:
-        folder = draft.with_suffix(".hf")
-        remove(folder)  # of an export that was killed
-        try:
-            folder.mkdir()
-            export.write(checkpoint, config, folder, precision)
-            _write(folder, qwen3_5.from_json(folder), draft, out.stem)
-        finally:
-            remove(folder)
+    with new_file(out) as draft, draft_of(draft.with_suffix(".hf")) as folder:
+        folder.mkdir()
+        export.write(checkpoint, config, folder, precision)
+        _write(folder, qwen3_5.from_json(folder), draft, out.stem)
     return checkpoint.step
 
 
@@ -211,14 +207,14 @@ def _describe(
     writer.add_head_count_kv(model.attention_kv_heads)
     writer.add_key_length(head)
     writer.add_value_length(head)
-    writer.add_rope_dimension_count(int(head * model.rotary_fraction))
+    writer.add_rope_dimension_count(model.rotary_dim)
     writer.add_rope_dimension_sections([*qwen3_5.rotary_sections(config), 0])
     writer.add_rope_freq_base(model.rope_theta)
     writer.add_ssm_conv_kernel(model.delta_conv_width)
     writer.add_ssm_state_size(model.delta_key_dim)
     writer.add_ssm_group_count(model.delta_key_heads)
     writer.add_ssm_time_step_rank(model.delta_value_heads)
-    writer.add_ssm_inner_size(model.delta_value_heads * model.delta_value_dim)
+    writer.add_ssm_inner_size(model.delta_values)
     recurrent = [kind == "delta" for kind in model.layers]
     writer.add_array(f"{ARCHITECTURE}.attention.recurrent_layers", recurrent)
     if every := engines.interval(list(model.layers)):

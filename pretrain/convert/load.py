@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from parallel import mesh
+from parallel.slices import all_finite
 from pretrain.checkpoint import load_model
 from pretrain.config.run_folder import configuration_of
 from pretrain.config.schema import Config
 from pretrain.convert import qwen3_5
-from pretrain.convert.folder import TensorFolder, all_finite
+from pretrain.convert.folder import TensorFolder
 from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError
 from pretrain.model.sleep import SleepLM

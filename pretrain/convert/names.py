@@ -105,7 +105,7 @@ def _attention(config: ModelConfig, theirs: str, ours: str) -> Iterator[Packed]:
 
 def _delta(config: ModelConfig, theirs: str, ours: str) -> Iterator[Packed]:
     D, taps, heads = config.d_model, config.delta_conv_width, config.delta_value_heads
-    keys, values = config.delta_key_heads * config.delta_key_dim, heads * config.delta_value_dim
+    keys, values = config.delta_keys, config.delta_values
     streams, theirs = {"q": keys, "k": keys, "v": values}, f"{theirs}.linear_attn"
     channels = sum(streams.values())
     rows = tuple(OurTensor(f"{ours}.{name}.weight", (size, D)) for name, size in streams.items())

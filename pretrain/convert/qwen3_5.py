@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from parallel.slices import all_finite
 from pretrain.config.load import from_tables, validated
 from pretrain.config.run_folder import own_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import engines
-from pretrain.convert.folder import UNQUANTIZED, TensorFolder, all_finite, read_json
+from pretrain.convert.folder import UNQUANTIZED, TensorFolder, read_json
 from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError, shortened
 
@@ -101,7 +102,7 @@ def rotary_sections(config: Config) -> list[int]:
     """The rotary pairs, in three parts: for text they are rotated alike, but engines ask for the
     parts.
     """
-    pairs = int(config.model.attention_head_dim * config.model.rotary_fraction) // 2
+    pairs = config.model.rotary_dim // 2
     return [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3]
 
 

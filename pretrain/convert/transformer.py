@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallel.slices import all_finite
 from pretrain.config.schema import Config
-from pretrain.convert.folder import TensorFolder, all_finite
+from pretrain.convert.folder import TensorFolder
 from pretrain.convert.names import OurTensor, Shape, packed_tensors
 from pretrain.convert.qwen3_5 import Tables, middle_half, rope_parameters
 from pretrain.errors import UserError, shortened

@@ -55,7 +55,7 @@ class Vocabulary:
     chat: str = ""  # its chat template
 
     def padded(self, size: int) -> Vocabulary:
-        """With as many ids as the model has rows; names say that there is nothing behind them."""
+        """Padded with <unusedN> up to the model's vocabulary."""
         more, taken = size - len(self.tokens), set(self.tokens)
         names = (name for i in itertools.count() if (name := f"<unused{i}>") not in taken)
         return replace(

@@ -7,7 +7,6 @@
     tar.py, compression.py   members of webdataset tars; gzip to xz
     prepare.py   tokenised documents as webdataset tars with an index;  pool.py  by many processes
     units.py     the pieces of a corpus that they share out;  merge.py  and how these become one
-    whole.py     folders that are there whole or not at all
     shards.py    verify, stats
     writer.py    one split as it is written
     index.py     what lies in a split's folder, and the checks on reading it

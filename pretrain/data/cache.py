@@ -27,7 +27,8 @@ from pathlib import Path
 from pretrain.errors import UserError
 
 KEPT = 0.98  # share of the limit that is left when something has to go
-REMEMBERED = 100_000  # files that a look at all puts in the order of their use
+# least recently used files that one scan remembers as eviction candidates
+REMEMBERED = 100_000
 POLL_S = 0.005  # between two looks whether another's draft is done
 CRC_BYTES = 4
 WHOLE, DRAFT = "whole", ".draft"
@@ -67,7 +68,7 @@ class Cache:
             if (there := self.read(path)) is not None:
                 return there
             piece = fetch()
-            self._keep(draft, path, self._write(draft, [piece, _crc(piece)]))
+            self._keep(path, self._write(draft, [piece, _crc(piece)]))
         return piece
 
     def add_whole(self, path: Path, size: int, chunks: Callable[[], Iterable[bytes]]) -> None:
@@ -83,7 +84,7 @@ class Cache:
             if not path.exists():
                 self._write(draft, chunks())
                 os.fsync(draft)
-                self._keep(draft, path, size)
+                self._keep(path, size)
 
     @contextmanager
     def _draft(self, path: Path, limit: float) -> Iterator[int]:
@@ -130,8 +131,8 @@ class Cache:
                 left, size = left[written:], size + written
         return size
 
-    def _keep(self, draft: int, path: Path, size: int) -> None:
-        """Counts a draft, makes room for it, and names it."""
+    def _keep(self, path: Path, size: int) -> None:
+        """Counts the draft of `path`, makes room for it, and names it."""
         with self._usable():
             used = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT, 0o666)
             try:

@@ -34,7 +34,7 @@ class TooLarge(Exception):
 @contextmanager
 def open_stream(path: Path) -> Iterator[IO[bytes]]:
     """The content of a file, decompressed. Inside, errors are Damaged, TooLarge or an OSError."""
-    with path.open("rb") as raw, _errors(path), _decompressed(raw, path.suffix.lower()) as file:
+    with path.open("rb") as raw, _errors(), _decompressed(raw, path.suffix.lower()) as file:
         yield file
 
 
@@ -51,7 +51,7 @@ def _decompressed(raw: BinaryIO, suffix: str) -> IO[bytes]:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _errors() -> Iterator[None]:
     """Errors of four libraries, told apart."""
     try:
         yield

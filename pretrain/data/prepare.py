@@ -19,7 +19,6 @@ from pretrain.data.merge import merge_units, remove
 from pretrain.data.pool import Write, in_processes
 from pretrain.data.progress import Progress
 from pretrain.data.units import Done, Target, Unit, cut, size_of, write_unit
-from pretrain.data.whole import appearing_whole
 from pretrain.errors import UserError
 from pretrain.files import (
     has_checksum,
@@ -31,6 +30,7 @@ from pretrain.files import (
 )
 from pretrain.locks import alone_in
 from pretrain.origin import cores
+from pretrain.whole import appearing_whole
 from tokenizer.encode import Tokenizer
 
 SHARD_TOKENS = 50_000_000

@@ -49,9 +49,6 @@ class BatchSource(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly from there, with any number of ranks: tensors hold this rank's rows of the
         global batch. UserError if `state` is of other data or settings.
-
-        It comes out of a file: KeyError, TypeError, ValueError or AttributeError if no state_dict
-        gave it.
         """
         ...
 

@@ -83,7 +83,7 @@ class LocalSplit:
         return self._files.read(f"{self._folder}/{shard.name}", size, offset)
 
     def discard(self, shard: Shard, size: int, offset: int) -> None:
-        """It is had anew each time."""
+        """Nothing to discard: files are re-read."""
 
 
 class StoredSplit:
@@ -93,7 +93,8 @@ class StoredSplit:
 
     def __init__(self, folder: StorePath, cache: Cache, submit: Submit) -> None:
         self._folder, self._cache, self._submit = folder, cache, submit
-        self._coming: dict[Path, Coming] = {}  # and those that could not be had
+        # pending fetches; failed ones stay until read, so the reader gets the error
+        self._coming: dict[Path, Coming] = {}
 
     def check_sizes(self, shards: list[Shard]) -> None:
         """By one listing; over http there is none, and what is missing is told when it is read."""

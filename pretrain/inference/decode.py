@@ -37,6 +37,7 @@ from parallel.mlp import MLP
 from parallel.norms import at_least_fp32
 from parallel.shape import UNIT_EPS
 from parallel.state import AttentionState, DeltaState
+from parallel.window import rotary_frequency
 from pretrain.errors import UserError
 from pretrain.inference.memory import SessionMemory
 from pretrain.model.sleep import SleepLM
@@ -288,10 +289,9 @@ class _Rotary:
 
     def __init__(self, model: SleepLM) -> None:
         shape, device = model.config, model.device
-        half = int(shape.attention_head_dim * shape.rotary_fraction) // 2
-        exponent = torch.arange(half, device=device, dtype=torch.float64) / half
+        half = shape.rotary_dim // 2
         self.frequency = torch.zeros(shape.attention_head_dim, dtype=torch.float64, device=device)
-        self.frequency[: 2 * half] = (shape.rope_theta**-exponent).repeat(2)
+        self.frequency[: 2 * half] = rotary_frequency(shape, device).repeat(2)
         self.sign = torch.ones_like(self.frequency)
         self.sign[:half] = -1
         self.swapped = torch.arange(shape.attention_head_dim, device=device)

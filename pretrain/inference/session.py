@@ -85,7 +85,7 @@ class Session:
 
     @property
     def passes(self) -> int:
-        """N of the next sleep; it can be set at any time but in the middle of a sleep."""
+        """N of the next sleep. Set below 1, or to another in the middle of a sleep: ValueError."""
         return self._passes
 
     @passes.setter

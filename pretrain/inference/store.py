@@ -104,7 +104,7 @@ def load_session(path: Path, decoder: Decoder) -> Saved:
         raise UserError(f"{path}: no saved session: {shortened(str(error))}") from None
     said = metadata.get("session", "")
     if not said:
-        raise UserError(f"{path}: no saved session: its metadata do not tell of one")
+        raise UserError(f"{path}: no saved session: it has no session metadata")
     if metadata.get("sha256") != _checksum(said, tensors):
         raise UserError(f"{path}: damaged: its content is not what was written; copy it anew")
     facts = json.loads(said)

@@ -44,8 +44,7 @@ def block_forward(
         if write_only:
             return keys_and_values
         return keys_and_values + 6 * D * heads * dim + 4 * heads * dim * (tokens + past) + mlp
-    heads, K, V = config.delta_value_heads, config.delta_key_dim, config.delta_value_dim
-    keys, values = config.delta_key_heads * K, heads * V
+    heads, keys, values = config.delta_value_heads, config.delta_keys, config.delta_values
     linears: float = 2 * D * (keys + values + 2 * heads)
     if not write_only:
         linears += 2 * D * (keys + 2 * values) + mlp
@@ -89,7 +88,7 @@ def stage_bounds(config: Config, pp: int) -> tuple[int, ...]:
 def block_matrices(config: ModelConfig, kind: str) -> list[tuple[int, int]]:
     """The weights of a block's linears, as (outputs, inputs)."""
     D, F, H = config.d_model, config.mlp_width, config.delta_value_heads
-    keys, values = config.delta_key_heads * config.delta_key_dim, H * config.delta_value_dim
+    keys, values = config.delta_keys, config.delta_values
     if kind == "attention":
         queries = config.attention_heads * config.attention_head_dim
         kv = config.attention_kv_heads * config.attention_head_dim
@@ -105,8 +104,8 @@ def block_parameters(config: ModelConfig, kind: str) -> int:
     if kind == "attention":
         rest = 2 * config.attention_head_dim if config.attention_qk_norm else 0
     else:
+        channels = 2 * config.delta_keys + config.delta_values
         heads, V = config.delta_value_heads, config.delta_value_dim
-        channels = 2 * config.delta_key_heads * config.delta_key_dim + heads * V
         rest = channels * config.delta_conv_width + 2 * heads + V
     return matrices + rest + 2 * config.d_model  # and two norms
 

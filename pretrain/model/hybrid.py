@@ -78,10 +78,12 @@ class HybridLM(nn.Module):
         """Runs those of the model's blocks `numbers` that are here, as one unit.
 
         Args:
+            h: [B, t, D], or the sequence-parallel stream (`parallel.layers`).
             policy: what is kept for backward, see `parallel.recompute`.
             write_only: the number of the block that only writes, if there is one.
         Returns:
-            h, and the state with the memory that they leave; other blocks' is as it was.
+            h of the same shape, and the state with the memory that they leave; other blocks' is as
+            it was.
         """
         part = self.stage.local(numbers.start, numbers.stop)
         if not (blocks := self.blocks_of(part)):

@@ -81,7 +81,7 @@ F = TypeVar("F")
 
 
 class _Facts(NamedTuple, Generic[F]):
-    """What may hold, by window: of each row [W, B], or [W] of some row of some rank."""
+    """Facts per window: [W, B] for this rank's rows, or [W] true of any row of any rank."""
 
     scored: F
     unscored: F

@@ -94,7 +94,13 @@ def one_pass(
 def wake(
     reader: Reader, p: Pass, window: Window, h: Tensor | None, memory: Memory
 ) -> tuple[Tensor, Memory]:
-    """Reads the tokens: embedding, prelude and core."""
+    """Reads the tokens: embedding, prelude and core.
+
+    Args:
+        h: [B, t, D], or the sequence-parallel stream, from the stage before; None: embed.
+    Returns:
+        h of that shape after this stage's core, and the memory with what sleep begins with.
+    """
     model, w = reader.model, reader.windows[p.window]
     window.record_decay = reader.probe.record_decay if reader.probe else None
     with grad(w.has_grad):
@@ -103,8 +109,8 @@ def wake(
         h, state = reader.run(p, p.prelude, h, memory.state, window)
     found = state.blocks[model.core] if p.loops and model.sleep.carries == "h" else None
     h, state = run_core(reader, p, h, state, window)
-    window.record_decay = None  # nor when this is recomputed
-    # What rows go on with that do not sleep, and what those are predicted from that do.
+    window.record_decay = None  # recomputation in backward must not record it again
+    # woke: state of rows that do not sleep; woke_h: what rows with targets are predicted from
     woke = state.blocks[model.core] if p.loops and w.some_stay_awake else None
     is_read_later = w.any_scored and not p.reads and model.stage.index == p.core_end
     woke_h = h if is_read_later and not model.sleep.is_looped else None
@@ -114,7 +120,14 @@ def wake(
 def sleep(
     reader: Reader, p: Pass, window: Window, h: Tensor | None, memory: Memory
 ) -> tuple[Tensor, Memory]:
-    """The core once more, on its own output: what it writes is all that counts."""
+    """The core once more, on its own output: what it writes is all that counts.
+
+    Args:
+        h: [B, t, D], or the sequence-parallel stream, after the pass or the stage before.
+    Returns:
+        h of that shape after this stage's core, and the memory; after the last pass rows that do
+        not sleep have again what they woke with.
+    """
     assert h is not None, "only the wake pass begins with the embedding"
     core, w, stop = reader.model.core, reader.windows[p.window], reader.stop
     x, state = h, memory.state
@@ -140,7 +153,14 @@ def sleep(
 def predict(
     reader: Reader, p: Pass, window: Window, y: Tensor | None, memory: Memory
 ) -> tuple[Tensor | None, Tensor | None, Memory]:
-    """What reads a pass: the coda, and on the last stage head and cross-entropy."""
+    """What reads a pass: the coda, and on the last stage head and cross-entropy.
+
+    Args:
+        y: [B, t, D], or the sequence-parallel stream, after the core or the stage before.
+    Returns:
+        y of that shape after this stage's coda, None where the loss is; the sum of the losses [],
+        None elsewhere; the memory.
+    """
     assert y is not None, "the core, or the stage before, gives what is read"
     model, w = reader.model, reader.windows[p.window]
     with grad(w.has_grad):
@@ -183,7 +203,8 @@ def end_window(reader: Reader, w: WindowPlan, window: Window, memory: Memory) ->
         state = state.end_window(keep, w.width)
     if reader.probe is not None:
         reader.probe.end_window(state)
-    if w.is_last and not reader.carries:  # other microbatches may have to wait for their turn
+    if w.is_last and not reader.carries:
+        # free it now: a pipeline holds all microbatches to the end
         return Memory(reader.model.empty_state(0))
     return Memory(state)
 

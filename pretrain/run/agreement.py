@@ -122,11 +122,8 @@ def difference(there: str, theirs: Facts, here: str, mine: Facts) -> str:
 
 
 def on_rank_0(what: str, act: Callable[[], T]) -> T | None:
-    """What it gives, there, and None on the other ranks; a UserError is raised on all, as none can
-    go on alone.
-
-    It may take as long as it does: the others wait at the store, where there is no limit as for a
-    collective.
+    """Runs `act` on rank 0 and returns its value there, None elsewhere; a UserError is raised on
+    every rank; no timeout: the others wait at the store, not in a collective.
     """
     value, failed, store = None, None, mesh.store("rank 0")
     with watchdog.no_timeout(what):

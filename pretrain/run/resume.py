@@ -13,7 +13,7 @@ from pathlib import Path
 
 from parallel import mesh
 from pretrain.checkpoint import Checkpoint, latest_valid, open_checkpoint
-from pretrain.checkpoint.folder import checkpoint_dir, go_on_from, remove_incomplete
+from pretrain.checkpoint.folder import checkpoint_dir, make_latest, remove_incomplete
 from pretrain.config.load import dump, load
 from pretrain.config.resume import check_unchanged
 from pretrain.config.run_folder import check_same_tokenizer, keep_tokenizer
@@ -81,7 +81,7 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
         if found:
             check_unchanged(found.folder, found.config, config, shape_only=found.weights_only)
         keep_tokenizer(run, config, resumes=found is not None)
-        if found and (line := go_on_from(run, found.step)):
+        if found and (line := make_latest(run, found.step)):
             _warn(line)
     with writes_user_file(run / "config.toml"):
         write_atomically(run / "config.toml", dump(config))

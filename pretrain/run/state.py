@@ -18,7 +18,7 @@ from parallel import mesh
 from parallel.context import own_heads
 from parallel.engine import Engine
 from parallel.layers import share
-from parallel.slices import Piece, Slice
+from parallel.slices import Piece, Slice, all_finite
 from parallel.state import State, split_dim
 from pretrain.checkpoint import Checkpoint, Snapshot
 from pretrain.config.schema import TrainConfig
@@ -206,7 +206,7 @@ class TrainState:
             "rollbacks": self.rollbacks._asdict(),
             "evaluated": self.evaluated,
         }
-        return Snapshot(self.step, copies, counters, amid_trouble=counts["in_a_row"] > 0)
+        return Snapshot(self.step, copies, counters, in_skip_streak=counts["in_a_row"] > 0)
 
 
 def _of_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -231,7 +231,7 @@ def _moment(checkpoint: Checkpoint, name: str) -> Tensor:
     """KIND.PARAMETER, of the parameter's shape. One that is not finite would spoil the weights."""
     shape = checkpoint.shape("model", name.partition(".")[2])
     value = checkpoint.tensor("optimizer", name, shape=shape)
-    if not value.isfinite().all():
+    if not all_finite(value):
         what = f"tensor {name} of optimizer is not finite; no run can go on from it"
         raise UserError(f"{checkpoint.folder}: {what}")
     return value

@@ -70,8 +70,8 @@ class BlockCounter:
         self._queries = model.attention_heads * model.attention_head_dim / tp
         self._kv = model.attention_kv_heads * model.attention_head_dim / tp
         self._heads = model.delta_value_heads / tp
-        self._keys = model.delta_key_heads * model.delta_key_dim / tp  # before they are shared
-        self._values = self._heads * model.delta_value_dim
+        self._keys = model.delta_keys / tp  # before they are shared
+        self._values = model.delta_values / tp
         self._done: dict[Rows, BlockWork] = {}
 
     def work(self, unit: Rows) -> BlockWork:

@@ -155,5 +155,6 @@ def named(names: list[str]) -> list[str]:
     """The names, each once. UserError: one of them is no control."""
     for name in names:
         if name not in CONTROLS:
-            raise UserError(f"--controls {name}: there is none; there are {', '.join(CONTROLS)}")
+            known = ", ".join(CONTROLS)
+            raise UserError(f"--controls: unknown control {name}; choose from {known}")
     return list(dict.fromkeys(names))

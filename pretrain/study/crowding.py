@@ -1,4 +1,4 @@
-"""What company costs a rank of a CPU: the same blocks alone, and beside others on the same cores.
+"""How much slower CPU ranks get by sharing a host.
 
 Caches, memory and the cores themselves are shared, and who is interrupted finds them cold; so a
 block takes longer by the processor's own clock the more ranks there are.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -29,7 +30,7 @@ from pretrain.run import newton_schulz
 from pretrain.study.block_work import BlockCounter
 from pretrain.study.communication import Group
 from pretrain.study.hardware import Hardware
-from pretrain.study.rank_memory import Parameters, RankMemory, standing
+from pretrain.study.rank_memory import Parameters, RankMemory, memory_of_rank
 from pretrain.study.stage_times import StageTimes
 from pretrain.study.stage_units import StageUnits
 from pretrain.tasks import make_task
@@ -137,8 +138,8 @@ class Estimator:
             simulated: False: quickly, with about the least idle time and the fewest activations.
         """
         times, dp, M = self._stage_times(x), self._dp(x), x.microbatches
-        makespan = _mean([t.makespan(M) if simulated else t.least(M) for t in times])
-        busy = M * _mean([sum(t.busy) for t in times])  # of all stages
+        makespan = fmean([t.makespan(M) if simulated else t.least(M) for t in times])
+        busy = M * fmean([sum(t.busy) for t in times])  # of all stages
         node = self.hardware.node
         if node.shared and self.gpus > node.devices:  # cores take turns
             makespan = max(makespan, busy * x.tp * x.cp * dp / node.devices)
@@ -153,11 +154,11 @@ class Estimator:
             memory=self._memory(x, dp * x.cp, times[-1], simulated),
             seconds=seconds,
             bubble=1 - busy / (x.pp * makespan),
-            exchange_s=exchange + M * _mean([max(t.exchange) for t in times]),
+            exchange_s=exchange + M * fmean([max(t.exchange) for t in times]),
             update_s=update,
             tokens=self.config.train.batch * self.row.size[1],
             work=self.work,
-            recomputed=M * dp * x.cp * x.tp * _mean([t.recomputed for t in times]),
+            recomputed=M * dp * x.cp * x.tp * fmean([t.recomputed for t in times]),
             mfu=self.work.flops / (seconds * best),
             cost=seconds / 3600 * self.gpus * self.hardware.price.per_hour,
         )
@@ -166,9 +167,9 @@ class Estimator:
         """Seconds in which ranks do something, summed over all: what a step takes of the cores of a
         host that they share.
         """
-        times, weights = self._stage_times(x), self._dp(x) * x.cp
-        busy = x.microbatches * _mean([sum(t.busy) for t in times]) * x.tp * weights
-        return busy + self.gpus * sum(self._update(x, weights))
+        times, weight_ranks = self._stage_times(x), self._dp(x) * x.cp
+        busy = x.microbatches * fmean([sum(t.busy) for t in times]) * x.tp * weight_ranks
+        return busy + self.gpus * sum(self._update(x, weight_ranks))
 
     def _dp(self, x: Layout) -> int:
         """Data-parallel ranks."""
@@ -224,25 +225,28 @@ class Estimator:
         cuts = self._stage_units(pp)[0].bounds
         return [list(self.config.model.layers[a:b]) for a, b in pairwise(cuts)]
 
-    # dp: of the weights, over which ZeRO shards: data and context parallel
+    # weight_ranks: over which ZeRO shards: data- and context-parallel
 
-    def _memory(self, x: Layout, dp: int, times: StageTimes, simulated: bool) -> RankMemory:
+    def _memory(
+        self, x: Layout, weight_ranks: int, times: StageTimes, simulated: bool
+    ) -> RankMemory:
         """Of the stage that holds most."""
         host = self.hardware.device.kind == "cpu"
         activations = times.activations if simulated else times.least_activations
         return max(
             (
-                standing(p, x, dp, activations(s, x.microbatches), host)
+                memory_of_rank(p, x, weight_ranks, activations(s, x.microbatches), host)
                 for s, p in enumerate(self.parameters(x.tp, x.pp))
             ),
             key=lambda memory: memory.total,
         )
 
-    def _update(self, x: Layout, dp: int) -> tuple[float, float]:
+    def _update(self, x: Layout, weight_ranks: int) -> tuple[float, float]:
         """Seconds in which a step's gradients and weights are exchanged, and of the optimiser."""
         p = max(self.parameters(x.tp, x.pp), key=lambda each: each.all)
         device, node = self._shared.device, self._shared.node
-        group, stage = Group(self._shared, dp, x.tp), Group(self._shared, dp * x.tp)
+        group = Group(self._shared, weight_ranks, x.tp)
+        stage = Group(self._shared, weight_ranks * x.tp)
         size = 2 if x.precision == "bf16" else FP32
         exchange = group.shared_out(FP32 * p.all)  # gradients, in fp32
         exchange += group.shared_out(FP32 * p.all if x.zero == 0 else size * p.all)
@@ -250,13 +254,13 @@ class Estimator:
             exchange -= group.shared_out(size * p.blocks)
         if x.zero or x.tp > 1:  # Muon's matrices, there and back
             exchange += 2 * stage.shared_out(FP32 * p.matrices * x.tp)
-        mine = p.all / (dp if x.zero else 1)
+        mine = p.all / (weight_ranks if x.zero else 1)
         update = UPDATED * mine / device.bandwidth
         if x.offload and device.kind == "cuda":
             update += 3 * FP32 * mine / (1e9 * node.host_gbs)
-        return exchange, update + self._newton_schulz(x, dp)
+        return exchange, update + self._newton_schulz(x, weight_ranks)
 
-    def _newton_schulz(self, x: Layout, dp: int) -> float:
+    def _newton_schulz(self, x: Layout, weight_ranks: int) -> float:
         """Seconds of the rank that orthogonalises most."""
         if self.config.optimizer.name != "muon":
             return 0.0
@@ -271,11 +275,7 @@ class Estimator:
         for kinds in self._kinds(x.pp):
             whole = sum(sum(flops[kind]) for kind in kinds)
             largest = max(max(flops[kind]) for kind in kinds)
-            works.append(max(whole / (dp * x.tp if x.zero else x.tp), largest))
+            works.append(max(whole / (weight_ranks * x.tp if x.zero else x.tp), largest))
         device = self._shared.device
         best = self._shared.flops("bf16" if device.kind == "cuda" else "fp32")
         return max(works) / (best * device.product_share)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -20,6 +20,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 Array = NDArray[np.float64]
 Number = Array | float
@@ -102,13 +103,9 @@ class DepthLaw:
 
     def accuracy(self, horizon: Array, depth: Array) -> Array:
         """Share of right answers at each depth, by the log2 of the horizon."""
-        return self.chance + (1 - self.chance) * _sigmoid(self.s * (horizon - np.log2(depth)))
+        return self.chance + (1 - self.chance) * expit(self.s * (horizon - np.log2(depth)))
 
     def at(self, points: DepthPoints) -> Array:
         """[n] accuracy."""
         h = self.horizon(points.parameters, points.passes, points.tokens)
         return self.accuracy(h, points.depth)
-
-
-def _sigmoid(x: Array) -> Array:
-    return 0.5 * (1 + np.tanh(x / 2))

@@ -68,7 +68,8 @@ def _all_reduce_s(x: Tensor) -> float:
                 a @ a
                 computed += time.thread_time() - before
             dist.all_reduce(x)
-        torch.cuda.synchronize() if x.is_cuda else None
+        if x.is_cuda:
+            torch.cuda.synchronize()
         if turn:  # the first finds nothing ready
             took.append((clock() - begin - computed) / IN_A_ROW)
     return median(took)

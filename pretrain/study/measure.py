@@ -191,11 +191,13 @@ def _seconds(forward: Callable[[], Tensor]) -> float:
     clock = time.perf_counter if cuda else time.process_time
 
     def once() -> float:
-        torch.cuda.synchronize() if cuda else None
+        if cuda:
+            torch.cuda.synchronize()
         begin = clock()
         y = forward()
         y.backward(torch.ones_like(y))
-        torch.cuda.synchronize() if cuda else None
+        if cuda:
+            torch.cuda.synchronize()
         return clock() - begin
 
     once()

@@ -111,7 +111,8 @@ def _read(path: Path) -> list[Row]:
             rows = list(lines)
     except FileNotFoundError:
         fix = "runs are reported without studies: `hypnos report RUN...`"
-        raise UserError(f"{path}: not there, as of a study that has written; {fix}") from None
+        said = f"no {path.name}: this folder is not a finished study"
+        raise UserError(f"{path.parent}: {said}; {fix}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}; write it anew") from None
     if tuple(lines.fieldnames or ()) != FINAL or not rows:

@@ -47,18 +47,21 @@ class Parameters(NamedTuple):
         return self.blocks + self.ends
 
 
-def standing(p: Parameters, x: Layout, dp: int, activations: float, on_host: bool) -> RankMemory:
+def memory_of_rank(
+    p: Parameters, x: Layout, weight_ranks: int, activations: float, on_host: bool
+) -> RankMemory:
     """What a rank holds, given its activations.
 
     Args:
+        weight_ranks: over which ZeRO shards: data- and context-parallel.
         on_host: the device is the host, so that what is offloaded is there too.
     """
     size = 2 if x.precision == "bf16" else FP32
-    shard = p.all / dp if x.zero else p.all
+    shard = p.all / weight_ranks if x.zero else p.all
     weights, gradients = size * p.all, size * p.all
     if x.zero == 3:
         whole = min(p.blocks, MAX_WHOLE) + p.ends
-        weights = size * (min(p.all, whole) + p.all / dp)
+        weights = size * (min(p.all, whole) + p.all / weight_ranks)
     if x.precision == "bf16" and x.zero == 1:
         gradients = FP32 * p.all  # every backward is added up in fp32
     elif x.zero >= 2:
@@ -71,7 +74,8 @@ def standing(p: Parameters, x: Layout, dp: int, activations: float, on_host: boo
     if x.offload and not on_host:
         optimizer = 0.0
     # Muon: the momentum's next value twice, whole matrices, their updates, and these sent back.
-    whole = p.matrices / (dp if x.zero else 1)  # tp ranks own other matrices, not parts of them
+    # Tensor-parallel ranks own other matrices, not parts of them.
+    whole = p.matrices / (weight_ranks if x.zero else 1)
     update = FP32 * (2 * shard * p.matrices / p.all + 4 * whole)
     return RankMemory(weights, gradients, optimizer, bucket, activations, update)
 

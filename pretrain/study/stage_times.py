@@ -37,7 +37,7 @@ class _Cost:
 
 
 class StageTimes:
-    """A microbatch of one layout on all stages."""
+    """A microbatch of one layout on all stages; s is a stage's number, from 0."""
 
     def __init__(
         self,
@@ -193,8 +193,8 @@ class StageTimes:
             read = model.attention_heads * model.attention_head_dim
             leaving = read
         else:
-            read = model.delta_key_heads * model.delta_key_dim
-            leaving = model.delta_value_heads * model.delta_value_dim
+            read = model.delta_keys
+            leaving = model.delta_values
             arriving = read + leaving + 2 * model.delta_value_heads
         group, element = Group(self._hardware, x.cp, x.tp), self._element / x.tp
         size = self._share * unit.width * element

@@ -252,7 +252,7 @@ class _Draft:
         self.open = [first]
         while self.open:
             q = self.open.pop(random.randrange(len(self.open)))
-            self.needed[q] = self._define(q) if q.kind else self._define_total(q)
+            self.needed[q] = self._define() if q.kind else self._define_total(q)
 
     def draw_noise(self, count: int) -> dict[Quantity, Definition]:
         """`count` further quantities, defined by constants or by what there is already."""
@@ -271,9 +271,9 @@ class _Draft:
             known.append(q)
         return noise
 
-    def _define(self, q: Quantity) -> Definition:
-        """The first operand was kept back for q; others, and what new quantities keep back, are
-        taken from spare.
+    def _define(self) -> Definition:
+        """The first operand was kept back for this quantity; others, and what new quantities keep
+        back, are taken from spare.
         """
         must_grow = not self.open
         if not self.spare or (not must_grow and self.random.random() < 0.3):

@@ -23,7 +23,7 @@ from pretrain.checkpoint import (
     steps,
     verify,
 )
-from pretrain.checkpoint.folder import given_up, go_on_from, pointed_at, remove_incomplete
+from pretrain.checkpoint.folder import given_up, make_latest, pointed_at, remove_incomplete
 from pretrain.checkpoint.index import Slices
 from pretrain.errors import UserError
 from pretrain.files import sync
@@ -124,10 +124,10 @@ def test_what_comes_after_the_one_to_go_on_from_leaves_the_series(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", renames)
-        go_on_from(tmp_path, 2)
+        make_latest(tmp_path, 2)
     assert steps(tmp_path) == [1, 2, 4] and pointed_at(tmp_path) == 2
-    assert "step-4" in str(go_on_from(tmp_path, 2))
-    assert steps(tmp_path) == [1, 2] and go_on_from(tmp_path, 2) is None
+    assert "step-4" in str(make_latest(tmp_path, 2))
+    assert steps(tmp_path) == [1, 2] and make_latest(tmp_path, 2) is None
     for name in given_up(tmp_path):
         assert Checkpoint.open(tmp_path / "checkpoints" / name).run == tmp_path
     assert len(given_up(tmp_path)) == 2

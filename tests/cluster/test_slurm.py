@@ -173,7 +173,8 @@ def test_a_node_that_is_lost(node: str, cluster: Cluster, two_ranks: Path) -> No
         cluster.until(lambda: cluster.states()[node] == "idle", LONG, f"{node} is back", 0.5)
     first, second = run.starts
     rank = {"n0": 0, "n1": 1}[node]
-    assert first.end is not None and first.end.why == f"{node} lost: no word of rank {rank}"
+    assert first.end is not None
+    assert first.end.why == f"{node} lost: rank {rank} left no exit record"
     assert first.end.exclude == (node,) and second.nodes == (other, "n2")
     if node == "n1":
         assert cluster.job(run.job)["ExcNodeList"] == "n1"

@@ -137,8 +137,11 @@ def test_refused_by_name_before_anything_is_written(model: Path, tmp_path: Path)
 
 def test_one_that_was_killed_leaves_the_name_free(model: Path, tmp_path: Path) -> None:
     run, out = make_run(tmp_path / "run", config(model)), tmp_path / "model.gguf"
-    (tmp_path / ".model.gguf.hf").mkdir()
-    (tmp_path / ".model.gguf.hf/model.safetensors").touch()
+    for name in (".model.gguf.partial-x", "..model.gguf.hf.partial-x"):
+        (tmp_path / f"{name}.lock").touch()
+    (tmp_path / ".model.gguf.partial-x").touch()
+    (tmp_path / "..model.gguf.hf.partial-x").mkdir()
+    (tmp_path / "..model.gguf.hf.partial-x/model.safetensors").touch()
     write_run(run, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "run"]
 

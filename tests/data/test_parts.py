@@ -17,8 +17,8 @@ from pretrain.data import merge as merging
 from pretrain.data.corpus import Corpus
 from pretrain.data.prepare import merge, prepare_part
 from pretrain.data.units import cut
-from pretrain.data.whole import appearing_whole
 from pretrain.errors import UserError
+from pretrain.whole import appearing_whole
 from tests.data.small import SETTINGS, content
 from tokenizer.encode import Tokenizer
 

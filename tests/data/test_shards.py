@@ -265,7 +265,7 @@ def test_what_a_killed_prepare_left_is_removed_by_the_next(
     source = write_texts(tmp_path / "texts", make_texts(5, seed=1))
     code = (
         "import sys, time\n"
-        "from pretrain.data.whole import appearing_whole\n"
+        "from pretrain.whole import appearing_whole\n"
         "from pathlib import Path\n"
         "with appearing_whole(Path(sys.argv[1])) as work:\n"
         "    (work / 'train').mkdir()\n"

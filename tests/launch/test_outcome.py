@@ -119,7 +119,7 @@ def test_whom_the_preflight_names_is_excluded_at_once(job: Job) -> None:
 def test_a_host_without_a_word_is_lost(job: Job) -> None:
     verdict = job.start(silent="n3", saved=5)
     assert verdict.again and verdict.end.exclude == ("n3",)
-    assert verdict.end.why == "n3 lost: no word of rank 6, 7"
+    assert verdict.end.why == "n3 lost: ranks 6, 7 left no exit record"
 
 
 def test_a_host_that_slurm_has_lost_is_blamed_if_no_rank_left_word(job: Job) -> None:
@@ -129,7 +129,7 @@ def test_a_host_that_slurm_has_lost_is_blamed_if_no_rank_left_word(job: Job) -> 
         starts.log_of(start.logs(job.run), rank).touch()
     assert not why_ended(job.run, start, 1).lost
     end = judge(job.run, start, [], 1, 3, down=("n0",)).end
-    assert (end.why, end.exclude) == ("n0 lost: no word of rank 0", ("n0",))
+    assert (end.why, end.exclude) == ("n0 lost: rank 0 left no exit record", ("n0",))
 
 
 def test_starts_are_bounded_by_progress_not_by_count(job: Job) -> None:

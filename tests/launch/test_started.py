@@ -124,7 +124,7 @@ def test_what_cannot_be_cancelled(run: Path, capsys: pytest.CaptureFixture[str])
     assert "start 1 is over: rank 1 on here died" in refused(capsys, "cancel", str(run))
     going_on(run, job="999999999")
     assert "process 999999999 is gone already" in refused(capsys, "cancel", str(run))
-    assert "gone without a word" in said(capsys, "status", str(run))
+    assert "no longer running; no end was recorded" in said(capsys, "status", str(run))
     assert said(capsys, "logs", str(run), "--follow") == "goes on\n"  # nobody writes more
 
 

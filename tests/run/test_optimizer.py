@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from parallel.engine import Engine
-from parallel.zero_layout import WholeMatrices, layout
+from parallel.zero_layout import WholeMatrices, shard_layout
 from pretrain.config.schema import OptimizerConfig
 from pretrain.data.batch import IGNORE
 from pretrain.run.newton_schulz import newton_schulz
@@ -98,7 +98,7 @@ def test_every_element_is_held_once_and_every_matrix_owned_once(stage: int, rank
         "d": torch.Size([1]),
     }
     part = -(-sum(s.numel() for s in shapes.values()) // ranks) + 2
-    held = layout(shapes, stage=stage, ranks=ranks, part=part)
+    held = shard_layout(shapes, stage=stage, ranks=ranks, part=part)
     for name, shape in shapes.items():
         spans = sorted(
             (s.start, s.start + s.length) for shards in held for s in shards if s.name == name
@@ -113,5 +113,5 @@ def test_every_element_is_held_once_and_every_matrix_owned_once(stage: int, rank
     assert list(owner.values()) == sorted(owner.values()) and set(owner.values()) <= set(
         range(ranks)
     )
-    alone = layout(shapes, stage=0, ranks=1, part=part)
-    assert layout(shapes, stage=0, ranks=ranks, part=part) == alone * ranks
+    alone = shard_layout(shapes, stage=0, ranks=1, part=part)
+    assert shard_layout(shapes, stage=0, ranks=ranks, part=part) == alone * ranks

@@ -185,7 +185,8 @@ def test_a_future_that_was_given_up_is_no_past(
         assert steps(run)[:2] == [3, 4] and steps(run)[-1] == 6
         (checkpoints / "latest").write_text("step-4\n")
         train(config, progress=False)
-        assert "step-6: no past of a run that goes on from step-4; kept" in capsys.readouterr().err
+        told = "step-6: later than step-4, from which the run resumes; renamed"
+        assert told in capsys.readouterr().err
         assert steps(run) == [3, 4, 6]
         assert given_up(run) == [f"given-up-step-{name}" for name in kept]
     for path, content in first.items():

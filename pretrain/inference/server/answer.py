@@ -12,7 +12,7 @@ from functools import partial
 
 from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server import wire
-from pretrain.inference.server.errors import ApiError
+from pretrain.inference.server.errors import ApiError, server_failed
 from pretrain.inference.server.http import SILENCE
 from pretrain.inference.server.job import (
     Event,
@@ -33,7 +33,7 @@ from pretrain.inference.text import TextDecoder
 
 @dataclass(frozen=True)
 class Update:
-    """What came: of which answer, more of its text, or only word of how far the session is."""
+    """One streaming update: new text of answer `index`, or only progress."""
 
     index: int
     text: str = ""
@@ -221,10 +221,7 @@ def _asleep(session: Session) -> int:
 
 def _told(error: BaseException) -> ApiError:
     """What a client is told of an error; the log has the rest."""
-    if isinstance(error, ApiError):
-        return error
-    why = "The server failed on this request; its log says how."
-    return ApiError(500, why, type="server_error", code="internal_error")
+    return error if isinstance(error, ApiError) else server_failed()
 
 
 def _sampling(request: SamplingRequest, top: int | None) -> Sampling:

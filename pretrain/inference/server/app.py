@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pretrain.inference.server import chats, completions, conversations, responses
-from pretrain.inference.server.errors import ApiError, from_validation
+from pretrain.inference.server.errors import ApiError, from_validation, server_failed
 from pretrain.inference.server.http import service_of
 from pretrain.inference.server.service import Service
 
@@ -26,7 +26,7 @@ PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; "
     "style-src 'unsafe-inline'; frame-ancestors 'none'"
 )
-LOCAL = ("127.0.0.1", "localhost", "[::1]")  # names of this machine
+LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
 OPEN = ("/", "/health")  # paths that need no key
 
 
@@ -88,8 +88,7 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
-        why = "The server failed on this request; its log says how."
-        return ApiError(500, why, type="server_error", code="internal_error").response()
+        return server_failed().response()
 
     return app
 
@@ -108,9 +107,9 @@ def _hashed(key: str) -> str:
 
 
 def _host(headers: Mapping[bytes, bytes]) -> str:
-    """The name that a client asked for, without the port."""
+    """The name or address that a client asked for, without the port and the brackets of IPv6."""
     name = headers.get(b"host", b"").decode("latin-1")
-    return re.sub(r":\d+$", "", name)
+    return re.sub(r":\d+$", "", name).strip("[]")
 
 
 class Gate:

@@ -151,7 +151,7 @@ class Engine:
         self._waiting = deque(request for request in wanted if request)
 
     def _is_wanted(self, job: Job) -> bool:
-        """Asked once of a job that is not: it is left out then, and counted."""
+        """False if the client has gone; counts the cancellation: call it once per dropped job."""
         if job.cancelled:
             self.meters.answers.labels("cancelled").inc()
         return not job.cancelled

@@ -10,7 +10,12 @@ from fastapi.responses import Response
 
 
 class ApiError(Exception):
-    """Becomes {"error": {"message", "type", "param", "code"}} with an HTTP status."""
+    """Becomes {"error": {"message", "type", "param", "code"}} with an HTTP status.
+
+    Args:
+        param: the parameter at fault, by its path in the body. code: the error's name for programs.
+        retry_after: seconds, for the header of that name.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,12 @@ def not_found(what: str, id: str, param: str | None = None) -> ApiError:
     """The same whether it never was, is another client's, was deleted or has been evicted."""
     code = "previous_response_not_found" if param == "previous_response_id" else "not_found"
     return ApiError(404, f"{what} with id '{id}' not found.", param=param, code=code)
+
+
+def server_failed() -> ApiError:
+    """An error of ours, which the log describes; the client is told no more."""
+    why = "The server failed on this request; its log says how."
+    return ApiError(500, why, type="server_error", code="internal_error")
 
 
 def too_busy(message: str) -> ApiError:

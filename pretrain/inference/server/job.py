@@ -91,7 +91,7 @@ class Job:
     least      tokens of the answer before one may end it
     ends       tokens that end it, and are no part of it
     others     further answers to the same input, until it is read
-    hears      what the model says of the input is told, too
+    hears      also report log-probabilities of the input tokens
     """
 
     session: Session

@@ -14,7 +14,7 @@ import uvicorn
 from pretrain.errors import UserError
 from pretrain.inference.chat import chat_form
 from pretrain.inference.generate import open_run
-from pretrain.inference.server.app import make_app
+from pretrain.inference.server.app import LOCAL, make_app
 from pretrain.inference.server.engine import Engine
 from pretrain.inference.server.meters import Meters
 from pretrain.inference.server.service import Service
@@ -23,7 +23,6 @@ from pretrain.inference.server.warm import warm_up_app, warm_up_model
 
 # From being told to stop: answers may end for so long, then their clients are told, then cut off.
 DRAIN_S, CUT_S = 4.0, 5
-LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
 
 
 @dataclass(frozen=True, kw_only=True)

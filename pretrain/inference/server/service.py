@@ -256,7 +256,7 @@ class Service:
         before = len(start.tokens)
         start.tokens += written.tokens
         if not start.tokens:
-            raise bad_request("The model's chat template makes nothing of these messages.")
+            raise bad_request("The model's chat template renders these messages as an empty text.")
         ends = {i: before + end for i, end in written.ends.items()}
         kept, begin = 0, read
         for i, turn in enumerate(turns[read:], read + 1):
