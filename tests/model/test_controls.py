@@ -111,7 +111,7 @@ def test_flops_of_random_passes_are_their_mean() -> None:
     ("settings", "message"),
     [
         ("[sleep]\nmin_passes = 5", "sleep.min_passes = 5: must be at most sleep.passes = 4"),
-        ('[sleep]\nwhen = "awake"\n[parallel]\npp = 2', 'sleep.when = "awake": is a control'),
+        ('[sleep]\nwhen = "awake"\n[parallel]\npp = 2', 'sleep.when = "awake": this control'),
         ('[sleep]\ncarries = "S"\nprelude = 1', "set sleep.prelude = 0"),
         ('[sleep]\neviction = "none"', "set data.carry = false"),
         ("[data]\nrepeats = 2", "text has none: set it to 1"),
