@@ -56,6 +56,8 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in page._actions for flag in action.option_strings]
             near = difflib.get_close_matches(rest[0].partition("=")[0], flags, n=1)
             fix = f"; did you mean {near[0]}?" if near else ""
+            if "." in rest[0].partition("=")[0] and hasattr(chosen, "overrides"):
+                fix = "; settings are written without dashes, as train.steps=10"
             page.error(f"unrecognized arguments: {' '.join(rest)}{fix}")
         if rest:
             chosen.overrides = [*chosen.overrides, *rest]

@@ -76,7 +76,8 @@ def _wait(ranks: list[Rank], received: list[int], logs: Path) -> int:
                 failed = status
             if status not in (FINISHED, REQUEUE) and not asked:
                 asked, deadline = True, time.monotonic() + GRACE
-                _tell(number, status, ranks[number])
+                if not told_to_end(received):
+                    _tell(number, status, ranks[number])
                 for rank in running.values():
                     rank.process.terminate()
         if time.monotonic() > deadline:
@@ -90,7 +91,8 @@ def _wait(ranks: list[Rank], received: list[int], logs: Path) -> int:
 def _tell(number: int, status: int, rank: Rank) -> None:
     """The first death, with what was said before it."""
     rank.join()
-    print(f"hypnos: error: rank {number} ended with status {status} ({rank.log}):", file=sys.stderr)
-    if not rank.shown:
-        show_last_lines(list(rank.last))
+    last = [] if rank.shown else list(rank.last)
+    end = f"rank {number} ended with status {status} ({rank.log})"
+    print(f"hypnos: error: {end}{':' * bool(last)}", file=sys.stderr)
+    show_last_lines(last)
     sys.stderr.flush()

@@ -105,15 +105,13 @@ class Evaluation:
     token_bytes: Tensor | None = None  # [vocabulary] what a token of text writes
 
     def describe(self) -> list[str]:
-        """A line to say at the start, when there is less to predict than was asked for."""
-        scored = torch.cat([batch.targets for batch in self.batches]) != IGNORE
-        rows = int(scored.any(dim=1).sum())
-        if rows >= self.rows_asked:
+        """What text is judged on, to be said at the start."""
+        if self.task is not None:
             return []
-        return [
-            f"held-out documents give {rows} of {self.rows_asked} rows "
-            f"(train.eval_batches x train.batch): {int(scored.sum()):,} tokens are predicted"
-        ]
+        scored = torch.cat([batch.targets for batch in self.batches]) != IGNORE
+        rows, asked = int(scored.any(dim=1).sum()), "train.eval_batches x train.batch"
+        few = f" of {self.rows_asked}" if rows < self.rows_asked else ""
+        return [f"judged on {int(scored.sum()):,} held-out tokens: {rows}{few} rows ({asked})"]
 
     def run(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.config.load import read_tables
 from pretrain.files import write_atomically
 from pretrain.inside import (
     has_heads,
@@ -34,20 +35,45 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
     accuracy.png (tasks), passes.png, state.png, heads.png and throughput.png for which the runs
     have data.
     """
-    labels = _labels(run_dirs)
+    labels, notes = _labels(run_dirs), _judged_otherwise(run_dirs)
     runs = _coloured([read_run(*each) for each in zip(labels, run_dirs, strict=True)])
     out.mkdir(parents=True, exist_ok=True)
     pictures = _draw(runs, out)
     headers, rows = _summary(runs)
     images = [f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures]
     written = table(headers, [[_as_typed(cell) for cell in row] for row in rows])
-    write_atomically(out / "report.md", "\n\n".join(["# Report", written, *images]) + "\n")
+    write_atomically(out / "report.md", "\n\n".join(["# Report", *notes, written, *images]) + "\n")
     title = f"Report: {', '.join(run.label for run in runs)}"
     shown = list(pictures.items())
-    write_page(out / "report.html", title, [], [(headers, rows)], shown)
-    print(table(headers, rows))
+    write_page(out / "report.html", title, notes, [(headers, rows)], shown)
+    print("\n\n".join([*notes, table(headers, rows)]))
     pages = [out / "report.md", out / "report.html"]
     print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, *pages]))
+
+
+def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
+    """A line, where runs are judged on different rows: in which settings these differ."""
+    judged = []
+    for run in run_dirs:
+        if (path := run / "config.toml").is_file():
+            tables = read_tables(path)
+            data, train = tables.get("data", {}), tables.get("train", {})
+            judged.append({
+                "data.task": data.get("task"),
+                "data.heldout": data.get("heldout") and Path(data["heldout"]).resolve(),
+                "data.windows": data.get("windows"),
+                "sleep.window": tables.get("sleep", {}).get("window"),
+                "train.eval_batches x train.batch": train["eval_batches"] * train["batch"]
+                if {"eval_batches", "batch"} <= train.keys() else None,
+            })  # fmt: skip
+    names = judged[0] if judged else {}
+    differ = [name for name in names if any(j[name] != names[name] for j in judged)]
+    if not differ:
+        return []
+    return [
+        f"Not judged on the same rows, as {', '.join(differ)} differ: held-out losses are not to "
+        "be compared. `hypnos eval RUN data.heldout=... train.eval_batches=...` judges alike."
+    ]
 
 
 def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:

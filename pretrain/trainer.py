@@ -106,12 +106,14 @@ def train(config: Config, progress: bool = True) -> Path:
         with shown.slow(f"taking {run}, and verifying the checkpoint to go on from"):
             checkpoint = take_folder(run, config, cleanup)
         start = checkpoint.step if checkpoint else 0
-        if checkpoint and start >= config.train.steps and checkpoint.state["evaluated"]:
-            shown.say(f"{run} is at step {start} already; set train.steps higher to go on")
-            return run
         before = checkpoint.config if checkpoint and not checkpoint.weights_only else None
+        otherwise = changes(before, config) if before else ""
+        if checkpoint and start >= config.train.steps and checkpoint.state["evaluated"]:
+            ignored = otherwise and f", with {otherwise}: that is ignored, as nothing is left to do"
+            fix = "set train.steps higher to go on, or another run.name to begin anew"
+            shown.say(f"{run} is at step {start} already{ignored}; {fix}")
+            return run
         if before:
-            otherwise = changes(before, config)
             shown.say(f"resuming {run} at step {start}{otherwise and f' with {otherwise}'}")
         elif checkpoint:
             shown.say(f"{run} begins with the weights of {checkpoint.folder}")

@@ -38,4 +38,13 @@ def report(runs: list[Path], out: Path | None) -> None:
         if any(map(is_study, runs)):
             print(overview(runs, out))
         else:
-            report(runs, out)
+            report(_begun(runs), out)
+
+
+def _begun(runs: list[Path]) -> list[Path]:
+    """Those that have logged something, of several: `runs/*` has others, too."""
+    begun = [run for run in runs if (run / "metrics.jsonl").exists()]
+    for run in runs if begun else []:
+        if run not in begun:
+            tell(f"{run}: left out: nothing was logged there")
+    return begun or runs

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 
 from parallel.combinations import Layout, refusal
-from pretrain.config.fields import check, refused
+from pretrain.config.fields import check, refused, values
 from pretrain.config.schema import Config
 from pretrain.data.store import is_remote
 from pretrain.errors import UserError
 
+TASKS = ("depo", "rule110", "stories", "mqar", "s5", "brevo", "recall")  # sections of their own
 MAX_TOKENS = 1 << 28  # of a step, and of an evaluation: what a rank's host holds at once
 
 
@@ -21,7 +22,7 @@ def validate(config: Config) -> None:
     """Raises UserError at the first setting, or combination of settings, that cannot be trained."""
     check(config)
     for check_combination in (
-        _run, _heads, _rotary, _decay, _parts, _truncation, _controls, _curriculum,
+        _run, _tasks, _heads, _rotary, _decay, _parts, _truncation, _controls, _curriculum,
         _state_passing, _update, _spike, _batches, _profile, _layout, _data,
     ):  # fmt: skip
         check_combination(config)
@@ -32,6 +33,17 @@ def _run(config: Config) -> None:
     if name in ("", ".", "..") or os.path.basename(name) != name:
         fix = "must be the name of a folder, without slashes; run.dir says where it is"
         raise refused("run.name", name, fix)
+
+
+def _tasks(config: Config) -> None:
+    """What is set of another task would change nothing."""
+    for place, setting, value in values(config):
+        task = place.partition(".")[0]
+        if task in TASKS and task != config.data.task and value != setting.default:
+            fix = (
+                f'data.task = "{config.data.task}" does not read it; leave it out, or set data.task'
+            )
+            raise refused(place, value, fix)
 
 
 def _profile(config: Config) -> None:

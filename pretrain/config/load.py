@@ -242,20 +242,27 @@ def _expected(hint: Any) -> str:
 
 def _suggest(key: str, prefix: str, known: list[str], root: type) -> str:
     """What was meant: a similar name here, or in another section; else all that there are here."""
+    elsewhere = _places(root)
+    if not prefix and key in elsewhere:
+        return f"; did you mean {elsewhere[key]}?"
     near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
-    elsewhere = {
-        name: f"{section}.{name}"
-        for section, cls in type_hints(root).items()
-        if isinstance(cls, type) and dataclasses.is_dataclass(cls)
-        for name in type_hints(cls)
-    }
     far = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.8)
     if far:
         return f"; did you mean {elsewhere[far[0]]}?"
     where = f"[{prefix[:-1]}]" if prefix else "a configuration" if root is Config else "the file"
     return f"; {where} has {', '.join(sorted(known))}"
+
+
+def _places(root: type) -> dict[str, str]:
+    """Where each setting is: section.name by its name."""
+    return {
+        name: f"{section}.{name}"
+        for section, cls in type_hints(root).items()
+        if isinstance(cls, type) and dataclasses.is_dataclass(cls)
+        for name in type_hints(cls)
+    }
 
 
 def _override(config: Any, text: str) -> None:
@@ -265,7 +272,9 @@ def _override(config: Any, text: str) -> None:
     source = f"override {shortened(repr(text))}"
     section, dot, key = place.partition(".")
     if not equals or not dot or not key:
-        raise UserError(f"{source}: write it as section.key=value, for example sleep.passes=4")
+        meant = _places(type(config)).get(place.lstrip("-"))
+        example = f"{meant}={written or 'VALUE'}" if meant else "sleep.passes=4"
+        raise UserError(f"{source}: write it as section.key=value, for example {example}")
     if section not in known:
         suggestion = _suggest(section, "", list(known), type(config))
         raise UserError(f"{source}: unknown section {shortened(section)}{suggestion}")

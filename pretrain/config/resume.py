@@ -18,9 +18,9 @@ MAX_NAMED = 5  # settings in a message
 
 
 def check_unchanged(
-    checkpoint: Path, before: Config, now: Config, shape_only: bool = False
+    checkpoint: Path, before: Config, now: Config, fix: str, shape_only: bool = False
 ) -> None:
-    """UserError names the settings that would have given another result so far.
+    """UserError names the settings that would have given another result so far, and a fix.
 
     Args:
         checkpoint: the folder whose configuration `before` is.
@@ -32,7 +32,6 @@ def check_unchanged(
         if not setting.rule.changes and (place.startswith("model.") or not shape_only)
     ]
     if changed:
-        fix = "set it back, or begin another run with another run.name"
         raise UserError(f"{checkpoint} cannot be continued with {_named(changed)}: {fix}")
 
 

@@ -1,5 +1,8 @@
 """The fixed batches of text that a run is judged on: every document is read by itself, with S = 0.
 
+Documents come in a shuffled order, the same for every run: shards hold them in the order of the
+corpus, whose first files need not be like the others.
+
 first   beginnings that fill a row:  | doc doc doc doc doc |     then second stretches, and so on
 then    what fills none:             | doc EOS PAD | doc doc EOS PAD |   as training lays it out
 """
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 from pretrain.data.batch import Batch
 from pretrain.data.index import find_split
 from pretrain.data.lanes import Row, Span
+from pretrain.data.order import key, permute, round_keys
 from pretrain.data.reader import Shards
 from pretrain.data.rows import RowReader
 from pretrain.data.splits import Files
@@ -24,6 +28,7 @@ from tokenizer.encode import Tokenizer
 
 Lengths = NDArray[np.uint32]  # [documents] tokens of each, EOS not among them
 CHUNK = 1 << 16  # documents whose lengths are looked at together
+SHUFFLE = round_keys(key("heldout"))
 
 
 def heldout_batches(
@@ -100,10 +105,11 @@ def _reaches(lengths: Lengths, tokens: int) -> NDArray[np.bool_]:
 
 
 def _where(lengths: Lengths, chosen: Callable[[Lengths], NDArray[np.bool_]]) -> Iterator[int]:
-    """The documents that are chosen by their lengths, which are read as far as they are asked for.
-
-    There may be a hundred million.
+    """The documents that are chosen by their lengths, shuffled; no more are looked at than are
+    asked for. There may be a hundred million.
     """
-    for first in range(0, len(lengths), CHUNK):
-        some = chosen(lengths[first : first + CHUNK])
-        yield from (first + some.nonzero()[0]).tolist()
+    size = len(lengths)
+    for first in range(0, size, CHUNK):
+        places = np.arange(first, min(first + CHUNK, size))
+        documents = permute(places, np.array(size), SHUFFLE)
+        yield from documents[chosen(lengths[documents])].tolist()

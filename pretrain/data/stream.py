@@ -165,7 +165,7 @@ class TextStream:
             raise UserError(
                 "data.train is not what the checkpoint's stream of text was made with (other "
                 "shards or weights), so it cannot be continued; set it back, or begin another run "
-                "with another run.name"
+                "with its weights: run.init_from=RUN run.name=NEW"
             )
         if state["lanes"].shape != (len(self._mine), 2):
             raise ValueError(f"{len(self._mine)} lanes do not stand at {state['lanes']}")

@@ -43,7 +43,8 @@ def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | N
 def _start(config: Config) -> str:
     """The checkpoint, verified, whose weights a run begins with."""
     checkpoint, start = open_checkpoint(config.run.init_from)
-    check_unchanged(checkpoint.folder, checkpoint.config, config, shape_only=True)
+    fix = "leave it out, or leave run.init_from out, to begin with weights of that shape"
+    check_unchanged(checkpoint.folder, checkpoint.config, config, fix, shape_only=True)
     check_same_tokenizer(start, config)
     return str(checkpoint.folder)
 
@@ -79,7 +80,10 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
         remove_incomplete(run)
         found = latest_valid(run, _warn)
         if found:
-            check_unchanged(found.folder, found.config, config, shape_only=found.weights_only)
+            another = f"run.init_from={run} run.name=NEW"
+            fix = f"set it back, or begin another run with its weights: {another}"
+            only = found.weights_only
+            check_unchanged(found.folder, found.config, config, fix, shape_only=only)
         keep_tokenizer(run, config, resumes=found is not None)
         if found and (line := make_latest(run, found.step)):
             _warn(line)

@@ -87,12 +87,12 @@ def test_what_a_run_that_goes_on_may_change(place: str) -> None:
     section, name = place.split(".")
     setattr(getattr(now, section), name, "another value")
     if place in CHANGEABLE:
-        check_unchanged(Path("step-3"), before, now)
+        check_unchanged(Path("step-3"), before, now, "a fix")
         return
     with pytest.raises(UserError) as error:
-        check_unchanged(Path("step-3"), before, now)
+        check_unchanged(Path("step-3"), before, now, "a fix")
     said = f"step-3 cannot be continued with {place} = 'another value' (it had "
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(said) and str(error.value).endswith(": a fix")
 
 
 def test_the_reference_is_a_configuration_of_every_default() -> None:

@@ -128,6 +128,7 @@ def test_overrides_come_after_the_file_and_the_last_one_wins() -> None:
         ("[sleep]\npases = 1", "unknown setting sleep.pases; did you mean sleep.passes?"),
         ("[slep]\npasses = 1", "unknown setting slep; did you mean sleep?"),
         ("passes = 1", "unknown setting passes; did you mean sleep.passes?"),
+        ("steps = 1", "unknown setting steps; did you mean train.steps?"),
         ("[train]\npasses = 1", "unknown setting train.passes; did you mean sleep.passes?"),
         (
             "[train]\nxyzzyx = 1",
@@ -243,7 +244,7 @@ def test_a_tilde_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "c.toml"
     path.write_text('[stories]\npath = "~/a"\n[data]\nheldout = "b/~"\n[run]\nname = "~"\n')
     paths = ["data.tokenizer=~/t.model", "run.dir=~", "data.train=[{path='~/c'}]"]
-    config = load(path, ["data.task=depo", *paths])
+    config = load(path, ["data.task=stories", *paths])
     assert (config.stories.path, config.data.heldout) == ("/home/me/a", "b/~")
     assert (config.run.dir, config.run.name) == ("/home/me", "~")
     assert (config.data.tokenizer, config.data.train[0].path) == (

@@ -347,18 +347,42 @@ def test_heldout_rows_are_stretches_of_documents_first_beginnings_then_the_rest(
     shards = Shards(heldout / "heldout", tokenizer)
     streams = [[*shards.document(i).tolist(), tokenizer.eos] for i in range(len(shards))]
     width = 3 * L
-    rows = []  # the same by hand: stretches with a target at every place
+    whole = join(batches)
+    found = [
+        [*r, t[-1]] for r, t in zip(whole.tokens.tolist(), whole.targets.tolist(), strict=True)
+    ]
+    assert [row[1:] for row in found] == whole.targets.tolist()
+    taken, order = 0, list[int]()  # the same by hand: stretches with a target at every place
     for turn in range(100):
-        for stream in streams:
+        of_turn = {}
+        for i, stream in enumerate(streams):
             stretch = stream[turn * width : (turn + 1) * width + 1]
             if len(stretch) == width + 1:
-                rows.append(stretch)
-    whole = join(batches)
-    assert whole.tokens.tolist() == [row[:-1] for row in rows[: 10 * B]]
-    assert whole.targets.tolist() == [row[1:] for row in rows[: 10 * B]]
+                of_turn[tuple(stretch)] = i
+        rows = [of_turn.get(tuple(row), -1) for row in found[taken : taken + len(of_turn)]]
+        assert -1 not in rows and len({*rows}) == len(rows)
+        if turn == 0:
+            order = rows
+            assert len(order) == len(of_turn) and order != sorted(order)  # not that of the corpus
+        else:
+            assert rows == [i for i in order if i in of_turn.values()][: len(rows)]
+        taken += len(rows)
+    assert taken == 10 * B
     assert whole.valid.all()
     assert whole.starts.tolist() == [[True, False, False]] * (10 * B)
     assert not whole.carries.any()
+
+
+def test_heldout_rows_are_of_all_of_the_corpus(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Also where there are fewer of them than documents in its first folder."""
+    texts = [*make_texts(60, seed=1, longest=20), *make_texts(60, seed=2, longest=20)]
+    source = write_texts(tmp_path / "texts", texts)
+    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
+    batches = heldout_batches(tmp_path / "out/train", tokenizer, window=L, windows=1, batch=8, n=2)
+    shards = Shards(tmp_path / "out/train", tokenizer)
+    beginnings = [shards.document(i).tolist()[:L] for i in range(len(shards))]
+    where = [beginnings.index(row) for row in join(batches).tokens.tolist()]
+    assert 4 <= sum(i < len(shards) // 2 for i in where) <= 12
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,21 @@ def test_steps_logged_again_after_a_resume_count_once(tmp_path: Path) -> None:
     assert [(n, row["step"]) for n, row in run.with_fewer.items()] == [(1, 40), (2, 40), (3, 40)]
 
 
+def test_runs_that_were_judged_on_other_rows_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / name, 1, None) for name in "ab"]
+    for run, batch in zip(runs, (4, 8), strict=True):
+        (run / "config.toml").write_text(f"[train]\nbatch = {batch}\neval_batches = 2\n")
+    (tmp_path / "refused").mkdir()
+    assert main(["report", *map(str, runs), str(tmp_path / "refused")]) == 0
+    told = capsys.readouterr()
+    assert "as train.eval_batches x train.batch differ: held-out losses are not" in told.out
+    assert f"{tmp_path / 'refused'}: left out" in told.err
+    report(runs[:1], tmp_path / "one")
+    assert "Not judged" not in capsys.readouterr().out
+
+
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"metrics.jsonl: cannot read the run's metrics: No such file"
