@@ -30,7 +30,9 @@ GRID = {
     "phi": (-0.25, 0.25, 0.75, 1.25),
 }
 STARTS = 2  # places of the grid that are refined
+# Of E, A, B, alpha, beta and phi.
 LOWEST, HIGHEST = (0.0, 0.0, 0.0, 1e-3, 1e-3, -3.0), (np.inf, np.inf, np.inf, 4.0, 4.0, 4.0)
+EXPONENTS = ("alpha", "beta", "phi")
 EXACT = {"xtol": 1e-12, "ftol": 1e-12, "gtol": 1e-12}
 
 P = TypeVar("P", bound=Points)
@@ -101,6 +103,17 @@ def fit_loss(points: Points) -> LossLaw:
     found = [_refine(start, points, scale, free) for _, start in starts]
     best = min(found, key=lambda result: result.cost)
     return _law(best.theta, scale, by_passes)
+
+
+def at_bound(law: LossLaw) -> list[str]:
+    """The exponents that are as small or as large as the fit lets them be: not what runs say."""
+    ends = zip(EXPONENTS, LOWEST[3:], HIGHEST[3:], strict=True)
+    return [
+        name
+        for name, low, high in ends
+        if not low + 0.01 * (high - low) < getattr(law, name) < high - 0.01 * (high - low)
+        and not np.isnan(getattr(law, name))
+    ]
 
 
 def _grid(points: Points, scale: _Scale, free: Any) -> list[tuple[float, Array]]:

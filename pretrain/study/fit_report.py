@@ -11,7 +11,16 @@ from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import write_markdown_page
 from pretrain.plots import COLOURS, figure
-from pretrain.study.fit import Fit, L, P, fit_depth, fit_loss, left_out, with_intervals
+from pretrain.study.fit import (
+    Fit,
+    L,
+    P,
+    at_bound,
+    fit_depth,
+    fit_loss,
+    left_out,
+    with_intervals,
+)
 from pretrain.study.frontier import REACH, FrontierArm, exchange, frontier
 from pretrain.study.ladder import LadderRun
 from pretrain.study.law import LOOPED_DEPTH, DepthLaw, DepthPoints, LossLaw, Points
@@ -105,12 +114,29 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
         f"bootstrap over runs. Median error of the fit: {np.median(off):.1%} of the loss.",
         table(["constant", "value"], rows),
         phi,
+        *_doubts(fit.law, found),
         *_without(
             found,
             fit_loss,
             lambda law, its: f"{np.abs(law.at(its) / its.loss - 1).mean():.1%}",
         ),
     ]
+
+
+def _doubts(law: LossLaw, found: Points) -> Lines:
+    """What these runs cannot say."""
+    doubts = []
+    if names := at_bound(law):
+        doubts.append(
+            f"At a bound of the fit, and no more than that: {', '.join(names)}. The runs do not "
+            "say how large."
+        )
+    if max(len(np.unique(found.tokens[found.rung == n])) for n in np.unique(found.rung)) < 3:
+        doubts.append(
+            "Fewer than three token budgets of a size do not tell E, B and beta apart: what more "
+            "text gives, and who is first beyond the text that was read, is not known."
+        )
+    return doubts
 
 
 def _without(found: P, fit: Callable[[P], L], error: Callable[[L, P], str]) -> Lines:

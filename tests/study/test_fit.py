@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.study.fit import fit_depth, fit_loss, from_below, left_out, with_intervals
+from pretrain.study.fit import at_bound, fit_depth, fit_loss, from_below, left_out, with_intervals
 from pretrain.study.frontier import FrontierArm, exchange, frontier
 from pretrain.study.law import DepthLaw, DepthPoints, LossLaw, Points
 
@@ -98,6 +98,10 @@ def test_a_sample_of_one_n_alone_says_nothing_of_passes() -> None:
     fit = with_intervals(points, lambda sample: fit_depth(sample, 0.2), draws=20)
     for constant in (fit.interval("psi"), fit.interval("a")):
         assert constant.low == pytest.approx(constant.high) == pytest.approx(constant.value)
+
+
+def test_exponents_at_a_bound_are_named() -> None:
+    assert at_bound(LAW) == [] and at_bound(replace(LAW, beta=3.99, phi=np.nan)) == ["beta"]
 
 
 def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:

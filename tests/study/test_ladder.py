@@ -273,7 +273,9 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
     # a rung that is not done leaves no hole
     there = [d for d in finished(some, tmp_path) if d.of.rung != 1]
     text = write_fit(some, there, tmp_path, "tiny", 0.125, draws=2)
-    assert "loss of rung 2 with N = 1" in text
+    assert "loss of rung 2 with N = 1" in text and "Fewer than three token budgets" not in text
+    few = [d for d in there if d.of.budget > 0.25]
+    assert "Fewer than three token budgets" in write_fit(some, few, tmp_path, "t", 0.125, draws=2)
     assert f"Diverged, and in no law: {some[0].run.name}." in text
 
 
