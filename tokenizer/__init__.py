@@ -6,6 +6,7 @@
     fast_model.py           the pieces of a tokenizer.json
     foreign.py              a Hugging Face folder's tokenizer: its files, and what they mean
     export.py               ours as a Hugging Face fast tokenizer, and a report on whether it is
+    hub.py                  what to do about a name of the Hugging Face Hub
     cut.py                  where a text may be cut without changing its tokens
     files.py                writing a file whole or not at all
     seal.py                 a checksum in the model file, by which damage is found

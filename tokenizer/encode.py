@@ -14,6 +14,7 @@ from tokenizer import foreign
 from tokenizer.cut import parts
 from tokenizer.errors import TokenizerError
 from tokenizer.foreign import NO_CHAT, Chat
+from tokenizer.hub import download_first
 from tokenizer.seal import is_whole
 from tokenizer.sentencepiece_model import SentencePieceModel
 
@@ -89,6 +90,11 @@ class Tokenizer:
         try:
             if foreign.is_foreign(path):
                 return cls(*foreign.read(path))
+            if path.is_dir() and not (path / foreign.SENTENCEPIECE).exists():
+                raise TokenizerError(
+                    f"holds neither {foreign.FAST} (with {foreign.CONFIGS[0]}) nor "
+                    f"{foreign.SENTENCEPIECE}; give the folder of a model that has one of them"
+                )
             with (path / foreign.SENTENCEPIECE if path.is_dir() else path).open("rb") as opened:
                 file = opened.read(min(os.fstat(opened.fileno()).st_size, MAX_BYTES))
             if not is_whole(file):
@@ -98,7 +104,9 @@ class Tokenizer:
                 )
             return cls.of(file)
         except OSError as error:
-            raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+            hint = download_first(path) if isinstance(error, FileNotFoundError) else ""
+            why = f"cannot read the tokenizer: {error.strerror}{hint}"
+            raise TokenizerError(f"{path}: {why}") from None
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from None
 

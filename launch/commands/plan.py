@@ -38,7 +38,8 @@ def gpus(text: str) -> int:
             "--hardware",
             metavar="NAME",
             default="h100",
-            help="h100, h200, b200 (configs/hardware/ has what they are taken for) or a TOML file",
+            help="a100, h100, h200, b200 (configs/hardware/ has what they are taken for) or a TOML "
+            "file",
         ),
         argument(
             "--measure",

@@ -350,8 +350,15 @@ class OptimizerConfig:
     warmup: int = setting(100, "steps in which learning rates rise to their peak", at_least=0)
     decay: int = setting(
         0,
-        "last steps, in which learning rates fall to final_lr of their peak",
+        "last steps, in which learning rates fall to final_lr of their peak; 0: they never fall. A "
+        'cosine over the run is decay = train.steps - warmup with decay_shape = "cosine"',
         at_least=0,
+        changes=True,
+    )
+    decay_shape: Literal["linear", "cosine", "sqrt"] = setting(
+        "linear",
+        "how they fall, as the share p of the decay that is done goes from 0 to 1. linear: 1 - p; "
+        "cosine: (1 + cos(pi p)) / 2; sqrt: 1 - sqrt(p), as after a constant rate (WSD)",
         changes=True,
     )
     final_lr: float = setting(

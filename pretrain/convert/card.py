@@ -23,8 +23,7 @@ tags: [hypnos, sleep, qwen3_5]
 
 A language model that sleeps, pretrained with Hypnos: {blocks} blocks ({attention} of attention,
 {delta} of the gated delta rule), {parameters:,} parameters. It was trained to read windows of
-{window} tokens, to make {passes} over a full one{loop}, and then to forget its keys and values
-({eviction} eviction).
+{window} tokens, to make {passes} over a full one{loop}, and then {eviction}.
 
 {data}
 
@@ -76,7 +75,7 @@ def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
         window=sleep.window,
         passes=f"N = {sleep.passes} pass{'es' if sleep.passes > 1 else ''}",
         loop=_loop(sleep, len(layers)),
-        eviction=sleep.eviction,
+        eviction=_eviction(sleep),
         data=_data(checkpoint, config),
         use=(OF_TEXT if has_text else OF_A_TASK).format(name=name),
         sleeping=SLEEPING.format(quoted=shlex.quote(name)) if config.data.task == "text" else "",
@@ -88,7 +87,19 @@ def _loop(sleep: SleepConfig, blocks: int) -> str:
     """Which blocks the passes are of, where not all of them are."""
     if not sleep.prelude and not sleep.coda:
         return ""
-    return f" with blocks {sleep.prelude} to {blocks - sleep.coda - 1}, counted from 0,"
+    return f" with blocks {sleep.prelude} to {blocks - sleep.coda - 1}, counted from 0"
+
+
+def _eviction(sleep: SleepConfig) -> str:
+    """What becomes of a window's keys and values."""
+    match sleep.eviction:
+        case "hard":
+            return "to forget its keys and values (hard eviction)"
+        case "sliding":
+            kept = f"those of the last {sleep.window - 1} tokens"
+            return f"to keep of all keys and values {kept} (sliding eviction)"
+        case "none":
+            return "to keep its keys and values (no eviction)"
 
 
 def _data(checkpoint: Checkpoint, config: Config) -> str:

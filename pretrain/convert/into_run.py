@@ -25,11 +25,13 @@ from pretrain.config.schema import Config
 from pretrain.convert import qwen3_5, transformer
 from pretrain.convert.folder import Spec, TensorFolder, new_folder, read_json, write_tensors
 from pretrain.convert.names import packed_tensors
-from pretrain.errors import UserError
+from pretrain.errors import UserError, shortened
 from pretrain.files import sync
 from tokenizer import TokenizerError, foreign
 from tokenizer.encode import Tokenizer
+from tokenizer.hub import download_first
 
+MINE = qwen3_5.MODEL_TYPE
 STATE: dict[str, Any] = {
     "optimizer": {"adam_steps": 0, "skipped": 0, "in_a_row": 0},
     "data": {},
@@ -58,7 +60,9 @@ def import_folder(
         UserError: the folder cannot be read, or held by our model; names the file and why.
     """
     path = folder / qwen3_5.CONFIG
+    _check_folder(folder)
     theirs = read_json(path)
+    _check_kind(theirs, path)
     qwen3_5.check_unquantized(theirs, path)
     source: ModuleType = qwen3_5
     if theirs.get("model_type") in transformer.MODEL_TYPES:
@@ -78,6 +82,29 @@ def import_folder(
         with new_folder(out) as run:
             _write(run, config, source.weights(tensors, config))
             return [*said, *_take_tokenizer(tokenizer, folder, run, config)]
+
+
+def _check_folder(folder: Path) -> None:
+    """UserError says what to give instead of what is no folder of safetensors at first sight."""
+    given = folder
+    if folder.is_dir() and not (folder / qwen3_5.CONFIG).exists():
+        given = next(folder.glob("*.gguf"), folder)
+    if given.suffix.lower() == ".gguf":
+        raise UserError(f"{given}: GGUF is not read; name the folder of safetensors it is made of")
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder{download_first(folder)}")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: a file; name the folder of {qwen3_5.CONFIG} and safetensors")
+
+
+def _check_kind(theirs: dict[str, Any], path: Path) -> None:
+    """UserError: another architecture than those that are taken."""
+    kind = theirs.get("model_type")
+    if kind in transformer.MODEL_TYPES or qwen3_5.text_config(theirs).get("model_type") == MINE:
+        return
+    taken = f"{MINE}, {' and '.join(reversed(transformer.MODEL_TYPES))}"
+    this = f"this is {shortened(kind)}" if isinstance(kind, str) else "this names no model_type"
+    raise UserError(f"{path}: import takes {taken}; {this}")
 
 
 def _write(run: Path, config: Config, weights: Iterator[Tensor]) -> None:

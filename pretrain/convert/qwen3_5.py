@@ -172,6 +172,12 @@ def has_own_head(found: Tables, tensors: TensorFolder) -> bool:
     return not tensors.are_equal(head, embedding)
 
 
+def text_config(theirs: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the language model: all of it, or of a multimodal one a part."""
+    text: dict[str, Any] = theirs["text_config"] if _is_nested(theirs) else theirs
+    return text
+
+
 def _is_nested(theirs: dict[str, Any]) -> bool:
     return isinstance(theirs.get("text_config"), dict)
 
@@ -256,7 +262,7 @@ def _rope(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def check_unquantized(theirs: dict[str, Any], path: Path) -> None:
     """UserError if a config.json, or the text_config in it, says that the weights are quantised."""
-    for table in (theirs, theirs["text_config"] if _is_nested(theirs) else {}):
+    for table in (theirs, text_config(theirs)):
         if table.get("quantization_config") is not None:
             raise UserError(f"{path}: has a quantization_config; {UNQUANTIZED}")
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pretrain.data.formats import ROW_SUFFIXES, TEXT_SUFFIXES, split_suffix
 from pretrain.errors import UserError, shortened
+from tokenizer.hub import download_first
 
 MAX_SUFFIXES = 10  # that a line names
 
@@ -84,7 +85,8 @@ def find_files(
     """
     if not os.path.isdir(source):
         if not os.path.lexists(source):
-            raise UserError(f"{source}: no such file or folder; give a folder or a file of text")
+            hint = download_first(source, dataset=True) or "; give a folder or a file of text"
+            raise UserError(f"{source}: no such file or folder{hint}")
         return [(source, str(source))]
     names = [
         path.relative_to(source).as_posix() for path in _walk(source, without, tally, skip_bad)

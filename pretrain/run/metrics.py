@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TextIO
@@ -33,6 +33,7 @@ from pretrain.model.plan import draw_passes
 from pretrain.run.agreement import on_rank_0
 
 Row = dict[str, Any]
+MAX_STRETCHES = 16  # of positions, that TensorBoard is given
 
 
 class ResumePoint(NamedTuple):
@@ -179,14 +180,31 @@ def loss_by_window(window_losses: Sequence[Tensor], batch: Batch, window: int) -
 
 
 def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
-    """(tag, number) of every number in a row but its samples; items of lists and dicts, too."""
+    """(tag, number) of every number in a row but its samples; items of lists and dicts, too. Of a
+    loss by position, means over stretches: a window may have thousands.
+    """
     shown = isinstance(value, int | float | dict | list) and not isinstance(value, bool)
     if not shown or tag.endswith("/samples"):
         return []
     if isinstance(value, int | float):
         return [(tag, value)]
-    items = value.items() if isinstance(value, dict) else enumerate(value)
+    items: Iterable[tuple[Any, Any]]
+    if tag.endswith("/loss_per_position"):
+        items = _means(value)
+    else:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
     return [scalar for key, item in items for scalar in _scalars(f"{tag}/{key}", item)]
+
+
+def _means(losses: Sequence[float | None]) -> Iterator[tuple[int, float]]:
+    """(first position, mean) of stretches of one length, the last perhaps shorter; nothing of those
+    where nothing is scored.
+    """
+    length = -(-len(losses) // MAX_STRETCHES)
+    for begin in range(0, len(losses), max(1, length)):
+        scored = [loss for loss in losses[begin : begin + length] if loss is not None]
+        if scored:
+            yield begin, sum(scored) / len(scored)
 
 
 class Throughput:

@@ -19,6 +19,7 @@ decided on the device: the host never waits for it.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -35,6 +36,12 @@ from pretrain.run.guard import StepFilter
 from pretrain.run.newton_schulz import newton_schulz
 
 ADAM_EPS = 1e-8
+# how much of the way to final_lr is gone, by the share of the decay's steps that is
+DECAY_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda p: p,
+    "cosine": lambda p: (1.0 - math.cos(math.pi * p)) / 2.0,
+    "sqrt": math.sqrt,
+}
 
 MUON, DECAYED, PLAIN, FROZEN = "muon", "decayed", "plain", "frozen"
 ROLES = [MUON, DECAYED, PLAIN, FROZEN]  # in the order in which parameters lie
@@ -66,11 +73,13 @@ def is_updated(name: str, layers: Sequence[str], update: str) -> bool:
 
 
 def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Of both learning rates at a step, from 0: linear warm-up, constant, decay to final_lr."""
+    """Of both learning rates at a step, from 0: linear warm-up, constant, decay to final_lr in the
+    shape of decay_shape.
+    """
     factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.decay and step >= steps - config.decay:
         progress = min(1.0, (step + 1 - (steps - config.decay)) / config.decay)
-        factor *= 1.0 - progress * (1.0 - config.final_lr)
+        factor *= 1.0 - DECAY_SHAPES[config.decay_shape](progress) * (1.0 - config.final_lr)
     return factor
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from pretrain.config.checks import uses_tokenizer
+from pretrain.config.fields import differences, shown
 from pretrain.config.schema import Config
 from pretrain.convert.engines import early_warning
 from pretrain.run.optimizer import lr_factor
@@ -54,11 +55,14 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
         yield line
     if before is not None and start < steps:
         now, was = (lr_factor(start, c.train.steps, c.optimizer) for c in (config, before))
-        if now != was:
-            decays = (schedule.decay, before.optimizer.decay)
-            also = "" if len(set(decays)) == 1 else " and optimizer.decay = {} (it had {})"
+        changed = {place: (old, new) for place, _, old, new in differences(before, config)}
+        moved = " and ".join(
+            f"{place} = {shown(changed[place][1])} (it had {shown(changed[place][0])})"
+            for place in ("train.steps", "optimizer.decay", "optimizer.decay_shape")
+            if place in changed
+        )
+        if now != was and moved:
             yield (
-                f"train.steps = {steps} (it had {before.train.steps}){also.format(*decays)} moves "
-                f"the learning rate's decay: it goes on at {now:.3g} of its peak instead of "
-                f"{was:.3g}"
+                f"{moved} moves the learning rate's decay: it goes on at {now:.3g} of its peak "
+                f"instead of {was:.3g}"
             )

@@ -28,7 +28,8 @@ from pretrain.run.agreement import contents
 from pretrain.study.curve import Curve
 from pretrain.tasks import make_task
 
-DECISIVE = ("train.steps", "optimizer.decay", "train.eval_batches")  # of what a run may change
+# of what a run may change
+DECISIVE = ("train.steps", "optimizer.decay", "optimizer.decay_shape", "train.eval_batches")
 
 
 @dataclass(frozen=True)

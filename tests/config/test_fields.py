@@ -78,6 +78,7 @@ CHANGEABLE = {
     "train.steps", "train.microbatches", "train.log_every", "train.eval_every",
     "train.eval_batches", "train.checkpoint_every", "train.keep", "train.keep_every",
     "train.profile", "guard.limit", "guard.then", "guard.rollbacks", "optimizer.decay",
+    "optimizer.decay_shape",
 }  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3_5ForCausalLM
 
 from launch.cli import main
-from pretrain.checkpoint import Checkpoint
+from pretrain.checkpoint import Checkpoint, open_checkpoint
 from pretrain.config.schema import Config, DataConfig, Rule110Config, SleepConfig
-from pretrain.convert import folder
+from pretrain.convert import card, folder
 from pretrain.convert.export import export
 from pretrain.convert.into_run import import_folder
 from pretrain.convert.load import open_model
@@ -78,10 +78,36 @@ def test_what_an_export_says_of_itself(model: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     generation = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert generation["eos_token_id"] == said["eos_token_id"] == Tokenizer.load(model).eos
-    card = (tmp_path / "out/README.md").read_text()
-    assert "5.4321" in card and "blocks 1 to 2" in card and "7 tokens in 7 steps" in card
+    written = (tmp_path / "out/README.md").read_text()
+    assert "5.4321" in written and "7 tokens in 7 steps" in written
+    forgets = "and then to forget its keys and values (hard eviction)"
+    assert f" blocks 1 to 2, counted from 0, {forgets}.\n" in written
     for path in (tmp_path / "out").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o644, path
+
+
+@pytest.mark.parametrize(
+    ("sleep", "said"),
+    [
+        (SleepConfig(passes=3, window=16), "N = 3 passes over a full one, and then to forget its"),
+        (
+            SleepConfig(passes=1, window=16, eviction="sliding"),
+            "N = 1 pass over a full one, and then to keep of all keys and values those of the last "
+            "15 tokens (sliding eviction).",
+        ),
+        (
+            SleepConfig(passes=2, window=16, prelude=1, eviction="none"),
+            "blocks 1 to 3, counted from 0, and then to keep its keys and values (no eviction).",
+        ),
+    ],
+)
+def test_the_card_says_what_a_window_leaves(
+    sleep: SleepConfig, said: str, model: Path, tmp_path: Path
+) -> None:
+    run, settings = write_run(tmp_path / "run", config(model)), config(model)
+    settings.sleep = sleep
+    written = card.text(open_checkpoint(run)[0], settings, "out")
+    assert said in written and ",," not in written
 
 
 def test_shards(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +173,10 @@ def test_a_task_without_a_tokenizer_goes_out_without_one(model: Path, tmp_path: 
     assert said.lines[0] == "no tokenizer: the task 'rule110' has none"
     assert not list((tmp_path / "out").glob("tokenizer*"))
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    card = (tmp_path / "out/README.md").read_text()  # and nothing is advised that would need one
-    assert "AutoModelForCausalLM.from_pretrained" in card
-    assert "AutoTokenizer" not in card and "hypnos generate" not in card
+    # and nothing is advised that would need one
+    written = (tmp_path / "out/README.md").read_text()
+    assert "AutoModelForCausalLM.from_pretrained" in written
+    assert "AutoTokenizer" not in written and "hypnos generate" not in written
 
 
 def test_of_a_task_it_is_judged_on_the_rows_of_its_run(model: Path, tmp_path: Path) -> None:

@@ -258,7 +258,12 @@ def test_its_shape_stays(corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type = 'mamba'"),
+        (
+            {"model_type": "qwen2"},
+            r"config\.json: import takes qwen3_5_text, qwen3 and llama; this is qwen2$",
+        ),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "this is gemma3$"),
+        ({"model_type": None}, "llama; this names no model_type$"),
         ({"attention_bias": True}, "attention_bias = True; only False can be held"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type = 'llama3'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling has rope_type = 'yarn'"),
@@ -274,6 +279,25 @@ def test_refused_by_name(change: dict[str, object], message: str, tmp_path: Path
     with pytest.raises(UserError, match=message):
         import_folder(tmp_path / "hf", tmp_path / "run", ["sleep.passes=1"])
     assert [each.name for each in tmp_path.iterdir()] == ["hf"]
+
+
+def test_what_is_no_folder_of_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ours/quantised").mkdir(parents=True)
+    (tmp_path / "ours/quantised/q4.gguf").touch()
+    for given, told in {
+        "Qwen/Qwen3-0.6B": "no such folder; if it is on the Hugging Face Hub, download it first: "
+        "hf download Qwen/Qwen3-0.6B --local-dir FOLDER",
+        "ours/Qwen3-0.6B": "no such folder",  # a slip in a path
+        "../Qwen3": "no such folder",
+        "model.gguf": "GGUF is not read; name the folder of safetensors it is made of",
+        "ours/quantised": "/q4.gguf: GGUF is not read; name the folder of safetensors it is made "
+        "of",
+    }.items():
+        with pytest.raises(UserError) as error:
+            import_folder(Path(given), tmp_path / "run")
+        colon = "" if told.startswith("/") else ": "
+        assert str(error.value) == f"{given}{colon}{told}"
 
 
 @pytest.mark.parametrize("kind", ["llama", "hybrid"])

@@ -188,6 +188,18 @@ def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
             "no-such-folder: no such file or folder",
         ),
         (["tokenizer", "encode", "no-such.model"], "no-such.model: cannot read the tokenizer"),
+        (
+            ["tokenizer", "encode", "Qwen/Qwen3-0.6B"],
+            "download it first: hf download Qwen/Qwen3-0.6B --local-dir FOLDER\n",
+        ),
+        (
+            ["tokenizer", "encode", "docs"],
+            "docs: holds neither tokenizer.json (with tokenizer_config.json) nor tokenizer.model; ",
+        ),
+        (
+            ["tokenizer", "train", "HuggingFaceFW/fineweb-edu", "--out", "x.model"],
+            "first: hf download HuggingFaceFW/fineweb-edu --repo-type dataset --local-dir FOLDER\n",
+        ),
         (["data", "stats", "no-such-folder"], "no-such-folder"),
         (["data", "verify", "no-such-folder"], "no-such-folder"),
         (["eval", "no-such-run"], "no-such-run"),

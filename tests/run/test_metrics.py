@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.run.metrics import Metrics, ResumePoint
 from tests.runs import rows
@@ -33,3 +35,32 @@ def test_rows_after_a_checkpoint_are_dropped(
         file.write('{"kind": "train", "st')  # cut short by a crash
     with Metrics(tmp_path, ResumePoint(2, evaluated, rollbacks)):
         assert [f"{row['kind']} {row['step']}" for row in rows(tmp_path)] == kept
+
+
+@pytest.mark.parametrize(
+    ("losses", "shown"),
+    [
+        ([float(i) for i in range(2048)], {128 * k: 128 * k + 63.5 for k in range(16)}),
+        ([float(i) for i in range(16)], {k: float(k) for k in range(16)}),
+        # two by two; what is not scored is in no mean
+        ([None, None, None, 1.0, 2.0, *[3.0] * 12], {2: 1.0, 4: 2.5, 16: 3.0}
+         | dict.fromkeys(range(6, 16, 2), 3.0)),
+        ([], {}),
+    ],
+)  # fmt: skip
+def test_tensorboard_has_few_means_of_the_losses_by_position(
+    losses: list[float | None], shown: dict[int, float], tmp_path: Path
+) -> None:
+    with Metrics(tmp_path, None) as metrics:
+        metrics.write("eval", 3, {"passes": 2, "loss": 1.5, "loss_per_position": losses})
+    (row,) = rows(tmp_path)
+    assert row["loss_per_position"] == losses  # where all of them are
+    board: Any = EventAccumulator(str(tmp_path / "tensorboard"))  # type: ignore[no-untyped-call]
+    board.Reload()
+    name = "eval/passes_2/loss_per_position/"
+    found = {
+        int(tag.removeprefix(name)): board.Scalars(tag)[0].value
+        for tag in board.Tags()["scalars"]
+        if tag.startswith(name)
+    }
+    assert found == shown and board.Scalars("eval/passes_2/loss")[0].value == 1.5

@@ -5,17 +5,26 @@ test_engine.py.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from parallel.engine import Engine
 from parallel.zero_layout import WholeMatrices, shard_layout
 from pretrain.config.schema import OptimizerConfig
 from pretrain.data.batch import IGNORE
 from pretrain.run.newton_schulz import newton_schulz
-from pretrain.run.optimizer import DECAYED, MUON, PLAIN, MuonAdamW, lr_factor, role
+from pretrain.run.optimizer import (
+    DECAY_SHAPES,
+    DECAYED,
+    MUON,
+    PLAIN,
+    MuonAdamW,
+    lr_factor,
+    role,
+)
 from tests.run import reference
 
 
@@ -28,6 +37,33 @@ def test_schedule_warms_up_stays_and_decays() -> None:
     steps = [b - a for a, b in pairwise(rates[14:])]
     assert steps == pytest.approx([-0.18] * 5)
     assert lr_factor(0, 20, OptimizerConfig(warmup=0, decay=0)) == 1.0
+
+
+def test_a_cosine_over_the_run_is_torchs() -> None:
+    config = OptimizerConfig(warmup=4, decay=16, decay_shape="cosine", final_lr=0.1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = CosineAnnealingLR(optimizer, T_max=16, eta_min=0.1)
+    for step in range(4, 20):
+        optimizer.step()
+        theirs.step()
+        assert lr_factor(step, 20, config) == pytest.approx(theirs.get_last_lr()[0])
+    assert lr_factor(3, 20, config) == 1.0 and lr_factor(1, 20, config) == 0.5
+
+
+def test_a_decay_by_the_square_root() -> None:
+    config = OptimizerConfig(warmup=0, decay=16, decay_shape="sqrt", final_lr=0.2)
+    rates = [lr_factor(step, 40, config) for step in range(40)]
+    assert rates[:24] == [1.0] * 24
+    gone = [((1.0 - rate) / 0.8) ** 2 for rate in rates[24:]]  # as much each step
+    assert gone == pytest.approx([k / 16 for k in range(1, 17)])
+
+
+@pytest.mark.parametrize("shape", DECAY_SHAPES)
+def test_every_shape_goes_from_the_peak_to_the_end(shape: Literal["linear"]) -> None:
+    config = OptimizerConfig(warmup=2, decay=10, decay_shape=shape, final_lr=0.1)
+    rates = [lr_factor(step, 30, config) for step in range(30)]
+    assert rates[19] == 1.0 and rates[29] == pytest.approx(0.1)
+    assert all(b < a for a, b in pairwise(rates[19:]))
 
 
 def test_roles() -> None:

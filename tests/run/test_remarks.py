@@ -63,6 +63,16 @@ def test_a_decay_that_moves_is_said(
     ]
 
 
+def test_a_decay_of_another_shape_is_said() -> None:
+    old = config("train.steps=300")
+    new = config("train.steps=300", "optimizer.decay_shape=sqrt")
+    assert not list(remarks(new, old, 199))  # before the decay
+    assert list(remarks(new, old, 224)) == [
+        'optimizer.decay_shape = "sqrt" (it had "linear") moves the learning rate\'s decay: '
+        "it goes on at 0.55 of its peak instead of 0.775"
+    ]
+
+
 @pytest.mark.parametrize(("start", "before", "now"), [(100, 300, 400), (300, 300, 300)])
 def test_a_rate_that_stays_is_not_worth_a_word(start: int, before: int, now: int) -> None:
     assert not list(remarks(config(f"train.steps={now}"), config(f"train.steps={before}"), start))

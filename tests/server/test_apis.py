@@ -317,12 +317,15 @@ def test_a_conversation_is_a_name_for_its_last_turn(client: openai.OpenAI) -> No
     two = client.responses.create(input="two", conversation=conversation.id, store=False, **GREEDY)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(two.id)  # it is in the conversation alone
-    more: Any = [{"type": "message", "role": "user", "content": "three"}]
-    client.conversations.items.create(conversation.id, items=more)
-    said = [
-        i.content[0].text for i in client.conversations.items.list(conversation.id, order="asc")
-    ]  # type: ignore[union-attr]
-    assert said == [LONG, "one", one.output_text, "two", two.output_text, "three"]
+    more: Any = [{"type": "message", "role": "user", "content": text} for text in ("three", "3")]
+    added = client.conversations.items.create(conversation.id, items=more)
+    listed = list(client.conversations.items.list(conversation.id, order="asc"))
+    said = [i.content[0].text for i in listed]  # type: ignore[union-attr]
+    assert said == [LONG, "one", one.output_text, "two", two.output_text, "three", "3"]
+    assert added.data == listed[-2:] and not added.has_more  # those alone, in their order
+    assert (added.first_id, added.last_id) == (listed[-2].id, listed[-1].id)
+    one_more = client.conversations.items.create(conversation.id, items=more[:1])
+    assert len(one_more.data) == 1 and not one_more.has_more
 
     # the same as the chain of ids, and as the history resent
     first = client.responses.create(input=items, instructions=None, max_output_tokens=1, **GREEDY)

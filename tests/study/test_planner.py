@@ -94,12 +94,20 @@ def test_refusals(tmp_path: Path) -> None:
         plan(load(SMALL, whole), 512, load_hardware("h100"), fixed=fixed)
     with pytest.raises(UserError, match="tp must divide heads"):
         plan(load(SMALL, ["parallel.tp=2"]), 3, load_hardware("h100"), fixed=["parallel.tp"])
-    with pytest.raises(UserError, match="name one of b200, h100, h200"):
+    with pytest.raises(UserError, match="name one of a100, b200, h100, h200"):
         load_hardware("h1000")
     full = (ROOT / "configs/hardware/h100.toml").read_text().replace("reserved_gib = ", "#")
     (tmp_path / "full.toml").write_text(full.replace("[device]", "[device]\nreserved_gib = 80"))
     with pytest.raises(UserError, match=r"leaves nothing of device\.memory_gib = .*; lower it"):
         load_hardware(str(tmp_path / "full.toml"))
+
+
+def test_an_a100_is_slower_than_an_h100_and_holds_as_much() -> None:
+    a100, h100 = load_hardware("a100"), load_hardware("h100")
+    assert a100.usable_bytes == h100.usable_bytes
+    config = load(SMALL, ["train.batch=16"])
+    slow, fast = (plan(config, 8, each, top=1).best[0].seconds for each in (a100, h100))
+    assert 1.2 * fast < slow < 989 / 312 * fast  # launches take as long on either
 
 
 def test_command(

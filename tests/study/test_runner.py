@@ -197,6 +197,10 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
         ("model.d_model=32", "begun with model.d_model = 32; the study now has 64"),
         ("train.steps=900", "begun with train.steps = 900; the study now has 1250"),
         ("optimizer.decay=200", "begun with optimizer.decay = 200; the study now has 300"),
+        (
+            "optimizer.decay_shape=sqrt",
+            'begun with optimizer.decay_shape = "sqrt"; the study now has "linear"',
+        ),
         ("parallel.pp=2", ""),
         ("train.checkpoint_every=7", ""),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -182,7 +183,8 @@ async def add_items(id: str, request: ItemsRequest, http: Request) -> Response:
         read = _read(conversation.service, conversation.owner, http, request.items, conversation)
         await conversation.move(await read)
     lineage = conversation.service.store.lineage(conversation.owner, conversation.head)
-    return page(lineage, len(request.items), "desc", None)
+    added = [*islice(_newest_first(lineage), len(request.items))][::-1]
+    return JSONResponse(wire.listed(added, None, len(added)))
 
 
 @router.get("/v1/conversations/{id}/items")
@@ -211,14 +213,20 @@ def page(
         raise bad_request(f"Invalid 'limit': it is 1 to {MAX_PAGE}.", "limit", "invalid_value")
     if order not in ("asc", "desc"):
         raise bad_request("Invalid 'order': it is asc or desc.", "order", "invalid_value")
-    newest_first: list[wire.Json] = []
-    for entry, record in lineage:
-        number = entry.id.partition("_")[2]
-        if record["answer"] is not None and entry.id != answered_by:
-            newest_first.append(wire.input_item(f"msg_{number}", "assistant", record["answer"]))
-        for i, (role, content) in reversed(list(enumerate(record["turns"]))):
-            newest_first.append(wire.input_item(f"msg_{number}{i:02x}", role, content))
+    newest_first = list(_newest_first(lineage, answered_by))
     ordered = newest_first if order == "desc" else newest_first[::-1]
     if after is not None and all(item["id"] != after for item in ordered):
         raise not_found("Item", after, "after")
     return JSONResponse(wire.listed(ordered, after, limit))
+
+
+def _newest_first(
+    lineage: Iterable[tuple[Entry, dict[str, Any]]], answered_by: str = ""
+) -> Iterator[wire.Json]:
+    """A conversation's messages, see `page`."""
+    for entry, record in lineage:
+        number = entry.id.partition("_")[2]
+        if record["answer"] is not None and entry.id != answered_by:
+            yield wire.input_item(f"msg_{number}", "assistant", record["answer"])
+        for i, (role, content) in reversed(list(enumerate(record["turns"]))):
+            yield wire.input_item(f"msg_{number}{i:02x}", role, content)
