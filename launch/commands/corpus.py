@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.commands import argument
-from launch.commands.values import path
+from launch.commands.values import path, separator
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ ARGUMENTS = (
         help="suffix of files to read in folders; may be repeated (default: .py .txt .md .rst "
         ".jsonl .ndjson .json .parquet .arrow .feather .csv .tsv .tar)",
     ),
+    argument(
+        "--separator",
+        metavar="TEXT",
+        type=separator,
+        help="split files of text into documents at each TEXT, as '<|endoftext|>', '\\n' (lines) "
+        "or '\\n\\n' (paragraphs) (default: a file is one document)",
+    ),
     argument("--text-field", metavar="NAME", default="text", help="key, or column, of the text"),
     argument(
         "--skip-bad",
@@ -52,10 +59,13 @@ def make_corpus(
     suffixes: list[str] | None,
     text_field: str,
     skip_bad: bool,
+    separator: str | None,
 ) -> Corpus:
     """The documents that the arguments name."""
     if python == bool(sources):
         raise UserError("name the documents to read: either SOURCE ... or --python")
+    if python and separator:
+        raise UserError("--separator splits what SOURCE names; leave it out beside --python")
 
     from pretrain.data.corpus import Corpus, PythonCorpus
 
@@ -66,6 +76,7 @@ def make_corpus(
         suffixes=suffixes,
         text_field=text_field,
         skip_bad=skip_bad,
+        separator=separator or "",
     )
 
 

@@ -26,7 +26,9 @@ PREPARED = argument(
     "prepare",
     "write token shards",
     description="Tokenises documents, kept whole, into FOLDER/train and FOLDER/heldout.",
-    example="hypnos data prepare my-texts/ notes.jsonl.gz --tokenizer tokenizer.model --out shards",
+    example="hypnos data prepare my-texts/ notes.jsonl.gz --tokenizer tokenizer.model --out shards"
+    "\n"
+    r"hypnos data prepare input.txt --separator '\n\n' --tokenizer tokenizer.model --out shards",
     arguments=[
         *corpus.ARGUMENTS,
         argument(

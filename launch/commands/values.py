@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def part(text: str) -> tuple[int, int]:
     if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N, with I from 1 to N")
     return int(number), int(parts)
+
+
+def separator(text: str) -> str:
+    r"""What texts are split at: \n, \r, \t and \\ are a line's end, CR, a tab and a backslash."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give the text between two documents")
+    meant = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nrt\\])", lambda found: meant[found[1]], text)
 
 
 def seed(text: str) -> int:

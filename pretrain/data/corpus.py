@@ -51,7 +51,8 @@ class Corpus:
     any depth. A file is read by its suffix, in any case, and decompressed if .gz, .zst, .xz or .bz2
     follows: .jsonl, .ndjson, .json, .parquet, .arrow, .feather, .csv and .tsv hold one document per
     line, element or row, under `text_field`; .tar, one a member; any other file is one document of
-    UTF-8 text.
+    UTF-8 text. With a `separator` each piece between two of them is one, of such files and of the
+    texts in tars.
 
     Empty texts are no documents. A row or a file without text that can be read is a UserError that
     names it; with `skip_bad` it is left out. `tally` counts all that is read and left out.
@@ -61,6 +62,7 @@ class Corpus:
     suffixes: Sequence[str] | None = None
     text_field: str = "text"
     skip_bad: bool = False
+    separator: str = ""
     tally: Tally = field(default_factory=Tally)  # filled while reading
     files: int = 0  # known when reading begins
     files_read: int = 0
@@ -144,7 +146,7 @@ class Corpus:
             if not rows:
                 self.tally.leave_out("file", "empty", path)
         if rows:
-            self.tally.read["".join(split_suffix(path.name))] += 1
+            self.tally.add_file("".join(split_suffix(path.name)), self.separator)
 
     def _rows(self, path: Path, name: str) -> Iterator[Document | Rejected | LeftOut]:
         """Documents and bad rows of one file, by its suffix."""
@@ -163,14 +165,14 @@ class Corpus:
         if suffix in DELIMITERS:
             return read_table(path, name, self.text_field, DELIMITERS[suffix])
         if suffix == ".tar":
-            return read_tar(path, name, self.text_field)
+            return read_tar(path, name, self.text_field, self.separator)
         if suffix == ".parquet" or suffix in ARROW_SUFFIXES:
             kind = "Parquet" if suffix == ".parquet" else "Arrow"
             if compression:
                 raise Rejected(str(path), f"{kind} inside {compression}", fix="decompress it")
             read = read_parquet if suffix == ".parquet" else read_arrow
             return read(path, name, self.text_field)
-        return read_text(path, name)
+        return read_text(path, name, self.separator)
 
     def _reject(self, unit: str, what: Rejected) -> None:
         """Leave out a row, a file or its rest, or end."""

@@ -20,8 +20,14 @@ class Tally:
 
     def __init__(self) -> None:
         self.read: Counter[str] = Counter()  # files, by suffix
+        self.separator = ""  # that the texts among them were split at
         self.unread: Counter[str] = Counter()  # files whose suffix is not among those read
         self._left_out: dict[tuple[str, str], tuple[int, str]] = {}  # count, and the first place
+
+    def add_file(self, suffix: str, separator: str = "") -> None:
+        """Count one file that was read, and split if it is a text and there is a separator."""
+        self.read[suffix] += 1
+        self.separator = separator
 
     def leave_out(self, unit: str, kind: str, place: str | Path) -> None:
         """Count one "row", "file" or "folder" that is left out because it is of some kind."""
@@ -31,6 +37,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         """Count what another has counted, of sources that come after those of this one."""
         self.read.update(other.read)
+        self.separator = self.separator or other.separator
         self.unread.update(other.unread)
         for what, (count, place) in other._left_out.items():
             mine, first = self._left_out.get(what, (0, place))
@@ -39,7 +46,8 @@ class Tally:
     def lines(self) -> list[str]:
         """What was read, and what was left out, with the first of each kind."""
         lines = []
-        for are_rows, how in ((True, "row by row"), (False, "each as one text")):
+        texts = f"split at each {self.separator!r}" if self.separator else "each as one text"
+        for are_rows, how in ((True, "row by row"), (False, texts)):
             read = {s: n for s, n in self.read.items() if _holds_rows(s) == are_rows}
             if read:
                 lines.append(f"read {_count(Counter(read))}, {how}")

@@ -33,13 +33,24 @@ def merge_units(
     counts = {split: sum(index.samples for index in parts[split]) for split in todo}
     for split, count in counts.items():
         if not count:
-            raise UserError(
-                f"--holdout {holdout:g} of {sum(counts.values())} documents leaves none for "
-                f"{split}; give another share, 0 to hold out none, or a corpus of more documents"
-            )
+            raise _leaves_none(holdout, sum(counts.values()), split)
     for split in todo:
         _merge([unit / split for unit in units], parts[split], out, split)
     return {split: read_index(out / split) for split in splits}
+
+
+def _leaves_none(holdout: float, documents: int, split: str) -> UserError:
+    """That one side has no document, and what would give it one."""
+    if documents == 1:
+        return UserError(
+            f"--holdout {holdout:g} of 1 document leaves none for {split}, for a document is never "
+            r"cut: --separator '\n\n' makes documents of the paragraphs of a text, and --holdout 0 "
+            "holds out none"
+        )
+    return UserError(
+        f"--holdout {holdout:g} of {documents} documents leaves none for {split}; give another "
+        "share, 0 to hold out none, or a corpus of more documents"
+    )
 
 
 def _merge(folders: Sequence[Path], indexes: Sequence[Index], out: Path, split: str) -> None:

@@ -136,10 +136,10 @@ def _merge_parts(out: Path) -> dict[str, Index]:
     for part in parts[1:]:
         if (other := _read_part(part)) != made_of:
             name = next(n for n in made_of | other if other.get(n) != made_of.get(n))
+            mine, first = (json.dumps(made.get(name)) for made in (other, made_of))
             raise UserError(
-                f"{part}: made of other files or settings than {parts[0].name} ({name}: "
-                f"{other.get(name)} instead of {made_of.get(name)}); remove those that are wrong, "
-                "and prepare them again"
+                f"{part}: made of other files or settings than {parts[0].name} ({name}: {mine} "
+                f"instead of {first}); remove those that are wrong, and prepare them again"
             )
     units = sorted((unit for part in parts for unit in part.glob("unit-*")), key=_name)
     splits = [split for split in SPLITS if made_of["holdout"] or split == "train"]
@@ -206,7 +206,7 @@ def _made_of(corpus: Corpus, units: Sequence[Unit], target: Target) -> dict[str,
         "skip_bad": corpus.skip_bad,
         "units": len(units),
         "files": hashlib.sha256(listing.encode()).hexdigest(),
-    }
+    } | ({"separator": corpus.separator} if corpus.separator else {})
 
 
 def _read_part(folder: Path) -> dict[str, Any]:

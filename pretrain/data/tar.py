@@ -7,6 +7,7 @@ texts are documents, and JSON beside them tells about them; in a sample without,
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -14,7 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
 from pretrain.data.compression import open_stream
-from pretrain.data.formats import TEXT_SUFFIXES, Document, LeftOut, Rejected, as_text
+from pretrain.data.formats import (
+    TEXT_SUFFIXES,
+    Document,
+    LeftOut,
+    Rejected,
+    as_text,
+    split_text,
+)
 from pretrain.data.json_rows import BOM, MAX_LINE, json_document
 from pretrain.files import parse_json
 
@@ -22,9 +30,9 @@ Row = Document | Rejected | LeftOut
 Member = tuple[tarfile.TarInfo, bytes | None]  # and its content, of texts and JSON
 
 
-def read_tar(path: Path, name: str, key: str) -> Iterator[Row]:
+def read_tar(path: Path, name: str, key: str, separator: str = "") -> Iterator[Row]:
     """The texts of all samples, in their order; of a tar that is damaged, all before that but JSON
-    of the last sample, of which a text may be missing.
+    of the last sample, of which a text may be missing. Texts, not JSON, are split at separators.
     """
     try:
         with (
@@ -33,7 +41,7 @@ def read_tar(path: Path, name: str, key: str) -> Iterator[Row]:
         ):
             members = ((info, _content(tar, info)) for info in tar)
             for _, sample in groupby(members, lambda member: _sample(member[0].name)):
-                yield from _texts(sample, path, name, key)
+                yield from _texts(sample, path, name, key, separator)
             _check_end(tar.fileobj)
     except tarfile.TarError as error:
         raise Rejected(
@@ -82,7 +90,9 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
     return member.read()
 
 
-def _texts(sample: Iterable[Member], path: Path, name: str, key: str) -> Iterator[Row]:
+def _texts(
+    sample: Iterable[Member], path: Path, name: str, key: str, separator: str
+) -> Iterator[Row]:
     has_text, held = False, 0
     waiting: list[tuple[bytes, str, str]] = []
     for info, content in sample:
@@ -98,7 +108,10 @@ def _texts(sample: Iterable[Member], path: Path, name: str, key: str) -> Iterato
             yield LeftOut(suffix if info.isfile() else "no file", place)
         elif _suffix(info) in TEXT_SUFFIXES:
             has_text = True
-            yield _text(content, place, source)
+            if separator and content:
+                yield from split_text(io.BytesIO(content), separator, place, source)
+            else:
+                yield _text(content, place, source)
         elif has_text:
             yield LeftOut(".json beside a text", place)
         else:

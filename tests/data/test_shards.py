@@ -258,6 +258,17 @@ def test_holdout_that_leaves_a_side_empty_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts"]
 
 
+@pytest.mark.parametrize("holdout", [0.01, 0.99])
+def test_one_document_is_never_cut(tmp_path: Path, tokenizer: Tokenizer, holdout: float) -> None:
+    """No share would do, so none is asked for."""
+    (tmp_path / "input.txt").write_text("sleep\n\n" * 60 + "wake")
+    with pytest.raises(
+        UserError, match=r"of 1 document .* never cut: --separator '\\n\\n'"
+    ) as error:
+        prepare(Corpus([tmp_path / "input.txt"]), tokenizer, tmp_path / "out", holdout=holdout)
+    assert "another share" not in str(error.value)
+
+
 def test_what_a_killed_prepare_left_is_removed_by_the_next(
     tmp_path: Path, tokenizer: Tokenizer, model: Path
 ) -> None:
@@ -315,7 +326,9 @@ def test_stats_say_what_a_mixture_gives(
     for tokens in (1e9, 1e3):
         assert main([*command, "--tokens", str(tokens)]) == 0
         line = capsys.readouterr().out.splitlines()[-1]
-        said = re.match(r".*/long: ([\d.]+)% of the tokens .*, about ([\d,]+) documents", line)
+        said = re.match(
+            r".*/long: about ([\d.]+) % of the tokens .*, about ([\d,]+) documents", line
+        )
         assert said, line
         documents = int(said[2].replace(",", ""))
         assert documents == pytest.approx(0.1 * tokens / mean, abs=1)
