@@ -7,14 +7,18 @@ streams check themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from pretrain.config.fields import differences
+from pretrain.config.load import to_toml
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
 MAX_NAMED = 5  # settings in a message
+MAX_SHOWN = 100  # characters of a value
+LEAD = 40  # of these, before what differs
 
 
 def check_unchanged(
@@ -41,9 +45,21 @@ def changes(before: Config, now: Config) -> str:
 
 
 def _named(changed: Sequence[tuple[str, Any, Any]]) -> str:
-    each = [
-        f"{place} = {shortened(repr(new))} (it had {shortened(repr(old))})"
-        for place, old, new in changed[:MAX_NAMED]
-    ]
+    each = []
+    for place, *values in changed[:MAX_NAMED]:
+        old, new = _around_difference(*map(to_toml, values))
+        each.append(f"{place} = {new} (it had {old})")
     more = len(changed) - MAX_NAMED
     return ", ".join(each) + (f" and {more} more" if more > 0 else "")
+
+
+def _around_difference(old: str, new: str) -> tuple[str, str]:
+    """Both, each shortened to where they begin to differ if it is long."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+    begin = max(0, same - LEAD)
+    cut = [max(0, min(begin, len(text) - MAX_SHOWN)) for text in (old, new)]
+    one, two = (
+        f"{'...' if at else ''}{shortened(text[at:], MAX_SHOWN)}"
+        for at, text in zip(cut, (old, new), strict=True)
+    )
+    return one, two

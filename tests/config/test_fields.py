@@ -10,8 +10,8 @@ import pytest
 from pretrain.config.fields import check, values
 from pretrain.config.load import parse
 from pretrain.config.reference import WIDTH, page, text
-from pretrain.config.resume import check_unchanged
-from pretrain.config.schema import Config
+from pretrain.config.resume import changes, check_unchanged
+from pretrain.config.schema import Config, CorpusConfig
 from pretrain.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -92,8 +92,32 @@ def test_what_a_run_that_goes_on_may_change(place: str) -> None:
         return
     with pytest.raises(UserError) as error:
         check_unchanged(Path("step-3"), before, now, "a fix")
-    said = f"step-3 cannot be continued with {place} = 'another value' (it had "
+    said = f'step-3 cannot be continued with {place} = "another value" (it had '
     assert str(error.value).startswith(said) and str(error.value).endswith(": a fix")
+
+
+def test_what_has_changed_is_said_as_it_is_written() -> None:
+    """Also tables; of long values what differs."""
+    before, now = Config(), Config()
+    before.train.precision, now.train.precision = "fp32", "bf16"
+    before.data.train, now.data.train = (
+        [CorpusConfig(path="web", weight=w), CorpusConfig(path="books")] for w in (0.5, 0.25)
+    )
+    assert changes(before, now) == (
+        'data.train = [{path = "web", weight = 0.25}, {path = "books", weight = 1.0}] '
+        '(it had [{path = "web", weight = 0.5}, {path = "books", weight = 1.0}]), '
+        'train.precision = "bf16" (it had "fp32")'
+    )
+    now.train.precision = "fp32"
+    for config, name in ((before, "books"), (now, "code")):
+        names = [*(f"corpus-{i}" for i in range(20)), name, *(f"more-{i}" for i in range(20))]
+        config.data.train = [CorpusConfig(path=each) for each in names]
+    said = changes(before, now)
+    assert said.startswith("data.train = ...")
+    assert 'path = "code", weight' in said and 'path = "books", weight' in said
+    assert "corpus-19" in said and "corpus-18" not in said and len(said) < 250
+    now.data.train = now.data.train[:1]  # only one is long
+    assert changes(before, now).startswith('data.train = [{path = "corpus-0", weight = 1.0}] (it')
 
 
 def test_the_reference_is_a_configuration_of_every_default() -> None:

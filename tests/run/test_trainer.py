@@ -203,7 +203,7 @@ def test_settings_that_change_the_result_are_refused(depo: MakeConfig) -> None:
     train(depo("parts", steps=3, eval_every=9), progress=False)
     for section, name, value, message in (
         ("sleep", "passes", 3, r"step-3 cannot be continued with sleep\.passes = 3 \(it had 2\)"),
-        ("train", "precision", "bf16", r"train\.precision = 'bf16' \(it had "),
+        ("train", "precision", "bf16", r'train\.precision = "bf16" \(it had "'),
         ("depo", "max_hops", 1, r"depo\.max_hops = 1 \(it had "),
     ):
         config = depo("parts")
