@@ -89,9 +89,11 @@ def writes_user_file(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or path  # a disk that is full names no file
+        forbidden = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        fix = "allow it" if forbidden else "make room there"
         raise storage_error(error)(
             f"{where}: cannot be written: {error.strerror}; "
-            "make room there, or set run.dir (what is saved is intact)"
+            f"{fix}, or set run.dir (what is saved is intact)"
         ) from None
 
 

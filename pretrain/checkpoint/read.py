@@ -186,10 +186,12 @@ def resume_candidates(run: Path, say: Callable[[str], None]) -> list[int]:
         return found
     if named is None:
         return found
+    before = [step for step in found if step <= named]
     if named not in found:
         missing = f"{checkpoint_dir(run, named)}: missing, and `latest` names it"
-        say(f"{missing}; trying the checkpoint before it")
-    return [step for step in found if step <= named] or found
+        instead = "trying the checkpoint before it" if before else "taking the newest that there is"
+        say(f"{missing}; {instead}")
+    return before or found
 
 
 def latest_valid(
