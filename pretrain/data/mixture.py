@@ -1,4 +1,4 @@
-"""What each corpus of a mixture really gives to a run: by the order that the run draws in."""
+"""What each corpus really gives to a run: by the order that the run draws in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.index import find_split, read_index
+from pretrain.data.index import Shard, find_split, read_index
 from pretrain.data.order import drawn_before, quotas, token_shares
 from pretrain.data.store import Place
 
@@ -26,9 +26,16 @@ class CorpusShare:
 
     def __str__(self) -> str:
         return (
-            f"{self.given:.4%} of the tokens ({self.asked:.4%} asked for), "
+            f"about {percent(self.given)} of the tokens ({percent(self.asked)} asked for), "
             f"about {self.documents:,} documents, {self.epochs:,.2f} epochs"
         )
+
+
+def percent(share: float) -> str:
+    """A share in two digits or three: it is an estimate."""
+    if 0 < share < 1e-4:
+        return "less than 0.01 %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def corpus_shares(
@@ -69,8 +76,26 @@ def mean_places(lengths: NDArray[np.uint32], window: int, windows: int) -> float
     A document of whole windows needs another for its EOS, but where its row ends, too. Of many
     documents, some from all over the corpus speak for all.
     """
-    if len(lengths) > STRETCHES * STRETCH:
-        firsts = np.linspace(0, len(lengths) - STRETCH, STRETCHES, dtype=np.int64)
-        lengths = np.concatenate([lengths[first : first + STRETCH] for first in firsts])
+    lengths = _some(lengths)
     whole = (lengths % window == 0).mean()
     return float((lengths // window + 1).mean() - whole / windows) * window
+
+
+def longest_over(lengths: NDArray[np.uint32], shards: Sequence[Shard], tokens: int) -> int:
+    """Tokens of the longest document, if it has more than so many; 0 if none has.
+
+    No length is read where no shard holds so many. Otherwise, of many documents, only those that
+    speak for all are looked at.
+    """
+    if max(shard.tokens for shard in shards) <= tokens:
+        return 0
+    longest = int(_some(lengths).max())
+    return longest if longest > tokens else 0
+
+
+def _some(lengths: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """All lengths, or of many some from all over the corpus."""
+    if len(lengths) <= STRETCHES * STRETCH:
+        return lengths
+    firsts = np.linspace(0, len(lengths) - STRETCH, STRETCHES, dtype=np.int64)
+    return np.concatenate([lengths[first : first + STRETCH] for first in firsts])

@@ -15,7 +15,7 @@ from pretrain.data import lanes
 from pretrain.data.batch import Batch
 from pretrain.data.index import find_split, read_index
 from pretrain.data.lanes import Cursor, Row, Span
-from pretrain.data.mixture import corpus_shares, mean_places
+from pretrain.data.mixture import corpus_shares, longest_over, mean_places
 from pretrain.data.order import Order, token_shares
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.reader import Shards
@@ -101,10 +101,10 @@ class TextStream:
         return batch
 
     def describe(self, steps: int) -> list[str]:
-        """A line for each corpus of a mixture: what it gives to a run of so many steps; and for one
-        that is the held-out text, too.
+        """A line for each corpus: what it gives to a run of so many steps; and for one that is the
+        held-out text, too, or whose documents are too few or too long for the rows of a batch.
         """
-        return [*self._judged_by(), *self._shares(steps)]
+        return [*self._judged_by(), *self._shares(steps), *self._ill_cut(steps)]
 
     def _judged_by(self) -> list[str]:
         if not self._config.heldout:
@@ -119,17 +119,45 @@ class TextStream:
         ]
 
     def _shares(self, steps: int) -> list[str]:
-        if len(self._corpora) == 1:
-            return []
         L, W, places = self._window, self._config.windows, self._means
         if self._config.documents == "isolate":
             places = [mean_places(shards.lengths, L, W) for shards in self._corpora]
         tokens = steps * self._batch * W * L
+        if len(self._corpora) == 1:
+            epochs = tokens / places[0] / self._sizes[0]
+            return [
+                f"{self._config.train[0].path}: {_documents(self._sizes[0])}, "
+                f"{self._corpora[0].index.tokens:,} tokens, about {epochs:,.2f} epochs in "
+                f"{steps:,} steps"
+            ]
         shares = corpus_shares(self._sizes, self._means, self._weights, tokens, places)
         return [
             f"{corpus.path}: {share} in {steps:,} steps"
             for corpus, share in zip(self._config.train, shares, strict=True)
         ]
+
+    def _ill_cut(self, steps: int) -> list[str]:
+        """A line for each corpus whose documents leave rows without text of their own."""
+        lines = []
+        reads = steps * self._config.windows * self._window
+        for corpus, shards in zip(self._config.train, self._corpora, strict=True):
+            why = []
+            if len(shards) < self._batch:
+                why.append(
+                    f"{_documents(len(shards))} for the {self._batch:,} rows of a batch: rows of a "
+                    "batch will read the same text"
+                )
+            if longest := longest_over(shards.lengths, shards.index.shards, reads):
+                why.append(
+                    f"its longest document has {longest:,} tokens and a row reads {reads:,} in the "
+                    "run: only its beginning is read; shares and epochs are off"
+                )
+            if why:
+                lines.append(
+                    f"{corpus.path}: {'; '.join(why)}. Give more, shorter documents: `hypnos data "
+                    r"prepare ... --separator '\n\n'` makes them of the paragraphs of a text"
+                )
+        return lines
 
     def samples(self) -> Callable[[Gather], Any]:
         """The stretches of documents in each row of the last global batch: corpus, document, first
@@ -212,3 +240,7 @@ class TextStream:
         if config.documents == "isolate":
             return lanes.isolate(find, cursor, config.windows, self._window, config.carry)
         return lanes.stitch(find, cursor, config.windows * self._window)
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'' if count == 1 else 's'}"

@@ -13,8 +13,8 @@ import pytest
 
 from pretrain.config.schema import DataConfig
 from pretrain.data import heldout, reader, records
-from pretrain.data.index import DOCUMENT, DOCUMENTS, Index
-from pretrain.data.mixture import mean_places
+from pretrain.data.index import DOCUMENT, DOCUMENTS, Index, Shard
+from pretrain.data.mixture import longest_over, mean_places
 from pretrain.data.reader import Shards
 from pretrain.data.stream import TextStream
 from pretrain.errors import UserError
@@ -122,6 +122,15 @@ def test_the_length_of_many_documents_is_estimated() -> None:
     assert places == pytest.approx(mean_places(lengths[: 1 << 20], 64, 8), rel=0.01)
     exact = (lengths // 64 + 1).mean() - (lengths % 64 == 0).mean() / 8
     assert places == pytest.approx(float(exact) * 64, rel=0.01)
+
+
+def test_the_longest_of_many_documents_is_looked_for_where_there_may_be_one() -> None:
+    lengths = np.full(3_000_000, 7, np.uint32)
+    lengths[0] = 90
+    shards = [Shard("", 0, 1_000_000, tokens, "") for tokens in (60, 90)]
+    assert longest_over(lengths, shards, 89) == 90
+    assert longest_over(lengths, shards, 90) == 0
+    assert longest_over(np.array([], np.uint32), shards, 90) == 0  # none is read
 
 
 def test_held_out_rows_do_not_depend_on_how_many_lengths_are_looked_at_together(

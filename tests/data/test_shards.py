@@ -326,7 +326,9 @@ def test_stats_say_what_a_mixture_gives(
     for tokens in (1e9, 1e3):
         assert main([*command, "--tokens", str(tokens)]) == 0
         line = capsys.readouterr().out.splitlines()[-1]
-        said = re.match(r".*/long: ([\d.]+)% of the tokens .*, about ([\d,]+) documents", line)
+        said = re.match(
+            r".*/long: about ([\d.]+) % of the tokens .*, about ([\d,]+) documents", line
+        )
         assert said, line
         documents = int(said[2].replace(",", ""))
         assert documents == pytest.approx(0.1 * tokens / mean, abs=1)

@@ -22,6 +22,7 @@ from pretrain.config.schema import CorpusConfig, DataConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.corpus import Corpus
 from pretrain.data.heldout import heldout_batches
+from pretrain.data.index import read_index
 from pretrain.data.prepare import prepare
 from pretrain.data.reader import Shards
 from pretrain.data.stream import TextStream
@@ -267,7 +268,7 @@ def test_corpora_are_mixed_by_their_share_of_tokens(
 
     said = stream.describe(1500)
     shares = [
-        float(re.search(r": ([\d.]+)% of the tokens \(50.0000% asked", line)[1]) for line in said
+        float(re.search(r": about (\d+) % of the tokens \(50 % asked", line)[1]) for line in said
     ]  # type: ignore[index]
     assert shares == pytest.approx([50, 50], rel=0.005)
     for corpus, line in zip(corpora, said, strict=True):
@@ -289,16 +290,63 @@ def samples_of(stream: TextStream, steps: int, stitched: bool) -> tuple[Counter[
     return read, documents
 
 
-def test_one_corpus_needs_no_words(config: DataConfig) -> None:
-    assert open_stream(config).describe(100) == []
+@pytest.mark.parametrize("mode", MODES)
+def test_of_one_corpus_it_is_said_how_often_it_is_read(
+    config: DataConfig, folder: Path, mode: tuple[str, bool]
+) -> None:
+    stream = open_stream(config, mode)
+    [line] = stream.describe(1500)
+    _, documents = samples_of(stream, 1500, stitched=mode[0] == "stitch")
+    tokens = read_index(folder / "train").tokens
+    said = re.fullmatch(
+        rf"{folder}: 41 documents, {tokens:,} tokens, about ([\d.]+) epochs in 1,500 steps", line
+    )
+    assert said and float(said[1]) == pytest.approx(documents.total() / 41, rel=0.05)
+
+
+def made_of(config: DataConfig, tokenizer: Tokenizer, root: Path, texts: list[str]) -> DataConfig:
+    """The same with a corpus of these texts."""
+    prepare(Corpus([write_texts(root / "in", texts)]), tokenizer, root / "out", holdout=0)
+    return replace(config, train=[CorpusConfig(path=str(root / "out"))])
+
+
+def test_documents_that_are_fewer_than_rows_are_told(
+    config: DataConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    one = made_of(config, tokenizer, tmp_path / "one", ["".join(make_texts(40, seed=3))])
+    [batch] = take(open_stream(one), 1)
+    assert all(torch.equal(row, batch.tokens[0]) for row in batch.tokens)
+    for documents in (1, B - 1, B):
+        few = made_of(config, tokenizer, tmp_path / str(documents), make_texts(documents, seed=3))
+        said = open_stream(few).describe(100)[1:]
+        if documents == B:
+            assert said == []
+            continue
+        [line] = said
+        counted = "1 document" if documents == 1 else f"{documents} documents"
+        told = f"{few.train[0].path}: {counted} for the {B} rows of a batch: rows of a batch will "
+        assert line.startswith(f"{told}read the same text. Give more, shorter documents: ")
+        assert r"`hypnos data prepare ... --separator '\n\n'`" in line
+
+
+def test_a_document_that_no_row_reads_to_its_end_is_told(
+    config: DataConfig, folder: Path, tokenizer: Tokenizer
+) -> None:
+    longest, row = int(Shards(folder / "train", tokenizer).lengths.max()), 3 * L
+    stream = open_stream(config)
+    [line] = stream.describe((longest - 1) // row)[1:]
+    assert f"{folder}: its longest document has {longest:,} tokens and a row reads " in line
+    assert "only its beginning is read; shares and epochs are off. Give more, shorter" in line
+    assert stream.describe(-(-longest // row))[1:] == []
+    stream.close()
 
 
 def test_text_that_is_held_out_and_trained_on_is_named(config: DataConfig, prepared: Path) -> None:
     trained, apart = str(prepared / "train"), str(prepared / "heldout")
     twice = replace(config, train=[CorpusConfig(path=trained)], heldout=trained)
-    [line] = open_stream(twice).describe(100)
+    line, *others = open_stream(twice).describe(1000)
     assert line.startswith(f"{trained} is data.heldout, too: ")
-    assert open_stream(replace(twice, heldout=apart)).describe(100) == []
+    assert open_stream(replace(twice, heldout=apart)).describe(1000) == others
 
 
 def test_other_tokenizer_and_folder_without_shards_are_refused(
