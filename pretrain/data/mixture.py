@@ -12,7 +12,7 @@ from pretrain.data.index import Shard, find_split, read_index
 from pretrain.data.order import drawn_before, quotas, token_shares
 from pretrain.data.store import Place
 
-STRETCHES, STRETCH = 256, 4096  # documents that the length of all is taken from: reading costs
+STRETCHES, STRETCH = 64, 4096  # documents that the length of all is taken from: reading costs
 
 
 @dataclass
