@@ -72,14 +72,14 @@ class Seat:
                 self.say(f"preflight: {problem.state}: {problem}")
         lines = [str(problem) for problem in problems] or [str(error)]
         kept = {"bad_hosts": error.bad_hosts, "problems": lines}
-        told = json.dumps({"error": str(error), "bad_hosts": error.bad_hosts})
-        scatter(self.store, keys, [told] * len(keys))
-        if can_write:
+        if can_write:  # before anyone hears of it, and ends, and the launcher ends all
             try:
                 with writes_user_file(self.run / FILE):
                     self.run.mkdir(parents=True, exist_ok=True)
                     write_atomically(self.run / FILE, json.dumps(kept, indent=1) + "\n")
             except UserError as unwritten:  # what is wrong matters more
                 self.say(f"preflight: {unwritten}")
+        told = json.dumps({"error": str(error), "bad_hosts": error.bad_hosts})
+        scatter(self.store, keys, [told] * len(keys))
         mesh.leave_together(self.store, 0, set(range(self.world.size)) - set(deaf))
         return error
