@@ -7,14 +7,15 @@ windows is checked by the task (`pretrain/tasks/`).
 from __future__ import annotations
 
 import os
+from typing import get_args
 
 from parallel.combinations import Layout, refusal
-from pretrain.config.fields import check, refused, values
-from pretrain.config.schema import Config
+from pretrain.config.fields import check, refused, type_hints, values
+from pretrain.config.schema import Config, DataConfig
 from pretrain.data.store import is_remote
 from pretrain.errors import UserError
 
-TASKS = ("depo", "rule110", "stories", "mqar", "s5", "brevo", "recall")  # sections of their own
+TASKS = get_args(type_hints(DataConfig)["task"])  # a made-up one has a section of its own
 MAX_TOKENS = 1 << 28  # of a step, and of an evaluation: what a rank's host holds at once
 
 

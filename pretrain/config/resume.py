@@ -45,12 +45,15 @@ def changes(before: Config, now: Config) -> str:
 
 
 def _named(changed: Sequence[tuple[str, Any, Any]]) -> str:
-    each = []
-    for place, *values in changed[:MAX_NAMED]:
-        old, new = _around_difference(*map(to_toml, values))
-        each.append(f"{place} = {new} (it had {old})")
+    each = [changed_to(*change) for change in changed[:MAX_NAMED]]
     more = len(changed) - MAX_NAMED
     return ", ".join(each) + (f" and {more} more" if more > 0 else "")
+
+
+def changed_to(place: str, before: Any, now: Any) -> str:
+    """What a setting is, and was."""
+    old, new = _around_difference(to_toml(before), to_toml(now))
+    return f"{place} = {new} (it had {old})"
 
 
 def _around_difference(old: str, new: str) -> tuple[str, str]:

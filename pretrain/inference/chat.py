@@ -172,7 +172,7 @@ class TemplateForm:
         """Refused: it writes no conversation; says why."""
         if own := sorted(OURS.intersection(settings)):
             raise Refused(f"'{own[0]}' is no variable that can be set")
-        self.tokenizer, self.template, self.settings = tokenizer, template, settings
+        self.tokenizer, self.template = tokenizer, template
         self.variables = {**tokenizer.chat.names, **settings}
         self._having = functools.lru_cache(MOST_FORMS)(self._made)
         known = template + json.dumps(self.variables, sort_keys=True)
@@ -209,9 +209,7 @@ class TemplateForm:
         return self._having(json.dumps(variables, sort_keys=True))
 
     def _made(self, variables: str) -> ChatForm:
-        return TemplateForm(
-            self.tokenizer, self.template, {**self.settings, **json.loads(variables)}
-        )
+        return TemplateForm(self.tokenizer, self.template, self.variables | json.loads(variables))
 
     def _pieces(self, turns: Sequence[Turn], read: int) -> list[tuple[str, int | None]]:
         """The text after the content of the last turn that was read: what the template writes, a

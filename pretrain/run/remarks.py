@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 from pretrain.config.checks import uses_tokenizer
-from pretrain.config.fields import differences, shown
+from pretrain.config.fields import differences
+from pretrain.config.resume import changed_to
 from pretrain.config.schema import Config
 from pretrain.convert.engines import early_warning
 from pretrain.run.optimizer import lr_factor
@@ -57,7 +58,7 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
         now, was = (lr_factor(start, c.train.steps, c.optimizer) for c in (config, before))
         changed = {place: (old, new) for place, _, old, new in differences(before, config)}
         moved = " and ".join(
-            f"{place} = {shown(changed[place][1])} (it had {shown(changed[place][0])})"
+            changed_to(place, *changed[place])
             for place in ("train.steps", "optimizer.decay", "optimizer.decay_shape")
             if place in changed
         )

@@ -83,9 +83,8 @@ class _Watched(SleepLM):
         write_only: int | None = None,
     ) -> tuple[Tensor, State]:
         h, self.state = super().run(numbers, h, state, window, policy=policy, write_only=write_only)
-        is_core = (
-            numbers and numbers.start == self.sleep.prelude
-        )  # an empty prelude begins there too
+        # an empty prelude begins there, too
+        is_core = numbers and numbers.start == self.sleep.prelude
         if is_core and not torch.is_grad_enabled():
             self.seen.append(h.detach())
         return h, self.state

@@ -107,13 +107,12 @@ def fit_loss(points: Points) -> LossLaw:
 
 def at_bound(law: LossLaw) -> list[str]:
     """The exponents that are as small or as large as the fit lets them be: not what runs say."""
-    ends = zip(EXPONENTS, LOWEST[3:], HIGHEST[3:], strict=True)
-    return [
-        name
-        for name, low, high in ends
-        if not low + 0.01 * (high - low) < getattr(law, name) < high - 0.01 * (high - low)
-        and not np.isnan(getattr(law, name))
-    ]
+    found = []
+    for name, low, high in zip(EXPONENTS, LOWEST[3:], HIGHEST[3:], strict=True):
+        value, near = getattr(law, name), 0.01 * (high - low)
+        if value <= low + near or value >= high - near:  # nan is neither
+            found.append(name)
+    return found
 
 
 def _grid(points: Points, scale: _Scale, free: Any) -> list[tuple[float, Array]]:

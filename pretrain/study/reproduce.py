@@ -77,15 +77,15 @@ def plan(
             raise UserError(f"{override}: a study sets {place}; give {SET_BY_A_STUDY[place]}")
     if controls and compared[-1] == 1:
         raise UserError("--controls are compared with more than one pass; name an N with --passes")
-    sleeping = [n for n in compared if n > 1]
-    if strange := sorted(set(controls_of) - set(sleeping)):
+    sleeping, chosen = [n for n in compared if n > 1], sorted(set(controls_of))
+    if strange := [n for n in chosen if n not in sleeping]:
         raise UserError(
             f"--controls-of {strange[0]}: name an N above 1 that --passes has: "
             f"{', '.join(map(str, sleeping)) or 'none'}"
         )
     arms = [(f"n{n}", SLEEP, n) for n in compared]
     for name in controls:
-        of = sorted(set(controls_of)) or (sleeping if CONTROLS[name].every_n else compared[-1:])
+        of = chosen or (sleeping if CONTROLS[name].every_n else compared[-1:])
         arms += [(f"{name}-n{n}", CONTROLS[name], n) for n in of]
     asked = {name: control.overrides(settings, n) for name, control, n in arms}  # one line each
     planned = []

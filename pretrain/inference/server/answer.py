@@ -81,7 +81,7 @@ class Answers:
         mark: Callable[[Mark, Session], None] | None = None,
     ) -> None:
         form = start.form
-        self.service, self.start, self.top, self.form = service, start, top, form
+        self.service, self.start, self.top = service, start, top
         self.each = [Answer(start) for _ in range(count)]
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         post = partial(_post, asyncio.get_running_loop(), self._events)
@@ -162,8 +162,9 @@ class Answers:
             return Update(index)
         answer, shows = self.each[index], bool(event.text)
         text = event.text
-        if self.form is not None and not answer.said.text:
-            text = text.removeprefix(self.form.space)
+        form = self.start.form
+        if form is not None and not answer.said.text:
+            text = text.removeprefix(form.space)
         if isinstance(event, Said):
             answer.tokens += 1
             if self.top is not None:
@@ -171,7 +172,7 @@ class Answers:
         else:
             answer.finished, answer.said.finish_reason = event, event.reason
             shows |= event.reason == "length"
-            if event.by is not None and self.top is not None and self.form is None:
+            if event.by is not None and self.top is not None and form is None:
                 # a completion's end has a score as its tokens have, and no text: lm-eval counts it
                 answer.unshown.append(replace(self._score(event.by), text=b""))
                 shows = True
