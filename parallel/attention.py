@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from parallel import mesh
 from parallel.context import to_heads, to_tokens
 from parallel.fused import fused
-from parallel.layers import ColumnLinear, RowLinear, gather_tokens, project
+from parallel.layers import ColumnLinear, RowLinear, gather_tokens, project, split_parameter
 from parallel.norms import RMSNorm, at_least_fp32, normalize, normalize_backward, rms_norm
 from parallel.shape import BlockShape
 from parallel.state import AttentionState
@@ -120,6 +120,11 @@ class Attention(nn.Module):
         self.gate = ColumnLinear(D, shape.attention_heads * head)
         self.k = ColumnLinear(D, shape.attention_kv_heads * head)
         self.v = ColumnLinear(D, shape.attention_kv_heads * head)
+        self.has_bias = shape.attention_qkv_bias
+        if self.has_bias:
+            self.q_bias = split_parameter(shape.attention_heads * head)
+            self.k_bias = split_parameter(shape.attention_kv_heads * head)
+            self.v_bias = split_parameter(shape.attention_kv_heads * head)
         self.q_norm, self.k_norm = (_norm(shape), _norm(shape))
         self.out = RowLinear(shape.attention_heads * head, D)
 
@@ -139,6 +144,8 @@ class Attention(nn.Module):
         reads = [] if write_only else [self.q, self.gate]
         k, v, *rest = project(x, self.k, self.v, *reads)
         gate = rest.pop() if rest else None
+        if self.has_bias:
+            k, v, rest = k + self.k_bias, v + self.v_bias, [q + self.q_bias for q in rest]
         k, v, *q = to_heads(window.size, k, v, *rest)
         # [B, Hkv, T, head]
         k = self._rotated(k.view(B, T, self.kv_heads, self.head_dim), self.k_norm, window)

@@ -23,9 +23,10 @@ class BlockShape:
     """Sizes of the attention, delta-rule and MLP parts of a block.
 
     Each means the same as a setting of transformers' `Qwen3_5TextConfig`, whose other name stands
-    in (parentheses). Three have none there: delta_chunk changes how a result is computed, not the
-    result; delta_negative_eigenvalues (`allow_neg_eigval` of flash-linear-attention) and no
-    attention_qk_norm (Llama) make another model.
+    in (parentheses). The others have none there: delta_chunk changes how a result is computed, not
+    the result; delta_negative_eigenvalues (`allow_neg_eigval` of flash-linear-attention) makes
+    another model, and so does what other pretrained transformers need: no attention_qk_norm,
+    attention_qkv_bias, rope_scaling_factor.
     """
 
     d_model: int = setting(256, "D, width of the residual stream (hidden_size)", at_least=1)
@@ -38,6 +39,9 @@ class BlockShape:
     attention_qk_norm: bool = setting(
         True, "each query and key is normalised; false, as in Llama, cannot be exported"
     )
+    attention_qkv_bias: bool = setting(
+        False, "queries, keys and values have a bias; true, as in Qwen2, cannot be exported"
+    )
     rotary_fraction: float = setting(
         0.25,
         "share of each head's width that is rotated (rope_parameters.partial_rotary_factor)",
@@ -46,6 +50,12 @@ class BlockShape:
     )
     rope_theta: float = setting(
         10_000.0, "base of the rotary wavelengths (rope_parameters.rope_theta)", above=0
+    )
+    rope_scaling_factor: float = setting(
+        1.0,
+        "rotary wavelengths of more than 8,192 positions are so many times longer, as in Llama 3; "
+        "other than 1 cannot be exported",
+        at_least=1,
     )
 
     delta_key_heads: int = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from parallel.shape import BlockShape
 from parallel.state import State
+
+PRETRAINED = 8192  # positions of Llama 3 before its long wavelengths were stretched
+UNSTRETCHED = 4  # a wave that goes so often into them stayed as it was
 
 
 @dataclass
@@ -30,10 +34,20 @@ class Window:
 
 
 def rotary_frequency(shape: BlockShape, device: torch.device) -> Tensor:
-    """Radians per position of each rotated pair of features: [half], float64."""
+    """Radians per position of each rotated pair of features: [half], float64.
+
+    Those of waves longer than PRETRAINED are divided by shape.rope_scaling_factor, those of short
+    ones are as they are, and there is a smooth way between the two (Llama 3.1, as transformers
+    computes it).
+    """
     half = shape.rotary_dim // 2
     exponent = torch.arange(half, device=device, dtype=torch.float64) / half
-    return shape.rope_theta**-exponent
+    frequency = shape.rope_theta**-exponent
+    if shape.rope_scaling_factor == 1:
+        return frequency
+    waves = PRETRAINED * frequency / (2 * math.pi)
+    kept = ((waves - 1) / (UNSTRETCHED - 1)).clamp(0, 1)  # 0: divided, 1: as it is
+    return frequency * (kept + (1 - kept) / shape.rope_scaling_factor)
 
 
 def open_window(

@@ -11,9 +11,9 @@ from launch.commands.values import path, positive, tell
 
 @command(
     "import",
-    "make a run of a Hugging Face model: a Qwen3.5 hybrid, Llama or Qwen3",
+    "make a run of a Hugging Face model: a Qwen3.5 hybrid, Llama, Mistral, Qwen2 or Qwen3",
     description="Makes a run at step 0 of a folder of safetensors. A Qwen3.5 dense hybrid is taken "
-    "as it is; a Llama or Qwen3 is given delta-rule blocks, and computes the same until they have "
+    "as it is; any other is given delta-rule blocks, and computes the same until they have "
     "learnt. The middle half of the blocks is looped, unless a setting says otherwise.",
     example="hypnos import Qwen3.5-0.8B runs/taught sleep.passes=4 sleep.window=1024\n"
     "hypnos import Qwen3-0.6B runs/taught --delta-every 4 sleep.prelude=0 sleep.coda=0",

@@ -43,9 +43,15 @@ def reasons(config: Config) -> dict[str, str | None]:
 
 def _another_model(config: Config) -> str | None:
     """The setting that makes it another function than Qwen3.5, if there is one."""
-    if not config.model.attention_qk_norm and "attention" in config.model.layers:
-        return "model.attention_qk_norm = false"
-    if config.model.delta_negative_eigenvalues and "delta" in config.model.layers:
+    model = config.model
+    if "attention" in model.layers:
+        if not model.attention_qk_norm:
+            return "model.attention_qk_norm = false"
+        if model.attention_qkv_bias:
+            return "model.attention_qkv_bias = true"
+        if model.rope_scaling_factor != 1:
+            return f"model.rope_scaling_factor = {model.rope_scaling_factor:g}"
+    if model.delta_negative_eigenvalues and "delta" in model.layers:
         return "model.delta_negative_eigenvalues = true"
     return "sleep is one of its controls" if config.sleep.is_control else None
 

@@ -44,8 +44,8 @@ STATE: dict[str, Any] = {
 def import_folder(
     folder: Path, out: Path, overrides: Sequence[str] = (), delta_every: int | None = None
 ) -> list[str]:
-    """Makes a run of a Qwen3.5 dense hybrid, or of a Llama or Qwen3 transformer that is given
-    delta-rule blocks.
+    """Makes a run of a Qwen3.5 dense hybrid, or of a Llama, Mistral, Qwen2 or Qwen3
+    transformer that is given delta-rule blocks.
 
     Memory holds about one tensor at a time. The middle half of the blocks is looped, unless the
     folder is an export of ours or an override says otherwise.
@@ -102,7 +102,8 @@ def _check_kind(theirs: dict[str, Any], path: Path) -> None:
     kind = theirs.get("model_type")
     if kind in transformer.MODEL_TYPES or qwen3_5.text_config(theirs).get("model_type") == MINE:
         return
-    taken = f"{MINE}, {' and '.join(reversed(transformer.MODEL_TYPES))}"
+    others = " and ".join(transformer.MODEL_TYPES[-2:])
+    taken = ", ".join([MINE, *transformer.MODEL_TYPES[:-2], others])
     this = f"this is {shortened(kind)}" if isinstance(kind, str) else "this names no model_type"
     raise UserError(f"{path}: import takes {taken}; {this}")
 

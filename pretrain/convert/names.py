@@ -98,6 +98,10 @@ def _attention(config: ModelConfig, theirs: str, ours: str) -> Iterator[Packed]:
     yield Packed(f"{theirs}.q_proj.weight", (2 * heads * head, D), parts, heads)
     for name in ("k", "v"):
         yield _same(f"{theirs}.{name}_proj.weight", f"{ours}.{name}.weight", (kv, D))
+    # Qwen3.5 has no such biases: they come in from Qwen2, and do not go out.
+    biases = {"q": heads * head, "k": kv, "v": kv} if config.attention_qkv_bias else {}
+    for name, size in biases.items():
+        yield _same(f"{theirs}.{name}_proj.bias", f"{ours}.{name}_bias", (size,))
     for name in ("q_norm", "k_norm") if config.attention_qk_norm else ():
         yield _same(f"{theirs}.{name}.weight", f"{ours}.{name}.weight", (head,))
     yield _same(f"{theirs}.o_proj.weight", f"{ours}.out.weight", (D, heads * head))

@@ -6,7 +6,7 @@ place there; it stands under one key of ours, "hypnos", which only our own sessi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -267,9 +267,11 @@ def check_unquantized(theirs: dict[str, Any], path: Path) -> None:
             raise UserError(f"{path}: has a quantization_config; {UNQUANTIZED}")
 
 
-def rope_parameters(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
+def rope_parameters(
+    theirs: dict[str, Any], path: Path, kinds: Sequence[str] = ("default",)
+) -> dict[str, Any]:
     """How positions are rotated. It has two names, the second of which is the old one; transformers
-    goes by that where both are there. UserError: wavelengths are scaled.
+    goes by that where both are there. UserError: wavelengths are scaled in another way than these.
     """
     found: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):
@@ -277,8 +279,8 @@ def rope_parameters(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
         if not isinstance(rope, dict):
             raise UserError(f"{path}: {name} is no table")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            kind = shortened(repr(kind))
-            raise UserError(f"{path}: {name} has rope_type = {kind}; only 'default' can be held")
+        if kind not in kinds:
+            kind, held = shortened(repr(kind)), " and ".join(map(repr, kinds))
+            raise UserError(f"{path}: {name} has rope_type = {kind}; only {held} can be held")
         found = rope or found
     return found

@@ -1,11 +1,17 @@
-"""Attention-only models in (Llama, Qwen3): the same function, with delta-rule blocks put in.
+"""Attention-only models in (Llama, Mistral, Qwen2 and 3): the same function, and delta-rule blocks.
 
 What our attention block has and theirs has not, so that nothing changes before the first step:
 
     output gate     weights 0: sigmoid(0) = 1/2, and the output projection is twice theirs
     RMSNorm         theirs multiplies by w, ours by 1 + w
-    query, key norm Qwen3 has them; Llama has not: model.attention_qk_norm = false
-    new blocks      a delta rule as any begins, but its output projection and its MLP's are 0
+    query, key norm Qwen3 alone has them: model.attention_qk_norm = false of the others
+
+What Qwen3.5's has not either, so that an import does not go out again:
+
+    biases          of queries, keys and values in Qwen2: model.attention_qkv_bias = true
+    Llama 3         long rotary wavelengths are stretched: model.rope_scaling_factor
+
+New blocks are a delta rule as any begins, but its output projection and its MLP's are 0.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import torch
 from torch import Tensor
 
 from parallel.slices import all_finite
+from parallel.window import PRETRAINED, UNSTRETCHED
 from pretrain.config.schema import Config
 from pretrain.convert.folder import TensorFolder
 from pretrain.convert.names import OurTensor, Shape, packed_tensors
@@ -25,7 +32,7 @@ from pretrain.convert.qwen3_5 import Tables, middle_half, rope_parameters
 from pretrain.errors import UserError, shortened
 from pretrain.model.hybrid import initial_value
 
-MODEL_TYPES = ("llama", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 DELTA_EVERY = 4  # as the paper's 1.4B model: six new blocks for twenty-four
 DELTA_WIDTH = 128  # of a head, the portable one
 # theirs: ours
@@ -44,6 +51,13 @@ FIXED = {
     "attention_bias": False,
     "mlp_bias": False,
     "use_sliding_window": False,
+}
+MISTRAL_BAND = 4096  # where a config.json does not say, as transformers takes it
+# Of rope_type "llama3"; a factor is free.
+LLAMA3 = {
+    "low_freq_factor": 1,
+    "high_freq_factor": UNSTRETCHED,
+    "original_max_position_embeddings": PRETRAINED,
 }
 NAMES = {
     "mixer_norm": "input_layernorm",
@@ -76,14 +90,19 @@ def tables(theirs: dict[str, Any], path: Path, every: int) -> tuple[Tables, list
     if not all(type(theirs[name]) is int and theirs[name] > 0 for name in COUNTS):
         raise UserError(f"{path}: {', '.join(COUNTS)} must be whole numbers from 1")
     model = {ours: theirs[name] for name, ours in SIZES.items()}
+    band = theirs.get("sliding_window", MISTRAL_BAND)
+    if theirs["model_type"] == "mistral" and band is not None:
+        same = "if no window (sleep.window) is to be longer, it is as none: write null there"
+        raise UserError(f"{path}: sliding_window = {band!r}; {same}")
     head = theirs.get("head_dim") or model["d_model"] // model["attention_heads"]
     layers = _layers(theirs["num_hidden_layers"], every)
     model |= {
         "layers": layers,
         "attention_head_dim": head,
         "attention_qk_norm": theirs["model_type"] == "qwen3",
+        "attention_qkv_bias": theirs["model_type"] == "qwen2",
         "rotary_fraction": 1.0,
-        "rope_theta": _rope_theta(theirs, path),
+        **_rope(theirs, path),
         "tie_embeddings": theirs.get("tie_word_embeddings", False),
     }
     width = DELTA_WIDTH if model["d_model"] % DELTA_WIDTH == 0 else head
@@ -103,11 +122,17 @@ def _layers(attention: int, every: int) -> list[str]:
     return layers
 
 
-def _rope_theta(theirs: dict[str, Any], path: Path) -> float:
-    """The base of the wavelengths."""
-    rope = rope_parameters(theirs, path)
-    theta: float = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
-    return theta
+def _rope(theirs: dict[str, Any], path: Path) -> dict[str, float]:
+    """The settings of the wavelengths."""
+    rope = rope_parameters(theirs, path, ("default", "llama3"))
+    theta = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
+    if rope.get("rope_type", rope.get("type", "default")) == "default":
+        return {"rope_theta": theta}
+    for name, value in LLAMA3.items():
+        if rope.get(name) != value:
+            found = shortened(repr(rope.get(name)))
+            raise UserError(f"{path}: {name} = {found}; only {value!r} can be held")
+    return {"rope_theta": theta, "rope_scaling_factor": rope.get("factor", 0)}
 
 
 def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
@@ -132,12 +157,18 @@ def _value(part: OurTensor, tensors: TensorFolder, config: Config) -> Tensor:
         return _new(part.name, part.shape, config)
     if name == "mixer.gate.weight":
         return torch.zeros(part.shape)
-    name = name.removesuffix(".weight")
     layer = config.model.layers[: int(block)].count("attention")
-    value = tensors.get(f"model.layers.{layer}.{NAMES[name]}.weight", part.shape).float()
-    if name.endswith("norm"):
+    value = tensors.get(f"model.layers.{layer}.{_theirs(name)}", part.shape).float()
+    if name.endswith("norm.weight"):
         return value - 1
-    return 2 * value if name == "mixer.out" else value
+    return 2 * value if name == "mixer.out.weight" else value
+
+
+def _theirs(name: str) -> str:
+    """mixer.q.weight -> self_attn.q_proj.weight, mixer.q_bias -> self_attn.q_proj.bias."""
+    if name.endswith("_bias"):
+        return f"{NAMES[name.removesuffix('_bias')]}.bias"
+    return f"{NAMES[name.removesuffix('.weight')]}.weight"
 
 
 def _new(name: str, shape: Shape, config: Config) -> Tensor:
@@ -151,7 +182,9 @@ def left_out(tensors: TensorFolder, config: Config) -> list[str]:
     """Nothing is. UserError: there are tensors that ours does not hold, such as biases."""
     layers = range(config.model.layers.count("attention"))
     known = {f"{name}.weight" for name in ENDS.values()}
-    known |= {f"model.layers.{i}.{name}.weight" for i in layers for name in NAMES.values()}
+    names = [f"{name}.weight" for name in NAMES]
+    names += ["mixer.q_bias", "mixer.k_bias", "mixer.v_bias"] * config.model.attention_qkv_bias
+    known |= {f"model.layers.{i}.{_theirs(name)}" for i in layers for name in names}
     buffers = "rotary_emb.inv_freq"  # which old files have; rope_theta says the same
     others = [n for n in tensors.names() if n not in known and not n.endswith(buffers)]
     if others:

@@ -240,6 +240,7 @@ class _TokenAttention:
     def __init__(self, attention: Attention) -> None:
         a = attention
         self.into = _side_by_side(a.q.weight, a.k.weight, a.v.weight, a.gate.weight)
+        self.bias = self._bias(a)
         self.H, self.Hkv, self.head = a.heads, a.kv_heads, a.head_dim
         self.parts = [(a.heads + a.kv_heads) * a.head_dim, a.kv_heads * a.head_dim]
         self.parts.append(a.heads * a.head_dim)
@@ -255,6 +256,13 @@ class _TokenAttention:
         scale = torch.cat([q_scale.expand(a.heads, -1), k_scale.expand(a.kv_heads, -1)])
         return _Norm(scale, a.q_norm.eps)
 
+    @staticmethod
+    def _bias(a: Attention) -> Tensor | None:
+        """Of all projections at once; the gate has none."""
+        if not a.has_bias:
+            return None
+        return torch.cat([a.q_bias, a.k_bias, a.v_bias, torch.zeros_like(a.q_bias)]).detach()
+
     def __call__(
         self,
         x: Tensor,
@@ -264,7 +272,10 @@ class _TokenAttention:
         rotation: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
         B = len(x)
-        qk, v, gate = normed.mm(self.into).split(self.parts, dim=-1)
+        projected = normed.mm(self.into)
+        if self.bias is not None:
+            projected += self.bias
+        qk, v, gate = projected.split(self.parts, dim=-1)
         qk = self.norm(qk.view(B, -1, self.head))
         cos, sin, swapped = rotation
         qk = torch.addcmul(qk * cos, qk.index_select(-1, swapped), sin).type_as(v)

@@ -103,6 +103,9 @@ def block_parameters(config: ModelConfig, kind: str) -> int:
     matrices = sum(rows * columns for rows, columns in block_matrices(config, kind))
     if kind == "attention":
         rest = 2 * config.attention_head_dim if config.attention_qk_norm else 0
+        if config.attention_qkv_bias:
+            heads = config.attention_heads + 2 * config.attention_kv_heads
+            rest += heads * config.attention_head_dim
     else:
         channels = 2 * config.delta_keys + config.delta_values
         heads, V = config.delta_value_heads, config.delta_value_dim

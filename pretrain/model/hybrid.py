@@ -199,7 +199,7 @@ def initial_value(name: str, shape: Sequence[int], config: ModelConfig, seed: in
     if name.endswith("mixer.norm.weight"):
         return torch.ones(shape)
     if len(shape) == 1:
-        return torch.zeros(shape)  # zero-centred RMSNorm
+        return torch.zeros(shape)  # zero-centred RMSNorm, biases
     std = {"embed": config.embedding_at_start, "head": config.head_std}.get(
         name.split(".", 1)[0], config.init_std
     )

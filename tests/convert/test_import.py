@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    MistralConfig,
     PreTrainedModel,
+    Qwen2Config,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
     Qwen3Config,
@@ -125,6 +127,22 @@ TRANSFORMERS = {
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
     ),
+    "llama3": LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, head_dim=16,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        },
+    ),
+    "mistral": MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=None,
+    ),
+    "qwen2": Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
     "qwen3": Qwen3Config(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False,
@@ -154,6 +172,8 @@ def transformer(kind: str, place: Path) -> PreTrainedModel:
     for name, p in theirs.named_parameters():
         if "norm" in name:
             p.data = 1 + 0.3 * torch.randn_like(p)
+        if "bias" in name:
+            p.data = torch.randn_like(p)
     theirs.save_pretrained(place)
     return theirs
 
@@ -259,13 +279,18 @@ def test_its_shape_stays(corpus: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         (
-            {"model_type": "qwen2"},
-            r"config\.json: import takes qwen3_5_text, qwen3 and llama; this is qwen2$",
+            {"model_type": "phi3"},
+            r"import takes qwen3_5_text, llama, mistral, qwen2 and qwen3; this is phi3$",
         ),
         ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "this is gemma3$"),
-        ({"model_type": None}, "llama; this names no model_type$"),
+        ({"model_type": None}, "qwen3; this names no model_type$"),
         ({"attention_bias": True}, "attention_bias = True; only False can be held"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type = 'llama3'"),
+        (
+            {"rope_parameters": {"rope_type": "llama3"}},
+            "low_freq_factor = None; only 1 can be held",
+        ),
+        ({"model_type": "mistral"}, "sliding_window = 4096; if no window .* is to be longer"),
+        ({"model_type": "mistral", "sliding_window": 512}, "sliding_window = 512; if no window"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling has rope_type = 'yarn'"),
         ({"num_hidden_layers": 4}, r"model\.layers\.3\.\S+ is missing"),
         ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ cannot be held"),

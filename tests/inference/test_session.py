@@ -60,6 +60,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     "change",
     [
         {"delta_negative_eigenvalues": True},
+        {"attention_qkv_bias": True, "attention_qk_norm": False},
         {"tie_embeddings": True, "layers": ["delta", "delta", "delta", "attention"]},
         {"attention_kv_heads": 4, "rotary_fraction": 1.0, "delta_conv_width": 2},
     ],

@@ -79,19 +79,26 @@ WIDER = 2e-5
 
 # One of each kind, on two ranks.
 SMOKE = [
-    Case(Layout(tp=2, recompute="unit"), Problem(prelude=1, coda=1, when="context", tied=True)),
+    Case(
+        Layout(tp=2, recompute="unit"),
+        Problem(prelude=1, coda=1, when="context", tied=True, biased=True),
+    ),
     Case(
         Layout(pp=2, microbatches=4, stages=(1, 3)),
         Problem(when="context", prelude=2, coda=1, passes=4),
     ),
-    Case(Layout(dp=2, zero=3), Problem(when="context", prelude=1)),
-    Case(Layout(cp=2, recompute="unit"), Problem(when="context", eviction="sliding", coda=1)),
+    Case(Layout(dp=2, zero=3), Problem(when="context", prelude=1, biased=True)),
+    Case(
+        Layout(cp=2, recompute="unit"),
+        Problem(when="context", eviction="sliding", coda=1, biased=True),
+    ),
     Case(Layout(cp=2, by_tokens=True), Problem()),
 ]
 
 DAILY = [
     # two ranks
-    Case(Layout(tp=2, sequence_parallel=True, zero=3), Problem(eviction="sliding", coda=1)),
+    Case(Layout(tp=2, sequence_parallel=True, zero=3),
+         Problem(eviction="sliding", coda=1, biased=True)),
     Case(Layout(pp=2, microbatches=2, recompute="unit"), Problem(tied=True)),
     Case(Layout(pp=2, microbatches=2),
          Problem(truncate_windows=2, truncate_passes=1, prelude=1, eviction="sliding")),
@@ -201,7 +208,7 @@ def draw(seed: int, ranks: Sequence[int] = (1, 2, 2, 4)) -> Case:
             truncate_passes=choose.choice((0, choose.randint(0, passes))),
             truncate_windows=choose.choice((0, choose.randint(0, windows))),
             tied=choose.random() < 0.3, optimizer=choose.choice(("muon", "adamw")), documents=seed,
-            key_heads=4 if tp * cp == 4 else 2,
+            key_heads=4 if tp * cp == 4 else 2, biased=choose.random() < 0.3,
         )  # fmt: skip
         plant = "weights leave at once" if layout.zero == 3 and choose.random() < 0.5 else None
         case = Case(layout, problem, plant)

@@ -35,6 +35,7 @@ class Problem:
     truncate_passes: int = 0
     truncate_windows: int = 0
     tied: bool = False
+    biased: bool = False  # queries, keys and values
     padded: bool = True  # left padding that is masked, in some rows
     optimizer: str = "muon"
     update: str = "all"
@@ -55,6 +56,7 @@ class Problem:
             attention_head_dim=8, delta_key_dim=6, delta_value_dim=5,
             delta_chunk=4, mlp_width=28, vocab_size=22, rotary_fraction=0.5,
             layers=list(self.layers), decay_init=(1e-3, 0.05), tie_embeddings=self.tied,
+            attention_qkv_bias=self.biased,
             embedding_std=1.0, init_std=0.12, head_std=0.2,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from pretrain.model.sleep import SleepLM
 from tests.run import reference
 
 CASES = {
-    "one pass": (SleepConfig(passes=1, window=8), {}),
+    "one pass": (SleepConfig(passes=1, window=8), {"attention_qkv_bias": True}),
     "sleep": (
         SleepConfig(passes=3, window=8),
         {"layers": ["delta", "attention"] * 2, "tie_embeddings": True},
