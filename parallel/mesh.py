@@ -66,8 +66,6 @@ def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | N
     """
     if dist.is_initialized():
         return
-    if device().type == "cuda":
-        torch.cuda.set_device(device())
     # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for
     # the device.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
@@ -80,6 +78,8 @@ def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | N
         if world_size() >= LAZY_FROM:
             os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
         dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=world)
+    if device().type == "cuda":
+        torch.cuda.set_device(device())  # not before: a world of one has the first, whoever asks
 
 
 def initialize(
