@@ -200,6 +200,8 @@ class Engine:
         self._deepspeed.step()
         if self.optimizer.calls == calls:
             self.optimizer.skip()
+            # DeepSpeed's offloading optimiser keeps its sum of bf16 gradients, and adds to it
+            getattr(self._deepspeed.optimizer, "averaged_gradients", {}).clear()
 
     def weights(self) -> dict[str, Piece]:
         """This rank's pieces of the fp32 master weights by name; views, so copy what must last."""
@@ -253,6 +255,8 @@ def _config(
         "gradient_clipping": 0.0,
         "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,
+        # its clock would have the host wait for a GPU before and after each microbatch
+        "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": bf16},
         "zero_optimization": {
             "stage": zero,

@@ -29,6 +29,8 @@ NO_TIMEOUT = timedelta(days=365)  # of a wait at the store, which has no other w
 TIMEOUT = 600.0
 # ranks from which on gloo connects two of them when they first meet, and not each with all
 LAZY_FROM = 65
+# what NCCL says where the fault is this rank's own: no memory left, say, or a GPU shared by two
+OWN_FAULTS = ("ncclUnhandledCudaError", "ncclInvalidArgument", "ncclInvalidUsage")
 
 _stores = itertools.count()
 _sequence_parallel = False  # beside Megatron's grid, which does not keep it
@@ -64,8 +66,6 @@ def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | N
     """
     if dist.is_initialized():
         return
-    if device().type == "cuda":
-        torch.cuda.set_device(device())
     # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for
     # the device.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
@@ -78,6 +78,8 @@ def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | N
         if world_size() >= LAZY_FROM:
             os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
         dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=world)
+    if device().type == "cuda":
+        torch.cuda.set_device(device())  # not before: a world of one has the first, whoever asks
 
 
 def initialize(
@@ -203,9 +205,10 @@ def from_rank_0(value: Any) -> Any:
 
 def is_of_another_rank(error: Exception) -> bool:
     """Whether an error says that another rank has gone, so that its reason is to be found there."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
-    )
+    said = str(error)
+    if isinstance(error, dist.DistError):
+        return not any(fault in said for fault in OWN_FAULTS)
+    return isinstance(error, RuntimeError) and "gloo/transport" in said
 
 
 def leave_grid() -> None:

@@ -49,7 +49,9 @@ def least_bytes(config: Config) -> int:
 def out_of_memory(error: Exception) -> bool:
     """Whether it says that the device or the host has no memory left."""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+    # torch's of the host; and of the device, where it is not torch that asks: CUDA itself, NCCL
+    words = ("DefaultCPUAllocator", "out of memory")
+    return isinstance(error, kinds) or any(each in str(error) for each in words)
 
 
 def make_room(path: Path, config: Config, ranks: int) -> str:

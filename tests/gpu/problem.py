@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch import Tensor
 
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
+from pretrain.model.probe import Probe
 from pretrain.model.sleep import SleepLM
 
 L = 80  # a window is more than a chunk of 64, and not a multiple of it
@@ -53,11 +55,16 @@ def batch(pad: bool, rows: int = 3) -> Batch:
 
 
 def loss_and_gradients(
-    model: SleepLM, data: Batch, recompute: str = "none", passes: int | None = None
+    model: SleepLM,
+    data: Batch,
+    recompute: str = "none",
+    passes: int | None = None,
+    probe: Probe | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """On the CPU: the mean loss, and the gradient of every parameter by name."""
     model.zero_grad(set_to_none=True)
-    loss = model(data, recompute=recompute, passes=passes).loss / (data.targets != IGNORE).sum()
+    out = model(data, recompute=recompute, passes=passes, probe=probe)
+    loss = out.loss / (data.targets != IGNORE).sum()
     loss.backward()
     named = {name: p.grad.detach().cpu() for name, p in model.named_parameters()}
     return loss.detach().cpu(), named
@@ -70,10 +77,15 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def assert_same_bits(model: SleepLM, graphed: SleepLM) -> None:
-    """Of losses and gradients, of units run and of units replayed, with and without PAD."""
-    for data in (batch(False), batch(True), batch(False)):
-        expected = loss_and_gradients(model, data, "unit")
-        found = loss_and_gradients(graphed, data, "unit")
+    """Of losses and gradients, of units run and of units replayed, with and without PAD; and on a
+    logging step, which finds the same decay.
+    """
+    for data, logs in ((batch(False), False), (batch(True), True), (batch(False), False)):
+        probes = [Probe(), Probe()] if logs else [None, None]
+        expected = loss_and_gradients(model, data, "unit", probe=probes[0])
+        found = loss_and_gradients(graphed, data, "unit", probe=probes[1])
+        looked = [probe.summary(model)["retention"] for probe in probes if probe]
+        assert looked[:1] == pytest.approx(looked[1:], rel=1e-3)
         assert torch.equal(found[0], expected[0])
         for name, gradient in expected[1].items():
             assert torch.equal(found[1][name], gradient), name

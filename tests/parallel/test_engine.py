@@ -66,14 +66,18 @@ def test_bf16_keeps_fp32_master_weights(zero: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("zero", "precision"), [(0, "fp32"), slow(1, "fp32"), (3, "fp32"), slow(0, "bf16"), (1, "bf16")]
-)
+    ("zero", "precision", "offload"),
+    [
+        (0, "fp32", False), slow(1, "fp32", False), (3, "fp32", False), slow(0, "bf16", False),
+        (1, "bf16", False), (1, "bf16", True), slow(2, "bf16", True), slow(3, "bf16", True),
+    ],
+)  # fmt: skip
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(
-    zero: int, precision: str
+    zero: int, precision: str, offload: bool
 ) -> None:
     net = reference.model()
     optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER)
-    engine = Engine(net, optimizer, zero=zero, precision=precision)
+    engine = Engine(net, optimizer, zero=zero, precision=precision, offload=offload)
     b = reference.batch(0)
     after = []
     for factor in (1.0, float("nan"), 1.0):

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from parallel import mesh
+from pretrain.config.memory import out_of_memory
 from tests.ranks import run_ranks
 
 
@@ -42,3 +43,14 @@ def test_a_grid_leaves_no_threads() -> None:
         assert [has for has, _, _ in found] == [2 * world] * 3, "a group of one rank, one of both"
         assert [left for _, left, _ in found] == [0] * 3
         assert [total for _, _, total in found] == [rank + 1, 3, rank + 1]
+
+
+def test_whose_fault_an_error_of_nccl_is() -> None:
+    remote = "ncclRemoteError: A call failed possibly due to a network error"
+    own = "ncclUnhandledCudaError: Call to CUDA function failed.\nCuda failure 2 'out of memory'"
+    of_remote, of_own = (
+        dist.DistBackendError(f"NCCL error in: ProcessGroupNCCL.cpp:94\n{what}")
+        for what in (remote, own)
+    )
+    assert mesh.is_of_another_rank(of_remote) and not out_of_memory(of_remote)
+    assert not mesh.is_of_another_rank(of_own) and out_of_memory(of_own)
