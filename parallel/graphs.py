@@ -99,7 +99,8 @@ class UnitGraphs:
         if key not in self._captured:
             self._captured[key] = _Graphs(self._holder, unit, inputs, self.gradients)
         graphs = self._captured[key]
-        return graphs.unflattened(_Replay.apply(graphs, self._token, *inputs.tensors))
+        h, *left = _Replay.apply(graphs, self._token, *inputs.tensors)
+        return h, tuple(_states(inputs.kinds, left))
 
 
 class _Holder(nn.Module):
@@ -151,10 +152,6 @@ def _states(kinds: Sequence[type], tensors: Sequence[Tensor]) -> list[BlockState
     return [kind(*tensors[2 * i : 2 * i + 2]) for i, kind in enumerate(kinds)]
 
 
-def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.detach() for t in tensors]
-
-
 class _Graphs:
     """A unit's forward and backward as CUDA graphs, and the tensors that they read and write."""
 
@@ -165,12 +162,9 @@ class _Graphs:
             holder: of the unit's blocks. like: inputs of the unit. sums: what the parameters'
                 gradients are added to, in their order.
         """
-        self.kinds = like.kinds
-        self.n_states = 1 + 2 * len(like.kinds)  # with h; beyond it, the window's
+        n_states = 1 + 2 * len(like.kinds)  # with h; beyond it, the window's
         self.inputs = [t.detach().clone() for t in like.tensors]
-        self.carriers = [
-            i for i, t in enumerate(self.inputs[: self.n_states]) if t.is_floating_point()
-        ]
+        self.carriers = [i for i, t in enumerate(self.inputs[:n_states]) if t.is_floating_point()]
 
         # The same numbers, but leaves of autograd that nothing else has. What a parameter's
         # gradient goes to is bound to the stream that it was first used on, which must not have
@@ -205,13 +199,9 @@ class _Graphs:
             self.gradients = [torch.zeros_like(o) for o in forward()[1]]
             warm_up(lambda: backward(self.gradients))
             torch._foreach_copy_(list(sums), held)
-            self.replay_forward, self.outputs = capture(lambda: _detached(forward()[1]))
+            self.replay_forward, self.outputs = capture(lambda: [o.detach() for o in forward()[1]])
             self.replay_backward, self.found = capture(lambda: backward(self.gradients))
             torch._foreach_copy_(list(sums), held)
-
-    def unflattened(self, results: Sequence[Tensor]) -> tuple[Tensor, tuple[BlockState, ...]]:
-        """h and states of what a replay gave."""
-        return results[0], tuple(_states(self.kinds, results[1:]))
 
 
 class _Replay(torch.autograd.Function):

@@ -55,26 +55,19 @@ class State(NamedTuple):
 
     def with_blocks(self, part: slice, blocks: Sequence[BlockState]) -> State:
         """Other memory in the blocks of `part`."""
-        return self._replace(
-            blocks=(*self.blocks[: part.start], *blocks, *self.blocks[part.stop :])
-        )
+        replaced = list(self.blocks)
+        replaced[part] = blocks
+        return self._replace(blocks=tuple(replaced))
 
     def detach(self, part: slice = slice(None)) -> State:
         """The same values, those of the blocks of `part` outside the autograd graph."""
-        blocks = list(self.blocks)
-        blocks[part] = [type(b)(*(t.detach() for t in b)) for b in blocks[part]]
-        return self._replace(blocks=tuple(blocks))
+        return self.with_blocks(part, map_blocks(Tensor.detach, self.blocks[part]))
 
     def begin_pass(self, part: slice) -> State:
         """Drops what the pass before left in the blocks of `part`: its keys, and the inputs of its
         convolutions.
         """
-        begun = [
-            b._replace(tail=b.tail[:, :0])
-            if isinstance(b, DeltaState)
-            else AttentionState(b.k[:, :, : self.past], b.v[:, :, : self.past])
-            for b in self.blocks[part]
-        ]
+        begun = [_kept(b, slice(self.past)) for b in self.blocks[part]]
         attendable = self.attendable[:, : self.past]
         return self.with_blocks(part, begun)._replace(attendable=attendable)
 
@@ -82,13 +75,9 @@ class State(NamedTuple):
         """Leaves a window of `read` tokens: only S and the newest `keep` keys go on."""
         old = self.attendable.shape[1] - keep if keep < self.attendable.shape[1] else 0
         past = self.attendable.shape[1] - old if keep else 0
-        blocks = tuple(
-            b._replace(tail=b.tail[:, :0])
-            if isinstance(b, DeltaState)
-            else AttentionState(b.k[:, :, old : old + past], b.v[:, :, old : old + past])
-            for b in self.blocks
-        )
-        return State(blocks, self.attendable[:, old : old + past], self.position + read, past)
+        newest = slice(old, old + past)
+        blocks = tuple(_kept(b, newest) for b in self.blocks)
+        return State(blocks, self.attendable[:, newest], self.position + read, past)
 
     def begin_documents(self, starts: Tensor) -> State:
         """Forgets everything in the rows where a document starts. starts: [B] bool."""
@@ -127,6 +116,13 @@ class State(NamedTuple):
             found.append(kind(*(named[f"blocks.{i}.{field}"] for field in kind._fields)))
         attendable = named["attendable"]
         return State(tuple(found), attendable, named["position"], attendable.shape[1])
+
+
+def _kept(block: BlockState, keys: slice) -> BlockState:
+    """What outlives a pass: S without what the convolutions have read, or these keys."""
+    if isinstance(block, DeltaState):
+        return block._replace(tail=block.tail[:, :0])
+    return AttentionState(block.k[:, :, keys], block.v[:, :, keys])
 
 
 def split_dim(name: str) -> int | None:

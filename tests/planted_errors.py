@@ -72,7 +72,8 @@ ERRORS = [
     ),
     Planted(
         "a pass begins with the convolutions of the one before", "parallel/state.py",
-        "begun = [\n            b._replace(tail=b.tail[:, :0])", "begun = [\n            b",
+        "begun = [_kept(b, slice(self.past))",
+        "begun = [b if isinstance(b, DeltaState) else _kept(b, slice(self.past))",
         "inference",
     ),
     Planted(
