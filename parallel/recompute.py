@@ -32,7 +32,7 @@ def run_unit(
     window: Window,
     *,
     policy: str,
-    write_only: bool = False,
+    write_only: bool,
 ) -> tuple[Tensor, tuple[BlockState, ...]]:
     """Runs h [B, T, D] through the blocks, updating their states.
 

@@ -157,13 +157,13 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
             windows, places = (
                 run.evaluations[-1][f"loss_per_{what}"] for what in ("window", "position")
             )
-            x, y = _present(windows, first=1)
+            x, y = _present(windows)
             by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white")
             for n, row in run.with_fewer.items():
-                x, y = _present(row["loss_per_window"], first=1)
+                x, y = _present(row["loss_per_window"])
                 style, width = ("o--", 1.0) if n == 1 else ("o-", 0.5)
                 by_window.plot(x, y, style, color=run.colour, markersize=3, linewidth=width)
-            x, y = _present(places, first=1)
+            x, y = _present(places)
             by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
             by_place.plot(x, smooth(y, len(y) // 48), color=run.colour)
         by_window.set(
@@ -262,9 +262,9 @@ def _by_depth(accuracy: dict[str, float], kind: str) -> dict[int, float]:
     }
 
 
-def _present(values: list[float | None], first: int) -> tuple[list[int], list[float]]:
-    """Places (counted from `first`) and values of what is not None."""
-    kept = [(i, v) for i, v in enumerate(values, start=first) if v is not None]
+def _present(values: list[float | None]) -> tuple[list[int], list[float]]:
+    """Places (counted from 1) and values of what is not None."""
+    kept = [(i, v) for i, v in enumerate(values, start=1) if v is not None]
     return [i for i, _ in kept], [v for _, v in kept]
 
 

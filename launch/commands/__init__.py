@@ -6,6 +6,7 @@ One file per subcommand, or per group of them. Heavy imports stand inside the fu
     @command(
         "eval",
         "held-out loss and accuracy of a run",
+        description="Loss by window and by place in it, accuracy by task, at any N.",
         example="hypnos eval runs/depo-small --passes 1 2 4",
         arguments=[argument("run", metavar="RUN", type=path, help="a run's folder")],
     )
@@ -76,16 +77,10 @@ class Group:
 
 
 def command(
-    name: str,
-    help: str,
-    *,
-    example: str,
-    description: str = "",
-    arguments: Sequence[Argument] = (),
+    name: str, help: str, *, description: str, example: str, arguments: Sequence[Argument]
 ) -> Callable[[Callable[..., int | None]], Command]:
-    """Makes a function a subcommand. description: what its page says, if other than `help`."""
-    said = description or f"{help[0].upper()}{help[1:]}."
-    return lambda run: Command(name, help, said, example, arguments, run)
+    """Makes a function a subcommand."""
+    return lambda run: Command(name, help, description, example, arguments, run)
 
 
 def _page(

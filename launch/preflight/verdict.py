@@ -86,7 +86,7 @@ def of_reports(reports: Sequence[Report], unseen: Collection[int]) -> list[Probl
     return by_host(found)
 
 
-def of_ranks(ranks: Iterable[int], hosts: Sequence[str], what: str, fix: str = "") -> list[Problem]:
+def of_ranks(ranks: Iterable[int], hosts: Sequence[str], what: str, fix: str) -> list[Problem]:
     """A failure of some ranks. hosts: of all ranks."""
     return by_host(Problem("fail", hosts[rank], (rank,), what, fix) for rank in ranks)
 

@@ -95,7 +95,7 @@ def _content(tokenizer: Path) -> dict[str, bytes]:
     return {TOKENIZER: read_whole(file)}
 
 
-def load_run(config: Path, overrides: Sequence[str] = ()) -> Config:
+def load_run(config: Path, overrides: Sequence[str]) -> Config:
     """The configuration of a run that is to train, as `pretrain.config.load.load` gives it: a run's
     own where it lies now, a new one's with what it has from the run whose weights it begins with.
     """

@@ -24,7 +24,7 @@ class Tally:
         self.unread: Counter[str] = Counter()  # files whose suffix is not among those read
         self._left_out: dict[tuple[str, str], tuple[int, str]] = {}  # count, and the first place
 
-    def add_file(self, suffix: str, separator: str = "") -> None:
+    def add_file(self, suffix: str, separator: str) -> None:
         """Count one file that was read, and split if it is a text and there is a separator."""
         self.read[suffix] += 1
         self.separator = separator
@@ -80,7 +80,7 @@ def find_files(
     suffixes: Collection[str] | None,
     tally: Tally,
     *,
-    skip_bad: bool = False,
+    skip_bad: bool,
     without: Collection[str] = (),
 ) -> list[tuple[Path, str]]:
     """(file, the name its documents carry): a file itself, or a folder's files in sorted order.

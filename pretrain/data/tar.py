@@ -30,7 +30,7 @@ Row = Document | Rejected | LeftOut
 Member = tuple[tarfile.TarInfo, bytes | None]  # and its content, of texts and JSON
 
 
-def read_tar(path: Path, name: str, key: str, separator: str = "") -> Iterator[Row]:
+def read_tar(path: Path, name: str, key: str, separator: str) -> Iterator[Row]:
     """The texts of all samples, in their order; of a tar that is damaged, all before that but JSON
     of the last sample, of which a text may be missing. Texts, not JSON, are split at separators.
     """

@@ -253,7 +253,7 @@ def block_seconds(
     precision: str,
     *,
     backward: bool = False,
-    graphs: bool = False,
+    graphs: bool,
 ) -> float:
     """How long a block takes, on one rank, whose weights are `matrices` bytes.
 
