@@ -78,7 +78,7 @@ class Engine:
     """A model, its optimiser and DeepSpeed.
 
     One step of a whole model is, for each microbatch, `out = engine(...)` and
-    `engine.backward(loss, scored)`, then `engine.step()`. A pipeline stage calls torch's backward
+    `engine.backward(loss, n_scored)`, then `engine.step()`. A pipeline stage calls torch's backward
     itself, inside `with engine.accumulating()`.
     """
 
@@ -137,14 +137,14 @@ class Engine:
         """The model's forward."""
         return self._deepspeed(*args, **kwargs)
 
-    def backward(self, loss: Tensor, scored: Tensor | int) -> None:
+    def backward(self, loss: Tensor, n_scored: Tensor | int) -> None:
         """Accumulates the gradient of one microbatch.
 
         Args:
             loss: sum of losses over this rank's microbatch; out of any graph if nothing is scored.
-            scored: see `loss_scale`.
+            n_scored: see `loss_scale`.
         """
-        loss = loss * self.loss_scale(scored)
+        loss = loss * self.loss_scale(n_scored)
         if not loss.requires_grad:  # it adds nothing, but the ranks that share weights do
             if self.partition.sharded:
                 self._deepspeed._backward_prologue()  # which it calls where outputs have a graph
@@ -174,16 +174,16 @@ class Engine:
         self._accumulated += 1
 
     @staticmethod
-    def loss_scale(scored: Tensor | int) -> Tensor | float:
+    def loss_scale(n_scored: Tensor | int) -> Tensor | float:
         """What a sum of losses is multiplied by, so that the step has the gradient of their mean.
 
         DeepSpeed averages over the ranks that hold the same weights, while the gradient must be
         that of the sum over their rows and tokens.
 
         Args:
-            scored: what the sum over all ranks and microbatches of the step is to be divided by.
+            n_scored: what the sum over all ranks and microbatches of the step is to be divided by.
         """
-        return mesh.dp_cp_size() / scored
+        return mesh.dp_cp_size() / n_scored
 
     def _sum_tied(self) -> None:
         """Gives both ends' copies of a tied embedding the sum of their gradients."""

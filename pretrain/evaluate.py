@@ -108,10 +108,10 @@ class Evaluation:
         """What text is judged on, to be said at the start."""
         if self.task is not None:
             return []
-        scored = torch.cat([batch.targets for batch in self.batches]) != IGNORE
-        rows, asked = int(scored.any(dim=1).sum()), "train.eval_batches x train.batch"
+        scored_mask = torch.cat([batch.targets for batch in self.batches]) != IGNORE
+        rows, asked = int(scored_mask.any(dim=1).sum()), "train.eval_batches x train.batch"
         few = f" of {self.rows_asked}" if rows < self.rows_asked else ""
-        return [f"judged on {int(scored.sum()):,} held-out tokens: {rows}{few} rows ({asked})"]
+        return [f"judged on {int(scored_mask.sum()):,} held-out tokens: {rows}{few} rows ({asked})"]
 
     def run(
         self,

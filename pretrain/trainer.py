@@ -229,19 +229,19 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
             # take
             watchdog.doing("takes the rows of step", step)
             batch = job.source.next()
-            scored, read = count_tokens(batch)
+            n_scored, n_read = count_tokens(batch)
 
             # accumulate
             probe = Probe() if step == 1 or due(step, settings.log_every) else None
-            outputs = forward_and_backward(parts, state, batch, scored, probe)
+            outputs = forward_and_backward(parts, state, batch, n_scored, probe)
             parts.saver.raise_if_failed()
 
             with stop.update(step):  # a signal waits until the step is whole, and written down
                 # update
                 watchdog.doing("updates the weights of step", step)
-                carried = update(parts, batch, outputs, scored, step)
+                carried = update(parts, batch, outputs, n_scored, step)
                 evaluated = not due(step, settings.eval_every)
-                state.advance(carried, read, job.source, evaluated=evaluated)
+                state.advance(carried, n_read, job.source, evaluated=evaluated)
                 outcome = parts.optimizer.filter.outcome
                 streak = parts.guard.after(step, outcome, job.source.samples(), state.data)
                 if due(step, settings.checkpoint_every):
@@ -288,18 +288,18 @@ def count_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def forward_and_backward(
-    parts: Parts, state: TrainState, batch: Batch, scored: Tensor, probe: Probe | None
+    parts: Parts, state: TrainState, batch: Batch, n_scored: Tensor, probe: Probe | None
 ) -> list[Output]:
     """The gradient of the step's mean loss, summed up over its microbatches."""
     config = parts.job.config
     return accumulate(
-        parts.engine, parts.model, split(batch, config), state.carried.states, scored,
+        parts.engine, parts.model, split(batch, config), state.carried.states, n_scored,
         config.parallel, probe, draw_passes(config, state.step),
     )  # fmt: skip
 
 
 def update(
-    parts: Parts, batch: Batch, outputs: list[Output], scored: Tensor, step: int
+    parts: Parts, batch: Batch, outputs: list[Output], n_scored: Tensor, step: int
 ) -> CarriedState:
     """Updates the weights by the step's gradient, unless its numbers are wrong.
 
@@ -308,7 +308,7 @@ def update(
     """
     optimizer, config = parts.optimizer, parts.job.config
     optimizer.lr_factor = lr_factor(step - 1, config.train.steps, config.optimizer)
-    optimizer.loss = mean_loss([out.window_loss for out in outputs], scored)
+    optimizer.loss = mean_loss([out.window_loss for out in outputs], n_scored)
     parts.engine.step()
     carried = [reset_if_skipped(out.state, optimizer.accepted) for out in outputs]
     return CarriedState(carried, batch.carries)

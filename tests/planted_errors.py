@@ -209,7 +209,7 @@ ERRORS = [
     ),
     Planted(
         "the gradient divided by the data-parallel ranks", "parallel/engine.py",
-        "return mesh.dp_cp_size() / scored", "return 1.0 / scored", "layouts/test_layouts.py",
+        "return mesh.dp_cp_size() / n_scored", "return 1.0 / n_scored", "layouts/test_layouts.py",
     ),
     Planted(
         "gradients of shared norms not summed over tp", "pretrain/run/optimizer.py",

@@ -31,7 +31,7 @@ def likelihood(
     """
     session, ids = Session(decoder, passes), [*context, *continuation]
     logits = session.read(ids[:-1], every=True)  # [T, vocabulary]
-    scored = logits[len(context) - 1 :].double().log_softmax(dim=-1)
-    targets = torch.tensor(list(continuation), device=scored.device)
-    found = scored.gather(1, targets[:, None]).sum()
-    return Likelihood(float(found), bool((scored.argmax(dim=-1) == targets).all()))
+    logprobs = logits[len(context) - 1 :].double().log_softmax(dim=-1)
+    targets = torch.tensor(list(continuation), device=logprobs.device)
+    found = logprobs.gather(1, targets[:, None]).sum()
+    return Likelihood(float(found), bool((logprobs.argmax(dim=-1) == targets).all()))

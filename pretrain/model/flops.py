@@ -136,17 +136,17 @@ class Work:
 
 
 def step_flops(
-    batch: Batch, config: ModelConfig, sleep: SleepConfig, passes: Mapping[int, int] | None = None
+    batch: Batch, config: ModelConfig, sleep: SleepConfig, steps: Mapping[int, int] | None = None
 ) -> Work:
     """Counts what `pretrain.model.sleep` will do, pass by pass of every window. On the host.
 
     Args:
-        passes: how many steps make N passes, for each N: the mean is given; None: sleep.passes.
+        steps: how many make N passes, for each N: the mean is given; None: all make sleep.passes.
     """
-    often = passes or {sleep.passes: 1}
-    mean, steps = Work(), sum(often.values())
-    for n, count in often.items():
-        work, share = _step_flops(batch, config, sleep, n), count / steps
+    steps = steps or {sleep.passes: 1}
+    mean, total = Work(), sum(steps.values())
+    for n, count in steps.items():
+        work, share = _step_flops(batch, config, sleep, n), count / total
         for each in fields(Work):
             so_far = getattr(mean, each.name)
             setattr(mean, each.name, so_far + share * getattr(work, each.name))

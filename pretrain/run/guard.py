@@ -45,18 +45,18 @@ DECAY = 1 - 1 / EMA_STEPS
 Samples = Callable[[Gather], Any]  # see pretrain.data.source.BatchSource.samples
 
 
-def mean_loss(window_losses: Sequence[Tensor], scored: Tensor | int) -> Tensor:
+def mean_loss(window_losses: Sequence[Tensor], n_scored: Tensor | int) -> Tensor:
     """[] fp64 loss per scored token of a step, over all ranks; not finite if any rank's is not.
 
     Args:
         window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others
             have zeros.
-        scored: tokens, over all ranks.
+        n_scored: tokens, over all ranks.
     """
     total = torch.stack(list(window_losses)).sum(dtype=torch.float64)
     dist.all_reduce(total)
     # those that share a layer all have the loss of their rows
-    return total / (scored * mesh.tp_size())
+    return total / (n_scored * mesh.tp_size())
 
 
 class StepOutcome(NamedTuple):

@@ -168,9 +168,9 @@ def loss_by_window(window_losses: Sequence[Tensor], batch: Batch, window: int) -
         batch: this rank's, of W windows of `window` tokens, the last perhaps shorter.
     """
     W, T = batch.starts.shape[1], batch.size[1]
-    scored = F.pad(batch.targets != IGNORE, (0, W * window - T)).view(-1, W, window)
+    scored_mask = F.pad(batch.targets != IGNORE, (0, W * window - T)).view(-1, W, window)
     sums = torch.stack(list(window_losses)).sum(dim=0).double()  # [W]
-    both = torch.stack([sums, scored.sum(dim=(0, 2)).to(sums.device)])  # [2, W]
+    both = torch.stack([sums, scored_mask.sum(dim=(0, 2)).to(sums.device)])  # [2, W]
     dist.all_reduce(both, group=mesh.dp_group())
     for group in (mesh.cp_group(), mesh.pp_group()):
         dist.all_reduce(both[0], group=group)
@@ -231,8 +231,8 @@ class Throughput:
         a CPU).
         """
         seconds = time.perf_counter() - self._begin - self._pause
-        passes = Counter(draw_passes(self._config, s) for s in range(self._step, step))
-        done = step_flops(batch, self._config.model, self._config.sleep, passes)
+        steps = Counter(draw_passes(self._config, s) for s in range(self._step, step))
+        done = step_flops(batch, self._config.model, self._config.sleep, steps)
         scale = (step - self._step) * mesh.dp_size() / seconds
         flops = done.flops * scale
         rates = {

@@ -37,7 +37,7 @@ def accumulate(
     model: SleepLM,
     parts: Sequence[Batch],
     states: Sequence[State | None],
-    scored: Tensor | int,
+    n_scored: Tensor | int,
     parallel: ParallelConfig,
     probe: Probe | None = None,
     passes: int | None = None,
@@ -47,7 +47,7 @@ def accumulate(
     Args:
         parts: this data-parallel rank's microbatches. states: the memory of each from the batch
             before.
-        scored: what the sum of losses over all ranks and microbatches is divided by.
+        n_scored: what the sum of losses over all ranks and microbatches is divided by.
         passes: N of this step, the same on all ranks (the model's own if None).
     Returns:
         An output for each, detached. On a pipeline stage: its own memory; the losses are on the
@@ -65,17 +65,16 @@ def accumulate(
             for part, state in zip(parts, states, strict=True)
         ]
         with engine.accumulating():
-            run_stage(streams, parallel.recompute, engine.loss_scale(scored))
+            run_stage(streams, parallel.recompute, engine.loss_scale(n_scored))
         return [stream.output() for stream in streams]
-    outputs = []
+    agree, outputs = agreement(parallel.zero), []
     for m, (part, state) in enumerate(zip(parts, states, strict=True)):
         watchdog.doing("reads microbatch", m)
-        agree = agreement(parallel.zero)
         out = engine(
             part, state, passes=passes, recompute=parallel.recompute, probe=probe, agree=agree
         )
         watchdog.doing("goes back through microbatch", m)
-        engine.backward(out.loss, scored)
+        engine.backward(out.loss, n_scored)
         outputs.append(out._replace(loss=out.loss.detach()))
     return outputs
 

@@ -131,10 +131,10 @@ def _measure(config: Config, steps: int) -> dict[str, float]:
     before = _look(model, batch)
     for step in range(steps):
         read = source.next()
-        scored = int((read.targets != IGNORE).sum())
-        (out,) = accumulate(engine, model, [read], [None], scored, config.parallel)
+        n_scored = int((read.targets != IGNORE).sum())
+        (out,) = accumulate(engine, model, [read], [None], n_scored, config.parallel)
         optimizer.lr_factor = lr_factor(step, steps, config.optimizer)
-        optimizer.loss = out.loss / scored
+        optimizer.loss = out.loss / n_scored
         engine.step()
     after = _look(model, batch)
     engine.close()

@@ -76,8 +76,8 @@ class Size:
         row, rows = example(config), config.train.steps * config.train.batch
         tokens = float(rows * row.size[1])
         flops, awake = (
-            rows * step_flops(row, config.model, config.sleep, passes).flops
-            for passes in (drawn_passes(config), {1: 1})
+            rows * step_flops(row, config.model, config.sleep, steps).flops
+            for steps in (drawn_passes(config), {1: 1})
         )
         return cls(config, whole, looped, tokens, flops, flops - awake)
 
