@@ -19,7 +19,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from parallel import mesh
+from parallel import mesh, talk
 from parallel.engine import Engine
 from pretrain.checkpoint import Saver
 from pretrain.config.schema import (
@@ -70,7 +70,7 @@ def main() -> None:
             depo=DepoConfig(nodes=8, context=32, queries=4),
             train=TrainConfig(batch=4 * mesh.dp_size(), keep=1),
         )
-        measure(config, mesh.from_rank_0(Path(folder) / "run"))
+        measure(config, talk.from_rank_0(Path(folder) / "run"))
     mesh.shutdown()
 
 

@@ -36,7 +36,7 @@ from launch.preflight.seat import Seat
 from launch.preflight.survey import exchange
 from launch.quiet import quiet
 from launch.world import World
-from parallel import mesh
+from parallel import mesh, talk
 from pretrain.run.agreement import Facts, facts
 
 PER_PROCESS = 512
@@ -76,7 +76,7 @@ class Counted(dist.Store):
         self._count(key, "12345678")
         return int(self._store.add(key, value))
 
-    def wait(self, keys: Sequence[str], timeout: timedelta = mesh.NO_TIMEOUT) -> None:
+    def wait(self, keys: Sequence[str], timeout: timedelta = talk.NO_TIMEOUT) -> None:
         self._count(*keys)
         self._store.wait(keys, timeout)
 

@@ -4,6 +4,7 @@ shape.py            sizes of a block; the legend of shape letters
 setting.py          a field that says what it means and what it may be
 megatron.py         what we take from Megatron-core;  uncompiled.py  without its compiler
 mesh.py             the grid of ranks;  combinations.py  what may be combined
+talk.py             what ranks tell each other beside training
 context.py          between mixers ranks share tokens, in them heads: the exchange
 layers.py           Megatron's parallel linears and embedding, cross-entropy;  norms.py  norms
 delta_rule.py       the gated delta rule: recurrent, chunked, flash-linear-attention

@@ -98,7 +98,7 @@ def _train(
 
     with said_if_slow("loading torch, Megatron and DeepSpeed", _say):
         from launch.preflight import check
-        from parallel import mesh, watchdog
+        from parallel import mesh, talk, watchdog
         from pretrain.config.memory import make_room, out_of_memory
         from pretrain.trainer import train
 
@@ -121,7 +121,7 @@ def _train(
         status = 1
         if no_room:  # no user's error: it may be one step of many, and another start goes on
             print(f"hypnos: error: {watchdog.activity()}: {no_room}", file=sys.stderr)
-        elif mesh.is_of_another_rank(error):
+        elif talk.is_of_another_rank(error):
             status = PEER_GONE
             # gloo names its source
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]

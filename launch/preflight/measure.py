@@ -26,7 +26,7 @@ from launch.preflight.rates import Stage
 from launch.preflight.report import Rates, Report
 from launch.preflight.seat import Seat
 from launch.preflight.verdict import Problem
-from parallel import mesh
+from parallel import talk
 from pretrain.errors import UserError
 
 MEASURE_S = 60.0  # seconds, see launch/preflight/__init__.py
@@ -56,7 +56,7 @@ def measure(seat: Seat, reports: Sequence[Report], partners: Sequence[int], work
     try:
         own = work(partners, watch.stage_begins).encode()
     except RuntimeError as error:
-        lost = mesh.is_of_another_rank(error)
+        lost = talk.is_of_another_rank(error)
         broken = {"broken": str(error).splitlines()[0], "while": watch.stage[1]}
         own = json.dumps({**broken, "by_another": lost})
         seat.store.set("broken", "")
@@ -107,7 +107,7 @@ class _Watch(threading.Thread):
 
     def _hear(self, seat: Seat) -> None:
         """Waits for rank 0's word, and until then says how far this rank is."""
-        deadline = time.monotonic() + MEASURE_S + 2 * mesh.STORE_TIMEOUT_S
+        deadline = time.monotonic() + MEASURE_S + 2 * talk.STORE_TIMEOUT_S
         with suppress(dist.DistNetworkError):  # rank 0 has gone, which `hear` says
             while not self._main_is_done.is_set() and time.monotonic() < deadline:
                 seat.store.set(f"stage/{seat.world.rank}", json.dumps(self.stage))

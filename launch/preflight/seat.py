@@ -14,7 +14,7 @@ import torch.distributed as dist
 from launch.preflight.rendezvous import Say, scatter
 from launch.preflight.verdict import PreflightError, Problem
 from launch.world import World, this_host
-from parallel import mesh
+from parallel import talk
 from pretrain.errors import PeerGone, UserError
 from pretrain.files import write_atomically, writes_user_file
 
@@ -44,7 +44,7 @@ class Seat:
             line = f"no word from rank 0 in {seconds:.0f} s; see its log"
             raise PeerGone(f"preflight: {self.here}: {line}") from None
         if "error" in told:
-            mesh.leave_together(self.store, self.world.rank, ())
+            talk.leave_together(self.store, self.world.rank, ())
             raise PreflightError(told["error"], told["bad_hosts"])
         return told
 
@@ -81,5 +81,5 @@ class Seat:
                 self.say(f"preflight: {unwritten}")
         told = json.dumps({"error": str(error), "bad_hosts": error.bad_hosts})
         scatter(self.store, keys, [told] * len(keys))
-        mesh.leave_together(self.store, 0, set(range(self.world.size)) - set(deaf))
+        talk.leave_together(self.store, 0, set(range(self.world.size)) - set(deaf))
         return error

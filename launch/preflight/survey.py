@@ -23,7 +23,7 @@ from launch.preflight.report import Rates, Report
 from launch.preflight.seat import FILE, Seat
 from launch.preflight.verdict import PreflightError, Problem
 from launch.world import World, this_host
-from parallel import mesh
+from parallel import mesh, talk
 from pretrain.config.schema import Config
 from pretrain.run.agreement import Facts, facts
 
@@ -127,7 +127,7 @@ def _join(seat: Seat, digest: str, timeout: float) -> tuple[dict[str, Any], floa
     world, store = seat.world, seat.store
     store.set(f"here/{world.rank}", this_host())
     if world.rank:
-        told = seat.hear("start", timeout + mesh.STORE_TIMEOUT_S)
+        told = seat.hear("start", timeout + talk.STORE_TIMEOUT_S)
         return told, time.time() - told["clock"]
     if missing := rendezvous.wait_for_all(store, "here", world.size, timeout, seat.say):
         there = set(range(world.size)) - set(missing)
@@ -165,7 +165,7 @@ def _report(
     own = replace(own, ahead=ahead, digest=report.digest(mine), facts=mine if shown else None)
     store.set(f"report/{world.rank}", own.encode())
     if world.rank:
-        told = seat.hear(f"reported/{world.rank}", REPORT_S + 2 * mesh.STORE_TIMEOUT_S)
+        told = seat.hear(f"reported/{world.rank}", REPORT_S + 2 * talk.STORE_TIMEOUT_S)
         return [], [], told["partners"]
 
     hosts = [name.decode() for name in rendezvous.gather(store, "here", range(world.size))]

@@ -27,7 +27,7 @@ from typing import Any, Self
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from parallel import mesh, watchdog
+from parallel import mesh, talk, watchdog
 from parallel.slices import Piece
 from pretrain.checkpoint.folder import draft_dir, make_draft, publish, remove_draft
 from pretrain.checkpoint.write import Part, write_common, write_part
@@ -60,7 +60,7 @@ class Saver:
         """
         self._run, self._config = run, config
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._store = mesh.store("saver")
+        self._store = talk.store("saver")
         self._store.set_timeout(timedelta(seconds=config.parallel.timeout))
         self._lock = threading.Lock()
         self._last = step  # the step that was saved last, or is being saved
@@ -135,7 +135,7 @@ class Saver:
         with suppress(dist.DistError):  # one has gone, or has left because it knows that all know
             self._store.set(f"{step}/known/{self._rank}", "")
             known = [f"{step}/known/{rank}" for rank in range(self._world)]
-            self._store.wait(known, timedelta(seconds=mesh.STORE_TIMEOUT_S))
+            self._store.wait(known, timedelta(seconds=talk.STORE_TIMEOUT_S))
         self._all_know.set()
 
     def _prepare(self, step: int) -> None:

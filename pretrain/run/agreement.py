@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from parallel import mesh, watchdog
+from parallel import mesh, talk, watchdog
 from pretrain.config.schema import Config
 from pretrain.data.index import find_split, read_index
 from pretrain.data.store import Place, place
@@ -125,7 +125,7 @@ def on_rank_0(what: str, act: Callable[[], T]) -> T | None:
     """Runs `act` on rank 0 and returns its value there, None elsewhere; a UserError is raised on
     every rank; no timeout: the others wait at the store, not in a collective.
     """
-    value, failed, store = None, None, mesh.store("rank 0")
+    value, failed, store = None, None, talk.store("rank 0")
     with watchdog.no_timeout(what):
         if dist.get_rank() == 0:
             try:
@@ -134,8 +134,8 @@ def on_rank_0(what: str, act: Callable[[], T]) -> T | None:
                 failed = str(error), error.status  # by which a launcher starts again, or does not
             store.set("done", "")
         else:
-            store.wait(["done"], mesh.NO_TIMEOUT)
-    failed = mesh.from_rank_0(failed)
+            store.wait(["done"], talk.NO_TIMEOUT)
+    failed = talk.from_rank_0(failed)
     if failed is not None:
         raise UserError(*failed)
     return value

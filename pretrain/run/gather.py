@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from parallel import mesh
+from parallel import mesh, talk
 
 
 class RowGather:
@@ -19,7 +19,7 @@ class RowGather:
     """
 
     def __init__(self, timeout: float) -> None:
-        self._store = mesh.store("rows")
+        self._store = talk.store("rows")
         self._store.set_timeout(timedelta(seconds=timeout))
 
     def __call__(self, name: str, mine: list[Any]) -> list[Any]:

@@ -34,8 +34,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from parallel import mesh
-from parallel.mesh import STORE_TIMEOUT_S
+from parallel import mesh, talk
 from pretrain.errors import UserError
 from pretrain.exit_status import after_signal
 from pretrain.run.signals import hearing, not_ignored
@@ -63,7 +62,7 @@ class Stop:
         self._begun = self._done = step  # the last update that has begun, and the last that is over
         self._limit: int | None = None  # no later one may begin
         self._closed = False
-        self._store = mesh.store("stop")
+        self._store = talk.store("stop")
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
 
     # ---- the main thread: running
@@ -91,7 +90,8 @@ class Stop:
         thread.start()
         try:
             heard = (*SIGNALS, *not_ignored(signal.SIGHUP))
-            with hearing(heard, _Messenger(self._connect(), self._world).tell, STORE_TIMEOUT_S):
+            tell = _Messenger(self._connect(), self._world).tell
+            with hearing(heard, tell, talk.STORE_TIMEOUT_S):
                 yield
                 with suppress(dist.DistError):  # rank 0 may have left already
                     for key in ("begun", "gone"):  # for those that are asked to stop only now
@@ -103,7 +103,7 @@ class Stop:
             with suppress(dist.DistError):
                 self._store.set(f"reason/{self._rank}", "")
             # if the run is being stopped, that thread ends the process
-            thread.join(STORE_TIMEOUT_S)
+            thread.join(talk.STORE_TIMEOUT_S)
 
     # ---- the thread that stops the run: asked -> agreed -> saved -> exit
 
@@ -111,7 +111,7 @@ class Stop:
         """Waits until some rank asks, and ends the process."""
         store = self._connect()
         try:
-            store.wait([f"reason/{self._rank}"], mesh.NO_TIMEOUT)
+            store.wait([f"reason/{self._rank}"], talk.NO_TIMEOUT)
             reason = store.get(f"reason/{self._rank}").decode()
             number = int(store.get("number")) if reason else 0
         except dist.DistError:  # rank 0 has left: nobody can stop together any more
@@ -135,7 +135,7 @@ class Stop:
         # the main thread may be held back for ever: this thread must not end before it
         except Exception as error:
             self._say(f"stopped by {reason}; nothing new is saved: {error!r}")
-        mesh.leave_together(store, self._rank, range(self._world))
+        talk.leave_together(store, self._rank, range(self._world))
         _exit(status)
 
     def _agree(self, store: dist.Store) -> int:
@@ -144,7 +144,7 @@ class Stop:
             self._limit = self._begun
         store.set(f"begun/{self._rank}", str(self._begun))
         everyone = [f"begun/{rank}" for rank in range(self._world)]
-        store.wait(everyone, timedelta(seconds=STORE_TIMEOUT_S))
+        store.wait(everyone, timedelta(seconds=talk.STORE_TIMEOUT_S))
         with self._changed:
             self._limit = step = max(int(store.get(key)) for key in everyone)
             self._changed.notify_all()

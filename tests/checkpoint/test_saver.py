@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from parallel import mesh
+from parallel import mesh, talk
 from parallel.engine import Engine
 from pretrain.checkpoint import Saver, Snapshot, steps, verify
 from pretrain.checkpoint.folder import checkpoint_dir, pointed_at
@@ -195,7 +195,7 @@ def test_a_rank_that_dies_in_a_save_is_waited_for_no_longer_than_any(
 ) -> None:
     """The second rank is one that never says a word."""
     mesh.initialize()
-    monkeypatch.setattr(mesh, "STORE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(talk, "STORE_TIMEOUT_S", 0.1)
     config = replace(CONFIG, parallel=replace(CONFIG.parallel, timeout=0.2))
     with Saver(tmp_path, config, None) as saver:
         saver._world = 2

@@ -8,7 +8,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from parallel import mesh
+from parallel import mesh, talk
 from pretrain.config.memory import out_of_memory
 from tests.ranks import run_ranks
 
@@ -52,5 +52,5 @@ def test_whose_fault_an_error_of_nccl_is() -> None:
         dist.DistBackendError(f"NCCL error in: ProcessGroupNCCL.cpp:94\n{what}")
         for what in (remote, own)
     )
-    assert mesh.is_of_another_rank(of_remote) and not out_of_memory(of_remote)
-    assert not mesh.is_of_another_rank(of_own) and out_of_memory(of_own)
+    assert talk.is_of_another_rank(of_remote) and not out_of_memory(of_remote)
+    assert not talk.is_of_another_rank(of_own) and out_of_memory(of_own)

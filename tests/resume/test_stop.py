@@ -11,7 +11,7 @@ from signal import SIGHUP, SIGINT, SIGSTOP, SIGTERM, SIGUSR1, Signals
 
 import pytest
 
-from parallel.mesh import STORE_TIMEOUT_S
+from parallel.talk import STORE_TIMEOUT_S
 from pretrain.exit_status import after_signal
 from pretrain.run.stop import ONE_PRESS_S
 from tests.resume import saved
