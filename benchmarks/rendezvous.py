@@ -37,7 +37,7 @@ from launch.preflight.survey import exchange
 from launch.quiet import quiet
 from launch.world import World
 from parallel import mesh, talk
-from pretrain.run.agreement import Facts, facts
+from pretrain.run.facts import Facts, facts
 
 PER_PROCESS = 512
 CONNECTIONS = 1  # of each rank to the store, until it trains

@@ -16,7 +16,7 @@ from launch.doctor import Finding
 from launch.preflight import faults
 from launch.world import World, this_host
 from parallel import mesh
-from pretrain.run.agreement import Facts
+from pretrain.run.facts import Facts
 
 DRIVER = Path("/proc/driver/nvidia/version")
 

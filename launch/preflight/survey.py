@@ -25,7 +25,7 @@ from launch.preflight.verdict import PreflightError, Problem
 from launch.world import World, this_host
 from parallel import mesh, talk
 from pretrain.config.schema import Config
-from pretrain.run.agreement import Facts, facts
+from pretrain.run.facts import Facts, facts
 
 JOIN_S, REPORT_S = 300.0, 60.0  # seconds, see launch/preflight/__init__.py
 

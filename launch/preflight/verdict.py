@@ -18,7 +18,7 @@ from launch.doctor import GIB
 from launch.preflight.report import Rates, Report
 from pretrain.errors import UserError, shortened
 from pretrain.exit_status import UNFIT
-from pretrain.run.agreement import difference
+from pretrain.run.facts import difference
 
 MAX_CLOCK_S = 5.0
 MIN_DISK = 5 * GIB

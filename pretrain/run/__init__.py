@@ -1,6 +1,7 @@
 """What a training run does between its data and its checkpoints (pretrain/trainer.py).
 
-agreement.py   what must be the same on all ranks; what rank 0 does for all
+facts.py       what must be the same on all ranks before a run begins
+agreement.py   what ranks agree on while they train; what rank 0 does for all
 prepare.py     what a configuration must fit before anything is built
 resume.py      taking the run's folder, and the checkpoint that is gone on from, or back to
 remarks.py     what a run says of its settings before it begins

@@ -1,124 +1,49 @@
-"""What must be the same on all ranks of a run; and what rank 0 does for all is done on all or none.
-
-Ranks that differ in a setting, in their code or in their data would train on something that nobody
-asked for, or wait for each other for ever. So before anything is built, the preflight
-(launch/preflight) compares
-
-    the code        version of Hypnos's own sources and of the packages that compute
-    the device      of which kind it is: one without its driver would take the processor
-    the settings    all of them, as configured
-    the content     of tokenizer, shards, held-out shards and stories; of shards, by their indexes
-"""
+"""What ranks agree on: those of one model read the same rows; what rank 0 does is done for all."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import importlib.metadata
-from collections.abc import Callable, Iterator
-from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, TypeVar
+import zlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 from parallel import mesh, talk, watchdog
-from pretrain.config.schema import Config
-from pretrain.data.index import find_split, read_index
-from pretrain.data.store import Place, place
-from pretrain.errors import UserError, shortened
-from pretrain.files import sha256
-from tokenizer import TokenizerError
-from tokenizer.encode import Tokenizer
+from pretrain.data.batch import Batch
+from pretrain.errors import UserError
 
-SOURCES = ("parallel", "pretrain", "tokenizer")  # packages of ours that decide what is computed
-PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy")
-STORE_S = 60.0  # that an object store is asked at most: less than ranks wait for one of them
-Facts = dict[str, str]  # what is compared -> what it is here
 T = TypeVar("T")
 
 
-def facts(config: Config | None) -> Facts:
-    """All that must be the same on every rank of a run, in the order in which it is compared.
+def check_same_rows(parts: Sequence[Batch]) -> None:
+    """Ranks that hold one model together must read the same rows, or they would wait for each other
+    for ever.
 
-    Args:
-        config: None: only what the machines bring.
+    Raises:
+        UserError: on every one of them, naming those that differ from the first.
     """
-    machine = {
-        "the version of Hypnos (a hash of its sources)": code_version()[:12],
-        **{f"the version of {name}": importlib.metadata.version(name) for name in PACKAGES},
-        "the kind of device": mesh.device().type,
-    }
-    if config is None:
-        return machine
-    return {
-        **machine,
-        **{name: repr(value) for name, value in leaves("", dataclasses.asdict(config))},
-        **{name: _content(read) for name, read in contents(config)},
-    }
-
-
-def code_version() -> str:
-    """A hash of the sources that decide what is computed."""
-    digest = hashlib.sha256()
-    for package in SOURCES:
-        spec = find_spec(package)
-        assert spec is not None and spec.origin is not None, "it has been imported"
-        folder = Path(spec.origin).parent
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{package}/{path.relative_to(folder)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every value in nested dicts and lists, under its dotted name: data.train[0].weight."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from leaves(f"{name}.{key}" if name else key, item)
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        yield f"the number of {name}", len(value)
-        for i, item in enumerate(value):
-            yield from leaves(f"{name}[{i}]", item)
-    else:
-        yield name, value
-
-
-def contents(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
-    """What a run reads, and what gives a hash that stands for all of it."""
-    data = config.data
-    if data.tokenizer:
-        yield f"the tokenizer {data.tokenizer}", lambda: Tokenizer.load(data.tokenizer).fingerprint
-    if data.task == "text":
-        folders = [(corpus.path, "train") for corpus in data.train]
-        for path, split in [*folders, (data.heldout, "heldout")]:
-            there = place(path, min(data.retry, STORE_S))
-            yield f"the {split} shards {path}", partial(_fingerprint, there, split)
-    if data.task == "stories" and config.stories.path:
-        yield f"the stories {config.stories.path}", partial(sha256, Path(config.stories.path))
-
-
-def _fingerprint(path: Place, split: str) -> str:
-    return read_index(find_split(path, split)).fingerprint
-
-
-def _content(read: Callable[[], str]) -> str:
-    """A hash; or why it cannot be had, which is refused later, if that is the same on all ranks."""
-    try:
-        return read()[:12]
-    except (UserError, TokenizerError, OSError) as error:
-        return f"unreadable ({' '.join(str(error).split())})"
-
-
-def difference(there: str, theirs: Facts, here: str, mine: Facts) -> str:
-    """The first fact that is not the same on two ranks, in one line."""
-    for name in {**theirs, **mine}:
-        a, b = theirs.get(name, "not known"), mine.get(name, "not known")
-        if a != b:
-            fix = "start all ranks with the same code, settings and data"
-            return f"{name} is {shortened(a)} on {there}, but {shortened(b)} on {here}; {fix}"
-    return ""
+    if mesh.tp_size() * mesh.cp_size() * mesh.pp_size() == 1:
+        return
+    watchdog.doing("compares its rows with the other ranks of its model")
+    content = 0
+    for part in parts:
+        for tensor in (part.tokens, part.targets, part.valid, part.starts, part.carries):
+            content = zlib.crc32(tensor.contiguous().numpy().tobytes(), content)
+    seen = torch.tensor([[dist.get_rank(), len(parts), *parts[0].size, content]])
+    for group in (mesh.model_group(), mesh.cp_group()):
+        everyone = [torch.empty_like(seen) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(everyone, seen, group=group)
+        seen = torch.cat(everyone)  # [ranks, 5]
+    (first, *rows), *others = sorted(seen.tolist())
+    for rank, *other in others:
+        if other != rows:
+            theirs, here = (" x ".join(map(str, shape[:3])) for shape in (other, rows))
+            raise UserError(
+                f"{mesh.describe_rank()}: rank {rank} reads other rows than rank {first}, "
+                f"with which it shares a model: {theirs} against {here} "
+                "(microbatches x rows x tokens); give all ranks the same configuration and data"
+            )
 
 
 def on_rank_0(what: str, act: Callable[[], T]) -> T | None:

@@ -7,7 +7,6 @@ of one schedule.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import torch
@@ -24,12 +23,12 @@ from parallel.state import State
 from parallel.window import Window
 from pretrain.config.schema import ParallelConfig
 from pretrain.data.batch import Batch
-from pretrain.errors import UserError
 from pretrain.model.plan import Agree, alone
 from pretrain.model.probe import Probe
 from pretrain.model.reader import Head, Output, Reader
 from pretrain.model.sleep import SleepLM, begin_window, end_window, one_pass
 from pretrain.model.stop_rule import StopRule
+from pretrain.run.agreement import check_same_rows
 
 
 def accumulate(
@@ -123,36 +122,6 @@ def agreement(zero: int) -> Agree:
 def _over_data_parallel_ranks(values: Tensor) -> Tensor:
     dist.all_reduce(values, op=dist.ReduceOp.MAX, group=mesh.dp_group())
     return values
-
-
-def check_same_rows(parts: Sequence[Batch]) -> None:
-    """Ranks that hold one model together must read the same rows, or they would wait for each other
-    for ever.
-
-    Raises:
-        UserError: on every one of them, naming those that differ from the first.
-    """
-    if mesh.tp_size() * mesh.cp_size() * mesh.pp_size() == 1:
-        return
-    watchdog.doing("compares its rows with the other ranks of its model")
-    content = 0
-    for part in parts:
-        for tensor in (part.tokens, part.targets, part.valid, part.starts, part.carries):
-            content = zlib.crc32(tensor.contiguous().numpy().tobytes(), content)
-    seen = torch.tensor([[dist.get_rank(), len(parts), *parts[0].size, content]])
-    for group in (mesh.model_group(), mesh.cp_group()):
-        everyone = [torch.empty_like(seen) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(everyone, seen, group=group)
-        seen = torch.cat(everyone)  # [ranks, 5]
-    (first, *rows), *others = sorted(seen.tolist())
-    for rank, *other in others:
-        if other != rows:
-            theirs, here = (" x ".join(map(str, shape[:3])) for shape in (other, rows))
-            raise UserError(
-                f"{mesh.describe_rank()}: rank {rank} reads other rows than rank {first}, "
-                f"with which it shares a model: {theirs} against {here} "
-                "(microbatches x rows x tokens); give all ranks the same configuration and data"
-            )
 
 
 class StageStream:

@@ -24,7 +24,7 @@ from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically
 from pretrain.origin import Origin, origin_of
-from pretrain.run.agreement import contents
+from pretrain.run.facts import contents
 from pretrain.study.curve import Curve
 from pretrain.tasks import make_task
 

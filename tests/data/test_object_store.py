@@ -21,7 +21,7 @@ from pretrain.data import splits, store
 from pretrain.data.index import read_index
 from pretrain.data.store import StorePath, place
 from pretrain.errors import StorageFailed, UserError
-from pretrain.run.agreement import facts
+from pretrain.run.facts import facts
 from pretrain.trainer import train
 from tests.data.stores import ENVIRONMENT, Proxy, client, s3_server, upload
 from tests.data.test_stream import open_stream, same, take

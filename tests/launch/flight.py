@@ -17,7 +17,6 @@ from launch.preflight import check, folder, measure, rates, report, survey
 from launch.world import find
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
-from pretrain.run import agreement
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +72,7 @@ def _told(config: Config) -> Told:
 def _planted(fault: str) -> AbstractContextManager[Any]:
     match fault:
         case "stale clone":
-            return mock.patch.object(agreement, "code_version", lambda: "stale")
+            return mock.patch("pretrain.run.facts.code_version", lambda: "stale")
         case "another disk":
             return mock.patch.object(folder.Meeting, "folder", lambda *_: Path("/mnt/own/tokens"))
         case "reports nothing":
