@@ -35,7 +35,7 @@ from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.exit_status import NO_PROGRESS
-from pretrain.model.plan import draw_passes
+from pretrain.model.draw import draw_passes
 from pretrain.model.probe import Probe
 from pretrain.model.sleep import Output, SleepLM
 from pretrain.run import prepare

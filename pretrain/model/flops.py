@@ -169,7 +169,7 @@ def _step_flops(batch: Batch, config: ModelConfig, sleep: SleepConfig, passes: i
                 add(per_token * B * w.width, p.core_has_grad if b in p.core else w.has_grad)
         add(2 * config.d_model * config.vocab_size * len(w.scored_index), w.has_grad)
         done.wake += B * w.width
-        done.sleep += (w.passes - 1) * w.width * int(w.sleeps.sum())
+        done.sleep += (w.n_passes - 1) * w.width * int(w.sleeps.sum())
     return done
 
 

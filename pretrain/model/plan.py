@@ -10,25 +10,21 @@ data-parallel rank, for ZeRO reduces gradients and gathers weights in the order 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from parallel.context import token_share
 from parallel.passes import Pass
 from parallel.stages import Stage
-from pretrain.config.schema import Config, ModelConfig, SleepConfig
+from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
-from pretrain.data.splitmix import splitmix64
 
 # Gives the elementwise maximum over the ranks that must run the same operations in the same order.
 Agree = Callable[[Tensor], Tensor]
-BLOCK = 1 << 20  # steps whose N are drawn at once
 
 
 def alone(values: Tensor) -> Tensor:
@@ -51,7 +47,7 @@ class WindowPlan:
     scored_index: Tensor  # [n] int64, of the scored positions in the flattened [B, own_width]
 
     # ---- structure, agreed over ranks: "some" means some row of some rank
-    passes: int  # N, or 1 where no row sleeps
+    n_passes: int  # N, or 1 where no row sleeps
     past: int  # keys of earlier windows that it begins with
     has_pad: bool  # some token is PAD
     has_starts: bool  # some row begins a document
@@ -139,7 +135,7 @@ def plan_windows(
                 has_targets=rows.scored[w],
                 sleeps=sleeps[w],
                 scored_index=(batch.targets[:, own] != IGNORE).flatten().nonzero()[:, 0],
-                passes=count,
+                n_passes=count,
                 past=min(config.reach - 1, past + w * L) if sliding else 0,
                 has_pad=some.has_pad[w],
                 has_starts=some.starts[w],
@@ -190,38 +186,6 @@ def _agreed(rows: _Facts[Tensor], past: int, agree: Agree) -> tuple[_Facts[list[
     return _Facts(*values[:-1].view(facts.shape).bool().tolist()), int(values[-1])
 
 
-def _fewest(sleep: SleepConfig) -> int:
-    """The least N that a training step may have; passes is the largest."""
-    return sleep.min_passes or (1 if sleep.curriculum else sleep.passes)
-
-
-def draw_passes(config: Config, step: int) -> int:
-    """N of the step after `step` steps: the same on all ranks, and in a run that goes on."""
-    sleep, fewest = config.sleep, _fewest(config.sleep)
-    kinds = sleep.passes - fewest + 1
-    if sleep.curriculum:
-        return min(sleep.passes, fewest + step * kinds // sleep.curriculum)
-    return fewest + splitmix64(config.run.seed, step) % kinds
-
-
-def drawn_passes(config: Config) -> Counter[int]:
-    """In how many steps of a whole run each N is drawn; there may be a hundred million steps."""
-    sleep, fewest, steps = config.sleep, _fewest(config.sleep), config.train.steps
-    kinds = sleep.passes - fewest + 1
-    if kinds == 1:
-        return Counter({fewest: steps})
-    if sleep.curriculum:
-        begins = [min(steps, -(-i * sleep.curriculum // kinds)) for i in range(kinds)]
-        ends = [*begins[1:], steps]
-        return Counter({fewest + i: end - begins[i] for i, end in enumerate(ends)})
-    drawn: Counter[int] = Counter()
-    for begin in range(0, steps, BLOCK):
-        block = np.arange(begin, min(steps, begin + BLOCK), dtype=np.uint64)
-        often = np.bincount((splitmix64(config.run.seed, block) % kinds).astype(int))
-        drawn.update({fewest + i: int(count) for i, count in enumerate(often)})
-    return drawn
-
-
 def plan_passes(
     w: WindowPlan, config: ModelConfig, sleep: SleepConfig, stage: Stage
 ) -> tuple[Pass, ...]:
@@ -232,7 +196,7 @@ def plan_passes(
     """
     core_start = min(sleep.prelude, len(config.layers) - 1)
     passes: list[Pass] = []
-    for n in range(1, w.passes + 1):
+    for n in range(1, w.n_passes + 1):
         runs, core_has_grad = _blocks_of(n, w, config, sleep), _core_has_grad(n, w, sleep)
         first_stage = 0 if n == 1 else stage.of(core_start)
         core_end = max([first_stage, *map(stage.of, (*runs.prelude, *runs.core))])
@@ -251,7 +215,7 @@ def plan_passes(
                 first_stage=first_stage,
                 core_end=core_end,
                 last_stage=max([head_stage, *map(stage.of, runs.coda)]),
-                loops=n < w.passes,
+                loops=n < w.n_passes,
                 core_grad_until=core_grad_until,
                 head_has_grad=runs.reads and w.has_grad,
                 sends_grad_to_previous_pass=both_have_grad and not detaches,
@@ -283,13 +247,13 @@ def _blocks_of(n: int, w: WindowPlan, config: ModelConfig, sleep: SleepConfig) -
     count = len(config.layers)
     core, coda = range(sleep.prelude, count - sleep.coda), range(count - sleep.coda, count)
     # Coda and head read the wake pass if that is what they read in every row, else the last pass.
-    read_at = 1 if w.any_scored and (w.all_scored or not coda) else w.passes
+    read_at = 1 if w.any_scored and (w.all_scored or not coda) else w.n_passes
     if sleep.is_looped:
-        read_at = w.passes
+        read_at = w.n_passes
     reads, write_only = n == read_at and (w.any_scored or bool(coda)), range(0)
     if not reads:
         coda = range(0)
-        if n == w.passes:  # nothing reads the h that comes out of the core
+        if n == w.n_passes:  # nothing reads the h that comes out of the core
             core = write_only = until_last_write(core, config, sleep)
     elif not w.any_scored:  # the coda only brings its memory up to date
         coda = write_only = until_last_write(coda, config, sleep)

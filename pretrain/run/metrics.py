@@ -28,8 +28,8 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.files import finite, parse_json, write_atomically, writes_user_file
+from pretrain.model.draw import draw_passes
 from pretrain.model.flops import peak, step_flops
-from pretrain.model.plan import draw_passes
 from pretrain.run.agreement import on_rank_0
 
 Row = dict[str, Any]

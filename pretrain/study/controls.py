@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pretrain.config.load import override, to_toml
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
+from pretrain.model.draw import drawn_passes
 from pretrain.model.flops import step_flops
-from pretrain.model.plan import drawn_passes
 from pretrain.study.estimate import example, with_vocabulary
 
 

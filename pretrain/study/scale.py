@@ -19,8 +19,8 @@ import numpy as np
 from pretrain.config.schema import Config
 from pretrain.files import write_atomically
 from pretrain.logged import DEPTHS
+from pretrain.model.draw import drawn_passes
 from pretrain.model.flops import step_flops
-from pretrain.model.plan import drawn_passes
 from pretrain.study.estimate import example, with_vocabulary
 from pretrain.study.ladder import LadderRun, count
 from pretrain.study.law import DepthPoints, Points

@@ -13,9 +13,9 @@ from parallel.delta_rule import recurrent_delta_rule
 from pretrain.config.load import parse
 from pretrain.config.schema import SleepConfig
 from pretrain.errors import UserError
-from pretrain.model import plan
+from pretrain.model import draw
+from pretrain.model.draw import draw_passes, drawn_passes
 from pretrain.model.flops import step_flops
-from pretrain.model.plan import draw_passes, drawn_passes
 from tests.marks import slow
 from tests.model.tiny import MODEL, L, assert_like_oracle, build, change, sequences
 
@@ -93,7 +93,7 @@ def test_numbers_of_passes_are_drawn_evenly_and_are_the_same_again() -> None:
      "passes = 5\nmin_passes = 2\ncurriculum = 7", "passes = 4\ncurriculum = 2000"],
 )  # fmt: skip
 def test_how_often_each_n_is_drawn(sleep: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "BLOCK", 100)
+    monkeypatch.setattr(draw, "BLOCK", 100)
     config = parse(f"[run]\nseed = 3\n[sleep]\n{sleep}\n[train]\nsteps = 950\n")
     found = +drawn_passes(config)  # those that are drawn
     assert found == Counter(draw_passes(config, step) for step in range(950))

@@ -11,7 +11,7 @@ from pretrain.config.load import parse
 from pretrain.config.schema import DepoConfig, Rule110Config
 from pretrain.data.batch import IGNORE
 from pretrain.errors import UserError
-from pretrain.model.plan import draw_passes
+from pretrain.model.draw import draw_passes
 from pretrain.tasks import Depo, Rule110, TaskSource
 from pretrain.tasks.repeated import Repeated
 from tests.model.tiny import MODEL, build, change
