@@ -117,7 +117,8 @@ def sbatch_options(job: Job, site: Site) -> list[str]:
         "exclude": slurm.exclude,
         "reservation": slurm.reservation,
     }
-    given = [f"--{name}={_one_word(value)}" for name, value in options.items() if value]
+    # #SBATCH lines are split at spaces unless quoted
+    given = [f"--{name}={shlex.quote(value)}" for name, value in options.items() if value]
     if job.gpus_per_node and slurm.gpus:
         given.append(f"--{slurm.gpus}{':' if '=' in slurm.gpus else '='}{job.gpus_per_node}")
     return given + slurm.sbatch
@@ -195,8 +196,3 @@ def _train(runs: Sequence[Sequence[str]]) -> str:
         return f"({shlex.join(runs[0])})"
     lines = "".join(f"    {shlex.quote(shlex.join(run))}\n" for run in runs)
     return f'(\n{lines})\neval "train=(${{train[SLURM_ARRAY_TASK_ID]}})"'
-
-
-def _one_word(value: str) -> str:
-    """#SBATCH lines are split at spaces unless quoted."""
-    return shlex.quote(value)

@@ -118,13 +118,13 @@ class Engine:
         self.partition = _partition(
             self._deepspeed, zero, {name: v.shape for name, v in values.items()}, owners
         )
-        self._accept(values, precision)
+        self._accept(values)
         optimizer.attach(self.partition)
         self._accumulated = 0
 
-    def _accept(self, values: dict[str, Tensor], precision: str) -> None:
+    def _accept(self, values: dict[str, Tensor]) -> None:
         """Checks that the weights lie as we say, and puts the exact fp32 values there."""
-        low = torch.bfloat16 if precision == "bf16" else torch.float32
+        low = torch.bfloat16 if self.precision == "bf16" else torch.float32
         for shard in self.partition.shards:
             expected = values[shard.name].reshape(-1)[shard.start : shard.start + shard.length]
             expected, held = expected.to(self.partition.flat.device), shard.of(self.partition.flat)

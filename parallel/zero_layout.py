@@ -7,11 +7,11 @@ ZeRO stage, for parameters a, b, c given in this order and 2 ranks:
     stage 1, 2   rank 0 | a b0  |      rank 1 | b1 c . |       one long vector, cut in equal parts
     stage 3      rank 0 | a0 b0 c0 |   rank 1 | a1 b1 c1 . |   every parameter cut in equal parts
 
-`layout` says where everything is, for every rank, as a pure function. All that needs parameters or
-optimiser state by name and whole (Muon, checkpoints, gradient norms) is built on it alone. A
-parameter here is what this rank's stage and tensor-parallel share of the model has; those that
-share a stage have the same layout. The ranks are those that hold the same weights: data and context
-parallel (dp x cp).
+`shard_layout` says where everything is, for every rank, as a pure function. All that needs
+parameters or optimiser state by name and whole (Muon, checkpoints, gradient norms) is built on it
+alone. A parameter here is what this rank's stage and tensor-parallel share of the model has; those
+that share a stage have the same layout. The ranks are those that hold the same weights: data and
+context parallel (dp x cp).
 """
 
 from __future__ import annotations

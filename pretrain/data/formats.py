@@ -16,7 +16,7 @@ ROW_SUFFIXES = (
 )  # fmt: skip
 MAX_TEXT = 1 << 32  # bytes of a compressed text; a few KB could hold one that fills the memory
 CHUNK = 1 << 20  # bytes of a text that is split that are read at once
-BOM = "\ufeff".encode()
+BOM = "\ufeff".encode()  # the byte order mark
 
 
 @dataclass

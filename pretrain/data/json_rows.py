@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from pretrain.data.compression import open_stream
-from pretrain.data.formats import Document, Rejected
+from pretrain.data.formats import BOM, Document, Rejected
 from pretrain.errors import shortened
 from pretrain.files import parse_json
 
 # of one JSON object; a compressed file of a few KB could hold one that fills the memory
 MAX_LINE = 1 << 27
 CHUNK = 1 << 16  # characters of an array that are read at once
-BOM = b"\xef\xbb\xbf"  # the byte order mark
 
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 

@@ -141,7 +141,7 @@ def _merge_parts(out: Path) -> dict[str, Index]:
                 f"{part}: made of other files or settings than {parts[0].name} ({name}: {mine} "
                 f"instead of {first}); remove those that are wrong, and prepare them again"
             )
-    units = sorted((unit for part in parts for unit in part.glob("unit-*")), key=_name)
+    units = sorted((unit for part in parts for unit in part.glob("unit-*")), key=lambda p: p.name)
     splits = [split for split in SPLITS if made_of["holdout"] or split == "train"]
     if len(units) != made_of["units"] and not all((out / s / INDEX).is_file() for s in splits):
         raise UserError(f"{out}: {len(units)} of {made_of['units']} units; prepare the parts again")
@@ -149,10 +149,6 @@ def _merge_parts(out: Path) -> dict[str, Index]:
         indexes = merge_units(units, out, splits, made_of["holdout"])
         remove(parts)
     return indexes
-
-
-def _name(path: Path) -> str:
-    return path.name
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 
 from pretrain.data.compression import open_stream
 from pretrain.data.formats import (
+    BOM,
     TEXT_SUFFIXES,
     Document,
     LeftOut,
@@ -23,7 +24,7 @@ from pretrain.data.formats import (
     as_text,
     split_text,
 )
-from pretrain.data.json_rows import BOM, MAX_LINE, json_document
+from pretrain.data.json_rows import MAX_LINE, json_document
 from pretrain.files import parse_json
 
 Row = Document | Rejected | LeftOut

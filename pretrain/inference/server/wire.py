@@ -167,7 +167,7 @@ def completion_choice(
 
 
 def chat(
-    id: str, created: int, request: ChatRequest, choices: Sequence[Generated], u: Usage
+    id: str, created: int, request: ChatRequest, choices: Sequence[Generated], usage: Usage
 ) -> Json:
     return {
         "id": id, "object": "chat.completion", "created": created, "model": request.model,
@@ -182,7 +182,7 @@ def chat(
             }
             for i, choice in enumerate(choices)
         ],
-        "usage": u.of_completion(),
+        "usage": usage.of_completion(),
         "metadata": request.metadata or {},
     }  # fmt: skip
 
