@@ -32,7 +32,7 @@ class Layout:
     cp_delta: str = "heads"
 
 
-class Rule(NamedTuple):
+class Refusal(NamedTuple):
     """A combination that is refused."""
 
     refused: str
@@ -41,58 +41,58 @@ class Rule(NamedTuple):
     applies: Callable[[Layout], bool]
 
 
-RULES = (
-    Rule(
+REFUSALS = (
+    Refusal(
         "parallel.pp > 1 with parallel.zero = 0",
         "a stage's many small backwards need one reduction at their end, "
         "which DeepSpeed has from ZeRO 1 on",
         "set parallel.zero = 1",
         lambda x: x.pp > 1 and x.zero == 0,
     ),
-    Rule(
+    Refusal(
         "parallel.pp > 1 with parallel.zero = 2 or 3",
         "they shard gradients and weights while later units of the pipeline "
         "still add to them and read them",
         "set parallel.zero = 1",
         lambda x: x.pp > 1 and x.zero >= 2,
     ),
-    Rule(
+    Refusal(
         "parallel.zero = 0 with train.precision = bf16 and train.microbatches > 1",
         "without ZeRO DeepSpeed adds microbatches up in bf16",
         "set parallel.zero = 1, which adds them up in fp32",
         lambda x: x.zero == 0 and x.precision == "bf16" and x.microbatches > 1,
     ),
-    Rule(
+    Refusal(
         "parallel.offload with parallel.zero = 0",
         "what is offloaded is the optimiser state that ZeRO shards",
         "set parallel.zero = 1, 2 or 3",
         lambda x: x.offload and x.zero == 0,
     ),
-    Rule(
+    Refusal(
         "parallel.offload with parallel.pp > 1 and train.precision = bf16",
         "DeepSpeed's offloading optimiser would add a pipeline's units up in bf16",
         "leave parallel.offload out: stages hold less optimiser state already",
         lambda x: x.offload and x.pp > 1 and x.precision == "bf16",
     ),
-    Rule(
+    Refusal(
         "parallel.sequence_parallel with parallel.tp = 1",
         "there are no tensor-parallel ranks to share the tokens",
         "leave it out, or set parallel.tp",
         lambda x: x.sequence_parallel and x.tp == 1,
     ),
-    Rule(
+    Refusal(
         "parallel.cp_delta = tokens with parallel.cp = 1",
         "there are no context-parallel ranks to share the tokens",
         "leave it out, or set parallel.cp",
         lambda x: x.cp_delta == "tokens" and x.cp == 1,
     ),
-    Rule(
+    Refusal(
         "parallel.cuda_graphs with parallel.recompute = none or block",
         "a graph serves every window and pass only if nothing of it is kept for backward",
         "set parallel.recompute = unit",
         lambda x: x.cuda_graphs and x.recompute != "unit",
     ),
-    Rule(
+    Refusal(
         "parallel.cuda_graphs with parallel.tp, parallel.cp or parallel.pp > 1, "
         "or parallel.zero = 3",
         "their units wait for other ranks, or for weights that come and go",
@@ -104,7 +104,7 @@ RULES = (
 
 def refusal(layout: Layout) -> str | None:
     """Why a layout is refused and what to change, in one line; None: it may be run."""
-    for rule in RULES:
+    for rule in REFUSALS:
         if rule.applies(layout):
             return f"{rule.refused}: {rule.why}; {rule.fix}"
     return None
@@ -112,7 +112,7 @@ def refusal(layout: Layout) -> str | None:
 
 def table() -> str:
     """The rules in Markdown."""
-    rows = "".join(f"| {rule.refused} | {rule.why} | {rule.fix} |\n" for rule in RULES)
+    rows = "".join(f"| {rule.refused} | {rule.why} | {rule.fix} |\n" for rule in REFUSALS)
     return "| refused | why | instead |\n|---|---|---|\n" + rows
 
 

@@ -39,20 +39,20 @@ class UnitOutput(NamedTuple):
     loss: Tensor | None  # [] of the window, on the last stage, where the window is read and scored
 
 
-class Memory(Protocol):
+class StageMemory(Protocol):
     """What a stage keeps of a microbatch from unit to unit, a value."""
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Self:
         """f applied tensor by tensor."""
 
 
-M = TypeVar("M", bound=Memory)
+M = TypeVar("M", bound=StageMemory)
 
 
 class Stream(Protocol):
     """A microbatch as one stage sees it."""
 
-    memory: Any  # a Memory: what the stage's next unit begins with
+    memory: Any  # a StageMemory: what the stage's next unit begins with
 
     @property
     def passes(self) -> Sequence[Pass]:

@@ -1,4 +1,4 @@
-"""What ranks agree on: those of one model read the same rows; what rank 0 does is done for all."""
+"""What ranks agree on: what they run, the rows of one model, and what rank 0 does for all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,26 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from parallel import mesh, talk, watchdog
 from pretrain.data.batch import Batch
 from pretrain.errors import UserError
+from pretrain.model.plan import Agree, alone
 
 T = TypeVar("T")
+
+
+def agreement(zero: int) -> Agree:
+    """How data-parallel ranks agree on what to run: ZeRO 2 and 3 reduce and gather in the order of
+    the layers.
+    """
+    return _over_data_parallel_ranks if zero >= 2 and mesh.dp_size() > 1 else alone
+
+
+def _over_data_parallel_ranks(values: Tensor) -> Tensor:
+    dist.all_reduce(values, op=dist.ReduceOp.MAX, group=mesh.dp_group())
+    return values
 
 
 def check_same_rows(parts: Sequence[Batch]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from parallel import mesh, watchdog
@@ -23,12 +22,11 @@ from parallel.state import State
 from parallel.window import Window
 from pretrain.config.schema import ParallelConfig
 from pretrain.data.batch import Batch
-from pretrain.model.plan import Agree, alone
 from pretrain.model.probe import Probe
 from pretrain.model.reader import Head, Output, Reader
 from pretrain.model.sleep import SleepLM, begin_window, end_window, one_pass
 from pretrain.model.stop_rule import StopRule
-from pretrain.run.agreement import check_same_rows
+from pretrain.run.agreement import agreement, check_same_rows
 
 
 def accumulate(
@@ -110,18 +108,6 @@ def read(
     for m, (part, head, state) in enumerate(zip(parts, heads, begins, strict=True)):
         watchdog.doing("evaluates microbatch", m)
         model(part, state, passes=passes, head=head, stop=stop, agree=agreement(zero))
-
-
-def agreement(zero: int) -> Agree:
-    """How data-parallel ranks agree on what to run: ZeRO 2 and 3 reduce and gather in the order of
-    the layers.
-    """
-    return _over_data_parallel_ranks if zero >= 2 and mesh.dp_size() > 1 else alone
-
-
-def _over_data_parallel_ranks(values: Tensor) -> Tensor:
-    dist.all_reduce(values, op=dist.ReduceOp.MAX, group=mesh.dp_group())
-    return values
 
 
 class StageStream:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.combinations import RULES, Layout, Rule, refusal, table
+from parallel.combinations import REFUSALS, Layout, Refusal, refusal, table
 from tests.layouts.cases import Case, everything
 
 REFUSED = [
@@ -28,15 +28,15 @@ REFUSED = [
 
 @pytest.mark.parametrize("layout", REFUSED, ids=str)
 def test_refused(layout: Layout) -> None:
-    (rule,) = (rule for rule in RULES if rule.applies(layout))
+    (rule,) = (rule for rule in REFUSALS if rule.applies(layout))
     assert refusal(layout) == f"{rule.refused}: {rule.why}; {rule.fix}"
 
 
 def test_every_rule_is_of_use() -> None:
-    def applies(rule: Rule) -> bool:
+    def applies(rule: Refusal) -> bool:
         return any(rule.applies(layout) for layout in REFUSED)
 
-    assert all(applies(rule) for rule in RULES)
+    assert all(applies(rule) for rule in REFUSALS)
 
 
 def layout_of(case: Case) -> Layout:
