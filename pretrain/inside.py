@@ -31,7 +31,7 @@ def plot_state(runs: Sequence[RunMetrics], out: Path) -> None:
     with figure(out, legend(runs), panels=2, width=9.6) as axes:
         for axis, key in zip(axes, ("state_norm", "retention"), strict=True):
             for run in runs:
-                _line(axis, run, key)
+                plot_by_step(axis, run, key)
             axis.set(xlabel="step", ylim=(0, None))
         axes[0].set(title="Norm of S at the ends of windows")
         axes[1].set(title="Retention over a window, mean of heads", ylim=(0, 1.04))
@@ -61,7 +61,7 @@ def plot_throughput(runs: Sequence[RunMetrics], out: Path) -> None:
     with figure(out, legend(runs), panels=2, width=9.6) as axes:
         for axis, kind in zip(axes, ("wake", "sleep"), strict=True):
             for run in runs:
-                _line(axis, run, f"{kind}_tokens_per_s")
+                plot_by_step(axis, run, f"{kind}_tokens_per_s")
             axis.set(xlabel="step", ylim=(0, None))
         axes[0].set(title="Awake: tokens a second", ylabel="tokens/s")
         axes[1].set(title="Asleep: tokens x passes a second")
@@ -82,7 +82,8 @@ def has_throughput(run: RunMetrics) -> bool:
     return any("wake_tokens_per_s" in row for row in run.train)
 
 
-def _line(axis: Any, run: RunMetrics, key: str) -> None:
+def plot_by_step(axis: Any, run: RunMetrics, key: str) -> None:
+    """What was logged at each step, smoothed over a faint raw line."""
     points = [(r["step"], r[key]) for r in run.train if r.get(key) is not None]
     steps, values = [s for s, _ in points], [v for _, v in points]
     axis.plot(steps, values, color=run.colour, alpha=0.25, linewidth=0.8)

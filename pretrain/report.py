@@ -15,6 +15,7 @@ from pretrain.inside import (
     has_probes,
     has_throughput,
     legend,
+    plot_by_step,
     plot_heads,
     plot_passes,
     plot_state,
@@ -128,9 +129,7 @@ def plot_loss(runs: list[RunMetrics], out: Path) -> None:
     """Training loss by step, smoothed over a faint raw line, and held-out loss as points."""
     with figure(out, legend(runs), panels=1, width=6.6) as (axis,):
         for run in runs:
-            steps, losses = [r["step"] for r in run.train], [r["loss"] for r in run.train]
-            axis.plot(steps, losses, color=run.colour, alpha=0.25, linewidth=0.8)
-            axis.plot(steps, smooth(losses, max(1, len(losses) // 40)), color=run.colour)
+            plot_by_step(axis, run, "loss")
             held = [(r["step"], r["loss"]) for r in run.evaluations]
             if held:
                 axis.plot(
