@@ -130,8 +130,10 @@ def read_settings(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     return found
 
 
-def dump(config: Config) -> str:
-    """Every setting as TOML text, from which `parse` gives back an equal configuration."""
+def dump(config: Any) -> str:
+    """Every setting of a configuration, or of another dataclass of sections, as TOML text. From a
+    configuration's `parse` gives back an equal one.
+    """
     lines = []
     for section in dataclasses.fields(config):
         lines.append(f"[{section.name}]")

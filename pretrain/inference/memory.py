@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from parallel.state import AttentionState, BlockState, DeltaState, State
+from parallel.state import AttentionState, BlockState, DeltaState, State, map_blocks
 from pretrain.model.hybrid import HybridLM
 
 
@@ -82,7 +82,7 @@ class SessionMemory:
         """The same memory, apart from this one."""
         other = object.__new__(SessionMemory)
         other.__dict__.update(self.__dict__)
-        other.blocks = tuple(type(b)(*(t.clone() for t in b)) for b in self.blocks)
+        other.blocks = map_blocks(torch.clone, self.blocks)
         other.hidden = self.hidden.clone()
         return other
 

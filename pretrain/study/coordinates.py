@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,16 +74,9 @@ class _Watched(SleepLM):
         self.seen: list[Tensor] = []
 
     def run(
-        self,
-        numbers: range,
-        h: Tensor,
-        state: State,
-        window: Window,
-        *,
-        policy: str = "none",
-        write_only: int | None = None,
+        self, numbers: range, h: Tensor, state: State, window: Window, **how: Any
     ) -> tuple[Tensor, State]:
-        h, self.state = super().run(numbers, h, state, window, policy=policy, write_only=write_only)
+        h, self.state = super().run(numbers, h, state, window, **how)
         # an empty prelude begins there, too
         is_core = numbers and numbers.start == self.sleep.prelude
         if is_core and not torch.is_grad_enabled():

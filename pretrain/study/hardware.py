@@ -95,9 +95,7 @@ class Hardware:
 
     def peak(self, precision: str) -> float:
         """FLOP/s that MFU is a share of: on a GPU the dense bf16 rate, as `hypnos train` has it."""
-        device = self.device
-        half = precision == "bf16" or device.kind == "cuda"
-        return 1e12 * (device.bf16_tflops if half else device.fp32_tflops)
+        return self.flops("bf16" if self.device.kind == "cuda" else precision)
 
     def flops(self, precision: str) -> float:
         """FLOP/s of which the shares are."""

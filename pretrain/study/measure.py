@@ -12,7 +12,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from statistics import median
 from typing import Literal, NamedTuple
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from parallel import mesh
 from parallel.delta_rule import delta_rule
 from parallel.norms import l2_normalized
-from pretrain.config.load import to_toml
+from pretrain.config.load import dump
 from pretrain.config.schema import ModelConfig
 from pretrain.model.flops import delta_rule_forward, peak
 from pretrain.origin import cores
@@ -54,14 +53,8 @@ def measured() -> Hardware:
 
 def written(hardware: Hardware) -> str:
     """As a TOML file."""
-    lines = [
-        "# Measured by `hypnos plan --measure`; the network between hosts is not, and no price is."
-    ]
-    for section in fields(hardware):
-        values = getattr(hardware, section.name)
-        lines += ["", f"[{section.name}]"]
-        lines += [f"{f.name} = {to_toml(getattr(values, f.name))}" for f in fields(values)]
-    return "\n".join(lines) + "\n"
+    what = "Measured by `hypnos plan --measure`; the network between hosts is not, and no price is."
+    return f"# {what}\n\n{dump(hardware)}"
 
 
 def _cpu() -> Hardware:
