@@ -29,10 +29,11 @@ from benchmarks.gpu.sizes import SIZES, Size, size
 from parallel import mesh
 from parallel.engine import Engine
 from pretrain.config.schema import OptimizerConfig, ParallelConfig
-from pretrain.model.flops import parameters, peak, step_flops
+from pretrain.model.flops import parameters, step_flops
 from pretrain.model.sleep import SleepLM
 from pretrain.run.guard import mean_loss
 from pretrain.run.optimizer import MuonAdamW
+from pretrain.run.peak import peak
 from pretrain.run.step import accumulate
 
 BASE = "ours, N = 1"

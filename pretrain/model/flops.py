@@ -10,13 +10,9 @@ model: it is left out, as in the usual definition of model FLOPs utilisation (Ch
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from itertools import accumulate
-
-import torch
 
 from parallel.stages import Stage, balanced
 from pretrain.config.schema import Config, ModelConfig, SleepConfig
@@ -171,29 +167,3 @@ def _step_flops(batch: Batch, config: ModelConfig, sleep: SleepConfig, passes: i
         done.wake += B * w.width
         done.sleep += (w.n_passes - 1) * w.width * int(w.sleeps.sum())
     return done
-
-
-# Dense bf16 matrix FLOP/s by a part of the device's name, as makers state them (V100, T4: fp16).
-PEAKS = {
-    "B200": 2.25e15, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
-    "H100": 989e12, "A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12,
-    "L4": 121e12, "V100": 125e12, "T4": 65e12, "RTX 5090": 209.5e12, "RTX 4090": 165e12,
-    "RTX 3090": 71e12, "MI300X": 1307e12, "MI250": 383e12,
-}  # fmt: skip
-
-
-@cache
-def peak(device: torch.device) -> float | None:
-    """FLOP/s of a device at best: from the table for a GPU (None if it is not there), measured for
-    a CPU, once in a process.
-    """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((value for part, value in PEAKS.items() if part in name), None)
-    a = torch.ones(768, 768)
-    best, begin = float("inf"), time.perf_counter()
-    while time.perf_counter() - begin < 0.2:
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * 768**3 / best

@@ -29,8 +29,9 @@ from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.files import finite, parse_json, write_atomically, writes_user_file
 from pretrain.model.draw import draw_passes
-from pretrain.model.flops import peak, step_flops
+from pretrain.model.flops import step_flops
 from pretrain.run.agreement import on_rank_0
+from pretrain.run.peak import peak
 
 Row = dict[str, Any]
 MAX_STRETCHES = 16  # of positions, that TensorBoard is given

@@ -26,8 +26,9 @@ from parallel.delta_rule import delta_rule
 from parallel.norms import l2_normalized
 from pretrain.config.load import dump
 from pretrain.config.schema import ModelConfig
-from pretrain.model.flops import delta_rule_forward, peak
+from pretrain.model.flops import delta_rule_forward
 from pretrain.origin import cores
+from pretrain.run.peak import peak
 from pretrain.study.block_work import BlockCounter, Rows
 from pretrain.study.crowding import measured_crowding
 from pretrain.study.hardware import GIB, DeviceSpec, Hardware, NodeSpec
