@@ -125,7 +125,7 @@ def _kept(block: BlockState, keys: slice) -> BlockState:
     return AttentionState(block.k[:, :, keys], block.v[:, :, keys])
 
 
-def split_dim(name: str) -> int | None:
+def shared_dim(name: str) -> int | None:
     """The dimension in which ranks (`mesh.head_rank`) share a tensor of `State.named_tensors`:
     heads, channels.
     """

@@ -16,7 +16,7 @@ from pretrain.checkpoint import Checkpoint, latest_valid, open_checkpoint
 from pretrain.checkpoint.folder import checkpoint_dir, make_latest, remove_incomplete
 from pretrain.config.load import dump, load
 from pretrain.config.resume import check_unchanged
-from pretrain.config.run_folder import check_same_tokenizer, keep_tokenizer
+from pretrain.config.run_folder import CONFIG, check_same_tokenizer, keep_tokenizer
 from pretrain.config.schema import Config, GuardConfig
 from pretrain.files import write_atomically, writes_user_file
 from pretrain.locks import run_lock
@@ -87,10 +87,10 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
         keep_tokenizer(run, config, resumes=found is not None)
         if found and (line := make_latest(run, found.step)):
             _warn(line)
-    with writes_user_file(run / "config.toml"):
-        write_atomically(run / "config.toml", dump(config))
+    with writes_user_file(run / CONFIG):
+        write_atomically(run / CONFIG, dump(config))
     # the checkpoints hold it too: what cannot be read again is refused now
-    load(run / "config.toml")
+    load(run / CONFIG)
     if found is None or found.step < config.train.steps:
         with writes_user_file(run):
             add_origin(run)

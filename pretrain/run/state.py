@@ -19,7 +19,7 @@ from parallel.context import own_heads
 from parallel.engine import Engine
 from parallel.layers import share
 from parallel.slices import Piece, Slice, all_finite
-from parallel.state import State, split_dim
+from parallel.state import State, shared_dim
 from pretrain.checkpoint import Checkpoint, Snapshot
 from pretrain.config.schema import TrainConfig
 from pretrain.data.source import BatchSource
@@ -57,7 +57,7 @@ class CarriedState:
         }
         pieces = {}
         for name, value in mine.items():
-            places, dim = {0: (mesh.dp_rank(), mesh.dp_size())}, split_dim(name)
+            places, dim = {0: (mesh.dp_rank(), mesh.dp_size())}, shared_dim(name)
             if dim is not None:
                 places[dim] = (mesh.head_rank(), mesh.head_ranks())
             # the rest is the same on all
@@ -79,7 +79,7 @@ class CarriedState:
         expected["carries"] = torch.zeros(1, dtype=torch.bool)
         mine = {}
         for name, like in expected.items():
-            shape, dim = [batch, *like.shape[1:]], split_dim(name)
+            shape, dim = [batch, *like.shape[1:]], shared_dim(name)
             if dim is not None:
                 shape[dim] *= mesh.head_ranks()
             # Rows of which no rank has a piece do not go on.
