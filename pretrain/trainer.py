@@ -42,7 +42,7 @@ from pretrain.run import prepare
 from pretrain.run.console import TrainProgress
 from pretrain.run.gather import RowGather
 from pretrain.run.guard import Guard, SkipStreak, mean_loss, reset_if_skipped
-from pretrain.run.metrics import Metrics, ResumePoint, Throughput, train_row
+from pretrain.run.metrics import Metrics, ResumePoint
 from pretrain.run.optimizer import MuonAdamW, lr_factor
 from pretrain.run.remarks import remarks
 from pretrain.run.resume import checkpoint_before, take_folder
@@ -50,6 +50,7 @@ from pretrain.run.state import CarriedState, TrainState
 from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
 from pretrain.run.trace import traced
+from pretrain.run.train_row import Throughput, train_row
 
 EACH_UP_TO = 8  # numbers of passes that the last evaluation tries one by one
 

@@ -12,6 +12,6 @@ gather.py      what the ranks know of their rows, put together on rank 0
 state.py       what a checkpoint holds of a run
 stop.py        ends a run before its time, saved;  signals.py  who hears signals, and when
 metrics.py     what it writes down (docs/metrics.md);  console.py  what it shows
-peak.py        what a device computes in a second at best
+train_row.py   the numbers of a logging step;  peak.py  what a device computes at best
 trace.py       where the time of some steps goes
 """

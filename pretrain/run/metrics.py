@@ -9,31 +9,17 @@ run first drops the lines that its checkpoint does not know of, so that no step 
 from __future__ import annotations
 
 import json
-import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TextIO
 
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from parallel import mesh
-from pretrain.config.schema import Config
-from pretrain.data.batch import IGNORE, Batch
-from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.files import finite, parse_json, write_atomically, writes_user_file
-from pretrain.model.draw import draw_passes
-from pretrain.model.flops import step_flops
+from pretrain.logged import Row
 from pretrain.run.agreement import on_rank_0
-from pretrain.run.peak import peak
 
-Row = dict[str, Any]
 MAX_STRETCHES = 16  # of positions, that TensorBoard is given
 
 
@@ -133,53 +119,6 @@ def _keep(row: Row, resumed: ResumePoint) -> bool:
     return row["step"] <= resumed.step  # later steps are done again
 
 
-def train_row(
-    *,
-    batch: Batch,
-    window_losses: Sequence[Tensor],
-    window: int,
-    tokens: Tensor,
-    learning_rates: dict[str, float],
-    grad_norm: Tensor,
-    skipped: Tensor,
-) -> Row:
-    """The row of a logging step, but for what the probe and the clock add; made by all ranks
-    together.
-
-    Args:
-        batch, window_losses, window: see `loss_by_window`.
-        tokens: [] read so far, over all ranks. learning_rates: by method.
-        grad_norm: [] of the step. skipped: [] steps so far.
-    """
-    return {
-        "tokens": int(tokens),
-        **loss_by_window(window_losses, batch, window),
-        **{f"lr_{method}": rate for method, rate in learning_rates.items()},
-        "grad_norm": float(grad_norm),
-        "skipped": int(skipped),
-    }
-
-
-def loss_by_window(window_losses: Sequence[Tensor], batch: Batch, window: int) -> Row:
-    """Loss per scored token, over all ranks: of the step, and by window (None: nothing is scored).
-
-    Args:
-        window_losses: of each microbatch [W], of this rank's tokens; of pipeline stages, the last
-            has them and the others have zeros.
-        batch: this rank's, of W windows of `window` tokens, the last perhaps shorter.
-    """
-    W, T = batch.starts.shape[1], batch.size[1]
-    scored_mask = F.pad(batch.targets != IGNORE, (0, W * window - T)).view(-1, W, window)
-    sums = torch.stack(list(window_losses)).sum(dim=0).double()  # [W]
-    both = torch.stack([sums, scored_mask.sum(dim=(0, 2)).to(sums.device)])  # [2, W]
-    dist.all_reduce(both, group=mesh.dp_group())
-    for group in (mesh.cp_group(), mesh.pp_group()):
-        dist.all_reduce(both[0], group=group)
-    by_window = [s / n if n else None for s, n in zip(*both.tolist(), strict=True)]
-    total, count = both.sum(dim=1).tolist()
-    return {"loss": total / count, "loss_per_window": by_window}
-
-
 def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
     """(tag, number) of every number in a row but its samples; items of lists and dicts, too. Of a
     loss by position, means over stretches: a window may have thousands.
@@ -206,44 +145,3 @@ def _means(losses: Sequence[float | None]) -> Iterator[tuple[int, float]]:
         scored = [loss for loss in losses[begin : begin + length] if loss is not None]
         if scored:
             yield begin, sum(scored) / len(scored)
-
-
-class Throughput:
-    """How fast training has been since the last logging step, without evaluations and saves."""
-
-    def __init__(self, config: Config, source: BatchSource, step: int, tokens: int) -> None:
-        self._config, self._source = config, source
-        self._peak = peak(mesh.device())
-        self._step, self._tokens, self._waited = step, tokens, source.wait_seconds
-        self._begin, self._pause = time.perf_counter(), 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What happens inside is not training time."""
-        begin = time.perf_counter()
-        yield
-        self._pause += time.perf_counter() - begin
-
-    def rates(self, step: int, tokens: int, batch: Batch) -> dict[str, float | None]:
-        """The rates up to this step, over all ranks.
-
-        Token-passes and FLOPs are those of this data-parallel rank's `batch`, taken for all since
-        the last call. Utilisation is of the device's dense bf16 peak (of its measured fp32 rate on
-        a CPU).
-        """
-        seconds = time.perf_counter() - self._begin - self._pause
-        steps = Counter(draw_passes(self._config, s) for s in range(self._step, step))
-        done = step_flops(batch, self._config.model, self._config.sleep, steps)
-        scale = (step - self._step) * mesh.dp_size() / seconds
-        flops = done.flops * scale
-        rates = {
-            "tokens_per_s": (tokens - self._tokens) / seconds,
-            "wake_tokens_per_s": done.wake * scale,
-            "sleep_tokens_per_s": done.sleep * scale,
-            "flops_per_s": flops,
-            "mfu": flops / mesh.world_size() / self._peak if self._peak else None,
-            "data_wait_s": self._source.wait_seconds - self._waited,
-        }
-        self._step, self._tokens, self._waited = step, tokens, self._source.wait_seconds
-        self._begin, self._pause = time.perf_counter(), 0.0
-        return rates

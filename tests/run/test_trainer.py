@@ -26,7 +26,7 @@ from pretrain.checkpoint.folder import given_up
 from pretrain.config.load import dump, load
 from pretrain.config.schema import GuardConfig
 from pretrain.errors import UserError
-from pretrain.run import metrics
+from pretrain.run import train_row
 from pretrain.trainer import train
 from tests.marks import slow
 from tests.run.conftest import MakeConfig
@@ -83,7 +83,7 @@ def test_an_evaluation_is_no_training_time(
 
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + late[0])
     monkeypatch.setattr(trainer, "evaluate", long)
-    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(train_row, "time", clock)
     run = train(depo("timed", steps=2, log_every=1), progress=False)
     written = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     rates = [row["tokens_per_s"] for row in written if row["kind"] == "train"]
