@@ -74,15 +74,10 @@ class UnitGraphs:
             self.gradients = [torch.zeros_like(p) for p in self._parameters]
         self._token = _Collect.apply(self, *self._parameters)
 
-    @staticmethod
-    def can_run() -> bool:
-        """Whether a unit can be replayed now: it has a backward."""
-        return torch.is_grad_enabled()
-
     def run(
         self, name: Any, unit: Unit, h: Tensor, states: Sequence[BlockState], window: Window
     ) -> tuple[Tensor, tuple[BlockState, ...]]:
-        """A unit, replayed; captured first if there is none like it.
+        """A unit that has a backward, replayed; captured first if there is none like it.
 
         Args:
             name: differs where what is run differs. unit: does the same without a graph.

@@ -91,7 +91,7 @@ class HybridLM(nn.Module):
         ends_in_write = write_only == numbers[-1] and numbers[-1] in self.stage.blocks
         run = partial(run_unit, blocks, write_only=ends_in_write)
         memory = state.blocks[part]
-        if self.graphs and policy == "unit" and self.graphs.can_run():
+        if self.graphs and policy == "unit" and torch.is_grad_enabled():
             graphed = partial(run, policy="none")
             h, left = self.graphs.run((numbers, ends_in_write), graphed, h, memory, window)
         else:
