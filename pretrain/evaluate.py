@@ -286,6 +286,7 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     until: Sequence[float] = (),
     after: Sequence[int] = (),
+    precision: str = "fp32",
 ) -> list[Metrics]:
     """Evaluates a run's newest checkpoint at each N of `passes` (the trained N and 1 if None).
 
@@ -293,8 +294,9 @@ def evaluate_run(
         overrides: settings that differ from the run's: other held-out data, more batches of them.
         until: also, with the largest N at most, under each of these stop rules.
         after: also, with the largest N, after so many other rows; of tasks only.
+        precision: of the weights, fp32 or bf16, whatever was trained.
     """
-    model, config = open_model(run, overrides)
+    model, config = open_model(run, overrides, precision)
     check_tokenizer(config)
     check_data(config, training=False)
     evaluation = make_evaluation(config)

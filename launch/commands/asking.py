@@ -1,4 +1,4 @@
-"""Arguments of `generate` and `serve`: how long a sleep goes on, how conversations are written."""
+"""Arguments that `generate`, `serve` and `eval` share: how a trained model is used."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ SLEEP_UNTIL = argument(
     default=0.0,
     help="a sleep ends before its N-th pass when one has changed the fast weights by less than "
     "this share of them, as 0.1 (default: N passes are made)",
+)
+PRECISION = argument(
+    "--precision",
+    choices=["fp32", "bf16"],
+    default="fp32",
+    help="of weights and activations, whatever was trained; bf16 takes half the memory (default: "
+    "fp32)",
 )
 CHAT_TEMPLATE = argument(
     "--chat-template",

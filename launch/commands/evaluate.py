@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import argument, command, overrides
+from launch.commands.asking import PRECISION
 from launch.commands.values import path, positive, share, tell
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ MAX_COLUMNS = 4  # of 80 characters: "N <= 8, until 0.05" takes two lines
             help="also with the largest N: each row of a task begins with the fast weights that so "
             "many other rows leave, one after the other",
         ),
+        PRECISION,
         argument(
             "--json",
             dest="as_json",
@@ -65,6 +67,7 @@ def evaluate(
     passes: list[int] | None,
     until: list[float],
     after: list[int],
+    precision: str,
     as_json: bool,
 ) -> None:
     from pretrain.files import finite
@@ -73,7 +76,7 @@ def evaluate(
     with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
         from pretrain.evaluate import evaluate_run
     with said_if_slow(f"evaluating {folder}", tell):
-        results = evaluate_run(folder, passes, overrides, until, after)
+        results = evaluate_run(folder, passes, overrides, until, after, precision)
     if as_json:
         for metrics in results:
             print(json.dumps(finite(metrics)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import argument, command
-from launch.commands.asking import CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS, SLEEP_UNTIL
+from launch.commands.asking import CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS, PRECISION, SLEEP_UNTIL
 from launch.commands.values import number, path, positive, read_text, seed, tell, whole
 from pretrain.errors import UserError
 
@@ -98,6 +98,7 @@ if TYPE_CHECKING:
             help="passes over a full window (default: as trained)",
         ),
         SLEEP_UNTIL,
+        PRECISION,
     ],
 )
 def generate(
@@ -113,6 +114,7 @@ def generate(
     stop: list[str],
     passes: int | None,
     until: float,
+    precision: str,
     top_k: int | None,
     min_p: float | None,
     **settings: Any,
@@ -134,7 +136,7 @@ def generate(
 
     sampling = Sampling(top_k=top_k or 0, min_p=min_p or 0.0, **settings)
     with said_if_slow(f"opening {folder} and reading the prompt", tell):
-        decoder, tokenizer = open_run(folder)
+        decoder, tokenizer = open_run(folder, precision)
         form = chat_form(tokenizer, chat_template, chat_template_kwargs) if chat else None
         asked = question(form, prompt, system) if form else prompt
         started = continue_text(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import argument, command
-from launch.commands.asking import CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS, SLEEP_UNTIL
+from launch.commands.asking import CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS, PRECISION, SLEEP_UNTIL
 from launch.commands.values import path, port, positive, read_text, tell
 from pretrain.errors import UserError
 
@@ -74,6 +74,7 @@ KEY = "HYPNOS_API_KEY"
         CHAT_TEMPLATE,
         CHAT_TEMPLATE_KWARGS,
         SLEEP_UNTIL,
+        PRECISION,
     ],
 )
 def serve(
@@ -92,6 +93,7 @@ def serve(
     chat_template: Path | None,
     chat_template_kwargs: dict[str, Any] | None,
     until: float,
+    precision: str,
 ) -> None:
     try:
         import fastapi  # noqa: F401
@@ -113,6 +115,7 @@ def serve(
         queue=queue, max_tokens=max_tokens, answer_limit=answer_limit,
         max_body=max_body_mb * 10**6,
         chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, until=until,
+        precision=precision,
     )  # fmt: skip
     serve(folder, options, tell)
 

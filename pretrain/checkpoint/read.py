@@ -263,16 +263,18 @@ def _newest(run: Path) -> Checkpoint | None:
     return latest_valid(run, say)
 
 
-def load_model(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[SleepLM, Config]:
-    """The model of a run's newest checkpoint, or of the checkpoint `folder`: fp32, on the CPU.
+def load_model(
+    folder: str | Path, overrides: Sequence[str] = (), dtype: torch.dtype = torch.float32
+) -> tuple[SleepLM, Config]:
+    """The model of a run's newest checkpoint, or of the checkpoint `folder`, on the CPU.
 
     In one process, also where a launcher's variables are set.
 
     Args:
-        overrides: see `pretrain.config.run_folder.configuration_of`.
+        overrides: see `pretrain.config.run_folder.configuration_of`. dtype: of its weights.
     """
     mesh.initialize(alone=True)
     checkpoint, config = open_checkpoint(folder, overrides)
-    model = SleepLM(config.model, config.sleep)
+    model = SleepLM(config.model, config.sleep).to(dtype)
     checkpoint.load_weights(model)
     return model, config

@@ -18,21 +18,27 @@ from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError
 from pretrain.model.sleep import SleepLM
 
+DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-def open_model(folder: Path, overrides: Sequence[str] = ()) -> tuple[SleepLM, Config]:
-    """The model of a run's newest checkpoint, of the checkpoint `folder`, or of an export: fp32, on
-    the CPU. An export's configuration has its sizes, its sleep and its tokenizer.
+
+def open_model(
+    folder: Path, overrides: Sequence[str] = (), precision: str = "fp32"
+) -> tuple[SleepLM, Config]:
+    """The model of a run's newest checkpoint, of the checkpoint `folder`, or of an export, on the
+    CPU. An export's configuration has its sizes, its sleep and its tokenizer.
 
     In one process, also where a launcher's variables are set.
 
     Args:
         overrides: see `pretrain.config.run_folder.configuration_of`.
+        precision: of the weights, fp32 or bf16, whatever was trained.
     """
+    dtype = DTYPE_OF[precision]
     if not (folder / qwen3_5.CONFIG).exists():
-        return load_model(folder, overrides)
+        return load_model(folder, overrides, dtype)
     mesh.initialize(alone=True)
     config = configuration_of(folder, qwen3_5.from_json(folder), overrides)
-    model = SleepLM(config.model, config.sleep)
+    model = SleepLM(config.model, config.sleep).to(dtype)
     load_weights(folder, model)
     return model, config
 

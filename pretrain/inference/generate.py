@@ -92,13 +92,15 @@ def advance(continuations: Sequence[Continuation]) -> None:
         each.logits, each.unread = row, None
 
 
-def open_run(run: Path) -> tuple[Decoder, Tokenizer]:
+def open_run(run: Path, precision: str = "fp32") -> tuple[Decoder, Tokenizer]:
     """The newest checkpoint of a run, a checkpoint or an export, made ready to read and write text.
 
+    Args:
+        precision: of the weights, fp32 or bf16, whatever was trained.
     Raises:
         UserError: the run was not trained on text, or has no checkpoint.
     """
-    model, config = open_model(run)
+    model, config = open_model(run, precision=precision)
     if config.data.task != "text":
         raise UserError(
             f"{run} was trained on the task {config.data.task!r}, which has no text to generate"

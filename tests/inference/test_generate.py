@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch.cli import main
 from pretrain.errors import UserError
@@ -47,6 +48,20 @@ def test_samples_are_what_each_seed_gives_alone(
 
 def test_n_changes_what_is_written(run: Path) -> None:
     assert written(run, "import torch" * 3, passes=1) != written(run, "import torch" * 3, passes=4)
+
+
+def test_the_weights_may_be_bf16(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    low, exact = (open_run(run, precision)[0].model for precision in ("bf16", "fp32"))
+    for mine, theirs in zip(low.parameters(), exact.parameters(), strict=True):
+        assert mine.dtype == torch.bfloat16 and torch.equal(mine, theirs.bfloat16())
+    opened = []
+    monkeypatch.setattr(
+        "pretrain.inference.generate.open_run",
+        lambda *given: opened.append(open_run(*given)) or opened[-1],
+    )
+    command = ["generate", str(run), "--prompt", "def ", "--tokens", "40", "--precision"]
+    assert main([*command, "bf16"]) == 0
+    assert opened[0][0].model.dtype == torch.bfloat16
 
 
 def test_it_ends_before_a_stop_string(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

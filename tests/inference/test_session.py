@@ -77,6 +77,29 @@ def test_other_shapes_token_by_token(change: dict[str, Any]) -> None:
     assert not torch.allclose(other[L * W - 1], expected[L * W - 1], atol=1e-2)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_in_bf16_it_errs_as_training_in_bf16_does(together: bool) -> None:
+    batch = make_batch()
+    exact, trained = (
+        torch.stack(list(training_logits(make_decoder(dtype, passes=3).model, batch).values()))[
+            :, 0
+        ]
+        for dtype in (torch.float64, torch.bfloat16)
+    )
+    decoder = make_decoder(torch.bfloat16, passes=3)
+    others = [Session(decoder)] if together else []
+    session, said = Session(decoder), []
+    for token in batch.tokens[0].tolist():
+        said.append(read_together([session, *others], [token] * (1 + len(others)))[0])
+        for each in (session, *others):
+            each.sleep()
+    error, allowed = (float((x.double() - exact).norm()) for x in (torch.stack(said), trained))
+    assert error < 1.5 * allowed
+    memory = session.memory
+    assert {t.dtype for t in memory.named_tensors().values()} == {torch.bfloat16, torch.float32}
+    assert all(block.S.dtype == torch.float32 for block in memory.blocks if hasattr(block, "S"))
+
+
 @pytest.mark.parametrize("passes", [1, 3])
 def test_a_window_that_ends_early_is_one_with_pad_at_its_end(passes: int) -> None:
     decoder, batch = make_decoder(passes=passes, prelude=1, coda=1), make_batch(tokens=2 * L)

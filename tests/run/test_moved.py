@@ -56,6 +56,11 @@ def test_a_run_is_used_where_it_has_been_moved_to(
     told = 'data.heldout = "corpus/heldout": not there in'
     assert told in capsys.readouterr().err
     assert evaluate_run(Path("copy"), None, ["data.heldout=shards"]) == expected[0]
+    (low, *_), (exact, *_) = (
+        evaluate_run(Path("copy"), None, ["data.heldout=shards"], precision=precision)
+        for precision in ("bf16", "fp32")
+    )
+    assert low["loss"] != exact["loss"] == pytest.approx(low["loss"], rel=1e-2)
     assert main(["doctor", "copy"]) == 0
     assert "tokenizer      whole" in capsys.readouterr().out
 

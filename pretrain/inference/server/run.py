@@ -43,6 +43,7 @@ class Options:
     chat_template: Path | None
     chat_template_kwargs: Mapping[str, Any] | None
     until: float
+    precision: str
 
 
 def check(options: Options) -> None:
@@ -69,7 +70,9 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
     """
     check(options)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    decoder, tokenizer = open_run(folder)  # a run that cannot be served is left as it is
+    decoder, tokenizer = open_run(
+        folder, options.precision
+    )  # a run that cannot be served is left as it is
     form = chat_form(tokenizer, options.chat_template, options.chat_template_kwargs)
     with store_lock(options.store):
         warm_up_model(decoder)
