@@ -55,7 +55,10 @@ def test_a_run_is_used_where_it_has_been_moved_to(
     assert main(["eval", "copy"]) == 2
     told = 'data.heldout = "corpus/heldout": not there in'
     assert told in capsys.readouterr().err
-    assert evaluate_run(Path("copy"), None, ["data.heldout=shards"]) == expected[0]
+    lines: list[str] = []
+    found = evaluate_run(Path("copy"), None, ["data.heldout=shards"], tell=lines.append)
+    assert found == expected[0]
+    assert len(lines) == 1 and lines[0].startswith("judged on ")
     assert main(["doctor", "copy"]) == 0
     assert "tokenizer      whole" in capsys.readouterr().out
 
