@@ -52,6 +52,12 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
             f"the embedding begins at {std:g}: gradients grow with each of sleep.passes = {passes} "
             f"and it may learn nothing (docs/method.md); model.{mended} would mend that"
         )
+    one_window = config.data.task == "text" and config.data.windows == 1
+    if one_window and passes > 1 and not config.sleep.is_looped:
+        yield (
+            f"data.windows = 1: no gradient reaches what sleep.passes = {passes} write, which only "
+            "other rows read; set data.windows = 2 or more, or sleep.passes = 1"
+        )
     if before is None and uses_tokenizer(config) and (line := early_warning(config)):
         yield line
     if before is not None and start < steps:
