@@ -73,3 +73,13 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
                 f"{moved} moves the learning rate's decay: it goes on at {now:.3g} of its peak "
                 f"instead of {was:.3g}"
             )
+        if "train.eval_batches" in changed:
+            yield (
+                f"{changed_to('train.eval_batches', *changed['train.eval_batches'])}: held-out "
+                "losses from here on are of other rows than those before"
+            )
+        elif "data.heldout" in changed:
+            yield (
+                "data.heldout is another place: if other text lies there, held-out losses from "
+                "here on are not to be compared with those before"
+            )

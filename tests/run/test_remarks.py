@@ -72,6 +72,18 @@ def test_a_decay_that_moves_is_said(
     ]
 
 
+def test_held_out_losses_that_are_of_other_rows_are_said() -> None:
+    old = config("train.steps=300")
+    more = config("train.steps=300", "train.eval_batches=8")
+    assert list(remarks(more, old, 100)) == [
+        "train.eval_batches = 8 (it had 4): held-out losses from here on are of other rows than "
+        "those before"
+    ]
+    (line,) = remarks(config("train.steps=300", "data.heldout=h"), old, 100)
+    assert line.startswith("data.heldout is another place: if other text lies there")
+    assert not list(remarks(more, more, 100))
+
+
 def test_a_decay_of_another_shape_is_said() -> None:
     old = config("train.steps=300")
     new = config("train.steps=300", "optimizer.decay_shape=sqrt")
