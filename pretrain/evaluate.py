@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,7 @@ def evaluate_run(
     until: Sequence[float] = (),
     after: Sequence[int] = (),
     precision: str = "fp32",
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Metrics]:
     """Evaluates a run's newest checkpoint at each N of `passes` (the trained N and 1 if None).
 
@@ -295,6 +296,7 @@ def evaluate_run(
         until: also, with the largest N at most, under each of these stop rules.
         after: also, with the largest N, after so many other rows; of tasks only.
         precision: of the weights, fp32 or bf16, whatever was trained.
+        say: told what text is judged on.
     """
     model, config = open_model(run, overrides, precision)
     check_tokenizer(config)
@@ -303,6 +305,8 @@ def evaluate_run(
     model = model.to(mesh.device())
     if after and evaluation.task is None:
         raise UserError("--after: text has documents of its own, and no rows to come after others")
+    for line in evaluation.describe():
+        say(line)
     passes = passes or sorted({1, config.sleep.passes})
     fixed = [evaluation.run(model, n, by_row=True) for n in passes]
     stopped = [evaluation.run(model, max(passes), until=share) for share in until]

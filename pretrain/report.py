@@ -222,29 +222,36 @@ def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
 def _summary(runs: list[RunMetrics]) -> tuple[list[str], list[list[str]]]:
     """The headers and rows of the comparison."""
     names = list(dict.fromkeys(name for run in runs for name in run.accuracy))
+    has_tokens = any("tokens" in run.train[-1] for run in runs if run.train)
+    has_bytes = any("bits_per_byte" in run.evaluations[-1] for run in runs if run.evaluations)
     headers = [
         "run",
         "N",
         "steps",
+        *(["tokens"] if has_tokens else []),
         "training loss",
         "held-out loss",
+        *(["bits per byte"] if has_bytes else []),
         *(n.replace("_", " ") for n in names),
     ]
     rows = []
     for run in runs:
         steps = max(r["step"] for r in run.train[-1:] + run.evaluations[-1:])
-        losses = [_last_loss(rows, steps) for rows in (run.train, run.evaluations)]
+        tokens = [_last(run.train, steps, "tokens", ",")] if has_tokens else []
+        losses = [_last(rows, steps, "loss") for rows in (run.train, run.evaluations)]
+        bits = [_last(run.evaluations, steps, "bits_per_byte")] if has_bytes else []
         shares = [_percent(run.accuracy.get(name)) for name in names]
-        rows.append([run.label, str(run.passes or "-"), f"{steps:,}", *losses, *shares])
+        first = [run.label, str(run.passes or "-"), f"{steps:,}"]
+        rows.append([*first, *tokens, *losses, *bits, *shares])
     return headers, rows
 
 
-def _last_loss(rows: list[Row], steps: int) -> str:
+def _last(rows: list[Row], steps: int, key: str, form: str = ".3f") -> str:
     """Of a run that is under way the last is of an earlier step, which is named."""
-    if not rows:
+    if not rows or rows[-1].get(key) is None:
         return "-"
-    step, loss = rows[-1]["step"], f"{rows[-1]['loss']:.3f}"
-    return loss if step == steps else f"{loss} (step {step:,})"
+    step, last = rows[-1]["step"], f"{rows[-1][key]:{form}}"
+    return last if step == steps else f"{last} (step {step:,})"
 
 
 def _percent(share: float | None) -> str:

@@ -22,7 +22,7 @@ MAX_COLUMNS = 4  # of 80 characters: "N <= 8, until 0.05" takes two lines
     description="Evaluates a run's newest checkpoint on its held-out data.",
     example="hypnos eval runs/depo-small --passes 1 2 4\n"
     "hypnos eval runs/depo-small --passes 4 8 --sleep-until 0.3 0.1 0.03\n"
-    "hypnos eval runs/text-tiny data.heldout=other/shards train.eval_batches=8",
+    "hypnos eval runs/text-tiny data.heldout=other/shards data.windows=16 train.eval_batches=8",
     arguments=[
         argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
         overrides("settings that differ from the run's, as data.heldout=FOLDER"),
@@ -76,7 +76,7 @@ def evaluate(
     with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
         from pretrain.evaluate import evaluate_run
     with said_if_slow(f"evaluating {folder}", tell):
-        results = evaluate_run(folder, passes, overrides, until, after, precision)
+        results = evaluate_run(folder, passes, overrides, until, after, precision, tell)
     if as_json:
         for metrics in results:
             print(json.dumps(finite(metrics)))

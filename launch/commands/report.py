@@ -43,8 +43,12 @@ def report(runs: list[Path], out: Path | None) -> None:
 
 def _begun(runs: list[Path]) -> list[Path]:
     """Those that have logged something, of several: `runs/*` has others, too."""
+    from pretrain.errors import UserError
+
     begun = [run for run in runs if (run / "metrics.jsonl").exists()]
     for run in runs if begun else []:
+        if not run.exists():
+            raise UserError(f"{run}: not there; `hypnos train` says where it writes its run")
         if run not in begun:
             tell(f"{run}: left out: nothing was logged there")
     return begun or runs

@@ -9,6 +9,7 @@ from typing import Any
 
 from launch.commands import Group, argument, command, corpus
 from launch.commands.values import path, positive, read_text
+from pretrain.errors import UserError
 
 MODEL = argument(
     "model",
@@ -26,7 +27,13 @@ MODEL = argument(
     "--out tokenizer.model",
     arguments=[
         *corpus.ARGUMENTS,
-        argument("--out", type=path, required=True, metavar="FILE", help="model file to write"),
+        argument(
+            "--out",
+            type=path,
+            required=True,
+            metavar="FILE",
+            help="model file to write; must not be there",
+        ),
         argument(
             "--vocab-size", type=positive, default=8192, metavar="COUNT", help="pieces to learn"
         ),
@@ -34,6 +41,8 @@ MODEL = argument(
 )
 def train(out: Path, vocab_size: int, **source: Any) -> None:
     documents = corpus.make_corpus(**source)
+    if out.exists():  # shards and runs may be written in it, and in no other
+        raise UserError(f"{out}: is there already; use it, give another name, or remove it")
 
     from tokenizer.train import train
 

@@ -288,7 +288,8 @@ def _override(config: Any, text: str) -> None:
     if hints[key] is str and not isinstance(value, str):
         value = written  # a name such as 2026 or true
     if value == written and hints[key] is not str and written.startswith(("[", "{")):
-        raise UserError(f"{source}: not valid TOML; inside a list or table, text needs quotes")
+        hint = "inside a list or table, text needs quotes, and .5 is 0.5"
+        raise UserError(f"{source}: not valid TOML; {hint}")
     setattr(getattr(config, section), key, _value(hints[key], value, source, place))
 
 

@@ -144,17 +144,18 @@ def configuration_of(run: Path, trained: Config, overrides: Sequence[str] = ()) 
 
     Args:
         overrides: of settings that do not enter what the model has learnt: those that a resumed run
-            may change, train.batch, and [sleep].
+            may change, train.batch, [sleep], and of text data.windows.
     Raises:
         UserError: an override is refused.
     """
     changed = override(trained, overrides)
+    others = {"train.batch"} | ({"data.windows"} if trained.data.task == "text" else set())
     for place, setting, old, new in differences(trained, changed):
-        free = setting.rule.changes or place == "train.batch" or place.startswith("sleep.")
+        free = setting.rule.changes or place in others or place.startswith("sleep.")
         if not free:
             raise UserError(
                 f"{place} = {new!r}: {run} was trained with {old!r}; only settings that a resumed "
-                "run may change, train.batch and those of [sleep] can be set here"
+                f"run may change, {', '.join(sorted(others))} and those of [sleep] can be set here"
             )
     if not uses_tokenizer(trained):
         return changed

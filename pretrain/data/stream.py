@@ -191,9 +191,9 @@ class TextStream:
         """Go on at the exact token, with any number of ranks. UserError if the data are others."""
         if state["data.train"] != self._data:
             raise UserError(
-                "data.train is not what the checkpoint's stream of text was made with (other "
-                "shards or weights), so it cannot be continued; set it back, or begin another run "
-                "with its weights: run.init_from=RUN run.name=NEW"
+                "data.train is not what the checkpoint's stream of text was made with "
+                f"({difference(state['data.train'], self._data)}), so it cannot be continued; set "
+                "it back, or begin another run with its weights: run.init_from=RUN run.name=NEW"
             )
         if state["lanes"].shape != (len(self._mine), 2):
             raise ValueError(f"{len(self._mine)} lanes do not stand at {state['lanes']}")
@@ -244,3 +244,17 @@ class TextStream:
 
 def _documents(count: int) -> str:
     return f"{count:,} document{'' if count == 1 else 's'}"
+
+
+def difference(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> str:
+    """In what a run's corpora, (fingerprint, weight) each, are others than they were."""
+    if len(before) != len(now):
+        return f"{len(now)} of them, and it had {len(before)}"
+    of_before, of_now = ([corpus for corpus, _ in each] for each in (before, now))
+    if of_before == of_now:
+        weights, had = ([weight for _, weight in each] for each in (now, before))
+        return f"weights {weights}, and it had {had}"
+    if sorted(of_before) == sorted(of_now):
+        return "the corpora in another order"
+    which = [i for i, pair in enumerate(zip(of_before, of_now, strict=True)) if len({*pair}) > 1]
+    return f"other shards in data.train[{which[0]}]"

@@ -52,6 +52,12 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
             f"the embedding begins at {std:g}: gradients grow with each of sleep.passes = {passes} "
             f"and it may learn nothing (docs/method.md); model.{mended} would mend that"
         )
+    one_window = config.data.task == "text" and config.data.windows == 1
+    if one_window and passes > 1 and not config.sleep.is_looped:
+        yield (
+            f"data.windows = 1: no gradient reaches what sleep.passes = {passes} write, which only "
+            "other rows read; set data.windows = 2 or more, or sleep.passes = 1"
+        )
     if before is None and uses_tokenizer(config) and (line := early_warning(config)):
         yield line
     if before is not None and start < steps:
@@ -66,4 +72,14 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
             yield (
                 f"{moved} moves the learning rate's decay: it goes on at {now:.3g} of its peak "
                 f"instead of {was:.3g}"
+            )
+        if "train.eval_batches" in changed:
+            yield (
+                f"{changed_to('train.eval_batches', *changed['train.eval_batches'])}: held-out "
+                "losses from here on are of other rows than those before"
+            )
+        elif "data.heldout" in changed:
+            yield (
+                "data.heldout is another place: if other text lies there, held-out losses from "
+                "here on are not to be compared with those before"
             )

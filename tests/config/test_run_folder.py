@@ -71,8 +71,9 @@ def test_a_run_is_used_with_its_own_tokenizer(given: Path, run: Path) -> None:
 
 def test_what_the_model_has_learnt_cannot_be_overridden(given: Path, run: Path) -> None:
     allowed = ["data.heldout=~/h", "train.eval_batches=8", "train.batch=2", "sleep.passes=7"]
-    used = configuration_of(run, config(given), allowed)
+    used = configuration_of(run, config(given), [*allowed, "data.windows=32"])
     assert (used.train.eval_batches, used.train.batch, used.sleep.passes) == (8, 2, 7)
+    assert used.data.windows == 32
     assert used.data.heldout == str(Path.home() / "h")
     for refused, message in (
         ("model.d_model=8", r"^model\.d_model = 8: .*x was trained with 256; only settings that"),

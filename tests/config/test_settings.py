@@ -193,6 +193,10 @@ def test_a_bad_file_is_refused_by_name(text: str, message: str) -> None:
         ("sleep.passes=", 'sleep.passes must be a whole number, not ""'),
         ("model.layers=[delta]", "not valid TOML; inside a list or table, text needs quotes"),
         (
+            'data.train=[{path="a", weight=.5}]',
+            "not valid TOML; inside a list or table, text needs quotes, and .5 is 0.5",
+        ),
+        (
             "data.train=runs/corpus",
             'data.train must be a list of tables such as [{path = "..."}], not "runs/corpus"',
         ),

@@ -25,7 +25,7 @@ from pretrain.data.heldout import heldout_batches
 from pretrain.data.index import read_index
 from pretrain.data.prepare import prepare
 from pretrain.data.reader import Shards
-from pretrain.data.stream import TextStream
+from pretrain.data.stream import TextStream, difference
 from pretrain.errors import UserError
 from tests.data.texts import make_texts, write_texts
 from tests.oracles import order
@@ -242,8 +242,19 @@ def test_resume_with_other_weights_is_refused_by_name(config: DataConfig, folder
     """Settings are compared by `pretrain.config.resume`; only the stream knows its data."""
     state = open_stream(config).state_dict()
     other = replace(config, train=[CorpusConfig(path=str(folder), weight=2.0)])
-    with pytest.raises(UserError, match=r"data\.train .* set it back, or begin another run"):
+    said = r"data\.train .*\(weights \[2\.0\], and it had \[1\.0\]\).* set it back, or begin"
+    with pytest.raises(UserError, match=said):
         open_stream(other).load_state_dict(state)
+
+
+def test_which_corpus_of_a_resumed_run_is_another_is_said() -> None:
+    before = [["a", 1.0], ["b", 2.0]]
+    for now, said in (
+        ([["b", 2.0], ["a", 1.0]], "the corpora in another order"),
+        ([["a", 1.0], ["c", 2.0]], "other shards in data.train[1]"),
+        ([["a", 1.0]], "1 of them, and it had 2"),
+    ):
+        assert difference(before, now) == said
 
 
 @pytest.mark.parametrize("mode", [("isolate", True), ("stitch", True)])

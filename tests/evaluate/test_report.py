@@ -106,6 +106,20 @@ def test_a_run_before_its_first_evaluation_is_reported(tmp_path: Path) -> None:
     )
 
 
+def test_tokens_and_bits_per_byte_are_told_where_they_are_known(tmp_path: Path) -> None:
+    text = (
+        '{"kind": "train", "step": 41, "loss": 2.0, "tokens": 12345}\n'
+        '{"kind": "eval", "step": 41, "passes": 2, "loss": 3.0, "bits_per_byte": 1.5,'
+        ' "loss_per_window": [3.0], "loss_per_position": [3.0, 3.0]}\n'
+    )
+    runs = [write_run(tmp_path / "a", 2, None), write_run(tmp_path / "b", 2, None, ends=text)]
+    report(runs, tmp_path / "out")
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert "steps | tokens | training loss | held-out loss | bits per byte |" in written
+    assert "|    40 |      - |         0.100 |         0.062 |             - |" in written
+    assert "|    41 | 12,345 |         2.000 |         3.000 |         1.500 |" in written
+
+
 def test_the_step_of_an_older_evaluation_is_named(tmp_path: Path) -> None:
     later = '{"kind": "train", "step": 1041, "loss": 0.05}\n'
     report([write_run(tmp_path / "run", 2, None, ends=later)], tmp_path / "out")
@@ -158,11 +172,15 @@ def test_runs_that_were_judged_on_other_rows_are_told(
     assert "Not judged" not in capsys.readouterr().out
 
 
-def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(
         UserError, match=r"metrics.jsonl: cannot read the run's metrics: No such file"
     ):
         report([tmp_path], tmp_path)
+    # a name that was mistyped, among others
+    mistyped = [str(write_run(tmp_path / "one", 1, None)), str(tmp_path / "tow")]
+    assert main(["report", *mistyped]) == 2
+    assert f"error: {tmp_path / 'tow'}: not there" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"metrics.jsonl:\d+: not a line of metrics"):
         read_run("x", write_run(tmp_path / "run", 1, None, ends="oops\n"))
     (tmp_path / "empty").mkdir()

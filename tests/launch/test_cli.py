@@ -311,6 +311,10 @@ def test_tokenizer_and_data_from_text_to_shards(
     assert main([*train, "--skip-bad"]) == 0
     captured = capsys.readouterr()
     assert f"{model}: 400 pieces" in captured.out and "latin.txt" in captured.err
+    before = model.read_bytes()
+    assert main([*train[:-1], "420", "--skip-bad"]) == 2
+    assert f"{model}: is there already; use it" in capsys.readouterr().err
+    assert model.read_bytes() == before
 
     sample = tmp_path / "sample.txt"
     sample.write_text("to sleep, ↯ perchance", encoding="utf-8")

@@ -27,6 +27,15 @@ def test_checkpoints_that_would_not_be_kept_are_said() -> None:
     assert not list(remarks(config("train.keep_every=600", "train.checkpoint_every=200"), None, 0))
 
 
+def test_sleep_that_no_gradient_reaches_is_said() -> None:
+    text = ["data.tokenizer=t", 'data.train=[{path="a"}]', "data.heldout=h", "train.steps=300"]
+    said = "data.windows = 1: no gradient reaches what sleep.passes = 4 write"
+    assert any(line.startswith(said) for line in remarks(config(*text, "data.windows=1"), None, 0))
+    for fine in ("data.windows=2", "sleep.passes=1", "sleep.when=awake"):
+        lines = remarks(config(*text, "data.windows=1", fine), None, 0)
+        assert not any("no gradient" in line for line in lines)
+
+
 @pytest.mark.parametrize("name", ["sleep.curriculum", "data.curriculum"])
 def test_a_curriculum_that_does_not_come_to_its_end_is_said(name: str) -> None:
     (line,) = remarks(config("train.steps=300", f"{name}=301"), None, 0)
@@ -61,6 +70,18 @@ def test_a_decay_that_moves_is_said(
         f"train.steps = {now} (it had {before}) moves the learning rate's decay: "
         f"it goes on at {factors[0]} of its peak instead of {factors[1]}"
     ]
+
+
+def test_held_out_losses_that_are_of_other_rows_are_said() -> None:
+    old = config("train.steps=300")
+    more = config("train.steps=300", "train.eval_batches=8")
+    assert list(remarks(more, old, 100)) == [
+        "train.eval_batches = 8 (it had 4): held-out losses from here on are of other rows than "
+        "those before"
+    ]
+    (line,) = remarks(config("train.steps=300", "data.heldout=h"), old, 100)
+    assert line.startswith("data.heldout is another place: if other text lies there")
+    assert not list(remarks(more, more, 100))
 
 
 def test_a_decay_of_another_shape_is_said() -> None:
