@@ -120,16 +120,20 @@ def _likeliest(score: TokenScore) -> dict[str, float] | None:
 
 class Offsets:
     """Where the tokens of one choice begin in its text, in characters; those that go on with a
-    character begin where it does.
+    character begin where it does, and others after what stands for bytes that are none.
     """
 
     def __init__(self) -> None:
-        self._bytes, self._end = codecs.getincrementaldecoder("utf-8")("replace"), 0
+        self._bytes, self._end = _Utf8("replace"), 0
 
     def next(self, token: bytes) -> int:
-        begin = self._end
-        self._end += len(self._bytes.decode(token))
+        new, alone = len(self._bytes.decode(token)), len(_Utf8("replace").decode(token))
+        begin = self._end + max(0, new - alone)
+        self._end += new
         return begin
+
+
+_Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 def completion_logprobs(scores: Sequence[TokenScore], offsets: Offsets) -> Json:
