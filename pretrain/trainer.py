@@ -46,7 +46,7 @@ from pretrain.run.metrics import Metrics, ResumePoint
 from pretrain.run.optimizer import MuonAdamW, lr_factor
 from pretrain.run.remarks import remarks
 from pretrain.run.resume import checkpoint_before, take_folder
-from pretrain.run.state import CarriedState, TrainState
+from pretrain.run.state import CarriedState, TrainState, restore_moments
 from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
 from pretrain.run.trace import traced
@@ -107,7 +107,7 @@ def train(config: Config, progress: bool = True) -> Path:
         with shown.slow(f"taking {run}, and verifying the checkpoint to go on from"):
             checkpoint = take_folder(run, config, cleanup)
         start = checkpoint.step if checkpoint else 0
-        before = checkpoint.config if checkpoint and not checkpoint.weights_only else None
+        before = checkpoint.config if checkpoint and not checkpoint.begins_run else None
         otherwise = changes(before, config) if before else ""
         if checkpoint and start >= config.train.steps and checkpoint.state["evaluated"]:
             ignored = otherwise and f", with {otherwise}: that is ignored, as nothing is left to do"
@@ -117,7 +117,8 @@ def train(config: Config, progress: bool = True) -> Path:
         if before:
             shown.say(f"resuming {run} at step {start}{otherwise and f' with {otherwise}'}")
         elif checkpoint:
-            shown.say(f"{run} begins with the weights of {checkpoint.folder}")
+            what = "weights and moments" if checkpoint.names("optimizer") else "weights"
+            shown.say(f"{run} begins with the {what} of {checkpoint.folder}")
         for line in (
             *remarks(config, before, start),
             *job.source.describe(config.train.steps),
@@ -200,7 +201,9 @@ def build(
     cleanup.callback(engine.close)
     if config.parallel.cuda_graphs:
         model.graph_units()
-    if checkpoint and not checkpoint.weights_only:
+    if checkpoint and checkpoint.names("optimizer"):
+        restore_moments(checkpoint, optimizer)
+    if checkpoint and not checkpoint.begins_run:
         state = TrainState.restore(checkpoint, model, optimizer, source, config.train)
     else:
         state = TrainState.initial(source, config.train.microbatches)

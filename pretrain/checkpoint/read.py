@@ -81,15 +81,21 @@ class Checkpoint:
         return checkpoint
 
     @property
-    def weights_only(self) -> bool:
+    def begins_run(self) -> bool:
         """Whether a run begins with it: its weights have been imported, or are another run's."""
-        return not self.slices["optimizer"]
+        return not self.slices["state"]
 
-    def weights(self) -> Checkpoint:
-        """Its weights alone, for another run to begin with."""
-        nothing: dict[str, Any] = {"optimizer": {}, "state": {}}
-        state = {"evaluated": False, "rollbacks": {"total": 0, "here": 0}}
-        return replace(self, step=0, state=state, slices={**self.slices, **nothing})
+    def beginning(self, moments: bool) -> Checkpoint:
+        """Its weights, and moments if asked for, for another run to begin with."""
+        steps = self.state["optimizer"]["adam_steps"]
+        state = {
+            "optimizer": {"adam_steps": steps, "skipped": 0, "in_a_row": 0},
+            "evaluated": False,
+            "rollbacks": {"total": 0, "here": 0},
+        }
+        kept = {"model", "optimizer"} if moments else {"model"}
+        slices = {kind: named if kind in kept else {} for kind, named in self.slices.items()}
+        return replace(self, step=0, state=state, slices=slices)
 
     @property
     def run(self) -> Path:

@@ -34,6 +34,8 @@ def _run(config: Config) -> None:
     if name in ("", ".", "..") or os.path.basename(name) != name:
         fix = "must be the name of a folder, without slashes; run.dir says where it is"
         raise refused("run.name", name, fix)
+    if config.run.init_moments and not config.run.init_from:
+        raise refused("run.init_moments", True, "name the run that has them in run.init_from")
 
 
 def _tasks(config: Config) -> None:

@@ -134,6 +134,8 @@ def choices(hint: Any) -> str:
 
 def shown(value: object) -> str:
     """A value as a message shows it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return shortened(f'"{value}"' if isinstance(value, str) else str(value))
 
 

@@ -35,6 +35,11 @@ class RunConfig:
         "default to that run's",
         path=True,
     )
+    init_moments: bool = setting(
+        False,
+        "the optimiser's moments also come from run.init_from, as for other data, windows or rates "
+        "in mid-course; steps, data and the schedule of rates begin anew in any case",
+    )
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from pretrain.config.load import dump, load
 from pretrain.config.resume import check_unchanged
 from pretrain.config.run_folder import CONFIG, check_same_tokenizer, keep_tokenizer
 from pretrain.config.schema import Config, GuardConfig
+from pretrain.errors import UserError
 from pretrain.files import write_atomically, writes_user_file
 from pretrain.locks import run_lock
 from pretrain.origin import add_origin
@@ -36,7 +37,7 @@ def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | N
     if found is None and config.run.init_from:
         what = "verifies the weights to begin with"
         folder = talk.from_rank_0(on_rank_0(what, lambda: _start(config)))
-        return Checkpoint.open(Path(folder), checked=True).weights()
+        return Checkpoint.open(Path(folder), checked=True).beginning(config.run.init_moments)
     return found
 
 
@@ -46,7 +47,23 @@ def _start(config: Config) -> str:
     fix = "leave it out, or leave run.init_from out, to begin with weights of that shape"
     check_unchanged(checkpoint.folder, checkpoint.config, config, fix, shape_only=True)
     check_same_tokenizer(start, config)
+    if config.run.init_moments:
+        _check_moments(checkpoint, config)
     return str(checkpoint.folder)
+
+
+def _check_moments(checkpoint: Checkpoint, config: Config) -> None:
+    """UserError: a run that is to begin with a checkpoint's moments would have others."""
+    if checkpoint.begins_run:
+        fix = "leave run.init_moments out"
+        raise UserError(f"{checkpoint.folder}: was imported, and has no moments; {fix}")
+    for name in ("name", "update"):
+        had, has = (getattr(of.optimizer, name) for of in (checkpoint.config, config))
+        if had != has:
+            raise UserError(
+                f'optimizer.{name} = "{has}": {checkpoint.folder} has the moments of "{had}"; set '
+                "that, or leave run.init_moments out"
+            )
 
 
 def checkpoint_before(streak: SkipStreak, run: Path, guard: GuardConfig) -> Checkpoint:
@@ -82,7 +99,7 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
         if found:
             another = f"run.init_from={run} run.name=NEW"
             fix = f"set it back, or begin another run with its weights: {another}"
-            only = found.weights_only
+            only = found.begins_run
             check_unchanged(found.folder, found.config, config, fix, shape_only=only)
         keep_tokenizer(run, config, resumes=found is not None)
         if found and (line := make_latest(run, found.step)):

@@ -133,11 +133,10 @@ class TrainState:
         source: BatchSource,
         train: TrainConfig,
     ) -> TrainState:
-        """Gives optimiser, source and random generators what a checkpoint holds of them; the rest
-        is returned. The weights a model has to have before the engine is built around it.
+        """Gives guard, source and random generators what a checkpoint holds of them; the rest is
+        returned. The weights a model has to have before the engine is built around it.
         """
         saved = checkpoint.state
-        optimizer.scatter(partial(_moment, checkpoint), saved["optimizer"])
         optimizer.filter.sums.copy_(checkpoint.tensor("state", "guard.sums", shape=(2,)))
         source.load_state_dict(saved["data"] | _of_rows(checkpoint))
         torch.set_rng_state(checkpoint.tensor("state", "rng.cpu"))
@@ -207,6 +206,11 @@ class TrainState:
             "evaluated": self.evaluated,
         }
         return Snapshot(self.step, copies, counters, in_skip_streak=counts["in_a_row"] > 0)
+
+
+def restore_moments(checkpoint: Checkpoint, optimizer: MuonAdamW) -> None:
+    """Gives the optimiser the moments that a checkpoint holds, and its counters."""
+    optimizer.scatter(partial(_moment, checkpoint), checkpoint.state["optimizer"])
 
 
 def _of_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:

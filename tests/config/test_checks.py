@@ -29,6 +29,7 @@ REFUSED = {
     "run.name=": 'run.name = "": must be the name of a folder, without slashes; run.dir says where',
     "run.name=a/b": 'run.name = "a/b": must be the name of a folder',
     "run.name=..": 'run.name = "..": must be the name of a folder',
+    "run.init_moments=true": "run.init_moments = true: name the run that has them in run.init_from",
     "model.attention_heads=6": "model.attention_heads = 6: must be a multiple of "
     "model.attention_kv_heads = 4",
     "model.delta_value_heads=6": "model.delta_value_heads = 6: must be a multiple of "

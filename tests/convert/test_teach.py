@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -84,6 +85,32 @@ def test_stopped_and_gone_on_with_is_the_same_run(imported: Path, tmp_path: Path
     (start / "imported").unlink()
     train(load_run(half / "config.toml", ["train.steps=4"]), progress=False)
     assert not changed(runs.tensors(whole, 4), runs.tensors(half, 4))
+
+
+def test_moments_come_along_if_asked_for(imported: Path, tmp_path: Path) -> None:
+    """Of one step with them and one without, from the same weights on the same rows."""
+    before = phase(tmp_path, "before", imported)
+    one = ["train.checkpoint_every=1", "optimizer.clip=1e9"]
+    anew, along = (
+        runs.tensors(phase(tmp_path, name, before, *one, *with_moments, steps=1), 1)
+        for name, with_moments in (("anew", []), ("along", ["run.init_moments=true"]))
+    )
+    had, factors = runs.tensors(before, 4), {"momentum": 0.95, "exp_avg": 0.9, "exp_avg_sq": 0.95}
+    moments = [name for name in had if name.startswith("optimizer/")]
+    assert {name.split("/")[1].split(".")[0] for name in moments} == factors.keys()
+    for name in moments:
+        factor = factors[name.split("/")[1].split(".")[0]]
+        torch.testing.assert_close(along[name], factor * had[name] + anew[name])
+        assert had[name].any() or name.endswith("mixer.gate.weight"), name
+    counts = [
+        json.loads((run / "checkpoints/step-1/state.json").read_text())["optimizer"]["adam_steps"]
+        for run in (tmp_path / "anew", tmp_path / "along")
+    ]
+    assert counts == [1, 5]
+    with pytest.raises(UserError, match="was imported, and has no moments; leave"):
+        phase(tmp_path, "none", imported, "run.init_moments=true")
+    with pytest.raises(UserError, match=r'optimizer\.name = "adamw": .*step-4 has the moments of'):
+        phase(tmp_path, "other", before, "run.init_moments=true", "optimizer.name=adamw")
 
 
 def test_refused(imported: Path, tmp_path: Path) -> None:
