@@ -70,9 +70,8 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
     """
     check(options)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    decoder, tokenizer = open_run(
-        folder, options.precision
-    )  # a run that cannot be served is left as it is
+    # first of all: a run that cannot be served is left as it is
+    decoder, tokenizer = open_run(folder, options.precision)
     form = chat_form(tokenizer, options.chat_template, options.chat_template_kwargs)
     with store_lock(options.store):
         warm_up_model(decoder)

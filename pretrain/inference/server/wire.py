@@ -118,6 +118,9 @@ def _likeliest(score: TokenScore) -> dict[str, float] | None:
     return found
 
 
+_Utf8 = codecs.getincrementaldecoder("utf-8")
+
+
 class Offsets:
     """Where the tokens of one choice begin in its text, in characters; those that go on with a
     character begin where it does, and others after what stands for bytes that are none.
@@ -131,9 +134,6 @@ class Offsets:
         begin = self._end + max(0, new - alone)
         self._end += new
         return begin
-
-
-_Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 def completion_logprobs(scores: Sequence[TokenScore], offsets: Offsets) -> Json:
