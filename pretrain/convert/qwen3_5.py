@@ -282,5 +282,7 @@ def rope_parameters(
         if kind not in kinds:
             kind, held = shortened(repr(kind)), " and ".join(map(repr, kinds))
             raise UserError(f"{path}: {name} has rope_type = {kind}; only {held} can be held")
+        if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
+            raise UserError(f"{path}: {name} has a table for {shortened(nested[0])} alone")
         found = rope or found
     return found

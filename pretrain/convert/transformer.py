@@ -45,6 +45,7 @@ SIZES = {
     "rms_norm_eps": "norm_eps",
 }
 COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads")  # what is reckoned with
+MOST_LAYERS = 10_000  # no model has so many; a damaged file may say anything
 # What they may say, and must not: our blocks have no such thing.
 FIXED = {
     "hidden_act": "silu",
@@ -94,7 +95,11 @@ def tables(theirs: dict[str, Any], path: Path, every: int) -> tuple[Tables, list
     if theirs["model_type"] == "mistral" and band is not None:
         same = "if no window (sleep.window) is to be longer, it is as none: write null there"
         raise UserError(f"{path}: sliding_window = {band!r}; {same}")
+    if theirs["num_hidden_layers"] > MOST_LAYERS:
+        raise UserError(f"{path}: num_hidden_layers is more than {MOST_LAYERS:,}")
     head = theirs.get("head_dim") or model["d_model"] // model["attention_heads"]
+    if type(head) is not int:
+        raise UserError(f"{path}: head_dim = {shortened(repr(head))}: must be a whole number")
     layers = _layers(theirs["num_hidden_layers"], every)
     model |= {
         "layers": layers,
@@ -128,11 +133,15 @@ def _rope(theirs: dict[str, Any], path: Path) -> dict[str, float]:
     theta = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
     if rope.get("rope_type", rope.get("type", "default")) == "default":
         return {"rope_theta": theta}
+    beside = "original_max_position_embeddings"  # of the table, where transformers goes by it
+    rope = rope | ({beside: theirs[beside]} if beside in theirs else {})
     for name, value in LLAMA3.items():
         if rope.get(name) != value:
             found = shortened(repr(rope.get(name)))
             raise UserError(f"{path}: {name} = {found}; only {value!r} can be held")
-    return {"rope_theta": theta, "rope_scaling_factor": rope.get("factor", 0)}
+    if "factor" not in rope:
+        raise UserError(f"{path}: factor is missing, which rope_type = 'llama3' has")
+    return {"rope_theta": theta, "rope_scaling_factor": rope["factor"]}
 
 
 def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:

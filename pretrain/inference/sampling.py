@@ -8,6 +8,7 @@ saved, restored or moved goes on with the draws that it would have made.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -120,14 +121,16 @@ class Sampler:
         s = self.sampling
         if s.logit_bias:
             logits = _added(logits, dict(s.logit_bias))
-        if barred:
-            logits = _added(logits, dict.fromkeys(barred, -math.inf))
         if (penalty := s.repetition_penalty) != 1:
             reduced = torch.where(logits > 0, logits / penalty, logits * penalty)
+            # what overflows is as it can be written: of two infinities there is no difference
+            reduced = reduced.clamp(-sys.float_info.max, sys.float_info.max)
             logits = torch.where(torch.from_numpy(seen[: len(logits)]), reduced, logits)
         if said and (s.presence_penalty or s.frequency_penalty):
             off = {t: -s.presence_penalty - s.frequency_penalty * n for t, n in said.items()}
             logits = _added(logits, off)
+        if barred:
+            logits = _added(logits, dict.fromkeys(barred, -math.inf))
         return logits
 
     def _draw(self, logits: Tensor) -> int:

@@ -275,6 +275,12 @@ def test_its_shape_stays(corpus: Path, tmp_path: Path) -> None:
         import_folder(tmp_path / "hf", tmp_path / "other", ["model.mlp_width=64"])
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -289,11 +295,22 @@ def test_its_shape_stays(corpus: Path, tmp_path: Path) -> None:
             {"rope_parameters": {"rope_type": "llama3"}},
             "low_freq_factor = None; only 1 can be held",
         ),
+        ({"rope_parameters": LLAMA3}, r"/config\.json: factor is missing"),
+        (
+            {"rope_parameters": LLAMA3 | {"factor": 8}, "original_max_position_embeddings": 4096},
+            "original_max_position_embeddings = 4096; only 8192 can be held",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+            "rope_parameters has a table for full_attention alone",
+        ),
+        ({"head_dim": "8"}, "head_dim = '8': must be a whole number"),
         ({"model_type": "mistral"}, "sliding_window = 4096; if no window .* is to be longer"),
         ({"model_type": "mistral", "sliding_window": 512}, "sliding_window = 512; if no window"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling has rope_type = 'yarn'"),
         ({"num_hidden_layers": 4}, r"model\.layers\.3\.\S+ is missing"),
         ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ cannot be held"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is more than 10,000"),
         ({"hidden_size": "32"}, "must be whole numbers"),
         ({"vocab_size": 63}, r"embed_tokens\.weight is \[64, 32\] instead of \[63, 32\]"),
     ],

@@ -130,6 +130,13 @@ def test_the_least_temperature_takes_the_likeliest() -> None:
     assert sampler.choose(LOGITS[1], none).token == LOGITS[1].argmax()
 
 
+@pytest.mark.parametrize("penalty", [5e-324, 1e308])
+def test_a_penalty_that_overflows_still_gives_a_token(penalty: float) -> None:
+    sampler = Sampler(Sampling(repetition_penalty=penalty))
+    for logits in (LOGITS[0].double(), LOGITS[0].double().abs(), -LOGITS[0].double().abs()):
+        assert 0 <= sampler.choose(logits * 1e3, ~np.zeros(VOCAB, dtype=bool)).token < VOCAB
+
+
 def test_a_padded_vocabulary_is_never_chosen() -> None:
     sampler = Sampler(Sampling(temperature=5.0, logprobs=9), vocab_size=3)
     choices = [sampler.choose(logits, SEEN) for logits in LOGITS]

@@ -165,6 +165,9 @@ def test_what_ends_an_answer_is_the_clients_to_say(served: Serving, client: open
     for wrong in ({"stop_token_ids": [tokenizer.vocab_size]}, {"logit_bias": {"99999": 1}}):
         with pytest.raises(openai.BadRequestError, match=r"Token ids are 0\.\."):
             client.completions.create(prompt="a", extra_body=wrong, **GREEDY)
+    nothing_left = {"stop_token_ids": [*range(tokenizer.vocab_size)], "min_tokens": 1}
+    with pytest.raises(openai.BadRequestError, match="leave no token for min_tokens"):
+        client.completions.create(prompt="a", extra_body=nothing_left, **GREEDY)
 
 
 def test_logprobs_are_those_of_the_model(client: openai.OpenAI) -> None:

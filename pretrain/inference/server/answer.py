@@ -12,7 +12,7 @@ from functools import partial
 
 from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server import wire
-from pretrain.inference.server.errors import ApiError, server_failed
+from pretrain.inference.server.errors import ApiError, bad_request, server_failed
 from pretrain.inference.server.http import SILENCE
 from pretrain.inference.server.job import (
     Event,
@@ -89,6 +89,9 @@ class Answers:
         self._read = len(start.tokens)
         sampling = _sampling(request, top)
         ends = set() if request.ignore_eos else form.ends if form else {service.tokenizer.eos}
+        ends = ends.union(request.stop_token_ids or ())
+        if request.min_tokens and len(ends) >= service.tokenizer.vocab_size:
+            raise bad_request("stop_token_ids leave no token for min_tokens.", "stop_token_ids")
         most = service.max_tokens if most is None else most
         self._jobs = [
             Job(
@@ -101,7 +104,7 @@ class Answers:
                 TextDecoder(service.tokenizer, (*(form.stops if form else ()), *stops)),
                 service.tokenizer.encode,
                 most,
-                ends.union(request.stop_token_ids or ()),
+                ends,
                 partial(post, i),
                 request.min_tokens or 0,
             )

@@ -63,9 +63,10 @@ class _Said:
     ) -> None:
         self.id, self.created, self.request, self.asked = id, created, request, asked
         self.n = request.n or 1
-        decode = asked[0].service.tokenizer.decode
-        texts = [p if isinstance(p, str) else decode(p) for p in request.prompt]
-        self.echoes = texts if request.echo else [""] * len(texts)
+        self.echoes = [""] * len(request.prompt)
+        if request.echo:
+            decode = asked[0].service.tokenizer.decode
+            self.echoes = [p if isinstance(p, str) else decode(p) for p in request.prompt]
 
     async def whole(self) -> wire.Json:
         try:
