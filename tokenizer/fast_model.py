@@ -26,10 +26,6 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTES = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(_OTHERS)}
 
-LONG = (
-    4096  # characters: a text of so many takes milliseconds, so it is encoded without Python's lock
-)
-
 
 class FastModel:
     """See `tokenizer.encode.Model`."""
@@ -78,16 +74,12 @@ class FastModel:
 
     def encode(self, texts: list[str], threads: int) -> Iterator[list[int]]:
         if threads == 1:
-            return map(self._encode_here, texts)
-        with ThreadPoolExecutor(threads) as pool:  # a batch is encoded without Python's lock
-            return iter(list(pool.map(self._encode_aside, texts)))
+            return map(self._encode, texts)
+        with ThreadPoolExecutor(threads) as pool:
+            return iter(list(pool.map(self._encode, texts)))
 
-    def _encode_here(self, text: str) -> list[int]:
-        if len(text) > LONG:  # other threads shall not wait for it
-            return self._encode_aside(text)
-        return self._fast.encode(text, add_special_tokens=False).ids
-
-    def _encode_aside(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
+        # a batch, though it is of one: that is encoded without Python's lock, so no thread waits
         return self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _written(self, piece: str) -> bytes:

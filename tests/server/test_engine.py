@@ -135,6 +135,7 @@ def test_a_file_that_is_gone_or_damaged_is_read_anew(run: Path, tmp_path: Path) 
 def test_a_server_whose_engine_has_stopped_says_so(run: Path, tmp_path: Path) -> None:
     with serving(run, tmp_path) as found:
         assert httpx2.get(f"{found.url}/health").json()["status"] == "ok"
+        assert httpx2.head(f"{found.url}/health").status_code == 200
         found.service.engine.close()
         told = httpx2.get(f"{found.url}/health")
         assert (told.status_code, told.json()["status"]) == (503, "stopped")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import threading
 from pathlib import Path
 from unicodedata import normalize
 
@@ -87,26 +86,6 @@ def _alone(folder: Path, name: str) -> Path:
     other.mkdir()
     (other / name).write_bytes((folder / name).read_bytes())
     return other
-
-
-@pytest.mark.parametrize("kind", ["qwen", "llama"])
-def test_other_threads_go_on_while_a_long_text_is_encoded(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
-    tokenizer, turns, is_over = Tokenizer.load(request.getfixturevalue(kind)), 0, threading.Event()
-
-    def turn() -> None:
-        nonlocal turns
-        while not is_over.wait(0.001):
-            turns += 1
-
-    other = threading.Thread(target=turn)
-    other.start()
-    ids = tokenizer.encode(text := "def f(x): return x  # a long text\n" * 10_000)
-    is_over.set()
-    other.join()
-    assert turns > 10
-    assert tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize("kind", ["qwen", "llama"])

@@ -44,11 +44,13 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
     app.add_middleware(Gate, keys=frozenset(map(_hashed, keys)), max_body=max_body)
 
     @app.get("/", include_in_schema=False)
+    @app.head("/", include_in_schema=False)
     def page() -> HTMLResponse:
         html = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
         return HTMLResponse(html, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/health")
+    @app.head("/health", include_in_schema=False)  # as load balancers probe
     def health(http: Request) -> JSONResponse:
         service = service_of(http)
         stored = {"sessions": len(service.store), "bytes": service.store.size}
