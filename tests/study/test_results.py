@@ -101,6 +101,8 @@ def test_text_has_equal_flops_too() -> None:
         ({1: [0.1, 0.12, 0.11], 4: [0.9, 0.95, 0.91]}, ["yes, and surely so", "+81.0 points"]),
         ({1: [0.1, 0.5, 0.3], 4: [0.5, 0.4, 0.6]}, ["not every step is sure", "not sure."]),
         ({1: [0.5, 0.5, 0.5], 4: [0.4, 0.4, 0.4]}, [": no.", "-10.0 points", "surely worse."]),
+        ({1: [0.5, 0.6, 0.7], 4: [0.55, 0.5, 0.4]}, [": not so in the means", "not sure."]),
+        ({1: [0.9], 4: [0.1]}, [": not so in the means", "one seed: no interval"]),
         ({1: [0.1], 4: [0.9]}, ["one seed: no interval"]),
         ({1: [0.2, 0.21], 4: [0.9, 0.915]}, ["not every step is sure", "too few for an interval"]),
         ({1: [0.1] * 3, 4: [0.9, math.nan, 0.9]}, ["cannot be told", "a run has diverged"]),
@@ -119,6 +121,18 @@ def test_the_verdict_says_who_is_better_and_how_sure(
 def test_no_verdict_between_runs_of_other_seeds() -> None:
     said = verdict([result(1, 1, 0.1), result(4, 0, 0.9)])
     assert said == ["N = 1 < N = 4: N = 1 and N = 4 have no seed in common yet."]
+
+
+def test_what_a_diverged_run_answers_is_no_measurement() -> None:
+    """Accuracy is a number even where the loss is none, and of text some rows may have one."""
+    diverged = [result(4, seed, 0.0) for seed in range(3)]
+    diverged[1].scores[4]["loss"] = math.nan
+    said = " ".join(verdict([*(result(1, seed, 0.5) for seed in range(3)), *diverged]))
+    assert "cannot be told" in said and "surely worse" not in said
+    one, four = result(1, 0, 0.5), result(4, 0, 0.5)
+    for r, rows in ((one, [1.0, 2.0]), (four, [1.0])):
+        r.rows[:], r.scores[r.passes] = rows, {"loss": math.nan if r is four else 1.0}
+    assert "a run has diverged" in " ".join(verdict([one, four]))
 
 
 def test_depths_are_columns_in_order_of_depth() -> None:
