@@ -89,7 +89,6 @@ def fit_loss(points: Points) -> LossLaw:
 
     UserError: there are not two sizes, or fewer points than constants.
     """
-    scale = _Scale.of(points)
     by_tokens, by_passes = (len(np.unique(v)) > 1 for v in (points.tokens, points.passes))
     constants = 3 + 2 * by_tokens + by_passes
     sizes = len(np.unique(points.parameters))
@@ -98,6 +97,7 @@ def fit_loss(points: Points) -> LossLaw:
             f"a law of loss needs 2 sizes and {constants} points, and there are {sizes} and "
             f"{len(points)}; run more of the ladder"
         )
+    scale = _Scale.of(points)
     free = np.array([True, True, by_tokens, True, by_tokens, by_passes])
     starts = sorted(_grid(points, scale, free), key=lambda start: start[0])[:STARTS]
     found = [_refine(start, points, scale, free) for _, start in starts]
@@ -220,7 +220,7 @@ def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200) -> Fit
     Samples that say less than all runs (one size or one N alone) are left out: a constant that they
     say nothing of would count as 0.
     """
-    random = np.random.default_rng(0)
+    law, random = fit(points), np.random.default_rng(0)  # of no runs nothing is drawn
     rows = [np.flatnonzero(points.run == run) for run in np.unique(points.run)]
     resampled, told_apart = [], _told_apart(points)
     for _ in range(draws):
@@ -232,7 +232,7 @@ def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200) -> Fit
             resampled.append(fit(sample))
         except UserError:
             continue
-    return Fit(fit(points), resampled)
+    return Fit(law, resampled)
 
 
 def _told_apart(points: Points) -> int:
