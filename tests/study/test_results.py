@@ -15,6 +15,7 @@ import pytest
 
 from launch.cli import main
 from pretrain.errors import UserError
+from pretrain.exit_status import REQUEUE
 from pretrain.origin import origin_of
 from pretrain.study.controls import CONTROLS, flops_per_step
 from pretrain.study.curve import Curve
@@ -168,6 +169,12 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     more = write_results(plan(DEPO, passes=[1, 2, 4], seeds=2), elsewhere, "Depo")
     assert "weights are not here, with N = 4: n1-seed0, n2-seed0, n1-seed1." in more
     assert "| N = 4 " in more and "not run" in more
+    asked = ["reproduce", "depo", "--seeds", "2", "--minutes", "0", "--out", str(tmp_path)]
+    assert (
+        main([*asked, "--passes", "1", "2", "4"]) == REQUEUE
+    )  # what there is, though N = 4 is not
+    assert "Not tested yet" in (tmp_path / "results.md").read_text()
+    assert write_results(planned, tmp_path, "Depo") == said
     broken = elsewhere / "done" / "n1-seed0.json"
     broken.write_text("{}")
     with pytest.raises(UserError, match=r"n1-seed0.json: not what a finished run leaves .* remove"):
@@ -202,6 +209,10 @@ def test_parts_of_one_study_are_one_column(tmp_path: Path) -> None:
     cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines}
     assert (cells["N = 1"], cells["N = 2"], cells["N = 4"]) == ("25.0", "not run", "100.0")
     assert overview([*parts, parts[0]], tmp_path).splitlines() == lines
+    other_scale = parts[1].with_name("depo-paper")
+    shutil.copytree(parts[1], other_scale)  # the same runs, of larger models
+    both = overview([*parts, other_scale], tmp_path).splitlines()
+    assert "| depo-paper, hops 16 |" in both[0] and "100.0" in both[4]
     with pytest.raises(UserError, match=r"b.depo-cpu.results.csv: n1, seed 0, is in .*a.depo"):
         (parts[1] / "results.csv").write_text(final_csv([result(1, 0, 0.5)]))
         overview(parts, tmp_path)
