@@ -107,12 +107,21 @@ def fit_loss(points: Points) -> LossLaw:
 
 def at_bound(law: LossLaw) -> list[str]:
     """The exponents that are as small or as large as the fit lets them be: not what runs say."""
-    found = []
-    for name, low, high in zip(EXPONENTS, LOWEST[3:], HIGHEST[3:], strict=True):
-        value, near = getattr(law, name), 0.01 * (high - low)
-        if value <= low + near or value >= high - near:  # nan is neither
-            found.append(name)
-    return found
+    return [name for name in EXPONENTS if _is_at_bound(name, getattr(law, name))]
+
+
+def ends_at_bound(fit: Fit[LossLaw]) -> list[str]:
+    """The exponents of which not the value but an end of the interval is so."""
+    inside = [name for name in EXPONENTS if name not in at_bound(fit.law)]
+    ends = {name: fit.interval(name) for name in inside}
+    return [n for n, i in ends.items() if _is_at_bound(n, i.low) or _is_at_bound(n, i.high)]
+
+
+def _is_at_bound(name: str, value: float) -> bool:
+    place = 3 + EXPONENTS.index(name)
+    low, high = LOWEST[place], HIGHEST[place]
+    near = 0.01 * (high - low)
+    return value <= low + near or value >= high - near  # nan is neither
 
 
 def _grid(points: Points, scale: _Scale, free: Any) -> list[tuple[float, Array]]:

@@ -16,6 +16,7 @@ from pretrain.study.fit import (
     L,
     P,
     at_bound,
+    ends_at_bound,
     fit_depth,
     fit_loss,
     left_out,
@@ -116,7 +117,7 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
         f"bootstrap over runs. Median error of the fit: {np.median(off):.1%} of the loss.",
         table(["constant", "value"], rows),
         phi,
-        *_doubts(fit.law, found),
+        *_doubts(fit, found),
         *_without(
             found,
             fit_loss,
@@ -125,13 +126,17 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
     ]
 
 
-def _doubts(law: LossLaw, found: Points) -> Lines:
+def _doubts(fit: Fit[LossLaw], found: Points) -> Lines:
     """What these runs cannot say."""
     doubts = []
-    if names := at_bound(law):
+    if names := at_bound(fit.law):
         doubts.append(
             f"At a bound of the fit, and no more than that: {', '.join(names)}. The runs do not "
             "say how large."
+        )
+    if names := ends_at_bound(fit):
+        doubts.append(
+            f"Their intervals end at a bound of the fit, and would go on: {', '.join(names)}."
         )
     if _read_as_much(found.tokens):
         doubts.append(
