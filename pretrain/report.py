@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,27 +55,39 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
 
 def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
     """A line, where runs are judged on different rows: in which settings these differ."""
-    judged = []
+    judged, tasks = [], []
     for run in run_dirs:
         if (path := run / "config.toml").is_file():
             tables = read_tables(path)
             data, train = tables.get("data", {}), tables.get("train", {})
+            task = data.get("task")
+            tasks.append({f"{task}.{name}": value for name, value in tables.get(task, {}).items()})
             judged.append({
-                "data.task": data.get("task"),
+                "data.task": task,
                 "data.heldout": data.get("heldout") and Path(data["heldout"]).resolve(),
                 "data.windows": data.get("windows"),
                 "sleep.window": tables.get("sleep", {}).get("window"),
                 "train.eval_batches x train.batch": train["eval_batches"] * train["batch"]
                 if {"eval_batches", "batch"} <= train.keys() else None,
             })  # fmt: skip
-    names = judged[0] if judged else {}
-    differ = [name for name in names if any(j[name] != names[name] for j in judged)]
+    differ = _that_differ(judged)
+    if of_task := [] if "data.task" in differ else _that_differ(tasks):
+        return [
+            f"Not asked the same, as {', '.join([*differ, *of_task])} differ: held-out losses and "
+            "answers are not to be compared."
+        ]
     if not differ:
         return []
     return [
         f"Not judged on the same rows, as {', '.join(differ)} differ: held-out losses are not to "
         "be compared. `hypnos eval RUN data.heldout=... train.eval_batches=...` judges alike."
     ]
+
+
+def _that_differ(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of which not all have the same value."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    return [name for name in names if any(run.get(name) != runs[0].get(name) for run in runs)]
 
 
 def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:

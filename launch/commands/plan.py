@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 from pathlib import Path
 
@@ -115,7 +114,7 @@ def _start(gpus: int, node: NodeSpec) -> str:
     """The command that starts so many ranks."""
     if gpus == 1:
         return "train"
-    if gpus <= node.devices or node.shared:
+    each = node.ranks(gpus)
+    if each == gpus:
         return f"launch local --ranks {gpus}"
-    each = math.gcd(gpus, node.devices)
     return f"launch slurm --nodes {gpus // each} --gpus-per-node {each}"

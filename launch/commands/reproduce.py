@@ -95,7 +95,7 @@ def reproduce(
     check_array(array, minutes)
     with said_if_slow("loading torch and Megatron", tell):
         from pretrain.study.controls import CONTROLS, named
-        from pretrain.study.one_run import is_done
+        from pretrain.study.one_run import has_results, is_done
         from pretrain.study.progress import StudyProgress
         from pretrain.study.reproduce import STUDIES, plan, write_results
         from pretrain.study.runner import run_all
@@ -131,7 +131,7 @@ def reproduce(
             seconds=float("inf") if minutes is None else 60 * minutes, show=progress.show,
         )  # fmt: skip
     tell_end(done)
-    if any(job.state == "done" for job in done) or minutes is None:
+    if minutes is None or any(has_results(folder, p.run) for p in planned):
         failed = {job.run.name for job in done if job.state == "failed"}
         print(write_results(planned, folder, f"{task}, {scale} scale", failed))
         print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")

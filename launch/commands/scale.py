@@ -80,7 +80,7 @@ def scale(
     from pretrain.run.console import said_if_slow
 
     with said_if_slow("loading torch and Megatron", tell):
-        from pretrain.study.ladder import expand, read_study
+        from pretrain.study.ladder import expand, read_study, too_short
 
     check_array(array, minutes)
     settings = read_study(study, overrides)
@@ -89,6 +89,12 @@ def scale(
         return _coordinates(study, settings, steps, folder)
     with said_if_slow("expanding the study", tell):
         runs = expand(study, settings)
+    if short := too_short(runs):
+        tell(
+            f"warning: {len(short)} of {len(runs)} runs decay before they have warmed up, the "
+            f"first is {short[0]}: their learning rates never reach their peak; lower "
+            "optimizer.warmup in ladder.settings, or leave out the smallest of ladder.budgets"
+        )
     if dry_run:
         from pretrain.study.dry_run import dry_run as shown
 

@@ -61,7 +61,8 @@ EQUAL_FLOPS = "equal-flops"
 CONTROLS = {
     EQUAL_FLOPS: Control(
         "N = 1, FLOPs of N = {N}",
-        "N = 1, trained on more data, for as many FLOPs as each N that is compared",
+        "N = 1, trained on more data, for as many FLOPs as each N that is compared; warm-up, decay "
+        "and curricula stay as many steps",
         _equal_flops,
         every_n=True,
     ),

@@ -89,7 +89,6 @@ def fit_loss(points: Points) -> LossLaw:
 
     UserError: there are not two sizes, or fewer points than constants.
     """
-    scale = _Scale.of(points)
     by_tokens, by_passes = (len(np.unique(v)) > 1 for v in (points.tokens, points.passes))
     constants = 3 + 2 * by_tokens + by_passes
     sizes = len(np.unique(points.parameters))
@@ -98,6 +97,7 @@ def fit_loss(points: Points) -> LossLaw:
             f"a law of loss needs 2 sizes and {constants} points, and there are {sizes} and "
             f"{len(points)}; run more of the ladder"
         )
+    scale = _Scale.of(points)
     free = np.array([True, True, by_tokens, True, by_tokens, by_passes])
     starts = sorted(_grid(points, scale, free), key=lambda start: start[0])[:STARTS]
     found = [_refine(start, points, scale, free) for _, start in starts]
@@ -107,12 +107,21 @@ def fit_loss(points: Points) -> LossLaw:
 
 def at_bound(law: LossLaw) -> list[str]:
     """The exponents that are as small or as large as the fit lets them be: not what runs say."""
-    found = []
-    for name, low, high in zip(EXPONENTS, LOWEST[3:], HIGHEST[3:], strict=True):
-        value, near = getattr(law, name), 0.01 * (high - low)
-        if value <= low + near or value >= high - near:  # nan is neither
-            found.append(name)
-    return found
+    return [name for name in EXPONENTS if _is_at_bound(name, getattr(law, name))]
+
+
+def ends_at_bound(fit: Fit[LossLaw]) -> list[str]:
+    """The exponents of which not the value but an end of the interval is so."""
+    inside = [name for name in EXPONENTS if name not in at_bound(fit.law)]
+    ends = {name: fit.interval(name) for name in inside}
+    return [n for n, i in ends.items() if _is_at_bound(n, i.low) or _is_at_bound(n, i.high)]
+
+
+def _is_at_bound(name: str, value: float) -> bool:
+    place = 3 + EXPONENTS.index(name)
+    low, high = LOWEST[place], HIGHEST[place]
+    near = 0.01 * (high - low)
+    return value <= low + near or value >= high - near  # nan is neither
 
 
 def _grid(points: Points, scale: _Scale, free: Any) -> list[tuple[float, Array]]:
@@ -220,7 +229,7 @@ def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200) -> Fit
     Samples that say less than all runs (one size or one N alone) are left out: a constant that they
     say nothing of would count as 0.
     """
-    random = np.random.default_rng(0)
+    law, random = fit(points), np.random.default_rng(0)  # of no runs nothing is drawn
     rows = [np.flatnonzero(points.run == run) for run in np.unique(points.run)]
     resampled, told_apart = [], _told_apart(points)
     for _ in range(draws):
@@ -232,7 +241,7 @@ def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200) -> Fit
             resampled.append(fit(sample))
         except UserError:
             continue
-    return Fit(fit(points), resampled)
+    return Fit(law, resampled)
 
 
 def _told_apart(points: Points) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from pretrain.study.fit import (
     L,
     P,
     at_bound,
+    ends_at_bound,
     fit_depth,
     fit_loss,
     left_out,
@@ -75,7 +76,7 @@ def _what_is_there(runs: Sequence[LadderRun], done: Sequence[Finished]) -> str:
     have = {d.of.run.name for d in done}
     missing = [r.run.name for r in runs if r.run.name not in have]
     said = f"{len(done)} of {len(runs)} runs (a run at a token budget) are done."
-    if diverged := [d.of.run.name for d in done if np.isnan(d.loss)]:
+    if diverged := [d.of.run.name for d in done if d.diverged]:
         said += f" Diverged, and in no law: {', '.join(diverged)}."
     more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
     return f"{said} Missing: {', '.join(missing[:MAX_NAMED])}{more}." if missing else said
@@ -101,6 +102,8 @@ def _predictions(predicted: Sequence[Prediction]) -> Lines:
 def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
     off = np.abs(np.log(fit.law.at(found) / found.loss))
     known = [name for name in CONSTANTS if not np.isnan(getattr(fit.law, name))]
+    if _read_as_much(found.tokens):
+        known = [name for name in known if name not in ("B", "beta")]
     rows = [[name, str(fit.interval(name))] for name in known]
     phi = "All runs made as many passes: they say nothing of phi."
     if "phi" in known:
@@ -114,7 +117,7 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
         f"bootstrap over runs. Median error of the fit: {np.median(off):.1%} of the loss.",
         table(["constant", "value"], rows),
         phi,
-        *_doubts(fit.law, found),
+        *_doubts(fit, found),
         *_without(
             found,
             fit_loss,
@@ -123,15 +126,24 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
     ]
 
 
-def _doubts(law: LossLaw, found: Points) -> Lines:
+def _doubts(fit: Fit[LossLaw], found: Points) -> Lines:
     """What these runs cannot say."""
     doubts = []
-    if names := at_bound(law):
+    if names := at_bound(fit.law):
         doubts.append(
             f"At a bound of the fit, and no more than that: {', '.join(names)}. The runs do not "
             "say how large."
         )
-    if max(len(np.unique(found.tokens[found.rung == n])) for n in np.unique(found.rung)) < 3:
+    if names := ends_at_bound(fit):
+        doubts.append(
+            f"Their intervals end at a bound of the fit, and would go on: {', '.join(names)}."
+        )
+    if _read_as_much(found.tokens):
+        doubts.append(
+            "All runs read as much: they say nothing of B and beta, nor of what more text gives, "
+            "nor of who is first at equal FLOPs; E holds what text of this length leaves."
+        )
+    elif max(len(np.unique(found.tokens[found.rung == n])) for n in np.unique(found.rung)) < 3:
         doubts.append(
             "Fewer than three token budgets of a size do not tell E, B and beta apart: what more "
             "text gives, and who is first beyond the text that was read, is not known."
@@ -139,10 +151,16 @@ def _doubts(law: LossLaw, found: Points) -> Lines:
     return doubts
 
 
+def _read_as_much(tokens: Iterable[float]) -> bool:
+    return len(set(tokens)) == 1
+
+
 def _without(found: P, fit: Callable[[P], L], error: Callable[[L, P], str]) -> Lines:
-    """Each rung as the law of the others has it."""
+    """Each rung as the law of the others has it; nothing where these are too few for any law."""
     laws = left_out(found, fit).items()
     rows = [[str(n), error(law, found.of(found.rung == n))] for n, law in laws if law]
+    if not rows:
+        return []
     return ["A rung left out, predicted from all others:", table(["rung", "mean error"], rows)]
 
 
@@ -164,9 +182,15 @@ def arms_of(done: Sequence[Finished]) -> list[FrontierArm]:
 
 
 def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder: Path) -> Lines:
-    arms = [arm for arm in arms_of(done) if arm.window in fits]
+    told = {w for w in fits if not _read_as_much(d.tokens for d in done if d.of.window == w)}
+    arms = [arm for arm in arms_of(done) if arm.window in told]
+    there = {(arm.window, arm.passes) for arm in arms}
+    ran = {(d.of.window, d.of.passes) for d in done if d.of.window in told}
+    lacking = [f"N = {n}, L = {window}" for window, n in sorted(ran - there)]
+    absent = [f"Not compared, for want of runs at some rung: {'; '.join(lacking)}."]
+    absent *= bool(lacking)
     if len(arms) < 2:
-        return []
+        return ["## At equal FLOPs", *absent] if absent else []
     spent = [d.flops for d in done]
     budgets = np.geomspace(min(spent), REACH * max(spent), BUDGETS)
     best = [frontier(fits, arms, float(flops)) for flops in budgets]
@@ -195,6 +219,7 @@ def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder
         f"this N has the lowest loss. Sizes and text are at most {REACH:g} times what ran, text no "
         "less; an N that cannot spend so many FLOPs, or so few, is left out. Nothing beyond the "
         "runs' own FLOPs has been tried.",
+        *absent,
         table(["", "loss", "parameters", "tokens", "wins"], rows),
         "![frontier](frontier.png)",
     ]

@@ -6,6 +6,7 @@ runs on. A name (h100) is a file of that folder, anything else is a path.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -66,6 +67,10 @@ class NodeSpec:
     crowding: list[float] = setting(
         [], "how many times longer anything takes with 2, 4, 8, ... ranks on the host", at_least=1
     )
+
+    def ranks(self, gpus: int) -> int:
+        """Of so many, those on each host: all, or as many on one as on another."""
+        return gpus if self.shared or gpus <= self.devices else math.gcd(gpus, self.devices)
 
 
 @dataclass(kw_only=True)

@@ -35,6 +35,11 @@ class Mean:
         """Surely, to 95 %. False of fewer than three seeds, which say too little of others."""
         return self.count > 2 and self.low > 0
 
+    @property
+    def is_below_zero(self) -> bool:
+        """The same of less."""
+        return self.count > 2 and self.high < 0
+
 
 def mean(values: Sequence[float]) -> Mean:
     """Of one number a seed."""

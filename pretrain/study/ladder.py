@@ -197,6 +197,12 @@ def _budgets(
         yield LadderRun(run, *place, budget)
 
 
+def too_short(runs: Sequence[LadderRun]) -> list[str]:
+    """Names of those that begin to decay before they have warmed up."""
+    each = ((r.run.name, r.run.settings()) for r in runs)
+    return [name for name, c in each if c.optimizer.warmup + c.optimizer.decay > c.train.steps]
+
+
 def size(tuned: Config, width: int, blocks: int) -> list[str]:
     """Overrides for a width, heads and MLP in proportion, and a number of blocks of the pattern.
 

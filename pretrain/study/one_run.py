@@ -92,6 +92,16 @@ def is_done(folder: Path, run: Run) -> bool:
 
     UserError: it was under other settings or with other data, or data cannot be read.
     """
+    if not has_results(folder, run):
+        return False
+    missing = set(run.passes) - {found["passes"] for found in left_by(folder, run).evaluations}
+    return not missing or not steps(folder / "runs" / run.name)
+
+
+def has_results(folder: Path, run: Run) -> bool:
+    """Whether a run is trained, and evaluated at its own N, if it is to be. UserError: as
+    `is_done`.
+    """
     path = _path(folder, run)
     if not path.exists():
         return False
@@ -101,9 +111,8 @@ def is_done(folder: Path, run: Run) -> bool:
             f"{path} comes from other settings or data than the study has now: remove it and "
             f"{folder / 'runs' / run.name}, or choose another folder with --out"
         )
-    missing = set(run.passes) - {found["passes"] for found in left.evaluations}
-    weights_are_here = bool(steps(folder / "runs" / run.name))
-    return not missing or (run.settings().sleep.passes not in missing and not weights_are_here)
+    asked = {run.settings().sleep.passes} & {*run.passes} or {*run.passes}
+    return asked <= {found["passes"] for found in left.evaluations}
 
 
 def check_begun(folder: Path, run: Run) -> None:

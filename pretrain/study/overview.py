@@ -6,7 +6,6 @@ Read from the results.csv that each study has written (`pretrain.study.reproduce
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def overview(folders: Sequence[Path], out: Path) -> str:
 
     Args:
         folders: of studies, each called as its task ("depo", "depo-cpu"); those of one name are
-            parts of one study.
+            parts of one study. One at the paper's scale ("depo-paper") is another.
     Raises:
         UserError: names a results.csv that is none, or two that hold the same run.
     """
@@ -58,7 +57,7 @@ def overview(folders: Sequence[Path], out: Path) -> str:
             several = arm != "n1" and arm[1:].isdigit()  # of N passes, no control
             row.append(_cell(studies[task], f"{EQUAL_FLOPS}-{arm}", measure) if several else "")
     out.mkdir(parents=True, exist_ok=True)
-    others = sorted(set(STUDIES) - studies.keys())
+    others = sorted(set(STUDIES) - {task.removesuffix("-paper") for task in studies})
     note = NOTE + (f" Not here: {', '.join(others)}." if others else "")
     written = table(headers, rows)
     write_atomically(out / "overview.md", f"# Sleep and its controls\n\n{note}\n\n{written}\n")
@@ -71,7 +70,7 @@ def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
     studies: dict[str, list[Row]] = {}
     where: dict[tuple[str, ...], Path] = {}
     for path in dict.fromkeys(folder.resolve() / RESULTS for folder in folders):
-        task, rows = re.sub("-(cpu|paper)$", "", path.parent.name), _read(path)
+        task, rows = path.parent.name.removesuffix("-cpu"), _read(path)
         for row in rows:
             run = (task, row["arm"], row["seed"])
             if where.setdefault(run, path) != path:

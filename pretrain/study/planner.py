@@ -148,10 +148,9 @@ def _grids(
     config: Config, gpus: int, hardware: Hardware, of: _Options
 ) -> Iterator[tuple[int, int, int]]:
     """(tp, cp, pp) that divide ranks and model; ranks that share a layer are on one host."""
-    node, blocks = hardware.node, len(config.model.layers)
-    most = gpus if node.shared else min(gpus, node.devices)
+    blocks = len(config.model.layers)
     split = not (config.sleep.is_looped or config.sleep.carries != "both")  # checks._controls
-    near = [n for n in _divisors(gpus) if n <= most]
+    near = _divisors(hardware.node.ranks(gpus))
     for tp, cp in product(of("tp", near), of("cp", near)):
         ranks = {name: tp * cp if name.endswith("_heads") else tp for name in SHARED}
         if gpus % (tp * cp) or any(getattr(config.model, name) % n for name, n in ranks.items()):

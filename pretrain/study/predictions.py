@@ -24,7 +24,7 @@ class Prediction:
     of: LadderRun  # the first seed's
     measure: str  # "loss", or an accuracy by depth: "hops_2"
     value: float
-    measured: list[float]  # by seed
+    measured: list[float]  # by seed; of one that has diverged there is none
 
     @property
     def error(self) -> float:
@@ -56,7 +56,11 @@ def predict(
             continue
         size = Size.of(r)
         once, same = size.parameters - size.looped, (number, r.passes, r.window, r.budget)
-        mine = [d for d in done if (d.of.rung, d.of.passes, d.of.window, d.of.budget) == same]
+        mine = [
+            d
+            for d in done
+            if (d.of.rung, d.of.passes, d.of.window, d.of.budget) == same and not d.diverged
+        ]
         known = {d.of.passes for d in below if d.of.window == r.window}
         # without a phi a law says nothing of other N than those of its runs
         law = losses.get(r.window)

@@ -20,7 +20,7 @@ from pretrain.files import write_atomically
 from pretrain.page import write_page
 from pretrain.study.controls import CONTROLS, SLEEP, Control
 from pretrain.study.figures import draw
-from pretrain.study.one_run import Run, all_done, is_done
+from pretrain.study.one_run import Run, all_done, has_results
 from pretrain.study.results import Arm, Result, read_result
 from pretrain.study.summary import bits_table, curves_csv, final_csv, main_table, verdict
 from pretrain.tables import table
@@ -121,7 +121,7 @@ def write_results(
     Raises:
         UserError: no run is done.
     """
-    done = [p for p in planned if is_done(folder, p.run)]
+    done = [p for p in planned if has_results(folder, p.run)]
     if not done:
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
     results = [read_result(folder, p.run, p.arm, p.seed) for p in done]
@@ -171,13 +171,17 @@ def _not_run(planned: Sequence[Planned], done: Sequence[Planned]) -> list[str]:
 
 
 def _not_tested(done: Sequence[Planned], results: Sequence[Result]) -> list[str]:
-    """A sentence on runs that were not tested at each N: only what they have left is here."""
+    """A sentence on runs that were not tested at each N: they still will be, where more than what
+    they have left is here.
+    """
     missing: dict[int, list[str]] = {}
     for p, result in zip(done, results, strict=True):
         for n in set(p.run.passes) - result.scores.keys():
             missing.setdefault(n, []).append(p.run.name)
     each = [f"N = {n}: {', '.join(names)}" for n, names in sorted(missing.items())]
-    return [f"Not tested, as their weights are not here, with {'; '.join(each)}."] if each else []
+    return (
+        [f"Not tested yet, or their weights are not here, with {'; '.join(each)}."] if each else []
+    )
 
 
 def _not_asked(planned: Sequence[Planned], folder: Path) -> list[str]:

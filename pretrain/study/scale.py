@@ -48,6 +48,11 @@ class Finished:
     accuracy: dict[str, float]
 
     @property
+    def diverged(self) -> bool:
+        """Its loss is no number: whatever else it has says nothing."""
+        return math.isnan(self.loss)
+
+    @property
     def line(self) -> dict[str, object]:
         """As results.csv has it."""
         r = self.of
@@ -104,7 +109,7 @@ def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
 
 def points(done: Sequence[Finished]) -> Points:
     """For the law of loss; of runs that have diverged there is none."""
-    return Points(*_columns([run for run in done if not math.isnan(run.loss)]))
+    return Points(*_columns([run for run in done if not run.diverged]))
 
 
 def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
@@ -112,7 +117,7 @@ def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
     rows = [
         (run, depth, value)
         for run in done
-        if not math.isnan(run.loss)
+        if not run.diverged
         for name, value in run.accuracy.items()
         if (depth := depth_of(name))
     ]

@@ -51,8 +51,11 @@ def by_arm(results: Sequence[Result]) -> dict[Arm, list[Result]]:
 
 
 def scores(results: Sequence[Result], measure: str, tested_at: int | None = None) -> list[float]:
-    """Of one arm, by seed; at the N that it was trained with, or at another."""
-    return [r.scores[tested_at or r.passes].get(measure, math.nan) for r in results]
+    """Of one arm, by seed; at the N that it was trained with, or at another. nan of a run whose
+    loss is no number there: its answers are no measurement.
+    """
+    found = [r.scores[tested_at or r.passes] for r in results]
+    return [math.nan if math.isnan(s["loss"]) else s.get(measure, math.nan) for s in found]
 
 
 def main_table(
@@ -132,8 +135,10 @@ def verdict(results: Sequence[Result]) -> list[str]:
         first = f"{chain} {where}: yes, and surely so, each step of it."
     elif all(step.value > 0 for step in steps):
         first = f"{chain} {where}: so in the means, but not every step is sure."
-    else:
+    elif any(step.is_below_zero for step in steps):
         first = f"{chain} {where}: no."
+    else:
+        first = f"{chain} {where}: not so in the means; over seeds no step is surely worse."
     pairs = [(*pair, gain) for pair, gain in zip(pairwise(ordered), steps, strict=True)]
     if len(ordered) > 2:
         pairs.append((ordered[0], ordered[-1], whole))
@@ -160,6 +165,8 @@ def _by_row(less: Sequence[Result], more: Sequence[Result]) -> Mean | None:
     """By how much more passes lower the loss, row by row of the held-out text; of one seed."""
     if len(less) != 1 or len(more) != 1 or less[0].seed != more[0].seed:
         return None
+    if less[0].diverged or more[0].diverged:  # of some rows there is no loss
+        return None
     few, many = less[0].rows, more[0].rows
     return paired(few, many) if few and many else None
 
@@ -178,5 +185,5 @@ def _sentence(a: Arm, b: Arm, gain: Mean, measure: str, by_row: Mean | None) -> 
         each = _each(gain, scale, 3 if scale == 1 else 1, "+")
         return f"{by} (two seeds: {each}: too few for an interval)."
     interval = f"{scale * gain.low:.3g} to {scale * gain.high:.3g}"
-    sure = "sure" if gain.is_above_zero else "surely worse" if gain.high < 0 else "not sure"
+    sure = "sure" if gain.is_above_zero else "surely worse" if gain.is_below_zero else "not sure"
     return f"{by}, 95 % interval {interval}, {gain.count} seeds paired: {sure}."

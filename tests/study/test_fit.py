@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.study.fit import at_bound, fit_depth, fit_loss, from_below, left_out, with_intervals
+from pretrain.study.fit import (
+    Fit,
+    at_bound,
+    ends_at_bound,
+    fit_depth,
+    fit_loss,
+    from_below,
+    left_out,
+    with_intervals,
+)
 from pretrain.study.frontier import FrontierArm, exchange, frontier
 from pretrain.study.law import DepthLaw, DepthPoints, LossLaw, Points
 
@@ -102,6 +111,10 @@ def test_a_sample_of_one_n_alone_says_nothing_of_passes() -> None:
 
 def test_exponents_at_a_bound_are_named() -> None:
     assert at_bound(LAW) == [] and at_bound(replace(LAW, beta=3.99, phi=np.nan)) == ["beta"]
+    ends = ((-3, 0.3), (0.4, 0.4), (4, 0.5))
+    wide = [replace(LAW, phi=phi, beta=beta) for phi, beta in ends] * 40
+    assert ends_at_bound(Fit(LAW, wide)) == ["phi"]
+    assert ends_at_bound(Fit(replace(LAW, phi=4.0), wide)) == []  # as at_bound says of it
 
 
 def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:

@@ -286,6 +286,10 @@ def test_a_dry_run_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert "w64-n4-b0.5" in said and "210,384" in said and "device hours of" in said
     assert "do not fit" not in said and not (tmp_path / "runs").exists()
+    brief = 'ladder.settings=["train.steps=40", "optimizer.warmup=20"]'
+    assert main(["scale", str(study(tmp_path, text)), *asked, brief]) == 0
+    short = capsys.readouterr().err
+    assert "runs decay before they have warmed up, the first is w64-n1-seed0-b0.5" in short
     large = LADDER.replace("[32, 64, 128]", "[16384]") + "block_power = 0.0\n"
     assert main(["scale", str(study(tmp_path, large)), *asked, "ladder.passes=[4]"]) == 0
     assert "! 3 of 3 do not fit in the 133.8 GiB" in capsys.readouterr().out

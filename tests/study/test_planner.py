@@ -57,6 +57,16 @@ def test_context_parallel_ranks_are_planned() -> None:
     assert shared.exchange_s > alone.exchange_s and shared.seconds < alone.seconds
 
 
+def test_ranks_that_share_a_layer_are_on_one_host() -> None:
+    """Of 12 GPUs 4 are on each host of 8, and of hosts of 3 none holds a pair of every layer."""
+    h100 = load_hardware("h100")
+    for devices, most in ((8, 4), (3, 1)):
+        hardware = replace(h100, node=replace(h100.node, devices=devices))
+        config = load(SMALL, ["train.batch=12"])
+        tps = {e.layout.tp for e in plan(config, 12, hardware, top=100).best}
+        assert max(tps) <= most and all(most % tp == 0 for tp in tps)
+
+
 def test_ranks_that_share_a_host_take_longer() -> None:
     """All of a step does; with more ranks than were measured as long as with the most."""
     h100, config = load_hardware("h100"), load(SMALL, ["train.batch=32"])

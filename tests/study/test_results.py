@@ -15,6 +15,7 @@ import pytest
 
 from launch.cli import main
 from pretrain.errors import UserError
+from pretrain.exit_status import REQUEUE
 from pretrain.origin import origin_of
 from pretrain.study.controls import CONTROLS, flops_per_step
 from pretrain.study.curve import Curve
@@ -101,6 +102,8 @@ def test_text_has_equal_flops_too() -> None:
         ({1: [0.1, 0.12, 0.11], 4: [0.9, 0.95, 0.91]}, ["yes, and surely so", "+81.0 points"]),
         ({1: [0.1, 0.5, 0.3], 4: [0.5, 0.4, 0.6]}, ["not every step is sure", "not sure."]),
         ({1: [0.5, 0.5, 0.5], 4: [0.4, 0.4, 0.4]}, [": no.", "-10.0 points", "surely worse."]),
+        ({1: [0.5, 0.6, 0.7], 4: [0.55, 0.5, 0.4]}, [": not so in the means", "not sure."]),
+        ({1: [0.9], 4: [0.1]}, [": not so in the means", "one seed: no interval"]),
         ({1: [0.1], 4: [0.9]}, ["one seed: no interval"]),
         ({1: [0.2, 0.21], 4: [0.9, 0.915]}, ["not every step is sure", "too few for an interval"]),
         ({1: [0.1] * 3, 4: [0.9, math.nan, 0.9]}, ["cannot be told", "a run has diverged"]),
@@ -119,6 +122,18 @@ def test_the_verdict_says_who_is_better_and_how_sure(
 def test_no_verdict_between_runs_of_other_seeds() -> None:
     said = verdict([result(1, 1, 0.1), result(4, 0, 0.9)])
     assert said == ["N = 1 < N = 4: N = 1 and N = 4 have no seed in common yet."]
+
+
+def test_what_a_diverged_run_answers_is_no_measurement() -> None:
+    """Accuracy is a number even where the loss is none, and of text some rows may have one."""
+    diverged = [result(4, seed, 0.0) for seed in range(3)]
+    diverged[1].scores[4]["loss"] = math.nan
+    said = " ".join(verdict([*(result(1, seed, 0.5) for seed in range(3)), *diverged]))
+    assert "cannot be told" in said and "surely worse" not in said
+    one, four = result(1, 0, 0.5), result(4, 0, 0.5)
+    for r, rows in ((one, [1.0, 2.0]), (four, [1.0])):
+        r.rows[:], r.scores[r.passes] = rows, {"loss": math.nan if r is four else 1.0}
+    assert "a run has diverged" in " ".join(verdict([one, four]))
 
 
 def test_depths_are_columns_in_order_of_depth() -> None:
@@ -154,6 +169,12 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     more = write_results(plan(DEPO, passes=[1, 2, 4], seeds=2), elsewhere, "Depo")
     assert "weights are not here, with N = 4: n1-seed0, n2-seed0, n1-seed1." in more
     assert "| N = 4 " in more and "not run" in more
+    asked = ["reproduce", "depo", "--seeds", "2", "--minutes", "0", "--out", str(tmp_path)]
+    assert (
+        main([*asked, "--passes", "1", "2", "4"]) == REQUEUE
+    )  # what there is, though N = 4 is not
+    assert "Not tested yet" in (tmp_path / "results.md").read_text()
+    assert write_results(planned, tmp_path, "Depo") == said
     broken = elsewhere / "done" / "n1-seed0.json"
     broken.write_text("{}")
     with pytest.raises(UserError, match=r"n1-seed0.json: not what a finished run leaves .* remove"):
@@ -188,6 +209,10 @@ def test_parts_of_one_study_are_one_column(tmp_path: Path) -> None:
     cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines}
     assert (cells["N = 1"], cells["N = 2"], cells["N = 4"]) == ("25.0", "not run", "100.0")
     assert overview([*parts, parts[0]], tmp_path).splitlines() == lines
+    other_scale = parts[1].with_name("depo-paper")
+    shutil.copytree(parts[1], other_scale)  # the same runs, of larger models
+    both = overview([*parts, other_scale], tmp_path).splitlines()
+    assert "| depo-paper, hops 16 |" in both[0] and "100.0" in both[4]
     with pytest.raises(UserError, match=r"b.depo-cpu.results.csv: n1, seed 0, is in .*a.depo"):
         (parts[1] / "results.csv").write_text(final_csv([result(1, 0, 0.5)]))
         overview(parts, tmp_path)

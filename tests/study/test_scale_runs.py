@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +12,10 @@ import pytest
 
 from launch.cli import main
 from pretrain.study import fit_report
+from pretrain.study.fit_report import write_fit
+from pretrain.study.ladder import LadderRun, expand, read_study
+from pretrain.study.law import LossLaw
+from pretrain.study.scale import Finished, Size
 from tests.study.test_branch import STUDY
 
 
@@ -34,3 +40,33 @@ def test_a_ladder_runs_from_end_to_end(
     ]
     assert float(rows[1]["flops"]) > float(rows[0]["flops"])
     assert "<table>" in (out / "fit.html").read_text() and "fit.html" in said
+
+
+def test_a_fit_says_what_the_runs_do_not(tmp_path: Path) -> None:
+    """Of runs that read as much nothing is said of text; what diverged or is missing is named."""
+    (tmp_path / "study.toml").write_text(STUDY.replace("passes = [2]", "passes = [1, 2]"))
+    asked = ("ladder.widths=[16,32,48,64]", "ladder.budgets=[0.5,1.0]")
+    runs = expand(tmp_path / "study.toml", read_study(tmp_path / "study.toml", asked))
+    law = LossLaw(0.5, 20.0, 300.0, 0.3, 0.4, 0.5)
+
+    def done(r: LadderRun) -> Finished:
+        size = Size.of(r)
+        once = size.parameters - size.looped
+        loss = float(law.loss(once, size.looped, float(r.passes), size.tokens))
+        return Finished(r, 2, 8, size.tokens, size.flops, once, size.looped, loss, {})
+
+    every = [done(r) for r in runs]
+    one_budget = [d for d in every if d.of.budget == 1]
+    said = write_fit(runs, one_budget, tmp_path, "study", 0.0, draws=5)
+    assert "nothing of B and beta" in said and "| beta " not in said
+    assert "At equal FLOPs" not in said and "nan" not in said
+    most = [d for d in every if d.of.rung < 3 or d.of.passes == 1]
+    said = write_fit(runs, most, tmp_path, "study", 0.0, draws=5)
+    assert "for want of runs at some rung: N = 2, L = " in said
+    lost = [replace(d, loss=math.nan) if d.of.rung == 3 else d for d in every]
+    said = write_fit(runs, lost, tmp_path, "study", 0.0, draws=5)
+    assert "Diverged, and in no law: w64-n1" in said and "nan" not in said
+    two = [d for d in every if d.of.rung < 2]
+    assert "A rung left out" not in write_fit(runs, two, tmp_path, "study", 0.0, draws=5)
+    none = [replace(d, loss=math.nan) for d in every]
+    assert "no law: a law of loss needs" in write_fit(runs, none, tmp_path, "study", 0.0, draws=5)
