@@ -136,7 +136,7 @@ def _doubts(fit: Fit[LossLaw], found: Points) -> Lines:
         )
     if names := ends_at_bound(fit):
         doubts.append(
-            f"Their intervals end at a bound of the fit, and would go on: {', '.join(names)}."
+            f"Intervals that end at a bound of the fit, and would go on: {', '.join(names)}."
         )
     if _read_as_much(found.tokens):
         doubts.append(
