@@ -214,13 +214,8 @@ def gone(served: Serving) -> float:
 
 
 def test_a_client_that_goes_away_frees_its_place(
-    served: Serving, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served.service.tokenizer, "eos", -1)  # no answer ends by itself
-
-    def active() -> int:
-        return served.service.engine.load["active"]
-
     def until(true: Callable[[], bool]) -> None:
         for _ in range(600):
             if true():
@@ -228,15 +223,22 @@ def test_a_client_that_goes_away_frees_its_place(
             threading.Event().wait(0.05)
         raise AssertionError("an answer goes on that nobody waits for")
 
-    until(lambda: not active())  # answers of other tests, which were left, too
-    client, before = served.client(), gone(served)
-    with client.completions.create(prompt="a", max_tokens=5000, stream=True, **ASK) as stream:
-        next(iter(stream))
-    until(lambda: not active() and gone(served) == before + 1)
-    body = json.dumps(ASK | {"prompt": "a", "max_tokens": 5000}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-    port = int(served.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port)) as waits:  # for the whole answer
-        waits.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-        until(lambda: active() == 1)
-    until(lambda: not active() and gone(served) == before + 2)
+    with serving(run, tmp_path) as served:  # its own: others' clients go away, too
+        monkeypatch.setattr(served.service.tokenizer, "eos", -1)  # no answer ends by itself
+
+        def active() -> int:
+            return served.service.engine.load["active"]
+
+        long = ASK | {"prompt": "a", "max_tokens": 100_000}
+        with served.client().completions.create(stream=True, **long) as stream:
+            next(iter(stream))
+        until(lambda: not active() and gone(served) == 1)
+        body = json.dumps(long).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        )
+        port = int(served.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as waits:  # for the whole answer
+            waits.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            until(lambda: active() == 1)
+        until(lambda: not active() and gone(served) == 2)
