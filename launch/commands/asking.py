@@ -18,8 +18,7 @@ PRECISION = argument(
     "--precision",
     choices=["fp32", "bf16"],
     default="fp32",
-    help="of weights and activations, whatever was trained; bf16 takes half the memory (default: "
-    "fp32)",
+    help="of weights and activations, whatever was trained; bf16 takes half the memory",
 )
 CHAT_TEMPLATE = argument(
     "--chat-template",

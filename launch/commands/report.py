@@ -6,6 +6,7 @@ from pathlib import Path
 
 from launch.commands import argument, command
 from launch.commands.values import path, tell
+from pretrain.errors import UserError
 
 
 @command(
@@ -43,8 +44,6 @@ def report(runs: list[Path], out: Path | None) -> None:
 
 def _begun(runs: list[Path]) -> list[Path]:
     """Those that have logged something, of several: `runs/*` has others, too."""
-    from pretrain.errors import UserError
-
     begun = [run for run in runs if (run / "metrics.jsonl").exists()]
     for run in runs if begun else []:
         if not run.exists():

@@ -387,6 +387,10 @@ class OptimizerConfig:
         "what learns: every parameter, or the delta-rule blocks while all else stays as it is",
     )
 
+    def reaches_peak(self, steps: int) -> bool:
+        """Whether learning rates have risen in a run of so many steps before they begin to fall."""
+        return self.warmup + self.decay <= steps
+
 
 @dataclass(kw_only=True)
 class ParallelConfig:

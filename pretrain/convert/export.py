@@ -23,14 +23,12 @@ from pretrain.config.checks import uses_tokenizer
 from pretrain.config.run_folder import TOKENIZER, check_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert import card, engines, qwen3_5
-from pretrain.convert.folder import Spec, new_folder, write_json, write_shards
+from pretrain.convert.folder import DTYPE_OF, Spec, new_folder, write_json, write_shards
 from pretrain.convert.names import OurTensor, packed_tensors
 from pretrain.errors import UserError
 from tokenizer import foreign
 from tokenizer.encode import Tokenizer
 from tokenizer.export import export as export_tokenizer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Exported(NamedTuple):
@@ -47,7 +45,7 @@ def export(run: Path, out: Path, precision: str = "fp32") -> Exported:
     Memory holds about one tensor at a time. The folder is there whole at the end, or not at all.
 
     Args:
-        precision: of all weights, one of `DTYPES`.
+        precision: of all weights, one of `DTYPE_OF`.
     Raises:
         UserError: nothing can be exported, or `out` is there already.
     """
@@ -64,7 +62,7 @@ def export(run: Path, out: Path, precision: str = "fp32") -> Exported:
 
 def write(checkpoint: Checkpoint, config: Config, folder: Path, precision: str) -> str:
     """Writes all but the model card into a folder. A line about the tokenizer."""
-    dtype = DTYPES[precision]
+    dtype = DTYPE_OF[precision]
     specs = [Spec(packed.name, packed.shape, dtype) for packed in packed_tensors(config.model)]
     write_shards(folder, specs, _tensors(checkpoint, config, dtype))
     special, said = _write_tokenizer(config, folder)

@@ -25,6 +25,7 @@ from pretrain.whole import appearing_whole, draft_of, writes_output
 MAX_SHARD = 5_000_000_000  # bytes of a file, as transformers cuts them
 MAX_JSON = 1 << 26  # bytes of a config.json or an index
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 # What is read. The numbers of any other are no weights without the scales that belong to them.

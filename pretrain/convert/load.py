@@ -13,12 +13,10 @@ from pretrain.checkpoint import load_model
 from pretrain.config.run_folder import configuration_of
 from pretrain.config.schema import Config
 from pretrain.convert import qwen3_5
-from pretrain.convert.folder import TensorFolder
+from pretrain.convert.folder import DTYPE_OF, TensorFolder
 from pretrain.convert.names import packed_tensors
 from pretrain.errors import UserError
 from pretrain.model.sleep import SleepLM
-
-DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def open_model(

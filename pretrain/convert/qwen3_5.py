@@ -267,6 +267,11 @@ def check_unquantized(theirs: dict[str, Any], path: Path) -> None:
             raise UserError(f"{path}: has a quantization_config; {UNQUANTIZED}")
 
 
+def rope_type(rope: dict[str, Any]) -> Any:
+    """How wavelengths are scaled; it has two names, too."""
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
 def rope_parameters(
     theirs: dict[str, Any], path: Path, kinds: Sequence[str] = ("default",)
 ) -> dict[str, Any]:
@@ -278,7 +283,7 @@ def rope_parameters(
         rope = theirs.get(name) or {}
         if not isinstance(rope, dict):
             raise UserError(f"{path}: {name} is no table")
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        kind = rope_type(rope)
         if kind not in kinds:
             kind, held = shortened(repr(kind)), " and ".join(map(repr, kinds))
             raise UserError(f"{path}: {name} has rope_type = {kind}; only {held} can be held")

@@ -28,7 +28,7 @@ from parallel.window import PRETRAINED, UNSTRETCHED
 from pretrain.config.schema import Config
 from pretrain.convert.folder import TensorFolder
 from pretrain.convert.names import OurTensor, Shape, packed_tensors
-from pretrain.convert.qwen3_5 import Tables, middle_half, rope_parameters
+from pretrain.convert.qwen3_5 import Tables, middle_half, rope_parameters, rope_type
 from pretrain.errors import UserError, shortened
 from pretrain.model.hybrid import initial_value
 
@@ -131,7 +131,7 @@ def _rope(theirs: dict[str, Any], path: Path) -> dict[str, float]:
     """The settings of the wavelengths."""
     rope = rope_parameters(theirs, path, ("default", "llama3"))
     theta = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
-    if rope.get("rope_type", rope.get("type", "default")) == "default":
+    if rope_type(rope) == "default":
         return {"rope_theta": theta}
     beside = "original_max_position_embeddings"  # of the table, where transformers goes by it
     rope = rope | ({beside: theirs[beside]} if beside in theirs else {})

@@ -23,7 +23,7 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
         start: steps that are done.
     """
     schedule, steps = config.optimizer, config.train.steps
-    if schedule.warmup + schedule.decay > steps:
+    if not schedule.reaches_peak(steps):
         yield (
             f"optimizer.warmup = {schedule.warmup} and optimizer.decay = {schedule.decay} are more "
             f"than train.steps = {steps}: the learning rate does not reach its peak"

@@ -187,8 +187,8 @@ def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder
     there = {(arm.window, arm.passes) for arm in arms}
     ran = {(d.of.window, d.of.passes) for d in done if d.of.window in told}
     lacking = [f"N = {n}, L = {window}" for window, n in sorted(ran - there)]
-    absent = [f"Not compared, for want of runs at some rung: {'; '.join(lacking)}."]
-    absent *= bool(lacking)
+    said = f"Not compared, for want of runs at some rung: {'; '.join(lacking)}."
+    absent = [said] if lacking else []
     if len(arms) < 2:
         return ["## At equal FLOPs", *absent] if absent else []
     spent = [d.flops for d in done]

@@ -200,7 +200,7 @@ def _budgets(
 def too_short(runs: Sequence[LadderRun]) -> list[str]:
     """Names of those that begin to decay before they have warmed up."""
     each = ((r.run.name, r.run.settings()) for r in runs)
-    return [name for name, c in each if c.optimizer.warmup + c.optimizer.decay > c.train.steps]
+    return [name for name, c in each if not c.optimizer.reaches_peak(c.train.steps)]
 
 
 def size(tuned: Config, width: int, blocks: int) -> list[str]:

@@ -92,27 +92,39 @@ def is_done(folder: Path, run: Run) -> bool:
 
     UserError: it was under other settings or with other data, or data cannot be read.
     """
-    if not has_results(folder, run):
+    tested = _tested(folder, run)
+    if tested is None or not _own(run) <= tested:
         return False
-    missing = set(run.passes) - {found["passes"] for found in left_by(folder, run).evaluations}
-    return not missing or not steps(folder / "runs" / run.name)
+    return {*run.passes} <= tested or not steps(folder / "runs" / run.name)
 
 
 def has_results(folder: Path, run: Run) -> bool:
     """Whether a run is trained, and evaluated at its own N, if it is to be. UserError: as
     `is_done`.
     """
+    tested = _tested(folder, run)
+    return tested is not None and _own(run) <= tested
+
+
+def _own(run: Run) -> set[int]:
+    """The N of which a run's results are: its own, if it is to be tested at it."""
+    return {run.settings().sleep.passes} & {*run.passes} or {*run.passes}
+
+
+def _tested(folder: Path, run: Run) -> set[int] | None:
+    """Each N that a trained run was evaluated at; None: it is not trained. UserError: as
+    `is_done`.
+    """
     path = _path(folder, run)
     if not path.exists():
-        return False
+        return None
     left = left_by(folder, run)
     if left.settings != fingerprint(run):
         raise UserError(
             f"{path} comes from other settings or data than the study has now: remove it and "
             f"{folder / 'runs' / run.name}, or choose another folder with --out"
         )
-    asked = {run.settings().sleep.passes} & {*run.passes} or {*run.passes}
-    return asked <= {found["passes"] for found in left.evaluations}
+    return {found["passes"] for found in left.evaluations}
 
 
 def check_begun(folder: Path, run: Run) -> None:
