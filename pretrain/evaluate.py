@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +96,27 @@ def predict(
 class Evaluation:
     """The fixed data that a run is judged on: each rank has all, and predicts some rows of it."""
 
-    batches: list[Batch]
+    batches: list[Batch]  # of data.heldout, or of a task
     window: int  # L
     microbatches: int  # parts in which a rank reads its rows, as in training
     task: Task | None  # scores the answers; None for text
     zero: int = 0  # the ZeRO stage that the weights are sharded with
     rows_asked: int = 0  # train.eval_batches x train.batch
     token_bytes: Tensor | None = None  # [vocabulary] what a token of text writes
+    sets: dict[str, list[Batch]] = field(default_factory=dict)  # of data.heldout_sets, by name
 
     def describe(self) -> list[str]:
         """What text is judged on, to be said at the start."""
         if self.task is not None:
             return []
-        scored_mask = torch.cat([batch.targets for batch in self.batches]) != IGNORE
-        rows, asked = int(scored_mask.any(dim=1).sum()), "train.eval_batches x train.batch"
-        few = f" of {self.rows_asked}" if rows < self.rows_asked else ""
-        return [f"judged on {int(scored_mask.sum()):,} held-out tokens: {rows}{few} rows ({asked})"]
+        lines = []
+        for of_set, batches in {"": self.batches, **self.sets}.items():
+            scored_mask = torch.cat([batch.targets for batch in batches]) != IGNORE
+            rows, asked = int(scored_mask.any(dim=1).sum()), "train.eval_batches x train.batch"
+            few = f" of {self.rows_asked}" if rows < self.rows_asked else ""
+            tokens = f"{int(scored_mask.sum()):,} held-out tokens{of_set and f' of {of_set}'}"
+            lines.append(f"judged on {tokens}: {rows}{few} rows ({asked})")
+        return lines
 
     def run(
         self,
@@ -126,7 +131,8 @@ class Evaluation:
 
         The keys are "passes", "loss", "loss_per_window" [W], "loss_per_position" [L] and, for a
         task, "accuracy": {name: share}; for text, "bits_per_byte" and "bits_per_byte_per_window"
-        [W]. Positions and windows without a target are None.
+        [W]. Positions and windows without a target are None. Of further held-out sets there is
+        "sets": {name: the same keys but "passes"}.
 
         Args:
             until: a sleep ends when a pass has changed S by less than this share of it, in one
@@ -140,15 +146,37 @@ class Evaluation:
         """
         was_training = model.training
         model.eval()
-        stop = StopRule(until) if until else None
         states = self._read_others(model, after, passes)
-        predictions = [self._predict(model, batch, passes, stop, states) for batch in self.batches]
+        judged = self._judge(model, self.batches, passes, until, states, by_row=by_row)
+        metrics: Metrics = {"passes": passes or model.sleep.passes} | judged
+        if after:
+            metrics["after"] = after
+        if self.sets:
+            metrics["sets"] = {
+                name: self._judge(model, batches, passes, until, by_row=by_row)
+                for name, batches in self.sets.items()
+            }
         model.train(was_training)
+        return metrics
+
+    def _judge(
+        self,
+        model: SleepLM,
+        batches: list[Batch],
+        passes: int | None,
+        until: float,
+        states: Sequence[State | None] = (),
+        *,
+        by_row: bool,
+    ) -> Metrics:
+        """What `run` says of some batches."""
+        stop = StopRule(until) if until else None
+        predictions = [self._predict(model, batch, passes, stop, states) for batch in batches]
         loss = torch.cat([p.loss for p in predictions]).double()  # [all rows, T]
-        scored_mask = torch.cat([b.targets != IGNORE for b in self.batches])
+        targets = torch.cat([b.targets for b in batches])
+        scored_mask = targets != IGNORE
         column = torch.arange(loss.shape[1])
         metrics: Metrics = {
-            "passes": passes or model.sleep.passes,
             "loss": float(loss.sum() / scored_mask.sum()),
             "loss_per_window": _means(loss, scored_mask, column // self.window),
             "loss_per_position": _means(loss, scored_mask, column % self.window),
@@ -156,19 +184,14 @@ class Evaluation:
         if by_row:
             metrics["loss_per_row"] = _means(loss.T, scored_mask.T, torch.arange(len(loss)))
         if self.token_bytes is not None:
-            targets = torch.cat([b.targets for b in self.batches])
             bits = loss / math.log(2)
             size = self.token_bytes[targets.clamp(min=0)] * scored_mask  # [all rows, T]
             metrics["bits_per_byte"] = float(bits.sum() / size.sum())
             metrics["bits_per_byte_per_window"] = _means(bits, size, column // self.window)
-        if after:
-            metrics["after"] = after
         if stop is not None:
             metrics |= {"until": until, **stop.means()}
         if self.task is not None:
-            scores = [
-                self.task.score(p.best, b) for p, b in zip(predictions, self.batches, strict=True)
-            ]
+            scores = [self.task.score(p.best, b) for p, b in zip(predictions, batches, strict=True)]
             metrics["accuracy"] = {
                 name: sum(s[name] for s in scores) / len(scores) for name in scores[0]
             }
@@ -244,21 +267,26 @@ def make_evaluation(config: Config) -> Evaluation:
     """
     data, settings, L = config.data, config.train, config.sleep.window
     count, rows = settings.eval_batches, settings.batch
-    task, token_bytes = None, None
+    task, token_bytes, sets = None, None, {}
     if data.task == "text":
         tokenizer = Tokenizer.load(data.tokenizer)
         files = Files(data)
-        batches = heldout_batches(
-            files.place(data.heldout), tokenizer, window=L, windows=data.windows, batch=rows,
-            n=count, files=files, checks=mesh.is_first_on_host(),
-        )  # fmt: skip
+
+        def batches_of(path: str) -> list[Batch]:
+            return heldout_batches(
+                files.place(path), tokenizer, window=L, windows=data.windows, batch=rows,
+                n=count, files=files, checks=mesh.is_first_on_host(),
+            )  # fmt: skip
+
+        batches = batches_of(data.heldout)
+        sets = {each.name: batches_of(each.path) for each in data.heldout_sets}
         token_bytes = torch.tensor([len(each) for each in tokenizer.token_bytes])
     else:
         task = make_task(config, L)
         batches = [task.test(TEST_SEED + i, rows) for i in range(count)]
     return Evaluation(
         batches, L, settings.microbatches, task, zero=config.parallel.zero, rows_asked=count * rows,
-        token_bytes=token_bytes,
+        token_bytes=token_bytes, sets=sets,
     )  # fmt: skip
 
 

@@ -46,6 +46,14 @@ class RunMetrics:
         """The last evaluation's; empty for text."""
         return self.evaluations[-1].get("accuracy", {}) if self.evaluations else {}
 
+    def of_set(self, name: str) -> list[Row]:
+        """The evaluations of one of data.heldout_sets."""
+        return [
+            {"step": row["step"], **row["sets"][name]}
+            for row in self.evaluations
+            if name in row.get("sets", {})
+        ]
+
 
 def read_run(label: str, path: Path) -> RunMetrics:
     """The metrics of the run in folder `path`."""
@@ -79,8 +87,9 @@ def read_metrics(path: Path) -> Iterator[Row]:
         try:
             row = parse_json(line)
             row["kind"], row["step"]
-            if "loss" in row and row["loss"] is None:
-                row["loss"] = math.nan  # JSON has none: it was written as null
-        except (ValueError, TypeError, KeyError):
+            for each in (row, *row.get("sets", {}).values()):
+                if "loss" in each and each["loss"] is None:
+                    each["loss"] = math.nan  # JSON has none: it was written as null
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"{path}:{number}: not a line of metrics; remove it") from None
         yield row

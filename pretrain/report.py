@@ -33,9 +33,9 @@ LABELS = {"exact": "all answers right", "label": "one label right"}
 def report(run_dirs: Sequence[Path], out: Path) -> None:
     """Compares runs: writes OUT/report.html, OUT/report.md and its plots, and prints the table.
 
-    Writes those of loss.png, loss_by_place.png, accuracy_by_hops.png / accuracy_by_op.png /
-    accuracy.png (tasks), passes.png, state.png, heads.png and throughput.png for which the runs
-    have data.
+    Writes those of loss.png, loss_by_place.png, loss_by_set.png, accuracy_by_hops.png /
+    accuracy_by_op.png / accuracy.png (tasks), passes.png, state.png, heads.png and throughput.png
+    for which the runs have data.
     """
     labels, notes = _labels(run_dirs), _judged_otherwise(run_dirs)
     runs = _coloured([read_run(*each) for each in zip(labels, run_dirs, strict=True)])
@@ -65,6 +65,10 @@ def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
             judged.append({
                 "data.task": task,
                 "data.heldout": data.get("heldout") and Path(data["heldout"]).resolve(),
+                **{
+                    f"{each['name']} of data.heldout_sets": Path(each["path"]).resolve()
+                    for each in data.get("heldout_sets", [])
+                },
                 "data.windows": data.get("windows"),
                 "sleep.window": tables.get("sleep", {}).get("window"),
                 "train.eval_batches x train.batch": train["eval_batches"] * train["batch"]
@@ -85,9 +89,12 @@ def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def _that_differ(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of which not all have the same value."""
-    names = dict.fromkeys(name for run in runs for name in run)
-    return [name for name in names if any(run.get(name) != runs[0].get(name) for run in runs)]
+    """Names of which those that have one have not all the same value."""
+    values: dict[str, list[Any]] = {}
+    for run in runs:
+        for name, value in run.items():
+            values.setdefault(name, []).append(value)
+    return [name for name, each in values.items() if any(value != each[0] for value in each)]
 
 
 def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
@@ -100,6 +107,9 @@ def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
             "Held-out loss at the last evaluation, by window and by place in a window; dashed: the "
             "same model with one pass, thin: with each number of passes in between."
         )
+    if names := _sets(runs):
+        pictures[out / "loss_by_set.png"] = "Held-out loss of each of data.heldout_sets, by step."
+        plot_loss_by_set(runs, names, out / "loss_by_set.png")
     if any(r.accuracy for r in runs):
         kind = next((k for k in DEPTHS if any(_by_depth(r.accuracy, k) for r in runs)), None)
         path = out / (f"accuracy_by_{kind}.png" if kind else "accuracy.png")
@@ -189,6 +199,21 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
         )
 
 
+def plot_loss_by_set(runs: list[RunMetrics], names: Sequence[str], out: Path) -> None:
+    """Held-out loss of each further held-out set, by step."""
+    with figure(out, legend(runs), panels=len(names), width=max(6.6, 4.8 * len(names))) as axes:
+        for axis, name in zip(axes, names, strict=True):
+            for run in runs:
+                points = [(r["step"], r["loss"]) for r in run.of_set(name)]
+                if points:
+                    axis.plot(
+                        *zip(*points, strict=True),
+                        "o-", color=run.colour, markersize=4, markeredgecolor="white",
+                    )  # fmt: skip
+            axis.set(title=f"Held-out loss: {name}", xlabel="step", ylabel="nats per scored token")
+            axis.set_xlim(left=0)
+
+
 def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
     """Accuracy at the end by depth or by name, and on the way at the deepest (or the first)."""
     runs = [run for run in runs if (_by_depth(run.accuracy, kind) if kind else run.accuracy)]
@@ -236,6 +261,7 @@ def _summary(runs: list[RunMetrics]) -> tuple[list[str], list[list[str]]]:
     """The headers and rows of the comparison."""
     names = list(dict.fromkeys(name for run in runs for name in run.accuracy))
     has_tokens = any("tokens" in run.train[-1] for run in runs if run.train)
+    sets = _sets(runs)
     has_bytes = any("bits_per_byte" in run.evaluations[-1] for run in runs if run.evaluations)
     headers = [
         "run",
@@ -245,6 +271,7 @@ def _summary(runs: list[RunMetrics]) -> tuple[list[str], list[list[str]]]:
         "training loss",
         "held-out loss",
         *(["bits per byte"] if has_bytes else []),
+        *sets,
         *(n.replace("_", " ") for n in names),
     ]
     rows = []
@@ -253,10 +280,17 @@ def _summary(runs: list[RunMetrics]) -> tuple[list[str], list[list[str]]]:
         tokens = [_last(run.train, steps, "tokens", ",")] if has_tokens else []
         losses = [_last(rows, steps, "loss") for rows in (run.train, run.evaluations)]
         bits = [_last(run.evaluations, steps, "bits_per_byte")] if has_bytes else []
+        of_sets = [_last(run.of_set(name), steps, "loss") for name in sets]
         shares = [_percent(run.accuracy.get(name)) for name in names]
         first = [run.label, str(run.passes or "-"), f"{steps:,}"]
-        rows.append([*first, *tokens, *losses, *bits, *shares])
+        rows.append([*first, *tokens, *losses, *bits, *of_sets, *shares])
     return headers, rows
+
+
+def _sets(runs: list[RunMetrics]) -> list[str]:
+    """Names of the further held-out sets that any run is judged on."""
+    rows = (row for run in runs for row in run.evaluations)
+    return list(dict.fromkeys(name for row in rows for name in row.get("sets", {})))
 
 
 def _last(rows: list[Row], steps: int, key: str, form: str = ".3f") -> str:

@@ -355,7 +355,8 @@ def evaluate(parts: Parts, state: TrainState) -> None:
     for row in rows:
         metrics.write("eval", state.step, row)
     accuracy = "".join(f"  {name} {value:.3f}" for name, value in at_n.get("accuracy", {}).items())
-    say(f"step {state.step}  held-out loss {at_n['loss']:.4f}{accuracy}")
+    sets = "".join(f"  {name} {each['loss']:.4f}" for name, each in at_n.get("sets", {}).items())
+    say(f"step {state.step}  held-out loss {at_n['loss']:.4f}{sets}{accuracy}")
     if warning:
         say(f"warning: {warning}")
         metrics.write("warning", state.step, {"message": warning})

@@ -107,6 +107,11 @@ def _table(results: list[dict[str, Any]], asks_until: bool) -> Table:
             table.add_row(f"  window {window}", *(f"{loss:.4f}" for loss in losses))
     if "bits_per_byte" in results[0]:
         table.add_row("bits per byte", *(f"{metrics['bits_per_byte']:.4f}" for metrics in results))
+    for name in results[0].get("sets", {}):
+        of_set = [metrics["sets"][name] for metrics in results]
+        table.add_row(f"{name}: loss", *(f"{each['loss']:.4f}" for each in of_set))
+        bits = (f"{each['bits_per_byte']:.4f}" for each in of_set)
+        table.add_row(f"{name}: bits per byte", *bits)
     for name in results[0].get("accuracy", {}):
         shares = (f"{100 * metrics['accuracy'][name]:.1f} %" for metrics in results)
         table.add_row(f"accuracy {name}", *shares)

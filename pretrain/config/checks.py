@@ -7,11 +7,12 @@ windows is checked by the task (`pretrain/tasks/`).
 from __future__ import annotations
 
 import os
+import re
 from typing import get_args
 
 from parallel.combinations import Layout, refusal
 from pretrain.config.fields import check, refused, type_hints, values
-from pretrain.config.schema import Config, DataConfig
+from pretrain.config.schema import Config, DataConfig, HeldoutConfig
 from pretrain.data.store import is_remote
 from pretrain.errors import UserError
 
@@ -292,6 +293,16 @@ def _data(config: Config) -> None:
         raise refused("stories.max_ops", config.stories.max_ops, fix)
 
 
+def _heldout_sets(sets: list[HeldoutConfig]) -> None:
+    names = [each.name for each in sets]
+    for number, each in enumerate(sets):
+        place = f"data.heldout_sets[{number}].name"
+        if not re.fullmatch(r"[\w-]+", each.name, re.ASCII):
+            raise refused(place, each.name, "must be letters, digits, _ and -")
+        if each.name in names[:number]:
+            raise refused(place, each.name, "is the name of another set, too: give it its own")
+
+
 def _text(config: Config) -> None:
     written = "that `hypnos data prepare` wrote"
     if not config.data.train:
@@ -299,9 +310,13 @@ def _text(config: Config) -> None:
     for number, corpus in enumerate(config.data.train):
         if not corpus.path:
             raise refused(f"data.train[{number}].path", "", f"name a folder {written}")
-    if not config.data.heldout:
-        raise refused("data.heldout", "", f"name the folder of held-out shards {written}")
-    places = [*(corpus.path for corpus in config.data.train), config.data.heldout]
+    for place, path in config.data.heldout_paths().items():
+        if not path:
+            raise refused(place, "", f"name the folder of held-out shards {written}")
+    _heldout_sets(config.data.heldout_sets)
+    places = [
+        *(corpus.path for corpus in config.data.train), *config.data.heldout_paths().values()
+    ]  # fmt: skip
     if any(map(is_remote, places)) and config.data.retry >= config.parallel.timeout:
         limit = config.parallel.timeout
         fix = f"must be less than parallel.timeout = {limit:g}, or a store that fails ends the job"

@@ -188,11 +188,13 @@ def check_data(config: Config, *, training: bool) -> None:
     if training and data.task == "text":
         needed += [(f"data.train[{i}].path", corpus.path) for i, corpus in enumerate(data.train)]
     if data.task == "text":
-        needed.append(("data.heldout", data.heldout))
+        needed += data.heldout_paths().items()
     if data.task == "stories" and config.stories.path:
         needed.append(("stories.path", config.stories.path))
     for place, path in needed:
         if not is_remote(path) and not Path(path).exists():
             where = "" if os.path.isabs(path) else f" in {Path.cwd()}"
-            fix = 'data.train=[{path="PATH"}]' if "train" in place else f"{place}=PATH"
+            setting, is_listed, _ = place.partition("[")
+            name = 'name="NAME", ' if setting == "data.heldout_sets" else ""
+            fix = f'{setting}=[{{{name}path="PATH"}}]' if is_listed else f"{place}=PATH"
             raise refused(place, path, f"not there{where}; say where it is: {fix}")

@@ -165,6 +165,14 @@ class CorpusConfig:
 
 
 @dataclass(kw_only=True)
+class HeldoutConfig:
+    """Held-out text that is judged by itself."""
+
+    name: str = setting(REQUIRED, "what its losses are called: letters, digits, _ and -")
+    path: str = setting(REQUIRED, "folder of held-out shards, or its URL", path=True)
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """What is trained on."""
 
@@ -186,6 +194,12 @@ class DataConfig:
     )
     heldout: str = setting(
         "", "folder of held-out shards, or its URL (text)", changes=True, path=True
+    )
+    heldout_sets: list[HeldoutConfig] = setting(
+        [],
+        "further held-out shards, each judged by itself at every evaluation, on "
+        "train.eval_batches of its own (text)",
+        changes=True,
     )
     windows: int = setting(4, "W, windows per training sequence (text)", at_least=1)
     documents: Literal["isolate", "stitch"] = setting(
@@ -228,6 +242,12 @@ class DataConfig:
         at_most=1e9,
         changes=True,
     )
+
+    def heldout_paths(self) -> dict[str, str]:
+        """The folders of all held-out shards, by the setting that names each."""
+        sets = (each.path for each in self.heldout_sets)
+        named = {f"data.heldout_sets[{i}].path": path for i, path in enumerate(sets)}
+        return {"data.heldout": self.heldout} | named
 
 
 @dataclass(kw_only=True)

@@ -107,16 +107,20 @@ class TextStream:
         return [*self._judged_by(), *self._shares(steps), *self._ill_cut(steps)]
 
     def _judged_by(self) -> list[str]:
-        if not self._config.heldout:
-            return []
-        heldout = find_split(self._files.place(self._config.heldout), "heldout")
-        judged = read_index(heldout).fingerprint
-        return [
-            f"{corpus.path} is data.heldout, too: the held-out loss is of text that is trained on; "
-            "`hypnos data prepare --holdout 0.01` sets some of it apart"
+        trained = {
+            fingerprint: corpus.path
             for corpus, (fingerprint, _) in zip(self._config.train, self._data, strict=True)
-            if fingerprint == judged
-        ]
+        }
+        lines = []
+        for setting, path in self._config.heldout_paths().items():
+            if path:
+                heldout = find_split(self._files.place(path), "heldout")
+                if corpus := trained.get(read_index(heldout).fingerprint):
+                    lines.append(
+                        f"{corpus} is {setting}, too: the held-out loss is of text that is trained "
+                        "on; `hypnos data prepare --holdout 0.01` sets some of it apart"
+                    )
+        return lines
 
     def _shares(self, steps: int) -> list[str]:
         L, W, places = self._window, self._config.windows, self._means

@@ -89,7 +89,8 @@ def contents(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"the tokenizer {data.tokenizer}", lambda: Tokenizer.load(data.tokenizer).fingerprint
     if data.task == "text":
         folders = [(corpus.path, "train") for corpus in data.train]
-        for path, split in [*folders, (data.heldout, "heldout")]:
+        heldout = [(path, "heldout") for path in data.heldout_paths().values()]
+        for path, split in [*folders, *heldout]:
             there = place(path, min(data.retry, STORE_S))
             yield f"the {split} shards {path}", partial(_fingerprint, there, split)
     if data.task == "stories" and config.stories.path:

@@ -78,8 +78,15 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
                 f"{changed_to('train.eval_batches', *changed['train.eval_batches'])}: held-out "
                 "losses from here on are of other rows than those before"
             )
-        elif "data.heldout" in changed:
+        elsewhere = _heldout(before).items() - _heldout(config).items()
+        for setting in sorted(_heldout(config).keys() & dict(elsewhere)):
             yield (
-                "data.heldout is another place: if other text lies there, held-out losses from "
+                f"{setting} is another place: if other text lies there, held-out losses from "
                 "here on are not to be compared with those before"
             )
+
+
+def _heldout(config: Config) -> dict[str, str]:
+    """What text is judged on, and where it lies."""
+    sets = {f"{each.name} of data.heldout_sets": each.path for each in config.data.heldout_sets}
+    return {"data.heldout": config.data.heldout} | sets

@@ -154,7 +154,8 @@ def fingerprint(run: Run) -> str:
         data.append(make_task(config, config.sleep.window).fingerprint)
     config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir)
     texts = [replace(corpus, path="") for corpus in config.data.train]
-    config.data = replace(config.data, tokenizer="", train=texts, heldout="")
+    sets = [replace(each, path="") for each in config.data.heldout_sets]
+    config.data = replace(config.data, tokenizer="", train=texts, heldout="", heldout_sets=sets)
     chosen = [f"{place}={to_toml(mine)}" for place, _, mine, _ in differences(config, usual)]
     return hashlib.sha256("\n".join([*chosen, *data]).encode()).hexdigest()
 

@@ -69,6 +69,11 @@ REFUSED_OF_TEXT = {
     "data.train=[]": "data.train = []: name a folder that `hypnos data prepare` wrote, as [{path",
     "data.train=[{path=''}]": 'data.train[0].path = "": name a folder that `hypnos data prepare`',
     "data.heldout=": 'data.heldout = "": name the folder of held-out shards',
+    "data.heldout_sets=[{name='a',path=''}]": 'data.heldout_sets[0].path = "": name the folder of',
+    "data.heldout_sets=[{name='a/b',path='x'}]": 'data.heldout_sets[0].name = "a/b": must be lett',
+    "data.heldout_sets=[{name='a',path='x'},{name='a',path='y'}]": "data.heldout_sets[1].name = "
+    '"a": is the name of another set, too',
+    "data.heldout_sets=[{name='a',path='s3://b/h'}] data.retry=600": "data.retry = 600.0: must be",
     "sleep.when=context": 'sleep.when = "context": every window of text has targets',
     "data.heldout=s3://b/h data.retry=600": "data.retry = 600.0: must be less than parallel",
 }

@@ -103,6 +103,13 @@ def test_data_that_are_not_there_are_named_with_their_setting(
         check_data(config(given), training=True)
     (tmp_path / "a").rmdir()
     check_data(config(given), training=False)
+    sets = "data.heldout_sets=[{name='code',path='c'}]"
+    with pytest.raises(
+        UserError,
+        match=r'^data\.heldout_sets\[0\]\.path = "c": .* is: data\.heldo'
+        r'ut_sets=\[\{name="NAME", path="PATH"\}\]$',
+    ):
+        check_data(config(given, sets), training=False)
     with pytest.raises(UserError, match=r'^stories\.path = "/s\.jsonl": not there; say where'):
         check_data(config(given, "data.task=stories", "stories.path=/s.jsonl"), training=False)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config.schema import Config
+from pretrain.config.schema import Config, HeldoutConfig
 from pretrain.run.facts import code_version, difference, facts
 from tests.run.conftest import MakeConfig
 
@@ -38,6 +38,7 @@ def other_value(value: object) -> object:
 def test_every_setting_is_compared(text: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.run.facts.code_version", lambda: "the same")
     config = text("all")
+    config.data.heldout_sets = [HeldoutConfig(name="a", path=config.data.heldout)]
     before = facts(config)
     for section in dataclasses.fields(Config):
         for field in dataclasses.fields(getattr(config, section.name)):

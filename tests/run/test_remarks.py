@@ -81,6 +81,11 @@ def test_held_out_losses_that_are_of_other_rows_are_said() -> None:
     ]
     (line,) = remarks(config("train.steps=300", "data.heldout=h"), old, 100)
     assert line.startswith("data.heldout is another place: if other text lies there")
+    sets = "data.heldout_sets=[{name='a',path='x'},{name='b',path='%s'}]"
+    two = config("train.steps=300", sets % "y")
+    (line,) = remarks(config("train.steps=300", sets % "z"), two, 100)
+    assert line.startswith("b of data.heldout_sets is another place: if other text lies there")
+    assert not list(remarks(two, old, 100)) and not list(remarks(old, two, 100))
     assert not list(remarks(more, more, 100))
 
 
