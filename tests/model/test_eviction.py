@@ -70,7 +70,7 @@ def test_sliding_with_one_pass_is_the_standard_sliding_window_hybrid() -> None:
             else:
                 memory = Memory()
                 pieces = [
-                    layer(x, position_embeddings=None, past_key_values=memory)
+                    layer(x, None, None, None, memory)  # which has had several names
                     for x in h.split(L, dim=1)
                 ]
                 h = torch.cat(pieces, dim=1)

@@ -41,10 +41,9 @@ def test_recomputed_gradients_are_the_same_bit_for_bit(setting: str, dtype: torc
 def test_skipping_dead_compute_changes_nothing(
     setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same run with every unit computed to its end: the loss bit for bit, the gradient to
-    rounding.
+    """The same run with every unit computed to its end, to rounding.
 
-    (Its sums then have zeros among their terms, and the convolutions' backward other shapes.)
+    (Products, sums and convolutions then have other shapes, which some processors round otherwise.)
     """
     config, unscored = SETTINGS[setting]
     batch = sequences(4 * L, unscored=unscored)
@@ -65,7 +64,7 @@ def test_skipping_dead_compute_changes_nothing(
     complete = [model(batch) for model in models]
     assert True in cut_short and False in cut_short
     for a, b in zip(skipping, complete, strict=True):
-        assert torch.equal(a.loss, b.loss)
+        torch.testing.assert_close(a.loss, b.loss, rtol=4 * torch.finfo(a.loss.dtype).eps, atol=0)
     assert_same(
         gradients(models[1], skipping[1].loss), gradients(models[1], complete[1].loss), 1e-12
     )

@@ -1,8 +1,7 @@
 """The sleep loop written a second time, on transformers' Qwen3.5 layers.
 
 Rows are read one by one with PAD taken out, every pass is computed whole, and autograd sees
-    everything:
-slow, plain, and sharing no code with `pretrain/model/sleep.py` or `parallel/`.
+everything: slow, plain, and sharing no code with `pretrain/model/sleep.py` or `parallel/`.
 """
 
 import torch
@@ -38,7 +37,7 @@ class Memory:
     def update_recurrent_state(self, S: Tensor, layer: int) -> None:
         self.S[layer] = S
 
-    def update(self, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def update(self, k: Tensor, v: Tensor, layer: int, **_: object) -> tuple[Tensor, Tensor]:
         if layer in self.past:
             k, v = (
                 torch.cat([self.past[layer][0], k], dim=2),
@@ -79,12 +78,8 @@ def run_layers(
     angles = qwen.model.rotary_emb(h, query[None])
     for i in layers:
         attends = qwen.config.layer_types[i] == "full_attention"
-        h = qwen.model.layers[i](
-            h,
-            position_embeddings=angles,
-            attention_mask=mask[None, None] if attends else None,
-            past_key_values=memory,
-        )
+        seen = mask[None, None] if attends else None
+        h = qwen.model.layers[i](h, angles, seen, None, memory)  # the last has had several names
     return h
 
 
