@@ -61,8 +61,8 @@ EQUAL_FLOPS = "equal-flops"
 CONTROLS = {
     EQUAL_FLOPS: Control(
         "N = 1, FLOPs of N = {N}",
-        "N = 1, trained on more data, for as many FLOPs as each N that is compared; warm-up, decay "
-        "and curricula stay as many steps",
+        "N = 1, trained on more data until its FLOPs equal those of each compared N; warm-up, "
+        "decay and curricula keep their number of steps",
         _equal_flops,
         every_n=True,
     ),
@@ -79,12 +79,13 @@ CONTROLS = {
     ),
     "loops-awake": Control(
         "{N} loops, awake",
-        "all windows make N passes before they are predicted; S is reset at each: a looped model",
+        "every window makes N passes before it is predicted, with S reset at each pass: a looped "
+        "model",
         lambda _, N: [f"sleep.passes={N}", 'sleep.when="awake"', 'sleep.carries="h"'],
     ),
     "awake-too": Control(
         "N = {N}, awake too",
-        "N passes over the windows that predict, too, before they do",
+        "prediction windows, too, make N passes before they are predicted",
         lambda _, N: [f"sleep.passes={N}", 'sleep.when="awake"'],
     ),
     "no-h": Control(
@@ -94,12 +95,13 @@ CONTROLS = {
     ),
     "no-S": Control(
         "N = {N}, no S carried",
-        "what all passes but the last have written is lost; h is carried",
+        "what every pass but the last wrote is discarded; h is carried",
         lambda _, N: [f"sleep.passes={N}", 'sleep.carries="h"'],
     ),
     "no-gradient": Control(
         "N = {N}, last pass trained",
-        "backpropagation goes through a window's last pass only, so to no window before it either",
+        "backpropagation goes through a window's last pass only, so it reaches no earlier window "
+        "either",
         lambda _, N: [f"sleep.passes={N}", "sleep.truncate_passes=1"],
     ),
     "random-n": Control(
@@ -119,7 +121,7 @@ CONTROLS = {
     ),
     "state-passing": Control(
         "N = {N}, states passed on",
-        "half of the rows begin with the S that another row has left",
+        "half of the rows begin with the S that another row left",
         lambda _, N: [f"sleep.passes={N}", "data.state_passing=0.5"],
     ),
     "negative": Control(

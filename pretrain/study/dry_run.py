@@ -48,11 +48,11 @@ def dry_run(runs: Sequence[LadderRun], hardware: str) -> str:
     price = machine.price
     paid = f", {cost:,.2f} {price.currency}" if price.per_hour else ""
     total = f"{flops:.3g} FLOPs, {hours:.3g} device hours of {machine.device.name}{paid}"
-    note = "Hours and cost of a branch are those of its own steps."
+    note = "The hours and cost of a branch are of its own steps only."
     said = f"{table(HEADERS, rows)}\n\n{note} All runs: {total}."
     if not too_large:
         return said
     return (
         f"{said}\n! {too_large} of {len(rows)} do not fit in the {machine.usable_bytes / GIB:.1f} "
-        "GiB that can be used of a device: `hypnos plan` finds layouts, for ladder.layouts"
+        "GiB usable on a device: `hypnos plan` finds layouts for ladder.layouts"
     )

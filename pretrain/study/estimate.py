@@ -82,8 +82,9 @@ def with_vocabulary(config: Config) -> Config:
     if not size and uses_tokenizer(config):
         path = config.data.tokenizer
         if not Path(path).exists():
-            fix = "make it, or set model.vocab_size=32768 (of a study: in ladder.settings)"
-            raise UserError(f"data.tokenizer = {path}: is not there to say how many tokens; {fix}")
+            fix = "make it, or set model.vocab_size=32768 (in a study: in ladder.settings)"
+            why = "not found, so the vocabulary size is unknown"
+            raise UserError(f"data.tokenizer = {path}: {why}; {fix}")
         size = Tokenizer.load(path).vocab_size
     elif not size:
         size = make_task(config, config.sleep.window).vocab_size
@@ -108,8 +109,8 @@ class Estimator:
     def __init__(self, config: Config, gpus: int, hardware: Hardware, row: Batch) -> None:
         if config.parallel.cp_delta != "heads":
             raise UserError(
-                f"parallel.cp_delta = {config.parallel.cp_delta}: plans do not know yet what it "
-                "takes; plan with parallel.cp_delta=heads"
+                f"parallel.cp_delta = {config.parallel.cp_delta}: cannot be planned yet; plan "
+                "with parallel.cp_delta=heads"
             )
         self.config, self.gpus, self.hardware, self.row = config, gpus, hardware, row
         self._shared = hardware.shared_by(gpus)

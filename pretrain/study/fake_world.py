@@ -69,7 +69,7 @@ def _simulated(config: Config, units: StageUnits) -> str:
     recompute = config.parallel.recompute
     timeline = simulate(step_schedule(passes, pp, recompute), passes, pp)
     actions = sum(map(len, timeline.spans))
-    return f"schedule: {actions:,} actions of {few} of {M} microbatches in an order that works"
+    return f"schedule: {actions:,} actions of {few} of {M} microbatches in a valid order"
 
 
 def _built(config: Config, gpus: int, stage: Stage, tokens: int) -> int:

@@ -14,7 +14,7 @@ from pretrain.study.intervals import Mean, mean
 from pretrain.study.results import Arm, Result, measures, shown_name
 from pretrain.study.summary import by_arm, scores
 
-SEEDS = "each seed thin, their mean thick. Seconds as they passed, other work included."
+SEEDS = "thin: each seed, thick: their mean. Seconds are wall-clock, beside other work."
 COSTS = {"tokens": "tokens read", "flops": "training FLOPs", "seconds": "seconds of training"}
 
 

@@ -75,9 +75,9 @@ def write_fit(
 def _what_is_there(runs: Sequence[LadderRun], done: Sequence[Finished]) -> str:
     have = {d.of.run.name for d in done}
     missing = [r.run.name for r in runs if r.run.name not in have]
-    said = f"{len(done)} of {len(runs)} runs (a run at a token budget) are done."
+    said = f"{len(done)} of {len(runs)} runs are done (each token budget of a size counts as one)."
     if diverged := [d.of.run.name for d in done if d.diverged]:
-        said += f" Diverged, and in no law: {', '.join(diverged)}."
+        said += f" Diverged, and left out of the laws: {', '.join(diverged)}."
     more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
     return f"{said} Missing: {', '.join(missing[:MAX_NAMED])}{more}." if missing else said
 
@@ -94,7 +94,7 @@ def _predictions(predicted: Sequence[Prediction]) -> Lines:
     mean = f" Mean error: {', '.join(off)}." if off else ""
     return [
         "## Each rung, predicted from those below",
-        f"By the laws of the rungs below alone.{mean}",
+        f"Predicted by laws fitted to the rungs below alone.{mean}",
         table(*prediction_table(predicted)),
     ]
 
@@ -105,11 +105,11 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
     if _read_as_much(found.tokens):
         known = [name for name in known if name not in ("B", "beta")]
     rows = [[name, str(fit.interval(name))] for name in known]
-    phi = "All runs made as many passes: they say nothing of phi."
+    phi = "All runs made the same number of passes, so they do not determine phi."
     if "phi" in known:
         phi = (
-            f"phi = {fit.interval('phi')}; of looped depth on text it is {LOOPED_DEPTH} (arXiv "
-            "2604.21106)."
+            f"phi = {fit.interval('phi')}; published for looped depth on text: {LOOPED_DEPTH} "
+            "(arXiv 2604.21106)."
         )
     return [
         f"## Loss, L = {window}",
@@ -131,22 +131,20 @@ def _doubts(fit: Fit[LossLaw], found: Points) -> Lines:
     doubts = []
     if names := at_bound(fit.law):
         doubts.append(
-            f"At a bound of the fit, and no more than that: {', '.join(names)}. The runs do not "
-            "say how large."
+            f"At a bound of the fit, so that the runs do not determine them: {', '.join(names)}."
         )
     if names := ends_at_bound(fit):
-        doubts.append(
-            f"Intervals that end at a bound of the fit, and would go on: {', '.join(names)}."
-        )
+        doubts.append(f"Intervals that are cut off at a bound of the fit: {', '.join(names)}.")
     if _read_as_much(found.tokens):
         doubts.append(
-            "All runs read as much: they say nothing of B and beta, nor of what more text gives, "
-            "nor of who is first at equal FLOPs; E holds what text of this length leaves."
+            "All runs read the same number of tokens, so they do not determine B and beta, what "
+            "more text gives, or which N is best at equal FLOPs; E includes what a text of this "
+            "length leaves."
         )
     elif max(len(np.unique(found.tokens[found.rung == n])) for n in np.unique(found.rung)) < 3:
         doubts.append(
-            "Fewer than three token budgets of a size do not tell E, B and beta apart: what more "
-            "text gives, and who is first beyond the text that was read, is not known."
+            "Fewer than three token budgets per size do not separate E, B and beta: what more "
+            "text gives, and which N is best beyond the text that was read, are not known."
         )
     return doubts
 
@@ -161,7 +159,10 @@ def _without(found: P, fit: Callable[[P], L], error: Callable[[L, P], str]) -> L
     rows = [[str(n), error(law, found.of(found.rung == n))] for n, law in laws if law]
     if not rows:
         return []
-    return ["A rung left out, predicted from all others:", table(["rung", "mean error"], rows)]
+    return [
+        "Each rung left out, and predicted from all others:",
+        table(["rung", "mean error"], rows),
+    ]
 
 
 def arms_of(done: Sequence[Finished]) -> list[FrontierArm]:
@@ -187,7 +188,7 @@ def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder
     there = {(arm.window, arm.passes) for arm in arms}
     ran = {(d.of.window, d.of.passes) for d in done if d.of.window in told}
     lacking = [f"N = {n}, L = {window}" for window, n in sorted(ran - there)]
-    said = f"Not compared, for want of runs at some rung: {'; '.join(lacking)}."
+    said = f"Not compared, because runs are missing at some rung: {'; '.join(lacking)}."
     absent = [said] if lacking else []
     if len(arms) < 2:
         return ["## At equal FLOPs", *absent] if absent else []
@@ -215,10 +216,10 @@ def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder
         )  # fmt: skip
     parts = [
         "## At equal FLOPs",
-        "The best size and text for each N, by the law; wins: share of resampled laws in which "
-        f"this N has the lowest loss. Sizes and text are at most {REACH:g} times what ran, text no "
-        "less; an N that cannot spend so many FLOPs, or so few, is left out. Nothing beyond the "
-        "runs' own FLOPs has been tried.",
+        "The best size and amount of text for each N, by the law; wins: share of resampled laws in "
+        f"which this N has the lowest loss. Sizes and text are at most {REACH:g} times those of "
+        "the runs, text no less; an N that cannot spend that many FLOPs, or that few, is left out. "
+        "Nothing beyond the FLOPs of the runs was tried.",
         *absent,
         table(["", "loss", "parameters", "tokens", "wins"], rows),
         "![frontier](frontier.png)",
@@ -238,7 +239,7 @@ def _exchange(
     tokens = max(d.tokens for d in done if d.of.rung == number)
     gains = exchange(fits, [*mine, *(arm for arm in arms if arm.window != window)], place, tokens)
     return [
-        f"What twice the FLOPs take off the loss of rung {number} with N = 1 (nats):",
+        f"How much doubling the FLOPs lowers the loss of rung {number} with N = 1 (nats):",
         table(["way", "less loss"], [[way, str(gain)] for way, gain in gains.items()]),
     ]
 
@@ -269,9 +270,9 @@ def _depth(found: DepthPoints, chance: float, folder: Path, draws: int) -> Lines
             ylabel="depth", yscale="log",
         )  # fmt: skip
     meaning = {
-        "psi": "doublings of the horizon by a doubling of N",
-        "a": "by a doubling of the parameters",
-        "b": "by a doubling of the tokens",
+        "psi": "doublings of the horizon per doubling of N",
+        "a": "per doubling of the parameters",
+        "b": "per doubling of the tokens",
         "s": "how sharply accuracy falls beyond it",
     }
     along = {"psi": found.passes, "a": found.parameters, "b": found.tokens, "s": found.depth}

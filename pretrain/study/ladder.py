@@ -114,7 +114,9 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     for name in ("widths", "passes", "windows", "budgets"):
         values = getattr(ladder, name)
         if values != sorted(set(values)) or (not values and name != "windows"):
-            raise UserError(f"{path}: ladder.{name} = {values}: name each once, the least first")
+            raise UserError(
+                f"{path}: ladder.{name} = {values}: list each once, in increasing order"
+            )
     if ladder.layouts and len(ladder.layouts) != len(ladder.widths):
         raise UserError(
             f"{path}: ladder.layouts has {len(ladder.layouts)} entries: leave it out, or give one "

@@ -54,7 +54,9 @@ def measured() -> Hardware:
 
 def written(hardware: Hardware) -> str:
     """As a TOML file."""
-    what = "Measured by `hypnos plan --measure`; the network between hosts is not, and no price is."
+    what = (
+        "Measured by `hypnos plan --measure`, except for the network between hosts and the price."
+    )
     return f"# {what}\n\n{dump(hardware)}"
 
 

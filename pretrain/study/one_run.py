@@ -78,7 +78,7 @@ def left_by(folder: Path, run: Run) -> Left:
         return Left(**left | {"curve": Curve(**left["curve"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         fix = f"remove it and {folder / 'runs' / run.name}, and the run is made again"
-        raise UserError(f"{path}: not what a finished run leaves ({error}); {fix}") from None
+        raise UserError(f"{path}: not a record of a finished run ({error}); {fix}") from None
 
 
 def all_done(folder: Path) -> set[str]:
@@ -121,7 +121,7 @@ def _tested(folder: Path, run: Run) -> set[int] | None:
     left = left_by(folder, run)
     if left.settings != fingerprint(run):
         raise UserError(
-            f"{path} comes from other settings or data than the study has now: remove it and "
+            f"{path} was made with other settings or data than the study has now: remove it and "
             f"{folder / 'runs' / run.name}, or choose another folder with --out"
         )
     return {found["passes"] for found in left.evaluations}

@@ -23,11 +23,11 @@ RESULTS = "results.csv"
 PASSES = (1, 2, 4, 8)
 EQUAL = "N = 1, equal FLOPs"
 NOTE = (
-    "Of each task the deepest measure, at the N of the row: accuracy in percent or loss in nats, "
-    "mean over seeds with its 95 % interval (Student's t); in brackets the two seeds, where there "
-    "are two, and alone a single one. In a task's first column all rows have read the same data; "
-    "in its second stands N = 1, trained on until it has cost as many FLOPs as the N of the row. "
-    "Machines, commits and days are in each study's results.md."
+    "For each task its deepest measure, at the N of the row: accuracy in percent or loss in nats, "
+    "mean over seeds with its 95 % interval (Student's t); with two seeds, both values in "
+    "brackets; with one seed, its value alone. In a task's first column all rows have read the "
+    "same data; the second is N = 1, trained until it has cost as many FLOPs as the N of the row. "
+    "Machines, commits and dates are in each study's results.md."
 )
 Row = dict[str, str]
 
@@ -109,7 +109,7 @@ def _read(path: Path) -> list[Row]:
             lines = csv.DictReader(file)
             rows = list(lines)
     except FileNotFoundError:
-        fix = "runs are reported without studies: `hypnos report RUN...`"
+        fix = "report runs separately from studies: `hypnos report RUN...`"
         said = f"no {path.name}: this folder is not a finished study"
         raise UserError(f"{path.parent}: {said}; {fix}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -47,8 +47,8 @@ def heading(found: Plan, config: Config, gpus: int, hardware: Hardware) -> Itera
         f"a step, {config.train.steps:,} steps"
     )
     yield (
-        f"{gpus} x {hardware.device.name}, {hardware.usable_bytes / GIB:.1f} GiB each to be used: "
-        f"{found.fit} of {found.considered} layouts fit; of each tp x cp x pp the fastest:"
+        f"{gpus} x {hardware.device.name}, {hardware.usable_bytes / GIB:.1f} usable GiB each: "
+        f"{found.fit} of {found.considered} layouts fit; the fastest of each tp x cp x pp:"
     )
 
 

@@ -74,9 +74,9 @@ def plan(
     compared = sorted(set(passes))
     for override in overrides:
         if (place := override.split("=")[0].strip()) in SET_BY_A_STUDY:
-            raise UserError(f"{override}: a study sets {place}; give {SET_BY_A_STUDY[place]}")
+            raise UserError(f"{override}: a study sets {place} itself; use {SET_BY_A_STUDY[place]}")
     if controls and compared[-1] == 1:
-        raise UserError("--controls are compared with more than one pass; name an N with --passes")
+        raise UserError("--controls need an N above 1 to be compared with; name one with --passes")
     sleeping, chosen = [n for n in compared if n > 1], sorted(set(controls_of))
     if strange := [n for n in chosen if n not in sleeping]:
         raise UserError(
@@ -150,7 +150,7 @@ def write_results(
 def _diverged(done: Sequence[Planned], results: Sequence[Result]) -> list[str]:
     """A sentence on runs whose loss is no number: whatever else they have says nothing."""
     names = [p.run.name for p, result in zip(done, results, strict=True) if result.diverged]
-    return [f"Diverged, the loss is not finite: {', '.join(names)}."] if names else []
+    return [f"Diverged (the loss is not finite): {', '.join(names)}."] if names else []
 
 
 def _failed(given_up: Sequence[Planned], folder: Path) -> list[str]:
@@ -179,9 +179,7 @@ def _not_tested(done: Sequence[Planned], results: Sequence[Result]) -> list[str]
         for n in set(p.run.passes) - result.scores.keys():
             missing.setdefault(n, []).append(p.run.name)
     each = [f"N = {n}: {', '.join(names)}" for n, names in sorted(missing.items())]
-    return (
-        [f"Not tested yet, or their weights are not here, with {'; '.join(each)}."] if each else []
-    )
+    return [f"Not tested yet, or without weights to test, with {'; '.join(each)}."] if each else []
 
 
 def _not_asked(planned: Sequence[Planned], folder: Path) -> list[str]:
@@ -203,10 +201,10 @@ def _origins(results: Sequence[Result]) -> list[str]:
 
 
 NOTE = (
-    "Means over seeds with 95 % intervals (Student's t); of two seeds both. Accuracies in percent, "
-    "loss in nats. Equal data but where the label says otherwise; a seed gives all arms the same "
-    "rows in the same order. What one seed gains in loss has its interval over held-out rows: it "
-    "says what other text would give, not what another seed would."
+    "Means over seeds with 95 % intervals (Student's t); of two seeds, both values. Accuracies in "
+    "percent, loss in nats. All arms read the same data unless the label says otherwise; a seed "
+    "gives all arms the same rows in the same order. With one seed, a gain in loss has its "
+    "interval over held-out rows: it covers other text, not another seed."
 )
 
 

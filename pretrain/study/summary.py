@@ -121,7 +121,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
     arms = {arm: rs for arm, rs in by_arm(results).items() if not arm.is_control}
     ordered = sorted(arms, key=lambda arm: arm.passes)
     if len(ordered) < 2:
-        return ["One N alone says nothing of sleep."]
+        return ["A single N says nothing about sleep."]
     chain = " < ".join(arm.label for arm in ordered)
     for a, b in [*pairwise(ordered), (ordered[0], ordered[-1])]:
         if not _seeds(arms[a]) & _seeds(arms[b]):
@@ -130,15 +130,15 @@ def verdict(results: Sequence[Result]) -> list[str]:
     whole = _gain(arms[ordered[0]], arms[ordered[-1]], deepest)
     where = "in held-out loss" if deepest == "loss" else f"at {shown_name(deepest)}, the deepest"
     if any(math.isnan(step.value) for step in steps):
-        first = f"{chain} {where}: cannot be told, as a run has diverged."
+        first = f"{chain} {where}: cannot be decided, because a run has diverged."
     elif all(step.is_above_zero for step in steps):
-        first = f"{chain} {where}: yes, and surely so, each step of it."
+        first = f"{chain} {where}: yes, and every step is significant."
     elif all(step.value > 0 for step in steps):
-        first = f"{chain} {where}: so in the means, but not every step is sure."
+        first = f"{chain} {where}: yes in the means, but not every step is significant."
     elif any(step.is_below_zero for step in steps):
         first = f"{chain} {where}: no."
     else:
-        first = f"{chain} {where}: not so in the means; over seeds no step is surely worse."
+        first = f"{chain} {where}: not in the means, but no step is significantly worse."
     pairs = [(*pair, gain) for pair, gain in zip(pairwise(ordered), steps, strict=True)]
     if len(ordered) > 2:
         pairs.append((ordered[0], ordered[-1], whole))
@@ -185,5 +185,7 @@ def _sentence(a: Arm, b: Arm, gain: Mean, measure: str, by_row: Mean | None) -> 
         each = _each(gain, scale, 3 if scale == 1 else 1, "+")
         return f"{by} (two seeds: {each}: too few for an interval)."
     interval = f"{scale * gain.low:.3g} to {scale * gain.high:.3g}"
-    sure = "sure" if gain.is_above_zero else "surely worse" if gain.is_below_zero else "not sure"
-    return f"{by}, 95 % interval {interval}, {gain.count} seeds paired: {sure}."
+    found = "significant" if gain.is_above_zero else "not significant"
+    if gain.is_below_zero:
+        found = "significantly worse"
+    return f"{by}, 95 % interval {interval}, {gain.count} seeds paired: {found}."

@@ -144,7 +144,7 @@ def test_a_width_without_whole_heads_is_refused(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("budgets = [0.3, 1.0]", "whole multiple of the smallest, 0.3"),
-        ("passes = [4, 1]", "name each once, the least first"),
+        ("passes = [4, 1]", "list each once, in increasing order"),
         ("layouts = [{ranks = 2}]", "one for each of the 3 widths"),
         ("windws = [16]", "did you mean ladder.windows?"),
     ],
@@ -257,7 +257,7 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
     text = write_fit(some, done, tmp_path, "tiny", 0.125, draws=2)
     assert f"Missing: {some[-1].run.name}" in text and "phi = 0.5 [" in text
     assert "more sleep: N = " in text and "![depth](depth.png)" in text
-    loss, depth = text.split("A rung left out, predicted from all others:")[1:]
+    loss, depth = text.split("Each rung left out, and predicted from all others:")[1:]
     off = [float(share) for share in re.findall(r"([\d.]+) points \|", depth)]
     assert "points" not in loss.split("##")[0] and len(off) == 3 and max(off) < 2
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
@@ -276,7 +276,7 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
     assert "loss of rung 2 with N = 1" in text and "Fewer than three token budgets" not in text
     few = [d for d in there if d.of.budget > 0.25]
     assert "Fewer than three token budgets" in write_fit(some, few, tmp_path, "t", 0.125, draws=2)
-    assert f"Diverged, and in no law: {some[0].run.name}." in text
+    assert f"Diverged, and left out of the laws: {some[0].run.name}." in text
 
 
 def test_a_dry_run_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,7 +128,7 @@ def test_command(
     arguments = ["plan", SMALL, "--gpus", "8", "train.batch=16", "--top", "2", "--csv", str(rows)]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "tokens/s" in out and "of each tp x cp x pp the fastest" in out
+    assert "tokens/s" in out and "the fastest of each tp x cp x pp" in out
     assert out.splitlines()[-1].startswith(
         f"next, on 8 GPUs: hypnos launch local --ranks 8 {SMALL}"
     )

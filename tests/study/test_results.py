@@ -99,14 +99,23 @@ def test_text_has_equal_flops_too() -> None:
 @pytest.mark.parametrize(
     ("deep", "words"),
     [
-        ({1: [0.1, 0.12, 0.11], 4: [0.9, 0.95, 0.91]}, ["yes, and surely so", "+81.0 points"]),
-        ({1: [0.1, 0.5, 0.3], 4: [0.5, 0.4, 0.6]}, ["not every step is sure", "not sure."]),
-        ({1: [0.5, 0.5, 0.5], 4: [0.4, 0.4, 0.4]}, [": no.", "-10.0 points", "surely worse."]),
-        ({1: [0.5, 0.6, 0.7], 4: [0.55, 0.5, 0.4]}, [": not so in the means", "not sure."]),
-        ({1: [0.9], 4: [0.1]}, [": not so in the means", "one seed: no interval"]),
+        ({1: [0.1, 0.12, 0.11], 4: [0.9, 0.95, 0.91]}, ["yes, and every step is", "+81.0 points"]),
+        (
+            {1: [0.1, 0.5, 0.3], 4: [0.5, 0.4, 0.6]},
+            ["not every step is significant", "not significant."],
+        ),
+        (
+            {1: [0.5, 0.5, 0.5], 4: [0.4, 0.4, 0.4]},
+            [": no.", "-10.0 points", "significantly worse."],
+        ),
+        ({1: [0.5, 0.6, 0.7], 4: [0.55, 0.5, 0.4]}, [": not in the means", "not significant."]),
+        ({1: [0.9], 4: [0.1]}, [": not in the means", "one seed: no interval"]),
         ({1: [0.1], 4: [0.9]}, ["one seed: no interval"]),
-        ({1: [0.2, 0.21], 4: [0.9, 0.915]}, ["not every step is sure", "too few for an interval"]),
-        ({1: [0.1] * 3, 4: [0.9, math.nan, 0.9]}, ["cannot be told", "a run has diverged"]),
+        (
+            {1: [0.2, 0.21], 4: [0.9, 0.915]},
+            ["not every step is significant", "too few for an interval"],
+        ),
+        ({1: [0.1] * 3, 4: [0.9, math.nan, 0.9]}, ["cannot be decided", "a run has diverged"]),
     ],
 )
 def test_the_verdict_says_who_is_better_and_how_sure(
@@ -129,7 +138,7 @@ def test_what_a_diverged_run_answers_is_no_measurement() -> None:
     diverged = [result(4, seed, 0.0) for seed in range(3)]
     diverged[1].scores[4]["loss"] = math.nan
     said = " ".join(verdict([*(result(1, seed, 0.5) for seed in range(3)), *diverged]))
-    assert "cannot be told" in said and "surely worse" not in said
+    assert "cannot be decided" in said and "significantly worse" not in said
     one, four = result(1, 0, 0.5), result(4, 0, 0.5)
     for r, rows in ((one, [1.0, 2.0]), (four, [1.0])):
         r.rows[:], r.scores[r.passes] = rows, {"loss": math.nan if r is four else 1.0}
@@ -167,7 +176,7 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     fewer = write_results([p for p in planned if p.arm.passes == 1], elsewhere, "Depo")
     assert "Done, but not asked for: n2-seed0." in fewer
     more = write_results(plan(DEPO, passes=[1, 2, 4], seeds=2), elsewhere, "Depo")
-    assert "weights are not here, with N = 4: n1-seed0, n2-seed0, n1-seed1." in more
+    assert "without weights to test, with N = 4: n1-seed0, n2-seed0, n1-seed1." in more
     assert "| N = 4 " in more and "not run" in more
     asked = ["reproduce", "depo", "--seeds", "2", "--minutes", "0", "--out", str(tmp_path)]
     assert (
@@ -177,7 +186,7 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     assert write_results(planned, tmp_path, "Depo") == said
     broken = elsewhere / "done" / "n1-seed0.json"
     broken.write_text("{}")
-    with pytest.raises(UserError, match=r"n1-seed0.json: not what a finished run leaves .* remove"):
+    with pytest.raises(UserError, match=r"n1-seed0.json: not a record of a finished run .* remove"):
         write_results(planned, elsewhere, "Depo")
 
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "all")]) == 0
@@ -233,7 +242,7 @@ def test_runs_that_failed_or_diverged_are_named(tmp_path: Path) -> None:
         found["loss"] = None  # as metrics have a number that is not finite
     path.write_text(json.dumps(left))
     said = write_results(planned, tmp_path, "Depo", {"n4-seed0", "n4-seed1"})
-    assert "Diverged, the loss is not finite: n2-seed1." in said
+    assert "Diverged (the loss is not finite): n2-seed1." in said
     assert f"Failed, and the logs in {tmp_path / 'logs'} say why: n4-seed0, n4-seed1." in said
     assert "Seeds not run" not in said and "not run" not in said
     assert re.search(r"\| N = 4 +\| +failed \|", said)
@@ -294,6 +303,10 @@ def test_controls_are_listed_and_an_unknown_one_is_refused(
     assert main(["reproduce", "depo", "--controls", "no-h", "--controls-of", "3"]) == 2
     assert "--controls-of 3: name an N above 1 that --passes has: 2, 4" in capsys.readouterr().err
     assert main(["reproduce", "depo", "--passes", "1", "--controls", "no-h"]) == 2
-    assert "compared with more than one pass; name an N with --pa" in capsys.readouterr().err
+    assert (
+        "need an N above 1 to be compared with; name one with --passes" in capsys.readouterr().err
+    )
     assert main(["reproduce", "depo", "sleep.passes=2"]) == 2
-    assert "sleep.passes=2: a study sets sleep.passes; give --passes" in capsys.readouterr().err
+    assert (
+        "sleep.passes=2: a study sets sleep.passes itself; use --passes" in capsys.readouterr().err
+    )

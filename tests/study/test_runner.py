@@ -185,7 +185,9 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
     )  # to save room: no reason to train again
     assert is_done(tmp_path, still)
     changed = Run("r0", DEPO, ("run.seed=0", "sleep.passes=2"), (1, 2))
-    with pytest.raises(UserError, match="comes from other settings or data than the study has now"):
+    with pytest.raises(
+        UserError, match="was made with other settings or data than the study has now"
+    ):
         run_all([changed], tmp_path, hypnos=HYPNOS, jobs=1)
     with pytest.raises(UserError, match=r"unknown setting sleep\.pases"):
         run_all([Run("x", DEPO, ("sleep.pases=1",))], tmp_path, hypnos=HYPNOS, jobs=1)
