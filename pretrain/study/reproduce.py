@@ -22,7 +22,14 @@ from pretrain.study.controls import CONTROLS, SLEEP, Control
 from pretrain.study.figures import draw
 from pretrain.study.one_run import Run, all_done, has_results
 from pretrain.study.results import Arm, Result, read_result
-from pretrain.study.summary import bits_table, curves_csv, final_csv, main_table, verdict
+from pretrain.study.summary import (
+    bits_table,
+    controls_table,
+    curves_csv,
+    final_csv,
+    main_table,
+    verdict,
+)
 from pretrain.tables import table
 from pretrain.tasks.story_writer import write_story
 
@@ -133,9 +140,7 @@ def write_results(
     words += _origins(results)
     arms = list(dict.fromkeys(p.arm for p in planned))
     headers, rows = main_table(results, arms, {p.arm for p in given_up})
-    tables = [(headers, rows)]
-    if by_window := bits_table(results):
-        tables.append(by_window)
+    tables = [(headers, rows), *filter(None, (controls_table(results), bits_table(results)))]
     numbers = "\n\n".join(table(*each) for each in tables)
     write_atomically(folder / "results.csv", final_csv(results))
     write_atomically(folder / "curves.csv", curves_csv(results))

@@ -150,6 +150,24 @@ def verdict(results: Sequence[Result]) -> list[str]:
     return [first, *sentences]
 
 
+def controls_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]] | None:
+    """By how much each N is ahead of each of its controls on what is deepest, of the seeds that
+    both have; None without controls.
+    """
+    deepest, found = measures(list(results))[-1], by_arm(results)
+    plain = {arm.passes: arm for arm in found if not arm.is_control}
+    rows = []
+    for control, less in found.items():
+        own = plain.get(control.passes)
+        if control.is_control and own and _seeds(less) & _seeds(found[own]):
+            more = found[own]
+            by_row = _by_row(less, more) if deepest == "loss" else None
+            of_both = _difference(_gain(less, more, deepest), deepest, by_row)
+            rows.append([f"{own.label} over {control.label}", *of_both])
+    where = "held-out loss" if deepest == "loss" else shown_name(deepest)
+    return (["compared with controls", where, "how sure"], rows) if rows else None
+
+
 def _gain(less: Sequence[Result], more: Sequence[Result], measure: str) -> Mean:
     """By how much more passes are better, seed by seed; of the seeds that both have."""
     both = _seeds(less) & _seeds(more)
@@ -172,20 +190,30 @@ def _by_row(less: Sequence[Result], more: Sequence[Result]) -> Mean | None:
 
 
 def _sentence(a: Arm, b: Arm, gain: Mean, measure: str, by_row: Mean | None) -> str:
+    by, sure = _difference(gain, measure, by_row)
+    return f"{b.label} over {a.label}: {f'{by} ({sure})' if by else sure}."
+
+
+def _difference(gain: Mean, measure: str, by_row: Mean | None) -> tuple[str, str]:
+    """ "+71.0 points", and how sure that is; "" for the first if a run has diverged.
+
+    Args:
+        by_row: the gain over rows of held-out text, where there is one seed.
+    """
     if math.isnan(gain.value):
-        return f"{b.label} over {a.label}: a run has diverged."
-    scale, unit = (1, "nats") if measure == "loss" else (100, "points")
-    by = f"{b.label} over {a.label}: {scale * gain.value:+.{3 if scale == 1 else 1}f} {unit}"
+        return "", "a run has diverged"
+    scale, digits, unit = (1, 3, "nats") if measure == "loss" else (100, 1, "points")
     if by_row is not None:
         interval = f"95 % interval {by_row.low:.3g} to {by_row.high:.3g}"
-        return f"{by} (one seed; over {by_row.count} held-out rows, paired, {interval})."
-    if gain.count == 1:
-        return f"{by} (one seed: no interval)."
-    if gain.count == 2:
-        each = _each(gain, scale, 3 if scale == 1 else 1, "+")
-        return f"{by} (two seeds: {each}: too few for an interval)."
-    interval = f"{scale * gain.low:.3g} to {scale * gain.high:.3g}"
-    found = "significant" if gain.is_above_zero else "not significant"
-    if gain.is_below_zero:
-        found = "significantly worse"
-    return f"{by}, 95 % interval {interval}, {gain.count} seeds paired: {found}."
+        sure = f"one seed; over {by_row.count} held-out rows, paired, {interval}"
+    elif gain.count == 1:
+        sure = "one seed: no interval"
+    elif gain.count == 2:
+        sure = f"two seeds: {_each(gain, scale, digits, '+')}: too few for an interval"
+    else:
+        found = "significant" if gain.is_above_zero else "not significant"
+        if gain.is_below_zero:
+            found = "significantly worse"
+        interval = f"{scale * gain.low:.3g} to {scale * gain.high:.3g}"
+        sure = f"95 % interval {interval}, {gain.count} seeds paired: {found}"
+    return f"{scale * gain.value:+.{digits}f} {unit}", sure

@@ -24,7 +24,13 @@ from pretrain.study.overview import overview
 from pretrain.study.reproduce import STUDIES, plan, write_results
 from pretrain.study.results import Arm, Result
 from pretrain.study.runner import run_all
-from pretrain.study.summary import bits_table, final_csv, main_table, verdict
+from pretrain.study.summary import (
+    bits_table,
+    controls_table,
+    final_csv,
+    main_table,
+    verdict,
+)
 
 HYPNOS = [sys.executable, str(Path(__file__).with_name("hypnos.py"))]
 DEPO = STUDIES["depo"]["cpu"]
@@ -102,13 +108,13 @@ def test_text_has_equal_flops_too() -> None:
         ({1: [0.1, 0.12, 0.11], 4: [0.9, 0.95, 0.91]}, ["yes, and every step is", "+81.0 points"]),
         (
             {1: [0.1, 0.5, 0.3], 4: [0.5, 0.4, 0.6]},
-            ["not every step is significant", "not significant."],
+            ["not every step is significant", "not significant)."],
         ),
         (
             {1: [0.5, 0.5, 0.5], 4: [0.4, 0.4, 0.4]},
-            [": no.", "-10.0 points", "significantly worse."],
+            [": no.", "-10.0 points", "significantly worse)."],
         ),
-        ({1: [0.5, 0.6, 0.7], 4: [0.55, 0.5, 0.4]}, [": not in the means", "not significant."]),
+        ({1: [0.5, 0.6, 0.7], 4: [0.55, 0.5, 0.4]}, [": not in the means", "not significant)."]),
         ({1: [0.9], 4: [0.1]}, [": not in the means", "one seed: no interval"]),
         ({1: [0.1], 4: [0.9]}, ["one seed: no interval"]),
         (
@@ -126,6 +132,28 @@ def test_the_verdict_says_who_is_better_and_how_sure(
     assert "at hops 16, the deepest" in said
     for word in words:
         assert word in said
+
+
+def test_an_n_is_compared_with_its_own_controls_seed_by_seed() -> None:
+    def control(name: str, n: int, seed: int, deep: float) -> Result:
+        return replace(result(1, seed, deep), arm=Arm(f"{name}-n{n}", f"{name} of {n}", n))
+
+    results = [
+        *(result(2, seed, 0.5) for seed in range(3)),
+        *(result(4, seed, deep) for seed, deep in enumerate((0.9, 0.95, 0.91))),
+        *(control("blocks", 4, seed, deep) for seed, deep in enumerate((0.1, 0.12, 0.11))),
+        *(control("loops", 4, seed, deep) for seed, deep in ((2, 0.95), (3, 0.1))),
+        control("state", 8, 0, 0.5),  # no N = 8
+    ]
+    headers, rows = controls_table(results) or ([], [])
+    assert headers == ["compared with controls", "hops 16", "how sure"]
+    assert rows == [
+        # 81 +- 4.303 x 1.732 / sqrt(3)
+        ["N = 4 over blocks of 4", "+81.0 points",
+         "95 % interval 76.7 to 85.3, 3 seeds paired: significant"],
+        ["N = 4 over loops of 4", "-4.0 points", "one seed: no interval"],
+    ]  # fmt: skip
+    assert controls_table(results[:6]) is None
 
 
 def test_no_verdict_between_runs_of_other_seeds() -> None:
