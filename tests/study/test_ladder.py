@@ -195,7 +195,7 @@ def test_an_array_has_the_next_rung(tmp_path: Path, capsys: pytest.CaptureFixtur
     command = ["scale", str(path), "--array", str(array), "--out", str(tmp_path)]
     for width in (32, 64, 128):
         assert main(command) == 0
-        assert f"width {width}: 2 runs, and 2 wait for others" in capsys.readouterr().out
+        assert f"width {width}: 2 runs, and 2 wait for some of these" in capsys.readouterr().out
         assert array.read_text().count(f"run.name=w{width}-") == 2
         results(tmp_path, [r for r in expand(path, read_study(path)) if r.width == width])
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 2 * 2 * 4
