@@ -159,8 +159,8 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str)
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        ("{ranks = 3}", "does not divide by 3 data-parallel"),
-        ('{settings = ["parallel.tp=2"]}', "1 ranks do not divide by parallel"),
+        ("{ranks = 3}", "is not divisible by 3 data-parallel"),
+        ('{settings = ["parallel.tp=2"]}', "1 ranks are not divisible by parallel"),
     ],
 )
 def test_a_layout_that_cannot_be_is_refused(tmp_path: Path, layout: str, said: str) -> None:
