@@ -54,7 +54,7 @@ def main() -> int:
         )
         return error.returncode or 1
     except KeyboardInterrupt:
-        print("\ndemo: interrupted; `make demo` goes on from here", file=sys.stderr)
+        print("\ndemo: interrupted; `make demo` continues from here", file=sys.stderr)
         return 130
     summary(time.monotonic() - begin)
     return 0
@@ -127,7 +127,7 @@ def summary(seconds: float) -> None:
         "loss by place": ROOT / TEXT / "loss_by_place.png",
         "accuracy by hops": ROOT / "accuracy_by_hops.png",
         "all curves": f".venv/bin/tensorboard --logdir {ROOT}",
-        "go on writing": f'.venv/bin/hypnos generate {ROOT / TEXT} --prompt "import "',
+        "continue a text": f'.venv/bin/hypnos generate {ROOT / TEXT} --prompt "import "',
     }
     for name, place in rows.items():
         print(f"  {name:<18}{place}")

@@ -68,12 +68,12 @@ def examine_run(run: Path) -> Iterator[Finding]:
     told: list[str] = []
     resume_candidates(run, told.append)
     for line in told:
-        fix = "write into it the name of the checkpoint to go on from"
+        fix = "write the name of the checkpoint to resume from into it"
         yield Finding("fail", "latest", line, fix)
     if not found and not told:
         raise UserError(f"{run}: no checkpoints; give the folder of a run that wrote one")
     for name in given_up(run):
-        went = f"{name}: the run has gone back to before it, and on from there"
+        went = f"{name}: the run went back to an earlier checkpoint and continued from there"
         yield Finding("note", "given up", went, "delete it if nobody needs it")
     yield from (Finding("note", "checkpoints", line) for line in strays(run))
 
@@ -89,7 +89,7 @@ def _checkpoint(
     except Deleted:  # just now, by a run that goes on
         return None
     except UserError as error:
-        fix = "copy it anew from where it is whole; training goes on from the newest whole one"
+        fix = "restore it from an intact copy; training resumes from the newest whole one"
         fix = "" if isinstance(error, Unreadable) else fix  # that has its own
         yield Finding("fail", what, str(error), fix)
         return None
@@ -114,7 +114,7 @@ def _tokenizer(run: Path, trained: Config) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("fail", "tokenizer", str(error))  # that has its fix
     except TokenizerError as error:
-        fix = "copy there the data.tokenizer that the run was trained with"
+        fix = "replace it with the data.tokenizer that the run was trained with"
         yield Finding("fail", "tokenizer", str(error), fix)
     else:
         yield Finding("ok", "tokenizer", "whole")
@@ -174,15 +174,15 @@ def gpu_unused(environment: Mapping[str, str]) -> Iterator[Finding]:
     if torch.cuda.is_available() or not (given or there):
         return
     if torch.version.cuda is None:
-        where = f"Slurm has given GPUs ({given})" if given else "there is a GPU"
-        found = f"{where}, and this torch is a CPU build"
+        where = f"Slurm has allocated GPUs ({given})" if given else "there is a GPU"
+        found = f"{where}, but this torch is a CPU build"
         fix = "run `make setup DEVICE=cuda`, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
     elif not answers:
         found = "no NVIDIA driver answers for the GPUs here"
-        fix = "start a container with the driver of its host, as `apptainer run --nv` does"
+        fix = "give the container the driver of its host, as `apptainer run --nv` does"
     else:
-        found = f"torch is built for CUDA {torch.version.cuda}, which the driver does not serve"
-        fix = "update the driver; `nvidia-smi` shows the CUDA version that it serves"
+        found = f"torch is built for CUDA {torch.version.cuda}, which the driver does not support"
+        fix = "update the driver; `nvidia-smi` shows the CUDA version that it supports"
     yield Finding("fail", "gpu", found, fix)
 
 
@@ -222,10 +222,10 @@ def _kernels() -> Iterator[Finding]:
         importlib.import_module("fla.ops.gated_delta_rule")
     except ImportError:
         install = "`.venv/bin/pip install -c constraints.txt -e '.[gpu]'`"
-        fix = f"{install} in the folder of Hypnos, for the fast delta rule on this GPU"
+        fix = f"{install} in Hypnos's folder, for the fast delta rule on this GPU"
         yield Finding("note", "fla", "not installed: the delta rule runs in plain torch", fix)
     else:
-        yield Finding("ok", "fla", "the delta rule has its fast kernels")
+        yield Finding("ok", "fla", "the delta rule uses its fast kernels")
 
 
 def _compiler() -> Iterator[Finding]:
@@ -264,5 +264,8 @@ def _disk() -> Iterator[Finding]:
         yield Finding("ok", "disk", found)
     else:
         yield Finding(
-            "note", "disk", found, "free some, or write runs elsewhere with run.dir=/another/disk"
+            "note",
+            "disk",
+            found,
+            "free some space, or write runs elsewhere with run.dir=/another/disk",
         )

@@ -33,7 +33,7 @@ def mpirun(hosts: Sequence[str], ranks_per_host: int) -> list[str]:
     """
     program = shutil.which("mpirun")
     if program is None:
-        fix = "load the module of an MPI, or apt install openmpi-bin; on one host: launch local"
+        fix = "load an MPI module, or apt install openmpi-bin; on one host: `hypnos launch local`"
         raise UserError(f"there is no mpirun here: {fix}")
     done = subprocess.run([program, "--version"], capture_output=True, text=True)
     said = done.stdout + done.stderr

@@ -73,7 +73,7 @@ def _stalled(end: End, start: Start, before: Sequence[Start], retries: int) -> s
         return ""
     since = "there is none yet" if end.step is None else f"the newest is of step {end.step}"
     starts = f"{count} starts in a row" if count > 1 else "this start"
-    return f"{starts} brought no new checkpoint ({since}), so there is no next one"
+    return f"{starts} brought no new checkpoint ({since}), so the run is not restarted"
 
 
 def why_ended(run: Path, start: Start, status: int, down: Collection[str] = ()) -> End:
@@ -96,11 +96,11 @@ def why_ended(run: Path, start: Start, status: int, down: Collection[str] = ()) 
         # mpirun's ranks save on SIGUSR1 also when it was SIGTERM that came (launch/mpi.py)
         if start.launcher == "mpi" and status in NO_OTHER_START:
             return End(status, f"stopped: {described(status)}", step, now)
-        return End(REQUEUE, "its time was up", step, now)
+        return End(REQUEUE, "the time limit was reached", step, now)
     if not began:
         # 143 is srun's own word, for those that it has ended: told to end are jobs (slurm.sbatch)
         ended = start.launcher == "slurm" and status == TERMINATED
-        why = f"no rank began ({described(status)})"
+        why = f"no rank started ({described(status)})"
         return End(PEER_GONE if ended else status or 1, why, step, now)
     silent = [rank for rank in range(start.ranks) if rank not in ends]
     # a scheduler that has lost a host may kill the ranks of the others before they leave word
@@ -157,6 +157,6 @@ def tell(run: Path, start: Start, end: End) -> None:
         log = log_of(start.logs(run), end.rank)
         # one more, as after the last there may be nothing
         end_of_log = "\n".join([*islice(lines_backwards(log), LAST_LINES + 1)][::-1])
-        lines = end_of_log.splitlines()[-LAST_LINES:] or ["(it has written nothing)"]
+        lines = end_of_log.splitlines()[-LAST_LINES:] or ["(it is empty)"]
         print(f"the end of {log}:", *lines, sep="\n  ", file=sys.stderr)
     sys.stderr.flush()

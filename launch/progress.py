@@ -27,7 +27,7 @@ def known(run: Path) -> list[Start]:
         raise UserError(f"{run}: {what}; name the folder of a run that `hypnos launch` has started")
     every = starts.starts(run)
     if not every and starts.newest_job(run) is None:
-        why = "it holds no start, and no job of Slurm's"
+        why = "it records no start and no Slurm job"
         raise UserError(f"{run / starts.JOURNAL}: {why}; start the run with `hypnos launch`")
     return every
 
@@ -58,7 +58,7 @@ def job(run: Path, every: list[Start]) -> str:
     if last.end is not None:
         return f"{name}: over"
     if last.host != this_host():
-        return f"{name}: not to be seen from here"
+        return f"{name}: cannot be checked from this host"
     gone = "no longer running; no end was recorded"
     return f"{name}: {'running' if is_ours(int(last.job)) else gone}"
 
@@ -67,17 +67,17 @@ def check_over(run: Path) -> None:
     """UserError: what was submitted or started last goes on, as far as can be seen from here. Two
     at once would write in one folder, and `status` and `cancel` know the second alone.
     """
-    fix = f"wait for its end, or end it: `hypnos launch cancel {run}`"
+    fix = f"wait until it ends, or end it with `hypnos launch cancel {run}`"
     job = starts.newest_job(run)
     if job is not None:
         if shutil.which("squeue") and in_queue(job):
-            raise UserError(f"{run}: job {job} is in Slurm's queue already; {fix}")
+            raise UserError(f"{run}: job {job} is already in Slurm's queue; {fix}")
         return
     for last in starts.starts(run)[-1:]:
         here = last.end is None and last.host == this_host()
         # a container that was killed may give its next process the same number
         if here and int(last.job) != os.getpid() and is_ours(int(last.job)):
-            raise UserError(f"{run}: process {last.job} trains it already; {fix}")
+            raise UserError(f"{run}: process {last.job} is already training it; {fix}")
 
 
 def is_gone(run: Path, newest: Start) -> bool:
@@ -94,7 +94,7 @@ def is_gone(run: Path, newest: Start) -> bool:
 def slurm_state(job: str) -> str:
     """A job's state, as Slurm says it now; sites without accounting forget jobs after minutes."""
     if shutil.which("squeue") is None:
-        raise UserError(f"job {job} is of Slurm, which is not here; ask on a node of the cluster")
+        raise UserError(f"job {job} is a Slurm job, and there is no Slurm here; use a cluster node")
     shown = "%T|%r|%M of %l|%N"
     line = _queued(job, shown)
     if line:
@@ -103,7 +103,11 @@ def slurm_state(job: str) -> str:
         where = f" on {nodes}, {run_time}" if nodes else f" ({reason})"
         return f"{state.lower()}{where}" + (f", without {excluded}" if excluded else "")
     state = _field(job, "JobState")
-    return f"{state.lower()}, status {_field(job, 'ExitCode')}" if state else "over, and forgotten"
+    return (
+        f"{state.lower()}, status {_field(job, 'ExitCode')}"
+        if state
+        else "over; Slurm has forgotten it"
+    )
 
 
 def in_queue(job: str) -> bool:
@@ -128,7 +132,7 @@ def _queued(job: str, shown: str) -> str:
     command = ["squeue", "--noheader", f"--jobs={job}", f"--format={shown}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and "Invalid job id" not in done.stderr:  # or it has forgotten the job
-        raise UserError(f"job {job}: Slurm does not say ({done.stderr.strip()}); ask again later")
+        raise UserError(f"job {job}: Slurm did not answer ({done.stderr.strip()}); try again later")
     return done.stdout
 
 

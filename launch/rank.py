@@ -37,8 +37,8 @@ def run_rank(command: Sequence[str], rank: int, logs: Path) -> int:
     while not logs.is_dir() and time.monotonic() < deadline:
         time.sleep(0.1)
     if not logs.is_dir():
-        what = f"rank {rank} on {this_host()}: {logs} is not there"
-        fix = "give all hosts the file system that run.dir lies on"
+        what = f"rank {rank} on {this_host()}: {logs} does not exist"
+        fix = "mount the file system of run.dir on all hosts"
         print(f"hypnos: error: {what}; {fix}", file=sys.stderr)
         return UNFIT
     process = Rank(command, os.environ, log_of(logs, rank), shown=rank == 0, held=HELD)

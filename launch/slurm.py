@@ -39,8 +39,8 @@ def script(job: Job, site: Site) -> str:
     _check_time(job.time, site.slurm.save_before)
     if "/" in site.slurm.exclude:
         raise UserError(
-            f"slurm.exclude = {site.slurm.exclude} (or --exclude): a file, to which nodes that "
-            "fail cannot be added; name the nodes, as n[1-3],n7"
+            f"slurm.exclude = {site.slurm.exclude} (or --exclude): is a file, to which no "
+            "failed node can be added; list the nodes instead, as n[1-3],n7"
         )
     image = _container(site)
     slots = {
@@ -70,13 +70,13 @@ def _check_time(time: str, save_before: int) -> None:
     seconds = seconds_of(time) if time else math.inf
     if seconds is None:
         raise UserError(
-            f"--time {time}: not a limit as Slurm writes it: say HOURS:MINUTES:SECONDS, as "
-            "24:00:00, or DAYS-HOURS, as 2-0"
+            f"--time {time}: not a time limit of Slurm's: use HOURS:MINUTES:SECONDS, "
+            "as 24:00:00, or DAYS-HOURS, as 2-0"
         )
     if seconds <= save_before:
         raise UserError(
-            f"--time {time}: a run saves slurm.save_before = {save_before} seconds before that: "
-            "give it more time, or less in the site's file"
+            f"--time {time}: too short: the run saves slurm.save_before = {save_before} seconds "
+            "before the limit; raise --time, or lower slurm.save_before in the site file"
         )
 
 
@@ -156,7 +156,7 @@ def _srun(site: Site) -> list[str]:
     # what ranks need of it is the network, not to find each other (launch/world.py)
     mpi = site.slurm.mpi or ("cray_shasta" if "cray_shasta" in found else "none")
     if found and mpi not in found:
-        raise UserError(f'slurm.mpi = "{mpi}": srun has {", ".join(found)} here')
+        raise UserError(f'slurm.mpi = "{mpi}": srun here supports only {", ".join(found)}')
     cpus = site.slurm.cpus_per_task  # which srun does not take over from sbatch
     each = [f"--cpus-per-task={cpus}"] if cpus else []
     return [f"--mpi={mpi}", *each, *site.slurm.srun]
@@ -168,9 +168,7 @@ def _container(site: Site) -> list[str]:
     if box.engine == "none":
         return []
     if not box.image:
-        raise UserError(
-            f'container.image is missing: with container.engine = "{box.engine}" name it'
-        )
+        raise UserError(f'container.image is missing: container.engine = "{box.engine}" needs it')
     if box.engine == "apptainer":
         binds = [f"--bind={mount}" for mount in [here, *box.mounts]]
         return ["apptainer", "exec", *binds, f"--pwd={here}", *box.options, box.image]

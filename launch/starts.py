@@ -183,6 +183,6 @@ def _rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except ValueError:
             continue
         if not isinstance(row, dict) or "kind" not in row:
-            what = f"not written by `hypnos launch`: {shortened(line, 40)}"
-            raise UserError(f"{path}: {what}; take that line out")
+            what = f"this line is not from `hypnos launch`: {shortened(line, 40)}"
+            raise UserError(f"{path}: {what}; remove it")
         yield row.pop("kind"), row

@@ -112,15 +112,15 @@ def _mpi(environment: Mapping[str, str]) -> World:
     except ImportError as error:
         raise UserError(
             f"mpirun started this, but mpi4py cannot use its library ({error}): load the module of "
-            "the MPI that mpirun is of, or start with torchrun or srun"
+            "the MPI that mpirun belongs to, or start with torchrun or srun"
         ) from None
     everyone = MPI.COMM_WORLD
     started = next(_number(environment, name) for name in MPI_SIZES if name in environment)
     if everyone.size != started:
         library = MPI.Get_library_version().partition(",")[0].strip()
         raise UserError(
-            f"mpirun started {started} ranks, but mpi4py is alone with the library of {library}, "
-            "another MPI's: set MPI4PY_MPIABI=mpich or openmpi, its library on LD_LIBRARY_PATH"
+            f"mpirun started {started} ranks, but mpi4py found another MPI, {library}: "
+            "set MPI4PY_MPIABI=mpich or openmpi, with mpirun's library on LD_LIBRARY_PATH"
         )
     local = everyone.Split_type(MPI.COMM_TYPE_SHARED)
     here = (_own_address(), _free_port()) if everyone.rank == 0 else None
@@ -197,7 +197,7 @@ def _all_set(environment: Mapping[str, str], names: tuple[str, ...], fix: str) -
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment[name]
     if not text.isdecimal():
-        raise UserError(f"{name} = {text!r} is not a whole number; it is for the launcher to set")
+        raise UserError(f"{name} = {text!r} is not a whole number; let the launcher set it")
     return int(text)
 
 

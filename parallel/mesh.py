@@ -111,7 +111,7 @@ def initialize(
         return
     world = 1 if alone and not dist.is_initialized() else world_size()
     if world % (tp * cp * pp):
-        raise ValueError(f"{world} ranks do not divide into tp x cp x pp = {tp} x {cp} x {pp}")
+        raise ValueError(f"{world} ranks cannot be divided into tp x cp x pp = {tp} x {cp} x {pp}")
     if device().type != "cuda":
         mappings.torch = _TorchOnCPU()
     join(timeout, alone=alone)
@@ -304,7 +304,7 @@ def answers_for_rows() -> bool:
 def describe_rank() -> str:
     """This rank in words, for messages: number, host, and where in the grid."""
     if not parallel_state.model_parallel_is_initialized():
-        return f"rank {os.environ.get('RANK', 0)} on {os.uname().nodename}, which joins the others"
+        return f"rank {os.environ.get('RANK', 0)} on {os.uname().nodename}, joining the other ranks"
     places = {"stage": (pp_rank(), pp_size()), "tp": (tp_rank(), tp_size())}
     places["cp"] = (cp_rank(), cp_size())
     places["dp"] = (dp_rank(), dp_size())

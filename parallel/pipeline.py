@@ -134,7 +134,7 @@ class Pipeline:
         """Carries out this stage's steps, until all that it sends has gone and all has come."""
         for step in self._schedule.steps[self._stage]:
             if step.action is not None:
-                self._note("computes", step.action)
+                self._note("computing", step.action)
                 (self._backward if step.action.backward else self._forward)(step.action)
             if step.messages:
                 self._post(step.messages)
@@ -189,9 +189,9 @@ class Pipeline:
 
     def _receive(self, message: Message, action: Action) -> Tensor:
         """What an action needs from elsewhere, as soon as it is here."""
-        self._note("waits for what it needs in", action)
+        self._note("waiting for the inputs of", action)
         tensor = self._inbox.pop(message).get()
-        self._note("computes", action)
+        self._note("computing", action)
         return tensor
 
     def _hand_on(self, unit: _Pending, output: Tensor, message: Message) -> None:

@@ -152,7 +152,7 @@ class WeightGathering:
         if others:
             raise RuntimeError(
                 f"{mesh.describe_rank()}: rank {others[0]} has gathered weights in another order "
-                f"than rank {ranks[0]}: their rows made them run other blocks"
+                f"than rank {ranks[0]}: their rows made them run different blocks"
             )
 
 

@@ -104,21 +104,21 @@ def train(config: Config, progress: bool = True) -> Path:
         with shown.slow("opening the data"):
             job = make_job(config, shown, cleanup)
         config, run = job.config, job.folder
-        with shown.slow(f"taking {run}, and verifying the checkpoint to go on from"):
+        with shown.slow(f"locking {run} and verifying the checkpoint to resume from"):
             checkpoint = take_folder(run, config, cleanup)
         start = checkpoint.step if checkpoint else 0
         before = checkpoint.config if checkpoint and not checkpoint.begins_run else None
         otherwise = changes(before, config) if before else ""
         if checkpoint and start >= config.train.steps and checkpoint.state["evaluated"]:
-            ignored = otherwise and f", with {otherwise}: that is ignored, as nothing is left to do"
-            fix = "set train.steps higher to go on, or another run.name to begin anew"
-            shown.say(f"{run} is at step {start} already{ignored}; {fix}")
+            ignored = otherwise and f"; ignored: {otherwise}"
+            fix = "raise train.steps to continue, or set another run.name to start a new run"
+            shown.say(f"{run} has already finished, at step {start}{ignored}; {fix}")
             return run
         if before:
             shown.say(f"resuming {run} at step {start}{otherwise and f' with {otherwise}'}")
         elif checkpoint:
             what = "weights and moments" if checkpoint.names("optimizer") else "weights"
-            shown.say(f"{run} begins with the {what} of {checkpoint.folder}")
+            shown.say(f"{run} starts with the {what} of {checkpoint.folder}")
         for line in (
             *remarks(config, before, start),
             *job.source.describe(config.train.steps),
@@ -158,7 +158,7 @@ def attempt(
         streak: the skipped steps that the run has gone back for.
     """
     with ExitStack() as cleanup:
-        watchdog.doing("builds the model")
+        watchdog.doing("building the model")
         with job.progress.slow("building the model"):
             parts, state = build(job, checkpoint, streak, cleanup)
         save_and_flush = partial(_save_and_flush, parts, state)
@@ -167,7 +167,7 @@ def attempt(
         if streak:
             row = {"from": streak.step, "rollbacks": state.rollbacks.total}
             parts.metrics.write("rollback", state.step, row)
-            where = f"going on from step {state.step} with the data after them"
+            where = f"continuing from step {state.step} with the data after them"
             job.progress.say(f"{streak.what}; {where}")
             save(parts, state)  # in the checkpoint's place: who is killed goes on from here, too
         gc.collect()
@@ -231,7 +231,7 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
     with traced(settings, job.folder, state.step) as step_done:
         for step in range(state.step + 1, settings.steps + 1):
             # take
-            watchdog.doing("takes the rows of step", step)
+            watchdog.doing("reading the rows of step", step)
             batch = job.source.next()
             n_scored, n_read = count_tokens(batch)
 
@@ -242,7 +242,7 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
 
             with stop.update(step):  # a signal waits until the step is whole, and written down
                 # update
-                watchdog.doing("updates the weights of step", step)
+                watchdog.doing("updating the weights of step", step)
                 carried = update(parts, batch, outputs, n_scored, step)
                 evaluated = not due(step, settings.eval_every)
                 state.advance(carried, n_read, job.source, evaluated=evaluated)
@@ -365,7 +365,7 @@ def evaluate(parts: Parts, state: TrainState) -> None:
 
 def save(parts: Parts, state: TrainState) -> None:
     """Begins to save the last step, unless that has been done."""
-    watchdog.doing("saves step", state.step)
+    watchdog.doing("saving step", state.step)
     snapshot = partial(state.snapshot, parts.engine, parts.optimizer, parts.model)
     parts.saver.save(state.step, snapshot)
 

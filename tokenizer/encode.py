@@ -69,7 +69,7 @@ class Tokenizer:
         self._specials = re.compile(f"({'|'.join(names) or '(?!)'})")
         self._apart = re.compile(f"([{model.apart}])" if model.apart else "(?!)()")
         if model.byte_ids is not None and self.decode(self.encode(PROBE)) != PROBE:
-            raise TokenizerError("changes text: a sample of it does not come back as it was")
+            raise TokenizerError("changes text: a sample does not decode to what was encoded")
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Model, str, Chat]]:
         """As another process takes it."""
@@ -99,8 +99,8 @@ class Tokenizer:
                 file = opened.read(min(os.fstat(opened.fileno()).st_size, MAX_BYTES))
             if not is_whole(file):
                 raise TokenizerError(
-                    "damaged, or no model of `hypnos tokenizer train`; copy it anew or train one "
-                    "with that; of another model's tokenizer, give the folder"
+                    "damaged, or not written by `hypnos tokenizer train`; copy it again or train "
+                    "a new one; for another model's tokenizer, give its folder"
                 )
             return cls.of(file)
         except OSError as error:
@@ -138,8 +138,8 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError):
             surrogate = next(filter(None, map(_SURROGATE.search, units)))[0]
             raise TokenizerError(
-                f"text holds a lone surrogate (U+{ord(surrogate):04X}), which is no Unicode text; "
-                "remove it or decode the source properly"
+                f"text holds a lone surrogate (U+{ord(surrogate):04X}), which is not valid "
+                "Unicode; remove it or decode the source properly"
             ) from None
 
     def at_specials(self, text: str) -> list[str]:
@@ -164,5 +164,5 @@ class Tokenizer:
             return []
         ids = self.model.byte_ids
         if ids is None:
-            raise TokenizerError(f"the tokenizer has no bytes to write {character!r} in")
+            raise TokenizerError(f"the tokenizer has no bytes to encode {character!r} with")
         return [ids[byte] for byte in character.encode()]

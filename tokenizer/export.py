@@ -57,7 +57,7 @@ class Report:
             return head + "ids and text identical"
         counts = (
             f"NOT IDENTICAL: ids differ in {len(self.differences)}, "
-            f"text is not given back in {len(self.inexact)}"
+            f"text does not round-trip in {len(self.inexact)}"
         )
         return "\n  ".join([head + counts, *self.differences[:10], *self.inexact[:10]])
 
@@ -121,7 +121,7 @@ def compare(tokenizer: Tokenizer, folder: str | Path, sample: Iterable[str]) -> 
                 f"{theirs[at : at + 4]}"
             )
         if fast.decode(theirs) != text:
-            report.inexact.append(f"text {number} ({text[:40]!r}) is not given back")
+            report.inexact.append(f"text {number} ({text[:40]!r}) does not round-trip")
     return report
 
 
@@ -130,7 +130,7 @@ def sentencepiece_of(tokenizer: Tokenizer) -> SentencePieceModel:
     if isinstance(tokenizer.model, SentencePieceModel):
         return tokenizer.model
     raise TokenizerError(
-        "the tokenizer is of another model, whose own files are what transformers reads"
+        "the tokenizer comes from another model; transformers reads that model's own files"
     )
 
 

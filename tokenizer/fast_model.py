@@ -103,7 +103,7 @@ def _read(file: bytes) -> tuple[FastTokenizer, bool]:
         model, pre_tokenizer = described["model"], described["pre_tokenizer"]
         is_byte_level = '"ByteLevel"' in json.dumps(pre_tokenizer)
         if model.get("type", "BPE") != "BPE" or not (is_byte_level or model.get("byte_fallback")):
-            raise TokenizerError("tokenizer.json: no BPE that can write every byte")
+            raise TokenizerError("tokenizer.json: not a BPE that can encode every byte")
         described["normalizer"] = _as_is(described["normalizer"])
         _without_space(pre_tokenizer)
         model["dropout"] = None
@@ -112,7 +112,7 @@ def _read(file: bytes) -> tuple[FastTokenizer, bool]:
         raise
     except Exception as error:  # the library has no class of its own for what it cannot read
         why = " ".join(str(error).split())[:100]
-        raise TokenizerError(f"tokenizer.json: no tokenizer that can be read ({why})") from None
+        raise TokenizerError(f"tokenizer.json: not a readable tokenizer ({why})") from None
     fast.no_truncation()
     fast.no_padding()
     fast.encode_special_tokens = True

@@ -15,7 +15,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         reason = "it is a folder"
     elif not folder.is_dir():
-        reason = f"{folder} is no folder"
+        reason = f"{folder} is not a folder"
     elif not os.access(folder, os.W_OK | os.X_OK):
         reason = f"no permission to write in {folder}"
     else:

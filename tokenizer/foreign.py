@@ -51,7 +51,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     held = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
     sums = folder / SUMS
     if sums.exists() and sums.read_text(errors="replace") != _sums(held):
-        raise TokenizerError(f"{folder}: not as it was written (`sha256sum -c {SUMS}` there)")
+        raise TokenizerError(
+            f"{folder}: changed since it was written (`sha256sum -c {SUMS}` there)"
+        )
     return held
 
 
@@ -87,7 +89,9 @@ def read(folder: Path) -> tuple[SentencePieceModel | FastModel, str, Chat]:
         return model, hashlib.sha256(held[SENTENCEPIECE]).hexdigest(), _chat(held)
     eos, pad = (_special(held, kind) for kind in ("eos_token", "pad_token"))
     if eos is None:
-        raise TokenizerError(f"no eos_token in {' or '.join(CONFIGS)}; add the one it was made for")
+        raise TokenizerError(
+            f"no eos_token in {' or '.join(CONFIGS)}; add the one it was trained with"
+        )
     decisive = held[FAST] + f"\0{eos}\0{pad}".encode()
     return FastModel(held[FAST], eos, pad), hashlib.sha256(decisive).hexdigest(), _chat(held)
 

@@ -61,8 +61,8 @@ class SentencePieceModel:
             if self.byte_ids is None and self.unk in ids:
                 unknown = next(c for c in text if self.unk in self._model.encode(c))
                 raise TokenizerError(
-                    f"the tokenizer has neither a piece for {unknown!r} nor bytes to write it in; "
-                    "leave such texts out, or take another tokenizer"
+                    f"the tokenizer has neither a piece for {unknown!r} nor bytes to encode it; "
+                    "leave such texts out, or use another tokenizer"
                 )
             yield ids
 

@@ -65,7 +65,7 @@ def make_corpus(
     if python == bool(sources):
         raise UserError("name the documents to read: either SOURCE ... or --python")
     if python and separator:
-        raise UserError("--separator splits what SOURCE names; leave it out beside --python")
+        raise UserError("--separator splits SOURCE files; leave it out with --python")
 
     from pretrain.data.corpus import Corpus, PythonCorpus
 

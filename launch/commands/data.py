@@ -101,10 +101,10 @@ def prepare(
         return
     folder = prepare_part(documents, model, out, part, **how)
     if folder is None:
-        print(f"{out}: part {part[0]} of {part[1]} is there already")
+        print(f"{out}: part {part[0]} of {part[1]} already exists")
         return
     corpus.print_tally(documents)
-    print(f"{folder}: written; when all {part[1]} parts are there: hypnos data merge {out}")
+    print(f"{folder}: written; when all {part[1]} parts are written: hypnos data merge {out}")
 
 
 @command(
@@ -151,7 +151,7 @@ def verify(folder: Place) -> None:
         raise UserError(problems[0])
     for line in strays_beside(folder):
         print(f"note: {line}", file=sys.stderr)
-    print(f"{folder}: every byte is as the index says")
+    print(f"{folder}: every byte matches the index")
 
 
 @command(

@@ -35,7 +35,7 @@ def doctor(what: Path | None, overrides: list[str], ranks: bool) -> int:
     if ranks:
         return _ranks(what, overrides)
     if overrides:
-        raise UserError(f"{overrides[0]}: settings are for --ranks; `hypnos doctor --help`")
+        raise UserError(f"{overrides[0]}: settings need --ranks; see `hypnos doctor --help`")
 
     from launch.doctor import examine_machine, examine_run, show
 

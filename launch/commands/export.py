@@ -68,6 +68,6 @@ def _to_gguf(run: Path, out: Path, precision: str | None, is_folder: bool) -> st
         return f"{out} (step {gguf.write_run(run, out, precision or 'fp32'):,})"
     if precision is not None:
         fix = "leave it out, or export the run"
-        raise UserError(f"--precision: {run} is an export, and goes out as it is; {fix}")
+        raise UserError(f"--precision: {run} is an export, which is converted as it is; {fix}")
     gguf.write(run, out)
     return str(out)

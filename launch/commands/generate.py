@@ -120,7 +120,7 @@ def generate(
     **settings: Any,
 ) -> None:
     if (prompt is None) == (prompt_file is None):
-        raise UserError("name the text to go on from: either --prompt TEXT or --prompt-file FILE")
+        raise UserError("name the text to continue: either --prompt TEXT or --prompt-file FILE")
     if not chat and any(of is not None for of in (system, chat_template, chat_template_kwargs)):
         raise UserError("--system and --chat-template are for a conversation: give --chat, too")
     if prompt_file is not None:

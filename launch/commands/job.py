@@ -45,7 +45,7 @@ def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
     run = run_folder(config, overrides)
     job = slurm_job(os.environ)
     if job is None:
-        raise UserError("begin: SLURM_JOB_ID is not set; this is a step of a Slurm batch script")
+        raise UserError("begin: SLURM_JOB_ID is not set; only a Slurm batch script runs this")
     nodes = tuple(hosts(os.environ["SLURM_JOB_NODELIST"]))
     earlier = [start for start in starts.starts(run) if start.job == job]
     if earlier and earlier[-1].end is None:  # its script did not live to see its end
@@ -53,7 +53,7 @@ def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
         verdict = judge(run, last, earlier[:-1], FINISHED + 1, retries, down)
         starts.finish(run, last, verdict.end)
         if verdict.why_not:
-            raise UserError(f"{run}: {verdict.why_not}; the last: {verdict.end.why}")
+            raise UserError(f"{run}: {verdict.why_not}; the last one: {verdict.end.why}")
         earlier = [start for start in starts.starts(run) if start.job == job]
     failed = earlier[-1].end.exclude if earlier and earlier[-1].end else ()
     if set(failed) & set(nodes):
@@ -108,7 +108,7 @@ def end(logs: Path, status: int, retries: int) -> int:
     start = next((start for start in every if start.logs(run).name == logs.name), None)
     if start is None:
         raise UserError(
-            f"{logs}: {run}/{starts.JOURNAL} knows no such start; name what `begin` prints"
+            f"{logs}: {run}/{starts.JOURNAL} has no such start; name what `begin` printed"
         )
     verdict = judge(run, start, [s for s in every if s.number < start.number], status, retries)
     starts.finish(run, start, verdict.end)

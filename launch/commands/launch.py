@@ -160,7 +160,7 @@ def slurm(
     from pretrain.files import writes_user_file
 
     if at_once and not array:
-        raise UserError("--at-once is of an array's tasks, and there is no --array; leave it out")
+        raise UserError("--at-once limits the tasks of an --array, and there is none; leave it out")
     settings = _site(site)
     for name, value in of_jobs.items():
         if value is not None:
@@ -223,12 +223,12 @@ def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[
             raise UserError(f"{array}, line {number}: {error}") from None
         if folder in runs:
             raise UserError(
-                f"{array}, line {number}: {folder} is the run of another line, too; set run.name"
+                f"{array}, line {number}: {folder} is also the run of another line; set run.name"
             )
         runs[folder] = run
     if not runs:
         raise UserError(
-            f"{array}: no runs in it; write one a line, as run.name=first sleep.passes=4"
+            f"{array}: no runs in it; write one per line, as run.name=first sleep.passes=4"
         )
     tell(f"{array}: {len(runs)} runs")
     return list(runs.values())

@@ -56,10 +56,10 @@ def write_left(runs: Sequence[Run], folder: Path, array: Path) -> str:
 
     count = write_array(runs, folder.absolute(), array)
     if not count:
-        return "all are trained; next: the same command without --array says what is wrong"
+        return "all are trained; next: run this without --array to see what is wrong"
     others, ranks = len(runs) - count, runs[0].ranks
     more = f" of {ranks} ranks" if ranks > 1 else ""
-    more += f", and {others} wait for others of them" if others else ""
+    more += f", and {others} wait for some of these" if others else ""
     return f"{count} runs{more}; next: hypnos launch slurm {runs[0].config} --array {array} ..."
 
 
@@ -70,9 +70,9 @@ def tell_end(jobs: Sequence[Job]) -> None:
             tell(f"{job.run.name} failed {job.tries} times: {job.log}")
         elif job.state == "failed":
             there = f"{job.run.trunk} has ended without its checkpoint of step {job.run.branch}"
-            tell(f"{job.run.name} was not begun: {there}")
+            tell(f"{job.run.name} was not started: {there}")
     if left := sum(job.state == "waiting" for job in jobs):
-        tell(f"{left} of {len(jobs)} runs left: the same command goes on with them")
+        tell(f"{left} of {len(jobs)} runs left: run the same command to continue")
 
 
 def status_of(states: Sequence[str]) -> int:

@@ -89,7 +89,7 @@ def plan(
     else:
         here = load_hardware(hardware)
     if gpus > here.node.devices and not here.node.shared and here.network == NetworkSpec():
-        tell("the hardware has no [network]: GPUs are planned with 1 GB/s to other hosts")
+        tell("the hardware has no [network]: assuming 1 GB/s from a GPU to other hosts")
     if uses_tokenizer(settings) and (warning := early_warning(settings)):
         tell(f"warning: {warning}")
     with said_if_slow("estimating layouts", tell):

@@ -47,7 +47,7 @@ def _begun(runs: list[Path]) -> list[Path]:
     begun = [run for run in runs if (run / "metrics.jsonl").exists()]
     for run in runs if begun else []:
         if not run.exists():
-            raise UserError(f"{run}: not there; `hypnos train` says where it writes its run")
+            raise UserError(f"{run}: does not exist; `hypnos train` prints where it writes its run")
         if run not in begun:
             tell(f"{run}: left out: nothing was logged there")
     return begun or runs

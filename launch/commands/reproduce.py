@@ -105,7 +105,7 @@ def reproduce(
             print(f"{name:<20}{control.meaning}")
         return 0
     if scale not in STUDIES[task]:
-        raise UserError(f"{task} is not one of the paper's, so it has no --scale {scale}: use cpu")
+        raise UserError(f"{task} is not from the paper, so it has no --scale {scale}: use cpu")
     chosen = named(controls)
     folder = out or Path("runs/reproduce") / f"{task}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -153,13 +153,13 @@ def _run(
         tell_end(jobs_done)
         if predicted:
             after = predict(runs, finished(runs, folder), number, chance)
-            print(f"\nrung {number}: what came of it\n\n{table(*prediction_table(after))}\n")
+            print(f"\nrung {number}: the outcome\n\n{table(*prediction_table(after))}\n")
     done = finished(runs, folder)
     if not done and "waiting" in states:
         return status_of(states)
     if not done:
         raise UserError(f"{folder}: no run is done yet; the logs in {folder / 'logs'} say why")
-    tell("fitting the laws, and all of them again for each of 200 resamplings: minutes")
+    tell("fitting the laws, and again for each of 200 resamplings: this takes minutes")
     print(write_fit(runs, done, folder, file.stem, chance))
     print(f"wrote {folder / 'fit.md'} and {folder / 'fit.html'}")
     return status_of(states)

@@ -131,8 +131,8 @@ def _keys(file: Path | None) -> frozenset[str]:
     text = os.environ.get(KEY, "") if file is None else read_text(file).removeprefix("\ufeff")
     keys = frozenset(line.strip() for line in text.splitlines() if line.strip())
     if file is not None and not keys:
-        raise UserError(f"{file}: no key in it; write one a line")
+        raise UserError(f"{file}: no key in it; write one per line")
     if not all(key.isascii() and key.isprintable() for key in keys):
         where = file or f"${KEY}"
-        raise UserError(f"{where}: a header holds printable ASCII alone; write a key of that")
+        raise UserError(f"{where}: an HTTP header can hold printable ASCII only; use such a key")
     return keys

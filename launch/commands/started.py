@@ -79,18 +79,22 @@ def logs(run: Path, start: int | None, rank: int | None, follow: bool) -> None:
         raise UserError(f"{run}: not started yet; {progress.job(run, every)}")
     chosen = next((each for each in every if each.number == start), None) if start else every[-1]
     if chosen is None:
-        raise UserError(f"--start {start}: {run} has {len(every)}; `hypnos launch status {run}`")
+        raise UserError(
+            f"--start {start}: {run} has {len(every)} starts; see `hypnos launch status {run}`"
+        )
     folder = chosen.logs(run)
     failed = starts.first_failed(folder)
     number = rank if rank is not None else failed or 0
     log = starts.log_of(folder, number)
     if number >= chosen.ranks:
-        raise UserError(f"{log}: not there; the start has {chosen.ranks} ranks, from 0")
+        raise UserError(
+            f"{log}: does not exist; this start has {chosen.ranks} ranks, numbered from 0"
+        )
     if not log.exists():
         launchers = [folder / "mpirun.log"]
         launchers += [place / f"logs/slurm-{chosen.job}.log" for place in (run, run.parent)]
         where = next((f"; see {path}" for path in launchers if path.exists()), "")
-        raise UserError(f"{log}: not there, as the rank has not begun{where}")
+        raise UserError(f"{log}: does not exist, as the rank has not started{where}")
     print(f"==> {log} <==", file=sys.stderr, flush=True)
     with log.open("rb") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
@@ -139,8 +143,8 @@ def cancel(run: Path) -> None:
     if last.end is not None:
         raise UserError(f"{run}: start {last.number} is over: {last.end.why}")
     if last.host != this_host():
-        raise UserError(f"{run}: started on {last.host}; `hypnos launch cancel {run}` there")
+        raise UserError(f"{run}: started on {last.host}; run `hypnos launch cancel {run}` there")
     if not progress.is_ours(int(last.job)):
-        raise UserError(f"{run}: process {last.job} is gone already")
+        raise UserError(f"{run}: process {last.job} has already ended")
     os.kill(int(last.job), signal.SIGTERM)
-    print(f"process {last.job} told to save and end")
+    print(f"told process {last.job} to save and end")

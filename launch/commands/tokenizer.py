@@ -42,7 +42,7 @@ MODEL = argument(
 def train(out: Path, vocab_size: int, **source: Any) -> None:
     documents = corpus.make_corpus(**source)
     if out.exists():  # shards and runs may be written in it, and in no other
-        raise UserError(f"{out}: is there already; use it, give another name, or remove it")
+        raise UserError(f"{out}: already exists; use it, give another name, or remove it")
 
     from tokenizer.train import train
 

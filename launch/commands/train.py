@@ -125,7 +125,7 @@ def _train(
             status = PEER_GONE
             # gloo names its source
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
-            gone = f"another rank has gone ({reason}); see there"
+            gone = f"another rank is gone ({reason}); see its log"
             print(f"hypnos: error: {watchdog.activity()}: {gone}", file=sys.stderr)
         else:
             traceback.print_exc()

@@ -20,8 +20,8 @@ def path(text: str) -> Path:
     ArgumentTypeError: it is on an object store, where only training reads (`data.train`).
     """
     if "://" in text:
-        copy = "copy it here first, or what is written here there, as with `aws s3 cp --recursive`"
-        raise argparse.ArgumentTypeError(f"{text} is no local file or folder; {copy}")
+        copy = "use a local path, and copy it with e.g. `aws s3 cp --recursive`"
+        raise argparse.ArgumentTypeError(f"{text} is not a local file or folder; {copy}")
     return Path(os.path.expanduser(text))
 
 
@@ -29,7 +29,7 @@ def new_file(text: str) -> Path:
     """A file to be written, whose folder is there: said before the work, not after it."""
     file = path(text)
     if not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{file.parent} is no folder; make it first")
+        raise argparse.ArgumentTypeError(f"{file.parent} is not a folder; create it first")
     return file
 
 
@@ -99,7 +99,7 @@ def json_object(text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object; give one as '{{\"a\": 1}}'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, as '{{\"a\": 1}}'")
     return value
 
 

@@ -38,9 +38,9 @@ def driver(environment: Mapping[str, str]) -> Iterator[Finding]:
 def own_gpu(local_rank: int, gpus: int) -> Iterator[Finding]:
     """Every rank of a host has a GPU of its own."""
     if gpus and local_rank >= gpus:
-        few = f"LOCAL_RANK = {local_rank}, and this host shows {gpus} GPUs"
+        few = f"LOCAL_RANK = {local_rank}, but this host shows {gpus} GPUs"
         fix = (
-            f"start {gpus} ranks a host (--ntasks-per-node={gpus}, --nproc-per-node={gpus}), and "
+            f"start {gpus} ranks per host (--ntasks-per-node={gpus}, --nproc-per-node={gpus}), and "
             "let each task see all GPUs of its host (no --gpus-per-task)"
         )
         yield Finding("fail", "gpu", few, fix)
@@ -58,7 +58,7 @@ def interfaces(
         if value and not any(chooses(value)(each) for each in present):
             there = ", ".join(sorted(present))
             fix = f"unset {name}, or set it to one of {there} (`ip link`)"
-            found = f"{name} = {value} names no network interface of this host"
+            found = f"{name} = {value} is not a network interface of this host"
             yield Finding("fail" if needed else "note", "network", found, fix)
 
 

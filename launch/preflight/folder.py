@@ -45,7 +45,7 @@ def leave_token(meeting: Meeting, run: Path, rank: int) -> str:
     folder = meeting.folder(run)
     try:
         if rank and not _appears(folder / "0"):
-            return f"{folder.parent} is another folder than on rank 0, whose files are not there"
+            return f"{folder.parent} is not the folder that rank 0 sees: rank 0's files are missing"
         (folder / str(rank)).write_text(str(rank))
     except OSError as error:
         return f"{error.filename or folder}: {error.strerror}"

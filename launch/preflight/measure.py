@@ -33,8 +33,8 @@ MEASURE_S = 60.0  # seconds, see launch/preflight/__init__.py
 LONG_S = 5.0  # after which a rank says how far it is, and hears although its main thread hangs
 GRACE_S = 3.0  # for other ranks' words once one has broken down, and for a main thread to end
 NETWORK = (
-    "see that hosts reach each other, and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; "
-    "NCCL_DEBUG=INFO tells more"
+    "check that hosts reach each other, and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; "
+    "NCCL_DEBUG=INFO shows more"
 )
 MEASURED = "measured"  # the key of rank 0's word
 # of the partners, and a function that is told which stage begins; the rates
@@ -159,15 +159,15 @@ class _Watch(threading.Thread):
             deaf: those whose threads do not even say how far they are.
         """
         if deaf:
-            what = f"has not said for {MEASURE_S:g} s how far it is"
-            return verdict.of_ranks(deaf, hosts, what, "it is stopped, or its host hangs")
+            what = f"has reported no progress for {MEASURE_S:g} s"
+            return verdict.of_ranks(deaf, hosts, what, "its process is stopped, or its host hangs")
         if 0 in silent:
             seat.store.set("stage/0", json.dumps(self.stage))
         stages = map(json.loads, rendezvous.gather(seat.store, "stage", silent))
         done = dict(zip(silent, stages, strict=True))
         least, what = min(done.values())
         last = [rank for rank in silent if done[rank][0] == least]
-        return verdict.of_ranks(last, hosts, f"{what} for {MEASURE_S:g} s already", NETWORK)
+        return verdict.of_ranks(last, hosts, f"is still {what} after {MEASURE_S:g} s", NETWORK)
 
 
 def _broken(broken: dict[int, Any], hosts: Sequence[str]) -> list[Problem]:
@@ -175,6 +175,6 @@ def _broken(broken: dict[int, Any], hosts: Sequence[str]) -> list[Problem]:
     first = {rank: each for rank, each in broken.items() if not each["by_another"]} or broken
     found = list[Problem]()
     for rank, each in first.items():
-        what = f"{each['while']}, and breaks down: {each['broken']}"
+        what = f"failed while {each['while']}: {each['broken']}"
         found += verdict.of_ranks([rank], hosts, what, NETWORK)
     return verdict.by_host(found)

@@ -36,11 +36,11 @@ def measure(partners: Sequence[int], stage: Stage) -> Rates:
         stage: is told what begins.
     """
     rows, dtype, elements = SIZES[mesh.device().type]
-    stage("multiplies matrices")
+    stage("multiplying matrices")
     a, product = (torch.ones(rows, rows, dtype=dtype, device=mesh.device()) for _ in range(2))
     matmul = 2 * rows**3 / _seconds(lambda: torch.mm(a, a, out=product))
 
-    stage("sums a tensor over all ranks")
+    stage("summing a tensor over all ranks")
     data, received = (torch.ones(elements, device=mesh.device()) for _ in range(2))
     size, world = data.nbytes, dist.get_world_size()
     # what each rank sends and receives in a ring, whichever algorithm is used
@@ -48,7 +48,7 @@ def measure(partners: Sequence[int], stage: Stage) -> Rates:
 
     exchanges = []
     for other in partners:
-        stage(f"exchanges data with rank {other}")
+        stage(f"exchanging data with rank {other}")
         exchanges.append(size / _seconds(partial(_exchange, data, received, other)))
     if mesh.device().type == "cuda":
         del a, product, data, received

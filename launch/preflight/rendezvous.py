@@ -77,7 +77,7 @@ def wait_for_all(
         on = sorted({hosts[rank] for rank in missing}) if hosts else []
         where = f" on {', '.join(on)}" if on else ""
         if missing:
-            say(f"waiting for {named(missing)}{where} of {world} since {waited}")
+            say(f"still waiting for {named(missing)}{where} of {world} after {waited}")
 
 
 def absent_hosts(came: Collection[str]) -> list[str]:
@@ -87,10 +87,10 @@ def absent_hosts(came: Collection[str]) -> list[str]:
 
 def never_came(missing: Sequence[int], absent: Sequence[str], world: int, timeout: float) -> str:
     """What is said of ranks that have not come. absent: see `absent_hosts`."""
-    where = f" (no rank has come from {', '.join(absent)})" if absent else ""
+    where = f" (no rank has connected from {', '.join(absent)})" if absent else ""
     return (
-        f"{named(missing)} of {world} did not come in {timeout:g} s{where}: see their logs, that "
-        "as many tasks are started as the job has ranks, and that their hosts reach "
+        f"{named(missing)} of {world} did not connect in {timeout:g} s{where}: see their logs, and "
+        "check that the job starts a task for each rank and that their hosts reach "
         f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     )
 
@@ -124,7 +124,7 @@ def _check_address(world: World) -> None:
     # its own name is so to itself alone: Debian writes 127.0.1.1 for it in each host's /etc/hosts
     everywhere = world.address not in (here, this_host())
     if loopback and everywhere and len(expected_hosts(os.environ)) > 1:
-        raise UserError(f"{given} is to every host itself, and there are several; {fix}")
+        raise UserError(f"{given} refers to each host itself, and there are several; {fix}")
 
 
 def _listen(world: World) -> dist.Store:
@@ -135,10 +135,12 @@ def _listen(world: World) -> dist.Store:
             raise
     taken = f"is in use on {socket.gethostname()}{_user_of(world.port)}"
     if world.launcher != "torchrun":  # whose variables may be set by hand
-        raise PortTaken(f"port {world.port}, chosen for this start, {taken}: the next has another")
+        raise PortTaken(
+            f"port {world.port}, chosen for this start, {taken}: the next start uses another"
+        )
     raise UserError(
-        f"MASTER_PORT = {world.port} {taken}: end what has it, or set MASTER_PORT to another, the "
-        "same for all ranks"
+        f"MASTER_PORT = {world.port} {taken}: end that, or set MASTER_PORT to another, "
+        "the same for all ranks"
     )
 
 
@@ -162,12 +164,12 @@ def _reach(world: World, timeout: float, say: Say) -> dist.Store:
             reason, now = error.strerror or str(error), time.monotonic()
         if now - begin > timeout:
             raise UserError(
-                f"{here}: rank 0 is not reached at {where} in {timeout:g} s ({reason}): "
+                f"{here}: rank 0 could not be reached at {where} in {timeout:g} s ({reason}): "
                 f"{_why(reason, world)}"
             )
         if now - said > SAY_S:
             said = now
-            say(f"{here}: waiting for rank 0 at {where} since {now - begin:.0f} s ({reason})")
+            say(f"{here}: still waiting for rank 0 at {where} after {now - begin:.0f} s ({reason})")
         time.sleep(0.2)
     left = timedelta(seconds=max(SAY_S, timeout - (time.monotonic() - begin)))
     return dist.TCPStore(
@@ -177,9 +179,9 @@ def _reach(world: World, timeout: float, say: Say) -> dist.Store:
 
 def _why(reason: str, world: World) -> str:
     if "refused" in reason:
-        return "it is not there or has ended, see its log; or MASTER_ADDR is not its host"
+        return "it has not started or has ended, see its log; or MASTER_ADDR is not its host"
     if "service" in reason or "address" in reason.lower():
-        return f"MASTER_ADDR = {world.address} is no name that this host knows"
+        return f"MASTER_ADDR = {world.address} is a name that this host does not know"
     return "a firewall, or MASTER_ADDR is an address that is not routed from here"
 
 

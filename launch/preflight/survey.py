@@ -75,7 +75,7 @@ def check(config: Config | None, world: World | None, say: Say) -> Survey | None
     seat = Seat(world, run, dist.PrefixStore("preflight", common), say)
 
     def work(partners: Sequence[int], stage: Stage) -> Rates:
-        stage("joins the process group")
+        stage("joining the process group")
         mesh.join(limit, store=common)
         return rates.measure(partners, stage)
 
@@ -139,7 +139,7 @@ def _join(seat: Seat, digest: str, timeout: float) -> tuple[dict[str, Any], floa
     try:
         meeting = folder.begin(seat.run, secrets.token_hex(4))
     except OSError as cause:
-        line = f"{seat.run}: cannot be written: {cause.strerror}; set run.dir"
+        line = f"{seat.run}: cannot be written: {cause.strerror}; set run.dir to another folder"
         error = PreflightError(f"preflight: {line}")
         raise seat.failed(error, ["start"], can_write=False) from None
     told = {"levels": meeting.levels, "name": meeting.name, "digest": digest, "clock": time.time()}
@@ -173,8 +173,8 @@ def _report(
     try:
         silent = rendezvous.wait_for_all(store, "report", world.size, REPORT_S, seat.say, hosts)
         if silent:
-            what = f"came, but has not reported in {REPORT_S:g} s"
-            problems = verdict.of_ranks(silent, hosts, what, "see its log, and its disks")
+            what = f"connected, but has not reported in {REPORT_S:g} s"
+            problems = verdict.of_ranks(silent, hosts, what, "check its log and its disks")
         else:
             encoded = rendezvous.gather(store, "report", range(world.size))
             reports = [Report.decode(each) for each in encoded]

@@ -23,7 +23,7 @@ from pretrain.run.facts import difference
 MAX_CLOCK_S = 5.0
 MIN_DISK = 5 * GIB
 SLOW, TOO_SLOW, SLOW_CPU = 0.8, 0.5, 0.33  # of the job's median
-SHARE = "give run.dir as one path of a file system that all hosts share"
+SHARE = "set run.dir to a path on a file system that all hosts share"
 
 
 class PreflightError(UserError):
@@ -102,8 +102,8 @@ def of_rates(reports: Sequence[Report], rates: Sequence[Rates]) -> list[Problem]
         for report, value in zip(reports, values, strict=True):
             share = 1.0 if value is None else value / usual
             if share < (SLOW if report.gpu else SLOW_CPU):
-                line = f"{what} {value:.3g} {unit}, and the job's median is {usual:.3g}"
-                fix = "see what else runs there, and its clocks, links and temperature"
+                line = f"{what} {value:.3g} {unit}, but the job's median is {usual:.3g}"
+                fix = "check what else runs there, and its clocks, links and temperature"
                 state = "fail" if report.gpu and share < TOO_SLOW else "note"
                 found.append(Problem(state, report.host, (report.rank,), line, fix))
     return found
@@ -144,7 +144,7 @@ def _shared_gpus(reports: Sequence[Report]) -> Iterator[Problem]:
     for report in reports:
         if report.gpu:
             users[report.host, report.gpu].append(report)
-    fix = "give each rank its own LOCAL_RANK, or start one rank a GPU"
+    fix = "give each rank its own LOCAL_RANK, or start one rank per GPU"
     for (host, _), ranks in users.items():
         if len(ranks) > 1:
             numbers = tuple(report.rank for report in ranks)
@@ -165,7 +165,7 @@ def _disks(reports: Sequence[Report]) -> Iterator[Problem]:
     for report in reports:
         if report.disk_free < MIN_DISK:
             what = f"{report.disk_free / GIB:.1f} GiB free where the run's folder is"
-            fix = "free some, or set run.dir"
+            fix = "free some space, or set run.dir to another disk"
             yield Problem("note", report.host, (report.rank,), what, fix)
 
 
@@ -173,7 +173,7 @@ def _drivers(reports: Sequence[Report]) -> Iterator[Problem]:
     usual = Counter(report.driver for report in reports).most_common(1)[0][0]
     for report in reports:
         if report.driver != usual:
-            what = f"the driver is {report.driver or 'none'}, and {usual or 'none'} on most ranks"
+            what = f"the driver is {report.driver or 'none'}, but {usual or 'none'} on most ranks"
             fix = "install the same everywhere"
             yield Problem("note", report.host, (report.rank,), what, fix)
 
@@ -187,13 +187,13 @@ def _numbers(reports: Sequence[Report]) -> Iterator[Problem]:
     for host, here in ranks.items():
         numbers = tuple(report.rank for report in here)
         if len(here) != usual:
-            what = f"{len(here)} ranks, and {usual} on most hosts"
+            what = f"{len(here)} ranks, but {usual} on most hosts"
             fix = f"start the same number everywhere (--ntasks-per-node={usual})"
             yield Problem("note", host, numbers, what, fix)
         gpus = max(report.gpus for report in here)
         if gpus > len(here):
             what = f"{len(here)} of {gpus} GPUs are used"
-            fix = f"start {gpus} ranks a host (--ntasks-per-node={gpus}, --nproc-per-node={gpus})"
+            fix = f"start {gpus} ranks per host (--ntasks-per-node={gpus}, --nproc-per-node={gpus})"
             yield Problem("note", host, numbers, what, fix)
 
 

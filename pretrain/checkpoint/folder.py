@@ -91,8 +91,8 @@ def make_latest(run: Path, step: int) -> str | None:
         return None
     names = shortened(", ".join(f"step-{number}" for number in later))
     return (
-        f"{run / 'checkpoints'}: {names}: later than step-{step}, from which the run resumes; "
-        "renamed to given-up-step-N, delete them if you do not need them"
+        f"{run / 'checkpoints'}: {names} renamed to given-up-step-N, as the run resumes "
+        f"from the earlier step-{step}; delete them if you do not need them"
     )
 
 

@@ -33,8 +33,8 @@ class Deleted(UserError):
     """A checkpoint that has gone while it was read: a run that goes on deletes its old ones."""
 
     def __init__(self, folder: Path) -> None:
-        why = "deleted while it was read, by the run that goes on"
-        super().__init__(f"{folder}: {why}; try again, or let it keep more: train.keep")
+        why = "deleted while it was read, by the run that is training"
+        super().__init__(f"{folder}: {why}; try again, or raise train.keep")
 
 
 def tensor_file(kind: str, rank: int) -> str:
@@ -65,7 +65,7 @@ def read_file(path: Path) -> bytes:
     try:
         return read_whole(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; {path.parent} is no whole checkpoint") from None
+        raise UserError(f"{path}: missing; {path.parent} is not a complete checkpoint") from None
     except OSError as error:
         raise _cannot_read(path, error) from None
 
@@ -87,8 +87,8 @@ def read_index(folder: Path) -> tuple[dict[str, Entry], Slices]:
         raise UserError(f"{path}: damaged, {error}") from None
     if written != FORMAT:  # before the hash: another version may have another
         raise Unreadable(
-            f"{path}: format {shortened(str(written))}, and this Hypnos reads format {FORMAT}; "
-            "go on with the version that wrote it, or begin another run with another run.name"
+            f"{path}: format {shortened(str(written))}, but this Hypnos reads format {FORMAT}; "
+            "use the version that wrote it, or begin another run with another run.name"
         )
     if not has_checksum(content):
         raise UserError(f"{path}: damaged, it does not match its own sha256")
@@ -139,5 +139,5 @@ def _cannot_read(path: Path, error: OSError) -> UserError:
     told = f"{path}: cannot be read: {error.strerror}"
     if error.errno in DAMAGE:
         return UserError(told)
-    again = f"{told}; try again when the system gives it"
+    again = f"{told}; try again when it can be read"
     return Unreadable(again, storage_error(error).status)

@@ -64,7 +64,7 @@ class Checkpoint:
             config = load(folder / CONFIG)
         except UserError as error:  # its bytes are those that were written
             raise Unreadable(
-                f"{error}; another version of Hypnos wrote it: go on with that one, "
+                f"{error}; another version of Hypnos wrote it: use that version, "
                 "or begin another run with another run.name"
             ) from None
         return Checkpoint(folder, state["step"], state, config, slices)
@@ -75,8 +75,8 @@ class Checkpoint:
         checkpoint = Checkpoint.open(checkpoint_dir(run, step))
         if checkpoint.step != step:
             raise Unreadable(
-                f"{checkpoint.folder}: this is the checkpoint of step {checkpoint.step}; "
-                "give the folder its own name"
+                f"{checkpoint.folder}: holds the checkpoint of step {checkpoint.step}; "
+                "rename the folder to match"
             )
         return checkpoint
 
@@ -166,14 +166,14 @@ class Checkpoint:
         parameters, file = dict(model.named_parameters()), self.folder / INDEX
         for name in self.names("model"):
             if name not in parameters and not model.is_elsewhere(name):
-                raise UserError(f"{file}: tensor {name} is none of the model's")
+                raise UserError(f"{file}: tensor {name} does not belong to the model")
         for name, parameter in parameters.items():
             value = share(self.tensor("model", name), split_dim(parameter))
             if value.shape != parameter.shape:
                 shapes = f"{list(value.shape)}, but the model's is {list(parameter.shape)}"
                 raise UserError(f"{file}: tensor {name} is {shapes}")
             if not all_finite(value):
-                what = f"tensor {name} of model is not finite; no run can go on from it"
+                what = f"tensor {name} of model is not finite; no run can resume from it"
                 raise UserError(f"{file}: {what}")
             parameter.copy_(value)
 
@@ -188,14 +188,14 @@ def resume_candidates(run: Path, say: Callable[[str], None]) -> list[int]:
     try:
         named = pointed_at(run)
     except UserError as error:
-        say(f"{error}; taking the newest that there is")
+        say(f"{error}; using the newest that exists")
         return found
     if named is None:
         return found
     before = [step for step in found if step <= named]
     if named not in found:
-        missing = f"{checkpoint_dir(run, named)}: missing, and `latest` names it"
-        instead = "trying the checkpoint before it" if before else "taking the newest that there is"
+        missing = f"{checkpoint_dir(run, named)}: missing, but `latest` names it"
+        instead = "trying the checkpoint before it" if before else "using the newest that exists"
         say(f"{missing}; {instead}")
     return before or found
 
@@ -233,8 +233,8 @@ def latest_valid(
             return checkpoint
     if candidates and not intact:
         raise UserError(
-            f"{run / 'checkpoints'}: every checkpoint is damaged; copy one anew from where it is "
-            "whole, or begin another run with another run.name"
+            f"{run / 'checkpoints'}: every checkpoint is damaged; restore one from an intact "
+            "copy, or begin another run with another run.name"
         )
     return None
 
@@ -252,8 +252,10 @@ def open_checkpoint(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
     else:
         checkpoint = _newest(folder)
     if checkpoint is None:
-        found = "neither a checkpoint nor a run that has one" if folder.exists() else "not there"
-        raise UserError(f"{folder}: {found}; `hypnos train` says where it writes its run")
+        found = (
+            "neither a checkpoint nor a run that has one" if folder.exists() else "does not exist"
+        )
+        raise UserError(f"{folder}: {found}; `hypnos train` prints where it writes its run")
     return checkpoint, configuration_of(checkpoint.run, checkpoint.config, overrides)
 
 

@@ -110,7 +110,7 @@ class Saver:
 
     def _finish(self) -> None:
         while self._thread is not None and self._thread.is_alive():
-            watchdog.doing("waits until step", self._last, "is on disk")  # as long as that takes
+            watchdog.doing("waiting until step", self._last, "is on disk")  # as long as that takes
             self._thread.join(1.0)
         self._thread = None
         self.raise_if_failed()
@@ -128,7 +128,7 @@ class Saver:
             self._error = error
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
-            self._error = PeerGone(f"step {step} was not saved, a rank has gone: {reason}")
+            self._error = PeerGone(f"step {step} was not saved, a rank is gone: {reason}")
         except Exception as error:  # ours: the run is not to go on as if it were saved
             traceback.print_exc()
             self._error = UserError(f"step {step} was not saved: {error!r}")

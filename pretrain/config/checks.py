@@ -36,7 +36,7 @@ def _run(config: Config) -> None:
         fix = "must be the name of a folder, without slashes; run.dir says where it is"
         raise refused("run.name", name, fix)
     if config.run.init_moments and not config.run.init_from:
-        raise refused("run.init_moments", True, "name the run that has them in run.init_from")
+        raise refused("run.init_moments", True, "name the run that has them: set run.init_from")
 
 
 def _tasks(config: Config) -> None:
@@ -45,7 +45,7 @@ def _tasks(config: Config) -> None:
         task = place.partition(".")[0]
         if task in TASKS and task != config.data.task and value != setting.default:
             fix = (
-                f'data.task = "{config.data.task}" does not read it; leave it out, or set data.task'
+                f'data.task = "{config.data.task}" does not use it: leave it out, or set data.task'
             )
             raise refused(place, value, fix)
 
@@ -92,7 +92,7 @@ def _parts(config: Config) -> None:
     if sleep.passes > 1 and "delta" not in layers[sleep.prelude : len(layers) - sleep.coda]:
         raise UserError(
             f'sleep.passes = {sleep.passes} needs a "delta" block between sleep.prelude and '
-            "sleep.coda, for only its fast weights outlive the window: add one to model.layers, or "
+            "sleep.coda, as only fast weights outlive a window: add one to model.layers, or "
             "set sleep.passes = 1"
         )
 
@@ -107,7 +107,7 @@ def _truncation(config: Config) -> None:
 def _controls(config: Config) -> None:
     sleep, data = config.sleep, config.data
     if sleep.min_passes > sleep.passes:
-        fix = f"must be at most sleep.passes = {sleep.passes}; 0 draws no N"
+        fix = f"must be at most sleep.passes = {sleep.passes}; 0: N is always sleep.passes"
         raise refused("sleep.min_passes", sleep.min_passes, fix)
     for place, value, usual in (
         ("sleep.when", sleep.when, sleep.when != "awake"),
@@ -118,7 +118,7 @@ def _controls(config: Config) -> None:
             raise refused(place, value, fix)
     if sleep.carries == "S" and sleep.prelude:
         fix = (
-            "begins each pass with the embedding, so nothing may come before: set sleep.prelude = 0"
+            "begins each pass with the embedding, so no block may come first: set sleep.prelude = 0"
         )
         raise refused("sleep.carries", sleep.carries, fix)
     if sleep.eviction == "none" and data.task == "text" and data.carry:
@@ -135,7 +135,7 @@ def _controls(config: Config) -> None:
 def _curriculum(config: Config) -> None:
     data = config.data
     if data.curriculum and data.task not in ("depo", "rule110", "stories", "recall"):
-        fix = f'data.task = "{data.task}" has no depth that could rise: set it to 0'
+        fix = f'data.task = "{data.task}" has no depth that could be raised: set it to 0'
         raise refused("data.curriculum", data.curriculum, fix)
     if data.curriculum and data.task == "rule110" and config.rule110.min_steps:
         fix = "with rule110.min_steps each row asks for all depths: set one of the two to 0"
@@ -145,10 +145,10 @@ def _curriculum(config: Config) -> None:
 def _state_passing(config: Config) -> None:
     data = config.data
     if data.state_passing and data.task == "text":
-        fix = 'is for tasks; on text set data.carry, or data.documents = "stitch": set it to 0'
+        fix = 'is for tasks: set it to 0; for text use data.carry or data.documents = "stitch"'
         raise refused("data.state_passing", data.state_passing, fix)
     if data.state_passing and config.sleep.slides:
-        fix = 'would pass on keys, too: set sleep.eviction = "hard"'
+        fix = 'would also pass on keys: set sleep.eviction = "hard"'
         raise refused("data.state_passing", data.state_passing, fix)
 
 
@@ -160,7 +160,7 @@ def _update(config: Config) -> None:
 
 def _spike(config: Config) -> None:
     if 0 < config.guard.spike <= 1:
-        fix = "must be more than 1, so many times the running mean; 0 looks for none"
+        fix = "must be more than 1 (times the running mean), or 0 to look for no spikes"
         raise refused("guard.spike", config.guard.spike, fix)
 
 
@@ -174,8 +174,8 @@ def _batches(config: Config) -> None:
             raise refused(
                 what,
                 value,
-                f"makes {tokens} tokens, {sequence} a sequence; at most {MAX_TOKENS} are held at "
-                "once: lower it",
+                f"makes {tokens} tokens, {sequence} per sequence; at most {MAX_TOKENS} are "
+                "allowed: lower it",
             )
     if train.batch % train.microbatches:
         fix = f"must be a multiple of train.microbatches = {train.microbatches}"
@@ -233,7 +233,7 @@ def check_ranks(config: Config, ranks: int) -> None:
     x = layout_of(config)
     if ranks % (grid := x.tp * x.cp * x.pp):
         raise UserError(
-            f"{ranks} ranks do not divide by parallel.tp = {x.tp} x parallel.cp = {x.cp} x "
+            f"{ranks} ranks are not divisible by parallel.tp = {x.tp} x parallel.cp = {x.cp} x "
             f"parallel.pp = {x.pp}; make them a multiple of {grid}, or lower these"
         )
     check_rows(config, ranks // grid)
@@ -244,7 +244,7 @@ def check_rows(config: Config, dp: int) -> None:
     share = dp * config.train.microbatches
     if config.train.batch % share:
         raise UserError(
-            f"train.batch = {config.train.batch} does not divide by {dp} data-parallel "
+            f"train.batch = {config.train.batch} is not divisible by {dp} data-parallel "
             f"ranks x train.microbatches = {config.train.microbatches}; "
             f"make it a multiple of {share}"
         )
@@ -258,11 +258,11 @@ def _layout(config: Config) -> None:
         size, tp = getattr(config.model, name), parallel.tp
         if size % tp:
             more = f"make it {size + -size % tp}, or lower parallel.tp"
-            raise refused(f"model.{name}", size, f"does not divide by parallel.tp = {tp}; {more}")
+            raise refused(f"model.{name}", size, f"is not divisible by parallel.tp = {tp}; {more}")
         if name.endswith("_heads") and size % (tp * parallel.cp):
             by = f"parallel.tp = {tp} x parallel.cp = {parallel.cp}"
             fix = f"make it a multiple of {tp * parallel.cp}, or lower parallel.cp"
-            raise refused(f"model.{name}", size, f"does not divide by {by}; {fix}")
+            raise refused(f"model.{name}", size, f"is not divisible by {by}; {fix}")
     _stages(config)
 
 
@@ -298,9 +298,9 @@ def _heldout_sets(sets: list[HeldoutConfig]) -> None:
     for number, each in enumerate(sets):
         place = f"data.heldout_sets[{number}].name"
         if not re.fullmatch(r"[\w-]+", each.name, re.ASCII):
-            raise refused(place, each.name, "must be letters, digits, _ and -")
+            raise refused(place, each.name, "may hold letters, digits, _ and - only")
         if each.name in names[:number]:
-            raise refused(place, each.name, "is the name of another set, too: give it its own")
+            raise refused(place, each.name, "is also the name of another set: choose another")
 
 
 def _text(config: Config) -> None:

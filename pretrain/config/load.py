@@ -76,11 +76,11 @@ def _read(path: Path) -> str:
         missing = isinstance(error, FileNotFoundError) and not path.is_absolute()
         where = f" in {Path.cwd()}" if missing else ""
         if (own := path / "config.toml").is_file():
-            where = f"; to go on with that run, name {own}"
+            where = f"; to resume that run, name {own}"
         told = f"{path}: cannot read the configuration: {error.strerror}{where}"
         raise storage_error(error)(told) from None
     if len(content) > MAX_BYTES:
-        what = f"more than {MAX_BYTES >> 10} KiB, which is no configuration"
+        what = f"more than {MAX_BYTES >> 10} KiB, so it is not a configuration"
         raise UserError(f"{path}: {what}; name a TOML file")
     try:
         return content.decode()
@@ -163,7 +163,7 @@ def _parse_toml(text: str) -> Table:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError:  # Python's own limit on the digits of a number
-        raise ValueError("a number of too many digits") from None
+        raise ValueError("a number with too many digits") from None
 
 
 def _build(

@@ -27,10 +27,10 @@ def check_memory(config: Config) -> None:
         else psutil.virtual_memory().total
     )
     if needed > held:
-        what = f"the model needs {needed / 2**30:,.0f} GiB on each rank before it has read a token"
+        what = f"the model needs {needed / 2**30:,.0f} GiB on each rank before it reads a token"
         more = "parallel.tp, parallel.cp, parallel.pp or train.microbatches"
         fix = f"lower the sizes in [model], or raise {more}"
-        raise UserError(f"{what}, and there are {held / 2**30:,.0f}: {fix}")
+        raise UserError(f"{what}, but there are only {held / 2**30:,.0f}: {fix}")
 
 
 def least_bytes(config: Config) -> int:
@@ -72,7 +72,7 @@ def make_room(path: Path, config: Config, ranks: int) -> str:
     lower = "lower train.batch or sleep.window"
     if not allowed:
         return lower
-    plan = f"`hypnos plan {shlex.quote(str(path))} --gpus {ranks}` says what suffices"
+    plan = f"`hypnos plan {shlex.quote(str(path))} --gpus {ranks}` shows what is enough"
     return f"set one or more of {allowed}{f' ({plan})' if gpu else ''}, or {lower}"
 
 

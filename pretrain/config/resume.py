@@ -36,7 +36,7 @@ def check_unchanged(
         if not setting.rule.changes and (place.startswith("model.") or not shape_only)
     ]
     if changed:
-        raise UserError(f"{checkpoint} cannot be continued with {_named(changed)}: {fix}")
+        raise UserError(f"{checkpoint} cannot be used with {_named(changed)}: {fix}")
 
 
 def changes(before: Config, now: Config) -> str:
@@ -53,7 +53,7 @@ def _named(changed: Sequence[tuple[str, Any, Any]]) -> str:
 def changed_to(place: str, before: Any, now: Any) -> str:
     """What a setting is, and was."""
     old, new = _around_difference(to_toml(before), to_toml(now))
-    return f"{place} = {new} (it had {old})"
+    return f"{place} = {new} (was {old})"
 
 
 def _around_difference(old: str, new: str) -> tuple[str, str]:

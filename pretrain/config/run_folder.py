@@ -51,7 +51,7 @@ def keep_tokenizer(run: Path, config: Config, resumes: bool) -> None:
         return
     if own.exists() and resumes:
         raise UserError(
-            f"data.tokenizer = {given}: is not the run's own, {own}; set data.tokenizer={own}, or "
+            f"data.tokenizer = {given}: is not this run's own, {own}; set data.tokenizer={own}, or "
             "begin another run with another run.name"
         )
     copy_tokenizer(given, run)
@@ -112,7 +112,7 @@ def _from_start(config: Path, overrides: Sequence[str]) -> list[str]:
         return []
     folder = Path(start).expanduser()
     if not (folder / CONFIG).exists():
-        fix = "name a run or one of its checkpoints; `hypnos import` makes one of another model"
+        fix = "name a run or one of its checkpoints; `hypnos import` makes a run from another model"
         raise UserError(f"run.init_from = {start}: has no {CONFIG}; {fix}")
     run = folder if (folder / "checkpoints").is_dir() else folder.absolute().parent.parent
     before, own = load(folder / CONFIG), own_tokenizer(run)
@@ -170,7 +170,7 @@ def check_tokenizer(config: Config) -> None:
     """UserError if the folder of a run that `configuration_of` gave lacks its tokenizer."""
     own = Path(config.data.tokenizer)
     if uses_tokenizer(config) and not own.exists():
-        fix = "copy a run's folder as a whole, or the tokenizer that it was trained with there"
+        fix = "copy the whole folder of the run, or put the tokenizer it was trained with there"
         raise UserError(f"{own}: missing; {fix}")
 
 
@@ -197,4 +197,4 @@ def check_data(config: Config, *, training: bool) -> None:
             setting, is_listed, _ = place.partition("[")
             name = 'name="NAME", ' if setting == "data.heldout_sets" else ""
             fix = f'{setting}=[{{{name}path="PATH"}}]' if is_listed else f"{place}=PATH"
-            raise refused(place, path, f"not there{where}; say where it is: {fix}")
+            raise refused(place, path, f"does not exist{where}; set its path: {fix}")

@@ -39,7 +39,7 @@ def check_same_rows(parts: Sequence[Batch]) -> None:
     """
     if mesh.tp_size() * mesh.cp_size() * mesh.pp_size() == 1:
         return
-    watchdog.doing("compares its rows with the other ranks of its model")
+    watchdog.doing("comparing its rows with the other ranks of its model")
     content = 0
     for part in parts:
         for tensor in (part.tokens, part.targets, part.valid, part.starts, part.carries):

@@ -46,7 +46,7 @@ class Metrics:
         self.last: dict[str, Row] = {}  # that was written here, of each kind
         self._path = run / "metrics.jsonl"
         self._file: TextIO | None = None
-        on_rank_0("opens metrics.jsonl", lambda: self._open(resumed))
+        on_rank_0("opening metrics.jsonl", lambda: self._open(resumed))
 
     def _open(self, resumed: ResumePoint | None) -> None:
         with writes_user_file(self._path):

@@ -31,7 +31,7 @@ def lay_grid(parallel: ParallelConfig) -> None:
         )  # fmt: skip
     except ValueError as error:
         start = f"torchrun --nproc-per-node={tp * cp * pp} -m launch train ..."
-        fix = f"start a multiple of tp x cp x pp, as by {start}"
+        fix = f"start a multiple of tp x cp x pp ranks, e.g. {start}"
         grid = f"parallel.tp = {tp}, parallel.cp = {cp}, parallel.pp = {pp}"
         raise UserError(f"{grid}: {error}; {fix}") from None
 
@@ -44,7 +44,7 @@ def make_source(config: Config) -> BatchSource:
         checks = mesh.is_first_on_host()
         stored = any(is_remote(corpus.path) for corpus in config.data.train)
         # a store is given up in time, and as long as it answers it may be slow
-        with watchdog.no_timeout("opens the data") if stored else nullcontext():
+        with watchdog.no_timeout("opening the data") if stored else nullcontext():
             return TextStream(
                 config.data, window, batch, seed, rank=rank, ranks=ranks, checks=checks
             )
@@ -67,7 +67,7 @@ def resolve(config: Config, source: BatchSource) -> Config:
     if vocab_size < source.vocab_size:
         raise UserError(
             f"model.vocab_size = {vocab_size} is less than the {source.vocab_size} tokens of the "
-            "data; raise it, or leave it out to take the data's"
+            "data; raise it, or leave it out to use the data's"
         )
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model)
@@ -83,14 +83,14 @@ def check_tokens_divide(tokens: int, config: Config) -> None:
     for width in {min(L, tokens), tokens % L or L}:
         if width < cp:
             raise UserError(
-                f"parallel.cp = {cp}: a sequence has a window of {width} tokens, fewer than ranks "
-                "that share it; lower parallel.cp, or change sleep.window"
+                f"parallel.cp = {cp}: a sequence has a window of {width} tokens, fewer than the "
+                "ranks that share it; lower parallel.cp, or change sleep.window"
             )
         own = set(token_counts(width)) if config.parallel.sequence_parallel else set()
         if any(rows * width % tp for width in own):
             raise UserError(
                 f"parallel.sequence_parallel: a microbatch has windows of {rows} x {width} tokens"
                 f"{f' on {cp} context-parallel ranks' * (cp > 1)}, "
-                f"which do not divide by parallel.tp = {tp}; "
+                f"which parallel.tp = {tp} does not divide; "
                 "change train.microbatches or sleep.window, or leave it out"
             )

@@ -25,8 +25,8 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
     schedule, steps = config.optimizer, config.train.steps
     if not schedule.reaches_peak(steps):
         yield (
-            f"optimizer.warmup = {schedule.warmup} and optimizer.decay = {schedule.decay} are more "
-            f"than train.steps = {steps}: the learning rate does not reach its peak"
+            f"optimizer.warmup = {schedule.warmup} and optimizer.decay = {schedule.decay} add up "
+            f"to more than train.steps = {steps}: the learning rate does not reach its peak"
         )
     rising = {
         "sleep.curriculum": (config.sleep.curriculum, "no step has sleep.passes"),
@@ -38,25 +38,25 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
     keep, every = config.train.keep_every, config.train.checkpoint_every
     if keep % every:
         yield (
-            f"train.keep_every = {keep} is no multiple of train.checkpoint_every = {every}: kept "
-            f"for good are those of every {math.lcm(keep, every)} steps"
+            f"train.keep_every = {keep} is not a multiple of train.checkpoint_every = {every}: "
+            f"checkpoints are kept for good every {math.lcm(keep, every)} steps"
         )
     profile = config.train.profile
     is_new = before is None or before.train.profile != profile
     if profile and is_new and not (profile[0] <= steps and start < profile[1]):
-        yield f"train.profile = {profile}: none of steps {start + 1} to {steps}, nothing is traced"
+        yield f"train.profile = {profile}: not in steps {start + 1} to {steps}: nothing is traced"
     std, passes = config.model.embedding_at_start, config.sleep.passes
     if before is None and not config.run.init_from and std < SMALL and passes > 1:
         mended = "tie_embeddings = false" if config.model.tie_embeddings else "embedding_std = 1"
         yield (
             f"the embedding begins at {std:g}: gradients grow with each of sleep.passes = {passes} "
-            f"and it may learn nothing (docs/method.md); model.{mended} would mend that"
+            f"and it may learn nothing (docs/method.md); model.{mended} would fix that"
         )
     one_window = config.data.task == "text" and config.data.windows == 1
     if one_window and passes > 1 and not config.sleep.is_looped:
         yield (
-            f"data.windows = 1: no gradient reaches what sleep.passes = {passes} write, which only "
-            "other rows read; set data.windows = 2 or more, or sleep.passes = 1"
+            f"data.windows = 1: no gradient reaches what sleep.passes = {passes} write, as "
+            "only other rows read it; set data.windows = 2 or more, or sleep.passes = 1"
         )
     if before is None and uses_tokenizer(config) and (line := early_warning(config)):
         yield line
@@ -70,19 +70,19 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
         )
         if now != was and moved:
             yield (
-                f"{moved} moves the learning rate's decay: it goes on at {now:.3g} of its peak "
+                f"{moved} moves the learning rate's decay: it continues at {now:.3g} of its peak "
                 f"instead of {was:.3g}"
             )
         if "train.eval_batches" in changed:
             yield (
-                f"{changed_to('train.eval_batches', *changed['train.eval_batches'])}: held-out "
-                "losses from here on are of other rows than those before"
+                f"{changed_to('train.eval_batches', *changed['train.eval_batches'])}: from "
+                "here on, held-out losses are measured on other rows than before"
             )
         elsewhere = _heldout(before).items() - _heldout(config).items()
         for setting in sorted(_heldout(config).keys() & dict(elsewhere)):
             yield (
-                f"{setting} is another place: if other text lies there, held-out losses from "
-                "here on are not to be compared with those before"
+                f"{setting} has another path: if its text is not the same, held-out losses "
+                "from here on are not comparable with earlier ones"
             )
 
 

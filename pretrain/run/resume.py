@@ -33,9 +33,9 @@ def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | N
     UserError, on every rank: another run has the folder, it cannot be written, no checkpoint is
     whole, or a setting has changed that enters what has been computed.
     """
-    found = _chosen(run, "takes the run's folder", lambda: _take_folder(run, config, cleanup))
+    found = _chosen(run, "locking the run's folder", lambda: _take_folder(run, config, cleanup))
     if found is None and config.run.init_from:
-        what = "verifies the weights to begin with"
+        what = "verifying the weights to start with"
         folder = talk.from_rank_0(on_rank_0(what, lambda: _start(config)))
         return Checkpoint.open(Path(folder), checked=True).beginning(config.run.init_moments)
     return found
@@ -44,7 +44,7 @@ def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | N
 def _start(config: Config) -> str:
     """The checkpoint, verified, whose weights a run begins with."""
     checkpoint, start = open_checkpoint(config.run.init_from)
-    fix = "leave it out, or leave run.init_from out, to begin with weights of that shape"
+    fix = "leave it out to keep their shape, or leave run.init_from out"
     check_unchanged(checkpoint.folder, checkpoint.config, config, fix, shape_only=True)
     check_same_tokenizer(start, config)
     if config.run.init_moments:
@@ -56,7 +56,7 @@ def _check_moments(checkpoint: Checkpoint, config: Config) -> None:
     """UserError: a run that is to begin with a checkpoint's moments would have others."""
     if checkpoint.begins_run:
         fix = "leave run.init_moments out"
-        raise UserError(f"{checkpoint.folder}: was imported, and has no moments; {fix}")
+        raise UserError(f"{checkpoint.folder}: was imported, so it has no moments; {fix}")
     for name in ("name", "update"):
         had, has = (getattr(of.optimizer, name) for of in (checkpoint.config, config))
         if had != has:
@@ -69,17 +69,17 @@ def _check_moments(checkpoint: Checkpoint, config: Config) -> None:
 def checkpoint_before(streak: SkipStreak, run: Path, guard: GuardConfig) -> Checkpoint:
     """The checkpoint to go back to. UserError, on every rank: the run stops here instead."""
     if guard.then == "stop":
-        fix = 'set guard.then = "rollback" to go on with the data after them'
+        fix = 'set guard.then = "rollback" to continue with the data after them'
         raise streak.stop('guard.then = "stop"', fix)
     checkpoint = _chosen(
-        run, "looks for a checkpoint", lambda: _step(latest_valid(run, _warn, _is_good))
+        run, "looking for a checkpoint", lambda: _step(latest_valid(run, _warn, _is_good))
     )
     if checkpoint is None:
         why = "there is no good checkpoint to go back to"
         raise streak.stop(why, "lower train.checkpoint_every")
     times = checkpoint.state["rollbacks"]["here"]
     if times >= guard.rollbacks:
-        why = f"the run has gone back to step {checkpoint.step} {times} times already"
+        why = f"the run has already gone back {times} times to step {checkpoint.step}"
         raise streak.stop(why, f"raise guard.rollbacks = {guard.rollbacks}")
     return checkpoint
 

@@ -236,6 +236,6 @@ def _moment(checkpoint: Checkpoint, name: str) -> Tensor:
     shape = checkpoint.shape("model", name.partition(".")[2])
     value = checkpoint.tensor("optimizer", name, shape=shape)
     if not all_finite(value):
-        what = f"tensor {name} of optimizer is not finite; no run can go on from it"
+        what = f"tensor {name} of optimizer is not finite; no run can resume from it"
         raise UserError(f"{checkpoint.folder}: {what}")
     return value

@@ -66,11 +66,11 @@ def accumulate(
         return [stream.output() for stream in streams]
     agree, outputs = agreement(parallel.zero), []
     for m, (part, state) in enumerate(zip(parts, states, strict=True)):
-        watchdog.doing("reads microbatch", m)
+        watchdog.doing("in the forward of microbatch", m)
         out = engine(
             part, state, passes=passes, recompute=parallel.recompute, probe=probe, agree=agree
         )
-        watchdog.doing("goes back through microbatch", m)
+        watchdog.doing("in the backward of microbatch", m)
         engine.backward(out.loss, n_scored)
         outputs.append(out._replace(loss=out.loss.detach()))
     return outputs
@@ -106,7 +106,7 @@ def read(
         return
     begins = states or [None] * len(parts)
     for m, (part, head, state) in enumerate(zip(parts, heads, begins, strict=True)):
-        watchdog.doing("evaluates microbatch", m)
+        watchdog.doing("evaluating microbatch", m)
         model(part, state, passes=passes, head=head, stop=stop, agree=agreement(zero))
 
 

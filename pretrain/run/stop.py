@@ -121,12 +121,12 @@ class Stop:
         status = after_signal(number)
         try:
             if number == signal.SIGINT:
-                again = "Ctrl-C again ends the run at once, without it"
+                again = "press Ctrl-C again to end at once without saving"
                 self._say(f"saving the last whole step; {again}")
             step = self._agree(store)
             self._save()
             done = f"stopped by {reason} after step {step}, which is saved"
-            self._say(f"{done}; the same command goes on from there")
+            self._say(f"{done}; run the same command to resume")
         except UserError as error:
             self._say(f"stopped by {reason}; {error}")
         except dist.DistError:
@@ -150,7 +150,7 @@ class Stop:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._closed or self._done == step, self._timeout)
             if self._done != step:
-                raise UserError(f"step {step} did not come to its end, so nothing new is saved")
+                raise UserError(f"step {step} did not finish, so nothing new is saved")
         return step
 
     def _connect(self) -> Any:

@@ -61,7 +61,7 @@ def test_load_model_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
         model, config = load_model(folder)
         assert config == CONFIG
         assert torch.equal(model(batch).loss, reference.model(seed)(batch).loss)
-    with pytest.raises(UserError, match="nothing: not there; `hypnos train` says where"):
+    with pytest.raises(UserError, match="nothing: does not exist; `hypnos train` prints where"):
         load_model(tmp_path / "nothing")
 
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_tensor(tmp_path: Path) -> N
         UserError, match=r"tensor embed\.weight is \[37, 24\], but the model's is \[38, 24\]"
     ):
         checkpoint.load_weights(SleepLM(replace(reference.MODEL, vocab_size=38), reference.SLEEP))
-    with pytest.raises(UserError, match=r"tensor head\.weight is none of the model's"):
+    with pytest.raises(UserError, match=r"tensor head\.weight does not belong to the model"):
         checkpoint.load_weights(
             SleepLM(replace(reference.MODEL, tie_embeddings=True), reference.SLEEP)
         )

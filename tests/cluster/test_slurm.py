@@ -53,7 +53,7 @@ def test_two_nodes(cluster: Cluster, two_ranks: Path) -> None:
 def test_what_the_cluster_refuses(cluster: Cluster, tmp_path: Path) -> None:
     run, site = Run(cluster, "refused"), tmp_path / "site.toml"
     site.write_text('[slurm]\nmpi = "pmi9"\n')
-    with pytest.raises(AssertionError, match=r'slurm.mpi = "pmi9": srun has .*none'):
+    with pytest.raises(AssertionError, match=r'slurm.mpi = "pmi9": srun here supports only .*none'):
         run.submit("--site", str(site))
     with pytest.raises(AssertionError, match=r"sbatch refuses .*invalid partition"):
         run.submit("--partition", "nowhere")
@@ -131,7 +131,7 @@ def test_the_time_limit(cluster: Cluster, limited: Run, two_ranks: Path) -> None
     limited.until_over("COMPLETED")
     *cut_short, last = limited.starts  # on a slow machine several
     ends = [(start.end.status, start.end.why) for start in cut_short if start.end]
-    assert ends == [(75, "its time was up")] * len(cut_short) and cut_short
+    assert ends == [(75, "the time limit was reached")] * len(cut_short) and cut_short
     assert last.step is not None and last.step >= 10 and last.job == cut_short[0].job
     assert_same(limited.folder, two_ranks)
 

@@ -44,7 +44,7 @@ def test_a_node_that_differs(
     for run in (hidden, stale):
         cluster.until(lambda run=run: bool(run.starts and run.starts[0].end), LONG, "a start ends")
     sh("scontrol", "update", "NodeName=n1", "State=RESUME")
-    told = {hidden: "rank 1 on n2: .* is not there", stale: "the version of Hypnos.* on n2"}
+    told = {hidden: "rank 1 on n2: .* does not exist", stale: "the version of Hypnos.* on n2"}
     for run, why in told.items():
         run.until_over("COMPLETED")
         first, second = run.starts

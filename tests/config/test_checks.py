@@ -29,7 +29,7 @@ REFUSED = {
     "run.name=": 'run.name = "": must be the name of a folder, without slashes; run.dir says where',
     "run.name=a/b": 'run.name = "a/b": must be the name of a folder',
     "run.name=..": 'run.name = "..": must be the name of a folder',
-    "run.init_moments=true": "run.init_moments = true: name the run that has them in run.init_from",
+    "run.init_moments=true": "run.init_moments = true: name the run that has them: set run.",
     "model.attention_heads=6": "model.attention_heads = 6: must be a multiple of "
     "model.attention_kv_heads = 4",
     "model.delta_value_heads=6": "model.delta_value_heads = 6: must be a multiple of "
@@ -47,20 +47,20 @@ REFUSED = {
     "sleep.prelude=4": 'sleep.passes = 4 needs a "delta" block between',
     "sleep.truncate_passes=5": "sleep.truncate_passes = 5: must be at most sleep.passes = 4; 0 ",
     "parallel.pp=2 parallel.zero=0": "parallel.pp > 1 with parallel.zero = 0: ",
-    "parallel.tp=4 model.attention_kv_heads=2": "model.attention_kv_heads = 2: does not divide by",
-    "parallel.tp=4 model.delta_key_heads=2": "model.delta_key_heads = 2: does not divide by para",
-    "parallel.cp=4 model.delta_key_heads=2": "model.delta_key_heads = 2: does not divide by para"
+    "parallel.tp=4 model.attention_kv_heads=2": "model.attention_kv_heads = 2: is not divisible",
+    "parallel.tp=4 model.delta_key_heads=2": "model.delta_key_heads = 2: is not divisible by para",
+    "parallel.cp=4 model.delta_key_heads=2": "model.delta_key_heads = 2: is not divisible by para"
     "llel.tp = 1 x parallel.cp = 4; make it a multiple of 4, or lower parallel.cp",
-    "parallel.tp=4 model.mlp_width=6": "model.mlp_width = 6: does not divide by parallel.tp = 4; "
+    "parallel.tp=4 model.mlp_width=6": "model.mlp_width = 6: is not divisible by parallel.tp = 4; "
     "make it 8, or lower parallel.tp",
-    "parallel.tp=2 model.vocab_size=7": "model.vocab_size = 7: does not divide by parallel.tp = 2",
+    "parallel.tp=2 model.vocab_size=7": "model.vocab_size = 7: is not divisible by parallel.tp = 2",
     "parallel.pp=5": "parallel.pp = 5: at most one stage for each of the 4 blocks of model.layers",
     "parallel.pp=2 parallel.stages=[4]": "parallel.stages = [4]: must be parallel.pp = 2 numbers",
     "parallel.pp=2 parallel.stages=[1,2]": "parallel.stages = [1, 2]: must be parallel.pp = 2 ",
-    "guard.spike=1": "guard.spike = 1.0: must be more than 1, so many times the running mean; 0 ",
+    "guard.spike=1": "guard.spike = 1.0: must be more than 1 (times the running mean), or 0 ",
     "train.microbatches=5": "train.batch = 32: must be a multiple of train.microbatches = 5",
-    "train.batch=1048576": "train.batch = 1048576: makes 377487360 tokens, 360 a sequence; at most",
-    "train.eval_batches=1048576": "train.eval_batches = 1048576: makes 12079595520 tokens, 360 a ",
+    "train.batch=1048576": "train.batch = 1048576: makes 377487360 tokens, 360 per sequence; ",
+    "train.eval_batches=1048576": "train.eval_batches = 1048576: makes 12079595520 tokens, 360 p",
     "data.task=text": 'data.tokenizer = "": name the file that `hypnos tokenizer',
     "data.task=stories": 'data.tokenizer = "": name the file that `hypnos tokenizer',
 }  # fmt: skip
@@ -70,9 +70,9 @@ REFUSED_OF_TEXT = {
     "data.train=[{path=''}]": 'data.train[0].path = "": name a folder that `hypnos data prepare`',
     "data.heldout=": 'data.heldout = "": name the folder of held-out shards',
     "data.heldout_sets=[{name='a',path=''}]": 'data.heldout_sets[0].path = "": name the folder of',
-    "data.heldout_sets=[{name='a/b',path='x'}]": 'data.heldout_sets[0].name = "a/b": must be lett',
+    "data.heldout_sets=[{name='a/b',path='x'}]": 'data.heldout_sets[0].name = "a/b": may hold lett',
     "data.heldout_sets=[{name='a',path='x'},{name='a',path='y'}]": "data.heldout_sets[1].name = "
-    '"a": is the name of another set, too',
+    '"a": is also the name of another set',
     "data.heldout_sets=[{name='a',path='s3://b/h'}] data.retry=600": "data.retry = 600.0: must be",
     "sleep.when=context": 'sleep.when = "context": every window of text has targets',
     "data.heldout=s3://b/h data.retry=600": "data.retry = 600.0: must be less than parallel",

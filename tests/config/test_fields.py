@@ -92,7 +92,7 @@ def test_what_a_run_that_goes_on_may_change(place: str) -> None:
         return
     with pytest.raises(UserError) as error:
         check_unchanged(Path("step-3"), before, now, "a fix")
-    said = f'step-3 cannot be continued with {place} = "another value" (it had '
+    said = f'step-3 cannot be used with {place} = "another value" (was '
     assert str(error.value).startswith(said) and str(error.value).endswith(": a fix")
 
 
@@ -105,8 +105,8 @@ def test_what_has_changed_is_said_as_it_is_written() -> None:
     )
     assert changes(before, now) == (
         'data.train = [{path = "web", weight = 0.25}, {path = "books", weight = 1.0}] '
-        '(it had [{path = "web", weight = 0.5}, {path = "books", weight = 1.0}]), '
-        'train.precision = "bf16" (it had "fp32")'
+        '(was [{path = "web", weight = 0.5}, {path = "books", weight = 1.0}]), '
+        'train.precision = "bf16" (was "fp32")'
     )
     now.train.precision = "fp32"
     for config, name in ((before, "books"), (now, "code")):
@@ -117,7 +117,7 @@ def test_what_has_changed_is_said_as_it_is_written() -> None:
     assert 'path = "code", weight' in said and 'path = "books", weight' in said
     assert "corpus-19" in said and "corpus-18" not in said and len(said) < 250
     now.data.train = now.data.train[:1]  # only one is long
-    assert changes(before, now).startswith('data.train = [{path = "corpus-0", weight = 1.0}] (it')
+    assert changes(before, now).startswith('data.train = [{path = "corpus-0", weight = 1.0}] (was')
 
 
 def test_the_reference_is_a_configuration_of_every_default() -> None:

@@ -43,7 +43,7 @@ def test_what_makes_room(
 ) -> None:
     monkeypatch.setattr(mesh, "device", lambda: torch.device(device))
     told = make_room(Path("a b.toml"), load(DEPO, overrides), ranks)
-    plan = f" (`hypnos plan 'a b.toml' --gpus {ranks}` says what suffices)"
+    plan = f" (`hypnos plan 'a b.toml' --gpus {ranks}` shows what is enough)"
     first = f"set one or more of {changes}{plan if device == 'cuda' else ''}, or "
     assert told == (first if changes else "") + "lower train.batch or sleep.window"
 

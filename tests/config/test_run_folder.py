@@ -43,7 +43,7 @@ def test_the_tokenizer_is_written_and_must_stay_the_same(given: Path, run: Path)
     keep_tokenizer(run, config(given), resumes=False)
     assert own.read_bytes() == b"\0one"
     given.write_bytes(b"two")
-    with pytest.raises(UserError, match=r"^data\.tokenizer = .*given\.model: is not the run's own"):
+    with pytest.raises(UserError, match=r"^data\.tokenizer = .*given\.model: is not this run's"):
         keep_tokenizer(run, config(given), resumes=True)
     assert own.read_bytes() == b"\0one"
     keep_tokenizer(run, config(own), resumes=True)
@@ -61,7 +61,7 @@ def test_a_run_is_used_with_its_own_tokenizer(given: Path, run: Path) -> None:
     used = configuration_of(run, trained)
     assert used.data.tokenizer == str(run / TOKENIZER)
     assert trained.data.tokenizer == str(given)
-    with pytest.raises(UserError, match=r"x/tokenizer\.model: missing; copy a run's folder as a"):
+    with pytest.raises(UserError, match=r"x/tokenizer\.model: missing; copy the whole"):
         check_tokenizer(used)
     keep_tokenizer(run, trained, resumes=False)
     check_tokenizer(used)
@@ -77,7 +77,7 @@ def test_what_the_model_has_learnt_cannot_be_overridden(given: Path, run: Path) 
     assert used.data.heldout == str(Path.home() / "h")
     for refused, message in (
         ("model.d_model=8", r"^model\.d_model = 8: .*x was trained with 256; only settings that"),
-        ("depo.max_hops=8", r'^depo\.max_hops = 8: data\.task = "text" does not read it; '),
+        ("depo.max_hops=8", r'^depo\.max_hops = 8: data\.task = "text" does not use it: '),
         ("data.task=depo", r"^data\.task = 'depo': .*x was trained with 'text'; only"),
         ("sleep.passes=0", r"^sleep\.passes = 0: must be at least 1$"),
     ):
@@ -90,27 +90,33 @@ def test_data_that_are_not_there_are_named_with_their_setting(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for training, name, message in (
-        (True, "a", rf'^data\.train\[0\]\.path = "a": not there in {tmp_path}; say where it is: '),
-        (True, "b", r'^data\.train\[1\]\.path = "b": .* is: data\.train=\[\{path="PATH"\}\]$'),
-        (True, "h", r'^data\.heldout = "h": not there in .*; say where it is: data\.heldout='),
+        (
+            True,
+            "a",
+            rf'^data\.train\[0\]\.path = "a": does not exist in {tmp_path}; set its path: ',
+        ),
+        (True, "b", r'^data\.train\[1\]\.path = "b": .* path: data\.train=\[\{path="PATH"\}\]$'),
+        (True, "h", r'^data\.heldout = "h": does not exist in .*; set its path: data\.heldout='),
     ):
         with pytest.raises(UserError, match=message):
             check_data(config(given), training=training)
         (tmp_path / name).mkdir()
     check_data(config(given), training=True)
     given.unlink()
-    with pytest.raises(UserError, match=r"^data\.tokenizer = .*given\.model\": not there; say"):
+    with pytest.raises(
+        UserError, match=r"^data\.tokenizer = .*given\.model\": does not exist; set"
+    ):
         check_data(config(given), training=True)
     (tmp_path / "a").rmdir()
     check_data(config(given), training=False)
     sets = "data.heldout_sets=[{name='code',path='c'}]"
     with pytest.raises(
         UserError,
-        match=r'^data\.heldout_sets\[0\]\.path = "c": .* is: data\.heldo'
+        match=r'^data\.heldout_sets\[0\]\.path = "c": .* its path: data\.heldo'
         r'ut_sets=\[\{name="NAME", path="PATH"\}\]$',
     ):
         check_data(config(given, sets), training=False)
-    with pytest.raises(UserError, match=r'^stories\.path = "/s\.jsonl": not there; say where'):
+    with pytest.raises(UserError, match=r'^stories\.path = "/s\.jsonl": does not exist; set its'):
         check_data(config(given, "data.task=stories", "stories.path=/s.jsonl"), training=False)
 
 

@@ -228,7 +228,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_a_run_in_the_place_of_its_configuration_is_told_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(
-        UserError, match=r"Is a directory; to go on with that run, name .*/config\.toml$"
+        UserError, match=r"Is a directory; to resume that run, name .*/config\.toml$"
     ):
         load(tmp_path)
 

@@ -85,7 +85,7 @@ def test_the_run_keeps_it(given: Path, tmp_path: Path, model: Path) -> None:
     config = load(own, places(own))
     keep_tokenizer(tmp_path / "run", config, resumes=True)
     config.data.tokenizer = str(sentences(tmp_path / "other"))
-    with pytest.raises(UserError, match=r"^data\.tokenizer = .*other: is not the run's own"):
+    with pytest.raises(UserError, match=r"^data\.tokenizer = .*other: is not this run's own"):
         keep_tokenizer(tmp_path / "run", config, resumes=True)
     keep_tokenizer(tmp_path / "run", config, resumes=False)
     assert sorted(foreign.contents(tmp_path / "run/tokenizer")) == [
@@ -109,6 +109,6 @@ def test_export_gives_nothing_back_that_is_damaged(given: Path, tmp_path: Path) 
     assert main(["import", str(given), str(tmp_path / "run"), "--delta-every", "2"]) == 0
     held = tmp_path / "run/tokenizer/tokenizer.json"
     held.write_text(held.read_text().replace("<think>", "<tinkh>"))
-    with pytest.raises(ValueError, match="not as it was written"):
+    with pytest.raises(ValueError, match="changed since it was written"):
         export(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()

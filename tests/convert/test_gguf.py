@@ -189,6 +189,6 @@ def test_an_export_goes_out_as_it_is(
     export(run, hf, "fp16")
     out = tmp_path / "model.gguf"
     assert main(["export", str(hf), str(out), "--to", "gguf", "--precision", "fp32"]) == 2
-    assert "goes out as it is" in capsys.readouterr().err and not out.exists()
+    assert "converted as it is" in capsys.readouterr().err and not out.exists()
     assert main(["export", str(hf), str(out), "--to", "gguf"]) == 0
     assert torch.from_numpy(values(out)["token_embd.weight"].copy()).dtype == torch.float16

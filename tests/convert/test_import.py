@@ -263,13 +263,13 @@ def test_it_trains_with_other_settings_than_it_was_imported_with(
     saved = load(given, places(given))  # now it is a run as any
     assert saved.sleep.passes == 2
     saved.sleep.passes = 3
-    with pytest.raises(UserError, match=r"sleep\.passes = 3 \(it had 2\)"):
+    with pytest.raises(UserError, match=r"sleep\.passes = 3 \(was 2\)"):
         train(saved, progress=False)
 
 
 def test_its_shape_stays(corpus: Path, tmp_path: Path) -> None:
     given, overrides = tmp_path / "taught/config.toml", ready(corpus, tmp_path)
-    with pytest.raises(UserError, match=r"model\.mlp_width = 64 \(it had 48\)"):
+    with pytest.raises(UserError, match=r"model\.mlp_width = 64 \(was 48\)"):
         train(load(given, [*places(given), *overrides, "model.mlp_width=64"]), progress=False)
     with pytest.raises(UserError, match=r"model\.mlp_width: .* says what it is; leave it out"):
         import_folder(tmp_path / "hf", tmp_path / "other", ["model.mlp_width=64"])

@@ -107,14 +107,14 @@ def test_moments_come_along_if_asked_for(imported: Path, tmp_path: Path) -> None
         for run in (tmp_path / "anew", tmp_path / "along")
     ]
     assert counts == [1, 5]
-    with pytest.raises(UserError, match="was imported, and has no moments; leave"):
+    with pytest.raises(UserError, match="was imported, so it has no moments; leave"):
         phase(tmp_path, "none", imported, "run.init_moments=true")
     with pytest.raises(UserError, match=r'optimizer\.name = "adamw": .*step-4 has the moments of'):
         phase(tmp_path, "other", before, "run.init_moments=true", "optimizer.name=adamw")
 
 
 def test_refused(imported: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step-0 cannot be continued with model\.mlp_width = 64"):
+    with pytest.raises(UserError, match=r"step-0 cannot be used with model\.mlp_width = 64"):
         phase(tmp_path, "other", imported, "model.mlp_width=64")
     with pytest.raises(UserError, match=r"^run\.init_from = .*nowhere: has no config\.toml"):
         phase(tmp_path, "none", tmp_path / "nowhere")

@@ -196,7 +196,7 @@ def test_commands(
     for i in (1, 2):
         assert main([*command, "--part", f"{i}/2"]) == 0
     assert main([*command, "--part", "2/2"]) == 0
-    assert "part 2 of 2 is there already" in capsys.readouterr().out
+    assert "part 2 of 2 already exists" in capsys.readouterr().out
     assert main(["data", "merge", out]) == 0
     said = capsys.readouterr().out
     assert re.search(r"out/train: \d+ documents, [\d,]+ tokens\n.*out/heldout: \d+ doc", said)

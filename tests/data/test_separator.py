@@ -141,4 +141,4 @@ def test_commands(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["tokenizer", "train", *split, "--vocab-size", "320", "--out", learned]) == 0
     assert " 30 documents" in capsys.readouterr().err
     assert main(["tokenizer", "train", "--python", *split[1:], "--out", learned]) == 2
-    assert "leave it out beside --python" in capsys.readouterr().err
+    assert "leave it out with --python" in capsys.readouterr().err

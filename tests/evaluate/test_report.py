@@ -184,7 +184,7 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     # a name that was mistyped, among others
     mistyped = [str(write_run(tmp_path / "one", 1, None)), str(tmp_path / "tow")]
     assert main(["report", *mistyped]) == 2
-    assert f"error: {tmp_path / 'tow'}: not there" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'tow'}: does not exist" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"metrics.jsonl:\d+: not a line of metrics"):
         read_run("x", write_run(tmp_path / "run", 1, None, ends="oops\n"))
     (tmp_path / "empty").mkdir()

@@ -41,7 +41,7 @@ from tests.run import reference
 
 TENSORS = [f"{kind}.{rank}.safetensors" for kind in KINDS for rank in range(2)]
 FILES = [*TENSORS, STATE, CONFIG, INDEX]
-NEWEST = "taking the newest that there is"
+NEWEST = "using the newest that exists"
 
 
 def in_halves(tensors: dict[str, torch.Tensor], rank: int) -> dict[str, Piece]:
@@ -166,7 +166,7 @@ def test_all_damaged(run: Path) -> None:
     for step in (1, 2):
         (folder.checkpoint_dir(run, step) / STATE).unlink()
     told = refusal(lambda: latest_valid(run, lambda line: None))
-    assert told and "every checkpoint is damaged; copy one anew" in told
+    assert told and "every checkpoint is damaged; restore one" in told
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_another_versions_checkpoint_is_not_passed_over(
     run: Path, at: Path, convert: Callable[[Path], None]
 ) -> None:
     convert(at)
-    with pytest.raises(Unreadable, match=rf"{at}/.*go on with .*version|with that one"):
+    with pytest.raises(Unreadable, match=rf"{at}/.*use the version|use that version"):
         latest_valid(run, pytest.fail)
 
 
@@ -217,7 +217,7 @@ def test_checkpoints_that_changed_places(run: Path) -> None:
     first.rename(run / "aside")
     second.rename(first)
     (run / "aside").rename(second)
-    with pytest.raises(Unreadable, match=f"{second}: this is the checkpoint of step 1; give"):
+    with pytest.raises(Unreadable, match=f"{second}: holds the checkpoint of step 1; rename"):
         latest_valid(run, pytest.fail)
     assert hypnos("doctor", run).out.count("fail") == 2
 
@@ -295,7 +295,7 @@ def test_something_else_in_the_place_of_latest(run: Path, kind: str) -> None:
 
 def test_latest_names_what_is_not_there(run: Path) -> None:
     (run / "checkpoints" / "latest").write_text("step-3\n")
-    missing = f"{folder.checkpoint_dir(run, 3)}: missing, and `latest` names it"
+    missing = f"{folder.checkpoint_dir(run, 3)}: missing, but `latest` names it"
     assert found(run) == (2, [f"{missing}; trying the checkpoint before it"])
 
 

@@ -56,7 +56,7 @@ def damaged_lines(folder: Path, sound: Path, model: Path) -> list[str]:
             "override 'train.steps=1e99': train.steps must be a whole number, not 1e+99",
         ),
         (name_that_leads_out, 'c.toml: run.name = "../../x": must be the name of a folder'),
-        (damaged_tokenizer, "t.model: damaged, or no model of `hypnos tokenizer train`"),
+        (damaged_tokenizer, "t.model: damaged, or not written by `hypnos tokenizer train`"),
         (damaged_shard, "train/shard-000001.tar: damaged: its content is not what index.json says"),
         (damaged_lines, "texts.jsonl, line 2: JSON that is nested too deeply"),
     ],

@@ -31,7 +31,7 @@ def test_every_byte_and_every_length(path: Path, model: Path) -> None:
     wrong += [whole + b"\0", whole * 2, b"\0" + whole]
     for content in wrong:
         path.write_bytes(content)
-        with pytest.raises(TokenizerError, match=r"damaged\.model: damaged, or no model"):
+        with pytest.raises(TokenizerError, match=r"damaged\.model: damaged, or not written"):
             Tokenizer.load(path)
 
 

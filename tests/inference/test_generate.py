@@ -87,7 +87,7 @@ def test_a_question_is_written_as_the_server_does(
     assert "are a template's, and there is none here" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--chat-template-kwargs", "think=false"])
-    assert "'think=false' is no JSON object" in capsys.readouterr().err
+    assert "'think=false' is not a JSON object" in capsys.readouterr().err
 
 
 def test_a_question_by_a_template_of_transformers(run: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def _planted(fault: str) -> AbstractContextManager[Any]:
 
 
 def _hangs(_: object, stage: Any) -> None:
-    stage("sums a tensor over all ranks")
+    stage("summing a tensor over all ranks")
     time.sleep(3600)
 
 

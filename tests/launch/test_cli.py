@@ -151,7 +151,7 @@ def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["train"], "the following arguments are required: CONFIG (`hypnos train --help`"),
         (["tokenizer", "export"], "the following arguments are required: MODEL, FOLDER (`"),
         (["sleep"], "invalid choice: 'sleep'"),
-        (["plan", "x.toml", "--gpus", "8", "--csv", "/nowhere/x.csv"], "/nowhere is no folder"),
+        (["plan", "x.toml", "--gpus", "8", "--csv", "/nowhere/x.csv"], "/nowhere is not a folder"),
         (["eval", "runs/x", "--passes", "0"], "'0' is not a whole number from 1 (`"),
         (
             ["eval", "runs/x", "--passes", "1", "train.batch=2"],
@@ -313,7 +313,7 @@ def test_tokenizer_and_data_from_text_to_shards(
     assert f"{model}: 400 pieces" in captured.out and "latin.txt" in captured.err
     before = model.read_bytes()
     assert main([*train[:-1], "420", "--skip-bad"]) == 2
-    assert f"{model}: is there already; use it" in capsys.readouterr().err
+    assert f"{model}: already exists; use it" in capsys.readouterr().err
     assert model.read_bytes() == before
 
     sample = tmp_path / "sample.txt"
@@ -390,7 +390,7 @@ def test_keys_are_read_as_clients_can_send_them(
     assert _keys(None) == {"one"}
     keys.write_text("schl\u00fcssel", encoding="utf-8")
     assert main(["serve", str(tmp_path), "--api-keys", str(keys)]) == 2
-    assert capsys.readouterr().err.startswith(f"hypnos: error: {keys}: a header holds")
+    assert capsys.readouterr().err.startswith(f"hypnos: error: {keys}: an HTTP header can")
 
 
 def test_serve_wants_limits_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,4 +403,4 @@ def test_a_store_is_no_place_for_a_local_folder(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         main(asked)
     said = capsys.readouterr().err
-    assert "--out: s3://bucket/x is no local file or folder; copy it here first" in said
+    assert "--out: s3://bucket/x is not a local file or folder; use a local path" in said

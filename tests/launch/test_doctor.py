@@ -89,7 +89,7 @@ def test_a_runs_checkpoints_are_verified(
     assert main(["doctor", str(tmp_path)]) == 1
     ok, fail, fix = capsys.readouterr().out.splitlines()
     assert ok.startswith("ok") and fail.startswith("fail  step 10") and str(damaged) in fail
-    assert fix.strip().startswith("fix: copy it anew from where it is whole")
+    assert fix.strip().startswith("fix: restore it from an intact copy")
 
     # to be read by another version
     (tmp_path / "checkpoints/step-10/index.json").write_text('{"format": 99}')
@@ -97,10 +97,10 @@ def test_a_runs_checkpoints_are_verified(
     assert main(["doctor", str(tmp_path)]) == 1
     _, fail, latest, fix = capsys.readouterr().out.splitlines()
     assert (
-        "format 99, and this Hypnos reads format 4" in fail
-        and "step-15: missing, and `latest` names it" in latest
+        "format 99, but this Hypnos reads format 4" in fail
+        and "step-15: missing, but `latest` names it" in latest
     )
-    assert fix.strip() == "fix: write into it the name of the checkpoint to go on from"
+    assert fix.strip() == "fix: write the name of the checkpoint to resume from into it"
 
 
 def test_one_checkpoint_is_verified_alone(
@@ -127,7 +127,7 @@ def test_a_text_run_without_its_tokenizer_fails(
     assert f"fail  tokenizer      {own}: damaged" in capsys.readouterr().out
     own.unlink()
     assert main(["doctor", str(run)]) == 1
-    failed = f"fail  tokenizer      {own}: missing; copy a run's folder as a whole"
+    failed = f"fail  tokenizer      {own}: missing; copy the whole folder of the run"
     assert failed in capsys.readouterr().out
 
 

@@ -59,8 +59,8 @@ def test_time_is_up(job: Job) -> None:
 
 def test_time_is_up_before_any_rank_began(job: Job) -> None:
     start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
-    assert why_ended(job.run, start, 128 + 10).why == "its time was up"
-    assert why_ended(job.run, start, 128 + 9).why == "no rank began (status 137 (SIGKILL))"
+    assert why_ended(job.run, start, 128 + 10).why == "the time limit was reached"
+    assert why_ended(job.run, start, 128 + 9).why == "no rank started (status 137 (SIGKILL))"
 
 
 def test_srun_has_ended_all_before_they_began(job: Job) -> None:
@@ -69,7 +69,7 @@ def test_srun_has_ended_all_before_they_began(job: Job) -> None:
     """
     start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
     verdict = judge(job.run, start, [], 143, 3)
-    assert verdict.again and verdict.end.why == "no rank began (status 143 (SIGTERM))"
+    assert verdict.again and verdict.end.why == "no rank started (status 143 (SIGTERM))"
 
 
 def test_time_is_up_whatever_srun_says(job: Job) -> None:

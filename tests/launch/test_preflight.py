@@ -52,9 +52,9 @@ def test_a_sound_job_has_no_problems() -> None:
         ({"ahead": 60.0}, "note", "rank 3 on n1: the clock is 60 s ahead; synchronise it"),
         ({"ahead": -9.0}, "note", "rank 3 on n1: the clock is 9 s behind"),
         ({"disk_free": 1 << 30}, "note", "rank 3 on n1: 1.0 GiB free where the run's folder is"),
-        ({"driver": "535.2"}, "note", "rank 3 on n1: the driver is 535.2, and 570.1 on most ranks"),
+        ({"driver": "535.2"}, "note", "rank 3 on n1: the driver is 535.2, but 570.1 on most ranks"),
         ({"gpu": "gpu-2"}, "fail", "ranks 2-3 on n1: share one GPU; give each rank its own LOCAL"),
-        ({"gpus": 8}, "note", "ranks 2-3 on n1: 2 of 8 GPUs are used; start 8 ranks a host"),
+        ({"gpus": 8}, "note", "ranks 2-3 on n1: 2 of 8 GPUs are used; start 8 ranks per host"),
         (
             {"digest": "e", "facts": {"data.batch": "4"}},
             "fail",
@@ -82,12 +82,12 @@ def test_rank_0_is_the_odd_one_where_all_others_agree() -> None:
 
 def test_files_that_rank_0_does_not_see() -> None:
     (problem,) = of_reports(job(), unseen={2, 3})
-    assert str(problem).startswith("ranks 2-3 on n1: rank 0 does not see its files; give run.dir")
+    assert str(problem).startswith("ranks 2-3 on n1: rank 0 does not see its files; set run.dir")
 
 
 def test_hosts_with_fewer_ranks_than_others() -> None:
     (problem,) = of_reports([replace(each, gpus=0) for each in job()[:-1]], unseen=())
-    assert str(problem).startswith("rank 4 on n2: 1 ranks, and 2 on most hosts; start the same")
+    assert str(problem).startswith("rank 4 on n2: 1 ranks, but 2 on most hosts; start the same")
 
 
 def test_what_is_wrong_everywhere_is_no_hosts_fault() -> None:
@@ -109,7 +109,7 @@ def test_a_slow_rank(gpu: str, share: float, state: str | None, what: str) -> No
     problems = of_rates(reports, rates)
     assert [problem.state for problem in problems] == ([state] if state else [])
     if state:
-        assert problems[0].ranks == (3,) and "and the job's median is" in str(problems[0])
+        assert problems[0].ranks == (3,) and "but the job's median is" in str(problems[0])
 
 
 def test_ranks_in_words() -> None:
@@ -148,13 +148,13 @@ def test_interfaces_that_are_not_there(variable: str, value: str, ok: bool) -> N
     found = list(faults.interfaces({variable: value}, ["lo", "eth1"], uses_nccl=True))
     assert ok == (found == [])
     if found:
-        assert found[0].state == "fail" and f"{variable} = {value} names no" in found[0].found
+        assert found[0].state == "fail" and f"{variable} = {value} is not" in found[0].found
         assert "set it to one of eth1, lo" in found[0].fix
 
 
 def test_a_rank_without_a_gpu_of_its_own() -> None:
     (found,) = faults.own_gpu(local_rank=4, gpus=4)
-    assert found.found == "LOCAL_RANK = 4, and this host shows 4 GPUs"
+    assert found.found == "LOCAL_RANK = 4, but this host shows 4 GPUs"
     assert "--ntasks-per-node=4" in found.fix
     assert not list(faults.own_gpu(3, 4)) and not list(faults.own_gpu(3, 0))
 
@@ -165,8 +165,8 @@ def test_an_old_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "has_gpu", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     (found,) = faults.driver({})
-    assert found.state == "fail" and "CUDA 13.0, which the driver does not serve" in found.found
-    with pytest.raises(UserError, match="which the driver does not serve; update the driver"):
+    assert found.state == "fail" and "CUDA 13.0, which the driver does not support" in found.found
+    with pytest.raises(UserError, match="which the driver does not support; update the driver"):
         check(None, None, print)
     assert not list(faults.driver({"CUDA_VISIBLE_DEVICES": ""}))
 
@@ -174,12 +174,12 @@ def test_an_old_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gpu", "environment", "state", "said"),
     [
-        (True, {}, "note", "there is a GPU, and this torch is a CPU build"),
+        (True, {}, "note", "there is a GPU, but this torch is a CPU build"),
         (
             False,
             {"SLURM_GPUS_ON_NODE": "4"},
             "fail",
-            "Slurm has given GPUs (SLURM_GPUS_ON_NODE = 4), and this torch is a CPU build",
+            "Slurm has allocated GPUs (SLURM_GPUS_ON_NODE = 4), but this torch is a CPU build",
         ),
         (True, {"CUDA_VISIBLE_DEVICES": "", "SLURM_GPUS_ON_NODE": "4"}, "", ""),
         (False, {"SLURM_GPUS_ON_NODE": "0"}, "", ""),
@@ -257,7 +257,7 @@ def test_an_address_that_is_not_rank_0s(monkeypatch: pytest.MonkeyPatch) -> None
     assert "knows no such host" in line and "set it to the name of rank 0's host" in line
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[0-1]")
     line = connect(world(0, "localhost", free_port()))
-    assert line.startswith("MASTER_ADDR = localhost is to every host itself, and there are several")
+    assert line.startswith("MASTER_ADDR = localhost refers to each host itself, and there are")
 
 
 def test_rank_0s_own_name_may_be_a_loopback_address_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,10 +273,10 @@ def test_a_rank_0_that_is_not_there() -> None:
     port = free_port()
     line = connect(world(1, "localhost", port))
     here = f"rank 1 on {socket.gethostname()}"
-    assert line.startswith(f"{here}: rank 0 is not reached at localhost:{port} in 0.3 s (")
-    assert "refused" in line and "it is not there or has ended, see its log" in line
+    assert line.startswith(f"{here}: rank 0 could not be reached at localhost:{port} in 0.3 s (")
+    assert "refused" in line and "it has not started or has ended, see its log" in line
     line = connect(world(1, "no.such.host.invalid", port))
-    assert "MASTER_ADDR = no.such.host.invalid is no name that this host knows" in line
+    assert "MASTER_ADDR = no.such.host.invalid is a name that this host does not know" in line
 
 
 def test_a_rank_that_does_not_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -290,8 +290,8 @@ def test_a_rank_that_does_not_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     said = list[str]()
     with pytest.raises(UserError) as error:
         check(None, world(0, "127.0.0.1", store.port), said.append)
-    assert said == ["waiting for rank 1 of 2 since 0 s"] * len(said) and said
-    line = "rank 1 of 2 did not come in 0.5 s (no rank has come from n1): see their logs"
+    assert said == ["still waiting for rank 1 of 2 after 0 s"] * len(said) and said
+    line = "rank 1 of 2 did not connect in 0.5 s (no rank has connected from n1): see their logs"
     assert str(error.value).startswith(f"preflight: {line}")
     assert '"n1"' in (tmp_path / "preflight.json").read_text()
 
@@ -308,7 +308,7 @@ def test_tokens_show_whether_it_is_one_folder(
     with ThreadPoolExecutor() as ranks:
         ranks.map(lambda rank: folder.leave_token(meeting, mine, rank), (1, 2))
     assert folder.missing_tokens(meeting, mine, range(3)) == set()
-    assert "is another folder than on rank 0" in folder.leave_token(meeting, other, 3)
+    assert "is not the folder that rank 0 sees" in folder.leave_token(meeting, other, 3)
     assert folder.missing_tokens(meeting, mine, range(4)) == {3}
     folder.end(meeting, mine)
     assert not list((tmp_path / "mine").iterdir())

@@ -26,7 +26,7 @@ def test_what_differs_is_told_to_all_and_a_sound_job_goes_on(tmp_path: Path) -> 
     ranks = run_ranks(4, fly, make(tmp_path), HOSTS, faults, {2, 3})
     for number, what in (
         (0, "ranks 2-3 on n1: the version of Hypnos (a hash of its sources) is "),
-        (1, "ranks 2-3 on n1: /mnt/own is another folder than on rank 0"),
+        (1, "ranks 2-3 on n1: /mnt/own is not the folder that rank 0 sees"),
     ):
         told = [rank[number] for rank in ranks]
         assert len({each.error for each in told}) == 1
@@ -60,7 +60,7 @@ def test_a_rank_that_reports_nothing_is_named(tmp_path: Path) -> None:
     told = end(tmp_path, "reports nothing", victims={2}, alive=[0, 1, 3])
     for each in told:
         assert each[0].error.startswith(
-            "preflight: rank 2 on n1: came, but has not reported in 2 s"
+            "preflight: rank 2 on n1: connected, but has not reported in 2 s"
         )
         assert each[0].kept["bad_hosts"] == ["n1"]
 
@@ -68,7 +68,7 @@ def test_a_rank_that_reports_nothing_is_named(tmp_path: Path) -> None:
 def test_a_rank_that_breaks_is_named(tmp_path: Path) -> None:
     """Not those whose connections it closes."""
     for each in end(tmp_path, "breaks", victims={2}, alive=[0, 1, 2, 3]):
-        line = "rank 2 on n1: joins the process group, and breaks down: uncorrectable ECC error"
+        line = "rank 2 on n1: failed while joining the process group: uncorrectable ECC error"
         assert each[0].error.startswith(f"preflight: {line}"), each[0].error
 
 
@@ -81,7 +81,7 @@ def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path) -> None:
         ranks.kill()
     assert statuses == [UNFIT] * 4, ranks.log()
     for rank in range(4):
-        line = "rank 2 on n1: sums a tensor over all ranks for 2 s already"
+        line = "rank 2 on n1: is still summing a tensor over all ranks after 2 s"
         assert f"hypnos: error: preflight: {line}" in ranks.output(rank)
     assert json.loads((tmp_path / "run" / FILE).read_text())["bad_hosts"] == ["n1"]
 
@@ -93,7 +93,7 @@ def test_a_rank_that_stops_is_named(tmp_path: Path) -> None:
         for rank in (0, 1, 3):
             ranks.processes[rank].join(60)
             assert ranks.processes[rank].exitcode == UNFIT, ranks.log()
-            line = "rank 2 on n1: has not said for 2 s how far it is; it is stopped"
+            line = "rank 2 on n1: has reported no progress for 2 s; its process is stopped"
             assert f"hypnos: error: preflight: {line}" in ranks.output(rank)
     finally:
         ranks.kill()

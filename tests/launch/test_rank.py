@@ -83,4 +83,4 @@ def test_a_host_without_the_runs_folder(
 ) -> None:
     monkeypatch.setattr(rank, "WAIT_S", 0.1)
     assert run(tmp_path / "nowhere", "") == 69
-    assert f"{tmp_path}/nowhere is not there" in capfd.readouterr().err
+    assert f"{tmp_path}/nowhere does not exist" in capfd.readouterr().err

@@ -183,7 +183,7 @@ def test_an_array_has_a_task_for_each_line(
     assert array_of(script, "train", 1) == [str(other), here, "run.name=two"]
 
     assert main(["launch", "slurm", CONFIG, here, "--at-once", "1"]) == 2
-    assert "there is no --array" in capsys.readouterr().err
+    assert "and there is none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_an_array_has_a_task_for_each_line(
         ('[container]\nengine = "pyxis"', "container.image is missing"),
         (
             '[slurm]\nexclude = "./bad.txt"',
-            "slurm.exclude = ./bad.txt (or --exclude): a file, to which nodes",
+            "slurm.exclude = ./bad.txt (or --exclude): is a file, to which no",
         ),
     ],
 )

@@ -98,7 +98,7 @@ def test_logs_are_those_of_the_first_death(run: Path, capsys: pytest.CaptureFixt
     going_on(run)
     assert said(capsys, "logs", str(run)) == "goes on\n"
     assert said(capsys, "logs", str(run), "--start", "1") == "said by rank 1\n"
-    assert "the start has 2 ranks" in refused(
+    assert "this start has 2 ranks" in refused(
         capsys, "logs", str(run), "--start", "1", "--rank", "2"
     )
     assert "--start 3" in refused(capsys, "logs", str(run), "--start", "3")
@@ -123,14 +123,14 @@ def test_logs_are_followed_to_the_last_line(
 def test_what_cannot_be_cancelled(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "start 1 is over: rank 1 on here died" in refused(capsys, "cancel", str(run))
     going_on(run, job="999999999")
-    assert "process 999999999 is gone already" in refused(capsys, "cancel", str(run))
+    assert "process 999999999 has already ended" in refused(capsys, "cancel", str(run))
     assert "no longer running; no end was recorded" in said(capsys, "status", str(run))
     assert said(capsys, "logs", str(run), "--follow") == "goes on\n"  # nobody writes more
 
 
 def test_a_start_elsewhere(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     going_on(run, host="elsewhere")
-    assert "not to be seen from here" in said(capsys, "status", str(run))
+    assert "cannot be checked from this host" in said(capsys, "status", str(run))
     assert "started on elsewhere" in refused(capsys, "cancel", str(run))
 
 
@@ -141,7 +141,7 @@ def test_a_process_here_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -
         process = subprocess.Popen([sys.executable, "-c", sleeps, *words])
         going_on(run, job=str(process.pid))
         told = (said if ours else refused)(capsys, "cancel", str(run))
-        assert ("told to save and end" in told) == ours
+        assert ("to save and end" in told) == ours
         process.terminate()
         process.wait(10)
 
@@ -159,7 +159,7 @@ def test_a_journal_that_says_nothing(
 ) -> None:
     """A start that was killed, or met a full disk, before its first line."""
     (tmp_path / starts.JOURNAL).touch()
-    assert "launch.jsonl: it holds no start" in refused(capsys, command, str(tmp_path))
+    assert "launch.jsonl: it records no start" in refused(capsys, command, str(tmp_path))
 
 
 @pytest.mark.parametrize("line", ["[1]", '{"step": 3}'])
@@ -168,7 +168,7 @@ def test_a_journal_of_something_else(
 ) -> None:
     with (run / starts.JOURNAL).open("a") as file:
         file.write(line + "\n")
-    assert f"not written by `hypnos launch`: {line}" in refused(capsys, "status", str(run))
+    assert f"this line is not from `hypnos launch`: {line}" in refused(capsys, "status", str(run))
 
 
 def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
@@ -191,7 +191,7 @@ def test_a_run_that_was_given_to_slurm_after_a_start_here(
     again = [str(ROOT / "configs/depo-small.toml"), f"run.dir={run.parent}", f"run.name={run.name}"]
     for other in (["slurm", "--submit"], ["local", "--ranks", "1"], ["mpi", "--ranks-per-host=1"]):
         told = refused(capsys, other[0], *again, *other[1:])
-        assert "job 17 is in Slurm's queue already; wait for its end, or end it: `hypnos" in told
+        assert "job 17 is already in Slurm's queue; wait until it ends, or end it with `" in told
     assert "job 17 cancelled" in said(capsys, "cancel", str(run))
     slurm(run.parent, monkeypatch, squeue="true")
     assert "submitted job 18" in said(capsys, "slurm", *again, "--submit")
@@ -204,7 +204,7 @@ def test_a_run_that_goes_on_here_is_not_started_beside(
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "launch"])
     going_on(run, job=str(process.pid))
     told = refused(capsys, "local", *again, "--ranks", "1")
-    assert f"process {process.pid} trains it already; wait for its end" in told
+    assert f"process {process.pid} is already training it; wait until it ends" in told
     process.kill()
     process.wait(10)
     progress.check_over(run)
@@ -219,12 +219,12 @@ def test_slurm_that_does_not_answer_has_not_forgotten_the_job(
     down = "Unable to contact slurm controller"
     slurm(tmp_path, monkeypatch, squeue=f"echo 'slurm_load_jobs error: {down}' >&2; exit 1")
     for command in ("status", "cancel"):
-        assert f"job 17: Slurm does not say (slurm_load_jobs error: {down}); ask" in refused(
+        assert f"job 17: Slurm did not answer (slurm_load_jobs error: {down}); try" in refused(
             capsys, command, str(tmp_path)
         )
     unknown = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
     slurm(tmp_path, monkeypatch, squeue=unknown, scontrol="exit 1")
-    assert "job 17: over, and forgotten" in said(capsys, "status", str(tmp_path))
+    assert "job 17: over; Slurm has forgotten it" in said(capsys, "status", str(tmp_path))
 
 
 def test_a_start_without_a_rank_has_its_launchers_log(
@@ -233,7 +233,7 @@ def test_a_start_without_a_rank_has_its_launchers_log(
     start = starts.begin(tmp_path, "mpi", "1", ("a", "b"), 2)
     why = start.logs(tmp_path) / "mpirun.log"
     why.touch()
-    assert f"the rank has not begun; see {why}" in refused(capsys, "logs", str(tmp_path))
+    assert f"the rank has not started; see {why}" in refused(capsys, "logs", str(tmp_path))
 
 
 def test_jobs_of_slurm_are_asked_there(
@@ -241,4 +241,6 @@ def test_jobs_of_slurm_are_asked_there(
 ) -> None:
     starts.submitted(tmp_path, "17")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "job 17 is of Slurm, which is not here" in refused(capsys, "status", str(tmp_path))
+    assert "job 17 is a Slurm job, and there is no Slurm here" in refused(
+        capsys, "status", str(tmp_path)
+    )

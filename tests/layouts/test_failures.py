@@ -31,7 +31,7 @@ FIRST, LAST = (
     rf"rank {r} on \S+ \(stage {r} of 2, tp 0 of 1, cp 0 of 1, dp 0 of 1\)" for r in (0, 1)
 )
 SECOND = r"rank 1 on \S+ \(stage 0 of 1, tp 0 of 1, cp 0 of 1, dp 1 of 2\)"
-UNIT = ", computes forward of microbatch 0, window 1, pass 2"
+UNIT = ", computing forward of microbatch 0, window 1, pass 2"
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,14 @@ UNIT = ", computes forward of microbatch 0, window 1, pass 2"
         ("dies", 2, 0, [FIRST + ", .*microbatch"]),
         # It names itself, and its neighbour says what it waits for.
         ("hangs", 2, TIMEOUT, [LAST + UNIT + ": no progress for", FIRST + ", .*: no progress for"]),
-        ("hangs", 1, TIMEOUT, [SECOND + ", reads microbatch 0, window 1 pass 2: no progress for"]),
+        (
+            "hangs",
+            1,
+            TIMEOUT,
+            [SECOND + ", in the forward of microbatch 0, window 1 pass 2: no pro"],
+        ),
         # It cannot say anything, so its neighbour tells what it waits for.
-        ("stops", 2, TIMEOUT, [FIRST + ", waits for what it needs in .*microbatch"]),
+        ("stops", 2, TIMEOUT, [FIRST + ", waiting for the inputs of .*microbatch"]),
         ("raises", 2, 0, ["RuntimeError: a cosmic ray", LAST + UNIT]),
         (
             "loses rows",
@@ -111,10 +116,10 @@ def test_torchrun_ends_a_job_of_which_a_rank_has_died(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "told", "status"),
     [
-        ([], "preflight: rank 1 of 2 did not come in 1 s: see their logs", USER_ERROR),
+        ([], "preflight: rank 1 of 2 did not connect in 1 s: see their logs", USER_ERROR),
         (
             ["--no-preflight"],
-            r"rank 0 on \S+, which joins the others, .*: another rank has gone",
+            r"rank 0 on \S+, joining the other ranks, .*: another rank is gone",
             PEER_GONE,
         ),
     ],
@@ -155,6 +160,6 @@ def test_sequences_that_cannot_be_split_are_refused_at_once(tmp_path: Path) -> N
     ]  # fmt: skip
     ranks = Ranks(2, broken.train, "whole", CONFIG, f"run.dir={runs}", *settings, folder=tmp_path)
     assert ranks.wait(SLACK) == [USER_ERROR] * 2, ranks.log()
-    message = "a microbatch has windows of 1 x 17 tokens, which do not divide by parallel.tp = 2"
+    message = "a microbatch has windows of 1 x 17 tokens, which parallel.tp = 2 does not divide"
     assert message in ranks.log() and "AssertionError" not in ranks.log()
     assert not runs.exists(), "something was made before"

@@ -109,7 +109,7 @@ def test_another_versions_checkpoint_is_left_alone(run: Run) -> None:
     before = content(run.folder)
     assert_ends(
         run.start(),
-        said=[f"step-{newest}", "format 5, and this Hypnos reads format 4", "run.name"],
+        said=[f"step-{newest}", "format 5, but this Hypnos reads format 4", "run.name"],
         statuses=[2] * run.case.world,
     )
     assert content(run.folder) == before

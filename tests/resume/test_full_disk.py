@@ -75,7 +75,7 @@ def test_metrics_that_do_not_fit(
     assert said in errors(job, 0)[-1], job.log()
     for rank in range(1, case.world):
         (line,) = errors(job, rank)
-        assert "rank has gone" in line, job.log()  # in the middle of its save, or after it
+        assert "rank is gone" in line, job.log()  # in the middle of its save, or after it
     step = saved.resume_point(run.folder)
     assert 0 < step < STEPS and not run.leftovers()
     run.finish()

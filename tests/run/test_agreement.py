@@ -22,5 +22,5 @@ def test_storage_that_is_away_is_no_users_error(tmp_path: Path) -> None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(tmp_path))
 
     with pytest.raises(UserError, match="Stale file handle") as raised:
-        on_rank_0("takes the run's folder", stale)
+        on_rank_0("locking the run's folder", stale)
     assert raised.value.status == STORAGE

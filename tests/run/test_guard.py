@@ -264,7 +264,7 @@ def test_a_rollback_goes_on_with_the_data_after_the_trouble(
     assert clean == rows(expected)
     assert [(row["step"], row["rollbacks"]) for row in rows(run, "skipped")] == [(5, 0), (6, 0)]
     assert rows(run, "rollback") == [{"kind": "rollback", "step": 4, "from": 6, "rollbacks": 1}]
-    assert "going on from step 4 with the data after them" in capsys.readouterr().err
+    assert "continuing from step 4 with the data after them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("every", [slow(1), 2])
@@ -387,7 +387,7 @@ def test_it_stops_when_going_back_does_not_help(depo: MakeConfig) -> None:
     with planted(range(3, 99)) as taken:
         config = guarded(depo("hopeless", steps=9), rollbacks=2)
         with pytest.raises(
-            UserError, match=r"steps 4 to 6 .* gone back to step 3 2 times already.*\.rollbacks = 2"
+            UserError, match=r"steps 4 to 6 .* already gone back 2 times to step 3.*\.rollbacks = 2"
         ):
             train(config, progress=False)
         # three times two steps and the one under way
@@ -415,6 +415,6 @@ def test_it_stops_where_there_is_nothing_to_go_back_to(depo: MakeConfig) -> None
 
 def test_what_decided_so_far_cannot_be_changed(depo: MakeConfig) -> None:
     train(depo("changed", steps=3), progress=False)
-    with pytest.raises(UserError, match=r"guard\.spike = 3\.0 \(it had 0\.0\)"):
+    with pytest.raises(UserError, match=r"guard\.spike = 3\.0 \(was 0\.0\)"):
         train(replace(depo("changed"), guard=GuardConfig(spike=3.0)), progress=False)
     train(guarded(depo("changed"), "rollback", 5, rollbacks=1), progress=False)

@@ -53,7 +53,7 @@ def test_a_run_is_used_where_it_has_been_moved_to(
 
     assert written(Path("copy/checkpoints/step-6")) == expected[1]
     assert main(["eval", "copy"]) == 2
-    told = 'data.heldout = "corpus/heldout": not there in'
+    told = 'data.heldout = "corpus/heldout": does not exist in'
     assert told in capsys.readouterr().err
     lines: list[str] = []
     found = evaluate_run(Path("copy"), None, ["data.heldout=shards"], say=lines.append)
@@ -66,7 +66,7 @@ def test_a_run_is_used_where_it_has_been_moved_to(
 
     go_on = ["train", "moved/config.toml", "train.steps=6"]
     assert main(go_on) == 2
-    assert 'data.train[0].path = "corpus/train": not there in' in capsys.readouterr().err
+    assert 'data.train[0].path = "corpus/train": does not exist in' in capsys.readouterr().err
     try:
         assert main([*go_on, 'data.train=[{path="shards"}]', "data.heldout=shards"]) == 0
     finally:

@@ -15,7 +15,7 @@ def config(*overrides: str) -> Config:
 
 def test_a_run_shorter_than_its_warm_up_says_so() -> None:
     assert list(remarks(config("train.steps=5"), None, 0)) == [
-        "optimizer.warmup = 20 and optimizer.decay = 100 are more than train.steps = 5: "
+        "optimizer.warmup = 20 and optimizer.decay = 100 add up to more than train.steps = 5: "
         "the learning rate does not reach its peak"
     ]
     assert not list(remarks(config("train.steps=120"), None, 0))
@@ -23,7 +23,7 @@ def test_a_run_shorter_than_its_warm_up_says_so() -> None:
 
 def test_checkpoints_that_would_not_be_kept_are_said() -> None:
     (line,) = remarks(config("train.keep_every=500", "train.checkpoint_every=200"), None, 0)
-    assert line.endswith("= 200: kept for good are those of every 1000 steps")
+    assert line.endswith("= 200: checkpoints are kept for good every 1000 steps")
     assert not list(remarks(config("train.keep_every=600", "train.checkpoint_every=200"), None, 0))
 
 
@@ -47,7 +47,7 @@ def test_a_trace_of_no_step_is_said() -> None:
     traced = config("train.steps=300", "train.profile=[290, 310]")
     beyond, past = config("train.steps=300", "train.profile=[301, 310]"), 310
     (line,) = remarks(beyond, None, 0)
-    assert line == "train.profile = [301, 310]: none of steps 1 to 300, nothing is traced"
+    assert line == "train.profile = [301, 310]: not in steps 1 to 300: nothing is traced"
     more = config("train.steps=400", "train.profile=[301, 310]")
     assert "steps 311 to 400" in next(remarks(more, config("train.steps=400"), past))
     # it has been traced, when the run was there
@@ -67,8 +67,8 @@ def test_a_decay_that_moves_is_said(
 ) -> None:
     old, new = config(f"train.steps={before}"), config(f"train.steps={now}")
     assert list(remarks(new, old, start)) == [
-        f"train.steps = {now} (it had {before}) moves the learning rate's decay: "
-        f"it goes on at {factors[0]} of its peak instead of {factors[1]}"
+        f"train.steps = {now} (was {before}) moves the learning rate's decay: "
+        f"it continues at {factors[0]} of its peak instead of {factors[1]}"
     ]
 
 
@@ -76,15 +76,15 @@ def test_held_out_losses_that_are_of_other_rows_are_said() -> None:
     old = config("train.steps=300")
     more = config("train.steps=300", "train.eval_batches=8")
     assert list(remarks(more, old, 100)) == [
-        "train.eval_batches = 8 (it had 4): held-out losses from here on are of other rows than "
-        "those before"
+        "train.eval_batches = 8 (was 4): from here on, held-out losses are measured on other rows "
+        "than before"
     ]
     (line,) = remarks(config("train.steps=300", "data.heldout=h"), old, 100)
-    assert line.startswith("data.heldout is another place: if other text lies there")
+    assert line.startswith("data.heldout has another path: if its text is not")
     sets = "data.heldout_sets=[{name='a',path='x'},{name='b',path='%s'}]"
     two = config("train.steps=300", sets % "y")
     (line,) = remarks(config("train.steps=300", sets % "z"), two, 100)
-    assert line.startswith("b of data.heldout_sets is another place: if other text lies there")
+    assert line.startswith("b of data.heldout_sets has another path: if its text is not")
     assert not list(remarks(two, old, 100)) and not list(remarks(old, two, 100))
     assert not list(remarks(more, more, 100))
 
@@ -94,8 +94,8 @@ def test_a_decay_of_another_shape_is_said() -> None:
     new = config("train.steps=300", "optimizer.decay_shape=sqrt")
     assert not list(remarks(new, old, 199))  # before the decay
     assert list(remarks(new, old, 224)) == [
-        'optimizer.decay_shape = "sqrt" (it had "linear") moves the learning rate\'s decay: '
-        "it goes on at 0.55 of its peak instead of 0.775"
+        'optimizer.decay_shape = "sqrt" (was "linear") moves the learning rate\'s decay: '
+        "it continues at 0.55 of its peak instead of 0.775"
     ]
 
 

@@ -67,7 +67,7 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     log = capsys.readouterr().err
     assert "step 6/6  loss " in log and "held-out loss" in log and "eta" in log
     train(config)
-    assert "is at step 6 already" in capsys.readouterr().err
+    assert "has already finished, at step 6; raise" in capsys.readouterr().err
     assert len((run / "origins.jsonl").read_text().splitlines()) == 1  # what trains nothing is none
 
 
@@ -128,7 +128,7 @@ def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "parts at step 3 with train.steps = 6 (it had 3)\n" in done.stderr
+    assert "parts at step 3 with train.steps = 6 (was 3)\n" in done.stderr
     assert len((Path(config.run.dir) / "parts/origins.jsonl").read_text().splitlines()) == 2
     assert_same_run(Path(config.run.dir) / "parts", expected)
 
@@ -185,7 +185,7 @@ def test_a_future_that_was_given_up_is_no_past(
         assert steps(run)[:2] == [3, 4] and steps(run)[-1] == 6
         (checkpoints / "latest").write_text("step-4\n")
         train(config, progress=False)
-        told = "step-6: later than step-4, from which the run resumes; renamed"
+        told = "step-6 renamed to given-up-step-N, as the run resumes from the earlier step-4"
         assert told in capsys.readouterr().err
         assert steps(run) == [3, 4, 6]
         assert given_up(run) == [f"given-up-step-{name}" for name in kept]
@@ -202,9 +202,9 @@ def test_settings_that_change_the_result_are_refused(depo: MakeConfig) -> None:
     """By the command; which those are, and how each is named: tests/config/test_fields.py."""
     train(depo("parts", steps=3, eval_every=9), progress=False)
     for section, name, value, message in (
-        ("sleep", "passes", 3, r"step-3 cannot be continued with sleep\.passes = 3 \(it had 2\)"),
-        ("train", "precision", "bf16", r'train\.precision = "bf16" \(it had "'),
-        ("depo", "max_hops", 1, r"depo\.max_hops = 1 \(it had "),
+        ("sleep", "passes", 3, r"step-3 cannot be used with sleep\.passes = 3 \(was 2\)"),
+        ("train", "precision", "bf16", r'train\.precision = "bf16" \(was "'),
+        ("depo", "max_hops", 1, r"depo\.max_hops = 1 \(was "),
     ):
         config = depo("parts")
         setattr(getattr(config, section), name, value)
@@ -214,7 +214,7 @@ def test_settings_that_change_the_result_are_refused(depo: MakeConfig) -> None:
 
 def test_errors_of_the_layout_name_the_setting(depo: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"train\.batch = 4 does not divide by 1 data-parallel ranks x .* = 3"
+        UserError, match=r"train\.batch = 4 is not divisible by 1 data-parallel ranks x .* = 3"
     ):
         train(depo("a", microbatches=3), progress=False)
     with pytest.raises(

@@ -159,8 +159,8 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str)
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        ("{ranks = 3}", "does not divide by 3 data-parallel"),
-        ('{settings = ["parallel.tp=2"]}', "1 ranks do not divide by parallel"),
+        ("{ranks = 3}", "is not divisible by 3 data-parallel"),
+        ('{settings = ["parallel.tp=2"]}', "1 ranks are not divisible by parallel"),
     ],
 )
 def test_a_layout_that_cannot_be_is_refused(tmp_path: Path, layout: str, said: str) -> None:
@@ -195,7 +195,7 @@ def test_an_array_has_the_next_rung(tmp_path: Path, capsys: pytest.CaptureFixtur
     command = ["scale", str(path), "--array", str(array), "--out", str(tmp_path)]
     for width in (32, 64, 128):
         assert main(command) == 0
-        assert f"width {width}: 2 runs, and 2 wait for others" in capsys.readouterr().out
+        assert f"width {width}: 2 runs, and 2 wait for some of these" in capsys.readouterr().out
         assert array.read_text().count(f"run.name=w{width}-") == 2
         results(tmp_path, [r for r in expand(path, read_study(path)) if r.width == width])
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 2 * 2 * 4

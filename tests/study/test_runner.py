@@ -101,7 +101,7 @@ def test_a_branch_is_given_up_when_its_trunk_has_failed(
     jobs = run_all([branch, RUNS[0]], tmp_path, hypnos=HYPNOS, jobs=1, retries=0)
     assert [(job.state, job.tries) for job in jobs] == [("failed", 0), ("failed", 1)]
     tell_end(jobs)
-    assert "branch was not begun: r0 has ended without its" in capsys.readouterr().err
+    assert "branch was not started: r0 has ended without its" in capsys.readouterr().err
 
 
 def test_a_branch_of_a_trunk_that_left_its_results_alone_begins_at_the_beginning(

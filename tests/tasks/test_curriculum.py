@@ -101,8 +101,8 @@ def test_rows_after_other_rows_begin_with_their_state() -> None:
     [
         ("data.task=mqar data.curriculum=5", 'data.task = "mqar" has no depth'),
         ("data.task=rule110 rule110.min_steps=1 data.curriculum=5", "set one of the two to 0"),
-        ("data.state_passing=0.5", "set data.carry"),
-        ("data.task=depo data.state_passing=0.5 sleep.eviction=sliding", "would pass on keys"),
+        ("data.state_passing=0.5", "use data.carry"),
+        ("data.task=depo data.state_passing=0.5 sleep.eviction=sliding", "would also pass on keys"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: str, message: str) -> None:
