@@ -58,9 +58,7 @@ class Stories:
         self.vocab_size = tokenizer.vocab_size
         self.prompt = tokenizer.encode("Answer:")
         check_context("stories.context", config.context, window)
-        anywhere = replace(
-            config, path=""
-        )  # the file may be moved, but not changed
+        anywhere = replace(config, path="")  # the file may be moved, but not changed
         self.fingerprint = f"{anywhere} window={window} tokenizer={tokenizer.fingerprint}"
         # a file's records by op; empty: stories are written on demand
         self.train: dict[int, list[Record]] = {}
