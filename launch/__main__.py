@@ -1,20 +1,20 @@
-"""`hypnos`, and `python -m launch`, from a process's first moment."""
+"""The entry point of `hypnos` and `python -m launch`."""
 
 from __future__ import annotations
 
 import signal
 import sys
 
-# what is told by SIGUSR1 that its time is up, by a scheduler that may do so at any moment
+# commands to which a scheduler may send SIGUSR1 at any moment when their time is up
 TIMED = (["train"], ["launch", "local"], ["launch", "mpi"], ["launch", "rank"])
 
 
 def main() -> int:
-    """The command. Its exit status."""
+    """Runs the command; returns its exit status."""
     if any(sys.argv[1 : 1 + len(words)] == words for words in TIMED):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # pretrain/run/signals.py
 
-    from launch.cli import main  # takes its time
+    from launch.cli import main  # slow
 
     return main()
 

@@ -92,7 +92,7 @@ def check_python() -> None:
 
 
 def has_gpu() -> bool:
-    """An NVIDIA GPU that its driver answers for."""
+    """Whether there is an NVIDIA GPU with a working driver."""
     if shutil.which("nvidia-smi") is None:
         return False
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -100,7 +100,7 @@ def has_gpu() -> bool:
 
 
 def make_venv() -> None:
-    """Creates .venv with pip in it; an existing one that works is kept."""
+    """Creates .venv with pip in it; keeps an existing one that works."""
     if (
         PYTHON.exists()
         and subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0
@@ -149,12 +149,12 @@ def torch_choices(cuda: bool) -> list[list[str]]:
     """What to ask pip for, first choice first."""
     if cuda or sys.platform == "darwin":
         return [[f"torch{TORCH_RANGE}"]]
-    # The last choice is large, but all that an index offers which carries PyPI's packages alone.
+    # The last choice is large, but the only one on an index that mirrors only PyPI.
     return [[TORCH_CPU], [TORCH_CPU, "--extra-index-url", CPU_INDEX], [f"torch{TORCH_RANGE}"]]
 
 
 def installed_torch() -> Torch | None:
-    """The torch in .venv, or None when it has none that can be imported."""
+    """The torch in .venv; None if there is none that can be imported."""
     probe = subprocess.run(
         [PYTHON, "-c", PROBE, TORCH_RANGE], capture_output=True, text=True, check=False
     )
@@ -178,18 +178,20 @@ def install_packages(torch: str, cuda: bool) -> None:
 
 
 def compile_bytecode() -> None:
-    """Of all packages, where processes are told to write none down (PYTHONDONTWRITEBYTECODE): each
-    would compile what it imports, for ten seconds at every start. Elsewhere the first one does.
+    """Compiles all packages if PYTHONDONTWRITEBYTECODE is set: otherwise each process would compile
+    what it imports, for ten seconds at every start. (Without it, the first process does so.)
     """
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         say("    bytecode")
-        # its status tells of files for newer Pythons, too, such as one of torch's own tests
+        # its status is ignored: it also fails on files for newer Pythons, such as a test of torch's
         options = ["-qq", "-j", "0", "-x", "/tests/"]
         subprocess.run([str(PYTHON), "-m", "compileall", *options, str(VENV / "lib")], check=False)
 
 
 def check_cuda() -> None:
-    """A CUDA build that is newer than the driver imports, but sees no GPU."""
+    """Checks that torch sees the GPU: a CUDA build newer than the driver can be imported, but does
+    not.
+    """
     found = installed_torch()
     if found and not found.sees_gpu:
         raise SetupError(
@@ -200,13 +202,13 @@ def check_cuda() -> None:
 
 
 def pip(verb: str, *arguments: str) -> str:
-    """Runs .venv's pip. Returns its last error, or nothing when it succeeded."""
+    """Runs .venv's pip. Returns its last error, or "" if it succeeded."""
     options = ["--disable-pip-version-check"]
     if not sys.stdout.isatty():
-        options.append("--quiet")  # progress bars only where somebody watches
+        options.append("--quiet")  # progress bars only on a terminal
     command = [str(PYTHON), "-m", "pip", verb, *options, *arguments]
     if verb == "install":
-        command.append("--no-compile")  # a seventh is ever imported, and compiled then
+        command.append("--no-compile")  # only a seventh is ever imported, and compiled then
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode == 0:
         return ""

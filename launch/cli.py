@@ -40,7 +40,7 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in one line, and --help that keeps the layout of its example."""
+    """Prints errors in one line, and keeps the layout of examples in --help."""
 
     def __init__(self, **settings: object) -> None:
         layout = argparse.RawDescriptionHelpFormatter
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """As argparse does, but settings may also follow flags: CONFIG --ranks 4 parallel.tp=2."""
+        """Like argparse, but settings may also follow flags: CONFIG --ranks 4 parallel.tp=2."""
         chosen, rest = self.parse_known_args(args, namespace)
         page: Parser = vars(chosen).pop("page", self)
         if rest and (not hasattr(chosen, "overrides") or any(r.startswith("-") for r in rest)):
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> Parser:
-    """The whole command line: what it parses has the chosen `command`."""
+    """The parser of the whole command line; its result has the chosen `command`."""
     parser = Parser(
         prog="hypnos",
         description="Pretraining of language models that sleep.",
@@ -96,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, TokenizerError) as error:
         print(f"hypnos: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.status if isinstance(error, UserError) else 2
-    except BrokenPipeError:  # the reader of our output (`| head`) has gone
+    except BrokenPipeError:  # the reader of our output (such as `| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # a full disk, a folder without write permission
         if error.filename is None:
             raise
         print(f"hypnos: error: {error.filename}: {error.strerror}", file=sys.stderr)

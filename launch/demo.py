@@ -1,13 +1,13 @@
-"""`make demo`: the whole story on this machine, as the commands that anyone would type.
+"""`make demo`: the whole story on this machine, as the commands that a user would type.
 
     on one core   the paper's question, multi-hop retrieval, is trained with N = 4 passes; then the
-                  text model is evaluated, and writes on
+                  text model is evaluated, and continues a prompt
     on another    a corpus that every machine has becomes a tokenizer and webdataset shards, a small
                   sleeping hybrid is trained on that text, and then retrieval with N = 1, same data
                   and seed
-    in the end    the two runs of retrieval are drawn side by side
+    at the end    the two retrieval runs are plotted side by side
 
-Interrupted, it goes on where it stopped; `rm -r runs/demo` begins anew.
+If interrupted, it continues where it stopped; `rm -r runs/demo` starts afresh.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOT = Path("runs/demo")
 TOKENIZER, SHARDS = ROOT / "tokenizer.model", ROOT / "shards"
 PROMPT = 'class Session:\n    """A session that '
 TEXT, DEPO = "text", {"depo-n4": 4, "depo-n1": 1}
-STEPS = 1000  # of Depo: four fifths of the file's, with which N = 4 is nearly there
+STEPS = 1000  # of Depo: four fifths of the configuration's; N = 4 is nearly there by then
 RUNNING: set[subprocess.Popen[str]] = set()
 TRAIN_TEXT = (
     "train", "configs/text-tiny.toml", f"run.dir={ROOT}", f"run.name={TEXT}",
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def train() -> None:
-    """The longest run has a core to itself, and all else another, unless there is a third."""
+    """Gives the longest run a core of its own; everything else shares another, or more."""
     title("1 of 2: multi-hop retrieval with sleep (N=4); a text model; retrieval (N=1)")
     with ThreadPoolExecutor() as pool:
         with_sleep = pool.submit(train_depo, "depo-n4")
@@ -71,15 +71,15 @@ def train() -> None:
             hypnos(*TRAIN_TEXT, label=TEXT)
             without = without or pool.submit(train_depo, "depo-n1")
             with_sleep.result()
-            look_at_text()  # on the core that is free now
+            look_at_text()  # on the core that is now free
             without.result()
-        finally:  # what runs beside a command that has failed saves, and ends too
+        finally:  # if a command fails, the one beside it saves and ends too
             for process in [*RUNNING]:
                 process.terminate()
 
 
 def prepare() -> None:
-    """The sources and documentation of the running Python, as a tokenizer and shards."""
+    """Makes a tokenizer and shards from the running Python's sources and documentation."""
     if not TOKENIZER.exists():
         hypnos("tokenizer", "train", "--python", "--vocab-size", "2048", "--out", str(TOKENIZER))
     if not SHARDS.exists():
@@ -98,7 +98,7 @@ def prepare() -> None:
 
 
 def look_at_text() -> None:
-    """What the text model knows, and what it writes."""
+    """Evaluates the text model, and lets it continue a prompt."""
     run = str(ROOT / TEXT)
     hypnos("eval", run, label=TEXT)
     hypnos("generate", run, "--prompt", PROMPT, "--tokens", "300", label=TEXT)
@@ -106,19 +106,19 @@ def look_at_text() -> None:
 
 
 def train_depo(name: str) -> None:
-    """One of the two runs: they differ in the number of passes alone."""
+    """Trains one of the two runs, which differ only in the number of passes."""
     settings = f"run.dir={ROOT}", f"run.name={name}", f"sleep.passes={DEPO[name]}"
     hypnos("train", "configs/depo-small.toml", *settings, f"train.steps={STEPS}", label=name)
 
 
 def draw() -> None:
-    """What sleep bought."""
+    """Plots what sleep gained."""
     title("2 of 2: retrieval without sleep and with it")
     hypnos("report", *(str(ROOT / name) for name in sorted(DEPO)), "--out", str(ROOT))
 
 
 def summary(seconds: float) -> None:
-    """Where everything is."""
+    """Prints where everything is."""
     title(f"done in {seconds / 60:.1f} minutes")
     rows = {
         "text run": ROOT / TEXT,
@@ -138,10 +138,10 @@ def title(words: str) -> None:
 
 
 def hypnos(*arguments: str, label: str = "") -> None:
-    """Runs one `hypnos` command to its end, in sight; a label begins each line that it prints."""
+    """Runs one `hypnos` command to its end and prints its output, each line with a label."""
     print(f"\n$ hypnos {shlex.join(arguments)}", flush=True)
     command = [*HYPNOS, *arguments]
-    # runs side by side, each small: more threads only wait
+    # small runs side by side: more threads would only wait
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     output = subprocess.PIPE if label else None
     process = subprocess.Popen(

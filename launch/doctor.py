@@ -1,4 +1,4 @@
-"""What training needs of a machine, checked by trying it: one finding each, with the fix."""
+"""Checks what training needs of a machine, by trying it: one finding each, with the fix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GIB = 1 << 30
 
 @dataclass
 class Finding:
-    """`state` is "ok", "note" (training works, with less) or "fail" (it does not)."""
+    """`state` is "ok", "note" (training works, with limitations) or "fail" (it does not)."""
 
     state: str
     what: str
@@ -41,7 +41,7 @@ def examine_machine() -> Iterator[Finding]:
     yield from _python()
     torch = list(_torch())
     yield from torch
-    if torch[0].state == "ok":  # the rest of the software stands on torch
+    if torch[0].state == "ok":  # the rest of the software needs torch
         for check in (_gloo, _packages, _kernels):
             yield from check()
     for check in (_compiler, _memory, _disk):
@@ -49,8 +49,8 @@ def examine_machine() -> Iterator[Finding]:
 
 
 def examine_run(run: Path) -> Iterator[Finding]:
-    """Whether every byte of a run's checkpoints is as written, or of the checkpoint `run`; needs
-    none of what trained it.
+    """Verifies every byte of a run's checkpoints, or of the checkpoint `run`; needs nothing else of
+    what trained it.
     """
     from pretrain.checkpoint import Checkpoint, resume_candidates, steps
     from pretrain.checkpoint.folder import given_up, strays
@@ -81,16 +81,16 @@ def examine_run(run: Path) -> Iterator[Finding]:
 def _checkpoint(
     what: str, read: Callable[[], Checkpoint]
 ) -> Generator[Finding, None, Checkpoint | None]:
-    """Of one checkpoint, which is returned if it is whole."""
+    """The findings for one checkpoint; returns the checkpoint if it is intact."""
     from pretrain.checkpoint import Deleted, Unreadable
 
     try:
         checkpoint = read()
-    except Deleted:  # just now, by a run that goes on
+    except Deleted:  # just now, by a running run
         return None
     except UserError as error:
         fix = "restore it from an intact copy; training resumes from the newest whole one"
-        fix = "" if isinstance(error, Unreadable) else fix  # that has its own
+        fix = "" if isinstance(error, Unreadable) else fix  # its message has its own fix
         yield Finding("fail", what, str(error), fix)
         return None
     yield Finding("ok", what, "whole")
@@ -99,7 +99,7 @@ def _checkpoint(
 
 
 def _tokenizer(run: Path, trained: Config) -> Iterator[Finding]:
-    """The one in the run's folder; a task that reads no text has none."""
+    """The finding for the tokenizer in the run's folder; none for tasks without text."""
     from pretrain.config.checks import uses_tokenizer
     from pretrain.config.run_folder import check_tokenizer, configuration_of
     from tokenizer import TokenizerError
@@ -112,7 +112,7 @@ def _tokenizer(run: Path, trained: Config) -> Iterator[Finding]:
         check_tokenizer(config)
         Tokenizer.load(config.data.tokenizer)
     except UserError as error:
-        yield Finding("fail", "tokenizer", str(error))  # that has its fix
+        yield Finding("fail", "tokenizer", str(error))  # its message has the fix
     except TokenizerError as error:
         fix = "replace it with the data.tokenizer that the run was trained with"
         yield Finding("fail", "tokenizer", str(error), fix)
@@ -121,7 +121,7 @@ def _tokenizer(run: Path, trained: Config) -> Iterator[Finding]:
 
 
 def show(findings: Iterable[Finding]) -> list[Finding]:
-    """A line per finding as soon as it is made, its fix below it; gives them back."""
+    """Prints each finding as soon as it is made, with its fix below; returns all."""
     from rich.console import Console
     from rich.text import Text
 
@@ -166,7 +166,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def gpu_unused(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """A GPU of this machine, or that Slurm has given, that torch cannot use, and why."""
+    """A GPU of this machine, or allocated by Slurm, that torch cannot use, and why."""
     import torch
 
     given, answers = given_gpus(environment), has_gpu()

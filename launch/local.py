@@ -1,11 +1,11 @@
-"""Ranks on this host: started together, ended together, heard one by one.
+"""Runs the ranks of a world on this host: started together, ended together.
 
-    stdout, stderr    rank 0's as they come; every rank's, whole, in a log of its own
-    one rank fails    its last lines are shown first, and the others get SIGTERM, then SIGKILL
-    a signal          is passed on to all ranks: SIGTERM and SIGUSR1 make them save and end
-    this dies         the kernel ends the ranks (Linux), so that none stays behind
+    stdout, stderr    rank 0's are printed as they come; each rank's go to a log of its own
+    one rank fails    its last lines are printed first; the others get SIGTERM, then SIGKILL
+    a signal          is forwarded to all ranks: SIGTERM and SIGUSR1 make them save and end
+    this process dies the kernel kills the ranks (Linux), so that none is left behind
 
-The ranks' store lives here, not in rank 0: ranks that outlive it can still tell what they saw.
+The ranks' store is hosted here, not in rank 0, so ranks that outlive rank 0 can still report.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def run_ranks(command: Sequence[str], *, ranks: int, logs: Path) -> int:
     """Runs a command as every rank of a world on this host.
 
     Args:
-        logs: folder that gets rank-R.log, and rank-R.end where it did not finish.
+        logs: folder for rank-R.log, and rank-R.end if the rank did not finish.
     Returns:
-        0 if all ranks gave 0; 75 if all that did not gave that; else the status of the first rank
+        0 if all ranks returned 0; 75 if all others returned 75; else the status of the first rank
         that failed (128 + n if signal n killed it).
     """
     from launch.store import listen
@@ -54,7 +54,7 @@ def _start(command: Sequence[str], rank: int, ranks: int, port: int, logs: Path)
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here already
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher hosts the store
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
     environment = default_threads(ranks) | os.environ | variables
@@ -62,13 +62,13 @@ def _start(command: Sequence[str], rank: int, ranks: int, port: int, logs: Path)
 
 
 def _wait(ranks: list[Rank], received: list[int], logs: Path) -> int:
-    """Waits for all ranks, at most GRACE seconds longer than for the first that fails."""
+    """Waits for all ranks, but at most GRACE seconds after the first failure."""
     running, failed, asked = dict(enumerate(ranks)), FINISHED, False
     deadline = float("inf")
     while running:
         time.sleep(0.05)
         ended = [(n, status) for n, rank in running.items() if (status := rank.status) is not None]
-        for number, status in sorted(ended, key=lambda end: end[1] == PEER_GONE):  # reasons first
+        for number, status in sorted(ended, key=lambda end: end[1] == PEER_GONE):  # causes first
             del running[number]
             if status:
                 RankEnd.now(number, status, told=asked or told_to_end(received)).write(logs)
@@ -89,7 +89,7 @@ def _wait(ranks: list[Rank], received: list[int], logs: Path) -> int:
 
 
 def _tell(number: int, status: int, rank: Rank) -> None:
-    """The first death, with what was said before it."""
+    """Reports the first failure, with the rank's last lines."""
     rank.join()
     last = [] if rank.shown else list(rank.last)
     end = f"rank {number} ended with status {status} ({rank.log})"

@@ -1,11 +1,11 @@
-"""Ranks on several hosts by mpirun: the command line, for the MPI that there is, and its end.
+"""Runs ranks on several hosts by mpirun: the command line for the installed MPI, and its status.
 
     Open MPI          mpirun --host a:8,b:8 -np 16 ...
     MPICH, Intel      mpirun -hosts a,b -ppn 8 -np 16 ...
 
-mpirun starts `hypnos launch rank` (launch/rank.py) on each host, by ssh or what it is set up for.
-One that fails makes it end all. SIGTERM and Ctrl-C would make it kill the ranks within a second, so
-here they become SIGUSR1, which it passes on: the ranks save, and end.
+mpirun starts `hypnos launch rank` (launch/rank.py) on each host, by ssh or as configured. If one
+fails, it ends all. On SIGTERM and Ctrl-C it would kill the ranks within a second, so here they are
+replaced by SIGUSR1, which it forwards: the ranks save, and end.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pretrain.exit_status import FINISHED
 
 
 def mpirun(hosts: Sequence[str], ranks_per_host: int) -> list[str]:
-    """The command line of mpirun, up to what it is to start; no hosts: this one.
+    """mpirun's command line, without the command to start; no hosts: this host.
 
     Raises:
-        UserError: there is no mpirun, or one of an MPI that is not known.
+        UserError: there is no mpirun, or one of an unknown MPI.
     """
     program = shutil.which("mpirun")
     if program is None:
@@ -48,18 +48,18 @@ def mpirun(hosts: Sequence[str], ranks_per_host: int) -> list[str]:
             *["--bind-to", "none", "-np", count],
             *[word for name in names for word in ("-x", name)],
         ]
-    if "HYDRA" in said or "Intel(R) MPI" in said:  # they pass all variables on
+    if "HYDRA" in said or "Intel(R) MPI" in said:  # they forward all variables
         where = ["-hosts", ",".join(hosts), "-ppn", str(ranks_per_host)] if hosts else []
         return [program, *where, "-np", count]
     raise UserError(f"{program}: neither Open MPI nor MPICH nor Intel MPI: {said.splitlines()[:1]}")
 
 
 def run_mpi(command: Sequence[str], logs: Path) -> int:
-    """Runs mpirun to its end; what it prints is shown, and kept in LOGS/mpirun.log.
+    """Runs mpirun to its end; its output is printed, and kept in LOGS/mpirun.log.
 
     Returns:
-        mpirun's status, or of a rank that did not finish where it gives 0, which MPICH's has done
-        after a signal; 128 + n if signal n was received here.
+        mpirun's status; if that is 0, as MPICH's was seen to be after a signal, the status of a
+        rank that did not finish; 128 + n if signal n was received here.
     """
     process = Rank(command, os.environ, logs / "mpirun.log", shown=True)
     instead: dict[int, int] = dict.fromkeys((signal.SIGTERM, signal.SIGINT), signal.SIGUSR1)

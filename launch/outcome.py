@@ -1,13 +1,13 @@
-"""Why a start of a run ended, and whether there is to be another, and where not.
+"""Decides why a start of a run ended, whether to start again, and without which hosts.
 
-    finished, or a user's error, or told to stop     no other start
+    finished, a user's error, or told to stop        no other start
     its time was up (75)                             another start
     a rank failed                                    another start; a host where that has happened
-                                                     twice is left out, one that is unfit at once
-    a host was lost: its ranks left no word          another start without it
+                                                     twice is excluded, an unfit one at once
+    a host was lost: its ranks left no record        another start without it
 
-But if the last `retries` starts of the job have brought no new checkpoint, there is no other: what
-fails every time before the first save would go round for ever.
+But if the last `retries` starts of the job produced no new checkpoint, there is no other: a job
+that always fails before the first save would loop for ever.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ NO_OTHER_START = (FINISHED, USER_ERROR, TERMINATED, 128 + signal.SIGINT)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What comes after a start."""
+    """What to do after a start."""
 
     end: End
     again: bool
-    why_not: str  # a line, if it is because nothing comes of it
+    why_not: str  # a line, if the starts make no progress
 
 
 def judge(
@@ -46,13 +46,13 @@ def judge(
     retries: int,
     down: Collection[str] = (),
 ) -> Verdict:
-    """Why a start has ended, and what comes next.
+    """Why a start has ended, and what to do next.
 
     Args:
-        start: the one that is over, its end not written down.
+        start: the one that has ended, its end not recorded yet.
         earlier: the starts before it.
         status: of the launcher: srun, mpirun.
-        retries: starts of one job that may in a row bring no new checkpoint.
+        retries: how many starts of one job in a row may produce no new checkpoint.
         down: hosts that the scheduler has lost.
     """
     before = [other for other in earlier if other.job == start.job]
@@ -63,7 +63,7 @@ def judge(
 
 
 def _stalled(end: End, start: Start, before: Sequence[Start], retries: int) -> str:
-    """A line if the last starts of a job have brought no new checkpoint."""
+    """A line if the last starts of a job have produced no new checkpoint."""
     count = 0
     for other in [replace(start, end=end), *reversed(before)]:
         if other.end is None or other.end.step != other.step:
@@ -77,7 +77,7 @@ def _stalled(end: End, start: Start, before: Sequence[Start], retries: int) -> s
 
 
 def why_ended(run: Path, start: Start, status: int, down: Collection[str] = ()) -> End:
-    """From what the ranks of a start have left in its folder of logs; arguments: see `judge`."""
+    """Why a start ended, from what its ranks left in the folder of logs; arguments as `judge`."""
     logs = start.logs(run)
     ends, step, now = rank_ends(logs), newest_step(run), time.time()
     if status == FINISHED:
@@ -91,23 +91,24 @@ def why_ended(run: Path, start: Start, status: int, down: Collection[str] = ()) 
         why = f"rank {first} on {end.host} ended with {described(end.status)}"
         return End(end.status, why, step, now, first, (end.host,))
     began = [rank for rank in range(start.ranks) if log_of(logs, rank).exists()]
-    unheard = not began and status == 128 + signal.SIGUSR1  # it came before anybody could hear it
+    unheard = not began and status == 128 + signal.SIGUSR1  # before any handler
     if unheard or any(end.status == REQUEUE for end in ends.values()):
-        # mpirun's ranks save on SIGUSR1 also when it was SIGTERM that came (launch/mpi.py)
+        # mpirun's ranks get SIGUSR1 even if the signal was SIGTERM (launch/mpi.py)
         if start.launcher == "mpi" and status in NO_OTHER_START:
             return End(status, f"stopped: {described(status)}", step, now)
         return End(REQUEUE, "the time limit was reached", step, now)
     if not began:
-        # 143 is srun's own word, for those that it has ended: told to end are jobs (slurm.sbatch)
+        # 143 is also srun's status for tasks that it has ended itself; jobs are told to end in
+        # slurm.sbatch
         ended = start.launcher == "slurm" and status == TERMINATED
         why = f"no rank started ({described(status)})"
         return End(PEER_GONE if ended else status or 1, why, step, now)
     silent = [rank for rank in range(start.ranks) if rank not in ends]
-    # a scheduler that has lost a host may kill the ranks of the others before they leave word
+    # a scheduler that has lost a host may kill the other hosts' ranks before they leave a record
     gone = [rank for rank in silent if _hosts(start, [rank])[0] in down]
     silent = gone or silent
     lost = _hosts(start, silent)
-    if gone or (silent and 2 * len(lost) <= len(start.nodes)):  # of more, it is not for the hosts
+    if gone or (silent and 2 * len(lost) <= len(start.nodes)):  # if more, hosts are not the cause
         of_ranks = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
         why = f"{', '.join(lost)} lost: {of_ranks} left no exit record"
         return End(PEER_GONE, why, step, now, silent[0], lost, lost=True)
@@ -117,7 +118,7 @@ def why_ended(run: Path, start: Start, status: int, down: Collection[str] = ()) 
 
 
 def _preflight(run: Path) -> tuple[str, tuple[str, ...]] | None:
-    """What the preflight has left (launch/preflight): its first problem, and the unfit hosts."""
+    """The preflight's record (launch/preflight): its first problem, and the unfit hosts."""
     path = run / "preflight.json"
     if not path.exists():
         return None
@@ -126,14 +127,16 @@ def _preflight(run: Path) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _hosts(start: Start, ranks: Sequence[int]) -> tuple[str, ...]:
-    """Where ranks ran: launchers fill one host after the other."""
+    """The hosts of ranks: launchers fill one host after the other."""
     each = max(1, start.ranks // max(1, len(start.nodes)))
     found = (start.nodes[min(rank // each, len(start.nodes) - 1)] for rank in ranks)
     return tuple(dict.fromkeys(found))
 
 
 def _excluded(end: End, before: Sequence[Start]) -> tuple[str, ...]:
-    """Hosts that the job is to do without: those so far, and what is new by this end."""
+    """Hosts to exclude from the next start: those excluded so far, and those blamed for this
+    end.
+    """
     so_far = [host for start in before if start.end for host in start.end.exclude]
     blamed = [host for start in before if start.end for host in start.end.hosts]
     at_once = end.status == UNFIT or end.lost
@@ -151,11 +154,11 @@ def described(status: int) -> str:
 
 
 def tell(run: Path, start: Start, end: End) -> None:
-    """On stderr: why a start ended, and what the rank that failed first has said last."""
+    """Prints to stderr why a start ended, and the last lines of the rank that failed first."""
     print(f"hypnos: start {start.number} of {run}: {end.why}", file=sys.stderr)
     if end.rank is not None:
         log = log_of(start.logs(run), end.rank)
-        # one more, as after the last there may be nothing
+        # one more, since the last one may be empty
         end_of_log = "\n".join([*islice(lines_backwards(log), LAST_LINES + 1)][::-1])
         lines = end_of_log.splitlines()[-LAST_LINES:] or ["(it is empty)"]
         print(f"the end of {log}:", *lines, sep="\n  ", file=sys.stderr)

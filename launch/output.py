@@ -1,4 +1,4 @@
-"""What a command writes: any character, and a command outlives who reads what it says on stderr."""
+"""Robust output: any character can be printed, and a broken stderr does not end a command."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import sys
 
 
 class Unread(io.FileIO):
-    """A stream whose lines are lost when nobody can take them: a closed pipe or terminal, a full
-    disk.
+    """A stream that drops lines that cannot be written: a closed pipe or terminal, a full disk.
 
-    A run that has trained for days must not end, or fail to save, because `tee` has; what it
-    writes down is in its folder.
+    A run that has trained for days must not end, or fail to save, because its `tee` has ended; its
+    results are in its folder.
     """
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
@@ -22,8 +21,8 @@ class Unread(io.FileIO):
 
 
 def write_anything() -> None:
-    """A terminal that lacks a character gets its escape (\\xe9) rather than a traceback, and
-    stderr may break.
+    """Makes stdout and stderr escape characters that a terminal lacks (\\xe9), and stderr tolerate
+    a lost reader.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

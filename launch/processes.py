@@ -1,4 +1,4 @@
-"""Processes that are ranks: heard line by line, told of signals, and none outlives its parent."""
+"""Rank processes: their output is logged, signals are forwarded, and none outlives its parent."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pretrain.run.signals import die_with_parent, not_ignored
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL, once a rank has failed
 LAST_LINES = 15  # of the rank that failed first
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-HELD = (signal.SIGUSR1,)  # for ranks, until they hear it (pretrain/run/signals.py)
+HELD = (signal.SIGUSR1,)  # blocked in ranks until they handle it (pretrain/run/signals.py)
 
 
 class Rank:
     """A process whose output is copied to a log and, if it is `shown`, to stderr.
 
     Args:
-        held: signals that do not reach it until it wants them.
+        held: signals that are blocked in it until it unblocks them.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Rank:
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            close_fds=False,  # MPICH gives its ranks a descriptor to ask it by
-            process_group=0,  # Ctrl-C comes to us, and from us once
+            close_fds=False,  # MPICH's ranks inherit a descriptor to talk to it
+            process_group=0,  # Ctrl-C reaches only us, and we forward it once
             preexec_fn=before_it_begins,
         )
         assert self.process.stdout is not None
@@ -61,7 +61,7 @@ class Rank:
     def _copy(self, stream: IO[bytes]) -> None:
         with stream, self._file as log:
             for line in stream:
-                with suppress(OSError):  # on a full disk, or it would wait for us to read on
+                with suppress(OSError):  # on a full disk: keep reading, or the rank would block
                     log.write(line)
                 self.last.append(line)
                 if self.shown:
@@ -70,12 +70,14 @@ class Rank:
 
     @property
     def status(self) -> int | None:
-        """As a shell gives it; None: it runs."""
+        """The exit status as a shell has it; None: it is running."""
         code = self.process.poll()
         return None if code is None else of_process(code)
 
     def join(self) -> None:
-        """Waits for what is left in the pipe; a child of the rank may hold it open."""
+        """Waits for the rest of its output, but not long: a child of the rank may keep the pipe
+        open.
+        """
         self._thread.join(1.0)
 
 
@@ -85,12 +87,12 @@ def passing_signals_on(
 ) -> Iterator[tuple[list[Rank], list[int]]]:
     """Starts the ranks and forwards signals. Yields (ranks, signals so far).
 
-    Signals that were held come now; at the end they are held again, and all ranks are killed.
+    Blocked signals are delivered now; at the end they are blocked again, and all ranks are killed.
     SIGHUP is forwarded as SIGTERM unless ignored (nohup).
 
     Args:
-        to: the ranks, each of which starts when it is asked for.
-        instead: of a signal, the one that is passed on in its place.
+        to: the ranks, lazily: each starts when the iterable yields it.
+        instead: signal -> the one that is forwarded in its place.
     """
     ranks, received = list[Rank](), list[int]()
 
@@ -110,7 +112,7 @@ def passing_signals_on(
     try:
         for rank in to:
             ranks.append(rank)
-            for number in received:  # before it was there
+            for number in received:  # those that came before it was started
                 send(number, rank)
         yield ranks, received
     finally:
@@ -122,17 +124,17 @@ def passing_signals_on(
 
 
 def told_to_end(received: Sequence[int]) -> bool:
-    """Whether a signal was among them after which a process is not to be started again."""
+    """Whether one of the signals means that a run must not be started again."""
     return signal.SIGTERM in received or signal.SIGINT in received
 
 
 def show_last_lines(lines: Sequence[bytes]) -> None:
-    """What a rank said before it died."""
+    """Prints a rank's last lines to stderr."""
     for line in lines:
         print("  " + line.decode(errors="replace").rstrip(), file=sys.stderr)
     sys.stderr.flush()
 
 
 def default_threads(ranks: int) -> dict[str, str]:
-    """Threads of each of so many ranks on this host, unless the user sets their number."""
+    """The number of threads for each of `ranks` ranks on this host, as a default environment."""
     return {"OMP_NUM_THREADS": str(max(1, cores() // ranks))}

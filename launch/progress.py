@@ -1,4 +1,4 @@
-"""How far a started run is: by its own folder, and by what Slurm or this host know of its job."""
+"""The progress of a started run, from its folder, and from Slurm or the processes of this host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def known(run: Path) -> list[Start]:
 
 
 def progress(run: Path) -> str:
-    """Its last step, loss and checkpoint, in a line."""
+    """A run's last step, loss and checkpoint, in a line."""
     rows = rows_backwards(run / "metrics.jsonl")
     last = next((row for row in rows if row.get("kind") == "train"), None)
     if last is None:
@@ -49,7 +49,7 @@ def progress(run: Path) -> str:
 
 
 def job(run: Path, every: list[Start]) -> str:
-    """What is known of its newest job, in a line."""
+    """What is known of a run's newest job, in a line."""
     number = starts.newest_job(run)
     if number is not None:
         return f"job {number}: {slurm_state(number)}"
@@ -64,8 +64,8 @@ def job(run: Path, every: list[Start]) -> str:
 
 
 def check_over(run: Path) -> None:
-    """UserError: what was submitted or started last goes on, as far as can be seen from here. Two
-    at once would write in one folder, and `status` and `cancel` know the second alone.
+    """UserError if the last submitted job or start is still going, as far as can be seen from here.
+    Two at once would write to one folder, and `status` and `cancel` would only know the second.
     """
     fix = f"wait until it ends, or end it with `hypnos launch cancel {run}`"
     job = starts.newest_job(run)
@@ -75,24 +75,24 @@ def check_over(run: Path) -> None:
         return
     for last in starts.starts(run)[-1:]:
         here = last.end is None and last.host == this_host()
-        # a container that was killed may give its next process the same number
+        # in a restarted container, a new process may have the same pid
         if here and int(last.job) != os.getpid() and is_ours(int(last.job)):
             raise UserError(f"{run}: process {last.job} is already training it; {fix}")
 
 
 def is_gone(run: Path, newest: Start) -> bool:
-    """Whether what began the newest start is no longer there, as far as can be seen from here."""
+    """Whether the launcher of the newest start is gone, as far as can be seen from here."""
     job = starts.newest_job(run)
     if job is not None:
         try:
             return shutil.which("squeue") is not None and not in_queue(job)
-        except UserError:  # Slurm does not answer now, which says nothing of the job
+        except UserError:  # Slurm does not answer now, so the job may still be there
             return False
     return newest.host == this_host() and not is_ours(int(newest.job))
 
 
 def slurm_state(job: str) -> str:
-    """A job's state, as Slurm says it now; sites without accounting forget jobs after minutes."""
+    """A job's current state in Slurm; sites without accounting forget jobs after minutes."""
     if shutil.which("squeue") is None:
         raise UserError(f"job {job} is a Slurm job, and there is no Slurm here; use a cluster node")
     shown = "%T|%r|%M of %l|%N"
@@ -111,24 +111,24 @@ def slurm_state(job: str) -> str:
 
 
 def in_queue(job: str) -> bool:
-    """Whether Slurm runs a job, or is going to."""
+    """Whether a job is running or waiting in Slurm."""
     return bool(_queued(job, "%T"))
 
 
 def down(nodes: Sequence[str]) -> tuple[str, ...]:
-    """Those of some nodes that Slurm has lost, or that somebody has taken down.
+    """Those of some nodes that are down in Slurm.
 
-    None where its commands are not, as in some containers: then only the ranks' word tells.
+    None if its commands are missing, as in some containers: then only the ranks' records tell.
     """
     if shutil.which("sinfo") is None:
         return ()
     lines = _said("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T")
-    states = dict(line.split() for line in lines.splitlines())  # a node is there by partition
+    states = dict(line.split() for line in lines.splitlines())  # one line per node and partition
     return tuple(node for node, state in states.items() if state.startswith("down"))
 
 
 def _queued(job: str, shown: str) -> str:
-    """What squeue says of a job; nothing if it is over. UserError: Slurm does not answer."""
+    """squeue's output for a job; "" if it is over. UserError: Slurm does not answer."""
     command = ["squeue", "--noheader", f"--jobs={job}", f"--format={shown}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and "Invalid job id" not in done.stderr:  # or it has forgotten the job
@@ -142,12 +142,12 @@ def _field(job: str, name: str) -> str:
 
 
 def _said(*command: str) -> str:
-    """What a Slurm command prints; nothing if it does not know the job."""
+    """A Slurm command's output; "" if it does not know the job."""
     return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 def is_ours(pid: int) -> bool:
-    """Whether a process here is a `hypnos launch` that runs."""
+    """Whether a process on this host is a running `hypnos launch`."""
     try:
         return "launch" in psutil.Process(pid).cmdline()
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Silences what third-party packages say on import, by name: anything else is still heard."""
+"""Silences known messages of third-party packages on import; all others are still printed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 
 import parallel  # noqa: F401  (it filters Megatron's warnings, if it is imported before Megatron)
 
-# Where the rank that keeps the launcher's store has gone, torch prints stacks of C++ frames for
-# every connection.
+# When the rank that hosts the store has gone, torch prints a C++ stack trace for every connection.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 # DeepSpeed's logger says this on every machine without a GPU.

@@ -1,10 +1,10 @@
-"""One rank under srun or mpirun: its output in a log of its own, and word of how it ended.
+"""Runs one rank under srun or mpirun: its output goes to a log of its own, its end is recorded.
 
-stdout, stderr    rank 0's as they come; every rank's, whole, in LOGS/rank-R.log
-it fails          LOGS/rank-R.end says how, LOGS/failed who was the first
-a signal          is passed on; after SIGTERM, if some rank has failed, SIGKILL follows: the
+stdout, stderr    rank 0's are printed as they come; each rank's go to LOGS/rank-R.log
+it fails          LOGS/rank-R.end says how, LOGS/failed which rank was the first
+a signal          is forwarded; after SIGTERM, if some rank has failed, SIGKILL follows: the
                   launcher ends the others, which would wait for the dead one to save with them
-this dies         the kernel ends the rank (Linux)
+this dies         the kernel kills the rank (Linux)
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from launch.starts import RankEnd, first_failed, log_of
 from launch.world import this_host
 from pretrain.exit_status import UNFIT
 
-# seconds for a folder to come into sight, which file systems of a network may take; and for the
-# ranks of other hosts to begin: they leave word for one whose host has no place for it
+# seconds for a folder to become visible on a network file system; and for ranks of other hosts to
+# start: they report in place of one whose host cannot write
 WAIT_S = 10.0
 
 
 def run_rank(command: Sequence[str], rank: int, logs: Path) -> int:
-    """Runs a command as the rank that a launcher has started here; its exit status.
+    """Runs a command as the rank that a launcher has started here; returns its exit status.
 
     Args:
-        logs: a start's folder of logs, which there is already.
+        logs: a start's folder of logs, which exists already.
     """
     deadline = time.monotonic() + WAIT_S
     while not logs.is_dir() and time.monotonic() < deadline:
@@ -55,7 +55,7 @@ def run_rank(command: Sequence[str], rank: int, logs: Path) -> int:
 
 
 def _wait(process: Rank, received: list[int], logs: Path) -> int:
-    """Waits for it to end, once another has failed at most GRACE seconds."""
+    """Waits for the rank to end, but at most GRACE seconds once another has failed."""
     deadline = float("inf")
     while (status := process.status) is None:
         time.sleep(0.1)

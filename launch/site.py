@@ -1,4 +1,4 @@
-"""What a cluster wants of its jobs: one TOML file, ~/.config/hypnos/site.toml or --site.
+"""The settings of a cluster: one TOML file, ~/.config/hypnos/site.toml or --site.
 
     [slurm]          options of sbatch: account, partition, qos, constraint, ...
     [container]      the image that ranks run in
@@ -20,7 +20,7 @@ DEFAULT = Path("~/.config/hypnos/site.toml")
 
 @dataclass(kw_only=True)
 class SlurmSite:
-    """Options of sbatch and srun; what is empty is left to Slurm."""
+    """Options of sbatch and srun; empty ones are left to Slurm."""
 
     account: str = setting("", "the account that is charged")
     partition: str = setting("", "the queue")
@@ -48,7 +48,7 @@ class SlurmSite:
 
 @dataclass(kw_only=True)
 class ContainerSite:
-    """Ranks may run in a container in which `hypnos` is installed."""
+    """The container in which ranks run, if any; `hypnos` must be installed in it."""
 
     engine: Literal["none", "apptainer", "pyxis"] = setting(
         "none", "apptainer: `apptainer exec` in each task; pyxis: options of srun"
@@ -60,7 +60,7 @@ class ContainerSite:
 
 @dataclass(kw_only=True)
 class EnvironmentSite:
-    """What is said before ranks start."""
+    """What is run before ranks start."""
 
     modules: list[str] = setting([], "modules to load")
     lines: list[str] = setting([], "lines of shell, as export NCCL_SOCKET_IFNAME=hsn0")

@@ -1,4 +1,4 @@
-"""A run as a Slurm job: the batch script, from launch/slurm.sbatch, and the jobs that there are."""
+"""A run as a Slurm job: makes the batch script from launch/slurm.sbatch, and submits it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TEMPLATE = Path(__file__).with_name("slurm.sbatch")
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of Slurm."""
+    """What a job asks of Slurm."""
 
     name: str
-    runs: Sequence[Sequence[str]]  # the arguments of `hypnos train`; of several, an array
+    runs: Sequence[Sequence[str]]  # arguments of `hypnos train` per run; several make an array
     output: Path  # where the batch script's own output goes
     nodes: int
-    gpus_per_node: int  # 0: none is asked for
+    gpus_per_node: int  # 0: none
     ranks_per_node: int
-    time: str  # as Slurm writes it; empty: the partition's
-    at_once: int = 0  # tasks of an array; 0: all
+    time: str  # in Slurm's format; empty: the partition's
+    at_once: int = 0  # array tasks at a time; 0: all
 
 
 def script(job: Job, site: Site) -> str:
-    """The batch script, ready for sbatch. UserError: it would not train, or not go on."""
+    """The batch script, ready for sbatch. UserError: it could not train, or not continue."""
     _check_time(job.time, site.slurm.save_before)
     if "/" in site.slurm.exclude:
         raise UserError(
@@ -81,9 +81,9 @@ def _check_time(time: str, save_before: int) -> None:
 
 
 def seconds_of(time: str) -> float | None:
-    """Of a limit as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; 0 is no limit.
+    """The seconds of a limit in Slurm's format: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; 0 is no limit.
 
-    None: it is none.
+    None: it has another format.
     """
     if time.upper() in ("UNLIMITED", "INFINITE"):
         return math.inf
@@ -96,13 +96,13 @@ def seconds_of(time: str) -> float | None:
 
 
 def sbatch_options(job: Job, site: Site) -> list[str]:
-    """What sbatch is asked for, one option a line."""
+    """The options for sbatch, one per line."""
     slurm = site.slurm
     array = f"0-{len(job.runs) - 1}" + (f"%{job.at_once}" if job.at_once else "")
     options = {
         "job-name": job.name,
         "chdir": os.getcwd(),
-        # what Slurm fills in is in the file's name alone, not in a folder such as lr-50%x
+        # only the file name has Slurm's %-patterns, not a folder such as lr-50%x
         "output": f"{str(job.output.parent).replace('%', '%%')}/{job.output.name}",
         "array": array if len(job.runs) > 1 else "",
         "nodes": str(job.nodes),
@@ -125,23 +125,23 @@ def sbatch_options(job: Job, site: Site) -> list[str]:
 
 
 def submit(text: str, path: Path) -> str:
-    """Hands a batch script, kept at `path`, to sbatch; the number of the job."""
+    """Writes a batch script to `path` and passes it to sbatch; returns the job's number."""
     if shutil.which("sbatch") is None:
         raise UserError("--submit: there is no sbatch here; run it on a login node of the cluster")
     path.write_text(text)
-    # of the task of an array that this may be, and of its starts: sbatch would hand them on
+    # if this is itself an array task or a restarted job, sbatch would pass these on
     others = ("SLURM_ARRAY_", "SLURM_RESTART_COUNT")
     environment = {name: os.environ[name] for name in os.environ if not name.startswith(others)}
     command = ["sbatch", "--parsable", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError(f"sbatch refuses {path}: {done.stderr.strip() or done.stdout.strip()}")
-    sys.stderr.write(done.stderr)  # what the site has to say
+    sys.stderr.write(done.stderr)  # messages of the site
     return done.stdout.strip().partition(";")[0]
 
 
 def mpi_types() -> list[str]:
-    """What `srun --mpi=list` has here; empty where there is no srun."""
+    """The types that `srun --mpi=list` offers here; empty without srun."""
     if shutil.which("srun") is None:
         return []
     done = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True)
@@ -153,11 +153,11 @@ def mpi_types() -> list[str]:
 
 def _srun(site: Site) -> list[str]:
     found = mpi_types()
-    # what ranks need of it is the network, not to find each other (launch/world.py)
+    # ranks need it only for the network, not to find each other (launch/world.py)
     mpi = site.slurm.mpi or ("cray_shasta" if "cray_shasta" in found else "none")
     if found and mpi not in found:
         raise UserError(f'slurm.mpi = "{mpi}": srun here supports only {", ".join(found)}')
-    cpus = site.slurm.cpus_per_task  # which srun does not take over from sbatch
+    cpus = site.slurm.cpus_per_task  # srun does not inherit it from sbatch
     each = [f"--cpus-per-task={cpus}"] if cpus else []
     return [f"--mpi={mpi}", *each, *site.slurm.srun]
 
@@ -182,14 +182,14 @@ def _container(site: Site) -> list[str]:
 
 
 def _hypnos(site: Site, image: list[str]) -> list[str]:
-    """The command, as a node has it."""
+    """The `hypnos` command on a node."""
     if site.container.engine == "none":
         return list(HYPNOS)
     return [*image, "hypnos"] if site.container.engine == "apptainer" else ["hypnos"]
 
 
 def _train(runs: Sequence[Sequence[str]]) -> str:
-    """The arguments of `hypnos train`, as a bash array; of several runs, those of the task."""
+    """The arguments of `hypnos train` as a bash array; in a job array, those of the task."""
     if len(runs) == 1:
         return f"({shlex.join(runs[0])})"
     lines = "".join(f"    {shlex.quote(shlex.join(run))}\n" for run in runs)

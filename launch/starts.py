@@ -1,11 +1,12 @@
-"""What a run's folder says of its starts: launch.jsonl, and a folder of logs for each start.
+"""The record of a run's starts in its folder: launch.jsonl, and a folder of logs for each start.
 
-    RUN/launch.jsonl       a JSON object a line: "submitted" to a queue, "start", "end" of a start
-    RUN/logs/start-3/      rank-R.log  what rank R wrote
+    RUN/launch.jsonl       one JSON object per line: "submitted" to a queue, "start", "end"
+    RUN/logs/start-3/      rank-R.log  the output of rank R
                            rank-R.end  how it ended, unless it finished
-                           failed      the rank that failed first: that could create this file
+                           failed      the rank that failed first (the one that created this file)
 
-One process at a time writes launch.jsonl: who submits, then the job. Ranks write what is theirs.
+One process at a time writes launch.jsonl: first the submitter, then the job. Ranks write their own
+files.
 """
 
 from __future__ import annotations
@@ -29,30 +30,30 @@ JOURNAL = "launch.jsonl"
 
 @dataclass(frozen=True)
 class RankEnd:
-    """How a rank ended that did not finish."""
+    """How a rank ended, if it did not finish."""
 
     rank: int
     host: str
     status: int
-    told: bool  # it was told to end, by a signal
+    told: bool  # whether it was told to end, by a signal
     time: float
 
     @classmethod
     def now(cls, rank: int, status: int, told: bool) -> RankEnd:
-        """The end of a rank of this host, at this moment."""
+        """The end of a rank on this host, now."""
         return cls(rank, this_host(), status, told, time.time())
 
     @property
     def of_itself(self) -> bool:
-        """Whether it failed for a reason of its own."""
+        """Whether it failed by itself, not because of others or a signal."""
         return self.status not in (FINISHED, REQUEUE, PEER_GONE) and not self.told
 
     def write(self, logs: Path) -> None:
-        """Leaves word; of those that fail of themselves, the first is written down as such.
+        """Writes the record; the first rank that fails by itself is also recorded as such.
 
-        On a full disk, which may be why the rank failed, none is left: its status says it, too.
+        On a full disk, which may be why the rank failed, nothing is written; its status remains.
         """
-        with contextlib.suppress(OSError):  # also that there is a first one already
+        with contextlib.suppress(OSError):  # includes: another rank has failed first
             write_atomically(
                 logs / f"rank-{self.rank}.end", json.dumps(dataclasses.asdict(self)) + "\n"
             )
@@ -67,12 +68,12 @@ class End:
 
     status: int
     why: str  # a line
-    step: int | None  # of the newest checkpoint then
+    step: int | None  # of the newest checkpoint at that time
     time: float
     rank: int | None = None  # the one that failed first
     hosts: tuple[str, ...] = ()  # where it failed
-    exclude: tuple[str, ...] = ()  # hosts that the next start does without
-    lost: bool = False  # those hosts went, without a word of their ranks
+    exclude: tuple[str, ...] = ()  # hosts that the next start must not use
+    lost: bool = False  # whether these hosts were lost, with no record from their ranks
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ class Start:
 
     number: int
     launcher: str  # local, mpi or slurm
-    job: str  # Slurm's number of it, or that of the launching process
+    job: str  # the Slurm job's number, or the launcher's pid
     host: str  # where it was launched
     nodes: tuple[str, ...]
     ranks: int
-    step: int | None  # of the newest checkpoint then; None: there was none
+    step: int | None  # of the newest checkpoint at that time; None: there was none
     time: float
     end: End | None = field(default=None, compare=False)
 
@@ -94,7 +95,7 @@ class Start:
 
 
 def begin(run: Path, launcher: str, job: str, nodes: tuple[str, ...], ranks: int) -> Start:
-    """Writes a start down, and makes its folder of logs."""
+    """Records a start, and makes its folder of logs."""
     step, host = newest_step(run), this_host()
     number = max((start.number for start in starts(run)), default=0) + 1
     start = Start(number, launcher, job, host, nodes, ranks, step, time.time())
@@ -105,12 +106,12 @@ def begin(run: Path, launcher: str, job: str, nodes: tuple[str, ...], ranks: int
 
 
 def finish(run: Path, start: Start, end: End) -> None:
-    """Writes the end of a start down."""
+    """Records the end of a start."""
     _write(run, "end", {"number": start.number, **dataclasses.asdict(end)})
 
 
 def submitted(run: Path, job: str) -> None:
-    """Writes down that Slurm has a job for the run."""
+    """Records that a Slurm job was submitted for the run."""
     with writes_user_file(run):
         run.mkdir(parents=True, exist_ok=True)
     _write(run, "submitted", {"job": job, "time": time.time()})
@@ -130,8 +131,8 @@ def starts(run: Path) -> list[Start]:
 
 
 def newest_job(run: Path) -> str | None:
-    """The Slurm job that was submitted or started last; None: since then it was started elsewhere,
-    or never there.
+    """The Slurm job that was submitted or started last; None if there was none, or the newest start
+    used another launcher.
     """
     job = None
     for kind, row in _rows(run):
@@ -141,19 +142,19 @@ def newest_job(run: Path) -> str | None:
 
 
 def newest_step(run: Path) -> int | None:
-    """The step of the newest checkpoint, whole or not; None: there is none."""
+    """The step of the newest checkpoint, intact or not; None: there is none."""
     names = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def log_of(logs: Path, rank: int) -> Path:
-    """Where a rank's output goes."""
+    """The path of a rank's log."""
     return logs / f"rank-{rank}.log"
 
 
 def rank_ends(logs: Path) -> dict[int, RankEnd]:
-    """Of each rank that did not finish, how it ended; those that left no word are missing, and one
-    whose host was lost while it wrote has left none.
+    """How each rank ended that did not finish; without those that left no record, or an incomplete
+    one because their host was lost.
     """
     ends = []
     for path in logs.glob("rank-*.end"):
@@ -163,10 +164,10 @@ def rank_ends(logs: Path) -> dict[int, RankEnd]:
 
 
 def first_failed(logs: Path) -> int | None:
-    """The rank that failed first for a reason of its own; None: none did."""
+    """The rank that first failed by itself; None: none did."""
     path = logs / "failed"
     written = path.read_text() if path.exists() else ""
-    return int(written) if written.endswith("\n") else None  # or it is being written
+    return int(written) if written.endswith("\n") else None  # else it is still being written
 
 
 def _write(run: Path, kind: str, row: dict[str, Any]) -> None:
@@ -175,7 +176,7 @@ def _write(run: Path, kind: str, row: dict[str, Any]) -> None:
 
 
 def _rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The kind of each row, and the rest. One cut short by a crash is none."""
+    """The kind and content of each row; skips one that was cut short by a crash."""
     path = run / JOURNAL
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:

@@ -1,9 +1,9 @@
-"""The store that ranks meet at: torch's, which has one thread to serve all of them.
+"""The rendezvous store: a TCPStore on an IPv4 socket, so that thousands of ranks connect fast.
 
-For each connection that thread asks for the name of who connects, and serves nobody meanwhile. Of
-an IPv4 client of an IPv6 socket, which is what torch opens by itself, /etc/hosts does not have it,
-so a name server is asked: thousands of ranks then wait for thousands of answers, and for seconds
-each where it gives none. Behind an IPv4 socket /etc/hosts is enough.
+One thread serves all ranks. For each connection it looks up the client's host name, and serves
+nobody meanwhile. torch opens an IPv6 socket by default; names of IPv4 clients on it are not in
+/etc/hosts, so a name server is asked: thousands of ranks then wait for thousands of answers, for
+seconds each if it does not answer. With an IPv4 socket, /etc/hosts is enough.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import socket
 
 from torch.distributed import TCPStore
 
-BACKLOG = 16_384  # connections that wait to be accepted; the kernel may hold it to less
+BACKLOG = 16_384  # connections waiting to be accepted; the kernel may limit it further
 
 
 def listen(address: str, port: int = 0) -> TCPStore:
     """Serves a store here.
 
     Args:
-        address: by which ranks know this host.
-        port: 0: a free one.
+        address: that ranks use for this host.
+        port: 0: any free one.
     Raises:
-        OSError: the port is in use, or the address is not known.
+        OSError: the port is in use, or the address is unknown.
     """
     by_ipv4 = socket.AF_INET in {info[0] for info in socket.getaddrinfo(address, None)}
     family, own = (socket.AF_INET, "127.0.0.1") if by_ipv4 else (socket.AF_INET6, "::1")

@@ -1,14 +1,14 @@
-"""Who started this rank, and where the others are: the one place that reads launchers' variables.
+"""Finds this rank's world: the only place that reads launchers' environment variables.
 
-In this order, the innermost launcher first, since what it starts inherits the variables of those
-around it (mpirun inside a Slurm job):
+They are tried in this order, the innermost launcher first, since a launcher inside another inherits
+its variables (mpirun inside a Slurm job):
 
     torchrun    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; also set by hand
-    mpirun      Open MPI's, MPICH's, Intel's: asked through mpi4py, which also sends the address
+    mpirun      of Open MPI, MPICH, Intel MPI: through mpi4py, which also distributes the address
     srun        SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID of a job step, its list of nodes
     none        a world of one
 
-`join` leaves torchrun's variables for torch.distributed and DeepSpeed, whoever the launcher was.
+Whichever the launcher, `join` sets torchrun's variables, for torch.distributed and DeepSpeed.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from pretrain.errors import UserError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-# not SLURM_NTASKS, which is the job's in the shell that salloc opens as a step of one task
+# not SLURM_NTASKS: in a shell opened by salloc, a step of one task, it is the job's
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 SLURM_GPUS = ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE")
-# the rank, where a launcher's variables say it before MPI has been asked
+# variables with the rank, for use before MPI is initialised
 RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
-# what variables begin with that mean something to ranks: mpirun has to be told to pass them on
+# prefixes of variables that matter to ranks: mpirun must be told to forward them
 FORWARDED = (
     "PATH", "LD_LIBRARY_PATH", "PYTHON", "VIRTUAL_ENV", "OMP_", "MKL_", "CUDA_", "NCCL_", "GLOO_",
     "TORCH", "TRITON_", "HF_", "FI_", "UCX_", "HYPNOS_",
-    # object stores: who asks, by which way
+    # object stores: credentials and proxies
     "AWS_", "GOOGLE_", "AZURE_", "FSSPEC_", "SSL_CERT_", "REQUESTS_", "http_proxy", "https_proxy",
     "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
 )  # fmt: skip
-PORTS = range(20_000, 30_000)  # below those that systems give to outgoing connections
+PORTS = range(20_000, 30_000)  # below the ephemeral ports
 
 
 @dataclass(frozen=True)
 class World:
-    """This rank's place among all, and where rank 0 listens."""
+    """This rank's place in the world, and where rank 0 listens."""
 
     launcher: str
     rank: int
     size: int
-    local_rank: int  # on this host: the number of its GPU
+    local_rank: int  # rank on this host: the index of its GPU
     address: str
     port: int
 
     def variables(self) -> dict[str, str]:
-        """As torchrun would set them."""
+        """The variables as torchrun would set them."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.size),
@@ -63,10 +63,10 @@ class World:
 
 
 def join() -> World | None:
-    """Finds the world that this process is a rank of, and tells it to torch; None: it is alone.
+    """Finds this process's world, and sets torchrun's variables; None: it is alone.
 
     Raises:
-        UserError: variables are half set, or contradict each other.
+        UserError: variables are incomplete, or contradict each other.
     """
     world = find(os.environ)
     if world is not None:
@@ -80,16 +80,16 @@ def find(environment: Mapping[str, str]) -> World | None:
         return _torchrun(environment)
     if any(name in environment for name in MPI_SIZES) and not _is_srun(environment):
         return _mpi(environment)
-    if "SLURM_STEP_ID" in environment:  # a batch script by itself has none
+    if "SLURM_STEP_ID" in environment:  # a batch script outside srun has none
         return _slurm(environment)
     return None
 
 
 def early_rank(environment: Mapping[str, str]) -> int:
-    """The rank that a launcher's variables say, for a process that starts a rank.
+    """The rank according to a launcher's variables, for a process that starts a rank.
 
     Raises:
-        UserError: they say none.
+        UserError: they do not say it.
     """
     for name in RANK:
         if name in environment:
@@ -132,7 +132,7 @@ def _slurm(environment: Mapping[str, str]) -> World:
     _all_set(environment, SLURM, "start ranks with srun")
     rank, size, local = (_number(environment, name) for name in SLURM[:3])
     first = next(hosts(environment["SLURM_STEP_NODELIST"]))
-    # all ranks must come to the same one, and a job that is started again to another
+    # all ranks must get the same port, and a restarted job another one
     numbers = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     job = ".".join(environment.get(name, "") for name in numbers)
     port = PORTS[crc32(job.encode()) % len(PORTS)]
@@ -146,14 +146,14 @@ def _is_srun(environment: Mapping[str, str]) -> bool:
 
 
 def this_host() -> str:
-    """As Slurm calls it, where there is one: excluding a node takes that name."""
+    """This host's name, under Slurm the node name, which is needed to exclude a node."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def slurm_job(environment: Mapping[str, str]) -> str | None:
-    """The Slurm job that this is a step of, as 17, or 17_3 in an array; None: it is of none.
+    """The Slurm job that this is part of, as 17, or 17_3 in an array; None: there is none.
 
-    The last task of an array has the number of the array beside its own, and is all tasks by that.
+    In an array the last task's SLURM_JOB_ID is the array's number, which means all tasks.
     """
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
@@ -161,15 +161,15 @@ def slurm_job(environment: Mapping[str, str]) -> str | None:
 
 
 def given_gpus(environment: Mapping[str, str]) -> str:
-    """What says that Slurm has given the job GPUs, as "SLURM_GPUS_ON_NODE = 4"; nothing: it has
-    not.
+    """Which variable says that Slurm has given the job GPUs, as "SLURM_GPUS_ON_NODE = 4"; "" if
+    none does.
     """
     given = ((name, environment.get(name, "0")) for name in SLURM_GPUS)
     return next((f"{name} = {value}" for name, value in given if value not in ("", "0")), "")
 
 
 def expected_hosts(environment: Mapping[str, str]) -> list[str]:
-    """Those that ranks are to be on, if the launcher tells it."""
+    """The hosts that ranks should be on, if the launcher says so."""
     return list(hosts(environment.get("SLURM_STEP_NODELIST", "")))
 
 

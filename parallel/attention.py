@@ -1,7 +1,7 @@
 """Gated causal attention, layer for layer that of Qwen3.5's dense hybrid.
 
-Per-head RMSNorm on queries and keys, rotation of the first part of each head, grouped key/value
-heads, and a sigmoid gate on each head's output before the output projection.
+Per-head RMSNorm on queries and keys, rotary embedding of the first part of each head, grouped
+key/value heads, and a sigmoid gate on each head's output before the output projection.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _norm(shape: BlockShape) -> RMSNorm | nn.Identity:
-    """Of each head's queries or keys."""
+    """The per-head norm of queries or keys; the identity if the shape has none."""
     if not shape.attention_qk_norm:
         return nn.Identity()
     return RMSNorm(shape.attention_head_dim, shape.norm_eps, partial_grad=True)
@@ -50,7 +50,7 @@ def _norm_and_rotate(
 
 
 def _rotated_copy(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotate` in fewer operations than autograd could follow."""
+    """`rotate` in fewer, in-place operations, which autograd could not differentiate."""
     half = cos.shape[-1]
     y = x.clone()
     y[..., : 2 * half] *= torch.cat([cos, cos], dim=-1)
@@ -99,7 +99,7 @@ def _gate(y: Tensor, gate: Tensor) -> Tensor:
     """y * sigmoid(gate): [B, T, H * head_dim].
 
     Args:
-        y: [B, T, H, head_dim]. gate: [.., H * head_dim], as many.
+        y: [B, T, H, head_dim]. gate: [.., H * head_dim], with as many elements.
     """
     y = y.flatten(2)
     return y * torch.sigmoid(gate).view_as(y)
@@ -135,9 +135,9 @@ class Attention(nn.Module):
 
         Args:
             x: [B, t, D], or the sequence-parallel stream; so is y.
-            write_only: nothing downstream reads y (the last pass of a window that only
-                consolidates): compute only the keys and values that outlive it, and return None for
-                y.
+            write_only: nothing downstream reads y (the last block of a pass that only
+            consolidates):
+                compute only the keys and values that outlive it, and return None for y.
         """
         B, T = window.size
         x = gather_tokens(x)
@@ -161,7 +161,7 @@ class Attention(nn.Module):
         queries = self._rotated(q[0].view(B, T, self.heads, self.head_dim), self.q_norm, window)
         groups = self.heads // self.kv_heads
         if window.mask is not None and groups > 1 and k.is_cuda:
-            # With a mask only the kernel for equal heads keeps T x T scores out of memory.
+            # With a mask, only the kernel for equal head counts avoids materialising T x T scores.
             k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
         y = F.scaled_dot_product_attention(
             queries,

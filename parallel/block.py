@@ -21,7 +21,7 @@ MIXERS: dict[str, type[Attention | GatedDeltaNet]] = {
 
 
 class Block(nn.Module):
-    """forward(x, state, window) -> (y, state): the state comes back with x written into it.
+    """forward(x, state, window) -> (y, state): returns the new state, with x written into it.
 
     x and y are the residual stream (`parallel.layers`) of this rank's tokens: [B, t, D], or
     [B*t/tp, D] with sequence parallelism.
@@ -42,7 +42,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: BlockState, window: Window, write_only: bool = False
     ) -> tuple[Tensor, BlockState]:
-        """With write_only, only the memory is brought up to date: x comes back as it was."""
+        """With write_only, only the state is updated; x is returned unchanged."""
         y, state = self.mixer(self.mixer_norm(x), state, window, write_only)
         if write_only:
             return x, state

@@ -3,13 +3,13 @@
 With G = cumsum(log_decay) in the chunk and D[t, i] = exp(G_t - G_i) for i <= t, else 0:
 
     A = strict_lower(b_t D[t, i] k_t . k_i)
-    U = (I + A)^-1 (b (V - exp(G) (K S_0)))          the values that are really written
+    U = (I + A)^-1 (b (V - exp(G) (K S_0)))          the values that are actually written
     O = exp(G) (Q S_0) + ((Q K^T) D) U               Q scaled by 1/sqrt(K)
     S = exp(G_C) S_0 + (exp(G_C - G) K)^T U
 
-(Yang et al., arXiv 2412.06464, section 3.3.) (I + A)^-1 does not depend on S_0, so it is found for
-all chunks at once; only U, O and S go from chunk to chunk, and their gradients go back. Autograd
-would find the same gradient with more than twice as many operations.
+(Yang et al., arXiv 2412.06464, section 3.3.) (I + A)^-1 does not depend on S_0, so it is computed
+for all chunks at once; only U, O and S, and their gradients in backward, are computed chunk by
+chunk. Autograd would take more than twice as many operations for the same gradient.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _Chunks(NamedTuple):
-    """Tokens in N = B * H * n chunks of C, those of a row and head one after the other."""
+    """Tokens in N = B * H * n chunks of C; the n chunks of one row and head are consecutive."""
 
     B: int
     T: int
@@ -33,8 +33,8 @@ class _Chunks(NamedTuple):
     C: int
 
     def split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """[B, T, Hk, ...] -> [N, C, ...]: a key head goes to each value head that it serves. The
-        padding of the tail writes nothing and decays nothing.
+        """[B, T, Hk, ...] -> [N, C, ...]; a key head is repeated for each value head it serves.
+        The last chunk is padded with zeros, which write nothing and decay nothing.
         """
         x = x.to(dtype).transpose(1, 2)  # [B, Hk, T, ...]
         if (group := self.H // x.shape[1]) > 1:
@@ -44,7 +44,7 @@ class _Chunks(NamedTuple):
         return x.reshape(-1, self.C, *x.shape[3:])
 
     def join(self, x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-        """[N, C, ...] -> [B, T, heads, ...]; what several heads had of one is added."""
+        """[N, C, ...] -> [B, T, heads, ...]; sums over the value heads that share a key head."""
         x = x.view(self.B, self.H, -1, *x.shape[2:])[:, :, : self.T]
         if heads < self.H:
             x = x.unflatten(1, (heads, -1)).sum(2)
@@ -82,10 +82,10 @@ class ChunkedDeltaRule(torch.autograd.Function):
         G = chunks.split(log_decay, dtype).cumsum(-1)  # [N, C]
         decay = G.exp()[..., None]  # [N, C, 1]
 
-        # Above the diagonal exp may overflow; tril drops what is there, whatever it is.
+        # Above the diagonal exp may overflow; tril zeroes it, inf included.
         D = (G[:, :, None] - G[:, None, :]).exp_().tril_()
         kk = torch.bmm(k, k.mT).mul_(D)
-        inverse = torch.linalg.solve_triangular(  # of I + b kk, of which it reads what is below
+        inverse = torch.linalg.solve_triangular(  # of I + b kk; only what is below the diagonal
             b * kk, torch.eye(C, dtype=dtype, device=k.device), upper=False, unitriangular=True
         )
         values = torch.bmm(inverse, b * v)
@@ -119,13 +119,13 @@ class ChunkedDeltaRule(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         chunks: _Chunks = ctx.chunks
-        saved = ctx.saved_tensors  # to be asked for once: what was recomputed is then given away
+        saved = ctx.saved_tensors  # read once: under checkpointing a second read would fail
         S, q, k, v, b, decay, D, kk, inverse, values = saved[:10]
         reads, to_end, k_decayed, scores, q_decayed, *rest = saved[10:]
         written, found = rest[: chunks.n], rest[chunks.n :]
         kept, d_o, d_state = decay[:, -1:], gradients[0], gradients[1].flatten(0, 1)
 
-        # What goes from chunk to chunk, from the last to the first.
+        # The part that goes from chunk to chunk, last to first.
         d_values, d_reads, d_k_decayed = map(torch.empty_like, (values, reads, k_decayed))
         d_kept = torch.empty_like(kept)
         if q is not None:
@@ -145,7 +145,7 @@ class ChunkedDeltaRule(torch.autograd.Function):
             d_values[at], d_reads[at] = d_U, torch.bmm(d_U, state.mT).neg_()
             d_state = torch.baddbmm(d_state, reads[at].mT, d_U, alpha=-1)
 
-        # What is of all chunks at once: through the inverse, then through its two arguments.
+        # The part for all chunks at once: through the inverse, then through its two arguments.
         d_bv, d_bk = torch.bmm(inverse.mT, d_values), torch.bmm(inverse.mT, d_reads)
         d_A = torch.baddbmm(torch.bmm(d_bv, values.mT), d_bk, reads.mT).neg_().tril_(-1)
         d_v = b * d_bv

@@ -1,4 +1,4 @@
-"""What may be combined, as a table: checked before anything is built, printed in the docs.
+"""The table of layouts that are refused: checked before anything is built, printed in the docs.
 
 python -m parallel.combinations     # the table in Markdown
 """
@@ -9,15 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Elements of blocks that ZeRO 3 keeps whole at a time, but for the one that runs; as DeepSpeed's
-# `stage3_max_live_parameters`.
+# Elements of blocks that ZeRO 3 keeps gathered at a time, including the block about to run; like
+# DeepSpeed's `stage3_max_live_parameters`.
 MAX_WHOLE = 1_000_000_000
 MAX_BUCKET = 500_000_000  # elements of gradients that DeepSpeed reduces at once
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is spread over ranks, and what depends on it."""
+    """How a step is spread over ranks, and the settings that interact with it."""
 
     tp: int = 1
     pp: int = 1
@@ -103,7 +103,7 @@ REFUSALS = (
 
 
 def refusal(layout: Layout) -> str | None:
-    """Why a layout is refused and what to change, in one line; None: it may be run."""
+    """Why a layout is refused and what to change, in one line; None if it is allowed."""
     for rule in REFUSALS:
         if rule.applies(layout):
             return f"{rule.refused}: {rule.why}; {rule.fix}"

@@ -1,16 +1,16 @@
-"""Context parallelism: ranks of a group share each window's tokens, and in mixers its heads.
+"""Context parallelism: ranks split each window by tokens, and inside mixers by heads.
 
-Between mixers every position is by itself, so a rank has the residual stream of its own tokens
-only. A mixer goes along the sequence, but each head by itself: one all-to-all on its way in brings
-a rank all tokens of its own heads, and one on the way out all heads of its own tokens.
+Between mixers, positions are independent, so a rank holds the residual stream of its own tokens
+only. A mixer runs along the sequence, but its heads are independent: an all-to-all at its entry
+gives a rank all tokens of its own heads, and one at its exit all heads of its own tokens.
 
                         rank 0            rank 1                      rank 0     rank 1
     to_heads     [B, t0, all heads]  [B, t1, all heads]    ->      [B, T, own heads] each
     to_tokens                                              <-
 
-So windows, masks, positions and memory (S, keys) are whole, of 1/C of the heads: nothing is known
-of the other ranks' tokens, and nothing has to be merged. (DeepSpeed-Ulysses, arXiv 2309.14509.)
-The delta rule may also stay with the tokens (`parallel.delta_merge`).
+So inside a mixer a rank sees whole windows, masks, positions and memory (S, keys) of 1/C of the
+heads, and nothing has to be merged. (DeepSpeed-Ulysses, arXiv 2309.14509.) The delta rule may
+instead stay split by tokens (`parallel.delta_merge`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from parallel import mesh
 
 
 def token_share(width: int, rank: int, ranks: int) -> slice:
-    """Of the tokens of a window those of one rank: as even as can be."""
+    """Which tokens of a window one rank has; shares are as even as possible."""
     return slice(width * rank // ranks, width * (rank + 1) // ranks)
 
 
@@ -48,7 +48,9 @@ def of_own_tokens(x: Tensor) -> Tensor:
 
 
 def own_heads(x: Tensor, dim: int = 0) -> Tensor:
-    """Of something by head or by channel of this tensor-parallel rank, that of its own heads."""
+    """The part for this rank's own heads of a tensor indexed by its tensor-parallel rank's heads or
+    channels.
+    """
     return x if mesh.cp_size() == 1 else x.chunk(mesh.cp_size(), dim)[mesh.cp_rank()]
 
 
@@ -57,10 +59,9 @@ def to_heads(size: tuple[int, int], *xs: Tensor) -> list[Tensor]:
 
     Args:
         size: (B, T) of the window.
-        xs: of the same dtype, B * t * channels elements each; channels are those of one head after
-            the other.
+        xs: of the same dtype, B * t * channels elements each; channels are ordered head by head.
     Returns:
-        [B, T, channels / C] of each; without context parallelism they come back as they are.
+        [B, T, channels / C] of each; without context parallelism, xs unchanged.
     """
     (B, T), C = size, mesh.cp_size()
     if C == 1:
@@ -92,15 +93,16 @@ def to_tokens(size: tuple[int, int], x: Tensor) -> Tensor:
 
 
 def before_own_tokens(size: tuple[int, int], x: Tensor, count: int) -> Tensor:
-    """What comes just before this rank's tokens: [B, t, channels] of each -> [B, count, channels].
+    """The `count` positions just before this rank's tokens: [B, t, channels] of each rank ->
+    [B, count, channels].
 
-    Before the window's first token there are zeros. size: (B, T) of the window.
+    Zeros before the window's first token. size: (B, T) of the window.
     """
     (B, T), me = size, mesh.cp_rank()
     shares = [token_share(T, rank, mesh.cp_size()) for rank in range(mesh.cp_size())]
 
     def needed(of: slice, by: slice) -> slice:
-        """Of one rank's tokens those that another needs, counted from the first of them."""
+        """Which of rank `of`'s tokens rank `by` needs, as indices into `of`'s own tokens."""
         begin = max(of.start, by.start - count)
         return slice(begin - of.start, max(begin, min(of.stop, by.start)) - of.start)
 
@@ -120,7 +122,7 @@ def _exchange(x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
 
 
 class _Exchange(torch.autograd.Function):
-    """All-to-all of runs of rows over the context-parallel group; gradients go the way back."""
+    """All-to-all of runs of rows over the context-parallel group; backward is the reverse one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:

@@ -1,9 +1,9 @@
-"""How long a schedule takes with any durations, fast: for those who compare thousands of layouts.
+"""How long a schedule takes for given durations, fast enough to compare thousands of layouts.
 
-`parallel.simulator` carries a schedule out, checks every rule, and knows who waits when. Here a
-schedule is a list of its actions, each after those that it waits for, so that one pass over it
-gives the end of the last. What is sent is there at once, and nobody waits for a batch of messages:
-the simulator's "buffered" time.
+`parallel.simulator` executes a schedule, checks every rule, and knows who waits when. Here a
+schedule is a topologically sorted list of its actions, so that one pass over it gives the time at
+which the last one ends. Messages take no time, and nobody waits for a batch of messages: the
+simulator's "buffered" time.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from parallel.schedule import Action, Schedule
 
 
 class CriticalPath:
-    """A schedule whose dependencies are known."""
+    """A schedule with its dependencies resolved."""
 
     def __init__(self, schedule: Schedule) -> None:
-        # of each stage, its actions in order, and what each takes from other stages
+        # by stage: its actions in order, and what each needs from other stages
         self.actions: list[list[Action]] = []
         needs: list[dict[Action, list[tuple[int, Action]]]] = []
         for s, steps in enumerate(schedule.steps):
@@ -32,9 +32,9 @@ class CriticalPath:
         self._order = _sorted(self.actions, needs)
 
     def seconds(self, duration: Callable[[Action, int], float]) -> float:
-        """When the last stage is done. duration: of an action at a stage."""
-        ends: list[float] = []  # of the actions in order
-        free = [0.0] * len(self.actions)  # since when a stage is
+        """When the last stage is done. duration(action, stage) is in seconds."""
+        ends: list[float] = []  # end times of the actions, in order
+        free = [0.0] * len(self.actions)  # when each stage becomes free
         for s, action, needs in self._order:
             begin = max([free[s], *(ends[n] for n in needs)])
             free[s] = begin + duration(action, s)

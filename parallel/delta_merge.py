@@ -1,16 +1,16 @@
-"""The delta rule over tokens that ranks share: what a run of tokens does to S is an affine map.
+"""The delta rule over a window split by tokens: what a run of tokens does to S is an affine map.
 
     S  ->  P S + U        P [K, K]  how S decays and is overwritten
                           U [K, V]  what is written where S was 0
 
-Maps of runs that follow each other compose, so no rank waits for another's tokens:
+Maps of consecutive runs compose, so no rank waits for another's tokens:
 
-    1  a rank, of its own tokens, all heads      (P, U): the rule from [I | 0], values [0 | v]
-    2  all-to-all; of all tokens, its heads      S before each rank's tokens, S after them all
-    3  all-to-all back; its tokens, all heads    S before them: the rule from there, read
+    1  own tokens, all heads                     (P, U): the rule from [I | 0], values [0 | v]
+    2  all-to-all; all tokens, own heads         S before each rank's tokens, and after them all
+    3  all-to-all back; own tokens, all heads    the rule again, from the S before them: o
 
-What is sent, [K, K + V] of each head there and [K, V] back, does not grow with the window. S is
-kept by heads, as where whole windows are read (`parallel.context`).
+The messages, [K, K + V] of each head one way and [K, V] back, do not grow with the window. S stays
+split by heads, as in `parallel.context`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def merged_delta_rule(
     begin = torch.eye(K, K + V, dtype=S.dtype, device=S.device).expand(B, H, K, K + V)  # [I | 0]
     values = torch.cat([v.new_zeros(B, t, H, K), v], dim=-1)
     _, mine = delta_rule(None, k, values, log_decay, beta, begin, chunk)  # [B, H, K, K + V]
-    # ranks stand where tokens do: one map each
+    # `to_heads` with ranks in place of tokens: one map per rank
     (maps,) = to_heads((B, C), mine.view(B, 1, -1))
     before = []
     for of_rank in maps.view(B, C, H // C, K, K + V).unbind(dim=1):

@@ -6,9 +6,10 @@ write strength b_t in (0, 1), or (0, 2), the state S [K, V] (the paper's is its 
     S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T          o_t = S_t^T q_t / sqrt(K)
 
 (Lee et al., "Do Language Models Need Sleep?", arXiv 2605.26099; Yang et al., "Gated Delta
-Networks", arXiv 2412.06464). Three forms compute it: `recurrent_delta_rule`, one token after the
-other, the definition; `chunked_delta_rule`, exact and parallel inside chunks of C tokens; and
-flash-linear-attention's kernel on CUDA. All take and give S, and differentiate through both.
+Networks", arXiv 2412.06464). Three forms compute it: `recurrent_delta_rule`, token by token, the
+definition; `chunked_delta_rule`, exact and parallel inside chunks of C tokens; and
+flash-linear-attention's kernel on CUDA. All take an initial S, return the final one, and are
+differentiable with respect to both.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _grouped(x: Tensor, heads: int) -> Tensor:
 def recurrent_delta_rule(
     q: Tensor | None, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, S: Tensor
 ) -> tuple[Tensor | None, Tensor]:
-    """The definition, token by token. Used to decode, and as the reference of the other forms.
+    """The definition, token by token. Used for decoding, and as the reference for the other forms.
 
     Args:
         q, k: [B, T, Hk, K], L2-normalised; q None: S is written but nothing is read.
@@ -50,7 +51,7 @@ def recurrent_delta_rule(
     out = []
     for t in range(k.shape[1]):
         S = S * decay[:, t, :, None, None]
-        held = torch.einsum("bhk,bhkv->bhv", k[:, t], S)  # what S already answers to k_t
+        held = torch.einsum("bhk,bhkv->bhv", k[:, t], S)  # what S already returns for k_t
         write = beta[:, t, :, None] * (v[:, t] - held)
         S = S + k[:, t, :, :, None] * write[:, :, None, :]
         if q is not None:
@@ -95,7 +96,7 @@ def delta_rule(
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
         hopper.register()
-        k = k.to(v.dtype)  # it takes grouped heads as they are
+        k = k.to(v.dtype)  # the kernel takes grouped heads, without repeating them
         o, S = chunk_gated_delta_rule(
             k if q is None else q.to(v.dtype), k, v, at_least_fp32(log_decay), beta,
             initial_state=S, output_final_state=True,
@@ -105,6 +106,6 @@ def delta_rule(
 
 
 def has_kernel(x: Tensor) -> bool:
-    """Whether flash-linear-attention's kernels take x: they want matrix units' half precisions."""
+    """Whether flash-linear-attention's kernels apply: x on CUDA in bf16 or fp16, fla installed."""
     half = x.dtype in (torch.bfloat16, torch.float16)
     return x.is_cuda and half and importlib.util.find_spec("fla") is not None

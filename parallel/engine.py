@@ -1,9 +1,9 @@
 """DeepSpeed around a model or a pipeline stage: ZeRO 0..3, fp32, or bf16 with fp32 masters.
 
 DeepSpeed reduces gradients, shards gradients, master weights and optimiser state, and gathers the
-weights again. Everything that must come out the same at every stage is done by the optimiser it is
-given, on the shards that `parallel.zero_layout` describes: the global gradient norm, clipping, the
-decision to skip a step, and whole-matrix updates. All parameters form one DeepSpeed group, so that
+weights. Everything that must be the same at every ZeRO stage is done by our optimiser, on the
+shards that `parallel.zero_layout` describes: the global gradient norm, clipping, the decision to
+skip a step, and whole-matrix updates. All parameters form one DeepSpeed parameter group, so that
 the optimiser is called once per step with everything.
 """
 
@@ -30,30 +30,30 @@ from parallel.uncompiled import uncompiled
 from parallel.zero_layout import Partition, shard_layout
 from parallel.zero_order import WeightGathering, fill_missing, reduce_in_order
 
-# torch 2.13 has new names for two collectives that DeepSpeed calls on every step.
+# torch 2.13 has renamed two collectives that DeepSpeed calls on every step.
 warnings.filterwarnings(
     "ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning
 )
 
 
 class ShardedOptimizer(Protocol):
-    """What the engine asks of an optimiser: a torch one with one group, that also has these."""
+    """What the engine needs: a torch optimiser with a single parameter group, and these members."""
 
-    names: list[str]  # the parameters, in the order of its group
+    names: list[str]  # of the parameters, in the order of its group
     calls: int  # of step()
 
     def attach(self, partition: Partition) -> None:
-        """Told once, when DeepSpeed has laid out the master weights: this is what you update."""
+        """Called once, when DeepSpeed has laid out the master weights that step() will update."""
 
     def skip(self) -> None:
-        """Told when DeepSpeed has found the gradient not finite, and dropped it without asking."""
+        """Called when DeepSpeed dropped a non-finite gradient without calling step()."""
 
 
 class DeepSpeedMPU:
-    """Megatron's grid in the words of DeepSpeed's `mpu`.
+    """Megatron's grid behind the interface of DeepSpeed's `mpu`.
 
-    The model-parallel group is tp x pp, so that norms and overflow are agreed by all stages, while
-    both rank getters give the tp rank: DeepSpeed counts what is replicated over tp on rank 0 only.
+    The model-parallel group is tp x pp, so that all stages agree on norms and overflow, but both
+    rank getters return the tp rank: DeepSpeed counts what is replicated over tp on rank 0 only.
     Its data-parallel ranks are those that hold the same weights, dp x cp.
     """
 
@@ -77,9 +77,9 @@ class DeepSpeedMPU:
 class Engine:
     """A model, its optimiser and DeepSpeed.
 
-    One step of a whole model is, for each microbatch, `out = engine(...)` and
-    `engine.backward(loss, n_scored)`, then `engine.step()`. A pipeline stage calls torch's backward
-    itself, inside `with engine.accumulating()`.
+    Without a pipeline, a step is `out = engine(...)` and `engine.backward(loss, n_scored)` for each
+    microbatch, then `engine.step()`. A pipeline stage calls torch's backward itself, inside
+    `with engine.accumulating()`.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class Engine:
             optimizer: over all of the model's parameters.
             zero: stage 0..3. precision: fp32 or bf16. microbatches: backward calls per step.
             offload: master weights and optimiser state stay in host memory (ZeRO 1..3).
-            tied: of a pipeline stage, the embedding that the first and the last stage both hold.
+            tied: in a pipeline, the embedding that the first and the last stage both hold.
         """
         built = dict(model.named_parameters())
-        # where the model was built, on the host: a GPU may have no room for them twice
+        # copied where the model was built, on the host: a GPU may not have room for two copies
         values = {name: built[name].detach().clone() for name in optimizer.names}
         parameters = dict(model.to(mesh.device()).named_parameters())
         self.model, self.optimizer, self.precision = model, optimizer, precision
@@ -123,7 +123,7 @@ class Engine:
         self._accumulated = 0
 
     def _accept(self, values: dict[str, Tensor]) -> None:
-        """Checks that the weights lie as we say, and puts the exact fp32 values there."""
+        """Checks that DeepSpeed's layout is as expected, and copies in the exact fp32 values."""
         low = torch.bfloat16 if self.precision == "bf16" else torch.float32
         for shard in self.partition.shards:
             expected = values[shard.name].reshape(-1)[shard.start : shard.start + shard.length]
@@ -131,7 +131,7 @@ class Engine:
             assert torch.equal(held, expected.to(low).float()), (
                 f"unexpected DeepSpeed layout at {shard.name}"
             )
-            held.copy_(expected)  # DeepSpeed's come from the low-precision copies
+            held.copy_(expected)  # DeepSpeed made its own from the low-precision weights
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward."""
@@ -141,14 +141,14 @@ class Engine:
         """Accumulates the gradient of one microbatch.
 
         Args:
-            loss: sum of losses over this rank's microbatch; out of any graph if nothing is scored.
+            loss: sum of losses over this rank's microbatch; without a graph if nothing is scored.
             n_scored: see `loss_scale`.
         """
         loss = loss * self.loss_scale(n_scored)
-        if not loss.requires_grad:  # it adds nothing, but the ranks that share weights do
+        if not loss.requires_grad:  # adds nothing here, but ranks with the same weights wait for us
             if self.partition.sharded:
-                self._deepspeed._backward_prologue()  # which it calls where outputs have a graph
-            loss = loss.detach().requires_grad_() + 0  # a graph, with none of the parameters
+                self._deepspeed._backward_prologue()  # DeepSpeed calls it if outputs have a graph
+            loss = loss.detach().requires_grad_() + 0  # a graph without any parameters
         self._deepspeed.backward(loss, scale_wrt_gas=False)
         if self.gathering is not None:
             self.gathering.check()
@@ -158,16 +158,16 @@ class Engine:
 
     @contextlib.contextmanager
     def accumulating(self) -> Iterator[None]:
-        """Inside, torch's backward adds to the gradients; on leaving they are reduced, once.
+        """Inside, torch's backward accumulates gradients; on exit they are reduced, once.
 
-        Losses are to be scaled as `backward` does it: by `loss_scale`.
+        The caller scales losses by `loss_scale`, as `backward` does.
         """
         if self.precision == "fp32":
             with self._deepspeed.coalesce_grad_reduction():
                 yield
                 fill_missing(self._parameters)
                 self._sum_tied()
-        else:  # its bf16 optimiser adds every backward to fp32 gradients
+        else:  # DeepSpeed's bf16 optimiser adds every backward to fp32 gradients
             yield
             self._sum_tied()
             self._deepspeed.allreduce_gradients()
@@ -175,18 +175,18 @@ class Engine:
 
     @staticmethod
     def loss_scale(n_scored: Tensor | int) -> Tensor | float:
-        """What a sum of losses is multiplied by, so that the step has the gradient of their mean.
+        """The factor by which a sum of losses is scaled so that a step has the mean's gradient.
 
-        DeepSpeed averages over the ranks that hold the same weights, while the gradient must be
-        that of the sum over their rows and tokens.
+        DeepSpeed averages gradients over the ranks that hold the same weights, but they must be
+        summed: those ranks have different rows or tokens.
 
         Args:
-            n_scored: what the sum over all ranks and microbatches of the step is to be divided by.
+            n_scored: the divisor of the sum over all ranks and microbatches of the step.
         """
         return mesh.dp_cp_size() / n_scored
 
     def _sum_tied(self) -> None:
-        """Gives both ends' copies of a tied embedding the sum of their gradients."""
+        """Sums the gradients of a tied embedding's two copies, on the first and the last stage."""
         if self._tied is None:
             return
         gradient = self._tied.grad if self.precision == "fp32" else self._tied._hp_grad  # type: ignore[attr-defined]
@@ -194,26 +194,26 @@ class Engine:
         dist.all_reduce(gradient, group=parallel_state.get_embedding_group())
 
     def step(self) -> None:
-        """Updates the weights by the accumulated gradient, unless that is not finite."""
+        """Updates the weights with the accumulated gradient, unless it is not finite."""
         assert self._accumulated == self.microbatches, "a step takes one backward per microbatch"
         calls, self._accumulated = self.optimizer.calls, 0
         self._deepspeed.step()
         if self.optimizer.calls == calls:
             self.optimizer.skip()
-            # DeepSpeed's offloading optimiser keeps its sum of bf16 gradients, and adds to it
+            # DeepSpeed's offloading optimiser would keep its sum of bf16 gradients and add to it
             getattr(self._deepspeed.optimizer, "averaged_gradients", {}).clear()
 
     def weights(self) -> dict[str, Piece]:
-        """This rank's pieces of the fp32 master weights by name; views, so copy what must last."""
+        """This rank's pieces of the fp32 master weights, by name; views, so copy to keep them."""
         return self.partition.pieces(self.partition.flat, self.optimizer.names)
 
     def close(self) -> None:
-        """Gives back what DeepSpeed holds: hooks and buffers."""
+        """Releases what DeepSpeed holds: hooks and buffers."""
         self._deepspeed.destroy()
 
 
 class _Owners:
-    """How the model-parallel ranks share the parameters, noted before DeepSpeed rearranges them."""
+    """How model-parallel ranks split the parameters, recorded before DeepSpeed rearranges them."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], tied: nn.Parameter | None) -> None:
         self.splits = {name: split_dim(p) for name, p in parameters.items()}
@@ -224,16 +224,16 @@ class _Owners:
 
 
 def _initialize(model: nn.Module, optimizer: ShardedOptimizer, config: dict[str, Any]) -> Any:
-    """DeepSpeed's engine: quiet, compiling nothing."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # asked for even in a world of one
-    # otherwise it looks around, and warns
+    """DeepSpeed's engine, without its log messages and without compiling anything."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # required even in a world of one
+    # otherwise it probes for one, and warns
     os.environ.setdefault("DS_ACCELERATOR", mesh.device().type)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Of its own kernels none is needed. Asked which there could be, it tries the compiler on every
-    # rank, with files in the system's temporary folder, and then builds one (a minute) that does
-    # little on one machine.
+    # We need none of its own kernels. To find out which it could build, it would try the compiler
+    # on every rank, with files in the system's temporary folder, and then build one (a minute) that
+    # helps little on one machine.
     deepspeed.ops.__compatible_ops__ = {}
     # one of its optimisers prints memory figures; another, its Muon, would load the compiler
     with contextlib.redirect_stdout(io.StringIO()), uncompiled():
@@ -246,16 +246,16 @@ def _initialize(model: nn.Module, optimizer: ShardedOptimizer, config: dict[str,
 def _config(
     model: nn.Module, zero: int, precision: str, microbatches: int, offload: bool
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration: norm and clipping are left to the optimiser, where they may be."""
+    """DeepSpeed's configuration; norm and clipping are left to our optimiser where possible."""
     bf16 = precision == "bf16"
     config: dict[str, Any] = {
-        # only its product with the next is used, in counters we don't read
+        # used only multiplied by the next one, in counters we don't read
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": microbatches,
         "gradient_clipping": 0.0,
         "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,
-        # its clock would have the host wait for a GPU before and after each microbatch
+        # its timer would make the host wait for the GPU before and after each microbatch
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": bf16},
         "zero_optimization": {
@@ -263,7 +263,7 @@ def _config(
             "overlap_comm": False,
             "reduce_bucket_size": _bucket(model),
             "sub_group_size": 10**15,  # one flat vector, so one optimiser call, in stage 3
-            # stage 3 would replace torch's own linear, everywhere
+            # stage 3 would replace torch's linear everywhere
             "memory_efficient_linear": False,
         },
     }
@@ -277,21 +277,21 @@ def _config(
         }
         config["zero_force_ds_cpu_optimizer"] = False  # ours works on either side
     elif zero == 2 or (zero == 1 and not bf16):
-        # The optimiser does that, and the host does not wait for it. The other stages insist.
+        # Our optimiser does both without making the host wait. The other stages can't skip them.
         config["zero_optimization"]["compute_grad_norm"] = False
         config["bf16"]["check_grad_overflow"] = False
     return config
 
 
 def _bucket(model: nn.Module) -> int:
-    """Elements reduced at once: a buffer of that size is allocated, so no more than there are."""
+    """Elements reduced at once: a buffer of that size is allocated, so at most the model's size."""
     return min(sum(p.numel() for p in model.parameters()), MAX_BUCKET)
 
 
 def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size], owners: _Owners) -> Partition:
-    """Where DeepSpeed has put the fp32 master weights of this rank."""
+    """Where DeepSpeed has put this rank's fp32 master weights."""
     if zero == 0:
-        # one per parameter: made views of one vector
+        # one tensor per parameter; they become views of one vector
         parts: list[Tensor] = engine.optimizer.param_groups[0]["params"]
         flat = torch.cat([p.detach().reshape(-1) for p in parts])
         for p, view in zip(parts, flat.split([p.numel() for p in parts]), strict=True):

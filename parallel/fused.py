@@ -1,13 +1,13 @@
-"""Elementwise functions that become one kernel each on CUDA.
+"""`@fused`: elementwise functions that become one kernel each on CUDA.
 
 Between its matrix products a block has some sixty small operations. Run one by one on a GPU, each
 reads and writes the whole residual stream, and costs the host a launch. `@fused` hands a function
 of tensors to torch.compile (Inductor), forward and backward; it is compiled when first called and
-again when shapes begin to vary, not for every shape, pass or block. What is between two functions,
-the products and the delta rule, stays as it is: nothing that holds state is traced. On a CPU they
-run as they stand, or in a form with its gradient written out.
+again when shapes first vary, not for every shape, pass or block. What lies between these functions,
+the matrix products and the delta rule, is not compiled: nothing that holds state is traced. On a
+CPU they run eagerly, or in a form with a hand-written gradient.
 
-TORCH_COMPILE_DISABLE=1, torch's own switch, runs all of it as it stands on CUDA too.
+TORCH_COMPILE_DISABLE=1, torch's own switch, makes them eager on CUDA too.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# A function is compiled once for each combination of dtype, gradient needed and optional tensors.
+# A function is compiled once per combination of dtype, requires_grad and optional tensors.
 MAX_VARIANTS = 64
 
 
 def fused(function: Callable[P, R], by_hand: Callable[P, R] | None = None) -> Callable[P, R]:
-    """A function of tensors, compiled on CUDA. Its first argument says where it runs.
+    """A function of tensors, compiled on CUDA. The device of its first argument decides.
 
     Args:
-        by_hand: the same function with its gradient written out, for the CPU: there every operation
-            that autograd is spared counts.
+        by_hand: the same function with a hand-written gradient, for the CPU, where every operation
+            that autograd would add costs time.
     """
 
     @functools.cache
@@ -48,8 +48,8 @@ def fused(function: Callable[P, R], by_hand: Callable[P, R] | None = None) -> Ca
 
 
 def _as_tensor(argument: object) -> object:
-    """A parameter as any other tensor. Where the first block's begins at a multiple of 16 bytes
-    Inductor would take it that every block's does, unseen; in ZeRO's flat vector they begin
+    """A parameter as a plain tensor. For a parameter, Inductor would assume without a check that
+    every block's is 16-byte aligned if the first block's is; in ZeRO's flat vector they start
     anywhere.
     """
     return argument.view_as(argument) if isinstance(argument, nn.Parameter) else argument

@@ -1,7 +1,7 @@
-"""The block part that owns fast weights: projections, convolutions, gates, the delta rule.
+"""The mixer that owns the fast weights: projections, convolutions, gates and the delta rule.
 
-Layer for layer Qwen3.5's gated delta net, with every projection its own parameter, so that a split
-by head is a split of each of them.
+Layer for layer Qwen3.5's gated delta net, but with every projection a parameter of its own, so that
+a split by head is a split of each of them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _gates(
     negative_eigenvalues: bool,
 ) -> tuple[Tensor, Tensor]:
     """b_t, and log a_t = -exp(A_log) * softplus(W_a x_t + dt_bias) <= 0, of each token and head
-    [B, T, H]; both are 0 at PAD, which neither writes nor decays.
+    [B, T, H]; both are 0 at PAD, which neither writes nor decays S.
     """
     step = F.softplus(at_least_fp32(alpha) + at_least_fp32(dt_bias))
     log_decay = -at_least_fp32(A_log).exp() * step
@@ -89,7 +89,7 @@ class GatedDeltaNet(nn.Module):
         return _write_strength(x, self.negative_eigenvalues)
 
     def _mine(self, parameter: Tensor) -> Tensor:
-        """What this rank uses of something by head or channel."""
+        """The part that this rank uses of a parameter indexed by head or channel."""
         return parameter if self.by_tokens else own_heads(parameter)
 
     def _convolve(
@@ -98,8 +98,8 @@ class GatedDeltaNet(nn.Module):
         """Causal depthwise convolution and SiLU; keys and queries get unit length.
 
         Args:
-            mixed: k, v and perhaps q, [B, T, channels] each.
-            tail: [B, <= taps - 1, all channels], what was before, in the same order.
+            mixed: k, v and, unless write_only, q, [B, T, channels] each.
+            tail: [B, <= taps - 1, all channels], the inputs before these, in the same order.
         Returns:
             k, v and q or None, [B, T, heads, width] each.
         """
@@ -119,12 +119,13 @@ class GatedDeltaNet(nn.Module):
     def forward(
         self, x: Tensor, state: DeltaState, window: Window, write_only: bool = False
     ) -> tuple[Tensor | None, DeltaState]:
-        """Writes x into the fast weights by the delta rule, and reads them.
+        """Writes x into the fast weights by the delta rule, and reads from them.
 
         Args:
             x: [B, t, D], or the sequence-parallel stream; so is y.
-            write_only: nothing downstream reads y (the last pass of a window that only
-                consolidates): skip queries, gate and read-out, and return None for y.
+            write_only: nothing downstream reads y (the last block of a pass that only
+            consolidates):
+                skip queries, gate and read-out, and return None for y.
         """
         B, valid = window.size[0], window.valid
         x = gather_tokens(x)

@@ -1,17 +1,18 @@
-"""CUDA graphs of units: a unit of work, a run of blocks over one (window, pass), in one launch.
+"""CUDA graphs of units of work: a run of blocks over one (window, pass) in a single launch.
 
-A small model gives the GPU less to do than launching it costs the host. A loop over windows and
-passes runs the same kernels again and again, so they are captured once and replayed: one graph of
-a unit's forward, and one of its backward, which begins with the forward again. Between them nothing
-is kept but the unit's inputs (h, S), as with recomputation of units (`parallel.recompute`), so that
-the two graphs serve every window and every pass, and gradients are the same bit for bit.
+A small model gives the GPU less work than its launches cost the host. The loop over windows and
+passes runs the same kernels again and again, so they are captured once and replayed: one graph for
+a unit's forward, and one for its backward, which first recomputes the forward. Between them only
+the unit's inputs (h, S) are kept, as with recompute = "unit" (`parallel.recompute`), so that the
+two graphs serve every window and every pass, and gradients are bit for bit the same.
 
     unit        inputs -> static inputs;  replay;  static outputs -> outputs
     backward    saved inputs and gradients -> static;  replay;  gradients of h and S -> autograd
-    weights     their gradients add up in static tensors; when backward has been through all units
-                of a microbatch they go on to autograd, once (`_Collect`), and so to ZeRO
+    weights     their gradients accumulate in static tensors; when the backward of all units of a
+                microbatch is done, these go to autograd, once (`_Collect`), and so to ZeRO
 
-Captured anew: other shapes, a window with PAD, a block that only writes, weights that have moved.
+A new capture is needed for other shapes, a window with PAD, a write-only block, or weights that
+have moved in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.func import functional_call
 from parallel.state import BlockState
 from parallel.window import Window
 
-WARM_UPS = 3  # kernels are compiled, tuned and given their workspaces before a capture
+WARM_UPS = 3  # kernels must be compiled, tuned and have their workspaces before a capture
 
 T = TypeVar("T")
 # (h, memory of each block) -> the same after the unit
@@ -55,7 +56,7 @@ def capture(function: Callable[[], T]) -> tuple[Callable[[], None], T]:
 
 
 class UnitGraphs:
-    """The graphs of a model's units, by what makes them differ."""
+    """The captured graphs of a model's units, cached by what makes them differ."""
 
     def __init__(self, blocks: nn.ModuleDict) -> None:
         self._holder = _Holder(blocks)
@@ -66,7 +67,7 @@ class UnitGraphs:
         self.gradients: list[Tensor] = []  # of the parameters, summed over a microbatch's units
 
     def begin(self) -> None:
-        """Before the forward of a microbatch whose backward follows it."""
+        """Call before the forward of a microbatch that will have a backward."""
         addresses = [p.data_ptr() for p in self._parameters]
         if addresses != self._addresses:
             self._addresses = addresses
@@ -77,15 +78,15 @@ class UnitGraphs:
     def run(
         self, name: Any, unit: Unit, h: Tensor, states: Sequence[BlockState], window: Window
     ) -> tuple[Tensor, tuple[BlockState, ...]]:
-        """A unit that has a backward, replayed; captured first if there is none like it.
+        """Replays a unit that has a backward; captures it first if no graph fits.
 
         Args:
-            name: differs where what is run differs. unit: does the same without a graph.
+            name: identifies what is run. unit: the same computation without a graph.
         """
         assert self._token is not None, "a microbatch begins with `begin`"
         if window.record_decay is not None:
-            # Who looks inside is shown another run: sums of gradients in which some units are not
-            # replayed are in another order, and a logging step would change bits.
+            # Decays are recorded from an extra eager run: if the unit itself were not replayed,
+            # gradients would be summed in another order, and logging would change the result.
             with torch.no_grad():
                 unit(h, states, window)
             window = replace(window, record_decay=None)
@@ -99,19 +100,19 @@ class UnitGraphs:
 
 
 class _Holder(nn.Module):
-    """Blocks, for `torch.func.functional_call` to put other tensors in their parameters' place."""
+    """The blocks, as a module in which `torch.func.functional_call` can replace the parameters."""
 
     def __init__(self, blocks: nn.ModuleDict) -> None:
         super().__init__()
         self.blocks = blocks
 
     def forward(self, function: Callable[..., T], *args: Any) -> T:
-        """What is called meanwhile."""
+        """Calls a function while the parameters are replaced."""
         return function(*args)
 
 
 class _Flat(NamedTuple):
-    """The tensors that a unit reads, in a row."""
+    """The tensors that a unit reads, flattened into a tuple."""
 
     tensors: tuple[Tensor, ...]  # h, those of the states, those of the window
     kinds: tuple[type, ...]  # of the states, two tensors each
@@ -132,7 +133,7 @@ class _Flat(NamedTuple):
         return (shapes, self.kinds, w.valid is None, w.mask is None, w.keeps_keys, w.keeps_tail)
 
     def rebuilt(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[BlockState], Window]:
-        """h, states and window of other tensors."""
+        """h, states and window, made of other tensors."""
         h, *rest = tensors
         n = 2 * len(self.kinds)
         states = _states(self.kinds, rest[:n])
@@ -151,24 +152,24 @@ class _Graphs:
     """A unit's forward and backward as CUDA graphs, and the tensors that they read and write."""
 
     def __init__(self, holder: _Holder, run: Unit, like: _Flat, sums: Sequence[Tensor]) -> None:
-        """Captures them.
+        """Captures both.
 
         Args:
-            holder: of the unit's blocks. like: inputs of the unit. sums: what the parameters'
-                gradients are added to, in their order.
+            holder: the unit's blocks. like: example inputs. sums: the tensors that the parameters'
+                gradients are added to, in the order of the parameters.
         """
-        n_states = 1 + 2 * len(like.kinds)  # with h; beyond it, the window's
+        n_states = 1 + 2 * len(like.kinds)  # h and the states; the rest are the window's
         self.inputs = [t.detach().clone() for t in like.tensors]
         self.carriers = [i for i, t in enumerate(self.inputs[:n_states]) if t.is_floating_point()]
 
-        # The same numbers, but leaves of autograd that nothing else has. What a parameter's
-        # gradient goes to is bound to the stream that it was first used on, which must not have
-        # to wait for a capture.
+        # The same storage, but autograd leaves of our own. A parameter's gradient accumulator is
+        # bound to the stream that the parameter was first used on, and that stream must not be
+        # waited for during capture.
         weights = {name: p.detach().requires_grad_() for name, p in holder.named_parameters()}
 
         def forward() -> tuple[list[Tensor], list[Tensor]]:
-            """Inputs that may have a gradient, and outputs. Always with a graph: what is compiled
-            for a forward alone may round otherwise.
+            """Leaf inputs and outputs. Always with an autograd graph: code compiled for a forward
+            alone may round differently.
             """
             leaves = [t.detach() for t in self.inputs]
             for i in self.carriers:
@@ -200,7 +201,7 @@ class _Graphs:
 
 
 class _Replay(torch.autograd.Function):
-    """A unit by its graphs."""
+    """A unit, run by replaying its graphs."""
 
     @staticmethod
     def forward(ctx: Any, graphs: _Graphs, token: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -230,8 +231,8 @@ class _Replay(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Gives a token that every unit of a microbatch takes, so that its backward comes after all of
-    theirs: then the weights' gradients are whole, and are handed to autograd.
+    """Makes a dummy tensor that every unit of a microbatch takes as an input, so that its backward
+    runs after all of theirs: then the weights' gradients are complete and are handed to autograd.
     """
 
     @staticmethod

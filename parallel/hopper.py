@@ -1,8 +1,8 @@
-"""One gradient of flash-linear-attention's delta rule in plain products, where its kernel is wrong.
+"""One gradient of flash-linear-attention's delta rule as matrix products, for Hopper GPUs.
 
-From Triton 3.4 to 3.7.0 its kernel for the gradients of q, k, w and the decay is compiled wrongly
-on Hopper (fla-org/flash-linear-attention#640), and fla refuses to run it. torch 2.9 to 2.11 bring
-such a Triton. All chunks are independent there, so batched matrix products do the same.
+Triton 3.4 to 3.7.0 miscompiles fla's kernel for the gradients of q, k, w and the decay on Hopper
+(fla-org/flash-linear-attention#640), and fla refuses to run it. torch 2.9 to 2.11 come with such a
+Triton. Chunks are independent in that kernel, so batched matrix products can replace it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from parallel.norms import at_least_fp32
 
 @functools.cache
 def register() -> None:
-    """Tells fla of it, once; it is taken where fla would refuse to go on."""
+    """Registers this backend with fla, once; fla uses it where it would otherwise refuse to run."""
     from fla.backends import BaseBackend
     from fla.backends import register as registered
     from fla.utils import IS_NVIDIA_HOPPER, TRITON_ABOVE_3_4_0, TRITON_ABOVE_3_7_1
@@ -48,17 +48,17 @@ def gradients_of_chunks(
     q: Tensor, k: Tensor, v: Tensor, do: Tensor, h: Tensor, dh: Tensor, g: Tensor, dv: Tensor,
     scale: float, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """What a chunk's read-out and the state it leaves give to the gradients of q, k, w and g.
+    """The gradients of q, k, w and g from each chunk's output and final state.
 
         U = u - W S     O = scale (2^g Q S + (Q K^T D) U)     S' = 2^g_C S + (2^(g_C - g) K)^T U
 
-    with D[t, i] = 2^(g_t - g_i) for i <= t, as `parallel.delta_rule` has it in powers of e.
+    with D[t, i] = 2^(g_t - g_i) for i <= t: the rule of `parallel.delta_rule`, in powers of 2.
 
     Args:
         q, k: [B, T, Hk, K]. v: U, [B, T, H, V]. do: of O. dv: of U. h, dh: S and the gradient of
             S', [B, chunks, H, K, V]. g: log2 of the decay, summed up within chunks, [B, T, H].
     Returns:
-        of q, k [B, T, Hk, K], of w [B, T, H, K], and of g [B, T, H] in fp32.
+        gradients of q and k [B, T, Hk, K], of w [B, T, H, K], and of g [B, T, H] in fp32.
     """
     key_heads, T = q.shape[2], q.shape[1]
     q, k, v, do, dv, g = _in_chunks(q, k, v, do, dv, g, chunk)
@@ -87,7 +87,7 @@ def _tokens(x: Tensor, T: int) -> Tensor:
 def _in_chunks(
     q: Tensor, k: Tensor, v: Tensor, do: Tensor, dv: Tensor, g: Tensor, chunk: int
 ) -> tuple[Tensor, ...]:
-    """All of them as batched products want them. Behind the last token the decay stays."""
+    """All inputs laid out for batched products; g is padded with its value at the last token."""
     if missing := -g.shape[1] % chunk:
         g = torch.cat([g, g[:, -1:].expand(-1, missing, -1)], dim=1)
     return tuple(_chunks(x, chunk, v.shape[2]) for x in (q, k, v, do, dv, g))
@@ -108,13 +108,15 @@ def _together(
     of_S: Tensor, of_next: Tensor, of_k: Tensor, of_q: Tensor, dw: Tensor,
     scale: float, key_heads: int, T: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """What the products [B, n, H, C, K] come to: in q by S and k, in k by S' and q, and in w."""
+    """The gradients, from the products [B, n, H, C, K]: q's through S and k, k's through S' and q,
+    and w's.
+    """
     last = g[..., -1:]
     dq = at_least_fp32(of_S) * (g.exp2() * scale)[..., None] + of_k
     of_next = at_least_fp32(of_next) * (last - g).exp2()[..., None]
     dk = of_next + of_q
     dg = _tokens((dq * q).sum(-1) - (dk * k).sum(-1), g.shape[1] * g.shape[3])
-    # the decay over the whole chunk: of S, and of what is written
+    # through the decay over the whole chunk: of S, and of what the chunk writes
     of_last = (at_least_fp32(h) * dh).sum((-1, -2)) * last[..., 0].exp2()
     of_last = of_last + (of_next * k).sum((-1, -2))  # [B, n, H]
     ends = F.pad(of_last[:, :, None], (0, 0, g.shape[3] - 1, 0)).flatten(1, 2)

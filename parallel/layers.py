@@ -1,16 +1,16 @@
-"""The parameterised pieces that blocks are made of.
+"""The linears, embedding and cross-entropy of blocks: Megatron's tensor-parallel layers.
 
-Linears and the embedding are Megatron's tensor-parallel layers, at every world size. Between them
-runs the residual stream. How it meets the linears, which hold some of the features or heads each:
+They are used at every world size, one rank included. Between them runs the residual stream. How it
+enters and leaves the linears, of which each rank holds some features or heads:
 
                     stream [B, T, D],                 with sequence parallelism:
                     the same on every tp rank         [B*T/tp, D], a share of the tokens
-    gather_tokens   as it is; backward sums over tp   all gathered; backward sums and shares out
+    gather_tokens   identity; backward: all-reduce    all-gather; backward: reduce-scatter
     ColumnLinear    -> this rank's features           the same
-    RowLinear       -> summed over tp                 summed over tp and shared out
-    all_tokens      as it is                          all gathered, for the head
+    RowLinear       -> all-reduce over tp             reduce-scatter over tp
+    all_tokens      identity                          all-gather, for the head
 
-With context parallelism (`parallel.context`) all of it is of the rank's own tokens.
+With context parallelism (`parallel.context`) all of this concerns the rank's own tokens only.
 """
 
 from __future__ import annotations
@@ -41,60 +41,62 @@ SMALL = 2**17  # elements
 
 
 def _initialized_by_the_model(weight: Tensor) -> None:
-    """Megatron asks for an initialiser; the model draws every parameter itself, by name."""
+    """Does nothing. Megatron wants an initialiser, but the model draws each parameter by name."""
 
 
 def _split(parameter: nn.Parameter, dim: int) -> None:
-    """Marks a parameter as this rank's share of a larger one, in words that DeepSpeed reads too."""
+    """Marks a parameter as this rank's share of a larger one, for Megatron and DeepSpeed."""
     if mesh.tp_size() > 1:
         set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)
 
 
 def split_parameter(*shape: int) -> nn.Parameter:
-    """An empty parameter of this whole shape: this rank's share of its first dimension."""
+    """This rank's share, along dimension 0, of a parameter of this full shape; uninitialised."""
     parameter = nn.Parameter(torch.empty(shape[0] // mesh.tp_size(), *shape[1:]))
     _split(parameter, 0)
     return parameter
 
 
 def split_dim(parameter: Tensor) -> int | None:
-    """The dimension in which tensor-parallel ranks share a parameter; None: each has all of it."""
+    """The dimension along which tp ranks split a parameter; None if it is replicated."""
     return parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None  # type: ignore[attr-defined]
 
 
 def share(whole: Tensor, dim: int | None) -> Tensor:
-    """This rank's share of a whole tensor."""
+    """This tp rank's share of a full tensor."""
     return whole if dim is None else whole.chunk(mesh.tp_size(), dim)[mesh.tp_rank()]
 
 
 def partial_grad(parameter: Tensor) -> bool:
-    """Whether a replicated parameter's gradient is of this rank's heads or tokens: to be summed."""
+    """Whether a replicated parameter's gradient covers only this rank's heads or tokens, so that it
+    must be summed over tp.
+    """
     return getattr(parameter, "partial_grad", False) and mesh.tp_size() > 1
 
 
 def gather_tokens(x: Tensor) -> Tensor:
-    """All tokens [.., D] on their way into ColumnLinears; one collective for all of these."""
+    """All tokens [.., D], as input of ColumnLinears; one collective serves all that read them."""
     if mesh.sequence_parallel():
         return gather_from_sequence_parallel_region(x, group=mesh.tp_group())
     return copy_to_tp(x)
 
 
 def copy_to_tp(x: Tensor) -> Tensor:
-    """What is the same on every rank, on its way into ColumnLinears; backward sums over tp."""
+    """A replicated tensor as input of ColumnLinears; backward sums its gradient over tp."""
     if mesh.tp_size() == 1:
         return x
     return copy_to_tensor_model_parallel_region(x, group=mesh.tp_group())
 
 
 def scatter_tokens(x: Tensor) -> Tensor:
-    """[B, T, D], the same on every rank, as the residual stream."""
+    """The residual stream of [B, T, D], which is the same on every tp rank."""
     if not mesh.sequence_parallel():
         return x
     return scatter_to_sequence_parallel_region(x.flatten(0, 1), group=mesh.tp_group())
 
 
 def all_tokens(x: Tensor) -> Tensor:
-    """The residual stream's tokens [B*T, D], all of them and the same on every rank."""
+    """All tokens of the residual stream, [B*T, D], the same on every tp rank."""
     if not mesh.sequence_parallel():
         return x.flatten(0, 1)
     return gather_from_sequence_parallel_region(
@@ -110,15 +112,17 @@ def empty_stream(rows: int, width: int, d_model: int, dtype: torch.dtype) -> Ten
 
 
 def broadcast_rows(rows: Tensor, width: int) -> Tensor:
-    """One value per row [B] of windows of `width` tokens, as the residual stream is broadcast."""
+    """One value per row, [B], in a shape that broadcasts against the residual stream of windows of
+    `width` tokens.
+    """
     if not mesh.sequence_parallel():
         return rows[:, None, None]
     return rows.repeat_interleave(width).chunk(mesh.tp_size())[mesh.tp_rank()][:, None]
 
 
 class _Linear(torch.autograd.Function):
-    """x W^T. Kept for backward is the parameter itself, as ZeRO 3 needs it, which takes its numbers
-    away in between: autograd's own product would keep a view of them.
+    """x W^T. Saves the parameter itself for backward: ZeRO 3 frees its values in between, and
+    autograd's own product would save a view of them.
     """
 
     @staticmethod
@@ -136,7 +140,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _JointLinear(torch.autograd.Function):
-    """x W^T for several W as one product. Kept for backward are the parameters, not their copy."""
+    """x W^T for several W in one product. Saves the parameters for backward, not their copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -163,7 +167,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """y = x W^T without bias; each tp rank has some output features. x has to `gather_tokens`."""
+    """y = x W^T without bias; tp ranks split the output features. x comes from `gather_tokens`."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -172,7 +176,7 @@ class ColumnLinear(ColumnParallelLinear):
             config=mesh.megatron_config(),
             init_method=_initialized_by_the_model,
             bias=False,
-            disable_grad_reduce=True,  # `gather_tokens` sums it, once for all linears that read x
+            disable_grad_reduce=True,  # `gather_tokens` does it, once for all linears that read x
             tp_group=mesh.tp_group(),
         )
         _split(self.weight, 0)
@@ -182,10 +186,10 @@ class ColumnLinear(ColumnParallelLinear):
 
 
 def project(x: Tensor, *linears: ColumnLinear) -> tuple[Tensor, ...]:
-    """What each of some linears makes of x: [.., D] -> [.., its features].
+    """The outputs of several linears of the same x: [.., D] -> [.., features] each.
 
-    Small matrices are put together on a CPU, and on CUDA three and more: a copy of them costs less
-    than the products, and the sums of gradients of x, that it saves.
+    Concatenates small weights on a CPU, and three or more on CUDA: the copy costs less than the
+    separate products and the sums of x's gradients.
     """
     weights = [linear.weight for linear in linears]
     if x.is_cuda and len(weights) > 2:
@@ -197,7 +201,7 @@ def project(x: Tensor, *linears: ColumnLinear) -> tuple[Tensor, ...]:
 
 
 class RowLinear(RowParallelLinear):
-    """y = x W^T without bias; input features are split, results summed: [B, T, ..] -> stream."""
+    """y = x W^T without bias; tp ranks split the input features: [B, T, ..] -> residual stream."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -241,8 +245,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each position, in at least fp32.
 
     Args:
-        logits: [n, vocabulary of this rank]; overwritten where there are several such ranks and
-            they are fp32.
+        logits: [n, vocabulary of this rank]; overwritten if they are fp32 and tp > 1.
         targets: [n] int64, ids of the whole vocabulary.
     Returns:
         [n] losses in nats.

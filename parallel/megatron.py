@@ -1,4 +1,4 @@
-"""What we take from Megatron-core, imported without the compiler that it would load."""
+"""What we use of Megatron-core, imported without loading torch's compiler."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The grid of ranks: tensor x context x data x pipeline parallel, by Megatron's `parallel_state`.
+"""The process grid: tensor x context x data x pipeline parallel, by Megatron's `parallel_state`.
 
-Consecutive ranks share layers (tp), then the tokens of the same rows (cp), then read other rows
-(dp), then hold other blocks (pp): rank tp + tp_size * (cp + cp_size * (dp + dp_size * pp)). So the
-chattiest neighbours, those of one layer, sit on one host.
+rank = tp + tp_size * (cp + cp_size * (dp + dp_size * pp)): the ranks that split layers (tp) are
+consecutive, then those that split the tokens of the same rows (cp), then those that read other rows
+(dp), then the pipeline stages (pp). So the ranks that talk most, those of one layer, share a host.
 
-A single process needs no launcher: it becomes a world of one, so that every run,
-test and tool goes through the same Megatron layers.
+A single process needs no launcher: it becomes a world of one, so that every run, test and tool uses
+the same Megatron layers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch.distributed as dist
 
 from parallel.megatron import ModelParallelConfig, mappings, parallel_state
 
-# seconds that a rank waits for another before it gives the job up, unless told otherwise
+# seconds that a rank waits for another before it gives up the job, unless set otherwise
 TIMEOUT = 600.0
-# ranks from which on gloo connects two of them when they first meet, and not each with all
+# from this many ranks on, gloo connects two ranks when they first talk, not all pairs at the start
 LAZY_FROM = 65
 
-_sequence_parallel = False  # beside Megatron's grid, which does not keep it
-_cp_size = 1  # every mixer asks for it, and Megatron takes its time to answer
+_sequence_parallel = False  # kept here because Megatron's grid has no place for it
+_cp_size = 1  # cached: every mixer asks for it, and Megatron's getter is slow
 _delta_by_tokens = False
 
 
@@ -40,39 +40,40 @@ def device() -> torch.device:
 
 
 def world_size() -> int:
-    """Ranks that the launcher started, known before they have met."""
+    """How many ranks the launcher started; known before they have joined."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_first_on_host() -> bool:
-    """Whether this is the rank that does what need be done once on each host."""
+    """Whether this rank does what is done once per host (local rank 0)."""
     return world_size() == 1 or int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def join(timeout: float = TIMEOUT, *, alone: bool = False, store: dist.Store | None = None) -> None:
-    """Meets the ranks that the launcher describes, or becomes a world of one; there is no grid yet.
+    """Initialises torch.distributed as the launcher's environment says, or as a world of one; makes
+    no grid yet.
 
     Args:
         timeout: seconds; collectives time out after twice this.
         alone: see `initialize`.
-        store: by which ranks that have met already meet again.
+        store: the rendezvous store, if the ranks have one already.
     """
     if dist.is_initialized():
         return
-    # Tensors on the host go through gloo also beside a GPU: what ranks agree on does not wait for
-    # the device.
+    # Host tensors use gloo even where there are GPUs: agreeing on something must not wait for the
+    # device.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
     if alone or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
-        rank = int(os.environ["RANK"]) if store is not None else -1  # -1: torch looks by itself
+        rank = int(os.environ["RANK"]) if store is not None else -1  # -1: from the environment
         world = world_size() if store is not None else -1
         limit = timedelta(seconds=2 * timeout)
         if world_size() >= LAZY_FROM:
             os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
         dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=world)
     if device().type == "cuda":
-        torch.cuda.set_device(device())  # not before: a world of one has the first, whoever asks
+        torch.cuda.set_device(device())  # only now: device() depends on the world's size
 
 
 def initialize(
@@ -85,19 +86,20 @@ def initialize(
     delta_by_tokens: bool = False,
     alone: bool = False,
 ) -> None:
-    """Joins the world that the launcher describes (or a world of one) and lays the grid over it.
+    """Joins the launcher's world (or a world of one) and builds the grid.
 
     Args:
-        tp: ranks that share each layer. pp: stages that the blocks are split over.
-            cp: ranks that share the tokens of each window.
+        tp: ranks that split each layer. pp: stages that the blocks are split over.
+            cp: ranks that split the tokens of each window.
             The remaining factor of the world size is data parallel.
-        sequence_parallel: between layers, each tp rank holds its share of the tokens only.
-        delta_by_tokens: so does each cp rank in the delta rule too, where otherwise it has heads.
-        timeout: seconds after which ranks that make no progress end, see `parallel.watchdog`. Twice
-            of it is the limit of any collective.
-        alone: a world of one, whatever a launcher's variables say: an evaluation inside a job.
+        sequence_parallel: between layers, each tp rank holds only its share of the tokens.
+        delta_by_tokens: cp ranks split the delta rule by tokens rather than by heads.
+        timeout: seconds after which ranks that make no progress end, see `parallel.watchdog`.
+            Collectives time out after twice this.
+        alone: a world of one, whatever the launcher's variables say: an evaluation inside a job.
     Raises:
-        ValueError: the world does not divide into tp x cp x pp, or has another grid already.
+        ValueError: the world size is not divisible by tp x cp x pp, or there is another grid
+        already.
     """
     global _cp_size, _delta_by_tokens, _sequence_parallel
     if parallel_state.model_parallel_is_initialized():
@@ -129,10 +131,10 @@ def initialize(
 
 @contextmanager
 def _equal_groups_once() -> Iterator[None]:
-    """On a CPU Megatron makes one group of the same ranks, not up to eight.
+    """On a CPU, makes Megatron create one group for the same set of ranks, not up to eight.
 
-    Each of gloo has three threads, one of which looks for messages a hundred times a second: with
-    17 groups, 3 % of a core. (On GPUs each is a communicator with a stream of its own.)
+    Each gloo group has three threads, one of which polls for messages a hundred times a second: 3 %
+    of a core with 17 groups. (On GPUs each group is a communicator with a stream of its own.)
     """
     create, known = parallel_state.create_group, dict[Any, Any]()
 
@@ -152,7 +154,7 @@ def _equal_groups_once() -> Iterator[None]:
 class _TorchOnCPU:
     """The torch module as Megatron's sequence-parallel gather and scatter need it without a GPU.
 
-    They allocate on `torch.cuda.current_device()`, which fails there; nothing else of them needs
+    They allocate on `torch.cuda.current_device()`, which fails there; nothing else in them needs
     CUDA.
     """
 
@@ -166,25 +168,25 @@ class _TorchOnCPU:
 
 
 def leave_grid() -> None:
-    """Gives up the grid, so that another can be laid; nothing may hold one of its groups.
+    """Destroys the grid, so that another can be built; nothing may still hold one of its groups.
 
-    Megatron only forgets its groups; those of gloo would go on looking for messages.
+    Megatron only drops its references; gloo groups would go on polling for messages.
     """
     global _cp_size, _delta_by_tokens, _sequence_parallel
     groups = parallel_state._global_process_group_list or []
     parallel_state.destroy_model_parallel()
-    parallel_state._INTRA_PARTIAL_DATA_PARALLEL_GROUP_WITH_CP = None  # which it does not forget
+    parallel_state._INTRA_PARTIAL_DATA_PARALLEL_GROUP_WITH_CP = None  # the one it forgets to reset
     for group in groups:
-        if group is not None:  # which is the world
+        if group is not None:  # None: the world
             dist.destroy_process_group(group)
     _cp_size, _sequence_parallel, _delta_by_tokens = 1, False, False
 
 
 def shutdown() -> None:
-    """Leaves the grid and the world, so that the process ends without a warning.
+    """Destroys the grid and leaves the world, so that the process exits without a warning.
 
-    Whoever has made engines collects garbage before: a thread of a group that is still there, and
-    lets go of its last message while Python ends, would abort the process.
+    A caller that has made engines must collect garbage first: if a group is still alive, its thread
+    may release its last message during interpreter shutdown, which aborts the process.
     """
     leave_grid()
     if dist.is_initialized():
@@ -192,17 +194,17 @@ def shutdown() -> None:
 
 
 def tp_size() -> int:
-    """Ranks that share each layer."""
+    """How many ranks split each layer."""
     return parallel_state.get_tensor_model_parallel_world_size()
 
 
 def tp_group() -> dist.ProcessGroup:
-    """The ranks that share each layer with this one."""
+    """The ranks that split each layer with this one."""
     return parallel_state.get_tensor_model_parallel_group()
 
 
 def tp_rank() -> int:
-    """This rank's share of each layer."""
+    """Which share of each layer this rank has."""
     return parallel_state.get_tensor_model_parallel_rank()
 
 
@@ -212,42 +214,42 @@ def sequence_parallel() -> bool:
 
 
 def cp_size() -> int:
-    """Ranks that share the tokens of each window."""
+    """How many ranks split the tokens of each window."""
     return _cp_size
 
 
 def cp_rank() -> int:
-    """This rank's share of each window's tokens."""
+    """Which share of each window's tokens this rank has."""
     return parallel_state.get_context_parallel_rank()
 
 
 def cp_group() -> dist.ProcessGroup:
-    """The ranks that share the tokens of each window with this one."""
+    """The ranks that split the tokens of each window with this one."""
     return parallel_state.get_context_parallel_group()
 
 
 def delta_by_tokens() -> bool:
-    """Whether context-parallel ranks share the delta rule by tokens, not by heads."""
+    """Whether context-parallel ranks split the delta rule by tokens, not by heads."""
     return _delta_by_tokens
 
 
 def head_ranks() -> int:
-    """Ranks that share the heads inside of mixers: tp x cp."""
+    """How many ranks split the heads inside mixers: tp x cp."""
     return tp_size() * cp_size()
 
 
 def head_rank() -> int:
-    """This rank's share of the heads inside of mixers."""
+    """Which share of the heads inside mixers this rank has."""
     return tp_rank() * cp_size() + cp_rank()
 
 
 def dp_rank() -> int:
-    """This rank's place among those that hold the same weights and read different rows."""
+    """This rank's index among those that hold the same weights and read different rows."""
     return parallel_state.get_data_parallel_rank()
 
 
 def dp_size() -> int:
-    """Ranks that hold the same weights and read different rows."""
+    """How many ranks hold the same weights and read different rows."""
     return parallel_state.get_data_parallel_world_size()
 
 
@@ -257,12 +259,12 @@ def dp_group() -> dist.ProcessGroup:
 
 
 def dp_cp_rank() -> int:
-    """This rank's place among those that hold the same weights: cp + cp_size * dp."""
+    """This rank's index among those that hold the same weights: cp + cp_size * dp."""
     return parallel_state.get_data_parallel_rank(with_context_parallel=True)
 
 
 def dp_cp_size() -> int:
-    """Ranks that hold the same weights, over which ZeRO shards."""
+    """How many ranks hold the same weights; ZeRO shards over them."""
     return parallel_state.get_data_parallel_world_size(with_context_parallel=True)
 
 
@@ -272,12 +274,12 @@ def dp_cp_group() -> dist.ProcessGroup:
 
 
 def stage_group() -> dist.ProcessGroup:
-    """All ranks of this pipeline stage; the one at (tp, dp_cp) is number tp + tp_size * dp_cp."""
+    """All ranks of this pipeline stage, in the order tp + tp_size * dp_cp."""
     return parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
 
 
 def pp_size() -> int:
-    """Stages that the blocks are split over."""
+    """How many stages the blocks are split over."""
     return parallel_state.get_pipeline_model_parallel_world_size()
 
 
@@ -287,22 +289,22 @@ def pp_rank() -> int:
 
 
 def pp_group() -> dist.ProcessGroup:
-    """This rank and those of the other stages that it passes hidden states to and from."""
+    """This rank and those of the other stages that it exchanges hidden states with."""
     return parallel_state.get_pipeline_model_parallel_group()
 
 
 def model_group() -> dist.ProcessGroup:
-    """The tp x pp ranks that hold one whole model together, and read the same tokens."""
+    """The tp x pp ranks that together hold one whole model and read the same tokens."""
     return parallel_state.get_model_parallel_group()
 
 
 def answers_for_rows() -> bool:
-    """Whether this rank is the first of the tp x cp x pp that read the same rows."""
+    """Whether this rank is the first of the tp x cp x pp ranks that read the same rows."""
     return tp_rank() == cp_rank() == pp_rank() == 0
 
 
 def describe_rank() -> str:
-    """This rank in words, for messages: number, host, and where in the grid."""
+    """This rank for messages: its number, its host, and its place in the grid."""
     if not parallel_state.model_parallel_is_initialized():
         return f"rank {os.environ.get('RANK', 0)} on {os.uname().nodename}, joining the other ranks"
     places = {"stage": (pp_rank(), pp_size()), "tp": (tp_rank(), tp_size())}
@@ -316,12 +318,12 @@ def megatron_config(sequence_parallel: bool = False) -> ModelParallelConfig:
     """What Megatron's layers need to know of the grid.
 
     Args:
-        sequence_parallel: what a layer gives is to be split by tokens.
+        sequence_parallel: the layer's output is split by tokens.
     """
     return ModelParallelConfig(
         tensor_model_parallel_size=tp_size(),
         pipeline_model_parallel_size=pp_size(),
-        # asked for where there are stages; messages have the dtype of h
+        # required if there are stages; ours send messages in the dtype of h
         pipeline_dtype=torch.float32,
         sequence_parallel=sequence_parallel,
         use_cpu_initialization=True,

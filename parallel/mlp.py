@@ -17,7 +17,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """The residual stream -> what is added to it; of width F, split over tensor-parallel ranks."""
+    """SwiGLU of width F, split over tp ranks: residual stream -> what is added to it."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()

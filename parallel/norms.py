@@ -1,4 +1,4 @@
-"""Root mean square norms, with their gradients written out for the CPU.
+"""RMS and L2 norms, with hand-written gradients for the CPU.
 
 For x of width W, scale s and r = 1 / sqrt(mean(x^2) + eps), y = s r x, and with t = dy r x:
 
@@ -19,7 +19,7 @@ from parallel.shape import UNIT_EPS
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Half precisions become fp32; fp64, which the tests use, stays."""
+    """bf16 and fp16 become fp32; fp64, which the tests use, stays."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
@@ -163,10 +163,10 @@ l2_normalized = fused(l2_norm, _L2Norm.apply)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight) of x [..., W] over W, as in Qwen3.5: weight 0 scales nothing.
+    """x / rms(x) * (1 + weight) of x [..., W] over W, as in Qwen3.5: weight 0 is scale 1.
 
     Args:
-        partial_grad: of the heads or the tokens, on each tensor-parallel rank.
+        partial_grad: each tensor-parallel rank's gradient covers only its own heads or tokens.
     """
 
     def __init__(self, width: int, eps: float, partial_grad: bool) -> None:
@@ -184,7 +184,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """x / rms(x) * weight * SiLU(gate) of x, gate [..., W] over W: the read-out norm of heads."""
+    """x / rms(x) * weight * SiLU(gate) of x, gate [..., W] over W: the norm of a head's output."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A pass of one microbatch over one window: through which stages it goes, what each of them does.
+"""One pass of a microbatch over a window: which pipeline stages it visits, what each computes.
 
-`pretrain.model.plan` says what the passes of a batch are. The schedule, the pipeline and the loop
-that runs them read it here. Pure: every rank that has the same facts gets the same answers.
+`pretrain.model.plan` plans the passes of a batch; the schedule, the pipeline and the loop that runs
+them read them here. Everything is pure: ranks with the same inputs get the same answers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ class Pass:
 
             first_stage ... core_end ... last_stage
     pass n      core    ...   core       coda ... head
-    pass n+1    core  <-- h --'                               round the ring
+    pass n+1    core  <-- h --'                               around the ring
 
-    A schedule needs the stages alone; the blocks are for those who run, count or weigh a pass.
+    A schedule needs only the stages; the blocks are for code that runs a pass, or counts its FLOPs
+    or memory.
     """
 
     window: int
@@ -26,65 +27,64 @@ class Pass:
     first_stage: int  # where it begins
     core_end: int  # where its part of the core ends: the next pass's h comes from here
     last_stage: int  # where it ends; those from core_end on run the coda and the head
-    loops: bool  # the microbatch's next pass is over the same window, and takes its h from core_end
+    loops: bool  # the microbatch's next pass is over the same window, and starts from core_end's h
     # Backward goes through first_stage..core_grad_until of the stages up to core_end; -1: none.
     core_grad_until: int
-    head_has_grad: bool  # backward goes through core_end..last_stage, by what is read of the pass
-    sends_grad_to_previous_pass: bool  # that of the h which comes in, round the ring
-    # Gradients of the state do not cross from one segment to the next. Never decreasing.
+    head_has_grad: bool  # backward goes through core_end..last_stage, from the head and the coda
+    sends_grad_to_previous_pass: bool  # the gradient of its incoming h, around the ring
+    # Gradients of the state do not cross segments. Never decreases.
     segment: int
 
     # ---- blocks, by their numbers in the model
     prelude: range = range(0)
-    core: range = range(0)  # no further than it is of use
+    core: range = range(0)  # only as far as its results are needed
     coda: range = range(0)
-    write_only: int | None = None  # the block that only writes: nothing reads what comes out of it
-    reads: bool = False  # coda and head read it
+    write_only: int | None = None  # the block that only updates its state: nothing reads its output
+    reads: bool = False  # coda and head run
     core_has_grad: bool = False
-    detaches: bool = False  # backward ends here, at the h and the core's memory that come in
+    detaches: bool = False  # backward ends here, at the incoming h and memory of the core
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """All that it runs, in order."""
+        """All blocks that it runs, in order."""
         return (*self.prelude, *self.core, *self.coda)
 
     def visits(self, stage: int) -> bool:
-        """Whether a stage has a part in it."""
+        """Whether the pass goes through a stage."""
         return self.first_stage <= stage <= self.last_stage
 
     def runs_core(self, stage: int) -> bool:
-        """Whether a stage that it visits has a part in it before the coda."""
+        """Whether a visited stage runs a part of it before the coda."""
         return stage <= self.core_end
 
     def runs_coda(self, stage: int) -> bool:
-        """Whether a stage that it visits has a part in what reads it."""
+        """Whether a visited stage runs a part of the coda or the head."""
         return self.reads and stage >= self.core_end
 
     def has_backward(self, stage: int) -> bool:
-        """Whether a stage that it visits has a backward."""
+        """Whether a visited stage has a backward."""
         return stage <= self.core_grad_until or (self.head_has_grad and stage >= self.core_end)
 
     def receives_grad(self, stage: int) -> bool:
-        """Whether the next stage gives this one the gradient of what it was handed."""
+        """Whether the next stage sends back the gradient of what this stage sent it."""
         in_coda = self.core_end <= stage < self.last_stage
         return stage < self.core_grad_until or (self.head_has_grad and in_coda)
 
     def input_needs_grad(self, stage: int) -> bool:
-        """Whether the gradient of what comes in at a stage is sent back to where it came from."""
+        """Whether a stage sends the gradient of its input back to where the input came from."""
         if stage > self.first_stage:
             return self.receives_grad(stage - 1)
         return self.sends_grad_to_previous_pass
 
 
 class ScheduleError(ValueError):
-    """Passes that make no sense, or a schedule that cannot be carried out."""
+    """Inconsistent passes, or a schedule that cannot be executed."""
 
 
 def check(passes: Sequence[Sequence[Pass]], stages: int) -> None:
-    """Makes sure that the passes of each microbatch lead through the stages.
-
+    """Checks that the passes of each microbatch are consistent with each other and the stages.
     Raises:
-        ScheduleError: naming the microbatch, the pass's place in it and what is wrong.
+        ScheduleError: names the microbatch, the pass's index in it and what is wrong.
     """
     for m, mine in enumerate(passes):
         for n, p in enumerate(mine):

@@ -1,12 +1,12 @@
-"""Carries out a schedule on one pipeline stage.
+"""Executes a schedule on one pipeline stage.
 
-A unit is one pass of one microbatch over one window. From its forward to its backward a stage keeps
-of it the hidden state that came in and what the unit left in the stage's memory (fast weights S,
-kept keys); each is cut out of the autograd graph, so that every unit has a graph of its own, and
-its backward can run when its turn comes:
+A unit is one pass of one microbatch over one window. Between a unit's forward and its backward a
+stage keeps the hidden state that came in and what the unit left in the stage's memory (fast weights
+S, kept keys). Both are detached, so that every unit has an autograd graph of its own whose backward
+can run when its turn comes:
 
     forward      x ----> [ blocks, recomputed or kept ] ----> h, y      to the next stage, or
-                                                                        round to the next pass
+                                                                        around to the next pass
                  S_u --> [                            ] ----> S_(u+1)   stays here
     backward     dx <--- [                            ] <---- dh, dy    from there
                  dS_u <- [                            ] <---- dS_(u+1)  left by the backward of u+1
@@ -32,15 +32,15 @@ from parallel.schedule import SENDS_UNDER_WAY, Action, Message, Schedule
 
 
 class UnitOutput(NamedTuple):
-    """What a stage's part of a unit gives."""
+    """The output of a stage's part of a unit."""
 
-    h: Tensor | None  # residual stream after its part of the core, None beyond the core
+    h: Tensor | None  # residual stream after its part of the core; None beyond the core
     y: Tensor | None  # residual stream after its part of the coda, where the window is read
     loss: Tensor | None  # [] of the window, on the last stage, where the window is read and scored
 
 
 class StageMemory(Protocol):
-    """What a stage keeps of a microbatch from unit to unit, a value."""
+    """What a stage keeps of a microbatch from unit to unit; an immutable value."""
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Self:
         """f applied tensor by tensor."""
@@ -52,22 +52,22 @@ M = TypeVar("M", bound=StageMemory)
 class Stream(Protocol):
     """A microbatch as one stage sees it."""
 
-    memory: Any  # a StageMemory: what the stage's next unit begins with
+    memory: Any  # a StageMemory: what the stage's next unit starts from
 
     @property
     def passes(self) -> Sequence[Pass]:
         """Its units."""
 
     def forward(self, unit: int, x: Tensor | None) -> UnitOutput:
-        """Runs this stage's part of a unit, and puts what it leaves into `memory`."""
+        """Runs this stage's part of a unit, and stores the state that it leaves in `memory`."""
 
     def empty_message(self, unit: int) -> Tensor:
-        """An empty tensor like the hidden states of a unit."""
+        """An uninitialised tensor like the hidden states of a unit."""
 
 
 @dataclass
 class _Arrival:
-    """A tensor for a later unit: at hand, or on its way."""
+    """A tensor for a later unit: present, or being received."""
 
     tensor: Tensor
     work: dist.Work | None = None
@@ -80,23 +80,23 @@ class _Arrival:
 
 @dataclass
 class _Pending:
-    """What is kept of a unit until its backward, and, for each output, the autograd edge by which
-    its gradient re-enters.
+    """What is kept of a unit until its backward; for each output, the autograd edge where its
+    gradient enters the unit's graph.
     """
 
-    x: Tensor | None  # what came in, if its gradient goes back
+    x: Tensor | None  # the input, if its gradient is sent back
     loss: Tensor | None
-    # What left the stage, and the message that its gradient comes by.
+    # What left the stage, and the message that will bring its gradient.
     sent: list[tuple[GradientEdge, Message]] = field(default_factory=list)
-    # What stayed in memory, and its copy there, which collects the gradient of later units.
+    # What stayed in memory, and its detached copy there, which collects later units' gradients.
     kept: list[tuple[GradientEdge, Tensor]] = field(default_factory=list)
 
 
 def cut(memory: M) -> tuple[M, list[tuple[GradientEdge, Tensor]]]:
-    """Takes a memory out of the graph of the unit that left it.
-
+    """Detaches a memory from the graph of the unit that left it.
     Returns:
-        the same values as leaves of the next unit's graph, and where their gradients go on.
+        the same values as leaves of the next unit's graph, and the edges where the leaves'
+        gradients enter the old graph.
     """
     edges = []
 
@@ -118,8 +118,8 @@ class Pipeline:
     ) -> None:
         """
         Args:
-            streams: the microbatches. schedule: made of their passes, the same on every stage.
-            loss_scale: see `parallel.engine.Engine.loss_scale`; None: there is no backward.
+            streams: the microbatches. schedule: made from their passes, the same on every stage.
+            loss_scale: see `parallel.engine.Engine.loss_scale`; None: no backward.
         """
         self._streams, self._schedule = streams, schedule
         self._trains = loss_scale is not None
@@ -131,7 +131,7 @@ class Pipeline:
         self._sending: deque[tuple[dist.Work, Tensor]] = deque()
 
     def run(self) -> None:
-        """Carries out this stage's steps, until all that it sends has gone and all has come."""
+        """Executes this stage's steps, and waits until all its messages are sent and received."""
         for step in self._schedule.steps[self._stage]:
             if step.action is not None:
                 self._note("computing", step.action)
@@ -172,7 +172,7 @@ class Pipeline:
             self._units[action.microbatch, n] = unit
 
     def _input(self, action: Action) -> Tensor | None:
-        """What a unit's forward begins with; None where it begins with tokens."""
+        """The hidden state that a unit's forward starts from; None if it starts from tokens."""
         passes, n = self._streams[action.microbatch].passes, action.unit
         if self._stage > passes[n].first_stage:
             source, ring = self._stage - 1, False
@@ -183,19 +183,19 @@ class Pipeline:
         return self._receive(Message(source, self._stage, *action, ring), action)
 
     def _message(self, action: Action, unit: int, target: int, *, ring: bool) -> Message:
-        """What an action sends to a unit at another stage, or to a later one here."""
+        """The message from an action to a unit on another stage, or to a later unit on this one."""
         to = Action(action.backward, action.microbatch, unit)
         return Message(self._stage, target, *to, ring)
 
     def _receive(self, message: Message, action: Action) -> Tensor:
-        """What an action needs from elsewhere, as soon as it is here."""
+        """Waits for a message that an action needs."""
         self._note("waiting for the inputs of", action)
         tensor = self._inbox.pop(message).get()
         self._note("computing", action)
         return tensor
 
     def _hand_on(self, unit: _Pending, output: Tensor, message: Message) -> None:
-        """Sends a hidden state, and notes by which message its gradient will come."""
+        """Sends a hidden state, and records which message will bring its gradient."""
         self._give(message, output.detach())
         if output.requires_grad:
             gradient = Message(
@@ -232,16 +232,14 @@ class Pipeline:
     # ---- messages
 
     def _give(self, message: Message, tensor: Tensor) -> None:
-        """To another stage with this step's messages, or to a later unit here."""
+        """Queues a tensor for another stage with this step's messages, or for a later unit here."""
         if message.target == self._stage:
             self._inbox[message] = _Arrival(tensor)
         else:
             self._outbox[message] = tensor
 
     def _post(self, messages: Sequence[Message]) -> None:
-        """Begins this step's sends and receives, all at once; only sends of long ago are waited
-        for.
-        """
+        """Starts this step's sends and receives as one batch; waits only for old sends."""
         # a send keeps its tensor until it is waited for
         while len(self._sending) > SENDS_UNDER_WAY:
             self._sending.popleft()[0].wait()
@@ -256,7 +254,7 @@ class Pipeline:
                 rank = dist.get_global_rank(self._group, message.source)
                 operations.append(dist.P2POp(dist.irecv, tensor, rank, self._group))
         works = dist.batch_isend_irecv(operations)
-        if len(works) < len(operations):  # NCCL makes one of them all
+        if len(works) < len(operations):  # NCCL returns one work for the whole batch
             works = works * len(operations)
         for message, operation, work in zip(messages, operations, works, strict=False):
             if message.source == self._stage:

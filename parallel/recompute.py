@@ -1,7 +1,7 @@
-"""One unit of work, a run of blocks over one (window, pass), and what is kept of it for backward.
+"""Activation checkpointing of a unit of work: a run of blocks over one (window, pass).
 
 Policies: "none" keeps every activation; "block" keeps each block's inputs; "unit" keeps only the
-unit's inputs (h, S) and recomputes the rest in backward. The gradients are the same bit for bit.
+unit's inputs (h, S) and recomputes the rest in backward. Gradients are bit for bit the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from parallel.window import Window
 
 
 def maybe_checkpoint(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
-    """function(*inputs), of which backward keeps only the inputs if `recompute`."""
+    """function(*inputs); with `recompute`, only the inputs are kept for backward."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return function(*inputs)
@@ -38,7 +38,7 @@ def run_unit(
 
     Args:
         policy: "none" | "unit" | "block".
-        write_only: nothing reads the h that comes out, so the last block only writes.
+        write_only: nothing reads the outgoing h, so the last block only updates its state.
     Returns:
         h (meaningless if nothing reads it) and the states.
     """

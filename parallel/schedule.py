@@ -1,38 +1,38 @@
-"""When each pipeline stage does what: the order of units and messages in a step.
+"""The pipeline schedule: the order of units and messages on each stage in one step.
 
-The blocks are split over P stages. A unit of work is one pass of one microbatch over one window (a
-`Pass`), as far as it concerns one stage. The hidden states h of a pass go from stage to stage, and
-passes 2..N of a window take h from the stage with the end of the core back to the one with its
-begin, a ring. The state S never leaves its stage, so a stage does the passes of one microbatch in
-order; their backwards it does in the opposite order.
+The blocks are split over P stages. A unit of work is one stage's part of one pass of one microbatch
+over one window (a `Pass`). The hidden states h of a pass go from stage to stage; for passes 2..N of
+a window, h goes from the stage with the end of the core back to the stage with its beginning: a
+ring. The state S never leaves its stage, so a stage does the passes of a microbatch in order, and
+their backwards in reverse order.
 
-    forward    needs   the stage's forward of the microbatch's pass before (S), and h: from the
-                       stage before, or round the ring, or, in a wake pass, from the data
-    backward   needs   its forward, the stage's backwards of the later passes of the same segment
-                       (dS), and dh from the stage after and round the ring, where there is one
+    forward    needs   this stage's forward of the microbatch's previous pass (S), and h: from the
+                       previous stage, or around the ring, or, in a wake pass, from the data
+    backward   needs   its forward, this stage's backwards of the later passes of the same segment
+                       (dS), and dh from the next stage and around the ring, where there is one
 
-`make_schedule` is a pure function of facts that every rank has, so that all ranks compute the same
-schedule and need not talk about it. It plays a step on a clock of integer ticks; no stage idles
-while something is ready for it.
+`make_schedule` is a pure function of facts that every rank has, so all ranks compute the same
+schedule without communication. It simulates a step on a clock of integer ticks; no stage idles
+while it has a unit that is ready.
 
-Of what is ready, a stage takes the work of the oldest group of microbatches (`_groups`). While h is
-on its way round the ring its microbatch has nothing for a stage to do, for about P ticks; P others
-fill that time, but only if none of them gets ahead. So microbatches that sleep go in groups of P or
-a few more, in lockstep: within a segment first forwards, the earliest pass first, then backwards,
-the latest pass first. Younger groups fill the gaps where a group turns round from forward to
-backward. Where nothing loops, each microbatch is a group of its own, and what comes of the same
-rule is the usual one-forward-one-backward. Memory is bounded: a microbatch is ready for a stage
-only when that is through with the one 5/2 P places before, or P places where nothing loops
-(`_most`). Where all stages are alike, a forward takes a tick, a backward two and M >= P, a step in
-one group idles 3 (P - 1) ticks, the least that can be, whatever N, and each further group adds 2 (P
-- 1) at most (measured; `benchmarks.timeline` has a table).
+Among ready units, a stage takes one of the oldest group of microbatches (`_groups`). While h goes
+around the ring, for about P ticks, its microbatch has no work for a stage; P other microbatches
+fill that time, but only if none of them gets ahead. So microbatches that sleep go in lockstep, in
+groups of P or a few more: within a segment, first forwards, the earliest pass first, then
+backwards, the latest pass first. Younger groups fill the gaps where a group turns from forward to
+backward. If nothing loops, each microbatch is a group of its own, and the same rule gives the usual
+1F1B. Memory is bounded: a stage may begin a microbatch only when it has finished the one 5/2 P
+places before, or P places before if nothing loops (`_most`). If all stages are alike, a forward
+takes one tick, a backward two, and M >= P, then a step in one group idles 3 (P - 1) ticks, the
+minimum, whatever N is, and each further group adds at most 2 (P - 1) (measured;
+`benchmarks.timeline` has a table).
 
-A value that changes stage is a message. Sender and receiver post it in the batch that belongs to
-the tick at which it is made; what a stage sends and receives at one tick is one batch. No deadlock
-can follow, even where a batch holds its stage up until every peer has posted its part: all stages
-go through their batches in the order of one clock, so those of the earliest tick that is not over
-yet wait for nothing else, and the messages of a pair of stages come in the same order on both
-sides. `parallel.simulator` checks this, and all the rest, of any schedule.
+A value that goes to another stage is a message. Sender and receiver post it in the batch of the
+tick at which it is computed; all that a stage sends and receives at one tick is one batch. This
+cannot deadlock, even if a batch blocks its stage until every peer has posted its part: all stages
+go through their batches in the order of one clock, so the batches of the earliest unfinished tick
+wait for nothing else, and both ends of a pair of stages post their messages in the same order.
+`parallel.simulator` checks this, and everything else, for any schedule.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from typing import NamedTuple
 
 from parallel.passes import Pass, ScheduleError, check
 
-# Sends that nobody waits for: enough that a stage does not wait for its neighbour to take what it
-# has just been sent.
+# How many sends may be in flight: enough that a stage does not wait until its neighbour has
+# received the latest ones.
 SENDS_UNDER_WAY = 8
 
 
@@ -56,7 +56,7 @@ class Action(NamedTuple):
 
     backward: bool
     microbatch: int
-    unit: int  # place in the microbatch's list of passes
+    unit: int  # index in the microbatch's list of passes
 
 
 class Message(NamedTuple):
@@ -66,21 +66,21 @@ class Message(NamedTuple):
     target: int
     backward: bool
     microbatch: int
-    unit: int  # the one whose forward, or backward, takes it at `target`
-    ring: bool  # from one pass to the next, or back; a stage may get two gradients for one pass
+    unit: int  # the one whose forward, or backward, needs it at `target`
+    ring: bool  # between passes, not within one; a stage may get two gradients for one pass
 
     @property
     def made_by(self) -> int:
-        """The unit whose forward, or backward, gives it at `source`."""
+        """The unit whose forward, or backward, produces it at `source`."""
         if not self.ring:
             return self.unit
         return self.unit + 1 if self.backward else self.unit - 1
 
 
 class Step(NamedTuple):
-    """What a stage does next: it computes, then posts sends and receives as one batch."""
+    """One step of a stage: it computes, then posts sends and receives as one batch."""
 
-    action: Action | None  # None: there is only something to receive
+    action: Action | None  # None: it only receives
     messages: tuple[Message, ...]  # sorted; those with this stage as their source are sends
 
 
@@ -110,11 +110,11 @@ def make_schedule(
     Args:
         passes: of each microbatch, in order; microbatches may differ.
         stages: P.
-        forward_only: an evaluation; nothing goes back.
-        cost: ticks, at least 1, that an action takes at a stage. Any costs give a schedule that can
-            be carried out; true ones give one with little idleness.
+        forward_only: an evaluation; there are no backwards.
+        cost: ticks, at least 1, that an action takes at a stage. Any costs give a valid schedule;
+            realistic ones give one with little idle time.
     Raises:
-        ScheduleError: passes that make no sense, by microbatch and unit; a cost below 1.
+        ScheduleError: inconsistent passes, named by microbatch and unit; a cost below 1.
     """
     check(passes, stages)
     needs = _dependencies(passes, stages, forward_only)
@@ -147,20 +147,19 @@ class _Unit(NamedTuple):
     action: Action
 
 
-# What each unit needs done before it, and whether that comes to it round the ring.
+# For each unit, the units that it needs, and whether their result comes around the ring.
 _Needs = dict[_Unit, list[tuple[_Unit, bool]]]
 
 
 def _list_schedule(
     needs: _Needs, stages: int, *, urgency: Callable[[_Unit], tuple[int, ...]], cost: Cost
 ) -> dict[_Unit, int]:
-    """List scheduling on a clock of ticks: a free stage begins the most urgent unit that is ready.
-
+    """List scheduling on a clock of ticks: a free stage begins its most urgent ready unit.
     Returns:
-        units by the tick at which they end.
+        the tick at which each unit ends.
     """
-    waits = {unit: len(sources) for unit, sources in needs.items()}  # for how many units
-    waiting: dict[_Unit, list[_Unit]] = defaultdict(list)  # who waits for it
+    waits = {unit: len(sources) for unit, sources in needs.items()}  # how many it still waits for
+    waiting: dict[_Unit, list[_Unit]] = defaultdict(list)  # the units that wait for it
     for unit, sources in needs.items():
         for source, _ in sources:
             waiting[source].append(unit)
@@ -183,7 +182,7 @@ def _list_schedule(
         if not running:
             return ended
         tick = running[0][0]
-        while running and running[0][0] == tick:  # all that end now, before anything begins
+        while running and running[0][0] == tick:  # all that end now, before any other begins
             unit = heappop(running)[1]
             ended[unit] = tick
             idle.add(unit.stage)
@@ -196,7 +195,7 @@ def _list_schedule(
 def _with_messages(
     ended: dict[_Unit, int], needs: _Needs, stages: int
 ) -> tuple[tuple[Step, ...], ...]:
-    """Each stage's steps: what crosses stages is posted on both at the tick when it is made."""
+    """Each stage's steps; both ends post a message at the tick at which it is computed."""
     actions: list[dict[int, Action]] = [{} for _ in range(stages)]  # by tick
     messages: list[dict[int, list[Message]]] = [defaultdict(list) for _ in range(stages)]
     for unit, tick in ended.items():
@@ -216,7 +215,7 @@ def _with_messages(
 
 
 def _urgency(action: Action, group: int, segment: int) -> tuple[int, ...]:
-    """Of two actions that are ready at a stage, the one that sorts first is done first."""
+    """A sort key: of the actions ready at a stage, the smallest goes first."""
     return (
         group,
         segment,
@@ -231,27 +230,28 @@ def _loop(passes: Sequence[Sequence[Pass]]) -> bool:
 
 
 def _groups(passes: Sequence[Sequence[Pass]], stages: int) -> list[int]:
-    """The group of each microbatch: as many of at least P as there can be, all of about the same
-    size.
+    """The group of each microbatch: as many groups of at least P as possible, of about equal size;
+    if nothing loops, one group per microbatch.
     """
     M = len(passes)
     return [m * max(1, M // stages) // M for m in range(M)] if _loop(passes) else list(range(M))
 
 
 def _most(passes: Sequence[Sequence[Pass]], stages: int) -> int:
-    """How many microbatches may be under way at a stage.
+    """How many microbatches may be in flight at a stage.
 
-    P are what the pipeline needs. Groups need the next ones to fill the gaps where they turn round:
-    with 2 P the idleness grows with M, with 3 P more is kept than those gaps are worth.
+    The pipeline needs P. A group also needs the next ones to fill the gap where it turns from
+    forward to backward: with 2 P the idle time grows with M, with 3 P more memory is kept than
+    those gaps are worth.
     """
     return 2 * stages + stages // 2 if _loop(passes) else stages
 
 
 def _dependencies(passes: Sequence[Sequence[Pass]], stages: int, forward_only: bool) -> _Needs:
-    """All units, with what each of them needs."""
+    """All units, with the units that each needs."""
     most = _most(passes, stages)
     needs: _Needs = {}
-    # By (microbatch, stage): when they are done, it keeps nothing of it.
+    # By (microbatch, stage): once these are done, the stage keeps nothing of the microbatch.
     over: dict[tuple[int, int], list[_Unit]] = {}
     for m, mine in enumerate(passes):
         for s in range(stages):
@@ -265,10 +265,10 @@ def _forwards(m: int, passes: Sequence[Pass], s: int, begins_after: Sequence[_Un
     """The forwards of a microbatch at a stage.
 
     Args:
-        begins_after: what must be over before the stage begins with the microbatch.
+        begins_after: units that must be done before the stage begins the microbatch.
     """
     needs: _Needs = {}
-    before = list(begins_after)  # S as the stage's unit before left it
+    before = list(begins_after)  # then the stage's previous unit, which leaves S
     for n, p in enumerate(passes):
         if not p.visits(s):
             continue
@@ -291,7 +291,7 @@ def _backwards(m: int, passes: Sequence[Pass], s: int) -> tuple[_Needs, list[_Un
             continue
         unit = _Unit(s, Action(True, m, n))
         needs[unit] = [(_Unit(s, Action(False, m, n)), False)]
-        if p.segment in ends:  # the gradient of the S that it left
+        if p.segment in ends:  # gives the gradient of the S that this unit left
             needs[unit].append((ends[p.segment], False))
         if p.receives_grad(s):
             needs[unit].append((_Unit(s + 1, Action(True, m, n)), False))

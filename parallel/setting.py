@@ -1,7 +1,7 @@
-"""A dataclass field that says what it means and what it may be.
+"""`setting`: a dataclass field that carries its description and its bounds.
 
-The type says what kind of value it is, `Literal` which words or numbers it may be. What is
-written here is checked, printed and documented by `pretrain/config/fields.py`.
+Its type says what kind of value it takes; `Literal` lists the allowed words or numbers.
+`pretrain/config/fields.py` checks values by this, and prints and documents it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ REQUIRED: Any = MISSING  # in place of a default
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What stands with a field besides its type and its default."""
+    """What a field carries besides its type and its default."""
 
     meaning: str
     at_least: float | None = None  # bounds hold for a number, and for each number of a list
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
-    changes: bool = False  # a run that goes on may have another value than it had so far
-    path: bool = False  # the name of a file or a folder: `~` is expanded
+    changes: bool = False  # may be changed when a run is resumed
+    path: bool = False  # a file or a folder: `~` is expanded
 
 
 def setting(default: T, meaning: str, **rule: Any) -> T:
     """A field of a dataclass of settings.
 
     Args:
-        default: a list is copied for each object; REQUIRED where there is none.
+        default: a list is copied for each object; REQUIRED if there is none.
         meaning: one sentence, for the user.
         rule: the other fields of `Rule`.
     """

@@ -1,4 +1,4 @@
-"""The sizes of one hybrid block, and the one constant of its mathematics.
+"""The sizes of one hybrid block, and the legend of the shape letters.
 
 Shape letters used throughout `parallel/` and `pretrain/`:
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from parallel.setting import setting
 
-# Added to the squared length of the delta rule's keys and queries, whatever norm_eps is:
-# flash-linear-attention's.
+# Added to the squared length of the delta rule's keys and queries, independent of norm_eps; the
+# value is flash-linear-attention's.
 UNIT_EPS = 1e-6
 
 
@@ -22,10 +22,10 @@ UNIT_EPS = 1e-6
 class BlockShape:
     """Sizes of the attention, delta-rule and MLP parts of a block.
 
-    Each means the same as a setting of transformers' `Qwen3_5TextConfig`, whose other name stands
-    in (parentheses). The others have none there: delta_chunk changes how a result is computed, not
-    the result; delta_negative_eigenvalues (`allow_neg_eigval` of flash-linear-attention) makes
-    another model, and so does what other pretrained transformers need: no attention_qk_norm,
+    Each has an equivalent in transformers' `Qwen3_5TextConfig`; where its name differs, it is given
+    in (parentheses). Those without an equivalent: delta_chunk changes only how a result is
+    computed; delta_negative_eigenvalues (flash-linear-attention's `allow_neg_eigval`) makes a
+    different model, and so do those that other pretrained transformers need: no attention_qk_norm,
     attention_qkv_bias, rope_scaling_factor.
     """
 
@@ -37,14 +37,14 @@ class BlockShape:
     )
     attention_head_dim: int = setting(64, "width of an attention head (head_dim)", at_least=1)
     attention_qk_norm: bool = setting(
-        True, "each query and key is normalised; false, as in Llama, cannot be exported"
+        True, "normalise each head's queries and keys; false, as in Llama, cannot be exported"
     )
     attention_qkv_bias: bool = setting(
-        False, "queries, keys and values have a bias; true, as in Qwen2, cannot be exported"
+        False, "biases for queries, keys and values; true, as in Qwen2, cannot be exported"
     )
     rotary_fraction: float = setting(
         0.25,
-        "share of each head's width that is rotated (rope_parameters.partial_rotary_factor)",
+        "share of each head's features that are rotated (rope_parameters.partial_rotary_factor)",
         above=0,
         at_most=1,
     )
@@ -53,8 +53,8 @@ class BlockShape:
     )
     rope_scaling_factor: float = setting(
         1.0,
-        "rotary wavelengths of more than 8,192 positions are so many times longer, as in Llama 3; "
-        "other than 1 cannot be exported",
+        "rotary wavelengths of more than 8,192 positions are stretched by this factor, as in Llama "
+        "3.1; other than 1 cannot be exported",
         at_least=1,
     )
 
@@ -75,13 +75,13 @@ class BlockShape:
     )
     delta_negative_eigenvalues: bool = setting(
         False,
-        "b_t = 2 sigmoid, so that a write may turn what stands under its key into its opposite: "
-        "tracking a state in one pass needs it (arXiv 2411.12537)",
+        "write strengths up to 2 (b_t = 2 sigmoid), so that a write can negate the value stored "
+        "under its key: needed to track a state in one pass (arXiv 2411.12537)",
     )
-    delta_chunk: int = setting(64, "tokens solved at once by the chunked form", at_least=1)
+    delta_chunk: int = setting(64, "chunk size, in tokens, of the chunked delta rule", at_least=1)
 
     mlp_width: int = setting(1024, "F, width of the MLP (intermediate_size)", at_least=1)
-    norm_eps: float = setting(1e-6, "added to the mean square in norms (rms_norm_eps)", above=0)
+    norm_eps: float = setting(1e-6, "epsilon of the RMS norms (rms_norm_eps)", above=0)
 
     @property
     def rotary_dim(self) -> int:
@@ -90,10 +90,10 @@ class BlockShape:
 
     @property
     def delta_keys(self) -> int:
-        """Width of the keys of all heads of the delta rule, and of its queries."""
+        """Total width of the delta rule's keys over all heads, and of its queries."""
         return self.delta_key_heads * self.delta_key_dim
 
     @property
     def delta_values(self) -> int:
-        """Width of the values of all heads of the delta rule."""
+        """Total width of the delta rule's values over all heads."""
         return self.delta_value_heads * self.delta_value_dim

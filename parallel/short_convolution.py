@@ -1,4 +1,4 @@
-"""The short convolution before the delta rule: causal, depthwise, over a few tokens; and SiLU."""
+"""The short convolution before the delta rule: causal, depthwise, followed by SiLU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from parallel.fused import fused
 
 
 class _ShortConvolution(torch.autograd.Function):
-    """SiLU(y), y_t = sum_j w_j x_(t+j), channel by channel, in the layout [B, T, C] that
-    projections read and write; its gradient is written out.
+    """SiLU(y), y_t = sum_j w_j x_(t+j), channel by channel, in the projections' layout [B, T, C],
+    with a hand-written gradient.
 
-    torch's conv1d wants [B, C, T]: the transposes, there and in backward, cost more than the
-    convolution.
+    torch's conv1d needs [B, C, T]: the transposes, in forward and backward, would cost more than
+    the convolution.
     """
 
     @staticmethod
@@ -79,14 +79,16 @@ def _fused_convolution(
 def cuda_convolution(
     x: Tensor, tail: Tensor | None, weight: Tensor, valid: Tensor | None
 ) -> Tensor:
-    """`short_convolution` of one stream, without a tail if `tail` is None: flash-linear-attention's
-    kernel where there is one.
+    """`short_convolution` of one stream on CUDA, by flash-linear-attention's kernel if it applies.
+
+    Args:
+        tail: [B, taps - 1, C], the inputs before the first token; None: zeros.
     """
     if not has_kernel(x):
         return _fused_convolution(x, tail, weight, valid)
     from fla.modules.causal_conv1d import causal_conv1d
 
-    # it wants [B, C, taps], of which it reads the last taps - 1
+    # the kernel wants [B, C, taps], and reads the last taps - 1
     before = None if tail is None else F.pad(tail.transpose(1, 2), (1, 0))
     y: Tensor = causal_conv1d(masked(x, valid), weight, initial_state=before, activation="silu")[0]
     return y
@@ -98,12 +100,12 @@ def short_convolution(
     """A causal depthwise convolution over streams of channels, and SiLU.
 
     Args:
-        before: [B, taps - 1, C], the inputs before the first token, of all streams' channels.
+        before: [B, taps - 1, C], the inputs before the first token, for all streams' channels.
         weight: [C, taps], as torch.nn.Conv1d's: the last tap is for the current token.
-        valid: [B, T], False where a token counts as zeros; None: all count.
-        streams: [B, T, channels] each, C together.
+        valid: [B, T], False where a token is taken as zeros; None: all are valid.
+        streams: [B, T, channels] each, C in total.
     Returns:
-        The same of each.
+        The output for each stream, of its shape.
     """
     y: tuple[Tensor, ...] = _ShortConvolution.apply(before, weight, valid, *streams)
     return y

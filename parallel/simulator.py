@@ -1,17 +1,17 @@
-"""Carries a schedule out without computing: proves that it works, says how long it takes.
+"""Simulates a schedule without computing: checks that it is valid, and how long it takes.
 
 It knows nothing of how schedules are made. Each stage goes through its own list of steps, as
-`parallel.pipeline` will, and at each action it is asked: is everything here that this unit needs?
-The rules are those of `parallel.schedule`, written a second time.
+`parallel.pipeline` does, and before each action checks that everything the unit needs is there.
+The rules are those of `parallel.schedule`, implemented independently.
 
-Two semantics of messages are played at once.
+Two semantics of messages are simulated at once:
 
-    rendezvous   decides what can happen: a batch holds its stage up until every peer has posted
-                 its part of every message in it. It is the strictest way to carry out a batch, so
+    rendezvous   decides what can happen: a batch blocks its stage until every peer has posted
+                 its part of every message in it. This is the strictest way to execute a batch, so
                  what does not deadlock here never does.
-    buffered     decides when it happens, and is what overlapped sends come to: nobody waits for a
-                 batch, and an action begins when its stage is free and what it takes has been
-                 sent. Messages take no time.
+    buffered     decides when it happens, and models overlapped sends: nobody waits for a batch,
+                 and an action begins when its stage is free and its inputs have been sent.
+                 Messages take no time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Duration = Callable[[Action, int], float]
 
 
 class Span(NamedTuple):
-    """When a stage does an action; in the unit of the durations."""
+    """When a stage does an action, in the unit of the given durations."""
 
     action: Action
     begin: float
@@ -37,10 +37,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """What a simulation gives. Everything is by stage."""
+    """The result of a simulation, by stage."""
 
     spans: tuple[tuple[Span, ...], ...]  # in order of time
-    # most units at a time whose forward was begun and whose backward was still to come
+    # the most units in flight at a time: forward begun, backward still to come
     peak: tuple[int, ...]
 
     @property
@@ -55,7 +55,7 @@ class Timeline:
 
     @property
     def bubble(self) -> float:
-        """The part of all stages' time in which they idle, from 0 to 1."""
+        """The fraction of all stages' time that is idle, from 0 to 1."""
         return 1 - sum(self.busy) / (len(self.spans) * self.makespan) if self.makespan else 0.0
 
 
@@ -66,17 +66,16 @@ def simulate(
     duration: Duration = default_cost,
     forward_only: bool = False,
 ) -> Timeline:
-    """Carries out a schedule of these passes.
+    """Simulates a schedule of these passes.
 
     Args:
-        passes, stages, forward_only: what the schedule should have been made for.
-        duration: of an action at a stage, for example in measured seconds; none of the schedule's
-            costs.
+        passes, stages, forward_only: what the schedule was made for.
+        duration: of an action at a stage, for example in measured seconds; independent of the costs
+            that the schedule was made with.
     Raises:
-        ScheduleError: naming the stage, the unit and what is wrong, if something that an action
-            needs is not there, an action or a message is missing, there twice or not called for,
-            the messages between two stages come in different orders at the two ends, or stages wait
-            for each other for ever.
+        ScheduleError: names the stage, the unit and what is wrong: an action's input is not there;
+            an action or a message is missing, duplicated or not called for; the two ends of a pair
+            of stages have their messages in different orders; or stages deadlock.
     """
     check(passes, stages)
     if len(schedule.steps) != stages:
@@ -86,7 +85,7 @@ def simulate(
 
 
 def _check_messages(schedule: Schedule) -> None:
-    """Both ends of every pair of stages have the same messages in the same order, each once."""
+    """Checks that both ends of each pair of stages post the same messages in the same order."""
     stages = range(len(schedule.steps))
     posted: dict[tuple[int, int, int], list[Message]] = {}  # by (stage that posts, source, target)
     for stage, steps in enumerate(schedule.steps):
@@ -113,7 +112,7 @@ def _check_messages(schedule: Schedule) -> None:
 
 
 class _Run:
-    """A step in the middle of being carried out."""
+    """The state of a simulation."""
 
     def __init__(
         self,
@@ -130,17 +129,17 @@ class _Run:
             forward_only,
         )
         self._at = [0] * stages  # the step each stage is in
-        # whether it has computed and posted, and waits for its peers
+        # whether a stage has computed and posted, and waits for its peers
         self._in_batch = [False] * stages
         self._done: set[tuple[int, Action]] = set()
-        self._sent: dict[Message, float] = {}  # posted by its source, and when
-        self._expected: set[Message] = set()  # posted by its target
+        self._sent: dict[Message, float] = {}  # posted by the source: when
+        self._expected: set[Message] = set()  # posted by the target
         self._here: set[Message] = set()  # arrived and not yet taken
         self._spans: list[list[Span]] = [[] for _ in range(stages)]
         self._live, self._peak = [0] * stages, [0] * stages
 
     def finish(self) -> Timeline:
-        """Goes on until nobody can."""
+        """Runs until no stage can advance."""
         stages = range(len(self._steps))
         going = True
         while going:
@@ -163,7 +162,7 @@ class _Run:
         return Timeline(tuple(tuple(spans) for spans in self._spans), tuple(self._peak))
 
     def _advance(self, s: int) -> bool:
-        """Takes a stage as far as it gets in its step; whether it got any further."""
+        """Advances a stage within its step as far as possible; returns whether it advanced."""
         if self._at[s] == len(self._steps[s]):
             return False
         step = self._step(s)
@@ -234,7 +233,7 @@ class _Run:
         return (core or read) and not self._forward_only
 
     def _check_forward_memory(self, s: int, action: Action) -> None:
-        """S is as the stage's unit before left it."""
+        """Checks that the stage has done the microbatch's earlier units, which leave it S."""
         _, m, n = action
         for k in range(n):
             if (
@@ -246,7 +245,7 @@ class _Run:
                 )
 
     def _check_backward_memory(self, s: int, action: Action) -> None:
-        """The unit was run, and those that read the S it left have given their gradient."""
+        """Checks that the unit's forward and the backwards that give its S a gradient are done."""
         _, m, n = action
         if (s, Action(False, m, n)) not in self._done:
             self._fail(s, action, "comes before its forward")
@@ -260,7 +259,7 @@ class _Run:
                 )
 
     def _input(self, s: int, m: int, n: int) -> Iterator[Message]:
-        """Where h comes from; nothing, where it comes from the data."""
+        """The message that brings h; none if the unit starts from the data."""
         passes = self._passes[m]
         if s != passes[n].first_stage:
             yield Message(s - 1, s, False, m, n, False)
@@ -268,7 +267,7 @@ class _Run:
             yield Message(passes[n - 1].core_end, s, False, m, n, True)
 
     def _gradients(self, s: int, m: int, n: int) -> Iterator[Message]:
-        """Where the gradients of h, and of what is read of it, come from."""
+        """The messages that bring the gradients of h and of the coda's output."""
         passes, p = self._passes[m], self._passes[m][n]
         if s + 1 <= p.core_grad_until or (p.head_has_grad and p.core_end <= s < p.last_stage):
             yield Message(s + 1, s, True, m, n, False)
@@ -276,9 +275,9 @@ class _Run:
             yield Message(passes[n + 1].first_stage, s, True, m, n, True)
 
     def _take(self, s: int, action: Action, message: Message) -> float:
-        """Takes what an action needs; since when it has been there."""
+        """Consumes a message that an action needs; returns when it was sent."""
         if message.source == s:
-            # only the ring can begin where it ends
+            # only a message around the ring can have the same source and target
             made_by = message.made_by
             if (s, Action(message.backward, message.microbatch, made_by)) not in self._done:
                 self._fail(

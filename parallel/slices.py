@@ -1,7 +1,7 @@
-"""Pieces of tensors that several ranks hold together, and how they make a whole.
+"""Pieces of tensors that are split over ranks, and how to reassemble the whole.
 
-Tensor-parallel ranks cut a parameter into boxes, by rows or by columns; ZeRO cuts the elements of
-each box, flattened, into runs. So whatever a rank holds of a tensor is a run of a box of it:
+Tensor parallelism cuts a parameter into boxes, by rows or by columns; ZeRO cuts the flattened
+elements of each box into runs. So a rank holds of a tensor a run of a box:
 
     whole [4, 6]      box ((0, 4), (3, 6))      run (5, 9) of its 12 elements
     . . . # # #             0  1  2                   .  .  .
@@ -38,10 +38,10 @@ class Slice(NamedTuple):
         places: dict[int, tuple[int, int]],
         run: tuple[int, int] | None = None,
     ) -> Slice:
-        """The box of `shape` that is number k of n along some dimensions, or a run of it.
+        """A box that is the k-th of n along some dimensions of the whole, or a run of that box.
 
         Args:
-            shape: of the box. places: dimension -> (k, n).
+            shape: of the box. places: dimension -> (k, n). run: None: the whole box.
         """
         whole, box = list(shape), [(0, size) for size in shape]
         for dim, (k, n) in places.items():
@@ -50,7 +50,7 @@ class Slice(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of a tensor, and which."""
+    """A part of a tensor, and where it belongs."""
 
     where: Slice
     values: Tensor  # the run, of any shape
@@ -62,13 +62,15 @@ def assemble(
     partial: bool = False,
     into: Tensor | None = None,
 ) -> Tensor:
-    """The whole tensor of this shape, or what is wrong with its pieces as ValueError.
+    """The whole tensor of this shape.
 
-    Memory holds it once, and beside it at most one box that is cut into runs.
+    Memory holds it once, plus at most one box that is cut into runs.
 
     Args:
-        partial: elements that no piece has are 0; otherwise there must not be any.
-        into: of this shape and of any dtype, takes the elements and is returned.
+        partial: elements that no piece covers are 0; otherwise every element must be covered.
+        into: of this shape and of any dtype; is filled and returned.
+    Raises:
+        ValueError: the pieces do not fit, overlap, differ in dtype or leave a gap.
     """
     pieces, covered = list(pieces), 0
     for where, values in pieces:  # all are checked before anything is allocated
@@ -100,8 +102,8 @@ def assemble(
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether all elements are; needs no memory, where `isfinite` takes more than the tensor."""
-    low, high = tensor.aminmax()  # NaN if any is
+    """Whether all elements are finite; needs no memory, unlike `isfinite`."""
+    low, high = tensor.aminmax()  # NaN if any element is
     return bool(low.isfinite() and high.isfinite())
 
 
@@ -132,7 +134,7 @@ def _check_apart(pieces: Iterable[Slice]) -> None:
     boxes = sorted(box for box in runs if all(begin < end for begin, end in box))
     for number, box in enumerate(boxes):
         for other in islice(boxes, number + 1, None):
-            if other[0][0] >= box[0][1]:  # they are in order: no later one can meet it either
+            if other[0][0] >= box[0][1]:  # boxes are sorted: no later one can overlap it either
                 break
             if all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, other, strict=True)):
                 raise ValueError("its pieces overlap")

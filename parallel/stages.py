@@ -1,4 +1,4 @@
-"""Which blocks a pipeline stage holds: a run of them; the first embeds, the last has the head."""
+"""Which consecutive blocks each pipeline stage holds, and how to balance the stages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stage:
         return range(self.bounds[self.index], self.bounds[self.index + 1])
 
     def local(self, begin: int, end: int) -> slice:
-        """Of the model's blocks begin..end-1 those that are here, as a slice of this stage's."""
+        """Those of the model's blocks begin..end-1 that are here, as a slice of this stage's."""
         first, last = self.blocks.start, self.blocks.stop
         return slice(min(max(begin, first), last) - first, max(min(end, last), first) - first)
 
@@ -44,12 +44,12 @@ class Stage:
 
 
 def balanced(costs: Sequence[float], stages: int) -> tuple[int, ...]:
-    """Bounds of `stages` runs of consecutive blocks, the dearest of which is as cheap as it can be.
+    """Bounds of `stages` runs of consecutive blocks that minimise the cost of the dearest stage.
 
-    Among equals, the one with the fewest blocks on the first stages.
+    Among equals, the ones with the fewest blocks on the first stages.
 
     Args:
-        costs: of each block, the embedding's added to the first and the head's to the last.
+        costs: of each block; the first one's includes the embedding, the last one's the head.
     Raises:
         ValueError: there are fewer blocks than stages.
     """

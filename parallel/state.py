@@ -1,7 +1,7 @@
-"""What blocks keep: fast weights across windows, and keys and convolution inputs inside a pass.
+"""What blocks keep: fast weights across windows, keys and convolution inputs within a pass.
 
-Only S outlives a window under hard eviction. Under sliding eviction the last L-1 tokens' keys and
-values, as the window's last pass left them, stay attendable as well.
+Under hard eviction only S outlives a window. Under sliding eviction the keys and values of the last
+L-1 tokens, as the window's last pass left them, stay attendable as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class DeltaState(NamedTuple):
 
 
 class AttentionState(NamedTuple):
-    """An attention block's memory: rotated keys, and values, of the past and of this pass."""
+    """An attention block's memory: rotated keys and values, of earlier windows and of this pass."""
 
     k: Tensor  # [B, Hkv, P + t, head_dim]
     v: Tensor  # [B, Hkv, P + t, head_dim]
@@ -33,7 +33,7 @@ BlockState = DeltaState | AttentionState
 def map_blocks(
     f: Callable[..., Tensor], blocks: Sequence[BlockState], *others: Sequence[BlockState]
 ) -> tuple[BlockState, ...]:
-    """f applied tensor by tensor, over blocks' memory and that of the same blocks elsewhere."""
+    """Applies f tensor by tensor to blocks' memory, and to other memories of the same blocks."""
     return tuple(
         type(b)(*(f(*tensors) for tensors in zip(b, *same, strict=True)))
         for b, *same in zip(blocks, *others, strict=True)
@@ -54,25 +54,23 @@ class State(NamedTuple):
         return State(blocks, f(self.attendable), f(self.position), self.past)
 
     def with_blocks(self, part: slice, blocks: Sequence[BlockState]) -> State:
-        """Other memory in the blocks of `part`."""
+        """This state with the memory of the blocks in `part` replaced."""
         replaced = list(self.blocks)
         replaced[part] = blocks
         return self._replace(blocks=tuple(replaced))
 
     def detach(self, part: slice = slice(None)) -> State:
-        """The same values, those of the blocks of `part` outside the autograd graph."""
+        """The same values, with the blocks of `part` detached from the autograd graph."""
         return self.with_blocks(part, map_blocks(Tensor.detach, self.blocks[part]))
 
     def begin_pass(self, part: slice) -> State:
-        """Drops what the pass before left in the blocks of `part`: its keys, and the inputs of its
-        convolutions.
-        """
+        """Drops the keys and convolution inputs that the previous pass left in `part`'s blocks."""
         begun = [_kept(b, slice(self.past)) for b in self.blocks[part]]
         attendable = self.attendable[:, : self.past]
         return self.with_blocks(part, begun)._replace(attendable=attendable)
 
     def end_window(self, keep: int, read: int) -> State:
-        """Leaves a window of `read` tokens: only S and the newest `keep` keys go on."""
+        """Ends a window of `read` tokens: keeps only S and the newest `keep` keys."""
         old = self.attendable.shape[1] - keep if keep < self.attendable.shape[1] else 0
         past = self.attendable.shape[1] - old if keep else 0
         newest = slice(old, old + past)
@@ -96,7 +94,7 @@ class State(NamedTuple):
         """Every tensor by name (`blocks.1.S`, `position`, ...), for a checkpoint.
 
         Args:
-            first: the number that the first of these blocks has in the whole model.
+            first: the number of the first of these blocks in the whole model.
         """
         named = {
             f"blocks.{i}.{n}": t
@@ -107,9 +105,7 @@ class State(NamedTuple):
 
     @staticmethod
     def from_named(named: dict[str, Tensor], blocks: range) -> State:
-        """The inverse of `named_tensors` for a state between two windows; of the model's blocks,
-        those given.
-        """
+        """The inverse of `named_tensors`, for the given blocks of a state between two windows."""
         found: list[BlockState] = []
         for i in blocks:
             kind = DeltaState if f"blocks.{i}.S" in named else AttentionState
@@ -119,15 +115,15 @@ class State(NamedTuple):
 
 
 def _kept(block: BlockState, keys: slice) -> BlockState:
-    """What outlives a pass: S without what the convolutions have read, or these keys."""
+    """What outlives a pass: S without the convolutions' inputs, or these keys and values."""
     if isinstance(block, DeltaState):
         return block._replace(tail=block.tail[:, :0])
     return AttentionState(block.k[:, :, keys], block.v[:, :, keys])
 
 
 def shared_dim(name: str) -> int | None:
-    """The dimension in which ranks (`mesh.head_rank`) share a tensor of `State.named_tensors`:
-    heads, channels.
+    """The dimension (heads or channels) along which ranks (`mesh.head_rank`) split a tensor of
+    `State.named_tensors`; None if it is not split.
     """
     return {"S": 1, "tail": 2, "k": 1, "v": 1}.get(name.rsplit(".", 1)[-1])
 
@@ -135,7 +131,7 @@ def shared_dim(name: str) -> int | None:
 def choose_rows(
     rows: Tensor, yes: Sequence[BlockState], no: Sequence[BlockState]
 ) -> tuple[BlockState, ...]:
-    """Of the same blocks, row by row: `yes` where rows [B] is True, else `no`."""
+    """Chooses between two memories of the same blocks: `yes` where rows [B] is True, else `no`."""
 
     def choose(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(rows.view(-1, *[1] * (a.dim() - 1)), a, b)

@@ -1,8 +1,8 @@
-"""Engines imported without the compiler that they would load where they define functions.
+"""Disables `torch.compile` while Megatron and DeepSpeed are imported, so that commands start fast.
 
-Megatron and DeepSpeed wrap a few functions in `torch.compile` where they are defined. That imports
-all of TorchInductor, a third of the start of every command, for functions that are never called
-here: our layers use Megatron's linears, embedding and cross-entropy, and our own optimiser.
+Both decorate a few functions with `torch.compile`. That imports all of TorchInductor, a third of
+the start-up time of every command, for functions that we never call: we use only Megatron's
+linears, embedding and cross-entropy, and our own optimiser.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Inside, `torch.compile` gives the function that it is given, as it is."""
+    """Inside, `torch.compile` returns functions unchanged."""
     return patch.object(torch, "compile", _not_compiled)
 
 
 def _not_compiled(function: Callable[..., Any] | None = None, **_: Any) -> Callable[..., Any]:
-    """As decorator, with arguments and without."""
+    """Works as a decorator with and without arguments."""
     return (lambda given: given) if function is None else function

@@ -1,10 +1,9 @@
-"""Ends a rank that makes no progress, and says where it stood.
+"""Ends a rank that makes no progress, and reports what it was doing.
 
-Ranks wait for each other all the time, so one that hangs hangs them all. Each notes what it begins
-with `doing`. When a note grows older than the timeout of the run, a thread that looks on says so
-in one line, with rank, host, place in the grid and the note, and ends the process a little later:
-by then every rank that is stuck has said whether it computes or waits. The launcher (torchrun,
-srun) ends those that could not.
+Ranks wait for each other all the time, so if one hangs, all do. Each records what it begins with
+`doing`. When that record is older than the run's timeout, a watching thread prints it in one line,
+with rank, host and place in the grid, and ends the process a little later: by then every stuck rank
+has reported whether it computes or waits. The launcher (torchrun, srun) ends those that could not.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ import torch.distributed as dist
 
 from parallel import mesh
 
-GRACE = 3.0  # seconds between the line and the end
+GRACE = 3.0  # seconds between the report and the exit
 
 
 @dataclass
 class _Note:
-    """What this rank is doing; one for the process, which the watching thread reads."""
+    """What this rank is doing; one per process, read by the watching thread."""
 
     what: tuple[object, ...] = ("starting",)
     part: tuple[object, ...] = ()
@@ -38,24 +37,24 @@ _note = _Note()
 
 
 def doing(*what: object) -> None:
-    """Notes what this rank begins now: words and values, joined only if they are shown."""
+    """Records what this rank begins now: words and values, formatted only if they are printed."""
     _note.what, _note.part, _note.since = what, (), time.monotonic()
 
 
 def part(*which: object) -> None:
-    """Notes the part of it that begins now."""
+    """Records which part of it begins now."""
     _note.part, _note.since = which, time.monotonic()
 
 
 @contextmanager
 def no_timeout(*what: object) -> Iterator[None]:
-    """Inside, it takes as long as it takes: a disk of unknown speed is read, say."""
+    """Inside, there is no time limit: while a disk of unknown speed is read, for example."""
     doing(*what)
     _note.no_timeout = True
     try:
         yield
     finally:
-        doing(*what)  # first: by then the note is older than any timeout
+        doing(*what)  # before the flag is reset: the old record may be older than any timeout
         _note.no_timeout = False
 
 
@@ -67,10 +66,10 @@ def activity() -> str:
 
 @contextmanager
 def watching(timeout: float, status: int) -> Iterator[None]:
-    """Inside, a rank that begins nothing new for `timeout` seconds ends with a message on stderr,
-    and with this status.
+    """Inside, a rank that begins nothing new for `timeout` seconds exits with a message on stderr
+    and this status.
 
-    An exception gets a note of the rank's activity. A process that is alone is left alone.
+    Exceptions get a note with the rank's activity. A world of one is not watched.
     """
     if dist.get_world_size() == 1:
         yield

@@ -1,4 +1,4 @@
-"""What every block of one window shares: positions, masks, and what may be kept."""
+"""What all blocks share within one window: rotary angles, masks, and what is kept afterwards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from parallel.shape import BlockShape
 from parallel.state import State
 
-PRETRAINED = 8192  # positions of Llama 3 before its long wavelengths were stretched
-UNSTRETCHED = 4  # a wave that goes so often into them stayed as it was
+PRETRAINED = 8192  # context of Llama 3 before its long wavelengths were stretched
+UNSTRETCHED = 4  # waves with at least so many periods in that context were not stretched
 
 
 @dataclass
 class Window:
-    """T tokens read at once, after P past keys and t keys of the same pass."""
+    """T tokens read at once, after P keys of earlier windows and t keys of the same pass."""
 
     size: tuple[int, int]  # B, T
     valid: Tensor | None  # [B, T] bool, False at PAD; None: no PAD
@@ -27,18 +27,18 @@ class Window:
     # [B, 1, T, P + t + T] bool, True where a query may attend; None: plain causal
     mask: Tensor | None
     attendable: Tensor  # [B, P + t + T] bool, which of the keys are real
-    keeps_keys: bool  # keys outlive this call: sliding eviction, or an open pass
+    keeps_keys: bool  # keys outlive this call: sliding eviction, or a pass that stays open
     keeps_tail: bool  # the pass stays open: more of its tokens come in a later call
-    # is given each delta block's log decay [B, T, H]
+    # called with each delta block's log decay [B, T, H]
     record_decay: Callable[[Tensor], None] | None = None
 
 
 def rotary_frequency(shape: BlockShape, device: torch.device) -> Tensor:
     """Radians per position of each rotated pair of features: [half], float64.
 
-    Those of waves longer than PRETRAINED are divided by shape.rope_scaling_factor, those of short
-    ones are as they are, and there is a smooth way between the two (Llama 3.1, as transformers
-    computes it).
+    Frequencies of waves longer than PRETRAINED are divided by shape.rope_scaling_factor, those of
+    short waves are unchanged, with a smooth transition between the two (Llama 3.1, as in
+    transformers).
     """
     half = shape.rotary_dim // 2
     exponent = torch.arange(half, device=device, dtype=torch.float64) / half
@@ -60,11 +60,11 @@ def open_window(
     sliding: bool,
     stays_open: bool = False,
 ) -> Window:
-    """The shared view of the next T tokens.
+    """The `Window` of the next T tokens.
 
     Args:
         state: the memory before these tokens. valid: [B, T] bool, False at PAD.
-        has_pad: some token is PAD; known to the host, so that the device need not be asked.
+        has_pad: whether some token is PAD; passed in to avoid a device synchronisation.
         width: L; a query sees itself and the L - 1 tokens before it.
         sliding: keys of earlier windows stay attendable and positions are absolute.
         stays_open: the pass goes on in a later call (token-by-token decoding).
@@ -86,7 +86,7 @@ def open_window(
             - torch.arange(earlier + T, device=device)
         )
         band = (distance >= 0) & (distance < width)  # [T, P + t + T]
-        # A PAD query attends to itself alone: its output is never read, but must be finite.
+        # A PAD query can at least attend to itself: its output is never read, but must be finite.
         mask = (band & attendable[:, None, :] | (distance == 0))[:, None]
     return Window(
         size=(valid.shape[0], T),

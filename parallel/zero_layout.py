@@ -1,17 +1,17 @@
-"""Who updates what: the slices of the parameters that each rank holds in fp32.
+"""Which slices of the fp32 master weights each rank holds and updates under ZeRO.
 
-DeepSpeed keeps, on every rank, one flat fp32 vector of master weights. What is in it depends on the
-ZeRO stage, for parameters a, b, c given in this order and 2 ranks:
+DeepSpeed keeps one flat fp32 vector of master weights on every rank. Its content depends on the
+ZeRO stage; for parameters a, b, c, given in this order, and 2 ranks:
 
-    stage 0      rank 0 | a b c |      rank 1 | a b c |        everybody holds and updates all
+    stage 0      rank 0 | a b c |      rank 1 | a b c |        each rank holds and updates all
     stage 1, 2   rank 0 | a b0  |      rank 1 | b1 c . |       one long vector, cut in equal parts
     stage 3      rank 0 | a0 b0 c0 |   rank 1 | a1 b1 c1 . |   every parameter cut in equal parts
 
-`shard_layout` says where everything is, for every rank, as a pure function. All that needs
-parameters or optimiser state by name and whole (Muon, checkpoints, gradient norms) is built on it
-alone. A parameter here is what this rank's stage and tensor-parallel share of the model has; those
-that share a stage have the same layout. The ranks are those that hold the same weights: data and
-context parallel (dp x cp).
+`shard_layout`, a pure function, says where everything is, for every rank. All code that needs whole
+parameters or optimiser state by name (Muon, checkpoints, gradient norms) is built on it alone. A
+"parameter" here is the part that this pipeline stage and tensor-parallel rank has; all ranks of a
+stage have the same layout. "Ranks" are those that hold the same weights: data and context parallel
+(dp x cp).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Shard(NamedTuple):
 
     name: str
     shape: torch.Size  # of the parameter
-    start: int  # its first element, in the flattened parameter
+    start: int  # index of its first element in the flattened parameter
     length: int
-    offset: int  # where it begins in the rank's flat vector
+    offset: int  # where it starts in the rank's flat vector
 
     def of(self, flat: Tensor, base: int = 0) -> Tensor:
-        """The slice of a rank's flat vector, or of the part of it that begins at `base`."""
+        """This slice of a rank's flat vector, or of the part of it that starts at `base`."""
         return flat[self.offset - base : self.offset - base + self.length]
 
 
@@ -49,12 +49,12 @@ def shard_layout(
     """What each rank holds, in the order of its flat vector.
 
     Args:
-        shapes: the parameters in the order in which they were given to DeepSpeed.
+        shapes: the parameters, in the order in which DeepSpeed was given them.
         stage: ZeRO stage 0..3. ranks: dp x cp.
         part: length of a rank's flat vector, padding included; the same on every rank.
     """
     held: list[list[Shard]] = [[] for _ in range(ranks)]
-    begin = 0  # of the parameter: in the long vector of stages 0..2, in each rank's part in stage 3
+    begin = 0  # where the parameter starts: in the long vector; in stage 3, in each rank's vector
     for name, shape in shapes.items():
         numel = shape.numel()
         per_rank = -(-numel // ranks)
@@ -76,23 +76,23 @@ def shard_layout(
 
 @dataclass
 class Partition:
-    """This rank's master weights and everybody's layout."""
+    """This rank's master weights, and the layout of all ranks."""
 
     flat: Tensor  # [n] fp32
     layout: list[list[Shard]]  # by dp x cp rank
-    sharded: bool  # False: every one of them holds everything (stage 0)
+    sharded: bool  # False: every rank holds everything (stage 0)
     # [n] fp32, reduced over dp x cp; valid while the optimiser steps
     gradient: Callable[[], Tensor]
-    # the dimension in which tensor-parallel ranks share a parameter
+    # the dimension along which tensor-parallel ranks split a parameter; None: replicated
     splits: Mapping[str, int | None]
-    # replicated over tp, but each rank's gradient is that of its own heads or tokens
+    # replicated over tp, but each rank's gradient covers only its own heads or tokens
     partial_grad: Collection[str]
-    # the parameters that this rank counts in the norm: each is counted once
+    # the parameters that this rank counts in the norm, so that each is counted once
     counted: Collection[str]
 
     @property
     def shards(self) -> list[Shard]:
-        """What this rank holds."""
+        """The shards that this rank holds."""
         return self.layout[mesh.dp_cp_rank()]
 
     @property
@@ -104,11 +104,11 @@ class Partition:
 
     @property
     def group(self) -> dist.ProcessGroup:
-        """The ranks that this stage's parameters are shared out to, each element to one of them."""
+        """The ranks over which this stage's parameters are split, each element on one of them."""
         return mesh.stage_group() if self.sharded else mesh.tp_group()
 
     def complete(self, gradient: Tensor) -> None:
-        """Sums over tp what each tp rank has a partial gradient of. One collective, in place."""
+        """Sums partial gradients over tp, in place, by one collective."""
         slices = [s.of(gradient) for s in self.shards if s.name in self.partial_grad]
         if slices:
             summed = torch.cat(slices).to(mesh.device())
@@ -117,18 +117,18 @@ class Partition:
                 place.copy_(value)
 
     def square(self, gradient: Tensor) -> Tensor:
-        """Sum of squares of the whole model's gradient. [] on every rank."""
+        """Sum of squares of the whole model's gradient: [], the same on every rank."""
         norms = torch._foreach_norm([s.of(gradient) for s in self.shards if s.name in self.counted])
         square = torch.stack([*norms, gradient.new_zeros(())]).square().sum().to(mesh.device())
         dist.all_reduce(square, group=None if self.sharded else mesh.model_group())
         return square.to(gradient.device)
 
     def pieces(self, flat: Tensor, names: Collection[str], base: int = 0) -> dict[str, Piece]:
-        """What this rank answers for, by name: each element of the model is one rank's.
+        """The pieces that this rank owns, by name: each element of the model has one owner.
 
         Args:
-            flat: laid out as the master weights (they themselves, their gradient), or as the part
-                of them that begins at `base` (a moment). The pieces are views of it.
+            flat: laid out like the master weights (the weights, their gradient), or like the part
+                of them that starts at `base` (a moment). The pieces are views of it.
             names: the parameters to take.
         """
         if not self.sharded and mesh.dp_cp_rank() > 0:  # a replica
@@ -144,10 +144,11 @@ class Partition:
     def scatter(
         self, flat: Tensor, whole: Mapping[str, Callable[[], Tensor]], base: int = 0
     ) -> None:
-        """The inverse of `pieces`: fills this rank's slices from whole tensors, without talk.
+        """The inverse of `pieces`: fills this rank's slices from whole tensors, no communication.
 
         Args:
-            whole: by name, what gives the whole tensor; called only for what this rank holds.
+            whole: by name, a function that returns the whole tensor; called only for parameters
+                of which this rank holds a part.
         """
         for s in self.shards:
             if s.name in whole:
@@ -156,23 +157,23 @@ class Partition:
 
 
 class WholeMatrices:
-    """Brings scattered matrices together, each on one rank, and their updates back.
+    """Gathers scattered matrices, each on one rank, and scatters their updates back.
 
     A matrix may be cut twice: into tensor-parallel shares, by rows or by columns, and each share
-    into runs of elements by ZeRO. Three steps of planning say who sends what to whom, here for
-    matrices A, B, C on 2 ranks:
+    into runs of elements by ZeRO. A plan says who sends what to whom, here for matrices A, B, C on
+    2 ranks:
 
         layout          rank 0 | A B0    |          rank 1 | B1 C    |
         owners          A: rank 0                   B, C: rank 1
-        send plan       A -> 0, B0 -> 1             B1 C -> 1           a run of the slices for each
+        send plan       A -> 0, B0 -> 1             B1 C -> 1           one run of slices per owner
         receive plan    A <- 0                      B0 <- 0, B1 C <- 1  a place for each that comes
         gathered        rank 0 | A |                rank 1 | B0 B1 C |
-        scattered       the same back, with what the owners have made of them
+        scattered       the same way back, with the owners' results
 
     Owners are chosen among all ranks of the stage (tp x cp x dp) so that the work (m n min(m, n)
-    for m x n) is even. Cost for E elements over R ranks: two all-to-alls, in which a rank sends and
-    receives about E / R elements, and E / R elements of memory: nothing is computed twice and
-    nobody holds all matrices. What is not cut does not move.
+    for m x n) is even. For E elements over R ranks this costs two all-to-alls, in which a rank
+    sends and receives about E / R elements, and memory for E / R elements: nothing is computed
+    twice and no rank holds all matrices. What is not cut does not move.
     """
 
     def __init__(self, partition: Partition, names: Sequence[str]) -> None:
@@ -188,15 +189,15 @@ class WholeMatrices:
         self.owned = [name for name in names if owner[name] == me]
         self.runs = self._runs([(*shapes[name], partition.splits[name]) for name in self.owned])
 
-        # Send plan: how many elements go to each rank. Owners do not decrease along the parameters'
-        # order, so what is sent to a rank is one run of the local slices.
+        # Send plan: how many elements go to each rank. Owners never decrease in the order of the
+        # parameters, so what goes to one rank is one run of the local slices.
         self.send = [
             sum(s.length for s in self.mine if owner[s.name] == rank)
             for rank in range(len(holders))
         ]
 
-        # Receive plan: how many come from each, and where they go. They come in the order of that
-        # rank's slices; an owned matrix is the run of its tensor-parallel shares.
+        # Receive plan: how many elements come from each rank, and where they go. They come in the
+        # order of the sender's slices; an owned matrix is stored as its tp shares, one by one.
         begins, self.size = {}, 0
         for name in self.owned:
             begins[name] = self.size
@@ -211,7 +212,7 @@ class WholeMatrices:
 
     @staticmethod
     def _owners(shapes: dict[str, torch.Size], ranks: int) -> dict[str, int]:
-        """Runs of consecutive matrices for one rank after the other, of even work."""
+        """Assigns each rank a run of consecutive matrices, so that the work is even."""
         work = {name: shape.numel() * min(shape) for name, shape in shapes.items()}
         total, before, owner = max(sum(work.values()), 1), 0, {}
         for name, cost in work.items():
@@ -222,7 +223,7 @@ class WholeMatrices:
 
     @staticmethod
     def _runs(shapes: list[tuple[int, int, int | None]]) -> list[tuple[int, int, int, int | None]]:
-        """Consecutive matrices of one shape and split: (how many, rows, columns, split)."""
+        """Groups consecutive matrices of equal shape and split: (count, rows, columns, split)."""
         runs: list[tuple[int, int, int, int | None]] = []
         for shape in shapes:
             if runs and runs[-1][1:] == shape:
@@ -232,7 +233,7 @@ class WholeMatrices:
         return runs
 
     def gather(self, values: list[Tensor]) -> list[Tensor]:
-        """Local slices, in the order of `mine` -> owned matrices, batches of [k, rows, columns]."""
+        """Local slices in the order of `mine` -> owned matrices, in batches [k, rows, columns]."""
         # offloaded optimiser state is on the host
         flat = torch.cat([self._empty, *values]).to(mesh.device())
         if self.exchanged:

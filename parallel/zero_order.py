@@ -1,15 +1,15 @@
-"""In which order ZeRO reduces gradients and gathers weights: one that every rank has.
+"""Makes ZeRO reduce gradients and gather weights in the same order on every rank.
 
-Left alone, DeepSpeed reduces each gradient when autograd has it, and gathers weights as it expects
-modules to run from what it has seen. Neither order is the same everywhere in a model that loops:
-which of two gradients comes first, where both are ready, depends on all else that is ready, and so
-on the rows a rank reads; and what one microbatch runs is not what the next one does. A collective
-that meets another one of its size then sums different parameters, without a word.
+By default DeepSpeed reduces each gradient as soon as autograd has it, and prefetches weights in the
+order in which it has seen modules run. In a model that loops, neither order is the same on all
+ranks: which of two ready gradients comes first depends on what else is ready, and so on the rows
+that a rank reads; and successive microbatches may run different blocks. If a collective then meets
+another one of the same size, different parameters are summed, silently.
 
-Here gradients wait until backward is over and are reduced in the order of the parameters, those
-that a rank has none of as zeros. A looped model's gradients are whole only at the end of backward,
-so that holding them costs nothing. Weights of ZeRO 3 are gathered block by block, when a block
-runs; ranks compare what they have gathered before anything comes of it.
+Here gradients are held until backward is over and are reduced in the order of the parameters;
+missing ones count as zeros. A looped model's gradients are complete only at the end of backward, so
+holding them costs nothing. ZeRO 3's weights are gathered block by block, when a block runs; ranks
+compare the order in which they gathered before the gradients are used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def reduce_in_order(optimizer: Any, zero: int, parameters: Sequence[nn.Parameter
     """Makes a DeepSpeed optimiser of ZeRO 1..3 reduce all gradients, in this order, after backward.
 
     Args:
-        optimizer: DeepSpeed's around ours; its bf16 optimiser of ZeRO 1 does so by itself.
+        optimizer: DeepSpeed's wrapper of ours. ZeRO 1's bf16 optimiser already does so by itself.
     """
     if zero == 1:
         if hasattr(optimizer, "reduce_gradients"):
@@ -64,29 +64,29 @@ def _to_bucket_of_stage_3(optimizer: Any) -> Callable[[nn.Parameter, int], None]
 
 
 def fill_missing(parameters: Sequence[nn.Parameter]) -> None:
-    """Gives parameters without a gradient one of zeros: another rank may have more to add."""
+    """Gives parameters without a gradient one of zeros: other ranks may have one to reduce."""
     for parameter in parameters:
         if parameter.grad is None:
-            held = parameter.data  # empty, where ZeRO 3 has taken it away
+            held = parameter.data  # empty if ZeRO 3 has released it
             parameter.data = held.new_zeros(getattr(parameter, "ds_shape", held.shape))
             parameter.grad = torch.zeros_like(parameter)
             parameter.data = held
 
 
 class WeightGathering:
-    """Brings ZeRO 3's weights together when they are needed, and lets them go.
+    """Gathers ZeRO 3's weights when they are needed, and releases them.
 
-    Small parameters stay; so do those outside of blocks, which every window needs, from a forward
-    to the next step. A block's come when it runs, forward, recomputed or backward, and stay until
-    others need the room (`MAX_WHOLE`): those that ran last stay longest. Autograd runs a graph in
-    the opposite order of its making, so a block's backward, and with it the last use of its
-    weights, is over before another block's begins.
+    Small parameters stay gathered; so do those outside blocks, which every window needs, from a
+    forward to the next step. A block's are gathered when it runs, in forward, recomputation or
+    backward, and stay until others need the room (`MAX_WHOLE`); the least recently run block goes
+    first. Autograd runs a graph in reverse order of creation, so a block's backward, and with it
+    the last use of its weights, is over before another block's begins.
     """
 
     def __init__(self, optimizer: Any, model: nn.Module) -> None:
         """
         Args:
-            optimizer: DeepSpeed's of ZeRO 3, whose own hooks on modules are taken away.
+            optimizer: DeepSpeed's for ZeRO 3; its own hooks on modules are removed.
         """
         optimizer.parameter_offload.destroy()
         blocks = [module for module in model.modules() if isinstance(module, Block)]
@@ -95,8 +95,8 @@ class WeightGathering:
         ]
         of_blocks = {p for parameters in self._blocks for p in parameters}
         self._always = [p for p in model.parameters() if p not in of_blocks]
-        self._whole: dict[int, None] = {}  # blocks that are here, the one that ran last at the end
-        self.order = 0  # a checksum of what has been gathered, in order, since the last `check`
+        self._whole: dict[int, None] = {}  # gathered blocks, the most recently run last
+        self.order = 0  # a checksum of the order of gathers since the last `check`
         model.register_forward_pre_hook(lambda *_: self._begin())
         for number, block in enumerate(blocks):
             block.register_forward_pre_hook(lambda *_, number=number: self._need(number))
@@ -105,7 +105,7 @@ class WeightGathering:
             )
 
     def _begin(self) -> None:
-        """At the model's forward: a step between takes away what was here."""
+        """At the model's forward: an optimiser step in between has released the blocks."""
         self._whole = {b: None for b in self._whole if not _missing(self._blocks[b])}
         self._gather(-1, self._always)
 
@@ -123,8 +123,8 @@ class WeightGathering:
         self._whole[number] = None
 
     def _need_again(self, number: int, inputs: Any, outputs: Any) -> None:
-        """After a block's forward: its backward begins where the first of its outputs' gradients
-        arrives.
+        """After a block's forward: has its weights gathered again when the first gradient of an
+        output arrives, where the block's backward begins.
         """
         given = {id(tensor) for tensor in _tensors(inputs)}
         for tensor in _tensors(outputs):
@@ -141,8 +141,8 @@ class WeightGathering:
         """After a microbatch's backward.
 
         Raises:
-            RuntimeError: on all ranks that hold the same weights, naming those that have gathered
-                in another order: they have computed with each other's weights.
+            RuntimeError: on all ranks that hold the same weights, if one has gathered in another
+                order: then ranks have computed with each other's weights.
         """
         mine, self.order = torch.tensor([self.order]), 0
         everyone = [torch.empty_like(mine) for _ in range(mesh.dp_cp_size())]
@@ -157,7 +157,7 @@ class WeightGathering:
 
 
 def _stays(parameter: Any) -> bool:
-    """Whether DeepSpeed keeps a parameter whole: it is small."""
+    """Whether DeepSpeed keeps a parameter gathered because it is small."""
     return bool(parameter.ds_persist)
 
 

@@ -1,4 +1,4 @@
-"""How well a model predicts: held-out loss by window and by position in it, accuracy, at any N."""
+"""Evaluation: held-out loss by window and by position in it, and task accuracy, at any N."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from pretrain.tasks import Task, make_task
 from tokenizer.encode import Tokenizer
 
 Metrics = dict[str, Any]
-FORGOTTEN = 0.01  # what heads keep of S, where nothing that is written stays
-TEST_SEED = 1_000_003  # far from any training seed: tasks draw their test rows from it
+FORGOTTEN = 0.01  # retention of S over a window below which nothing that is written survives
+TEST_SEED = 1_000_003  # tasks draw their test rows from it; far from any training seed
 
 
 @dataclass
 class Prediction:
-    """What a model says at every scored position of a batch."""
+    """What a model predicts at every scored position of a batch."""
 
     loss: Tensor  # [B, T] fp32 nats, 0 where nothing is scored
-    best: Tensor  # [B, T] int64, the likeliest token; IGNORE where nothing is scored
+    best: Tensor  # [B, T] int64, the most likely token; IGNORE where nothing is scored
 
 
 class CollectPredictions:
-    """A head that keeps what is predicted, on the CPU."""
+    """A head that stores the predictions, on the CPU."""
 
     def __init__(self, model: SleepLM, batch: Batch) -> None:
         self.model = model
@@ -51,7 +51,7 @@ class CollectPredictions:
 
     def __call__(self, plan: WindowPlan, y: Tensor, targets: Tensor) -> Tensor:
         logits = self.model.logits(y)
-        # before the cross-entropy, which works in their place where they are split over tp
+        # before the cross-entropy, which works in place on logits that are split over tp
         best = vocab_parallel_argmax(logits)
         losses = cross_entropy(logits, targets)
         rows, columns = (
@@ -71,18 +71,18 @@ def predict(
     stop: StopRule | None = None,
     states: Sequence[State | None] = (),
 ) -> Prediction:
-    """What a model predicts in microbatches, given to all ranks that hold it.
+    """What a model predicts in microbatches; all ranks that hold it get the result.
 
     Args:
-        passes: N; the model's own if None.
+        passes: N; None: the configuration's.
         zero: the ZeRO stage that the weights are sharded with.
         stop: ends the sleep of rows that have settled.
-        states: what each begins with, where they do not begin with S = 0.
+        states: the memory that each starts with; empty: S = 0.
     """
     heads = [CollectPredictions(model, part) for part in parts]
     read(model, parts, heads, passes, zero, stop, states)
     loss, best = torch.cat([h.loss for h in heads]), torch.cat([h.best for h in heads])
-    if mesh.cp_size() > 1:  # each has predicted after its own tokens
+    if mesh.cp_size() > 1:  # each rank has only the predictions at its own tokens
         dist.all_reduce(loss, group=mesh.cp_group())
         dist.all_reduce(best, op=dist.ReduceOp.MAX, group=mesh.cp_group())
     if mesh.pp_size() > 1:
@@ -94,19 +94,21 @@ def predict(
 
 @dataclass
 class Evaluation:
-    """The fixed data that a run is judged on: each rank has all, and predicts some rows of it."""
+    """The fixed data on which a run is evaluated: each rank has all of it, and predicts some
+    rows.
+    """
 
     batches: list[Batch]  # of data.heldout, or of a task
     window: int  # L
-    microbatches: int  # parts in which a rank reads its rows, as in training
+    microbatches: int  # how many parts a rank reads its rows in, as in training
     task: Task | None  # scores the answers; None for text
     zero: int = 0  # the ZeRO stage that the weights are sharded with
     rows_asked: int = 0  # train.eval_batches x train.batch
-    token_bytes: Tensor | None = None  # [vocabulary] what a token of text writes
+    token_bytes: Tensor | None = None  # [vocabulary] bytes of text per token
     sets: dict[str, list[Batch]] = field(default_factory=dict)  # of data.heldout_sets, by name
 
     def describe(self) -> list[str]:
-        """What text is judged on, to be said at the start."""
+        """A line that says how much text is evaluated, to be printed at the start."""
         if self.task is not None:
             return []
         lines = []
@@ -127,7 +129,7 @@ class Evaluation:
         *,
         by_row: bool = False,
     ) -> Metrics:
-        """Loss in nats per scored token, whole, by window and by position in it; a task's accuracy.
+        """Loss in nats per scored token: overall, by window and by position; a task's accuracy.
 
         The keys are "passes", "loss", "loss_per_window" [W], "loss_per_position" [L] and, for a
         task, "accuracy": {name: share}; for text, "bits_per_byte" and "bits_per_byte_per_window"
@@ -135,14 +137,14 @@ class Evaluation:
         "sets": {name: the same keys but "passes"}.
 
         Args:
-            until: a sleep ends when a pass has changed S by less than this share of it, in one
-                process. Then there are also "until"; "passes_made", the mean over windows that were
-                slept over; "passes_of_batches", the mean of those that batches made, each until its
-                last row had settled.
-            after: each row begins with the fast weights that so many other test rows of a task
-                leave, one after the other, in place of S = 0; in one process. Then there is also
+            until: a sleep ends when a pass changes S by less than this share of its norm; only in a
+                single process. Adds "until"; "passes_made", the mean over windows that were slept
+                over; "passes_of_batches", the mean number that a batch made until its last row had
+                settled.
+            after: each row starts with the fast weights that so many other test rows of a task
+                leave, read one after the other, instead of S = 0; only in a single process. Adds
                 "after".
-            by_row: also "loss_per_row" [all rows], for who compares two models row by row.
+            by_row: adds "loss_per_row" [all rows], for comparing two models row by row.
         """
         was_training = model.training
         model.eval()
@@ -201,7 +203,7 @@ class Evaluation:
     def _read_others(
         self, model: SleepLM, count: int, passes: int | None
     ) -> Sequence[State | None]:
-        """What so many other rows leave, by microbatch; () if there are to be none."""
+        """The memory that `count` other rows leave, by microbatch; () if count is 0."""
         states: list[State | None] = [None] * self.microbatches
         for i in range(count):
             assert self.task is not None, "text has documents of its own"
@@ -247,7 +249,7 @@ def _gather(rows: Tensor) -> Tensor:
 
 
 def _means(loss: Tensor, counted: Tensor, group: Tensor) -> list[float | None]:
-    """Of each group of columns, loss by what is counted, None where that is nothing.
+    """For each group of columns, the sum of `loss` divided by that of `counted`; None if that is 0.
 
     Args:
         loss, counted: [rows, T].
@@ -262,8 +264,8 @@ def _means(loss: Tensor, counted: Tensor, group: Tensor) -> list[float | None]:
 def make_evaluation(config: Config) -> Evaluation:
     """The run's evaluation: held-out documents for text, test rows for a task.
 
-    Rows per batch are train.batch, read in train.microbatches parts, so that what fits in training
-    fits here.
+    Batches have train.batch rows, read in train.microbatches parts, so that what fits into memory
+    in training also fits here.
     """
     data, settings, L = config.data, config.train, config.sleep.window
     count, rows = settings.eval_batches, settings.batch
@@ -292,12 +294,12 @@ def make_evaluation(config: Config) -> Evaluation:
 
 def sleep_changes_nothing(at_n: Metrics, at_one: Metrics, retention: float | None) -> str | None:
     """A warning if N passes and one give the same loss to six digits because every head forgets a
-    window before it ends, so that nothing that is written stays; else None.
+    window before it ends, so that nothing that is written survives; else None.
 
     Args:
-        retention: the share of S that heads keep over a window, in the mean; None: not known.
+        retention: the mean share of S that heads keep over a window; None: unknown.
     """
-    # never so for a loss that is not finite
+    # always False for a non-finite loss
     same = abs(at_n["loss"] - at_one["loss"]) <= 1e-6 * abs(at_one["loss"])
     if at_n["passes"] == 1 or not same or retention is None or retention > FORGOTTEN:
         return None
@@ -317,14 +319,14 @@ def evaluate_run(
     precision: str = "fp32",
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Metrics]:
-    """Evaluates a run's newest checkpoint at each N of `passes` (the trained N and 1 if None).
+    """Evaluates a run's newest checkpoint at each N of `passes` (None: the trained N, and 1).
 
     Args:
         overrides: settings that differ from the run's: other held-out data, more batches of them.
-        until: also, with the largest N at most, under each of these stop rules.
-        after: also, with the largest N, after so many other rows; of tasks only.
-        precision: of the weights, fp32 or bf16, whatever was trained.
-        say: told what text is judged on.
+        until: also evaluate under each of these stop rules, with the largest N as the maximum.
+        after: also evaluate, with the largest N, after so many other rows; tasks only.
+        precision: of the weights, fp32 or bf16, whichever was trained.
+        say: receives the line that says how much text is evaluated.
     """
     model, config = open_model(run, overrides, precision)
     check_tokenizer(config)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, hashes to prove it, JSON of any kind."""
+"""Atomic and durable file writes, checksums, and JSON parsing with short errors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 from pretrain.errors import shortened, storage_error
 
-_CHECKSUM = b',\n "sha256": "'  # begins the last member of a JSON object that tells if it is whole
+_CHECKSUM = b',\n "sha256": "'  # starts the last member of a JSON object with a checksum
 
 
 def read_whole(path: Path) -> bytes:
-    """A regular file's content. OSError for a pipe or a device, or if it is larger than memory."""
+    """A regular file's content. OSError for a pipe or a device, or if it does not fit in memory."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     try:
@@ -29,7 +29,7 @@ def read_whole(path: Path) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
+    """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -44,13 +44,13 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces a small file as a whole, durably. Text is written in UTF-8."""
+    """Replaces a small file atomically and durably. Text is written in UTF-8."""
     draft = path.with_name(f".{path.name}.draft")
     try:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(draft)
         draft.rename(path)
-    except OSError as error:  # a disk that is full is so by the draft, too, and names no file
+    except OSError as error:  # a full disk: frees the draft's space; the error names no file
         draft.unlink(missing_ok=True)
         error.filename = error.filename or str(path)
         raise
@@ -58,7 +58,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a journal, durably; one before it that was cut short stays by itself."""
+    """Appends a line to a journal, durably; starts a new line if the last one was cut short."""
     with path.open("a+b") as file:
         cut_short = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
         file.write(b"\n" * cut_short + f"{line}\n".encode())
@@ -67,8 +67,8 @@ def append_line(path: Path, line: str) -> None:
 
 
 def strays(folder: Path, known: Container[str]) -> list[str]:
-    """Lines about what else lies in a folder than the files that are known. It proves nothing about
-    them. Hidden files are not worth a word.
+    """Lines about files in a folder that are not `known`; hidden ones are left out. They do not
+    mean that the known files are damaged.
     """
     others = [path for path in folder.iterdir() if path.name not in known and not is_hidden(path)]
     what = "does not belong here, and is ignored"
@@ -76,19 +76,21 @@ def strays(folder: Path, known: Container[str]) -> list[str]:
 
 
 def is_hidden(path: Path) -> bool:
-    """As systems name what they leave in any folder: .DS_Store, .nfs0001, ._x."""
+    """Whether a file is hidden, like those that systems leave in any folder: .DS_Store,
+    .nfs0001.
+    """
     return path.name.startswith(".")
 
 
 @contextmanager
 def writes_user_file(path: Path) -> Iterator[None]:
-    """Inside, a run's file is written: a full disk, or a folder that forbids it, is a UserError;
-    storage that did not answer is `StorageFailed`.
+    """Inside, a run's file is written: a full disk or missing permission becomes a UserError, and
+    storage that does not answer `StorageFailed`.
     """
     try:
         yield
     except OSError as error:
-        where = error.filename or path  # a disk that is full names no file
+        where = error.filename or path  # for a full disk the error has no file name
         forbidden = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
         fix = "allow it" if forbidden else "make room there"
         raise storage_error(error)(
@@ -98,7 +100,7 @@ def writes_user_file(path: Path) -> Iterator[None]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that `text` is; ValueError says in a few words why it is none."""
+    """The JSON value of `text`; ValueError says in a few words why it is invalid."""
     try:
         return json.loads(text.decode() if isinstance(text, bytes) else text)
     except json.JSONDecodeError as error:
@@ -112,7 +114,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """The same for JSON, which has no NaN and no infinity: null in their place."""
+    """The value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -121,12 +123,12 @@ def finite(value: Any) -> Any:
 
 
 def with_checksum(value: Mapping[str, Any]) -> bytes:
-    """A JSON object (not empty), and last in it "sha256", the hash of all bytes before that."""
+    """A (non-empty) JSON object whose last member, "sha256", is the hash of all bytes before it."""
     return _closed(json.dumps(value, indent=1).removesuffix("\n}").encode())
 
 
 def has_checksum(content: bytes) -> bool:
-    """Whether these are the bytes that `with_checksum` gave."""
+    """Whether these are intact bytes made by `with_checksum`."""
     return content == _closed(content.rpartition(_CHECKSUM)[0])
 
 

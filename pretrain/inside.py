@@ -1,4 +1,4 @@
-"""What goes on inside a run, as pictures: what each pass writes, its gradient, S, throughput."""
+"""Plots of what a run's probes recorded: updates of S by pass, gradients, S, throughput."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pretrain.plots import figure, smooth
 
 
 def plot_passes(runs: Sequence[RunMetrics], out: Path) -> None:
-    """By pass, at the last logging step that has them: how S is changed, and the gradient at S."""
+    """By pass, at the last logging step that has them: the change of S, and the gradient at S."""
     with figure(out, legend(runs), panels=2, width=9.6) as axes:
         for axis, key in zip(axes, ("update_norm_per_pass", "grad_norm_per_pass"), strict=True):
             for run in runs:
@@ -27,7 +27,9 @@ def plot_passes(runs: Sequence[RunMetrics], out: Path) -> None:
 
 
 def plot_state(runs: Sequence[RunMetrics], out: Path) -> None:
-    """By step: the norm of S at the windows' ends, and how much of a window heads retain."""
+    """By step: the norm of S at the ends of windows, and how much of S heads retain over a
+    window.
+    """
     with figure(out, legend(runs), panels=2, width=9.6) as axes:
         for axis, key in zip(axes, ("state_norm", "retention"), strict=True):
             for run in runs:
@@ -57,7 +59,7 @@ def plot_heads(runs: Sequence[RunMetrics], out: Path) -> None:
 
 
 def plot_throughput(runs: Sequence[RunMetrics], out: Path) -> None:
-    """By step: tokens read awake, and tokens times passes asleep, a second."""
+    """By step: tokens read awake per second, and tokens times passes asleep per second."""
     with figure(out, legend(runs), panels=2, width=9.6) as axes:
         for axis, kind in zip(axes, ("wake", "sleep"), strict=True):
             for run in runs:
@@ -68,22 +70,22 @@ def plot_throughput(runs: Sequence[RunMetrics], out: Path) -> None:
 
 
 def has_probes(run: RunMetrics) -> bool:
-    """Whether it logged what happens inside."""
+    """Whether the run logged the probe's norms."""
     return any("state_norm" in row for row in run.train)
 
 
 def has_heads(run: RunMetrics) -> bool:
-    """Whether it logged retention by head."""
+    """Whether the run logged retention by head."""
     return any(row.get("retention_per_head") for row in run.train)
 
 
 def has_throughput(run: RunMetrics) -> bool:
-    """Whether it logged how fast it was."""
+    """Whether the run logged its throughput."""
     return any("wake_tokens_per_s" in row for row in run.train)
 
 
 def plot_by_step(axis: Any, run: RunMetrics, key: str) -> None:
-    """What was logged at each step, smoothed over a faint raw line."""
+    """Draws what was logged at each step: a smoothed line over a faint raw one."""
     points = [(r["step"], r[key]) for r in run.train if r.get(key) is not None]
     steps, values = [s for s, _ in points], [v for _, v in points]
     axis.plot(steps, values, color=run.colour, alpha=0.25, linewidth=0.8)
@@ -91,5 +93,5 @@ def plot_by_step(axis: Any, run: RunMetrics, key: str) -> None:
 
 
 def legend(runs: Sequence[RunMetrics]) -> list[tuple[str, str]]:
-    """What names runs in a picture: label and colour of each."""
+    """The legend of a plot: label and colour of each run."""
     return [(run.label, run.colour) for run in runs]

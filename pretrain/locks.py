@@ -1,6 +1,6 @@
-"""Folders that one process at a time works in, as far as the file system has locks.
+"""Locks on folders in which only one process may work, where the file system supports locks.
 
-A lock ends with its process, however that ends.
+A lock ends with its process, however the process ends.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pretrain.errors import UserError
 
 
 def take_lock(descriptor: int, without: Callable[[str], None] = lambda why: None) -> bool:
-    """Takes the lock of an open file or folder, until it is closed; False: another process has it.
+    """Locks an open file or folder until it is closed; False: another process has the lock.
 
     Args:
-        without: told why, if the file system has no locks: nobody is kept out there.
+        without: called with the reason if the file system has no locks; then nobody is kept out.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -31,10 +31,10 @@ def take_lock(descriptor: int, without: Callable[[str], None] = lambda why: None
 
 @contextmanager
 def alone_in(folder: Path, others: str) -> Iterator[None]:
-    """Inside, no other process is in here.
+    """Inside, no other process holds the lock on the folder.
 
     Raises:
-        UserError: one is; `others` says what it does, and the fix.
+        UserError: one does; `others` says what it does, and the fix.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -47,10 +47,10 @@ def alone_in(folder: Path, others: str) -> Iterator[None]:
 
 @contextmanager
 def run_lock(run: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Inside, the run is this process's alone. UserError if another has it.
+    """Inside, this process holds the lock on the run. UserError if another process has it.
 
     Args:
-        say: told, in one line, if the file system has no locks.
+        say: receives one line if the file system has no locks.
     """
     path = run / "lock"
 

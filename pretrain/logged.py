@@ -1,8 +1,8 @@
-"""What a run logged: its metrics.jsonl, read.
+"""Reads what a run logged, from its metrics.jsonl.
 
-One object a line: {"kind": "train" | "eval", "step", "loss", ...}; "eval" lines come from
-`pretrain.evaluate.Evaluation` and also hold "passes", "loss_per_window", "loss_per_position"; a
-task's "accuracy".
+One object per line: {"kind": "train" | "eval", "step", "loss", ...}; "eval" lines come from
+`pretrain.evaluate.Evaluation` and also have "passes", "loss_per_window", "loss_per_position" and,
+for a task, "accuracy".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pretrain.errors import UserError
 from pretrain.files import parse_json
 
 Row = dict[str, Any]
-# accuracies named "hops_4" are drawn against 4
+# accuracies named "hops_4" are plotted against 4
 DEPTHS = {
     "hops": "hops k",
     "op": "operations in the story",
@@ -29,12 +29,12 @@ DEPTHS = {
 
 @dataclass
 class RunMetrics:
-    """What one run logged, by step; a step that a resumed run logged again counts once."""
+    """What one run logged, by step; a step that was logged again after resuming counts once."""
 
     label: str
     train: list[Row]
-    evaluations: list[Row]  # at the largest N that was evaluated, which is the trained one
-    with_fewer: dict[int, Row]  # the last evaluation's, by N
+    evaluations: list[Row]  # at the largest evaluated N, which is the trained one
+    with_fewer: dict[int, Row]  # the last evaluation's rows with fewer passes, by N
     colour: str = ""  # the same in every plot
 
     @property
@@ -43,7 +43,7 @@ class RunMetrics:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """The last evaluation's; empty for text."""
+        """The last evaluation's accuracies; empty for text."""
         return self.evaluations[-1].get("accuracy", {}) if self.evaluations else {}
 
     def of_set(self, name: str) -> list[Row]:
@@ -74,7 +74,7 @@ def read_run(label: str, path: Path) -> RunMetrics:
 
 
 def read_metrics(path: Path) -> Iterator[Row]:
-    """The rows of a metrics.jsonl. UserError: it cannot be read, or a line is none."""
+    """The rows of a metrics.jsonl. UserError: it cannot be read, or a line is not a row."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -82,14 +82,14 @@ def read_metrics(path: Path) -> Iterator[Row]:
             f"{path}: cannot read the run's metrics: {error.strerror}; is this a run's folder?"
         ) from None
     lines = text.split("\n")
-    # what follows the last newline is still being written
+    # a line without its newline is still being written
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = parse_json(line)
             row["kind"], row["step"]
             for each in (row, *row.get("sets", {}).values()):
                 if "loss" in each and each["loss"] is None:
-                    each["loss"] = math.nan  # JSON has none: it was written as null
+                    each["loss"] = math.nan  # written as null, because JSON has no NaN
         except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"{path}:{number}: not a line of metrics; remove it") from None
         yield row

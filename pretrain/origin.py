@@ -1,7 +1,7 @@
-"""Where numbers come from: the machine, the commit, the day.
+"""Where results come from: machine, commit and day.
 
-RUN/origins.jsonl    of each start of a run, a line: results name where they were made, not where
-                     they were written
+RUN/origins.jsonl    a line per start of a run, so that results name where they were computed, not
+                     where they were written
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Origin = dict[str, str]  # "machine", "commit", "date"
 
 
 def cores() -> int:
-    """That this process may use, where the system says (Linux): of a job, not of its host."""
+    """How many cores this process may use; on Linux those of its job, not all of the host's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def commit() -> str:
-    """What is checked out, "-dirty" after it if files differ from that; empty without git."""
+    """The commit that is checked out, with "-dirty" if files have changed; empty without git."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -35,7 +35,7 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """The model of this machine's."""
+    """The model name of this machine's processor."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     model = [line for line in lines if line.startswith("model name")]
@@ -52,7 +52,7 @@ def machine() -> str:
 
 
 def origin() -> Origin:
-    """What a result says of itself, where it is made."""
+    """The origin of a result that is computed here and now."""
     return {
         "machine": machine(),
         "commit": commit() or "unknown",
@@ -61,12 +61,12 @@ def origin() -> Origin:
 
 
 def add_origin(run: Path) -> None:
-    """A start of the run in this folder, here and now."""
+    """Records a start of the run in this folder, here and now."""
     append_line(run / "origins.jsonl", json.dumps(origin()))
 
 
 def origin_of(run: Path) -> Origin:
-    """Of a run: every machine and commit that has trained it, and the last day."""
+    """The origin of a run: all machines and commits that have trained it, and the last day."""
     starts: list[Origin] = []
     for line in (run / "origins.jsonl").read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):  # cut short by a full disk

@@ -1,4 +1,4 @@
-"""One page of HTML that holds all it shows: tables, words, and pictures inside it."""
+"""Self-contained HTML pages: text, tables and embedded pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ th { color: #6b7280; font-weight: 600; } th:first-child, td:first-child { text-a
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; }
 figcaption { color: #6b7280; font-size: .9rem; }
 """
-PIXELS = 1.3  # of a picture for each of the page's, so that all have letters of one size
+PIXELS = 1.3  # picture pixels per page pixel, so that all pictures have the same font size
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers, rows
 
 
@@ -39,8 +39,8 @@ def write_page(
     """Writes a page that needs no other file and no network.
 
     Args:
-        words: a paragraph each, before the tables.
-        pictures: (PNG, what it shows), after them.
+        words: paragraphs, before the tables.
+        pictures: (PNG, caption), after the tables.
     """
     body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(each)}</p>" for each in words)]
     body += [_table(*each) for each in tables]
@@ -49,9 +49,9 @@ def write_page(
 
 
 def write_markdown_page(out: Path, text: str) -> None:
-    """Writes what a Markdown file says, which begins with its title, as such a page.
+    """Writes Markdown, which begins with its title, as a self-contained page.
 
-    Its pictures (PNG) lie in the page's folder.
+    Its pictures (PNG) are in the page's folder.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")  # a study may be called <i>
     body = reader.render(text)

@@ -1,4 +1,4 @@
-"""How pictures look: one style, a palette, and a figure that is written whole or not at all."""
+"""The style of plots: fonts, a palette, and figures that are written atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = [
     "#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e",
     "#c1121f", "#6a994e", "#4a4e69", "#f28482", "#0a9396", "#7f5af0", "#9c6644", "#2a9df4",
 ]  # fmt: skip
-LETTER, SWATCH, ROW = 0.075, 0.5, 0.2  # inches of a legend: of a letter, beside a label, of a row
+LETTER, SWATCH, ROW = 0.075, 0.5, 0.2  # of a legend, in inches: a letter, a colour swatch, a row
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e6e8ee"
 STYLE = {
     "figure.dpi": 160,
@@ -54,15 +54,15 @@ STYLE = {
 
 
 def smooth(values: list[float], reach: int) -> list[float]:
-    """The mean over up to `reach` neighbours on each side; fewer at the ends, which stay.
+    """The mean over up to `reach` neighbours on each side, fewer near the ends; the ends stay.
 
-    In few operations, for a long run has logged 100,000 values; and without differences of sums,
-    in which what follows a great value would be lost.
+    In few operations, because a long run logs 100,000 values; and without differences of cumulative
+    sums, which would lose precision after a large value.
     """
     place = np.arange(len(values))
     reaches = np.minimum(reach, np.minimum(place, place[::-1]))
     at, length, total = place - reaches, 2 * reaches + 1, np.zeros(len(values))
-    sums, width = np.array(values, dtype=float), 1  # of `width` values, from each place on
+    sums, width = np.array(values, dtype=float), 1  # sums of `width` values from each place on
     while width <= length.max(initial=0):
         taken = length & width > 0
         total[taken] += sums[at[taken]]
@@ -73,14 +73,14 @@ def smooth(values: list[float], reach: int) -> list[float]:
 
 
 class _Plain(LogFormatter):
-    """Writes 0.9, 20, 1e+11 where its parent sees room for a label."""
+    """Writes 0.9, 20, 1e+11 where its parent class puts a label."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:,g}" if super().__call__(x, pos) else ""
 
 
 def _without_middle(label: str, room: int) -> str:
-    """A label of at most so many letters: its beginning and its end, as paths differ in both."""
+    """A label shortened to `room` letters: its start and its end, since paths differ in both."""
     half = (room - 1) // 2
     return label if len(label) <= room else f"{label[:half]}…{label[-half:]}"
 
@@ -89,13 +89,13 @@ def _without_middle(label: str, room: int) -> str:
 def figure(
     out: Path, legend: Sequence[tuple[str, str]], *, panels: int, width: float
 ) -> Iterator[Any]:
-    """Axes to draw on; the file is written whole or not at all.
+    """Axes to draw on; the file is written atomically.
 
     Args:
-        out: its suffix says the format, .png or .svg.
-        legend: (label, colour) of what is drawn in all panels.
+        out: its suffix gives the format, .png or .svg.
+        legend: (label, colour) of what all panels show.
     """
-    room = int(0.85 * (width - SWATCH) / LETTER)  # many letters are wider
+    room = int(0.85 * (width - SWATCH) / LETTER)  # 0.85: many letters are wider
     labels = [_without_middle(label, room) for label, _ in legend]
     longest = max(map(len, labels), default=0)
     columns = max(1, min(len(legend), int(width / (LETTER * longest + SWATCH))))

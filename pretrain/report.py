@@ -1,4 +1,4 @@
-"""Runs side by side: plots and one table, from what their trainers logged."""
+"""Compares runs: plots and one table, from what their trainers logged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LABELS = {"exact": "all answers right", "label": "one label right"}
 def report(run_dirs: Sequence[Path], out: Path) -> None:
     """Compares runs: writes OUT/report.html, OUT/report.md and its plots, and prints the table.
 
-    Writes those of loss.png, loss_by_place.png, loss_by_set.png, accuracy_by_hops.png /
+    The plots are those of loss.png, loss_by_place.png, loss_by_set.png, accuracy_by_hops.png /
     accuracy_by_op.png / accuracy.png (tasks), passes.png, state.png, heads.png and throughput.png
     for which the runs have data.
     """
@@ -54,7 +54,7 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
 
 
 def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
-    """A line, where runs are judged on different rows: in which settings these differ."""
+    """A line if runs are evaluated on different rows: the settings in which they differ."""
     judged, tasks = [], []
     for run in run_dirs:
         if (path := run / "config.toml").is_file():
@@ -89,7 +89,7 @@ def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def _that_differ(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of which those that have one have not all the same value."""
+    """The names whose values differ between the runs that have them."""
     values: dict[str, list[Any]] = {}
     for run in runs:
         for name, value in run.items():
@@ -98,7 +98,7 @@ def _that_differ(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
-    """Writes the pictures for which the runs have data; what each shows, for the page."""
+    """Writes the plots for which the runs have data; returns their captions."""
     pictures = {out / "loss.png": "Training loss by step, smoothed; points: held-out loss."}
     plot_loss(runs, out / "loss.png")
     if evaluated := [run for run in runs if run.evaluations]:
@@ -138,12 +138,12 @@ INSIDE = (
 
 
 def _as_typed(name: str) -> str:
-    """A name in Markdown that is shown as it was typed, inside a table."""
+    """A name escaped for Markdown, inside a table."""
     return re.sub(r"([\\`*_{}\[\]<>|~$])", r"\\\1", name)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """Names of the runs' folders; whole paths where names are the same."""
+    """The names of the runs' folders; whole paths if names are not unique."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
@@ -171,8 +171,11 @@ def plot_loss(runs: list[RunMetrics], out: Path) -> None:
 
 
 def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
-    """Held-out loss at the last evaluation, by window of the sequence (dashed: of runs with N > 1,
-    with one pass; thin: with each number in between) and by place within it.
+    """Held-out loss at the last evaluation, by window of the sequence and by position in the
+    window.
+
+    For runs with N > 1 the former also shows the loss with one pass (dashed) and with each number
+    in between (thin).
     """
     with figure(out, legend(runs), panels=2, width=9.6) as (by_window, by_place):
         for run in runs:
@@ -215,7 +218,9 @@ def plot_loss_by_set(runs: list[RunMetrics], names: Sequence[str], out: Path) ->
 
 
 def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
-    """Accuracy at the end by depth or by name, and on the way at the deepest (or the first)."""
+    """Final accuracy by depth or by name; and by step, that at the largest depth (or first
+    name).
+    """
     runs = [run for run in runs if (_by_depth(run.accuracy, kind) if kind else run.accuracy)]
     if kind:
         depths = sorted({k for run in runs for k in _by_depth(run.accuracy, kind)})
@@ -294,7 +299,7 @@ def _sets(runs: list[RunMetrics]) -> list[str]:
 
 
 def _last(rows: list[Row], steps: int, key: str, form: str = ".3f") -> str:
-    """Of a run that is under way the last is of an earlier step, which is named."""
+    """The last logged value; in a run in progress it may be of an earlier step, which is named."""
     if not rows or rows[-1].get(key) is None:
         return "-"
     step, last = rows[-1]["step"], f"{rows[-1][key]:{form}}"
@@ -316,13 +321,13 @@ def _by_depth(accuracy: dict[str, float], kind: str) -> dict[int, float]:
 
 
 def _present(values: list[float | None]) -> tuple[list[int], list[float]]:
-    """Places (counted from 1) and values of what is not None."""
+    """Indices (from 1) and values of those that are not None."""
     kept = [(i, v) for i, v in enumerate(values, start=1) if v is not None]
     return [i for i, _ in kept], [v for _, v in kept]
 
 
 def _coloured(runs: list[RunMetrics]) -> list[RunMetrics]:
-    """Gives each run a colour; of several the first, the baseline by custom, is grey."""
+    """Gives each run a colour; the first of several, by convention the baseline, is grey."""
     palette = COLOURS if len(runs) > 1 else COLOURS[1:]
     for i, run in enumerate(runs):
         run.colour = palette[i % len(palette)]

@@ -1,4 +1,4 @@
-"""A table, for people and for other programs: Markdown, csv."""
+"""Tables as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well on a terminal: aligned, the first to the left."""
+    """A Markdown table with aligned columns, the first to the left, that also reads well as
+    text.
+    """
     widths = [max(len(str(line[i])) for line in [headers, *rows]) for i in range(len(headers))]
 
     def line(cells: Sequence[str]) -> str:
@@ -25,7 +27,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_csv(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The same for other programs; floats with six digits."""
+    """The table as CSV, for other programs; floats with six digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(headers)

@@ -1,4 +1,4 @@
-"""The end of a long file, of lines or of rows of JSON: the last first, and no more is read."""
+"""Reads a long file from its end: lines or rows of JSON, the last first, and no more than asked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from pretrain.files import parse_json
 
-BLOCK = 1 << 16  # bytes that are read first; then twice as many, as one line may be of any length
+BLOCK = 1 << 16  # bytes read first; then twice as many each time, since a line may be long
 
 
 def lines_backwards(path: Path) -> Iterator[str]:
-    """A file's lines, the last first, also one that has no end yet; none if there is no file."""
+    """A file's lines, the last first, even if it has no newline yet; none if there is no file."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -29,8 +29,8 @@ def lines_backwards(path: Path) -> Iterator[str]:
 
 
 def rows_backwards(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics.jsonl, the newest first, without what is none, as while it is written;
-    none if there is no file.
+    """The rows of a metrics.jsonl, the newest first, without invalid lines, such as one that is
+    being written; none if there is no file.
     """
     for line in lines_backwards(path):
         try:

@@ -1,14 +1,14 @@
-"""Training: `train` sets a run up, and `loop` takes its steps.
+"""The trainer: `train` sets up or resumes a run, `loop` takes its steps.
 
 A run is a folder, run.dir/run.name:
 
-    config.toml      the resolved configuration;  tokenizer.model  what the data are written in
+    config.toml      the resolved configuration;  tokenizer.model  the tokenizer of the data
     metrics.jsonl    see pretrain/run/metrics.py;  tensorboard/ has the same
     checkpoints/     see pretrain/checkpoint/
     origins.jsonl    machine, commit and day of each start
 
-`train` goes on by itself from the newest intact checkpoint there, and refuses a configuration that
-would have given another result so far (pretrain/run/resume.py).
+`train` resumes from the newest intact checkpoint there, and refuses a configuration under which the
+steps taken so far would have given another result (pretrain/run/resume.py).
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from pretrain.run.stop import Stop
 from pretrain.run.trace import traced
 from pretrain.run.train_row import Throughput, train_row
 
-EACH_UP_TO = 8  # numbers of passes that the last evaluation tries one by one
+EACH_UP_TO = 8  # the final evaluation tries each smaller N up to this one
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is given, and keeps when it goes back to a checkpoint."""
+    """What stays the same for the whole run, rollbacks to a checkpoint included."""
 
     config: Config  # resolved
     folder: Path
@@ -68,7 +68,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is built of it, anew after a rollback."""
+    """What is built for the run, and rebuilt after a rollback."""
 
     job: Job
     model: SleepLM
@@ -83,12 +83,12 @@ class Parts:
 def train(config: Config, progress: bool = True) -> Path:
     """Trains to train.steps, from the beginning or from the run's newest checkpoint.
 
-    Runs in one process, or as every rank of a launcher (torchrun, for example), all of them with
-    the same code, configuration and data (which launch/preflight sees to).
+    Runs in one process, or on every rank of a launcher (torchrun, for example), all with the same
+    code, configuration and data (launch/preflight makes sure of that).
 
     Args:
-        config: as `pretrain.config.load.load` gives it.
-        progress: say on stderr how far it is.
+        config: from `pretrain.config.load.load`.
+        progress: whether to report progress on stderr.
     Returns:
         The run's folder.
     Raises:
@@ -136,7 +136,7 @@ def train(config: Config, progress: bool = True) -> Path:
 
 
 def make_job(config: Config, progress: TrainProgress, cleanup: ExitStack) -> Job:
-    """Opens the data, and checks all that can be checked before anything is built."""
+    """Opens the data, and checks everything that can be checked before the model is built."""
     torch.manual_seed(config.run.seed)
     check_rows(config, mesh.dp_size())
     source = prepare.make_source(config)
@@ -151,11 +151,13 @@ def make_job(config: Config, progress: TrainProgress, cleanup: ExitStack) -> Job
 def attempt(
     job: Job, checkpoint: Checkpoint | None, streak: SkipStreak | None
 ) -> SkipStreak | None:
-    """Trains to the end, or until too many steps in a row were skipped, which are returned.
+    """Trains to the end (returns None), or until too many steps in a row are skipped.
 
     Args:
-        checkpoint: to go on from; None: the run begins.
-        streak: the skipped steps that the run has gone back for.
+        checkpoint: to start from; None: a new run.
+        streak: the skipped steps because of which the run has gone back to the checkpoint.
+    Returns:
+        The streak of skipped steps.
     """
     with ExitStack() as cleanup:
         watchdog.doing("building the model")
@@ -169,9 +171,9 @@ def attempt(
             parts.metrics.write("rollback", state.step, row)
             where = f"continuing from step {state.step} with the data after them"
             job.progress.say(f"{streak.what}; {where}")
-            save(parts, state)  # in the checkpoint's place: who is killed goes on from here, too
+            save(parts, state)  # replaces the checkpoint, so that a killed run resumes from here
         gc.collect()
-        gc.freeze()  # a search of all that imports have left takes as long as some steps
+        gc.freeze()  # scanning all objects that imports have created can take as long as a step
         cleanup.callback(gc.unfreeze)
         return loop(parts, state, stop)
 
@@ -179,7 +181,9 @@ def attempt(
 def build(
     job: Job, checkpoint: Checkpoint | None, streak: SkipStreak | None, cleanup: ExitStack
 ) -> tuple[Parts, TrainState]:
-    """Model, optimiser and all that watches them, as a checkpoint has them; see `attempt`."""
+    """Builds model, optimiser, guard, metrics and saver, restored from the checkpoint if there is
+    one; see `attempt`.
+    """
     config, source = job.config, job.source
     model = SleepLM(config.model, config.sleep, prepare.make_stage(config))
     if checkpoint:
@@ -212,7 +216,7 @@ def build(
     resumed, saved = None, None
     if checkpoint:
         resumed = ResumePoint(state.step, state.evaluated, state.rollbacks.total)
-        saved = state.step if state.evaluated and not streak else None  # and need not be again
+        saved = state.step if state.evaluated and not streak else None  # no need to save it again
     metrics = cleanup.enter_context(Metrics(job.folder, resumed))
     gather = RowGather(config.parallel.timeout)
     guard = Guard(config.guard, metrics, job.progress.say, state.rollbacks.total, gather)
@@ -222,12 +226,14 @@ def build(
 
 
 def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
-    """Takes steps to the end, or until too many in a row were skipped, which are returned."""
+    """Takes steps to the end (returns None), or until too many in a row are skipped (the
+    streak).
+    """
     job, settings = parts.job, parts.job.config.train
     due = partial(_due, last=settings.steps)
     with job.progress.slow("evaluating"), parts.throughput.paused():
         evaluate(parts, state)
-    job.progress.begin(state.step)  # the time that is left is that of steps
+    job.progress.begin(state.step)  # after the evaluation: its time must not enter the ETA
     with traced(settings, job.folder, state.step) as step_done:
         for step in range(state.step + 1, settings.steps + 1):
             # take
@@ -240,7 +246,7 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
             outputs = forward_and_backward(parts, state, batch, n_scored, probe)
             parts.saver.raise_if_failed()
 
-            with stop.update(step):  # a signal waits until the step is whole, and written down
+            with stop.update(step):  # a signal waits until the step is complete and logged
                 # update
                 watchdog.doing("updating the weights of step", step)
                 carried = update(parts, batch, outputs, n_scored, step)
@@ -271,19 +277,19 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
 
 
 def _due(step: int, every: int, last: int) -> bool:
-    """At every so many steps, and at the end."""
+    """Whether something that happens every `every` steps and at the end is due."""
     return step % every == 0 or step == last
 
 
 def split(batch: Batch, config: Config) -> list[Batch]:
-    """This rank's rows in equal parts, the microbatches."""
+    """Splits this rank's rows into equal microbatches."""
     prepare.check_tokens_divide(batch.size[1], config)
     each = batch.size[0] // config.train.microbatches
     return [batch.rows(begin, begin + each) for begin in range(0, batch.size[0], each)]
 
 
 def count_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
-    """[], [] scored and valid tokens of a step, over all ranks; the host does not wait for them."""
+    """[], [] scored and valid tokens of a step, over all ranks, without a host synchronisation."""
     counts = torch.stack([(batch.targets != IGNORE).sum(), batch.valid.sum()])
     counts = counts.to(mesh.device(), non_blocking=True)
     if mesh.dp_size() > 1:
@@ -294,7 +300,7 @@ def count_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
 def forward_and_backward(
     parts: Parts, state: TrainState, batch: Batch, n_scored: Tensor, probe: Probe | None
 ) -> list[Output]:
-    """The gradient of the step's mean loss, summed up over its microbatches."""
+    """Accumulates the gradient of the step's mean loss over its microbatches."""
     config = parts.job.config
     return accumulate(
         parts.engine, parts.model, split(batch, config), state.carried.states, n_scored,
@@ -305,10 +311,10 @@ def forward_and_backward(
 def update(
     parts: Parts, batch: Batch, outputs: list[Output], n_scored: Tensor, step: int
 ) -> CarriedState:
-    """Updates the weights by the step's gradient, unless its numbers are wrong.
+    """Updates the weights with the step's gradient, unless the step is skipped.
 
     Returns:
-        what the rows that go on remember: nothing of a step whose numbers were wrong.
+        the memory of the rows whose documents continue; empty if the step is skipped.
     """
     optimizer, config = parts.optimizer, parts.job.config
     optimizer.lr_factor = lr_factor(step - 1, config.train.steps, config.optimizer)
@@ -319,7 +325,7 @@ def update(
 
 
 def log(parts: Parts, state: TrainState, batch: Batch, outputs: list[Output], probe: Probe) -> None:
-    """Writes down and shows the step that was just done."""
+    """Logs the step that was just done, to the metrics and on stderr."""
     row = train_row(
         batch=batch,
         window_losses=[out.window_loss for out in outputs],
@@ -336,10 +342,10 @@ def log(parts: Parts, state: TrainState, batch: Batch, outputs: list[Output], pr
 
 
 def evaluate(parts: Parts, state: TrainState) -> None:
-    """Writes how well the model predicts with N passes and with one, if an evaluation is due; when
-    training is over, with each number in between (up to EACH_UP_TO), too.
+    """If an evaluation is due, writes how well the model predicts with N passes and with one; at
+    the end of training also with each number in between (up to EACH_UP_TO).
 
-    Warns when one pass is as good as N.
+    Warns if one pass is as good as N.
     """
     if state.evaluated:
         return
@@ -364,14 +370,14 @@ def evaluate(parts: Parts, state: TrainState) -> None:
 
 
 def save(parts: Parts, state: TrainState) -> None:
-    """Begins to save the last step, unless that has been done."""
+    """Starts to save the last step, unless it is saved already."""
     watchdog.doing("saving step", state.step)
     snapshot = partial(state.snapshot, parts.engine, parts.optimizer, parts.model)
     parts.saver.save(state.step, snapshot)
 
 
 def _save_and_flush(parts: Parts, state: TrainState) -> None:
-    """All that a run leaves when it is stopped. UserError: too many steps in a row were skipped."""
+    """Saves what a stopped run must leave. UserError: too many steps in a row were skipped."""
     if streak := parts.guard.settle():
         raise UserError(
             f"{streak.what}; no checkpoint is written; the resumed run handles the skipped steps"

@@ -1,4 +1,4 @@
-"""Folders and files that are there whole or not at all."""
+"""Folders and files that appear atomically: complete, or not at all."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pretrain.files import is_hidden, sync
 
 @contextmanager
 def appearing_whole(out: Path) -> Iterator[Path]:
-    """A folder to work in that becomes `out` at the end, or vanishes if anything goes wrong.
+    """A folder to work in that is renamed to `out` at the end, or removed if anything fails.
 
-    If `out` is a link, it is what that leads to: the work is done on its disk, and renamed there.
+    If `out` is a link, its target is used: the work is done on the target's disk.
     """
-    if out.is_mount():  # nothing can be renamed to it: said before the work, not after it
+    if out.is_mount():  # nothing can be renamed to it; better to say so before the work
         raise UserError(f"{out}: a disk is mounted there; give a folder in it")
     place = Path(os.path.realpath(out))
     with writes_output(out), draft_of(place) as work:
@@ -39,7 +39,7 @@ def appearing_whole(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def writes_output(out: Path) -> Iterator[None]:
-    """Inside, an error of the system is a UserError that names `out`."""
+    """Inside, an OSError becomes a UserError that names `out`."""
     try:
         yield
     except OSError as error:
@@ -50,11 +50,11 @@ def writes_output(out: Path) -> Iterator[None]:
 
 @contextmanager
 def draft_of(place: Path) -> Iterator[Path]:
-    """A hidden name beside `place`, for a folder or a file that only this process writes. What
-    bears it at the end is removed.
+    """A hidden path beside `place`, for a folder or a file that only this process writes. Whatever
+    is still there at the end is removed.
 
-    What a killed process has left is removed by the next. Whose process lives is told by its lock
-    on the file beside the draft, which ends with the process.
+    Leftovers of a killed process are removed by the next one. A live process is known by its lock
+    on a file beside the draft, which ends with the process.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(f".{glob.escape(place.name)}.partial-*.lock"):
@@ -62,7 +62,7 @@ def draft_of(place: Path) -> Iterator[Path]:
     with tempfile.NamedTemporaryFile(
         prefix=f".{place.name}.partial-", suffix=".lock", dir=place.parent
     ) as lock:
-        with suppress(OSError):  # no locks on this file system: what is left over stays, too
+        with suppress(OSError):  # no locks on this file system: then leftovers stay, too
             fcntl.flock(lock, fcntl.LOCK_EX)
         draft = Path(lock.name).with_suffix("")
         try:
@@ -73,15 +73,15 @@ def draft_of(place: Path) -> Iterator[Path]:
 
 
 def _remove_left_over(lock: Path) -> None:
-    """Removes a draft and its lock, unless another process has it."""
+    """Removes a draft and its lock file, unless a live process holds the lock."""
     draft = lock.with_suffix("")
     try:
         with lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if draft.exists():  # or its process is about to lock it
+            if draft.exists():  # if not, its process may be about to lock it
                 _remove(draft)
                 lock.unlink()
-    except OSError:  # it lives, or is another user's, or there are no locks to ask
+    except OSError:  # its process is alive, or it is another user's, or there are no locks
         return
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer: text to ids and back, exactly."""
+"""Tokenizer: text to ids and back, losslessly."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Model(Protocol):
     """The pieces of a tokenizer, of either kind.
 
     vocab_size   number of ids
-    eos, pad     ids that no text has; where there is no PAD, EOS is
-    token_bytes  what each id writes: EOS, PAD and other special ids nothing
-    specials     the ids of special tokens, by what stands for them in a chat template
-    swallowing   those of them that transformers drops spaces around
-    byte_ids     the id of each byte, or None: characters without a piece cannot be written
-    apart        characters that must not be given to `encode`, but written in bytes
-    may_be_cut   whether `tokenizer.cut` changes nothing: no piece spans words
+    eos, pad     ids that no text contains; without a PAD token, pad is EOS
+    token_bytes  the bytes of each id; none for EOS, PAD and other special ids
+    specials     the ids of special tokens, by their text in a chat template
+    swallowing   those of them around which transformers drops spaces
+    byte_ids     the id of each byte, or None: characters without a piece cannot be encoded
+    apart        characters that must not be passed to `encode`, but are encoded as bytes
+    may_be_cut   whether `tokenizer.cut` is exact: no piece spans words
     """
 
     vocab_size: int
@@ -47,20 +47,20 @@ class Model(Protocol):
     may_be_cut: bool
 
     def encode(self, texts: list[str], threads: int) -> Iterator[list[int]]:
-        """The ids of each text, which `token_bytes` writes again. TypeError: a lone surrogate."""
+        """The ids of each text; `token_bytes` inverts this. TypeError: a lone surrogate."""
         ...
 
 
 class Tokenizer:
-    """What `hypnos tokenizer train` made, or a Hugging Face folder has.
+    """A tokenizer made by `hypnos tokenizer train`, or from a Hugging Face folder.
 
     vocab_size, eos, pad, token_bytes, specials, swallowing    see `Model`
     chat         its chat template, if it came with one
-    fingerprint  sha256 of what decides the ids, by which shards know their tokenizer
+    fingerprint  sha256 of everything that determines the ids; shards identify their tokenizer by it
     """
 
     def __init__(self, model: Model, fingerprint: str, chat: Chat = NO_CHAT) -> None:
-        """TokenizerError: it does not give a text back as it was."""
+        """TokenizerError: it does not return a text unchanged."""
         self.model, self.fingerprint, self.chat = model, fingerprint, chat
         self.vocab_size, self.eos, self.pad = model.vocab_size, model.eos, model.pad
         self.token_bytes = model.token_bytes
@@ -72,19 +72,19 @@ class Tokenizer:
             raise TokenizerError("changes text: a sample does not decode to what was encoded")
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Model, str, Chat]]:
-        """As another process takes it."""
+        """Pickles it for another process."""
         return Tokenizer, (self.model, self.fingerprint, self.chat)
 
     @classmethod
     def of(cls, file: bytes) -> Tokenizer:
-        """Of the content of a whole file of `hypnos tokenizer train`."""
+        """The tokenizer of the (intact) content of a file of `hypnos tokenizer train`."""
         return cls(SentencePieceModel(file), hashlib.sha256(file).hexdigest())
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """A file of `hypnos tokenizer train`, or a folder with the tokenizer of any model.
 
-        TokenizerError names one that is missing, damaged, or does not give texts back.
+        TokenizerError if it is missing, damaged, or does not return texts unchanged.
         """
         path = Path(path)
         try:
@@ -115,7 +115,7 @@ class Tokenizer:
         return next(self.encode_many([text]))
 
     def encode_many(self, texts: Iterable[str], threads: int = 1) -> Iterator[list[int]]:
-        """Ids of each text, in order, worked out by so many `threads` (long texts in parts)."""
+        """Ids of each text, in order, computed in `threads` threads (long texts in parts)."""
         units: list[str] = []  # what the model sees
         layouts: list[list[tuple[int, list[int]]]] = []  # per text: units, and ids after them
         for text in texts:
@@ -159,7 +159,7 @@ class Tokenizer:
         return b"".join(self.token_bytes[i] for i in numbers).decode("utf-8", "replace")
 
     def _in_bytes(self, character: str) -> list[int]:
-        """Of one that is written in bytes; of none, nothing."""
+        """The ids of a character that is encoded as bytes; of "", none."""
         if not character:
             return []
         ids = self.model.byte_ids

@@ -1,4 +1,4 @@
-"""Errors of the tokenizer that a user can mend."""
+"""Errors of the tokenizer that a user can fix."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Export to the Hugging Face fast format, with a report on whether it is the same tokenizer.
+"""Exports to the Hugging Face fast format, with a report on whether the two tokenizers are equal.
 
-The fast tokenizer is a BPE over characters with byte fallback and no normaliser or pre-tokeniser:
-pieces are written with plain spaces instead of sentencepiece's U+2581, so a literal U+2581 falls
-back to bytes there as it does here. sentencepiece scores pieces; the fast format ranks pairs. Every
-way to split a piece into two others becomes a pair, ordered by the piece's score.
+The fast tokenizer is a BPE over characters with byte fallback, without normaliser or pre-tokeniser.
+Its pieces have plain spaces instead of sentencepiece's U+2581, so a literal U+2581 falls back to
+bytes there as it does here. sentencepiece scores pieces; the fast format ranks merges. Every way to
+split a piece into two others becomes a merge, ordered by the piece's score.
 
-Special-looking text: `tokenizer_config.json` sets split_special_tokens, so AutoTokenizer reads
-"</s>" in a text as ordinary text. The bare `tokenizers` library has no such setting in its file and
-reads it as EOS.
+Text that looks like a special token: `tokenizer_config.json` sets split_special_tokens, so
+AutoTokenizer reads "</s>" in a text as ordinary text. The bare `tokenizers` library has no such
+setting in its file and reads it as EOS.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ SAMPLE = (
 
 @dataclass
 class Report:
-    """Both tokenizers on the same texts: without `differences` and `inexact` they are the same."""
+    """Both tokenizers on the same texts: equal if there are no `differences` and no `inexact`."""
 
     texts: int = 0
     tokens: int = 0
     differences: list[str] = field(default_factory=list)  # texts whose ids differ, where and how
-    inexact: list[str] = field(default_factory=list)  # texts the fast tokenizer does not give back
+    inexact: list[str] = field(default_factory=list)  # texts the fast tokenizer changes
 
     @property
     def identical(self) -> bool:
@@ -126,7 +126,7 @@ def compare(tokenizer: Tokenizer, folder: str | Path, sample: Iterable[str]) -> 
 
 
 def sentencepiece_of(tokenizer: Tokenizer) -> SentencePieceModel:
-    """What a sentencepiece tokenizer knows. TokenizerError: it is of the other kind."""
+    """The sentencepiece model of a tokenizer. TokenizerError: it has none."""
     if isinstance(tokenizer.model, SentencePieceModel):
         return tokenizer.model
     raise TokenizerError(
@@ -135,10 +135,10 @@ def sentencepiece_of(tokenizer: Tokenizer) -> SentencePieceModel:
 
 
 def _merges(model: SentencePieceModel, pieces: list[str]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, best piece first.
+    """Every pair of pieces that forms a piece, best piece first.
 
-    sentencepiece numbers BPE pieces in the order it learned them, multi-character ones first, which
-    is the order of their scores.
+    sentencepiece numbers BPE pieces in the order in which it learned them, multi-character ones
+    first, which is the order of their scores.
     """
     text = {piece for i, piece in enumerate(pieces) if model.is_text(i)}
     return [

@@ -1,11 +1,11 @@
-"""The pieces of a tokenizer.json, by Hugging Face's `tokenizers`.
+"""The pieces of a tokenizer.json, through Hugging Face's `tokenizers`.
 
-It is a BPE over bytes, as Qwen's and Llama 3's, or over characters with a fallback to bytes, as
+It is a byte-level BPE, like Qwen's and Llama 3's, or one over characters with byte fallback, like
 Llama 2's and Gemma's.
 
-What it does to a text before it looks for pieces (NFC, a space in front) is left out, so that the
-pieces write the text as it is; text in NFC has the same ids without it. Special tokens that stand
-in a text are ordinary text.
+Its normalisation of texts (NFC, a space in front) is turned off, so that ids encode the text
+unchanged; text that is in NFC has the same ids either way. Special tokens inside a text are
+ordinary text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizer.errors import TokenizerError
 from tokenizer.sentencepiece_model import SPACE
 
-# Byte-level BPE writes a byte as a character: the printable ones as they are, the others from
+# Byte-level BPE represents each byte by a character: printable ones by themselves, the others from
 # U+0100 on (GPT-2, Radford et al. 2019).
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -31,12 +31,12 @@ class FastModel:
     """See `tokenizer.encode.Model`."""
 
     byte_ids: list[int] | None  # never None
-    may_be_cut = False  # where, each tokenizer.json says in its own way
+    may_be_cut = False  # each tokenizer.json has its own pre-tokenizer
 
     def __init__(self, file: bytes, eos: str, pad: str | None) -> None:
-        """`file` is a tokenizer.json, `eos` and `pad` are tokens of it; no `pad`: EOS.
+        """`file` is a tokenizer.json, `eos` and `pad` are tokens of it; without `pad`, EOS is used.
 
-        TokenizerError: it cannot be read, or cannot write every text.
+        TokenizerError: it cannot be read, or cannot encode every text.
         """
         self._fast, self.is_byte_level = _read(file)
         self._made_of = file, eos, pad
@@ -68,7 +68,7 @@ class FastModel:
 
     @property
     def described(self) -> dict[str, Any]:
-        """The file: its vocabulary, merges and added tokens, and how it cuts texts up."""
+        """The parsed file: vocabulary, merges, added tokens, pre-tokenizer."""
         described: dict[str, Any] = json.loads(self._made_of[0])
         return described
 
@@ -79,7 +79,7 @@ class FastModel:
             return iter(list(pool.map(self._encode, texts)))
 
     def _encode(self, text: str) -> list[int]:
-        # a batch, though it is of one: that is encoded without Python's lock, so no thread waits
+        # as a batch of one: batches are encoded without holding the GIL
         return self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _written(self, piece: str) -> bytes:
@@ -97,7 +97,9 @@ class FastModel:
 
 
 def _read(file: bytes) -> tuple[FastTokenizer, bool]:
-    """The tokenizer of a file, that leaves texts as they are; and whether its BPE is over bytes."""
+    """The tokenizer of a file, with normalisation turned off; and whether it is a byte-level
+    BPE.
+    """
     try:
         described = json.loads(file)
         model, pre_tokenizer = described["model"], described["pre_tokenizer"]
@@ -110,7 +112,7 @@ def _read(file: bytes) -> tuple[FastTokenizer, bool]:
         fast = FastTokenizer.from_str(json.dumps(described))
     except TokenizerError:
         raise
-    except Exception as error:  # the library has no class of its own for what it cannot read
+    except Exception as error:  # the library has no exception class of its own
         why = " ".join(str(error).split())[:100]
         raise TokenizerError(f"tokenizer.json: not a readable tokenizer ({why})") from None
     fast.no_truncation()
@@ -120,7 +122,7 @@ def _read(file: bytes) -> tuple[FastTokenizer, bool]:
 
 
 def _as_is(normalizer: Any) -> Any:
-    """What is left of a normaliser: that a space is written as U+2581, if it is."""
+    """What is kept of a normaliser: only the replacement of spaces by U+2581."""
     if normalizer is None or normalizer["type"] in ("NFC", "Prepend"):
         return None
     if normalizer["type"] == "Sequence":
@@ -133,7 +135,7 @@ def _as_is(normalizer: Any) -> Any:
 
 
 def _without_space(pre_tokenizer: Any) -> None:
-    """Switches off what puts a space in front of a text."""
+    """Turns off the space that is put in front of a text."""
     match pre_tokenizer:
         case {"type": "Sequence"}:
             for each in pre_tokenizer["pretokenizers"]:

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenizer.errors import TokenizerError
 
 
 def check_writable(path: Path) -> None:
-    """TokenizerError if `write_atomic` could not write `path`. Makes nothing."""
+    """TokenizerError if `write_atomic` could not write `path`. Creates nothing."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir():
         reason = "it is a folder"
@@ -24,7 +24,9 @@ def check_writable(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: a reader sees the old file or the new one, also after a crash."""
+    """Write `data` to `path` atomically: readers see the old or the new file, even after a
+    crash.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

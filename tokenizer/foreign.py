@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: its files, held as they came, and what they mean."""
+"""The tokenizer of a Hugging Face folder: its files, copied unchanged, and what they mean."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SUMS = "SHA256SUMS"  # as `sha256sum` writes and checks it
 class Chat(NamedTuple):
     """How a model's conversations are written.
 
-    template  in Jinja, "" if it came with none
-    names     what stands for a special token in it, by `KINDS`
+    template  in Jinja; "" if there is none
+    names     the text of special tokens in it, by `KINDS`
     """
 
     template: str
@@ -58,7 +58,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def copy(folder: Path, to: Path) -> list[str]:
-    """Writes the files of a folder's tokenizer into another; their names."""
+    """Copies the files of a folder's tokenizer to another folder; returns their names."""
     held = contents(folder)
     for name, content in held.items():
         write_atomic(to / name, content)
@@ -66,7 +66,7 @@ def copy(folder: Path, to: Path) -> list[str]:
 
 
 def hold(folder: Path, run: Path) -> None:
-    """As `copy`, with their checksums, which come last: without them the copy is not whole."""
+    """Like `copy`, with checksums written last: without them the copy is incomplete."""
     copy(folder, run)
     write_atomic(run / SUMS, _sums(contents(folder)).encode())
 
@@ -78,10 +78,10 @@ def _sums(held: dict[str, bytes]) -> str:
 
 
 def read(folder: Path) -> tuple[SentencePieceModel | FastModel, str, Chat]:
-    """The pieces, the fingerprint of what decides the ids, and how conversations are written.
+    """The pieces, a fingerprint of what determines the ids, and how conversations are written.
 
-    Of a folder with both kinds, tokenizer.json counts, as for transformers: tokens that were added
-    later are only there.
+    In a folder with both kinds, tokenizer.json is used, as in transformers: only it has tokens that
+    were added later.
     """
     held = contents(folder)
     if FAST not in held:
@@ -97,7 +97,7 @@ def read(folder: Path) -> tuple[SentencePieceModel | FastModel, str, Chat]:
 
 
 def _chat(held: dict[str, bytes]) -> Chat:
-    """Of several templates, the one that is named default."""
+    """The chat template; of several, the one named default."""
     names = {kind: token for kind in KINDS if (token := _special(held, kind)) is not None}
     try:
         if TEMPLATE in held:
@@ -114,7 +114,7 @@ def _chat(held: dict[str, bytes]) -> Chat:
 
 
 def _special(held: dict[str, bytes], kind: str) -> str | None:
-    """A special token, as the first file that knows it says."""
+    """A special token, from the first file that defines it."""
     for name in CONFIGS:
         try:
             described: Any = json.loads(held.get(name, b"{}"))

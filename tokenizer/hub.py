@@ -1,4 +1,4 @@
-"""What to do about a name of the Hugging Face Hub where a path on this machine is asked for."""
+"""A hint for users who give a Hugging Face Hub name where a local path is expected."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import re
 from pathlib import Path
 
-# owner/name; but no file, as texts/notes.jsonl
+# owner/name; but not a file such as texts/notes.jsonl
 ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.)")
 FILE = re.compile(r"\.[A-Za-z]+$|\.[A-Za-z]+\.(gz|zst|xz|bz2)$")
 
 
 def download_first(path: str | Path, dataset: bool = False) -> str:
-    """What a message about a path that is not there goes on with: "" if it looks like no name of
-    the Hub, as a path into a folder that is there.
+    """The rest of a message about a missing path; "" if it does not look like a Hub name, for
+    example because its first part is an existing folder.
     """
     name = str(path)
     if not ID.fullmatch(name) or FILE.search(name) or os.path.lexists(name.partition("/")[0]):

@@ -1,8 +1,8 @@
-"""The pieces of a sentencepiece model: of ours, and of others such as Llama's.
+"""The pieces of a sentencepiece model, ours or another's, such as Llama's.
 
-What a model does to a text before it looks for pieces (a space in front, Unicode normalisation,
-spaces dropped) is switched off, so that its pieces write the text as it is. A text's first word is
-then written as any word that follows no space: " Hello" has the ids that others give "Hello".
+The model's normalisation of texts (a space in front, Unicode normalisation, dropped spaces) is
+turned off, so that ids encode the text unchanged. A text's first word is then encoded like any word
+without a space before it: our ids of " Hello" are those that others give "Hello".
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import sentencepiece
 
 from tokenizer.errors import TokenizerError
 
-SPACE = "\u2581"  # what sentencepiece writes for a space inside pieces
-# Fields of a protocol buffer that come again win: normalizer_spec (3), with an empty character map
-# (2), add_dummy_prefix (3) and remove_extra_whitespaces (4) false.
+SPACE = "\u2581"  # sentencepiece's mark for a space inside pieces
+# In a protocol buffer the last occurrence of a field wins: normalizer_spec (3), with an empty
+# character map (2), add_dummy_prefix (3) and remove_extra_whitespaces (4) false.
 _AS_IS = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
 
 
 class SentencePieceModel:
-    """See `tokenizer.encode.Model`, and
+    """See `tokenizer.encode.Model`; in addition
 
-    unk          the id of what has no piece; no text has it
+    unk          the id of the unknown piece; no text has it
     """
 
     def __init__(self, file: bytes) -> None:
-        """`file` is a model file. TokenizerError: it is none, or it has no EOS."""
+        """`file` is a model file. TokenizerError: it is not one, or has no EOS."""
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=file + _AS_IS)
             pieces = self.pieces()
@@ -44,7 +44,7 @@ class SentencePieceModel:
         self.byte_ids = [bytes_[byte] for byte in range(256)] if len(bytes_) == 256 else None
         self.swallowing = frozenset[str]()
         self.specials = {p: i for i, p in enumerate(pieces) if self._model.is_control(i)}
-        # U+2581 would be taken for a space; a space without a piece, for U+2581
+        # U+2581 would be taken for a space; and a space, if it has no piece, for U+2581
         self.apart = SPACE if self.is_text(self._model.piece_to_id(SPACE)) else f" {SPACE}"
         texts = (piece for i, piece in enumerate(pieces) if self.is_text(i))
         self.may_be_cut = not any(SPACE in piece.lstrip(SPACE) for piece in texts)
@@ -53,7 +53,7 @@ class SentencePieceModel:
         return SentencePieceModel, (self._file,)
 
     def encode(self, texts: list[str], threads: int) -> Iterator[list[int]]:
-        if threads == 1:  # for a list, even of one, the library starts a thread
+        if threads == 1:  # for a list, even of one text, the library starts a thread
             encoded = (self._model.encode(text.encode()) for text in texts)
         else:
             encoded = self._model.encode(texts, num_threads=threads)
@@ -71,7 +71,7 @@ class SentencePieceModel:
         return [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
 
     def scores(self) -> list[float]:
-        """The score of every id: of two pieces that could be joined, the better one is."""
+        """The score of every id: of possible merges, the one with the best score comes first."""
         return [self._model.get_score(i) for i in range(self.vocab_size)]
 
     def is_text(self, i: int) -> bool:

@@ -1,4 +1,4 @@
-"""Train a sentencepiece BPE tokenizer on documents."""
+"""Trains a sentencepiece BPE tokenizer on documents."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from tokenizer.seal import seal
 
 PAD, EOS, UNK = 0, 1, 2
 MAX_PIECES = 1 << 20
-COVERAGE = 0.9995  # share of all characters of the documents that get a piece of their own
-MAX_UNIT = 1 << 20  # characters; sentencepiece drops a unit of 1 GiB without a word
+COVERAGE = 0.9995  # share of the documents' characters that get a piece of their own
+MAX_UNIT = 1 << 20  # characters; sentencepiece silently drops a unit of 1 GiB
 
-# Not given to the trainer: NUL ends its strings, and U+2581 (its space) and U+2585 (its unknown
-# character) are its own marks, so that a sentence with one of them would be dropped or misread.
-# All three are still encoded, as bytes.
+# Kept from the trainer: NUL ends its strings, and U+2581 (its space) and U+2585 (its unknown
+# character) are its own marks, so a sentence with one of them would be dropped or misread. All
+# three are still encoded, as bytes.
 _MARKS = re.compile("[\x00\u2581\u2585]+")
 
 
 def train(documents: Iterable[str], path: str | Path, vocab_size: int = 8192) -> Tokenizer:
     """Learn `vocab_size` pieces from `documents`, write the model to `path` and return it loaded.
 
-    BPE with byte fallback; PAD, EOS and <unk> are ids 0, 1 and 2, the 256 bytes follow. Text is
-    taken as it is: no normalisation, no dummy prefix, runs of spaces kept. Characters beyond
-    COVERAGE, and those that the documents lack, the space among them, are written as bytes. The
-    same documents give the same file, byte for byte.
+    BPE with byte fallback; PAD, EOS and <unk> are ids 0, 1 and 2, the 256 bytes follow. Text is not
+    changed: no normalisation, no dummy prefix, runs of spaces kept. Characters beyond COVERAGE, and
+    those that the documents lack, even the space, are encoded as bytes. The same documents give the
+    same file, byte for byte.
 
     Raises TokenizerError when the documents are empty or too few for the vocabulary (it says how
     many pieces they can give), the vocabulary cannot hold the bytes and the characters, or `path`
@@ -64,7 +64,7 @@ def train(documents: Iterable[str], path: str | Path, vocab_size: int = 8192) ->
             allow_whitespace_only_pieces=True,
             split_by_whitespace=True,
             max_sentence_length=1 << 30,  # bytes; more than MAX_UNIT characters can take
-            num_threads=1,  # one thread counts in one order
+            num_threads=1,  # for a deterministic order of counting
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -72,25 +72,25 @@ def train(documents: Iterable[str], path: str | Path, vocab_size: int = 8192) ->
             raise failures[0] from None
         raise TokenizerError(_explain(str(error), vocab_size)) from None
     file = seal(model.getvalue())
-    made = Tokenizer.of(file)  # refuses a model that changes text, before it is written
+    made = Tokenizer.of(file)  # before writing: refuses a model that changes text
     write_atomic(path, file)
     return made
 
 
 def _sentences(documents: Iterable[str]) -> Iterator[str]:
-    """The trainer's units, of all documents."""
+    """The trainer's units of text, from all documents."""
     first, learns = "", False
     for document in documents:
         first = first or document[:4096]
         for unit in _units(document):
             learns = learns or unit.strip("\r\n") != ""
             yield unit
-    if first and not learns:  # line ends and marks alone, of which sentencepiece keeps nothing
+    if first and not learns:  # only line ends and marks, of which sentencepiece keeps nothing
         yield _MARKS.sub("", first) + " "
 
 
 def _noting(failures: list[BaseException], sentences: Iterator[str]) -> Iterator[str]:
-    """The same sentences; an error is noted, for sentencepiece makes it one of its own."""
+    """The same sentences; records an error, because sentencepiece replaces it by its own."""
     try:
         yield from sentences
     except BaseException as error:
@@ -99,7 +99,7 @@ def _noting(failures: list[BaseException], sentences: Iterator[str]) -> Iterator
 
 
 def _units(document: str) -> Iterator[str]:
-    """Stretches of some lines, so that pieces such as ":\\n" can be learned."""
+    """Stretches of several lines, so that pieces such as ":\\n" can be learned."""
     for stretch in _MARKS.split(document):
         for part in parts(stretch, size=4096):
             yield from (part[at : at + MAX_UNIT] for at in range(0, len(part), MAX_UNIT))

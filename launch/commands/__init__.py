@@ -1,6 +1,6 @@
-"""What a subcommand is: a name, a line of help, an example, its arguments, and a function.
+"""The subcommands: each has a name, a line of help, an example, its arguments, and a function.
 
-One file per subcommand, or per group of them. Heavy imports stand inside the functions, so that
+One file per subcommand, or per group of them. Heavy imports are inside the functions, so that
 --help is quick:
 
     @command(
@@ -23,14 +23,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument, in the words of `argparse.ArgumentParser.add_argument`."""
+    """One argument, as passed to `argparse.ArgumentParser.add_argument`."""
 
     flags: tuple[str, ...]
     settings: dict[str, Any]
 
 
 def argument(*flags: str, **settings: Any) -> Argument:
-    """Flags and settings of one argument; a default other than None is added to its help."""
+    """Flags and settings of one argument; adds a default to its help."""
     if settings.get("default") not in (None, [], False) and "default:" not in settings["help"]:
         settings["help"] += " (default: %(default)s)"
     return Argument(flags, settings)
@@ -43,7 +43,9 @@ def overrides(help: str) -> Argument:
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand. `run` takes the arguments by keyword and gives the exit status, None for 0."""
+    """A subcommand. `run` takes the arguments by keyword and returns the exit status, None for
+    0.
+    """
 
     name: str
     help: str  # one line, for the list of commands

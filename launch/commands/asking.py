@@ -1,4 +1,4 @@
-"""Arguments that `generate`, `serve` and `eval` share: how a trained model is used."""
+"""Arguments shared by `generate`, `serve` and `eval`: how a trained model is used."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ SLEEP_UNTIL = argument(
     type=share,
     metavar="SHARE",
     default=0.0,
-    help="a sleep ends before its N-th pass when one has changed the fast weights by less than "
-    "this share of them, as 0.1 (default: N passes are made)",
+    help="end a sleep before its N-th pass once a pass changes the fast weights by less than this "
+    "share of their norm, for example 0.1 (default: always N passes)",
 )
 PRECISION = argument(
     "--precision",
     choices=["fp32", "bf16"],
     default="fp32",
-    help="of weights and activations, whatever was trained; bf16 takes half the memory",
+    help="precision of weights and activations, whichever was trained; bf16 takes half the memory",
 )
 CHAT_TEMPLATE = argument(
     "--chat-template",
     type=path,
     metavar="FILE",
-    help="how conversations are written: in Jinja, as transformers' chat templates; plain: as "
-    "`User: ...`, `Assistant: ...` (default: by the template that the tokenizer came with, or "
-    "plain)",
+    help="how conversations are written: a file with a Jinja chat template, as in transformers; "
+    "plain: as `User: ...`, `Assistant: ...` (default: the tokenizer's own template, or plain)",
 )
 CHAT_TEMPLATE_KWARGS = argument(
     "--chat-template-kwargs",
     type=json_object,
     metavar="JSON",
-    help="variables of the chat template, as '{\"enable_thinking\": false}' of Qwen3's",
+    help="variables of the chat template, for example '{\"enable_thinking\": false}' for Qwen3",
 )

@@ -1,4 +1,4 @@
-"""The arguments that name documents, shared by `tokenizer train` and `data prepare`."""
+"""Arguments that name documents, shared by `tokenizer train` and `data prepare`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARGUMENTS = (
     argument(
         "--python",
         action="store_true",
-        help="read this Python's own sources and documentation, some 10 MB, instead of SOURCE",
+        help="instead of SOURCE, read this Python's own sources and documentation, about 10 MB",
     ),
     argument(
         "--suffix",
@@ -40,14 +40,14 @@ ARGUMENTS = (
         "--separator",
         metavar="TEXT",
         type=separator,
-        help="split files of text into documents at each TEXT, as '<|endoftext|>', '\\n' (lines) "
-        "or '\\n\\n' (paragraphs) (default: a file is one document)",
+        help="split text files into documents at each TEXT, for example '<|endoftext|>', '\\n' "
+        "(lines) or '\\n\\n' (paragraphs) (default: a file is one document)",
     ),
     argument("--text-field", metavar="NAME", default="text", help="key, or column, of the text"),
     argument(
         "--skip-bad",
         action="store_true",
-        help="leave out rows and files without text that can be read, and count them by kind",
+        help="leave out rows and files without readable text, and count them by kind",
     ),
 )
 
@@ -81,7 +81,7 @@ def make_corpus(
 
 
 def read_texts(documents: Corpus) -> Iterator[str]:
-    """The texts, while a line says how far reading is."""
+    """The texts, with a progress line while they are read."""
     from pretrain.data.progress import Progress
 
     count = chars = 0
@@ -94,6 +94,6 @@ def read_texts(documents: Corpus) -> Iterator[str]:
 
 
 def print_tally(documents: Corpus) -> None:
-    """What was read and what was left out, on stderr."""
+    """Prints to stderr what was read and what was left out."""
     for line in documents.tally.lines():
         print(line, file=sys.stderr)

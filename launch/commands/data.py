@@ -18,14 +18,14 @@ PREPARED = argument(
     "folder",
     metavar="FOLDER",
     type=corpus_place,
-    help="what `hypnos data prepare` wrote, or its URL, as s3://bucket/prefix",
+    help="folder that `hypnos data prepare` wrote, or its URL, such as s3://bucket/prefix",
 )
 
 
 @command(
     "prepare",
     "write token shards",
-    description="Tokenises documents, kept whole, into FOLDER/train and FOLDER/heldout.",
+    description="Tokenises whole documents into FOLDER/train and FOLDER/heldout.",
     example="hypnos data prepare my-texts/ notes.jsonl.gz --tokenizer tokenizer.model --out shards"
     "\n"
     r"hypnos data prepare input.txt --separator '\n\n' --tokenizer tokenizer.model --out shards",
@@ -43,7 +43,7 @@ PREPARED = argument(
             type=path,
             required=True,
             metavar="FOLDER",
-            help="folder to write; must not be there",
+            help="folder to write; must not exist",
         ),
         argument(
             "--holdout",
@@ -63,14 +63,14 @@ PREPARED = argument(
             "--workers",
             type=positive,
             metavar="COUNT",
-            help="cores to use (default: all there are)",
+            help="cores to use (default: all)",
         ),
         argument(
             "--part",
             type=part,
             metavar="I/N",
-            help="write only part I of N, of 1/N to N/N, for `hypnos data merge`: on other "
-            "machines, or as a Slurm array; one that is there already is left as it is",
+            help="write only part I of N (from 1/N to N/N), for `hypnos data merge`: on several "
+            "machines, or in a Slurm array; an existing part is not written again",
         ),
     ],
 )
@@ -109,7 +109,7 @@ def prepare(
 
 @command(
     "merge",
-    "make one corpus of the parts that `hypnos data prepare --part` wrote",
+    "merge the parts that `hypnos data prepare --part` wrote into one corpus",
     description="Renames the shards of all parts and joins their indexes: the result is, byte for "
     "byte, what one `hypnos data prepare` would have written.",
     example="hypnos data merge shards",
@@ -127,7 +127,7 @@ def merge(folder: Path) -> None:
 
 
 def print_splits(folder: Path, made: dict[str, Index]) -> None:
-    """How much is in each split."""
+    """Prints how much is in each split."""
     for split, index in made.items():
         print(f"{folder / split}: {index.samples:,} documents, {index.tokens:,} tokens")
 
@@ -156,9 +156,9 @@ def verify(folder: Place) -> None:
 
 @command(
     "stats",
-    "how many documents and tokens, how long they are, and what a mixture gives",
+    "numbers of documents and tokens, their lengths, and the shares of a mixture",
     description="Describes corpora that `hypnos data prepare` wrote, or one split of each. With "
-    "--weights, says what share of the tokens each would give to training.",
+    "--weights, prints what share of the training tokens each would contribute.",
     example="hypnos data stats web books --weights 0.9 0.1 --tokens 5e9",
     arguments=[
         argument(
@@ -166,16 +166,16 @@ def verify(folder: Place) -> None:
             metavar="FOLDER",
             type=corpus_place,
             nargs="+",
-            help="what `data prepare` wrote, or its URL",
+            help="folder that `data prepare` wrote, or its URL",
         ),
         argument(
             "--weights",
             type=number,
             nargs="+",
             metavar="WEIGHT",
-            help="of each folder, as in data.train",
+            help="weight of each folder, as in data.train",
         ),
-        argument("--tokens", type=number, default=1e9, metavar="COUNT", help="that are trained on"),
+        argument("--tokens", type=number, default=1e9, metavar="COUNT", help="tokens to train on"),
     ],
 )
 def stats(folders: list[Place], weights: list[float] | None, tokens: float) -> None:
@@ -206,14 +206,14 @@ def stats(folders: list[Place], weights: list[float] | None, tokens: float) -> N
 DATA = Group(
     "data",
     "turn documents into token shards, verify and describe them",
-    description="A corpus as training reads it: webdataset tars of tokens, with an index.",
+    description="Prepares corpora for training: webdataset tars of tokens, with an index.",
     example="hypnos data prepare --python --tokenizer tokenizer.model --out runs/corpus/shards",
     commands=(prepare, merge, verify, stats),
 )
 
 
 def written(value: str | int | float) -> str:
-    """A number with commas, a text as it is."""
+    """A number with commas; text unchanged."""
     if isinstance(value, str):
         return value
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"

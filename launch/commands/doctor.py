@@ -1,4 +1,4 @@
-"""hypnos doctor: what this machine lacks; with RUN, is it whole; with --ranks, are they alike."""
+"""hypnos doctor: checks this machine, a run's checkpoints, or (--ranks) the ranks of a job."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pretrain.errors import UserError
     "check this machine, the checkpoints of a run, or the ranks of a job",
     description="Checks what training needs on this machine. "
     "With RUN, verifies that run's checkpoints instead. "
-    "With --ranks, as every rank of a launcher, the preflight alone that `hypnos train` begins "
-    "with: all ranks are compared and measured, for CONFIG if that is given.",
+    "With --ranks, started on every rank by a launcher, runs only the preflight of `hypnos train`: "
+    "all ranks are compared and measured, for CONFIG if given.",
     example="hypnos doctor\nhypnos doctor runs/text-tiny\n"
     "srun hypnos doctor --ranks configs/text-tiny.toml train.batch=64\n"
     "torchrun --nproc-per-node=8 --no-python hypnos doctor --ranks",
@@ -62,6 +62,6 @@ def _ranks(config: Path | None, overrides: list[str]) -> int:
     if survey := check(settings, mine, tell):
         show(survey)
     if mesh.world_size() > 1:
-        dist.barrier()  # none is left without the store, which may be rank 0's
+        dist.barrier()  # rank 0 may host the store, so it must not leave first
     mesh.shutdown()
     return 0

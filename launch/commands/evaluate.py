@@ -1,4 +1,4 @@
-"""hypnos eval: how well a run's newest checkpoint predicts, at any number of passes."""
+"""hypnos eval: held-out loss and accuracy of a run's newest checkpoint, at any number of passes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ MAX_COLUMNS = 4  # of 80 characters: "N <= 8, until 0.05" takes two lines
             nargs="+",
             metavar="SHARE",
             default=[],
-            help="also with the largest N at most: a sleep ends when a pass has changed the fast "
-            "weights by less than this share of them, as 0.1",
+            help="also evaluate with at most the largest N, ending a sleep once a pass changes the "
+            "fast weights by less than this share of their norm, for example 0.1",
         ),
         argument(
             "--after",
@@ -49,15 +49,15 @@ MAX_COLUMNS = 4  # of 80 characters: "N <= 8, until 0.05" takes two lines
             nargs="+",
             metavar="COUNT",
             default=[],
-            help="also with the largest N: each row of a task begins with the fast weights that so "
-            "many other rows leave, one after the other",
+            help="also evaluate with the largest N when each row of a task starts with the fast "
+            "weights that COUNT other rows leave, read one after the other",
         ),
         PRECISION,
         argument(
             "--json",
             dest="as_json",
             action="store_true",
-            help="one JSON object per N, with the loss by window, by place in it and by row",
+            help="print one JSON object per N, with the loss by window, by position and by row",
         ),
     ],
 )
@@ -85,7 +85,7 @@ def evaluate(
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """One column per N or stop rule, in tables of as many as can be read."""
+    """Prints one column per N or stop rule, in tables of a readable width."""
     from rich.console import Console
 
     asks_until = any("until" in metrics for metrics in results)
@@ -94,7 +94,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def _table(results: list[dict[str, Any]], asks_until: bool) -> Table:
-    """The loss, of each window, each accuracy, and if asked for passes made."""
+    """A table of the loss, the loss of each window, each accuracy, and optionally passes made."""
     from rich.table import Table
 
     table = Table("nats per token")

@@ -1,4 +1,4 @@
-"""hypnos export: a run's model as a folder or a file that other software loads."""
+"""hypnos export: writes a run's model as a folder or a file that other software loads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pretrain.errors import UserError
 @command(
     "export",
     "write a run's model for transformers, llama.cpp and other engines",
-    description="Writes a run's newest checkpoint for other software, whatever layout of ranks it "
-    "is of. hf: a folder for transformers, vLLM, mlx-lm and mistral.rs. gguf: a file for llama.cpp "
-    "and what is built on it.",
+    description="Writes a run's newest checkpoint, from any layout of ranks, for other software. "
+    "hf: a folder for transformers, vLLM, mlx-lm and mistral.rs. gguf: a file for llama.cpp and "
+    "tools built on it.",
     example="hypnos export runs/text-tiny exported --to hf\n"
     "hypnos export runs/text-tiny model.gguf --to gguf --precision fp16",
     arguments=[
@@ -30,8 +30,8 @@ from pretrain.errors import UserError
         argument(
             "--precision",
             choices=["fp32", "bf16", "fp16"],
-            help="of the weights (default: fp32, exactly what was trained; of an exported folder, "
-            "what it has)",
+            help="precision of the weights (default: fp32, exactly as trained; for an exported "
+            "folder, its own)",
         ),
     ],
 )
@@ -56,7 +56,7 @@ def export(run: Path, out: Path, to: str, precision: str | None) -> None:
 
 
 def _to_gguf(run: Path, out: Path, precision: str | None, is_folder: bool) -> str:
-    """What it wrote."""
+    """Writes a GGUF file; returns what it wrote."""
     try:
         from pretrain.convert import gguf
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""hypnos generate: text from a run, by a session that sleeps whenever its window is full."""
+"""hypnos generate: continues a prompt, in a session that sleeps whenever its window is full."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     'hypnos generate runs/text-tiny --chat --prompt "What is sleep?"',
     arguments=[
         argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
-        argument("--prompt", metavar="TEXT", help="text to go on from"),
+        argument("--prompt", metavar="TEXT", help="text to continue"),
         argument(
             "--prompt-file",
             type=path,
             metavar="FILE",
-            help="UTF-8 file to go on from; -: standard input",
+            help="UTF-8 file to continue; -: standard input",
         ),
         argument(
             "--chat",
             action="store_true",
-            help="the prompt is a user's message, as in `hypnos serve`; its answer comes",
+            help="treat the prompt as a user's message, as in `hypnos serve`, and answer it",
         ),
-        argument("--system", metavar="TEXT", help="with --chat: what the model is told first"),
+        argument("--system", metavar="TEXT", help="with --chat: the system message"),
         CHAT_TEMPLATE,
         CHAT_TEMPLATE_KWARGS,
         argument(
@@ -48,48 +48,48 @@ if TYPE_CHECKING:
             help="maximum new tokens",
         ),
         argument(
-            "--samples", type=positive, metavar="COUNT", default=1, help="so many continuations"
+            "--samples", type=positive, metavar="COUNT", default=1, help="number of continuations"
         ),
         argument(
             "--stop",
             action="append",
             metavar="TEXT",
             default=[],
-            help="text that ends it and is left out; may be given several times",
+            help="text that ends a continuation and is left out; may be repeated",
         ),
         argument(
             "--temperature",
             type=number,
             metavar="X",
             default=0.8,
-            help="0 takes the likeliest token",
+            help="sampling temperature; 0: always the most likely token",
         ),
         argument(
             "--top-p",
             type=number,
             metavar="P",
             default=1.0,
-            help="only the likeliest tokens that together have this probability",
+            help="sample from the most likely tokens that together have this probability",
         ),
-        argument("--top-k", type=whole, metavar="K", help="only the K likeliest tokens"),
+        argument("--top-k", type=whole, metavar="K", help="sample from the K most likely tokens"),
         argument(
             "--min-p",
             type=number,
             metavar="P",
-            help="only tokens at least P times as likely as the likeliest",
+            help="sample only tokens at least P times as likely as the most likely one",
         ),
         argument(
             "--repetition-penalty",
             type=number,
             metavar="X",
             default=1.0,
-            help="above 1 makes tokens that were read less likely",
+            help="above 1: makes tokens that were read before less likely",
         ),
         argument(
             "--seed",
             type=seed,
             default=0,
-            help="of the sampling; sample i has seed + i (default: 0)",
+            help="seed of sampling; sample i uses seed + i (default: 0)",
         ),
         argument(
             "--passes",
@@ -143,7 +143,7 @@ def generate(
             decoder, tokenizer, asked, sampling,
             max_tokens=tokens, stop=stop, form=form, samples=samples, passes=passes, until=until,
         )  # fmt: skip
-    shown = "" if chat else prompt  # before what is new
+    shown = "" if chat else prompt  # printed before the continuation
     pieces = _without(form.space if form else "", generate(started))
     if samples == 1:
         print(shown, end="", flush=True)
@@ -162,7 +162,7 @@ def generate(
 def _without(
     space: str, pieces: Iterable[tuple[Continuation, Piece]]
 ) -> Iterator[tuple[Continuation, str]]:
-    """Their texts, without what comes before an answer."""
+    """Their texts, without the space before an answer."""
     begun = set()
     for one, piece in pieces:
         yield one, piece.text if one in begun else piece.text.removeprefix(space)

@@ -1,4 +1,4 @@
-"""hypnos import: a model of other software as a run that trains."""
+"""hypnos import: makes a run from a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from launch.commands.values import path, positive, tell
 
 @command(
     "import",
-    "make a run of a Hugging Face model: a Qwen3.5 hybrid, Llama, Mistral, Qwen2 or Qwen3",
-    description="Makes a run at step 0 of a folder of safetensors. A Qwen3.5 dense hybrid is taken "
-    "as it is; any other is given delta-rule blocks, and computes the same until they have "
-    "learnt. The middle half of the blocks is looped, unless a setting says otherwise.",
+    "make a run from a Hugging Face model: a Qwen3.5 hybrid, Llama, Mistral, Qwen2 or Qwen3",
+    description="Makes a run at step 0 from a folder of safetensors. A Qwen3.5 dense hybrid is "
+    "imported unchanged; into others, delta-rule blocks are inserted, which change nothing until "
+    "they are trained. The middle half of the blocks is looped, unless a setting says otherwise.",
     example="hypnos import Qwen3.5-0.8B runs/taught sleep.passes=4 sleep.window=1024\n"
     "hypnos import Qwen3-0.6B runs/taught --delta-every 4 sleep.prelude=0 sleep.coda=0",
     arguments=[
         argument("folder", metavar="FOLDER", type=path, help="config.json and safetensors"),
         argument("out", metavar="RUN", type=path, help="folder of the new run"),
         overrides(
-            "settings of the run, as sleep.passes=4; they may still be changed when it trains"
+            "settings of the run, such as sleep.passes=4; they may still be changed in training"
         ),
         argument(
             "--delta-every",
             type=positive,
             metavar="K",
-            help="a new delta-rule block for every K blocks of attention (default: 4)",
+            help="insert a delta-rule block for every K attention blocks (default: 4)",
         ),
     ],
 )

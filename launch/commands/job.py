@@ -1,4 +1,4 @@
-"""hypnos launch begin, rank, end: the steps of a start, as a batch script takes them."""
+"""hypnos launch begin, rank, end: the steps of one start, used by batch scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETRIES = argument(
     type=positive,
     metavar="COUNT",
     default=3,
-    help="starts of a job that may in a row bring no new checkpoint",
+    help="how many starts of a job in a row may end without a new checkpoint",
 )
 
 
@@ -48,7 +48,7 @@ def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
         raise UserError("begin: SLURM_JOB_ID is not set; only a Slurm batch script runs this")
     nodes = tuple(hosts(os.environ["SLURM_JOB_NODELIST"]))
     earlier = [start for start in starts.starts(run) if start.job == job]
-    if earlier and earlier[-1].end is None:  # its script did not live to see its end
+    if earlier and earlier[-1].end is None:  # its script died before it could record the end
         last, down = earlier[-1], progress.down(earlier[-1].nodes)
         verdict = judge(run, last, earlier[:-1], FINISHED + 1, retries, down)
         starts.finish(run, last, verdict.end)
@@ -67,8 +67,9 @@ def begin(config: Path, overrides: list[str], ranks: int, retries: int) -> int:
 @command(
     "rank",
     "train as one rank that srun or mpirun has started",
-    description="Starts `hypnos train` as the rank that srun or mpirun has started here. What it "
-    "writes is in LOGS/rank-R.log, rank 0's is also shown; how it failed is in LOGS/rank-R.end.",
+    description="Starts `hypnos train` as the rank that srun or mpirun has started here. Its "
+    "output goes to LOGS/rank-R.log, and rank 0's is also printed; how it failed is in "
+    "LOGS/rank-R.end.",
     example="srun hypnos launch rank runs/depo-small/logs/start-1 configs/depo-small.toml",
     arguments=[LOGS, *RUN],
 )
@@ -79,7 +80,7 @@ def rank(logs: Path, config: Path, overrides: list[str]) -> int:
     from pretrain.run.signals import die_with_parent
 
     die_with_parent()  # no rank outlives srun or mpirun
-    # outside of the rank's life: srun ends all when the first has ended
+    # while the rank is not running, too: srun ends all tasks when the first one has ended
     signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     train = [*HYPNOS, "train", str(config), *overrides]
     return run_rank(train, early_rank(os.environ), logs)
@@ -118,11 +119,13 @@ def end(logs: Path, status: int, retries: int) -> int:
     print(",".join(verdict.end.exclude))
     if verdict.again:
         return REQUEUE
-    return verdict.end.status if verdict.end.status != REQUEUE else 1  # it would go on, but may not
+    return (
+        verdict.end.status if verdict.end.status != REQUEUE else 1
+    )  # would start again, but may not
 
 
 def run_folder(config: Path, overrides: list[str]) -> Path:
-    """The folder of the run that arguments of `hypnos train` describe; a mistake is told."""
+    """The run's folder for arguments of `hypnos train`. UserError: they are wrong."""
     from pretrain.config.run_folder import load_run
 
     settings = load_run(config, overrides)

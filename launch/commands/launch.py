@@ -16,15 +16,15 @@ from launch.commands.started import cancel, logs, status
 from launch.commands.train import RUN
 from launch.commands.values import path, positive, read_text, tell
 
-# settings of [slurm] in the site's file that differ from job to job
+# settings of [slurm] in the site file that may differ between jobs
 OF_JOBS = ("account", "partition", "qos", "constraint", "exclude", "reservation")
 
 
 @command(
     "local",
     "train on several ranks of this machine",
-    description="Starts `hypnos train` as ranks of this machine. Rank 0 is shown; each rank's log "
-    "is in the run's folder.",
+    description="Starts `hypnos train` as several ranks on this machine. Rank 0's output is "
+    "printed; each rank's log is in the run's folder.",
     example="hypnos launch local configs/depo-small.toml --ranks 4 parallel.tp=2 parallel.pp=2 "
     "train.microbatches=2",
     arguments=[
@@ -33,7 +33,7 @@ OF_JOBS = ("account", "partition", "qos", "constraint", "exclude", "reservation"
     ],
 )
 def local(config: Path, overrides: list[str], ranks: int) -> int:
-    run = run_folder(config, overrides)  # a mistake is told once, before anything is started
+    run = run_folder(config, overrides)  # reports a mistake once, before anything is started
 
     from launch import starts
     from launch.local import run_ranks
@@ -52,16 +52,15 @@ def local(config: Path, overrides: list[str], ranks: int) -> int:
 @command(
     "mpi",
     "train on several hosts, by mpirun",
-    description="Starts `hypnos train` on hosts that mpirun reaches, by ssh for example; the "
-    "folders must be the same on all of them. Rank 0 is shown; each rank's log is in the run's "
-    "folder.",
+    description="Starts `hypnos train` on hosts that mpirun reaches, for example by ssh; all must "
+    "share the same folders. Rank 0's output is printed; each rank's log is in the run's folder.",
     example="hypnos launch mpi configs/depo-small.toml --hosts a,b --ranks-per-host 2 "
     "parallel.tp=2",
     arguments=[
         *RUN,
-        argument("--hosts", default="", metavar="NAMES", help="as a,b; without: this one"),
+        argument("--hosts", default="", metavar="NAMES", help="host names a,b; default: this host"),
         argument(
-            "--ranks-per-host", type=positive, metavar="COUNT", required=True, help="one a GPU"
+            "--ranks-per-host", type=positive, metavar="COUNT", required=True, help="one per GPU"
         ),
     ],
 )
@@ -97,26 +96,26 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
     "slurm",
     "train as a Slurm job: print its batch script, or submit it",
     description="Prints the batch script of a job that trains until the run is finished: before "
-    "its time is up it saves and starts again, without nodes that have failed. --submit hands it "
-    "to sbatch. What a cluster wants of every job stands in one file (docs/launch.md).",
+    "its time is up it saves and starts again, without nodes that have failed. --submit passes it "
+    "to sbatch. The settings of a cluster are in one file (docs/launch.md).",
     example="hypnos launch slurm configs/recipes/7B.toml --nodes 8 --gpus-per-node 8 "
     "--time 24:00:00 parallel.zero=2 parallel.recompute=block\n"
     "hypnos launch slurm configs/depo-small.toml --nodes 2 --ranks-per-node 4 --submit",
     arguments=[
         *RUN,
         argument("--nodes", type=positive, metavar="COUNT", default=1, help="nodes of the job"),
-        argument("--gpus-per-node", type=positive, metavar="COUNT", help="GPUs, a rank on each"),
+        argument("--gpus-per-node", type=positive, metavar="COUNT", help="GPUs, one rank each"),
         argument(
             "--ranks-per-node",
             type=positive,
             metavar="COUNT",
-            help="ranks on a node, where it is not one on each GPU",
+            help="ranks per node, if not one per GPU",
         ),
         argument(
             "--time",
             default="",
             metavar="LIMIT",
-            help="of one start, such as 24:00:00 (default: the partition's)",
+            help="time limit of one start, such as 24:00:00 (default: the partition's)",
         ),
         *[
             argument(f"--{name}", metavar=name.upper(), help=f"instead of the site's slurm.{name}")
@@ -126,17 +125,17 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
             "--site",
             type=path,
             metavar="FILE",
-            help="the cluster's own settings; default: ~/.config/hypnos/site.toml, if it is there",
+            help="the cluster's settings; default: ~/.config/hypnos/site.toml, if it exists",
         ),
         argument(
             "--array",
             type=path,
             metavar="FILE",
-            help="many runs, a task of a job array each: a line is [CONFIG] key=value ..., beside "
-            "what is said here",
+            help="many runs, each a task of a job array: one per line, [CONFIG] key=value ..., in "
+            "addition to what is given here",
         ),
-        argument("--at-once", type=positive, metavar="COUNT", help="tasks of the array"),
-        argument("--submit", action="store_true", help="hand the script to sbatch"),
+        argument("--at-once", type=positive, metavar="COUNT", help="array tasks at a time"),
+        argument("--submit", action="store_true", help="pass the script to sbatch"),
     ],
 )
 def slurm(
@@ -167,7 +166,7 @@ def slurm(
             setattr(settings.slurm, name, value)
     runs = [[str(config), *overrides]] if array is None else _runs(array, config, overrides)
     folders = [run_folder(Path(run[0]), list(run[1:])) for run in runs]
-    # sbatch does not make it
+    # sbatch does not create it
     output = (folders[0].parent if array else folders[0]) / "logs"
     with writes_user_file(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -194,7 +193,7 @@ def slurm(
 
 
 def _site(given: Path | None) -> Any:
-    """The site's settings: of the file that is given, or the user's own, or none."""
+    """The site's settings: from the given file, or the user's own file, or defaults."""
     from launch.site import DEFAULT, Site
     from pretrain.config.load import read_settings
 
@@ -203,7 +202,7 @@ def _site(given: Path | None) -> Any:
 
 
 def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[str]]:
-    """The arguments of `hypnos train` of each line."""
+    """The arguments of `hypnos train` for each line of an array file."""
     from pretrain.errors import UserError
 
     runs: dict[Path, list[str]] = {}
@@ -235,8 +234,8 @@ def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[
 
 
 def _words(line: str) -> list[str]:
-    """As a shell splits it, up to a comment. One begins with a word: to `shlex` with any #, and of
-    run.name=a#1 and all that follows it there would be left run.name=a.
+    """Splits a line like a shell, up to a comment. A comment starts at a word that begins with #;
+    for `shlex` at any #, which would cut run.name=a#1 to run.name=a.
     """
     words = shlex.shlex(line, posix=True)
     words.whitespace_split, words.commenters = True, ""
@@ -245,9 +244,9 @@ def _words(line: str) -> list[str]:
 
 LAUNCH = Group(
     "launch",
-    "train on many ranks: of this machine, by mpirun, on a Slurm cluster",
-    description="Starts `hypnos train` on many ranks, ends them together, and says how far they "
-    "are.",
+    "train on many ranks: on this machine, by mpirun, on a Slurm cluster",
+    description="Starts `hypnos train` on many ranks, ends them together, and reports their "
+    "progress.",
     example="hypnos launch local configs/depo-small.toml --ranks 2 parallel.pp=2 "
     "train.microbatches=2",
     commands=(local, mpi, slurm, status, logs, cancel, begin, rank, end),

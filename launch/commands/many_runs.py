@@ -1,4 +1,4 @@
-"""What the commands that train many runs share: `reproduce` and `scale`."""
+"""What `reproduce` and `scale`, the commands that train many runs, share."""
 
 from __future__ import annotations
 
@@ -18,29 +18,32 @@ if TYPE_CHECKING:
     from pretrain.study.runner import Job
 
 JOBS = argument(
-    "--jobs", type=positive, metavar="COUNT", help="runs at a time (default: GPUs, or cores)"
+    "--jobs",
+    type=positive,
+    metavar="COUNT",
+    help="runs at a time (default: GPUs, or cores)",
 )
 
 
 def array_argument(then: str) -> Argument:
-    """--array. `then`: what is to be done when those runs are trained."""
+    """--array. `then`: what to do once those runs are trained."""
     return argument(
         "--array",
         type=new_file,
         metavar="FILE",
-        help="train nothing: write the runs that are left for `hypnos launch slurm CONFIG "
+        help="train nothing: write the remaining runs for `hypnos launch slurm CONFIG "
         f"--array FILE`; {then}",
     )
 
 
 def check_array(array: Path | None, minutes: int | None) -> None:
-    """UserError: --array has no training that could end after --minutes."""
+    """UserError if --minutes is given with --array, which trains nothing."""
     if array and minutes is not None:
         raise UserError("--minutes: --array trains nothing; leave one of them out")
 
 
 def evaluate_trained(runs: Sequence[Run], folder: Path, jobs: int | None) -> None:
-    """Evaluates here what the tasks of an array have trained; nothing is trained."""
+    """Evaluates here the runs that an array's tasks have trained; trains nothing."""
     from pretrain.study.one_run import is_done
     from pretrain.study.progress import StudyProgress
     from pretrain.study.runner import is_trained, run_all
@@ -51,7 +54,7 @@ def evaluate_trained(runs: Sequence[Run], folder: Path, jobs: int | None) -> Non
 
 
 def write_left(runs: Sequence[Run], folder: Path, array: Path) -> str:
-    """Writes those that can be trained now, of runs that are not done; what to do next."""
+    """Writes the unfinished runs that can be trained now; returns what to do next."""
     from pretrain.study.runner import write_array
 
     count = write_array(runs, folder.absolute(), array)
@@ -64,7 +67,7 @@ def write_left(runs: Sequence[Run], folder: Path, array: Path) -> str:
 
 
 def tell_end(jobs: Sequence[Job]) -> None:
-    """A line for each that was given up, with the log that says why; how many are left."""
+    """Prints a line for each failed run, with the log that says why; and how many are left."""
     for job in jobs:
         if job.state == "failed" and job.tries:
             tell(f"{job.run.name} failed {job.tries} times: {job.log}")
@@ -76,7 +79,7 @@ def tell_end(jobs: Sequence[Job]) -> None:
 
 
 def status_of(states: Sequence[str]) -> int:
-    """The exit status that the states of all runs come to."""
+    """The exit status for the states of all runs."""
     if "failed" in states:
         return 1
     return 0 if all(state == "done" for state in states) else REQUEUE

@@ -22,9 +22,9 @@ def gpus(text: str) -> int:
 @command(
     "plan",
     "what a run needs on any number of GPUs: memory, time and cost of every layout, best first",
-    description="Estimates every layout of CONFIG that is allowed, without running any: memory of "
-    "a rank, time of a step, idle time of the pipeline's own schedule, cost. What is set on the "
-    "command line of [parallel], and train.microbatches, stays as it is.",
+    description="Estimates every valid layout of CONFIG without running it: memory per rank, time "
+    "per step, idle time of the pipeline schedule, cost. Settings of [parallel] and "
+    "train.microbatches given on the command line are fixed.",
     example="hypnos plan configs/recipes/7B.toml --gpus 64\n"
     "hypnos plan configs/recipes/7B.toml --gpus 512 --hardware b200 parallel.tp=2 --top 3\n"
     "hypnos plan configs/recipes/1B.toml --gpus 8 --build",
@@ -37,8 +37,8 @@ def gpus(text: str) -> int:
             "--hardware",
             metavar="NAME",
             default="h100",
-            help="a100, h100, h200, b200 (configs/hardware/ has what they are taken for) or a TOML "
-            "file",
+            help="a100, h100, h200, b200 (configs/hardware/ has the assumed numbers) or a "
+            "TOML file",
         ),
         argument(
             "--measure",
@@ -47,12 +47,12 @@ def gpus(text: str) -> int:
             help="measure this machine instead, write FILE for --hardware, and plan with it",
         ),
         argument("--top", type=positive, metavar="COUNT", default=10, help="rows of the table"),
-        argument("--csv", type=new_file, metavar="FILE", help="also write the rows there, in full"),
+        argument("--csv", type=new_file, metavar="FILE", help="also write all columns there"),
         argument(
             "--build",
             action="store_true",
-            help="also build the best layout's stages, without memory and in a world of ranks that "
-            "are not there, and carry its schedule out on paper",
+            help="also build the best layout's stages on the meta device, in a fake world of "
+            "ranks, and simulate its schedule",
         ),
     ],
 )
@@ -105,13 +105,13 @@ def plan(
 
             for line in build_stages(planner.with_layout(settings, best.layout), gpus, here):
                 print(line)
-    # what was set of the layout may be what is chosen: later settings win
+    # the chosen layout may override given settings: later ones win
     given = shlex.join([str(config), *overrides, *chosen])
     print(f"next, on {gpus} GPUs: hypnos {_start(gpus, here.node)} {given}")
 
 
 def _start(gpus: int, node: NodeSpec) -> str:
-    """The command that starts so many ranks."""
+    """The `hypnos` command that starts so many ranks."""
     if gpus == 1:
         return "train"
     each = node.ranks(gpus)

@@ -1,4 +1,4 @@
-"""hypnos report: runs side by side, as a table, plots and one page of HTML."""
+"""hypnos report: compares runs in a table, plots and an HTML page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pretrain.errors import UserError
 
 @command(
     "report",
-    "compare runs in a table, plots and one page of HTML; or studies in one table",
-    description="Compares the results of one or more runs: report.html holds all of it. Of folders "
-    "that `hypnos reproduce` wrote: tasks x N x controls, in overview.md and overview.html; those "
-    "of one name are parts of one study.",
+    "compare runs in a table, plots and an HTML page; or studies in one table",
+    description="Compares one or more runs; everything is in report.html. For folders that `hypnos "
+    "reproduce` wrote: tasks x N x controls, in overview.md and overview.html; folders of the same "
+    "name are parts of one study.",
     example="hypnos report runs/depo-n1 runs/depo-n4 --out runs/depo-report\n"
     "hypnos report docs/results/depo docs/results/rule110 --out docs/results",
     arguments=[
@@ -25,7 +25,7 @@ from pretrain.errors import UserError
             "--out",
             type=path,
             metavar="FOLDER",
-            help="where to write (default: the run's folder; of several, the folder of the first)",
+            help="where to write (default: the run's folder; for several, that of the first)",
         ),
     ],
 )
@@ -43,7 +43,7 @@ def report(runs: list[Path], out: Path | None) -> None:
 
 
 def _begun(runs: list[Path]) -> list[Path]:
-    """Those that have logged something, of several: `runs/*` has others, too."""
+    """Of several runs, those that have logged something: `runs/*` may match other folders."""
     begun = [run for run in runs if (run / "metrics.jsonl").exists()]
     for run in runs if begun else []:
         if not run.exists():

@@ -1,4 +1,4 @@
-"""hypnos reproduce: one of the paper's experiments, every N and control, with several seeds."""
+"""hypnos reproduce: runs one of the paper's experiments for every N and control, several seeds."""
 
 from __future__ import annotations
 
@@ -20,41 +20,46 @@ from launch.commands.many_runs import (
 from launch.commands.values import path, positive, tell, whole
 from pretrain.exit_status import REQUEUE
 
-_OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # with one of them none is made
+_OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # if given, no corpus is made
 
 
 @command(
     "reproduce",
     "run one of the paper's experiments: every N and control, several seeds, a verdict",
-    description="Trains and evaluates every run of an experiment that is not done yet, some at a "
-    "time, then writes results.md, results.csv, curves.csv and pictures. Interrupted, the same "
-    "command goes on.",
+    description="Trains and evaluates all unfinished runs of an experiment, several at a time, "
+    "then writes results.md, results.csv, curves.csv and plots. If interrupted, the same command "
+    "continues.",
     example="hypnos reproduce depo --scale cpu --seeds 3 --passes 1 2 4 --controls equal-flops\n"
     "hypnos reproduce rule110 --scale paper --seeds 1 --minutes 10",
     arguments=[
         argument(
             "task",
             choices=("rule110", "depo", "stories", "mqar", "s5", "brevo", "recall", "text"),
-            help="the first three are the paper's; text: the sources and documents of the Python "
-            "packages that are installed here",
+            help="the first three are the paper's; text: the sources and documentation of the "
+            "installed Python packages",
         ),
         overrides("settings that differ, for every run"),
         argument(
             "--scale",
             choices=("cpu", "paper"),
             default="cpu",
-            help="cpu: small, hours on two cores; paper: as the paper has it",
+            help="cpu: small, hours on two cores; paper: the paper's size",
         ),
         argument("--seeds", type=positive, metavar="COUNT", default=3, help="seeds, from 0"),
         argument(
-            "--passes", type=positive, nargs="+", metavar="N", default=[1, 2, 4], help="N compared"
+            "--passes",
+            type=positive,
+            nargs="+",
+            metavar="N",
+            default=[1, 2, 4],
+            help="N to compare",
         ),
         argument(
             "--controls",
             nargs="+",
             metavar="NAME",
             default=[],
-            help="also, for the largest N (equal-flops: for every N); 'list' describes them all",
+            help="controls to run for the largest N (equal-flops: every N); 'list' describes them",
         ),
         argument(
             "--controls-of",
@@ -62,15 +67,15 @@ _OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # with one of 
             nargs="+",
             metavar="N",
             default=[],
-            help="the N that controls are for, where not the largest",
+            help="the N that controls are for, if not the largest",
         ),
         JOBS,
         argument(
             "--minutes",
             type=whole,
             metavar="COUNT",
-            help=f"save and end after so many, with status {REQUEUE} if something is left; "
-            "0: train nothing, write what there is",
+            help=f"save and end after so many minutes, with status {REQUEUE} if runs are left; "
+            "0: train nothing, write the results so far",
         ),
         array_argument("once they are trained, the same command without it does the rest"),
         argument("--out", type=path, metavar="FOLDER", help="default: runs/reproduce/TASK-SCALE"),
@@ -139,8 +144,8 @@ def reproduce(
 
 
 def _texts(folder: Path, task: str) -> list[str]:
-    """Where the tokenizer is that a task is written in, and the shards of text; made once."""
-    folder = folder.absolute()  # what is asked of a run holds wherever it is started
+    """Overrides with the paths of a task's tokenizer and text shards, which are made once."""
+    folder = folder.absolute()  # so that the settings are valid wherever a run is started
     model, texts = folder / "tokenizer.model", folder / "stories.jsonl"
     if not model.exists():
         source = "--python"
@@ -166,6 +171,6 @@ def _texts(folder: Path, task: str) -> list[str]:
 
 
 def _run(*command: str) -> None:
-    """A command of `hypnos`, in a process of its own. SystemExit: it has failed, and said why."""
+    """Runs a `hypnos` command in a process of its own. SystemExit: it failed, and printed why."""
     if status := subprocess.run([*HYPNOS, *command]).returncode:
         raise SystemExit(status)

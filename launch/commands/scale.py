@@ -1,4 +1,4 @@
-"""hypnos scale: a ladder of sizes, each rung predicted before it runs, and the laws of all."""
+"""hypnos scale: a ladder of model sizes, each rung predicted before it runs; fits scaling laws."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 @command(
     "scale",
     "a scaling study: sizes x N x text, each rung predicted before it runs, fitted laws",
-    description="Expands a ladder into runs; trains those that are not done yet, rung by rung, the "
-    "smallest first; says what the rungs below predict of each before it runs, and by how much "
-    "that was wrong after; fits the laws of loss and of accuracy by depth. Interrupted, the same "
-    "command goes on.",
+    description="Expands a ladder into runs and trains the unfinished ones, rung by rung, smallest "
+    "first; before each rung prints what the lower rungs predict, and after it the error; fits the "
+    "laws of loss and of accuracy by depth. If interrupted, the same command continues.",
     example="hypnos scale configs/scale/depo.toml --dry-run --hardware h100\n"
     "hypnos scale configs/scale/depo.toml --jobs 2\n"
     "hypnos scale configs/scale/depo.toml --coordinates transfer.depth_power=0.5",
@@ -39,19 +38,20 @@ if TYPE_CHECKING:
         argument(
             "--dry-run",
             action="store_true",
-            help="only say what the runs take: parameters, FLOPs, memory, time, cost",
+            help="only print what the runs need: parameters, FLOPs, memory, time, cost",
         ),
         argument(
             "--hardware",
             metavar="NAME|FILE",
             default="h100",
-            help="that --dry-run is for, as `hypnos plan` has it",
+            help="hardware for --dry-run, as in `hypnos plan`",
         ),
         argument(
             "--coordinates",
             action="store_true",
-            help="train nothing to the end: check that the study's rule for rates and initial "
-            "values keeps activations, memory and updates as large at any width, depth and N",
+            help="coordinate check, without full training: whether the study's rule for learning "
+            "rates and initial values keeps activations, memory and updates of the same size at "
+            "every width, depth and N",
         ),
         argument("--steps", type=positive, default=8, help="steps of --coordinates"),
         JOBS,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
             "--minutes",
             type=positive,
             metavar="COUNT",
-            help=f"save and end after so many, with status {REQUEUE} if something is left",
+            help=f"save and end after so many minutes, with status {REQUEUE} if runs are left",
         ),
         array_argument("what those have trained is evaluated here first, so call it again then"),
         argument("--out", type=path, metavar="FOLDER", help="default: runs/scale/STUDY"),
@@ -114,7 +114,7 @@ def _run(
     jobs: int | None,
     minutes: int | None,
 ) -> int:
-    """Rung by rung: predict, run, compare; then the laws."""
+    """Rung by rung: predicts, runs, compares; then fits the laws."""
     import time
 
     from pretrain.errors import UserError
@@ -168,7 +168,7 @@ def _run(
 def _array(
     runs: list[LadderRun], folder: Path, array: Path, jobs: int | None, chance: float
 ) -> int:
-    """The lowest rung that is not done, when what is trained has been evaluated; predicted."""
+    """Evaluates what is trained; then predicts the lowest unfinished rung and writes its runs."""
     from pretrain.study.one_run import is_done
     from pretrain.study.predictions import predict_all, prediction_table, write_predictions
     from pretrain.study.scale import finished

@@ -1,4 +1,4 @@
-"""hypnos serve: OpenAI's APIs over a model whose conversations last."""
+"""hypnos serve: OpenAI's APIs over a model with persistent conversations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY = "HYPNOS_API_KEY"
 
 @command(
     "serve",
-    "answer over HTTP as OpenAI's APIs do; every response is a session on disk",
+    "serve a model through OpenAI's APIs; every response is a session on disk",
     description="Serves a run's newest checkpoint, a checkpoint or an export over OpenAI's "
     "completions, chat completions and Responses APIs, with a page to talk to it. Needs "
     "`pip install -e '.[serve]'` in the clone.",
@@ -28,15 +28,16 @@ KEY = "HYPNOS_API_KEY"
         argument(
             "--host",
             default="127.0.0.1",
-            help="address to listen at; other than this machine's own needs --api-keys",
+            help="address to listen on; a public one needs --api-keys",
         ),
-        argument("--port", type=port, default=8000, help="port to listen at"),
+        argument("--port", type=port, default=8000, help="port to listen on"),
         argument("--name", help="the model's name in requests (default: the folder's)"),
         argument(
             "--api-keys",
             type=path,
             metavar="FILE",
-            help=f"keys that may ask, one a line (default: the one in ${KEY}, or no key is needed)",
+            help=f"file with valid keys, one per line (default: the one in ${KEY}, or no "
+            "key needed)",
         ),
         argument(
             "--store",
@@ -49,9 +50,9 @@ KEY = "HYPNOS_API_KEY"
             type=positive,
             metavar="GB",
             default=10,
-            help="size of the store; the least recently used sessions go first",
+            help="size limit of the store; the least recently used sessions are evicted first",
         ),
-        argument("--batch", type=positive, default=64, help="answers that are under way at a time"),
+        argument("--batch", type=positive, default=64, help="answers in progress at a time"),
         argument(
             "--queue", type=positive, default=256, help="requests that may wait; more are refused"
         ),
@@ -59,17 +60,17 @@ KEY = "HYPNOS_API_KEY"
             "--max-tokens",
             type=positive,
             default=512,
-            help="tokens of an answer where a request names no number",
+            help="default maximum tokens of an answer",
         ),
         argument(
             "--answer-limit",
             type=positive,
             metavar="TOKENS",
             default=16_384,
-            help="tokens of an answer that a request may name; more are refused",
+            help="largest maximum that a request may set; more is refused",
         ),
         argument(
-            "--max-body-mb", type=positive, default=64, metavar="MB", help="size of a request"
+            "--max-body-mb", type=positive, default=64, metavar="MB", help="size limit of a request"
         ),
         CHAT_TEMPLATE,
         CHAT_TEMPLATE_KWARGS,
@@ -121,13 +122,13 @@ def serve(
 
 
 def _home(folder: Path) -> Path:
-    """The run that a checkpoint is of, or the folder itself."""
+    """The run that a checkpoint belongs to, or the folder itself."""
     parent = folder.resolve().parent
     return parent.parent if parent.name == "checkpoints" else folder
 
 
 def _keys(file: Path | None) -> frozenset[str]:
-    """The keys that may ask; none: no key is needed."""
+    """The valid API keys; empty: no key is needed."""
     text = os.environ.get(KEY, "") if file is None else read_text(file).removeprefix("\ufeff")
     keys = frozenset(line.strip() for line in text.splitlines() if line.strip())
     if file is not None and not keys:

@@ -1,4 +1,4 @@
-"""hypnos launch status, logs, cancel: how far a started run is, what it says, and its end."""
+"""hypnos launch status, logs, cancel: a started run's progress and logs; ends it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pretrain.errors import UserError
 if TYPE_CHECKING:
     from launch.starts import Start
 
-ASK_EVERY = 20  # looks at a log that is followed, whether who writes it is still there
+ASK_EVERY = 20  # after so many reads of a followed log, check that its writer is still there
 RUN = argument("run", metavar="RUN", type=path, help="a run's folder")
 
 
 @command(
     "status",
-    "what is queued and running, how far a run is, why its starts ended",
-    description="How far a run is, by its own folder; its job, by Slurm; every start so far, and "
+    "what is queued and running, a run's progress, why its starts ended",
+    description="A run's progress, from its folder; its job, from Slurm; every start so far, and "
     "why it ended.",
     example="hypnos launch status runs/depo-small",
     arguments=[RUN],
@@ -58,17 +58,17 @@ def status(run: Path) -> None:
 
 @command(
     "logs",
-    "what a run's ranks write",
-    description="What a rank has written: of the newest start, and of the rank that failed first, "
-    "if one has failed, else rank 0.",
+    "print the output of a run's ranks",
+    description="Prints a rank's output: by default of the newest start, and of the rank that "
+    "failed first, or else of rank 0.",
     example="hypnos launch logs runs/depo-small --follow\n"
     "hypnos launch logs runs/depo-small "
     "--start 2 --rank 3",
     arguments=[
         RUN,
-        argument("--start", type=positive, metavar="NUMBER", help="as `status` numbers them"),
-        argument("--rank", type=whole, metavar="RANK", help="from 0"),
-        argument("--follow", action="store_true", help="go on with what it writes, to its end"),
+        argument("--start", type=positive, metavar="NUMBER", help="a start, see `status`"),
+        argument("--rank", type=whole, metavar="RANK", help="number of a rank, from 0"),
+        argument("--follow", action="store_true", help="keep printing until the start ends"),
     ],
 )
 def logs(run: Path, start: int | None, rank: int | None, follow: bool) -> None:
@@ -104,11 +104,11 @@ def logs(run: Path, start: int | None, rank: int | None, follow: bool) -> None:
             time.sleep(0.5)
             shutil.copyfileobj(file, sys.stdout.buffer)
             turn += 1
-        shutil.copyfileobj(file, sys.stdout.buffer)  # what it wrote while its end was asked for
+        shutil.copyfileobj(file, sys.stdout.buffer)  # what was written during the check
 
 
 def _over(run: Path, start: Start, asks: bool) -> bool:
-    """Whether a start has ended, or another has begun, or, if it asks, its launcher is gone."""
+    """Whether a start has ended, or another has begun, or (if `asks`) its launcher is gone."""
     from launch import progress, starts
 
     newest = starts.starts(run)[-1]
@@ -120,8 +120,8 @@ def _over(run: Path, start: Start, asks: bool) -> bool:
 @command(
     "cancel",
     "end a run: it saves, and does not start again",
-    description="Takes a run's job out of Slurm's queue, or ends the launch on this machine. Ranks "
-    "that train save first, in the time that Slurm leaves them (KillWait).",
+    description="Cancels a run's Slurm job, or ends the launch on this machine. Ranks that are "
+    "training save first, within the time that Slurm gives them (KillWait).",
     example="hypnos launch cancel runs/depo-small",
     arguments=[RUN],
 )

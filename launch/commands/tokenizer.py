@@ -32,7 +32,7 @@ MODEL = argument(
             type=path,
             required=True,
             metavar="FILE",
-            help="model file to write; must not be there",
+            help="model file to write; must not exist",
         ),
         argument(
             "--vocab-size", type=positive, default=8192, metavar="COUNT", help="pieces to learn"
@@ -41,7 +41,7 @@ MODEL = argument(
 )
 def train(out: Path, vocab_size: int, **source: Any) -> None:
     documents = corpus.make_corpus(**source)
-    if out.exists():  # shards and runs may be written in it, and in no other
+    if out.exists():  # shards and runs may depend on exactly this one
         raise UserError(f"{out}: already exists; use it, give another name, or remove it")
 
     from tokenizer.train import train
@@ -52,7 +52,7 @@ def train(out: Path, vocab_size: int, **source: Any) -> None:
 
 
 def _announced(texts: Iterator[str], vocab_size: int) -> Iterator[str]:
-    """The same texts; then it says what comes, for sentencepiece learns without a word."""
+    """The same texts; then announces the training, during which sentencepiece is silent."""
     yield from texts
     print(f"learning {vocab_size:,} pieces", file=sys.stderr, flush=True)
 
@@ -81,7 +81,7 @@ def encode(model: Path, file: Path | None) -> None:
 
 @command(
     "export",
-    "write a Hugging Face fast tokenizer, and check that it is the same",
+    "write a Hugging Face fast tokenizer, and check that it is equal",
     description="Writes tokenizer.json and its configuration, then compares both tokenizers "
     "on sample texts.",
     example="hypnos tokenizer export tokenizer.model exported/ README.md",
@@ -94,7 +94,7 @@ def encode(model: Path, file: Path | None) -> None:
             nargs="*",
             type=path,
             default=[],
-            help="more UTF-8 texts to compare on",
+            help="additional UTF-8 texts for the comparison",
         ),
     ],
 )
@@ -110,7 +110,7 @@ def export(model: Path, out: Path, samples: list[Path]) -> int:
 TOKENIZER = Group(
     "tokenizer",
     "train, try and export a sentencepiece tokenizer",
-    description="A sentencepiece BPE tokenizer with byte fallback: text comes back exactly.",
+    description="A sentencepiece BPE tokenizer with byte fallback: decoding is lossless.",
     example="hypnos tokenizer train --python --out runs/corpus/tokenizer.model",
     commands=(train, encode, export),
 )

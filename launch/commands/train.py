@@ -21,7 +21,7 @@ class ShowSettings(argparse.Action):
     """Prints the page of all settings, and ends."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
-        nothing = argparse.SUPPRESS  # the command is not told of it
+        nothing = argparse.SUPPRESS  # not passed to the command
         super().__init__(option_strings, nothing, nargs=0, default=nothing, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
@@ -31,17 +31,17 @@ class ShowSettings(argparse.Action):
         parser.exit()
 
 
-# What says which run: shared by all commands that train.
+# Arguments that identify a run: shared by all commands that train.
 RUN = (
-    argument("config", metavar="CONFIG", type=path, help="TOML file; configs/ has some"),
-    overrides("settings that differ, as sleep.passes=4"),
+    argument("config", metavar="CONFIG", type=path, help="TOML file; see configs/"),
+    overrides("settings that differ, such as sleep.passes=4"),
 )
 
 
 @command(
     "train",
-    "train a model, or go on where a run stopped",
-    description="Trains what CONFIG describes. A run that was interrupted goes on from its newest "
+    "train a model, or resume a run",
+    description="Trains what CONFIG describes. An interrupted run resumes from its newest "
     "checkpoint.",
     example="hypnos train configs/depo-small.toml run.name=depo-n1 sleep.passes=1\n"
     "torchrun --nproc-per-node=4 --no-python hypnos train configs/depo-small.toml "
@@ -51,12 +51,12 @@ RUN = (
         argument(
             "--no-preflight",
             action="store_true",
-            help="do not compare and measure the ranks before the model is built",
+            help="skip comparing and measuring the ranks before the model is built",
         ),
         argument(
             "--help-settings",
             action=ShowSettings,
-            help="every setting: what it means and may be, its default, may it change on resume",
+            help="print every setting: meaning, values, default, whether it may change on resume",
         ),
     ],
 )
@@ -67,8 +67,8 @@ def train(config: Path, overrides: list[str], no_preflight: bool) -> None:
     trained = threading.Event()
 
     def end(number: signal.Signals) -> None:
-        """In the thread that hears signals: the process ends, wherever it is."""
-        if not trained.is_set():  # or it ends by itself, finished
+        """Called in the signal thread: ends the process, wherever it is."""
+        if not trained.is_set():  # otherwise it is finished, and ends by itself
             tell(f"stopped by {number.name} before the first step; there is nothing to save")
             os._exit(after_signal(number))
 
@@ -88,11 +88,11 @@ def _train(
 
     mine = world.join()
     try:
-        # before the slow imports: a typo is told at once
+        # before the slow imports, so that a typo is reported at once
         settings = load_run(config, overrides)
         check_data(settings, training=True)
     except UserError:
-        if os.environ.get("LOCAL_RANK", "0") != "0":  # once a host is enough
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # one message per host is enough
             sys.exit(USER_ERROR)
         raise
 
@@ -119,7 +119,7 @@ def _train(
                 raise UserError(no_room) from None
             raise
         status = 1
-        if no_room:  # no user's error: it may be one step of many, and another start goes on
+        if no_room:  # not a user's error: it may be a single step, and another start may succeed
             print(f"hypnos: error: {watchdog.activity()}: {no_room}", file=sys.stderr)
         elif talk.is_of_another_rank(error):
             status = PEER_GONE
@@ -130,8 +130,8 @@ def _train(
         else:
             traceback.print_exc()
         sys.stderr.flush()
-        os._exit(status)  # an orderly end would wait for ranks that are gone
-    gc.collect()  # engines before their groups, see `mesh.shutdown`
+        os._exit(status)  # an orderly exit would wait for ranks that are gone
+    gc.collect()  # engines must go before their groups, see `mesh.shutdown`
     mesh.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""Values on the command line, with errors that say what was expected."""
+"""Types of command-line values, with errors that say what was expected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pretrain.errors import UserError
 
 
 def path(text: str) -> Path:
-    """A file or folder; `~` is the user's folder, which no shell sees in --out=~/x.
+    """A file or folder; expands `~`, since shells do not in --out=~/x.
 
     ArgumentTypeError: it is on an object store, where only training reads (`data.train`).
     """
@@ -26,7 +26,7 @@ def path(text: str) -> Path:
 
 
 def new_file(text: str) -> Path:
-    """A file to be written, whose folder is there: said before the work, not after it."""
+    """A file to write, whose folder must exist: better to find out before the work."""
     file = path(text)
     if not file.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{file.parent} is not a folder; create it first")
@@ -34,7 +34,7 @@ def new_file(text: str) -> Path:
 
 
 def corpus_place(text: str) -> Place:
-    """A folder, or a URL as s3://bucket/prefix."""
+    """A folder, or a URL such as s3://bucket/prefix."""
     return place(text)
 
 
@@ -61,7 +61,7 @@ def part(text: str) -> tuple[int, int]:
 
 
 def separator(text: str) -> str:
-    r"""What texts are split at: \n, \r, \t and \\ are a line's end, CR, a tab and a backslash."""
+    r"""A separator of texts; \n, \r, \t and \\ stand for newline, CR, tab and backslash."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; give the text between two documents")
     meant = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -114,13 +114,15 @@ def _number(text: str, below: float, what: str) -> float:
 
 
 def _refused(text: str, what: str) -> argparse.ArgumentTypeError:
-    """A flag that takes several values takes a setting behind it for one."""
+    """The error for a value; with a hint, since a setting after a multi-value flag looks like
+    one.
+    """
     fix = "; settings go before the flags" if "=" in text else ""
     return argparse.ArgumentTypeError(f"{text!r} is not {what}{fix}")
 
 
 def read_text(path: Path | None) -> str:
-    """A UTF-8 file, or standard input if there is no path, exactly as it is."""
+    """The unchanged text of a UTF-8 file, or of standard input if there is no path."""
     try:
         return (sys.stdin.buffer.read() if path is None else path.read_bytes()).decode()
     except OSError as error:
@@ -133,5 +135,5 @@ def read_text(path: Path | None) -> str:
 
 
 def tell(line: str) -> None:
-    """A line beside what a command gives: on stderr, at once."""
+    """Prints a line beside a command's output: on stderr, flushed."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What a rank can find wrong without the others: its GPU, its driver, its network interfaces."""
+"""Faults that a rank can find by itself: its GPU, its driver, its network interfaces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.world import World, given_gpus
 
 
 def find(world: World | None) -> list[Finding]:
-    """All of this rank's."""
+    """All findings of this rank."""
     local_rank, gpus = world.local_rank if world else 0, torch.cuda.device_count()
     present = list(psutil.net_if_addrs())
     return [
@@ -25,18 +25,18 @@ def find(world: World | None) -> list[Finding]:
 
 
 def driver(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """A GPU that torch cannot use, by its build or by the driver. One that is hidden by
-    CUDA_VISIBLE_DEVICES is not meant to be used.
+    """A GPU that torch cannot use, because of its build or the driver. GPUs hidden by
+    CUDA_VISIBLE_DEVICES are not meant to be used.
     """
     if environment.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1", "NoDevFiles"):
-        # a CPU build may be meant (make setup DEVICE=cpu), but not where a job has asked for GPUs
+        # a CPU build may be intended (make setup DEVICE=cpu), but not if the job has GPUs
         meant = torch.version.cuda is None and not given_gpus(environment)
         found = gpu_unused(environment)
         yield from (replace(each, state="note") if meant else each for each in found)
 
 
 def own_gpu(local_rank: int, gpus: int) -> Iterator[Finding]:
-    """Every rank of a host has a GPU of its own."""
+    """Checks that every rank of a host has a GPU of its own."""
     if gpus and local_rank >= gpus:
         few = f"LOCAL_RANK = {local_rank}, but this host shows {gpus} GPUs"
         fix = (
@@ -49,7 +49,7 @@ def own_gpu(local_rank: int, gpus: int) -> Iterator[Finding]:
 def interfaces(
     environment: Mapping[str, str], present: Collection[str], *, uses_nccl: bool
 ) -> Iterator[Finding]:
-    """NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME name interfaces of this host."""
+    """Checks that NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME name interfaces of this host."""
     for name, chooses, needed in (
         ("NCCL_SOCKET_IFNAME", _nccl, uses_nccl),
         ("GLOO_SOCKET_IFNAME", _gloo, True),
@@ -63,7 +63,9 @@ def interfaces(
 
 
 def _nccl(value: str) -> Callable[[str], bool]:
-    """As NCCL reads it: beginnings of names; "=" before them: whole names; "^": all but these."""
+    """A matcher with NCCL's syntax: prefixes of names; "=" first: whole names; "^" first:
+    negated.
+    """
     inverted, value = value.startswith("^"), value.removeprefix("^")
     exact, value = value.startswith("="), value.removeprefix("=")
     names = [name.partition(":")[0] for name in value.split(",") if name]

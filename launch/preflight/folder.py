@@ -1,7 +1,7 @@
-"""Whether all ranks see one run folder: each leaves a token in it, and reads rank 0's.
+"""Checks that all ranks see the same run folder: each leaves a token in it, and reads rank 0's.
 
-The folder itself may not exist yet, and a run that is refused is to leave none. So it is tried in
-the nearest folder above that exists on rank 0, the same number of levels up on each rank.
+The folder may not exist yet, and a refused run must not create it. So the nearest ancestor that
+exists on rank 0 is used, the same number of levels up on each rank.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-PATIENCE_S = 5.0  # in which a network file system shows to one host what another has written
+PATIENCE_S = 5.0  # within which a network file system shows one host's files to another
 PREFIX = ".preflight-"
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where tokens are left: in which folder above the run's, under which name. Rank 0 sends it."""
+    """Where tokens are left: in which ancestor of the run's folder, under which name; from rank
+    0.
+    """
 
     levels: int
     name: str
 
     def folder(self, run: Path) -> Path:
-        """Of this rank, whose current folder may be another than rank 0's."""
+        """The folder on this rank, whose current folder may differ from rank 0's."""
         run = Path(os.path.abspath(run))
         return [run, *run.parents][self.levels] / self.name
 
@@ -41,7 +43,7 @@ def begin(run: Path, name: str) -> Meeting:
 
 
 def leave_token(meeting: Meeting, run: Path, rank: int) -> str:
-    """Leaves this rank's token beside rank 0's; "", or why it could not."""
+    """Leaves this rank's token beside rank 0's; returns "", or why it could not."""
     folder = meeting.folder(run)
     try:
         if rank and not _appears(folder / "0"):
@@ -53,11 +55,11 @@ def leave_token(meeting: Meeting, run: Path, rank: int) -> str:
 
 
 def missing_tokens(meeting: Meeting, run: Path, ranks: Iterable[int]) -> set[int]:
-    """The ranks whose tokens rank 0 does not see, after some patience."""
+    """The ranks whose tokens rank 0 does not see, after waiting up to PATIENCE_S."""
     folder, deadline = meeting.folder(run), time.monotonic() + PATIENCE_S
     while True:
         missing = set(ranks) - {int(path.name) for path in folder.iterdir()}
-        # opening asks the file system's server anew, which listing may not
+        # looking up a path asks the file system's server again; listing may use a cache
         missing = {rank for rank in missing if not (folder / str(rank)).exists()}
         if not missing or time.monotonic() > deadline:
             return missing
@@ -65,7 +67,7 @@ def missing_tokens(meeting: Meeting, run: Path, ranks: Iterable[int]) -> set[int
 
 
 def end(meeting: Meeting, run: Path) -> None:
-    """Rank 0 takes all tokens away."""
+    """Rank 0 removes all tokens."""
     shutil.rmtree(meeting.folder(run), ignore_errors=True)
 
 

@@ -1,9 +1,9 @@
-"""Ranks measure themselves together, while a thread of each looks on: none hangs without a word.
+"""Measures all ranks together, with a watching thread on each, so that a hang is always reported.
 
-The main thread may hang: it joins the others and computes with them. The thread of rank 0 waits for
-what all have measured, and tells the outcome, also if some ranks do not come to an end: those that
-are furthest behind are named. The others' threads wait for its word; where the main thread takes
-long, over a further connection to the store, and they say how far it is.
+The main thread joins the others and computes with them, so it may hang. Rank 0's thread waits for
+all results and announces the outcome, even if some ranks never finish: then those furthest behind
+are named. The other ranks' threads wait for its verdict; if their main thread takes long, they do
+so over a connection of their own, and report its progress.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from parallel import talk
 from pretrain.errors import UserError
 
 MEASURE_S = 60.0  # seconds, see launch/preflight/__init__.py
-LONG_S = 5.0  # after which a rank says how far it is, and hears although its main thread hangs
-GRACE_S = 3.0  # for other ranks' words once one has broken down, and for a main thread to end
+LONG_S = 5.0  # after which a rank's thread reports progress, and no longer relies on the main one
+GRACE_S = 3.0  # for other ranks' reports after a failure, and for a main thread to end
 NETWORK = (
     "check that hosts reach each other, and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; "
     "NCCL_DEBUG=INFO shows more"
 )
-MEASURED = "measured"  # the key of rank 0's word
-# of the partners, and a function that is told which stage begins; the rates
+MEASURED = "measured"  # the key of rank 0's verdict
+# (partners, function to call when a stage begins) -> the rates
 Work = Callable[[Sequence[int], Stage], Rates]
 Measured = tuple[list[Rates], list[Problem]]
 
 
 def measure(seat: Seat, reports: Sequence[Report], partners: Sequence[int], work: Work) -> Measured:
-    """Does the work with all ranks. On rank 0: all rates, and who is slow.
+    """Does the work with all ranks. Returns, on rank 0, all rates and the slow ranks.
 
     Args:
-        reports: rank 0's, of all ranks.
+        reports: of all ranks, on rank 0.
         partners: ranks that this one exchanges data with.
     Raises:
         PreflightError: on every rank.
@@ -65,22 +65,22 @@ def measure(seat: Seat, reports: Sequence[Report], partners: Sequence[int], work
 
 
 class _Watch(threading.Thread):
-    """Ends this rank if the measuring does not."""
+    """The thread that ends this rank if the measurement hangs."""
 
     def __init__(self, seat: Seat, reports: Sequence[Report]) -> None:
         super().__init__(name="preflight", daemon=True)
-        self.stage = 0, "begins"  # of the main thread: how many there were, and what it is
+        self.stage = 0, "begins"  # of the main thread: its number, and what it is
         self._seat, self._reports = seat, reports
         self._main_is_done = threading.Event()
         self._measured: Measured = [], []
         self._error: Exception | None = None
 
     def stage_begins(self, what: str) -> None:
-        """For the main thread."""
+        """Called by the main thread when a stage begins."""
         self.stage = self.stage[0] + 1, what
 
     def outcome(self) -> Measured:
-        """For the main thread, when it has done its part."""
+        """Called by the main thread when it has finished: waits for the verdict."""
         self._main_is_done.set()
         self.join()
         if self._error is not None:
@@ -91,24 +91,24 @@ class _Watch(threading.Thread):
         try:
             if self._seat.world.rank == 0:
                 self._measured = self._judge(self._beside_main())
-            elif self._main_is_done.wait(LONG_S):  # the usual case: no connection beside its own
+            elif self._main_is_done.wait(LONG_S):  # the usual case: no second connection
                 self._hear(self._seat)
             else:
                 self._hear(self._beside_main())
-        except Exception as error:  # the main thread's to raise
+        except Exception as error:  # raised in the main thread
             self._error = error
             if not self._main_is_done.wait(GRACE_S):
                 print(f"hypnos: error: {error}", file=sys.stderr, flush=True)
                 os._exit(error.status if isinstance(error, UserError) else 1)
 
     def _beside_main(self) -> Seat:
-        """With a connection of its own, which a wait keeps to itself."""
+        """The seat with a connection of its own, since a wait blocks its connection."""
         return replace(self._seat, store=self._seat.store.clone())  # type: ignore[attr-defined]
 
     def _hear(self, seat: Seat) -> None:
-        """Waits for rank 0's word, and until then says how far this rank is."""
+        """Waits for rank 0's verdict, and reports this rank's progress until then."""
         deadline = time.monotonic() + MEASURE_S + 2 * talk.STORE_TIMEOUT_S
-        with suppress(dist.DistNetworkError):  # rank 0 has gone, which `hear` says
+        with suppress(dist.DistNetworkError):  # rank 0 has gone; `hear` will report that
             while not self._main_is_done.is_set() and time.monotonic() < deadline:
                 seat.store.set(f"stage/{seat.world.rank}", json.dumps(self.stage))
                 with suppress(dist.DistStoreError):
@@ -117,7 +117,7 @@ class _Watch(threading.Thread):
         seat.hear(MEASURED, max(1.0, deadline - time.monotonic()))
 
     def _judge(self, seat: Seat) -> Measured:
-        """Rank 0 waits for all, and says how it went."""
+        """Rank 0 waits for all ranks, and announces the verdict."""
         store, hosts = seat.store, [report.host for report in self._reports]
         silent = self._wait(seat)
         there = sorted(set(range(seat.world.size)) - set(silent))
@@ -138,7 +138,7 @@ class _Watch(threading.Thread):
         return measured, problems
 
     def _wait(self, seat: Seat) -> list[int]:
-        """Until all have measured, or MEASURE_S are over; the ranks that have not."""
+        """Waits until all have measured, at most MEASURE_S; returns the ranks that have not."""
         store, keys = seat.store, seat.keys("rates")
         deadline, hurried = time.monotonic() + MEASURE_S, False
         while (left := deadline - time.monotonic()) > 0:
@@ -153,10 +153,10 @@ class _Watch(threading.Thread):
     def _behind(
         self, seat: Seat, silent: Sequence[int], deaf: Sequence[int], hosts: Sequence[str]
     ) -> list[Problem]:
-        """Of the ranks that come to no end, those that are furthest behind.
+        """Of the ranks that do not finish, those that are furthest behind.
 
         Args:
-            deaf: those whose threads do not even say how far they are.
+            deaf: those whose threads do not even report progress.
         """
         if deaf:
             what = f"has reported no progress for {MEASURE_S:g} s"
@@ -171,7 +171,7 @@ class _Watch(threading.Thread):
 
 
 def _broken(broken: dict[int, Any], hosts: Sequence[str]) -> list[Problem]:
-    """Ranks that have broken down; by themselves, if there are such."""
+    """Ranks that have failed; if some have failed by themselves, only those."""
     first = {rank: each for rank, each in broken.items() if not each["by_another"]} or broken
     found = list[Problem]()
     for rank, each in first.items():

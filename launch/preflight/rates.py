@@ -1,10 +1,10 @@
-"""How fast each rank computes and sends: a second of work, so that a slow one is named.
+"""Measures how fast each rank computes and sends, in about a second, so that slow ones are named.
 
-An all-reduce is as slow as its slowest rank, so it tells nothing of who that is. Each rank also
-exchanges data with two others, in two rounds: a link or a host that is slow is slow in both, and
-its partners are not, so a rank's rate is the better one.
+An all-reduce is as slow as its slowest rank, so it does not tell which one that is. Each rank also
+exchanges data with two others, in two rounds. A slow link or host is slow in both rounds, but its
+partners are not, so a rank's rate is the better of the two.
 
-    hosts    0   1   2   3        ranks of the same place on two hosts; of one host, two neighbours
+    hosts    0   1   2   3        ranks with the same local rank on two hosts; or neighbours on one
     round 1  '---'   '---'
     round 2  .   '---'   .        and 3 with 0
 """
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from launch.preflight.report import Rates
 from parallel import mesh
 
-# per kind of device: rows of a square matrix, its dtype, elements that are sent (fp32)
+# per kind of device: size of a square matrix, its dtype, elements that are sent (fp32)
 SIZES = {"cuda": (8192, torch.bfloat16, 1 << 24), "cpu": (384, torch.float32, 1 << 18)}
 REPEATS = 5
 Stage = Callable[[str], None]
@@ -33,7 +33,7 @@ def measure(partners: Sequence[int], stage: Stage) -> Rates:
 
     Args:
         partners: see `choose_partners`.
-        stage: is told what begins.
+        stage: called when a stage begins.
     """
     rows, dtype, elements = SIZES[mesh.device().type]
     stage("multiplying matrices")
@@ -43,7 +43,7 @@ def measure(partners: Sequence[int], stage: Stage) -> Rates:
     stage("summing a tensor over all ranks")
     data, received = (torch.ones(elements, device=mesh.device()) for _ in range(2))
     size, world = data.nbytes, dist.get_world_size()
-    # what each rank sends and receives in a ring, whichever algorithm is used
+    # bytes that each rank sends and receives in a ring, whichever algorithm is used
     all_reduce = 2 * size * (world - 1) / world / _seconds(lambda: dist.all_reduce(data))
 
     exchanges = []
@@ -64,7 +64,7 @@ def _exchange(data: torch.Tensor, received: torch.Tensor, other: int) -> None:
 
 
 def _seconds(act: Callable[[], object]) -> float:
-    """The best of some, after a first one that sets things up."""
+    """The best time of several calls, after one to warm up."""
     times = []
     for _ in range(1 + REPEATS):
         _synchronize()
@@ -81,7 +81,7 @@ def _synchronize() -> None:
 
 
 def choose_partners(hosts: Sequence[str]) -> list[list[int]]:
-    """For each rank, those that it exchanges data with: one a round, where its place has one.
+    """For each rank, its partners: one per round, if there is one.
 
     Args:
         hosts: of each rank.

@@ -1,7 +1,8 @@
-"""How ranks come to rank 0's store: who is missed is named, and why rank 0 is not reached.
+"""The rendezvous at rank 0's store: reports missing ranks by name, and why rank 0 is unreachable.
 
-The store is the launcher's, where that keeps one (torchrun, `hypnos launch local`); else rank 0
-keeps it at MASTER_ADDR:MASTER_PORT. Messages: one or two of each rank; rank 0 asks for all at once.
+The store is the launcher's if it hosts one (torchrun, `hypnos launch local`); otherwise rank 0
+hosts it at MASTER_ADDR:MASTER_PORT. Each rank sends one or two messages; rank 0 asks for all at
+once.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from launch.store import listen
 from launch.world import World, expected_hosts, this_host
 from pretrain.errors import UserError
 
-SAY_S = 10.0  # between lines that say who is waited for
+SAY_S = 10.0  # between messages about the ranks that are waited for
 BATCH = 256  # values asked for in one message
-CONNECTIONS = 12  # of each rank to the store, at most, while it trains
+CONNECTIONS = 12  # maximum connections of each rank to the store, while it trains
 Say = Callable[[str], None]
 
 
 class PortTaken(UserError):
-    """The port that a start has come to, by no choice of the user's: start again."""
+    """The port that was chosen automatically for a start is in use: start again."""
 
     status = 1
 
@@ -39,7 +40,7 @@ def connect(world: World, timeout: float, say: Say) -> dist.Store:
     """The store, under this job's own names.
 
     Args:
-        timeout: seconds that rank 0 is waited for.
+        timeout: seconds to wait for rank 0.
     Raises:
         UserError: rank 0 cannot be reached, or cannot listen.
     """
@@ -50,7 +51,7 @@ def connect(world: World, timeout: float, say: Say) -> dist.Store:
         store = _listen(world)
     else:
         store = _reach(world, timeout, say)
-    # a launcher that starts ranks again keeps its store
+    # a launcher that restarts ranks keeps its store
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"hypnos/{attempt}", store)
 
@@ -58,10 +59,10 @@ def connect(world: World, timeout: float, say: Say) -> dist.Store:
 def wait_for_all(
     store: dist.Store, key: str, world: int, timeout: float, say: Say, hosts: Sequence[str] = ()
 ) -> list[int]:
-    """Rank 0 waits until every rank has set key/RANK; the ranks that have not in `timeout` seconds.
+    """Rank 0 waits until every rank has set key/RANK; returns those that have not within `timeout`.
 
     Args:
-        hosts: of each rank, where they are known.
+        hosts: of each rank, if known.
     """
     begin, keys = time.monotonic(), [f"{key}/{rank}" for rank in range(world)]
     while True:
@@ -81,12 +82,12 @@ def wait_for_all(
 
 
 def absent_hosts(came: Collection[str]) -> list[str]:
-    """Hosts that the launcher has named, and that no rank has come from."""
+    """Hosts that the launcher has named, but from which no rank has connected."""
     return [host for host in expected_hosts(os.environ) if host not in came]
 
 
 def never_came(missing: Sequence[int], absent: Sequence[str], world: int, timeout: float) -> str:
-    """What is said of ranks that have not come. absent: see `absent_hosts`."""
+    """The message about ranks that have not connected. absent: see `absent_hosts`."""
     where = f" (no rank has connected from {', '.join(absent)})" if absent else ""
     return (
         f"{named(missing)} of {world} did not connect in {timeout:g} s{where}: see their logs, and "
@@ -96,7 +97,7 @@ def never_came(missing: Sequence[int], absent: Sequence[str], world: int, timeou
 
 
 def gather(store: dist.Store, key: str, ranks: Iterable[int]) -> list[bytes]:
-    """Rank 0 takes what these ranks have set under key/RANK, many at a time."""
+    """Rank 0 reads what these ranks have set under key/RANK, many at a time."""
     keys, values = [f"{key}/{rank}" for rank in ranks], list[bytes]()
     for begin in range(0, len(keys), BATCH):
         values += store.multi_get(keys[begin : begin + BATCH])
@@ -104,13 +105,13 @@ def gather(store: dist.Store, key: str, ranks: Iterable[int]) -> list[bytes]:
 
 
 def scatter(store: dist.Store, keys: Sequence[str], values: Sequence[str]) -> None:
-    """Rank 0 tells many ranks something of their own, in one message."""
-    common: Any = store  # whose type lacks the method
+    """Rank 0 sends each of many ranks its own value, in one message."""
+    common: Any = store  # its type stub lacks the method
     common.multi_set(list(keys), list(values))
 
 
 def _check_address(world: World) -> None:
-    """MASTER_ADDR is rank 0's host, and known to the others by that."""
+    """Checks that MASTER_ADDR is rank 0's host, and an address that the others can use."""
     given, here = f"MASTER_ADDR = {world.address}", socket.gethostname()
     fix = f"set it to the name of rank 0's host, {here}"
     try:
@@ -121,7 +122,7 @@ def _check_address(world: World) -> None:
     loopback = all(str(address).startswith(("127.", "::1")) for address in addresses)
     if not loopback and not addresses & own:
         raise UserError(f"{given} is not {here}, where rank 0 is; {fix}")
-    # its own name is so to itself alone: Debian writes 127.0.1.1 for it in each host's /etc/hosts
+    # a host's own name may be valid only locally: Debian maps it to 127.0.1.1 in /etc/hosts
     everywhere = world.address not in (here, this_host())
     if loopback and everywhere and len(expected_hosts(os.environ)) > 1:
         raise UserError(f"{given} refers to each host itself, and there are several; {fix}")
@@ -134,7 +135,7 @@ def _listen(world: World) -> dist.Store:
         if error.errno != errno.EADDRINUSE:
             raise
     taken = f"is in use on {socket.gethostname()}{_user_of(world.port)}"
-    if world.launcher != "torchrun":  # whose variables may be set by hand
+    if world.launcher != "torchrun":  # its variables may be set by hand
         raise PortTaken(
             f"port {world.port}, chosen for this start, {taken}: the next start uses another"
         )
@@ -145,7 +146,7 @@ def _listen(world: World) -> dist.Store:
 
 
 def _user_of(port: int) -> str:
-    """Who has a port, as far as this user may know."""
+    """Which process uses a port, as far as this user may see."""
     for each in psutil.net_connections("tcp"):
         if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
             return f" by process {each.pid} ({psutil.Process(each.pid).name()})"
@@ -153,7 +154,7 @@ def _user_of(port: int) -> str:
 
 
 def _reach(world: World, timeout: float, say: Say) -> dist.Store:
-    """Rank 0's store, as soon as it is there."""
+    """Connects to rank 0's store, as soon as it is there."""
     here, begin = f"rank {world.rank} on {socket.gethostname()}", time.monotonic()
     where, said = f"{world.address}:{world.port}", begin
     while True:
@@ -186,7 +187,7 @@ def _why(reason: str, world: World) -> str:
 
 
 def _allow_connections(ranks: int) -> None:
-    """Every connection to the store is an open file of rank 0."""
+    """Raises rank 0's limit of open files: every connection to the store is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = ranks * CONNECTIONS + 1024
     if soft < needed and (hard == resource.RLIM_INFINITY or soft < hard):

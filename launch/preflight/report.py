@@ -1,4 +1,4 @@
-"""What a rank says of itself before a run begins: where it is, what it has, what it sees."""
+"""A rank's report before a run starts: where it is, what it has, what it sees."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's; small: rank 0 gets all of them."""
+    """One rank's report; small, since rank 0 gets all of them."""
 
     rank: int
-    host: str  # by which the launcher knows it
+    host: str  # its name for the launcher
     device: str
-    gpu: str  # its own number in the world; "" on a CPU
+    gpu: str  # the GPU's UUID; "" on a CPU
     gpus: int  # of this host that the rank sees
     driver: str
     disk_free: int  # bytes, where the run's folder is
     found: list[Finding]  # what it has found wrong by itself
-    ahead: float = 0.0  # seconds, of rank 0's clock
+    ahead: float = 0.0  # seconds by which its clock is ahead of rank 0's
     digest: str = ""  # of the facts
     facts: Facts | None = (
-        None  # what must be the same on all ranks; of rank 0, and where it differs
+        None  # what must be the same on all ranks; from rank 0, and from ranks that differ
     )
 
     def encode(self) -> str:
@@ -45,7 +45,7 @@ class Report:
 
     @classmethod
     def decode(cls, content: bytes) -> Report:
-        """The report of what `encode` gave."""
+        """The inverse of `encode`."""
         fields = json.loads(content)
         return cls(**fields | {"found": [Finding(**each) for each in fields["found"]]})
 
@@ -55,7 +55,7 @@ class Rates:
     """How fast a rank is."""
 
     matmul: float  # FLOP/s
-    # bytes/s to and from another host, or another rank if there is one host; None: has no partner
+    # bytes/s to and from another host, or another rank if there is only one host; None: no partner
     exchange: float | None
     all_reduce: float  # bytes/s of a sum over all ranks
 
@@ -65,12 +65,12 @@ class Rates:
 
 
 def digest(facts: Facts) -> str:
-    """A hash of them: ranks that have the same facts have the same."""
+    """A hash of the facts: equal on ranks with the same facts."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def look(world: World | None, run: Path) -> Report:
-    """This rank's, as far as it needs no others. run: the run's folder, which may not exist."""
+    """This rank's report, as far as it needs no others. run: its folder, which may not exist."""
     device, gpu, gpus = _device()
     where = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
     return Report(
@@ -86,7 +86,7 @@ def look(world: World | None, run: Path) -> Report:
 
 
 def _device() -> tuple[str, str, int]:
-    """This rank's device in words, a GPU's own number, and how many GPUs the rank sees."""
+    """This rank's device in words, its GPU's UUID, and how many GPUs the rank sees."""
     if mesh.device().type == "cpu":
         return f"cpu ({platform.machine()})", "", 0
     count = torch.cuda.device_count()

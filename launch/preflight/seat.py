@@ -18,12 +18,12 @@ from parallel import talk
 from pretrain.errors import PeerGone, UserError
 from pretrain.files import write_atomically, writes_user_file
 
-FILE = "preflight.json"  # in the run's folder, after a preflight that failed
+FILE = "preflight.json"  # in the run's folder, after a failed preflight
 
 
 @dataclass(frozen=True)
 class Seat:
-    """One rank's. The store holds what all of them say."""
+    """One rank's channel: the store that all of them use, and where it prints."""
 
     world: World
     run: Path  # the run's folder, which may not exist
@@ -36,7 +36,7 @@ class Seat:
         return f"rank {self.world.rank} on {this_host()}"
 
     def hear(self, key: str, seconds: float) -> Any:
-        """What rank 0 tells; if the preflight has failed, the error that all ranks raise."""
+        """Waits for a value from rank 0; if the preflight has failed, raises the common error."""
         try:
             self.store.wait([key], timedelta(seconds=seconds))
             told = json.loads(self.store.get(key))
@@ -60,24 +60,24 @@ class Seat:
         deaf: Collection[int] = (),
         can_write: bool = True,
     ) -> PreflightError:
-        """Rank 0 says what is wrong, keeps it in the run's folder, and tells the others.
+        """Rank 0 prints what is wrong, writes it to the run's folder, and tells the others.
 
         Args:
-            keys: under which the others wait.
-            deaf: ranks that are not there, or hang.
-            can_write: in the run's folder, unless that is what is wrong.
+            keys: on which the others wait.
+            deaf: ranks that are missing, or hang.
+            can_write: False if the run's folder is what is wrong.
         """
         if len(problems) > 1:
-            for problem in problems:  # before anyone ends, and the launcher ends all
+            for problem in problems:  # before any rank exits, and the launcher ends all
                 self.say(f"preflight: {problem.state}: {problem}")
         lines = [str(problem) for problem in problems] or [str(error)]
         kept = {"bad_hosts": error.bad_hosts, "problems": lines}
-        if can_write:  # before anyone hears of it, and ends, and the launcher ends all
+        if can_write:  # before any rank is told and exits, and the launcher ends all
             try:
                 with writes_user_file(self.run / FILE):
                     self.run.mkdir(parents=True, exist_ok=True)
                     write_atomically(self.run / FILE, json.dumps(kept, indent=1) + "\n")
-            except UserError as unwritten:  # what is wrong matters more
+            except UserError as unwritten:  # the original problem matters more
                 self.say(f"preflight: {unwritten}")
         told = json.dumps({"error": str(error), "bad_hosts": error.bad_hosts})
         scatter(self.store, keys, [told] * len(keys))

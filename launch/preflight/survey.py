@@ -32,15 +32,15 @@ JOIN_S, REPORT_S = 300.0, 60.0  # seconds, see launch/preflight/__init__.py
 
 @dataclass(frozen=True)
 class Survey:
-    """What a preflight has found of a job that may go on; rank 0 has it."""
+    """The findings of a passed preflight, on rank 0."""
 
     reports: list[Report]  # of all ranks, by rank
-    rates: list[Rates]  # likewise; none of a rank that is alone
-    problems: list[Problem]  # that do not end it
-    seconds: float  # since all ranks have come
+    rates: list[Rates]  # likewise; empty for a single rank
+    problems: list[Problem]  # only those that do not end the job
+    seconds: float  # since all ranks have joined
 
     def lines(self) -> Iterator[str]:
-        """What is said of it before the run begins."""
+        """The lines to print before the run starts."""
         yield from (f"preflight: {problem.state}: {problem}" for problem in self.problems)
         if self.rates:
             hosts = len({each.host for each in self.reports})
@@ -57,18 +57,18 @@ def check(config: Config | None, world: World | None, say: Say) -> Survey | None
     """Compares and measures the ranks; afterwards they are a group, as after `mesh.join`.
 
     Args:
-        config: of the run; None: only the machines are looked at.
-        say: tells the user one line.
+        config: of the run; None: only the machines are checked.
+        say: prints one line for the user.
     Returns:
-        On rank 0, what was found.
+        On rank 0, the findings.
     Raises:
-        PreflightError: on every rank, about the first thing that ends the job.
-        UserError: rank 0 is not reached, or cannot listen.
+        PreflightError: on every rank, with the first problem that ends the job.
+        UserError: rank 0 cannot be reached, or cannot listen.
     """
     run = Path(config.run.dir) / config.run.name if config else Path.cwd()
     if world is None or world.size == 1:
         return _alone(run, world)
-    if world.local_rank:  # once a host is enough
+    if world.local_rank:  # one message per host is enough
         say = _mute
     limit = config.parallel.timeout if config else mesh.TIMEOUT
     common = rendezvous.connect(world, min(JOIN_S, limit), say)
@@ -83,11 +83,11 @@ def check(config: Config | None, world: World | None, say: Say) -> Survey | None
 
 
 def exchange(seat: Seat, mine: Facts, timeout: float, work: Work) -> Survey | None:
-    """All that ranks tell each other, once they reach the store; see `check`.
+    """All communication of the preflight, once ranks have reached the store; see `check`.
 
     Args:
-        mine: what must be the same on all ranks, as this one has it.
-        timeout: seconds that ranks are waited for.
+        mine: this rank's version of what must be the same on all ranks.
+        timeout: seconds to wait for ranks.
         work: what is measured.
     """
     start, ahead = _join(seat, report.digest(mine), timeout)
@@ -101,11 +101,11 @@ def exchange(seat: Seat, mine: Facts, timeout: float, work: Work) -> Survey | No
 
 
 def _mute(line: str) -> None:
-    """Says nothing."""
+    """Prints nothing."""
 
 
 def _alone(run: Path, world: World | None) -> Survey:
-    """Of a rank without others: what it finds wrong by itself."""
+    """The survey of a single rank: what it finds wrong by itself."""
     mine = report.look(world, run)
     problems = verdict.of_reports([mine], unseen=())
     if error := verdict.error(problems, [mine.host]):
@@ -115,14 +115,14 @@ def _alone(run: Path, world: World | None) -> Survey:
 
 
 def _forget_failure(run: Path) -> None:
-    """Of an attempt before: this one has passed."""
+    """Removes the record of an earlier failed preflight, since this one has passed."""
     if (run / FILE).is_file():
         (run / FILE).unlink()
 
 
 def _join(seat: Seat, digest: str, timeout: float) -> tuple[dict[str, Any], float]:
-    """Waits until all ranks have come. What rank 0 then tells all at once, and the seconds that
-    this rank's clock is ahead of rank 0's.
+    """Waits until all ranks have joined. Returns what rank 0 then tells all at once, and by how
+    many seconds this rank's clock is ahead of rank 0's.
     """
     world, store = seat.world, seat.store
     store.set(f"here/{world.rank}", this_host())
@@ -150,10 +150,11 @@ def _join(seat: Seat, digest: str, timeout: float) -> tuple[dict[str, Any], floa
 def _report(
     seat: Seat, start: dict[str, Any], mine: Facts, ahead: float
 ) -> tuple[list[Report], list[Problem], Sequence[int]]:
-    """Every rank reports. On rank 0: all reports, and the problems that do not end the job.
+    """Every rank reports.
 
     Returns:
-        Beside these, the ranks that this one is to exchange data with.
+        On rank 0, all reports and the problems that do not end the job; on every rank, the ranks
+        that it will exchange data with.
     """
     world, store = seat.world, seat.store
     meeting = Meeting(start["levels"], start["name"])

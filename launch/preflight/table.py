@@ -1,4 +1,4 @@
-"""A preflight's survey as a table: a row a host, and what is worth a look below it."""
+"""Prints a preflight's survey as a table: a row per host, and noteworthy findings below."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launch.preflight.verdict import named
 
 
 def show(survey: Survey) -> None:
-    """Prints it."""
+    """Prints the table."""
     places = defaultdict[str, list[int]](list)
     for report in survey.reports:
         places[report.host].append(report.rank)
@@ -44,7 +44,7 @@ def show(survey: Survey) -> None:
 
 
 def _span(values: Iterable[float]) -> str:
-    """The least and the most."""
+    """The range of some values, in words."""
     found = sorted(values)
     if not found:
         return "-"

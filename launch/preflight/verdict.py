@@ -1,10 +1,10 @@
-"""What rank 0 makes of all reports: problems by rank and host, and which hosts are to blame.
+"""Rank 0's verdict on all reports: problems by rank and host, and which hosts are to blame.
 
-fail    ranks that differ in code, versions, settings or data; another run folder; no GPU of
+fail    ranks that differ in code, versions, settings or data; a different run folder; no GPU of
         their own; a GPU below TOO_SLOW x the job's median
-note    the run begins all the same: a clock that is off by more than MAX_CLOCK_S, a full disk,
-        other drivers, hosts with more ranks than others, a GPU below SLOW x the median, a CPU,
-        whose cores ranks often share, below SLOW_CPU x
+note    the run starts all the same: a clock that is off by more than MAX_CLOCK_S, a full disk,
+        different drivers, hosts with more ranks than others, a GPU below SLOW x the median, a CPU
+        (whose cores ranks often share) below SLOW_CPU x
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHARE = "set run.dir to a path on a file system that all hosts share"
 
 
 class PreflightError(UserError):
-    """Told by every rank. `bad_hosts`: without them the job may run."""
+    """Raised on every rank. `bad_hosts`: the job may run without them."""
 
     def __init__(self, message: str, bad_hosts: Sequence[str] = ()) -> None:
         super().__init__(message, UNFIT if bad_hosts else None)
@@ -36,7 +36,7 @@ class PreflightError(UserError):
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with some ranks of one host, and the fix; of the job, if no rank is named."""
+    """A problem of some ranks of one host, and the fix; of the whole job, if no rank is named."""
 
     state: str  # "fail" or "note"
     host: str
@@ -50,7 +50,7 @@ class Problem:
 
 
 def named(ranks: Collection[int], most: int = 8) -> str:
-    """Ranks in words: "rank 3", "ranks 0, 4-7"; of many runs the first ones."""
+    """Ranks in words: "rank 3", "ranks 0, 4-7"; at most so many ranges."""
     runs: list[list[int]] = []
     for rank in sorted(ranks):
         if runs and rank == runs[-1][1] + 1:
@@ -87,12 +87,12 @@ def of_reports(reports: Sequence[Report], unseen: Collection[int]) -> list[Probl
 
 
 def of_ranks(ranks: Iterable[int], hosts: Sequence[str], what: str, fix: str) -> list[Problem]:
-    """A failure of some ranks. hosts: of all ranks."""
+    """The same failure of some ranks, by host. hosts: of all ranks."""
     return by_host(Problem("fail", hosts[rank], (rank,), what, fix) for rank in ranks)
 
 
 def of_rates(reports: Sequence[Report], rates: Sequence[Rates]) -> list[Problem]:
-    """Ranks that are slow beside the job's median."""
+    """Ranks that are slow relative to the job's median."""
     found = []
     for what, unit, values in (
         ("multiplies matrices at", "TFLOP/s", [rate.matmul / 1e12 for rate in rates]),
@@ -110,7 +110,7 @@ def of_rates(reports: Sequence[Report], rates: Sequence[Rates]) -> list[Problem]
 
 
 def error(problems: Iterable[Problem], hosts: Collection[str]) -> PreflightError | None:
-    """What ends the job; None: it may go on. hosts: all of them."""
+    """The error that ends the job; None: it may go on. hosts: all hosts."""
     failed = [problem for problem in problems if problem.state == "fail"]
     if not failed:
         return None
@@ -120,12 +120,12 @@ def error(problems: Iterable[Problem], hosts: Collection[str]) -> PreflightError
 
 
 def minority(bad: Collection[str], hosts: Collection[str]) -> list[str]:
-    """Hosts that are to blame; none if they are more than half: the job itself is at fault then."""
+    """Hosts that are to blame; none if more than half are bad: then the job itself is at fault."""
     return sorted(bad) if 2 * len(set(bad)) <= len(set(hosts)) else []
 
 
 def _facts(reports: Sequence[Report]) -> Iterator[Problem]:
-    """Ranks that differ from most others; from rank 0, where no side has more."""
+    """Ranks whose facts differ from the majority's, or from rank 0's if there is no majority."""
     counts = Counter(report.digest for report in reports)
     first = reports[0]
     usual = max(counts, key=lambda digest: (counts[digest], digest == first.digest))
@@ -198,7 +198,7 @@ def _numbers(reports: Sequence[Report]) -> Iterator[Problem]:
 
 
 def by_host(problems: Iterable[Problem]) -> list[Problem]:
-    """Those of one host that are the same but for the rank, as one; failures first."""
+    """Merges problems of one host that differ only in the rank; failures first."""
     ranks = defaultdict[tuple[str, str, str, str], list[int]](list)
     for each in problems:
         alike = each.what

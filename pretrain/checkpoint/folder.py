@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: which there are, which one is the newest, which are kept."""
+"""A run's folder of checkpoints: which exist, which one is the latest, which are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pretrain.errors import UserError, shortened
 from pretrain.files import read_whole, write_atomically
 
 LATEST = "latest"
-NAME = re.compile(r"step-(0|[1-9][0-9]{0,14})")  # step-007 is no checkpoint
+NAME = re.compile(r"step-(0|[1-9][0-9]{0,14})")  # step-007 is not a checkpoint
 GIVEN_UP = re.compile(rf"given-up-{NAME.pattern}(-[0-9]+)?")
 UNFINISHED = re.compile(r"\.step-[0-9]+\.(draft|old|replaced)|\.latest\.draft")
 
@@ -25,13 +25,13 @@ def steps(run: Path) -> list[int]:
 
 
 def strays(run: Path) -> list[str]:
-    """A line about each thing beside a run's checkpoints that is none."""
+    """A line about each file or folder among a run's checkpoints that does not belong there."""
     known = {LATEST, *(f"step-{step}" for step in steps(run)), *given_up(run)}
     return files.strays(run / "checkpoints", known)
 
 
 def given_up(run: Path) -> list[str]:
-    """The names of checkpoints that have been taken out of a run's series, see `make_latest`."""
+    """The names of checkpoints that were taken out of a run's series, see `make_latest`."""
     found = (path.name for path in (run / "checkpoints").glob("given-up-step-*"))
     return sorted(name for name in found if GIVEN_UP.fullmatch(name))
 
@@ -42,7 +42,7 @@ def checkpoint_dir(run: Path, step: int) -> Path:
 
 
 def pointed_at(run: Path) -> int | None:
-    """The step that `latest` names; None without it. UserError: damaged."""
+    """The step that `latest` names; None if there is no `latest`. UserError: it is damaged."""
     pointer = run / "checkpoints" / LATEST
     try:
         content = read_whole(pointer)
@@ -57,8 +57,8 @@ def pointed_at(run: Path) -> int | None:
 
 
 def remove_incomplete(run: Path) -> None:
-    """Removes what a run that was killed has left half written, or half deleted, and puts back what
-    it had replaced. Nothing else: what others keep there is theirs.
+    """Removes what a killed run has left half written or half deleted, and restores what it was
+    replacing. Touches nothing else in the folder.
     """
     for path in (run / "checkpoints").glob(".step-*.replaced"):
         final = path.with_name(path.name.removeprefix(".").removesuffix(".replaced"))
@@ -70,15 +70,15 @@ def remove_incomplete(run: Path) -> None:
 
 
 def make_latest(run: Path, step: int) -> str | None:
-    """Makes a checkpoint the latest of its run, and takes all that come after it out of the series.
+    """Makes a checkpoint the latest of its run, and renames all later ones.
 
-    They are of a future that was given up, or damaged: if they kept their names, a run that comes
-    by would take them for its past, go back to them, and keep them in the place of its own. Nothing
-    is deleted: whoever went back may want them yet. The pointer moves first, so that a start that
-    is killed here is made again by the next.
+    The later ones were given up by going back, or are damaged: under their old names a run that
+    reaches their steps would take them for its own, resume from them, and keep them in place of its
+    own. Nothing is deleted: the user may still want them. `latest` is updated first, so that if
+    this is killed, the next start repeats it.
 
     Returns:
-        a line about those that have another name now, if there are any.
+        a line about the renamed ones, if there are any.
     """
     write_atomically(checkpoint_dir(run, step).with_name(LATEST), f"step-{step}\n")
     later = [number for number in steps(run) if number > step]
@@ -97,43 +97,46 @@ def make_latest(run: Path, step: int) -> str | None:
 
 
 def draft_dir(run: Path, step: int) -> Path:
-    """The name under which a checkpoint is written."""
+    """The folder in which a checkpoint is written before it is published."""
     return run / "checkpoints" / f".step-{step}.draft"
 
 
 def make_draft(run: Path, step: int) -> None:
-    """Makes an empty draft. What cannot be removed of one before it is in no index: harmless."""
+    """Makes an empty draft. Files of an earlier draft that cannot be removed are harmless: they are
+    in no index.
+    """
     remove_draft(run, step)
     draft_dir(run, step).mkdir(parents=True, exist_ok=True)
 
 
 def remove_draft(run: Path, step: int) -> None:
-    """Gives a checkpoint up: what is half written takes room."""
+    """Removes the draft of a checkpoint that failed, to free its space."""
     _remove(draft_dir(run, step))
 
 
 def publish(run: Path, step: int, keep: int, keep_every: int, keep_all: bool = False) -> None:
-    """Gives a draft that is whole its name, points `latest` at it, and deletes old ones.
+    """Renames a complete draft, points `latest` at it, and deletes old checkpoints.
 
     Args:
-        keep: so many of the newest stay. keep_every: so do those of every so many steps; 0: none.
-        keep_all: delete none: the last that a run can go back to may be among them.
+        keep: how many of the newest to keep. keep_every: also keep those of every so many steps;
+            0: none.
+        keep_all: delete none, since the last one that the run can go back to may be among them.
     """
     final = checkpoint_dir(run, step)
     replaced = final.with_name(f".{final.name}.replaced")
-    # the one that the run goes on from is written anew after a rollback, or a first evaluation
+    # after a rollback or a first evaluation, the checkpoint that the run resumed from is rewritten
     if final.exists():
         final.rename(replaced)
     draft_dir(run, step).rename(final)
     _remove(replaced)
-    make_latest(run, step)  # after a rollback there may be later ones
+    make_latest(run, step)  # after a rollback there may be later checkpoints
     for number in [] if keep_all else steps(run)[:-keep]:
         if not keep_every or number % keep_every:
             _delete(checkpoint_dir(run, number))
 
 
 def _delete(folder: Path) -> None:
-    """Renamed first: half a folder must not look like a checkpoint."""
+    """Deletes a checkpoint; renames it first, so that half a folder never looks like one."""
     doomed = folder.with_name(f".{folder.name}.old")
     _remove(doomed)
     with suppress(OSError):
@@ -142,10 +145,10 @@ def _delete(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A folder with what is in it, or a file; of a link, the link alone.
+    """Removes a folder with its content, or a file; of a link, only the link.
 
-    What cannot be removed is left to the next `remove_incomplete`: on a network's disk a reader may
-    have a file of it open. Nothing takes it for a checkpoint.
+    What cannot be removed, because on a network file system a reader has a file open, is left to
+    the next `remove_incomplete`. Nothing takes it for a checkpoint.
     """
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():

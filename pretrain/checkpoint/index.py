@@ -1,4 +1,4 @@
-"""The index of a checkpoint: where every piece of a tensor lies, and what every byte must be."""
+"""The index of a checkpoint: where every piece of a tensor belongs, and the hash of every file."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pretrain.files import has_checksum, parse_json, read_whole, sha256, with_ch
 
 FORMAT = 4  # raised with every change to what a checkpoint holds, state.json included
 INDEX, STATE, CONFIG = "index.json", "state.json", "config.toml"
-KINDS = ("model", "optimizer", "state")  # of tensors; a rank has a file of each that it has any of
-READERS = 8  # files that are hashed at once
-# What a damaged file, or another thing in its place, makes the system say.
+KINDS = ("model", "optimizer", "state")  # of tensors; a rank has one file of each, unless empty
+READERS = 8  # files hashed in parallel
+# Errors of the operating system that mean a damaged file, or something else in its place.
 DAMAGE = (errno.EIO, errno.EINVAL, errno.ELOOP, errno.ENOTDIR)
 
 Entry = dict[str, Any]  # of a file: "bytes" and "sha256"
-Slices = dict[str, dict[str, dict[str, Slice]]]  # kind -> tensor -> file: what of it is there
+Slices = dict[str, dict[str, dict[str, Slice]]]  # kind -> tensor -> file -> the slice in it
 
 
 class Unreadable(UserError):
-    """A checkpoint that cannot be read here and now, and may be whole: never passed over, never
+    """A checkpoint that cannot be read here and now but may be intact: never skipped, never
     replaced.
     """
 
 
 class Deleted(UserError):
-    """A checkpoint that has gone while it was read: a run that goes on deletes its old ones."""
+    """A checkpoint that was deleted while it was read: a running run deletes its old ones."""
 
     def __init__(self, folder: Path) -> None:
         why = "deleted while it was read, by the run that is training"
@@ -38,7 +38,7 @@ class Deleted(UserError):
 
 
 def tensor_file(kind: str, rank: int) -> str:
-    """The file of a rank's pieces of one kind."""
+    """The name of the file with a rank's pieces of one kind."""
     return f"{kind}.{rank}.safetensors"
 
 
@@ -48,7 +48,7 @@ def describe(path: Path) -> Entry:
 
 
 def write_index(folder: Path, files: Mapping[str, Entry], slices: Slices) -> None:
-    """Writes the index, with a hash of its own."""
+    """Writes the index, with a hash of itself."""
     tensors: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     for kind, named in slices.items():
         for name, by_file in sorted(named.items()):
@@ -61,7 +61,7 @@ def write_index(folder: Path, files: Mapping[str, Entry], slices: Slices) -> Non
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a checkpoint's file. UserError: damaged. Unreadable: the system fails."""
+    """The content of a checkpoint's file. UserError: damaged or missing. Unreadable: I/O failed."""
     try:
         return read_whole(path)
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def read_index(folder: Path) -> tuple[dict[str, Entry], Slices]:
     """The entries of all files, and the slices.
 
     Raises:
-        UserError: it is damaged. Unreadable: of another format, or the system does not give it.
+        UserError: it is damaged. Unreadable: it has another format version, or I/O failed.
     """
     path = folder / INDEX
     content = read_file(path)
@@ -85,14 +85,14 @@ def read_index(folder: Path) -> tuple[dict[str, Entry], Slices]:
         raise UserError(f"{path}: damaged, no format version") from None
     except ValueError as error:
         raise UserError(f"{path}: damaged, {error}") from None
-    if written != FORMAT:  # before the hash: another version may have another
+    if written != FORMAT:  # before the hash, which another version may compute differently
         raise Unreadable(
             f"{path}: format {shortened(str(written))}, but this Hypnos reads format {FORMAT}; "
             "use the version that wrote it, or begin another run with another run.name"
         )
     if not has_checksum(content):
         raise UserError(f"{path}: damaged, it does not match its own sha256")
-    # From here on it is as `write_index` wrote it.
+    # From here on the content is what `write_index` wrote.
     slices = {
         kind: {name: _by_file(**entry) for name, entry in named.items()}
         for kind, named in body["tensors"].items()
@@ -112,10 +112,10 @@ def _by_file(shape: list[int], slices: list[dict[str, Any]]) -> dict[str, Slice]
 
 
 def verify(folder: Path) -> Slices:
-    """Checks every byte of a checkpoint that is in its index, and gives its slices.
+    """Verifies every file in a checkpoint's index, and returns its slices.
 
     Raises:
-        UserError: a file is damaged; names it. Unreadable: as `read_index`, of any file.
+        UserError: a file is damaged; names it. Unreadable: like `read_index`, for any file.
     """
     files, slices = read_index(folder)
     with ThreadPoolExecutor(READERS) as pool:  # the first error is raised
@@ -135,7 +135,7 @@ def _check(path: Path, entry: Entry) -> None:
 
 
 def _cannot_read(path: Path, error: OSError) -> UserError:
-    """What became of a file: it is damaged, or the system does not give it."""
+    """The error for a file that cannot be read: it is damaged, or I/O failed for now."""
     told = f"{path}: cannot be read: {error.strerror}"
     if error.errno in DAMAGE:
         return UserError(told)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: any layout of ranks from any other."""
+"""Reads a checkpoint into any layout of ranks, whichever layout wrote it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from pretrain.errors import UserError, shortened
 from pretrain.files import strays
 from pretrain.model.sleep import SleepLM
 
-TRIES = 3  # to read a checkpoint before a run that goes on deletes it
+TRIES = 3  # attempts to read a checkpoint before a running run deletes it
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint that can be read: its tensors are loaded when asked for."""
+    """An open checkpoint; its tensors are loaded on demand."""
 
     folder: Path
     step: int
@@ -52,7 +52,9 @@ class Checkpoint:
 
     @staticmethod
     def open(folder: Path, checked: bool = False) -> Checkpoint:
-        """Verifies a checkpoint (unless that has just been done) and reads what is small of it."""
+        """Verifies a checkpoint, unless that has just been done (`checked`), and reads all but the
+        tensors.
+        """
         try:
             slices = read_index(folder)[1] if checked else verify(folder)
             state = json.loads(read_file(folder / STATE))
@@ -62,7 +64,7 @@ class Checkpoint:
             raise
         try:
             config = load(folder / CONFIG)
-        except UserError as error:  # its bytes are those that were written
+        except UserError as error:  # the file is intact, but cannot be parsed
             raise Unreadable(
                 f"{error}; another version of Hypnos wrote it: use that version, "
                 "or begin another run with another run.name"
@@ -82,11 +84,11 @@ class Checkpoint:
 
     @property
     def begins_run(self) -> bool:
-        """Whether a run begins with it: its weights have been imported, or are another run's."""
+        """Whether a run starts from it: its weights were imported, or are another run's."""
         return not self.slices["state"]
 
     def beginning(self, moments: bool) -> Checkpoint:
-        """Its weights, and moments if asked for, for another run to begin with."""
+        """Its weights, and its moments if asked for, as the start of another run."""
         steps = self.state["optimizer"]["adam_steps"]
         state = {
             "optimizer": {"adam_steps": steps, "skipped": 0, "in_a_row": 0},
@@ -99,21 +101,21 @@ class Checkpoint:
 
     @property
     def run(self) -> Path:
-        """The folder of the run that it is of."""
+        """The folder of the run that it belongs to."""
         return Path(os.path.abspath(self.folder)).parents[1]
 
     def strays(self) -> list[str]:
-        """A line about each thing in the folder that is none of the checkpoint's."""
+        """A line about each file in the folder that does not belong to the checkpoint."""
         named = [by_file for kind in self.slices.values() for by_file in kind.values()]
         files = {file for by_file in named for file in by_file}
         return strays(self.folder, {INDEX, STATE, CONFIG, *files})
 
     def names(self, kind: str) -> list[str]:
-        """The tensors of one of `index.KINDS`."""
+        """The names of the tensors of one of `index.KINDS`."""
         return list(self.slices[kind])
 
     def shape(self, kind: str, name: str) -> tuple[int, ...]:
-        """Of a whole tensor. UserError if it is not there."""
+        """The shape of a whole tensor. UserError if it is missing."""
         return next(iter(self._by_file(kind, name).values())).shape
 
     def tensor(
@@ -127,11 +129,11 @@ class Checkpoint:
         """One tensor, whole, on the CPU.
 
         Args:
-            partial: elements that no rank has written are 0; otherwise there must not be any.
-            shape: what it must have.
-            into: of that shape and of any dtype, takes the elements and is returned.
+            partial: elements that no rank has written are 0; otherwise all must have been written.
+            shape: the expected shape.
+            into: of that shape and of any dtype; is filled and returned.
         Raises:
-            UserError: it is not there, not whole or of another shape; names file and tensor.
+            UserError: it is missing, incomplete or of another shape; names file and tensor.
         """
         by_file, found = self._by_file(kind, name), self.shape(kind, name)
         where = f"{self.folder / INDEX}: tensor {name} of {kind}"
@@ -179,10 +181,10 @@ class Checkpoint:
 
 
 def resume_candidates(run: Path, say: Callable[[str], None]) -> list[int]:
-    """The steps that a run may go on from, the newest first: those up to what `latest` names.
+    """The steps that a run may resume from, newest first: those up to the one that `latest` names.
 
     Args:
-        say: told, in one line, what is wrong with `latest`.
+        say: receives one line if something is wrong with `latest`.
     """
     found = steps(run)[::-1]
     try:
@@ -208,13 +210,12 @@ def latest_valid(
     """The checkpoint that `latest` names, or the newest intact one before it; None: there is none.
 
     Args:
-        say: told, in one line each, about damaged checkpoints that are passed over, and about what
-            lies in the folder of the one that is taken and is none of it.
-        fits: which intact ones will do; None is returned where none does.
+        say: receives a line for each damaged checkpoint that is skipped, and for each file in the
+            chosen one's folder that does not belong to it.
+        fits: which intact ones are acceptable; None is returned if none is.
     Raises:
-        UserError: there are checkpoints, and all are damaged. Unreadable: one that would do may be
-            whole, but cannot be read. Deleted: one has gone meanwhile, so that there may be newer
-            ones.
+        UserError: there are checkpoints, but all are damaged. Unreadable: one cannot be read, but
+            may be intact. Deleted: one was deleted meanwhile, so there may be newer ones.
     """
     candidates = resume_candidates(run, say)
     intact = False
@@ -240,8 +241,8 @@ def latest_valid(
 
 
 def open_checkpoint(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Checkpoint, Config]:
-    """A run's newest checkpoint, or the checkpoint `folder`; its configuration as it is used where
-    it lies now.
+    """A run's newest checkpoint, or the checkpoint `folder`, with its configuration adapted to
+    where the run is now.
 
     Args:
         overrides: see `pretrain.config.run_folder.configuration_of`.
@@ -260,7 +261,9 @@ def open_checkpoint(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[
 
 
 def _newest(run: Path) -> Checkpoint | None:
-    """Of a run that may go on meanwhile: one that it deletes leaves a newer one behind."""
+    """The newest checkpoint of a run that may be running: if it deletes one, there is a newer
+    one.
+    """
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
@@ -276,7 +279,7 @@ def load_model(
 ) -> tuple[SleepLM, Config]:
     """The model of a run's newest checkpoint, or of the checkpoint `folder`, on the CPU.
 
-    In one process, also where a launcher's variables are set.
+    Runs in a single process, even if a launcher's variables are set.
 
     Args:
         overrides: see `pretrain.config.run_folder.configuration_of`. dtype: of its weights.

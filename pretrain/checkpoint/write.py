@@ -1,4 +1,4 @@
-"""Writing a checkpoint: every rank its own tensors, then one of them what belongs to all."""
+"""Writes a checkpoint: every rank its own tensors, then rank 0 the common files and the index."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from pretrain.files import sync
 
 
 class Part(NamedTuple):
-    """What a rank has written: JSON-able."""
+    """What a rank has written; JSON-serialisable."""
 
     files: dict[str, Entry]
     slices: Slices
 
 
 def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]]) -> Part:
-    """Writes a rank's pieces, by kind and name, and waits until they are on the disk. OSError or
-    SafetensorError if it cannot.
+    """Writes a rank's pieces, by kind and name, and syncs them to disk. OSError or SafetensorError
+    if it fails.
     """
     part = Part({}, {})
     for kind, named in tensors.items():
@@ -45,7 +45,7 @@ def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]
         path = draft / tensor_file(kind, rank)
         contents = {}
         for name, (where, values) in named.items():
-            is_box = where.run == (0, prod(where.box_shape))  # then it keeps its shape
+            is_box = where.run == (0, prod(where.box_shape))  # a whole box keeps its shape
             shaped = values.view(where.box_shape) if is_box else values.flatten()
             contents[name] = shaped.contiguous()
         save_file(contents, path)
@@ -58,11 +58,10 @@ def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]
 def write_common(
     draft: Path, step: int, parts: Sequence[Part], state: Mapping[str, Any], config: Config
 ) -> None:
-    """Writes what the ranks' parts have in common and the index of all, and waits until they are on
-    the disk.
+    """Writes the common files and the index of all parts, and syncs them to disk.
 
     Args:
-        state: JSON-able.
+        state: JSON-serialisable.
     """
     (draft / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
     (draft / CONFIG).write_text(dump(config), encoding="utf-8")

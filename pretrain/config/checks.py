@@ -1,7 +1,7 @@
-"""Combinations of settings that are refused before anything is built: each names setting and fix.
+"""Combinations of settings that are refused before anything is built, with setting and fix.
 
-What one setting may be by itself stands with it, in schema.py; what a task needs to be laid out in
-windows is checked by the task (`pretrain/tasks/`).
+Bounds of a single setting are in schema.py; whether a task can be laid out in windows is checked by
+the task (`pretrain/tasks/`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pretrain.config.schema import Config, DataConfig, HeldoutConfig
 from pretrain.data.store import is_remote
 from pretrain.errors import UserError
 
-TASKS = get_args(type_hints(DataConfig)["task"])  # a made-up one has a section of its own
-MAX_TOKENS = 1 << 28  # of a step, and of an evaluation: what a rank's host holds at once
+TASKS = get_args(type_hints(DataConfig)["task"])  # all but text have a section of their own
+MAX_TOKENS = 1 << 28  # of a step, and of an evaluation, which a host must hold in memory
 
 
 def validate(config: Config) -> None:
-    """Raises UserError at the first setting, or combination of settings, that cannot be trained."""
+    """UserError at the first setting, or combination of settings, that is not valid."""
     check(config)
     for check_combination in (
         _run, _tasks, _heads, _rotary, _decay, _parts, _truncation, _controls, _curriculum,
@@ -40,7 +40,7 @@ def _run(config: Config) -> None:
 
 
 def _tasks(config: Config) -> None:
-    """What is set of another task would change nothing."""
+    """Refuses settings of other tasks, which would have no effect."""
     for place, setting, value in values(config):
         task = place.partition(".")[0]
         if task in TASKS and task != config.data.task and value != setting.default:
@@ -183,7 +183,7 @@ def _batches(config: Config) -> None:
 
 
 def _sequence(config: Config) -> int:
-    """Tokens of a training sequence, or a few more."""
+    """An upper estimate of the tokens of a training sequence."""
     return config.data.repeats * _once(config)
 
 
@@ -210,10 +210,10 @@ def _once(config: Config) -> int:
             return config.data.windows * config.sleep.window
 
 
-# What tensor-parallel ranks share out evenly.
+# Sizes that tensor-parallel ranks must split evenly.
 SHARED = (
     "attention_heads", "attention_kv_heads", "delta_key_heads", "delta_value_heads", "mlp_width",
-    "vocab_size",  # 0 is filled in, and checked again, when the data are known
+    "vocab_size",  # 0 is filled in and checked again once the data are known
 )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def layout_of(config: Config) -> Layout:
 
 
 def check_ranks(config: Config, ranks: int) -> None:
-    """UserError: so many ranks cannot be laid out so, or have no equal microbatches."""
+    """UserError if `ranks` ranks do not fit the layout, or cannot have equal microbatches."""
     x = layout_of(config)
     if ranks % (grid := x.tp * x.cp * x.pp):
         raise UserError(
@@ -240,7 +240,7 @@ def check_ranks(config: Config, ranks: int) -> None:
 
 
 def check_rows(config: Config, dp: int) -> None:
-    """UserError: so many data-parallel ranks do not read equal microbatches."""
+    """UserError if `dp` data-parallel ranks cannot have equal microbatches."""
     share = dp * config.train.microbatches
     if config.train.batch % share:
         raise UserError(
@@ -277,7 +277,7 @@ def _stages(config: Config) -> None:
 
 
 def uses_tokenizer(config: Config) -> bool:
-    """Whether the data are texts; data.tokenizer means nothing to the other tasks."""
+    """Whether the data are texts; other tasks do not use data.tokenizer."""
     return config.data.task in ("text", "stories", "recall")
 
 

@@ -1,6 +1,6 @@
-"""What the schema says of each setting, read: all of them listed, each checked by itself.
+"""Reads the schema: lists all settings, and checks each one on its own.
 
-Nothing here knows a setting by its name.
+Nothing here knows any setting by name.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from parallel.setting import Rule
 from pretrain.config.schema import Config
 from pretrain.errors import UserError, shortened
 
-MAX_SETTING = 1e15  # the product of two is a number in fp32
-# evaluated once: a study reads hundreds of configurations
+MAX_SETTING = 1e15  # so that the product of two settings is finite in fp32
+# cached: a study reads hundreds of configurations
 type_hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 
 
@@ -26,12 +26,12 @@ class Setting(NamedTuple):
 
     name: str
     hint: Any  # its type
-    default: Any  # dataclasses.MISSING where there is none
+    default: Any  # dataclasses.MISSING if there is none
     rule: Rule
 
 
 def settings(cls: type) -> list[Setting]:
-    """The settings of a section, or of a table in one, in the schema's order."""
+    """The settings of a section, or of a table within one, in the schema's order."""
     hints = type_hints(cls)
     return [
         Setting(
@@ -52,7 +52,7 @@ def sections() -> dict[str, type]:
 
 
 def values(config: Config) -> Iterator[tuple[str, Setting, Any]]:
-    """Every setting of a configuration: its dotted name, what the schema says of it, its value."""
+    """Every setting of a configuration: its dotted name, its `Setting`, its value."""
     for section, cls in sections().items():
         for setting in settings(cls):
             yield (
@@ -63,15 +63,15 @@ def values(config: Config) -> Iterator[tuple[str, Setting, Any]]:
 
 
 def differences(one: Config, other: Config) -> Iterator[tuple[str, Setting, Any, Any]]:
-    """Every setting in which two configurations differ: name, what the schema says, both values."""
+    """Every setting in which two configurations differ: name, `Setting`, both values."""
     for (place, setting, mine), (_, _, its) in zip(values(one), values(other), strict=True):
         if mine != its:
             yield place, setting, mine, its
 
 
 def check(table: Any) -> None:
-    """Raises UserError at the first value that its own field does not allow, in a configuration or
-    any other dataclass of sections.
+    """UserError at the first value that its own field does not allow, in a configuration or any
+    other dataclass of sections.
     """
     for section in dataclasses.fields(table):
         values = getattr(table, section.name)
@@ -100,8 +100,8 @@ def _check(place: str, hint: Any, rule: Rule, value: Any) -> None:
 
 
 def _check_text(place: str, text: str) -> None:
-    """No NUL, line's end or lone surrogate: most texts become names of files, and all are shown in
-    messages.
+    """Refuses NUL, line ends and lone surrogates: most texts become file names, and all are shown
+    in messages.
     """
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
         raise UserError(f"{place} = {shortened(ascii(text))}: holds a control character: remove it")
@@ -117,7 +117,7 @@ def _within(rule: Rule, number: float) -> bool:
 
 
 def bounds(rule: Rule) -> str:
-    """As "at least 0 and less than 1"; empty where there are none."""
+    """The bounds in words, as "at least 0 and less than 1"; empty if there are none."""
     said = [
         ("at least", rule.at_least),
         ("more than", rule.above),
@@ -128,7 +128,7 @@ def bounds(rule: Rule) -> str:
 
 
 def choices(hint: Any) -> str:
-    """As '"hard" or "sliding"'."""
+    """The choices in words, as '"hard" or "sliding"'."""
     return " or ".join(map(shown, get_args(hint)))
 
 
@@ -140,12 +140,12 @@ def shown(value: object) -> str:
 
 
 def refused(place: str, value: object, why: str) -> UserError:
-    """The error that a value of a setting is."""
+    """The error for a setting's value."""
     return UserError(f"{place} = {shown(value)}: {why}")
 
 
 def expand_paths(table: Any) -> None:
-    """Puts the user's folder for a `~` that a path begins with: no shell does, after `key=`."""
+    """Expands a leading `~` in paths, since shells do not do so after `key=`."""
     for setting in settings(type(table)):
         value = getattr(table, setting.name)
         if setting.rule.path:

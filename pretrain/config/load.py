@@ -1,9 +1,9 @@
-"""From TOML and overrides to a `Config`, and back.
+"""Loads a `Config` from TOML and overrides, and writes it back.
 
     config = load("configs/depo-small.toml", ["sleep.passes=1", "run.name=depo-n1"])
 
-Reading is strict: an unknown key, a value of another type or one that cannot be trained is refused
-with one line that says what to write instead.
+Reading is strict: an unknown key, a value of the wrong type, or an invalid value is refused with
+one line that says what to write instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pretrain.errors import UserError, shortened, storage_error
 T = TypeVar("T")
 Table = dict[str, Any]
 MAX_BYTES = 1 << 16  # of a configuration
-# tomllib takes time and memory by the square of them, if they are all in one key
+# tomllib's time and memory are quadratic in the dots of one key
 MAX_DOTS = 1 << 12
 MAX_FLOAT = sys.float_info.max
 KINDS = {
@@ -40,7 +40,7 @@ KINDS = {
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The validated configuration of a TOML file, changed by overrides such as "sleep.passes=4".
 
-    A `~` that a path begins with is the user's folder.
+    A leading `~` in paths is expanded.
 
     Raises:
         UserError: the file cannot be read, or it or an override is refused.
@@ -53,7 +53,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Another configuration, as valid as this one, that overrides have changed."""
+    """A copy of the configuration, changed by overrides and validated."""
     changed = copy.deepcopy(config)
     for text in overrides:
         _override(changed, text)
@@ -61,7 +61,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def validated(config: Config) -> Config:
-    """The same configuration, its paths expanded. UserError if it cannot be trained."""
+    """The same configuration, with paths expanded. UserError if it is not valid."""
     for section in sections():
         expand_paths(getattr(config, section))
     validate(config)
@@ -94,7 +94,7 @@ def parse(text: str, name: str = "configuration", overrides: Sequence[str] = ())
 
 
 def read_tables(path: str | Path) -> Table:
-    """The sections of a TOML file, as they stand there."""
+    """The sections of a TOML file, unchecked."""
     return _tables(_read(Path(path)), str(path))
 
 
@@ -115,7 +115,7 @@ def from_tables(tables: Mapping[str, Any], name: str) -> Config:
 
 
 def read_settings(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """Other settings than a run's: a dataclass of sections, from a TOML file; as strict.
+    """Settings other than a run's: any dataclass of sections, from a TOML file, just as strictly.
 
     Raises:
         UserError: the file cannot be read, or is refused.
@@ -131,8 +131,8 @@ def read_settings(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
 
 def dump(config: Any) -> str:
-    """Every setting of a configuration, or of another dataclass of sections, as TOML text. From a
-    configuration's `parse` gives back an equal one.
+    """All settings of a configuration, or of another dataclass of sections, as TOML. `parse` turns
+    a configuration's into an equal one.
     """
     lines = []
     for section in dataclasses.fields(config):
@@ -153,7 +153,7 @@ def _tables(text: str, name: str) -> Table:
 
 
 def _parse_toml(text: str) -> Table:
-    """The tables of a TOML text; ValueError says why it is none."""
+    """The tables of a TOML text; ValueError says why it is invalid."""
     if text.count(".") > MAX_DOTS:
         raise ValueError(f"more than {MAX_DOTS} dots")
     try:
@@ -169,8 +169,8 @@ def _parse_toml(text: str) -> Table:
 def _build(
     cls: type, values: Mapping[str, Any], source: str, prefix: str = "", root: type | None = None
 ) -> Any:
-    """A dataclass from a table of a file whose whole is a `root`; `prefix` is the dotted place of
-    the table, with its last dot.
+    """A dataclass from a table of a file that as a whole is a `root`; `prefix` is the table's
+    dotted name, with its last dot.
     """
     hints, root = type_hints(cls), root or cls
     for key in values:
@@ -196,7 +196,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 def _value(hint: Any, value: Any, source: str, place: str, root: type = Config) -> Any:
     """`value` as the type `hint`, or a UserError that says what was expected.
 
-    Which values of its type a `Literal` takes is not asked here.
+    Does not check which values a `Literal` allows.
     """
     if get_origin(hint) is Literal:
         hint = type(get_args(hint)[0])
@@ -218,10 +218,10 @@ def _value(hint: Any, value: Any, source: str, place: str, root: type = Config) 
 
 
 def _shown(value: Any) -> str:
-    """A value that was refused, however large it is."""
+    """A refused value for a message, however large it is."""
     try:
         return shortened(to_toml(value))
-    # tables in tables without end, or an integer of too many digits to print
+    # tables nested too deeply, or an integer with too many digits to print
     except (RecursionError, ValueError):
         return f"this {type(value).__name__}"
 
@@ -243,7 +243,7 @@ def _expected(hint: Any) -> str:
 
 
 def _suggest(key: str, prefix: str, known: list[str], root: type) -> str:
-    """What was meant: a similar name here, or in another section; else all that there are here."""
+    """A suggestion: a similar name here, or in another section; else all names here."""
     elsewhere = _places(root)
     if not prefix and key in elsewhere:
         return f"; did you mean {elsewhere[key]}?"
@@ -258,7 +258,7 @@ def _suggest(key: str, prefix: str, known: list[str], root: type) -> str:
 
 
 def _places(root: type) -> dict[str, str]:
-    """Where each setting is: section.name by its name."""
+    """name -> section.name, for all settings."""
     return {
         name: f"{section}.{name}"
         for section, cls in type_hints(root).items()
@@ -268,7 +268,7 @@ def _places(root: type) -> dict[str, str]:
 
 
 def _override(config: Any, text: str) -> None:
-    """Sets what "section.key=value" says. The value is TOML; text needs no quotes."""
+    """Applies "section.key=value". The value is TOML; text needs no quotes."""
     known = type_hints(type(config))
     place, equals, written = (part.strip() for part in text.partition("="))
     source = f"override {shortened(repr(text))}"
@@ -294,7 +294,7 @@ def _override(config: Any, text: str) -> None:
 
 
 def _written(text: str) -> Any:
-    """The TOML value that `text` is; the text itself where it is none."""
+    """The TOML value of `text`; the text itself if it is not TOML."""
     try:
         tables = _parse_toml(f"value = {text}")
     except ValueError:
@@ -303,12 +303,12 @@ def _written(text: str) -> Any:
 
 
 def to_toml(value: Any) -> str:
-    """One value, in the notation of TOML."""
+    """One value in TOML."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL
+    if isinstance(value, str):  # JSON's escapes are valid in TOML, except for DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(to_toml, value))}]"

@@ -1,4 +1,4 @@
-"""What a run needs of a rank's memory at the least, and what makes room when it had not enough."""
+"""Checks that a run can fit in a rank's memory at all, and advises what to change if it did not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FP32 = 4  # bytes
 
 
 def check_memory(config: Config) -> None:
-    """UserError if a rank's share of the model, and nothing else, is more than its device holds."""
+    """UserError if a rank's device cannot even hold its share of the model (`least_bytes`)."""
     needed, device = least_bytes(config), mesh.device()
     held = (
         torch.cuda.get_device_properties(device).total_memory
@@ -34,7 +34,9 @@ def check_memory(config: Config) -> None:
 
 
 def least_bytes(config: Config) -> int:
-    """A rank's weights, a microbatch's fast weights S, and one hidden layer of a window of it."""
+    """A lower bound of a rank's memory: its weights, and a microbatch's fast weights S and one
+    hidden layer of a window.
+    """
     model, parallel = config.model, config.parallel
     rows = config.train.batch // (mesh.dp_size() * config.train.microbatches)
     fast = rows * model.delta_value_heads * model.delta_key_dim * model.delta_value_dim  # B H K V
@@ -47,9 +49,9 @@ def least_bytes(config: Config) -> int:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether it says that the device or the host has no memory left."""
+    """Whether an error means that the device or the host is out of memory."""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    # torch's of the host; and of the device, where it is not torch that asks: CUDA itself, NCCL
+    # torch's message for the host; and that of CUDA itself or NCCL, when torch is not the caller
     words = ("DefaultCPUAllocator", "out of memory")
     return isinstance(error, kinds) or any(each in str(error) for each in words)
 
@@ -58,7 +60,7 @@ def make_room(path: Path, config: Config, ranks: int) -> str:
     """Advice after out-of-memory: allowed changes, cheapest first.
 
     Args:
-        path: of the configuration.
+        path: the configuration's.
     """
     parallel, train, gpu = config.parallel, config.train, mesh.device().type == "cuda"
     rows = train.batch // max(1, ranks // (parallel.tp * parallel.cp * parallel.pp))

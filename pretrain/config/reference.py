@@ -1,4 +1,4 @@
-"""All settings, as the user reads them: a configuration of every default, with comments.
+"""Prints all settings for users: a configuration with every default, and comments.
 
 hypnos train --help-settings                               # as text
 python -m pretrain.config.reference > docs/settings.md     # as the page
@@ -19,11 +19,11 @@ CHANGES = "may change on resume"
 PAGE = """\
 # Settings
 
-Every setting with its default, as one configuration in TOML. Behind each value stands what it may
-be, and whether a run that goes on from a checkpoint may have another one ("{changes}"):
-all others enter what has been computed so far. What a configuration leaves out keeps its default;
-on the command line `section.name=value` sets one. Settings that do not go together are refused with
-a line that names them and the fix.
+Every setting with its default, as one configuration in TOML. After each value comes what it may be,
+and whether a run that resumes from a checkpoint may have another value ("{changes}"): all others
+affect what has been computed so far. Settings that a configuration leaves out keep their defaults;
+on the command line, `section.name=value` sets one. Invalid combinations of settings are refused
+with a line that names them and the fix.
 
 This page is written by `python -m pretrain.config.reference > docs/settings.md` from
 `pretrain/config/schema.py`; `hypnos train --help-settings` prints the same.
@@ -31,7 +31,7 @@ This page is written by `python -m pretrain.config.reference > docs/settings.md`
 
 
 def text() -> str:
-    """Every section, one after the other."""
+    """All sections."""
     return "\n".join(_section(name, cls) for name, cls in sections().items())
 
 
@@ -45,7 +45,9 @@ def page() -> str:
 
 
 def _section(name: str, cls: type) -> str:
-    """Its settings in TOML, above each what it means, behind it what it may be."""
+    """A section's settings in TOML, each with its meaning above and its possible values behind
+    it.
+    """
     lines = _comment(" ".join(str(cls.__doc__).split())) + [f"[{name}]"]
     for setting in settings(cls):
         lines += ["", *_comment(setting.rule.meaning), *_table_comment(setting)]
@@ -58,7 +60,7 @@ def _comment(words: str) -> list[str]:
 
 
 def _table_comment(setting: Setting) -> list[str]:
-    """The settings of the tables that a list is of."""
+    """The settings of a list's tables."""
     if not (
         get_origin(setting.hint) is list and dataclasses.is_dataclass(get_args(setting.hint)[0])
     ):
@@ -72,7 +74,7 @@ def _table_comment(setting: Setting) -> list[str]:
 
 
 def _facts(setting: Setting) -> str:
-    """What its value may be, and whether it may change."""
+    """A setting's possible values, and whether it may change."""
     rule = setting.rule
     allowed = ["path" if rule.path else _kind(setting.hint), bounds(rule)]
     return "; ".join([", ".join(filter(None, allowed)), *([CHANGES] if rule.changes else [])])

@@ -1,7 +1,7 @@
-"""What a run that goes on may change: only what does not enter what has been computed so far.
+"""What a resumed run may change: only settings that do not affect the steps done so far.
 
-The fields say so (`changes` in schema.py). That the data are the same, wherever they are now, the
-streams check themselves.
+The fields say so (`changes` in schema.py). Data streams check themselves that the data are the
+same, wherever they are now.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pretrain.errors import UserError, shortened
 
 MAX_NAMED = 5  # settings in a message
 MAX_SHOWN = 100  # characters of a value
-LEAD = 40  # of these, before what differs
+LEAD = 40  # of these, before the first difference
 
 
 def check_unchanged(
     checkpoint: Path, before: Config, now: Config, fix: str, shape_only: bool = False
 ) -> None:
-    """UserError names the settings that would have given another result so far, and a fix.
+    """UserError if settings have changed that affect the steps done so far; names them, and a fix.
 
     Args:
-        checkpoint: the folder whose configuration `before` is.
-        shape_only: it holds weights that were imported: nothing else of `before` is in them.
+        checkpoint: the folder with the configuration `before`.
+        shape_only: it holds imported weights, which depend only on the model's shape in `before`.
     """
     changed = [
         (place, old, new)
@@ -40,7 +40,7 @@ def check_unchanged(
 
 
 def changes(before: Config, now: Config) -> str:
-    """What a run that goes on has otherwise than before; "" if nothing."""
+    """What has changed in a resumed run, for a message; "" if nothing."""
     return _named([(place, old, new) for place, _, old, new in differences(before, now)])
 
 
@@ -51,13 +51,13 @@ def _named(changed: Sequence[tuple[str, Any, Any]]) -> str:
 
 
 def changed_to(place: str, before: Any, now: Any) -> str:
-    """What a setting is, and was."""
+    """A setting's new and old value, for a message."""
     old, new = _around_difference(to_toml(before), to_toml(now))
     return f"{place} = {new} (was {old})"
 
 
 def _around_difference(old: str, new: str) -> tuple[str, str]:
-    """Both, each shortened to where they begin to differ if it is long."""
+    """Both values; a long one is shortened to the part where they begin to differ."""
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
     begin = max(0, same - LEAD)
     cut = [max(0, min(begin, len(text) - MAX_SHOWN)) for text in (old, new)]

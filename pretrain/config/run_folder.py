@@ -1,7 +1,7 @@
-"""A run's folder can be moved, copied and used alone: it holds its tokenizer, and is found by it.
+"""Makes run folders movable: adapts a run's configuration to where its folder is now.
 
-What a configuration says of places is true where the run was started. Here it is brought to where
-the run's folder lies now; only the data of a corpus stay where they are.
+A configuration's paths were right where the run was started. The run's folder holds its tokenizer,
+so it can be moved, copied and used alone; only a corpus's data stay where they are.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tokenizer import TokenizerError, foreign
 from tokenizer.encode import Tokenizer
 
 CONFIG = "config.toml"
-TOKENIZER = "tokenizer.model"  # of ours
-FOREIGN_TOKENIZER = "tokenizer"  # the folder of another model's
+TOKENIZER = "tokenizer.model"  # a tokenizer of ours
+FOREIGN_TOKENIZER = "tokenizer"  # the folder of another model's tokenizer
 
 
 def own_tokenizer(run: Path) -> Path:
-    """The tokenizer of a run's folder, or of an export, which has another model's beside its
-    weights.
+    """The tokenizer in a run's folder, or in an export, which keeps another model's tokenizer
+    beside its weights.
     """
     if (run / FOREIGN_TOKENIZER).is_dir():
         return run / FOREIGN_TOKENIZER
@@ -38,10 +38,10 @@ def own_tokenizer(run: Path) -> Path:
 
 
 def keep_tokenizer(run: Path, config: Config, resumes: bool) -> None:
-    """Writes data.tokenizer, if the task has one, into the run's folder.
+    """Copies data.tokenizer, if the task uses one, into the run's folder.
 
     Args:
-        resumes: the run goes on from a checkpoint: what it has must be the same, or UserError.
+        resumes: the run resumes from a checkpoint, so its tokenizer must be the same, or UserError.
     """
     if not uses_tokenizer(config):
         return
@@ -58,7 +58,7 @@ def keep_tokenizer(run: Path, config: Config, resumes: bool) -> None:
 
 
 def copy_tokenizer(given: Path, run: Path) -> None:
-    """A tokenizer's file or folder, into a run's folder."""
+    """Copies a tokenizer's file or folder into a run's folder."""
     shutil.rmtree(run / FOREIGN_TOKENIZER, ignore_errors=True)
     if foreign.is_foreign(given):
         foreign.hold(given, run / FOREIGN_TOKENIZER)
@@ -67,11 +67,11 @@ def copy_tokenizer(given: Path, run: Path) -> None:
 
 
 def check_same_tokenizer(start: Config, config: Config) -> None:
-    """UserError if a run reads other ids than the weights were trained on that it begins with.
+    """UserError if a run's tokenizer is not the one that its initial weights were trained with.
 
     Args:
-        start: of the run that has the weights, as `configuration_of` gives it. An imported one may
-            have no tokenizer: then nothing is known.
+        start: of the run that has the weights, from `configuration_of`. An imported one may have no
+            tokenizer: then nothing is checked.
     """
     own, given = Path(start.data.tokenizer), Path(config.data.tokenizer)
     if not (uses_tokenizer(start) and uses_tokenizer(config) and own.exists()):
@@ -88,7 +88,7 @@ def check_same_tokenizer(start: Config, config: Config) -> None:
 
 
 def _content(tokenizer: Path) -> dict[str, bytes]:
-    """Its files, by name."""
+    """A tokenizer's files, by name."""
     if foreign.is_foreign(tokenizer):
         return foreign.contents(tokenizer)
     file = tokenizer / TOKENIZER if tokenizer.is_dir() else tokenizer
@@ -96,8 +96,8 @@ def _content(tokenizer: Path) -> dict[str, bytes]:
 
 
 def load_run(config: Path, overrides: Sequence[str]) -> Config:
-    """The configuration of a run that is to train, as `pretrain.config.load.load` gives it: a run's
-    own where it lies now, a new one's with what it has from the run whose weights it begins with.
+    """The configuration of a run to train, like `pretrain.config.load.load`: adapted to where the
+    run is now; for a new run, with what it takes over from the run of its initial weights.
     """
     of_folder = places(config)
     taken = [] if of_folder else _from_start(config, overrides)
@@ -105,7 +105,7 @@ def load_run(config: Path, overrides: Sequence[str]) -> Config:
 
 
 def _from_start(config: Path, overrides: Sequence[str]) -> list[str]:
-    """Overrides of [model], [sleep] and data.tokenizer, where the file says nothing of them."""
+    """Overrides of [model], [sleep] and data.tokenizer, for settings that the file leaves out."""
     tables = read_tables(config)
     start = given(tables, str(config), overrides).run.init_from
     if not start:
@@ -129,7 +129,7 @@ def _from_start(config: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def places(config: Path) -> list[str]:
-    """For a run's own config.toml: overrides that say where that run lies now. Else none."""
+    """For a run's own config.toml, overrides with where that run is now; otherwise none."""
     run = Path(os.path.abspath(config)).parent
     if config.name != CONFIG or not (run / "checkpoints").is_dir():
         return []
@@ -140,11 +140,11 @@ def places(config: Path) -> list[str]:
 
 
 def configuration_of(run: Path, trained: Config, overrides: Sequence[str] = ()) -> Config:
-    """What a run was trained with, as it is used where its folder lies now.
+    """The configuration that a run was trained with, adapted to where its folder is now.
 
     Args:
-        overrides: of settings that do not enter what the model has learnt: those that a resumed run
-            may change, train.batch, [sleep], and of text data.windows.
+        overrides: of settings that do not affect what the model has learned: those that a resumed
+            run may change, train.batch, [sleep], and for text data.windows.
     Raises:
         UserError: an override is refused.
     """
@@ -167,7 +167,7 @@ def configuration_of(run: Path, trained: Config, overrides: Sequence[str] = ()) 
 
 
 def check_tokenizer(config: Config) -> None:
-    """UserError if the folder of a run that `configuration_of` gave lacks its tokenizer."""
+    """UserError if a run's folder lacks its tokenizer. config: from `configuration_of`."""
     own = Path(config.data.tokenizer)
     if uses_tokenizer(config) and not own.exists():
         fix = "copy the whole folder of the run, or put the tokenizer it was trained with there"
@@ -175,12 +175,12 @@ def check_tokenizer(config: Config) -> None:
 
 
 def check_data(config: Config, *, training: bool) -> None:
-    """UserError if what a run reads is not where its configuration says.
+    """UserError if a run's data are not where its configuration says.
 
-    What lies on an object store is looked for when it is opened.
+    Data on an object store are looked up only when they are opened.
 
     Args:
-        training: its training data and data.tokenizer are read, too, and not only held-out data.
+        training: also check the training data and data.tokenizer, not only the held-out data.
     """
     data, needed = config.data, list[tuple[str, str]]()
     if training and uses_tokenizer(config):

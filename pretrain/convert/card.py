@@ -1,4 +1,4 @@
-"""The model card of an export: README.md, as the Hub shows it, with the run's own figures."""
+"""The model card of an export: README.md, as the Hub shows it, with the run's results."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
     """The whole card.
 
     Args:
-        name: of the folder that it lies in.
+        name: of the export's folder.
     """
     layers, sleep = config.model.layers, config.sleep
     has_text = uses_tokenizer(config)
@@ -84,14 +84,14 @@ def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
 
 
 def _loop(sleep: SleepConfig, blocks: int) -> str:
-    """Which blocks the passes are of, where not all of them are."""
+    """Which blocks are looped, if not all are."""
     if not sleep.prelude and not sleep.coda:
         return ""
     return f" with blocks {sleep.prelude} to {blocks - sleep.coda - 1}, counted from 0"
 
 
 def _eviction(sleep: SleepConfig) -> str:
-    """What becomes of a window's keys and values."""
+    """What happens to a window's keys and values."""
     match sleep.eviction:
         case "hard":
             return "to forget its keys and values (hard eviction)"

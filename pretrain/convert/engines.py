@@ -1,7 +1,7 @@
-"""Which engines read a model of some shape, and why the others do not.
+"""Which engines can read a model of a given shape, and why the others cannot.
 
-As it was tried with transformers 5.23, xllamacpp 2026.10 (llama.cpp), mlx-lm 0.32, mistralrs 0.9
-and vLLM 0.32; `make test-engines` tries the first four again.
+As tested with transformers 5.23, xllamacpp 2026.10 (llama.cpp), mlx-lm 0.32, mistralrs 0.9 and vLLM
+0.32; `make test-engines` repeats the first four.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ENGINES = ("transformers", "mistral.rs", "llama.cpp (gguf)", "mlx-lm", "vLLM")
 
 
 def interval(layers: list[str]) -> int | None:
-    """n, where attention is the last of every n blocks and nowhere else; None: no such layout."""
+    """n, if exactly the last of every n blocks is attention; None: another layout."""
     if "attention" not in layers:
         return None
     every = layers.index("attention") + 1
@@ -27,7 +27,7 @@ def interval(layers: list[str]) -> int | None:
 
 
 def reasons(config: Config) -> dict[str, str | None]:
-    """By engine, why it does not read such a model; None where it does."""
+    """By engine, why it cannot read such a model; None if it can."""
     model = config.model
     if why := _another_model(config):
         return dict.fromkeys(ENGINES, f"{why}: no other software computes such a model")
@@ -42,7 +42,7 @@ def reasons(config: Config) -> dict[str, str | None]:
 
 
 def _another_model(config: Config) -> str | None:
-    """The setting that makes it another function than Qwen3.5, if there is one."""
+    """The setting that makes it a different function from Qwen3.5, if there is one."""
     model = config.model
     if "attention" in model.layers:
         if not model.attention_qk_norm:
@@ -107,6 +107,6 @@ def check_gguf(config: Config) -> None:
 
 
 def early_warning(config: Config) -> str | None:
-    """A line for who begins to train what will not become a GGUF file."""
+    """A warning at the start of training if the model cannot become a GGUF file."""
     why = reasons(config)["llama.cpp (gguf)"]
     return f"`hypnos export --to gguf` will refuse this model: {why}" if why else None

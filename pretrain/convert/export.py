@@ -1,4 +1,4 @@
-"""A checkpoint out as a Hugging Face folder, that AutoModelForCausalLM loads without our code.
+"""Exports a checkpoint as a Hugging Face folder that AutoModelForCausalLM loads without our code.
 
 model.safetensors     or numbered files and their index      config.json  sizes; key "hypnos"
 generation_config.json                                       README.md    model card
@@ -34,20 +34,20 @@ from tokenizer.export import export as export_tokenizer
 class Exported(NamedTuple):
     """What has been exported."""
 
-    step: int  # of the checkpoint: the newest may be damaged
-    writes: bool  # `hypnos generate` takes it: no model of a task, though that be made of text
-    lines: list[str]  # the tokenizer's comparison, and what engines do not read the shape
+    step: int  # of the checkpoint, since the newest may be damaged
+    writes: bool  # `hypnos generate` accepts it: not a model of a task, even of a task in text
+    lines: list[str]  # on the tokenizers' comparison, and on engines that cannot read the shape
 
 
 def export(run: Path, out: Path, precision: str = "fp32") -> Exported:
     """Writes a run's newest checkpoint, or the checkpoint `run`, as a Hugging Face folder.
 
-    Memory holds about one tensor at a time. The folder is there whole at the end, or not at all.
+    Memory holds about one tensor at a time. The folder appears atomically.
 
     Args:
         precision: of all weights, one of `DTYPE_OF`.
     Raises:
-        UserError: nothing can be exported, or `out` is there already.
+        UserError: the model cannot be exported, or `out` exists.
     """
     checkpoint, config = open_checkpoint(run)
     check_tokenizer(config)
@@ -61,7 +61,7 @@ def export(run: Path, out: Path, precision: str = "fp32") -> Exported:
 
 
 def write(checkpoint: Checkpoint, config: Config, folder: Path, precision: str) -> str:
-    """Writes all but the model card into a folder. A line about the tokenizer."""
+    """Writes everything but the model card to a folder; returns a line about the tokenizer."""
     dtype = DTYPE_OF[precision]
     specs = [Spec(packed.name, packed.shape, dtype) for packed in packed_tensors(config.model)]
     write_shards(folder, specs, _tensors(checkpoint, config, dtype))
@@ -73,7 +73,7 @@ def write(checkpoint: Checkpoint, config: Config, folder: Path, precision: str) 
 
 
 def _tensors(checkpoint: Checkpoint, config: Config, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Their tensors, one after the other; nothing is kept of one when the next is read."""
+    """The export's tensors, one by one; each is released before the next is read."""
 
     def read(part: OurTensor, into: Tensor | None) -> Tensor:
         return checkpoint.tensor("model", part.name, shape=part.shape, into=into)
@@ -88,8 +88,8 @@ def _tensors(checkpoint: Checkpoint, config: Config, dtype: torch.dtype) -> Iter
 
 
 def _write_tokenizer(config: Config, folder: Path) -> tuple[dict[str, Any], str]:
-    """Writes the run's tokenizer: ours in both formats, which are compared, another model's as it
-    came. Special ids, and a line about it.
+    """Writes the run's tokenizer: ours in both formats, which are compared, another model's
+    unchanged. Returns the special ids, and a line about the tokenizer.
     """
     special: dict[str, Any] = {"bos_token_id": None}
     if not uses_tokenizer(config):

@@ -1,7 +1,8 @@
-"""Folders of safetensors: written and read a tensor at a time, so that memory holds one of them.
+"""Folders of safetensors, written and read one tensor at a time, so that memory holds only one.
 
-The safetensors library writes only what is all in memory. The format is small enough to stream: the
-length of a header, the header (JSON: dtype, shape and place of each tensor), the tensors' bytes.
+The safetensors library writes only what is completely in memory. The format is simple enough to
+stream: the length of a header, the header (JSON: dtype, shape and offsets of each tensor), the
+tensors' bytes.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from pretrain.errors import UserError, shortened
 from pretrain.files import parse_json, sync
 from pretrain.whole import appearing_whole, draft_of, writes_output
 
-MAX_SHARD = 5_000_000_000  # bytes of a file, as transformers cuts them
+MAX_SHARD = 5_000_000_000  # bytes per file, as in transformers
 MAX_JSON = 1 << 26  # bytes of a config.json or an index
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
-# What is read. The numbers of any other are no weights without the scales that belong to them.
+# The dtypes that are read. Others are quantised: not weights without their scales.
 PRECISIONS = (torch.float64, *DTYPES)
 UNQUANTIZED = "a quantised model cannot be held: give the one that it was made of"
 
@@ -47,10 +48,10 @@ class Spec(NamedTuple):
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A draft to write in, which becomes `out` at the end, or vanishes if anything fails.
+    """A draft folder that is renamed to `out` at the end, or removed if anything fails.
 
     Raises:
-        UserError: `out` is there already and not an empty folder, or cannot be written.
+        UserError: `out` exists and is not an empty folder, or cannot be written.
     """
     _check_new(out, may_be_empty=True)
     with appearing_whole(out) as draft:
@@ -72,7 +73,7 @@ def new_file(out: Path) -> Iterator[Path]:
 
 
 def _check_new(out: Path, may_be_empty: bool = False) -> Path:
-    """Where it is, behind links. UserError: something is there, or nothing can be."""
+    """The real path of `out`. UserError: it exists, or cannot be created."""
     place = Path(os.path.realpath(out))
     if place == Path.cwd():
         raise UserError(f"{out}: is the folder that you are in; give the name of a new one")
@@ -86,7 +87,7 @@ def _check_new(out: Path, may_be_empty: bool = False) -> Path:
 
 
 def write_tensors(path: Path, specs: Sequence[Spec], tensors: Iterator[Tensor]) -> None:
-    """Writes a safetensors file of the next len(specs) of `tensors`, each taken when it is due."""
+    """Writes a safetensors file of the next len(specs) of `tensors`, taken one by one."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for spec in specs:
@@ -94,20 +95,20 @@ def write_tensors(path: Path, specs: Sequence[Spec], tensors: Iterator[Tensor]) 
         place = {"dtype": DTYPES[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}
         header[spec.name] = place
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors' bytes are aligned
+    text += b" " * (-len(text) % 8)  # aligns the tensors' bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for spec in specs:
             tensor = next(tensors)
             assert (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype), spec
             file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-            del tensor  # before there is another
+            del tensor  # before the next is made
 
 
 def write_shards(
     folder: Path, specs: Sequence[Spec], tensors: Iterator[Tensor], max_shard: int = MAX_SHARD
 ) -> None:
-    """Writes model.safetensors, or the numbered files that transformers cuts a large one into."""
+    """Writes model.safetensors, or numbered files if it is large, like transformers."""
     shards = list(_cut(specs, max_shard))
     if len(shards) == 1:
         write_tensors(folder / SINGLE, shards[0], tensors)
@@ -152,13 +153,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class TensorFolder:
-    """The tensors of a folder of safetensors, by name; a context, which closes the files."""
+    """The tensors of a folder of safetensors, by name; a context manager that closes the files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._opened, self._files = ExitStack(), dict[str, Any]()
-        # transformers takes the single file where there are both: an index may be what it was
-        # saved over
+        # transformers prefers the single file if there are both: the index may be a leftover of an
+        # earlier save
         if (folder / SINGLE).exists():
             self._file_of = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         elif (folder / INDEX).exists():
@@ -186,11 +187,11 @@ class TensorFolder:
         return self._files[name]
 
     def names(self) -> Iterable[str]:
-        """Of all tensors."""
+        """The names of all tensors."""
         return self._file_of.keys()
 
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """One tensor, in the dtype that it has there.
+        """One tensor, in its dtype in the file.
 
         Raises:
             UserError: it is missing, of another shape, quantised, or cannot be read; names file and

@@ -1,11 +1,11 @@
-"""A GGUF file for llama.cpp (architecture "qwen35"), from an exported Hugging Face folder.
+"""Writes a GGUF file for llama.cpp (architecture "qwen35") from an exported Hugging Face folder.
 
-What llama.cpp wants otherwise than transformers:
+What llama.cpp stores differently from transformers:
 
-    RMSNorm             weights as they multiply: 1 + w (but for the read-out norm, which is so)
+    RMSNorm             the factor itself, 1 + w (the delta rule's output norm already is one)
     A_log               -exp(A_log)
-    value heads         where a key head serves R value heads, these lie together in transformers
-                        (k*R + r) and a round apart in llama.cpp (r*K + k)
+    value heads         if a key head serves R value heads, these are adjacent in transformers
+                        (k*R + r) and interleaved in llama.cpp (r*K + k)
     short convolution   [C, taps]
     layers              `attention.recurrent_layers`, a list, and the interval if there is one
 """
@@ -42,7 +42,7 @@ FILE_TYPES = {
     torch.float16: gguf.LlamaFileType.MOSTLY_F16,
     torch.bfloat16: gguf.LlamaFileType.MOSTLY_BF16,
 }
-# Of a block, the last parts of the names: transformers' -> llama.cpp's
+# Within a block, the last part of a name: transformers' -> llama.cpp's
 NAMES = {
     "input_layernorm.weight": "attn_norm.weight",
     "post_attention_layernorm.weight": "post_attention_norm.weight",
@@ -81,12 +81,14 @@ class Target(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[C, 1, taps] is [C, taps] there."""
+        """The shape in the file: [C, 1, taps] becomes [C, taps]."""
         return tuple(size for d, size in enumerate(self.source.shape) if d != 1 or size != 1)
 
     @property
     def is_matrix(self) -> bool:
-        """What may be of half precision; llama.cpp wants the rest, convolutions too, in fp32."""
+        """Whether it may be in half precision; llama.cpp wants all else, convolutions too, in
+        fp32.
+        """
         return len(self.source.shape) == 2
 
 
@@ -102,16 +104,16 @@ def targets(model: ModelConfig) -> Iterator[Target]:
 
 
 def _conversion(part: str, model: ModelConfig) -> Callable[[Tensor], Tensor]:
-    """What is done to a tensor, by the last part of its name."""
+    """How a tensor is converted, by the last part of its name."""
     keys, V = model.delta_keys, model.delta_value_dim
 
     def in_turn(x: Tensor, size: int, dim: int = 0) -> Tensor:
-        """Value heads, of so many rows or columns each, from k*R + r to r*K + k."""
+        """Reorders value heads, of `size` rows or columns each, from k*R + r to r*K + k."""
         K, R = model.delta_key_heads, model.delta_value_heads // model.delta_key_heads
         return x.unflatten(dim, (K, R, size)).transpose(dim, dim + 1).flatten(dim, dim + 2)
 
     def streams(x: Tensor) -> Tensor:
-        """Of [q | k | v] the last."""
+        """Reorders the value heads in [q | k | v]."""
         x = x.squeeze(1)
         return torch.cat([x[: 2 * keys], in_turn(x[2 * keys :], V)])
 
@@ -137,7 +139,7 @@ def _conversion(part: str, model: ModelConfig) -> Callable[[Tensor], Tensor]:
 def write(folder: Path, out: Path) -> None:
     """Writes a GGUF file from an exported folder; memory holds about one tensor at a time.
 
-    Matrices keep their precision; what is no matrix is fp32, as llama.cpp wants it.
+    Matrices keep their precision; all else is fp32, as llama.cpp wants it.
 
     Raises:
         UserError: the file cannot hold the model, is there already, or cannot be written.
@@ -149,8 +151,8 @@ def write(folder: Path, out: Path) -> None:
 
 
 def write_run(run: Path, out: Path, precision: str = "fp32") -> int:
-    """Writes a GGUF file from a run's newest checkpoint, or from the checkpoint `run`, by way of a
-    Hugging Face folder that is gone afterwards. The checkpoint's step.
+    """Writes a GGUF file from a run's newest checkpoint, or from the checkpoint `run`, through a
+    temporary Hugging Face folder. Returns the checkpoint's step.
     """
     checkpoint, config = open_checkpoint(run)
     engines.check_gguf(config)
@@ -162,7 +164,7 @@ def write_run(run: Path, out: Path, precision: str = "fp32") -> int:
 
 
 def _write(folder: Path, config: Config, file: Path, name: str) -> None:
-    """name: of the model, as llama.cpp and what is built on it list it."""
+    """name: of the model, as llama.cpp and tools built on it show it."""
     said = vocabulary(Path(config.data.tokenizer)).padded(config.model.vocab_size)
     wanted = list(targets(config.model))
     with TensorFolder(folder) as tensors:
@@ -185,15 +187,15 @@ def _write(folder: Path, config: Config, file: Path, name: str) -> None:
             assert tuple(value.shape) == target.shape, target
             value = value.to(dtype).contiguous()
             writer.write_tensor_data(value.view(-1).view(torch.uint8).numpy())
-            del value  # before there is another
+            del value  # before the next is made
         writer.close()
 
 
 def _describe(
     writer: gguf.GGUFWriter, config: Config, said: Vocabulary, matrices: torch.dtype
 ) -> None:
-    """The file's keys. llama.cpp refuses a file that lacks most of them, and reads others wrongly
-    without a word: rope's count and sections, the tokenizer's scores and flags.
+    """Writes the file's metadata. llama.cpp refuses a file without most of these keys, but silently
+    misreads it without others: rope's count and sections, the tokenizer's scores and flags.
     """
     model, head = config.model, config.model.attention_head_dim
     writer.add_file_type(FILE_TYPES[matrices])
@@ -223,7 +225,7 @@ def _describe(
 
 
 def _describe_tokenizer(writer: gguf.GGUFWriter, said: Vocabulary) -> None:
-    """Its pieces, which nothing is put in front of."""
+    """Writes the tokenizer: its pieces, with no BOS or space prefix."""
     writer.add_tokenizer_model(said.model)
     writer.add_tokenizer_pre(said.pre)
     writer.add_token_list(said.tokens)

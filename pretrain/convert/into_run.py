@@ -1,7 +1,7 @@
-"""A Hugging Face folder in: a run at step 0 that has its weights, and trains like any other.
+"""Imports a Hugging Face folder as a run at step 0, with its weights, that trains like any other.
 
-Nothing of a configuration has entered what such a run has computed, so all of it but the model's
-shape may still be changed: by overrides here, and when training begins.
+Such a run has not computed anything yet, so everything in its configuration except the model's
+shape may still be changed: by overrides here, and when training starts.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ STATE: dict[str, Any] = {
 def import_folder(
     folder: Path, out: Path, overrides: Sequence[str] = (), delta_every: int | None = None
 ) -> list[str]:
-    """Makes a run of a Qwen3.5 dense hybrid, or of a Llama, Mistral, Qwen2 or Qwen3
-    transformer that is given delta-rule blocks.
+    """Makes a run from a Qwen3.5 dense hybrid, or from a Llama, Mistral, Qwen2 or Qwen3 transformer
+    into which delta-rule blocks are inserted.
 
     Memory holds about one tensor at a time. The middle half of the blocks is looped, unless the
     folder is an export of ours or an override says otherwise.
 
     Args:
-        out: the run's folder, which must not be there yet.
-        overrides: settings such as "sleep.passes=4"; of [model] only what the folder leaves open.
-        delta_every: a transformer is given a delta-rule block for every so many of its own.
+        out: the run's folder, which must not exist yet.
+        overrides: settings such as "sleep.passes=4"; in [model] only what the folder leaves open.
+        delta_every: insert a delta-rule block for every so many blocks of a transformer.
     Returns:
-        Lines about what was left out, and what is still to be said.
+        Lines about what was left out, and what remains to be set.
     Raises:
         UserError: the folder cannot be read, or held by our model; names the file and why.
     """
@@ -85,7 +85,7 @@ def import_folder(
 
 
 def _check_folder(folder: Path) -> None:
-    """UserError says what to give instead of what is no folder of safetensors at first sight."""
+    """UserError, with a hint, if it is obviously not a folder of safetensors."""
     given = folder
     if folder.is_dir() and not (folder / qwen3_5.CONFIG).exists():
         given = next(folder.glob("*.gguf"), folder)
@@ -98,7 +98,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_kind(theirs: dict[str, Any], path: Path) -> None:
-    """UserError: another architecture than those that are taken."""
+    """UserError if the architecture is not supported."""
     kind = theirs.get("model_type")
     if kind in transformer.MODEL_TYPES or qwen3_5.text_config(theirs).get("model_type") == MINE:
         return
@@ -125,8 +125,8 @@ def _write(run: Path, config: Config, weights: Iterator[Tensor]) -> None:
 def _configuration(
     tables: dict[str, Any], path: Path, out: Path, overrides: Sequence[str]
 ) -> tuple[Config, Path]:
-    """What the run begins with, and where its tokenizer comes from. UserError: an override changes
-    what the weights fix.
+    """The run's configuration, and the source of its tokenizer. UserError: an override changes what
+    the weights determine.
     """
     place = Path(os.path.abspath(out))
     run = {"dir": str(place.parent), "name": place.name}
@@ -143,10 +143,10 @@ def _configuration(
 
 
 def _take_tokenizer(source: Path, folder: Path, run: Path, config: Config) -> list[str]:
-    """Copies the model's tokenizer, or one that is given; says so if the model has none.
+    """Copies the model's tokenizer, or a given one; returns a line if there is none.
 
     Raises:
-        UserError: the one that is given does not fit. TokenizerError: it cannot be read.
+        UserError: the given one does not fit. TokenizerError: it cannot be read.
     """
     try:
         tokenizer = Tokenizer.load(source)

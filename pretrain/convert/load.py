@@ -1,4 +1,4 @@
-"""A model from whatever holds one: a run, a checkpoint of it, or an export."""
+"""Loads a model from a run, one of its checkpoints, or an export."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def open_model(
     folder: Path, overrides: Sequence[str] = (), precision: str = "fp32"
 ) -> tuple[SleepLM, Config]:
     """The model of a run's newest checkpoint, of the checkpoint `folder`, or of an export, on the
-    CPU. An export's configuration has its sizes, its sleep and its tokenizer.
+    CPU. An export's configuration has its sizes, its sleep settings and its tokenizer.
 
-    In one process, also where a launcher's variables are set.
+    Runs in a single process, even if a launcher's variables are set.
 
     Args:
         overrides: see `pretrain.config.run_folder.configuration_of`.
-        precision: of the weights, fp32 or bf16, whatever was trained.
+        precision: of the weights, fp32 or bf16, whichever was trained.
     """
     dtype = DTYPE_OF[precision]
     if not (folder / qwen3_5.CONFIG).exists():
@@ -43,7 +43,7 @@ def open_model(
 
 @torch.no_grad()
 def load_weights(folder: Path, model: SleepLM) -> None:
-    """Fills a model, all of it on this rank, from the safetensors of an export, one by one."""
+    """Fills a model that is whole on this rank from an export's safetensors, one by one."""
     parameters = dict(model.named_parameters())
     with TensorFolder(folder) as tensors:
         for packed in packed_tensors(model.config):

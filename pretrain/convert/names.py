@@ -1,13 +1,13 @@
-"""Our parameters <-> the tensors of transformers' Qwen3.5 dense hybrid.
+"""Maps our parameters to the tensors of transformers' Qwen3.5 dense hybrid, and back.
 
-Layer for layer the two are the same function. Ours keeps every projection its own parameter;
+Layer for layer the two are the same function. We keep every projection as its own parameter;
 Qwen3.5 packs some of them into one tensor:
 
-    q_proj        [H, q | gate, head] x D    per attention head the query's rows, then its gate's
-    in_proj_qkv   [q | k | v] x D            rows of all key heads, again, of all value heads
+    q_proj        [H, q | gate, head] x D    per attention head, the query's rows, then the gate's
+    in_proj_qkv   [q | k | v] x D            all heads' queries, keys, values
     conv1d        [q | k | v] x 1 x taps     channels in the same order
 
-Norm weights are zero-centred in both (1 + w), but for the delta rule's read-out norm, a plain one
+Norm weights are zero-centred in both (1 + w), except for the delta rule's output norm, a plain one
 in both.
 """
 
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class OurTensor(NamedTuple):
-    """One parameter of ours, whole."""
+    """One of our parameters, whole."""
 
     name: str
     shape: Shape
@@ -34,16 +34,16 @@ class OurTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor of theirs, and the parameters of ours that lie in it along its first dimension."""
+    """One of their tensors, and our parameters that are packed in it along its first dimension."""
 
     name: str
     shape: Shape
     parts: tuple[OurTensor, ...]
-    heads: int = 1  # the parts take turns, head by head
+    heads: int = 1  # if > 1, the parts are interleaved head by head
 
     def places(self, whole: Tensor) -> list[Tensor]:
-        """Where each part lies in their tensor: views, [part's shape], or [heads, rows, ...] where
-        the parts take turns.
+        """The place of each part in their tensor: views of the part's shape, or [heads, rows, ...]
+        if the parts are interleaved.
         """
         rows = [part.shape[0] // self.heads for part in self.parts]
         by_head = whole.view(self.heads, sum(rows), -1).split(rows, dim=1)
@@ -54,10 +54,10 @@ class Packed:
     def pack(
         self, read: Callable[[OurTensor, Tensor | None], Tensor], dtype: torch.dtype
     ) -> Tensor:
-        """Their tensor from ours, each of which is read when it is due.
+        """Their tensor from our parts, which are read one by one.
 
         Args:
-            read: gives a part; writes it into the tensor that is given, if there is one.
+            read: returns a part; if a tensor is passed, writes into it.
         """
         whole = torch.empty(self.shape, dtype=dtype)
         for part, place in zip(self.parts, self.places(whole), strict=True):
@@ -68,7 +68,7 @@ class Packed:
         return whole
 
     def unpack(self, whole: Tensor) -> Iterator[Tensor]:
-        """Ours from their tensor, one after the other, each contiguous."""
+        """Our parts from their tensor, one by one, each contiguous."""
         for part, place in zip(self.parts, self.places(whole), strict=True):
             yield place.reshape(part.shape).contiguous()
 
@@ -98,7 +98,7 @@ def _attention(config: ModelConfig, theirs: str, ours: str) -> Iterator[Packed]:
     yield Packed(f"{theirs}.q_proj.weight", (2 * heads * head, D), parts, heads)
     for name in ("k", "v"):
         yield _same(f"{theirs}.{name}_proj.weight", f"{ours}.{name}.weight", (kv, D))
-    # Qwen3.5 has no such biases: they come in from Qwen2, and do not go out.
+    # Qwen3.5 has no such biases: they are imported from Qwen2, but cannot be exported.
     biases = {"q": heads * head, "k": kv, "v": kv} if config.attention_qkv_bias else {}
     for name, size in biases.items():
         yield _same(f"{theirs}.{name}_proj.bias", f"{ours}.{name}_bias", (size,))

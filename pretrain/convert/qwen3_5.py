@@ -1,7 +1,7 @@
-"""transformers' Qwen3.5 dense hybrid <-> ours: config.json and settings, and the weights in.
+"""Maps settings to and from the config.json of Qwen3.5's dense hybrid, and imports its weights.
 
-Within one window, awake (N = 1), the two are the same function. What makes the model sleep has no
-place there; it stands under one key of ours, "hypnos", which only our own sessions read.
+Within one window, awake (N = 1), the two models are the same function. Settings of sleep have no
+place in theirs; they are stored under a key of our own, "hypnos", which only our sessions read.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pretrain.errors import UserError, shortened
 Tables = dict[str, dict[str, Any]]  # of a configuration
 
 CONFIG = "config.json"
-NESTED = "model.language_model."  # where a multimodal model has the tensors of the language model
+NESTED = "model.language_model."  # prefix of the language model's tensors in a multimodal model
 MODEL_TYPE = "qwen3_5_text"
-KEY, VERSION = "hypnos", 1  # of config.json, and of what stands there
+KEY, VERSION = "hypnos", 1  # our key in config.json, and the version of its content
 SLEEP = ("passes", "window", "when", "eviction", "prelude", "coda")  # what a session needs to know
-# Which held-out rows a run is judged on, and where it is set; of a task also its own section.
+# Settings that choose the held-out rows, and their sections; for a task also its own section.
 EVALUATION = {"batch": "train", "eval_batches": "train", "windows": "data", "repeats": "data"}
 KINDS = {"attention": "full_attention", "delta": "linear_attention"}
 # theirs: ours
@@ -48,8 +48,8 @@ SIZES = {
     "rms_norm_eps": "norm_eps",
     "tie_word_embeddings": "tie_embeddings",
 }
-FIXED = {"hidden_act": "silu", "attention_bias": False}  # our blocks are built so
-# What a model has been trained on lies elsewhere, if anywhere: whoever needs data names them.
+FIXED = {"hidden_act": "silu", "attention_bias": False}  # fixed in our blocks
+# An export does not contain its training data; users must name data where they are needed.
 NOT_NAMED = "(not named)"
 DATA = {"train": [{"path": NOT_NAMED}], "heldout": NOT_NAMED}
 
@@ -69,7 +69,7 @@ def to_json(config: Config, step: int) -> dict[str, Any]:
         **FIXED,
         "num_hidden_layers": len(model.layers),
         "layer_types": [KINDS[kind] for kind in model.layers],
-        # mlx-lm knows no layer_types
+        # mlx-lm does not know layer_types
         **({"full_attention_interval": every} if every else {}),
         "rope_parameters": {
             "rope_type": "default",
@@ -93,24 +93,22 @@ def _evaluation(config: Config) -> dict[str, Any]:
     if task == "text":
         return said
     settings = asdict(getattr(config, task))
-    if settings.get("path"):  # a place on this machine
+    if settings.get("path"):  # a path on this machine
         settings["path"] = NOT_NAMED
     return said | {task: settings}
 
 
 def rotary_sections(config: Config) -> list[int]:
-    """The rotary pairs, in three parts: for text they are rotated alike, but engines ask for the
-    parts.
-    """
+    """The numbers of rotary pairs in three sections: equal for text, but engines require them."""
     pairs = config.model.rotary_dim // 2
     return [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3]
 
 
 def from_json(folder: Path) -> Config:
-    """The configuration of an exported folder's model: sizes, sleep, and its tokenizer's place.
+    """The configuration of an exported folder's model: sizes, sleep, and the tokenizer's path.
 
     Raises:
-        UserError: it is no export of ours, or one that cannot be read.
+        UserError: it is not an export of ours, or cannot be read.
     """
     path = folder / CONFIG
     theirs = read_json(path)
@@ -130,14 +128,14 @@ def from_json(folder: Path) -> Config:
 
 
 def tables(theirs: dict[str, Any], path: Path) -> Tables:
-    """What a config.json says of a run that begins with its model: shape, sleep, and of an export
-    of ours what it was judged on.
+    """The settings of a run that starts from a config.json's model: shape, sleep, and for an export
+    of ours, how it was evaluated.
 
-    A multimodal model's language model stands in "text_config".
+    A multimodal model's language model is under "text_config".
     """
     text = theirs
     if _is_nested(theirs):
-        # the head is the whole model's, and so is what transformers asks whether it is tied
+        # the head belongs to the whole model, and so does the key by which transformers ties it
         tied = theirs.get("tie_word_embeddings", False)
         text = theirs["text_config"] | {"tie_word_embeddings": tied}
     model = model_table(text, path)
@@ -149,7 +147,7 @@ def tables(theirs: dict[str, Any], path: Path) -> Tables:
 
 
 def _judged_on(ours: dict[str, Any]) -> Tables:
-    """The task of an export's run, and which rows of it; exports of before lack the task's own
+    """The task of an export's run, and its evaluation rows; older exports lack the task's own
     section.
     """
     task, said = ours.get("task"), ours.get("evaluation")
@@ -163,8 +161,8 @@ def _judged_on(ours: dict[str, Any]) -> Tables:
 
 
 def has_own_head(found: Tables, tensors: TensorFolder) -> bool:
-    """Whether the embedding is said to be the head too, and another head lies there: then that is
-    the model's, as transformers reads such a folder.
+    """Whether the config says that head and embedding are tied, but the folder has a different
+    head: then that is used, as transformers does.
     """
     head, embedding = "lm_head.weight", f"{_prefix(tensors)}embed_tokens.weight"
     if not found["model"].get("tie_embeddings") or head not in tensors.names():
@@ -173,7 +171,7 @@ def has_own_head(found: Tables, tensors: TensorFolder) -> bool:
 
 
 def text_config(theirs: dict[str, Any]) -> dict[str, Any]:
-    """What a config.json says of the language model: all of it, or of a multimodal one a part."""
+    """The language model's part of a config.json: all of it, or "text_config" if multimodal."""
     text: dict[str, Any] = theirs["text_config"] if _is_nested(theirs) else theirs
     return text
 
@@ -188,11 +186,11 @@ def middle_half(blocks: int) -> dict[str, Any]:
 
 
 def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
-    """Our parameters in the order of `packed_tensors`, fp32, each read when it is due."""
+    """Our parameters in the order of `packed_tensors`, fp32, read one by one."""
     prefix = _prefix(tensors)
     for packed in packed_tensors(config.model):
         name = packed.name.replace("model.", prefix, 1)
-        whole = tensors.get(name, packed.shape)  # as it lies in the file, which takes no memory
+        whole = tensors.get(name, packed.shape)  # memory-mapped
         if not all_finite(whole):
             raise UserError(f"{tensors.folder}: tensor {name} is not finite")
         for value in packed.unpack(whole):
@@ -204,7 +202,7 @@ def left_out(tensors: TensorFolder, config: Config) -> list[str]:
     """A line about what a multimodal folder has beside the language model.
 
     Raises:
-        UserError: there are tensors that the model should have, and ours does not.
+        UserError: the language model has tensors that ours does not.
     """
     prefix = _prefix(tensors)
     known = {packed.name.replace("model.", prefix, 1) for packed in packed_tensors(config.model)}
@@ -217,7 +215,7 @@ def left_out(tensors: TensorFolder, config: Config) -> list[str]:
 
 
 def _prefix(tensors: TensorFolder) -> str:
-    """Of the language model's tensors."""
+    """The prefix of the language model's tensors."""
     is_nested = any(name.startswith(NESTED) for name in tensors.names())
     return NESTED if is_nested else "model."
 
@@ -226,7 +224,7 @@ def model_table(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
     """The section [model] of a Qwen3.5 dense hybrid's config.json, unchecked.
 
     Raises:
-        UserError: it is another architecture, or has something that our blocks have not.
+        UserError: it is another architecture, or has something that our blocks do not.
     """
     if theirs.get("model_type") != MODEL_TYPE:
         kind = shortened(repr(theirs.get("model_type")))
@@ -268,7 +266,7 @@ def check_unquantized(theirs: dict[str, Any], path: Path) -> None:
 
 
 def rope_type(rope: dict[str, Any]) -> Any:
-    """How wavelengths are scaled; it has two names, too."""
+    """How wavelengths are scaled; this key has two names, too."""
     return rope.get("rope_type", rope.get("type", "default"))
 
 

@@ -1,17 +1,18 @@
-"""Attention-only models in (Llama, Mistral, Qwen2 and 3): the same function, and delta-rule blocks.
+"""Imports transformers (Llama, Mistral, Qwen2, Qwen3) and inserts delta-rule blocks.
 
-What our attention block has and theirs has not, so that nothing changes before the first step:
+How our attention block is made to compute the same function as theirs before the first step:
 
     output gate     weights 0: sigmoid(0) = 1/2, and the output projection is twice theirs
     RMSNorm         theirs multiplies by w, ours by 1 + w
-    query, key norm Qwen3 alone has them: model.attention_qk_norm = false of the others
+    query, key norm only Qwen3 has them: model.attention_qk_norm = false for the others
 
-What Qwen3.5's has not either, so that an import does not go out again:
+What Qwen3.5's block lacks too, so that such an import cannot be exported again:
 
     biases          of queries, keys and values in Qwen2: model.attention_qkv_bias = true
     Llama 3         long rotary wavelengths are stretched: model.rope_scaling_factor
 
-New blocks are a delta rule as any begins, but its output projection and its MLP's are 0.
+New delta-rule blocks are initialised as usual, except that the output projections of mixer and MLP
+are 0.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from pretrain.errors import UserError, shortened
 from pretrain.model.hybrid import initial_value
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-DELTA_EVERY = 4  # as the paper's 1.4B model: six new blocks for twenty-four
-DELTA_WIDTH = 128  # of a head, the portable one
+DELTA_EVERY = 4  # as in the paper's 1.4B model: six new blocks for twenty-four
+DELTA_WIDTH = 128  # of a head, the most portable one
 # theirs: ours
 SIZES = {
     "vocab_size": "vocab_size",
@@ -44,17 +45,17 @@ SIZES = {
     "num_key_value_heads": "attention_kv_heads",
     "rms_norm_eps": "norm_eps",
 }
-COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads")  # what is reckoned with
-MOST_LAYERS = 10_000  # no model has so many; a damaged file may say anything
-# What they may say, and must not: our blocks have no such thing.
+COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads")  # used in arithmetic here
+MOST_LAYERS = 10_000  # no model has so many, but a damaged file may say anything
+# Keys whose other values our blocks cannot represent.
 FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
     "use_sliding_window": False,
 }
-MISTRAL_BAND = 4096  # where a config.json does not say, as transformers takes it
-# Of rope_type "llama3"; a factor is free.
+MISTRAL_BAND = 4096  # transformers' default if config.json has none
+# Required values for rope_type "llama3"; the factor is free.
 LLAMA3 = {
     "low_freq_factor": 1,
     "high_freq_factor": UNSTRETCHED,
@@ -77,11 +78,11 @@ ENDS = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 
 def tables(theirs: dict[str, Any], path: Path, every: int) -> tuple[Tables, list[str]]:
-    """What a config.json says of a run that begins with its model; and overrides that give the new
-    blocks their size, which others may change.
+    """The settings of a run that starts from a config.json's model; and default sizes of the new
+    blocks, as overrides that later ones may change.
 
     Raises:
-        UserError: the model has something that ours has not.
+        UserError: the model has something that ours does not.
     """
     for name, value in FIXED.items():
         if theirs.get(name, value) != value:
@@ -118,7 +119,7 @@ def tables(theirs: dict[str, Any], path: Path, every: int) -> tuple[Tables, list
 
 
 def _layers(attention: int, every: int) -> list[str]:
-    """A new block in the middle of every so many."""
+    """The layers, with a new block in the middle of every `every`."""
     layers = []
     for number in range(attention):
         if number % every == every // 2:
@@ -128,7 +129,7 @@ def _layers(attention: int, every: int) -> list[str]:
 
 
 def _rope(theirs: dict[str, Any], path: Path) -> dict[str, float]:
-    """The settings of the wavelengths."""
+    """The settings of the rotary wavelengths."""
     rope = rope_parameters(theirs, path, ("default", "llama3"))
     theta = rope.get("rope_theta", theirs.get("rope_theta", 1e4))
     if rope_type(rope) == "default":
@@ -145,7 +146,7 @@ def _rope(theirs: dict[str, Any], path: Path) -> dict[str, float]:
 
 
 def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
-    """Our parameters in the order of `packed_tensors`, fp32, each read when it is due."""
+    """Our parameters in the order of `packed_tensors`, fp32, read one by one."""
     for packed in packed_tensors(config.model):
         for part in packed.parts:
             value = _value(part, tensors, config)
@@ -156,7 +157,7 @@ def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
 
 
 def _value(part: OurTensor, tensors: TensorFolder, config: Config) -> Tensor:
-    """One parameter of ours."""
+    """One of our parameters."""
     if not part.name.startswith("blocks."):
         end = part.name.removesuffix(".weight")
         value = tensors.get(f"{ENDS[end]}.weight", part.shape).float()
@@ -181,20 +182,20 @@ def _theirs(name: str) -> str:
 
 
 def _new(name: str, shape: Shape, config: Config) -> Tensor:
-    """Of a new block."""
+    """The initial value of a new block's parameter."""
     if name.endswith(("mixer.out.weight", "mlp.down.weight")):
         return torch.zeros(shape)
     return initial_value(name, shape, config.model, config.run.seed)
 
 
 def left_out(tensors: TensorFolder, config: Config) -> list[str]:
-    """Nothing is. UserError: there are tensors that ours does not hold, such as biases."""
+    """Nothing is left out. UserError: there are tensors that ours cannot hold, such as biases."""
     layers = range(config.model.layers.count("attention"))
     known = {f"{name}.weight" for name in ENDS.values()}
     names = [f"{name}.weight" for name in NAMES]
     names += ["mixer.q_bias", "mixer.k_bias", "mixer.v_bias"] * config.model.attention_qkv_bias
     known |= {f"model.layers.{i}.{_theirs(name)}" for i in layers for name in names}
-    buffers = "rotary_emb.inv_freq"  # which old files have; rope_theta says the same
+    buffers = "rotary_emb.inv_freq"  # in old files; redundant with rope_theta
     others = [n for n in tensors.names() if n not in known and not n.endswith(buffers)]
     if others:
         raise UserError(f"{tensors.folder}: tensor {shortened(others[0])} cannot be held")

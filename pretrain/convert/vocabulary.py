@@ -1,11 +1,11 @@
-"""A tokenizer as a GGUF file says it, and which tokenizers it cannot say.
+"""Converts a tokenizer to the terms of a GGUF file, and refuses those it cannot represent.
 
-    "llama"   sentencepiece's BPE: pieces and scores. Ours, and those of Llama 2's kind
-    "gpt2"    BPE over bytes: pieces and merges. Those of Qwen, Llama 3, GPT-2
+    "llama"   sentencepiece BPE: pieces and scores. Ours, and those of Llama 2's kind
+    "gpt2"    byte-level BPE: pieces and merges. Those of Qwen, Llama 3, GPT-2
 
-How a text is cut up before its bytes are merged is no part of the file: llama.cpp knows some ways
-by name. A tokenizer.json says it as a regular expression, so only those that are the same to the
-letter are written, and all others refused: they would give other ids without a word.
+The pre-tokenizer, which splits a text before merges, is not part of the file: llama.cpp knows some
+by name. A tokenizer.json has it as a regular expression, so only exact matches of known expressions
+are written and all others refused: they would silently give other ids.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # the file's
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-# By regular expression and whether a word that is a piece is taken whole: llama.cpp's name.
+# (regular expression, whether a word that is a piece is taken whole) -> llama.cpp's name.
 CUTS = {
     (rf"{_WORDS}[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
      False): "qwen2",
@@ -35,13 +35,13 @@ CUTS = {
      rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}", False): "qwen35",
     (rf"{_WORDS}[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
      rf"|{_SPACES}", True): "llama-bpe",
-    (None, False): "gpt-2",  # what ByteLevel does by itself
+    (None, False): "gpt-2",  # ByteLevel's own split
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What tokenizer.ggml.* says."""
+    """The values of tokenizer.ggml.*."""
 
     model: str
     pre: str
@@ -67,7 +67,7 @@ class Vocabulary:
 
 
 def vocabulary(path: Path) -> Vocabulary:
-    """Of a tokenizer's file or folder. UserError: a GGUF file cannot say it."""
+    """The vocabulary of a tokenizer's file or folder. UserError: GGUF cannot represent it."""
     tokenizer = Tokenizer.load(path)
     try:
         return replace(_of(tokenizer.model, path / SENTENCEPIECE), chat=tokenizer.chat.template)
@@ -81,7 +81,7 @@ def _of(model: Model, own: Path) -> Vocabulary:
     assert isinstance(model, FastModel)
     if model.is_byte_level:
         return _of_bytes(model)
-    if not own.exists():  # as transformers' save_pretrained leaves a folder
+    if not own.exists():  # as in folders written by transformers' save_pretrained
         why = "its tokenizer.json is no BPE over bytes, and has no scores of its pieces"
         raise ValueError(f"{why}: put the {SENTENCEPIECE} there that it was made of")
     return _of_both(model, SentencePieceModel(own.read_bytes()))
@@ -104,7 +104,7 @@ def _of_pieces(model: SentencePieceModel) -> Vocabulary:
 
 
 def _of_both(fast: FastModel, pieces: SentencePieceModel) -> Vocabulary:
-    """Of a tokenizer.json that was made of a tokenizer.model, and may have tokens beyond it."""
+    """For a tokenizer.json that was made from a tokenizer.model, and may have further tokens."""
     said, described = _of_pieces(pieces), fast.described
     vocabulary = described["model"]["vocab"]
     added = [token for token in described["added_tokens"] if token["id"] >= len(said.tokens)]
@@ -147,7 +147,7 @@ def _of_bytes(model: FastModel) -> Vocabulary:
 
 
 def _cut(described: dict[str, Any]) -> str:
-    """llama.cpp's name of how a tokenizer.json cuts a text up. ValueError: it has none."""
+    """llama.cpp's name for a tokenizer.json's pre-tokenizer. ValueError: it has none."""
     bpe, steps = described["model"], _steps(described["pre_tokenizer"])
     pattern: str | None
     match steps:

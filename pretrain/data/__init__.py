@@ -1,33 +1,33 @@
 """From text on disk to the batches of a training step.
 
-    corpus.py    documents of folders and files, or of the Python interpreter itself
-    folder.py    the files of a folder, and a count of all that is read and left out
+    corpus.py    documents from folders and files, or from the Python interpreter itself
+    folder.py    the files of a folder, and a tally of what is read and left out
     formats.py   Document(text, source), or why there is none; UTF-8 text
     json_rows.py, tables.py, parquet.py, arrow.py   JSON (lines, array, object); CSV, TSV; columns
     tar.py, compression.py   members of webdataset tars; gzip to xz
     prepare.py   tokenised documents as webdataset tars with an index;  pool.py  by many processes
-    units.py     the pieces of a corpus that they share out;  merge.py  and how these become one
+    units.py     the units of work that they are given;  merge.py  joins their results
     shards.py    verify, stats
-    writer.py    one split as it is written
-    index.py     what lies in a split's folder, and the checks on reading it
-    records.py   documents.idx: where each document lies, mapped and checked
-    reader.py    one document's tokens by number, checked, without reading its neighbours
-    splits.py    a split in a folder, or on an object store: to its reader they are alike
-    store.py     objects of a store, asked for until it answers
+    writer.py    writes one split
+    index.py     the index of a split: what is in its folder
+    records.py   documents.idx: where each document is stored, memory-mapped and checked
+    reader.py    random access to the tokens of one document, checked
+    splits.py    the same interface to a split in a folder and to one on an object store
+    store.py     files on an object store, with retries
     cache.py     pieces of them on a local disk: bounded, shared by the ranks of a host
-    open_files.py  files that are read again and again, of which only so many may be open
+    open_files.py  keeps a bounded number of files open
     splitmix.py  random numbers as a function of a key and a counter
     order.py     which document is drawn at position j: a pure function of (seed, j)
-    upcoming.py  the next documents of some lanes, looked up many at a time
+    upcoming.py  looks up the next documents of lanes, many at a time
     lanes.py     which tokens of which documents each row of a batch holds: lengths only
-    rows.py      those tokens, read and laid out as a Batch
+    rows.py      reads those tokens and lays them out as a Batch
     stream.py    TextStream: batches for one rank, exact resume at any rank count
-    heldout.py   the fixed batches that a run is judged on
-    mixture.py   what each corpus of a mixture really gives to a run
-    prefetch.py  a thread that stays a few batches ahead, and how long the trainer waited for it
-    progress.py  how far a long job is
+    heldout.py   the fixed batches on which a run is evaluated
+    mixture.py   what each corpus of a mixture really contributes to a run
+    prefetch.py  a thread that stays a few batches ahead of the trainer
+    progress.py  progress of a long job
     batch.py     Batch: rows of windows, what is scored, where documents begin
-    source.py    BatchSource: what the trainer asks of any stream of batches
+    source.py    BatchSource: the interface of any stream of batches
 
 Preparing, once:
 
@@ -35,7 +35,7 @@ Preparing, once:
       +- Document                 tokenizer.encode_many()      one document: n ids
           +- ids                  prepare.prepare()            by hash of the text: train/, heldout/
               +- shard-000000.tar     webdataset samples of one document, or of several short ones
-                 documents.idx        where each document's ids lie, how many, and their crc32
+                 documents.idx        where each document's ids are, how many, and their crc32
                  index.json           shards, totals, hashes, the tokenizer's fingerprint
 
 Training, on every rank. B rows (lanes) in the global batch, W windows of L tokens in a row:
@@ -47,6 +47,6 @@ Training, on every rank. B rows (lanes) in the global batch, W windows of L toke
                   +- Batch        stream.TextStream.next()     through a prefetch thread
 
 State of the stream: steps taken, and for each lane (documents used up, tokens used of the next
-one). Nothing else is needed to go on at the exact token. A rank knows this of its own lanes; a
-checkpoint puts all together, and any number of ranks can take them up.
+one). Nothing else is needed to resume at the exact token. A rank knows this for its own lanes; a
+checkpoint has all lanes, and any number of ranks can resume from it.
 """

@@ -1,4 +1,4 @@
-"""Documents of Arrow files, of either kind: what `datasets` keeps, and Feather."""
+"""Documents from Arrow files: the stream format, which `datasets` caches, and Feather."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pyarrow as pa
 from pretrain.data.formats import Document, Rejected
 from pretrain.data.parquet import ROWS, as_bytes, check_column, document, errors
 
-MAGIC = b"ARROW1"  # a file with an index; without it, a stream
+MAGIC = b"ARROW1"  # starts the file format; without it, it is the stream format
 
 
 def read_arrow(path: Path, name: str, column: str) -> Iterator[Document | Rejected]:
-    """Every row's `column`: strings or bytes of UTF-8, as they are or by dictionary."""
+    """Every row's `column`: strings or bytes of UTF-8, plain or dictionary-encoded."""
     with path.open("rb") as raw:
         with errors(path, "Arrow"):
             is_file = raw.read(len(MAGIC)) == MAGIC

@@ -1,4 +1,4 @@
-"""What a training step reads: token windows, what is scored in them, and where documents begin."""
+"""Batch: token windows, which positions are scored, and where documents begin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Self
 
 from torch import Tensor
 
-IGNORE = -100  # target of a position that is not scored
+IGNORE = -100  # the target at positions that are not scored
 
 
 @dataclass
@@ -15,16 +15,16 @@ class Batch:
     """B sequences of T tokens, read in W = ceil(T / L) windows of L tokens (the last may be
     shorter).
 
-    Data comes on the CPU, so that the loop can decide which windows are scored and which
-    sleep without asking the device.
+    Batches are on the CPU, so that the loop can decide without a device synchronisation which
+    windows are scored and which sleep.
     """
 
     tokens: Tensor  # [B, T] int64
     # [B, T] int64: the token to predict at each position, IGNORE where none is scored
     targets: Tensor
-    valid: Tensor  # [B, T] bool: False at PAD, which neither writes, decays, is attended nor scored
-    starts: Tensor  # [B, W] bool: a document begins with this window, so its fast weights are zero
-    carries: Tensor  # [B] bool: the row's document goes on in the next batch, and so does its S
+    valid: Tensor  # [B, T] bool: False at PAD, which does not write, decay, get attended or scored
+    starts: Tensor  # [B, W] bool: a document begins with this window, with zero fast weights
+    carries: Tensor  # [B] bool: the row's document continues in the next batch, with its S
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,14 +1,15 @@
-"""Pieces of objects on a local disk: bounded, and shared by all processes of a host.
+"""A bounded cache of pieces of objects on a local disk, shared by all processes of a host.
 
-    FOLDER/used                  bytes of all that is there; locked while they are changed
-    FOLDER/ab/abcd.../0-262144   a piece: so many bytes of the object with that sha256; their crc32
-    FOLDER/ab/abcd.../whole      an object that is needed whole, checked
-    ....draft                    either, as it is written; locked by whoever writes it
+    FOLDER/used                  total bytes in the cache; locked while it changes
+    FOLDER/ab/abcd.../0-262144   a piece of the object with that sha256 (start, bytes), and its
+    crc32
+    FOLDER/ab/abcd.../whole      an object that is needed whole, verified
+    ....draft                    either of them while it is written; locked by the writer
 
-Names are of content, so that what is prepared anew is never taken for what was there. A draft is
-renamed when it is whole, so that what a killed process leaves is never read: whoever gets the lock
-next begins again. Locks end with their process. When there is too much, what was not used for
-longest goes first, pieces before whole objects.
+Names are content hashes, so newly prepared data are never confused with old data. A draft is
+renamed when it is complete, so what a killed process leaves is never read: the next one that gets
+the lock starts again. Locks end with their process. When the cache is full, the least recently used
+files are removed first, pieces before whole objects.
 """
 
 from __future__ import annotations
@@ -26,29 +27,29 @@ from pathlib import Path
 
 from pretrain.errors import UserError
 
-KEPT = 0.98  # share of the limit that is left when something has to go
-# least recently used files that one scan remembers as eviction candidates
+KEPT = 0.98  # an eviction frees space down to this share of the limit
+# how many least recently used files one scan remembers as eviction candidates
 REMEMBERED = 100_000
-POLL_S = 0.005  # between two looks whether another's draft is done
+POLL_S = 0.005  # between two checks whether another process's draft is done
 CRC_BYTES = 4
 WHOLE, DRAFT = "whole", ".draft"
 _PIECE = re.compile(rf"({WHOLE}|\d+-\d+)({re.escape(DRAFT)})?")
 
 
 class Cache:
-    """A folder of at most `limit` bytes; what is being written comes on top, a piece a thread."""
+    """A folder of at most `limit` bytes, plus what is being written: a piece per thread."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        # is it needed whole, when was it last used, bytes, path: of a look at all
+        # (is a whole object, last used, bytes, path), from the last scan
         self._oldest: deque[tuple[bool, int, int, str]] = deque()
 
     def path(self, sha256: str, part: str) -> Path:
-        """Where a part of an object is, or would be."""
+        """The path of a part of an object, cached or not."""
         return self.folder / sha256[:2] / sha256 / part
 
     def read(self, path: Path) -> bytes | None:
-        """A piece, or None if it is not there or damaged: then it is to be had anew."""
+        """A cached piece; None if it is missing or damaged, and must be fetched."""
         try:
             content = path.read_bytes()
             os.utime(path)
@@ -60,9 +61,9 @@ class Cache:
         return piece if crc == _crc(piece) else None
 
     def add(self, path: Path, fetch: Callable[[], bytes], limit: float) -> bytes:
-        """A piece that was not there: of all that want it one fetches it.
+        """Fetches a missing piece; only one of the processes that want it does so.
 
-        TimeoutError: another has had it in hand for `limit` seconds.
+        TimeoutError: another process has been fetching it for `limit` seconds.
         """
         with self._draft(path, limit) as draft:
             if (there := self.read(path)) is not None:
@@ -72,8 +73,8 @@ class Cache:
         return piece
 
     def add_whole(self, path: Path, size: int, chunks: Callable[[], Iterable[bytes]]) -> None:
-        """An object of `size` bytes that is needed whole, unless it is there, or another process
-        is at it. Whatever `chunks` raises goes through, and nothing is kept.
+        """Fetches an object of `size` bytes that is needed whole, unless it is there or another
+        process is fetching it. Exceptions of `chunks` are passed on, and nothing is kept.
         """
         if size > self.limit * KEPT:
             raise UserError(
@@ -88,7 +89,7 @@ class Cache:
 
     @contextmanager
     def _draft(self, path: Path, limit: float) -> Iterator[int]:
-        """A locked draft, to be renamed to `path`; else it is removed."""
+        """A locked draft of `path`; removed at the end unless it was renamed."""
         draft, deadline = path.with_name(path.name + DRAFT), time.monotonic() + limit
         with self._usable():
             draft.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ class Cache:
                 time.sleep(POLL_S)
 
     def _write(self, draft: int, parts: Iterable[bytes]) -> int:
-        """Returns how many bytes that is."""
+        """Writes the parts to the draft; returns the number of bytes."""
         size = 0
         with self._usable():
             os.truncate(draft, 0)  # what a killed process has left
@@ -132,7 +133,7 @@ class Cache:
         return size
 
     def _keep(self, path: Path, size: int) -> None:
-        """Counts the draft of `path`, makes room for it, and names it."""
+        """Adds the draft of `path` to the total, makes room for it, and renames it."""
         with self._usable():
             used = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -147,8 +148,9 @@ class Cache:
             os.rename(path.with_name(path.name + DRAFT), path)
 
     def _make_room(self, used: int, size: int) -> int:
-        """Removes what was used least recently until `size` more bytes fit; of `used`, the bytes
-        left. What a look at all files found, and nobody has used since, is still the oldest.
+        """Removes the least recently used files until `size` more bytes fit; returns what remains
+        of the `used` bytes. Candidates of the last scan that nobody has used since are still the
+        oldest.
         """
         enough = KEPT * self.limit - size
         for look_again in (False, True):
@@ -165,7 +167,9 @@ class Cache:
         return used
 
     def _look(self) -> int:
-        """Remembers what was used least recently, pieces first. Returns the bytes of all."""
+        """Scans the cache for the least recently used files, pieces first; returns the total
+        bytes.
+        """
         found: list[tuple[bool, int, int, str]] = []
         for file in _files(self.folder):
             with suppress(FileNotFoundError):
@@ -179,7 +183,7 @@ class Cache:
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
-        """Inside, an error is this disk's, and no store's: it is not tried again."""
+        """Inside, an error concerns the local disk, not the store, so it is not retried."""
         try:
             yield
         except BlockingIOError:
@@ -193,7 +197,7 @@ class Cache:
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What this cache has written, and nothing else that lies in its folder: it may be removed."""
+    """The files that this cache has written and may remove; nothing else in its folder."""
     for prefix in os.scandir(folder):
         if not (re.fullmatch("[0-9a-f]{2}", prefix.name) and prefix.is_dir()):
             continue
@@ -207,7 +211,7 @@ def _crc(piece: bytes) -> bytes:
 
 
 def _names(path: Path, descriptor: int) -> bool:
-    """Whether a path is that of an open file."""
+    """Whether a path still names an open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -215,7 +219,7 @@ def _names(path: Path, descriptor: int) -> bool:
 
 
 def _remove_left_over(draft: Path) -> None:
-    """Removes the draft of a process that was killed, and no other."""
+    """Removes a draft if its process was killed."""
     with draft.open("rb") as file, suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         draft.unlink()

@@ -1,7 +1,7 @@
-"""Files as streams of bytes, decompressed by their suffix: gzip, Zstandard, xz, bzip2.
+"""Opens files as byte streams, decompressed by suffix: gzip, Zstandard, xz, bzip2.
 
-Everything that the usual tools write with a documented option is read: several members, streams or
-frames, frames to skip, and windows of up to 2 GiB (`zstd --long=31`).
+Reads everything that the usual tools can write with documented options: several members, streams or
+frames, skippable frames, and windows of up to 2 GiB (`zstd --long=31`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import IO, BinaryIO, cast
 import zstandard
 
 COMPRESSED = (".gz", ".zst", ".zstd", ".xz", ".bz2")
-MAX_WINDOW = 1 << 31  # bytes; the most that `zstd --long` can be set to
-ZSTD_BYTES = 1 << 11  # decompressed at once, for a bit of Zstandard can become 30,000 times as much
+MAX_WINDOW = 1 << 31  # bytes; the maximum of `zstd --long`
+ZSTD_BYTES = 1 << 11  # compressed bytes per call: Zstandard can expand its input 30,000 times
 
 
 class Damaged(Exception):
-    """A compressed file that is cut or changed, or a file of another kind."""
+    """A compressed file that is truncated or corrupt, or not such a file at all."""
 
 
 class TooLarge(Exception):
@@ -52,7 +52,7 @@ def _decompressed(raw: BinaryIO, suffix: str) -> IO[bytes]:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Errors of four libraries, told apart."""
+    """Maps the errors of four libraries to ours."""
     try:
         yield
     except MemoryError:
@@ -70,11 +70,11 @@ def _errors() -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise Damaged(str(error)) from None  # gzip and bzip2 say so of a damaged file
+        raise Damaged(str(error)) from None  # gzip and bzip2 raise OSError for a damaged file
 
 
 class _ZstdFile(io.RawIOBase):
-    """Frames, decompressed. The library's own reader takes a truncated file for a whole one."""
+    """Decompresses Zstandard frames. (The library's own reader accepts truncated files.)"""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw

@@ -1,4 +1,4 @@
-"""Documents from what a user has: folders and files of text or of rows, or Python itself."""
+"""Documents of a user's corpus: folders and files of text or of rows, or Python's own sources."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pretrain.data.tables import DELIMITERS, read_table
 from pretrain.data.tar import read_tar
 from pretrain.errors import UserError
 
-# What is wrong with one file; any other error of the system is one of the disk or the network.
+# OS errors that concern one file; all others are errors of the disk or the network.
 OF_A_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EINVAL}
 
 
@@ -39,8 +39,8 @@ class Entry(NamedTuple):
     """A file of a corpus."""
 
     path: Path
-    name: str  # that its documents carry
-    in_folder: bool  # it was found in a source, and is none itself
+    name: str  # the `source` of its documents
+    in_folder: bool  # found in a folder, not given as a source itself
 
 
 @dataclass
@@ -50,12 +50,12 @@ class Corpus:
     A source is a file or a folder: its files with one of `suffixes` (None: all formats below), at
     any depth. A file is read by its suffix, in any case, and decompressed if .gz, .zst, .xz or .bz2
     follows: .jsonl, .ndjson, .json, .parquet, .arrow, .feather, .csv and .tsv hold one document per
-    line, element or row, under `text_field`; .tar, one a member; any other file is one document of
-    UTF-8 text. With a `separator` each piece between two of them is one, of such files and of the
-    texts in tars.
+    line, element or row, under `text_field`; .tar, one per member; any other file is one document
+    of UTF-8 text. With a `separator`, such files and the texts in tars are split at it, and each
+    piece is a document.
 
-    Empty texts are no documents. A row or a file without text that can be read is a UserError that
-    names it; with `skip_bad` it is left out. `tally` counts all that is read and left out.
+    Empty texts are not documents. A row or a file without readable text is a UserError that names
+    it; with `skip_bad` it is left out. `tally` counts what is read and left out.
     """
 
     sources: Sequence[str | Path]
@@ -64,7 +64,7 @@ class Corpus:
     skip_bad: bool = False
     separator: str = ""
     tally: Tally = field(default_factory=Tally)  # filled while reading
-    files: int = 0  # known when reading begins
+    files: int = 0  # set when reading begins
     files_read: int = 0
 
     def __iter__(self) -> Iterator[Document]:
@@ -79,10 +79,10 @@ class Corpus:
             raise self.is_empty()
 
     def find(self) -> list[Entry]:
-        """The files of all sources, in order; `tally` counts what lies there and is not read.
+        """The files of all sources, in order; `tally` counts files there that are not read.
 
-        A file that two sources have, as a folder and one within it, is read once; a source that is
-        named twice, twice.
+        A file found through two sources, such as a folder and a subfolder of it, is read once; a
+        source that is named twice is read twice.
         """
         entries = []
         found_in: dict[tuple[str, str], str] = {}
@@ -97,13 +97,13 @@ class Corpus:
         return entries
 
     def read(self, entries: Iterable[Entry]) -> Iterator[Document]:
-        """Their documents."""
+        """The documents of these files."""
         for entry in entries:
             yield from self._file(entry)
             self.files_read += 1
 
     def is_empty(self) -> UserError:
-        """That there is no document, and why."""
+        """The error that there is no document, and why."""
         why = "; ".join(self.tally.lines())
         return UserError(
             f"no text in {', '.join(map(str, self.sources))}: the corpus is empty; "
@@ -155,7 +155,7 @@ class Corpus:
             raise Rejected(
                 str(path), "a pipe or a device", ", which may have no end", fix="leave it out"
             )
-        if not status.st_size:  # in any format: no documents, and no fault
+        if not status.st_size:  # an empty file is valid in any format, without documents
             return iter(())
         suffix, compression = split_suffix(path.name)
         if suffix in (".jsonl", ".ndjson"):
@@ -175,14 +175,14 @@ class Corpus:
         return read_text(path, name, self.separator)
 
     def _reject(self, unit: str, what: Rejected) -> None:
-        """Leave out a row, a file or its rest, or end."""
+        """Leaves out a row, a file or the rest of one; without `skip_bad`, raises UserError."""
         if not self.skip_bad:
             raise UserError(f"{what}; {what.fix}, or leave out such {unit}s with --skip-bad")
         self.tally.leave_out(unit, what.kind, what.place)
 
 
 def _unreadable(place: str, error: Exception) -> Rejected:
-    """What is wrong with a file as a whole."""
+    """Rejects a whole file that cannot be read."""
     if isinstance(error, TooLarge):
         return Rejected(place, str(error), fix="read it on a machine with more memory")
     if isinstance(error, Damaged):
@@ -199,10 +199,10 @@ def _unreadable(place: str, error: Exception) -> Rejected:
 class PythonCorpus(Corpus):
     """The running Python's own sources and documentation: a corpus that every machine has.
 
-    The standard library without installed packages, tests (some are damaged on purpose, some
+    The standard library without installed packages, tests (some are damaged on purpose, and some
     distributions leave them out) and character tables, then the language reference that `help()`
-    shows, a document a topic. About 10 MB; it varies a little with the version of Python and how it
-    was packaged.
+    shows, one document per topic. About 10 MB; it varies a little with Python's version and
+    packaging.
     """
 
     LEFT_OUT = frozenset(
@@ -229,7 +229,7 @@ class PythonCorpus(Corpus):
         return [(path, f"python/{path.relative_to(source).as_posix()}") for path, _ in found]
 
     def find(self) -> list[Entry]:
-        """The library's files, and one that stands for the language reference."""
+        """The library's files, and an entry for the language reference."""
         return [*super().find(), Entry(self._library, self.REFERENCE, False)]
 
     def _file(self, entry: Entry) -> Iterator[Document]:
@@ -238,7 +238,7 @@ class PythonCorpus(Corpus):
             return
         try:
             topics: dict[str, str] = import_module("pydoc_data.topics").topics
-        except ImportError:  # packaged apart by some distributions
+        except ImportError:  # some distributions package it separately
             topics = {}
         for name in sorted(topics):
             if topics[name]:

@@ -1,4 +1,4 @@
-"""The files of a source, and a count of all that is left out or read."""
+"""Finds the files of a source, and tallies what is read and left out."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from pretrain.data.formats import ROW_SUFFIXES, TEXT_SUFFIXES, split_suffix
 from pretrain.errors import UserError, shortened
 from tokenizer.hub import download_first
 
-MAX_SUFFIXES = 10  # that a line names
+MAX_SUFFIXES = 10  # how many a line names
 
 
 class Tally:
-    """What became of the files and rows of all sources, in lines that name each kind."""
+    """Counts what was done with the files and rows of all sources, by kind."""
 
     def __init__(self) -> None:
         self.read: Counter[str] = Counter()  # files, by suffix
-        self.separator = ""  # that the texts among them were split at
+        self.separator = ""  # at which text files were split
         self.unread: Counter[str] = Counter()  # files whose suffix is not among those read
         self._left_out: dict[tuple[str, str], tuple[int, str]] = {}  # count, and the first place
 
     def add_file(self, suffix: str, separator: str) -> None:
-        """Count one file that was read, and split if it is a text and there is a separator."""
+        """Count one file that was read (text files are split at the separator, if there is one)."""
         self.read[suffix] += 1
         self.separator = separator
 
     def leave_out(self, unit: str, kind: str, place: str | Path) -> None:
-        """Count one "row", "file" or "folder" that is left out because it is of some kind."""
+        """Count one "row", "file" or "folder" that is left out for the reason `kind`."""
         count, first = self._left_out.get((unit, kind), (0, str(place)))
         self._left_out[unit, kind] = count + 1, first
 
     def add(self, other: Tally) -> None:
-        """Count what another has counted, of sources that come after those of this one."""
+        """Add the counts of another tally, of sources that come after this one's."""
         self.read.update(other.read)
         self.separator = self.separator or other.separator
         self.unread.update(other.unread)
@@ -44,7 +44,7 @@ class Tally:
             self._left_out[what] = mine + count, first
 
     def lines(self) -> list[str]:
-        """What was read, and what was left out, with the first of each kind."""
+        """Lines on what was read and what was left out, with the first place for each kind."""
         lines = []
         texts = f"split at each {self.separator!r}" if self.separator else "each as one text"
         for are_rows, how in ((True, "row by row"), (False, texts)):
@@ -60,7 +60,7 @@ class Tally:
 
 
 def _holds_rows(name: str) -> bool:
-    """Whether a file of this name, or of this suffix, holds a document a row."""
+    """Whether a file with this name or suffix holds one document per row."""
     return split_suffix(f"_{name}")[0] in ROW_SUFFIXES
 
 
@@ -83,13 +83,13 @@ def find_files(
     skip_bad: bool,
     without: Collection[str] = (),
 ) -> list[tuple[Path, str]]:
-    """(file, the name its documents carry): a file itself, or a folder's files in sorted order.
+    """(file, the source name of its documents): a file itself, or a folder's files, sorted.
 
-    suffixes: those to read in folders, in any case; None for all that are known, of which a README
-        beside files of rows, or above them, is left out (it is their card), and what `datasets`
-        made of files beside it.
+    suffixes: those to read in folders, in any case; None: all known ones, except READMEs beside or
+        above files of rows (they are dataset cards), and the caches that `datasets` made from files
+        beside them.
     skip_bad: leave out folders that cannot be read.
-    without: names of folders to pass over.
+    without: names of folders to skip.
     """
     if not os.path.isdir(source):
         if not os.path.lexists(source):
@@ -126,15 +126,15 @@ def _is_wanted(name: str, suffixes: Collection[str] | None) -> bool:
 
 
 def _cards(names: list[str]) -> list[str]:
-    """The READMEs that have files of rows beside or below them."""
+    """The READMEs with files of rows beside or below them: dataset cards."""
     rows = [PurePosixPath(name) for name in names if _holds_rows(name)]
     above = {folder for path in rows for folder in path.parents}
     return [name for name in names if _is_readme(name) and PurePosixPath(name).parent in above]
 
 
 def _is_derived(name: str) -> bool:
-    """Whether `datasets` has named it so, for what a map or a filter of the files beside it gave:
-    the same documents once more.
+    """Whether `datasets` names files so that hold the result of a map or a filter of the files
+    beside them: the same documents once more.
     """
     return re.fullmatch(r"cache-[0-9a-f]{16}.*\.arrow", PurePosixPath(name).name) is not None
 
@@ -145,7 +145,9 @@ def _is_readme(name: str) -> bool:
 
 
 def _walk(source: Path, without: Collection[str], tally: Tally, skip_bad: bool) -> Iterator[Path]:
-    """Files below `source`, through links too, each real folder once; hidden ones are counted."""
+    """Files below `source`, following links, each real folder once; hidden files are only
+    counted.
+    """
 
     def unreadable(error: OSError) -> None:
         if not skip_bad:
@@ -172,7 +174,9 @@ def _walk(source: Path, without: Collection[str], tally: Tally, skip_bad: bool) 
 
 
 def _check_snapshots(folder: Path) -> None:
-    """UserError for several versions of one dataset, as a hub's cache keeps them."""
+    """UserError if a folder holds several versions of one dataset, as in a Hugging Face hub
+    cache.
+    """
     if folder.name == "snapshots" and (folder.parent / "blobs").is_dir():
         versions = sorted(version.name for version in folder.iterdir() if version.is_dir())
         if len(versions) > 1:

@@ -1,4 +1,4 @@
-"""What a document is, which files hold rows and which are one text, and reading either kind."""
+"""Documents, which file suffixes hold rows and which one text, and how text files are read."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ ARROW_SUFFIXES = (".arrow", ".feather")
 ROW_SUFFIXES = (
     ".jsonl", ".ndjson", ".json", ".parquet", *ARROW_SUFFIXES, ".csv", ".tsv", ".tar",
 )  # fmt: skip
-MAX_TEXT = 1 << 32  # bytes of a compressed text; a few KB could hold one that fills the memory
-CHUNK = 1 << 20  # bytes of a text that is split that are read at once
+MAX_TEXT = 1 << 32  # bytes of a decompressed text; a few KB could expand to fill the memory
+CHUNK = 1 << 20  # bytes read at once of a text that is split
 BOM = "\ufeff".encode()  # the byte order mark
 
 
 @dataclass
 class Document:
-    """One text that is kept whole, and where it came from."""
+    """One text, and where it came from."""
 
     text: str
     source: str
 
 
 class LeftOut(NamedTuple):
-    """A member of a file that need not be a document; it is counted by kind."""
+    """A member of a file that is no document, without being an error; counted by kind."""
 
     kind: str
     place: str
 
 
 class Rejected(Exception):
-    """What holds no text that can be read: yielded for a row, raised for a file or its rest.
+    """A row or file without readable text: yielded for a row, raised for a file or its rest.
 
     place         file and row, for the user
-    kind          the few words by which it is counted
-    detail        what else a message says of this one
+    kind          a few words, by which it is counted
+    detail        further words for the message about this one
     fix           what to do about it
     is_metadata   a file that need not hold documents; in a folder it is left out
     """
@@ -52,7 +52,7 @@ class Rejected(Exception):
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """The suffix that tells a file's format, and that of its compression: (".jsonl", ".gz")."""
+    """The suffixes of a file's format and of its compression: (".jsonl", ".gz")."""
     path = Path(name.lower())
     if path.suffix in COMPRESSED:
         return Path(path.stem).suffix, path.suffix
@@ -60,7 +60,7 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 
 def read_text(path: Path, name: str, separator: str = "") -> Iterator[Document | Rejected]:
-    """The whole file, line ends as they are; or its pieces between separators."""
+    """The whole file, with line ends unchanged; or the pieces between separators."""
     with open_stream(path) as file:
         if separator:
             yield from split_text(file, separator, str(path), name)
@@ -80,12 +80,12 @@ def read_text(path: Path, name: str, separator: str = "") -> Iterator[Document |
 def split_text(
     file: IO[bytes], separator: str, place: str, source: str
 ) -> Iterator[Document | Rejected]:
-    """What `str.split` makes of a text of UTF-8, without holding more than a piece of it.
+    """Splits UTF-8 text like `str.split`, without holding more than one piece in memory.
 
-    Pieces of white space alone are empty documents. What follows the last separator is none, if it
-    is of that kind: a separator may end every document.
+    Pieces of white space alone are empty documents, except after the last separator: a separator
+    may end every document.
     """
-    blank = False  # the piece before
+    blank = False  # whether the previous piece was
     for number, piece in enumerate(_pieces(file, separator.encode(), place), 1):
         if blank:
             yield Document("", f"{source}:{number - 1}")
@@ -106,8 +106,8 @@ def split_text(
 
 
 def _pieces(file: IO[bytes], separator: bytes, place: str) -> Iterator[bytes]:
-    """What `bytes.split` makes of a file behind its byte order mark. UTF-8 is split alike as bytes
-    and as characters: none begins within another.
+    """Splits a file, without its byte order mark, like `bytes.split`. For UTF-8 that equals a split
+    by characters, since no character's bytes begin inside another.
     """
     rest = bytearray(file.read(len(BOM)).removeprefix(BOM))
     searched = 0
@@ -118,7 +118,7 @@ def _pieces(file: IO[bytes], separator: bytes, place: str) -> Iterator[bytes]:
             yield bytes(rest[first:end])
             first = end + len(separator)
         del rest[:first]
-        # a separator may have begun at the end
+        # a separator may begin at the end of what was read
         searched = max(0, len(rest) - len(separator) + 1)
         if len(rest) > MAX_TEXT:
             raise Rejected(
@@ -128,5 +128,5 @@ def _pieces(file: IO[bytes], separator: bytes, place: str) -> Iterator[bytes]:
 
 
 def as_text(content: bytes) -> str:
-    """Of UTF-8, without the byte order mark that some editors begin a file with."""
+    """Decodes UTF-8, without the byte order mark that some editors write."""
     return content.decode().removeprefix("\ufeff")

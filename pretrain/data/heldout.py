@@ -1,10 +1,10 @@
-"""The fixed batches of text that a run is judged on: every document is read by itself, with S = 0.
+"""The fixed held-out batches on which a run is evaluated: each document on its own, from S = 0.
 
-Documents come in a shuffled order, the same for every run: shards hold them in the order of the
-corpus, whose first files need not be like the others.
+Documents come in a shuffled order, the same for every run: shards have them in the order of the
+corpus, whose first files may not be typical.
 
-first   beginnings that fill a row:  | doc doc doc doc doc |     then second stretches, and so on
-then    what fills none:             | doc EOS PAD | doc doc EOS PAD |   as training lays it out
+first   stretches that fill a row:   | doc doc doc doc doc |     first ones, then second ones, ...
+then    what fills no row:           | doc EOS PAD | doc doc EOS PAD |   laid out as in training
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pretrain.data.splits import Files
 from pretrain.data.store import Place
 from tokenizer.encode import Tokenizer
 
-Lengths = NDArray[np.uint32]  # [documents] tokens of each, EOS not among them
-CHUNK = 1 << 16  # documents whose lengths are looked at together
+Lengths = NDArray[np.uint32]  # [documents] tokens of each, without EOS
+CHUNK = 1 << 16  # documents whose lengths are read at once
 SHUFFLE = round_keys(key("heldout"))
 
 
@@ -42,12 +42,12 @@ def heldout_batches(
     files: Files | None = None,
     checks: bool = True,
 ) -> list[Batch]:
-    """`n` batches of `batch` rows, or fewer when the held-out documents end before.
+    """`n` batches of `batch` rows, or fewer if there are not enough held-out documents.
 
-    Rows of one full stretch of a document come first, so that where there are enough of them every
-    position predicts and all windows are averaged over the same rows. The rest of every document,
-    and whole documents that are shorter than a row, follow, each at the beginning of a window and
-    followed by PAD. A last batch that is not full is filled up with rows of PAD alone.
+    Rows that are one full stretch of a document come first, so that, if there are enough of them,
+    every position is scored and all windows are averaged over the same rows. Then come the rests of
+    documents and whole documents shorter than a row, each at the beginning of a window and followed
+    by PAD. An incomplete last batch is filled up with rows of PAD.
 
     files, checks: see `Shards`.
     """
@@ -68,11 +68,11 @@ def heldout_batches(
 
 
 def _full_rows(lengths: Lengths, width: int) -> Iterator[Row]:
-    """The first stretch of each document that fills a row, then the second of each that has one."""
+    """First stretches that fill a row, of all documents; then second ones, and so on."""
     for turn in count():
         found = False
         for document in _where(lengths, partial(_reaches, tokens=(turn + 1) * width)):
-            # EOS follows the last token, so that it has a target
+            # EOS follows the last token, so that token has a target
             found = True
             span = Span(0, document, turn * width, width, at=0, fresh=True)
             yield Row([span], carries=False)
@@ -81,7 +81,7 @@ def _full_rows(lengths: Lengths, width: int) -> Iterator[Row]:
 
 
 def _padded_rows(lengths: Lengths, windows: int, window: int) -> Iterator[Row]:
-    """What fills no row: whole documents, then the ends of longer ones, none over two rows."""
+    """Rows of what fills no row: whole documents, then ends of longer ones, each within one row."""
     width = windows * window
     short = _where(lengths, lambda some: some < width)
     ends = _where(lengths, lambda some: (some >= width) & (some % width > 0))
@@ -90,7 +90,7 @@ def _padded_rows(lengths: Lengths, windows: int, window: int) -> Iterator[Row]:
     for document in chain(short, ends):
         tokens = int(lengths[document])
         length = tokens % width + 1  # with EOS
-        taken = -(-length // window) * window  # to the next window
+        taken = -(-length // window) * window  # rounded up to whole windows
         if column + taken > width:
             yield Row(spans, carries=False)
             spans, column = [], 0
@@ -105,9 +105,7 @@ def _reaches(lengths: Lengths, tokens: int) -> NDArray[np.bool_]:
 
 
 def _where(lengths: Lengths, chosen: Callable[[Lengths], NDArray[np.bool_]]) -> Iterator[int]:
-    """The documents that are chosen by their lengths, shuffled; no more are looked at than are
-    asked for. There may be a hundred million.
-    """
+    """The documents chosen by their lengths, shuffled, lazily: there may be a hundred million."""
     size = len(lengths)
     for first in range(0, size, CHUNK):
         places = np.arange(first, min(first + CHUNK, size))

@@ -1,11 +1,11 @@
-"""The index of one split of a prepared corpus: what lies in its folder.
+"""The index of one split of a prepared corpus: what is in its folder.
 
-index.json        this dataclass as JSON, and last in it the sha256 of all bytes before that
+index.json        `Index` as JSON; its last member is the sha256 of all bytes before it
 documents.idx     a DOCUMENT record for each document, in the order of the shards: raw, mapped
 shard-NNNNNN.tar  webdataset samples of one document, or of several short ones:
-                  KEY.u16 (or .u32)  their ids, little-endian, one document after the other
-                  KEY.json           for each of them {source, chars, tokens}
-                  KEY is the number of the first of them in the shard.
+                  KEY.u16 (or .u32)  the documents' ids, little-endian, concatenated
+                  KEY.json           {source, chars, tokens} for each document
+                  KEY is the number of the first document in the shard.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4
 DOCUMENT = np.dtype(
     [
         ("offset", "<u8"),  # bytes from the start of the tar to the ids
-        ("tokens", "<u4"),  # how many, EOS not among them
+        ("tokens", "<u4"),  # how many, without EOS
         ("crc32", "<u4"),  # of the ids' bytes
     ]
 )
@@ -52,19 +52,19 @@ class Index:
     """One split."""
 
     format: int
-    tokenizer: str  # fingerprint of the tokenizer that made the ids
+    tokenizer: str  # fingerprint of the tokenizer
     vocab_size: int
     eos: int
     pad: int
     dtype: str  # a key of DTYPES, and the suffix of the ids in the tars
     samples: int
-    tokens: int  # EOS not among them
+    tokens: int  # without EOS
     chars: int
     documents_sha256: str  # of documents.idx
     shards: list[Shard]
 
     def write(self, folder: Path) -> None:
-        """Write index.json and wait until it is on the disk."""
+        """Write index.json and sync it to disk."""
         with (folder / INDEX).open("wb") as file:
             file.write(with_checksum(asdict(self)))
             file.flush()
@@ -72,17 +72,17 @@ class Index:
 
     @property
     def mean_tokens(self) -> float:
-        """Of a document, with its EOS."""
+        """Mean length of a document, with its EOS."""
         return self.tokens / self.samples + 1
 
     @property
     def fingerprint(self) -> str:
-        """Stands for all content of the split: ids, their order and the tokenizer."""
+        """A hash of all content of the split: ids, their order and the tokenizer."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def read_index(folder: Place) -> Index:
-    """The index of `folder`; UserError: it is missing, damaged or of another format."""
+    """The index of `folder`. UserError: it is missing, damaged or of another format version."""
     path = folder / INDEX
     try:
         content = read_whole(path) if isinstance(path, Path) else path.read_bytes()
@@ -105,7 +105,7 @@ def read_index(folder: Place) -> Index:
 
 
 def find_split(path: str | Place, split: str) -> Place:
-    """The folder of one split: `path` itself when it holds an index, else its `split` folder."""
+    """The folder of one split: `path` itself if it has an index, else its subfolder `split`."""
     path = place(path) if isinstance(path, str) else path
     if (path / INDEX).is_file():
         return path
@@ -118,7 +118,7 @@ def find_split(path: str | Place, split: str) -> Place:
 
 
 def find_splits(path: str | Place) -> list[Place]:
-    """All splits of a prepared corpus, or the one that `path` itself is."""
+    """All splits of a prepared corpus; only `path` if it is a split itself."""
     path = place(path) if isinstance(path, str) else path
     found = (
         [path]
@@ -139,7 +139,7 @@ def ids_suffix(vocab_size: int) -> str:
 
 
 def shard_name(number: int) -> str:
-    """The file of a split's shard."""
+    """The file name of a split's shard."""
     return f"shard-{number:06d}.tar"
 
 

@@ -1,4 +1,4 @@
-"""Documents of JSON: an object a line, an array of objects, or one object that is the file."""
+"""Documents from JSON: one object per line, an array of objects, or a file with one object."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pretrain.data.formats import BOM, Document, Rejected
 from pretrain.errors import shortened
 from pretrain.files import parse_json
 
-# of one JSON object; a compressed file of a few KB could hold one that fills the memory
+# bytes of one JSON object; a compressed file of a few KB could expand to fill the memory
 MAX_LINE = 1 << 27
-CHUNK = 1 << 16  # characters of an array that are read at once
+CHUNK = 1 << 16  # characters of an array read at once
 
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 
@@ -45,7 +45,7 @@ def _read_array(path: Path, name: str, key: str) -> Iterator[Document | Rejected
     """The field `key` of every element."""
     with (
         open_stream(path) as file,
-        # bytes that are no UTF-8 become lone surrogates: their element alone is rejected
+        # invalid UTF-8 becomes lone surrogates, so that only its element is rejected
         io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text,
     ):
         for number, element in enumerate(_elements(text, path), 1):
@@ -61,7 +61,7 @@ def _read_array(path: Path, name: str, key: str) -> Iterator[Document | Rejected
 
 
 def _elements(text: IO[str], path: Path) -> Iterator[Any]:
-    """The elements of a JSON array, read as they come."""
+    """The elements of a JSON array, read incrementally."""
     decode = json.JSONDecoder().raw_decode
     buffer = text.read(CHUNK)
     at = buffer.index("[") + 1
@@ -89,7 +89,7 @@ def _elements(text: IO[str], path: Path) -> Iterator[Any]:
 
 
 def _check_end(rest: str, text: IO[str], path: Path) -> None:
-    """After an array there is nothing, such as a second array: it would go unread."""
+    """Rejects a file with anything after its array, such as a second one, which would go unread."""
     while rest.isspace() or not rest:
         if not (rest := text.read(CHUNK)):
             return
@@ -98,7 +98,7 @@ def _check_end(rest: str, text: IO[str], path: Path) -> None:
 
 
 def _read_object(path: Path, name: str, key: str) -> Iterator[Document | Rejected]:
-    """The one object of a file, or JSON lines of which the first is damaged."""
+    """A file's only object; or JSON lines whose first line is damaged."""
     with open_stream(path) as file:
         content = file.read(MAX_LINE + 1)
     try:
@@ -117,7 +117,7 @@ def _read_object(path: Path, name: str, key: str) -> Iterator[Document | Rejecte
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number, line) of lines that are not blank; one that is too long is cut."""
+    """(number, line) of all lines that are not blank; lines that are too long are cut."""
     for number in count(1):
         line = file.readline(MAX_LINE + 1)
         if not line:
@@ -168,7 +168,7 @@ def json_document(record: Any, key: str, place: str, source: str) -> Document | 
         return Rejected(place, kind, fix="repair it")
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can spell them
+    except UnicodeEncodeError:  # JSON can escape lone surrogates
         return Rejected(place, f'"{key}" holds a lone surrogate, which is no text', fix="repair it")
     return Document(text, source)
 

@@ -1,14 +1,15 @@
-"""Which tokens of which documents each row of a batch holds. Lengths only: no token is read here.
+"""Plans which tokens of which documents each row of a batch holds, from lengths alone.
 
 Row b of every global batch is lane b. Draw j of the order goes to lane j mod B, so lane b's k-th
-document is draw b + k * B, and where a lane stands is two numbers. A document of n tokens is n + 1
-with its EOS. | is where a window begins:
+document is draw b + k * B, and the position of a lane is two numbers. A document of n tokens has
+length n + 1 with its EOS. | marks the beginning of a window:
 
     "isolate"   lane 0:  | doc .... doc | doc EOS PAD | doc doc doc | doc EOS PAD PAD |
     "stitch"    lane 0:  | doc EOS doc doc doc EOS doc doc doc doc EOS doc EOS doc |
 
-Every row predicts something. In "isolate" an EOS predicts nothing, so it is never left alone for
-the next row: a document whose last token fills a row ends with that row, which predicts its EOS.
+Every row has a scored position. In "isolate" nothing is predicted after an EOS, so an EOS is never
+left alone for the next row: a document whose last token fills a row ends there, with EOS as the
+last target.
 """
 
 from __future__ import annotations
@@ -28,17 +29,15 @@ class Span:
 
     corpus: int
     document: int
-    start: int  # tokens of the document before it
+    start: int  # how many of the document's tokens come before it
     length: int
-    at: int  # column of the row
-    fresh: bool  # the fast weights are zero here
+    at: int  # first column in the row
+    fresh: bool  # starts with zero fast weights
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its spans in order, and whether its last document's S goes on in the lane's next
-    row.
-    """
+    """One row: its spans in order, and whether its last document's S continues in the next row."""
 
     spans: list[Span]
     carries: bool
@@ -49,8 +48,8 @@ def isolate(
 ) -> tuple[Row, Cursor]:
     """The lane's next row of `windows` windows, in which every document begins a window.
 
-    A document longer than what is left of the row goes on in the next row, unless that is its EOS
-    alone. With `carry` its fast weights do too; without, its rest is read afresh.
+    A document longer than the rest of the row continues in the next row, unless only its EOS is
+    left. With `carry` its fast weights continue too; without, its rest starts from S = 0.
     """
     used_up, used = cursor
     spans: list[Span] = []
@@ -59,7 +58,7 @@ def isolate(
         corpus, document, length = find(used_up)
         taken = min(length - used, width - column)
         spans.append(Span(corpus, document, used, taken, column, fresh=used == 0 or not carry))
-        column += -(-taken // window) * window  # to the next window
+        column += -(-taken // window) * window  # the start of the next window
         used += taken
         if used >= length - 1:
             used_up, used = used_up + 1, 0
@@ -67,11 +66,10 @@ def isolate(
 
 
 def stitch(find: Find, cursor: Cursor, width: int) -> tuple[Row, Cursor]:
-    """The lane's next row of `width` tokens and the one token after it, which its last position
-    predicts.
+    """The lane's next row of `width` tokens, plus the one token after it, its last target.
 
-    Documents follow one another without a gap and the row starts with zero fast weights, as
-    sequences do in ordinary pretraining. The extra token is the first of the lane's next row.
+    Documents are concatenated without gaps and the row starts with zero fast weights, as usual in
+    pretraining. The extra token is the first of the lane's next row.
     """
     used_up, used = cursor
     spans: list[Span] = []

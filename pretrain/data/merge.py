@@ -1,7 +1,7 @@
-"""Puts what was written of the units of a corpus together: shards are renamed, never copied.
+"""Merges the units of a prepared corpus into splits: shards are renamed, never copied.
 
-Broken off at any moment it goes on from there: what lies in a unit's folder still has its old name,
-and what is in the split's draft its new one, which follows from the units alone.
+It can be interrupted at any moment and resumed: a shard is either still in its unit's folder, or in
+the split's draft under its new name, which follows from the units alone.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pretrain.data.records import check_size
 from pretrain.errors import UserError
 from pretrain.files import sync
 
-COPIED = 1 << 24  # bytes of documents.idx at once
+COPIED = 1 << 24  # bytes of documents.idx copied at once
 
 
 def merge_units(
     units: Sequence[Path], out: Path, splits: Sequence[str], holdout: float
 ) -> dict[str, Index]:
-    """The units, in their order, as out/train and out/heldout; returns the index of each.
+    """Merges the units, in order, into out/train and out/heldout; returns the index of each.
 
     UserError: a unit is damaged, or a split would have no document.
     """
@@ -40,7 +40,7 @@ def merge_units(
 
 
 def _leaves_none(holdout: float, documents: int, split: str) -> UserError:
-    """That one side has no document, and what would give it one."""
+    """The error that one split has no document, and how to give it one."""
     if documents == 1:
         return UserError(
             f"--holdout {holdout:g} of 1 document leaves none for {split}, for a document is never "
@@ -80,7 +80,7 @@ def _merge(folders: Sequence[Path], indexes: Sequence[Index], out: Path, split: 
 
 
 def _append(folder: Path, index: Index, documents: IO[bytes], digest: Any) -> None:
-    """Copies documents.idx of a unit to that of the split, whose hash is `digest`."""
+    """Appends a unit's documents.idx to the split's, whose hash is `digest`."""
     mine = hashlib.sha256()
     with (folder / DOCUMENTS).open("rb") as part:
         while content := part.read(COPIED):
@@ -92,8 +92,8 @@ def _append(folder: Path, index: Index, documents: IO[bytes], digest: Any) -> No
 
 
 def _rename(shard: Path, target: Path, size: int) -> None:
-    """Unless that has been done already. What is still in its unit is what counts: a draft may be
-    of parts that were prepared anew since.
+    """Moves a shard, unless that is done already. If it is still in its unit, that one counts: the
+    draft may be from parts that have been prepared again since.
     """
     done = target.exists() and not shard.exists()
     check_size(target if done else shard, size)
@@ -102,7 +102,9 @@ def _rename(shard: Path, target: Path, size: int) -> None:
 
 
 def remove(folders: Sequence[Path]) -> None:
-    """What has been merged. All are hidden first, so that half of one is never taken for whole."""
+    """Removes merged folders. All are hidden first, so that half of one is never taken for
+    whole.
+    """
     hidden = [folder.with_name(f".{folder.name}") for folder in folders]
     for folder, name in zip(folders, hidden, strict=True):
         folder.rename(name)

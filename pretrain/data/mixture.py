@@ -1,4 +1,4 @@
-"""What each corpus really gives to a run: by the order that the run draws in."""
+"""What each corpus of a mixture really contributes to a run, computed from the order of draws."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pretrain.data.index import Shard, find_split, read_index
 from pretrain.data.order import drawn_before, quotas, token_shares
 from pretrain.data.store import Place
 
-STRETCHES, STRETCH = 64, 4096  # documents that the length of all is taken from: reading costs
+STRETCHES, STRETCH = 64, 4096  # lengths are estimated from so many stretches of so many documents
 
 
 @dataclass
 class CorpusShare:
-    """One corpus in a run of so many draws."""
+    """One corpus's part in a run."""
 
     asked: float  # its weight as a share of all weights
     given: float  # its share of the tokens that are read
-    documents: int  # that are drawn from it
-    epochs: float  # how often all of it is gone through
+    documents: int  # how many are drawn from it
+    epochs: float  # how often it is read in full
 
     def __str__(self) -> str:
         return (
@@ -32,7 +32,7 @@ class CorpusShare:
 
 
 def percent(share: float) -> str:
-    """A share in two digits or three: it is an estimate."""
+    """A share with two or three digits, as it is an estimate."""
     if 0 < share < 1e-4:
         return "less than 0.01 %"
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
@@ -45,11 +45,11 @@ def corpus_shares(
     tokens: float,
     mean_places: Sequence[float] | None = None,
 ) -> list[CorpusShare]:
-    """The share of each corpus in a run of `tokens` tokens, PAD among them.
+    """The share of each corpus in a run of `tokens` tokens, including PAD.
 
     Args:
-        sizes: documents of each corpus. mean_tokens: of a document, with its EOS.
-        mean_places: that a document takes, with the PAD behind it; as mean_tokens if there is none.
+        sizes: documents in each corpus. mean_tokens: of a document, with its EOS.
+        mean_places: mean positions that a document takes, with the PAD after it; None: mean_tokens.
     """
     shares = token_shares(weights, mean_tokens)
     per_draw = sum(s * p for s, p in zip(shares, mean_places or mean_tokens, strict=True))
@@ -64,17 +64,17 @@ def corpus_shares(
 def mixture(
     paths: Sequence[str | Place], weights: Sequence[float], tokens: float
 ) -> list[CorpusShare]:
-    """The share of each prepared corpus in a run that trains on so many tokens of them, joined."""
+    """The share of each prepared corpus in a run on `tokens` tokens of documents without PAD."""
     indexes = [read_index(find_split(path, "train")) for path in paths]
     sizes = [index.samples for index in indexes]
     return corpus_shares(sizes, [index.mean_tokens for index in indexes], weights, tokens)
 
 
 def mean_places(lengths: NDArray[np.uint32], window: int, windows: int) -> float:
-    """Tokens of rows that a document takes in data.documents = "isolate", with the PAD behind it.
+    """Mean positions that a document takes with data.documents = "isolate", PAD included.
 
-    A document of whole windows needs another for its EOS, but where its row ends, too. Of many
-    documents, some from all over the corpus speak for all.
+    A document that fills whole windows needs one more for its EOS, unless its row ends there too.
+    In a large corpus this is estimated from a sample.
     """
     lengths = _some(lengths)
     whole = (lengths % window == 0).mean()
@@ -82,10 +82,10 @@ def mean_places(lengths: NDArray[np.uint32], window: int, windows: int) -> float
 
 
 def longest_over(lengths: NDArray[np.uint32], shards: Sequence[Shard], tokens: int) -> int:
-    """Tokens of the longest document, if it has more than so many; 0 if none has.
+    """Tokens of the longest document, if there are more than `tokens`; else 0.
 
-    No length is read where no shard holds so many. Otherwise, of many documents, only those that
-    speak for all are looked at.
+    No lengths are read if no shard has so many tokens. Otherwise, in a large corpus, only those of
+    a sample are.
     """
     if max(shard.tokens for shard in shards) <= tokens:
         return 0
@@ -94,7 +94,7 @@ def longest_over(lengths: NDArray[np.uint32], shards: Sequence[Shard], tokens: i
 
 
 def _some(lengths: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """All lengths, or of many some from all over the corpus."""
+    """All lengths; in a large corpus, a sample from all parts of it."""
     if len(lengths) <= STRETCHES * STRETCH:
         return lengths
     firsts = np.linspace(0, len(lengths) - STRETCH, STRETCHES, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Files that are read again and again, of which a process can have only so many open."""
+"""Keeps a bounded number of repeatedly read files open."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ MAX_OPEN = 256
 class OpenFiles:
     """Reads pieces of files and keeps the files open, the least recently read closed first.
 
-    A stream of any number of corpora has one of these. It holds MAX_OPEN files at most, and no more
-    than half of those that the process may still open: others need files, too.
+    A stream has one of these for all its corpora. It keeps at most MAX_OPEN files open, and at most
+    half of those that the process may still open, since others need files too.
     """
 
     def __init__(self) -> None:
@@ -28,14 +28,14 @@ class OpenFiles:
         """`size` bytes at `offset`, or fewer at the file's end. OSError if it cannot be read."""
         file = self._descriptor(path)
         parts: list[bytes] = []
-        while size and (part := os.pread(file, size, offset)):  # it may give less than asked for
+        while size and (part := os.pread(file, size, offset)):  # it may return less than asked for
             parts.append(part)
             size -= len(part)
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
-        """Close all; a later read opens its file again."""
+        """Close all files; a later read opens its file again."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 

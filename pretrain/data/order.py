@@ -1,13 +1,13 @@
 """Which document is drawn at position j: a pure function of (seed, j), in O(1) memory per corpus.
 
-Several corpora are mixed in blocks of BLOCK draws. How many of the first k blocks' draws are a
-corpus's is `drawn_before`: its share of them, rounded, so that the share is kept over every long
-stretch, however small it is. Within a block the draws are placed by hashed numbers. So the n-th
-draw from a corpus is found from j without counting from the start. A corpus is gone through in
-epochs: draw n is document permutation_e(i) with (e, i) = divmod(n, documents).
+Several corpora are mixed in blocks of BLOCK draws. How many of the first k blocks' draws fall on a
+corpus is given by `drawn_before`: its share of them, rounded, so that the share is kept over every
+long stretch, however small it is. Within a block the draws are placed by hashed numbers. So from j
+it follows, without counting from the start, that this is the n-th draw from a corpus. A corpus is
+read in epochs: draw n is document permutation_e(i) with (e, i) = divmod(n, documents).
 
 The permutation is a Feistel network (Luby and Rackoff 1988) over the smallest power of two that
-holds all documents, with cycle walking (Black and Rogaway 2002): a number that falls outside is
+holds all documents, with cycle walking (Black and Rogaway 2002): a number outside the range is
 encrypted again.
 
 All numbers come from splitmix64 of a key and a counter. They are part of the format: changing them
@@ -27,14 +27,14 @@ from pretrain.data.splitmix import STEP, Words, mix, splitmix64
 
 Integers = NDArray[np.int64]
 
-BLOCK = 4096  # draws that are placed together
+BLOCK = 4096  # draws that are mixed together
 PLACES = np.arange(BLOCK, dtype=np.uint64)
-WHOLE = 1 << 96  # draws that shares are rounded to: the smallest kept is far below any that matters
+WHOLE = 1 << 96  # denominator that shares are rounded to, fine enough for any share that matters
 ROUNDS = 6
 
 
 def key(*labels: int | str) -> int:
-    """64 bits for a seed and what it is used for."""
+    """A 64-bit key for a seed and its purpose."""
     return int.from_bytes(hashlib.blake2b(repr(labels).encode(), digest_size=8).digest(), "little")
 
 
@@ -49,12 +49,12 @@ class Order:
         self._sizes = np.array(sizes, np.int64)
         self._quotas = quotas(shares)
         self._seed = seed
-        # The lanes of a batch draw at their own pace, so blocks and epochs in use lie apart.
+        # The lanes of a batch draw at their own pace, so several blocks and epochs are in use.
         self._block = lru_cache(maxsize=1024)(self._make_block)
         self._keys = lru_cache(maxsize=1024)(self._make_keys)
 
     def __call__(self, draws: Integers) -> tuple[Integers, Integers]:
-        """[n] the corpus of each position in `draws` (any, >= 0), and [n] the document of it."""
+        """[n] the corpus of each draw (any position >= 0), and [n] the number of its document."""
         corpora, drawn = self._place(draws)
         epochs, places = np.divmod(drawn, self._sizes[corpora])
         names, which = np.unique(epochs * len(self._sizes) + corpora, return_inverse=True)
@@ -76,15 +76,15 @@ class Order:
         return corpora, drawn
 
     def _make_block(self, block: int) -> tuple[Integers, NDArray[np.int16], NDArray[np.int16]]:
-        """[corpora] draws of each before a block; [BLOCK] the corpus of each draw of it, and
-        [BLOCK] how many draws of that corpus come before in it.
+        """[corpora] how many draws of each come before a block; [BLOCK] the corpus of each of its
+        draws; [BLOCK] how many draws of that corpus come before it in the block.
         """
         before = np.array(drawn_before(block * BLOCK, self._quotas))
         counts = np.array(drawn_before((block + 1) * BLOCK, self._quotas)) - before
         numbers = splitmix64(key(self._seed, "mix", block), PLACES)
-        numbers = numbers - numbers % BLOCK + PLACES  # no two alike
+        numbers = numbers - numbers % BLOCK + PLACES  # makes them distinct
         ends = np.cumsum(counts)
-        firsts = np.sort(numbers)[ends[ends < BLOCK]]  # of the second corpus, the third, ...
+        firsts = np.sort(numbers)[ends[ends < BLOCK]]  # where each corpus but the first starts
         corpora = np.searchsorted(firsts, numbers, side="right").astype(np.int16)
         ranks = np.empty(BLOCK, np.int16)
         # a stable sort: the draws of each corpus, in their order
@@ -105,7 +105,7 @@ def round_keys(seed: int) -> Words:
 
 
 def permute(places: Integers, sizes: Integers, keys: Words) -> Integers:
-    """[n] where each place goes, of 0..size-1, by a permutation of its own.
+    """[n] the image of each place, each under its own permutation of 0..size-1.
 
     Args:
         sizes: [n] or []. keys: [n, ROUNDS] or [ROUNDS], of `round_keys`.
@@ -123,7 +123,7 @@ def permute(places: Integers, sizes: Integers, keys: Words) -> Integers:
 
 
 def _encrypt(places: Words, high: Words, low: Words, keys: Words) -> Words:
-    """[n] by a Feistel network whose halves have `high` and `low` bits."""
+    """[n] encrypted by a Feistel network whose halves have `high` and `low` bits."""
     one, step = np.uint64(1), np.uint64(STEP)
     left_mask, right_mask = (one << high) - one, (one << low) - one
     left, right = places >> low, places & right_mask
@@ -136,24 +136,25 @@ def _encrypt(places: Words, high: Words, low: Words, keys: Words) -> Words:
 
 
 def token_shares(weights: Sequence[float], mean_tokens: Sequence[float]) -> list[float]:
-    """Shares of the draws that give each corpus `weight` as its share of the tokens: weight / mean
-    length.
+    """The shares of draws that give each corpus its `weight` as a share of tokens: weight / mean
+    length, normalised.
     """
     draws = [weight / mean for weight, mean in zip(weights, mean_tokens, strict=True)]
     return [draw / sum(draws) for draw in draws]
 
 
 def quotas(shares: Sequence[float]) -> list[int]:
-    """Draws of each corpus among WHOLE of them: whole, so that every machine counts alike."""
+    """Each corpus's share of WHOLE draws, as integers, so that all machines get the same result."""
     return [max(int(share * WHOLE), 1) for share in shares]
 
 
 def drawn_before(draw: int, quotas: Sequence[int]) -> list[int]:
-    """How many of the first `draw` draws are each corpus's; they sum to `draw`.
+    """How many of the first `draw` draws fall on each corpus; they sum to `draw`.
 
-    The corpora are halved again and again, and each half gets its share of what its parent has,
-    rounded. No corpus's number ever falls as `draw` grows, and it is off by half a draw at most for
-    each halving: half a draw for two corpora, four for 200.
+    The list of corpora is halved recursively, and each half gets its rounded share of its parent's
+    draws. No corpus's count ever decreases as `draw` grows, and it is off by at most half a draw
+    per
+    halving: half a draw for two corpora, four for 200.
     """
     if len(quotas) == 1:
         return [draw]

@@ -1,4 +1,4 @@
-"""Documents of Parquet: one column, whatever kind of string it is."""
+"""Documents from Parquet: one column, of any kind of string."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pretrain.data.compression import TooLarge
 from pretrain.data.formats import Document, Rejected
 
-ROWS = 256  # that are in memory at once
+ROWS = 256  # in memory at once
 
 _IS_TEXT = (
     pa.types.is_string,
@@ -27,7 +27,7 @@ _IS_TEXT = (
 
 
 def read_parquet(path: Path, name: str, column: str) -> Iterator[Document | Rejected]:
-    """Every row's `column`: strings or bytes of UTF-8, as they are or by dictionary."""
+    """Every row's `column`: strings or bytes of UTF-8, plain or dictionary-encoded."""
     with path.open("rb") as raw:
         with errors(path):
             file = pq.ParquetFile(raw)
@@ -47,7 +47,7 @@ def read_parquet(path: Path, name: str, column: str) -> Iterator[Document | Reje
 
 
 def check_column(schema: pa.Schema, column: str, path: Path) -> None:
-    """Rejects a file without such a column of text."""
+    """Rejects a file without such a text column."""
     fix = "name the column that holds the text (--text-field)"
     if schema.names.count(column) != 1:
         detail = f", only {', '.join(schema.names)}"
@@ -61,7 +61,9 @@ def check_column(schema: pa.Schema, column: str, path: Path) -> None:
 
 
 def as_bytes(array: pa.Array) -> pa.Array:
-    """Strings as their bytes, which Arrow does not check: a row that is no UTF-8 is one row's."""
+    """Strings as bytes, which Arrow does not validate, so that invalid UTF-8 rejects only its
+    row.
+    """
     while pa.types.is_dictionary(array.type) or isinstance(array.type, pa.BaseExtensionType):
         is_dictionary = pa.types.is_dictionary(array.type)
         array = array.dictionary_decode() if is_dictionary else array.storage
@@ -80,7 +82,7 @@ def document(text: bytes | None, column: str, place: str, source: str) -> Docume
 
 @contextmanager
 def errors(path: Path, format: str = "Parquet") -> Iterator[None]:
-    """Inside, errors of Arrow's reader are Rejected, TooLarge, or the system's own."""
+    """Inside, errors of Arrow's reader become Rejected, TooLarge, or an OSError."""
     try:
         yield
     except MemoryError:

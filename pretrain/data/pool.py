@@ -1,4 +1,4 @@
-"""The processes that tokenise a corpus together: each writes units, and tells how far it is."""
+"""The pool of processes that tokenise a corpus: each writes units and reports its progress."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def in_processes(
     processes: int,
     tell: Callable[[int, Done], None],
 ) -> list[Written]:
-    """What `write` gives of each unit. UserError of the first that fails."""
-    context = multiprocessing.get_context("spawn")  # a fork server is the whole process's
+    """The result of `write` for each unit. UserError of the first that fails."""
+    context = multiprocessing.get_context("spawn")  # a fork server would be global to the process
     told: multiprocessing.Queue[tuple[int, Done]] = context.Queue()
-    over = context.Event()  # one has failed: the others need not finish their files
+    over = context.Event()  # set when one has failed: the others need not finish their files
     pool = ProcessPoolExecutor(processes, context, initializer=_listen, initargs=(told, over))
     try:
         with _without_interrupts():
@@ -58,8 +58,8 @@ def in_processes(
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits until the end; a process that is begun inside never hears it. A terminal sends
-    it to all: this one says what happened, and each of the others would show a traceback.
+    """Blocks Ctrl-C until the end; processes started inside never get it. A terminal sends it to
+    all processes: this one reports it, while each of the others would print a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -78,7 +78,7 @@ def _pass_on(
             return
 
 
-_told: multiprocessing.Queue[tuple[int, Done]]  # of a process of the pool
+_told: multiprocessing.Queue[tuple[int, Done]]  # in a process of the pool
 _over: Event
 
 
@@ -89,7 +89,7 @@ def _listen(told: multiprocessing.Queue[tuple[int, Done]], over: Event) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed has told nobody."""
+    """Exits when the parent dies: a killed parent cannot tell its children."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "this is a process of a pool"
     parent.join()

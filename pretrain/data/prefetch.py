@@ -24,8 +24,8 @@ class Prefetcher(Generic[T]):
         self.wait_seconds = 0.0  # how long the last next() kept its caller waiting
 
     def next(self) -> T:
-        """The next item. An exception of `produce` is raised here, in its place in the order, and
-        ever after.
+        """The next item. An exception of `produce` is raised here, in its turn, and by every later
+        call.
         """
         began = time.perf_counter()
         item = self._items[0].result()
@@ -35,5 +35,5 @@ class Prefetcher(Generic[T]):
         return item
 
     def close(self) -> None:
-        """End the thread, after the item it is at; what it had ready is dropped."""
+        """End the thread after its current item; items that are ready are dropped."""
         self._thread.shutdown(cancel_futures=True)

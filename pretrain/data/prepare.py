@@ -1,4 +1,4 @@
-"""Tokenise a corpus: on all cores of a machine, or a part of it on each of several."""
+"""Tokenises a corpus into shards: on all cores of a machine, or a part on each of several."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pretrain.whole import appearing_whole
 from tokenizer.encode import Tokenizer
 
 SHARD_TOKENS = 50_000_000
-PART = "part.json"  # what a part was made of: the same for all parts that are merged
+PART = "part.json"  # what a part was made from: the same for all parts that are merged
 PART_NAME = re.compile(r"part-(\d+)-of-(\d+)")
 
 
@@ -49,14 +49,14 @@ def prepare(
 ) -> dict[str, Index]:
     """Tokenise `corpus` into out/train and out/heldout; returns the index of each.
 
-    `holdout` is the share of documents that is held out, chosen by a hash of the text: the same
-    text is always on the same side, and copies of it too. A shard is closed once it holds
-    `shard_tokens` tokens, or where a unit of work ends (`units.cut`), and a document never crosses
-    from one to the next. `workers` cores encode at once (0: all). The same corpus gives the same
-    bytes, whatever their number.
+    `holdout` is the share of documents that is held out, chosen by a hash of the text, so that a
+    text and all its copies are always on the same side. A shard is closed once it holds
+    `shard_tokens` tokens, or where a unit of work ends (`units.cut`); a document never spans two
+    shards. `workers` cores encode in parallel (0: all). The same corpus gives the same bytes,
+    whatever their number.
 
-    `out` appears whole or not at all. UserError when it is there and not empty, when the corpus
-    cannot be read or is empty, or when one side gets no document.
+    `out` appears atomically. UserError if it exists and is not empty, if the corpus cannot be read
+    or is empty, or if one split gets no document.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(not is_hidden(p) for p in out.iterdir())):
@@ -82,10 +82,10 @@ def prepare_part(
     shard_tokens: int = SHARD_TOKENS,
     workers: int = 0,
 ) -> Path | None:
-    """Part i of n (from 1) of what `prepare` does, as a folder in `out`, for `merge`; its path.
+    """Does part i of n (from 1) of `prepare`, as a folder in `out` for `merge`; returns its path.
 
-    It appears whole or not at all. None: it is there already, made of the same. UserError: as
-    `prepare`, or it is there and made of something else.
+    It appears atomically. None: it already exists, made from the same input. UserError: like
+    `prepare`, or it exists and was made from something else.
     """
     number, parts = part
     folder = Path(out) / f"part-{number:05d}-of-{parts:05d}"
@@ -111,11 +111,11 @@ def prepare_part(
 
 
 def merge(out: str | Path) -> dict[str, Index]:
-    """Makes the parts in `out` what `prepare` would have written, byte for byte; the index of each
-    split. It may be broken off and begun again.
+    """Merges the parts in `out` into what `prepare` would have written, byte for byte; returns the
+    index of each split. It can be interrupted and started again.
 
-    UserError: a part is missing, damaged, or made of something else than the others; another
-    process merges them.
+    UserError: a part is missing, damaged, or made from something else than the others; another
+    process is merging them.
     """
     out = Path(out)
     with ExitStack() as inside:
@@ -127,7 +127,7 @@ def merge(out: str | Path) -> dict[str, Index]:
 
 def _merge_parts(out: Path) -> dict[str, Index]:
     parts = _find_parts(out)
-    if not parts:  # it was broken off when all was done
+    if not parts:  # everything is merged, but an earlier call was interrupted while cleaning up
         for left in out.glob(".part-*"):
             if PART_NAME.fullmatch(left.name[1:]):  # and is no draft of a part
                 shutil.rmtree(left)
@@ -160,7 +160,7 @@ def _writes(out: Path) -> Iterator[None]:
 
 
 def _find_parts(out: Path) -> list[Path]:
-    """All parts, in order; none where they are merged."""
+    """All parts, in order; empty if they are merged already."""
     found = {
         (int(said[1]), int(said[2])): path
         for path in out.glob("part-*")
@@ -191,7 +191,7 @@ def _units(corpus: Corpus, shard_tokens: int) -> list[Unit]:
 
 
 def _made_of(corpus: Corpus, units: Sequence[Unit], target: Target) -> dict[str, Any]:
-    """All that the bytes of a part depend on."""
+    """Everything that determines the bytes of a part."""
     entries = [entry for unit in units for entry in unit.entries]
     listing = json.dumps([[entry.name, size_of(entry)] for entry in entries])
     return {
@@ -220,8 +220,8 @@ def _read_part(folder: Path) -> dict[str, Any]:
 def _write(
     units: Sequence[Unit], corpus: Corpus, target: Target, folder: Path, workers: int
 ) -> int:
-    """Writes the units, by several processes if there are several; `corpus.tally` counts what
-    became of their files. How many documents were written.
+    """Writes the units, in several processes if there are several; updates `corpus.tally`. Returns
+    how many documents were written.
     """
     most = workers or cores()
     processes = max(1, min(most, len(units)))

@@ -1,4 +1,4 @@
-"""How far a long job is: a live line on a terminal, a plain line now and then in a log."""
+"""Shows the progress of a long job: a live line on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One document's tokens by number, without reading its neighbours."""
+"""Random access to a split: the tokens of one document, without reading its neighbours."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pretrain.data.store import Place
 from pretrain.errors import UserError, storage_error
 from tokenizer.encode import Tokenizer
 
-MAX_AT_ONCE = 1 << 22  # documents, whose place takes well below a second to check
+MAX_AT_ONCE = 1 << 22  # documents up to which checking documents.idx takes well below a second
 
 
 class Shards:
     """One split, opened for random access.
 
-    Opening checks the index and the tokenizer, and one rank of each host what can be checked beyond
-    that without reading the tars: the size of every one, and documents.idx. Where that is large, it
-    is checked in the background. Reading a document checks its place and its bytes. Each failure is
-    a UserError that names the file.
+    Opening checks the index and the tokenizer. One rank of each host also checks what can be
+    checked without reading the tars: their sizes, and documents.idx (in the background if it is
+    large). Reading a document checks its location and its bytes. Each failure is a UserError that
+    names the file.
 
     index     the split's index
-    lengths   [documents] uint32 tokens of each, EOS not among them; mapped, not loaded
+    lengths   [documents] uint32 tokens of each, without EOS; mapped, not loaded
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Shards:
     ) -> None:
         """
         Args:
-            files: what reads this split and others beside it.
-            checks: this is the rank that checks all for its host.
+            files: shared by all splits of a stream.
+            checks: whether this rank does the checks for its host.
         """
         self.folder = folder
         self.index = read_index(folder)
@@ -73,20 +73,20 @@ class Shards:
         # first document of the next shard
         self._ends = np.cumsum([shard.samples for shard in self.index.shards])
         self._dtype = DTYPES[self.index.dtype]
-        self.batches_ahead = self._split.batches_ahead  # that are planned before one is read
+        self.batches_ahead = self._split.batches_ahead  # planned before the first one is read
 
     def __len__(self) -> int:
         return self.index.samples
 
     def ahead(self, number: int) -> None:
-        """Say that a document will soon be read."""
+        """Announce that a document will soon be read, so that it can be prefetched."""
         if self.batches_ahead == 1:
             return
         shard, _, offset, size = self._find(number)
         self._split.ahead(shard, size, offset)
 
     def document(self, number: int) -> NDArray[Any]:
-        """[tokens] ids of a document, uint16 or uint32."""
+        """[tokens] the ids of a document, uint16 or uint32."""
         if self._check:
             self._check.raise_if_damaged()
         shard, in_shard, offset, size = self._find(number)
@@ -107,7 +107,7 @@ class Shards:
         return ids
 
     def _find(self, number: int) -> tuple[Shard, int, int, int]:
-        """A document's shard, its number there, and its bytes: where they begin, how many."""
+        """A document's shard, its number in the shard, and the offset and size of its bytes."""
         record = self._records[number]
         which = int(np.searchsorted(self._ends, number, side="right"))
         shard = self.index.shards[which]
@@ -118,9 +118,7 @@ class Shards:
         return shard, in_shard, offset, size
 
     def close(self) -> None:
-        """Close the tars; a later read opens them again. What is checked in the background is
-        checked no further.
-        """
+        """Close the tars; a later read opens them again. Ends the background check."""
         self._files.close()
         if self._check:
             self._check.close()

@@ -1,7 +1,7 @@
-"""documents.idx: where each document of a split lies. Mapped, and checked in one pass beside that.
+"""documents.idx: where each document of a split is stored; memory-mapped, and checked in one pass.
 
-A billion documents are 16 GB of it. What a rank reads of a document is checked by itself (its place
-and its crc32), so that the file as a whole may be checked later, and by one rank of a host.
+It has 16 GB for a billion documents. Each document that a rank reads is checked on its own
+(location and crc32), so the file as a whole may be checked later, and by only one rank per host.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pretrain.data.store import Place
 from pretrain.errors import UserError, storage_error
 
 Records = NDArray[np.void]  # [documents] DOCUMENT
-CHUNK = 1 << 16  # records that are checked at once
+CHUNK = 1 << 16  # records checked at once
 
 
 def map_documents(path: Path, index: Index) -> Records:
-    """documents.idx, mapped: nothing but its size is read here. UserError: it has another."""
+    """documents.idx, memory-mapped; checks only its size. UserError: the size is wrong."""
     size = index.samples * DOCUMENT.itemsize
     check_size(path, size)
     # numpy's memmap would keep the file open, and there may be hundreds of corpora
@@ -35,8 +35,8 @@ def map_documents(path: Path, index: Index) -> Records:
 
 
 def check_documents(path: Place, index: Index, stopped: Callable[[], bool] = lambda: False) -> None:
-    """UserError unless the bytes of documents.idx are those that index.json says, and each document
-    has tokens and lies within its shard. Takes little memory, and ends early once `stopped`.
+    """UserError unless documents.idx matches its hash in index.json, and each document has tokens
+    and lies within its shard. Takes little memory, and returns early once `stopped`.
     """
     size = index.samples * DOCUMENT.itemsize
     check_size(path, size)
@@ -55,7 +55,7 @@ def check_documents(path: Place, index: Index, stopped: Callable[[], bool] = lam
 
 
 def chunks(path: Place, size: int, at_once: int) -> Iterator[bytes]:
-    """All `size` bytes of a file, `at_once` a time. UserError."""
+    """All `size` bytes of a file, `at_once` at a time. UserError."""
     if not isinstance(path, Path):
         yield from path.chunks(size, at_once)
         return
@@ -69,7 +69,7 @@ def chunks(path: Place, size: int, at_once: int) -> Iterator[bytes]:
 
 
 class _Places:
-    """Whether records, which come in chunks, lie within their shards and make up their tokens."""
+    """Checks records, chunk by chunk: they lie within their shards and add up to their tokens."""
 
     def __init__(self, path: Place, index: Index) -> None:
         self._path, self._index = path, index
@@ -77,7 +77,7 @@ class _Places:
         self._bytes = np.array([shard.bytes for shard in index.shards])
         self._tokens = np.zeros(len(index.shards), np.int64)
         self._seen = 0
-        self._outside: int | None = None  # the first document that lies elsewhere
+        self._outside: int | None = None  # the first document outside its shard
 
     def add(self, records: Records) -> None:
         numbers = np.arange(self._seen, self._seen + len(records))
@@ -116,7 +116,7 @@ def _outside(records: Records, shard_bytes: NDArray[np.int64], width: int) -> ND
 
 
 def lies_outside(path: Place, document: int, shard: str) -> UserError:
-    """What is wrong with such a document of a shard."""
+    """The error for a document outside its shard."""
     return UserError(
         f"{path}: document {document_key(document)} does not lie within {shard}; "
         "prepare the corpus again"
@@ -124,7 +124,7 @@ def lies_outside(path: Place, document: int, shard: str) -> UserError:
 
 
 class BackgroundCheck:
-    """`check_documents` in a thread, for files of which it takes long."""
+    """`check_documents` in a thread, for large files."""
 
     def __init__(self, path: Path, index: Index) -> None:
         self._path, self._index = path, index
@@ -145,13 +145,13 @@ class BackgroundCheck:
             raise self._error
 
     def close(self) -> None:
-        """Ends the thread, done or not."""
+        """Ends the thread, finished or not."""
         self._stopped.set()
         self._thread.join()
 
 
 def check_size(path: Place, size: int) -> None:
-    """UserError unless the file is there and has `size` bytes."""
+    """UserError unless the file exists and has `size` bytes."""
     try:
         found = path.stat().st_size if isinstance(path, Path) else path.size()
     except OSError as error:

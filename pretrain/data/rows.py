@@ -15,25 +15,25 @@ from pretrain.data.reader import Shards
 
 
 class RowReader:
-    """Fills rows from the shards; keeps each lane's open document, to read a long one once."""
+    """Fills rows from the shards; caches each lane's current document, to read a long one once."""
 
     def __init__(
         self, corpora: Sequence[Shards], eos: int, pad: int, windows: int, window: int
     ) -> None:
         self._corpora, self._eos, self._pad = corpora, eos, pad
         self._windows, self._window = windows, window
-        # lane -> (corpus, document), its ids and EOS
+        # lane -> ((corpus, document), its ids with EOS)
         self._open: dict[int, tuple[tuple[int, int], NDArray[Any]]] = {}
 
     def ahead(self, rows: Sequence[Row]) -> None:
-        """Say that rows will soon be read."""
+        """Announce that rows will soon be read."""
         for row in rows:
             for span in row.spans:
                 self._corpora[span.corpus].ahead(span.document)
 
     def isolated(self, lanes: Sequence[int], rows: Sequence[Row]) -> Batch:
-        """Rows of `lanes.isolate`: every document padded to the end of its window and predicting
-        only itself.
+        """Rows of `lanes.isolate`: documents are padded to the end of their window and predict only
+        their own tokens.
         """
         tokens, targets, starts = self._blank(len(rows))
         valid = np.zeros(tokens.shape, bool)
@@ -50,7 +50,7 @@ class RowReader:
         return _batch(tokens, targets, valid, starts, [row.carries for row in rows])
 
     def stitched(self, lanes: Sequence[int], rows: Sequence[Row]) -> Batch:
-        """Rows of `lanes.stitch`: every position predicts the next, over document ends too."""
+        """Rows of `lanes.stitch`: every position predicts the next, across document ends too."""
         tokens, targets, starts = self._blank(len(rows))
         for b, (lane, row) in enumerate(zip(lanes, rows, strict=True)):
             parts = [

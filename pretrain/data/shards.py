@@ -1,4 +1,4 @@
-"""Verify the shards of a prepared corpus, and say what is in them."""
+"""Verifies the shards of a prepared corpus, and gives their statistics."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def verify(path: str | Place) -> list[str]:
 
 
 def strays_beside(path: str | Place) -> list[str]:
-    """A line about each thing in the splits' folders that no index names: it is not read.
+    """A line about each file in the splits' folders that is in no index, and so is not read.
 
-    On a store nobody looks for them.
+    Object stores are not searched for them.
     """
     return [
         line
@@ -54,7 +54,7 @@ def strays_beside(path: str | Place) -> list[str]:
 
 
 def _verify_shard(path: Place, shard: Shard) -> None:
-    """UserError unless the tar is the one that was written."""
+    """UserError unless the tar has the size and hash that the index gives."""
     check_size(path, shard.bytes)
     digest = hashlib.sha256()
     for chunk in chunks(path, shard.bytes, CHUNK):
@@ -67,7 +67,7 @@ def _verify_shard(path: Place, shard: Shard) -> None:
 
 @dataclass
 class Stats:
-    """What is in one split. Lengths are tokens of a document, EOS not among them."""
+    """Statistics of one split. Lengths are tokens of a document, without EOS."""
 
     split: str
     shards: int
@@ -84,7 +84,7 @@ class Stats:
 
 
 def stats(path: str | Place) -> list[Stats]:
-    """The splits of a prepared corpus."""
+    """The statistics of all splits of a prepared corpus."""
     files = Files(DataConfig())
     return [_stats(folder, files.split(folder)) for folder in find_splits(path)]
 

@@ -1,7 +1,7 @@
-"""SplitMix64: random numbers without a state, as a function of a key and a counter.
+"""SplitMix64: stateless random numbers, as a function of a key and a counter.
 
-Steele, Lea and Flood 2014. What comes out is part of the format of runs: other numbers would be
-another order of documents and other rows of a task.
+Steele, Lea and Flood 2014. Its output is part of the format of runs: other numbers would change the
+order of documents and the rows of tasks.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _MASK = (1 << 64) - 1
 
 
 def splitmix64(key: int | Words, counter: W) -> W:
-    """The counter-th 64-bit number of the stream `key`, for one counter or for each of an array."""
+    """The counter-th 64-bit number of the stream `key`; counters may be an array."""
     z: Any = counter
     return mix((z + 1) * STEP + key)
 
 
 def mix(x: W) -> W:
-    """The finaliser: a bijection of 64-bit words that leaves no visible trace of a counter."""
-    z: Any = x & _MASK  # an int is cut to 64 bits; an array's words wrap by themselves
+    """The finaliser: a bijection of 64-bit words that hides the structure of a counter."""
+    z: Any = x & _MASK  # truncates a Python int to 64 bits; array elements wrap by themselves
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)

@@ -1,10 +1,10 @@
-"""Splits as they are read, wherever they lie: a part of a shard is on a local disk when it is read.
+"""One interface to splits in a folder and on an object store.
 
-    LocalSplit    a folder: its files are read where they are
+    LocalSplit    a folder: its files are read in place
     StoredSplit   a prefix of an object store: pieces of its objects go through a local cache
 
-Documents are drawn from everywhere, so what is brought of a shard are pieces, and those that the
-next batches need are brought while the trainer is at others.
+Documents are drawn from all over a corpus, so only pieces of shards are fetched, and those for the
+next batches are fetched ahead of the trainer.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pretrain.data.records import check_bytes, check_size
 from pretrain.data.store import Place, StorePath, place
 from pretrain.errors import UserError
 
-PIECE = 1 << 18  # bytes: a fast store gives them in about the time that its answer takes to begin
-THREADS = 16  # that ask for pieces
-BATCHES_AHEAD = 4  # whose pieces are asked for, beyond those that are made
-Coming = Future[bytes]  # a piece on its way
+PIECE = 1 << 18  # bytes: a fast store transfers them in about the latency of a request
+THREADS = 16  # that fetch pieces
+BATCHES_AHEAD = 4  # whose pieces are fetched, beyond the batches that are ready
+Coming = Future[bytes]  # a piece being fetched
 Submit = Callable[[Callable[[Shard, int], bytes], Shard, int], Coming]
 
 
@@ -38,15 +38,15 @@ class Split(Protocol):
     batches_ahead: int  # how many are planned before the first of them is read
 
     def check_sizes(self, shards: list[Shard]) -> None:
-        """UserError names a shard that is missing or has another size."""
+        """UserError if a shard is missing or has the wrong size."""
         ...
 
     def documents(self, index: Index) -> Path:
-        """documents.idx, here. UserError."""
+        """A local path of documents.idx. UserError."""
         ...
 
     def ahead(self, shard: Shard, size: int, offset: int) -> None:
-        """Begin to bring what will be read."""
+        """Start to fetch what will be read."""
         ...
 
     def read(self, shard: Shard, size: int, offset: int) -> bytes:
@@ -54,7 +54,7 @@ class Split(Protocol):
         ...
 
     def discard(self, shard: Shard, size: int, offset: int) -> None:
-        """What was read is damaged: have it anew when it is read again."""
+        """What was read is damaged: fetch it again at the next read."""
         ...
 
 
@@ -67,19 +67,19 @@ class LocalSplit:
         self._folder, self._files = folder, files
 
     def check_sizes(self, shards: list[Shard]) -> None:
-        """Looks at each."""
+        """Checks each file's size."""
         for shard in shards:
             check_size(self._folder / shard.name, shard.bytes)
 
     def documents(self, index: Index) -> Path:
-        """It is here."""
+        """It is local already."""
         return self._folder / DOCUMENTS
 
     def ahead(self, shard: Shard, size: int, offset: int) -> None:
-        """The system reads ahead as it sees fit."""
+        """Does nothing: the operating system reads ahead."""
 
     def read(self, shard: Shard, size: int, offset: int) -> bytes:
-        """From a file that stays open."""
+        """Reads from a file that stays open."""
         return self._files.read(f"{self._folder}/{shard.name}", size, offset)
 
     def discard(self, shard: Shard, size: int, offset: int) -> None:
@@ -97,7 +97,9 @@ class StoredSplit:
         self._coming: dict[Path, Coming] = {}
 
     def check_sizes(self, shards: list[Shard]) -> None:
-        """By one listing; over http there is none, and what is missing is told when it is read."""
+        """Checks one listing; http has none, so there a missing shard is an error when it is
+        read.
+        """
         found = self._folder.sizes()
         for shard in shards if found else ():
             if shard.name not in found:
@@ -105,7 +107,7 @@ class StoredSplit:
             check_bytes(self._folder / shard.name, found[shard.name], shard.bytes)
 
     def documents(self, index: Index) -> Path:
-        """Brought here unless it is; checked as it comes."""
+        """Fetches it unless it is cached; verifies it on the way."""
         there, size = self._folder / DOCUMENTS, index.samples * DOCUMENT.itemsize
         path = self._cache.path(index.documents_sha256, WHOLE)
 
@@ -121,7 +123,7 @@ class StoredSplit:
         return path
 
     def ahead(self, shard: Shard, size: int, offset: int) -> None:
-        """Begins to bring the pieces that are not here."""
+        """Starts to fetch the pieces that are not cached."""
         for start in _starts(size, offset):
             path = self._path(shard, start)
             if path not in self._coming and not path.exists():
@@ -129,22 +131,22 @@ class StoredSplit:
                 coming.add_done_callback(partial(self._done, path))
 
     def read(self, shard: Shard, size: int, offset: int) -> bytes:
-        """From pieces, here or on their way."""
+        """Reads from pieces that are cached or being fetched."""
         starts = _starts(size, offset)
         content = b"".join([self._piece(shard, start) for start in starts])
         return content[offset - starts[0] :][:size]
 
     def discard(self, shard: Shard, size: int, offset: int) -> None:
-        """Another object may have lain there for a while."""
+        """Removes the cached pieces: the store may have had another object there for a while."""
         for start in _starts(size, offset):
             self._path(shard, start).unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Nothing is on its way any more."""
+        """Drops all pending fetches."""
         self._coming.clear()
 
     def _done(self, path: Path, coming: Coming) -> None:
-        """A piece that is here need not be remembered; why one is not is told to who reads it."""
+        """Forgets a fetched piece; a failed one is kept, so that its reader gets the error."""
         if not coming.cancelled() and coming.exception() is None:
             self._coming.pop(path, None)
 
@@ -170,12 +172,12 @@ class StoredSplit:
 
 
 def _starts(size: int, offset: int) -> range:
-    """Where the pieces begin that hold `size` bytes at `offset`."""
+    """The offsets of the pieces that hold `size` bytes at `offset`."""
     return range(offset - offset % PIECE, offset + size, PIECE)
 
 
 class Files:
-    """What reads all splits of a stream: it has the files that are open, the cache and threads."""
+    """What all splits of a stream share: open files, the cache and the fetching threads."""
 
     def __init__(self, config: DataConfig) -> None:
         self._retry = config.retry
@@ -186,22 +188,22 @@ class Files:
         self._stored: list[StoredSplit] = []
 
     def place(self, text: str) -> Place:
-        """Where a setting says that a corpus lies."""
+        """The place that a setting names for a corpus."""
         return place(text, self._retry, self._closed)
 
     def split(self, folder: Place) -> Split:
-        """To read it."""
+        """A reader for the split in `folder`."""
         if isinstance(folder, Path):
             return LocalSplit(folder, self._open)
         self._stored.append(StoredSplit(folder, self._cache, self._submit))
         return self._stored[-1]
 
     def stop(self) -> None:
-        """Whoever waits for a store, in any thread, gives up."""
+        """Makes all threads that wait for a store give up."""
         self._closed.set()
 
     def close(self) -> None:
-        """Stops, ends the threads and closes what is open; a later read begins anew."""
+        """Stops, ends the threads and closes open files; a later read starts afresh."""
         self.stop()
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)

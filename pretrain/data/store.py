@@ -1,8 +1,8 @@
-"""Files on an object store (s3://, gs://, https://), by fsspec: each asked for until it answers.
+"""Files on an object store (s3://, gs://, https://), through fsspec, with retries.
 
-An answer that fails, is late or is short is asked for again, ever more slowly, within a stated
-time. Every protocol of fsspec will do whose package is installed; credentials, endpoints and
-proxies are the store's own (environment, ~/.aws, fsspec's configuration).
+A request that fails, times out or returns too little is retried with increasing pauses, within a
+stated time. Every fsspec protocol works whose package is installed; credentials, endpoints and
+proxies are configured as usual for the store (environment, ~/.aws, fsspec's configuration).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any, TypeVar
 
 from pretrain.errors import StorageFailed, UserError, shortened
 
-RETRY_S = 300.0  # how long an object is asked for, unless told otherwise
-ATTEMPT_S = 20.0  # in which an answer must be there whole
+RETRY_S = 300.0  # how long to retry an object, unless set otherwise
+ATTEMPT_S = 20.0  # in which one attempt must be complete
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
-QUIET_S = 5.0  # between two lines about failing attempts: when a store fails, all objects do
-CHUNK, CHUNKS_AHEAD = 1 << 22, 4  # bytes; when all of an object is read
+QUIET_S = 5.0  # between two messages about failures: when a store fails, all objects do
+CHUNK, CHUNKS_AHEAD = 1 << 22, 4  # bytes and chunks ahead, when a whole object is read
 T = TypeVar("T")
 
 
 class Closed(Exception):
-    """Whoever wanted to read has closed meanwhile."""
+    """The reader was closed meanwhile."""
 
 
 class Failed(Exception):
-    """A store has not answered: `error`, which its client may raise as it likes, says why."""
+    """A request failed: `error`, of whatever type the client raised, says why."""
 
     def __init__(self, error: Exception) -> None:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -45,8 +45,8 @@ class StorePath:
     """An object or a prefix, used like a Path.
 
     Args:
-        retry: seconds for which each object is asked for.
-        closed: once it is set, nothing is asked for any more.
+        retry: seconds for which each object is retried.
+        closed: once it is set, no more requests are made.
     """
 
     _whole: dict[str, bytes] = {}  # noqa: RUF012  (small objects, which a process reads once)
@@ -69,7 +69,7 @@ class StorePath:
         return self.url.rpartition("/")[2]
 
     def is_file(self) -> bool:
-        """Whether it is an object; a small one, for it is read."""
+        """Whether it is an object. Only for small ones: the object is read."""
         try:
             self.read_bytes()
         except FileNotFoundError:
@@ -83,14 +83,14 @@ class StorePath:
         return self._whole[self.url]
 
     def size(self) -> int:
-        """Its bytes. FileNotFoundError."""
+        """Its size in bytes. FileNotFoundError."""
         fs, path = self._filesystem()
         fs.invalidate_cache()
         found = self.attempts(lambda limit: _call(fs, "info", path, limit=limit), FileNotFoundError)
         return int(found["size"])
 
     def sizes(self) -> dict[str, int]:
-        """Of the objects right below a prefix, by name; of none where a store does not list."""
+        """Sizes of the objects directly below a prefix, by name; empty if the store cannot list."""
         fs, path = self._filesystem()
         if "http" in fs.protocol:
             return {}
@@ -107,8 +107,8 @@ class StorePath:
         return content
 
     def chunks(self, size: int, chunk: int = CHUNK) -> Iterator[bytes]:
-        """All of an object of so many bytes, in order; some are asked for ahead."""
-        mine = StorePath(self.url, self.retry)  # to be closed by itself
+        """All of an object of `size` bytes, in order; some chunks are fetched ahead."""
+        mine = StorePath(self.url, self.retry)  # so that it can be closed separately
 
         def read(start: int) -> bytes:
             stop = min(start + chunk, size)
@@ -126,8 +126,8 @@ class StorePath:
             threads.shutdown(cancel_futures=True)
 
     def attempts(self, attempt: Callable[[float], T], *final: type[Exception]) -> T:
-        """What `attempt` gives, which is told how many seconds it has; again when it has Failed,
-        or waited too long for another process.
+        """The result of `attempt`, which is given its time limit in seconds; retried if it has
+        Failed, or waited too long for another process.
 
         Args:
             final: errors of the store that are raised at once.
@@ -170,13 +170,13 @@ class StorePath:
         try:
             content: bytes = _call(fs, "cat_file", path, limit=limit)
         except Failed as failed:
-            if _is_refused(failed.error):  # later, it may be that they are just renewed
+            if _is_refused(failed.error):  # in later reads, they may just be in renewal
                 raise UserError(self._gave_up(1, 0, failed)) from None
             raise
         return content
 
     def _filesystem(self) -> tuple[Any, str]:
-        """fsspec's, which keeps one for each protocol, and its name for this path."""
+        """The fsspec filesystem (fsspec caches one per protocol), and its name for this path."""
         try:
             import fsspec
 
@@ -197,7 +197,7 @@ Place = Path | StorePath
 
 
 def place(text: str, retry: float = RETRY_S, closed: threading.Event | None = None) -> Place:
-    """Where a text says that something lies: a URL, or a path. See `StorePath`."""
+    """The place that a text names: a URL or a path. See `StorePath`."""
     return StorePath(text, retry, closed) if is_remote(text) else Path(text).expanduser()
 
 
@@ -207,13 +207,15 @@ def is_remote(text: str) -> bool:
 
 
 def _without_retries(configured: dict[str, Any]) -> dict[str, Any]:
-    """Options of s3fs, so that attempts are counted here, and not inside of one."""
+    """s3fs options that turn off the client's own retries, so that we count all attempts."""
     theirs = configured.get("s3", {}).get("config_kwargs", {})
     return {"config_kwargs": {"retries": {"total_max_attempts": 1}} | theirs}
 
 
 def _is_refused(error: Exception) -> bool:
-    """For want of credentials: as s3fs, botocore and aiohttp say it."""
+    """Whether access was refused for lack of credentials, as s3fs, botocore or aiohttp report
+    it.
+    """
     return (
         isinstance(error, PermissionError)
         or "Credentials" in type(error).__name__
@@ -222,7 +224,7 @@ def _is_refused(error: Exception) -> bool:
 
 
 def _call(fs: Any, method: str, *args: Any, limit: float, **kwargs: Any) -> Any:
-    """A method of a filesystem, within `limit` seconds where it can be told to stop. Failed."""
+    """Calls a method of a filesystem, within `limit` seconds if it supports a timeout. Failed."""
     from fsspec.asyn import sync
 
     try:
@@ -235,7 +237,7 @@ def _call(fs: Any, method: str, *args: Any, limit: float, **kwargs: Any) -> Any:
         raise Failed(error) from error
 
 
-_said = [-QUIET_S]  # when a line was, on the monotonic clock
+_said = [-QUIET_S]  # when the last message was printed, on the monotonic clock
 _saying = threading.Lock()
 
 

@@ -1,4 +1,4 @@
-"""The training stream of text: batches for one rank, exact resume at any number of ranks."""
+"""TextStream: training batches of text for one rank, with exact resume at any number of ranks."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from tokenizer.encode import Tokenizer
 
 @dataclass
 class Position:
-    """Where the stream is."""
+    """The position of the stream."""
 
-    steps: int  # global batches given out
+    steps: int  # global batches returned so far
     cursors: list[Cursor]  # of this rank's lanes
 
 
 class TextStream:
-    """Batches of text without end: rows rank * B/ranks .. (rank + 1) * B/ranks - 1 of each global
+    """Endless batches of text: rows rank * B/ranks .. (rank + 1) * B/ranks - 1 of each global
     batch.
 
-    A rank follows its own lanes alone, in a thread that stays a few batches ahead: what a lane
-    holds depends on no other. The rows of a global batch do not depend on the number of ranks.
+    A rank follows only its own lanes, in a thread that stays a few batches ahead: lanes do not
+    depend on each other. The rows of a global batch do not depend on the number of ranks.
 
     vocab_size     ids are below this
-    wait_seconds   how long next() has kept the trainer waiting, in all
+    wait_seconds   total time that next() has made the trainer wait
 
     UserError names what is wrong with the settings or the shards.
     """
@@ -80,10 +80,10 @@ class TextStream:
         self._data = [list(pair) for pair in zip(fingerprints, self._weights, strict=True)]
         self.vocab_size = tokenizer.vocab_size
         self.wait_seconds = 0.0
-        # after the last batch given out
+        # after the last batch returned
         self._position = Position(0, [(0, 0)] * len(self._mine))
-        self._rows: Sequence[Row] = []  # of the last batch given out
-        # after the last batch planned; this and those that are not yet made are the prefetcher's
+        self._rows: Sequence[Row] = []  # of the last batch returned
+        # after the last batch planned; used only by the prefetch thread, like the planned batches
         self._ahead = self._position
         self._planned: deque[tuple[Sequence[Row], Position]] = deque()
         self._prefetcher: Prefetcher[tuple[Batch, Sequence[Row], Position]] | None = None
@@ -101,8 +101,8 @@ class TextStream:
         return batch
 
     def describe(self, steps: int) -> list[str]:
-        """A line for each corpus: what it gives to a run of so many steps; and for one that is the
-        held-out text, too, or whose documents are too few or too long for the rows of a batch.
+        """Lines on what each corpus contributes to a run of `steps` steps; and warnings if one is
+        also the held-out text, or has too few or too long documents for the rows of a batch.
         """
         return [*self._judged_by(), *self._shares(steps), *self._ill_cut(steps)]
 
@@ -141,7 +141,7 @@ class TextStream:
         ]
 
     def _ill_cut(self, steps: int) -> list[str]:
-        """A line for each corpus whose documents leave rows without text of their own."""
+        """A line for each corpus whose documents are too few or too long for the batch's rows."""
         lines = []
         reads = steps * self._config.windows * self._window
         for corpus, shards in zip(self._config.train, self._corpora, strict=True):
@@ -165,12 +165,11 @@ class TextStream:
 
     def samples(self) -> Callable[[Gather], Any]:
         """The stretches of documents in each row of the last global batch: corpus, document, first
-        token, tokens.
+        token, number of tokens.
 
-        `document` is the number that `Shards(find_split(corpus, "train"), tokenizer).document`
-        takes. Its EOS counts as one more token.
-        In documents = "stitch" a row's last stretch is the one token that its last position
-        predicts.
+        `document` is the argument of `Shards(find_split(corpus, "train"), tokenizer).document`. Its
+        EOS counts as one more token. With documents = "stitch", a row's last stretch is the one
+        token that its last position predicts.
         """
         rows, paths = self._rows, [corpus.path for corpus in self._config.train]
 
@@ -181,9 +180,9 @@ class TextStream:
         return lambda gather: gather([[describe(span) for span in row.spans] for row in rows])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is after the last batch taken, and the data that this depends on.
+        """The position of the stream after the last batch taken, and the data it belongs to.
 
-        It depends on settings, too, which a run that goes on may not change (pretrain/config).
+        It also depends on settings, which a resumed run may not change (pretrain/config).
         """
         return {
             "steps": self._position.steps,
@@ -192,7 +191,7 @@ class TextStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the exact token, with any number of ranks. UserError if the data are others."""
+        """Resume at the exact token, with any number of ranks. UserError if the data differ."""
         if state["data.train"] != self._data:
             raise UserError(
                 "data.train is not what the checkpoint's stream of text was made with "
@@ -201,7 +200,7 @@ class TextStream:
             )
         if state["lanes"].shape != (len(self._mine), 2):
             raise ValueError(f"{len(self._mine)} lanes do not stand at {state['lanes']}")
-        self._close_files()  # what checks the index goes on
+        self._close_files()  # but not the background check of the index
         self._position = Position(
             state["steps"], [(k, used) for k, used in state["lanes"].tolist()]
         )
@@ -232,7 +231,7 @@ class TextStream:
         return read(self._mine, rows), rows, position
 
     def _plan_ahead(self) -> None:
-        """Plans one more batch, and has what it reads brought here."""
+        """Plans one more batch, and starts to fetch what it reads."""
         planned = [self._plan(row, cursor) for row, cursor in enumerate(self._ahead.cursors)]
         rows, cursors = zip(*planned, strict=True)
         self._ahead = Position(self._ahead.steps + 1, list(cursors))
@@ -251,7 +250,7 @@ def _documents(count: int) -> str:
 
 
 def difference(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> str:
-    """In what a run's corpora, (fingerprint, weight) each, are others than they were."""
+    """How a run's corpora, (fingerprint, weight) each, differ from what they were."""
     if len(before) != len(now):
         return f"{len(now)} of them, and it had {len(before)}"
     of_before, of_now = ([corpus for corpus, _ in each] for each in (before, now))

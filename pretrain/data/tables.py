@@ -1,4 +1,4 @@
-"""Documents of tables in text: a column of .csv or .tsv, with a header, quoted as usual."""
+"""Documents from a column of .csv or .tsv files with a header, quoted as usual."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_table(path: Path, name: str, column: str, delimiter: str) -> Iterator[D
     csv.field_size_limit(MAX_LINE)
     with (
         open_stream(path) as file,
-        # bytes that are no UTF-8 become lone surrogates: their row alone is rejected
+        # invalid UTF-8 becomes lone surrogates, so that only its row is rejected
         io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text,
     ):
         rows = csv.reader(text, delimiter=delimiter, strict=True)
@@ -38,7 +38,7 @@ def read_table(path: Path, name: str, column: str, delimiter: str) -> Iterator[D
                 )
             at, number = header.index(column), 0
             for row in rows:
-                if row:  # an empty line is none
+                if row:  # empty lines do not count
                     number += 1
                     place = f"{path}, row {number}"
                     yield _document(row, at, len(header), place, f"{name}:{number}")

@@ -1,8 +1,8 @@
-"""Documents of tars, as webdataset writes them: KEY.txt, or KEY.json with the text in a field.
+"""Documents from tars as webdataset writes them: KEY.txt, or KEY.json with the text in a field.
 
-Members whose names are the same up to the first dot follow one another and are one sample. Its
-texts are documents, and JSON beside them tells about them; in a sample without, JSON is the text
-(so that it waits for a text, or the end of its sample).
+Consecutive members whose names are the same up to the first dot form a sample. Its text members are
+documents, and a JSON member beside them is metadata; in a sample without text members, the JSON has
+the text (so JSON is held back until a text member or the end of its sample).
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from pretrain.data.json_rows import MAX_LINE, json_document
 from pretrain.files import parse_json
 
 Row = Document | Rejected | LeftOut
-Member = tuple[tarfile.TarInfo, bytes | None]  # and its content, of texts and JSON
+Member = tuple[tarfile.TarInfo, bytes | None]  # with its content, if it is text or JSON
 
 
 def read_tar(path: Path, name: str, key: str, separator: str) -> Iterator[Row]:
-    """The texts of all samples, in their order; of a tar that is damaged, all before that but JSON
-    of the last sample, of which a text may be missing. Texts, not JSON, are split at separators.
+    """The texts of all samples, in order; of a damaged tar, all before the damage, except JSON of
+    the last sample, of which a text may be missing. Text members, not JSON, are split at
+    separators.
     """
     try:
         with (
@@ -51,7 +52,7 @@ def read_tar(path: Path, name: str, key: str, separator: str) -> Iterator[Row]:
 
 
 class _Member(tarfile.TarInfo):
-    """Reading says when a tar has no end, or something else between its members."""
+    """A member whose reader raises if the tar has no end, or garbage between its members."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -59,12 +60,12 @@ class _Member(tarfile.TarInfo):
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
-        except tarfile.HeaderError as error:  # which the library takes for the end
+        except tarfile.HeaderError as error:  # the library would take this for the end
             raise tarfile.ReadError(f"no member, and no end ({error})") from None
 
 
 def _check_end(rest: Any) -> None:
-    """ReadError if something follows, as in tars that were put one after the other."""
+    """ReadError if something follows the end, as in concatenated tars."""
     while chunk := rest.read(1 << 16):
         if chunk.strip(b"\0"):
             raise tarfile.ReadError("something follows its end, as where two were joined")
@@ -82,7 +83,7 @@ def _suffix(info: tarfile.TarInfo) -> str:
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
-    """Of a text or JSON that is not too long; it must be read before the next member."""
+    """The content of a text or JSON member, unless too long; read it before the next member."""
     wanted = info.isfile() and _suffix(info) in (*TEXT_SUFFIXES, ".json")
     if not wanted or info.size > MAX_LINE:
         return None

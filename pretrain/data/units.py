@@ -1,7 +1,7 @@
-"""A corpus in units of work, each of which is written by one process into shards of its own.
+"""Units of work: runs of files of a corpus, each written by one process into its own shards.
 
-A unit is a run of consecutive files, cut by their sizes. What is written of it depends on its files
-alone, so any number of processes and machines may share the units of a corpus out.
+A unit is a run of consecutive files, cut by size. What is written depends only on its files, so the
+units of a corpus can be distributed over any number of processes and machines.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pretrain.data.index import SPLITS
 from pretrain.data.writer import SplitWriter
 from tokenizer.encode import Tokenizer
 
-SHARDS = 4  # that a unit fills, about
-BYTES_PER_TOKEN = 4  # of a file, about
-# Documents and characters that are encoded at once: enough to keep the encoding threads busy, and
-# few enough to hold in memory.
+SHARDS = 4  # that a unit fills, approximately
+BYTES_PER_TOKEN = 4  # of a file, approximately
+# Documents and characters encoded at once: enough to keep the encoding threads busy, few enough for
+# memory.
 GROUP, GROUP_CHARS = 256, 4_000_000
 
 
@@ -39,7 +39,7 @@ class Target:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that are written."""
+        """The splits that are written."""
         return SPLITS if self.holdout else SPLITS[:1]
 
 
@@ -51,7 +51,7 @@ class Unit(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the folder that it is written into."""
+        """The name of the folder that it is written to."""
         return f"unit-{self.number:06d}"
 
 
@@ -65,7 +65,7 @@ class Done(NamedTuple):
 
 
 def cut(entries: Sequence[Entry], shard_tokens: int) -> list[Unit]:
-    """All files in units, each of which ends with the file that fills it."""
+    """Cuts the files into units; each ends with the file that fills it."""
     units: list[Unit] = []
     room = 0
     for entry in entries:
@@ -78,7 +78,7 @@ def cut(entries: Sequence[Entry], shard_tokens: int) -> list[Unit]:
 
 
 def size_of(entry: Entry) -> int:
-    """Bytes of a file; 0 if that cannot be told, which is said when it is read."""
+    """Size of a file in bytes; 0 if it cannot be determined (the error comes when it is read)."""
     try:
         return os.stat(entry.path).st_size
     except OSError:
@@ -93,11 +93,11 @@ def write_unit(
     threads: int,
     tell: Callable[[Done], None],
 ) -> tuple[Tally, Done]:
-    """Writes folder/unit-N, with a folder for each split; what was read and left out of it, and how
-    much was written.
+    """Writes folder/unit-N, with a folder for each split; returns what was read and left out, and
+    how much was written.
 
     Args:
-        tell: how much has been written so far, now and then.
+        tell: called now and then with how much has been written so far.
     """
     corpus = copy(corpus)
     corpus.tally, corpus.files_read = Tally(), 0
@@ -136,7 +136,7 @@ def side(text: str, holdout: float) -> str:
 
 
 def _groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Lists of documents that are encoded at once."""
+    """Groups documents into lists that are encoded at once."""
     group: list[Document] = []
     total = 0
     for document in documents:

@@ -1,4 +1,4 @@
-"""The next documents of some lanes, looked up many at a time."""
+"""Looks up the next documents of lanes, many at a time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 
 from pretrain.data.order import Order
 
-# documents of a lane that are looked up at once: few at first, for the trainer waits for those
+# documents of a lane looked up at once: few at first, since the trainer waits for those
 MIN_AHEAD, MAX_AHEAD = 4, 64
-AT_ONCE = 2048  # documents of all lanes, if that lies between
+AT_ONCE = 2048  # documents of all lanes together, within these bounds
 
 
 class Upcoming:
-    """Which documents lanes hold, each asked for in turn.
+    """Which documents lanes hold, asked for in sequence.
 
-    A look-up of one document costs as much as one of a hundred, so when a lane has none left, all
-    that have less than half left get theirs, too.
+    Looking up one document costs as much as a hundred, so when a lane has none left, all lanes with
+    less than half left are refilled too.
 
     Args:
-        lengths: [documents] of each corpus: tokens, EOS not among them.
-        lanes: those that are asked for. batch: all that there are.
+        lengths: [documents] of each corpus: tokens, without EOS.
+        lanes: those of this rank. batch: how many lanes there are in total.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Upcoming:
         self._lanes, self._batch = np.array(lanes), batch
         self._most = min(max(AT_ONCE // len(lanes), MIN_AHEAD), MAX_AHEAD)
         self._ahead = MIN_AHEAD
-        # of each lane: the number of the first that is looked up, those, and the last asked for
+        # for each lane: the index of the first document found, those found, the last one asked for
         self._first = [0] * len(lanes)
         self._found: list[list[tuple[int, int, int]]] = [[] for _ in lanes]
         self._asked = [0] * len(lanes)

@@ -24,13 +24,13 @@ from pretrain.data.index import (
 from pretrain.files import sha256, sync
 from tokenizer.encode import Tokenizer
 
-TAR_BLOCK = 512  # bytes; a tar pads every file to a multiple, and puts a header of one before it
-SAMPLE_BYTES = 1 << 16  # of ids; short documents share a sample until it has so many
+TAR_BLOCK = 512  # bytes; a tar pads every file to a multiple, after a header of one block
+SAMPLE_BYTES = 1 << 16  # of ids; short documents share a sample until it has this many
 
 
 class SplitWriter:
-    """Documents in, one split out, to be finished and closed. The counters say what has been added
-    so far.
+    """Takes documents and writes one split; call `finish` and `close`. Counters say what has been
+    added so far.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
@@ -45,7 +45,7 @@ class SplitWriter:
         self._tar: webdataset.TarWriter | None = None  # of the open shard
 
     def add(self, document: Document, ids: list[int]) -> None:
-        """Append one document; it begins a new shard when the open one holds enough tokens."""
+        """Append one document; it starts a new shard if the open one has enough tokens."""
         if self._tar is not None and self._shard_size >= self._shard_tokens:
             self._end_shard()
         if self._tar is None:
@@ -64,7 +64,7 @@ class SplitWriter:
             self._end_sample()
 
     def finish(self) -> Index:
-        """Finish the last shard and write the index; all of it is on the disk when this returns."""
+        """Finish the last shard and write the index; everything is synced to disk on return."""
         if self._tar is not None:
             self._end_shard()
         self._documents.close()
@@ -87,7 +87,7 @@ class SplitWriter:
         return index
 
     def close(self) -> None:
-        """Close the files; what is not finished stays so."""
+        """Close the files, finished or not."""
         if self._tar is not None:
             self._tar.close()
         self._documents.close()
@@ -101,14 +101,14 @@ class SplitWriter:
         self._begin_sample()
 
     def _begin_sample(self) -> None:
-        # the number in the shard of its first document
+        # the number of its first document in the shard
         self._first = len(self._records)
         self._about: list[dict[str, str | int]] = []
         self._payloads: list[bytes] = []
         self._sample_size = 0  # bytes of ids
 
     def _end_sample(self) -> None:
-        """Writes the documents that share a sample, and notes where the ids of each begin."""
+        """Writes the documents of a sample, and records where the ids of each begin."""
         if not self._payloads:
             return
         assert self._tar is not None, "a sample is of an open shard"
@@ -119,7 +119,7 @@ class SplitWriter:
                 self._suffix: b"".join(self._payloads),
             }
         )
-        # webdataset sorts a sample's files: the ids come last
+        # webdataset sorts a sample's files, so the ids come last
         padded = -(-self._sample_size // TAR_BLOCK) * TAR_BLOCK
         offset = self._tar.tarstream.offset - padded
         for about, payload in zip(self._about, self._payloads, strict=True):

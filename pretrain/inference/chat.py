@@ -1,8 +1,8 @@
-"""Messages as the tokens a model reads: in plain text, or by the chat template of its tokenizer.
+"""Messages as the tokens a model reads: in plain text, or by its tokenizer's chat template.
 
-A session that is stored has read a conversation to the end of a message's content, its own or
-another's. What stands between two messages depends on both, so it is written when the next one is
-known; a conversation that goes on is what the session has read and what is written after it.
+A stored session has read a conversation to the end of a message's content, the model's or the
+user's. What stands between two messages depends on both, so it is written once the next one is
+known; a continued conversation is what the session has read plus what is written after it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Turn(NamedTuple):
         return "system" if self.role == "developer" else self.role
 
 
-# What an answer comes after, where nothing more is known.
+# The turns that an answer is taken to follow, if nothing more is known.
 BEFORE = (Turn("user", ""),)
 
 
 class Written(NamedTuple):
-    """What a model reads of a conversation before it answers.
+    """The tokens of a conversation that a model has yet to read before it answers.
 
     tokens  after the content of the turn that was read last, to where the answer begins
     ends    how many of them are read once so many turns are, where a session may be kept: no token
@@ -50,16 +50,16 @@ class Written(NamedTuple):
 
 
 class Refused(ValueError):
-    """A chat template cannot write these messages; says why."""
+    """A chat template cannot render these messages; says why."""
 
 
 class ChatForm(Protocol):
-    """How messages are written.
+    """How messages are written as tokens.
 
-    key    tells forms apart
+    key    identifies the form
     stops  texts that end an answer, beside EOS
-    ends   tokens that do, with it
-    space  what a model writes before its answer that is none of it
+    ends   tokens that end it, EOS included
+    space  what a model writes before its answer that is not part of it
     """
 
     key: str
@@ -68,14 +68,16 @@ class ChatForm(Protocol):
     space: str
 
     def write(self, turns: Sequence[Turn], read: int = 0) -> Written:
-        """What comes after the first `read` turns, which a session has read.
+        """Writes what comes after the first `read` turns, which a session has already read.
 
         ValueError: they cannot be written, or tokens cannot.
         """
         ...
 
     def having(self, variables: Mapping[str, Any]) -> ChatForm:
-        """The same with other variables of its template. Refused: it has none, or not these."""
+        """This form with other variables of its template. Refused: it has no template, or the
+        template fails with them.
+        """
         ...
 
 
@@ -85,11 +87,11 @@ def chat_form(
     """The form of a model's conversations.
 
     Args:
-        template: a file with a chat template in Jinja, as transformers has them; `PLAIN`; None: the
-            tokenizer's own, or plain where it has none.
+        template: a file with a Jinja chat template, as in transformers; `PLAIN`; None: the
+            tokenizer's own, or plain text if it has none.
         settings: variables of the template, such as Qwen3's `enable_thinking`.
     Raises:
-        UserError: it cannot be read, or is no chat template; names it.
+        UserError: it cannot be read, or is not a chat template; names it.
     """
     if template == Path(PLAIN) or (template is None and not tokenizer.chat.template):
         if settings:
@@ -110,7 +112,7 @@ def chat_form(
 
 
 class PlainForm:
-    """In text that shows who speaks. An answer ends where the model begins to speak for another.
+    """Plain text with speakers' names. An answer ends where the model starts another's turn.
 
     System: You answer briefly.
     User: What is sleep?
@@ -126,7 +128,7 @@ class PlainForm:
         self.ends = frozenset({tokenizer.eos})
 
     def write(self, turns: Sequence[Turn], read: int = 0) -> Written:
-        """See `ChatForm`. Each part is encoded by itself, as an answer's content is."""
+        """See `ChatForm`. Each part is encoded separately, as an answer's content is."""
         tokens, ends = list[int](), {read: 0}
         for number, turn in enumerate(turns[read:], read):
             tokens += self._encode(number, f"{turn.speaker.capitalize()}:", f" {turn.content}")
@@ -138,38 +140,39 @@ class PlainForm:
         raise Refused("conversations are plain text here: there is no chat template to set it in")
 
     def _encode(self, number: int, *parts: str) -> list[int]:
-        """A turn's parts, after the end of the line of the turn before."""
+        """Encodes a turn's parts, after a newline that ends the previous turn."""
         lines = ("\n", *parts) if number else parts
         return [token for ids in self.tokenizer.encode_many(lines) for token in ids]
 
 
-# Where a content is in what a template has written. No message can know the number.
+# Marks the place of a content in a template's output; random, so that no message can forge it.
 _NUMBER = secrets.randbits(60)
 _MARK = re.compile(f"\ue000{_NUMBER}:([0-9]+)\ue001")
 _mark = f"\ue000{_NUMBER}:{{}}\ue001".format
 
 
-# What is not a template's to have otherwise, of what transformers' function is called with.
+# Arguments of transformers' `apply_chat_template` that requests may not set.
 OURS = frozenset({
     "messages", "conversations", "chat_template", "add_generation_prompt",
     "continue_final_message", "return_assistant_tokens_mask",
 })  # fmt: skip
-MOST_FORMS = 64  # that requests have asked for are kept
+MOST_FORMS = 64  # how many forms that requests have asked for are cached
 
 
 class TemplateForm:
-    """As a chat template in Jinja has it; transformers renders it, in a sandbox in which it can
-    compute a text and nothing else.
+    """A Jinja chat template, rendered by transformers in a sandbox in which it can only compute
+    text.
 
-    The ids are those of transformers' `apply_chat_template`, but for what `tokenizer.fast_model`
-    leaves out before it looks for pieces, and special tokens in a message, which are text here.
+    The ids are those of transformers' `apply_chat_template`, except for what `tokenizer.fast_model`
+    drops before it looks for pieces, and for special tokens in a message, which are plain text
+    here.
     """
 
     stops: tuple[str, ...] = ()
     space = ""
 
     def __init__(self, tokenizer: Tokenizer, template: str, settings: Mapping[str, Any]) -> None:
-        """Refused: it writes no conversation; says why."""
+        """Refused: the template cannot write a conversation; says why."""
         if own := sorted(OURS.intersection(settings)):
             raise Refused(f"'{own[0]}' is no variable that can be set")
         self.tokenizer, self.template = tokenizer, template
@@ -178,7 +181,7 @@ class TemplateForm:
         known = template + json.dumps(self.variables, sort_keys=True)
         self.key = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
         trial = self._pieces([*BEFORE, Turn("assistant", ""), Turn("user", "a")], 2)
-        # what stands after each answer is what a model says at the end of one
+        # what the template writes after an answer is what the model generates at an answer's end
         before, *others = tokenizer.at_specials(trial[0][0])
         if swallowing := tokenizer.swallowing.intersection(others):
             raise Refused(f"{min(swallowing)} swallows spaces, as none may here")
@@ -212,9 +215,9 @@ class TemplateForm:
         return TemplateForm(self.tokenizer, self.template, self.variables | json.loads(variables))
 
     def _pieces(self, turns: Sequence[Turn], read: int) -> list[tuple[str, int | None]]:
-        """The text after the content of the last turn that was read: what the template writes, a
-        content and its turn's number, what it writes, and so on; as one piece, where contents
-        cannot be told from what is around them.
+        """The text after the content of the last turn that was read, in pieces: template text, a
+        content with its turn's number, template text, and so on; as a single piece if the contents
+        cannot be told apart from the text around them.
         """
         marked = [turn._replace(content=_mark(i)) for i, turn in enumerate(turns)]
         parts = _MARK.split(self._text(marked))  # text, number, text, ...
@@ -254,12 +257,12 @@ class TemplateForm:
                 add_generation_prompt=True,
                 **self.variables,
             )
-        except Exception as error:  # what goes wrong in a template may be of any class
+        except Exception as error:  # a template can raise anything
             raise Refused(shortened(str(error))) from None
         return str(text)
 
 
 def _shown(content: str) -> Iterator[str]:
-    """What templates make of a content: as it is; without spaces around it, or its reasoning."""
+    """The ways templates show a content: unchanged, stripped, and without its reasoning."""
     for each in (content, content.rpartition("</think>")[2].lstrip("\n")):
         yield from (each, each.strip())

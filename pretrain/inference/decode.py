@@ -1,14 +1,15 @@
-"""One token of each of B sessions in one forward pass: the wake pass of `one_pass`, made quick.
+"""A fast path for decoding: one token of each of B sessions in one forward pass.
 
-A token of a small model is some hundred operations on a few numbers each, so that time goes where
-training has none to lose: into planning a window, into building masks, into every operator's own
-overhead. Here a session's memory is written in place (`pretrain.inference.memory`), the projections
-that read the same input are one matrix, and nothing is decided per token. What is computed is what
-`parallel/` says: tests/inference/test_session.py holds the two together.
+It computes the wake pass of `one_pass`. For a small model a token is some hundred operations on a
+few numbers each, so the overheads count that are negligible in training: planning a window,
+building masks, dispatching operators. Here a session's memory is updated in place
+(`pretrain.inference.memory`), the projections that read the same input are one matrix, and nothing
+is decided per token. The results are those of `parallel/`, which tests/inference/test_session.py
+checks.
 
-Sessions may differ in all they remember, in how full their windows are, and in N. The weights are
-read once for all of them; S and the convolutions are stacked, attention goes session by session
-over as many keys as each has.
+Sessions may differ in everything they remember, in how full their windows are, and in N. The
+weights are read once for all of them; S and the convolutions are batched, attention runs session by
+session over the keys that each has.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ from pretrain.model.sleep import SleepLM
 class Decoder:
     """A model laid out for reading token by token.
 
-    The parameters of linears become views of the matrices that are used here, of which there is one
-    copy; norms, convolutions and decays are copies, worked out once, and so is the fingerprint. So
-    weights must not change while a Decoder is used.
+    The parameters of linears become views of the fused matrices used here, so there is only one
+    copy of them; norms, convolutions and decays are copies, computed once, and so is the
+    fingerprint. So the weights must not change while a Decoder is in use.
 
     Raises:
         ValueError: the model is one pipeline stage of several, or runs with sequence parallelism.
-        UserError: it is a control, which sessions do not know.
+        UserError: it is a control experiment, which sessions do not support.
     """
 
     @torch.no_grad()
@@ -71,15 +72,15 @@ class Decoder:
         self.model = model.eval()
         self.blocks = [_TokenBlock(block) for block in model.blocks_of(slice(None))]
         self.norm = _Norm(1 + at_least_fp32(model.norm.weight), model.norm.eps)
-        # a tied one stays as it is: the embedding reads it by rows
+        # a tied head is left as it is: the embedding reads it by rows
         self.head = model.embed.weight.T if model.head is None else _side_by_side(model.head.weight)
         self.rotary = _Rotary(model)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all that decides what a memory means: weights, sizes, windows."""
+        """sha256 of everything that a memory's meaning depends on: weights, sizes, windows."""
         sleep = asdict(self.model.sleep)
-        # N is each session's own; how gradients were cut changes no memory.
+        # N is set per session; gradient truncation does not affect memories.
         for free in ("passes", "min_passes", "curriculum", "truncate_passes", "truncate_windows"):
             del sleep[free]
         said = hashlib.sha256(json.dumps([asdict(self.model.config), sleep]).encode())
@@ -90,10 +91,10 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, memories: Sequence[SessionMemory], tokens: Sequence[int]) -> Tensor:
-        """Reads a token into each of B memories, none of whose windows is full.
+        """Reads one token into each of B memories, whose windows must not be full.
 
         Returns:
-            logits [B, vocabulary] of what follows.
+            logits [B, vocabulary] of the next token.
         """
         device = self.model.device
         x = self.model.embed(torch.tensor(tokens, device=device))  # [B, D]
@@ -117,7 +118,7 @@ class Decoder:
 
 
 class _TokenBlock:
-    """`parallel.block.Block` for one token a row."""
+    """`parallel.block.Block` for one token per row."""
 
     def __init__(self, block: Block) -> None:
         mixer = block.mixer
@@ -168,7 +169,7 @@ class _TokenMLP:
 
 
 class _TokenDelta:
-    """`parallel.gated_delta_net.GatedDeltaNet`, by the recurrence that defines the delta rule."""
+    """`parallel.gated_delta_net.GatedDeltaNet` for one token, by the recurrent delta rule."""
 
     def __init__(self, net: GatedDeltaNet) -> None:
         self.into = _side_by_side(
@@ -225,7 +226,9 @@ class _TokenDelta:
         return F.silu((inputs * self.taps).sum(dim=1))
 
     def _unit(self, kq: Tensor) -> Sequence[Tensor]:
-        """k and q [B*H, K] of unit length, each key head for the value heads that it serves."""
+        """k and q [B*H, K] of unit length, key heads repeated for the value heads that they
+        serve.
+        """
         kq = at_least_fp32(kq).reshape(-1, 2, self.Hk, self.K)
         size = torch.linalg.vector_norm(kq, dim=-1, keepdim=True)
         kq = kq * size.square_().add_(UNIT_EPS).rsqrt_()
@@ -235,7 +238,7 @@ class _TokenDelta:
 
 
 class _TokenAttention:
-    """`parallel.attention.Attention` of one query a row, over the keys of its own session."""
+    """`parallel.attention.Attention` for one query per row, over the keys of its own session."""
 
     def __init__(self, attention: Attention) -> None:
         a = attention
@@ -249,7 +252,7 @@ class _TokenAttention:
 
     @staticmethod
     def _norm(a: Attention) -> _Norm | nn.Identity:
-        """Of all heads of queries and keys at once."""
+        """The norm of all query and key heads at once."""
         if isinstance(a.q_norm, nn.Identity) or isinstance(a.k_norm, nn.Identity):
             return nn.Identity()
         q_scale, k_scale = 1 + at_least_fp32(a.q_norm.weight), 1 + at_least_fp32(a.k_norm.weight)
@@ -258,7 +261,7 @@ class _TokenAttention:
 
     @staticmethod
     def _bias(a: Attention) -> Tensor | None:
-        """Of all projections at once; the gate has none."""
+        """The bias of all projections at once; zeros for the gate, which has none."""
         if not a.has_bias:
             return None
         return torch.cat([a.q_bias, a.k_bias, a.v_bias, torch.zeros_like(a.q_bias)]).detach()
@@ -280,7 +283,7 @@ class _TokenAttention:
         cos, sin, swapped = rotation
         qk = torch.addcmul(qk * cos, qk.index_select(-1, swapped), sin).type_as(v)
         q, k = qk.split([self.H, self.Hkv], dim=1)  # [B, heads, head]
-        q = q.view(B, 1, self.Hkv, -1, self.head)  # each key head's queries attend as T would
+        q = q.view(B, 1, self.Hkv, -1, self.head)  # the queries of a key head take the place of T
         v = v.view(B, self.Hkv, self.head)
         read = []
         for row, (memory, state) in enumerate(zip(memories, states, strict=True)):
@@ -294,8 +297,8 @@ class _TokenAttention:
 
 
 class _Rotary:
-    """`parallel.attention.rotate` for one position a row: x cos + (x with its halves swapped) sin,
-    with cos = 1 and sin = 0 for the features that are not rotated.
+    """`parallel.attention.rotate` for one position per row: x cos + (x with its halves swapped)
+    sin, with cos = 1 and sin = 0 for features that are not rotated.
     """
 
     def __init__(self, model: SleepLM) -> None:
@@ -310,7 +313,7 @@ class _Rotary:
         self.is_absolute = model.sleep.slides
 
     def at(self, memories: Sequence[SessionMemory]) -> tuple[Tensor, Tensor, Tensor]:
-        """cos and sin [B, 1, head] of each row's next position, and how halves are swapped."""
+        """cos and sin [B, 1, head] of each row's next position, and the index that swaps halves."""
         positions = [[[m.filled + (m.position if self.is_absolute else 0)]] for m in memories]
         angle = torch.tensor(positions, device=self.frequency.device) * self.frequency
         return angle.cos().float(), (angle.sin() * self.sign).float(), self.swapped
@@ -330,10 +333,10 @@ class _Out:
 
 
 def _side_by_side(*parameters: nn.Parameter) -> Tensor:
-    """Matrices [.., D] as one, of which they become views; transposed: [D, ..].
+    """Concatenates matrices [.., D] into one, transposed, [D, ..]; they become views of it.
 
-    In memory it lies as [D, ..] too: with few rows a product is as fast as its matrix is read, and
-    a CPU reads this way a third faster.
+    Its memory layout is [D, ..] too: with few rows, a product is limited by reading the matrix, and
+    a CPU reads this layout a third faster.
     """
     whole = torch.cat([p.detach().T for p in parameters], dim=1)
     columns = whole.split([len(p) for p in parameters], dim=1)

@@ -1,4 +1,4 @@
-"""Continuing a text: sessions that read what their samplers choose, all in one forward pass."""
+"""Text generation: sessions read what their samplers choose, all in one forward pass."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from tokenizer.encode import Tokenizer
 
 
 class Piece(NamedTuple):
-    """What one more token gives."""
+    """What one more token adds."""
 
-    text: str  # that is certain now; often empty while a character or a stop string may be coming
-    choice: Choice | None  # None: this is what was held back at the end
+    text: str  # that is final now; often empty while a character or a stop string may be incomplete
+    choice: Choice | None  # None: this is the text that was held back at the end
 
 
 class Continuation:
-    """One session's answer while it is written.
+    """One session's answer while it is generated.
 
-    unread   the token that was chosen last, until the session has read it
-    ended    "stop": EOS or a stop string has come; "length": it has `max_tokens`; None: it goes on
+    unread   the token chosen last, until the session has read it
+    ended    "stop": EOS or a stop string was generated; "length": it has `max_tokens`; None: not
+    yet
 
     Args:
-        logits: [vocabulary], what the session's last `read` gave.
-        ends: tokens that end it, and are no part of it.
+        logits: [vocabulary], from the session's last `read`.
+        ends: tokens that end it, and are not part of it.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Continuation:
         self.ended: Literal["stop", "length"] | None = None
 
     def choose(self) -> Piece:
-        """The next token, chosen from `logits`, and what it adds to the text."""
+        """Chooses the next token from `logits`; returns what it adds to the text."""
         choice = self.sampler.choose(self.logits, self.session.seen)
         if choice.token in self.ends:
             self.ended = "stop"
@@ -72,7 +73,7 @@ class Continuation:
 
 
 def generate(continuations: Sequence[Continuation]) -> Iterator[tuple[Continuation, Piece]]:
-    """Writes all of them to their ends, token by token in step; sleeps are made at once."""
+    """Generates all continuations to their ends, in lockstep; sleeps are done immediately."""
     going = [each for each in continuations if each.ended is None]
     while going:
         for each in going:
@@ -83,7 +84,7 @@ def generate(continuations: Sequence[Continuation]) -> Iterator[tuple[Continuati
 
 
 def advance(continuations: Sequence[Continuation]) -> None:
-    """Each session reads the token that was chosen, after the sleep that it may owe."""
+    """Each session does the sleep that it may owe, then reads the token that was chosen."""
     for each in continuations:
         each.session.sleep()
     chosen = [each.unread for each in continuations if each.unread is not None]
@@ -93,10 +94,10 @@ def advance(continuations: Sequence[Continuation]) -> None:
 
 
 def open_run(run: Path, precision: str = "fp32") -> tuple[Decoder, Tokenizer]:
-    """The newest checkpoint of a run, a checkpoint or an export, made ready to read and write text.
+    """Opens a run (its newest checkpoint), a checkpoint or an export for generating text.
 
     Args:
-        precision: of the weights, fp32 or bf16, whatever was trained.
+        precision: of the weights, fp32 or bf16, whichever was trained.
     Raises:
         UserError: the run was not trained on text, or has no checkpoint.
     """
@@ -126,11 +127,11 @@ def continue_text(
 
     Args:
         prompt: text, or its tokens.
-        form: of the conversation that the prompt is; it says what ends an answer.
-        passes: N over each full window, if other than the run was trained with.
-        until: ends a sleep before that, see `pretrain.model.stop_rule`; 0: none.
+        form: if the prompt is a conversation, its form, which says what ends an answer.
+        passes: N over each full window, if not the trained one.
+        until: ends sleeps earlier, see `pretrain.model.stop_rule`; 0: does not.
     Raises:
-        UserError: the prompt is empty, or no token of an answer asked for.
+        UserError: the prompt is empty, or max_tokens is below 1.
     """
     if max_tokens < 1:
         raise UserError(f"max_tokens = {max_tokens}: must be at least 1")
@@ -153,12 +154,12 @@ def continue_text(
 
 
 def question(form: ChatForm, message: str, system: str | None = None) -> list[int]:
-    """A user's message with what makes it one, up to where the answer begins.
+    """A user's message in its chat form, up to where the answer begins.
 
     Args:
-        system: what the model is told before.
+        system: the system message.
     Raises:
-        UserError: the form has no place for it.
+        UserError: the form cannot write these messages.
     """
     turns = [Turn("system", system)] if system is not None else []
     try:

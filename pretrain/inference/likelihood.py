@@ -1,4 +1,4 @@
-"""How likely a model that sleeps finds a text: what evaluation harnesses ask of a model."""
+"""Log-likelihoods of texts under a model that sleeps, for evaluation harnesses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pretrain.inference.session import Session
 
 
 class Likelihood(NamedTuple):
-    """Of some tokens after others."""
+    """The likelihood of a continuation."""
 
-    logprob: float  # nats, summed
-    is_greedy: bool  # each of them is the likeliest
+    logprob: float  # nats, summed over its tokens
+    is_greedy: bool  # every token is the most likely one
 
 
 def likelihood(
@@ -27,7 +27,7 @@ def likelihood(
     Args:
         context: at least one token, such as EOS.
         continuation: at least one token.
-        passes: N over each full window, if other than the model was trained with.
+        passes: N over each full window, if not the trained one.
     """
     session, ids = Session(decoder, passes), [*context, *continuation]
     logits = session.read(ids[:-1], every=True)  # [T, vocabulary]

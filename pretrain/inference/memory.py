@@ -1,14 +1,14 @@
-"""All that a session remembers, in tensors that are laid out once and written in place.
+"""All that a session remembers, in tensors that are allocated once and updated in place.
 
     S            of each delta block, across windows
-    keys         of each attention block: the open window's, after at most L - 1 of windows before
-                 if they slide
+    keys         of each attention block: the open window's; under sliding eviction, after at most
+                 L - 1 of earlier windows
     tail         of each delta block: the last inputs of its convolutions in the open window
-    hidden       the open window's hidden states, which a sleep begins with
+    hidden       the open window's hidden states, which sleep starts from
 
-So the memory is as large after a million tokens as after one: L tokens of keys and values with hard
-eviction, 2 L - 1 with sliding eviction, whose sleep attends from the window's first token to the
-L - 1 before it.
+So the memory is as large after a million tokens as after one: keys and values of L tokens under
+hard eviction, of 2 L - 1 under sliding eviction, where in sleep the window's first token still
+attends to the L - 1 before it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class SessionMemory:
     """One row's memory of a model, between any two tokens or passes.
 
     blocks    S and tail, or keys and values, with room for a window
-    hidden    [1, L, D], of the tokens that are read
-    past      keys that come before the open window
-    filled    tokens of the open window
-    position  tokens before the open window
+    hidden    [1, L, D], of the tokens read in the open window
+    past      how many keys of earlier windows it holds
+    filled    how many tokens the open window has
+    position  how many tokens came before the open window
     """
 
     def __init__(self, model: HybridLM) -> None:
@@ -46,7 +46,9 @@ class SessionMemory:
         self.past = self.filled = self.position = 0
 
     def state(self) -> State:
-        """As `one_pass` takes it: the same values, keys and tails of what has been read alone."""
+        """The memory as a `State` for `one_pass`: with keys and tails only of what has been
+        read.
+        """
         blocks = tuple(map(self._read_part, self.blocks))
         device = self.hidden.device
         attendable = torch.ones(1, self.past + self.filled, dtype=torch.bool, device=device)
@@ -60,7 +62,7 @@ class SessionMemory:
         return AttentionState(block.k[:, :, :end], block.v[:, :, :end])
 
     def write(self, blocks: Sequence[BlockState]) -> None:
-        """Takes over what a pass has left in the blocks; no more keys than there is room for."""
+        """Copies in what a pass has left in the blocks; not more keys than there is room for."""
         for mine, left in zip(self.blocks, blocks, strict=True):
             if isinstance(mine, DeltaState) and isinstance(left, DeltaState):
                 mine.S.copy_(left.S)
@@ -73,13 +75,13 @@ class SessionMemory:
                 mine.v[:, :, :have] = left.v
 
     def end_window(self, state: State) -> None:
-        """Takes over what `parallel.state.State.end_window` has left."""
-        self.write(state.map(torch.clone).blocks)  # keys slide over themselves
+        """Copies in what `parallel.state.State.end_window` has left."""
+        self.write(state.map(torch.clone).blocks)  # cloned, since sliding keys overlap themselves
         self.position += self.filled
         self.past, self.filled = state.past, 0
 
     def copy(self) -> SessionMemory:
-        """The same memory, apart from this one."""
+        """An independent copy of this memory."""
         other = object.__new__(SessionMemory)
         other.__dict__.update(self.__dict__)
         other.blocks = map_blocks(torch.clone, self.blocks)
@@ -87,7 +89,7 @@ class SessionMemory:
         return other
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """All that is in use, by name: what a file holds of it. Views."""
+        """The parts in use, by name, as a file stores them. Views."""
         end = self.past + self.filled
         named = {
             f"blocks.{b}.{name}": part[:, :, :end] if isinstance(block, AttentionState) else part
@@ -98,12 +100,12 @@ class SessionMemory:
 
     @property
     def nbytes(self) -> int:
-        """Of all its tensors."""
+        """Bytes of all its tensors."""
         return self.hidden.nbytes + sum(t.nbytes for block in self.blocks for t in block)
 
 
 def _room(x: Tensor, dim: int, size: int) -> Tensor:
-    """Zeros like x, but of this size in one dimension."""
+    """Zeros like x, but with another size in one dimension."""
     shape = list(x.shape)
     shape[dim] = size
     return x.new_zeros(shape)

@@ -1,8 +1,8 @@
-"""Which token comes next: from logits to a choice, by the settings that users know.
+"""Sampling: from logits to the next token, with the usual settings.
 
-In vLLM's order: biases, penalties, temperature; then top-k, top-p, min-p, as in transformers. The
-n-th draw is a pure function of (seed, n), so a sampler has no other state, and a session that is
-saved, restored or moved goes on with the draws that it would have made.
+The order is vLLM's: biases, penalties, temperature; then top-k, top-p, min-p, as in transformers.
+The n-th draw is a pure function of (seed, n), so a sampler has no other state, and a session that
+is saved, restored or moved continues with the draws that it would have made.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pretrain.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen. UserError names a setting that is out of its bounds."""
+    """How tokens are chosen. UserError names a setting that is out of bounds."""
 
-    temperature: float = 1.0  # 0: always the likeliest
-    top_p: float = 1.0  # of the likeliest tokens that together have this probability
-    top_k: int = 0  # of so many likeliest; 0: of all
-    min_p: float = 0.0  # of those at least this times as likely as the likeliest
-    # Logits of tokens that were read are divided by it where positive, multiplied where negative.
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0  # only the most likely tokens that together have this probability
+    top_k: int = 0  # only so many most likely tokens; 0: all
+    min_p: float = 0.0  # only tokens at least this times as likely as the most likely one
+    # Logits of tokens that were read are divided by it if positive, multiplied if negative.
     repetition_penalty: float = 1.0
-    # Taken off the logits of tokens that the answer has: once, and for each time it has them.
+    # Subtracted from the logits of tokens in the answer: once, and once per occurrence.
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Sequence[tuple[int, float]] = ()  # tokens, and what is added to their logits
     seed: int = 0
-    # So many of the likeliest tokens are told beside the one that is chosen; None: nor is its own.
+    # Report log-probabilities: of the chosen token and so many most likely ones; None: of none.
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -59,19 +59,19 @@ class Sampling:
 
 
 class Choice(NamedTuple):
-    """A token, and what the model said of it: before any of the settings."""
+    """A token, and the model's log-probabilities: before any of the settings."""
 
     token: int
-    logprob: float | None  # if it was asked for
-    top: list[tuple[int, float]]  # the likeliest tokens and theirs, if they were asked for
+    logprob: float | None  # if requested
+    top: list[tuple[int, float]]  # the most likely tokens and their log-probabilities, if requested
 
 
 class Sampler:
     """Chooses one session's tokens.
 
     Args:
-        vocab_size: ids the tokenizer has, where the model's vocabulary is padded beyond them.
-        drawn: draws made so far.
+        vocab_size: the tokenizer's; the model's vocabulary may be padded beyond it.
+        drawn: how many draws were made so far.
     """
 
     def __init__(self, sampling: Sampling, vocab_size: int | None = None, drawn: int = 0) -> None:
@@ -88,16 +88,16 @@ class Sampler:
 
         Args:
             logits: [vocabulary]. seen: [vocabulary], the tokens read so far.
-            said: how often the answer has each token that it has. barred: those it may not be.
+            said: how often each token occurs in the answer. barred: tokens that must not be chosen.
         """
         logits = logits[: self.vocab_size].double().cpu()
         return self._told(self._draw(self.adjusted(logits, seen, said or {}, barred)), logits)
 
     def told(self, tokens: Sequence[int], logits: Tensor) -> list[Choice]:
-        """What the model says of tokens that are not its choice.
+        """The model's log-probabilities of given tokens.
 
         Args:
-            tokens: T of them. logits: [T, vocabulary], each row from before its token.
+            tokens: T of them. logits: [T, vocabulary], in each row those before its token.
         """
         rows = (row[: self.vocab_size].double() for row in logits.cpu())
         return [self._told(token, row) for token, row in zip(tokens, rows, strict=True)]
@@ -117,13 +117,13 @@ class Sampler:
         said: Mapping[int, int],
         barred: Collection[int] = (),
     ) -> Tensor:
-        """Logits with biases and penalties, and none of what is barred."""
+        """Logits with biases and penalties applied, and without barred tokens."""
         s = self.sampling
         if s.logit_bias:
             logits = _added(logits, dict(s.logit_bias))
         if (penalty := s.repetition_penalty) != 1:
             reduced = torch.where(logits > 0, logits / penalty, logits * penalty)
-            # what overflows is as it can be written: of two infinities there is no difference
+            # clamp what overflows: a difference of two infinities would be nan
             reduced = reduced.clamp(-sys.float_info.max, sys.float_info.max)
             logits = torch.where(torch.from_numpy(seen[: len(logits)]), reduced, logits)
         if said and (s.presence_penalty or s.frequency_penalty):
@@ -143,7 +143,7 @@ class Sampler:
         return int(torch.searchsorted(chances, torch.tensor(drawn).double(), right=True))
 
     def chances(self, logits: Tensor) -> Tensor:
-        """Of each token, [vocabulary]; not of sum 1 where some are left out."""
+        """The probability of each token, [vocabulary]; not normalised if some are left out."""
         k = self.sampling.top_k
         if not 0 < k < len(logits):
             return self._among(logits)
@@ -151,9 +151,9 @@ class Sampler:
         return torch.zeros_like(logits).masked_scatter(kept, self._among(logits[kept]))
 
     def _among(self, logits: Tensor) -> Tensor:
-        """The chances of tokens that top_k has left."""
+        """The probabilities of the tokens that top_k has left."""
         s = self.sampling
-        # from the largest, for the least temperature would make them infinite
+        # relative to the largest, since a tiny temperature would make them infinite
         chances = torch.softmax((logits - logits.max()) / s.temperature, dim=0)
         if s.top_p < 1:
             chances = _likeliest(chances, s.top_p)
@@ -170,12 +170,13 @@ def _added(logits: Tensor, values: Mapping[int, float]) -> Tensor:
 
 
 def _likeliest(chances: Tensor, share: float) -> Tensor:
-    """Without those beyond the fewest that have a share of the sum; of equals the first are kept.
+    """Keeps the fewest tokens that have this share of the sum (top-p); of equals, the first ones.
 
-    The values alone are sorted, in NumPy, a tenth of the time of torch's sort with its places.
+    Only the values are sorted, in NumPy: a tenth of the time of torch's sort, which returns
+    indices.
     """
     falling = torch.from_numpy(np.sort(chances.numpy())[::-1].copy())
-    before = falling.cumsum(dim=0) - falling  # what is likelier than each
+    before = falling.cumsum(dim=0) - falling  # the sum of those before each
     count = int((before < share * falling.sum()).sum())
     least = falling[count - 1]
     equals = np.flatnonzero((chances == least).numpy())

@@ -1,12 +1,13 @@
 """A session with a model that sleeps: read, sleep when the window is full, read on, answer.
 
 Between tokens a session holds the open window's keys, values and hidden states and the fast weights
-S: the same memory after a million tokens as after a thousand. Every token costs one pass; the N - 1
-passes of sleep are owed when a window is full. They can be made at once, in the background, or one
-by one between other sessions' tokens, with the same result; before that the session reads no more.
+S: the same memory after a million tokens as after a thousand. Every token costs one pass; when a
+window is full, the N - 1 passes of sleep are owed. They can be done at once, in the background, or
+one by one between other sessions' tokens, with the same result; until then the session cannot read
+on.
 
-It runs what training runs, the `one_pass` of `pretrain.model.sleep`, with the tokens of the wake
-pass coming in pieces. Single tokens take `pretrain.inference.decode`, the same made quick.
+It runs what training runs, the `one_pass` of `pretrain.model.sleep`, except that the tokens of the
+wake pass come in pieces. Single tokens use the fast path of `pretrain.inference.decode`.
 """
 
 from __future__ import annotations
@@ -32,33 +33,33 @@ from pretrain.model.stop_rule import change_of
 
 
 class SleepOwed(ValueError):
-    """A session was to read on whose window is full, and not slept over yet."""
+    """A session cannot read on: its window is full, and not slept over yet."""
 
 
 class Session:
     """One conversation, or any other stream of tokens.
 
-    All that it reads it predicts, so that with sleep.when = "context" none of its windows sleeps.
+    It predicts everything that it reads, so with sleep.when = "context" none of its windows sleeps.
 
     position      tokens read so far
-    filled        of them in the open window
+    filled        how many of them are in the open window
     slept         windows slept over so far
-    sleep_passes  passes that it has made over them, without the wake passes
+    sleep_passes  passes made over them, without the wake passes
     pending       passes of sleep that it owes
     seen          [vocabulary] bool, the tokens that it has read, for a repetition penalty
 
     Args:
-        passes: N, if other than the model was trained with.
-        until: a sleep ends before its N-th pass when one has changed S by less than this share of
-            it, see `pretrain.model.stop_rule`; 0: N passes are made.
+        passes: N, if not the trained one.
+        until: end a sleep before its N-th pass once a pass changes S by less than this share of its
+            norm, see `pretrain.model.stop_rule`; 0: always N passes.
     """
 
     def __init__(self, decoder: Decoder, passes: int | None = None, until: float = 0.0) -> None:
         self.decoder, self.model = decoder, decoder.model
         self._memory: SessionMemory | None = None
         self.seen = np.zeros(self.model.config.vocab_size, dtype=bool)
-        self.ended = False  # it takes no more tokens
-        self.done = 1  # passes over it, the wake pass among them
+        self.ended = False  # the window takes no more tokens
+        self.done = 1  # passes over the window, including the wake pass
         self.slept = 0
         self.sleep_passes = 0
         self.until = until
@@ -67,9 +68,9 @@ class Session:
 
     @property
     def memory(self) -> SessionMemory:
-        """Laid out when it is asked for: a session that has yet to read takes no room."""
+        """Allocated on first use: a session that has read nothing takes no memory."""
         if self._memory is None:
-            with torch.inference_mode(False):  # whoever asks first
+            with torch.inference_mode(False):  # whatever the caller's mode
                 self._memory = SessionMemory(self.model)
         return self._memory
 
@@ -85,7 +86,7 @@ class Session:
 
     @property
     def passes(self) -> int:
-        """N of the next sleep. Set below 1, or to another in the middle of a sleep: ValueError."""
+        """N of the next sleep. Setting it below 1, or during a sleep, is a ValueError."""
         return self._passes
 
     @passes.setter
@@ -102,7 +103,7 @@ class Session:
 
     @property
     def pending(self) -> int:
-        """Passes of sleep that it owes before it can read on; by the stop rule it may be fewer."""
+        """Passes of sleep owed before it can read on; with a stop rule, the maximum."""
         return self._passes - self.done if self.ended and self._sleeps else 0
 
     @property
@@ -113,7 +114,7 @@ class Session:
 
     @torch.inference_mode()
     def read(self, tokens: Sequence[int] | Tensor, every: bool = False) -> Tensor:
-        """Reads tokens, each in a single pass; sleeps where a full window has no room for the next.
+        """Reads tokens, each in a single pass; sleeps when the window is full and more tokens come.
 
         Args:
             tokens: at least one.
@@ -132,21 +133,21 @@ class Session:
         return torch.cat(said) if every else said[-1][-1]
 
     def end_window(self) -> None:
-        """No more tokens come into this window: its sleep is owed now, though it is not full."""
+        """Closes this window: its sleep is owed now, even if it is not full."""
         self.wait()
         if self.filled:
             self.ended = True
             self._forget_if_done()
 
     def _pieces(self, ids: Tensor) -> Iterator[Tensor]:
-        """The tokens, cut where the window fills up."""
+        """Splits the tokens where windows fill up."""
         room = 0 if self.ended else self.model.sleep.window - self.filled
         if room:
             yield ids[:room]
         yield from ids[room:].split(self.model.sleep.window) if room < len(ids) else ()
 
     def _read_piece(self, ids: Tensor, every: bool) -> Tensor:
-        """The wake pass over some of the window's tokens; its keys and convolutions stay open."""
+        """The wake pass over some of the window's tokens; the pass stays open for more."""
         if len(ids) == 1:
             logits = self.decoder.step([self.memory], ids.tolist())
         else:
@@ -160,7 +161,7 @@ class Session:
             self.end_window()
 
     def _prefill(self, ids: Tensor, every: bool) -> Tensor:
-        """Several tokens in one pass. Returns logits of all, or of the last alone."""
+        """Reads several tokens in one pass. Returns logits after each, or only after the last."""
         said: list[Tensor] = []
 
         def keep_logits(w: WindowPlan, y: Tensor, targets: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class Session:
 
     @torch.inference_mode()
     def sleep_pass(self) -> None:
-        """Makes one of the passes that are owed; the last one forgets the window."""
+        """Does one of the owed passes; after the last one the window is forgotten."""
         if not self.pending:
             raise ValueError("no sleep is owed")
         reader, w, window, memory = self._reopened()
@@ -199,16 +200,16 @@ class Session:
             h.copy_(left)
 
     def sleep(self) -> None:
-        """Makes all passes that are owed, or waits for those that are made in the background."""
+        """Does all owed passes, or waits for those being done in the background."""
         self.wait()
         while self.pending:
             self.sleep_pass()
 
     def sleep_in_background(self) -> Future[None]:
-        """Makes all passes that are owed on a thread; reading waits for them, and so does `sleep`.
+        """Does all owed passes in a thread; reading and `sleep` wait for them.
 
         Raises:
-            ValueError: over tensor-parallel ranks, whose collectives must be of one thread.
+            ValueError: with tensor parallelism, whose collectives must all be in one thread.
         """
         if mesh.tp_size() > 1:
             raise ValueError("in the background sleeps a session of one rank only: call sleep()")
@@ -221,7 +222,7 @@ class Session:
             self.sleep_pass()
 
     def wait(self) -> None:
-        """For what goes on in the background; an error there is raised here."""
+        """Waits for a sleep in the background; an error there is raised here."""
         background, self._background = self._background, None
         if background is not None:
             background.result()
@@ -261,9 +262,9 @@ class Session:
         every: bool = False,
         head: Head | None = None,
     ) -> tuple[Reader, WindowPlan]:
-        """Of tokens [1, t], planned as training plans a batch of one window.
+        """A reader of tokens [1, t], planned as training plans a batch of one window.
 
-        The last token is scored, or every one; the document goes on.
+        The last token is scored, or all are; the document continues after them.
         """
         targets = torch.full(tokens.shape, IGNORE)
         targets[:, 0 if every else -1 :] = 0
@@ -275,7 +276,7 @@ class Session:
     # ---- copying
 
     def fork(self) -> Session:
-        """Another session that goes on from here by itself."""
+        """An independent session that continues from here."""
         self.wait()
         other = object.__new__(Session)
         other.__dict__.update(self.__dict__)
@@ -287,12 +288,12 @@ _threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sleep")
 
 
 def read_together(sessions: Sequence[Session], tokens: Sequence[int]) -> Tensor:
-    """Each session, all of one decoder, reads a token of its own in one forward pass.
+    """Each session, all of the same decoder, reads its own token, in one forward pass.
 
     Returns:
-        logits [B, vocabulary] of what follows each.
+        logits [B, vocabulary] of each one's next token.
     Raises:
-        SleepOwed: a session's window is full; make the passes that are `pending` first.
+        SleepOwed: a session's window is full; do its `pending` passes first.
     """
     for session in sessions:
         if session.ended:

@@ -1,14 +1,15 @@
-"""Sessions on disk: one safetensors file each, there whole or not at all, proven when it is read.
+"""Sessions on disk: one safetensors file each, written atomically and verified when read.
 
-    blocks.B.S, .tail, .k, .v   the memory of block B; of keys and values those in use
+    blocks.B.S, .tail, .k, .v   the memory of block B; of keys and values, those in use
     hidden                      of the open window, [1, t, D]
     seen                        [vocabulary] bool
-    metadata                    format; the model's fingerprint; N and where in its window and sleep
-                                the session is; how its tokens are chosen and how many were drawn;
-                                the caller's notes; sha256 of all of that and of every tensor
+    metadata                    format version; the model's fingerprint; N, and the session's
+    position
+                                in its window and sleep; sampling settings and number of draws; the
+                                caller's notes; sha256 of all this and of every tensor
 
-A session that is restored goes on as the saved one would have, also in the middle of a sleep, with
-the model that it was saved with and no other.
+A restored session continues exactly as the saved one would have, even in the middle of a sleep, but
+only with the model that it was saved with.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from pretrain.inference.sampling import Sampler, Sampling
 from pretrain.inference.session import Session
 
 FORMAT = "hypnos session 3"
-WHERE = ("ended", "done", "slept", "sleep_passes", "until")  # a session's
-HOW_FULL = ("past", "filled", "position")  # its memory's
+WHERE = ("ended", "done", "slept", "sleep_passes", "until")  # attributes of a session
+HOW_FULL = ("past", "filled", "position")  # attributes of its memory
 
 
 class Saved(NamedTuple):
-    """What a file gives back."""
+    """The content of a session file."""
 
     session: Session
     sampler: Sampler | None
@@ -51,16 +52,15 @@ def save_session(
     sampler: Sampler | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> int:
-    """Writes a session, durably; a file of that name is replaced. A sleep in the background is
-    waited for.
+    """Writes a session durably, replacing an existing file; waits for a sleep in the background.
 
     Args:
-        sampler: that of its answers, if the next one goes on with its draws.
-        notes: whatever JSON can hold, given back by `load_session`.
+        sampler: that of its answers, if the next answer is to continue its draws.
+        notes: JSON-serialisable, returned by `load_session`.
     Returns:
-        bytes of the file.
+        the file's size in bytes.
     Raises:
-        UserError: it cannot be written. ValueError: the session is one of several ranks'.
+        UserError: it cannot be written. ValueError: the session spans several ranks.
     """
     if mesh.tp_size() > 1:
         raise ValueError("a session is saved by one process: run the model with tp = 1")
@@ -88,10 +88,10 @@ def save_session(
 
 
 def load_session(path: Path, decoder: Decoder) -> Saved:
-    """A session that `save_session` wrote.
+    """Reads a session that `save_session` wrote.
 
     Raises:
-        UserError: names the file, and says that it is missing, damaged, or of another model.
+        UserError: names the file: it is missing, damaged, or belongs to another model.
     """
     try:
         content = read_whole(path)

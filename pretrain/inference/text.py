@@ -1,4 +1,4 @@
-"""Tokens to text while they come: no half characters, and nothing of a stop string."""
+"""Incremental detokenisation: never half a character, and nothing of a stop string."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tokenizer.encode import Tokenizer
 class TextDecoder:
     """The text of tokens that come one by one.
 
-    What may still become part of a character or of a stop string is held back, so that the pieces
-    together are the text of all tokens, up to a stop string.
+    Text that may still become part of a character or of a stop string is held back, so that the
+    pieces together are the text of all tokens, up to a stop string.
 
-    stopped   the stop string that has come; nothing follows it
+    stopped   the stop string that was found; nothing follows it
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, [text for text in stop if text]
         self.stopped: str | None = None
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # text that a stop string may begin with
+        self._held = ""  # text that may be the beginning of a stop string
 
     @property
     def holds(self) -> bool:
@@ -29,11 +29,11 @@ class TextDecoder:
         return bool(self._bytes.getstate()[0] or self._held)
 
     def push(self, token: int) -> str:
-        """The text that is certain once this token has come."""
+        """The text that becomes final with this token."""
         return self._certain(self._bytes.decode(self.tokenizer.token_bytes[token]))
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come."""
+        """The text that was held back, when no more tokens come."""
         text = self._certain(self._bytes.decode(b"", final=True))
         held, self._held = self._held, ""
         return text + held
@@ -45,7 +45,7 @@ class TextDecoder:
         ends = [
             (text.index(stop) + len(stop), -len(stop), stop) for stop in self.stop if stop in text
         ]
-        if ends:  # the first that is complete, and of those that end together the longest
+        if ends:  # the one that ends first, and of those that end together the longest
             end, _, self.stopped = min(ends)
             self._held = ""
             return text[: end - len(self.stopped)]

@@ -1,4 +1,4 @@
-"""N of each training step: the one that is set, drawn at random, or rising over the first steps."""
+"""N of each training step: fixed, drawn at random, or rising over the first steps (curriculum)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from pretrain.config.schema import Config, SleepConfig
 from pretrain.data.splitmix import splitmix64
 
-BLOCK = 1 << 20  # steps whose N are drawn at once
+BLOCK = 1 << 20  # how many steps' N are drawn at once
 
 
 def _fewest(sleep: SleepConfig) -> int:
-    """The least N that a training step may have; passes is the largest."""
+    """The smallest N that a training step may have; the largest is sleep.passes."""
     return sleep.min_passes or (1 if sleep.curriculum else sleep.passes)
 
 
 def draw_passes(config: Config, step: int) -> int:
-    """N of the step after `step` steps: the same on all ranks, and in a run that goes on."""
+    """N of the step that follows `step` steps: the same on all ranks, and in a resumed run."""
     sleep, fewest = config.sleep, _fewest(config.sleep)
     kinds = sleep.passes - fewest + 1
     if sleep.curriculum:
@@ -27,7 +27,7 @@ def draw_passes(config: Config, step: int) -> int:
 
 
 def drawn_passes(config: Config) -> Counter[int]:
-    """In how many steps of a whole run each N is drawn; there may be a hundred million steps."""
+    """How many steps of a whole run have each N; there may be a hundred million steps."""
     sleep, fewest, steps = config.sleep, _fewest(config.sleep), config.train.steps
     kinds = sleep.passes - fewest + 1
     if kinds == 1:

@@ -1,11 +1,10 @@
-"""How much a model computes, from its configuration and what is in a batch, without running it.
+"""Parameter and FLOP counts, from the configuration and a batch's plan, without running the model.
 
-Counted are matrix multiplications, 2 operations per multiply-add; elementwise work (norms, gates,
-the short convolution) and the triangular solve of the delta rule are not. Attention is counted over
-the whole window, as dense kernels compute it, not its causal half. Backward costs twice the forward
-that it goes through. What is recomputed for lack of memory is work of the machine but not of the
-model: it is left out, as in the usual definition of model FLOPs utilisation (Chowdhery et al.,
-"PaLM", 2022, appendix B).
+Only matrix multiplications count, 2 FLOPs per multiply-add; elementwise work (norms, gates, the
+short convolution) and the triangular solve of the delta rule do not. Attention counts over the
+whole window, as dense kernels compute it, not its causal half. A backward costs twice the forward
+that it goes through. Recomputation of activations does not count, as in the usual definition of
+model FLOPs utilisation (Chowdhery et al., "PaLM", 2022, appendix B).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def block_forward(
 
     Args:
         tokens: read in one pass. past: earlier tokens whose keys can still be attended to.
-        write_only: only the memory is brought up to date, see `parallel.block.Block`.
+        write_only: only the state is updated, see `parallel.block.Block`.
     """
     D, mlp = config.d_model, 6 * config.d_model * config.mlp_width
     if kind == "attention":
@@ -58,8 +57,8 @@ def delta_rule_forward(config: ModelConfig, tokens: int, write_only: bool = Fals
 
 
 def block_costs(config: ModelConfig, sleep: SleepConfig) -> list[float]:
-    """FLOPs per token of each block in a window that sleeps and is read; the head with the last
-    block.
+    """FLOPs per token of each block in a window that sleeps and is scored; the head's are added to
+    the last block's.
     """
     last = len(config.layers) - sleep.coda
     passes = [sleep.passes if sleep.prelude <= b < last else 1 for b in range(len(config.layers))]
@@ -72,8 +71,8 @@ def block_costs(config: ModelConfig, sleep: SleepConfig) -> list[float]:
 
 
 def stage_bounds(config: Config, pp: int) -> tuple[int, ...]:
-    """Which blocks are on which of pp stages, see `parallel.stages.Stage`: parallel.stages, or as
-    even as whole blocks can be.
+    """The bounds of pp stages, see `parallel.stages.Stage`: as parallel.stages says, or as balanced
+    as whole blocks allow.
     """
     given = config.parallel.stages
     if len(given) == pp:
@@ -82,7 +81,7 @@ def stage_bounds(config: Config, pp: int) -> tuple[int, ...]:
 
 
 def block_matrices(config: ModelConfig, kind: str) -> list[tuple[int, int]]:
-    """The weights of a block's linears, as (outputs, inputs)."""
+    """The shapes of a block's linear weights, as (outputs, inputs)."""
     D, F, H = config.d_model, config.mlp_width, config.delta_value_heads
     keys, values = config.delta_keys, config.delta_values
     if kind == "attention":
@@ -106,7 +105,7 @@ def block_parameters(config: ModelConfig, kind: str) -> int:
         channels = 2 * config.delta_keys + config.delta_values
         heads, V = config.delta_value_heads, config.delta_value_dim
         rest = channels * config.delta_conv_width + 2 * heads + V
-    return matrices + rest + 2 * config.d_model  # and two norms
+    return matrices + rest + 2 * config.d_model  # the last: two norms
 
 
 def parameters(config: ModelConfig) -> int:
@@ -118,7 +117,7 @@ def parameters(config: ModelConfig) -> int:
 
 @dataclass
 class Work:
-    """What a training step does with a batch."""
+    """The work of a training step on a batch."""
 
     wake: float = 0.0  # tokens read in pass 1
     sleep: float = 0.0  # tokens times passes 2..N over them
@@ -127,17 +126,18 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """Of both."""
+        """FLOPs of forward and backward together."""
         return self.forward + self.backward
 
 
 def step_flops(
     batch: Batch, config: ModelConfig, sleep: SleepConfig, steps: Mapping[int, int] | None = None
 ) -> Work:
-    """Counts what `pretrain.model.sleep` will do, pass by pass of every window. On the host.
+    """Counts what `pretrain.model.sleep` will do, pass by pass of every window. Runs on the host.
 
     Args:
-        steps: how many make N passes, for each N: the mean is given; None: all make sleep.passes.
+        steps: for each N, how many steps make N passes; the result is the mean over these steps.
+            None: all make sleep.passes.
     """
     steps = steps or {sleep.passes: 1}
     mean, total = Work(), sum(steps.values())

@@ -1,4 +1,4 @@
-"""HybridLM: embedding, blocks (prelude | core | coda), head; no loop (`pretrain.model.sleep`)."""
+"""HybridLM: embedding, blocks (prelude | core | coda) and head; the loop is in `sleep.py`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from pretrain.config.schema import ModelConfig, SleepConfig
 class HybridLM(nn.Module):
     """A decoder of attention and delta-rule blocks whose core is looped over each window.
 
-    With pipeline stages it is one stage's part of it: the stage's blocks under their numbers in the
-    model, the embedding on the first stage, norm and head on the last. If tied, both ends hold the
-    embedding, and the engine keeps them equal.
+    With pipeline parallelism this is one stage's part: the stage's blocks, under their numbers in
+    the model, the embedding on the first stage, norm and head on the last. If tied, both ends hold
+    the embedding, and the engine keeps the copies equal.
 
-    Build it after `parallel.mesh.initialize`. Weights are drawn by `initialize(seed)`.
+    Build it after `parallel.mesh.initialize`. `initialize(seed)` draws the weights.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class HybridLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.sleep = config, sleep_config
-        self.graphs: UnitGraphs | None = None  # units are replayed, see `graph_units`
+        self.graphs: UnitGraphs | None = None  # set by `graph_units`: units are then replayed
         self.stage = stage = stage or Stage.only(len(config.layers))
         if stage.is_first or (stage.is_last and config.tie_embeddings):
             self.embed = Embedding(config.vocab_size, config.d_model)
@@ -58,11 +58,11 @@ class HybridLM(nn.Module):
 
     @property
     def core(self) -> slice:
-        """Of this stage's blocks, those that every pass runs."""
+        """The core, which every pass runs, as a slice of this stage's blocks."""
         return self.stage.local(self.sleep.prelude, len(self.config.layers) - self.sleep.coda)
 
     def blocks_of(self, part: slice) -> list[Block]:
-        """Those of a part of this stage's blocks, in order."""
+        """A slice of this stage's blocks, in order."""
         return [block for block in list(self.blocks.values())[part] if isinstance(block, Block)]
 
     def run(
@@ -75,15 +75,14 @@ class HybridLM(nn.Module):
         policy: str = "none",
         write_only: int | None = None,
     ) -> tuple[Tensor, State]:
-        """Runs those of the model's blocks `numbers` that are here, as one unit.
+        """Runs those of the model's blocks `numbers` that are on this stage, as one unit.
 
         Args:
             h: [B, t, D], or the sequence-parallel stream (`parallel.layers`).
             policy: what is kept for backward, see `parallel.recompute`.
-            write_only: the number of the block that only writes, if there is one.
+            write_only: the number of the block that only updates its state, if there is one.
         Returns:
-            h of the same shape, and the state with the memory that they leave; other blocks' is as
-            it was.
+            h of the same shape, and the state with these blocks' memory updated.
         """
         part = self.stage.local(numbers.start, numbers.stop)
         if not (blocks := self.blocks_of(part)):
@@ -99,18 +98,18 @@ class HybridLM(nn.Module):
         return h, state.with_blocks(part, left)
 
     def graph_units(self) -> HybridLM:
-        """From now on, where a unit keeps only its inputs for backward, it is a CUDA graph."""
+        """From now on, runs units that keep only their inputs for backward as CUDA graphs."""
         self.graphs = UnitGraphs(self.blocks)
         return self
 
     @property
     def tied(self) -> nn.Parameter | None:
-        """The embedding where it is the head's weight too: on the first and the last stage."""
+        """The embedding weight, on the first and the last stage, if it is also the head's."""
         ends = self.stage.is_first or self.stage.is_last
         return self.embed.weight if self.config.tie_embeddings and ends else None
 
     def is_elsewhere(self, name: str) -> bool:
-        """Whether a parameter is another stage's."""
+        """Whether a parameter is on another stage."""
         block = name.split(".")[1] if name.startswith("blocks.") else ""
         if block.isdigit():
             return int(block) < len(self.config.layers) and int(block) not in self.stage.blocks
@@ -139,7 +138,7 @@ class HybridLM(nn.Module):
         """The memory of rows that have read nothing.
 
         Args:
-            past: room for so many keys of earlier windows, none of them attendable.
+            past: how many keys of earlier windows it holds, zeros that are not attendable.
         """
         blocks = (b.empty_state(rows, self.device, self.dtype) for b in self.blocks_of(slice(None)))
         roomy = tuple(
@@ -154,17 +153,17 @@ class HybridLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and the residual stream."""
+        """The dtype of the weights and the residual stream."""
         return next(self.parameters()).dtype
 
     @torch.no_grad()
     def initialize(self, seed: int) -> HybridLM:
-        """Draws every parameter from (seed, its name) alone, so that the weights do not depend on
+        """Draws each parameter from (seed, its name) alone, so that the weights do not depend on
         the layout.
         """
         for name, parameter in self.named_parameters():
@@ -181,13 +180,13 @@ def writes_residual(name: str) -> bool:
 
 
 def initial_value(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
-    """The initial value of one whole parameter."""
+    """The initial value of one parameter, whole."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     last = name.rsplit(".", 1)[-1]
     if last == "A_log":
-        # Heads forget at rates spread evenly, in log scale, over decay_init: some must be slow, for
-        # what forgets a window before it ends cannot be changed by sleeping over it.
+        # The heads' decay rates are spread evenly over decay_init, on a log scale. Some must be
+        # slow: sleep cannot help a head that forgets a window before the window ends.
         slow, fast = config.decay_init
         return torch.linspace(math.log(slow), math.log(fast), shape[0], dtype=torch.float64).float()
     if last == "dt_bias":

@@ -1,11 +1,11 @@
-"""What each window and each pass of a batch does, decided on the host before anything runs.
+"""What each window and each pass of a batch does, planned on the host before anything runs.
 
-The loop, the pipeline's schedule, the counts of FLOPs and of memory and a session ask here: it is
-said once which blocks run, what they write, what is read, what has a gradient, on which stages.
+The loop, the pipeline schedule, the FLOP and memory counts and sessions all use this plan: which
+blocks run, what they write, what is read, what has a gradient, on which stages.
 
-Rows differ: one is predicted where another only sleeps. Values are then chosen row by row. What
-decides which operations run, and in what order, is a window's `structure`: the same on every
-data-parallel rank, for ZeRO reduces gradients and gathers weights in the order of the layers.
+Rows may differ: one is scored where another only sleeps. Their values are then chosen row by row.
+Which operations run, and in what order, is decided by a window's `structure` alone. It is the same
+on all data-parallel ranks, because ZeRO reduces gradients and gathers weights layer by layer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from parallel.stages import Stage
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
 
-# Gives the elementwise maximum over the ranks that must run the same operations in the same order.
+# The elementwise maximum over the ranks that must run the same operations in the same order.
 Agree = Callable[[Tensor], Tensor]
 
 
 def alone(values: Tensor) -> Tensor:
-    """The agreement of one rank."""
+    """`Agree` for a single rank."""
     return values
 
 
@@ -38,38 +38,38 @@ class WindowPlan:
 
     index: int  # of the window in its sequence
     tokens: slice  # of the sequence
-    own: slice  # of the sequence: this rank's of these tokens, if context-parallel ranks share them
+    own: slice  # of the sequence: this rank's share of these tokens, under context parallelism
 
-    # ---- rows, this rank's own
+    # ---- this rank's rows
     starts: Tensor  # [B] bool, a document begins
-    has_targets: Tensor  # [B] bool, something is predicted
+    has_targets: Tensor  # [B] bool, some position is scored
     sleeps: Tensor  # [B] bool, makes passes 2..N
-    scored_index: Tensor  # [n] int64, of the scored positions in the flattened [B, own_width]
+    scored_index: Tensor  # [n] int64, scored positions in the flattened [B, own_width]
 
-    # ---- structure, agreed over ranks: "some" means some row of some rank
-    n_passes: int  # N, or 1 where no row sleeps
-    past: int  # keys of earlier windows that it begins with
+    # ---- structure, agreed over ranks: "some row" means of any rank
+    n_passes: int  # N, or 1 if no row sleeps
+    past: int  # how many keys of earlier windows it starts with
     has_pad: bool  # some token is PAD
     has_starts: bool  # some row begins a document
     some_stay_awake: bool  # some row does not sleep
     any_scored: bool  # some row has targets
-    all_scored: bool  # every row has
+    all_scored: bool  # every row has targets
 
     # ---- gradient, agreed
-    has_grad: bool  # some scored position can be reached from here by backpropagation
-    segment: int  # the last window before the next cut: gradients of its memory come no further
+    has_grad: bool  # the loss of some scored position backpropagates to this window
+    segment: int  # index of the last window before the next cut, up to which gradients of S flow
     cut: bool  # backpropagation through windows is truncated before this one
-    truncated: int  # passes out of backpropagation's reach
-    is_last: bool  # its sleep is for the next batch, from which no gradient comes
+    truncated: int  # how many of the first passes are out of backpropagation's reach
+    is_last: bool  # its sleep serves the next batch, from which no gradient comes
 
     @property
     def width(self) -> int:
-        """Tokens of this window: L, or fewer in a sequence's last."""
+        """How many tokens this window has: L, or fewer if it is a sequence's last."""
         return int(self.tokens.stop - self.tokens.start)
 
     @property
     def own_width(self) -> int:
-        """This rank's tokens of it."""
+        """How many of them are this rank's."""
         return int(self.own.stop - self.own.start)
 
 
@@ -77,15 +77,17 @@ F = TypeVar("F")
 
 
 class _Facts(NamedTuple, Generic[F]):
-    """Facts per window: [W, B] for this rank's rows, or [W] true of any row of any rank."""
+    """Facts per window: [W, B] for this rank's rows, or [W] whether true of some row of any
+    rank.
+    """
 
     scored: F
     unscored: F
     sleeps: F
     stays: F  # does not sleep
-    sleeps_on: F  # sleeps, and its document goes on in the next batch
+    sleeps_on: F  # sleeps even if this is the batch's last window
     stays_on: F  # the opposite
-    goes_on: F
+    goes_on: F  # its document goes on in the next batch
     starts: F
     has_pad: F
 
@@ -99,32 +101,32 @@ def plan_windows(
     agree: Agree = alone,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[WindowPlan, ...]:
-    """The windows of a batch up to the last one that matters. A pure function, on CPU data.
+    """The windows of a batch up to the last one that has an effect. Pure, on CPU data.
 
     Args:
-        passes: N, if other than the configuration says.
-        past: keys of earlier windows that the batch begins with.
-        agree: over the data-parallel ranks; each of them calls it once.
-        share: of each window's tokens, number k of n.
+        passes: N, if not the configuration's.
+        past: how many keys of earlier windows the batch starts with.
+        agree: over the data-parallel ranks; called once by each of them.
+        share: (k, n): this rank has the k-th of n shares of each window's tokens.
     """
     T, L, W, j = batch.size[1], config.window, batch.starts.shape[1], config.truncate_windows
     N, sliding = passes or config.passes, config.slides
     rows = _facts(batch, config)
     some, past = _agreed(rows, past, agree)
     scored, end = [w for w in range(W) if some.scored[w]], W - 1
-    if not some.goes_on[0]:  # what follows the last scored window changes nothing
+    if not some.goes_on[0]:  # windows after the last scored one have no effect
         W = scored[-1] + 1 if scored else 0
     windows = []
     for w in range(W):
         tokens, is_last = slice(w * L, min((w + 1) * L, T)), w == W - 1
         mine = token_share(tokens.stop - tokens.start, *share)
         own = slice(tokens.start + mine.start, tokens.start + mine.stop)
-        # The last window sleeps only for documents that go on in the next batch.
+        # In the last window, only rows whose document goes on in the next batch sleep.
         sleeps = rows.sleeps_on if is_last else rows.sleeps
         some_sleep = some.sleeps_on if is_last else some.sleeps
         some_stay = some.stays_on if is_last else some.stays
         count = N if some_sleep[w] else 1
-        # Segments of j windows are counted from the sequence's end, whatever its rows score.
+        # Segments of j windows are counted from the sequence's end, whichever windows are scored.
         segment = end - (end - w) // j * j if j else end
         windows.append(
             WindowPlan(
@@ -153,7 +155,7 @@ def plan_windows(
 
 
 def _facts(batch: Batch, config: SleepConfig) -> _Facts[Tensor]:
-    """Of this rank's rows: [W, B] bool each."""
+    """The facts of this rank's rows: [W, B] bool each."""
     B, L, W = batch.size[0], config.window, batch.starts.shape[1]
 
     def any_in_window(positions: Tensor) -> Tensor:  # [B, T] -> [W, B]
@@ -163,8 +165,8 @@ def _facts(batch: Batch, config: SleepConfig) -> _Facts[Tensor]:
     scored = any_in_window(batch.targets != IGNORE)
     sleeps = ~scored if config.when == "context" else torch.ones(W, B, dtype=torch.bool)
     if not config.is_looped:
-        sleeps[:-1] &= ~starts[1:]  # what a document leaves behind at its end is forgotten
-    needs_all = goes_on | config.is_looped  # its last window makes all passes
+        sleeps[:-1] &= ~starts[1:]  # the memory that a finished document leaves is not needed
+    needs_all = goes_on | config.is_looped  # the batch's last window makes all passes
     return _Facts(
         scored=scored,
         unscored=~scored,
@@ -179,7 +181,7 @@ def _facts(batch: Batch, config: SleepConfig) -> _Facts[Tensor]:
 
 
 def _agreed(rows: _Facts[Tensor], past: int, agree: Agree) -> tuple[_Facts[list[bool]], int]:
-    """What holds for some row of some rank, and the longest past, in one agreement."""
+    """Whether each fact holds for some row of any rank, and the longest past, in one agreement."""
     facts = torch.stack([fact.any(dim=1) for fact in rows])  # [facts, W]
     values = torch.cat([facts.flatten().to(torch.int32), torch.tensor([past], dtype=torch.int32)])
     values = agree(values)
@@ -189,10 +191,10 @@ def _agreed(rows: _Facts[Tensor], past: int, agree: Agree) -> tuple[_Facts[list[
 def plan_passes(
     w: WindowPlan, config: ModelConfig, sleep: SleepConfig, stage: Stage
 ) -> tuple[Pass, ...]:
-    """The passes of a window, 1: wake, 2..N: sleep, given how the blocks are split over stages.
+    """The passes of a window (1: wake, 2..N: sleep), given how the blocks are split over stages.
 
     Args:
-        stage: any one of them; `Stage.only` if the model is not split.
+        stage: any of the stages; `Stage.only` if the model is not split.
     """
     core_start = min(sleep.prelude, len(config.layers) - 1)
     passes: list[Pass] = []
@@ -204,7 +206,7 @@ def plan_passes(
         core_grad_until = -1
         if core_has_grad:
             core_grad_until = core_end
-        elif runs.prelude and w.has_grad:  # by its own memory
+        elif runs.prelude and w.has_grad:  # through the prelude's own memory
             core_grad_until = stage.of(runs.prelude[-1])
         detaches = 1 < n == w.truncated + 1
         both_have_grad = n > 1 and core_has_grad and passes[-1].core_has_grad
@@ -233,45 +235,45 @@ def plan_passes(
 
 
 class _Blocks(NamedTuple):
-    """What runs in one pass, wherever it is."""
+    """The blocks that run in one pass, on all stages."""
 
     prelude: range
     core: range
     coda: range
-    write_only: range  # of the core or of the coda: nothing reads what comes out of the last
-    reads: bool  # coda and head read the pass
+    write_only: range  # of core or coda; nothing reads the output of its last block
+    reads: bool  # coda and head run
 
 
 def _blocks_of(n: int, w: WindowPlan, config: ModelConfig, sleep: SleepConfig) -> _Blocks:
-    """The blocks that pass n has a use for."""
+    """The blocks that pass n needs."""
     count = len(config.layers)
     core, coda = range(sleep.prelude, count - sleep.coda), range(count - sleep.coda, count)
-    # Coda and head read the wake pass if that is what they read in every row, else the last pass.
+    # Coda and head run in the wake pass if every row can be read there, else in the last pass.
     read_at = 1 if w.any_scored and (w.all_scored or not coda) else w.n_passes
     if sleep.is_looped:
         read_at = w.n_passes
     reads, write_only = n == read_at and (w.any_scored or bool(coda)), range(0)
     if not reads:
         coda = range(0)
-        if n == w.n_passes:  # nothing reads the h that comes out of the core
+        if n == w.n_passes:  # nothing reads the core's output h
             core = write_only = until_last_write(core, config, sleep)
-    elif not w.any_scored:  # the coda only brings its memory up to date
+    elif not w.any_scored:  # the coda only updates its memory
         coda = write_only = until_last_write(coda, config, sleep)
     return _Blocks(range(sleep.prelude if n == 1 else 0), core, coda, write_only, reads)
 
 
 def _core_has_grad(n: int, w: WindowPlan, sleep: SleepConfig) -> bool:
     """Whether backpropagation goes through the core in pass n."""
-    if n > 1 and w.is_last and not sleep.is_looped:  # sleep for the next batch
+    if n > 1 and w.is_last and not sleep.is_looped:  # sleep that serves only the next batch
         return False
-    # The wake pass has a loss of its own, which truncation does not cut off.
+    # The wake pass has a loss of its own, which truncation of passes does not cut off.
     return w.has_grad and (n > w.truncated or (n == 1 and w.any_scored and not sleep.is_looped))
 
 
 def until_last_write(blocks: range, config: ModelConfig, sleep: SleepConfig) -> range:
-    """The blocks up to the last one that writes into a memory which outlives the window.
+    """The blocks up to the last one whose memory outlives the window.
 
-    A delta block writes fast weights; under sliding eviction, attention's keys outlive it too.
+    That of a delta block (fast weights) does; under sliding eviction, attention's keys do too.
     """
     writers = [b for b in blocks if config.layers[b] == "delta" or sleep.slides]
     return range(blocks.start, writers[-1] + 1) if writers else blocks[:0]

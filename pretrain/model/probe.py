@@ -1,4 +1,4 @@
-"""What a logging step looks at inside the loop: is sleep writing, and is its gradient alive?"""
+"""Norms that logging steps record inside the loop: does sleep write, is its gradient alive?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain.model.hybrid import HybridLM
 
 
 class Probe:
-    """Collects norms during one forward and backward; costs one host sync, in `summary`."""
+    """Collects norms during one forward and backward; one host synchronisation, in `summary`."""
 
     def __init__(self) -> None:
         # pass -> |S_n - S_(n-1)|^2 of each window
@@ -24,15 +24,15 @@ class Probe:
         # pass -> |dloss/dS_n|^2 of each window
         self._gradients: dict[int, list[Tensor]] = defaultdict(list)
         self._states: list[Tensor] = []  # |S|^2 at each window's end
-        # [H] mean over rows of prod_t a_t, of each delta block of each window
+        # [H] mean over rows of prod_t a_t, for each delta block of each window
         self._retention: list[Tensor] = []
 
     def record_decay(self, log_decay: Tensor) -> None:
-        """Notes a delta block's wake pass. log_decay: [B, T, H]."""
+        """Records the decays of a delta block's wake pass. log_decay: [B, T, H]."""
         self._retention.append(log_decay.detach().sum(dim=1).exp().mean(dim=0))
 
     def after_pass(self, number: int, before: State, after: State) -> None:
-        """Notes what pass `number` (from 1) wrote, and hooks the gradient that reaches it."""
+        """Records what pass `number` (from 1) wrote, and hooks the gradient that reaches it."""
         for old, new in zip(before.blocks, after.blocks, strict=True):
             if isinstance(old, DeltaState) and isinstance(new, DeltaState) and new.S is not old.S:
                 self._updates[number].append((new.S.detach() - old.S.detach()).square().sum())
@@ -40,21 +40,21 @@ class Probe:
                     new.S.register_hook(partial(self._note_gradient, number))
 
     def _note_gradient(self, number: int, gradient: Tensor | None) -> None:
-        """None: nothing that came after has read this S."""
+        """Records a gradient; it is None if nothing has read this S."""
         if gradient is not None:
             self._gradients[number].append(gradient.square().sum())
 
     def end_window(self, state: State) -> None:
-        """Notes the state that crosses to the next window."""
+        """Records the state that goes to the next window."""
         self._states.extend(
             b.S.detach().square().sum() for b in state.blocks if isinstance(b, DeltaState)
         )
 
     def summary(self, model: HybridLM) -> dict[str, Any]:
-        """Norms over this data-parallel rank's rows, all blocks and windows; lists go by pass, from
-        pass 1. "retention_per_head" is a list of heads for each delta block up to the coda.
+        """Norms over this data-parallel rank's rows, all blocks and windows; lists are by pass,
+        from pass 1. "retention_per_head" has a list of heads for each delta block before the coda.
 
-        Called by all ranks that read the same rows; each has looked at its own heads and blocks.
+        Called by all ranks that read the same rows; each has recorded its own heads and blocks.
         """
         passes = torch.tensor(max(self._updates, default=0), device=mesh.device())
         _reduce(passes, dist.ReduceOp.MAX)
@@ -70,7 +70,7 @@ class Probe:
         _reduce(total, dist.ReduceOp.SUM)
         *squares, retention, blocks = total[: len(sums) + 1].tolist()
         norms = [square**0.5 for square in squares]
-        # the engine's average over ranks that share tokens is made up for in their losses
+        # losses are scaled by cp to undo the engine's average over cp ranks; undo that here
         gradients = [norm / mesh.cp_size() for norm in norms[int(passes) : -1]]
         return {
             "update_norm_per_pass": norms[: int(passes)],
@@ -81,7 +81,7 @@ class Probe:
         }
 
     def _by_head(self, model: HybridLM) -> Tensor:
-        """[delta blocks, heads] of the whole model, but zero where they are another rank's."""
+        """[delta blocks, heads] of the whole model; zero for those of other ranks."""
         stage, before_coda = model.stage.blocks, len(model.config.layers) - model.sleep.coda
         is_delta = [kind == "delta" for kind in model.config.layers[:before_coda]]
         first, mine = sum(is_delta[: stage.start]), sum(is_delta[stage.start : stage.stop])
@@ -95,6 +95,6 @@ class Probe:
 
 
 def _reduce(values: Tensor, op: dist.ReduceOp.RedOpType) -> None:
-    """In place, over all ranks that read the same rows."""
+    """All-reduces in place, over all ranks that read the same rows."""
     for group in (mesh.model_group(), mesh.cp_group()):
         dist.all_reduce(values, op=op, group=group)

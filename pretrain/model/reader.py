@@ -1,4 +1,4 @@
-"""Around the loop: what is constant while a batch is read, kept from pass to pass, given."""
+"""Around the loop: its constants (`Reader`), the memory between passes, and its output."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pretrain.model.plan import Agree, WindowPlan, alone, plan_passes, plan_wind
 from pretrain.model.probe import Probe
 from pretrain.model.stop_rule import StopRule
 
-# Takes a window's plan, y [n, D] and targets [n] of its scored positions; gives their losses [n].
+# Takes a window's plan, and y [n, D] and targets [n] of its scored positions; returns losses [n].
 Head = Callable[[WindowPlan, Tensor, Tensor], Tensor]
 
 
 class Output(NamedTuple):
-    """What reading a batch gives."""
+    """The result of reading a batch."""
 
     loss: Tensor  # [] at least fp32, sum of cross-entropy over the scored positions, differentiable
-    window_loss: Tensor  # [W] the same by window, detached; both of this rank's tokens
+    window_loss: Tensor  # [W] the same by window, detached; both are over this rank's tokens only
     # fast weights for the next batch, detached; None if no row's document goes on
     state: State | None
 
@@ -37,11 +37,11 @@ class Memory(NamedTuple):
     """What a stage keeps of a batch from one pass to the next."""
 
     state: State
-    # The core's as the wake pass left it, for the rows that do not sleep.
+    # The core's memory after the wake pass, for the rows that do not sleep.
     woke: tuple[BlockState, ...] | None = None
-    # The wake pass's h, for the rows that are predicted from it, until the coda reads it.
+    # The wake pass's h, kept until the coda reads it, for the rows that are predicted from it.
     woke_h: Tensor | None = None
-    # The core's as the window found it, if its passes do not carry S.
+    # The core's memory at the window's start, if passes do not carry S.
     found: tuple[BlockState, ...] | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Memory:
@@ -56,7 +56,7 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Who reads a batch, with all blocks or those of one pipeline stage: nothing here changes."""
+    """What is constant while a batch is read, with all blocks or those of one pipeline stage."""
 
     model: HybridLM
     windows: tuple[WindowPlan, ...]
@@ -99,33 +99,33 @@ class Reader:
         )  # fmt: skip
 
     def start(self, state: State | None) -> Memory:
-        """The memory that the batch begins with: of the batch before, or empty."""
+        """The memory that the batch starts with: the previous batch's, or an empty one."""
         if state is None:
             past = self.windows[0].past if self.windows else 0
             state = self.model.empty_state(len(self.tokens), past)
         return Memory(state)
 
     def passes(self, w: WindowPlan) -> tuple[Pass, ...]:
-        """Of a window, over this model's blocks and stages."""
+        """The passes of a window, over this model's blocks and stages."""
         return plan_passes(w, self.model.config, self.model.sleep, self.model.stage)
 
     def run(
         self, p: Pass, blocks: range, h: Tensor, state: State, window: Window
     ) -> tuple[Tensor, State]:
-        """Some of a pass's blocks, as far as they are this stage's."""
+        """Runs those of a pass's `blocks` that are on this stage."""
         return self.model.run(
             blocks, h, state, window, policy=self.recompute, write_only=p.write_only
         )
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """A tensor of the plan; the host does not wait."""
+        """Moves a tensor of the plan to the device; the host does not wait."""
         return moved(tensor, self.model.device)
 
     def output(self, losses: Mapping[int, Tensor], memory: Memory) -> Output:
-        """When every pass is done.
+        """The result, once all passes are done.
 
         Args:
-            losses: [] of each scored window by its index; of pipeline stages the last has them.
+            losses: [] of each scored window, by its index; only the last pipeline stage has them.
         """
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         zero = torch.zeros((), device=self.model.device, dtype=dtype)
@@ -136,13 +136,13 @@ class Reader:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; the host does not wait for it, nor it for the device."""
+    """A host tensor, copied to the device asynchronously."""
     pinned = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
     return pinned.to(device, non_blocking=True)
 
 
 @contextmanager
 def grad(enabled: bool) -> Iterator[None]:
-    """Builds the graph only where backpropagation will pass, if the caller wants it at all."""
+    """Inside, autograd records only if `enabled`, and if the caller has gradients enabled."""
     with torch.set_grad_enabled(enabled and torch.is_grad_enabled()):
         yield

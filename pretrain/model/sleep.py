@@ -1,13 +1,14 @@
-"""The loop: read a window, sleep over it, forget all of it but the fast weights.
+"""The loop of the method: read a window, sleep over it, forget all of it but the fast weights.
 
 Algorithm 1 of "Do Language Models Need Sleep?" (arXiv 2605.26099), in the form that also covers
 plain pretraining (docs/method.md): pass 1 of a window is the wake pass, passes 2..N are the sleep.
 
     h     hidden states of the window, from pass to pass
-    S     fast weights, from window to window: the state of a `Memory`, a value like any other
+    S     fast weights, from window to window: in the state of a `Memory`, an immutable value
 
 `SleepLM.forward` is the loop in one process. Pipeline stages (`pretrain.run.step`) run the same
-`one_pass`, each its part of it, when a schedule says so; so does a session (`pretrain.inference`).
+`one_pass`, each its own part, when the schedule says so; sessions (`pretrain.inference`) run it
+too.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ class SleepLM(HybridLM):
         stop: StopRule | None = None,
         agree: Agree = alone,
     ) -> Output:
-        """Reads a batch and sums its loss; gradients go through every pass and window.
+        """Reads a batch and sums its loss; gradients flow through every pass and window.
 
         Args:
             batch: on the CPU; tensors are moved to the model's device here.
-            state: memory of the rows from the batch before; None: no document goes on.
-            passes: N, if other than the model's configuration says.
+            state: the rows' memory from the previous batch; None: no document continues from there.
+            passes: N, if not the configuration's.
             recompute: what a (window, pass) keeps for backward, see `parallel.recompute`.
             probe: collects norms on logging steps.
-            head: gives the losses of a window in place of the model's own.
-            stop: ends the sleep of rows that have settled; without backpropagation only.
+            head: computes a window's losses in place of the model's own.
+            stop: ends the sleep of rows that have settled; only without backpropagation.
             agree: over data-parallel ranks, see `pretrain.model.plan`.
         """
         reader = Reader.of(
@@ -77,10 +78,11 @@ class SleepLM(HybridLM):
 def one_pass(
     reader: Reader, p: Pass, window: Window, x: Tensor | None, memory: Memory
 ) -> tuple[UnitOutput, Memory]:
-    """A pass over a window, or a pipeline stage's part of it: the unit that a schedule orders.
+    """A pass over a window, or a pipeline stage's part of it: the unit of work of a schedule.
 
     Args:
-        x: h after the stage before, or after the pass before; y beyond the core; None: embed.
+        x: h from the previous stage or the previous pass; y beyond the core; None: embed the
+        tokens.
     """
     stage, h, y, loss = reader.model.stage.index, None, x, None
     if p.runs_core(stage):
@@ -97,9 +99,9 @@ def wake(
     """Reads the tokens: embedding, prelude and core.
 
     Args:
-        h: [B, t, D], or the sequence-parallel stream, from the stage before; None: embed.
+        h: [B, t, D], or the sequence-parallel stream, from the previous stage; None: embed.
     Returns:
-        h of that shape after this stage's core, and the memory with what sleep begins with.
+        h of that shape after this stage's core, and the memory that sleep starts from.
     """
     model, w = reader.model, reader.windows[p.window]
     window.record_decay = reader.probe.record_decay if reader.probe else None
@@ -110,7 +112,7 @@ def wake(
     found = state.blocks[model.core] if p.loops and model.sleep.carries == "h" else None
     h, state = run_core(reader, p, h, state, window)
     window.record_decay = None  # recomputation in backward must not record it again
-    # woke: state of rows that do not sleep; woke_h: what rows with targets are predicted from
+    # woke: memory of rows that do not sleep; woke_h: what rows with targets are predicted from
     woke = state.blocks[model.core] if p.loops and w.some_stay_awake else None
     is_read_later = w.any_scored and not p.reads and model.stage.index == p.core_end
     woke_h = h if is_read_later and not model.sleep.is_looped else None
@@ -120,25 +122,25 @@ def wake(
 def sleep(
     reader: Reader, p: Pass, window: Window, h: Tensor | None, memory: Memory
 ) -> tuple[Tensor, Memory]:
-    """The core once more, on its own output: what it writes is all that counts.
+    """Runs the core once more, on its own output, for the sake of what it writes into S.
 
     Args:
-        h: [B, t, D], or the sequence-parallel stream, after the pass or the stage before.
+        h: [B, t, D], or the sequence-parallel stream, from the previous pass or stage.
     Returns:
-        h of that shape after this stage's core, and the memory; after the last pass rows that do
-        not sleep have again what they woke with.
+        h of that shape after this stage's core, and the memory; after the last pass, rows that do
+        not sleep get back their memory of the wake pass.
     """
     assert h is not None, "only the wake pass begins with the embedding"
     core, w, stop = reader.model.core, reader.windows[p.window], reader.stop
     x, state = h, memory.state
     if stop is None or stop.goes_on(w, p):
-        if memory.found is not None:  # a control: what the pass before has written is lost
+        if memory.found is not None:  # a control: discards what the previous pass wrote
             state = state.with_blocks(core, memory.found)
         state = state.begin_pass(core)
-        if reader.model.sleep.carries == "S":  # a control: what it has thought is lost
+        if reader.model.sleep.carries == "S":  # a control: discards the previous pass's h
             with grad(p.core_has_grad):
                 x = reader.model.embedded(reader.tokens[:, w.own])
-        if p.detaches:  # h is cut where the pass begins, S on every stage
+        if p.detaches:  # h is detached on the pass's first stage, S on every stage
             x = x.detach() if reader.model.stage.index == p.first_stage else x
             state = state.detach(core)
         x, state = run_core(reader, p, x, state, window)
@@ -153,18 +155,18 @@ def sleep(
 def predict(
     reader: Reader, p: Pass, window: Window, y: Tensor | None, memory: Memory
 ) -> tuple[Tensor | None, Tensor | None, Memory]:
-    """What reads a pass: the coda, and on the last stage head and cross-entropy.
+    """Runs the coda, and on the last stage head and cross-entropy.
 
     Args:
-        y: [B, t, D], or the sequence-parallel stream, after the core or the stage before.
+        y: [B, t, D], or the sequence-parallel stream, from the core or the previous stage.
     Returns:
-        y of that shape after this stage's coda, None where the loss is; the sum of the losses [],
-        None elsewhere; the memory.
+        y of that shape after this stage's coda, None if there is a loss; the sum of the losses [],
+        None on other stages and in unscored windows; the memory.
     """
     assert y is not None, "the core, or the stage before, gives what is read"
     model, w = reader.model, reader.windows[p.window]
     with grad(w.has_grad):
-        if memory.woke_h is not None:  # rows with targets are predicted as they woke
+        if memory.woke_h is not None:  # rows with targets are predicted from the wake pass
             rows = broadcast_rows(reader.to_device(w.has_targets), w.own_width)
             y, memory = torch.where(rows, memory.woke_h, y), memory._replace(woke_h=None)
         y, state = reader.run(p, p.coda, y, memory.state, window)
@@ -181,7 +183,7 @@ def predict(
 def begin_window(
     reader: Reader, w: WindowPlan, memory: Memory, *, stays_open: bool = False
 ) -> tuple[Window, Memory]:
-    """Opens a window (`stays_open`: for tokens in several calls); new documents forget."""
+    """Opens a window (`stays_open`: its tokens come in several calls); new documents forget."""
     state, config = memory.state, reader.model.sleep
     if w.cut:
         state = state.detach()
@@ -195,7 +197,7 @@ def begin_window(
 
 
 def end_window(reader: Reader, w: WindowPlan, window: Window, memory: Memory) -> Memory:
-    """Leaves a window: keys and values are dropped (but the newest if they slide), S stays."""
+    """Ends a window: drops keys and values (all but the newest under sliding eviction), keeps S."""
     keep, state, config = 0, memory.state, reader.model.sleep
     if config.slides:
         keep, state = config.reach - 1, state._replace(attendable=window.attendable)
@@ -204,7 +206,7 @@ def end_window(reader: Reader, w: WindowPlan, window: Window, memory: Memory) ->
     if reader.probe is not None:
         reader.probe.end_window(state)
     if w.is_last and not reader.carries:
-        # free it now: a pipeline holds all microbatches to the end
+        # free the memory now: a pipeline holds all microbatches until the end of the step
         return Memory(reader.model.empty_state(0))
     return Memory(state)
 
@@ -212,7 +214,7 @@ def end_window(reader: Reader, w: WindowPlan, window: Window, memory: Memory) ->
 def run_core(
     reader: Reader, p: Pass, h: Tensor, state: State, window: Window
 ) -> tuple[Tensor, State]:
-    """The core of a pass, with what a probe wants to know of it."""
+    """Runs the core of a pass, and lets the probe record it."""
     with grad(p.core_has_grad):
         h, after = reader.run(p, p.core, h, state, window)
     if reader.probe is not None:

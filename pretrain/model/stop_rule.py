@@ -1,10 +1,10 @@
-"""When a sleep has done its work: a pass of it has changed S by less than a share of S.
+"""Ends a sleep early: once a pass changes S by less than a given share of its norm.
 
     |S_n - S_(n-1)| / |S_n| < share      n = 2, 3, ...; norms over all delta blocks of the core
 
-N is then the most passes that are made. Each row settles by itself and keeps what it has from then
-on, as in a session of its own; a batch goes on until its last row has settled. In evaluation and in
-sessions only: training makes all N.
+N is then the maximum number of passes. Each row settles on its own and keeps its state from then
+on, as if it were alone; a batch goes on until its last row has settled. Used in evaluation and
+sessions only: training always makes N passes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pretrain.model.plan import WindowPlan
 
 
 def change_of(before: State, after: State, core: slice) -> Tensor:
-    """[B] by which share of it a pass has changed S; agreed by tensor-parallel ranks."""
+    """[B], the relative change of S in a pass; the same on all tensor-parallel ranks."""
     pairs = zip(before.blocks[core], after.blocks[core], strict=True)
     squares = torch.stack(
         [
@@ -28,7 +28,7 @@ def change_of(before: State, after: State, core: slice) -> Tensor:
             for old, new in pairs
             if isinstance(old, DeltaState) and isinstance(new, DeltaState)
         ]
-    ).sum(dim=0)  # [2, B], of the change and of S
+    ).sum(dim=0)  # [2, B]: of the change, of S
     if mesh.tp_size() > 1:
         dist.all_reduce(squares, group=mesh.tp_group())
     changed, whole = squares.sqrt()
@@ -40,9 +40,9 @@ def _square(S: Tensor) -> Tensor:
 
 
 class StopRule:
-    """Ends the sleep of a batch row by row, and counts the passes.
+    """Ends the sleep of a batch row by row, and counts the passes made.
 
-    made   of each window that some row sleeps over: [n] passes of each of those rows
+    made   for each window that some row sleeps over: [n], the passes of each of those rows
     """
 
     def __init__(self, share: float) -> None:
@@ -60,9 +60,11 @@ class StopRule:
     def keep(
         self, w: WindowPlan, core: slice, old: tuple[Tensor, State], new: tuple[Tensor, State]
     ) -> tuple[Tensor, State]:
-        """(h, state) after a pass: new where a row had not settled before it, old elsewhere."""
+        """(h, state) after a pass: the old ones for rows that had settled before it, else the
+        new.
+        """
         (old_h, old_state), (new_h, new_state) = old, new
-        changed = change_of(old_state, new_state, core).cpu()  # the host waits: it decides
+        changed = change_of(old_state, new_state, core).cpu()  # synchronises: the host decides
         going = ~self._settled
         self.made[-1] += going[w.sleeps]
         self._settled = self._settled | (changed < self.share)

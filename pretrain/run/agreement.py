@@ -1,4 +1,4 @@
-"""What ranks agree on: what they run, the rows of one model, and what rank 0 does for all."""
+"""What ranks agree on while they train: what to run, which rows; and what rank 0 does for all."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 def agreement(zero: int) -> Agree:
-    """How data-parallel ranks agree on what to run: ZeRO 2 and 3 reduce and gather in the order of
-    the layers.
+    """How data-parallel ranks agree on what to run; needed under ZeRO 2 and 3, which reduce and
+    gather layer by layer.
     """
     return _over_data_parallel_ranks if zero >= 2 and mesh.dp_size() > 1 else alone
 
@@ -31,11 +31,11 @@ def _over_data_parallel_ranks(values: Tensor) -> Tensor:
 
 
 def check_same_rows(parts: Sequence[Batch]) -> None:
-    """Ranks that hold one model together must read the same rows, or they would wait for each other
-    for ever.
+    """Checks that the ranks that together hold one model read the same rows; otherwise they would
+    deadlock.
 
     Raises:
-        UserError: on every one of them, naming those that differ from the first.
+        UserError: on all of these ranks, naming one that differs from the first.
     """
     if mesh.tp_size() * mesh.cp_size() * mesh.pp_size() == 1:
         return
@@ -61,8 +61,8 @@ def check_same_rows(parts: Sequence[Batch]) -> None:
 
 
 def on_rank_0(what: str, act: Callable[[], T]) -> T | None:
-    """Runs `act` on rank 0 and returns its value there, None elsewhere; a UserError is raised on
-    every rank; no timeout: the others wait at the store, not in a collective.
+    """Runs `act` on rank 0 and returns its value there, None elsewhere; its UserError is raised on
+    every rank. There is no timeout: the others wait at the store, not in a collective.
     """
     value, failed, store = None, None, talk.store("rank 0")
     with watchdog.no_timeout(what):
@@ -70,7 +70,7 @@ def on_rank_0(what: str, act: Callable[[], T]) -> T | None:
             try:
                 value = act()
             except UserError as error:
-                failed = str(error), error.status  # by which a launcher starts again, or does not
+                failed = str(error), error.status  # which tells a launcher whether to restart
             store.set("done", "")
         else:
             store.wait(["done"], talk.NO_TIMEOUT)

@@ -1,4 +1,4 @@
-"""How far training is: a bar on a terminal, plain lines in a log."""
+"""Shows training progress: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SLOW_S = 2.0  # after these, what goes on is said
+SLOW_S = 2.0  # an activity that takes longer is announced
 
 
 @contextmanager
 def said_if_slow(what: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Inside, something goes on that is usually over soon; otherwise one line says what it is."""
+    """Inside runs something that is usually fast; if it is not, one line says what it is."""
     timer = threading.Timer(SLOW_S, say, [f"{what} ..."])
     timer.daemon = True
     timer.start()
@@ -27,7 +27,7 @@ def said_if_slow(what: str, say: Callable[[str], None]) -> Iterator[None]:
 
 
 class TrainProgress:
-    """Says what it is told on stderr; nothing at all if `shown` is False."""
+    """Progress on stderr; prints nothing if `shown` is False."""
 
     def __init__(self, name: str, steps: int, shown: bool) -> None:
         self._name, self._steps, self._shown = name, steps, shown
@@ -35,7 +35,7 @@ class TrainProgress:
         self._bar: Progress | None = None
 
     def begin(self, step: int) -> None:
-        """Training begins, or begins again, after `step` steps."""
+        """Training starts or restarts after `step` steps."""
         self._start, self._begin = step, time.monotonic()
         console = Console(stderr=True)
         if self._bar is None and self._shown and console.is_terminal:
@@ -52,7 +52,7 @@ class TrainProgress:
         self.advance(step)
 
     def slow(self, what: str) -> AbstractContextManager[None]:
-        """Inside, something goes on that is said if it takes long."""
+        """Inside runs something that is announced if it takes long."""
         return said_if_slow(what, self.say)
 
     def advance(self, step: int) -> None:
@@ -72,13 +72,13 @@ class TrainProgress:
             self.say(f"step {step}/{self._steps}  loss {loss:.4f}  {speed}")
 
     def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a line of its own, above the bar."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         elif self._shown:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.stop()

@@ -1,13 +1,12 @@
-"""What must be the same on all ranks of a run, as the preflight compares it.
+"""What must be the same on all ranks of a run, and is compared by the preflight.
 
-Ranks that differ in a setting, in their code or in their data would train on something that nobody
-asked for, or wait for each other for ever. So before anything is built, the preflight
-(launch/preflight) compares
+Ranks that differ in a setting, in their code or in their data would train something that nobody
+asked for, or deadlock. So before anything is built, the preflight (launch/preflight) compares
 
-    the code        version of Hypnos's own sources and of the packages that compute
-    the device      of which kind it is: one without its driver would take the processor
+    the code        hash of Hypnos's own sources, versions of the packages that compute
+    the device      its kind: a rank without a GPU driver would run on the CPU
     the settings    all of them, as configured
-    the content     of tokenizer, shards, held-out shards and stories; of shards, by their indexes
+    the content     of tokenizer, shards, held-out shards and stories; of shards, their indexes
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from pretrain.files import sha256
 from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
-SOURCES = ("parallel", "pretrain", "tokenizer")  # packages of ours that decide what is computed
+SOURCES = ("parallel", "pretrain", "tokenizer")  # our packages that decide what is computed
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy")
-STORE_S = 60.0  # that an object store is asked at most: less than ranks wait for one of them
+STORE_S = 60.0  # limit for reads from an object store: less than ranks wait for each other
 Facts = dict[str, str]  # what is compared -> what it is here
 
 
@@ -40,7 +39,7 @@ def facts(config: Config | None) -> Facts:
     """All that must be the same on every rank of a run, in the order in which it is compared.
 
     Args:
-        config: None: only what the machines bring.
+        config: None: only code and device.
     """
     machine = {
         "the version of Hypnos (a hash of its sources)": code_version()[:12],
@@ -83,7 +82,7 @@ def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def contents(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
-    """What a run reads, and what gives a hash that stands for all of it."""
+    """What a run reads, each with a function that returns a hash of its content."""
     data = config.data
     if data.tokenizer:
         yield f"the tokenizer {data.tokenizer}", lambda: Tokenizer.load(data.tokenizer).fingerprint
@@ -102,7 +101,7 @@ def _fingerprint(path: Place, split: str) -> str:
 
 
 def _content(read: Callable[[], str]) -> str:
-    """A hash; or why it cannot be had, which is refused later, if that is the same on all ranks."""
+    """A hash, or why there is none: if that is so on all ranks, it is reported later."""
     try:
         return read()[:12]
     except (UserError, TokenizerError, OSError) as error:
@@ -110,7 +109,7 @@ def _content(read: Callable[[], str]) -> str:
 
 
 def difference(there: str, theirs: Facts, here: str, mine: Facts) -> str:
-    """The first fact that is not the same on two ranks, in one line."""
+    """The first fact that differs between two ranks, in one line; "" if none does."""
     for name in {**theirs, **mine}:
         a, b = theirs.get(name, "not known"), mine.get(name, "not known")
         if a != b:

@@ -1,4 +1,4 @@
-"""What the ranks know of their rows, put together on rank 0: from any thread, through the store."""
+"""Gathers what the ranks know of their rows on rank 0, from any thread, through the store."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from parallel import mesh, talk
 
 
 class RowGather:
-    """Made by all ranks at the same place; rare and small things only, for rank 0 takes them all.
+    """All ranks make it at the same point. For rare and small data only: rank 0 reads each part.
 
     Args:
-        timeout: seconds in which every rank must have given its part.
+        timeout: seconds within which every rank must have sent its part.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -23,13 +23,14 @@ class RowGather:
         self._store.set_timeout(timedelta(seconds=timeout))
 
     def __call__(self, name: str, mine: list[Any]) -> list[Any]:
-        """On rank 0 something about each row of the global batch, in order; elsewhere `mine`.
+        """On rank 0, a list about all rows of the global batch, in order; elsewhere `mine`.
 
-        Called by all ranks, with a `name` that comes once. DistError: a rank has gone, or does not
-        answer.
+        Called by all ranks, with a `name` that is used only once. DistError: a rank has died, or
+        does not answer.
 
         Args:
-            mine: JSON-able, of this rank's rows; the same on the ranks that share them.
+            mine: JSON-serialisable, one item per row of this rank; the same on all ranks that read
+                these rows.
         """
         keys = [f"{name}/{rank}" for rank in range(mesh.dp_size())]
         if dist.get_rank() == 0:

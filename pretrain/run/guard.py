@@ -1,23 +1,22 @@
-"""Steps whose numbers go wrong: which are skipped, what is recorded, and when there are too many.
+"""Skips steps with a non-finite or spiking loss or gradient, and ends a run with too many of them.
 
-    step s        the device decides (`StepFilter`), for the optimiser, whether the step counts; the
-                  outcome begins to travel to the host
-    step s + 1    when all of it has been handed to the device, the host reads the outcome of s,
-                  which has arrived by then (`Guard`): the device always has work, and every rank
-                  learns the same at the same step
+    step s        the device decides (`StepFilter`) whether the optimiser applies the step; the
+                  outcome is copied to the host asynchronously
+    step s + 1    when all of its work has been queued on the device, the host reads the outcome of
+                  s, which has arrived by then (`Guard`): the device is never idle, and all ranks
+                  learn the same outcome at the same step
 
-A step is skipped if its loss or the norm of its gradient is not finite, or more than `guard.spike`
-times its running mean. Both numbers come out of a reduction over all ranks, so a number that goes
-wrong on one of them is seen by all. The running means are exponential over the accepted steps
-x_1 .. x_n,
+A step is skipped if its loss or gradient norm is not finite, or more than `guard.spike` times its
+running mean. Both numbers are reduced over all ranks, so a bad number on one rank is seen by all.
+The running means are exponential moving averages over the accepted steps x_1 .. x_n,
 
     m_n = sum_i (1 - d) d^(n - i) x_i / (1 - d^n)        d = 1 - 1 / EMA_STEPS
 
-and before WARMUP_STEPS of them nothing is called a spike.
+and before WARMUP_STEPS accepted steps nothing counts as a spike.
 
-Before a checkpoint is taken no outcome may be left unread. After `guard.limit` skipped steps in a
-row the run stops, or goes back to its newest checkpoint (`guard.then`) and on with the data after
-the streak (pretrain/run/resume.py).
+All outcomes are read before a checkpoint is taken. After `guard.limit` skipped steps in a row the
+run stops, or goes back to its newest good checkpoint (`guard.then`) and continues with the data
+after the streak (pretrain/run/resume.py).
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from pretrain.errors import UserError
 from pretrain.run.gather import RowGather
 from pretrain.run.metrics import Metrics
 
-EMA_STEPS = 100  # accepted steps that a running mean reaches back
-WARMUP_STEPS = 20  # accepted steps that make a mean
+EMA_STEPS = 100  # time constant of the running means, in accepted steps
+WARMUP_STEPS = 20  # accepted steps before the running means are used
 DECAY = 1 - 1 / EMA_STEPS
 Samples = Callable[[Gather], Any]  # see pretrain.data.source.BatchSource.samples
 
@@ -49,21 +48,20 @@ def mean_loss(window_losses: Sequence[Tensor], n_scored: Tensor | int) -> Tensor
     """[] fp64 loss per scored token of a step, over all ranks; not finite if any rank's is not.
 
     Args:
-        window_losses: of each microbatch [W]; of pipeline stages, the last has them and the others
-            have zeros.
+        window_losses: of each microbatch [W]; zeros on all pipeline stages but the last.
         n_scored: tokens, over all ranks.
     """
     total = torch.stack(list(window_losses)).sum(dtype=torch.float64)
     dist.all_reduce(total)
-    # those that share a layer all have the loss of their rows
+    # all tp ranks have the same loss, so it was summed tp times
     return total / (n_scored * mesh.tp_size())
 
 
 class StepOutcome(NamedTuple):
-    """What became of a step, and what it was judged by."""
+    """Whether a step was accepted, and the numbers that decided it."""
 
     accepted: bool
-    in_a_row: int  # steps skipped one after the other, up to this one
+    in_a_row: int  # consecutive skipped steps up to this one
     loss: float
     grad_norm: float  # before clipping
     running_loss: float  # the running means before this step; nan before the first
@@ -76,9 +74,9 @@ class StepOutcome(NamedTuple):
         return StepOutcome(bool(accepted), int(in_a_row), *rest)
 
     def why(self, spike: float) -> str:
-        """What is wrong with a step that was skipped."""
+        """Why a step was skipped."""
         faults = [f"loss is {self.loss}"] if not math.isfinite(self.loss) else []
-        # nan or inf: DeepSpeed does not tell which it has found
+        # nan or inf: DeepSpeed does not say which
         if not math.isfinite(self.grad_norm):
             faults.append("grad_norm is not finite")
         compared = {
@@ -92,10 +90,10 @@ class StepOutcome(NamedTuple):
 
 
 class StepFilter:
-    """Decides on the device, step by step, and keeps what it decides by."""
+    """Decides on the device which steps are accepted, and keeps the running means for that."""
 
     sums: Tensor  # [2] fp64, of loss and gradient norm: m_n without its denominator
-    in_a_row: Tensor  # [] steps skipped one after the other, up to the last
+    in_a_row: Tensor  # [] consecutive skipped steps up to the last one
     outcome: Tensor  # [6] fp64 of the last step, see `StepOutcome.read`
 
     def __init__(self, spike: float, device: torch.device) -> None:
@@ -108,7 +106,7 @@ class StepFilter:
         """[] bool: whether the step is accepted.
 
         Args:
-            before: [] accepted steps before this one.
+            before: [] how many steps were accepted before this one.
         """
         seen = torch.stack([loss.to(self.sums), grad_norm.to(self.sums)])
         running_mean = self.sums / (1 - DECAY ** before.to(self.sums))
@@ -123,10 +121,10 @@ class StepFilter:
 
 
 class Rollbacks(NamedTuple):
-    """How often a run has gone back."""
+    """How often a run has gone back to a checkpoint."""
 
     total: int = 0
-    here: int = 0  # to the checkpoint that it goes on from
+    here: int = 0  # to the checkpoint that it now continues from
 
 
 class SkipStreak(NamedTuple):
@@ -135,10 +133,10 @@ class SkipStreak(NamedTuple):
     what: str  # in one line
     step: int  # the last of them
     data: dict[str, Any]  # `BatchSource.state_dict` after it
-    rollbacks: int  # in all, before this
+    rollbacks: int  # total before this streak
 
     def stop(self, why: str, fix: str) -> UserError:
-        """The end of the run, explained."""
+        """The error that ends the run."""
         return UserError(
             f"{self.what}; {why}. Their numbers and samples are in metrics.jsonl (kind "
             f'"skipped"): {fix}, or begin another run with a lower learning rate or without those '
@@ -147,7 +145,7 @@ class SkipStreak(NamedTuple):
 
 
 class Guard:
-    """Reads the outcomes of a run's steps, one step late."""
+    """Reads the outcomes of a run's steps, one step late, and records the skipped ones."""
 
     def __init__(
         self,
@@ -160,8 +158,8 @@ class Guard:
         """
         Args:
             metrics: where skipped steps are recorded.
-            rollbacks: so many has the run made, in all.
-            gather: brings the ranks' samples together.
+            rollbacks: how many the run has made in total.
+            gather: gathers the ranks' samples.
         """
         self._gather = gather
         self._config, self._metrics, self._say, self._rollbacks = config, metrics, say, rollbacks
@@ -171,20 +169,21 @@ class Guard:
     def after(
         self, step: int, outcome: Tensor, samples: Samples, data: dict[str, Any]
     ) -> SkipStreak | None:
-        """Begins to fetch the outcome of a step that was just handed to the device; reads the one
-        before it.
+        """Starts to fetch the outcome of a step that was just queued on the device; reads that of
+        the previous step.
 
         Args:
             samples, data: of the source, after the step.
         Returns:
-            Too many skipped steps in a row. The step after them is recorded, too.
+            The streak, if too many steps in a row were skipped; it ends with the step that was just
+            queued, if that one was skipped too.
         """
         before, self._unread = self._unread, _Unread(step, _Fetch(outcome), samples, data)
         self._read(before)
         return self.settle() if self._streak else None
 
     def settle(self) -> SkipStreak | None:
-        """Waits for the outcome that is still unread."""
+        """Waits for the unread outcome, if there is one; returns a streak that is too long."""
         unread, self._unread = self._unread, None
         self._read(unread)
         return self._streak
@@ -219,7 +218,7 @@ class Guard:
 
 
 class _Unread(NamedTuple):
-    """A step whose outcome is on its way."""
+    """A step whose outcome is being copied to the host."""
 
     step: int
     fetch: _Fetch
@@ -228,7 +227,7 @@ class _Unread(NamedTuple):
 
 
 class _Fetch:
-    """A few numbers on their way to the host."""
+    """An asynchronous copy of a few numbers to the host."""
 
     def __init__(self, numbers: Tensor) -> None:
         self._event = None
@@ -241,17 +240,17 @@ class _Fetch:
         self._event.record()
 
     def get(self) -> StepOutcome:
-        """Waits until they have arrived."""
+        """Waits until the numbers have arrived."""
         if self._event is not None:
             self._event.synchronize()
         return StepOutcome.read(self._numbers)
 
 
 def reset_if_skipped(state: State | None, accepted: Tensor) -> State | None:
-    """What documents that go on take along from a step: nothing from one that was skipped.
+    """The memory that continuing documents take along from a step: zeros if it was skipped.
 
-    A memory full of NaN would spoil every later sequence of its document, and one that made a spike
-    may make another. The host is not asked.
+    A memory full of NaN would spoil every later sequence of its document, and one that caused a
+    spike may cause another. Decided on the device, without a synchronisation.
     """
     if state is None:
         return None

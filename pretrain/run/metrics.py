@@ -1,9 +1,8 @@
-"""What a run writes down: metrics.jsonl, a JSON object a line; the same for TensorBoard.
+"""Writes a run's metrics: metrics.jsonl, one JSON object per line, and the same for TensorBoard.
 
 Every line has "kind" ("train", "eval", "warning", "skipped", "rollback") and "step", the optimiser
-steps done when it was written (docs/metrics.md). Numbers that are not finite are null. A resumed
-run first drops the lines that its checkpoint does not know of, so that no step is there twice
-(`_keep`).
+steps done when it was written (docs/metrics.md). Non-finite numbers are null. A resumed run first
+drops the lines written after its checkpoint, so that no step occurs twice (`_keep`).
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ from pretrain.files import finite, parse_json, write_atomically, writes_user_fil
 from pretrain.logged import Row
 from pretrain.run.agreement import on_rank_0
 
-MAX_STRETCHES = 16  # of positions, that TensorBoard is given
+MAX_STRETCHES = 16  # of positions, for TensorBoard
 
 
 class ResumePoint(NamedTuple):
-    """What metrics have to know of the checkpoint that a run goes on from."""
+    """What metrics need to know of the checkpoint that a run resumes from."""
 
     step: int
-    evaluated: bool  # the evaluation of that step, if it has one, was over when it was saved
-    rollbacks: int  # so many have led there
+    evaluated: bool  # the evaluation of that step, if it has one, was done when it was saved
+    rollbacks: int  # how many the run had made by then
 
 
 class Metrics:
-    """Writes the rows of one run, on rank 0; on the other ranks it does nothing.
+    """Writes the rows of one run on rank 0; does nothing on the other ranks.
 
-    A context, which flushes and closes it. What cannot be written, as on a full disk, is a
-    UserError: when it is opened, on every rank.
+    A context manager that flushes and closes. A failed write, as on a full disk, is a UserError; on
+    opening, it is raised on every rank.
     """
 
     def __init__(self, run: Path, resumed: ResumePoint | None) -> None:
         """
         Args:
-            resumed: what the run goes on from; None: it begins anew.
+            resumed: what the run resumes from; None: a new run.
         """
-        self.last: dict[str, Row] = {}  # that was written here, of each kind
+        self.last: dict[str, Row] = {}  # the last row written here, by kind
         self._path = run / "metrics.jsonl"
         self._file: TextIO | None = None
         on_rank_0("opening metrics.jsonl", lambda: self._open(resumed))
@@ -58,7 +57,7 @@ class Metrics:
             self._board = SummaryWriter(board, purge_step=purged)
 
     def write(self, kind: str, step: int, row: Row) -> None:
-        """Adds one row, visible at once to whoever follows the file."""
+        """Appends one row and flushes it, so that readers see it at once."""
         self.last[kind] = row
         if self._file is None:
             return
@@ -71,7 +70,7 @@ class Metrics:
                 self._board.add_scalar(tag, value, step)
 
     def flush(self) -> None:
-        """Writes what still waits to be written."""
+        """Flushes what TensorBoard's writer still holds."""
         if self._file is not None:
             with writes_user_file(self._path):
                 self._board.flush()
@@ -87,12 +86,12 @@ class Metrics:
                 self._file.close()
                 self._board.close()
         except UserError:
-            if error is None:  # otherwise that one says why the run ends
+            if error is None:  # otherwise the first error says why the run ends
                 raise
 
 
 def _kept_lines(path: Path, resumed: ResumePoint) -> list[str]:
-    """The lines that stay. One that is no row, such as one cut short by a crash, does not."""
+    """The lines that stay; lines that are no rows, such as one cut short by a crash, do not."""
     kept = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.split("\n"):
@@ -106,22 +105,22 @@ def _kept_lines(path: Path, resumed: ResumePoint) -> list[str]:
 
 
 def _keep(row: Row, resumed: ResumePoint) -> bool:
-    """Whether a row stays in a run that goes on from a checkpoint."""
-    rollbacks = row.get("rollbacks", resumed.rollbacks)  # there had been when it was written
+    """Whether a row stays when a run resumes from a checkpoint."""
+    rollbacks = row.get("rollbacks", resumed.rollbacks)  # how many there were when it was written
     if not isinstance(rollbacks, int):
-        return False  # none of ours
+        return False  # not written by us
     if rollbacks < resumed.rollbacks:
-        return True  # what was skipped before the run went back: the record of why it did
+        return True  # skipped before the run went back: the record of why it did
     if rollbacks > resumed.rollbacks:
-        return False  # of a rollback that was not saved: it is made again
+        return False  # from a rollback that was not saved, and will be repeated
     if row["step"] == resumed.step and row.get("kind") in ("eval", "warning"):
-        return resumed.evaluated  # if not, perhaps half an evaluation: it is done again
-    return row["step"] <= resumed.step  # later steps are done again
+        return resumed.evaluated  # if not, it may be half an evaluation, and will be repeated
+    return row["step"] <= resumed.step  # later steps will be repeated
 
 
 def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
-    """(tag, number) of every number in a row but its samples; items of lists and dicts, too. Of a
-    loss by position, means over stretches: a window may have thousands.
+    """(tag, number) of every number in a row except its samples, inside lists and dicts too. A loss
+    by position is averaged over stretches: a window may have thousands of positions.
     """
     shown = isinstance(value, int | float | dict | list) and not isinstance(value, bool)
     if not shown or tag.endswith("/samples"):
@@ -137,7 +136,7 @@ def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
 
 
 def _means(losses: Sequence[float | None]) -> Iterator[tuple[int, float]]:
-    """(first position, mean) of stretches of one length, the last perhaps shorter; nothing of those
+    """(first position, mean) of stretches of equal length (the last may be shorter), without those
     where nothing is scored.
     """
     length = -(-len(losses) // MAX_STRETCHES)

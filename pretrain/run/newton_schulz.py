@@ -1,4 +1,4 @@
-"""The orthogonal matrix next to a given one, nearly, from products alone: what Muon steps by.
+"""Newton-Schulz iteration: approximately orthogonalises matrices, for Muon's updates.
 
     U = A diag(s) B^T  ->  about A B^T: every singular value s becomes 0.7..1.2
 

@@ -1,4 +1,4 @@
-"""Muon on the body's matrices, AdamW on the rest, on the shards that ZeRO leaves to this rank.
+"""Muon for the matrices of blocks, AdamW for the rest, on this rank's ZeRO shards.
 
 For a matrix with gradient G (already clipped by the global norm) and momentum M:
 
@@ -8,13 +8,13 @@ For a matrix with gradient G (already clipped by the global norm) and momentum M
 
 (Jordan et al., "Muon", 2024; momentum 0.95 and 5 steps as in arXiv 2605.26099.) Momentum and
 moments are sharded exactly as ZeRO shards the master weights; Newton-Schulz sees whole matrices,
-each on one rank (`parallel.zero_layout.WholeMatrices` says what that costs).
+each on one rank (for the cost see `parallel.zero_layout.WholeMatrices`).
 
-What does not learn (`OptimizerConfig.update`) has no moments, and its gradient counts for nothing:
-neither in the norm, nor in clipping.
+Frozen parameters (`OptimizerConfig.update`) have no moments, and their gradients do not enter the
+norm or clipping.
 
-A step that `pretrain.run.guard.StepFilter` does not accept changes nothing and is counted. That is
-decided on the device: the host never waits for it.
+A step that `pretrain.run.guard.StepFilter` rejects changes nothing and is counted. The device
+decides this; the host never waits for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pretrain.run.guard import StepFilter
 from pretrain.run.newton_schulz import newton_schulz
 
 ADAM_EPS = 1e-8
-# how much of the way to final_lr is gone, by the share of the decay's steps that is
+# fraction of the way to final_lr, as a function of the fraction of the decay's steps done
 DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda p: p,
     "cosine": lambda p: (1.0 - math.cos(math.pi * p)) / 2.0,
@@ -44,8 +44,8 @@ DECAY_SHAPES: dict[str, Callable[[float], float]] = {
 }
 
 MUON, DECAYED, PLAIN, FROZEN = "muon", "decayed", "plain", "frozen"
-ROLES = [MUON, DECAYED, PLAIN, FROZEN]  # in the order in which parameters lie
-# moments: of which roles
+ROLES = [MUON, DECAYED, PLAIN, FROZEN]  # parameters are laid out in this order
+# moment -> the roles that have it
 KINDS = {"momentum": (MUON,), "exp_avg": (DECAYED, PLAIN), "exp_avg_sq": (DECAYED, PLAIN)}
 
 
@@ -59,7 +59,7 @@ def role(name: str, shape: torch.Size, method: str) -> str:
 
 
 def lr_share(name: str, shape: torch.Size, config: OptimizerConfig) -> float:
-    """Share of its method's learning rate that a parameter has (pretrain/study/transfer.py)."""
+    """The factor on its method's learning rate for a parameter (pretrain/study/transfer.py)."""
     share = config.head_lr_share if name == "head.weight" else 1.0
     is_body = role(name, shape, "muon") == MUON
     share *= config.body_lr_share if is_body and config.name == "adamw" else 1.0
@@ -67,14 +67,14 @@ def lr_share(name: str, shape: torch.Size, config: OptimizerConfig) -> float:
 
 
 def is_updated(name: str, layers: Sequence[str], update: str) -> bool:
-    """Whether a parameter learns, see `OptimizerConfig.update`."""
+    """Whether a parameter is trained, see `OptimizerConfig.update`."""
     block = name.split(".")[1] if name.startswith("blocks.") else ""
     return update == "all" or (block != "" and layers[int(block)] == update)
 
 
 def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Of both learning rates at a step, from 0: linear warm-up, constant, decay to final_lr in the
-    shape of decay_shape.
+    """The factor on both learning rates at a step (counted from 0): linear warm-up, constant, then
+    decay to final_lr in the shape of decay_shape.
     """
     factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.decay and step >= steps - config.decay:
@@ -87,12 +87,12 @@ class MuonAdamW(torch.optim.Optimizer):
     """The optimiser given to DeepSpeed: a `parallel.engine.ShardedOptimizer`."""
 
     grad_norm: Tensor  # [] of the last gradient, before clipping
-    # [] of the step, the same on every rank (`pretrain.run.guard.mean_loss`); set before each
+    # [] the step's loss, the same on every rank (`pretrain.run.guard.mean_loss`); set before each
     # step
     loss: Tensor
     skipped: Tensor  # [] steps skipped so far
-    adam_steps: Tensor  # [] steps not skipped so far
-    accepted: Tensor  # [] bool, whether the last step was not
+    adam_steps: Tensor  # [] steps accepted so far
+    accepted: Tensor  # [] bool, whether the last step was accepted
     filter: StepFilter
 
     def __init__(
@@ -104,9 +104,9 @@ class MuonAdamW(torch.optim.Optimizer):
     ) -> None:
         """
         Args:
-            layers: the kinds of the model's blocks, of which config.update may name one.
-            spike: a step with more than so many times the usual loss or gradient norm is skipped;
-                0: none is.
+            layers: the kinds of the model's blocks; config.update may name one of them.
+            spike: skip steps whose loss or gradient norm exceeds its running mean by this factor;
+                0: never.
         """
         parameters = dict(named_parameters)
         self.roles = {
@@ -117,9 +117,9 @@ class MuonAdamW(torch.optim.Optimizer):
         }
 
         def place(item: tuple[str, nn.Parameter]) -> tuple[int, bool, list[int]]:
-            """Roles lie together, and in them matrices of one shape, to be orthogonalised in one
-            batch; last what would move those behind it off multiples of 16 bytes, which kernels
-            read faster.
+            """Sort key: by role, then by shape, so that matrices of equal shape are orthogonalised
+            in one batch. Within a role, parameters that would break the 16-byte alignment of those
+            after them (slower for kernels) come last.
             """
             name, p = item
             return ROLES.index(self.roles[name]), p.numel() % 8 > 0, list(p.shape)
@@ -128,13 +128,13 @@ class MuonAdamW(torch.optim.Optimizer):
         self.config, self.spike = config, spike
         self.names = [name for name, _ in named]
         self.shares = {name: lr_share(name, p.shape, config) for name, p in named}
-        self.lr_factor = 1.0  # on both learning rates, set before each step
+        self.lr_factor = 1.0  # factor on both learning rates, set before each step
         self.calls = 0
         self.partition: Partition | None = None
         super().__init__([p for _, p in named], {})
 
     def attach(self, partition: Partition) -> None:
-        """Makes the moments of what this rank updates, all zero."""
+        """Allocates the moments for this rank's shards, all zero."""
         flat, self.partition = partition.flat, partition
         self.grad_norm, self.loss, self.skipped, self.adam_steps = (
             flat.new_zeros(()) for _ in range(4)
@@ -151,9 +151,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.matrix_slices = [shard.of(flat) for shard in self.matrices.mine]
 
     def _span(self, roles: tuple[str, ...]) -> slice:
-        """Where this rank's share of the parameters of some (neighbouring) roles lies in its flat
-        vector.
-        """
+        """Where this rank's shards of some (neighbouring) roles lie in its flat vector."""
         assert self.partition is not None
         shards = [shard for shard in self.partition.shards if self.roles[shard.name] in roles]
         return (
@@ -163,7 +161,7 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
     def _by_share(self, roles: tuple[str, ...]) -> list[tuple[float, slice]]:
-        """The span of some roles, cut where the share of the learning rate changes."""
+        """The span of some roles, cut where the learning rate's factor changes."""
         assert self.partition is not None
         cut: list[tuple[float, slice]] = []
         for shard in self.partition.shards:
@@ -177,7 +175,7 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Called by DeepSpeed, once per step, with the reduced gradient in place."""
-        # DeepSpeed tries an optimiser on zero gradients while it sets up
+        # DeepSpeed calls step() once with zero gradients during initialisation
         if self.partition is None:
             return
         gradient = self.partition.gradient()
@@ -192,14 +190,14 @@ class MuonAdamW(torch.optim.Optimizer):
         self.calls += 1
 
     def learning_rates(self) -> dict[str, float]:
-        """Of the step, by method."""
+        """The learning rates of the step, by method."""
         peaks = {"adamw": self.config.adamw_lr}
         if self.config.name == "muon":
             peaks = {"muon": self.config.muon_lr} | peaks
         return {method: self.lr_factor * peak for method, peak in peaks.items()}
 
     def skip(self) -> None:
-        """Counts a step whose gradient DeepSpeed found not finite before asking."""
+        """Counts a step whose gradient DeepSpeed found non-finite and dropped itself."""
         self._decide(torch.full_like(self.grad_norm, float("inf")))
 
     def _decide(self, norm: Tensor) -> Tensor:
@@ -241,7 +239,7 @@ class MuonAdamW(torch.optim.Optimizer):
         first, before = self.spans["exp_avg"].start, self.adam_steps.clone()
         for share, span in self.by_adamw:
             at = slice(span.start - first, span.stop - first)
-            self.adam_steps.copy_(before)  # each call counts the step
+            self.adam_steps.copy_(before)  # because each call increments it
             adamw(
                 [flat[span]],
                 [gradient[span]],
@@ -261,7 +259,7 @@ class MuonAdamW(torch.optim.Optimizer):
             )
 
     def pieces(self) -> dict[str, Piece]:
-        """This rank's pieces of all moments, as KIND.NAME; views, so copy what must last."""
+        """This rank's pieces of all moments, by KIND.NAME; views, so copy to keep them."""
         assert self.partition is not None
         mine: dict[str, Piece] = {}
         for kind, moment in self.moments.items():
@@ -270,8 +268,8 @@ class MuonAdamW(torch.optim.Optimizer):
         return mine
 
     def scatter(self, whole: Callable[[str], Tensor], counters: dict[str, int]) -> None:
-        """The inverse: takes this rank's share of the tensors that whole("KIND.NAME") gives, and
-        the counters.
+        """The inverse of `pieces`: takes this rank's shards of the tensors that whole("KIND.NAME")
+        returns; and sets the counters.
         """
         assert self.partition is not None
         for kind, moment in self.moments.items():
@@ -286,7 +284,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return {name for name, role in self.roles.items() if role in KINDS[kind]}
 
     def counters(self) -> dict[str, int]:
-        """Steps taken, skipped, and skipped one after the other up to now; waits for the device."""
+        """Steps accepted, skipped, and skipped in a row up to now; synchronises with the device."""
         counts = {
             "adam_steps": self.adam_steps,
             "skipped": self.skipped,

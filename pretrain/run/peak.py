@@ -1,4 +1,4 @@
-"""What a device computes in a second at best: the rate that utilisation is a share of."""
+"""The peak FLOP/s of a device: the denominator of MFU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-# Dense bf16 matrix FLOP/s by a part of the device's name, as makers state them (V100, T4: fp16).
+# Dense bf16 matrix FLOP/s by a part of the device's name, from data sheets (V100, T4: fp16).
 PEAKS = {
     "B200": 2.25e15, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
     "H100": 989e12, "A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12,
@@ -18,8 +18,8 @@ PEAKS = {
 
 @cache
 def peak(device: torch.device) -> float | None:
-    """FLOP/s of a device at best: from the table for a GPU (None if it is not there), measured for
-    a CPU, once in a process.
+    """Peak FLOP/s of a device: from the table for a GPU (None if it is not listed), measured in
+    fp32 for a CPU, once per process.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""What a run's configuration must fit before anything is built: data, ranks, memory."""
+"""Prepares a run, and checks its configuration against data, ranks and memory before building."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pretrain.tasks import TaskSource, make_task
 
 
 def lay_grid(parallel: ParallelConfig) -> None:
-    """Lays the grid of ranks. UserError: there are too few or too many, or they lack a GPU."""
+    """Builds the process grid. UserError: the number of ranks does not fit, or a GPU is missing."""
     if parallel.cuda_graphs and mesh.device().type != "cuda":
         raise UserError("parallel.cuda_graphs = true: there is no CUDA device here; leave it out")
     tp, cp, pp = parallel.tp, parallel.cp, parallel.pp
@@ -43,7 +43,7 @@ def make_source(config: Config) -> BatchSource:
     if config.data.task == "text":
         checks = mesh.is_first_on_host()
         stored = any(is_remote(corpus.path) for corpus in config.data.train)
-        # a store is given up in time, and as long as it answers it may be slow
+        # a store has its own time limit, and as long as it answers it may be slow
         with watchdog.no_timeout("opening the data") if stored else nullcontext():
             return TextStream(
                 config.data, window, batch, seed, rank=rank, ranks=ranks, checks=checks
@@ -55,14 +55,12 @@ def make_source(config: Config) -> BatchSource:
 
 
 def make_stage(config: Config) -> Stage:
-    """This rank's pipeline stage: parallel.stages, or as even as whole blocks can be, by FLOPs."""
+    """This rank's pipeline stage: by parallel.stages, or balanced by FLOPs."""
     return Stage(mesh.pp_rank(), stage_bounds(config, mesh.pp_size()))
 
 
 def resolve(config: Config, source: BatchSource) -> Config:
-    """The configuration with nothing left to be filled in, checked against the data and this
-    machine.
-    """
+    """The configuration with everything filled in, checked against the data and this machine."""
     vocab_size = config.model.vocab_size or source.vocab_size
     if vocab_size < source.vocab_size:
         raise UserError(
@@ -77,7 +75,7 @@ def resolve(config: Config, source: BatchSource) -> Config:
 
 
 def check_tokens_divide(tokens: int, config: Config) -> None:
-    """Where sequences are split, every window of a microbatch is shared out. tokens: of a row."""
+    """Checks that tp and cp ranks can split every window of a microbatch. tokens: per row."""
     L, tp, cp = config.sleep.window, config.parallel.tp, config.parallel.cp
     rows = config.train.batch // mesh.dp_size() // config.train.microbatches
     for width in {min(L, tokens), tokens % L or L}:

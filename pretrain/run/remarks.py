@@ -1,4 +1,4 @@
-"""What a run says of its settings before it begins, where they may not be what was meant."""
+"""Warnings about settings that may not be what was meant, given before a run begins."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pretrain.config.schema import Config
 from pretrain.convert.engines import early_warning
 from pretrain.run.optimizer import lr_factor
 
-SMALL = 0.1  # an embedding at start; gradients have been seen to grow with 0.02, not with 1
+SMALL = 0.1  # initial std of the embedding; gradients were seen to grow with 0.02, not with 1
 
 
 def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
-    """One line each; nothing for an ordinary run.
+    """One line per warning; none for an ordinary run.
 
     Args:
-        before: the configuration of the checkpoint that is gone on from.
+        before: the configuration of the checkpoint that the run resumes from.
         start: steps that are done.
     """
     schedule, steps = config.optimizer, config.train.steps

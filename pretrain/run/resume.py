@@ -1,7 +1,7 @@
-"""How a run goes on: its folder is taken, and the checkpoint found that it goes on from.
+"""Takes a run's folder, and finds the checkpoint to resume from or to go back to.
 
-Rank 0 chooses and verifies the checkpoint for all. After too many skipped steps in a row a run may
-also go back, to the newest checkpoint that was not taken in the middle of them.
+Rank 0 chooses and verifies the checkpoint for all ranks. After too many skipped steps in a row a
+run may go back to the newest checkpoint that was not taken within such a streak.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from pretrain.run.guard import SkipStreak
 
 
 def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | None:
-    """Makes the run's folder this job's own, until `cleanup`. The checkpoint to go on from, or the
-    weights of another run to begin with; None: there is none, and the run begins by itself.
+    """Locks the run's folder for this job, until `cleanup`.
 
-    UserError, on every rank: another run has the folder, it cannot be written, no checkpoint is
-    whole, or a setting has changed that enters what has been computed.
+    Returns:
+        The checkpoint to resume from, or the one of another run to start from (run.init_from);
+        None: neither, the run starts from scratch.
+    Raises:
+        UserError: on every rank, if another job has the folder, it cannot be written, no checkpoint
+            is intact, or a setting has changed that affects the steps done so far.
     """
     found = _chosen(run, "locking the run's folder", lambda: _take_folder(run, config, cleanup))
     if found is None and config.run.init_from:
@@ -42,7 +45,7 @@ def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | N
 
 
 def _start(config: Config) -> str:
-    """The checkpoint, verified, whose weights a run begins with."""
+    """The folder of the checkpoint, verified, whose weights a run starts from."""
     checkpoint, start = open_checkpoint(config.run.init_from)
     fix = "leave it out to keep their shape, or leave run.init_from out"
     check_unchanged(checkpoint.folder, checkpoint.config, config, fix, shape_only=True)
@@ -53,7 +56,7 @@ def _start(config: Config) -> str:
 
 
 def _check_moments(checkpoint: Checkpoint, config: Config) -> None:
-    """UserError: a run that is to begin with a checkpoint's moments would have others."""
+    """UserError: a checkpoint's moments do not fit the run that is to start from them."""
     if checkpoint.begins_run:
         fix = "leave run.init_moments out"
         raise UserError(f"{checkpoint.folder}: was imported, so it has no moments; {fix}")
@@ -67,7 +70,7 @@ def _check_moments(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def checkpoint_before(streak: SkipStreak, run: Path, guard: GuardConfig) -> Checkpoint:
-    """The checkpoint to go back to. UserError, on every rank: the run stops here instead."""
+    """The checkpoint to go back to. UserError, on every rank, if the run stops instead."""
     if guard.then == "stop":
         fix = 'set guard.then = "rollback" to continue with the data after them'
         raise streak.stop('guard.then = "stop"', fix)
@@ -85,7 +88,7 @@ def checkpoint_before(streak: SkipStreak, run: Path, guard: GuardConfig) -> Chec
 
 
 def _chosen(run: Path, what: str, choose: Callable[[], int | None]) -> Checkpoint | None:
-    """Opens, on every rank, the checkpoint of the step that rank 0 chooses."""
+    """Opens on every rank the checkpoint of the step that rank 0 chooses."""
     step = talk.from_rank_0(on_rank_0(what, choose))
     return None if step is None else Checkpoint.open(checkpoint_dir(run, step), checked=True)
 
@@ -106,7 +109,7 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
             _warn(line)
     with writes_user_file(run / CONFIG):
         write_atomically(run / CONFIG, dump(config))
-    # the checkpoints hold it too: what cannot be read again is refused now
+    # checkpoints hold the configuration too: refuse now what could not be read back
     load(run / CONFIG)
     if found is None or found.step < config.train.steps:
         with writes_user_file(run):
@@ -119,10 +122,10 @@ def _step(checkpoint: Checkpoint | None) -> int | None:
 
 
 def _is_good(checkpoint: Checkpoint) -> bool:
-    """Whether it was taken after a step that counted, and not in the middle of a streak."""
+    """Whether it was taken after an accepted step, and not within a streak of skipped ones."""
     return int(checkpoint.state["optimizer"]["in_a_row"]) == 0
 
 
 def _warn(line: str) -> None:
-    """Said in any case, also where a run shows no progress."""
+    """Printed in any case, even if the run shows no progress."""
     print(line, file=sys.stderr, flush=True)

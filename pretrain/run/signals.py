@@ -1,9 +1,9 @@
-"""Signals that are heard at once, whatever the main thread does, and none before somebody hears it.
+"""Handles signals at once in a thread, whatever the main thread does, and blocks them until then.
 
-SIGUSR1 says that a run's time is up. It ends a process that has no handler for it, so it is held
-from a process's first moment (launch/__main__.py; launch/processes.py, whose ranks are born so),
-and comes when `hearing` can answer it. SIGKILL to a process that has started others cannot be
-heard at all: those that are to end with it ask the kernel for theirs (`die_with_parent`).
+SIGUSR1 says that a run's time is up. It kills a process without a handler, so it is blocked from a
+process's start (launch/__main__.py; launch/processes.py starts ranks with it blocked), and
+delivered once `hearing` can handle it. A process cannot handle SIGKILL, so child processes that
+must end with it ask the kernel to be killed too (`die_with_parent`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before 
 def hearing(
     numbers: Collection[signal.Signals], heard: Callable[[signal.Signals], None], wait: float
 ) -> Iterator[None]:
-    """Inside, signals call `heard` in a thread: also while the main thread waits in a collective.
+    """Inside, signals call `heard` in a thread, even while the main thread waits in a collective.
 
-    Those that were held come now; at the end they are held again, and handlers are as before. Only
-    in a process's main thread, as Python takes signals nowhere else.
+    Blocked signals are delivered now; at the end they are blocked again, and the old handlers are
+    restored. Only for a process's main thread, as Python handles signals nowhere else.
 
     Args:
-        wait: seconds at the end for a `heard` that goes on.
+        wait: seconds to wait at the end for a `heard` that is still running.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -58,13 +58,13 @@ def hearing(
 
 
 def not_ignored(*numbers: signal.Signals) -> list[signal.Signals]:
-    """Those of some signals that whoever has started this process lets it hear: `nohup` hides that
-    the terminal has gone (SIGHUP), and what it starts is to go on.
+    """Those of some signals that this process was not started to ignore: `nohup` ignores SIGHUP, so
+    that what it starts survives its terminal.
     """
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def die_with_parent() -> None:
-    """No life of this process without the one who started it (Linux)."""
+    """Has this process killed when its parent dies (Linux)."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""What a checkpoint holds of a run in progress: taken from the ranks, and given back to them.
+"""The state of a run in a checkpoint: how it is collected from the ranks and restored to them.
 
-Everything is by name and says which part of a whole it is, so that any layout of ranks can go on
-from it. Rows of lane state are in the order of the global batch.
+Every piece has a name and says which part of a whole tensor it is, so that any layout of ranks can
+resume from it. Rows of lane state are in the order of the global batch.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from pretrain.run.optimizer import MuonAdamW
 
 @dataclass(frozen=True)
 class CarriedState:
-    """The fast weights of documents that go on in the next batch, for this rank's rows."""
+    """The memory of documents that continue in the next batch, for this rank's rows."""
 
-    states: list[State | None]  # by microbatch; None: no document of its rows goes on
-    # [rows] which rows' do
+    states: list[State | None]  # by microbatch; None: none of its rows' documents continues
+    # [rows] which rows' documents continue
     carries: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     @staticmethod
     def empty(microbatches: int) -> CarriedState:
-        """At the beginning of a run."""
+        """The state at the beginning of a run."""
         return CarriedState([None] * microbatches)
 
     def pieces(self, model: SleepLM) -> dict[str, Piece]:
-        """What this rank answers for of the rows' memory, by name; nothing if none of its documents
-        goes on.
+        """The pieces of the rows' memory that this rank owns, by name; none if no document of its
+        rows continues.
         """
         states = [s for s in self.states if s is not None]
         if not states:
@@ -60,7 +60,7 @@ class CarriedState:
             places, dim = {0: (mesh.dp_rank(), mesh.dp_size())}, shared_dim(name)
             if dim is not None:
                 places[dim] = (mesh.head_rank(), mesh.head_ranks())
-            # the rest is the same on all
+            # the rest is the same on all ranks with these rows
             if name.startswith("blocks.") or mesh.answers_for_rows():
                 pieces[name] = Piece(Slice.share(tuple(value.shape), places), value)
         return pieces
@@ -82,7 +82,7 @@ class CarriedState:
             shape, dim = [batch, *like.shape[1:]], shared_dim(name)
             if dim is not None:
                 shape[dim] *= mesh.head_ranks()
-            # Rows of which no rank has a piece do not go on.
+            # Rows of which no rank saved a piece do not continue.
             value = checkpoint.tensor("state", f"lanes.{name}", partial=True, shape=tuple(shape))
             value = share(value[begin : begin + rows], dim)
             mine[name] = (value if dim is None else own_heads(value, dim)).to(mesh.device())
@@ -98,23 +98,23 @@ class CarriedState:
 
 @dataclass
 class TrainState:
-    """Where a run stands: all that it goes on from but the model and the optimiser.
+    """The state of a run, apart from the model and the optimiser.
 
-    It changes between two steps only, when no checkpoint can be taken; a checkpoint holds
-    all of it (`snapshot`).
+    It changes only between two steps, when no checkpoint can be taken; a checkpoint holds all of it
+    (`snapshot`).
     """
 
     step: int  # steps that are done
     carried: CarriedState
-    data: dict[str, Any]  # `BatchSource.state_dict`: of tensors, this rank's rows
-    tokens: Tensor  # [] int64, read so far, PAD left out
+    data: dict[str, Any]  # `BatchSource.state_dict`; its tensors have this rank's rows
+    tokens: Tensor  # [] int64, read so far, without PAD
     rollbacks: Rollbacks
     random: dict[str, Tensor]  # see `random_state`
     evaluated: bool  # the evaluation of this step, if it has one, is done
 
     @staticmethod
     def initial(source: BatchSource, microbatches: int) -> TrainState:
-        """Before the first step."""
+        """The state before the first step."""
         return TrainState(
             step=0,
             carried=CarriedState.empty(microbatches),
@@ -133,8 +133,8 @@ class TrainState:
         source: BatchSource,
         train: TrainConfig,
     ) -> TrainState:
-        """Gives guard, source and random generators what a checkpoint holds of them; the rest is
-        returned. The weights a model has to have before the engine is built around it.
+        """Restores guard, source and random generators from a checkpoint, and returns the rest.
+        (The model's weights were loaded before the engine was built around it.)
         """
         saved = checkpoint.state
         optimizer.filter.sums.copy_(checkpoint.tensor("state", "guard.sums", shape=(2,)))
@@ -155,11 +155,11 @@ class TrainState:
     def advance(
         self, carried: CarriedState, tokens: Tensor, source: BatchSource, evaluated: bool
     ) -> None:
-        """One more step is done.
+        """Records that one more step is done.
 
         Args:
-            tokens: [] that were read in it, PAD left out.
-            evaluated: it has no evaluation.
+            tokens: [] read in it, without PAD.
+            evaluated: True if the step has no evaluation.
         """
         self.step += 1
         self.carried, self.tokens = carried, self.tokens + tokens
@@ -168,9 +168,9 @@ class TrainState:
         self.evaluated = evaluated
 
     def rollback(self, streak: SkipStreak, source: BatchSource) -> None:
-        """The checkpoint that was restored, once more, on the data after the streak.
+        """Moves a restored state on to the data after the streak.
 
-        The documents that its fast weights belong to do not go on there, and those that do begin
+        The documents that its fast weights belong to do not continue there; those that do start
         with S = 0.
         """
         source.load_state_dict(streak.data)
@@ -179,10 +179,10 @@ class TrainState:
         self.rollbacks = Rollbacks(streak.rollbacks + 1, self.rollbacks.here + 1)
 
     def snapshot(self, engine: Engine, optimizer: MuonAdamW, model: SleepLM) -> Snapshot:
-        """What this rank gives to a checkpoint; before the weights change again."""
+        """This rank's part of a checkpoint, copied; call it before the weights change again."""
         state = {f"lanes.{name}": piece for name, piece in self.carried.pieces(model).items()}
         of_rows = {f"data.{n}": v for n, v in self.data.items() if isinstance(v, Tensor)}
-        if mesh.answers_for_rows():  # the rest is the same on all
+        if mesh.answers_for_rows():  # the same on all ranks with these rows
             place = {0: (mesh.dp_rank(), mesh.dp_size())}
             for name, rows in of_rows.items():
                 state[name] = Piece(Slice.share(tuple(rows.shape), place), rows)
@@ -209,12 +209,12 @@ class TrainState:
 
 
 def restore_moments(checkpoint: Checkpoint, optimizer: MuonAdamW) -> None:
-    """Gives the optimiser the moments that a checkpoint holds, and its counters."""
+    """Restores the optimiser's moments and counters from a checkpoint."""
     optimizer.scatter(partial(_moment, checkpoint), checkpoint.state["optimizer"])
 
 
 def _of_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """This rank's rows of what a stream keeps by row, see `BatchSource.state_dict`."""
+    """This rank's rows of a stream's state by row, see `BatchSource.state_dict`."""
     found = {}
     for name in checkpoint.names("state"):
         if name.startswith("data."):
@@ -224,7 +224,7 @@ def _of_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def random_state() -> dict[str, Tensor]:
-    """Of torch's generators on the host and on the device."""
+    """The states of torch's generators on the host and on the device."""
     states = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["rng.cuda"] = torch.cuda.get_rng_state()
@@ -232,7 +232,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def _moment(checkpoint: Checkpoint, name: str) -> Tensor:
-    """KIND.PARAMETER, of the parameter's shape. One that is not finite would spoil the weights."""
+    """The moment KIND.PARAMETER, in the parameter's shape. UserError: it is not finite."""
     shape = checkpoint.shape("model", name.partition(".")[2])
     value = checkpoint.tensor("optimizer", name, shape=shape)
     if not all_finite(value):

@@ -1,8 +1,8 @@
-"""Forward and backward of one step's microbatches, at any layout of ranks.
+"""Forward and backward of one step's microbatches, on any layout of ranks.
 
-On one stage the sleep loop runs from end to end and autograd sees all of it. On several, every
+With one stage, the sleep loop runs from end to end and autograd sees all of it. With several, every
 stage reads the same rows, plans the same windows and passes, and does its part of each in the order
-of one schedule.
+of one common schedule.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def accumulate(
     probe: Probe | None = None,
     passes: int | None = None,
 ) -> list[Output]:
-    """Adds the gradient of every microbatch to the engine's.
+    """Accumulates the gradients of all microbatches in the engine.
 
     Args:
-        parts: this data-parallel rank's microbatches. states: the memory of each from the batch
-            before.
-        n_scored: what the sum of losses over all ranks and microbatches is divided by.
-        passes: N of this step, the same on all ranks (the model's own if None).
+        parts: this data-parallel rank's microbatches. states: each one's memory from the previous
+            batch.
+        n_scored: the divisor of the sum of losses over all ranks and microbatches.
+        passes: N of this step, the same on all ranks (None: the configuration's).
     Returns:
-        An output for each, detached. On a pipeline stage: its own memory; the losses are on the
-        last stage.
+        The outputs of the microbatches, detached. A pipeline stage has its own memory; only the
+        last stage has losses.
     """
     check_same_rows(parts)
     if mesh.pp_size() > 1:
@@ -86,13 +86,14 @@ def read(
     stop: StopRule | None = None,
     states: Sequence[State | None] = (),
 ) -> None:
-    """Reads microbatches with N = passes (the model's own if None); heads keep what comes of it.
+    """Reads microbatches without gradients; the heads collect the results.
 
     Args:
-        heads: of each microbatch, see `SleepLM.forward`; called on the last stage only.
+        heads: one per microbatch, see `SleepLM.forward`; called on the last stage only.
+        passes: N (None: the configuration's).
         zero: the ZeRO stage that the weights are sharded with.
         stop: ends the sleep of rows that have settled.
-        states: what each begins with, where they do not begin with S = 0.
+        states: the memory that each starts with; empty: S = 0.
     """
     check_same_rows(parts)
     if mesh.pp_size() > 1:
@@ -116,19 +117,19 @@ class StageStream:
     def __init__(self, reader: Reader, state: State | None = None) -> None:
         """
         Args:
-            state: the rows' memory from the batch before.
+            state: the rows' memory from the previous batch.
         """
         self.reader, self.memory = reader, reader.start(state)
         self.passes: tuple[Pass, ...] = tuple(p for w in reader.windows for p in reader.passes(w))
         self._losses: dict[int, Tensor] = {}  # by window
         self._window: Window | None = None  # the one that is being read
-        self._read = 0  # windows so far
+        self._read = 0  # windows done so far
         stage = reader.model.stage.index
-        # By window, the last unit in which the stage has a part.
+        # By window, the last unit that visits this stage.
         self._ends = {p.window: n for n, p in enumerate(self.passes) if p.visits(stage)}
 
     def forward(self, unit: int, x: Tensor | None) -> UnitOutput:
-        """This stage's part of a unit."""
+        """Runs this stage's part of a unit."""
         p = self.passes[unit]
         if self._window is None:
             self._go_to(p.window)
@@ -142,7 +143,7 @@ class StageStream:
         return output
 
     def _go_to(self, index: int) -> None:
-        """Past the windows before `index` that have nothing for this stage to do."""
+        """Skips the windows before `index`, in which this stage has nothing to do."""
         while self._read < index:
             w = self.reader.windows[self._read]
             window, self.memory = begin_window(self.reader, w, self.memory)
@@ -154,12 +155,12 @@ class StageStream:
         self._window, self._read = None, index + 1
 
     def empty_message(self, unit: int) -> Tensor:
-        """An empty tensor like the hidden states of a unit."""
+        """An uninitialised tensor like the hidden states of a unit."""
         model, w = self.reader.model, self.reader.windows[self.passes[unit].window]
         return empty_stream(len(self.reader.tokens), w.own_width, model.config.d_model, model.dtype)
 
     def output(self) -> Output:
-        """When every unit is done; detached."""
+        """The result, detached, once all units are done."""
         self._go_to(len(self.reader.windows))
         return self.reader.output(self._losses, self.memory)
 
@@ -169,7 +170,7 @@ def run_stage(
     recompute: str = "none",
     loss_scale: Tensor | float | None = None,
 ) -> None:
-    """This stage's part of all microbatches: forward and, given a `loss_scale`, backward."""
+    """Runs this stage's part of all microbatches: forward and, given a `loss_scale`, backward."""
     passes = tuple(stream.passes for stream in streams)
     schedule = step_schedule(passes, mesh.pp_size(), recompute, loss_scale is None)
     Pipeline(streams, schedule, loss_scale).run()

@@ -1,23 +1,25 @@
-"""Ending a run before its time: on a signal (`SIGNALS`) all ranks save the last whole step.
+"""Stops a run early: on a signal (`SIGNALS`), all ranks save the last complete step and exit.
 
     running --> asked --> agreed(step) --> saved --> exit (status: pretrain/exit_status.py)
        |          |
        |          '- another Ctrl-C -----------------> exit at once
-       '- the run is done: nothing more is heard
+       '- the run is done: signals are no longer handled
 
-running        the main thread trains; a thread hears signals as they arrive (signals.py), even
+running        the main thread trains; one thread receives signals as they arrive (signals.py), even
                while the main thread waits in a collective; another (`_stop`) waits to be asked
-asked          some rank had a signal and told all. Each holds its main thread back from beginning
-               another update, and says which update it has begun last
-agreed(step)   the last one that any rank has begun. Until an update begins, the weights are those
-               of the last whole step, so that step can be saved from beside while a long sleep, or
-               an evaluation, goes on, and what goes on is given up. If some rank has begun an
+asked          some rank got a signal and told all. Each keeps its main thread from beginning
+               another update, and announces which update it has begun last
+agreed(step)   the last update that any rank has begun. Until an update begins, the weights are
+those
+               of the last complete step, so a thread can save that step while a long sleep or an
+               evaluation is running, whose work is then discarded. If some rank has begun an
                update, the others go on to its end
-saved          by all ranks together, from the threads; rank 0, where the store may live, exits last
+saved          by all ranks together, from the threads; rank 0, which may host the store, exits last
 
-    deadline: the time that a checkpoint takes to be written
-              + what is left of the step, if a rank has begun its update already
-              + STORE_TIMEOUT_S seconds if a rank is dead, after which the others end without saving
+    deadline: the time to write a checkpoint
+              + the rest of the step, if a rank has begun its update already
+              + STORE_TIMEOUT_S seconds if a rank is dead, after which the others exit without
+              saving
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from pretrain.exit_status import after_signal
 from pretrain.run.signals import hearing, not_ignored
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # and SIGHUP, if nohup does not hide it
-# seconds in which a second SIGINT is the first one still: terminal and launcher both send it
+# SIGINTs within so many seconds count as one: the terminal and the launcher both send it
 ONE_PRESS_S = 1.0
 
 
@@ -52,15 +54,15 @@ class Stop:
     ) -> None:
         """
         Args:
-            step: where the run begins.
-            save: saves the last whole step together with the other ranks; called in a thread.
-            say: tells the user one line.
-            timeout: seconds that an update which has begun may take.
+            step: where the run starts.
+            save: saves the last complete step together with the other ranks; called in a thread.
+            say: prints one line for the user.
+            timeout: seconds that an update in progress may take.
         """
         self._save, self._say, self._timeout = save, say, timeout
         self._changed = threading.Condition()
-        self._begun = self._done = step  # the last update that has begun, and the last that is over
-        self._limit: int | None = None  # no later one may begin
+        self._begun = self._done = step  # the last update begun, and the last one completed
+        self._limit: int | None = None  # no later update may begin
         self._closed = False
         self._store = talk.store("stop")
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
@@ -69,7 +71,7 @@ class Stop:
 
     @contextmanager
     def update(self, step: int) -> Iterator[None]:
-        """Inside, the run goes from one whole step to the next; waits for ever if it is not to."""
+        """Inside, the weights are updated; blocks for ever if the update must not begin."""
         with self._changed:
             self._changed.wait_for(lambda: self._limit is None or step <= self._limit)
             self._begun = step
@@ -80,7 +82,7 @@ class Stop:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, signals stop the run. Only in a process's main thread, as Python takes signals
+        """Inside, signals stop the run. Only in a process's main thread, as Python handles signals
         nowhere else.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -94,7 +96,7 @@ class Stop:
             with hearing(heard, tell, talk.STORE_TIMEOUT_S):
                 yield
                 with suppress(dist.DistError):  # rank 0 may have left already
-                    for key in ("begun", "gone"):  # for those that are asked to stop only now
+                    for key in ("begun", "gone"):  # for ranks that are asked to stop only now
                         self._store.set(f"{key}/{self._rank}", str(self._done))
         finally:
             with self._changed:
@@ -102,7 +104,7 @@ class Stop:
                 self._changed.notify_all()
             with suppress(dist.DistError):
                 self._store.set(f"reason/{self._rank}", "")
-            # if the run is being stopped, that thread ends the process
+            # if the run is being stopped, the thread ends the process
             thread.join(talk.STORE_TIMEOUT_S)
 
     # ---- the thread that stops the run: asked -> agreed -> saved -> exit
@@ -114,7 +116,7 @@ class Stop:
             store.wait([f"reason/{self._rank}"], talk.NO_TIMEOUT)
             reason = store.get(f"reason/{self._rank}").decode()
             number = int(store.get("number")) if reason else 0
-        except dist.DistError:  # rank 0 has left: nobody can stop together any more
+        except dist.DistError:  # rank 0 has left: a common stop is no longer possible
             return
         if not reason:
             return
@@ -132,14 +134,14 @@ class Stop:
         except dist.DistError:
             self._say(f"stopped by {reason}; not all ranks answer, so nothing new is saved")
             _exit(status)
-        # the main thread may be held back for ever: this thread must not end before it
+        # the main thread may be blocked for ever, so this thread must end the process in any case
         except Exception as error:
             self._say(f"stopped by {reason}; nothing new is saved: {error!r}")
         talk.leave_together(store, self._rank, range(self._world))
         _exit(status)
 
     def _agree(self, store: dist.Store) -> int:
-        """Lets the step that is to be saved come to its end, and nothing beyond. Returns it."""
+        """Lets the step that will be saved be completed, and none after it; returns that step."""
         with self._changed:
             self._limit = self._begun
         store.set(f"begun/{self._rank}", str(self._begun))
@@ -154,16 +156,16 @@ class Stop:
         return step
 
     def _connect(self) -> Any:
-        """The store for one thread: a wait keeps its connection to itself."""
+        """A connection to the store for one thread: a wait blocks its connection."""
         return self._store.clone()  # type: ignore[attr-defined]
 
 
 class _Messenger:
-    """In the thread that hears signals: running -> asked."""
+    """In the thread that receives signals: running -> asked."""
 
     def __init__(self, store: Any, world: int) -> None:
         self._store, self._world = store, world
-        self._pressed: float | None = None  # when Ctrl-C was
+        self._pressed: float | None = None  # when Ctrl-C was pressed
 
     def tell(self, number: signal.Signals) -> None:
         """Tells all ranks of a signal."""
@@ -181,8 +183,8 @@ class _Messenger:
 
 
 def _exit(status: int) -> None:
-    """Ends the process, of which the main thread may be anywhere."""
+    """Ends the process, whatever its main thread is doing."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # whoever read it may have gone
+        with suppress(OSError):  # the reader may have gone
             stream.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Where a step's time goes: what torch.profiler sees of some steps, a file for each rank."""
+"""Profiles some steps with torch.profiler, into one file per rank."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FOLDER = "profile"
 
 @contextmanager
 def traced(config: TrainConfig, run: Path, step: int) -> Iterator[Callable[[], None]]:
-    """Watches the steps that train.profile names; a run that ends among them leaves what it had.
+    """Profiles the steps that train.profile names; if the run ends among them, those up to its end.
 
     Args:
-        step: the last that was done.
+        step: the last step done.
     Yields:
-        what is to be called after each step.
+        a function to call after each step.
     """
     first, last = config.profile or (0, 0)
     first = max(first, step + 1)

@@ -1,4 +1,4 @@
-"""The numbers of a logging step, over all ranks: loss by window, rates of learning, throughput."""
+"""The metrics of a logging step, over all ranks: loss by window, learning rates, throughput."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def train_row(
     grad_norm: Tensor,
     skipped: Tensor,
 ) -> Row:
-    """The row of a logging step, but for what the probe and the clock add; made by all ranks
-    together.
+    """The row of a logging step, without the probe's numbers and the throughput; called by all
+    ranks.
 
     Args:
         batch, window_losses, window: see `loss_by_window`.
         tokens: [] read so far, over all ranks. learning_rates: by method.
-        grad_norm: [] of the step. skipped: [] steps so far.
+        grad_norm: [] of the step. skipped: [] steps skipped so far.
     """
     return {
         "tokens": int(tokens),
@@ -53,9 +53,9 @@ def loss_by_window(window_losses: Sequence[Tensor], batch: Batch, window: int) -
     """Loss per scored token, over all ranks: of the step, and by window (None: nothing is scored).
 
     Args:
-        window_losses: of each microbatch [W], of this rank's tokens; of pipeline stages, the last
-            has them and the others have zeros.
-        batch: this rank's, of W windows of `window` tokens, the last perhaps shorter.
+        window_losses: of each microbatch [W], over this rank's tokens; zeros on all pipeline stages
+            but the last.
+        batch: this rank's, with W windows of `window` tokens (the last may be shorter).
     """
     W, T = batch.starts.shape[1], batch.size[1]
     scored_mask = F.pad(batch.targets != IGNORE, (0, W * window - T)).view(-1, W, window)
@@ -80,7 +80,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside is not training time."""
+        """Inside, time does not count as training time."""
         begin = time.perf_counter()
         yield
         self._pause += time.perf_counter() - begin
@@ -88,9 +88,9 @@ class Throughput:
     def rates(self, step: int, tokens: int, batch: Batch) -> dict[str, float | None]:
         """The rates up to this step, over all ranks.
 
-        Token-passes and FLOPs are those of this data-parallel rank's `batch`, taken for all since
-        the last call. Utilisation is of the device's dense bf16 peak (of its measured fp32 rate on
-        a CPU).
+        Token-passes and FLOPs are those of this data-parallel rank's `batch`, assumed for all
+        batches since the last call. MFU is relative to the device's dense bf16 peak (on a CPU, to
+        its measured fp32 rate).
         """
         seconds = time.perf_counter() - self._begin - self._pause
         steps = Counter(draw_passes(self._config, s) for s in range(self._step, step))

@@ -1,11 +1,11 @@
-"""Synthetic tasks, the paper's and others: data, loss mask and metric, one task a file.
+"""Synthetic tasks, the paper's and others: data, loss mask and metric, one task per file.
 
-task.py       what a task is; the layout all share     source.py   a task as the trainer's stream
+task.py       the interface and the common layout      source.py   a task as the trainer's stream
 mqar.py       associative recall                        s5.py       the word problem of a group
-brevo.py      what depends on what                      recall.py   needles and variables in text
-repeated.py   each window of context several times over
-kept.py       what no training row shows
-counter.py    random numbers by (seed, row)
+brevo.py      graphs of dependencies                    recall.py   needles and variables in text
+repeated.py   a task with several copies of its context
+kept.py       holds problems out for the test
+counter.py    random numbers as a function of (seed, row)
 depo.py       multi-hop retrieval                       rule110.py  a cellular automaton
 stories.py    math stories (GSM-Infinite's format)      story_writer.py  writes such stories
 """

@@ -1,13 +1,13 @@
 """Brevo: read a graph of dependencies, then list all that a node depends on, leaves first.
 
-Recursive traversal (Allen-Zhu, "Physics of Language Models: Part 4.1", 2025): what an answer begins
-with lies deepest, so that the graph must be worked through before the first word is said.
+Recursive traversal (Allen-Zhu, "Physics of Language Models: Part 4.1", 2025): an answer begins with
+the deepest nodes, so the graph must be worked through before the first token of the answer.
 
     PAD PAD a b | c a  d b  c d    edges in random order, "c needs a", left-padded; nothing scored
     c [ANS] b a d c [END]          a query; scored from [ANS] on
 
-Many orders have the leaves first. The one that is asked for puts nodes of less height first (the
-longest chain below a node), and among them the smaller token.
+Several orders have the leaves first. The target order is by height (the length of the longest chain
+below a node), then by token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pretrain.tasks.task import GradedBatch, by_grade, check_context, make_batch
 
 PAD, ANS, END, NAMES = 0, 1, 2, 3
 
-Graph = dict[int, list[int]]  # of each node, those that it needs
+Graph = dict[int, list[int]]  # node -> the nodes that it needs
 
 
 class Brevo:
@@ -65,12 +65,12 @@ class Brevo:
             )
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
-        """Training rows: any node that needs another one is asked for."""
+        """Training rows: the node asked for is any that needs another one."""
         generators = Rows(seed, "brevo", position, rows).generators()
         return self._write([(random, *self._draw(random)) for random in generators])
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Test rows, whose heights go through 1..max_depth in turn."""
+        """Test rows, with heights cycling through 1..max_depth."""
         if rows < self.config.max_depth:
             raise UserError(
                 f"{rows} test rows do not hold one of each height up to brevo.max_depth = "
@@ -118,7 +118,7 @@ class Brevo:
         return graph, random.choice([n for n, needed in graph.items() if needed] or list(graph))
 
     def _draw_of_height(self, random: Random, height: int) -> tuple[Graph, int]:
-        """A graph, and a node of it with chains of so many nodes below it."""
+        """A graph, and a node of it with this height."""
         while True:
             graph = self._draw_graph(random)
             if found := [node for node, h in height_of(graph).items() if h == height]:
@@ -134,7 +134,9 @@ class Brevo:
 
 
 def height_of(graph: Graph) -> dict[int, int]:
-    """Of each node the longest chain below it, 0 for a leaf. Nodes need earlier ones only."""
+    """The height of each node: the longest chain below it, 0 for a leaf. Nodes need only earlier
+    ones.
+    """
     heights: dict[int, int] = {}
     for node, needed in graph.items():
         heights[node] = max((1 + heights[n] for n in needed), default=0)
@@ -142,7 +144,7 @@ def height_of(graph: Graph) -> dict[int, int]:
 
 
 def answer_of(graph: Graph, heights: dict[int, int], asked: int) -> list[int]:
-    """The node and all that it needs, directly or not, in the order that is asked for."""
+    """The node and all that it needs, directly or indirectly, in the target order."""
     found, open_nodes = {asked}, [asked]
     while open_nodes:
         new = [n for n in graph[open_nodes.pop()] if n not in found]

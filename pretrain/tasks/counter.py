@@ -1,7 +1,7 @@
-"""Random numbers of (seed, stream, row) alone: a row is the same in any batch and on any rank.
+"""Random numbers that depend only on (seed, stream, row): a row is the same in any batch or rank.
 
-SplitMix64 started at a hash of the row, evaluated for all rows at once: a counter takes the place
-of a generator's state.
+SplitMix64 with a hash of the row as its key, vectorised over rows: a counter replaces a generator's
+state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 class Rows:
     """The random numbers of rows position..position+rows-1 of a stream.
 
-    Every draw has a name: the same name gives the same numbers again, another independent ones.
+    Every draw has a name: the same name gives the same numbers again, other names independent ones.
     """
 
     def __init__(self, seed: int, stream: str, position: int, rows: int) -> None:
@@ -55,9 +55,7 @@ class Rows:
         return np.argsort(words, axis=1)
 
     def distinct(self, name: str, count: int, bound: int) -> Ints:
-        """[B, count] integers in 0..bound-1, distinct within a row, every such choice equally
-        likely.
-        """
+        """[B, count] integers in 0..bound-1, distinct within a row, all choices equally likely."""
         if bound <= 4 * count:
             return self.order(name, bound)[:, :count]
         numbers = self.below(name, count, bound)
@@ -71,12 +69,12 @@ class Rows:
         )
 
     def generators(self) -> list[random.Random]:
-        """One ordinary generator per row, for what is not drawn for all rows at once."""
+        """One ordinary generator per row, for draws that are not vectorised over rows."""
         return [random.Random(int(key)) for key in self._keys]
 
 
 def _repeated(numbers: Ints) -> NDArray[np.bool_]:
-    """[B, count], True where an entry of the row came earlier in the row."""
+    """[B, count], True where an entry occurred earlier in its row."""
     order = np.argsort(numbers, axis=1, kind="stable")
     ordered = np.take_along_axis(numbers, order, axis=1)
     again = np.zeros(numbers.shape, dtype=np.bool_)

@@ -1,17 +1,17 @@
 """Depo: read a directed cycle as shuffled edges, then say which node comes k hops after another.
 
-Section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099); docs/method.md lists what is our
-choice. The k-th successor takes k look-ups, so that k measures how far a context was worked through
-before it was evicted.
+Section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099); docs/method.md lists our own
+choices. The k-th successor takes k look-ups, so k measures how far the context was processed before
+it was evicted.
 
     PAD PAD a b | c d  b c | d a          4 nodes a -> b -> c -> d -> a as edges, left-padded
     [hop 2] a [ANS] c  [hop 1] c [ANS] d  queries; scored: the answer's tokens, from [ANS] on
 
-A name of j tokens is j - 1 tokens of one set and a last token of another, so names end where they
-seem to.
+A name of j tokens is j - 1 tokens of one set and a last token of another, so the end of a name is
+unambiguous.
 
-Small cycles of few names are few (5,040 of eight nodes and as many names), and may be learned by
-heart: with `kept` some are for the test alone.
+There are few small cycles with few names (5,040 for eight nodes and eight names), which may be
+memorised: with `kept`, some are held out for the test.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAD, ANS, HOP = 0, 1, 2  # [hop k] is HOP + k - 1
 
 
 class Names(NamedTuple):
-    """What the nodes of each row are called."""
+    """The names of each row's nodes."""
 
     tokens: Ints  # [B, nodes, m]
     used: Mask  # [B, nodes, m]: a name may be shorter than m tokens
@@ -53,12 +53,12 @@ class Depo:
         self.query_tokens = 2 + 2 * config.name_tokens[1]
         self.test_hops = [2**i for i in range(config.max_hops.bit_length())]
         self._check()
-        # Small cycles are the easier ones and come more often: p(n) ~ 1 / (sqrt(N) + n).
+        # Small cycles are easier and more frequent: p(n) ~ 1 / (sqrt(N) + n).
         weights = 1 / (np.sqrt(config.nodes) + np.arange(self.min_nodes, config.nodes + 1))
         self._share = np.cumsum(weights) / weights.sum()
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
-        """Training rows: n by the law above, k uniform in 1..max_hops."""
+        """Training rows: n from the distribution above, k uniform in 1..max_hops."""
         return self.sample_up_to(seed, position, rows, 1.0)
 
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
@@ -70,8 +70,8 @@ class Depo:
         return self._write(draw, self.min_nodes + smaller, hops, kept=False)
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Test rows: the largest n, and queries that go through the powers of two in turn; cycles
-        that are kept, if some are.
+        """Test rows: the largest n, with the queries' k cycling through the powers of two; held-out
+        cycles if `kept` is set.
         """
         count = rows * self.config.queries
         if count < len(self.test_hops):
@@ -93,7 +93,7 @@ class Depo:
         first = (
             batch.valid[:, self.config.context :] & (asked >= 1) & (asked <= self.config.max_hops)
         )
-        # [B, T - context], which query of the row a token belongs to
+        # [B, T - context], the query of the row that a token belongs to
         query = first.cumsum(dim=1) - 1
         misses = torch.zeros(best.shape[0], self.config.queries, dtype=torch.int64)
         misses.scatter_add_(1, query.clamp(min=0), ((targets != IGNORE) & (best != targets)).long())
@@ -126,7 +126,7 @@ class Depo:
     def _edge_tokens(self, draw: Rows, n: Ints, names: Names) -> tuple[Ints, Mask]:
         """Edges in random order, each as two names: (tokens, used), [B, 2 * nodes, m]."""
         nodes, row = self.config.nodes, np.arange(len(n))[:, None]
-        source = draw.order("edges", nodes, n)  # [B, nodes], the first n of it are nodes
+        source = draw.order("edges", nodes, n)  # [B, nodes], of which the first n are nodes
         both = np.stack([source, (source + 1) % n[:, None]], axis=2).reshape(len(n), -1)
         is_edge = np.repeat(np.arange(nodes) < n[:, None], 2, axis=1)  # [B, 2 * nodes]
         return names.tokens[row, both], names.used[row, both] & is_edge[:, :, None]
@@ -136,7 +136,7 @@ class Depo:
     ) -> tuple[Ints, Ints, Mask]:
         """Queries as [hop k] name [ANS] answer: (tokens, targets, used), [B, Q, 2 + 2m].
 
-        The target of a place is the answer's token that follows it.
+        The target at a position is the answer's next token.
         """
         (B, Q), m = hops.shape, names.tokens.shape[2]
         row = np.arange(B)[:, None]
@@ -152,10 +152,10 @@ class Depo:
         return tokens, targets, used
 
     def _names_of(self, draw: Rows, n: Ints, kept: bool) -> Names:
-        """Distinct names of n [B] nodes a cycle; `kept`: of cycles for the test."""
+        """Distinct names for n [B] nodes per cycle; `kept`: of held-out cycles."""
 
         def is_kept(tokens: Ints) -> Mask:
-            """[B, nodes, m] -> [B], wherever the cycle begins."""
+            """[B, nodes, m] -> [B], independent of where the cycle starts."""
             weights = self.vocab_size ** np.arange(tokens.shape[2])
             is_node = np.arange(tokens.shape[1]) < n[:, None]
             number = np.where(is_node, tokens @ weights, np.iinfo(np.int64).max)  # [B, nodes]
@@ -170,14 +170,14 @@ class Depo:
         return Names(named, named != PAD)
 
     def _draw_names(self, draw: Rows, again: str) -> Ints:
-        """Distinct names [B, nodes, m]; one of j tokens uses the first j, then there is PAD."""
+        """Distinct names [B, nodes, m]; one of j tokens uses the first j, followed by PAD."""
         (low, high), V, nodes = self.config.name_tokens, self.config.vocabulary, self.config.nodes
         length = low + draw.below(f"lengths{again}", nodes, high - low + 1)  # [B, nodes]
         names = np.zeros((*length.shape, high), dtype=np.int64)
         for j in range(low, high + 1):
             count = min(nodes, V**j)
             rank = np.cumsum(length == j, axis=1) - 1
-            length[(length == j) & (rank >= count)] += 1  # there are no more names of j tokens
+            length[(length == j) & (rank >= count)] += 1  # names of j tokens are used up
             code = draw.distinct(f"names of {j}{again}", count, V**j)
             row, node = (length == j).nonzero()
             code = code[row, rank[row, node]]
@@ -188,7 +188,7 @@ class Depo:
         return names
 
     def _check(self) -> None:
-        """UserError for settings under which the task cannot be laid out as it is meant."""
+        """UserError for settings under which the task cannot be laid out as intended."""
         c, L = self.config, self.window
         check_kept("depo.kept", c.kept)
         low, high = c.name_tokens
@@ -203,7 +203,7 @@ class Depo:
                 f"are {c.queries}, {self.min_nodes} and {c.nodes}; "
                 "lower depo.queries or raise depo.nodes"
             )
-        if high * math.log2(c.vocabulary) > 31:  # names are drawn as numbers of 32 bits
+        if high * math.log2(c.vocabulary) > 31:  # names are drawn as 32-bit numbers
             raise UserError(
                 f"depo.vocabulary = {c.vocabulary} gives more than 2^31 names of "
                 f"depo.name_tokens = {high} tokens; lower one of them"
@@ -229,7 +229,7 @@ class Depo:
 
 
 def _packed(used: Mask) -> tuple[Ints, Ints]:
-    """Where the used tokens of [B, items, m] go in rows without gaps: (row, column from 0)."""
+    """(row, column) of the used tokens of [B, items, m] when rows are packed without gaps."""
     flat = used.reshape(len(used), -1)
     column = np.cumsum(flat, axis=1) - 1
     return flat.nonzero()[0], column[flat]

@@ -1,7 +1,7 @@
-"""What is kept for the test: a share of all words, cycles or patterns that no training row shows.
+"""Holds out a share of all words, cycles or patterns for the test: no training row has them.
 
-A small problem has so few of them that a model may learn the answers by heart; with some kept, a
-right answer has been worked out.
+A small problem has so few of them that a model may memorise the answers; a right answer to a
+held-out one has been worked out.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Mask = NDArray[np.bool_]
 
 
 def redrawn(draw: Callable[[str], Ints], is_kept: Callable[[Ints], Mask], *, kept: bool) -> Ints:
-    """[B, ..] drawn again, item by item, until what is kept for the test is there, or is not.
+    """[B, ..] redrawn, item by item, until all items are held-out ones (`kept`), or none is.
 
     Args:
-        draw: gives all items; takes what is added to the names of draws when it is done again.
-        is_kept: of all items; of fewer dimensions, the first ones.
+        draw: draws all items; its argument is a suffix for the names of draws when redrawing.
+        is_kept: which items are held out; may have fewer dimensions, the leading ones.
     Raises:
-        UserError: all is kept that can be drawn, or nothing.
+        UserError: everything that can be drawn is held out, or nothing is.
     """
     found = draw("")
     for attempt in range(1000):
@@ -38,7 +38,7 @@ def redrawn(draw: Callable[[str], Ints], is_kept: Callable[[Ints], Mask], *, kep
 
 
 def one_in(count: int, numbers: Ints) -> Mask:
-    """[.., k] -> [..]: whether k numbers are, in this order, one of so many that are kept."""
+    """[.., k] -> [..]: whether a sequence of k numbers is held out, as one in `count` is."""
     number: Words = np.zeros(numbers.shape[:-1], dtype=np.uint64)
     for i in range(numbers.shape[-1]):
         number = mix(number * np.uint64(STEP) + numbers[..., i].astype(np.uint64) + np.uint64(1))
@@ -52,5 +52,5 @@ def check_kept(place: str, count: int) -> None:
 
 
 def described(config: object, window: int) -> str:
-    """All that a task's rows depend on; they are what they were before something could be kept."""
+    """All that a task's rows depend on, for its fingerprint; kept=0 is left out, as in old runs."""
     return f"{config} window={window}".replace(", kept=0", "")

@@ -1,12 +1,12 @@
-"""MQAR: read pairs of keys and values, then say which value belongs to a key.
+"""MQAR: read key-value pairs, then say which value belongs to a key.
 
 Multi-query associative recall (Arora et al., "Zoology", arXiv 2312.04927), with the queries after
-the context is evicted. It asks for room in memory and for no depth: one look-up answers.
+the context is evicted. It needs memory capacity but no depth: one look-up answers a query.
 
     k v  k v  k v  k v    distinct keys, any values; nothing scored
-    k k k                 the queries, distinct: predicts the value of each
+    k k k                 the queries, distinct: at each, its value is predicted
 
-Keys and values are two sets of tokens. No answer stands in the input.
+Keys and values are disjoint sets of tokens. The answers are not in the input.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Recall: in real text, numbers are given to names, and names to names; then some are asked for.
+"""Recall: real text assigns numbers to names, and names to names; then some names are asked for.
 
-Needle in a haystack and variable tracking in the manner of RULER (Hsieh et al., arXiv 2404.06654),
-in the running Python's own documentation (`pydoc_data.topics`), which every installation has.
+Needle in a haystack and variable tracking as in RULER (Hsieh et al., arXiv 2404.06654), in the
+running Python's own documentation (`pydoc_data.topics`), which every installation has.
 
     ... text. VAR KQX = 417. text ... VAR ABC = KQX. text ...    left-padded; nothing scored
     VAR ABC = 417 EOS                                            scored: the number and EOS
 
-A chain of k hops passes a number on through k names, in the order of the text. k = 0 is the needle.
-Of several questions each is about another chain, and k is the same.
+A chain of k hops passes a number on through k names, in the order of the text; k = 0 is a needle.
+Several questions are about different chains, with the same k.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _SENTENCE = re.compile(r"(?<=[.:!?])\s+")
 
 
 class Recall:
-    """Chains of max_hops hops in `context` tokens of text; `questions` of them are asked for."""
+    """Chains of max_hops hops in `context` tokens of text; `questions` of them are asked about."""
 
     def __init__(self, config: RecallConfig, window: int, tokenizer: Tokenizer) -> None:
         self.config, self.window, self.tokenizer = config, window, tokenizer
         self.vocab_size = tokenizer.vocab_size
-        # the text is that of one Python: another one's would be other rows
+        # rows depend on the text, and so on the version of Python
         self.fingerprint = (
             f"{config} window={window} tokenizer={tokenizer.fingerprint} text={len(self.text)}"
         )
         self.test_hops = [0, *(2**i for i in range(config.max_hops.bit_length()))]
         check_context("recall.context", config.context, window)
         _check_sizes(config)
-        # no name or number is more tokens than characters; with the space before each, and EOS
+        # an upper bound: names and numbers have at most one token per character; spaces and EOS
         characters = config.name_letters + config.digits + 3
         self.asked_tokens = config.questions * (len(tokenizer.encode("VAR =")) + characters)
         if self.asked_tokens > window:
@@ -63,7 +63,7 @@ class Recall:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Of its sentences, in tokens."""
+        """The lengths of its sentences, in tokens."""
         return [len(self.tokenizer.encode(sentence)) for sentence in self.text]
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
@@ -78,7 +78,7 @@ class Recall:
         return self._write(draw.generators(), hops)
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Test rows that go through 0 and the powers of two in turn."""
+        """Test rows, with k cycling through 0 and the powers of two."""
         if rows < len(self.test_hops):
             raise UserError(
                 f"{rows} test rows do not hold one of each hop count of {self.test_hops}; "
@@ -110,13 +110,15 @@ class Recall:
                 read += question + answer
                 targets[row, at + len(question) - 1 :][: len(answer)] = answer
                 at += len(question) + len(answer)
-            tokens[row, first : at - 1] = read[:-1]  # EOS of the last is not read
+            tokens[row, first : at - 1] = read[:-1]  # the last EOS is not an input
             valid[row, first : at - 1] = True
         batch = make_batch(tokens, targets, valid, self.window)
         return GradedBatch(**vars(batch), grade=torch.tensor(hops))
 
     def _draw(self, random: Random, k: int) -> tuple[list[str], list[tuple[str, int]]]:
-        """All statements in the order of the text; what is asked: names, k hops on, and numbers."""
+        """All statements in the order of the text; and the questions: names k hops on, with
+        numbers.
+        """
         c = self.config
         length = c.max_hops + 1
         names: list[str] = []
@@ -138,7 +140,7 @@ class Recall:
         return [statement for _, statement in sorted(told)], asked[: c.questions]
 
     def _hide(self, random: Random, statements: list[str]) -> list[int]:
-        """The statements between sentences of the text, as many as the context holds."""
+        """Puts the statements between as many sentences of the text as the context holds."""
         begin = random.randrange(len(self.text))
         budget = self.config.context - len(self.tokenizer.encode(" ".join(statements)))
         if budget < 0:
@@ -165,10 +167,10 @@ class Recall:
 
 
 def _check_sizes(config: RecallConfig) -> None:
-    """UserError: there are not so many names, numbers or chains."""
+    """UserError if there are not enough names, numbers or chains."""
     names, numbers = len(LETTERS) ** config.name_letters, 9 * 10 ** (config.digits - 1)
     wanted = config.chains * (config.max_hops + 1)
-    if wanted > names // 2:  # names are drawn until they differ
+    if wanted > names // 2:  # names are redrawn until they differ
         raise UserError(
             f"recall: {config.chains} chains of {config.max_hops} hops have {wanted} names, more "
             f"than half of the {names} that there are; raise recall.name_letters, or lower "

@@ -1,7 +1,7 @@
-"""A task whose context is read several times over: what re-reading alone gives, without sleep.
+"""A control: a task with several copies of its context, to see what re-reading alone gives.
 
 c0 | c1 | question          windows of L tokens
-c0 c0 | c1 c1 | question    windows of 2 L: a copy attends to the ones before it
+c0 c0 | c1 c1 | question    windows of 2 L: a copy attends to the copies before it
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Repeated:
         return self.task.score(best[:, kept], _columns(batch, kept))
 
     def _repeat(self, batch: Batch) -> Batch:
-        """A copy of each window of context after another, then what is asked."""
+        """Repeats each window of context, and leaves the questions unchanged."""
         L = self.window // self.repeats
         context = _first_scored(batch) // L * L
         copies = torch.arange(context).view(-1, 1, L).expand(-1, self.repeats, L)
@@ -65,6 +65,6 @@ def _first_scored(batch: Batch) -> int:
 
 
 def _columns(batch: Batch, kept: Tensor) -> Batch:
-    """The same rows; of their tokens those in columns `kept`, in this order."""
+    """The same rows, with only the columns `kept`, in this order."""
     tokens, targets, valid = (t[:, kept] for t in (batch.tokens, batch.targets, batch.valid))
     return replace(batch, tokens=tokens, targets=targets, valid=valid)

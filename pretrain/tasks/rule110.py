@@ -1,17 +1,17 @@
 """Rule 110: read rings of bits, then say what their first bits are after t steps of the automaton.
 
-Section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099); docs/method.md lists what is our
-choice. The rule is Turing-complete: its outcome is computed step by step, and a query leaves no
-time for that.
+Section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099); docs/method.md lists our own
+choices. The rule is Turing-complete: its outcome must be computed step by step, and there is no
+time for that at the query.
 
     24 bits | 24 bits | 24 bits | 24 bits    the rings, fair bits, nothing scored
     SEP l0 l1 l2                             predicts l0 l1 l2 l3: no ring's window has a target
 
-Few steps have few patterns of the cells that decide a bit (2,048 for t = 5), which may be learned
-by heart: with `kept` some are for the test alone.
+With few steps there are few patterns of the cells that determine a bit (2,048 for t = 5), which may
+be memorised: with `kept`, some are held out for the test.
 
-With `min_steps` a row is asked for every t from the most steps to the fewest, each after a SEP of
-its own: the few steps teach what the many are made of, and tell how deep a model has thought.
+With `min_steps` a row is asked for every t from the most steps to the fewest, each after its own
+SEP: the few steps teach what the many are composed of, and show how deep a model computes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pretrain.tasks.kept import Mask, check_kept, described, one_in, redrawn
 from pretrain.tasks.task import depth_at, make_batch
 
 Cells = NDArray[np.uint8]
-SEP = 2  # after the bits 0 and 1; of the fewest steps asked for, if there are several
+SEP = 2  # follows the bits 0 and 1; if several t are asked for, the SEP of the fewest steps
 
 
 class Rule110:
@@ -51,7 +51,7 @@ class Rule110:
         return self._write(self._trained_on(seed, position, rows))
 
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
-        """The same after a share of the steps, where one number of steps is asked for."""
+        """The same with a share of the steps, if only one t is asked for."""
         steps = depth_at(share, self.config.steps)
         if steps == self.config.steps:
             return self.sample(seed, position, rows)
@@ -59,7 +59,7 @@ class Rule110:
         return fewer._write(self._trained_on(seed, position, rows))
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Test rows: other fair bits, those that are kept if some are."""
+        """Test rows: other fair bits, held-out patterns if `kept` is set."""
         return self._write(self._rings(Rows(seed, "rule110 test", 0, rows), kept=True))
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
@@ -75,16 +75,18 @@ class Rule110:
         return {"exact": float(exact[0]), "label": float(right.double().mean())}
 
     def _is_kept(self, rings: Ints) -> Mask:
-        """[B, rings, width] -> [B, rings]: whether the cells that decide the label are kept."""
+        """[B, rings, width] -> [B, rings]: whether the cells that determine a label are held
+        out.
+        """
         cells = np.arange(min(2 * self.config.steps + 1, self.config.width)) - self.config.steps
         return one_in(self.config.kept, rings[..., cells % self.config.width])
 
     def _trained_on(self, seed: int, position: int, rows: int) -> Ints:
-        """[B, rings, width] bits of training rows, whatever is asked of them."""
+        """[B, rings, width] bits of training rows, whichever t is asked for."""
         return self._rings(Rows(seed, "rule110", position, rows), kept=False)
 
     def _rings(self, draw: Rows, kept: bool) -> Ints:
-        """[B, rings, width] bits; `kept`: of those for the test."""
+        """[B, rings, width] bits; `kept`: held-out ones."""
         c = self.config
 
         def bits(again: str) -> Ints:
@@ -105,7 +107,7 @@ class Rule110:
         return make_batch(row, np.concatenate(targets, axis=1), valid, self.window)
 
     def _evolved(self, rings: Cells) -> list[tuple[int, Cells]]:
-        """(t, the rings after t steps) for each t that is asked for, in the order of asking."""
+        """(t, the rings after t steps) for each t asked for, in that order."""
         found, cells, done = [], rings, 0
         for t in reversed(self.asked):
             cells, done = evolve(cells, t - done), t
@@ -113,8 +115,8 @@ class Rule110:
         return found[::-1]
 
     def _check(self) -> None:
-        """UserError unless windows hold whole rings, or rings whole windows, and one more holds all
-        labels.
+        """UserError unless windows hold whole rings, or rings fill whole windows, and one more
+        window holds all labels.
         """
         check_kept("rule110.kept", self.config.kept)
         width, rings, L = self.config.width, self.config.rings, self.window

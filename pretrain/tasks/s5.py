@@ -1,18 +1,17 @@
-"""S5: read a word of permutations, then say what they come to, one after the other.
+"""S5: read a word of permutations, then give the products of its prefixes.
 
 The word problem of the symmetric group (Merrill et al., "The Illusion of State in State-Space
-Models", arXiv 2404.08819): of five symbols and more it needs depth that grows with the word, or a
-state whose transition has negative eigenvalues (model.delta_negative_eigenvalues).
+Models", arXiv 2404.08819): for five or more symbols it needs depth that grows with the word, or a
+state transition with negative eigenvalues (model.delta_negative_eigenvalues).
 
     g1 g2 g3 ... gn        elements of the group, one token each; nothing scored
     [of n] ... [of 2] [of 1]   predicts the product of the first n, ..., 2, 1: no answer is read
 
-Every length is asked for, as the paper's models predict every prefix: of the powers of two alone
-no model here learned more than the second.
+Every length is asked for, as in the paper, where models predict every prefix: when only powers of
+two were asked for, no model here learned more than the second.
 
-Words of a small group are few enough to be learned by heart (1,296 of four letters in S3): one
-beginning in eight is kept for the test, so that no word that is tested has been read, nor a
-beginning of one that is as long.
+A small group has few enough words to memorise (1,296 of four letters in S3): one prefix in eight is
+held out for the test, so that no training word shares that prefix with a test word.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from pretrain.tasks.task import check_context, make_batch
 class S5:
     """The word problem of the group of all permutations of `symbols` symbols."""
 
-    BEGINNINGS = 1024  # there are at least so many, or all words
-    KEPT = 8  # one in so many is kept for the test
+    BEGINNINGS = 1024  # prefixes are long enough that there are so many, or are whole words
+    KEPT = 8  # one prefix in so many is held out for the test
 
     def __init__(self, config: S5Config, window: int) -> None:
         self.config, self.window = config, window
@@ -45,7 +44,7 @@ class S5:
         self._number = np.zeros(config.symbols**config.symbols, dtype=np.int64)
         self._number[self.elements @ weights] = np.arange(len(self.elements))
         self._weights = weights
-        self._letters = 1  # of a beginning
+        self._letters = 1  # of a prefix
         while len(self.elements) ** self._letters < self.BEGINNINGS:
             self._letters += 1
         if self._letters > config.length:
@@ -59,11 +58,11 @@ class S5:
         check_context("s5.length", config.length, window)
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
-        """Training rows: every word whose beginning is not kept is equally likely."""
+        """Training rows: uniform over the words whose prefix is not held out."""
         return self._write(Rows(seed, "s5", position, rows), kept=False)
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Test rows: words whose beginning is kept."""
+        """Test rows: words whose prefix is held out."""
         return self._write(Rows(seed, "s5 test", 0, rows), kept=True)
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
@@ -72,13 +71,13 @@ class S5:
         return {f"length_{n}": share for n, share in enumerate(reversed(right.tolist()), 1)}
 
     def _is_kept(self, word: Ints) -> NDArray[np.bool_]:
-        """[B, length] -> [B]: whether words that begin so are for the test."""
+        """[B, length] -> [B]: whether the words' prefixes are held out."""
         powers = len(self.elements) ** np.arange(self._letters)
         number = word[:, : self._letters] @ powers
         return mix(number.astype(np.uint64)) % np.uint64(self.KEPT) == 0
 
     def _word(self, draw: Rows, kept: bool) -> Ints:
-        """[B, length], drawn again until it is for the test, or is not."""
+        """[B, length], redrawn until the prefixes are held out, or are not."""
         length, G = self.config.length, len(self.elements)
         return redrawn(
             lambda again: draw.below(f"word{again}", length, G), self._is_kept, kept=kept

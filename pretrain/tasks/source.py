@@ -1,4 +1,4 @@
-"""The training stream of a task: fresh rows without end."""
+"""TaskSource: the training stream of a task, with endless fresh rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from pretrain.tasks.task import DeepTask, Task
 
 
 class TaskSource:
-    """Gives each rank its rows of the global batch; row r is the same in any batch size and on any
-    rank.
+    """Gives each rank its rows of the global batch; row r is the same for any batch size and rank.
 
-    A thread stays a few batches ahead. A batch is a pure function of its position, so that what was
-    written and not used is simply written again after a resume.
+    A thread stays a few batches ahead. A batch is a pure function of its position, so batches that
+    were made but not used are simply made again after a resume.
 
     Args:
         batch: B, rows of the global batch, over all ranks.
@@ -48,8 +47,8 @@ class TaskSource:
         self.rank, self.rows = rank, batch // ranks
         self.vocab_size = task.vocab_size
         self.wait_seconds = 0.0
-        self._position = 0  # rows given out, over all ranks
-        self._ahead = 0  # rows written, by the prefetcher's thread alone
+        self._position = 0  # rows returned, over all ranks
+        self._ahead = 0  # rows made; used only by the prefetch thread
         self._prefetcher: Prefetcher[Batch] | None = None
 
     def next(self) -> Batch:
@@ -63,12 +62,12 @@ class TaskSource:
         return batch
 
     def describe(self, steps: int) -> list[str]:
-        """Nothing: the configuration says all of a task."""
+        """No lines: the configuration describes a task completely."""
         return []
 
     def samples(self) -> Callable[[Gather], Any]:
         """The seed and the rows [first, stop) of the last global batch: task.sample(seed, first,
-        stop - first), or as deep as the curriculum then was.
+        stop - first), up to the curriculum's depth at that step.
         """
         rows = [self._position - self.batch, self._position]
         return lambda gather: {"seed": self.seed, "rows": rows}
@@ -78,7 +77,7 @@ class TaskSource:
         return {"rows": self._position, "seed": self.seed, "fingerprint": self.task.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on at the saved row, whatever the batch size or the number of ranks is now."""
+        """Continues at the saved row, whatever the batch size or the number of ranks is now."""
         for key, mine in (("seed", self.seed), ("fingerprint", self.task.fingerprint)):
             if state[key] != mine:
                 raise UserError(
@@ -111,6 +110,6 @@ class TaskSource:
         return batch
 
     def _begins_with_state(self, first: int) -> Tensor:
-        """[rows] bool, of the rows from `first` on."""
+        """[rows] bool, for the rows from `first` on."""
         drawn = Rows(self.seed, "state passing", first, self.rows).uniform("share", 1)[:, 0]
         return torch.from_numpy(drawn < self.state_passing)

@@ -1,4 +1,4 @@
-"""Math stories: many quantities, of which a few are needed, and an answer, a number.
+"""Math stories: many quantities, of which a few are needed for the answer, a number.
 
 GSM-Infinite, section 4 of "Do Language Models Need Sleep?" (arXiv 2605.26099): question first, no
 chain of thought.
@@ -6,7 +6,7 @@ chain of thought.
     PAD PAD What is the total ...? The number of ... equals ...   left-padded; nothing scored
     Answer: 12 EOS                                                scored: the number and EOS
 
-The records are those of a .jsonl file in the public format, or those of `story_writer.py`.
+The records come from a .jsonl file in the public format, or from `story_writer.py`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
 _ANSWER = re.compile(r"Answer: (-?\d+)\.\s*$")
-_SENTENCE = 20  # tokens, about: how much noise is tried; what does not fit is left out
-_HELD_OUT = 10  # every tenth problem of a file, by op, is for testing
+_SENTENCE = (
+    20  # approximate tokens per sentence: how much noise to try; what does not fit is dropped
+)
+_HELD_OUT = 10  # one problem in so many, by op, is held out for the test
 
 
 class Record(NamedTuple):
@@ -47,8 +49,8 @@ class Record(NamedTuple):
 
 
 class Stories:
-    """Stories with ops ~ U[min_ops, max_ops], or uniform over those that the file has in that
-    range.
+    """Stories with op uniform over min_ops..max_ops, or over the ops in that range that the file
+    has.
     """
 
     def __init__(self, config: StoriesConfig, window: int, tokenizer: Tokenizer) -> None:
@@ -56,9 +58,9 @@ class Stories:
         self.vocab_size = tokenizer.vocab_size
         self.prompt = tokenizer.encode("Answer:")
         check_context("stories.context", config.context, window)
-        anywhere = replace(config, path="")  # a file may be moved, its content not changed
+        anywhere = replace(config, path="")  # the file may be moved, but not changed
         self.fingerprint = f"{anywhere} window={window} tokenizer={tokenizer.fingerprint}"
-        # a file's records by op; empty: they are written as needed
+        # a file's records by op; empty: stories are written on demand
         self.train: dict[int, list[Record]] = {}
         self.held_out: dict[int, list[Record]] = {}
         if config.path:
@@ -85,7 +87,7 @@ class Stories:
         return self.sample_up_to(seed, position, rows, 1.0)
 
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
-        """The same, of the ops that there are a share of the smallest."""
+        """The same, from a share of the ops, the smallest ones."""
         draw = Rows(seed, "stories", position, rows)
         ops = list(self.train) or list(range(self.config.min_ops, self.config.max_ops + 1))
         ops = sorted(ops)[: depth_at(share, len(ops))] if share < 1 else ops
@@ -95,7 +97,7 @@ class Stories:
         )
 
     def test(self, seed: int, rows: int) -> GradedBatch:
-        """Test rows that go through the ops in turn: a file's held-out records, or newly written
+        """Test rows that cycle through the ops: a file's held-out records, or newly written
         ones.
         """
         ops = list(self.held_out) or list(range(self.config.min_ops, self.config.max_ops + 1))
@@ -158,7 +160,7 @@ class Stories:
         return self.tokenizer.encode(f" {number}") + [self.tokenizer.eos]
 
     def _read(self, path: Path) -> Iterator[Record]:
-        """A file's records within min_ops..max_ops; UserError names the line of what is no such
+        """A file's records within min_ops..max_ops; UserError names a line that is not such a
         record.
         """
         low, high = self.config.min_ops, self.config.max_ops
@@ -180,7 +182,7 @@ class Stories:
             found = True
             try:
                 context = self.tokenizer.encode(self._text(question, problem))
-            except TokenizerError as error:  # JSON can spell what is no text
+            except TokenizerError as error:  # JSON can escape lone surrogates
                 raise UserError(f"{path}:{number}: {error}") from None
             if len(context) > self.config.context:
                 raise UserError(
@@ -222,8 +224,8 @@ Split = dict[int, list[Record]]
 
 
 def _split(records: list[Record], path: str) -> tuple[Split, Split]:
-    """Training and held-out records by op. Which problems are held out depends on their text alone,
-    by its hash.
+    """Training and held-out records by op. Which problems are held out depends only on a hash of
+    their text.
     """
     train: Split = {}
     held_out: Split = {}

@@ -1,13 +1,13 @@
-"""Writes math stories of GSM-Infinite's kind (arXiv 2502.05252): none need be downloaded.
+"""Writes math stories in the style of GSM-Infinite (arXiv 2502.05252), so none need be downloaded.
 
     The number of adult fox in Pine Ridge equals 3. The number of adult deer in Pine Ridge equals 2
     plus the number of adult fox in Pine Ridge. ...
     What is the total number of adult animals in Pine Ridge?
 
 A story is a graph of quantities, drawn from the question towards its leaves until exactly `op`
-operands are used in the definitions that the answer needs, which is how the public records count
-their `op`. Other quantities are noise. Of the public forms it writes no differences (nothing gets
-negative) and no equations with an unknown.
+operands are used in the definitions that the answer needs; the public records count their `op` in
+the same way. Other quantities are noise. Of the public forms, differences (nothing becomes
+negative) and equations with an unknown are not written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-LARGEST = 999  # answers and all values on the way
+LARGEST = 999  # of answers and intermediate values
 MAX_OPS = 30
 _NO_OPERATOR = "plus"
 
@@ -107,7 +107,7 @@ WORLDS = [
         + ["Old Town Film Week", "Saffron Festival"],
     ),
 ]
-TOTALS = 4  # places with a total that is used; the other places hold every other quantity
+TOTALS = 4  # places whose total may be used; all other quantities are in the other places
 MAX_NOISE = min(len(w.kinds) * (len(w.places) - TOTALS) for w in WORLDS) - MAX_OPS
 
 
@@ -127,7 +127,7 @@ class Definition(NamedTuple):
 
     @property
     def operands(self) -> int:
-        """What this definition adds to a story's `op`."""
+        """How much this definition adds to a story's `op`."""
         return len(self.terms) + (self.constant is not None)
 
 
@@ -212,10 +212,10 @@ def _chain(sign: str, symbols: list[str], numbers: list[int]) -> str:
 
 
 def write_story(random: Random, op: int, noise: int) -> Story:
-    """A story with exactly `op` operands (1..MAX_OPS) and `noise` (0..MAX_NOISE) quantities that
-    do not matter.
+    """A story with exactly `op` operands (1..MAX_OPS) and `noise` (0..MAX_NOISE) irrelevant
+    quantities.
 
-    Stories with a value above LARGEST are drawn again.
+    Stories with a value above LARGEST are redrawn.
     """
     while True:
         world = random.choice(WORLDS)
@@ -233,10 +233,10 @@ def write_story(random: Random, op: int, noise: int) -> Story:
 
 
 class _Draft:
-    """Draws the needed quantities. Each open (not yet defined) one keeps back the operands of its
-    cheapest definition.
+    """Draws the needed quantities. For each open (not yet defined) one, the operands of its
+    cheapest definition are reserved.
 
-    A definition may use new quantities and open ones, never defined ones: so there are no cycles.
+    A definition may use new and open quantities, never defined ones, so there are no cycles.
     """
 
     def __init__(self, random: Random, world: World, op: int) -> None:
@@ -246,7 +246,7 @@ class _Draft:
         self.fresh = [Quantity(kind, place) for kind in world.kinds for place in places[TOTALS:]]
         random.shuffle(self.fresh)
         self.needed: dict[Quantity, Definition] = {}
-        self.spare = op - 1  # operands that no open quantity keeps back
+        self.spare = op - 1  # operands that are not reserved for an open quantity
         first = self._new_total() if self.spare and random.random() < 0.7 else self.fresh.pop()
         self.spare -= first.kind is None
         self.open = [first]
@@ -255,7 +255,7 @@ class _Draft:
             self.needed[q] = self._define() if q.kind else self._define_total(q)
 
     def draw_noise(self, count: int) -> dict[Quantity, Definition]:
-        """`count` further quantities, defined by constants or by what there is already."""
+        """`count` further quantities, defined by constants or by existing quantities."""
         noise: dict[Quantity, Definition] = {}
         known = list(self.needed)
         for _ in range(count):
@@ -272,8 +272,8 @@ class _Draft:
         return noise
 
     def _define(self) -> Definition:
-        """The first operand was kept back for this quantity; others, and what new quantities keep
-        back, are taken from spare.
+        """Draws a definition. Its first operand was reserved for this quantity; further ones, and
+        those to reserve for new quantities, are taken from `spare`.
         """
         must_grow = not self.open
         if not self.spare or (not must_grow and self.random.random() < 0.3):
@@ -303,7 +303,7 @@ class _Draft:
         return self._with_constant(terms) if constant else Definition(terms)
 
     def _define_total(self, q: Quantity) -> Definition:
-        """The kinds of a place that holds nothing else."""
+        """Defines a place's total, by kinds of a place that has no other quantities."""
         kinds = 1 + self.random.randint(0, min(self.spare // 2, 3))
         self.spare -= 2 * (kinds - 1)
         members = [Quantity(kind, q.place) for kind in self.random.sample(self.world.kinds, kinds)]

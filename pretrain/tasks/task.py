@@ -1,4 +1,4 @@
-"""What a task is to the rest of `pretrain/`, and the layout that all tasks share.
+"""The interface of a task, and the layout that all tasks share.
 
 | context: whole windows, nothing scored | prediction: the answers are scored |
 """
@@ -21,13 +21,13 @@ from pretrain.tasks.counter import Ints
 
 @dataclass
 class GradedBatch(Batch):
-    """A batch that knows how hard its rows are."""
+    """A batch whose rows have a grade: how hard they are."""
 
     grade: Tensor  # [B] int64
 
 
 def by_grade(name: str, right: Tensor, batch: Batch) -> dict[str, float]:
-    """{"name_k": share that is right of the rows of grade k}. right: [B] bool, or shares."""
+    """{"name_k": share of right answers among the rows of grade k}. right: [B] bool, or shares."""
     assert isinstance(batch, GradedBatch), "all batches of such a task are"
     grades = batch.grade.unique().tolist()
     return {f"{name}_{k}": float(right[batch.grade == k].double().mean()) for k in grades}
@@ -37,7 +37,7 @@ class Task(Protocol):
     """Data, loss mask and metric of a synthetic task."""
 
     vocab_size: int
-    # equal if and only if the task gives the same rows for the same (seed, position)
+    # equal if and only if two tasks have the same rows for the same (seed, position)
     fingerprint: str
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
@@ -46,21 +46,21 @@ class Task(Protocol):
         """
 
     def test(self, seed: int, rows: int) -> Batch:
-        """Rows of the held-out distribution, other draws than training's. The shortest problems are
-        few, and may be the same; what is kept for the test (`kept`) never is.
+        """Test rows, drawn independently of the training rows. The smallest problems are few, so
+        some may occur in both; held-out ones (`kept`) never do.
         """
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
-        """Shares of right answers by name. best: [B, T] int64, the likeliest token where one is
-        scored.
+        """Shares of right answers, by name. best: [B, T] int64, the most likely token at scored
+        positions.
         """
 
 
 class DeepTask(Task, Protocol):
-    """A task whose rows are of several depths: the deeper ones can come later."""
+    """A task with rows of several depths, which a curriculum can introduce gradually."""
 
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
-        """Training rows, none deeper than a share of the deepest there are; 1: as `sample`."""
+        """Training rows up to a share of the full depth; 1: like `sample`."""
 
 
 def depth_at(share: float, deepest: int) -> int:

@@ -1,4 +1,4 @@
-"""One request's answers: from a start to text that comes piece by piece, and its usage."""
+"""One request's answers: from a `Start` to text that comes piece by piece, and its usage."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Update:
 
 
 class Answer:
-    """One of a request's answers, as far as it has come."""
+    """One of a request's answers, as generated so far."""
 
     def __init__(self, start: Start) -> None:
         self.start = start
         self.said = wire.Generated()
         self.tokens = 0
         self.finished: Finished | None = None
-        self.unshown: list[TokenScore] = []  # of tokens whose text is held back
+        self.unshown: list[TokenScore] = []  # scores of tokens whose text is held back
 
     @property
     def end(self) -> Finished:
@@ -59,12 +59,13 @@ class Answer:
 
 
 class Answers:
-    """All of a request's answers; they go on from one reading of its input.
+    """All of a request's answers; they share one reading of its input.
 
     Args:
-        count: how many. most: tokens of each. top: likeliest tokens told beside each; None: no
-            log-probabilities. echo: the input's own tokens have them, too. mark: stores the
-            input's session at a mark.
+        count: how many. most: maximum tokens of each. top: how many most likely tokens to report
+        per
+            token; None: no log-probabilities. echo: report them for the input's tokens too. mark:
+            stores the input's session at a mark.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Answers:
             for i in range(count)
         ]
         self._jobs[0].others = self._jobs[1:]
-        self.heard: list[TokenScore] = []  # of the input, where its tokens are told of
+        self.heard: list[TokenScore] = []  # scores of the input's tokens, with echo
         if echo and top is not None:
             self._jobs[0].hears = True
             self.heard.append(TokenScore(service.tokenizer.token_bytes[start.tokens[0]], None))
@@ -119,19 +120,19 @@ class Answers:
             self._jobs[0].marks = deque((m.tokens, partial(mark, m)) for m in start.marks)
 
     def begin(self, *others: Answers) -> None:
-        """Queues them, and those to other inputs of the same request. ApiError: the queue is full,
-        or the server stops.
+        """Queues them, with those to the other inputs of the request. ApiError: the queue is full,
+        or the server is stopping.
         """
         self.service.engine.submit([answers._jobs[0] for answers in (self, *others)])
 
     def give_up(self) -> None:
-        """Nobody waits for them any more."""
+        """Cancels them: nobody waits for them any more."""
         for job in self._jobs:
             job.cancelled = True
 
     async def updates(self) -> AsyncGenerator[Update]:
-        """As they come, to the end of all; one without text from time to time. Left early, the
-        answers are given up.
+        """Yields updates until all answers end, now and then one without text. If the generator is
+        closed early, the answers are cancelled.
 
         Raises:
             ApiError: one of them failed.
@@ -153,7 +154,7 @@ class Answers:
             self.give_up()
 
     async def finish(self) -> None:
-        """Waits for the end of all."""
+        """Waits until all answers have ended."""
         async for _ in self.updates():
             pass
 
@@ -176,7 +177,8 @@ class Answers:
             answer.finished, answer.said.finish_reason = event, event.reason
             shows |= event.reason == "length"
             if event.by is not None and self.top is not None and form is None:
-                # a completion's end has a score as its tokens have, and no text: lm-eval counts it
+                # a completion's end token has a score like the others, but no text: lm-eval counts
+                # it
                 answer.unshown.append(replace(self._score(event.by), text=b""))
                 shows = True
         scores: tuple[TokenScore, ...] = ()
@@ -194,7 +196,7 @@ class Answers:
 
     @property
     def usage(self) -> Usage:
-        """At the end of all. What further answers to the same input read is theirs."""
+        """The usage, once all have ended; the shared reading of the input counts once."""
         asleep, position = self._before
         ends = [answer.end.session for answer in self.each]
         wake = self._read + sum(s.position - position - self._read for s in ends)
@@ -211,20 +213,20 @@ def _post(
     loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[int, Event]], index: int,
     event: Event,
 ) -> None:  # fmt: skip
-    """From the engine's thread to the loop's. A job that knew its `Answers`, which know it, would
-    hold its session until Python looks for cycles.
+    """Passes an event from the engine's thread to the event loop. Not a method: a reference cycle
+    between a job and its `Answers` would keep the session alive until garbage collection.
     """
-    with suppress(RuntimeError):  # the server has stopped, and its loop with it
+    with suppress(RuntimeError):  # the server and its event loop have stopped
         loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
 
 def _asleep(session: Session) -> int:
-    """Passes of sleep that it has made, or owes."""
+    """Passes of sleep that a session has made or owes."""
     return session.sleep_passes + session.pending
 
 
 def _told(error: BaseException) -> ApiError:
-    """What a client is told of an error; the log has the rest."""
+    """The error as a client sees it; the log has the details."""
     return error if isinstance(error, ApiError) else server_failed()
 
 

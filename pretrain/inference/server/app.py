@@ -1,4 +1,4 @@
-"""The application: routes, who may ask, how much at a time, and errors in OpenAI's form."""
+"""The FastAPI application: routes, API keys, body limits, and errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pretrain.inference.server.errors import ApiError, from_validation, server_f
 from pretrain.inference.server.http import service_of
 from pretrain.inference.server.service import Service
 
-BODY_TIMEOUT_S = 60.0  # for each part of a body
-# The page is one file, and asks this server alone.
+BODY_TIMEOUT_S = 60.0  # for each chunk of a body
+# The page is one file, and connects only to this server.
 PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; "
     "style-src 'unsafe-inline'; frame-ancestors 'none'"
 )
-LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
+LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses reachable only from this machine
 OPEN = ("/", "/health")  # paths that need no key
 
 
@@ -34,9 +34,9 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
     """The application.
 
     Args:
-        keys: that may ask; none: everybody may. max_body: bytes of a request.
+        keys: valid API keys; empty: none is needed. max_body: limit of a request in bytes.
     """
-    # FastAPI's own pages of it would run scripts from elsewhere, which could ask as we can
+    # FastAPI's own doc pages load scripts from elsewhere, which could then call this server
     app = FastAPI(title="hypnos serve", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.state.service = service
     for module in (completions, chats, responses, conversations):
@@ -50,7 +50,7 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
         return HTMLResponse(html, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/health")
-    @app.head("/health", include_in_schema=False)  # as load balancers probe
+    @app.head("/health", include_in_schema=False)  # load balancers probe with HEAD
     def health(http: Request) -> JSONResponse:
         service = service_of(http)
         stored = {"sessions": len(service.store), "bytes": service.store.size}
@@ -104,20 +104,20 @@ def _model(service: Service) -> dict[str, object]:
 
 
 def _hashed(key: str) -> str:
-    """What is kept of a key, in memory and beside what it owns."""
+    """The hash of a key, which is all that is kept of it, in memory and on disk."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _host(headers: Mapping[bytes, bytes]) -> str:
-    """The name or address that a client asked for, without the port and the brackets of IPv6."""
+    """The host that a client addressed, without the port and the brackets of IPv6."""
     name = headers.get(b"host", b"").decode("latin-1")
     return re.sub(r":\d+$", "", name).strip("[]")
 
 
 class Gate:
-    """Before a request is read: its key, and its size.
+    """Checks a request's key and size before it is read.
 
-    What is stored belongs to the key that it came with, also where no key is asked for.
+    Stored sessions belong to the key of their request, even if no key is required.
     """
 
     def __init__(self, app: ASGIApp, keys: Set[str], max_body: int) -> None:
@@ -137,7 +137,7 @@ class Gate:
             )  # fmt: skip
             await error.response()(scope, receive, send)
             return
-        if not self.keys and _host(headers) not in LOCAL:  # a page elsewhere, by its own name
+        if not self.keys and _host(headers) not in LOCAL:  # DNS rebinding by another site's page
             error = ApiError(403, "Without API keys this server answers to localhost alone.")
             await error.response()(scope, receive, send)
             return
@@ -149,7 +149,7 @@ class Gate:
         await self.app(scope, self._measured(receive), send)
 
     def _measured(self, receive: Receive) -> Receive:
-        """A body whose length nobody has told, or that never ends."""
+        """Limits a body without a declared length, or one that never ends."""
         seen, is_whole = 0, False
 
         async def measured() -> Message:

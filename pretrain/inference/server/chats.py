@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a history that is resent goes on from what is stored of it."""
+"""/v1/chat/completions: a resent history continues from what is stored of it."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ async def create(request: ChatRequest, http: Request) -> Response:
 
 @router.get("/v1/chat/completions/{id}")
 def retrieve(id: str, http: Request) -> Response:
-    """One that is stored."""
+    """Returns a stored chat completion."""
     return JSONResponse(_stored(id, http))
 
 
 @router.delete("/v1/chat/completions/{id}")
 def delete(id: str, http: Request) -> Response:
-    """All of its choices; the one that has its id is the last, so that it can be tried again."""
+    """Deletes all of its choices; the one with its id last, so that a failure can be retried."""
     for i in reversed(range(len(_stored(id, http)["choices"]))):
         with suppress(NotStored):  # evicted
             service_of(http).delete(owner_of(http), _choice_id(id, i))
@@ -69,7 +69,7 @@ def delete(id: str, http: Request) -> Response:
 
 
 def _stored(id: str, http: Request) -> wire.Json:
-    """The completion as it was given. ApiError 404 if there is none of that id."""
+    """The completion as it was returned. ApiError 404 if none with that id is stored."""
     try:
         _, record = service_of(http).store.record(owner_of(http), id)
     except NotStored:
@@ -80,7 +80,7 @@ def _stored(id: str, http: Request) -> wire.Json:
 
 
 def _choice_id(id: str, i: int) -> str:
-    """What a choice's session is stored under: the first one has the completion's own id."""
+    """The id of a choice's session; the first choice has the completion's own id."""
     return f"{id.replace(KIND, TURN)}{i:02x}" if i else id
 
 
@@ -98,7 +98,7 @@ class _Said:
         return await self._kept()
 
     async def _kept(self) -> wire.Json:
-        """The whole object, once every answer of it is stored; the first has its id."""
+        """The complete object, once all its answers are stored; the first one under its id."""
         choices = [answer.said for answer in self.answers.each]
         usage = self.answers.usage
         shown = wire.chat(self.id, self.created, self.request, choices, usage)
@@ -109,7 +109,7 @@ class _Said:
         return shown
 
     async def events(self) -> AsyncGenerator[str]:
-        """An answer's last chunk comes when all is stored."""
+        """Streams the answers; an answer's last chunk comes once all are stored."""
         pulse = Pulse()
         try:
             for i in range(len(self.answers.each)):

@@ -1,4 +1,4 @@
-"""POST /v1/completions: a text is continued, and nothing is kept."""
+"""POST /v1/completions: continues a text, and stores nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pretrain.inference.server.store import new_id
 from pretrain.inference.server.wire import Offsets, Usage
 
 router = APIRouter()
-MAX_TOKENS = 16  # where a request names no number, as OpenAI has it
+MAX_TOKENS = 16  # OpenAI's default
 
 
 @router.post("/v1/completions")
@@ -72,7 +72,7 @@ class _Said:
         try:
             for answers in self.asked:
                 await answers.finish()
-        finally:  # where one fails, the others are for nobody
+        finally:  # if one fails, the others are cancelled
             for answers in self.asked:
                 answers.give_up()
         choices = []
@@ -88,7 +88,7 @@ class _Said:
         return wire.completion(self.id, self.created, self.request, choices, usage)
 
     async def events(self) -> AsyncGenerator[str]:
-        """Prompt after prompt: what the later ones say meanwhile waits."""
+        """Streams prompt by prompt; the output of later prompts waits meanwhile."""
         pulse, begun = Pulse(), dict[int, Offsets]()  # by choice
         try:
             for p, answers in enumerate(self.asked):

@@ -1,4 +1,4 @@
-"""/v1/conversations: a name for the last of a chain of stored sessions."""
+"""/v1/conversations: a name that points to the last of a chain of stored sessions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_PAGE = 100
 
 
 class Conversation:
-    """What a conversation's id stands for: an entry of the store whose parent is its last turn.
+    """A stored conversation: an entry of the store whose parent is its last turn.
 
     Raises:
         ApiError: 404, it is not stored, or not for this owner.
@@ -69,7 +69,7 @@ class Conversation:
 
     @property
     def ended(self) -> ApiError:
-        """Why it cannot go on, where its last turn is not stored."""
+        """The error if its last turn is no longer stored."""
         return ApiError(
             404, f"The last turn of conversation '{self.id}' is no longer stored, so nothing can "
             "go on from it: begin another conversation.",
@@ -78,7 +78,7 @@ class Conversation:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One request at a time goes on with it. ApiError 409 if another does."""
+        """Locks it for one request. ApiError 409 if another has it."""
         if self.id in self.service.locked:
             raise ApiError(
                 409, "Another response of this conversation is under way; try again when it ends.",
@@ -91,7 +91,7 @@ class Conversation:
             self.service.locked.discard(self.id)
 
     async def move(self, head: str) -> None:
-        """From now on it ends with this turn, which is stored."""
+        """Makes a stored turn its last one."""
         self.head = head
         await self.save()
 
@@ -108,8 +108,8 @@ async def _read(
     messages: list[Message],
     conversation: Conversation | None = None,
 ) -> str:
-    """Reads messages that nobody answers, at the end of a conversation, and stores what has read
-    them. Returns its id.
+    """Reads messages that need no answer, at the end of a conversation, and stores the session.
+    Returns its id.
     """
     turns = [Turn(m.role, m.content) for m in messages]
     service.engine.check_room(1)
@@ -126,7 +126,7 @@ async def _read(
             "them with the request that asks for an answer.", "items",
         )  # fmt: skip
     del start.tokens[start.end :]
-    if not start.tokens:  # all of it is stored
+    if not start.tokens:  # everything is stored already
         return start.parent
     keeper, id = Keeper(service, owner, start), new_id(TURN)
     reading = Answers(service, start, _READING, most=0, mark=keeper.mark)
@@ -167,8 +167,8 @@ async def update(id: str, request: ConversationRequest, http: Request) -> Respon
 
 @router.delete("/v1/conversations/{id}")
 async def delete(id: str, http: Request) -> Response:
-    """Of the name, and of turns that have no id; responses stay until they are deleted, or least
-    recently used.
+    """Deletes the name, and turns without an id of their own; responses stay until they are deleted
+    or evicted.
     """
     conversation = Conversation(service_of(http), owner_of(http), id)
     with conversation.locked():
@@ -191,7 +191,7 @@ async def add_items(id: str, request: ItemsRequest, http: Request) -> Response:
 def items(
     id: str, http: Request, limit: int = 20, order: str = "desc", after: str | None = None
 ) -> Response:
-    """What was said, as far back as it is stored."""
+    """The messages, as far back as they are stored."""
     conversation = Conversation(service_of(http), owner_of(http), id)
     lineage = conversation.service.store.lineage(conversation.owner, conversation.head)
     return page(lineage, limit, order, after)
@@ -204,10 +204,10 @@ def page(
     after: str | None,
     answered_by: str = "",
 ) -> Response:
-    """Of a conversation's messages.
+    """A page of a conversation's messages.
 
     Args:
-        answered_by: an entry whose answer is not among them.
+        answered_by: an entry whose answer is left out.
     """
     if not 1 <= limit <= MAX_PAGE:
         raise bad_request(f"Invalid 'limit': it is 1 to {MAX_PAGE}.", "limit", "invalid_value")

@@ -1,7 +1,7 @@
-"""The digests by which a history is found again.
+"""Digests of message histories, by which a stored session is found again.
 
-They are of messages as clients send them, one after the other: a client that resends its history
-names the same digests, whatever tokens the model said it in.
+They are computed from messages as clients send them, cumulatively: a client that resends a history
+produces the same digests, whatever tokens the model generated it in.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pretrain.inference.chat import Turn
 
 
 def begin(passes: int, until: float, form: str) -> str:
-    """The digest of no message, by N, the stop rule that windows are slept over with, and the key
-    of the form that messages are written in.
+    """The digest of an empty history, from N, the stop rule of sleep, and the key of the chat
+    form.
     """
     return _hash(f"{passes} passes until {until} in {form}".encode())
 
 
 def digest(before: str, turn: Turn) -> str:
-    """Of one message more."""
+    """The digest after one more message."""
     content = turn.content.encode()
     return _hash(f"{before} {turn.speaker} {len(content)} ".encode() + content)
 
 
 def digests(before: str, turns: Iterable[Turn]) -> list[str]:
-    """After no message, after the first, and so on to the last."""
+    """The digests before the first message, after it, and so on to the last."""
     found = [before]
     for turn in turns:
         found.append(digest(found[-1], turn))

@@ -1,11 +1,11 @@
-"""The one thread that has the model: sessions of many requests read, answer and sleep in turns.
+"""The one thread that runs the model: sessions of many requests read, answer and sleep in turns.
 
-A turn is one token of every session that answers, in one forward pass; then one piece of one input
-that is still being read, at most a window; then one pass of one sleep. So a long input and a long
-sleep cost the others' next token a window's time, and no more. Sessions of finished requests whose
-window is full are slept over when nothing else waits.
+A turn is one token of every session that is answering, in one forward pass; then one piece, at most
+a window, of one input that is still being read; then one pass of one sleep. So a long input or a
+long sleep delays the others' next token by at most a window's time. Sessions of finished requests
+whose window is full sleep when nothing else waits.
 
-Requests come from other threads and get their events back there, by `Job.emit`.
+Requests come from other threads, and get their events back through `Job.emit`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Engine:
     """The thread and its queue.
 
     Args:
-        batch: answers that are under way at a time. queue: requests that may wait for that.
+        batch: maximum answers in progress. queue: maximum waiting requests.
     """
 
     def __init__(self, batch: int, queue: int) -> None:
         self.batch, self.queue, self.meters = batch, queue, Meters()
-        self._waiting: deque[deque[Job]] = deque()  # of each request
+        self._waiting: deque[deque[Job]] = deque()  # the jobs of each request
         self._asleep: deque[tuple[Session, Callable[[], None]]] = deque()  # finished, owing passes
         self._active: list[Job] = []
         self._changed = threading.Condition()
@@ -46,12 +46,13 @@ class Engine:
         self._thread.start()
 
     def check_room(self, choices: int) -> None:
-        """To be asked before a request's sessions take memory.
+        """Call before a request's sessions take memory.
 
         Args:
-            choices: answers to one input, which are under way together.
+            choices: answers to one input, which run together.
         Raises:
-            ApiError: 400 if they never can be, 429 if too many wait, 503 if the server stops.
+            ApiError: 400 if they can never fit, 429 if too many wait, 503 if the server is
+            stopping.
         """
         with self._changed:
             if self._closed:
@@ -67,21 +68,21 @@ class Engine:
                 raise too_busy(f"{self.queue} requests wait already; try again in a moment.")
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queues all of a request, in one place. ApiError as in `check_room`."""
+        """Queues all jobs of a request, as one entry. ApiError as in `check_room`."""
         with self._changed:
             self.check_room(max(job.answers for job in jobs))
             self._waiting.append(deque(jobs))
             self._changed.notify()
 
     def sleep_later(self, session: Session, done: Callable[[], None]) -> None:
-        """Makes the passes that a session owes, when nothing else waits."""
+        """Schedules the passes that a session owes for when nothing else waits."""
         with self._changed:
             self._asleep.append((session, done))
             self._changed.notify()
 
     def stop(self, within: float) -> None:
-        """Takes nothing more. What waits fails now, and what is under way if it has not ended
-        within some seconds.
+        """Accepts nothing more. Waiting jobs fail now, running ones if they have not ended `within`
+        some seconds.
         """
         with self._changed:
             self._closed, self._end = True, time.monotonic() + within
@@ -94,12 +95,12 @@ class Engine:
 
     @property
     def is_running(self) -> bool:
-        """Whether what is submitted is answered."""
+        """Whether it accepts jobs."""
         return not self._closed
 
     @property
     def load(self) -> dict[str, int]:
-        """How many answers are under way, requests wait, and sessions sleep."""
+        """How many answers are in progress, requests waiting, and sessions sleeping."""
         with self._changed:
             self._drop_gone()
             waiting, asleep = len(self._waiting), len(self._asleep)
@@ -113,14 +114,14 @@ class Engine:
                 self._answer()
                 self._read_a_piece()
                 self._sleep_a_pass()
-        except Exception as error:  # ours: without this thread nothing is answered any more
+        except Exception as error:  # a bug of ours: without this thread nothing is answered
             log.critical("the engine has stopped: start the server again", exc_info=error)
         with self._changed:
             self._closed = True
             self._refuse([*self._active, *(job for request in self._waiting for job in request)])
 
     def _admit(self) -> bool:
-        """Waits until there is something to do; False when the thread shall end."""
+        """Waits until there is something to do; False if the thread must end."""
         with self._changed:
             self._active = [job for job in self._active if self._is_wanted(job)]
             while not (self._closed or self._waiting or self._active or self._asleep):
@@ -142,22 +143,24 @@ class Engine:
 
     @property
     def _under_way(self) -> int:
-        """Answers, also those that begin when their input is read."""
+        """Answers in progress, including those that start once their input is read."""
         return sum(job.answers for job in list(self._active))
 
     def _drop_gone(self) -> None:
-        """From the queue, what nobody waits for any more: its place is another's."""
+        """Drops cancelled jobs from the queue, to make room for others."""
         wanted = (deque(filter(self._is_wanted, request)) for request in self._waiting)
         self._waiting = deque(request for request in wanted if request)
 
     def _is_wanted(self, job: Job) -> bool:
-        """False if the client has gone; counts the cancellation: call it once per dropped job."""
+        """False if the client has gone, which is counted: call it once per dropped job."""
         if job.cancelled:
             self.meters.answers.labels("cancelled").inc()
         return not job.cancelled
 
     def _answer(self) -> None:
-        """One token of each that can go on, in one forward pass; and the choice of the next."""
+        """One token of each answer that can continue, in one forward pass; chooses the next
+        ones.
+        """
         answering = [job for job in self._active if job.next is not None]
         jobs = [job for job in answering if not job.session.pending]
         if not jobs:
@@ -173,7 +176,7 @@ class Engine:
             self._guarded(job, partial(self._choose, job, row))
 
     def _choose(self, job: Job, logits: Tensor) -> None:
-        """Samples a token after what was read, and ends the answer if it is its last."""
+        """Samples a token, and ends the answer if it is the last."""
         barred = job.ends if job.count < job.least else ()
         choice = job.sampler.choose(logits, job.session.seen, job.said, barred)
         if choice.token in job.ends:
@@ -184,7 +187,7 @@ class Engine:
         job.count, job.next, job.tail = job.count + 1, choice.token, job.tail + text
         job.said[choice.token] += 1
         job.emit(Said(text, choice, Facts.of(job.session)))
-        if job.stream.stopped is not None:  # the session goes on without the stop string
+        if job.stream.stopped is not None:  # the session is kept without the stop string
             job.session = job.safe or job.session
             self._finish(job, "stop", "", job.encode(job.tail))
         elif job.count == job.most:
@@ -212,7 +215,7 @@ class Engine:
         job.emit(Finished(text, reason, job.session, tuple(unread), by))
 
     def _read_a_piece(self) -> None:
-        """At most a window of one job's input; the next turn is another's."""
+        """Reads at most a window of one job's input; the next turn is another job's."""
         job = self._first(lambda job: job.next is None and not job.session.pending)
         if job is not None:
             self._guarded(job, partial(self._read, job))
@@ -224,7 +227,7 @@ class Engine:
             stop = min(stop, job.marks[0][0])
         logits = session.read(job.tokens[job.read : stop], every=job.hears)
         if job.hears:
-            known = job.tokens[job.read + 1 : stop + 1]  # the next piece's first among them
+            known = job.tokens[job.read + 1 : stop + 1]  # including the next piece's first token
             job.emit(Heard(job.sampler.told(known, logits[: len(known)])))
             logits = logits[-1]
         self.meters.read.inc(stop - job.read)
@@ -247,7 +250,7 @@ class Engine:
                 self._guarded(each, partial(self._choose, each, logits))
 
     def _sleep_a_pass(self) -> None:
-        """Of a job that waits for it; or, if there is no such job, of a session that is idle."""
+        """One pass of sleep, of a job that waits for it, or else of an idle session."""
         job = self._first(lambda job: bool(job.session.pending))
         if job is not None:
             self._guarded(job, partial(self._sleep, job))
@@ -269,7 +272,7 @@ class Engine:
         job.emit(Reading(Facts.of(job.session)))
 
     def _first(self, condition: Callable[[Job], bool]) -> Job | None:
-        """The first active job that meets a condition; it becomes the last."""
+        """The first active job that meets a condition; moves it to the end (round robin)."""
         for job in self._active:
             if condition(job):
                 self._active.remove(job)
@@ -284,7 +287,7 @@ class Engine:
             self._fail(job, error)
 
     def _fail(self, job: Job, error: Exception) -> None:
-        """A request's failure is its own; the others go on."""
+        """Fails one job; the others continue."""
         self.meters.answers.labels("error").inc()
         if not isinstance(error, ApiError):
             log.exception("a request failed", exc_info=error)

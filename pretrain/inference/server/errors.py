@@ -1,4 +1,4 @@
-"""What a request is refused with: OpenAI's error form, one object that names the parameter."""
+"""Error responses in OpenAI's format: one object that names the parameter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ApiError(Exception):
 
     Args:
         param: the parameter at fault, by its path in the body. code: the error's name for programs.
-        retry_after: seconds, for the header of that name.
+        retry_after: seconds, for the Retry-After header.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ApiError(Exception):
         return {"error": self.detail}
 
     def response(self) -> Response:
-        """In ASCII, whatever the message quotes."""
+        """The HTTP response, in ASCII, whatever the message quotes."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         body = json.dumps(self.body)
         return Response(body, self.status, headers, media_type="application/json")
@@ -47,13 +47,13 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 
 def not_found(what: str, id: str, param: str | None = None) -> ApiError:
-    """The same whether it never was, is another client's, was deleted or has been evicted."""
+    """The same error whether the id never existed, is another client's, was deleted or evicted."""
     code = "previous_response_not_found" if param == "previous_response_id" else "not_found"
     return ApiError(404, f"{what} with id '{id}' not found.", param=param, code=code)
 
 
 def server_failed() -> ApiError:
-    """An error of ours, which the log describes; the client is told no more."""
+    """An internal error, which the log describes; the client gets no details."""
     why = "The server failed on this request; its log says how."
     return ApiError(500, why, type="server_error", code="internal_error")
 
@@ -63,14 +63,14 @@ def too_busy(message: str) -> ApiError:
 
 
 def from_validation(errors: Sequence[Any]) -> ApiError:
-    """Of the errors that pydantic found in a request, the first one."""
+    """The first of the errors that pydantic found in a request."""
     first = errors[0]
     kind, place = first["type"], [part for part in first["loc"] if part not in ("body", "[key]")]
     if kind == "json_invalid":
         why = first.get("ctx", {}).get("error", "malformed")
         return bad_request(f"The request's body is not valid JSON: {why}.")
     if kind == "model_attributes_type" and not place:
-        # bytes are what was not read as JSON, for the header does not say so
+        # bytes: the body was not parsed as JSON, because the header does not say so
         status = 415 if isinstance(first["input"], bytes) else 400
         why = "The body must be a JSON object sent with Content-Type: application/json."
         return ApiError(status, why)
@@ -83,5 +83,5 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
     if kind == "unsupported_parameter":
         param = first["ctx"]["param"]
         return bad_request(first["msg"], param, kind)
-    param = param or kind  # what is wrong with several together is named by its kind
+    param = param or kind  # an error that concerns several parameters is named by its kind
     return bad_request(f"Invalid '{param}': {first['msg']}.", param, "invalid_value")

@@ -1,4 +1,4 @@
-"""What every route does: who asks, whether they are still there, a stream that stays alive."""
+"""What all routes share: the request's owner, disconnects, and streams that stay alive."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pretrain.inference.server.errors import ApiError
 from pretrain.inference.server.service import Service
 
 T = TypeVar("T")
-ALIVE = ": still reading\n\n"  # a comment, so that nobody takes a long silence for an end
-SILENCE = 5.0  # seconds of it
+ALIVE = ": still reading\n\n"  # an SSE comment, so that nobody takes a long silence for the end
+SILENCE = 5.0  # seconds of silence before one is sent
 
 
 def service_of(http: Request) -> Service:
@@ -24,7 +24,7 @@ def service_of(http: Request) -> Service:
 
 
 def owner_of(http: Request) -> str:
-    """Whose key it came with, see `app.Gate`."""
+    """The owner of the request's key, see `app.Gate`."""
     return cast(str, http.state.owner)
 
 
@@ -44,12 +44,12 @@ async def while_connected(http: Request, work: Awaitable[T]) -> T:
     finally:
         working.cancel()
         waiting.cancel()
-        del working  # whose error holds this frame, and so all of the request, by its traceback
+        del working  # its error's traceback would keep this frame, and so the request, alive
 
 
 async def event_stream(events: AsyncGenerator[str]) -> StreamingResponse:
     """Server-sent events, unbuffered by proxies."""
-    # A generator that has begun comes to its end, also where the client has gone by now.
+    # A generator that has started is always closed properly, even if the client has gone by now.
     first = await anext(events)
 
     async def all_events() -> AsyncGenerator[str]:
@@ -63,7 +63,7 @@ async def event_stream(events: AsyncGenerator[str]) -> StreamingResponse:
 
 
 class Pulse:
-    """Tells when a stream has been silent for long."""
+    """Tells when a stream has been silent for too long."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the engine is asked for, a job for each answer, and what it tells of it while it comes."""
+"""The engine's jobs, one per answer, and the events that it emits for them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pretrain.inference.text import TextDecoder
 
 @dataclass(frozen=True)
 class Facts:
-    """What a session holds, for whoever watches it."""
+    """The state of a session, for display."""
 
     tokens: int  # read so far
-    filled: int  # of them in the open window
+    filled: int  # how many of them are in the open window
     window: int
     slept: int  # windows slept over
     passes: int
     pending: int  # passes of sleep that are owed
-    bytes: int  # of its memory, whatever it has read
+    bytes: int  # size of its memory, which does not depend on how much it has read
 
     @staticmethod
     def of(session: Session) -> Facts:
@@ -34,21 +34,21 @@ class Facts:
 
 @dataclass(frozen=True)
 class Reading:
-    """Some of the input has been read, or a pass of sleep made."""
+    """Some of the input was read, or a pass of sleep was made."""
 
     facts: Facts
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What the model says of tokens of the input, each after those before it."""
+    """The model's log-probabilities of tokens of the input."""
 
     choices: Sequence[Choice]
 
 
 @dataclass(frozen=True)
 class Said:
-    """A token of the answer; its text may be held back until it is known to be no stop string."""
+    """A token of the answer; its text may be held back until it cannot be a stop string."""
 
     text: str
     choice: Choice
@@ -59,8 +59,8 @@ class Said:
 class Finished:
     """The answer's end.
 
-    unread   tokens that the conversation has and the session has not read yet
-    by       the token that ended it and is no part of it, if one did
+    unread   tokens of the conversation that the session has not read yet
+    by       the token that ended it and is not part of it, if there is one
     """
 
     text: str
@@ -80,16 +80,16 @@ Event = Reading | Heard | Said | Finished | Failed
 
 @dataclass(eq=False)
 class Job:
-    """One answer to be given.
+    """One answer to generate.
 
-    session    what it goes on from; nobody else's
-    tokens     to be read first, at least one
-    marks      places in `tokens` where a copy of the session is handed on: (how many are read, to)
-    stream     where the answer's tokens become text
+    session    what it continues; not shared
+    tokens     to read first, at least one
+    marks      (tokens read, function): places where the function gets a copy of the session
+    stream     turns the answer's tokens into text
     encode     text to tokens
-    most       tokens of the answer
-    least      tokens of the answer before one may end it
-    ends       tokens that end it, and are no part of it
+    most       maximum tokens of the answer
+    least      minimum tokens of the answer before it may end
+    ends       tokens that end it, and are not part of it
     others     further answers to the same input, until it is read
     hears      also report log-probabilities of the input tokens
     """
@@ -107,16 +107,16 @@ class Job:
     others: Sequence[Job] = ()
     hears: bool = False
     cancelled: bool = False
-    read: int = 0  # of tokens
+    read: int = 0  # how many of `tokens`
     count: int = 0  # tokens of the answer
-    said: Counter[int] = field(default_factory=Counter)  # the same, each so many times
-    next: int | None = None  # a token that is sampled and not read yet
-    safe: Session | None = None  # as it was before the tokens whose text is held back
-    tail: str = ""  # text that they have given
+    said: Counter[int] = field(default_factory=Counter)  # how often each occurs in the answer
+    next: int | None = None  # a token that is sampled but not read yet
+    safe: Session | None = None  # the session before the tokens whose text is held back
+    tail: str = ""  # the text of these tokens
     arrived: float = field(default_factory=time.perf_counter)
     spoke: float = 0.0  # when its last token came
 
     @property
     def answers(self) -> int:
-        """How many it is: places of the engine's batch that it takes."""
+        """How many answers it stands for: the places it takes in the engine's batch."""
         return 1 + len(self.others)

@@ -1,4 +1,4 @@
-"""What a conversation's turn leaves: a stored session for its id, and for its long inputs."""
+"""Stores the sessions of a conversation's turn: one under its id, others at marks in its input."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pretrain.inference.session import Session
 
 
 class Keeper:
-    """Stores what one request reads and says, each entry's parent being the one before.
+    """Stores the sessions of one request; each entry's parent is the previous one.
 
-    Everything is written in one thread, in order, so a parent is on the disk before its child.
+    Everything is written in one thread, in order, so a parent is on disk before its child.
     """
 
     def __init__(self, service: Service, owner: str, start: Start) -> None:
@@ -25,16 +25,16 @@ class Keeper:
         self.parent = start.parent
 
     def mark(self, mark: Mark, session: Session) -> None:
-        """In the engine's thread: the input up to a mark has been read."""
+        """Stores the session at a mark in the input; called in the engine's thread."""
         new = self._entry(new_id(MARK), mark.turns, mark.digest, session)
         self.service.write_later(self.service.put, new)
         self.parent = new.id
 
     async def answer(self, id: str, answer: Answer, shown: dict[str, Any] | None) -> None:
-        """An answer to all of the input. shown: the object that its id is asked for.
+        """Stores the session after an answer. shown: the object that is returned for its id later.
 
         Raises:
-            ApiError: 507, there is no room on the disk.
+            ApiError: 507, the disk is full.
         """
         end, text = answer.end, answer.said.text
         known = self.start.digest and digest(self.start.digest, Turn("assistant", text))
@@ -42,7 +42,7 @@ class Keeper:
         await self.service.put_in_order(replace(new, unread=end.unread))
 
     async def items(self, id: str, session: Session) -> None:
-        """Messages that nobody has answered."""
+        """Stores the session after messages without an answer."""
         new = self._entry(id, self.start.turns, self.start.digest, session)
         await self.service.put_in_order(new)
 

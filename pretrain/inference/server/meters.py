@@ -1,4 +1,4 @@
-"""What the server counts and times, as Prometheus reads it at /metrics."""
+"""The server's Prometheus metrics, served at /metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 
 class Meters:
-    """Counters of one server since it started. Any thread may add to them."""
+    """Counters of one server since its start. Any thread may increment them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -29,7 +29,7 @@ class Meters:
         self.whole = times("answer", "From a request's arrival to the end of an answer")
 
     def show(self, **now: float) -> str:
-        """All of it, in Prometheus's text format; beside it some numbers as they stand now."""
+        """All metrics in Prometheus's text format, with some current values as gauges."""
         beside = CollectorRegistry()
         for name, value in now.items():
             Gauge(f"hypnos_{name}", name.replace("_", " "), registry=beside).set(value)

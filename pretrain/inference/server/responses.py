@@ -1,4 +1,4 @@
-"""/v1/responses: every response's id is a session on disk that any later request may go on from."""
+"""/v1/responses: every response id is a session on disk that any later request can continue."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _start(
 
 @router.get("/v1/responses/{id}")
 def retrieve(id: str, http: Request) -> Response:
-    """The response as it was given, and what its session holds now."""
+    """Returns the response as it was given, and the state of its session now."""
     entry, record = _record(id, http)
     return JSONResponse(record["object"] | {"session": dict(entry.facts)})
 
@@ -95,7 +95,7 @@ def delete(id: str, http: Request) -> Response:
 def input_items(
     id: str, http: Request, limit: int = 20, order: str = "desc", after: str | None = None
 ) -> Response:
-    """What was read before the answer, as far back as it is stored."""
+    """The messages before the answer, as far back as they are stored."""
     _record(id, http)
     lineage = service_of(http).store.lineage(owner_of(http), id)
     return page(lineage, limit, order, after, answered_by=id)
@@ -115,7 +115,7 @@ class _Said:
     """The answer to one request.
 
     Args:
-        held: what is let go of at its end: the conversation.
+        held: what is released at its end: the lock on the conversation.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class _Said:
             return await self._kept()
 
     async def _kept(self) -> wire.Json:
-        """The whole object, once it is stored and its conversation ends with it."""
+        """The complete object, once it is stored and is the last turn of its conversation."""
         shown = self._object(self._status)
         if self.keeper is not None:
             stored = self.request.store is not False
@@ -162,7 +162,7 @@ class _Said:
         return shown
 
     async def events(self) -> AsyncGenerator[str]:
-        """The last event comes when all is stored."""
+        """Streams events; the last one comes once everything is stored."""
         out = wire.ResponseEvents(self.item)
         with self.held:
             try:

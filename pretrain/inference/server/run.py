@@ -1,4 +1,4 @@
-"""The server as a process: what `hypnos serve` starts, and how it ends."""
+"""The server process: what `hypnos serve` starts, and how it shuts down."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import SessionStore, store_lock
 from pretrain.inference.server.warm import warm_up_app, warm_up_model
 
-# From being told to stop: answers may end for so long, then their clients are told, then cut off.
+# On shutdown: answers may finish for DRAIN_S, then clients get an error, then are cut off at CUT_S.
 DRAIN_S, CUT_S = 4.0, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of a server; see `hypnos serve --help`."""
+    """The server's options; see `hypnos serve --help`."""
 
     host: str
     port: int
@@ -47,7 +47,7 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """UserError if the world could ask, and nobody needs a key; or if limits contradict."""
+    """UserError if the server would be public without keys, or if limits contradict each other."""
     if options.host not in LOCAL and not options.keys:
         raise UserError(
             f"--host {options.host} lets other machines ask: give --api-keys FILE with one key a "
@@ -61,16 +61,16 @@ def check(options: Options) -> None:
 
 
 def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
-    """Serves a run until it is told to stop.
+    """Serves a run until the process is told to stop.
 
     Args:
-        say: told where it listens, and what it found in its store.
+        say: receives lines on where it listens, and what it found in its store.
     Raises:
-        UserError: the run has no text model; the store is another's; the port is taken.
+        UserError: the run has no text model; another server has the store; the port is taken.
     """
     check(options)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    # first of all: a run that cannot be served is left as it is
+    # first, so that a run that cannot be served is left untouched
     decoder, tokenizer = open_run(folder, options.precision)
     form = chat_form(tokenizer, options.chat_template, options.chat_template_kwargs)
     with store_lock(options.store):
@@ -88,7 +88,7 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
         )  # fmt: skip
 
         def listening() -> None:
-            engine.meters = Meters()  # the request that warmed it up was nobody's
+            engine.meters = Meters()  # without the warm-up request
             say(_welcome(options, service))
 
         try:
@@ -100,8 +100,8 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
 
 
 class Server(uvicorn.Server):
-    """Warms up before it listens; says when it listens, and why it cannot; ends with what is under
-    way, as far as that comes to an end soon.
+    """Warms up before it listens; reports when it listens, or why it cannot; on shutdown gives
+    answers in progress a little time.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
         await self._warm_up()
         try:
             await super().startup(sockets)  # type: ignore[arg-type]
-        except SystemExit as end:  # of uvicorn, over an error that it has logged
+        except SystemExit as end:  # raised by uvicorn after an error that it has logged
             where = f"{self.config.host}:{self.config.port}"
             raise UserError(
                 f"{where}: cannot listen there: {end.__context__}; choose another --port, or an "

@@ -1,7 +1,7 @@
-"""What a request may say: OpenAI's three APIs, and a few parameters more, named as vLLM's.
+"""Request schemas: OpenAI's three APIs, and a few more parameters, named as in vLLM.
 
-Everything is checked before it is queued. An unknown parameter is refused, and so is a known one
-that this server cannot honour, unless its value asks for nothing ("tools": []).
+Everything is validated before it is queued. An unknown parameter is refused, and so is a known one
+that this server cannot honour, unless its value requests nothing ("tools": []).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    # Parameters that cannot be honoured, each with the values that ask for nothing.
+    # Parameters that cannot be honoured, each with the values that request nothing.
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    # Parameters that say who asks, or how a fleet should route: they change no answer.
+    # Parameters that identify the user or help routing: they do not affect the answer.
     ignored: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
@@ -66,7 +66,7 @@ class Request(BaseModel):
 
 
 def _text_of(content: Any) -> Any:
-    """A message's content as one string: it may come as a list of text parts."""
+    """A message's content as one string; it may be a list of text parts."""
     if not isinstance(content, list):
         return content
     texts = []
@@ -79,7 +79,7 @@ def _text_of(content: Any) -> Any:
 
 
 class Message(Request):
-    """Of a chat, or an item of a Responses request or a conversation."""
+    """A chat message, or an item of a Responses request or a conversation."""
 
     ignored = frozenset({"id", "name", "phase", "status"})
     unsupported: ClassVar = {
@@ -87,7 +87,7 @@ class Message(Request):
         "reasoning_content": ("",),
     }  # fmt: skip
 
-    type: Literal["message", "text"] = "message"  # "text": of older lm-eval
+    type: Literal["message", "text"] = "message"  # "text": from older lm-eval
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[Text, BeforeValidator(_text_of)]
 
@@ -97,8 +97,8 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class SamplingRequest(Request):
-    """How tokens are chosen, and when they end. Beyond OpenAI's: top_k, min_p, repetition_penalty,
-    stop_token_ids, ignore_eos and min_tokens, as vLLM has them; and passes.
+    """Sampling parameters. Beyond OpenAI's: vLLM's top_k, min_p, repetition_penalty,
+    stop_token_ids, ignore_eos and min_tokens; and passes.
     """
 
     model: Text
@@ -126,7 +126,7 @@ def _listed(stop: Any) -> Any:
 
 Stop = Annotated[Text, Field(min_length=1, max_length=200)]
 Stops = Annotated[
-    Annotated[list[Stop], Field(max_length=16)] | None,  # the length is the list's, not None's
+    Annotated[list[Stop], Field(max_length=16)] | None,  # the limit applies to the list
     BeforeValidator(_listed),
 ]
 Variables = dict[Text, JsonValue]
@@ -259,7 +259,7 @@ class ResponsesRequest(SamplingRequest):
 
 
 class ConversationRequest(Request):
-    """POST /v1/conversations, and what is changed of one."""
+    """POST /v1/conversations, and updates of a conversation."""
 
     items: list[Message] | None = Field(default=None, max_length=20)
     metadata: Metadata | None = Field(default=None, max_length=16)

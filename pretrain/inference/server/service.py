@@ -1,4 +1,4 @@
-"""A model that is served: where an answer begins, and what is kept of it."""
+"""A served model: where an answer starts, and how its session is stored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger("hypnos.serve")
 
 def _log_error(done: Future[Any]) -> None:
     error = done.exception()
-    if error is not None and not isinstance(error, ApiError):  # of which `put` has told
+    if error is not None and not isinstance(error, ApiError):  # `put` has logged those
         log.error("a session could not be stored: %r", error)
 
 
@@ -53,29 +53,29 @@ def _refusal_told() -> Iterator[None]:
 class Mark(NamedTuple):
     """A place in an input where its session is worth storing."""
 
-    tokens: int  # read by then
+    tokens: int  # read up to there
     digest: str
-    turns: tuple[Turn, ...]  # since the mark before
+    turns: tuple[Turn, ...]  # since the previous mark
 
 
 @dataclass
 class Start:
-    """Where an answer begins: a session, and what it has to read first."""
+    """Where an answer starts: a session, and what it has to read first."""
 
     session: Session
-    tokens: list[int]  # to where the answer begins
-    form: ChatForm | None = None  # of the conversation; None: it is none
-    cached: int = 0  # tokens of the conversation before
-    parent: str = ""  # id of what it goes on from
-    digest: str = ""  # of all messages, once these are read
-    turns: tuple[Turn, ...] = ()  # that are new, since the last mark
+    tokens: list[int]  # up to where the answer starts
+    form: ChatForm | None = None  # of the conversation; None: there is no conversation
+    cached: int = 0  # tokens of the conversation read earlier
+    parent: str = ""  # id of the entry that it continues
+    digest: str = ""  # of all messages, these included
+    turns: tuple[Turn, ...] = ()  # the new ones, since the last mark
     marks: list[Mark] = field(default_factory=list)
-    end: int | None = None  # of the tokens, to the last message's end; None: not between two
+    end: int | None = None  # how many of the tokens end the last message; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToStore:
-    """What an entry of the store is made of, see `pretrain.inference.server.store`."""
+    """The content of a new entry of the store, see `pretrain.inference.server.store`."""
 
     owner: str
     id: str
@@ -89,25 +89,25 @@ class ToStore:
 
 @dataclass
 class Service:
-    """The model and what belongs to it.
+    """The model and everything that belongs to it.
 
     Args:
-        max_tokens: of an answer, where a request names no number.
-        answer_limit: the most that it may name.
+        max_tokens: default maximum length of an answer.
+        answer_limit: the largest maximum that a request may set.
         until: the stop rule of every session, see `pretrain.model.stop_rule`; 0: none.
     """
 
     name: str
     decoder: Decoder
     tokenizer: Tokenizer
-    form: ChatForm  # of conversations that ask for no other
+    form: ChatForm  # the default form of conversations
     store: SessionStore
     engine: Engine
     max_tokens: int
     answer_limit: int
     until: float = 0.0
     created: int = field(default_factory=lambda: int(time.time()))
-    locked: set[str] = field(default_factory=set)  # conversations with a response under way
+    locked: set[str] = field(default_factory=set)  # conversations with a response in progress
     writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store")
     )
@@ -117,7 +117,9 @@ class Service:
         return self.decoder.model.sleep.window
 
     def form_of(self, variables: Mapping[str, Any] | None) -> ChatForm:
-        """With what a request sets of the chat template. ApiError: it cannot be set."""
+        """The form with a request's variables of the chat template. ApiError: they cannot be
+        set.
+        """
         try:
             return self.form.having(variables) if variables else self.form
         except Refused as error:
@@ -137,7 +139,7 @@ class Service:
             )  # fmt: skip
 
     def check(self, request: SamplingRequest) -> None:
-        """What it asks for that there is not, or no room for. ApiError."""
+        """ApiError if it asks for something that does not exist or exceeds a limit."""
         self.check_model(request.model)
         for param in ("logit_bias", "stop_token_ids"):
             self._check_ids(map(int, getattr(request, param) or ()), param)
@@ -158,7 +160,7 @@ class Service:
     # ---- where an answer begins
 
     def start_text(self, prompt: str | list[int], passes: int | None) -> Start:
-        """Of a completion: nothing is known, and nothing kept."""
+        """The start of a completion: nothing is stored before or after."""
         tokens = self.encode(prompt) if isinstance(prompt, str) else prompt
         if not tokens:
             raise bad_request("The prompt is empty: give some text to go on from.", "prompt")
@@ -168,8 +170,8 @@ class Service:
     def start_history(
         self, owner: str, form: ChatForm, turns: Sequence[Turn], passes: int | None
     ) -> Start:
-        """Of messages from a conversation's beginning: the longest part that is stored, and whole,
-        is not read again.
+        """The start after messages from a conversation's beginning: the longest stored, intact
+        prefix is not read again.
         """
         N = passes or self.decoder.model.sleep.passes
         known = digests.digests(digests.begin(N, self.until, form.key), turns)
@@ -177,10 +179,10 @@ class Service:
             read, entry = found
             try:
                 start = self._stored(owner, entry.id, form)
-            except (NotStored, ApiError):  # evicted since; or damaged, as the log says
+            except (NotStored, ApiError):  # evicted since, or damaged (which is logged)
                 self.store.leave_out(entry.id)
                 continue
-            with suppress(Refused):  # a template may write a whole that it cannot go on with
+            with suppress(Refused):  # some templates write a whole history, but cannot continue one
                 return self._with_turns(start, turns, read)
             break
         with _refusal_told():
@@ -196,10 +198,10 @@ class Service:
         passes: int | None,
         missing: ApiError,
     ) -> Start:
-        """After any id that is stored; what is stored stays as it is.
+        """The start after a stored id; the stored entry is not changed.
 
         Raises:
-            ApiError: `missing`, it is not stored, or not for this owner.
+            ApiError: `missing`: it is not stored, or not for this owner.
         """
         try:
             start = self._stored(owner, id, form)
@@ -213,7 +215,7 @@ class Service:
             return self._with_turns(start, [*before, *turns], len(before))
 
     def _last(self, owner: str, id: str) -> Sequence[Turn]:
-        """Turns that end as what is stored ends: what comes next depends on who spoke."""
+        """Turns that end like the stored conversation: what follows depends on who spoke last."""
         for _, record in self.store.lineage(owner, id):
             if record["answer"] is not None:
                 return [*BEFORE, Turn("assistant", "")]
@@ -227,8 +229,8 @@ class Service:
         return Session(self.decoder, passes, self.until)
 
     def _stored(self, owner: str, id: str, form: ChatForm) -> Start:
-        """A session of its own from what is stored. What goes on in another form, or with another
-        N, is found by its id alone, no longer by its messages.
+        """A start from a stored session, as a copy. If it continues in another form or with another
+        N, it can be found only by its id, no longer by its messages.
         """
         try:
             entry, session = self.store.session(owner, id)
@@ -243,8 +245,8 @@ class Service:
         return Start(session, list(entry.unread), form, entry.tokens, id, digest)
 
     def _with_turns(self, start: Start, turns: Sequence[Turn], read: int) -> Start:
-        """Reads messages more, after the first `read`. After one that fills a window there is a
-        mark. Refused: the form cannot write them.
+        """Adds the messages after the first `read` to what will be read, with a mark after each one
+        that fills a window. Refused: the form cannot write them.
         """
         assert start.form is not None, "messages are a conversation's"
         try:
@@ -271,7 +273,7 @@ class Service:
     # ---- what is kept
 
     def put(self, new: ToStore) -> None:
-        """Stores a session, durably; then it is slept over, as soon as nothing else waits. In the
+        """Stores a session durably; then it sleeps, as soon as nothing else waits. Runs in the
         writer's thread.
 
         Raises:
@@ -291,7 +293,7 @@ class Service:
             self.engine.sleep_later(session, partial(self._put_slept, entry, session))
 
     async def put_in_order(self, new: ToStore) -> None:
-        """`put`, after what is already being written."""
+        """Calls `put` after everything that is already queued for writing."""
         await asyncio.get_running_loop().run_in_executor(self.writer, self.put, new)
 
     def _put_slept(self, entry: Entry, session: Session) -> None:
@@ -299,14 +301,14 @@ class Service:
         self.write_later(self.store.refresh, slept, session)
 
     def write_later(self, function: Callable[..., object], *args: Any) -> None:
-        """In the writer's thread; nobody waits, so what goes wrong is in the log alone."""
+        """Calls a function in the writer's thread; nobody waits, so errors are only logged."""
         self.writer.submit(function, *args).add_done_callback(_log_error)
 
     def delete(self, owner: str, id: str) -> None:
-        """After what is being written.
+        """Deletes an entry, after everything that is queued for writing.
 
         Raises:
-            NotStored: it is not there. ApiError: 507, see `SessionStore.delete`.
+            NotStored: there is no such entry. ApiError: 507, see `SessionStore.delete`.
         """
         try:
             self.writer.submit(self.store.delete, owner, id).result()

@@ -1,14 +1,16 @@
-"""Stored sessions: one file for each id, whole or not at all; the least recently used go first.
+"""Stored sessions: one atomically written file per id; the least recently used are evicted first.
 
     FOLDER/
-      resp_4f1d....safetensors   a session after that response, see `pretrain.inference.store`; in
-                                 its notes what the index knows, and what was said
-      conv_90ab....json          which response a conversation ends with
+      resp_4f1d....safetensors   the session after that response, see `pretrain.inference.store`;
+      its
+                                 notes hold the index entry and the messages
+      conv_90ab....json          the last response of a conversation
       .resp_77c0...draft         being written; removed at the next start
 
-A file is flushed to disk under another name and then renamed, and so is the folder's entry, before
-anybody is told its id. So whatever is killed at whatever moment, an id that a client has seen has
-all its bytes. The index is in memory, from the headers of the files; nothing else has to agree.
+A file is written under another name, synced and renamed, and the folder is synced, before the
+client gets its id. So whatever is killed at whatever moment, an id that a client has seen is
+complete on disk. The index is in memory, built from the headers of the files; there is nothing else
+to keep consistent.
 """
 
 from __future__ import annotations
@@ -39,29 +41,29 @@ Notes = dict[str, Any]
 
 
 class NotStored(KeyError):
-    """There is no such id, or not for this owner."""
+    """There is no such id for this owner."""
 
 
 class NoRoom(Exception):
-    """The disk is full, or a session is larger than the whole store may be."""
+    """The disk is full, or a session is larger than the limit of the whole store."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index knows of what is stored under an id."""
+    """An entry of the index."""
 
     id: str
-    owner: str  # whose; "" for those who gave no key
-    parent: str  # the id that it went on from, "" at the beginning; a conversation's last turn
-    form: str  # the key of the form that its messages are written in, see `chat`
-    digest: str  # of all messages read so far, see `digests`; "" where they are not known
+    owner: str  # "" for clients without a key
+    parent: str  # the id that it continues, "" at the beginning; a conversation's last turn
+    form: str  # the key of its messages' form, see `chat`
+    digest: str  # of all messages read so far, see `digests`; "" if unknown
     tokens: int  # of the conversation
     unread: tuple[int, ...]  # the last of them, which the session has yet to read
-    facts: Mapping[str, int]  # what the session holds, see `job.Facts`; none: a conversation
+    facts: Mapping[str, int]  # state of the session, see `job.Facts`; empty: a conversation's name
 
 
-# Kinds of ids that nobody is told: a turn of a conversation alone, or a further choice of a chat;
-# and a place in a long input that more than one answer may go on from.
+# Kinds of internal ids: a turn that only a conversation has, or a further choice of a chat; and a
+# mark in a long input, from which several answers may continue.
 TURN, MARK = "turn", "mark"
 
 
@@ -71,16 +73,16 @@ def new_id(kind: str) -> str:
 
 
 class SessionStore:
-    """The folder and its index. Read from any thread, written from one."""
+    """The folder and its index. Any thread may read, one thread writes."""
 
     def __init__(
         self, folder: Path, limit: int, decoder: Decoder, say: Callable[[str], None]
     ) -> None:
-        """Reads what is there.
+        """Reads the index from the files.
 
         Args:
-            limit: bytes of all files together.
-            say: told of files that cannot be read, or belong to other weights.
+            limit: maximum bytes of all files together.
+            say: receives lines on files that cannot be read, or belong to other weights.
         """
         self.folder, self.limit, self.decoder = folder, limit, decoder
         self._lock = threading.RLock()
@@ -119,14 +121,14 @@ class SessionStore:
     # ---- reading
 
     def entry(self, owner: str, id: str) -> Entry:
-        """NotStored if it is another's."""
+        """The entry of an id. NotStored, also if it is another owner's."""
         found = self._entries.get(id)
         if found is None or found.owner != owner:
             raise NotStored(id)
         return found
 
     def record(self, owner: str, id: str) -> tuple[Entry, Notes]:
-        """An entry and what was said, without the session."""
+        """An entry and its messages, without the session."""
         entry = self.entry(owner, id)
         try:
             return entry, _read_notes(self._path(entry))[0]["record"]
@@ -135,7 +137,7 @@ class SessionStore:
             raise NotStored(id) from None
 
     def session(self, owner: str, id: str) -> tuple[Entry, Session]:
-        """An entry and a session of its own; it becomes the most recently used."""
+        """An entry and a copy of its session; makes it the most recently used."""
         entry = self.entry(owner, id)
         if not entry.facts:  # a conversation's name
             raise NotStored(id)
@@ -150,15 +152,15 @@ class SessionStore:
         return entry, session
 
     def touch(self, id: str) -> None:
-        """Makes it the most recently used, in the index and for the next start."""
+        """Makes an entry the most recently used, in the index and on disk (for the next start)."""
         with self._lock:
             if id in self._entries:
                 self._entries.move_to_end(id)
-                with suppress(FileNotFoundError):  # who reads it next is told
+                with suppress(FileNotFoundError):  # the next reader will get the error
                     os.utime(self._path(self._entries[id]))
 
     def longest(self, owner: str, digests: Sequence[str]) -> tuple[int, Entry] | None:
-        """The last of some digests that is stored, and its place among them."""
+        """The last of some digests that is stored: its index among them, and its entry."""
         with self._lock:
             for i in range(len(digests) - 1, -1, -1):
                 id = self._by_digest.get((owner, digests[i]))
@@ -167,12 +169,12 @@ class SessionStore:
         return None
 
     def leave_out(self, id: str) -> None:
-        """From what `longest` finds."""
+        """Hides an entry from `longest`."""
         with self._lock:
             self._unlist(id)
 
     def lineage(self, owner: str, id: str) -> Iterator[tuple[Entry, Notes]]:
-        """What was said, newest first, as far back as it is stored."""
+        """A conversation's entries with their messages, newest first, as far back as stored."""
         while id:
             try:
                 entry, record = self.record(owner, id)
@@ -184,10 +186,10 @@ class SessionStore:
     # ---- writing
 
     def put(self, entry: Entry, record: Mapping[str, Any], session: Session | None) -> None:
-        """Stores something, durably; what was stored under the id before is replaced.
+        """Stores an entry durably, replacing an earlier one with that id.
 
         Raises:
-            NoRoom: the disk is full, or it is larger than the limit.
+            NoRoom: the disk is full, or the entry is larger than the limit.
         """
         path, notes = self._path(entry), {"entry": asdict(entry), "record": dict(record)}
         try:
@@ -212,15 +214,16 @@ class SessionStore:
         record = _read_notes(self._path(entry))[0]["record"]
         try:
             self.put(entry, record, session)
-        except NoRoom as error:  # what is stored is as good
+        except NoRoom as error:  # the stored state remains valid
             log.warning("a session that was slept over is not stored again: %s", error)
 
     def delete(self, owner: str, id: str) -> None:
-        """For good: it does not come back after a crash. With it goes what it alone went on from
-        and nobody has an id of; a conversation that ended with it ends with the turn before.
+        """Deletes an entry durably: it does not come back after a crash. Ancestors with internal
+        ids that only it continued are deleted too; a conversation that ended with it now ends with
+        the previous turn.
 
         Raises:
-            NotStored: it is not there, or another's. NoRoom: for what a conversation ends with now.
+            NotStored: there is no such entry for this owner. NoRoom: to update the conversation.
         """
         gone = self.entry(owner, id)
         for child in self._children(id):
@@ -241,7 +244,7 @@ class SessionStore:
             return [entry for entry in self._entries.values() if entry.parent == id]
 
     def _turn_before(self, entry: Entry) -> str:
-        """The id of what was said before; marks are of what was said in this turn."""
+        """The id of the previous turn; marks belong to the current turn."""
         while entry.parent.startswith(MARK):
             if entry.parent not in self._entries:
                 return ""
@@ -291,7 +294,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read_notes(path: Path) -> tuple[Notes, str]:
-    """What is noted in a file, and the fingerprint of the model whose session it holds."""
+    """The notes in a file, and the fingerprint of its session's model."""
     if path.suffix == ".json":
         return json.loads(path.read_bytes()), ""
     with safe_open(path, framework="pt") as file:
@@ -301,7 +304,7 @@ def _read_notes(path: Path) -> tuple[Notes, str]:
 
 @contextmanager
 def store_lock(folder: Path) -> Iterator[None]:
-    """One server writes into a folder at a time. UserError if another does, or nobody can."""
+    """Locks a folder for one server. UserError if another has it, or it cannot be written."""
 
     def without(why: str) -> None:
         fix = "start no second server with this --store"

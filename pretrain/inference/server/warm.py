@@ -1,9 +1,8 @@
-"""What a server does once before it listens, for the first of anything is the slowest.
+"""Warms up a server before it listens, because the first call of everything is the slowest.
 
-A window is read and slept over, a session goes to a file and comes back, and one request takes the
-whole way that a client's takes: through routes and validation, to the engine's own thread and back
-as a stream. What start-up has left in memory is then left alone by Python's garbage collector,
-which would look through all of it in the middle of somebody's answer.
+A window is read and slept over, a session is saved and loaded, and one request takes the full path
+of a client's: through routes and validation, to the engine's thread and back as a stream. Then the
+heap is frozen, so that Python's garbage collector does not scan it all in the middle of an answer.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pretrain.inference.store import load_session, save_session
 
 
 def warm_up_model(decoder: Decoder) -> None:
-    """Reading, sleep, and a session on disk."""
+    """Reads, sleeps, and saves and loads a session."""
     session = Session(decoder)
     session.read([0] * (session.model.sleep.window + 1))
     session.read([0])
@@ -34,10 +33,10 @@ def warm_up_model(decoder: Decoder) -> None:
 
 
 async def warm_up_app(app: FastAPI, model: str, key: str) -> None:
-    """One request that leaves nothing behind; then the heap is frozen.
+    """Sends one request that stores nothing; then freezes the heap.
 
     Args:
-        model: its name. key: one that may ask, "" where none is needed.
+        model: its name. key: a valid API key, "" if none is needed.
     """
     asked = {"model": model, "input": "a", "stream": True, "store": False}
     asked["max_output_tokens"] = min(2, app.state.service.answer_limit)
@@ -55,7 +54,7 @@ async def warm_up_app(app: FastAPI, model: str, key: str) -> None:
 
     async def receive() -> Message:
         if not body:
-            await asyncio.Event().wait()  # nobody hangs up
+            await asyncio.Event().wait()  # the client never disconnects
         return body.pop()
 
     async def send(message: Message) -> None:

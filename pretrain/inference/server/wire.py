@@ -1,4 +1,4 @@
-"""Answers as OpenAI's clients read them: objects, chunks and events, from what was generated."""
+"""Response bodies in OpenAI's formats: objects, chunks and events."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token that was read or sampled, and the likeliest ones in its place.
+    """A token that was read or sampled, and the most likely ones at its position.
 
-    logprob   None: it is the first of all, which nothing foretells
+    logprob   None: it is the very first token, which is not predicted
     """
 
     text: bytes
@@ -28,7 +28,7 @@ class TokenScore:
 
 @dataclass
 class Generated:
-    """What was generated so far, of one answer."""
+    """What was generated so far of one answer."""
 
     text: str = ""
     scores: list[TokenScore] = field(default_factory=list)
@@ -37,9 +37,9 @@ class Generated:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request. Beyond OpenAI's: what was read awake, and slept over."""
+    """Token counts of a request. Beyond OpenAI's: tokens read awake, and passes of sleep."""
 
-    cached: int  # read by an earlier request, whose session went on
+    cached: int  # read by an earlier request, whose session was continued
     prompt: int  # of the input, read now
     completion: int  # of the answer
     wake_tokens: int  # that went through a wake pass now
@@ -85,7 +85,7 @@ def shown(token: bytes) -> str:
 
 
 def score(scored: TokenScore) -> Json:
-    """A token's log-probability as chat completions and responses have it."""
+    """A token's log-probability in the format of chat completions and responses."""
     top = [
         {"token": shown(token), "bytes": list(token), "logprob": logprob}
         for token, logprob in scored.top
@@ -109,7 +109,9 @@ DONE = "data: [DONE]\n\n"
 
 
 def _likeliest(score: TokenScore) -> dict[str, float] | None:
-    """By text: of tokens that are shown alike the likeliest; and the token that was chosen."""
+    """Log-probabilities by text, the chosen token included; the highest for tokens of equal
+    text.
+    """
     if score.logprob is None:
         return None
     found: dict[str, float] = {}
@@ -122,8 +124,8 @@ _Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Offsets:
-    """Where the tokens of one choice begin in its text, in characters; those that go on with a
-    character begin where it does, and others after what stands for bytes that are none.
+    """Where the tokens of one choice start in its text, in characters. A token that continues a
+    character starts where the character does; invalid bytes count as their replacement character.
     """
 
     def __init__(self) -> None:
@@ -162,7 +164,7 @@ def completion_choice(
     finish_reason: str | None,
     offsets: Offsets,
 ) -> Json:
-    """offsets: of this choice, which have seen the tokens before these."""
+    """A choice of a completion. offsets: of this choice, after its earlier tokens."""
     logprobs = None if scores is None else completion_logprobs(scores, offsets)
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
@@ -228,7 +230,7 @@ def output_text(choice: Generated) -> Json:
 
 
 def input_item(id: str, role: str, content: str) -> Json:
-    """A message that was read, as lists of items show it."""
+    """A message, as an item of a list."""
     kind = "output_text" if role == "assistant" else "input_text"
     part: Json = {"type": kind, "text": content}
     if role == "assistant":
@@ -242,7 +244,7 @@ def response(
     id: str, created: int, request: ResponsesRequest, status: str, output: list[Json],
     usage: Usage | None = None,
 ) -> Json:  # fmt: skip
-    """A response object; status: in_progress, completed, or incomplete where max_output_tokens cut
+    """A response object; status: in_progress, completed, or incomplete if max_output_tokens ended
     it.
     """
     cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
@@ -265,7 +267,7 @@ def response(
 
 
 def listed(items: Sequence[Mapping[str, Any]], after: str | None, limit: int) -> Json:
-    """A page of a list of objects with ids: those that follow one of them, or the first."""
+    """A page of a list of objects with ids: those after a given one, or the first ones."""
     start = 0 if after is None else [item["id"] for item in items].index(after) + 1
     page = list(items[start : start + limit])
     return {
