@@ -22,7 +22,7 @@ def appearing_whole(out: Path) -> Iterator[Path]:
     If `out` is a link, it is what that leads to: the work is done on its disk, and renamed there.
     """
     if out.is_mount():  # nothing can be renamed to it: said before the work, not after it
-        raise UserError(f"{out}: a disk is mounted there; give a folder in it")
+        raise UserError(f"{out}: is a mount point; give a folder in it")
     place = Path(os.path.realpath(out))
     with writes_output(out), draft_of(place) as work:
         work.mkdir()
