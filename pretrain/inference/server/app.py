@@ -158,7 +158,7 @@ class Gate:
                 async with asyncio.timeout(None if is_whole else BODY_TIMEOUT_S):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, "The request's body did not come in time") from None
+                raise HTTPException(408, "The request body did not arrive in time") from None
             seen += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
             if seen > self.max_body:
@@ -175,5 +175,5 @@ class Gate:
     def _limit(self) -> str:
         return (
             f"The request is larger than {self.max_body:,} bytes: send its text in parts, "
-            "each going on from the response before"
+            "each continuing from the previous response"
         )

@@ -103,8 +103,8 @@ class SessionStore:
                 strangers += 1
         if strangers:
             say(
-                f"{folder}: {strangers} stored sessions are of other weights and cannot go on; "
-                "keep them for those, or delete them"
+                f"{folder}: {strangers} stored sessions are of other weights and cannot be "
+                "continued; keep them for those weights, or delete them"
             )
         self._evict()
 
@@ -200,7 +200,7 @@ class SessionStore:
             raise NoRoom(str(error)) from None
         if self._sizes[entry.id] > self.limit:
             self._drop(entry.id)
-            raise NoRoom(f"{entry.id} is larger than the store may be ({self.limit:,} bytes)")
+            raise NoRoom(f"{entry.id} is larger than the whole store may be ({self.limit:,} bytes)")
         self._evict()
 
     def refresh(self, entry: Entry, session: Session) -> None:
@@ -213,7 +213,7 @@ class SessionStore:
         try:
             self.put(entry, record, session)
         except NoRoom as error:  # what is stored is as good
-            log.warning("a session that was slept over is not stored again: %s", error)
+            log.warning("a session could not be stored again after its sleep: %s", error)
 
     def delete(self, owner: str, id: str) -> None:
         """For good: it does not come back after a crash. With it goes what it alone went on from
@@ -304,7 +304,7 @@ def store_lock(folder: Path) -> Iterator[None]:
     """One server writes into a folder at a time. UserError if another does, or nobody can."""
 
     def without(why: str) -> None:
-        fix = "start no second server with this --store"
+        fix = "do not start a second server with this --store"
         log.warning("%s: the file system has no locks (%s); %s", folder, why, fix)
 
     try:
@@ -312,12 +312,12 @@ def store_lock(folder: Path) -> Iterator[None]:
         file = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(
-            f"{folder}: no sessions can be kept there: {error.strerror}; give --store a folder"
+            f"{folder}: cannot store sessions there: {error.strerror}; give --store a writable one"
         ) from None
     with file:
         if not take_lock(file.fileno(), without):
             raise UserError(
-                f"{folder}: another `hypnos serve` keeps its sessions there; stop it, or give "
+                f"{folder}: another `hypnos serve` stores its sessions there; stop it, or give "
                 "--store another folder"
             )
         yield
