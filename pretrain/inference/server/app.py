@@ -138,7 +138,7 @@ class Gate:
             await error.response()(scope, receive, send)
             return
         if not self.keys and _host(headers) not in LOCAL:  # a page elsewhere, by its own name
-            error = ApiError(403, "Without API keys this server answers to localhost alone.")
+            error = ApiError(403, "Without API keys this server only answers at localhost.")
             await error.response()(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner
