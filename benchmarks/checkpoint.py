@@ -133,9 +133,9 @@ def measure(config: Config, run: Path) -> None:
         )
         print("| | seconds | steps |\n|---|---|---|")
         for what, key in (
-            ("training waits for the disk", "waiting"),
-            ("saved beside training: the pause", "pause"),
-            ("the step beside which it is written", "beside"), ("until it is on disk", "writing"),
+            ("if training waited for the disk", "waiting"),
+            ("saved in the background: the pause", "pause"),
+            ("the step during which it is written", "beside"), ("until it is on disk", "writing"),
         ):  # fmt: skip
             print(f"| {what} | {median(times[key]):.3f} | {median(times[key]) / step:.2f} |")
     engine.close()

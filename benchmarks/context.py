@@ -108,7 +108,7 @@ def main() -> None:
         f'fp32, recompute = "{given.recompute}"; {processor()}, {date.today()}, '
         f"commit {commit() or 'unknown'}.\n"
     )
-    print("| layout | peak MiB of each rank | most, beside one rank |\n|---|---|---|")
+    print("| layout | peak MiB of each rank | highest, relative to one rank |\n|---|---|---|")
     alone = 0
     for name, layout in LAYOUTS.items():
         peaks = launch(layout, given.window, given.recompute)

@@ -137,7 +137,7 @@ def evaluate(run: Path, folder: Path, asked: int) -> None:
         bits, right = said["bits"]["bits_per_byte,none"], said["next"]["acc_norm,none"]
         rows.append([name, f"{bits:.4f}", f"{100 * right:.1f} %"])
         print(f"{name}: {rows[-1][1:]}", flush=True)
-    heads = ["read by", "bits per byte", f"passage that follows, {asked} questions of four"]
+    heads = ["read by", "bits per byte", f"right passage of four, {asked} questions"]
     print("\n" + table(heads, rows))
 
 

@@ -249,7 +249,7 @@ def table(
     yield (
         "| tokens read | "
         + " | ".join(f"{n}, ms" for n in names)
-        + " | ours, MB | "
+        + " | Hypnos, MB | "
         + " | ".join(f"{n}, MB" for n in CACHED)
         + " |"
     )
@@ -265,7 +265,7 @@ def claims(plan: Plan, ms: dict[tuple[str, int], float]) -> Iterator[str]:
     """Whether it is flat and fast."""
     mine = {key: t for key, t in ms.items() if key[0] not in CACHED}
     spread = max(mine.values()) / min(mine.values()) - 1
-    yield f"- Flat in what was read and in N: slowest and fastest of ours differ by {spread:.1%},"
+    yield f"- Over all lengths and N, Hypnos's slowest and fastest times differ by {spread:.1%},"
     yield f"  {'within' if spread <= 0.05 else 'NOT within'} 5 %."
     for name in CACHED:
         ratios = [
@@ -273,7 +273,7 @@ def claims(plan: Plan, ms: dict[tuple[str, int], float]) -> Iterator[str]:
             for length in plan.lengths
             if (name, length) in ms
         ]
-        yield f"- Against transformers, {name}: {', '.join(ratios)}."
+        yield f"- Time of transformers, {name}, relative to Hypnos: {', '.join(ratios)}."
 
 
 def plot(plan: Plan, ms: dict[tuple[str, int], float], path: Path) -> None:
@@ -313,12 +313,15 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
 
     yield "# Time and memory per token, awake"
     yield ""
+    yield "This page measures what a token costs in time and memory, by the number of tokens read"
+    yield "before it, compared with transformers; and what sleep and prefill cost."
+    yield ""
     yield (
         f"D = {SHAPE.d_model}, {len(SHAPE.layers)} blocks ({', '.join(SHAPE.layers[:2])}, ...), "
         f"windows of {WINDOW} tokens, hard eviction, fp32, one thread; "
         f"{sizes[0]:.1f}M parameters, transformers' {sizes[1]:.1f}M (Qwen3) and {sizes[2]:.1f}M "
-        "(Qwen3.5, the same hybrid), with its own growing cache. How it is measured stands in "
-        "`benchmarks/latency.py`."
+        "(Qwen3.5, the same hybrid), with its own growing cache. `benchmarks/latency.py` "
+        "describes how it measures."
     )
     yield ""
     yield (
@@ -334,10 +337,13 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
         yield ""
     yield from claims(plan, ms)
     yield ""
-    yield "What sleep costs, which is paid once per window and can be paid while nobody waits; and"
-    yield "reading many tokens at once, sleep among it, beside training's forward:"
+    yield "Sleep comes once per window, and can run while nobody waits. Its cost, and the speed of"
+    yield "reading many tokens at once (sleep included), compared with training's forward pass:"
     yield ""
-    yield "| N | sleep, ms a window | the same by token | prefill, tokens/s | training's forward |"
+    yield (
+        "| N | sleep, ms/window | sleep, ms/token | prefill, tokens/s "
+        "| training's forward, tokens/s |"
+    )
     yield "|---|---|---|---|---|"
     for N in plan.passes:
         say(f"sleep and prefill at N = {N}")
@@ -361,7 +367,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.out and commit().endswith("-dirty"):
         sys.exit(
-            "benchmarks.latency: a report names its commit, and files here differ: commit first"
+            "benchmarks.latency: a report names its commit, but files here differ: commit first"
         )
     plan = QUICK if args.quick else Plan(cached=args.cached or Plan.cached)
     picture = args.out.with_suffix(".svg") if args.out else None

@@ -150,7 +150,7 @@ def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
         "N",
         "stages",
         "peak MiB of each stage",
-        "most",
+        "highest",
         "vs N = 1",
         "counted MiB",
     ]
@@ -183,9 +183,9 @@ def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
     """Whether deep sleep costs what it must store and no more, line by line."""
     low, high = plan.passes[0], plan.passes[-1]
     yield f'The limit: with "unit", N = {high} may take 1.3 times the peak of N = {low}, and'
-    yield "beyond that only the inputs (h, S) of the further units, passes over windows, that"
-    yield "await their backward. Of each number of stages, the one that comes closest, or"
-    yield "exceeds it most:"
+    yield "beyond that only the inputs (h, S) of the additional units (passes over windows) that"
+    yield "await their backward. For each number of stages, the stage closest to the limit, or"
+    yield "furthest above it:"
     yield ""
     for P in plan.stages:
         sides = []
@@ -204,17 +204,20 @@ def heading(plan: Plan) -> Iterator[str]:
     """What was measured, where, when and of which commit."""
     yield "# Memory and time of a training step"
     yield ""
+    yield "This page measures peak memory and time of a training step on a CPU, by recomputation,"
+    yield "passes N and pipeline stages, and compares the peak with what the method should need."
+    yield ""
     yield (
         f"Forward and backward of {plan.microbatches} microbatches of {plan.rows} rows of "
         f"{plan.windows} windows of {plan.window} tokens; all windows but the last sleep. "
         f"D = {plan.width}, {len(plan.layers)} blocks "
-        f"({', '.join(plan.layers)}), fp32. One process a stage, one thread each, gloo."
+        f"({', '.join(plan.layers)}), fp32. One process per stage, one thread each, gloo."
     )
     yield ""
     yield (
         "Peak: resident memory beyond what the process held before the step. Counted: what the "
         "method should need, on the stage with the highest peak (`benchmarks/memory.py` "
-        "says what goes into it and what not). Times are ratios: to no recomputation with the "
+        "lists what is counted and what is not). Times are ratios: to no recomputation with the "
         "same N and stages, and to one stage with the same N and "
         "recomputation."
     )
@@ -265,7 +268,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.out and commit().endswith("-dirty"):
         sys.exit(
-            "benchmarks.memory: a report names its commit, and files here differ: commit first"
+            "benchmarks.memory: a report names its commit, but files here differ: commit first"
         )
     plan = QUICK if args.quick else Plan()
     peaks, seconds = {}, {}

@@ -155,11 +155,11 @@ def steps_section(folder: Path) -> Iterator[str]:
     yield (
         "**Training steps on this CPU**: a hybrid of 4 blocks, D = 256, 8 rows of 4 windows of "
         "128 tokens, N = 2, with DeepSpeed, Muon and AdamW, at the rates that `--measure` found. "
-        "Ranks share two cores with each other and with whatever else runs, so what is compared is "
-        "the seconds of processor that a step takes of all ranks. And as the machine's own speed "
-        "drifts by a third within minutes, they are measured by a yardstick that is taken before "
-        "each step: some products, attention and gates, of which the rates say how long they "
-        "should take. One rank: within "
+        "Ranks share two cores with each other and with whatever else runs, so the table "
+        "compares the CPU seconds of a step, summed over all ranks. As the machine's own speed "
+        "drifts by a third within minutes, they are scaled by a yardstick measured before each "
+        "step: some products, attention and gates, for which the rates say how long they should "
+        "take. One rank: within "
         f"{worst(alone)}; all: within {worst(steps)}."
     )
     yield ""
@@ -178,7 +178,7 @@ def report(folder: Path | None) -> Iterator[str]:
     yield ""
     memory = list(memory_rows())
     yield (
-        f"**Memory on a CPU**: activations of the stage that holds most, all rows of "
+        f"**Memory on a CPU**: activations of the fullest stage, all rows of "
         f"[memory.md](memory.md); within {worst(memory)}. Nothing was fitted."
     )
     yield ""
@@ -189,17 +189,17 @@ def report(folder: Path | None) -> Iterator[str]:
     gpu = list(gpu_rows())
     yield (
         "**One H200**: [gpu.md](gpu.md)'s runs: forward and backward of 983M parameters in bf16, "
-        "windows of 2,048, units run kernel by kernel. The file's shares and bandwidth were fitted "
-        f"to the first; within {worst(gpu)}."
+        "windows of 2,048, units run kernel by kernel. The fractions and bandwidth in the hardware "
+        f"file were fitted to the first; within {worst(gpu)}."
     )
     yield ""
     yield from table(gpu)
     yield ""
     others = list(published_rows())
     yield (
-        "**Runs of others**, of the same sizes and layout in this project; nothing was fitted to "
-        f"them. Within {worst(row for row, _ in others)}; what FSDP's runs recompute is not known "
-        "to us, so both ways stand here. Rates are those of one card in bursts of a second, theirs "
+        "**Published runs**, planned with the same sizes and layout; nothing was fitted to them. "
+        f"Within {worst(row for row, _ in others)}; we do not know what the FSDP runs recompute, "
+        "so both cases are listed. Our rates are those of one card in bursts of a second, theirs "
         "of hundreds in runs of days."
     )
     yield ""
@@ -210,8 +210,8 @@ def report(folder: Path | None) -> Iterator[str]:
     yield "## Recipes"
     yield ""
     yield (
-        "`configs/recipes/`: hybrids in the portable shape, N = 2, windows of 2,048, 4 of them a "
-        "sequence. The fastest layout on H100s, by plan; not run, but tests build each of them:"
+        "`configs/recipes/`: hybrids in the portable shape, N = 2, four windows of 2,048 a "
+        "sequence. The fastest planned layout on H100s; none was run, but tests build each of them:"
     )
     yield ""
     yield from recipes()

@@ -153,8 +153,8 @@ def published() -> list[Published]:
             Published(
                 f"OLMo Hybrid 7B, 512 B200, {what}", 512, "b200",
                 _dense(olmo, 8192, 512, parallel), 0.0, "OLMo Hybrid (3T tokens in 6.19 days)",
-                "heads and keys of the published configuration; FSDP planned as ZeRO 3, and as "
-                "what it recomputes is not known to us, both ways",
+                "heads and keys of the published configuration; FSDP planned as ZeRO 3, "
+                "twice, because we do not know what it recomputes",
             )
             for what, parallel in fsdp
         ],

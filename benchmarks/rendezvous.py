@@ -247,7 +247,7 @@ def main() -> None:
     args = parser.parse_args()
     quiet()
     print(
-        "preflight   ranks  seconds  of processors  messages and kB of rank 0  of another, at most"
+        "preflight   ranks  seconds    CPU seconds  messages and kB of rank 0  of another, at most"
     )
     for ranks in args.ranks:
         seconds, used, first, others = preflight(ranks)

@@ -177,7 +177,7 @@ def report(args: argparse.Namespace, seen: Seen, health: str, kept: int) -> None
     answers, errors = len(seen.whole), sum(seen.errors.values())
     rate = f"{answers:,} answers, {answers / args.seconds:.1f} a second, {errors} errors"
     print(f"{args.clients} clients, {args.seconds:.0f} s: {rate}")
-    print(f"{seen.cached:,} tokens were read before; {kept:,} sessions on disk; server {health}")
+    print(f"{seen.cached:,} tokens came from sessions; {kept:,} sessions on disk; server {health}")
     print(table(["ms", *(f"p{100 * share:g}" for share in SHARES), "max"], rows))
     for error, count in seen.errors.most_common():
         print(f"{count} x {error}")

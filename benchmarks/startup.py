@@ -68,7 +68,7 @@ def measure(folder: Path, checks: bool) -> None:
     stream.next()
     first = time.perf_counter() - begin
     memory = _resident() - before
-    which = "one rank of each host, which checks" if checks else "every other rank"
+    which = "the rank of each host that checks files" if checks else "every other rank"
     print(f"| {which} | {opened:.2f} | {first:.2f} | {memory:.0f} |", flush=True)
     stream.close()
 
@@ -92,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_corpus(Path(folder), int(args.documents))
         print(
-            "| | s until it is open | s to the first batch | MiB |\n|---|---|---|---|", flush=True
+            "| | s to open the corpus | s to the first batch | MiB |\n|---|---|---|---|", flush=True
         )
         for checks in ("0", "1"):  # each in a process of its own
             command = [sys.executable, "-m", "benchmarks.startup", "--measure", folder, checks]

@@ -85,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, corpora = make_corpora(Path(folder))
         config = DataConfig(tokenizer=str(model), train=corpora, windows=WINDOWS)
-        print("| lanes | ranks | rows of a rank | ms a step | ms a row | share of a 1B step |")
+        print("| lanes | ranks | rows per rank | ms/step | ms/row | fraction of a 1B step |")
         print("|---|---|---|---|---|---|")
         for lanes in LANES:
             for ranks in RANKS:
@@ -96,7 +96,7 @@ def main() -> None:
                 numbers = f"{spent * 1e3:.2f} | {spent / rows * 1e3:.3f}"
                 share = f"{spent / (rows * ROW_SECONDS):.2%}"
                 print(f"| {lanes:,} | {ranks:,} | {rows} | {numbers} | {share} |", flush=True)
-        print("\n| rows of a rank | the trainer's wait |\n|---|---|")
+        print("\n| rows per rank | fraction of time the trainer waits |\n|---|---|")
         for rows in (1, 4, 16):
             print(f"| {rows} | {wait_of_the_trainer(config, rows):.2%} |", flush=True)
 

@@ -59,7 +59,7 @@ def main() -> None:
     if not imported.exists():
         run("import", folder / "llama", imported, "--delta-every", "2", *BLOCKS, *TASK)
     (awake,) = evaluate_run(imported, [1], ["sleep.eviction=none"])
-    rows = [row("pretrained, sees all", awake)]
+    rows = [row("pretrained, whole context visible", awake)]
     rows += [row(f"imported, hard eviction, N = {n}", evaluate_run(imported, [n])[0]) for n in
              given.passes]  # fmt: skip
     for n in given.passes:

@@ -132,8 +132,8 @@ def beside_transformers(
 ) -> Iterator[str]:
     """One window a sequence, N = 1; adds what it finds."""
     yield (
-        "| parameters | precision | T | ours, tokens/s | transformers | ours over it | compiled, "
-        "tokens/s | ours, share of the product's rate |"
+        "| parameters | precision | T | Hypnos, tokens/s | transformers, tokens/s | speedup "
+        "| transformers compiled, tokens/s | Hypnos, share of the matmul rate |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     missed = []
@@ -165,10 +165,8 @@ def beside_transformers(
                     f"{f'{n / compiled[0]:,.0f}' if compiled else ''} | {share:.0%} |"
                 )
     yield ""
-    goal = (
-        f"{GOAL_OVER_TRANSFORMERS}x transformers and {GOAL_OF_PRODUCTS:.0%} of the product's rate"
-    )
-    yield f"The goal, {goal}: " + (
+    goal = f"{GOAL_OVER_TRANSFORMERS}x transformers and {GOAL_OF_PRODUCTS:.0%} of the matmul rate"
+    yield f"The goal, {goal}, is " + (
         f"missed at {', '.join(missed)}." if missed else "met everywhere."
     )
 
@@ -200,7 +198,7 @@ def draw(found: Sequence[Beside], path: Path) -> None:
 
 def passes(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
     """Four windows of 128 tokens a sequence."""
-    yield "| parameters | N | tokens/s | time, of N = 1 | FLOPs, of N = 1 | time over FLOPs |"
+    yield "| parameters | N | tokens/s | time vs N = 1 | FLOPs vs N = 1 | time / FLOPs |"
     yield "|---|---|---|---|---|---|"
     for size in plan.sizes:
         say(f"{size}, N = {plan.passes}")
@@ -279,7 +277,7 @@ def compiled_whole(say: Callable[[str], None]) -> Iterator[str]:
     """
     small = load(Path(__file__).parents[1] / "configs/depo-small.toml", [])
     rows, tokens = small.train.batch, small.sleep.window
-    yield "| block | as it stands | compiled whole | times as fast | seconds to compile |"
+    yield "| block | uncompiled | compiled whole | speedup | seconds to compile |"
     yield "|---|---|---|---|---|"
     for kind in ("attention", "delta"):
         say(f"compiling a block: {kind}")
@@ -307,23 +305,29 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
     yield ""
     yield (
         f"`python -m benchmarks.throughput` on {os.cpu_count()} cores ({processor()}), one thread, "
-        f"{date.today()}, commit {commit()}. How it is measured stands there."
+        f"{date.today()}, commit {commit()}. The script describes how it measures."
     )
     yield ""
-    yield f"Forward and backward of {TOKENS:,} tokens, in sequences of T, N = 1:"
+    yield (
+        f"Forward and backward of {TOKENS:,} tokens, in sequences of T, N = 1. The matmul rate is "
+        "that of one large matrix product:"
+    )
     yield ""
     found: list[Beside] = []
     yield from beside_transformers(plan, say, found)
     if picture:
         draw(found, picture)
         yield ""
-        yield f"![Beside transformers and a large product; dashed: the goal]({picture.name})"
+        yield (
+            "![Compared with transformers and a large matrix product; dashed: the goal]"
+            f"({picture.name})"
+        )
     yield ""
-    yield "What passes cost beside their FLOPs, in windows of 128 tokens, four a sequence:"
+    yield "Cost of passes relative to their FLOPs, in sequences of four windows of 128 tokens:"
     yield ""
     yield from passes(plan, say)
     yield ""
-    yield "Forward and backward in the profiler, which makes small operations longer:"
+    yield "Forward and backward in the profiler, which makes small operations appear longer:"
     yield ""
     yield from profile(say)
     yield ""

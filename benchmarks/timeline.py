@@ -73,9 +73,9 @@ def table() -> Iterator[str]:
         "microbatches M",
         "windows W",
         "passes N",
-        "cut between",
+        "truncated between",
         "idle",
-        "at least",
+        "idle at least",
     ]
     columns += ["peak units", "units of P microbatches"]
     yield f"| {' | '.join(columns)} |"

@@ -117,7 +117,7 @@ class Evaluation:
             rows, asked = int(scored_mask.any(dim=1).sum()), "train.eval_batches x train.batch"
             few = f" of {self.rows_asked}" if rows < self.rows_asked else ""
             tokens = f"{int(scored_mask.sum()):,} held-out tokens{of_set and f' of {of_set}'}"
-            lines.append(f"judged on {tokens}: {rows}{few} rows ({asked})")
+            lines.append(f"evaluated on {tokens}: {rows}{few} rows ({asked})")
         return lines
 
     def run(
@@ -305,8 +305,8 @@ def sleep_changes_nothing(at_n: Metrics, at_one: Metrics, retention: float | Non
         return None
     return (
         f"sleep changes nothing: {at_n['passes']} passes and 1 pass both give a loss of "
-        f"{at_one['loss']:.6f}, and heads keep {retention:.2g} of S over a window; begin a run "
-        "with a lower model.decay_init"
+        f"{at_one['loss']:.6f}, and heads keep {retention:.2g} of S over a window; start a new "
+        "run with a lower model.decay_init"
     )
 
 
@@ -334,7 +334,7 @@ def evaluate_run(
     evaluation = make_evaluation(config)
     model = model.to(mesh.device())
     if after and evaluation.task is None:
-        raise UserError("--after: text has documents of its own, and no rows to come after others")
+        raise UserError("--after is for tasks only: in text, no document is read after another")
     for line in evaluation.describe():
         say(line)
     passes = passes or sorted({1, config.sleep.passes})

@@ -92,10 +92,10 @@ def writes_user_file(path: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or path  # for a full disk the error has no file name
         forbidden = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-        fix = "allow it" if forbidden else "make room there"
+        fix = "fix its permissions" if forbidden else "make room there"
         raise storage_error(error)(
             f"{where}: cannot be written: {error.strerror}; "
-            f"{fix}, or set run.dir (what is saved is intact)"
+            f"{fix}, or set run.dir (what is already saved is intact)"
         ) from None
 
 

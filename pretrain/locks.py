@@ -55,7 +55,7 @@ def run_lock(run: Path, say: Callable[[str], None]) -> Iterator[None]:
     path = run / "lock"
 
     def without(why: str) -> None:
-        fix = f"start no second run in {run} while this one goes on"
+        fix = f"do not start a second run in {run} while this one is running"
         say(f"{path}: the file system has no locks ({why}); {fix}")
 
     with path.open("a+") as file:

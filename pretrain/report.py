@@ -77,14 +77,14 @@ def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
     differ = _that_differ(judged)
     if of_task := [] if "data.task" in differ else _that_differ(tasks):
         return [
-            f"Not asked the same, as {', '.join([*differ, *of_task])} differ: held-out losses and "
-            "answers are not to be compared."
+            f"Evaluated on different problems: {', '.join([*differ, *of_task])} differ. Do not "
+            "compare held-out losses and accuracies."
         ]
     if not differ:
         return []
     return [
-        f"Not judged on the same rows, as {', '.join(differ)} differ: held-out losses are not to "
-        "be compared. `hypnos eval RUN data.heldout=... train.eval_batches=...` judges alike."
+        f"Evaluated on different rows: {', '.join(differ)} differ. Do not compare held-out losses. "
+        "To evaluate them alike: `hypnos eval RUN data.heldout=... train.eval_batches=...`."
     ]
 
 
@@ -104,8 +104,8 @@ def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
     if evaluated := [run for run in runs if run.evaluations]:
         plot_loss_by_place(evaluated, out / "loss_by_place.png")
         pictures[out / "loss_by_place.png"] = (
-            "Held-out loss at the last evaluation, by window and by place in a window; dashed: the "
-            "same model with one pass, thin: with each number of passes in between."
+            "Held-out loss at the last evaluation, by window and by position in a window. Dashed: "
+            "the same model with one pass; thin: with each number of passes in between."
         )
     if names := _sets(runs):
         pictures[out / "loss_by_set.png"] = "Held-out loss of each of data.heldout_sets, by step."
@@ -114,7 +114,7 @@ def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
         kind = next((k for k in DEPTHS if any(_by_depth(r.accuracy, k) for r in runs)), None)
         path = out / (f"accuracy_by_{kind}.png" if kind else "accuracy.png")
         plot_accuracy(runs, kind, path)
-        pictures[path] = "Answers right at the last evaluation, and on the way there."
+        pictures[path] = "Accuracy at the last evaluation (left) and during training (right)."
     for name, draw, has, caption in INSIDE:
         if logged := [run for run in runs if has(run)]:
             draw(logged, out / f"{name}.png")
@@ -125,14 +125,14 @@ def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
 INSIDE = (
     (
         "passes", plot_passes, has_probes,
-        "At the last logging step, over all windows and delta blocks: what each pass changes in S, "
-        "and the gradient that comes back to S after it.",
+        "At the last logging step, over all windows and delta blocks: how much each pass changes "
+        "S, and the gradient that reaches S after it.",
     ),
-    ("state", plot_state, has_probes, "Near a retention of 0 nothing that is written stays."),
-    ("heads", plot_heads, has_heads, "A point a head."),
+    ("state", plot_state, has_probes, "With a retention near 0, nothing written to S lasts."),
+    ("heads", plot_heads, has_heads, "Each point is one head."),
     (
         "throughput", plot_throughput, has_throughput,
-        "Tokens of the wake pass, and tokens times passes 2 to N over them.",
+        "Tokens read in the wake pass, and tokens times the sleep passes (2 to N).",
     ),
 )  # fmt: skip
 
@@ -198,7 +198,7 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
         )
         by_window.xaxis.get_major_locator().set_params(integer=True)
         by_place.set(
-            title="Held-out loss by place in the window", xlabel="tokens since the window began"
+            title="Held-out loss by position in the window", xlabel="tokens since the window began"
         )
 
 

@@ -22,7 +22,7 @@ def appearing_whole(out: Path) -> Iterator[Path]:
     If `out` is a link, its target is used: the work is done on the target's disk.
     """
     if out.is_mount():  # nothing can be renamed to it; better to say so before the work
-        raise UserError(f"{out}: a disk is mounted there; give a folder in it")
+        raise UserError(f"{out}: is a mount point; give a folder in it")
     place = Path(os.path.realpath(out))
     with writes_output(out), draft_of(place) as work:
         work.mkdir()

@@ -219,7 +219,7 @@ def attempt(name: str, s: Size) -> bool:
             return True
         except torch.OutOfMemoryError:
             rows //= 2
-            print(f"{name}: out of memory, now with {rows} rows", flush=True)
+            print(f"{name}: out of memory, trying {rows} rows", flush=True)
             if rows == 0:
                 return False
         except Exception as error:

@@ -51,7 +51,7 @@ from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("{name}")
 ```"""
-SLEEPING = """ With sleep, for a text of any length:
+SLEEPING = """ To generate with sleep, from a text of any length:
 
 ```sh
 hypnos generate {quoted} --prompt "..."
@@ -96,8 +96,8 @@ def _eviction(sleep: SleepConfig) -> str:
         case "hard":
             return "to forget its keys and values (hard eviction)"
         case "sliding":
-            kept = f"those of the last {sleep.window - 1} tokens"
-            return f"to keep of all keys and values {kept} (sliding eviction)"
+            kept = f"the keys and values of the last {sleep.window - 1} tokens"
+            return f"to keep only {kept} (sliding eviction)"
         case "none":
             return "to keep its keys and values (no eviction)"
 
@@ -105,7 +105,7 @@ def _eviction(sleep: SleepConfig) -> str:
 def _data(checkpoint: Checkpoint, config: Config) -> str:
     read = f"{checkpoint.state['tokens']:,} tokens in {checkpoint.step:,} steps"
     if uses_tokenizer(config):
-        return f"It has read {read} ({config.data.task}); its tokenizer lies beside this file."
+        return f"It has read {read} ({config.data.task}); its tokenizer is in this folder."
     return f"It has read {read} of the task {config.data.task}, which has no tokenizer."
 
 
@@ -115,7 +115,7 @@ def _figures(metrics: Path, step: int) -> str:
     seen = [row for row in rows if row["kind"] == "eval" and row["step"] <= step]
     last = {row["passes"]: row for row in seen if row["step"] == seen[-1]["step"]}
     if not last:
-        return "It was not evaluated."
+        return "It has not been evaluated."
     names = list(next(iter(last.values())).get("accuracy", {}))
     cells = [
         [str(n), f"{row['loss']:.4f}", *(f"{100 * row['accuracy'][name]:.1f} %" for name in names)]

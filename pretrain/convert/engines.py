@@ -30,7 +30,7 @@ def reasons(config: Config) -> dict[str, str | None]:
     """By engine, why it cannot read such a model; None if it can."""
     model = config.model
     if why := _another_model(config):
-        return dict.fromkeys(ENGINES, f"{why}: no other software computes such a model")
+        return dict.fromkeys(ENGINES, f"{why}: no other software supports such a model")
     not_last = "model.layers: attention must be the last of every n blocks, and nowhere else"
     return {
         "transformers": None,
@@ -53,32 +53,32 @@ def _another_model(config: Config) -> str | None:
             return f"model.rope_scaling_factor = {model.rope_scaling_factor:g}"
     if model.delta_negative_eigenvalues and "delta" in model.layers:
         return "model.delta_negative_eigenvalues = true"
-    return "sleep is one of its controls" if config.sleep.is_control else None
+    return "its [sleep] settings are a control" if config.sleep.is_control else None
 
 
 def _mistral_rs(config: Config) -> str | None:
     rotated = config.model.rotary_dim
     if rotated < 6:
-        return f"model.rotary_fraction rotates {rotated} of a head's width; it wants at least 6"
+        return f"model.rotary_fraction rotates {rotated} dimensions of a head; it needs at least 6"
     if config.sleep.window < 1024:
         short = f"sleep.window = {config.sleep.window}"
-        return f"{short}: it makes room for 512 tokens more than it is given, within the window"
+        return f"{short}: it reserves 512 tokens beyond the prompt, which must fit in the window"
     return None
 
 
 def _llama_cpp(model: ModelConfig) -> str | None:
     if model.delta_key_dim != model.delta_value_dim:
-        return f"{_widths(model)} differ; llama.cpp holds one width for both"
+        return f"{_widths(model)} differ; llama.cpp has one width for both"
     if model.norm_eps != UNIT_EPS:
         adds = f"model.norm_eps = {model.norm_eps:g}: llama.cpp also adds it"
-        return f"{adds} to the norms of the delta rule's queries and keys, and we {UNIT_EPS:g}"
+        return f"{adds} to the norms of the delta rule's queries and keys; Hypnos adds {UNIT_EPS:g}"
     return None
 
 
 def _vllm(model: ModelConfig) -> str | None:
     if {model.delta_key_dim, model.delta_value_dim} <= {64, 128}:
         return None
-    return f"{_widths(model)}: vLLM's kernels were found to hold 64 and 128 only"
+    return f"{_widths(model)}: vLLM's kernels were found to support only 64 and 128"
 
 
 def _widths(model: ModelConfig) -> str:
@@ -98,10 +98,10 @@ def check_gguf(config: Config) -> None:
     """UserError if a GGUF file cannot hold the model, or its tokenizer."""
     check_hf(config)
     if why := reasons(config)["llama.cpp (gguf)"]:
-        raise UserError(f"{why}: such a model goes out with --to hf, but not with --to gguf")
+        raise UserError(f"{why}: such a model can be exported with --to hf, but not with --to gguf")
     if not uses_tokenizer(config):
         raise UserError(
-            "the run's task has no tokenizer, and a GGUF file is none without one: use --to hf"
+            "the run's task has no tokenizer, which a GGUF file must contain: use --to hf"
         )
     vocabulary(Path(config.data.tokenizer))
 

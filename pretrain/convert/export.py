@@ -56,7 +56,7 @@ def export(run: Path, out: Path, precision: str = "fp32") -> Exported:
         said = write(checkpoint, config, folder, precision)
         (folder / "README.md").write_text(card.text(checkpoint, config, out.name), encoding="utf-8")
     not_read = {name: why for name, why in engines.reasons(config).items() if why}
-    lines = [said, *(f"not for {name}: {why}" for name, why in not_read.items())]
+    lines = [said, *(f"{name} cannot read it: {why}" for name, why in not_read.items())]
     return Exported(checkpoint.step, config.data.task == "text", lines)
 
 
@@ -98,9 +98,9 @@ def _write_tokenizer(config: Config, folder: Path) -> tuple[dict[str, Any], str]
     tokenizer = Tokenizer.load(own)
     special |= {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     if foreign.is_foreign(own):
-        return special, f"tokenizer: as it came, {', '.join(foreign.copy(own, folder))}"
+        return special, f"tokenizer: copied unchanged, {', '.join(foreign.copy(own, folder))}"
     shutil.copyfile(own, folder / TOKENIZER)
     report = export_tokenizer(tokenizer, folder)
     if not report.identical:
-        raise UserError(f"{own}: the fast tokenizer is another one: {report}")
+        raise UserError(f"{own}: the fast tokenizer encodes differently: {report}")
     return special, f"tokenizer: {report}"

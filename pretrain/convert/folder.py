@@ -31,7 +31,7 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 # The dtypes that are read. Others are quantised: not weights without their scales.
 PRECISIONS = (torch.float64, *DTYPES)
-UNQUANTIZED = "a quantised model cannot be held: give the one that it was made of"
+UNQUANTIZED = "quantised models are not supported: give the one that it was made from"
 
 
 class Spec(NamedTuple):
@@ -76,13 +76,13 @@ def _check_new(out: Path, may_be_empty: bool = False) -> Path:
     """The real path of `out`. UserError: it exists, or cannot be created."""
     place = Path(os.path.realpath(out))
     if place == Path.cwd():
-        raise UserError(f"{out}: is the folder that you are in; give the name of a new one")
+        raise UserError(f"{out}: is the current folder; give the name of a new one")
     if file := next((above for above in place.parents if above.is_file()), None):
         raise UserError(f"{out}: cannot be written below {file}, a file; give another name")
     with writes_output(out):
         is_empty = may_be_empty and place.is_dir() and not any(place.iterdir())
     if place.exists() and not is_empty:
-        raise UserError(f"{out}: is there already; give another name, or remove it")
+        raise UserError(f"{out}: already exists; give another name, or remove it")
     return place
 
 
@@ -141,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. UserError names it otherwise."""
     try:
         if path.stat().st_size > MAX_JSON:
-            raise UserError(f"{path}: {path.stat().st_size} bytes, too large to be what it should")
+            raise UserError(f"{path}: {path.stat().st_size} bytes, too large for such a file")
         value = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -173,7 +173,9 @@ class TensorFolder:
             raise UserError(f"{self.folder / INDEX}: no weight_map")
         for file in named.values():
             if not isinstance(file, str) or os.path.basename(file) != file:
-                raise UserError(f"{self.folder / INDEX}: {shortened(repr(file))} is no file of it")
+                raise UserError(
+                    f"{self.folder / INDEX}: {shortened(repr(file))} is not a file in its folder"
+                )
         return named
 
     def _open(self, name: str) -> Any:

@@ -171,7 +171,7 @@ def _write(folder: Path, config: Config, file: Path, name: str) -> None:
         embedding = wanted[0].source
         matrices = tensors.get(embedding.name, embedding.shape).dtype
         if matrices not in KINDS:
-            raise UserError(f"{folder}: is {matrices}, which llama.cpp does not hold; export anew")
+            raise UserError(f"{folder}: is {matrices}, which GGUF cannot hold; export it again")
         dtypes = [matrices if target.is_matrix else torch.float32 for target in wanted]
         writer = gguf.GGUFWriter(file, ARCHITECTURE)
         writer.add_name(name)

@@ -71,7 +71,7 @@ def import_folder(
     else:
         tables, defaults = qwen3_5.tables(theirs, path), []
         if delta_every is not None:
-            raise UserError(f"{path}: a hybrid has its own delta-rule blocks: no --delta-every")
+            raise UserError(f"{path}: a hybrid has delta-rule blocks: leave out --delta-every")
     with TensorFolder(folder) as tensors:
         said = list[str]()
         if qwen3_5.has_own_head(tables, tensors):
@@ -90,11 +90,13 @@ def _check_folder(folder: Path) -> None:
     if folder.is_dir() and not (folder / qwen3_5.CONFIG).exists():
         given = next(folder.glob("*.gguf"), folder)
     if given.suffix.lower() == ".gguf":
-        raise UserError(f"{given}: GGUF is not read; name the folder of safetensors it is made of")
+        raise UserError(
+            f"{given}: GGUF cannot be imported; give the safetensors folder it was made from"
+        )
     if not folder.exists():
         raise UserError(f"{folder}: no such folder{download_first(folder)}")
     if not folder.is_dir():
-        raise UserError(f"{folder}: a file; name the folder of {qwen3_5.CONFIG} and safetensors")
+        raise UserError(f"{folder}: a file; give the folder with {qwen3_5.CONFIG} and safetensors")
 
 
 def _check_kind(theirs: dict[str, Any], path: Path) -> None:
@@ -105,7 +107,7 @@ def _check_kind(theirs: dict[str, Any], path: Path) -> None:
     others = " and ".join(transformer.MODEL_TYPES[-2:])
     taken = ", ".join([MINE, *transformer.MODEL_TYPES[:-2], others])
     this = f"this is {shortened(kind)}" if isinstance(kind, str) else "this names no model_type"
-    raise UserError(f"{path}: import takes {taken}; {this}")
+    raise UserError(f"{path}: import supports {taken}; {this}")
 
 
 def _write(run: Path, config: Config, weights: Iterator[Tensor]) -> None:
@@ -135,7 +137,7 @@ def _configuration(
     changed = override(given, overrides)
     for name in tables["model"]:
         if getattr(changed.model, name) != getattr(given.model, name):
-            raise UserError(f"model.{name}: {path} says what it is; leave it out")
+            raise UserError(f"model.{name}: fixed by {path}; leave it out")
     tokenizer = Path(changed.data.tokenizer)
     name = FOREIGN_TOKENIZER if foreign.is_foreign(tokenizer) else TOKENIZER
     changed.data.tokenizer = str(place / name)
@@ -158,6 +160,6 @@ def _take_tokenizer(source: Path, folder: Path, run: Path, config: Config) -> li
             raise
         if not uses_tokenizer(config):
             return []
-        return [f"no tokenizer is taken along: {error}; import it with data.tokenizer=PATH"]
+        return [f"no tokenizer was imported: {error}; give one with data.tokenizer=PATH"]
     copy_tokenizer(source, run)
     return []

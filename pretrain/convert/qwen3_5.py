@@ -114,7 +114,7 @@ def from_json(folder: Path) -> Config:
     theirs = read_json(path)
     ours = theirs.get(KEY)
     if not isinstance(ours, dict):
-        raise UserError(f"{path}: says nothing of sleep; make a run of it with `hypnos import`")
+        raise UserError(f"{path}: has no sleep settings; turn it into a run with `hypnos import`")
     if ours.get("version") != VERSION:
         written = shortened(str(ours.get("version")))
         raise UserError(f"{path}: {KEY} is of version {written}, and this Hypnos reads {VERSION}")
@@ -210,8 +210,8 @@ def left_out(tensors: TensorFolder, config: Config) -> list[str]:
     others = sorted(set(tensors.names()) - known)
     foreign = [name for name in others if name.startswith((prefix, "lm_head."))]
     if foreign:
-        raise UserError(f"{tensors.folder}: tensor {shortened(foreign[0])} is none of the model's")
-    return [f"{len(others)} tensors are left out, as {others[0]}"] if others else []
+        raise UserError(f"{tensors.folder}: unexpected tensor {shortened(foreign[0])}")
+    return [f"{len(others)} tensors are left out, such as {others[0]}"] if others else []
 
 
 def _prefix(tensors: TensorFolder) -> str:
@@ -231,7 +231,7 @@ def model_table(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: model_type = {kind} instead of {MODEL_TYPE!r}")
     for name, value in FIXED.items():
         if theirs.get(name, value) != value:
-            raise UserError(f"{path}: {name} = {theirs[name]!r}; only {value!r} can be held")
+            raise UserError(f"{path}: {name} = {theirs[name]!r}; only {value!r} is supported")
     missing = [name for name in SIZES if name not in theirs and name != "tie_word_embeddings"]
     if missing:
         raise UserError(f"{path}: {missing[0]} is missing")
@@ -280,12 +280,12 @@ def rope_parameters(
     for name in ("rope_parameters", "rope_scaling"):
         rope = theirs.get(name) or {}
         if not isinstance(rope, dict):
-            raise UserError(f"{path}: {name} is no table")
+            raise UserError(f"{path}: {name} is not a table")
         kind = rope_type(rope)
         if kind not in kinds:
             kind, held = shortened(repr(kind)), " and ".join(map(repr, kinds))
-            raise UserError(f"{path}: {name} has rope_type = {kind}; only {held} can be held")
+            raise UserError(f"{path}: {name} has rope_type = {kind}; only {held} can be imported")
         if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
-            raise UserError(f"{path}: {name} has a table for {shortened(nested[0])} alone")
+            raise UserError(f"{path}: {name} has a separate table for {shortened(nested[0])}")
         found = rope or found
     return found

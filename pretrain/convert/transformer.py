@@ -86,7 +86,7 @@ def tables(theirs: dict[str, Any], path: Path, every: int) -> tuple[Tables, list
     """
     for name, value in FIXED.items():
         if theirs.get(name, value) != value:
-            raise UserError(f"{path}: {name} = {theirs[name]!r}; only {value!r} can be held")
+            raise UserError(f"{path}: {name} = {theirs[name]!r}; only {value!r} is supported")
     if missing := [name for name in (*SIZES, "num_hidden_layers") if name not in theirs]:
         raise UserError(f"{path}: {missing[0]} is missing")
     if not all(type(theirs[name]) is int and theirs[name] > 0 for name in COUNTS):
@@ -94,7 +94,7 @@ def tables(theirs: dict[str, Any], path: Path, every: int) -> tuple[Tables, list
     model = {ours: theirs[name] for name, ours in SIZES.items()}
     band = theirs.get("sliding_window", MISTRAL_BAND)
     if theirs["model_type"] == "mistral" and band is not None:
-        same = "if no window (sleep.window) is to be longer, it is as none: write null there"
+        same = "if sleep.window is never to exceed it, it has no effect: write null there"
         raise UserError(f"{path}: sliding_window = {band!r}; {same}")
     if theirs["num_hidden_layers"] > MOST_LAYERS:
         raise UserError(f"{path}: num_hidden_layers is more than {MOST_LAYERS:,}")
@@ -139,9 +139,9 @@ def _rope(theirs: dict[str, Any], path: Path) -> dict[str, float]:
     for name, value in LLAMA3.items():
         if rope.get(name) != value:
             found = shortened(repr(rope.get(name)))
-            raise UserError(f"{path}: {name} = {found}; only {value!r} can be held")
+            raise UserError(f"{path}: {name} = {found}; only {value!r} is supported")
     if "factor" not in rope:
-        raise UserError(f"{path}: factor is missing, which rope_type = 'llama3' has")
+        raise UserError(f"{path}: factor is missing, which rope_type = 'llama3' needs")
     return {"rope_theta": theta, "rope_scaling_factor": rope["factor"]}
 
 
@@ -198,5 +198,5 @@ def left_out(tensors: TensorFolder, config: Config) -> list[str]:
     buffers = "rotary_emb.inv_freq"  # in old files; redundant with rope_theta
     others = [n for n in tensors.names() if n not in known and not n.endswith(buffers)]
     if others:
-        raise UserError(f"{tensors.folder}: tensor {shortened(others[0])} cannot be held")
+        raise UserError(f"{tensors.folder}: tensor {shortened(others[0])} is not supported")
     return []

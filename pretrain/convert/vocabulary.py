@@ -72,7 +72,7 @@ def vocabulary(path: Path) -> Vocabulary:
     try:
         return replace(_of(tokenizer.model, path / SENTENCEPIECE), chat=tokenizer.chat.template)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; such a model goes out with --to hf") from None
+        raise UserError(f"{path}: {error}; export such a model with --to hf") from None
 
 
 def _of(model: Model, own: Path) -> Vocabulary:
@@ -82,8 +82,8 @@ def _of(model: Model, own: Path) -> Vocabulary:
     if model.is_byte_level:
         return _of_bytes(model)
     if not own.exists():  # as in folders written by transformers' save_pretrained
-        why = "its tokenizer.json is no BPE over bytes, and has no scores of its pieces"
-        raise ValueError(f"{why}: put the {SENTENCEPIECE} there that it was made of")
+        why = "its tokenizer.json is not a byte-level BPE, and has no scores of its pieces"
+        raise ValueError(f"{why}: put the {SENTENCEPIECE} beside it that it was made from")
     return _of_both(model, SentencePieceModel(own.read_bytes()))
 
 
@@ -91,11 +91,11 @@ def _of_pieces(model: SentencePieceModel) -> Vocabulary:
     scores = model.scores()
     of_text = [score for i, score in enumerate(scores) if model.is_text(i)]
     if not all(score.is_integer() for score in of_text):
-        raise ValueError("a unigram tokenizer, which llama.cpp reads otherwise")
+        raise ValueError("a unigram tokenizer, which llama.cpp would apply differently")
     if of_text.count(0) > 1:
-        raise ValueError("has pieces that its maker has put in, which its file does not tell apart")
+        raise ValueError("has user-defined pieces, which its file does not tell from learned ones")
     if model.byte_ids is None:
-        raise ValueError("has no pieces for bytes, which llama.cpp would need")
+        raise ValueError("has no byte pieces, which llama.cpp needs")
     types = [_type(model, i) for i in range(model.vocab_size)]
     return Vocabulary(
         "llama", "default", model.pieces(), types, model.eos, model.pad, scores,
@@ -110,9 +110,9 @@ def _of_both(fast: FastModel, pieces: SentencePieceModel) -> Vocabulary:
     added = [token for token in described["added_tokens"] if token["id"] >= len(said.tokens)]
     ids = [token["id"] for token in added]
     if [vocabulary.get(piece) for piece in said.tokens] != list(range(len(said.tokens))):
-        raise ValueError(f"its tokenizer.json and its {SENTENCEPIECE} have other ids")
+        raise ValueError(f"its tokenizer.json and its {SENTENCEPIECE} have different ids")
     if ids != list(range(len(said.tokens), fast.vocab_size)):
-        raise ValueError("its tokenizer.json leaves out ids")
+        raise ValueError("its tokenizer.json skips ids")
     return replace(
         said,
         tokens=said.tokens + [token["content"] for token in added],
@@ -159,13 +159,15 @@ def _cut(described: dict[str, Any]) -> str:
         ] if not split.get("invert"):
             pattern = regex
         case _:
-            raise ValueError(f"cuts texts up in a way of its own: {json.dumps(steps)[:100]}")
+            raise ValueError(
+                f"splits texts in a way that llama.cpp does not know: {json.dumps(steps)[:100]}"
+            )
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if bpe.get(name):
             raise ValueError(f"its BPE has a {name}")
     known = CUTS.get((pattern, bool(bpe.get("ignore_merges"))))
     if known is None:
-        raise ValueError(f"llama.cpp has no name for how it cuts texts up: {pattern}")
+        raise ValueError(f"llama.cpp does not know how it splits texts: {pattern}")
     return known
 
 

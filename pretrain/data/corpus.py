@@ -93,7 +93,7 @@ class Corpus:
                 if found_in.setdefault((folder(path.parent), path.name), real) == real:
                     entries.append(Entry(path, name, os.path.isdir(source)))
                 else:
-                    self.tally.leave_out("file", "another source has it, too", path)
+                    self.tally.leave_out("file", "another source already contains it", path)
         return entries
 
     def read(self, entries: Iterable[Entry]) -> Iterator[Document]:
@@ -139,7 +139,7 @@ class Corpus:
         except OSError as error:
             if error.errno not in OF_A_FILE:
                 raise UserError(
-                    f"{path}: cannot be read: {error.strerror}; look to the disk or the network"
+                    f"{path}: cannot be read: {error.strerror}; check the disk or the network"
                 ) from None
             self._reject("file", _unreadable(str(path), error))
         else:
@@ -190,10 +190,10 @@ def _unreadable(place: str, error: Exception) -> Rejected:
             place,
             "cannot be decompressed",
             f": {error}",
-            fix="copy it anew if it is damaged",
+            fix="copy it again if it is damaged",
         )
     reason = getattr(error, "strerror", None)
-    return Rejected(place, f"cannot be read: {reason}", fix="see that it is there and readable")
+    return Rejected(place, f"cannot be read: {reason}", fix="check that it exists and is readable")
 
 
 class PythonCorpus(Corpus):

@@ -55,7 +55,7 @@ class Tally:
             what, which = (unit, "") if count == 1 else (f"{unit}s", "the first: ")
             lines.append(f"left out {count:,} {what}: {kind} ({which}{shortened(first, 300)})")
         if self.unread:
-            lines.append(f"left out {_count(self.unread)}: --suffix names others to read")
+            lines.append(f"left out {_count(self.unread)}: choose suffixes with --suffix")
         return lines
 
 
@@ -102,17 +102,17 @@ def find_files(
     chosen = [name for name in names if _is_wanted(name, suffixes)]
     here = Counter("".join(split_suffix(name)) for name in names if not _is_wanted(name, suffixes))
     if not chosen:
-        found = f"it holds {_count(here)}" if here else "it holds none"
+        found = f"which holds {_count(here)}" if here else "which holds no files"
         raise UserError(
-            f"{source}: no file to read in this folder, {found}; name suffixes with --suffix"
+            f"{source}: no file to read in this folder, {found}; choose suffixes with --suffix"
         )
     tally.unread.update(here)
     if suffixes is None:
         for name in (derived := sorted(filter(_is_derived, chosen))):
-            tally.leave_out("file", "rows that `datasets` made of others", source / name)
+            tally.leave_out("file", "cache of `datasets`, derived from other files", source / name)
         chosen = list(set(chosen).difference(derived))
         for name in (cards := _cards(chosen)):
-            tally.leave_out("file", "a README beside files of rows is their card", source / name)
+            tally.leave_out("file", "README taken as dataset card of data beside it", source / name)
         chosen = list(set(chosen).difference(cards))
     return [(source / name, f"{source.name}/{name}") for name in sorted(chosen)]
 
@@ -152,8 +152,8 @@ def _walk(source: Path, without: Collection[str], tally: Tally, skip_bad: bool) 
     def unreadable(error: OSError) -> None:
         if not skip_bad:
             raise UserError(
-                f"{error.filename}: cannot be read: {error.strerror}; allow it, or leave out such "
-                "folders with --skip-bad"
+                f"{error.filename}: cannot be read: {error.strerror}; fix its permissions, or "
+                "leave out such folders with --skip-bad"
             )
         tally.leave_out("folder", f"cannot be read: {error.strerror}", error.filename)
 
@@ -161,7 +161,7 @@ def _walk(source: Path, without: Collection[str], tally: Tally, skip_bad: bool) 
     for top, folders, names in os.walk(source, onerror=unreadable, followlinks=True):
         status = os.stat(top)
         if (status.st_dev, status.st_ino) in seen:
-            tally.leave_out("folder", "a link to a folder that is read already", top)
+            tally.leave_out("folder", "a link to a folder that has already been read", top)
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))

@@ -87,13 +87,13 @@ def read_index(folder: Place) -> Index:
     try:
         content = read_whole(path) if isinstance(path, Path) else path.read_bytes()
     except OSError as error:
-        why = error.strerror or "it is not there"
+        why = error.strerror or "not found"
         raise storage_error(error)(
-            f"{path}: cannot be read: {why}; give a folder of `hypnos data prepare`"
+            f"{path}: cannot be read: {why}; give a folder written by `hypnos data prepare`"
         ) from None
     if not has_checksum(content):
         raise UserError(
-            f"{path}: damaged, or of another version; copy it anew or prepare the corpus again"
+            f"{path}: damaged, or of another version; copy it again or prepare the corpus again"
         )
     record = parse_json(content)
     if record["format"] != FORMAT:
@@ -112,8 +112,8 @@ def find_split(path: str | Place, split: str) -> Place:
     if (path / split / INDEX).is_file():
         return path / split
     raise UserError(
-        f"{path}: holds no {split} shards, for there is no {INDEX}; "
-        "give a folder of `hypnos data prepare`"
+        f"{path}: holds no {split} shards: it has no {INDEX}; "
+        "give a folder written by `hypnos data prepare`"
     )
 
 
@@ -127,8 +127,8 @@ def find_splits(path: str | Place) -> list[Place]:
     )
     if not found:
         raise UserError(
-            f"{path}: holds no shards, for there is no {INDEX}; "
-            "give a folder of `hypnos data prepare`"
+            f"{path}: holds no shards: it has no {INDEX}; "
+            "give a folder written by `hypnos data prepare`"
         )
     return found
 

@@ -52,7 +52,7 @@ def _read_array(path: Path, name: str, key: str) -> Iterator[Document | Rejected
             if number == 1 and not isinstance(element, dict):
                 raise Rejected(
                     str(path),
-                    "an array of JSON, but not of objects",
+                    "a JSON array, but not of objects",
                     fix=f'write objects with a field "{key}"',
                     is_metadata=True,
                 )
@@ -93,7 +93,7 @@ def _check_end(rest: str, text: IO[str], path: Path) -> None:
     while rest.isspace() or not rest:
         if not (rest := text.read(CHUNK)):
             return
-    fix = "make one array of it, or a file of each"
+    fix = "merge the arrays into one, or put each into its own file"
     raise Rejected(str(path), "more JSON after the end of its array", fix=fix)
 
 
@@ -109,7 +109,7 @@ def _read_object(path: Path, name: str, key: str) -> Iterator[Document | Rejecte
     if not isinstance(value, dict) or key not in value:
         raise Rejected(
             str(path),
-            f'JSON that is neither lines nor an array of objects, and without "{key}"',
+            f'neither JSON lines nor a JSON array of objects, and no field "{key}"',
             fix="name the field that holds the text (--text-field)",
             is_metadata=True,
         )
@@ -169,7 +169,7 @@ def json_document(record: Any, key: str, place: str, source: str) -> Document | 
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can escape lone surrogates
-        return Rejected(place, f'"{key}" holds a lone surrogate, which is no text', fix="repair it")
+        return Rejected(place, f'"{key}" holds a lone surrogate: invalid text', fix="repair it")
     return Document(text, source)
 
 

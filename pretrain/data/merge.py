@@ -43,13 +43,13 @@ def _leaves_none(holdout: float, documents: int, split: str) -> UserError:
     """The error that one split has no document, and how to give it one."""
     if documents == 1:
         return UserError(
-            f"--holdout {holdout:g} of 1 document leaves none for {split}, for a document is never "
-            r"cut: --separator '\n\n' makes documents of the paragraphs of a text, and --holdout 0 "
-            "holds out none"
+            f"--holdout {holdout:g} of 1 document leaves none for {split}, because documents are "
+            r"never cut: --separator '\n\n' makes each paragraph a document, and --holdout 0 holds "
+            "out none"
         )
     return UserError(
         f"--holdout {holdout:g} of {documents} documents leaves none for {split}; give another "
-        "share, 0 to hold out none, or a corpus of more documents"
+        "fraction, 0 to hold out none, or a corpus with more documents"
     )
 
 
@@ -88,7 +88,7 @@ def _append(folder: Path, index: Index, documents: IO[bytes], digest: Any) -> No
             digest.update(content)
             documents.write(content)
     if mine.hexdigest() != index.documents_sha256:
-        raise UserError(f"{folder / DOCUMENTS}: damaged; remove its part, and prepare that again")
+        raise UserError(f"{folder / DOCUMENTS}: damaged; remove its part and prepare that again")
 
 
 def _rename(shard: Path, target: Path, size: int) -> None:

@@ -50,8 +50,8 @@ def check_column(schema: pa.Schema, column: str, path: Path) -> None:
     """Rejects a file without such a text column."""
     fix = "name the column that holds the text (--text-field)"
     if schema.names.count(column) != 1:
-        detail = f", only {', '.join(schema.names)}"
-        raise Rejected(str(path), f'not one column "{column}"', detail, fix=fix)
+        detail = f": its columns are {', '.join(schema.names)}"
+        raise Rejected(str(path), f'not exactly one column "{column}"', detail, fix=fix)
     kind = stored = schema.field(column).type
     while pa.types.is_dictionary(stored) or isinstance(stored, pa.BaseExtensionType):
         is_dictionary = pa.types.is_dictionary(stored)
@@ -95,5 +95,5 @@ def errors(path: Path, format: str = "Parquet") -> Iterator[None]:
             str(path),
             f"cannot be read as {format}",
             f": {first}",
-            fix="copy it anew if it is damaged",
+            fix="copy it again if it is damaged",
         ) from None

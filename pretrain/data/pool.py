@@ -47,7 +47,7 @@ def in_processes(
         return [future.result() for future in futures]
     except BrokenProcessPool:
         raise UserError(
-            "a process that tokenises was killed, as by a machine that is out of memory; "
+            "a tokenising process was killed, perhaps because the machine ran out of memory; "
             "lower --workers"
         ) from None
     finally:

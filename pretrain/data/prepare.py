@@ -60,7 +60,7 @@ def prepare(
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(not is_hidden(p) for p in out.iterdir())):
-        raise UserError(f"{out}: is there and not empty; give another folder")
+        raise UserError(f"{out}: already exists and is not empty; give another folder")
     target = Target(tokenizer, holdout, shard_tokens)
     with appearing_whole(out) as work:
         units = _units(corpus, shard_tokens)
@@ -92,17 +92,17 @@ def prepare_part(
     for source in corpus.sources:
         if Path(out).resolve().is_relative_to(Path(source).resolve()):
             raise UserError(
-                f"{out}: lies in {source}, so a part would read those before it; give a folder "
-                "beside it"
+                f"{out}: is inside {source}, so a part would read the earlier ones as text; "
+                "give a folder outside it"
             )
     if any((Path(out) / split).exists() for split in SPLITS):
-        raise UserError(f"{out}: is merged already; give another folder")
+        raise UserError(f"{out}: has already been merged; give another folder")
     target = Target(tokenizer, holdout, shard_tokens)
     units = _units(corpus, shard_tokens)
     made_of = _made_of(corpus, units, target)
     if folder.exists():
         if _read_part(folder) != made_of:
-            raise UserError(f"{folder}: made of other files or settings; remove it")
+            raise UserError(f"{folder}: made from other files or settings; remove it")
         return None
     with appearing_whole(folder) as work:
         _write(units[number - 1 :: parts], corpus, target, work, workers)
@@ -121,7 +121,7 @@ def merge(out: str | Path) -> dict[str, Index]:
     with ExitStack() as inside:
         if out.is_dir():  # otherwise it holds no parts
             with _writes(out):
-                inside.enter_context(alone_in(out, "merges these parts; wait for it"))
+                inside.enter_context(alone_in(out, "is merging these parts; wait for it"))
         return _merge_parts(out)
 
 
@@ -138,13 +138,15 @@ def _merge_parts(out: Path) -> dict[str, Index]:
             name = next(n for n in made_of | other if other.get(n) != made_of.get(n))
             mine, first = (json.dumps(made.get(name)) for made in (other, made_of))
             raise UserError(
-                f"{part}: made of other files or settings than {parts[0].name} ({name}: {mine} "
-                f"instead of {first}); remove those that are wrong, and prepare them again"
+                f"{part}: made from other files or settings than {parts[0].name} ({name}: {mine} "
+                f"instead of {first}); remove the wrong ones and prepare them again"
             )
     units = sorted((unit for part in parts for unit in part.glob("unit-*")), key=lambda p: p.name)
     splits = [split for split in SPLITS if made_of["holdout"] or split == "train"]
     if len(units) != made_of["units"] and not all((out / s / INDEX).is_file() for s in splits):
-        raise UserError(f"{out}: {len(units)} of {made_of['units']} units; prepare the parts again")
+        raise UserError(
+            f"{out}: holds only {len(units)} of {made_of['units']} units; prepare the parts again"
+        )
     with _writes(out):
         indexes = merge_units(units, out, splits, made_of["holdout"])
         remove(parts)
@@ -171,14 +173,14 @@ def _find_parts(out: Path) -> list[Path]:
     if merged and not counts:
         return []
     if len(counts) != 1:
-        why = "parts of different numbers" if counts else "holds no parts"
+        why = "holds parts i/N of different N" if counts else "holds no parts"
         raise UserError(f"{out}: {why}; make them with `hypnos data prepare --part 1/N` to N/N")
     (parts,) = counts
     missing = [str(i) for i in range(1, parts + 1) if (i, parts) not in found]
     if missing and not merged:
         named = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise UserError(
-            f"{out}: {len(missing)} of {parts} parts are not there: {named}; prepare those"
+            f"{out}: {len(missing)} of {parts} parts are missing: {named}; prepare them"
         )
     return [found[key] for key in sorted(found)]
 
@@ -206,7 +208,7 @@ def _made_of(corpus: Corpus, units: Sequence[Unit], target: Target) -> dict[str,
 
 
 def _read_part(folder: Path) -> dict[str, Any]:
-    path, fix = folder / PART, "remove the part, and prepare it again"
+    path, fix = folder / PART, "remove the part and prepare it again"
     try:
         content = read_whole(path)
     except OSError as error:

@@ -56,7 +56,7 @@ class Shards:
             raise UserError(
                 f"{folder}: made with another tokenizer ({self.index.tokenizer[:12]}, "
                 f"{self.index.vocab_size} pieces) than this one ({mine[0][:12]}, {mine[1]}); "
-                "set data.tokenizer to its own, or prepare the corpus again"
+                "set data.tokenizer to the one it was made with, or prepare the corpus again"
             )
         self._files = files or Files(DataConfig())
         self._split = self._files.split(folder)
@@ -100,10 +100,10 @@ class Shards:
             raise storage_error(error)(f"{name()} cannot be read: {error.strerror}") from None
         if zlib.crc32(payload) != self._records["crc32"][number]:
             self._split.discard(shard, size, offset)
-            raise UserError(f"{name()} is damaged; copy the shard anew or prepare again")
+            raise UserError(f"{name()} is damaged; copy the shard or prepare the corpus again")
         ids = np.frombuffer(payload, self._dtype)
         if ids.max() >= self.index.vocab_size:
-            raise UserError(f"{name()} has ids beyond the vocabulary; prepare again")
+            raise UserError(f"{name()} has ids beyond the vocabulary; prepare the corpus again")
         return ids
 
     def _find(self, number: int) -> tuple[Shard, int, int, int]:

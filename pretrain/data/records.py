@@ -49,7 +49,7 @@ def check_documents(path: Place, index: Index, stopped: Callable[[], bool] = lam
     if digest.hexdigest() != index.documents_sha256:
         raise UserError(
             f"{path}: damaged: its content is not what index.json says; "
-            "copy it anew or prepare again"
+            "copy it again or prepare the corpus again"
         )
     checked.finish()
 
@@ -64,7 +64,7 @@ def chunks(path: Place, size: int, at_once: int) -> Iterator[bytes]:
             while chunk := file.read(at_once):
                 yield chunk
     except OSError as error:
-        told = f"{path}: cannot be read: {error.strerror}; copy it anew"
+        told = f"{path}: cannot be read: {error.strerror}; copy it again"
         raise storage_error(error)(told) from None
 
 
@@ -97,7 +97,7 @@ class _Places:
         for shard, tokens in zip(self._index.shards, self._tokens.tolist(), strict=True):
             if tokens != shard.tokens:
                 raise UserError(
-                    f"{self._path}: {shard.name} has not the tokens that index.json says; "
+                    f"{self._path}: {shard.name} does not have as many tokens as index.json says; "
                     "prepare the corpus again"
                 )
 
@@ -155,8 +155,8 @@ def check_size(path: Place, size: int) -> None:
     try:
         found = path.stat().st_size if isinstance(path, Path) else path.size()
     except OSError as error:
-        why = error.strerror or "it is not there"
-        told = f"{path}: cannot be read: {why}; copy it anew or prepare again"
+        why = error.strerror or "not found"
+        told = f"{path}: cannot be read: {why}; copy it again or prepare the corpus again"
         raise storage_error(error)(told) from None
     check_bytes(path, found, size)
 
@@ -166,5 +166,6 @@ def check_bytes(path: Place, found: int, size: int) -> None:
     if found != size:
         kind = "truncated" if found < size else "damaged"
         raise UserError(
-            f"{path}: {kind}: {found} bytes instead of {size}; copy it anew or prepare again"
+            f"{path}: {kind}: {found} bytes instead of {size}; "
+            "copy it again or prepare the corpus again"
         )

@@ -61,7 +61,8 @@ def _verify_shard(path: Place, shard: Shard) -> None:
         digest.update(chunk)
     if digest.hexdigest() != shard.sha256:
         raise UserError(
-            f"{path}: damaged: its content is not what {INDEX} says; copy it anew or prepare again"
+            f"{path}: damaged: its content is not what {INDEX} says; "
+            "copy it again or prepare the corpus again"
         )
 
 

@@ -103,7 +103,7 @@ class StoredSplit:
         found = self._folder.sizes()
         for shard in shards if found else ():
             if shard.name not in found:
-                raise UserError(f"{self._folder / shard.name}: missing; copy it anew")
+                raise UserError(f"{self._folder / shard.name}: missing; copy it again")
             check_bytes(self._folder / shard.name, found[shard.name], shard.bytes)
 
     def documents(self, index: Index) -> Path:

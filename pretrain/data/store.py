@@ -103,7 +103,7 @@ class StorePath:
         fs, path = self._filesystem()
         content: bytes = _call(fs, "cat_file", path, start=start, end=stop, limit=limit)
         if len(content) != stop - start:
-            raise Failed(OSError(f"{len(content)} bytes came instead of {stop - start}"))
+            raise Failed(OSError(f"received {len(content)} bytes instead of {stop - start}"))
         return content
 
     def chunks(self, size: int, chunk: int = CHUNK) -> Iterator[bytes]:
@@ -150,7 +150,7 @@ class StorePath:
                 kind = StorageFailed if may_pass and not _is_refused(failed.error) else UserError
                 raise kind(self._gave_up(number, self.retry - left, failed)) from None
             why = shortened(str(failed), 200)
-            _say(f"{self}: attempt {number} failed ({why}); tries on for {left:.0f} s")
+            _say(f"{self}: attempt {number} failed ({why}); will retry for {left:.0f} s")
             if self.closed.wait(min(left, pause * random.uniform(0.5, 1))):
                 raise Closed
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -159,7 +159,7 @@ class StorePath:
         if isinstance(failed.error, FileNotFoundError):
             fix = "put it back, or name another copy of these shards"
         elif _is_refused(failed.error):
-            fix = "see to the credentials that the store's client finds here"
+            fix = "check the credentials that the store's client finds on this machine"
         else:
             fix = "start again when the store answers, or raise data.retry"
         tried = f"{number} attempt{'s' if number > 1 else ''} in {seconds:.0f} s"

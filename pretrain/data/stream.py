@@ -117,8 +117,8 @@ class TextStream:
                 heldout = find_split(self._files.place(path), "heldout")
                 if corpus := trained.get(read_index(heldout).fingerprint):
                     lines.append(
-                        f"{corpus} is {setting}, too: the held-out loss is of text that is trained "
-                        "on; `hypnos data prepare --holdout 0.01` sets some of it apart"
+                        f"{corpus} is also {setting}, so the held-out loss is measured on training "
+                        "text; `hypnos data prepare --holdout 0.01` holds some of it out"
                     )
         return lines
 
@@ -148,18 +148,18 @@ class TextStream:
             why = []
             if len(shards) < self._batch:
                 why.append(
-                    f"{_documents(len(shards))} for the {self._batch:,} rows of a batch: rows of a "
-                    "batch will read the same text"
+                    f"only {_documents(len(shards))} for the {self._batch:,} rows of a batch, so "
+                    "some rows will read the same text"
                 )
             if longest := longest_over(shards.lengths, shards.index.shards, reads):
                 why.append(
-                    f"its longest document has {longest:,} tokens and a row reads {reads:,} in the "
-                    "run: only its beginning is read; shares and epochs are off"
+                    f"its longest document has {longest:,} tokens, but a row reads {reads:,} in "
+                    "the whole run: the rest is never read, and fractions and epochs are off"
                 )
             if why:
                 lines.append(
                     f"{corpus.path}: {'; '.join(why)}. Give more, shorter documents: `hypnos data "
-                    r"prepare ... --separator '\n\n'` makes them of the paragraphs of a text"
+                    r"prepare ... --separator '\n\n'` makes each paragraph a document"
                 )
         return lines
 
@@ -194,9 +194,10 @@ class TextStream:
         """Resume at the exact token, with any number of ranks. UserError if the data differ."""
         if state["data.train"] != self._data:
             raise UserError(
-                "data.train is not what the checkpoint's stream of text was made with "
-                f"({difference(state['data.train'], self._data)}), so it cannot be continued; set "
-                "it back, or begin another run with its weights: run.init_from=RUN run.name=NEW"
+                "data.train differs from the checkpoint's "
+                f"({difference(state['data.train'], self._data)}), so its stream of text cannot be "
+                "continued; set it back, or start a new run from its weights: run.init_from=RUN "
+                "run.name=NEW"
             )
         if state["lanes"].shape != (len(self._mine), 2):
             raise ValueError(f"{len(self._mine)} lanes do not stand at {state['lanes']}")
@@ -252,11 +253,11 @@ def _documents(count: int) -> str:
 def difference(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> str:
     """How a run's corpora, (fingerprint, weight) each, differ from what they were."""
     if len(before) != len(now):
-        return f"{len(now)} of them, and it had {len(before)}"
+        return f"corpora: {len(now)} instead of {len(before)}"
     of_before, of_now = ([corpus for corpus, _ in each] for each in (before, now))
     if of_before == of_now:
         weights, had = ([weight for _, weight in each] for each in (now, before))
-        return f"weights {weights}, and it had {had}"
+        return f"weights {weights} instead of {had}"
     if sorted(of_before) == sorted(of_now):
         return "the corpora in another order"
     which = [i for i, pair in enumerate(zip(of_before, of_now, strict=True)) if len({*pair}) > 1]

@@ -31,8 +31,8 @@ def read_table(path: Path, name: str, column: str, delimiter: str) -> Iterator[D
             if header.count(column) != 1:
                 raise Rejected(
                     str(path),
-                    f'a table without one column "{column}"',
-                    f", only {shortened(', '.join(header))}",
+                    f'not exactly one column "{column}"',
+                    f": its columns are {shortened(', '.join(header))}",
                     fix="name the column that holds the text (--text-field)",
                     is_metadata=True,
                 )
@@ -50,7 +50,7 @@ def read_table(path: Path, name: str, column: str, delimiter: str) -> Iterator[D
 def _document(row: list[str], at: int, width: int, place: str, source: str) -> Document | Rejected:
     if len(row) != width:
         return Rejected(
-            place, "another number of fields than the header", f": {len(row)} instead of {width}",
+            place, "not as many fields as in the header", f": {len(row)} instead of {width}",
             fix="repair it",
         )  # fmt: skip
     try:

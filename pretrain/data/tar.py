@@ -47,7 +47,7 @@ def read_tar(path: Path, name: str, key: str, separator: str) -> Iterator[Row]:
             _check_end(tar.fileobj)
     except tarfile.TarError as error:
         raise Rejected(
-            str(path), "cannot be read as a tar", f": {error}", fix="copy it anew if it is damaged"
+            str(path), "cannot be read as a tar", f": {error}", fix="copy it again if it is damaged"
         ) from None
 
 
@@ -61,14 +61,14 @@ class _Member(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:  # the library would take this for the end
-            raise tarfile.ReadError(f"no member, and no end ({error})") from None
+            raise tarfile.ReadError(f"neither a member nor the end of the tar ({error})") from None
 
 
 def _check_end(rest: Any) -> None:
     """ReadError if something follows the end, as in concatenated tars."""
     while chunk := rest.read(1 << 16):
         if chunk.strip(b"\0"):
-            raise tarfile.ReadError("something follows its end, as where two were joined")
+            raise tarfile.ReadError("data follow its end, as when two tars are joined")
 
 
 def _sample(name: str) -> str:
@@ -107,7 +107,7 @@ def _texts(
             yield Rejected(place, f"more than {MAX_LINE >> 20} MiB", fix="split the text")
         elif content is None:
             suffix = _suffix(info) or "without a suffix"
-            yield LeftOut(suffix if info.isfile() else "no file", place)
+            yield LeftOut(suffix if info.isfile() else "not a file", place)
         elif _suffix(info) in TEXT_SUFFIXES:
             has_text = True
             if separator and content:
@@ -123,7 +123,7 @@ def _texts(
                     str(path),
                     f"a sample of more than {MAX_LINE >> 20} MiB of JSON",
                     f", {_sample(info.name)}: members whose names are the same up to the first dot",
-                    fix="name them apart before it",
+                    fix="make their names differ before it",
                 )
     for content, place, source in waiting:
         if has_text:

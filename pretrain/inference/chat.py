@@ -95,7 +95,7 @@ def chat_form(
     """
     if template == Path(PLAIN) or (template is None and not tokenizer.chat.template):
         if settings:
-            raise UserError("--chat-template-kwargs are a template's, and there is none here")
+            raise UserError("--chat-template-kwargs are for a chat template, but there is none")
         return PlainForm(tokenizer)
     name, text = "the tokenizer's chat template", tokenizer.chat.template
     try:
@@ -105,7 +105,7 @@ def chat_form(
     except OSError as error:
         raise UserError(f"{template}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{template}: no chat template: {error}") from None
+        raise UserError(f"{template}: not a chat template: {error}") from None
     except Refused as error:
         other = f"give another by --chat-template FILE, or --chat-template {PLAIN}"
         raise UserError(f"{name}: cannot be used: {error}; {other}") from None
@@ -137,7 +137,7 @@ class PlainForm:
 
     def having(self, variables: Mapping[str, Any]) -> ChatForm:
         """See `ChatForm`."""
-        raise Refused("conversations are plain text here: there is no chat template to set it in")
+        raise Refused("conversations are plain text here: no chat template has such variables")
 
     def _encode(self, number: int, *parts: str) -> list[int]:
         """Encodes a turn's parts, after a newline that ends the previous turn."""
@@ -174,7 +174,7 @@ class TemplateForm:
     def __init__(self, tokenizer: Tokenizer, template: str, settings: Mapping[str, Any]) -> None:
         """Refused: the template cannot write a conversation; says why."""
         if own := sorted(OURS.intersection(settings)):
-            raise Refused(f"'{own[0]}' is no variable that can be set")
+            raise Refused(f"'{own[0]}' is not a variable that can be set")
         self.tokenizer, self.template = tokenizer, template
         self.variables = {**tokenizer.chat.names, **settings}
         self._having = functools.lru_cache(MOST_FORMS)(self._made)
@@ -184,7 +184,7 @@ class TemplateForm:
         # what the template writes after an answer is what the model generates at an answer's end
         before, *others = tokenizer.at_specials(trial[0][0])
         if swallowing := tokenizer.swallowing.intersection(others):
-            raise Refused(f"{min(swallowing)} swallows spaces, as none may here")
+            raise Refused(f"{min(swallowing)} strips the spaces around it, which is not supported")
         closing = others[:1] if not before.strip() else []
         self.ends = frozenset({tokenizer.eos, *map(tokenizer.specials.__getitem__, closing)})
 
@@ -227,10 +227,10 @@ class TemplateForm:
         text = self._text(shown)
         if read:
             if str(read - 1) not in parts[1::2]:
-                raise Refused("it does not write what was said before")
+                raise Refused("it leaves out what was said before")
             parts = parts[2 * parts[1::2].index(str(read - 1)) + 2 :]
             if not {*map(str, range(read, len(turns)))} <= {*parts[1::2]}:
-                raise Refused("it writes one of them before what has been read")
+                raise Refused("it puts a new one before what has already been read")
             text = text.partition(_mark(read - 1))[2]
         pieces: list[tuple[str, int | None]] = [(parts[0], None)]
         end = len(parts[0])

@@ -67,7 +67,7 @@ class Decoder:
         if model.sleep.is_control:
             raise UserError(
                 "the run is a control (sleep.when, sleep.carries or sleep.eviction): it can be "
-                "evaluated, but there are no sessions with it; train one that sleeps"
+                "evaluated, but cannot generate; train a run that sleeps"
             )
         self.model = model.eval()
         self.blocks = [_TokenBlock(block) for block in model.blocks_of(slice(None))]

@@ -137,7 +137,7 @@ def continue_text(
         raise UserError(f"max_tokens = {max_tokens}: must be at least 1")
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     if not ids:
-        raise UserError("the prompt is empty: give the model some text to go on from")
+        raise UserError("the prompt is empty: give the model some text to continue")
     session = Session(decoder, passes, until)
     logits = session.read(ids)
     return [

@@ -93,10 +93,10 @@ class Session:
     def passes(self, passes: int) -> None:
         self.wait()
         if passes < 1:
-            raise ValueError(f"passes = {passes}: N counts the wake pass, so it is 1 at least")
+            raise ValueError(f"passes = {passes}: N counts the wake pass, so it is at least 1")
         if self.done > 1 and passes != self._passes:
             raise ValueError(
-                f"{self.done} of {self._passes} passes are made: N holds until the last"
+                f"{self.done} of {self._passes} passes are done: N cannot change before the last"
             )
         self._passes = passes
         self._forget_if_done()
@@ -124,7 +124,9 @@ class Session:
         """
         ids = torch.as_tensor(tokens, dtype=torch.int64, device="cpu")
         if not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < len(self.seen):
-            raise ValueError(f"a session reads one token or more, of ids 0..{len(self.seen) - 1}")
+            raise ValueError(
+                f"a session reads at least one token, with ids 0..{len(self.seen) - 1}"
+            )
         self.wait()
         said = []
         for piece in self._pieces(ids):
@@ -212,7 +214,7 @@ class Session:
             ValueError: with tensor parallelism, whose collectives must all be in one thread.
         """
         if mesh.tp_size() > 1:
-            raise ValueError("in the background sleeps a session of one rank only: call sleep()")
+            raise ValueError("only a session on one rank sleeps in the background: call sleep()")
         if self._background is None:
             self._background = _threads.submit(self._sleep_through)
         return self._background
@@ -297,7 +299,7 @@ def read_together(sessions: Sequence[Session], tokens: Sequence[int]) -> Tensor:
     """
     for session in sessions:
         if session.ended:
-            raise SleepOwed(f"{session.pending} passes are owed before the session can read on")
+            raise SleepOwed(f"{session.pending} passes must be made before the session can read on")
     logits = sessions[0].decoder.step([session.memory for session in sessions], tokens)
     for session, token in zip(sessions, tokens, strict=True):
         session._has_read(token)

@@ -101,12 +101,12 @@ def load_session(path: Path, decoder: Decoder) -> Saved:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
-        raise UserError(f"{path}: no saved session: {shortened(str(error))}") from None
+        raise UserError(f"{path}: not a saved session: {shortened(str(error))}") from None
     said = metadata.get("session", "")
     if not said:
-        raise UserError(f"{path}: no saved session: it has no session metadata")
+        raise UserError(f"{path}: not a saved session: it has no session metadata")
     if metadata.get("sha256") != _checksum(said, tensors):
-        raise UserError(f"{path}: damaged: its content is not what was written; copy it anew")
+        raise UserError(f"{path}: damaged: its content is not what was written; copy it again")
     facts = json.loads(said)
     if facts["format"] != FORMAT:
         raise UserError(f"{path}: written by another version of Hypnos: {facts['format']}")

@@ -49,19 +49,19 @@ class Brevo:
         check_context("brevo.context", config.context, window)
         if config.nodes < 2 * config.max_depth:
             raise UserError(
-                f"brevo.nodes = {config.nodes} seldom make chains of brevo.max_depth = "
+                f"brevo.nodes = {config.nodes} seldom form chains of brevo.max_depth = "
                 f"{config.max_depth}; raise it to {2 * config.max_depth}, or lower the depth"
             )
         if config.max_depth > 4 * config.needs:
             raise UserError(
-                f"brevo.needs = {config.needs}: nodes that need so few seldom make chains of "
+                f"brevo.needs = {config.needs}: nodes that need so few seldom form chains of "
                 f"brevo.max_depth = {config.max_depth}; raise it to {-(-config.max_depth // 4)}, "
                 "or lower the depth"
             )
         if config.nodes + 2 > window:
             raise UserError(
                 f"sleep.window = {window} does not hold a query and an answer of up to "
-                f"brevo.nodes = {config.nodes} tokens; lower it to {window - 2}"
+                f"brevo.nodes = {config.nodes} tokens; lower brevo.nodes to {window - 2}"
             )
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
@@ -73,7 +73,7 @@ class Brevo:
         """Test rows, with heights cycling through 1..max_depth."""
         if rows < self.config.max_depth:
             raise UserError(
-                f"{rows} test rows do not hold one of each height up to brevo.max_depth = "
+                f"{rows} test rows cannot cover each height up to brevo.max_depth = "
                 f"{self.config.max_depth}; set train.batch to {self.config.max_depth}"
             )
         generators = Rows(seed, "brevo test", 0, rows).generators()

@@ -76,7 +76,7 @@ class Depo:
         count = rows * self.config.queries
         if count < len(self.test_hops):
             raise UserError(
-                f"{count} test queries cannot hold one of each of the {len(self.test_hops)} "
+                f"{count} test queries cannot cover each of the {len(self.test_hops)} "
                 "hop counts; "
                 f"set train.batch to at least {-(-len(self.test_hops) // self.config.queries)}"
             )

@@ -34,7 +34,7 @@ def redrawn(draw: Callable[[str], Ints], is_kept: Callable[[Ints], Mask], *, kep
             return found
         wrong = wrong.reshape(wrong.shape + (1,) * (found.ndim - wrong.ndim))
         found = np.where(wrong, draw(f"/{attempt}"), found)
-    raise UserError("so few problems can be drawn that all or none are kept; set kept = 0")
+    raise UserError("there are so few problems that all or none are kept; set kept = 0")
 
 
 def one_in(count: int, numbers: Ints) -> Mask:
@@ -48,7 +48,7 @@ def one_in(count: int, numbers: Ints) -> Mask:
 def check_kept(place: str, count: int) -> None:
     """UserError: nothing would be left to train on."""
     if count == 1:
-        raise UserError(f"{place} = 1 keeps all for the test; set it to 8, one in eight, or to 0")
+        raise UserError(f"{place} = 1 keeps all for the test; set it to 8 (one in eight) or to 0")
 
 
 def described(config: object, window: int) -> str:

@@ -81,7 +81,7 @@ class Recall:
         """Test rows, with k cycling through 0 and the powers of two."""
         if rows < len(self.test_hops):
             raise UserError(
-                f"{rows} test rows do not hold one of each hop count of {self.test_hops}; "
+                f"{rows} test rows cannot cover each hop count of {self.test_hops}; "
                 f"set train.batch to {len(self.test_hops)}"
             )
         hops = np.resize(self.test_hops, rows).tolist()
@@ -172,17 +172,17 @@ def _check_sizes(config: RecallConfig) -> None:
     wanted = config.chains * (config.max_hops + 1)
     if wanted > names // 2:  # names are redrawn until they differ
         raise UserError(
-            f"recall: {config.chains} chains of {config.max_hops} hops have {wanted} names, more "
-            f"than half of the {names} that there are; raise recall.name_letters, or lower "
+            f"recall: {config.chains} chains of {config.max_hops} hops need {wanted} names, more "
+            f"than half of the {names} that exist; raise recall.name_letters, or lower "
             "recall.chains"
         )
     if config.chains > numbers:
         raise UserError(
-            f"recall: {config.chains} chains have as many numbers, of {numbers} that there are; "
+            f"recall: {config.chains} chains need as many numbers, but only {numbers} exist; "
             "raise recall.digits, or lower recall.chains"
         )
     if config.questions > config.chains:
         raise UserError(
-            f"recall.questions = {config.questions}: each is about another of the {config.chains} "
-            "chains; lower it, or raise recall.chains"
+            f"recall.questions = {config.questions}: each is about a different one of the "
+            f"{config.chains} chains; lower it, or raise recall.chains"
         )

@@ -122,8 +122,8 @@ class Rule110:
         width, rings, L = self.config.width, self.config.rings, self.window
         if L % width and width % L:
             raise UserError(
-                f"rule110.width = {width} and sleep.window = {L}: windows would cut rings at odd "
-                f"places; set sleep.window to {width}, a ring a window"
+                f"rule110.width = {width} and sleep.window = {L}: windows would cut rings "
+                f"unevenly; set sleep.window to {width}, one ring per window"
             )
         if width * rings % L:
             together = L // width
@@ -135,7 +135,7 @@ class Rule110:
         if self.config.min_steps > self.config.steps:
             raise UserError(
                 f"rule110.min_steps = {self.config.min_steps} is more than rule110.steps = "
-                f"{self.config.steps}; lower it, or set it to 0 to ask for that many alone"
+                f"{self.config.steps}; lower it, or set it to 0 to ask only for that many"
             )
         if rings > L:
             raise UserError(

@@ -83,7 +83,7 @@ class TaskSource:
                 raise UserError(
                     f"the checkpoint was trained on other data: its {key} is "
                     f"{shortened(repr(state[key]))}, the settings now give {mine!r}; restore the "
-                    "settings of the task, or begin another run with another run.name"
+                    "settings of the task, or start a new run with another run.name"
                 )
         self.close()
         self._position = state["rows"]

@@ -103,8 +103,7 @@ class Stories:
         ops = list(self.held_out) or list(range(self.config.min_ops, self.config.max_ops + 1))
         if rows < len(ops):
             raise UserError(
-                f"{rows} test rows do not hold one of each op of {ops}; "
-                f"set train.batch to {len(ops)}"
+                f"{rows} test rows cannot cover each op of {ops}; set train.batch to {len(ops)}"
             )
         random = Rows(seed, "stories test", 0, rows).generators()
         return self._write(
@@ -168,11 +167,11 @@ class Stories:
             lines = read_whole(path).decode().removesuffix("\n").split("\n")
         except OSError as error:
             raise storage_error(error)(
-                f"{path}: cannot read the stories: {error.strerror}; mend stories.path"
+                f"{path}: cannot read the stories: {error.strerror}; correct stories.path"
             ) from None
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{path}: not UTF-8 at byte {error.start}; write it again as UTF-8"
+                f"{path}: not UTF-8 at byte {error.start}; convert it to UTF-8"
             ) from None
         found = False
         for number, line in enumerate(lines, start=1):

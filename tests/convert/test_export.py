@@ -92,7 +92,7 @@ def test_what_an_export_says_of_itself(model: Path, tmp_path: Path) -> None:
         (SleepConfig(passes=3, window=16), "N = 3 passes over a full one, and then to forget its"),
         (
             SleepConfig(passes=1, window=16, eviction="sliding"),
-            "N = 1 pass over a full one, and then to keep of all keys and values those of the last "
+            "N = 1 pass over a full one, and then to keep only the keys and values of the last "
             "15 tokens (sliding eviction).",
         ),
         (
@@ -233,7 +233,7 @@ def test_where_it_is_written(model: Path, tmp_path: Path, monkeypatch: pytest.Mo
     ):
         export(run, tmp_path / "file/a/b")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^\.: is the folder that you are in"):
+    with pytest.raises(UserError, match=r"^\.: is the current folder"):
         export(run, Path())
 
 
@@ -241,7 +241,7 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
     run, out = write_run(tmp_path / "run", config(model)), tmp_path / "out"
     out.mkdir()
     (out / "mine").touch()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         export(run, out)
     assert [path.name for path in out.iterdir()] == ["mine"]
 
@@ -257,14 +257,14 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
     [
         ({"attention_qk_norm": False}, {}, "model.attention_qk_norm = false"),
         ({"delta_negative_eigenvalues": True}, {}, "model.delta_negative_eigenvalues = true"),
-        ({}, {"carries": "h"}, "sleep is one of its controls"),
+        ({}, {"carries": "h"}, r"its \[sleep\] settings are a control"),
     ],
 )
 def test_another_model_than_qwen3_5_is_refused_by_name(
     shape: dict[str, object], sleep: dict[str, str], named: str, model: Path, tmp_path: Path
 ) -> None:
     settings = config(model, SleepConfig(passes=1, window=16, **sleep), **shape)
-    with pytest.raises(UserError, match=f"{named}: no other software computes such a model"):
+    with pytest.raises(UserError, match=f"{named}: no other software supports such a model"):
         export(write_run(tmp_path / "run", settings), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -283,7 +283,7 @@ def test_weights_that_are_not_finite_leave_nothing_behind(model: Path, tmp_path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hypnos": None}, "says nothing of sleep"),
+        ({"hypnos": None}, "has no sleep settings"),
         ({"hypnos": {"version": 9}}, "version 9"),
         ({"model_type": "llama"}, "model_type = 'llama'"),
         ({"hidden_size": "32"}, "model.d_model must be a whole number"),

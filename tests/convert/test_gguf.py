@@ -150,7 +150,7 @@ def test_double_precision_is_refused_by_name(model: Path, tmp_path: Path) -> Non
     export(make_run(tmp_path / "run", config(model)), tmp_path / "hf")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     theirs.double().save_pretrained(tmp_path / "hf")
-    with pytest.raises(UserError, match=r"hf: is torch\.float64, which llama\.cpp does not hold"):
+    with pytest.raises(UserError, match=r"hf: is torch\.float64, which GGUF cannot hold"):
         write(tmp_path / "hf", tmp_path / "model.gguf")
 
 

@@ -101,7 +101,7 @@ def edit(path: Path, *, nested: bool = False, **changes: object) -> None:
 def test_a_multimodal_folder_in_bf16(tmp_path: Path) -> None:
     whole = multimodal(tmp_path / "hf")
     said = import_folder(tmp_path / "hf", tmp_path / "run")
-    assert "tensors are left out, as model.visual" in said[0] and "data.tokenizer" in said[1]
+    assert "tensors are left out, such as model.visual" in said[0] and "data.tokenizer" in said[1]
     loaded, settings = open_model(tmp_path / "run")
     assert (settings.sleep.prelude, settings.sleep.coda) == (1, 1)
     same_function(loaded, whole)
@@ -271,7 +271,7 @@ def test_its_shape_stays(corpus: Path, tmp_path: Path) -> None:
     given, overrides = tmp_path / "taught/config.toml", ready(corpus, tmp_path)
     with pytest.raises(UserError, match=r"model\.mlp_width = 64 \(was 48\)"):
         train(load(given, [*places(given), *overrides, "model.mlp_width=64"]), progress=False)
-    with pytest.raises(UserError, match=r"model\.mlp_width: .* says what it is; leave it out"):
+    with pytest.raises(UserError, match=r"model\.mlp_width: fixed by .*; leave it out"):
         import_folder(tmp_path / "hf", tmp_path / "other", ["model.mlp_width=64"])
 
 
@@ -286,30 +286,30 @@ LLAMA3 = {
     [
         (
             {"model_type": "phi3"},
-            r"import takes qwen3_5_text, llama, mistral, qwen2 and qwen3; this is phi3$",
+            r"import supports qwen3_5_text, llama, mistral, qwen2 and qwen3; this is phi3$",
         ),
         ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "this is gemma3$"),
         ({"model_type": None}, "qwen3; this names no model_type$"),
-        ({"attention_bias": True}, "attention_bias = True; only False can be held"),
+        ({"attention_bias": True}, "attention_bias = True; only False is supported"),
         (
             {"rope_parameters": {"rope_type": "llama3"}},
-            "low_freq_factor = None; only 1 can be held",
+            "low_freq_factor = None; only 1 is supported",
         ),
         ({"rope_parameters": LLAMA3}, r"/config\.json: factor is missing"),
         (
             {"rope_parameters": LLAMA3 | {"factor": 8}, "original_max_position_embeddings": 4096},
-            "original_max_position_embeddings = 4096; only 8192 can be held",
+            "original_max_position_embeddings = 4096; only 8192 is supported",
         ),
         (
             {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
-            "rope_parameters has a table for full_attention alone",
+            "rope_parameters has a separate table for full_attention",
         ),
         ({"head_dim": "8"}, "head_dim = '8': must be a whole number"),
-        ({"model_type": "mistral"}, "sliding_window = 4096; if no window .* is to be longer"),
-        ({"model_type": "mistral", "sliding_window": 512}, "sliding_window = 512; if no window"),
+        ({"model_type": "mistral"}, "sliding_window = 4096; if sleep.window is never to exceed"),
+        ({"model_type": "mistral", "sliding_window": 512}, "sliding_window = 512; if sleep.window"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling has rope_type = 'yarn'"),
         ({"num_hidden_layers": 4}, r"model\.layers\.3\.\S+ is missing"),
-        ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ cannot be held"),
+        ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ is not supported"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is more than 10,000"),
         ({"hidden_size": "32"}, "must be whole numbers"),
         ({"vocab_size": 63}, r"embed_tokens\.weight is \[64, 32\] instead of \[63, 32\]"),
@@ -332,9 +332,9 @@ def test_what_is_no_folder_of_safetensors(tmp_path: Path, monkeypatch: pytest.Mo
         "hf download Qwen/Qwen3-0.6B --local-dir FOLDER",
         "ours/Qwen3-0.6B": "no such folder",  # a slip in a path
         "../Qwen3": "no such folder",
-        "model.gguf": "GGUF is not read; name the folder of safetensors it is made of",
-        "ours/quantised": "/q4.gguf: GGUF is not read; name the folder of safetensors it is made "
-        "of",
+        "model.gguf": "GGUF cannot be imported; give the safetensors folder it was made from",
+        "ours/quantised": "/q4.gguf: GGUF cannot be imported; give the safetensors folder it was "
+        "made from",
     }.items():
         with pytest.raises(UserError) as error:
             import_folder(Path(given), tmp_path / "run")
@@ -354,11 +354,11 @@ def test_quantised_is_refused(
     name = next(name for name in weights if name.endswith("layers.2.mlp.up_proj.weight"))
     weights[name] = weights[name].to(dtype)
     save_file(weights, hf / "model.safetensors", {"format": "pt"})
-    told = rf"model\.safetensors: tensor {name} is {str(dtype)[6:]}; a quantised model cannot be"
+    told = rf"model\.safetensors: tensor {name} is {str(dtype)[6:]}; quantised models are not"
     with pytest.raises(UserError, match=told):
         import_folder(hf, tmp_path / "run")
     edit(hf / "config.json", quantization_config={"quant_method": "fp8"})
-    with pytest.raises(UserError, match=r"config\.json: has a quantization_config; a quantised"):
+    with pytest.raises(UserError, match=r"config\.json: has a quantization_config; quantised"):
         import_folder(hf, tmp_path / "run")
     save_file(weights | {f"{name}_scale_inv": torch.ones(1)}, hf / "model.safetensors")
     edit(hf / "config.json", quantization_config=None)
@@ -379,7 +379,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     arguments = ["import", str(tmp_path / "hf"), str(tmp_path / "run"), "--delta-every", "1"]
     assert main([*arguments, "sleep.passes=2"]) == 0
     said = capsys.readouterr()
-    assert "next: hypnos train" in said.out and "no tokenizer is taken along" in said.err
+    assert "next: hypnos train" in said.out and "no tokenizer was imported" in said.err
     assert open_model(tmp_path / "run")[1].model.layers == ["delta", "attention"] * 3
     task = tmp_path / "a task"  # makes its own data
     assert main(["import", str(tmp_path / "hf"), str(task), "data.task=rule110"]) == 0

@@ -68,7 +68,7 @@ def test_pieces_and_scores(tmp_path: Path) -> None:
     assert both.tokens == [*said.tokens, "<pad>"] and both.types == [*said.types, 3]
     assert (both.eos, both.pad) == (2, 400)
     (llama / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"put the tokenizer\.model there that it was made of; "):
+    with pytest.raises(UserError, match=r"put the tokenizer\.model beside it that it was made "):
         vocabulary(llama)
 
 
@@ -76,7 +76,7 @@ def test_an_export_that_transformers_has_saved_again(model: Path, tmp_path: Path
     """It drops the tokenizer.model, which the user can put back."""
     export_tokenizer(Tokenizer.load(model), tmp_path)
     AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
-    with pytest.raises(UserError, match=r"again: .* put the tokenizer\.model there"):
+    with pytest.raises(UserError, match=r"again: .* put the tokenizer\.model beside it"):
         vocabulary(tmp_path / "again")
     shutil.copyfile(model, tmp_path / "again/tokenizer.model")
     assert vocabulary(tmp_path / "again") == vocabulary(model)
@@ -84,15 +84,15 @@ def test_an_export_that_transformers_has_saved_again(model: Path, tmp_path: Path
 
 def test_what_llama_cpp_would_read_otherwise(qwen: Path, tmp_path: Path) -> None:
     change(qwen, "model", "ignore_merges", to=True)
-    with pytest.raises(UserError, match=r"qwen: llama\.cpp has no name for how it cuts texts up"):
+    with pytest.raises(UserError, match=r"qwen: llama\.cpp does not know how it splits texts"):
         vocabulary(qwen)
     change(qwen, "pre_tokenizer", "pretokenizers", 0, "behavior", to="Contiguous")
-    with pytest.raises(UserError, match="in a way of its own"):
+    with pytest.raises(UserError, match="in a way that llama"):
         vocabulary(qwen)
     for options, why in (
         ({"model_type": "unigram"}, "unigram"),
-        ({"user_defined_symbols": ["café"]}, "pieces that its maker has put in"),
-        ({"byte_fallback": False}, "no pieces for bytes"),
+        ({"user_defined_symbols": ["café"]}, "has user-defined pieces"),
+        ({"byte_fallback": False}, "has no byte pieces"),
     ):
         with pytest.raises(UserError, match=why):
             vocabulary(sentences(tmp_path / "other", **options))

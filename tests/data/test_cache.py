@@ -185,7 +185,7 @@ def test_answers_that_fail_or_are_short_are_asked_for_again(
     assert all(map(same, take(stream, 3), take(open_stream(config), 3)))
     said = capsys.readouterr().err
     assert f"{stored.train[0].path}/train/shard-00000" in said
-    assert "attempt 1 failed (503 Slow Down); tries on for 1 s" in said
+    assert "attempt 1 failed (503 Slow Down); will retry for 1 s" in said
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -228,14 +228,14 @@ def test_verify_and_stats(url: str, folder: Path) -> None:
     MemoryFileSystem().pipe(shard, b"x" + MemoryFileSystem().cat(shard)[1:])
     MemoryFileSystem().rm(shard.replace("1.tar", "0.tar"))
     missing, damaged = verify(url)
-    assert missing.startswith(f"{url}/train/shard-000000.tar: cannot be read: it is not there")
+    assert missing.startswith(f"{url}/train/shard-000000.tar: cannot be read: not found")
     assert damaged.startswith(f"{url}/train/shard-000001.tar: damaged")
 
 
 @pytest.mark.parametrize(
     ("place", "told"),
     [
-        ("failing://nowhere", "holds no train shards, for there is no index.json"),
+        ("failing://nowhere", "holds no train shards: it has no index.json"),
         ("nonsense://bucket/x", r"nonsense.*pip install -e '\.\[store\]'"),
     ],
 )

@@ -108,7 +108,7 @@ def test_damaged_compressed_file_is_named(tmp_path: Path, name: str, damage: str
         "flipped": whole[:middle] + bytes([whole[middle] ^ 0x55]) + whole[middle + 1 :],
     }[damage]
     (tmp_path / name).write_bytes(content)
-    told = rf"{name}(, after \d rows)?: cannot be decompressed: .*; copy it anew if it is damaged, "
+    told = rf"{name}(, after \d rows)?: cannot be decompressed: .*; copy it again if it is damaged"
     with pytest.raises(UserError, match=rf"{told}|{name}, line \d: malformed") as error:
         texts(tmp_path / name)
     one_line(error)

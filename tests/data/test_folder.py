@@ -43,10 +43,10 @@ def test_a_folder_as_a_hub_gives_it(tmp_path: Path) -> None:
         "read 1 file (1 .txt), each as one text",
         f"left out 1 folder: hidden ({tmp_path}/.cache)",
         f"left out 1 file: hidden ({tmp_path}/.gitattributes)",
-        f"left out 1 file: a README beside files of rows is their card ({tmp_path}/README.md)",
-        "left out 1 file: JSON that is neither lines nor an array of objects, and without "
+        f"left out 1 file: README taken as dataset card of data beside it ({tmp_path}/README.md)",
+        "left out 1 file: neither JSON lines nor a JSON array of objects, and no field "
         f'"text" ({tmp_path}/dataset_infos.json)',
-        "left out 2 files (1 without a suffix, 1 .png): --suffix names others to read",
+        "left out 2 files (1 without a suffix, 1 .png): choose suffixes with --suffix",
     ]
 
 
@@ -57,7 +57,7 @@ def test_a_readme_without_rows_beside_it_is_a_text(tmp_path: Path) -> None:
     (tmp_path / "README.md").unlink()
     texts, lines = read(tmp_path)
     assert texts == ["src/main.py", "src/readme.rst", "web/data/train/a.jsonl"]
-    assert lines[2].startswith("left out 2 files: a README beside files of rows is their card (")
+    assert lines[2].startswith("left out 2 files: README taken as dataset card of data beside it (")
 
 
 def test_suffixes_are_chosen_in_any_case_and_compressed(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_suffixes_are_chosen_in_any_case_and_compressed(tmp_path: Path) -> None:
         ["README.md", "a.LOG", "b.log"],
         [
             "read 3 files (2 .log, 1 .md), each as one text",
-            "left out 2 files (1 .jsonl, 1 .txt): --suffix names others to read",
+            "left out 2 files (1 .jsonl, 1 .txt): choose suffixes with --suffix",
         ],
     )
 
@@ -91,7 +91,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     texts, lines = read(tmp_path / "set", skip_bad=True)
     assert texts == ["set/a.txt", "other/b.txt", "other/deep/c.txt"]
     assert lines[1:] == [
-        "left out 3 folders: a link to a folder that is read already (the first: "
+        "left out 3 folders: a link to a folder that has already been read (the first: "
         f"{tmp_path}/set/linked/deep/up)",
         f"left out 1 file: cannot be read: Too many levels of symbolic links "
         f"({tmp_path}/set/itself.txt)",
@@ -105,7 +105,8 @@ def test_a_file_that_two_sources_have_is_read_once(tmp_path: Path) -> None:
     texts, lines = read(*(tmp_path / name for name in sources))
     assert texts == ["set/deep/b.txt", "set/a.txt", "c.txt", "c.txt"]  # it is named twice
     first = tmp_path / "set" / "deep" / "b.txt"
-    assert lines[1:] == [f"left out 2 files: another source has it, too (the first: {first})"]
+    told = "left out 2 files: another source already contains it"
+    assert lines[1:] == [f"{told} (the first: {first})"]
 
 
 def test_versions_of_one_dataset_are_not_read_together(tmp_path: Path) -> None:
@@ -139,11 +140,11 @@ def test_a_folder_without_files_to_read_says_what_it_holds(tmp_path: Path) -> No
     with pytest.raises(UserError) as error:
         read(tmp_path)
     assert str(error.value).startswith(
-        f"{tmp_path}: no file to read in this folder, it holds 16 files (3 .xls, 2 .s0, "
+        f"{tmp_path}: no file to read in this folder, which holds 16 files (3 .xls, 2 .s0, "
     )
     assert "1 .s6, 3 other suffixes)" in str(error.value)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="it holds none"):
+    with pytest.raises(UserError, match="which holds no files"):
         read(tmp_path / "empty")
 
 

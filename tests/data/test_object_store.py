@@ -102,7 +102,8 @@ def test_a_stream_from_s3_and_over_http_is_that_of_a_folder(
     assert all(map(same, take(open_stream(shaken), 5), expected))
     said = capsys.readouterr().err
     for why in (r"\(Slow down\)", r"\(Response payload is not completed: .*\)"):
-        assert re.search(rf"{SHARDS}/train/\S+: attempt \d failed {why}; tries on for \d+ s", said)
+        told = rf"{SHARDS}/train/\S+: attempt \d failed {why}; will retry for \d+ s"
+        assert re.search(told, said)
 
 
 def test_an_answer_that_does_not_come_is_asked_for_again(
@@ -128,7 +129,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again(
     StorePath._whole.clear()
     assert all(map(same, take(open_stream(patient), 5), expected))
     assert len(hung) > 2 and time.monotonic() - began < 20
-    assert re.search(r"attempt 1 failed \(.*\); tries on for \d+ s", capsys.readouterr().err)
+    assert re.search(r"attempt 1 failed \(.*\); will retry for \d+ s", capsys.readouterr().err)
 
 
 def test_a_run_over_s3_that_is_killed_is_the_run_over_a_folder(
@@ -223,4 +224,4 @@ def test_wrong_credentials_and_a_store_that_is_not_there_are_told(
     assert f"{SHARDS}/index.json: cannot be read: 1 attempt in 0 s" in (
         told := capsys.readouterr().err
     )
-    assert "see to the credentials" in told
+    assert "check the credentials" in told

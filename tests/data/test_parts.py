@@ -36,7 +36,7 @@ def test_there_are_several_units(source: Path) -> None:
 
 
 def test_parts_do_not_lie_where_they_would_be_read(source: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match=r"parts: lies in .*; give a folder beside it"):
+    with pytest.raises(UserError, match=r"parts: is inside .*; give a folder outside it"):
         prepare_part(Corpus([source]), tokenizer, source / "parts", (1, 2), **SETTINGS)
 
 
@@ -60,7 +60,7 @@ def test_only_a_part_that_is_missing_is_prepared(
     prepare_parts(source, tokenizer, tmp_path, 3)
     (gone,) = tmp_path.glob("part-00002-*")
     gone.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="1 of 3 parts are not there: 2; prepare those"):
+    with pytest.raises(UserError, match="1 of 3 parts are missing: 2; prepare them"):
         merge(tmp_path)
     before = content(tmp_path)
     for i in (1, 2, 3):
@@ -88,7 +88,7 @@ def test_two_do_not_merge_at_once(source: Path, tokenizer: Tokenizer, tmp_path: 
     prepare_parts(source, tokenizer, tmp_path, 2)
     held = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another process merges these parts; wait for it"):
+    with pytest.raises(UserError, match="another process is merging these parts; wait for it"):
         merge(tmp_path)
     os.close(held)
     assert set(merge(tmp_path)) == {"train", "heldout"}
@@ -178,12 +178,12 @@ def test_parts_that_do_not_belong_together_are_refused(
     prepare_part(Corpus([source]), tokenizer, tmp_path, (2, 2), **SETTINGS | change)
     if not told:
         merge(tmp_path)
-        with pytest.raises(UserError, match="is merged already"):
+        with pytest.raises(UserError, match="has already been merged"):
             prepare_part(Corpus([source]), tokenizer, tmp_path, (2, 2), **SETTINGS)
         return
     with pytest.raises(UserError, match=told):
         merge(tmp_path)
-    with pytest.raises(UserError, match="made of other files or settings; remove it"):
+    with pytest.raises(UserError, match="made from other files or settings; remove it"):
         prepare_part(Corpus([source]), tokenizer, tmp_path, (1, 2), **SETTINGS | change)
 
 

@@ -232,7 +232,7 @@ def test_output_where_a_disk_is_mounted_is_refused_before_the_work(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
-    with pytest.raises(UserError, match="out: a disk is mounted there; give a folder in it"):
+    with pytest.raises(UserError, match="out: is a mount point; give a folder in it"):
         prepare(Interrupted(AssertionError()), tokenizer, tmp_path / "out")
 
 

@@ -52,8 +52,8 @@ def test_tables(tmp_path: Path, suffix: str, delimiter: str) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        (b"1,2,3\n", "row 2: another number of fields than the header: 3 instead of 2"),
-        (b"alone\n", "row 2: another number of fields than the header: 1 instead of 2"),
+        (b"1,2,3\n", "row 2: not as many fields as in the header: 3 instead of 2"),
+        (b"alone\n", "row 2: not as many fields as in the header: 1 instead of 2"),
         (b"1,\xff\n", "row 2: invalid UTF-8"),
     ],
 )
@@ -77,8 +77,8 @@ def test_a_table_without_the_column_is_left_out_of_a_folder(tmp_path: Path) -> N
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "scores.csv").write_text("model,score\na,1\n")
     assert texts(tmp_path) == ["text"]
-    assert any('a table without one column "text" (' in line for line in lines(tmp_path))
-    with pytest.raises(UserError, match=r'"text", only model, score; name the column .*--text-fi'):
+    assert any('not exactly one column "text" (' in line for line in lines(tmp_path))
+    with pytest.raises(UserError, match=r'"text": its columns are model, score; name .*--text-fi'):
         texts(tmp_path / "scores.csv")
 
 
@@ -171,7 +171,7 @@ def test_members_of_one_name_up_to_the_first_dot(
     assert texts(path) == ["first"]
     path = write_tar(tmp_path / "d.tar", captions)
     with pytest.raises(
-        UserError, match=r"d.tar: a sample of more .* JSON, all: .*; name them apart"
+        UserError, match=r"d.tar: a sample of more .* JSON, all: .*; make their names differ"
     ):
         texts(path)
 
@@ -194,7 +194,7 @@ def test_tars_that_were_put_one_after_the_other(tmp_path: Path) -> None:
     one, two = (write_tar(tmp_path / f"{n}.tar", {"a.txt": n.encode()}) for n in "12")
     both = tmp_path / "both.tar"
     both.write_bytes(one.read_bytes() + two.read_bytes())
-    with pytest.raises(UserError, match="cannot be read as a tar: something follows its end"):
+    with pytest.raises(UserError, match="cannot be read as a tar: data follow its end"):
         texts(both)
 
 
@@ -214,7 +214,8 @@ def arrow_files(folder: Path) -> list[Path]:
 def test_arrow_files(tmp_path: Path) -> None:
     for path in arrow_files(tmp_path):
         assert texts(path) == TEXTS
-    with pytest.raises(UserError, match=r'not one column "body", only id, text; name the column'):
+    said = 'not exactly one column "body": its columns are id, text; name the column'
+    with pytest.raises(UserError, match=said):
         texts(path, text_field="body")
 
 
@@ -258,9 +259,10 @@ def test_a_folder_of_the_hub(tmp_path: Path) -> None:
     (saved / "dataset_info.json").write_text('{"features": {"text": {"dtype": "string"}}}')
     (saved / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     assert texts(saved) == TEXTS
-    assert any(line.startswith("left out 2 files: JSON that is neither") for line in lines(saved))
+    assert any(line.startswith("left out 2 files: neither JSON lines nor") for line in lines(saved))
     for name in ("cache-1af801adefdf1afe.arrow", "cache-1af801adefdf1afe_00000_of_00004.arrow"):
         shutil.copy(saved / "data-00000-of-00001.arrow", saved / name)  # of a map or a filter
     assert texts(saved) == TEXTS
-    assert "left out 2 files: rows that `datasets` made of others (the first: " in str(lines(saved))
+    told = "left out 2 files: cache of `datasets`, derived from other files (the first: "
+    assert told in str(lines(saved))
     assert texts(saved / "cache-1af801adefdf1afe.arrow") == TEXTS

@@ -242,7 +242,7 @@ def test_resume_with_other_weights_is_refused_by_name(config: DataConfig, folder
     """Settings are compared by `pretrain.config.resume`; only the stream knows its data."""
     state = open_stream(config).state_dict()
     other = replace(config, train=[CorpusConfig(path=str(folder), weight=2.0)])
-    said = r"data\.train .*\(weights \[2\.0\], and it had \[1\.0\]\).* set it back, or begin"
+    said = r"data\.train .*\(weights \[2\.0\] instead of \[1\.0\]\).* set it back, or start"
     with pytest.raises(UserError, match=said):
         open_stream(other).load_state_dict(state)
 
@@ -252,7 +252,7 @@ def test_which_corpus_of_a_resumed_run_is_another_is_said() -> None:
     for now, said in (
         ([["b", 2.0], ["a", 1.0]], "the corpora in another order"),
         ([["a", 1.0], ["c", 2.0]], "other shards in data.train[1]"),
-        ([["a", 1.0]], "1 of them, and it had 2"),
+        ([["a", 1.0]], "corpora: 1 instead of 2"),
     ):
         assert difference(before, now) == said
 
@@ -335,8 +335,8 @@ def test_documents_that_are_fewer_than_rows_are_told(
             continue
         [line] = said
         counted = "1 document" if documents == 1 else f"{documents} documents"
-        told = f"{few.train[0].path}: {counted} for the {B} rows of a batch: rows of a batch will "
-        assert line.startswith(f"{told}read the same text. Give more, shorter documents: ")
+        told = f"{few.train[0].path}: only {counted} for the {B} rows of a batch, so some rows "
+        assert line.startswith(f"{told}will read the same text. Give more, shorter documents: ")
         assert r"`hypnos data prepare ... --separator '\n\n'`" in line
 
 
@@ -346,8 +346,8 @@ def test_a_document_that_no_row_reads_to_its_end_is_told(
     longest, row = int(Shards(folder / "train", tokenizer).lengths.max()), 3 * L
     stream = open_stream(config)
     [line] = stream.describe((longest - 1) // row)[1:]
-    assert f"{folder}: its longest document has {longest:,} tokens and a row reads " in line
-    assert "only its beginning is read; shares and epochs are off. Give more, shorter" in line
+    assert f"{folder}: its longest document has {longest:,} tokens, but a row reads " in line
+    assert "the rest is never read, and fractions and epochs are off. Give more, shorter" in line
     assert stream.describe(-(-longest // row))[1:] == []
     stream.close()
 
@@ -356,7 +356,7 @@ def test_text_that_is_held_out_and_trained_on_is_named(config: DataConfig, prepa
     trained, apart = str(prepared / "train"), str(prepared / "heldout")
     twice = replace(config, train=[CorpusConfig(path=trained)], heldout=trained)
     line, *others = open_stream(twice).describe(1000)
-    assert line.startswith(f"{trained} is data.heldout, too: ")
+    assert line.startswith(f"{trained} is also data.heldout, so ")
     assert open_stream(replace(twice, heldout=apart)).describe(1000) == others
 
 

@@ -166,14 +166,14 @@ def test_runs_that_were_judged_on_other_rows_are_told(
     (tmp_path / "refused").mkdir()
     assert main(["report", *map(str, runs), str(tmp_path / "refused")]) == 0
     told = capsys.readouterr()
-    assert "as train.eval_batches x train.batch differ: held-out losses are not" in told.out
+    assert "rows: train.eval_batches x train.batch differ. Do not compare" in told.out
     assert f"{tmp_path / 'refused'}: left out" in told.err
     for run, nodes in zip(runs, (6, 8), strict=True):
         (run / "config.toml").write_text(f'[data]\ntask = "depo"\n[depo]\nnodes = {nodes}\n')
     report(runs, tmp_path / "tasks")
-    assert "Not asked the same, as depo.nodes differ" in capsys.readouterr().out
+    assert "Evaluated on different problems: depo.nodes differ" in capsys.readouterr().out
     report(runs[:1], tmp_path / "one")
-    assert "Not " not in capsys.readouterr().out
+    assert "Evaluated on" not in capsys.readouterr().out
 
 
 def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ def said(tp: int, eviction: str, passes: int) -> list[list[float]]:
         other.sleep()
         found += read_together([alone, other], [token, 23 - token])
     if tp > 1:
-        with pytest.raises(ValueError, match="of one rank only"):
+        with pytest.raises(ValueError, match="only a session on one rank"):
             alone.sleep_in_background()
         with pytest.raises(ValueError, match="run the model with tp = 1"):
             save_session(None, alone)  # type: ignore[arg-type]

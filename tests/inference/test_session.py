@@ -122,7 +122,7 @@ def test_a_window_that_ends_early_is_one_with_pad_at_its_end(passes: int) -> Non
 
 @pytest.mark.parametrize("control", [{"when": "awake"}, {"carries": "h"}, {"eviction": "none"}])
 def test_controls_have_no_sessions(control: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="it can be evaluated, but there are no sessions"):
+    with pytest.raises(UserError, match="it can be evaluated, but cannot generate"):
         make_decoder(**control)
 
 
@@ -174,7 +174,7 @@ def test_a_sleep_at_once_a_pass_at_a_time_or_in_the_background(eviction: str) ->
     first = Session(decoder)
     first.read(batch.tokens[0, : 2 * L])
     assert first.pending == 3 and first.slept == 1
-    with pytest.raises(SleepOwed, match="3 passes are owed"):
+    with pytest.raises(SleepOwed, match="3 passes must be made"):
         read_together([first], [1])
     other, stepwise, background = Session(decoder), first.fork(), first.fork()
     first.sleep()
@@ -204,7 +204,7 @@ def test_n_is_chosen_at_any_time_and_matters() -> None:
     start.passes = 5
     start.read(batch.tokens[0, L : 2 * L])
     start.sleep_pass()
-    with pytest.raises(ValueError, match="2 of 5 passes are made"):
+    with pytest.raises(ValueError, match="2 of 5 passes are done"):
         start.passes = 3
 
 
@@ -244,7 +244,7 @@ def test_in_double_a_token_is_exact_and_in_half_near(dtype: str, tolerance: floa
 def test_what_cannot_be_read_is_refused() -> None:
     session = Session(make_decoder())
     for tokens in ([], [VOCAB], [-1]):
-        with pytest.raises(ValueError, match=r"one token or more, of ids 0\.\.22"):
+        with pytest.raises(ValueError, match=r"at least one token, with ids 0\.\.22"):
             session.read(tokens)
     with pytest.raises(ValueError, match="N counts the wake pass"):
         session.passes = 0

@@ -91,7 +91,7 @@ def test_what_is_no_session_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         load_session(path, decoder)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="no saved session"):
+    with pytest.raises(UserError, match="not a saved session"):
         load_session(path, decoder)
     with pytest.raises(UserError, match="cannot be written: No such file"):
         save_session(tmp_path / "gone" / "s", Session(decoder))

@@ -65,7 +65,8 @@ def errors(job: Job, rank: int) -> list[str]:
     """What a rank says that is not of its progress, nor a remark on its model or its text."""
     lines = [line for line in job.output(rank).splitlines() if not line.endswith(" ...")]
     remarks = (
-        "step ", "resuming ", "preflight: ", "`hypnos export --to gguf` will refuse", "judged on ",
+        "step ", "resuming ", "preflight: ", "`hypnos export --to gguf` will refuse",
+        "evaluated on ",
     )  # fmt: skip
     told = [line for line in lines if not line.startswith(remarks)]
     return [line for line in told if "/shards/train: " not in line]

@@ -58,7 +58,7 @@ def test_a_run_is_used_where_it_has_been_moved_to(
     lines: list[str] = []
     found = evaluate_run(Path("copy"), None, ["data.heldout=shards"], say=lines.append)
     assert found == expected[0]
-    assert len(lines) == 1 and lines[0].startswith("judged on ")
+    assert len(lines) == 1 and lines[0].startswith("evaluated on ")
     (low, *_) = evaluate_run(Path("copy"), None, ["data.heldout=shards"], precision="bf16")
     assert low["loss"] != found[0]["loss"] == pytest.approx(low["loss"], rel=1e-2)
     assert main(["doctor", "copy"]) == 0

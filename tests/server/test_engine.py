@@ -100,12 +100,12 @@ def test_what_fails_fails_alone(
         ask = ASK | {"input": "a", "max_output_tokens": 40}
         with client.responses.create(stream=True, **ask) as stream:
             next(iter(stream))
-            with pytest.raises(openai.InternalServerError, match="its log says how"):
+            with pytest.raises(openai.InternalServerError, match="its log says why"):
                 client.responses.create(**ask, **broken)
             assert [event.type for event in stream][-1] == "response.incomplete"
         events = list(client.responses.create(stream=True, **ask, **broken))
         assert events[-1].type == "error" and "its log" in events[-1].message
-        with pytest.raises(openai.APIError, match="its log says how"):
+        with pytest.raises(openai.APIError, match="its log says why"):
             list(client.chat.completions.create(
                 model=NAME, messages=[{"role": "user", "content": "a"}], stream=True, **broken
             ))  # fmt: skip

@@ -80,7 +80,7 @@ def test_the_least_recently_used_go_first(tmp_path: Path, decoder: Decoder) -> N
 
 def test_what_is_too_large_is_refused(tmp_path: Path, decoder: Decoder) -> None:
     store = opened(tmp_path, decoder, limit=100)
-    with pytest.raises(NoRoom, match="larger than the store"):
+    with pytest.raises(NoRoom, match="larger than the whole store"):
         put(store, 1)
     assert not list(tmp_path.glob("*.*"))
 
@@ -156,7 +156,7 @@ def test_a_store_is_a_folder_that_can_be_written(store: str, tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     (tmp_path / ".lock").mkdir()  # as what is read-only, it cannot be opened to be written
     with (
-        pytest.raises(UserError, match=r"no sessions can be kept there: .*; give --store a folder"),
+        pytest.raises(UserError, match=r"cannot store sessions there: .*; give --store a writable"),
         store_lock(tmp_path / store),
     ):
         pass
@@ -179,4 +179,4 @@ def test_a_store_where_there_are_no_locks(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with store_lock(tmp_path):
-        assert "has no locks (No locks available); start no second server" in caplog.text
+        assert "has no locks (No locks available); do not start a second server" in caplog.text

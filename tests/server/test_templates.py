@@ -140,7 +140,7 @@ def test_a_request_sets_variables_of_the_template(served: Serving, client: opena
     assert cached[:2] == [first.usage.total_tokens, 0]
     assert cached[2] and cached[3]  # of the histories above: none goes on from `by_id`
     assert max(cached[2:]) < (by_id.usage.total_tokens if by_id.usage else 0)
-    with pytest.raises(openai.BadRequestError, match="'messages' is no variable"):
+    with pytest.raises(openai.BadRequestError, match="'messages' is not a variable"):
         client.chat.completions.create(**ask, extra_body={"chat_template_kwargs": {"messages": []}})
 
 
@@ -149,7 +149,7 @@ def test_a_message_that_belongs_before_what_was_read(client: openai.OpenAI) -> N
     messages = [{"role": "user", "content": ASKS}]
     ask: dict[str, Any] = {"messages": messages, "max_tokens": 7, **GREEDY}
     first = client.chat.completions.create(**ask)
-    with pytest.raises(openai.BadRequestError, match="one of them before what has been read"):
+    with pytest.raises(openai.BadRequestError, match="a new one before what has already been read"):
         client.responses.create(
             input="Well?", instructions=SAYS, previous_response_id=first.id, **GREEDY
         )

@@ -88,13 +88,13 @@ def test_too_many_statements_are_refused(tokenizer: Tokenizer) -> None:
     [
         (
             {"name_letters": 1, "chains": 3},
-            "have 15 names, more than half of the 26 that there are; raise recall.name",
+            "need 15 names, more than half of the 26 that exist; raise recall.name",
         ),
         (
             {"digits": 1, "chains": 10},
-            "10 chains have as many numbers, of 9 .*; raise recall.digits",
+            "10 chains need as many numbers, but only 9 exist; raise recall.digits",
         ),
-        ({"questions": 3}, "another of the 2 chains; lower it"),
+        ({"questions": 3}, "a different one of the 2 chains; lower it"),
         ({"questions": 20, "chains": 20}, "does not hold 20 questions; set it to"),
     ],
 )

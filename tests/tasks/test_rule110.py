@@ -83,7 +83,7 @@ def test_rows_do_not_depend_on_how_they_are_grouped() -> None:
             25,
             4,
             24,
-            r"rule110\.width = 25 and sleep\.window = 24: .* set sleep\.window to 25, a ring",
+            r"rule110\.width = 25 and sleep\.window = 24: .* set sleep\.window to 25, one ring",
         ),
         (25, 4, 25, None),
         # 3 windows of 4 rings

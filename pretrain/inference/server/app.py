@@ -138,7 +138,7 @@ class Gate:
             await error.response()(scope, receive, send)
             return
         if not self.keys and _host(headers) not in LOCAL:  # DNS rebinding by another site's page
-            error = ApiError(403, "Without API keys this server answers to localhost alone.")
+            error = ApiError(403, "Without API keys this server only answers at localhost.")
             await error.response()(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner
@@ -158,7 +158,7 @@ class Gate:
                 async with asyncio.timeout(None if is_whole else BODY_TIMEOUT_S):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, "The request's body did not come in time") from None
+                raise HTTPException(408, "The request body did not arrive in time") from None
             seen += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
             if seen > self.max_body:
@@ -175,5 +175,5 @@ class Gate:
     def _limit(self) -> str:
         return (
             f"The request is larger than {self.max_body:,} bytes: send its text in parts, "
-            "each going on from the response before"
+            "each continuing from the previous response"
         )

@@ -71,8 +71,8 @@ class Conversation:
     def ended(self) -> ApiError:
         """The error if its last turn is no longer stored."""
         return ApiError(
-            404, f"The last turn of conversation '{self.id}' is no longer stored, so nothing can "
-            "go on from it: begin another conversation.",
+            404, f"The last turn of conversation '{self.id}' is no longer stored, so it cannot "
+            "be continued: start a new conversation.",
             param="conversation", code="not_found",
         )  # fmt: skip
 
@@ -81,7 +81,7 @@ class Conversation:
         """Locks it for one request. ApiError 409 if another has it."""
         if self.id in self.service.locked:
             raise ApiError(
-                409, "Another response of this conversation is under way; try again when it ends.",
+                409, "Another response of this conversation is running; try again when it ends.",
                 param="conversation", code="conversation_locked",
             )  # fmt: skip
         self.service.locked.add(self.id)
@@ -122,7 +122,7 @@ async def _read(
         start = await asyncio.to_thread(service.start_history, owner, service.form, turns, None)
     if start.end is None:
         raise bad_request(
-            "With this model's chat template these items cannot be kept by themselves: send "
+            "With this model's chat template these items cannot be stored on their own: send "
             "them with the request that asks for an answer.", "items",
         )  # fmt: skip
     del start.tokens[start.end :]
@@ -210,9 +210,9 @@ def page(
         answered_by: an entry whose answer is left out.
     """
     if not 1 <= limit <= MAX_PAGE:
-        raise bad_request(f"Invalid 'limit': it is 1 to {MAX_PAGE}.", "limit", "invalid_value")
+        raise bad_request(f"Invalid 'limit': must be 1 to {MAX_PAGE}.", "limit", "invalid_value")
     if order not in ("asc", "desc"):
-        raise bad_request("Invalid 'order': it is asc or desc.", "order", "invalid_value")
+        raise bad_request("Invalid 'order': must be asc or desc.", "order", "invalid_value")
     newest_first = list(_newest_first(lineage, answered_by))
     ordered = newest_first if order == "desc" else newest_first[::-1]
     if after is not None and all(item["id"] != after for item in ordered):

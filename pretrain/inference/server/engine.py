@@ -59,13 +59,13 @@ class Engine:
                 raise _stopping()
             if choices > self.batch:
                 raise bad_request(
-                    f"n is at most {self.batch} here: as many answers are under way at a time "
-                    "(--batch); ask for the others in a request of their own.",
+                    f"n is at most {self.batch} here, the number of answers generated at a time "
+                    "(--batch); ask for the rest in another request.",
                     "n", "invalid_value",
                 )  # fmt: skip
             self._drop_gone()
             if len(self._waiting) >= self.queue:
-                raise too_busy(f"{self.queue} requests wait already; try again in a moment.")
+                raise too_busy(f"{self.queue} requests are already waiting; try again in a moment.")
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queues all jobs of a request, as one entry. ApiError as in `check_room`."""
@@ -115,7 +115,7 @@ class Engine:
                 self._read_a_piece()
                 self._sleep_a_pass()
         except Exception as error:  # a bug of ours: without this thread nothing is answered
-            log.critical("the engine has stopped: start the server again", exc_info=error)
+            log.critical("the engine has stopped: restart the server", exc_info=error)
         with self._changed:
             self._closed = True
             self._refuse([*self._active, *(job for request in self._waiting for job in request)])
@@ -263,7 +263,7 @@ class Engine:
                     return
                 done()
             except Exception as error:
-                log.exception("a session could not be slept over", exc_info=error)
+                log.exception("the sleep of a session failed", exc_info=error)
             self._asleep.popleft()
 
     def _sleep(self, job: Job) -> None:

@@ -54,7 +54,7 @@ def not_found(what: str, id: str, param: str | None = None) -> ApiError:
 
 def server_failed() -> ApiError:
     """An internal error, which the log describes; the client gets no details."""
-    why = "The server failed on this request; its log says how."
+    why = "The server failed on this request; its log says why."
     return ApiError(500, why, type="server_error", code="internal_error")
 
 

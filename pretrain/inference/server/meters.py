@@ -20,8 +20,8 @@ class Meters:
             name = f"hypnos_{name}_seconds"
             return Histogram(name, help, buckets=SECONDS, registry=self.registry)
 
-        self.answers = counter("answers", "Answers that ended, by how they did", "reason")
-        self.read = counter("prompt_tokens", "Tokens of inputs that were read")
+        self.answers = counter("answers", "Finished answers, by how they ended", "reason")
+        self.read = counter("prompt_tokens", "Input tokens read")
         self.said = counter("generation_tokens", "Tokens of answers")
         self.passes = counter("sleep_passes", "Passes of sleep, each over one window of a session")
         self.first = times("time_to_first_token", "From a request's arrival to its first token")

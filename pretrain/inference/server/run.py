@@ -50,8 +50,8 @@ def check(options: Options) -> None:
     """UserError if the server would be public without keys, or if limits contradict each other."""
     if options.host not in LOCAL and not options.keys:
         raise UserError(
-            f"--host {options.host} lets other machines ask: give --api-keys FILE with one key a "
-            "line, or leave --host out to serve this machine alone"
+            f"--host {options.host} lets other machines connect: give --api-keys FILE with one key "
+            "per line, or leave out --host to serve this machine only"
         )
     if options.max_tokens > options.answer_limit:
         raise UserError(

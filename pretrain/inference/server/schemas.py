@@ -73,7 +73,7 @@ def _text_of(content: Any) -> Any:
     for part in content:
         known = isinstance(part, dict) and part.get("type") in ("text", "input_text", "output_text")
         if not known or not isinstance(part.get("text"), str):
-            raise PydanticCustomError("content", "only text parts are read here")
+            raise PydanticCustomError("content", "only text parts are supported")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -150,7 +150,7 @@ def _prompts(given: Any) -> Any:
     prompts = [given] if _is_prompt(given) else given
     if not isinstance(prompts, list) or not all(map(_is_prompt, prompts)):
         raise PydanticCustomError(
-            "prompt", "it is a string, a list of strings, a list of token ids, or a list of those"
+            "prompt", "must be a string, a list of strings, a list of token ids, or a list of those"
         )
     return [_is_unicode(p) if isinstance(p, str) else p for p in prompts]
 

@@ -134,7 +134,7 @@ class Service:
     def check_model(self, name: str) -> None:
         if name != self.name:
             raise ApiError(
-                404, f"The model '{name}' does not exist; this server has '{self.name}'.",
+                404, f"The model '{name}' does not exist; this server serves '{self.name}'.",
                 param="model", code="model_not_found",
             )  # fmt: skip
 
@@ -147,7 +147,7 @@ class Service:
             if (getattr(request, param, None) or 0) > self.answer_limit:
                 raise bad_request(
                     f"{param} is at most {self.answer_limit:,} here (--answer-limit): ask for "
-                    "fewer, and for more in a request that goes on from the answer.",
+                    "fewer, and continue the answer in a further request.",
                     param, "invalid_value",
                 )  # fmt: skip
         self.engine.check_room(getattr(request, "n", None) or 1)
@@ -163,7 +163,7 @@ class Service:
         """The start of a completion: nothing is stored before or after."""
         tokens = self.encode(prompt) if isinstance(prompt, str) else prompt
         if not tokens:
-            raise bad_request("The prompt is empty: give some text to go on from.", "prompt")
+            raise bad_request("The prompt is empty: give some text to continue.", "prompt")
         self._check_ids(tokens, "prompt")
         return Start(self._new(passes), list(tokens))
 
@@ -237,7 +237,7 @@ class Service:
         except UserError as error:
             log.error("%s", error)
             raise ApiError(
-                500, "What is stored under this id is damaged; the server's log says how.",
+                500, "What is stored under this id is damaged; see the server's log.",
                 type="server_error", code="damaged",
             ) from None  # fmt: skip
         session.until = self.until

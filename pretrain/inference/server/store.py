@@ -105,8 +105,8 @@ class SessionStore:
                 strangers += 1
         if strangers:
             say(
-                f"{folder}: {strangers} stored sessions are of other weights and cannot go on; "
-                "keep them for those, or delete them"
+                f"{folder}: {strangers} stored sessions are of other weights and cannot be "
+                "continued; keep them for those weights, or delete them"
             )
         self._evict()
 
@@ -202,7 +202,7 @@ class SessionStore:
             raise NoRoom(str(error)) from None
         if self._sizes[entry.id] > self.limit:
             self._drop(entry.id)
-            raise NoRoom(f"{entry.id} is larger than the store may be ({self.limit:,} bytes)")
+            raise NoRoom(f"{entry.id} is larger than the whole store may be ({self.limit:,} bytes)")
         self._evict()
 
     def refresh(self, entry: Entry, session: Session) -> None:
@@ -215,7 +215,7 @@ class SessionStore:
         try:
             self.put(entry, record, session)
         except NoRoom as error:  # the stored state remains valid
-            log.warning("a session that was slept over is not stored again: %s", error)
+            log.warning("a session could not be stored again after its sleep: %s", error)
 
     def delete(self, owner: str, id: str) -> None:
         """Deletes an entry durably: it does not come back after a crash. Ancestors with internal
@@ -307,7 +307,7 @@ def store_lock(folder: Path) -> Iterator[None]:
     """Locks a folder for one server. UserError if another has it, or it cannot be written."""
 
     def without(why: str) -> None:
-        fix = "start no second server with this --store"
+        fix = "do not start a second server with this --store"
         log.warning("%s: the file system has no locks (%s); %s", folder, why, fix)
 
     try:
@@ -315,12 +315,12 @@ def store_lock(folder: Path) -> Iterator[None]:
         file = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(
-            f"{folder}: no sessions can be kept there: {error.strerror}; give --store a folder"
+            f"{folder}: cannot store sessions there: {error.strerror}; give --store a writable one"
         ) from None
     with file:
         if not take_lock(file.fileno(), without):
             raise UserError(
-                f"{folder}: another `hypnos serve` keeps its sessions there; stop it, or give "
+                f"{folder}: another `hypnos serve` stores its sessions there; stop it, or give "
                 "--store another folder"
             )
         yield
