@@ -20,7 +20,7 @@ def read_arrow(path: Path, name: str, column: str) -> Iterator[Document | Reject
             is_file = raw.read(len(MAGIC)) == MAGIC
             raw.seek(0)
             reader = pa.ipc.open_file(raw) if is_file else pa.ipc.open_stream(raw)
-        check_column(reader.schema, column, path)
+            check_column(reader.schema, column, path)
         row = 0
         for batch in _batches(reader, path):
             with errors(path, "Arrow"):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pretrain.data.compression import TooLarge
 from pretrain.data.formats import Document, Rejected
+from pretrain.errors import shortened
 
 ROWS = 256  # in memory at once
 
@@ -31,8 +32,7 @@ def read_parquet(path: Path, name: str, column: str) -> Iterator[Document | Reje
     with path.open("rb") as raw:
         with errors(path):
             file = pq.ParquetFile(raw)
-            schema = file.schema_arrow
-        check_column(schema, column, path)
+            check_column(file.schema_arrow, column, path)
         batches = file.iter_batches(batch_size=ROWS, columns=[column])
         row = 0
         while True:
@@ -50,7 +50,7 @@ def check_column(schema: pa.Schema, column: str, path: Path) -> None:
     """Rejects a file without such a text column."""
     fix = "name the column that holds the text (--text-field)"
     if schema.names.count(column) != 1:
-        detail = f": its columns are {', '.join(schema.names)}"
+        detail = f": its columns are {shortened(', '.join(schema.names))}"
         raise Rejected(str(path), f'not exactly one column "{column}"', detail, fix=fix)
     kind = stored = schema.field(column).type
     while pa.types.is_dictionary(stored) or isinstance(stored, pa.BaseExtensionType):
@@ -87,7 +87,11 @@ def errors(path: Path, format: str = "Parquet") -> Iterator[None]:
         yield
     except MemoryError:
         raise TooLarge("does not fit in memory") from None
-    except (OSError, pa.ArrowException) as error:
+    except (
+        OSError,
+        pa.ArrowException,
+        UnicodeDecodeError,
+    ) as error:  # the last: in a column's name
         if isinstance(error, OSError) and error.errno is not None:
             raise
         first = str(error).partition("\n")[0]

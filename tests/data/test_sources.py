@@ -82,6 +82,23 @@ def test_a_table_without_the_column_is_left_out_of_a_folder(tmp_path: Path) -> N
         texts(tmp_path / "scores.csv")
 
 
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_a_column_whose_name_is_damaged_is_told_in_one_line(tmp_path: Path, kind: str) -> None:
+    table, file = pa.table({"text": ["a"], "other": [1]}), io.BytesIO()
+    if kind == "parquet":
+        pq.write_table(table, file, store_schema=False)
+    else:
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    path = tmp_path / f"d.{kind}"
+    path.write_bytes(file.getvalue().replace(b"other", b"oth\xffr"))
+    with pytest.raises(UserError, match=rf"d\.{kind}: cannot be read as {kind.title()}: 'utf-8' c"):
+        texts(path)
+    path.write_bytes(file.getvalue().replace(b"text", b"te\nt"))
+    with pytest.raises(UserError, match=r"its columns are te\\nt, other"):
+        texts(path)
+
+
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():

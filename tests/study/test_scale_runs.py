@@ -58,15 +58,15 @@ def test_a_fit_says_what_the_runs_do_not(tmp_path: Path) -> None:
     every = [done(r) for r in runs]
     one_budget = [d for d in every if d.of.budget == 1]
     said = write_fit(runs, one_budget, tmp_path, "study", 0.0, draws=5)
-    assert "nothing of B and beta" in said and "| beta " not in said
+    assert "do not determine B and beta" in said and "| beta " not in said
     assert "At equal FLOPs" not in said and "nan" not in said
     most = [d for d in every if d.of.rung < 3 or d.of.passes == 1]
     said = write_fit(runs, most, tmp_path, "study", 0.0, draws=5)
-    assert "for want of runs at some rung: N = 2, L = " in said
+    assert "because runs are missing at some rung: N = 2, L = " in said
     lost = [replace(d, loss=math.nan) if d.of.rung == 3 else d for d in every]
     said = write_fit(runs, lost, tmp_path, "study", 0.0, draws=5)
-    assert "Diverged, and in no law: w64-n1" in said and "nan" not in said
+    assert "Diverged, and left out of the laws: w64-n1" in said and "nan" not in said
     two = [d for d in every if d.of.rung < 2]
-    assert "A rung left out" not in write_fit(runs, two, tmp_path, "study", 0.0, draws=5)
+    assert "Each rung left out" not in write_fit(runs, two, tmp_path, "study", 0.0, draws=5)
     none = [replace(d, loss=math.nan) for d in every]
     assert "no law: a law of loss needs" in write_fit(runs, none, tmp_path, "study", 0.0, draws=5)
