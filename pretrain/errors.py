@@ -8,6 +8,8 @@ from pretrain.exit_status import PEER_GONE, STORAGE, USER_ERROR
 
 # errors of storage that is temporarily away, not of a missing file or a full disk
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO}
+FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UserError(ValueError):
@@ -41,6 +43,13 @@ class StorageFailed(UserError):
 def storage_error(error: OSError) -> type[UserError]:
     """The class to raise for a file system error: `StorageFailed` if it may be temporary."""
     return StorageFailed if error.errno in PASSING else UserError
+
+
+def write_fix(error: OSError) -> str:
+    """What to do, in a few words, before a write that failed is tried again."""
+    if error.errno in FORBIDDEN:
+        return "fix its permissions"
+    return "make room there" if error.errno in FULL else "check the file system there"
 
 
 def shortened(text: str, most: int = 100) -> str:

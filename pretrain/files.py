@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import shortened, storage_error
+from pretrain.errors import shortened, storage_error, write_fix
 
 _CHECKSUM = b',\n "sha256": "'  # starts the last member of a JSON object with a checksum
 
@@ -91,11 +91,9 @@ def writes_user_file(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or path  # for a full disk the error has no file name
-        forbidden = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-        fix = "fix its permissions" if forbidden else "make room there"
         raise storage_error(error)(
             f"{where}: cannot be written: {error.strerror}; "
-            f"{fix}, or set run.dir (what is already saved is intact)"
+            f"{write_fix(error)}, or set run.dir (what is already saved is intact)"
         ) from None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, write_fix
 from pretrain.files import is_hidden, sync
 
 
@@ -44,7 +44,7 @@ def writes_output(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror}; make room there, or give another name"
+            f"{out}: cannot be written: {error.strerror}; {write_fix(error)}, or give another name"
         ) from None
 
 

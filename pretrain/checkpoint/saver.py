@@ -32,7 +32,7 @@ from parallel.slices import Piece
 from pretrain.checkpoint.folder import draft_dir, make_draft, publish, remove_draft
 from pretrain.checkpoint.write import Part, write_common, write_part
 from pretrain.config.schema import Config
-from pretrain.errors import PeerGone, UserError, storage_error
+from pretrain.errors import PeerGone, UserError, storage_error, write_fix
 
 
 @dataclass
@@ -195,8 +195,10 @@ class Saver:
             reason = (getattr(error, "strerror", None) or str(error)) if known else repr(error)
             who = mesh.describe_rank()
             where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {who}"
-            fix = "the checkpoints before it are intact: make room there, or set run.dir"
-            kind = storage_error(error) if isinstance(error, OSError) else UserError
+            kind, fix = UserError, "make room there"  # what safetensors fails for
+            if isinstance(error, OSError):
+                kind, fix = storage_error(error), write_fix(error)
+            fix = f"the checkpoints before it are intact: {fix}, or set run.dir"
             told = {"error": f"{where}: {reason}; {fix}", "status": kind.status}
         self._store.set(f"{step}/{event}", json.dumps(told))
 

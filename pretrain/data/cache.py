@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, write_fix
 
 KEPT = 0.98  # an eviction frees space down to this share of the limit
 # how many least recently used files one scan remembers as eviction candidates
@@ -192,7 +192,7 @@ class Cache:
             raise self._unusable(error) from None
 
     def _unusable(self, error: OSError) -> UserError:
-        fix = "make room there, or set data.cache to a folder on a local disk"
+        fix = f"{write_fix(error)}, or set data.cache to a folder on a local disk"
         return UserError(f"data.cache = {self.folder}: cannot be used: {error.strerror}; {fix}")
 
 

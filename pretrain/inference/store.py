@@ -27,7 +27,7 @@ from safetensors.torch import load, safe_open, save
 from torch import Tensor
 
 from parallel import mesh
-from pretrain.errors import UserError, shortened
+from pretrain.errors import UserError, shortened, write_fix
 from pretrain.files import read_whole, write_atomically
 from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Sampler, Sampling
@@ -83,7 +83,8 @@ def save_session(
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; make room there") from None
+        why = f"cannot be written: {error.strerror}; {write_fix(error)}"
+        raise UserError(f"{path}: {why}") from None
     return len(content)
 
 

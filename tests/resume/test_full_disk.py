@@ -91,6 +91,6 @@ def test_a_run_that_cannot_write_its_files(name: str, corpus: Path, tmp_path: Pa
     job.kill()
     step = saved.resume_point(run.folder)
     (run.folder / f".{name}.draft").mkdir()
-    said = f".{name}.draft: cannot be written: Is a directory; make room there"
+    said = f".{name}.draft: cannot be written: Is a directory; check the file system there"
     assert_ends(run.start(), said=[said], statuses=[2, 2])
     assert saved.resume_point(run.folder) == step > 0
