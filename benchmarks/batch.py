@@ -1,10 +1,10 @@
-"""Which learning rates are best for which batch, and how large a batch may be.
+"""Measures the best learning rate for each batch size, and how large a batch may be.
 
     python -m benchmarks.batch configs/scale/text.toml --out runs/batch    # two hours of a core
 
-It measures what a ladder's `batch_power` does, and the square root by which rates follow it: some
-widths and N read the same text in batches of half to sixteen times the configuration's, each
-with some rates. What is in the folder already is not made again.
+This tests a ladder's `batch_power`, and the square root by which learning rates follow it: several
+widths and N read the same text in batches of half to sixteen times the configuration's, each with
+several rates. Runs that are already in the folder are not repeated.
 """
 
 from __future__ import annotations

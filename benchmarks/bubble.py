@@ -1,9 +1,10 @@
-"""The idle time of a real pipeline beside that of the simulator.
+"""Compares the idle time of a real pipeline with the simulator's.
 
 Two stages, each a process with a core of its own, do training steps (`benchmarks/stage.py` has the
-model). Every action is timed, without what it waits for. The simulator then carries the same
-schedule out with these times: its idle time is what the schedule allows, the measured one has
-messages and the interpreter in it too.
+model). Every action is timed without its waits. The simulator then runs the same schedule with
+these
+times: its idle time is inherent in the schedule, while the measured one also includes messages and
+the interpreter.
 
     torchrun --nproc-per-node=2 -m benchmarks.bubble    # a table, in about a minute
 """

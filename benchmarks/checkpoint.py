@@ -1,4 +1,4 @@
-"""How long a checkpoint keeps training waiting: saved beside it, and if it waited for the disk.
+"""Measures how long training waits for a checkpoint, saved asynchronously and synchronously.
 
     python -m benchmarks.checkpoint                                         # one process
     torchrun --nproc-per-node=2 -m benchmarks.checkpoint     # two ranks, ZeRO 1

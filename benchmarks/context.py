@@ -1,8 +1,8 @@
-"""Peak memory of a training step over windows of 32k tokens, by ranks that share them.
+"""Peak memory of a training step over windows of 32k tokens, by number of ranks that split them.
 
 A step is forward and backward of one row of two windows, of which the first is slept over, without
-the optimiser: every parameter has its gradient before. What is resident is what is held: glibc
-gives freed tensors back at once, as in `benchmarks.memory`.
+the optimiser; gradients are allocated before. Resident memory equals what is held, because glibc is
+made to return freed tensors at once, as in `benchmarks.memory`.
 
     python -m benchmarks.context               # five layouts, about ten minutes on two cores
     python -m benchmarks.context --window 4096 # seconds

@@ -1,10 +1,9 @@
-"""How much memory a model takes on its way out and in (docs/formats.md).
+"""Measures the memory that export and import of a model take (docs/formats.md).
 
     python -m benchmarks.convert [--d-model 1024]
 
-Each way has a process of its own, which has imported what it needs before it is measured. Counted
-is anonymous memory, as the kernel counts it: files that are mapped are not, as they make room for
-whatever needs it. Prints a table.
+Each conversion has a process of its own, which has imported what it needs before the measurement.
+Only anonymous memory counts, not mapped files, which the kernel can evict. Prints a table.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The same tasks in lm-evaluation-harness: an export in transformers, and our session with sleep.
+"""Compares an export in transformers with our session that sleeps, in lm-evaluation-harness.
 
     python -m benchmarks.harness RUN TEXT...       (needs the package: pip install -e '.[eval]')
 
-Two tasks are made of texts (UTF-8 files that the run has not been trained on), nothing is
-downloaded: `bits`, bits per byte of each text from its beginning; `next`, which of four passages
-follows another, by their likelihood per byte. transformers reads the export in pieces of one window
-and keeps nothing; our session keeps the fast weights, with N = 1, 2, 4 passes over each window.
+Two tasks are made from texts (UTF-8 files that the run was not trained on); nothing is downloaded:
+`bits`, bits per byte of each text from its beginning; `next`, which of four passages follows
+another, by likelihood per byte. transformers reads the export in pieces of one window and carries
+nothing over; our session keeps the fast weights, with N = 1, 2, 4 passes over each window.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Awake: time per token and memory after reading ever more, beside transformers with its caches.
+"""Time per token and memory by length of what was read, compared with transformers and its caches.
 
-One model of 10.9 million parameters that sleeps (windows of 256 tokens), at several N; Qwen3 of the
-same size in transformers, all of it attention; and Qwen3.5 in transformers, the same hybrid with a
-cache that keeps everything. Contexts of all lengths are kept, and go on in turn, a few tokens each,
-in ever other order: whatever else the machine does hits all alike. Times are of the processor, on
-one thread; the median token counts, without the first of each turn, which finds another's weights
-in the processor's caches. Ours read several windows, and sleep between them; caches grow by one,
-spread over the same time.
+The contenders: one model of 10.9 million parameters that sleeps (windows of 256 tokens), at several
+N; Qwen3 of the same size in transformers, all attention; and Qwen3.5 in transformers, the same
+hybrid with a cache that keeps everything. Contexts of all lengths are kept, and continued in turns
+of a few tokens, in changing order, so that other load on the machine affects all equally. CPU time
+of one thread is measured; the median token counts, without the first of each turn, which finds
+another model's weights in the CPU caches. Our sessions read several windows and sleep between them;
+caches grow by one window in the same time.
 
-What is read before: ours really reads, all of it at N = 1 but the last 4,096 tokens, which each N
-reads and sleeps over by itself. transformers reads 1,024 tokens; the rest of its cache is filled
-with random keys, for reading them would take hours, and no time depends on what they are.
+Before that, our sessions really read the context: all but the last 4,096 tokens with N = 1, and
+these with their own N. transformers reads 1,024 tokens; the rest of its cache is filled with random
+keys, since reading would take hours, and times do not depend on the keys.
 
     python -m benchmarks.latency --out docs/latency.md    # and latency.svg; 15 minutes on one core
     python -m benchmarks.latency --quick                  # up to 4,096 tokens

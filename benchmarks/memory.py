@@ -1,10 +1,10 @@
 """Peak memory and time of a training step, by recomputation, number of passes and stages.
 
 A step is forward and backward of a few microbatches, without the optimiser; every window but the
-last is slept over. Stages are processes of their own (`benchmarks/stage.py`). Beside what they held
-stands what the method should need, `counted`. Memory and time come from separate processes: in the
-first glibc gives freed tensors back at once, so that what is resident is what is held, and that
-costs time.
+last is slept over. Stages are processes of their own (`benchmarks/stage.py`). Measured memory is
+compared with what the method should need, `counted`. Memory and time come from separate processes:
+for memory, glibc is made to return freed tensors at once, so that resident memory equals what is
+held, which costs time.
 
     python -m benchmarks.memory --out docs/memory.md    # 36 rows, about ten minutes on two cores
     python -m benchmarks.memory --quick                 # 8 rows of a smaller model

@@ -1,10 +1,10 @@
-"""What `hypnos plan` says beside what was measured, and the layouts that it gives the recipes.
+"""Compares `hypnos plan` with measurements, and lists the layouts that it recommends for recipes.
 
     python -m benchmarks.plan --out docs/plan.md    # a quarter of an hour on two cores
     python -m benchmarks.plan --quick               # nothing is run: what was measured before
 
-Training steps of 1 to 8 ranks are run here (`benchmarks/plan_run.py`) and compared by the seconds
-of processor that they take; all else was measured before (`benchmarks/plan_cases.py`).
+Training steps of 1 to 8 ranks are run here (`benchmarks/plan_run.py`) and compared by CPU time; all
+else was measured before (`benchmarks/plan_cases.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What `hypnos plan` is compared with: runs of this project and of others, as they were reported.
+"""The measurements that `hypnos plan` is compared with: runs of this project and published ones.
 
-Of runs of others only sizes, layout and the figure are known; what differs in how they compute is
-said beside them.
+Of published runs only sizes, layout and the result are known; how their computation differs is
+noted with each.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Training steps on some ranks, and what was planned for them; run by `benchmarks.plan`.
+"""Runs training steps on some ranks, and plans them; used by `benchmarks.plan`.
 
     torchrun --nproc-per-node=R -m benchmarks.plan_run FILE [key=value ...]
 
-A step is that of the trainer (`pretrain/run/step.py`) with DeepSpeed, Muon and AdamW. Ranks of a
-trial share cores with each other and with whatever else runs; so what is compared is the seconds of
-processor that all ranks take, not how long they wait. A machine that others share is also now
-slow, now fast; so before each step rank 0 alone takes a yardstick. Rank 0 adds lines of JSON to
-FILE.
+Steps are those of the trainer (`pretrain/run/step.py`) with DeepSpeed, Muon and AdamW. Ranks share
+cores with each other and with other processes, so their CPU time is compared, not their wall time.
+The speed of a shared machine also varies, so before each step rank 0 alone times a reference
+computation. Rank 0 appends lines of JSON to FILE.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How fast `hypnos data prepare` writes tokens, beside sentencepiece's own rate on the same texts.
+"""Compares the speed of `hypnos data prepare` with that of bare sentencepiece on the same texts.
 
-Both in one process of one core: lines of JSON, of some 3,000 characters, are read, encoded and
-written as shards; and, for the rate, the same texts are encoded in memory by the bare library. They
-take turns. Processor seconds are compared: other work on the machine matters less to them.
+Both in one process on one core, in turns: JSON lines of about 3,000 characters are read, encoded
+and written as shards; and the same texts are encoded in memory by the bare library. CPU times are
+compared, which depend less on other work on the machine.
 
     python -m benchmarks.prepare    # a line, in half a minute
 """

@@ -1,8 +1,9 @@
-"""Our fit of a law of loss on runs that others have fitted: Chinchilla's, beside Besiroglu et al.
+"""Fits our law of loss to Chinchilla's published runs, and compares with Besiroglu et al.
 
 The runs are those that Besiroglu et al. (arXiv 2404.10102) read off Figure 4 of Hoffmann et al.:
 `data/svg_extracted_data.csv` of github.com/epoch-research/analyzing-chinchilla, which has no
-licence and so is not here. Like them we leave out the five with the fewest tokens a parameter.
+licence and so is not included here. Like them we leave out the five runs with the fewest tokens per
+parameter.
 
     python -m benchmarks.published_law svg_extracted_data.csv    # a quarter of a minute
 """

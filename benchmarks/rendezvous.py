@@ -1,11 +1,11 @@
-"""The start of thousands of ranks, simulated on one machine: how long, and how many messages each.
+"""Simulates the start of thousands of ranks on one machine: its time, and the messages per rank.
 
     python -m benchmarks.rendezvous --ranks 4096
 
-The store is the real one, over TCP, and so is all that ranks say to it: the code of the preflight,
-in a thread per rank, of several processes. Only what they would compute is left out. Then rank 0 of
-a fake process group of that size lays Megatron's grid, and gloo's ranks meet, as many as have room;
-their messages are counted likewise.
+The store is real, over TCP, and so are all messages to it: the preflight's code runs in one thread
+per rank, in several processes, without the ranks' computations. Then rank 0 of a fake process group
+of that size builds Megatron's grid, and as many gloo ranks as fit connect; their messages are
+counted in the same way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The most memory that a call takes beyond what there was before, watched from a thread."""
+"""Measures, in a thread, the peak memory of a call beyond what was in use before."""
 
 from __future__ import annotations
 

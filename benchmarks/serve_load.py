@@ -1,12 +1,12 @@
-"""`hypnos serve` under load: clients that converse for minutes; errors, throughput, tail latency.
+"""`hypnos serve` under load: many clients for minutes; errors, throughput and tail latency.
 
     python -m benchmarks.serve_load runs/text-tiny                     # 64 clients, two minutes
     python -m benchmarks.serve_load runs/text-tiny --clients 8 --seconds 20
 
-Every client is OpenAI's own, streaming, with a key of its own: it talks on with
+Every client is OpenAI's own, streaming, with a key of its own: it continues with
 `previous_response_id`, resends its history to chat completions, or asks for a plain completion, and
-now and then begins anew with a longer text. The server is a process of its own on this machine: the
-clients share its processors.
+now and then starts afresh with a longer text. The server is a process of its own on this machine,
+and shares its cores with the clients.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The first token after `kill -9`: of `hypnos serve`, in a session that has read a million tokens.
+"""Time to first token of `hypnos serve` after `kill -9`, in a session of a million tokens.
 
     python -m benchmarks.serve_restart runs/text-tiny                      # a million tokens
     python -m benchmarks.serve_restart runs/text-tiny --tokens 20000 --kills 3
 
-A text is read in parts, each going on from the response before. Then the server is killed and
-started again, several times, and asked to go on from the same response: how long until the first
-piece of text, measured by the client, and whether the answer is the one from before the first kill.
-The same is asked after a session's first part, for comparison.
+A text is read in parts, each continuing the previous response. Then the server is killed and
+restarted, several times, and asked to continue the same response: the client measures the time to
+the first piece of text, and checks that the answer is the same as before the first kill. For
+comparison this is also done after a session's first part.
 """
 
 from __future__ import annotations

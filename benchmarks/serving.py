@@ -1,4 +1,4 @@
-"""A server for the benchmarks that ask one: `hypnos serve` in a process of its own."""
+"""A server for the benchmarks that need one: `hypnos serve` in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Training steps a second of this tree beside those of an earlier commit, in turns.
+"""Compares the training speed of this tree with that of an earlier commit, in turns.
 
-Each turn is a short run of `hypnos train`, in a process of its own, in a copy of that commit; what
-counts is the tokens per second that it logs once it is warm, data, optimiser and all: the best turn
-of each.
+Each turn is a short run of `hypnos train`, in a process of its own, in a copy of that commit. The
+logged tokens per second after warm-up are compared, data and optimiser included: the best turn of
+each.
 
     python -m benchmarks.since 5bee91b configs/depo-small.toml sleep.passes=4    # minutes
 """

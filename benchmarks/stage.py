@@ -1,9 +1,8 @@
-"""One stage's part of a training step, weighed and timed; run by `benchmarks.memory`.
+"""Measures memory or time of one stage's part of a training step; used by `benchmarks.memory`.
 
-What is weighed is the method, blocks, recomputation and pipeline, as the trainer runs them on its
-stages (`pretrain/run/step.py`), but without DeepSpeed: every parameter has its gradient before. A
-single stage goes through the same code, as a pipeline without messages, so that it compares with
-several.
+Blocks, recomputation and pipeline run as in the trainer (`pretrain/run/step.py`), but without
+DeepSpeed; gradients are allocated before. A single stage runs the same code, as a pipeline without
+messages, so that it is comparable with several.
 
     torchrun --nproc-per-node=P -m benchmarks.stage peak|seconds PLAN FILE
 

@@ -1,7 +1,7 @@
-"""How long the stream of a huge corpus takes to its first batch, and how much memory, on one rank.
+"""Time to first batch, and memory, of the stream of a huge corpus on one rank.
 
-The corpus is 20,000 shards of a billion documents whose tokens are all 0: tars that are holes in
-the disk, and a documents.idx of 16 GB, which is written.
+The corpus is 20,000 shards with a billion documents whose tokens are all 0: sparse tar files, and a
+real documents.idx of 16 GB.
 
     python -m benchmarks.startup --documents 1e9    # two lines; minutes, most to write the index
 """

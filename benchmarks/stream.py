@@ -1,9 +1,9 @@
-"""What the stream of text costs a rank in each step, at any number of lanes and ranks.
+"""The cost of the text stream for a rank in each step, for any number of lanes and ranks.
 
-A corpus of random ids, in documents of 20 to 8,000 tokens (the median is 400), is read as one rank
-of many: nothing else is started, for a rank asks no other. The seconds are of the processor, all
-threads of the process together. A step of the 1B recipe is taken to last as long as its FLOPs do at
-45 % of an H100's bf16 rate; the trainer's wait is measured beside a loop that sleeps as long.
+A corpus of random ids, in documents of 20 to 8,000 tokens (median 400), is read as one rank of many
+would; no other rank is needed. CPU time of all threads of the process is measured. A step of the 1B
+recipe is assumed to take as long as its FLOPs at 45 % of an H100's bf16 rate; the trainer's wait is
+measured in a loop that sleeps that long per step.
 
     python -m benchmarks.stream    # two tables, in a minute or two
 """

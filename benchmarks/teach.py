@@ -1,11 +1,11 @@
-"""Teaching a pretrained transformer to sleep: what it answers before, and after each phase.
+"""Teaches a pretrained transformer to sleep, and evaluates it before and after each phase.
 
     python -m benchmarks.teach FOLDER [--passes 1 2 4]
 
-A Llama of transformers is trained on Depo (configs/depo-small.toml) with all edges in sight, by a
-plain loop on torch's own optimisers. It is imported with delta-rule blocks put in, and taught by
-configs/teach-1.toml and configs/teach-2.toml with each N. What is in FOLDER already is not made
-again.
+A Llama in transformers is trained on Depo (configs/depo-small.toml) with all edges in context, by a
+plain loop with torch's own optimisers. It is imported with inserted delta-rule blocks, and taught
+by configs/teach-1.toml and configs/teach-2.toml with each N. What is already in FOLDER is not
+repeated.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Training on a CPU: forward and backward beside transformers, a pass beside its FLOPs, a profile.
+"""Training speed on a CPU: compared with transformers, time of a pass against FLOPs, a profile.
 
 The same hybrid (ours and transformers' Qwen3.5, random weights) reads the same tokens, in turns, on
-one thread; times are of the processor, so that what else the machine does hits all alike, and of
-several turns the fastest counts. FLOPs are the model's (`pretrain.model.flops`); their rate stands
-beside that of a large matrix product, measured in the same turns.
+one thread; CPU time is measured, and the fastest of several turns counts. FLOPs are the model's
+(`pretrain.model.flops`); their rate is compared with that of a large matrix product, measured in
+the same turns.
 
     python -m benchmarks.throughput --out docs/speed.md    # ten minutes on one core
     python -m benchmarks.throughput --quick                # one size, two lengths: a minute

@@ -1,8 +1,8 @@
-"""How well stages are used by a model that sleeps, and what they must keep: simulated.
+"""Simulates the pipeline of a model that sleeps: idle time, and units that stages must keep.
 
-A step is W - 1 windows of context, each slept over for N passes, then one that is predicted. A
-forward takes 1 on every stage, a backward 2. Nothing is computed; `parallel.simulator` carries out
-what `parallel.schedule` says.
+A step is W - 1 windows of context with N passes each, then one that is scored. A forward takes 1 on
+every stage, a backward 2. Nothing is computed; `parallel.simulator` runs what `parallel.schedule`
+gives.
 
     python -m benchmarks.timeline                            # a Markdown table, a few seconds
     python -m benchmarks.timeline --svg docs/timeline.svg    # and one step as a picture

@@ -26,23 +26,23 @@ class SlurmSite:
     partition: str = setting("", "the queue")
     qos: str = setting("", "the quality of service")
     constraint: str = setting("", "features that nodes must have")
-    exclude: str = setting("", "nodes to do without, as n[1-3],n7")
-    reservation: str = setting("", "nodes that are reserved")
+    exclude: str = setting("", "nodes to exclude, such as n[1-3],n7")
+    reservation: str = setting("", "the reservation to use")
     gpus: str = setting(
         "gpus-per-node",
-        "the option that asks for GPUs: gpus-per-node, gres=gpu, or empty where nodes are whole",
+        "the option that requests GPUs: gpus-per-node, gres=gpu, or empty if nodes are exclusive",
     )
-    cpus_per_task: int = setting(0, "cores of a rank; 0: left to Slurm", at_least=0)
-    mem: str = setting("", "memory of a node, as 0 for all of it")
+    cpus_per_task: int = setting(0, "cores per rank; 0: left to Slurm", at_least=0)
+    mem: str = setting("", "memory per node; 0: all of it")
     mpi: str = setting(
         "",
-        "srun --mpi, one of `srun --mpi=list`; empty: cray_shasta where it is listed, which opens "
-        "a Slingshot network to ranks, else none: they meet without MPI",
+        "srun --mpi, one of `srun --mpi=list`; empty: cray_shasta if it is listed, which gives "
+        "ranks access to a Slingshot network, else none: ranks find each other without MPI",
     )
     save_before: int = setting(
         300, "seconds before the time limit at which the run saves", at_least=1, at_most=65535
     )
-    sbatch: list[str] = setting([], 'further options of sbatch, as ["--exclusive"]')
+    sbatch: list[str] = setting([], 'further options of sbatch, such as ["--exclusive"]')
     srun: list[str] = setting([], "further options of srun")
 
 
@@ -53,9 +53,9 @@ class ContainerSite:
     engine: Literal["none", "apptainer", "pyxis"] = setting(
         "none", "apptainer: `apptainer exec` in each task; pyxis: options of srun"
     )
-    image: str = setting("", "a .sif or .sqsh file, or what the engine can fetch")
-    mounts: list[str] = setting([], "beside the working folder, as /scratch:/scratch")
-    options: list[str] = setting([], "further options of the engine, as --nv")
+    image: str = setting("", "a .sif or .sqsh file, or an image that the engine can fetch")
+    mounts: list[str] = setting([], "mounts beside the working folder, such as /scratch:/scratch")
+    options: list[str] = setting([], "further options of the engine, such as --nv")
 
 
 @dataclass(kw_only=True)
@@ -63,7 +63,7 @@ class EnvironmentSite:
     """What is run before ranks start."""
 
     modules: list[str] = setting([], "modules to load")
-    lines: list[str] = setting([], "lines of shell, as export NCCL_SOCKET_IFNAME=hsn0")
+    lines: list[str] = setting([], "shell lines, such as export NCCL_SOCKET_IFNAME=hsn0")
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""What the ranks hold in pieces, whole."""
+"""Tensors that are sharded over the ranks, gathered whole on rank 0."""
 
 from __future__ import annotations
 

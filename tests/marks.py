@@ -1,4 +1,4 @@
-"""Marks of single parameters."""
+"""A pytest mark for single parameters of a test."""
 
 from typing import Any
 

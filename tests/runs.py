@@ -1,4 +1,4 @@
-"""What tests ask of runs: metrics, checkpoints, whether two are the same, one that breaks off."""
+"""Helpers about runs: their metrics and checkpoints, comparing two, and one that is interrupted."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is checked and measured on one GPU, from a kit of wheels; see gpu.sh beside this folder."""
+"""Checks and measurements on one GPU, from a kit of wheels; see gpu.sh beside this folder."""

@@ -1,4 +1,4 @@
-"""Everything that is checked and measured on one GPU, stage by stage, each with its time.
+"""Runs all checks and measurements on one GPU, stage by stage.
 
     benchmarks/gpu.sh                          # all of it: ten minutes on an H100
     benchmarks/gpu.sh tests graphs --out runs/gpu --budget 300

@@ -1,4 +1,4 @@
-"""What there is, and its ceilings: matrix products, copies, launches.
+"""Describes the environment, and measures its limits: matrix products, copies, launches.
 
 python -m benchmarks.gpu.environment
 """

@@ -1,4 +1,4 @@
-"""What CUDA graphs of units give a model so small that the host cannot keep up.
+"""Measures the gain of CUDA graphs of units for a model too small for the host to keep up.
 
     python -m benchmarks.gpu.graphs
 

@@ -1,10 +1,10 @@
-"""Which variants of flash-linear-attention's kernels are measured: the fastest on one card.
+"""Preset autotuning results for flash-linear-attention's kernels: the fastest on one card.
 
-fla has a dozen variants of each kernel and times them all at the first call with a new shape of
-heads: minutes, of a stage that has two. These are what it found on an H200, at the heads of the 1B
-model (the convolution's backward was not timed there, and has its forward's); it takes them from
-files, by its own switches, FLA_CACHE_MODE and FLA_CONFIG_DIR. Kernels that are not here it times as
-ever. All processes then round alike, too.
+fla has a dozen variants of each kernel and times them all at the first call with new head shapes:
+minutes, in a stage of two. These are its results on an H200, for the heads of the 1B model (the
+convolution's backward was not timed there, and uses its forward's); fla reads them from files,
+through its own switches, FLA_CACHE_MODE and FLA_CONFIG_DIR. Kernels not listed here are timed as
+usual. With presets, all processes also round alike.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu.kit .gpu-kit
 
 Such a machine has CUDA 13, torch 2.11, triton, transformers, numpy, safetensors, sentencepiece and
-what they bring. flash-qla, faster kernels of the delta rule, is not among them: the compiler that
-it needs (tilelang with z3-solver) alone is 88 MB.
+their dependencies. The kit leaves out flash-qla, faster kernels of the delta rule: the compiler
+that it needs (tilelang with z3-solver) alone is 88 MB.
 """
 
 from __future__ import annotations

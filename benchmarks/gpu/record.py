@@ -1,4 +1,4 @@
-"""What the stages share: where results go, how time is taken, whether sizes are real or tiny."""
+"""What the stages share: where results go, how time is measured, real or tiny sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that are measured, and their batches."""
+"""The sizes of the measured models, and their batches."""
 
 from __future__ import annotations
 

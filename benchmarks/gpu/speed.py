@@ -1,12 +1,12 @@
-"""A model of one size on this device: speed, a pass against its FLOPs, memory, where time goes.
+"""Measures a model of one size on this device: speed, time of a pass, memory, and a profile.
 
     python -m benchmarks.gpu.speed 100M
     python -m benchmarks.gpu.speed 1B
 
 Forward and backward in bf16, without an optimiser unless it says "step". The same sizes in
-transformers, whose Qwen3.5 takes flash-linear-attention's kernels too, read windows as sequences
-of their own. MFU is of the maker's dense bf16 rate, and of FLOPs that the model needs
-(`pretrain.model.flops`): what is recomputed does not count.
+transformers, whose Qwen3.5 also uses flash-linear-attention's kernels, read windows as separate
+sequences. MFU is relative to the data sheet's dense bf16 rate, and counts the FLOPs of the model
+(`pretrain.model.flops`), without recomputation.
 """
 
 from __future__ import annotations

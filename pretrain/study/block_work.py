@@ -1,11 +1,11 @@
-"""What one block does and keeps in one unit, a pass over a window: counted, not run.
+"""Counts FLOPs, memory traffic and saved activations of one block in one unit, without running it.
 
-FLOPs are those of `pretrain.model.flops`. Beside them stand the bytes that elementwise work moves,
-how many operations are launched, and the bytes that backward reads. These depend on the code that
-runs: on CUDA elementwise functions are fused (`parallel/fused.py`), and in bf16 the delta rule is
-flash-linear-attention's kernel; on a CPU they run one by one, most with their gradient written out,
-and small projections as one product. What is kept is listed tensor by
-tensor, in the order of the code; tests compare the sum with what autograd saves.
+FLOPs are those of `pretrain.model.flops`. In addition: the bytes moved by elementwise work, the
+number of launches, and the bytes saved for backward. These depend on the code that runs: on CUDA,
+elementwise functions are fused (`parallel/fused.py`), and in bf16 the delta rule is
+flash-linear-attention's kernel; on a CPU they run one by one, most with hand-written gradients, and
+small projections are one product. Saved tensors are listed in the order of the code; tests compare
+their sum with what autograd saves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Rows(NamedTuple):
     """What a block reads in a unit, on one rank."""
 
     kind: str  # "attention" | "delta"
-    rows: float  # B, of a microbatch; of context-parallel ranks each has its share
+    rows: float  # B, of a microbatch; with context parallelism, this rank's share
     tokens: int  # T, of the window
     past: int = 0  # keys of earlier windows
     write_only: bool = False
@@ -31,21 +31,21 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockWork:
-    """Forward, on one rank."""
+    """The work of a block's forward on one rank."""
 
     products: float  # FLOPs of the linears
-    attention: float  # FLOPs of attention's scores and of what they weigh
+    attention: float  # FLOPs of attention's scores and of the weighted sum of values
     delta: float  # FLOPs of the delta rule
     moved: float  # bytes that elementwise work reads and writes
-    launches: float  # operations
-    h: float  # bytes of the hidden states that come in
-    S: float  # bytes of the fast weights that come in
-    kept: float  # bytes that backward reads, h and S among them, weights not
-    gradients: float  # bytes of gradients of activations that live at once in backward
+    launches: float  # number of operations
+    h: float  # bytes of the incoming hidden states
+    S: float  # bytes of the incoming fast weights
+    kept: float  # bytes saved for backward, including h and S, without weights
+    gradients: float  # bytes of activation gradients that live at once in backward
 
 
 class BlockCounter:
-    """Counts blocks of one model, run in one way."""
+    """Counts the blocks of one model, for one way of running it."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class BlockCounter:
         self._done: dict[Rows, BlockWork] = {}
 
     def work(self, unit: Rows) -> BlockWork:
-        """Of one block."""
+        """The work of one block."""
         if unit not in self._done:
             self._done[unit] = self._work(unit)
         return self._done[unit]
@@ -105,7 +105,7 @@ class BlockCounter:
             gradients=n * self._bytes * gradients,
         )
 
-    # ---- what backward reads, in elements per token; S apart
+    # ---- what is saved for backward, in elements per token, without S
 
     def _kept(self, unit: Rows) -> float:
         mixer = self._attention if unit.kind == "attention" else self._delta
@@ -114,7 +114,7 @@ class BlockCounter:
         return 2 * self._norm() + mixer(unit) + (3 if self._fused else 4) * self._mlp
 
     def _norm(self) -> float:
-        """What comes in, on the CPU with its size; what all tp ranks read of it."""
+        """A norm's input, on the CPU also its rms; and its output, gathered for all tp ranks."""
         return self._stream + (0 if self._fused else 1) + self._model.d_model
 
     def _is_packed(self, unit: Rows) -> bool:
@@ -129,7 +129,7 @@ class BlockCounter:
         return 2 * self._heads + self._keys + self._values + reads
 
     def _packed(self, unit: Rows) -> float:
-        """Bytes of the weights that are put together, in a mixer and in the MLP."""
+        """Bytes of the weights that are concatenated, in a mixer and in the MLP."""
         widths = [self._projected(unit), *([] if unit.write_only else [2 * self._mlp])]
         sizes = [width * self._model.d_model for width in widths]
         return 0 if self._fused else self._bytes * sum(size for size in sizes if size <= SMALL)

@@ -1,4 +1,4 @@
-"""Which GPUs each run of a study has: those that the fewest others have."""
+"""Assigns GPUs to the runs of a study: those that the fewest other runs use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def least_used(cards: Sequence[str], used: Iterable[Sequence[str]], count: int) 
     """`count` of the cards, the first of those that the fewest runs use.
 
     Args:
-        used: the cards of each run that is on its way.
+        used: the cards of each run in progress.
     """
     times = Counter(card for each in used for card in each)
     return tuple(sorted(cards, key=lambda card: times[card])[:count])

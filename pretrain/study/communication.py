@@ -1,8 +1,8 @@
-"""How long ranks take to exchange something, by where they sit: rings, on a host or across hosts.
+"""Times of collectives and messages, by the ranks' placement: rings on a host or across hosts.
 
-Ranks are laid out as `parallel.mesh` has it: tp next to each other, then cp, dp, pp. A group whose
-ranks sit on one host uses the host's links. One that spans hosts is a ring through all of them; its
-ranks on a host share their network interfaces, which other groups of the same host leave them.
+Ranks are laid out as in `parallel.mesh`: tp innermost, then cp, dp, pp. A group on one host uses
+the host's links. A group that spans hosts is a ring through all of them; its ranks on a host use
+only their own network interfaces, not those of other groups.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pretrain.study.hardware import Hardware
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that exchange something, `stride` apart."""
+    """Ranks that communicate, `stride` apart."""
 
     hardware: Hardware
     ranks: int
@@ -40,7 +40,7 @@ class Group:
         return node.latency_s if self._is_on_one_host else network.latency_s
 
     def _hops(self) -> float:
-        """Messages that follow each other: round the ring, and in trees where rings get long."""
+        """Latency of consecutive messages: around the ring, or in a tree if the ring is long."""
         return min(self.ranks - 1, 2 * (self.ranks - 1).bit_length() + 6) * self._latency
 
     def shared_out(self, size: float) -> float:
@@ -56,7 +56,7 @@ class Group:
         return 2 * self.shared_out(size)
 
     def send(self, size: float) -> float:
-        """Seconds in which neighbours of the group hand on `size` bytes."""
+        """Seconds in which a rank sends `size` bytes to its neighbour in the group."""
         node, network = self.hardware.node, self.hardware.network
         near = self.stride < node.devices or node.shared
         bandwidth = 1e9 * (node.link_gbs if near else network.link_gbs)

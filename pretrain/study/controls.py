@@ -1,4 +1,4 @@
-"""Who sleep is compared with: each is one line of configuration on the study's own.
+"""The control experiments: each is a change to the study's configuration.
 
 All of them read the same data in the same order; "equal FLOPs" reads more of it.
 """
@@ -22,11 +22,11 @@ class Control:
 
     label: str  # in tables; {N} is filled in
     meaning: str  # for --help and the documents
-    overrides: Callable[[Config, int], list[str]]  # of the study's configuration and N
-    every_n: bool = False  # for every N but 1; else for the largest
+    overrides: Callable[[Config, int], list[str]]  # from the study's configuration and N
+    every_n: bool = False  # run for every N but 1, not only for the largest
 
 
-# What is said of passes beside their number would be refused of one.
+# With one pass, other settings of passes would be refused.
 AWAKE = ["sleep.passes=1", "sleep.min_passes=0", "sleep.truncate_passes=0", "sleep.curriculum=0"]
 
 
@@ -148,14 +148,14 @@ CONTROLS = {
 
 
 def flops_per_step(config: Config) -> float:
-    """Of a training step, forward and backward, in the mean over the run's."""
+    """FLOPs of a training step, forward and backward, averaged over the run."""
     config = with_vocabulary(config)
     batch = example(config, config.train.batch)
     return step_flops(batch, config.model, config.sleep, drawn_passes(config)).flops
 
 
 def named(names: list[str]) -> list[str]:
-    """The names, each once. UserError: one of them is no control."""
+    """The names, without duplicates. UserError: one of them is not a control."""
     for name in names:
         if name not in CONTROLS:
             known = ", ".join(CONTROLS)

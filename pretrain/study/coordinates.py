@@ -1,14 +1,14 @@
-"""The coordinate check: what a few training steps move, over width, depth and passes.
+"""The coordinate check: how much a few training steps change, over width, depth and passes.
 
-A rule for initial values and rates transfers if activations, memory and what a step changes of them
-are as large in a wide, a deep and a long-sleeping model as in the tuned one (Yang et al., arXiv
+A rule for initial values and learning rates transfers if activations, memory and their changes in a
+step are as large in wide, deep and many-pass models as in the tuned one (Yang et al., arXiv
 2203.03466, D.1). Measured on one batch, before and after the same few steps:
 
-    asleep      h after the last pass over the first window (over as much of it as is needed)
-    h           where the last window leaves the core
-    S           when that window has been read
-    logits      of what is scored
-    d...        what training has changed of each
+    asleep      h after the last pass over the first window (as far as it is computed)
+    h           the core's output in the last window
+    S           after that window
+    logits      at scored positions
+    d...        the change of each by training
 
 all as root mean squares.
 """
@@ -47,7 +47,7 @@ FLAT = 0.25  # a slope less steep than this, of log against log, is called flat
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model says and holds of one batch."""
+    """A model's activations and memory on one batch."""
 
     asleep: Tensor
     h: Tensor
@@ -57,7 +57,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Coordinate:
-    """One model, some steps on."""
+    """The measures of one model after some steps."""
 
     axis: str  # "width", "blocks", "passes"
     at: int
@@ -66,7 +66,9 @@ class Coordinate:
 
 
 class _Watched(SleepLM):
-    """Keeps h as each run over the core leaves it (without gradient), and the newest state."""
+    """A model that records h after each run of the core (without gradient), and the newest
+    state.
+    """
 
     state: State
 
@@ -85,7 +87,9 @@ class _Watched(SleepLM):
 
 
 def points(tuned: Config) -> Iterator[tuple[str, int, list[str]]]:
-    """(axis, where, overrides) of what is compared: the tuned model, wider, deeper, more passes."""
+    """(axis, value, overrides) of the models that are compared: the tuned, wider, deeper ones, and
+    ones with more passes.
+    """
     width, blocks = tuned.model.d_model, len(tuned.model.layers)
     unit = len(pattern(tuned.model.layers))  # one stays whole, or no "delta" may be left
     least = unit * max(1, blocks // unit // 2)
@@ -160,7 +164,7 @@ def _look(model: _Watched, batch: Batch) -> Seen:
 
 
 def slope(found: list[Coordinate], axis: str, measure: str) -> float:
-    """Of log measure against log width, blocks or passes; 0 is flat."""
+    """The slope of log measure against log width, blocks or passes; 0 is flat."""
     chosen = [c for c in found if c.axis == axis]
     x, y = (np.log([f(c) for c in chosen]) for f in (lambda c: c.at, lambda c: c.sizes[measure]))
     return float(np.polyfit(x, y, 1)[0])
@@ -184,7 +188,7 @@ def lines(found: list[Coordinate]) -> tuple[list[str], list[list[object]]]:
 
 
 def draw(found: list[Coordinate], out: Path) -> None:
-    """Each measure along each axis, relative to where it begins: flat lines transfer."""
+    """Plots each measure along each axis, relative to its first value: flat lines transfer."""
     axes = list(dict.fromkeys(c.axis for c in found))
     colours = [(m, COLOURS[i]) for i, m in enumerate(MEASURES)]
     with figure(out, colours, panels=len(axes), width=4.0 * len(axes)) as panels:

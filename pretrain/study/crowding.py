@@ -1,7 +1,7 @@
-"""How much slower CPU ranks get by sharing a host.
+"""Measures how much slower CPU ranks get by sharing a host.
 
-Caches, memory and the cores themselves are shared, and who is interrupted finds them cold; so a
-block takes longer by the processor's own clock the more ranks there are.
+They share caches, memory and cores, and an interrupted rank finds caches cold; so the more ranks
+there are, the more CPU time a block takes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pretrain.origin import cores
 from pretrain.study.one_block import one_block
 
 CORES = cores()
-SECONDS, ROUNDS = 1.5, 3  # with a core for each; as many times over as cores are shared
+SECONDS, ROUNDS = 1.5, 3  # if each has a core; times the number of ranks that share one
 MAX_RANKS = 16
 
 
 def measured_crowding(model: ModelConfig, rows: int, tokens: int) -> list[float]:
-    """How many times longer blocks take with 2, 4, 8, ... ranks, up to four on a core."""
+    """How many times longer blocks take with 2, 4, 8, ... ranks, up to four per core."""
     counts = [1]
     while counts[-1] < min(4 * CORES, MAX_RANKS):
         counts.append(2 * counts[-1])
@@ -45,7 +45,7 @@ def _rank(
     rank: int, folder: Path, meet: Barrier, counts: list[int], model: ModelConfig, rows: int,
     tokens: int,
 ) -> None:  # fmt: skip
-    """Writes (seconds of processor, blocks) for each round and count."""
+    """Writes (CPU seconds, blocks) for each round and count."""
     torch.set_num_threads(1)
     mesh.initialize(alone=True)
     blocks = [

@@ -1,4 +1,4 @@
-"""How a run got where it is: what it had read, computed and learned at its logging steps."""
+"""A run's training curve: tokens, FLOPs, time and results at its logging steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pretrain.logged import read_run
 
 @dataclass(frozen=True)
 class Curve:
-    """Of one run, at each of its logging steps."""
+    """The curve of one run, at each of its logging steps."""
 
     steps: list[int]
     tokens: list[int]
@@ -21,7 +21,7 @@ class Curve:
 
     @classmethod
     def of(cls, path: Path) -> Curve:
-        """What the metrics of a run's folder say."""
+        """The curve from the metrics in a run's folder."""
         metrics = read_run(path.name, path)
         curve = cls([], [], [], [], [])
         seconds = flops = 0.0
@@ -39,7 +39,7 @@ class Curve:
         return curve
 
     def at(self, step: int, axis: str) -> float:
-        """Tokens, FLOPs or seconds after a step: in between two logging steps, evenly."""
+        """Tokens, FLOPs or seconds after a step; interpolated linearly between logging steps."""
         values: list[float] = getattr(self, axis)
         before = [i for i, s in enumerate(self.steps) if s <= step]
         if not before:

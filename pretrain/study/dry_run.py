@@ -1,4 +1,4 @@
-"""What a ladder's runs will take: parameters, FLOPs, memory, time and cost, before any is begun."""
+"""What a ladder's runs will need: parameters, FLOPs, memory, time and cost, before any starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADERS = (
 
 
 def dry_run(runs: Sequence[LadderRun], hardware: str) -> str:
-    """A line for each rung, N, window and budget; the totals have what branches share once.
+    """A line for each rung, N, window and budget; totals count what branches share only once.
 
     UserError: there is no such hardware.
     """

@@ -1,10 +1,10 @@
-"""What one step of a configuration takes on given hardware: memory, time, and what they consist of.
+"""Estimates memory and time of a configuration's training step on given hardware.
 
-    estimate(config, gpus, load_hardware("h100"))     # of the layout that the configuration has
+    estimate(config, gpus, load_hardware("h100"))     # for the configuration's own layout
 
-Nothing is run. A step is the units that `pretrain.model.plan` says, in the order of the pipeline's
-own schedule (`parallel.schedule`), carried out on paper by `parallel.simulator`; a unit's time
-follows from what its blocks do, its memory from what they keep (`pretrain.study.block_work`).
+Nothing is run. A step consists of the units that `pretrain.model.plan` plans, in the order of the
+pipeline schedule (`parallel.schedule`), simulated by `parallel.simulator`; a unit's time follows
+from the work of its blocks, its memory from what they save (`pretrain.study.block_work`).
 docs/plan.md compares estimates with measurements.
 """
 
@@ -36,36 +36,36 @@ from pretrain.study.stage_units import StageUnits
 from pretrain.tasks import make_task
 from tokenizer.encode import Tokenizer
 
-UPDATED = 60  # bytes that an optimiser reads and writes for each element
+UPDATED = 60  # bytes that the optimiser reads and writes per element
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step takes."""
+    """The estimate of a step."""
 
     layout: Layout
     dp: int
     rows: int  # of a microbatch, on one rank
-    memory: RankMemory  # of the rank that holds most
+    memory: RankMemory  # of the rank with the most
     seconds: float  # of a step
-    bubble: float  # share of the units' time in which stages wait for each other
-    exchange_s: float  # seconds of a step in which ranks exchange something and compute nothing
+    bubble: float  # fraction of the units' time in which stages wait for each other
+    exchange_s: float  # seconds of a step spent only on communication
     update_s: float  # seconds of the optimiser
     tokens: int  # of a step, over all ranks
     work: Work  # of a step, over all ranks
-    recomputed: float  # FLOPs of a step beside these
+    recomputed: float  # further FLOPs of a step, for recomputation
     mfu: float
     cost: float  # of a step, in the hardware's currency
 
     @property
     def tokens_per_s(self) -> float:
-        """Read by all ranks; passes 2..N are not counted."""
+        """Tokens per second over all ranks; passes 2..N are not counted."""
         return self.tokens / self.seconds
 
 
 def example(config: Config, rows: int = 1) -> Batch:
-    """Rows of what the configuration trains on: of a task its first; of text, each a document's
-    first windows.
+    """Example rows of the training data: a task's first ones; for text, each the first windows of a
+    document.
     """
     if config.data.task != "text":
         return make_task(config, config.sleep.window).sample(config.run.seed, 0, rows)
@@ -77,7 +77,7 @@ def example(config: Config, rows: int = 1) -> Batch:
 
 
 def with_vocabulary(config: Config) -> Config:
-    """The configuration with model.vocab_size as its data have it. UserError: they cannot say."""
+    """The configuration with model.vocab_size from its data. UserError: it cannot be determined."""
     size = config.model.vocab_size
     if not size and uses_tokenizer(config):
         path = config.data.tokenizer
@@ -92,19 +92,19 @@ def with_vocabulary(config: Config) -> Config:
 
 
 def estimate(config: Config, gpus: int, hardware: Hardware, row: Batch | None = None) -> Estimate:
-    """Of the layout that a configuration has, on so many ranks.
+    """The estimate for a configuration's own layout, on so many ranks.
 
     Args:
         row: one like those of a step; None: `example`.
     Raises:
-        UserError: they are no whole number of model replicas, or the batch is none of microbatches.
+        UserError: the ranks do not divide into model replicas, or the batch into microbatches.
     """
     check_ranks(config, gpus)
     return Estimator(config, gpus, hardware, row or example(config)).estimate(layout_of(config))
 
 
 class Estimator:
-    """Estimates layouts of one configuration on one machine; what they share is counted once."""
+    """Estimates layouts of one configuration on given hardware; caches what layouts share."""
 
     def __init__(self, config: Config, gpus: int, hardware: Hardware, row: Batch) -> None:
         if config.parallel.cp_delta != "heads":
@@ -115,8 +115,8 @@ class Estimator:
         self.config, self.gpus, self.hardware, self.row = config, gpus, hardware, row
         self._shared = hardware.shared_by(gpus)
         sleep = config.sleep
-        # N of a step: memory must do for the most, time is the mean, which is that of the ends.
-        # Of a curriculum, what it comes to.
+        # N of a step: memory must suffice for the largest; the mean time is that of the smallest
+        # and the largest. In a curriculum, only the final N.
         least = sleep.passes if sleep.curriculum else sleep.min_passes or sleep.passes
         self._numbers = sorted({least, sleep.passes})
         self._windows = [plan_windows(row, sleep, passes=n) for n in self._numbers]
@@ -127,16 +127,16 @@ class Estimator:
 
     @cached_property
     def work(self) -> Work:
-        """Of a step, over all ranks."""
+        """The work of a step, over all ranks."""
         model, sleep, n = self.config.model, self.config.sleep, self.config.train.batch
         one = step_flops(self.row, model, sleep, dict.fromkeys(self._numbers, 1))
         return Work(n * one.wake, n * one.sleep, n * one.forward, n * one.backward)
 
     def estimate(self, x: Layout, *, simulated: bool = True) -> Estimate:
-        """Of one layout that is allowed.
+        """The estimate for one valid layout.
 
         Args:
-            simulated: False: quickly, with about the least idle time and the fewest activations.
+            simulated: False: fast, with approximately minimal idle time and activations.
         """
         times, dp, M = self._stage_times(x), self._dp(x), x.microbatches
         makespan = fmean([t.makespan(M) if simulated else t.least(M) for t in times])
@@ -165,8 +165,8 @@ class Estimator:
         )
 
     def processor_seconds(self, x: Layout) -> float:
-        """Seconds in which ranks do something, summed over all: what a step takes of the cores of a
-        host that they share.
+        """Busy seconds summed over all ranks: the CPU time of a step on a host whose cores they
+        share.
         """
         times, weight_ranks = self._stage_times(x), self._dp(x) * x.cp
         busy = x.microbatches * fmean([sum(t.busy) for t in times]) * x.tp * weight_ranks
@@ -207,7 +207,7 @@ class Estimator:
         return self._counters[key]
 
     def parameters(self, tp: int, pp: int) -> list[Parameters]:
-        """Of one rank of each stage."""
+        """The parameters of one rank of each stage."""
         if (tp, pp) not in self._parameters:
             model, found = self.config.model, []
             embedding = model.d_model * model.vocab_size / tp
@@ -231,7 +231,7 @@ class Estimator:
     def _memory(
         self, x: Layout, weight_ranks: int, times: StageTimes, simulated: bool
     ) -> RankMemory:
-        """Of the stage that holds most."""
+        """The memory of the stage with the most."""
         host = self.hardware.device.kind == "cpu"
         activations = times.activations if simulated else times.least_activations
         return max(
@@ -243,7 +243,7 @@ class Estimator:
         )
 
     def _update(self, x: Layout, weight_ranks: int) -> tuple[float, float]:
-        """Seconds in which a step's gradients and weights are exchanged, and of the optimiser."""
+        """Seconds of a step for reducing gradients and gathering weights, and of the optimiser."""
         p = max(self.parameters(x.tp, x.pp), key=lambda each: each.all)
         device, node = self._shared.device, self._shared.node
         group = Group(self._shared, weight_ranks, x.tp)
@@ -262,7 +262,7 @@ class Estimator:
         return exchange, update + self._newton_schulz(x, weight_ranks)
 
     def _newton_schulz(self, x: Layout, weight_ranks: int) -> float:
-        """Seconds of the rank that orthogonalises most."""
+        """Seconds of orthogonalisation on the busiest rank."""
         if self.config.optimizer.name != "muon":
             return 0.0
         model, works = self.config.model, []

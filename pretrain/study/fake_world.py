@@ -1,8 +1,8 @@
-"""Builds the stages of a layout as its ranks will, in a world of ranks that are not there.
+"""Builds the stages of a layout as its ranks would, in a fake world and without memory.
 
-Torch's fake process group stands for the others: collectives return at once. Parameters are on the
-meta device, so that nothing is held. Of stages that hold the same kinds of blocks one is built. The
-schedule is carried out in full by `parallel.simulator`, which proves that it can be.
+Torch's fake process group stands in for the other ranks: collectives return at once. Parameters are
+on the meta device. Of stages with the same kinds of blocks, only one is built. `parallel.simulator`
+simulates the schedule, which proves that it can be executed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pretrain.study.stage_units import StageUnits
 
 
 def build_stages(config: Config, gpus: int, hardware: Hardware) -> Iterator[str]:
-    """Builds what the ranks hold, and says it.
+    """Builds what the ranks hold; yields lines about it.
 
     Args:
-        config: with the layout; its vocabulary is known. This process must be in no world yet.
+        config: with the layout and its vocabulary. This process must not be in a world yet.
     Raises:
-        UserError: ranks, rows, tokens or sizes do not divide, or memory does not do.
+        UserError: ranks, rows, tokens or sizes do not divide, or memory does not suffice.
     """
     validate(config)
     check_ranks(config, gpus)
@@ -51,7 +51,7 @@ def build_stages(config: Config, gpus: int, hardware: Hardware) -> Iterator[str]
         if alike not in done:
             done.add(alike)
             held = _built(config, gpus, Stage(s, units.bounds), row.size[1])
-            # norms, which tensor-parallel ranks do not share, are counted as if they did
+            # norms, which are replicated over tp, are counted as if they were split
             assert abs(held / counted[s].all - 1) < 0.01, (s, held, counted[s].all)
             blocks = f"blocks {first} to {last - 1}"
             yield f"stage {s}: {blocks}, {held / 1e6:,.1f} million parameters on a rank"
@@ -62,7 +62,7 @@ def build_stages(config: Config, gpus: int, hardware: Hardware) -> Iterator[str]
 
 
 def _simulated(config: Config, units: StageUnits) -> str:
-    """The schedule of the step's first groups of microbatches, proved."""
+    """Simulates the schedule of the step's first groups of microbatches."""
     pp, M = config.parallel.pp, config.train.microbatches
     few = min(M, 3 * pp)
     passes = (units.passes,) * few

@@ -1,4 +1,4 @@
-"""A study as pictures: accuracy by depth and N, and what it cost in tokens, FLOPs and time."""
+"""Plots of a study: accuracy by depth and N, and by tokens, FLOPs and time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COSTS = {"tokens": "tokens read", "flops": "training FLOPs", "seconds": "seconds
 
 
 def draw(results: Sequence[Result], folder: Path) -> dict[Path, str]:
-    """Writes the pictures of a study, and says what each shows."""
+    """Writes the plots of a study; returns their captions."""
     arms = by_arm(results)
     colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
     deepest = measures(list(results))[-1]
@@ -36,8 +36,8 @@ def draw(results: Sequence[Result], folder: Path) -> dict[Path, str]:
 def _by_depth(
     arms: dict[Arm, list[Result]], colours: dict[Arm, str], names: list[str], out: Path
 ) -> None:
-    """Mean accuracy at the end by depth, with 95 % intervals over seeds; controls are thin, and
-    theirs are in the table.
+    """Final mean accuracy by depth, with 95 % intervals over seeds; controls are thin, with their
+    intervals only in the table.
     """
     with figure(out, _legend(colours), panels=1, width=7.6) as (axis,):
         for i, (arm, rs) in enumerate(arms.items()):
@@ -61,8 +61,8 @@ def _by_depth(
 
 
 def _clipped(means: list[Mean], side: int) -> list[float]:
-    """Lengths of error bars in percent, within what a share can be; none for a single seed, and of
-    two seeds from one to the other.
+    """Lengths of error bars in percent, clipped to 0..100; none for a single seed, and for two
+    seeds the range between them.
     """
     pick = max if side > 0 else min
     ends = [pick(m.values) if m.count == 2 else m.high if side > 0 else m.low for m in means]
@@ -76,7 +76,7 @@ def _clipped(means: list[Mean], side: int) -> list[float]:
 def _by_cost(
     arms: dict[Arm, list[Result]], colours: dict[Arm, str], measure: str, out: Path
 ) -> None:
-    """A measure of held-out data during training: each seed thin, their mean thick."""
+    """A held-out measure during training: each seed thin, their mean thick."""
     with figure(out, _legend(colours), panels=len(COSTS), width=10.5) as axes:
         for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
             for arm, rs in arms.items():

@@ -1,13 +1,13 @@
-"""Laws from runs: variable projection, a robust loss, bootstrap intervals, rungs left out.
+"""Fits laws to runs: variable projection, a robust loss, bootstrap intervals, leave-one-rung-out.
 
-Given the exponents, the law of loss is linear in E, A and B >= 0. So a grid goes over (alpha, beta,
-phi) and non-negative least squares gives the rest of each (variable projection: the problem of all
-constants at once is ill-conditioned). From the best places of the grid all of them are refined by
-Huber's loss on log(predicted / measured), as Hoffmann et al. (arXiv 2203.15556) and Besiroglu et
-al. (arXiv 2404.10102) fit theirs.
+Given the exponents, the law of loss is linear in E, A and B >= 0. So at each point of a grid over
+(alpha, beta, phi), non-negative least squares gives the rest (variable projection, since fitting
+all constants at once is ill-conditioned). From the best grid points all constants are refined with
+the Huber loss of log(predicted / measured), as in Hoffmann et al. (arXiv 2203.15556) and Besiroglu
+et al. (arXiv 2404.10102).
 
-Runs are drawn again with replacement for intervals: all token budgets of a run together, for they
-share its weights' and its data's luck.
+Intervals come from resampling runs with replacement: all token budgets of a run together, since
+they share its initialisation and data.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from scipy.optimize import least_squares, nnls
 from pretrain.errors import UserError
 from pretrain.study.law import Array, DepthLaw, DepthPoints, LossLaw, Points
 
-HUBER = 1e-3  # of log loss: beyond it a residual counts by its size, not by its square
+HUBER = 1e-3  # threshold of the Huber loss, in log loss
 GRID = {
     "alpha": (0.05, 0.15, 0.3, 0.5, 0.8, 1.2),
     "beta": (0.05, 0.15, 0.3, 0.5, 0.8, 1.2),
     "phi": (-0.25, 0.25, 0.75, 1.25),
 }
-STARTS = 2  # places of the grid that are refined
+STARTS = 2  # how many grid points are refined
 # Of E, A, B, alpha, beta and phi.
 LOWEST, HIGHEST = (0.0, 0.0, 0.0, 1e-3, 1e-3, -3.0), (np.inf, np.inf, np.inf, 4.0, 4.0, 4.0)
 EXPONENTS = ("alpha", "beta", "phi")
@@ -41,7 +41,7 @@ L = TypeVar("L", LossLaw, DepthLaw)
 
 @dataclass(frozen=True)
 class Interval:
-    """A constant and where 95 % of its bootstrap lie."""
+    """A constant with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -49,7 +49,7 @@ class Interval:
 
     @classmethod
     def of(cls, value: float, drawn: Sequence[float]) -> Interval:
-        """Of what came out and what resampled runs gave; nan where none gave anything."""
+        """From the fitted value and those of resampled runs; nan if there are none."""
         low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
         return cls(value, float(low), float(high))
 
@@ -65,7 +65,7 @@ class Fit(Generic[L]):
     resampled: list[L]
 
     def interval(self, of: str | Callable[[L], float]) -> Interval:
-        """Of a constant by its name, or of anything that follows from a law."""
+        """The interval of a constant, by name, or of any function of the law."""
         value = of if callable(of) else lambda law: float(getattr(law, of))
         found = [x for x in map(value, self.resampled) if not np.isnan(x)]
         return Interval.of(value(self.law), found)
@@ -85,9 +85,10 @@ class _Scale:
 
 
 def fit_loss(points: Points) -> LossLaw:
-    """The law of loss. B is 0 where all runs read as much; phi nan where all made as many passes.
+    """Fits the law of loss. B is 0 if all runs read the same number of tokens; phi is nan if all
+    made the same number of passes.
 
-    UserError: there are not two sizes, or fewer points than constants.
+    UserError: there are fewer than two sizes, or fewer points than constants.
     """
     by_tokens, by_passes = (len(np.unique(v)) > 1 for v in (points.tokens, points.passes))
     constants = 3 + 2 * by_tokens + by_passes
@@ -106,12 +107,12 @@ def fit_loss(points: Points) -> LossLaw:
 
 
 def at_bound(law: LossLaw) -> list[str]:
-    """The exponents that are as small or as large as the fit lets them be: not what runs say."""
+    """The exponents that hit a bound of the fit, so that the runs do not determine them."""
     return [name for name in EXPONENTS if _is_at_bound(name, getattr(law, name))]
 
 
 def ends_at_bound(fit: Fit[LossLaw]) -> list[str]:
-    """The exponents of which not the value but an end of the interval is so."""
+    """The exponents of which an end of the interval, but not the value, is at a bound."""
     inside = [name for name in EXPONENTS if name not in at_bound(fit.law)]
     ends = {name: fit.interval(name) for name in inside}
     return [n for n, i in ends.items() if _is_at_bound(n, i.low) or _is_at_bound(n, i.high)]
@@ -125,7 +126,7 @@ def _is_at_bound(name: str, value: float) -> bool:
 
 
 def _grid(points: Points, scale: _Scale, free: Any) -> list[tuple[float, Array]]:
-    """(cost, constants) at each place of the grid; E, A and B by non-negative least squares."""
+    """(cost, constants) at each grid point; E, A and B by non-negative least squares."""
     found = []
     betas = GRID["beta"] if free[4] else (1.0,)
     phis = GRID["phi"] if free[5] else (0.0,)
@@ -158,7 +159,7 @@ class _Refined:
 
 
 def _refine(start: Array, points: Points, scale: _Scale, free: Any) -> _Refined:
-    """Huber's loss, least from a start on; constants that are not free stay."""
+    """Minimises the Huber loss from a start; constants that are not free stay fixed."""
 
     def whole(some: Array) -> Array:
         theta = start.copy()
@@ -198,7 +199,7 @@ def _law(theta: Array, scale: _Scale, by_passes: bool) -> LossLaw:
 
 
 def fit_depth(points: DepthPoints, chance: float) -> DepthLaw:
-    """The law of accuracy by depth, by least squares; 0 for what does not vary between the runs."""
+    """Fits the law of accuracy by depth by least squares; constants of what does not vary are 0."""
     scale = _Scale.of(points)
     base = DepthLaw(0.0, 0.0, 0.0, 0.0, 1.0, chance, scale.size, scale.tokens)
     names = ["h", "s"]
@@ -224,10 +225,10 @@ def fit_depth(points: DepthPoints, chance: float) -> DepthLaw:
 
 
 def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200) -> Fit[L]:
-    """A fit to all runs, and to `draws` samples of as many runs with replacement.
+    """A fit to all runs, and to `draws` bootstrap samples of them.
 
-    Samples that say less than all runs (one size or one N alone) are left out: a constant that they
-    say nothing of would count as 0.
+    Samples that determine fewer constants than all runs do (only one size or one N) are left out: a
+    constant that they do not determine would count as 0.
     """
     law, random = fit(points), np.random.default_rng(0)  # of no runs nothing is drawn
     rows = [np.flatnonzero(points.run == run) for run in np.unique(points.run)]
@@ -245,18 +246,18 @@ def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200) -> Fit
 
 
 def _told_apart(points: Points) -> int:
-    """How many of size, text and N vary on their own, and one more."""
+    """The number of independently varying factors among size, text and N, plus one."""
     along = np.log([points.parameters, points.tokens, points.passes])
     return int(np.linalg.matrix_rank(np.vstack([np.ones(len(points)), along])))
 
 
 def left_out(points: P, fit: Callable[[P], L]) -> dict[int, L | None]:
-    """For each rung, the law of the others; None: they are too few for one."""
+    """For each rung, the law fitted to the others; None if they are too few."""
     return {int(r): _or_none(points.of(points.rung != r), fit) for r in np.unique(points.rung)}
 
 
 def from_below(points: P, fit: Callable[[P], L], rung: int) -> L | None:
-    """The law of the rungs below one, as it is known before that runs; None: they are too few."""
+    """The law fitted to the rungs below one; None if they are too few."""
     below = points.of(points.rung < rung)
     return _or_none(below, fit) if len(np.unique(below.rung)) > 1 else None
 

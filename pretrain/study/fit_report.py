@@ -1,4 +1,4 @@
-"""fit.md, fit.html: the laws of a study in words and tables, with intervals, and as pictures."""
+"""Writes fit.md and fit.html: the laws of a study in text, tables with intervals, and plots."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_fit(
     chance: float,
     draws: int = 200,
 ) -> str:
-    """Writes all that the finished runs say, and gives the text of fit.md.
+    """Writes the report on the finished runs; returns the text of fit.md.
 
     Args:
         chance: accuracy of guessing. draws: of the bootstrap.
@@ -127,7 +127,7 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
 
 
 def _doubts(fit: Fit[LossLaw], found: Points) -> Lines:
-    """What these runs cannot say."""
+    """What these runs do not determine."""
     doubts = []
     if names := at_bound(fit.law):
         doubts.append(
@@ -154,7 +154,7 @@ def _read_as_much(tokens: Iterable[float]) -> bool:
 
 
 def _without(found: P, fit: Callable[[P], L], error: Callable[[L, P], str]) -> Lines:
-    """Each rung as the law of the others has it; nothing where these are too few for any law."""
+    """Each rung predicted by the law of the others; empty if those are too few."""
     laws = left_out(found, fit).items()
     rows = [[str(n), error(law, found.of(found.rung == n))] for n, law in laws if law]
     if not rows:

@@ -1,9 +1,9 @@
-"""At equal FLOPs: bigger, more text, longer windows, or more sleep? What the fitted laws say.
+"""How best to spend FLOPs by the fitted laws: model size, text, window length or sleep.
 
-A law gives the loss of any size, text and N; the ladder gives what a token costs there. Between the
-rungs, and up to REACH times beyond them, cost and share of looped parameters are read off straight
-lines through the rungs, log against log. Less text than the shortest run read, or more than REACH
-times the longest, is not asked for: there a law says nothing.
+A law gives the loss for any size, text and N; the ladder gives the cost of a token. Between the
+rungs, and up to REACH times beyond them, cost and share of looped parameters are interpolated
+linearly, log against log. Less text than the shortest run read, or more than REACH times the
+longest, is not considered: there the law does not hold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pretrain.study.fit import Fit, Interval
 from pretrain.study.law import Array, LossLaw
 
 REACH = 4.0  # times the largest rung's parameters, its FLOPs, and the most text of any
-SIZES = 160  # places between the smallest and the largest size that are tried
+SIZES = 160  # how many sizes between the smallest and the largest are tried
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FrontierArm:
     text: tuple[float, float]  # the fewest and the most tokens that its runs read
 
     def at(self, size: Array) -> tuple[Array, Array, Array]:
-        """(once, looped, FLOPs per token) of models of so many parameters."""
+        """(once, looped, FLOPs per token) of models with so many parameters."""
         whole = self.once + self.looped
         once = np.exp(_line(np.log(size), np.log(whole), np.log(self.once)))
         cost = np.exp(_line(np.log(size), np.log(whole), np.log(self.flops_per_token)))
@@ -42,7 +42,7 @@ class FrontierArm:
 
 @dataclass(frozen=True)
 class Best:
-    """The best use of so many FLOPs in one arm."""
+    """The best use of a number of FLOPs in one arm."""
 
     arm: FrontierArm
     flops: float
@@ -53,7 +53,7 @@ class Best:
 
 
 def _line(x: Array, xs: Array, ys: Array) -> Array:
-    """Through the points, and on straight beyond the first and the last."""
+    """Linear interpolation through the points, and extrapolation beyond them."""
     if len(xs) == 1:
         return ys[0] + (x - xs[0])
     i = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)
@@ -66,7 +66,7 @@ def _sizes(arm: FrontierArm) -> Array:
 
 
 def _losses(law: LossLaw, arm: FrontierArm, flops: float) -> Array:
-    """By size; infinite where the text would be too short or too long."""
+    """Loss by size; infinite where the text would be too short or too long."""
     once, looped, cost = arm.at(_sizes(arm))
     tokens, (fewest, most) = flops / cost, arm.text
     told = (tokens >= 0.999 * fewest) & (tokens <= REACH * most)  # 0.999: what rounding may take
@@ -76,9 +76,7 @@ def _losses(law: LossLaw, arm: FrontierArm, flops: float) -> Array:
 def frontier(
     fits: Mapping[int, Fit[LossLaw]], arms: list[FrontierArm], flops: float
 ) -> list[Best | None]:
-    """What each arm comes to at best with so many FLOPs; None where it cannot spend them. fits: by
-    window.
-    """
+    """The best of each arm with so many FLOPs; None if it cannot spend them. fits: by window."""
 
     def lowest(draw: int | None) -> list[float]:
         laws = {
@@ -109,7 +107,7 @@ def exchange(
 
     Args:
         fits: by window. arms: by window and N; the first has N = 1, and others of its window have
-            more. rung: where it begins, its place among those of the arms. tokens: read there.
+            more. rung: where it starts, as an index into the arms' rungs. tokens: read there.
     """
     first = arms[0]
     fit, start = fits[first.window], float((first.once + first.looped)[rung])
@@ -121,7 +119,7 @@ def exchange(
 
     sizes = _sizes(first)
     doubled = float(sizes[np.abs(first.at(sizes)[2] - 2 * cost).argmin()])
-    # a pass costs the same each: N at which a token costs twice as much
+    # every pass costs the same: the N at which a token costs twice as much
     more = [arm for arm in arms if arm.window == first.window][-1]
     pass_cost = (float(more.flops_per_token[rung]) - cost) / (more.passes - 1)
     longer = 1 + cost / pass_cost

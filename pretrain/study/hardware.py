@@ -1,7 +1,7 @@
-"""What a device does in a second, and what joins it to the others: one TOML file per kind.
+"""Specifications of hardware: the speed of devices and of the links between them, in TOML files.
 
-configs/hardware/ has some kinds of GPU; `hypnos plan --measure FILE` measures the machine that it
-runs on. A name (h100) is a file of that folder, anything else is a path.
+configs/hardware/ has some kinds of GPU; `hypnos plan --measure FILE` measures the current machine.
+A name (h100) is a file in that folder, anything else is a path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_GPUS = 10_000
 
 @dataclass(kw_only=True)
 class DeviceSpec:
-    """One GPU; of a CPU, one core."""
+    """One GPU, or one core of a CPU."""
 
     name: str = setting(REQUIRED, "as its maker calls it")
     kind: Literal["cuda", "cpu"] = setting(
@@ -49,7 +49,7 @@ class DeviceSpec:
 
     @property
     def bandwidth(self) -> float:
-        """Of memory, bytes per second."""
+        """Memory bandwidth in bytes per second."""
         return self.memory_gbs * 1e9
 
 
@@ -69,13 +69,13 @@ class NodeSpec:
     )
 
     def ranks(self, gpus: int) -> int:
-        """Of so many, those on each host: all, or as many on one as on another."""
+        """How many of `gpus` ranks are on each host: all of them, or equally many on every host."""
         return gpus if self.shared or gpus <= self.devices else math.gcd(gpus, self.devices)
 
 
 @dataclass(kw_only=True)
 class NetworkSpec:
-    """What joins hosts; on a single host nothing is asked of it."""
+    """The network between hosts; not used on a single host."""
 
     link_gbs: float = setting(1.0, "GB/s that a device sends to other hosts", above=0)
     latency_s: float = setting(1e-4, "seconds of one message", at_least=0)
@@ -83,7 +83,7 @@ class NetworkSpec:
 
 @dataclass(kw_only=True)
 class PriceSpec:
-    """What is paid."""
+    """The price."""
 
     per_hour: float = setting(0.0, "of one device; 0: costs are not shown", at_least=0)
     currency: str = setting("USD", "that it is paid in")
@@ -91,7 +91,7 @@ class PriceSpec:
 
 @dataclass(kw_only=True)
 class Hardware:
-    """What a plan is made for."""
+    """The hardware that a plan is made for."""
 
     device: DeviceSpec
     node: NodeSpec
@@ -99,16 +99,16 @@ class Hardware:
     price: PriceSpec = field(default_factory=PriceSpec)
 
     def peak(self, precision: str) -> float:
-        """FLOP/s that MFU is a share of: on a GPU the dense bf16 rate, as `hypnos train` has it."""
+        """The denominator of MFU, in FLOP/s: on a GPU the dense bf16 rate, as in `hypnos train`."""
         return self.flops("bf16" if self.device.kind == "cuda" else precision)
 
     def flops(self, precision: str) -> float:
-        """FLOP/s of which the shares are."""
+        """The FLOP/s that the `_share` settings are relative to."""
         device = self.device
         return 1e12 * (device.bf16_tflops if precision == "bf16" else device.fp32_tflops)
 
     def shared_by(self, ranks: int) -> Hardware:
-        """As each of so many ranks finds it: slower, where they are in each other's way."""
+        """The hardware as each of so many ranks sees it: slower if they share a host's cores."""
         known = [1.0, *self.node.crowding]
         slower = known[min((ranks - 1).bit_length(), len(known) - 1)]
         device, node = self.device, self.node
@@ -127,7 +127,7 @@ class Hardware:
 
     @property
     def usable_bytes(self) -> float:
-        """What a rank may hold."""
+        """How many bytes a rank may hold."""
         return (self.device.memory_gib - self.device.reserved_gib) * GIB
 
 

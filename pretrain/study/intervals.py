@@ -1,4 +1,4 @@
-"""Means over seeds, and how sure they are: Student's t, as a few seeds need it."""
+"""Means over seeds with 95 % intervals by Student's t, suited to a few seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Mean:
     """A mean over seeds with its 95 % interval."""
 
     value: float
-    half: float  # of the interval's width; nan for a single seed: it says nothing of others
+    half: float  # half the interval's width; nan for a single seed
     values: tuple[float, ...]  # by seed
 
     @property
@@ -32,17 +32,17 @@ class Mean:
 
     @property
     def is_above_zero(self) -> bool:
-        """Surely, to 95 %. False of fewer than three seeds, which say too little of others."""
+        """Whether significantly above zero (95 %). False for fewer than three seeds."""
         return self.count > 2 and self.low > 0
 
     @property
     def is_below_zero(self) -> bool:
-        """The same of less."""
+        """Whether significantly below zero (95 %). False for fewer than three seeds."""
         return self.count > 2 and self.high < 0
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Of one number a seed."""
+    """The mean of one number per seed."""
     n = len(values)
     value = sum(values) / n
     if n == 1:
@@ -53,5 +53,5 @@ def mean(values: Sequence[float]) -> Mean:
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Mean:
-    """Of the differences, seed by seed: both saw the same data in the same order."""
+    """The mean of paired differences, seed by seed: both saw the same data in the same order."""
     return mean([a - b for a, b in zip(ours, theirs, strict=True)])

@@ -7,8 +7,8 @@
     branch   the trunk's checkpoint before a smaller budget's decay, and that decay
 
 so one run's stable phase serves all token budgets, each of which ends in a decay of its own (the
-schedule of OLMo's ladder). The dial is the width: heads and MLP follow it, blocks too as the study
-says; tokens and batch follow the number of parameters.
+schedule of OLMo's ladder). The dial is the width: heads and MLP scale with it, and blocks as the
+study says; tokens and batch scale with the number of parameters.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RungLayout:
 
 @dataclass(kw_only=True)
 class LadderConfig:
-    """What varies."""
+    """What varies between the runs."""
 
     config: str = setting(REQUIRED, "the tuned configuration, seen from the study's file")
     settings: list[str] = setting([], "settings that differ from it, for every run")
@@ -200,15 +200,15 @@ def _budgets(
 
 
 def too_short(runs: Sequence[LadderRun]) -> list[str]:
-    """Names of those that begin to decay before they have warmed up."""
+    """The names of runs whose decay starts before warm-up ends."""
     each = ((r.run.name, r.run.settings()) for r in runs)
     return [name for name, c in each if not c.optimizer.reaches_peak(c.train.steps)]
 
 
 def size(tuned: Config, width: int, blocks: int) -> list[str]:
-    """Overrides for a width, heads and MLP in proportion, and a number of blocks of the pattern.
+    """Overrides for a width, with heads and MLP in proportion, and a number of blocks.
 
-    UserError: the heads would be no whole number.
+    UserError: the number of heads would not be a whole number.
     """
     model, ratio = tuned.model, width / tuned.model.d_model
     sizes = {"d_model": width}
@@ -234,15 +234,15 @@ def pattern(layers: Sequence[str]) -> list[str]:
 
 
 def _row_length(config: Config, tuned: Config) -> float:
-    """Of a row, as a multiple of the tuned one's: rows of longer windows hold more text."""
+    """A row's length relative to the tuned one's: rows of longer windows hold more text."""
     if config.data.task != "text":
         return 1.0
     return config.sleep.window / tuned.sleep.window
 
 
 def _batch(tuned: Config, sized: Config, growth: float, ladder: LadderConfig) -> list[str]:
-    """train.batch, in whole multiples of the microbatches: as many tokens at any window; and rates
-    by the square root of what `batch_power` makes of them.
+    """train.batch, a multiple of the microbatches: the same number of tokens at any window; and
+    rates scaled by the square root of `batch_power`'s growth.
     """
     length = _row_length(sized, tuned)
     if not ladder.batch_power and length == 1:
@@ -259,10 +259,7 @@ def _batch(tuned: Config, sized: Config, growth: float, ladder: LadderConfig) ->
 
 
 def count(config: Config) -> tuple[int, int]:
-    """(all parameters, those of the blocks that every pass runs).
-
-    The embedding and the head are among those that run once.
-    """
+    """(all parameters, those of looped blocks). Embedding and head run once."""
     model = with_vocabulary(config).model
     last = len(model.layers) - config.sleep.coda
     outside = replace(model, layers=model.layers[: config.sleep.prelude] + model.layers[last:])

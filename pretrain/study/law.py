@@ -1,10 +1,10 @@
-"""The laws that a study fits: loss by size, text and passes; accuracy by depth of reasoning.
+"""The scaling laws that a study fits: loss by size, text and passes; accuracy by depth.
 
     L(N_once, N_loop, D, r) = E + A (N_once + r^phi N_loop)^-alpha + B D^-beta
 
-is the law of looped depth of arXiv 2604.21106, with r passes of sleep for its loops: N_once
-parameters run once, N_loop in every pass, D tokens. phi = 1: a pass is worth as many parameters
-more; phi = 0: it is worth nothing (looped depth on text: 0.46).
+is the law of looped depth of arXiv 2604.21106, with r passes as its loops: N_once parameters run
+once, N_loop in every pass, D tokens. phi = 1: a pass is worth as much as as many additional
+parameters; phi = 0: it is worth nothing (looped depth on text: 0.46).
 
     p(k) = c + (1 - c) sigmoid(s (h - log2 k))
     h = h_0 + psi log2 r + a log2 N + b log2 D
@@ -29,7 +29,7 @@ LOOPED_DEPTH = 0.46  # phi of arXiv 2604.21106, 116 runs on text
 
 @dataclass(frozen=True)
 class Points:
-    """What is fitted to, a row each: one run at one token budget. All [n]."""
+    """The data of a fit: one entry per run and token budget. All [n]."""
 
     once: Array  # parameters that run once
     looped: Array  # parameters that every pass runs
@@ -37,7 +37,7 @@ class Points:
     tokens: Array
     loss: Array  # nats
     rung: NDArray[np.int64]  # of the ladder, the smallest is 0
-    run: NDArray[np.int64]  # budgets of one run have the same: they are drawn together
+    run: NDArray[np.int64]  # the same for all budgets of a run, which are resampled together
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -60,7 +60,7 @@ class LossLaw:
     B: float
     alpha: float
     beta: float
-    phi: float  # nan where all runs made as many passes
+    phi: float  # nan if all runs made the same number of passes
 
     def loss(
         self, once: Number, looped: Number, passes: Number, tokens: Number
@@ -77,7 +77,7 @@ class LossLaw:
 
 @dataclass(frozen=True)
 class DepthPoints(Points):
-    """`Points` with accuracy at a depth in place of loss, which is not looked at."""
+    """`Points` with accuracy at a depth; the loss is not used."""
 
     depth: Array  # k
     accuracy: Array  # 0 to 1
@@ -85,7 +85,7 @@ class DepthPoints(Points):
 
 @dataclass(frozen=True)
 class DepthLaw:
-    """Accuracy by depth; N and D are taken relative to where the fit was made."""
+    """Accuracy by depth; N and D are relative to N0 and D0."""
 
     h: float  # log2 of the horizon with one pass, at N0 and D0
     psi: float  # of passes

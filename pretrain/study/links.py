@@ -1,8 +1,8 @@
-"""What a message between two devices of this host costs: two processes sum tensors, and are timed.
+"""Measures messages between two devices of this host: two processes all-reduce tensors.
 
-On a CPU it is the processor's time that counts, that of gloo's own threads included, as in
-`pretrain.study.measure`; and between sums each process computes something, as ranks do: who is
-woken for a message pays for it several times what one does that never slept. On GPUs it is NCCL's.
+On a CPU, CPU time is measured, including that of gloo's threads, as in `pretrain.study.measure`;
+between all-reduces each process computes something, as ranks do, because being woken for a message
+costs several times as much as when never asleep. On GPUs, NCCL is timed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-SMALL, LARGE = 1 << 8, 1 << 20  # bytes, of a tensor whose time is latency, and of one of a block's
+SMALL, LARGE = 1 << 8, 1 << 20  # bytes: for the latency, and a typical tensor of a block
 IN_A_ROW, TURNS = 10, 20
-WORK = 384  # of a product of two matrices, some milliseconds
+WORK = 384  # size of a matrix product that takes some milliseconds
 
 
 class Links(NamedTuple):
-    """As `pretrain.study.communication` counts: a ring of two sends all of a tensor and gets its
-    sum in two messages.
+    """In the terms of `pretrain.study.communication`: in an all-reduce, a ring of two sends a whole
+    tensor in two messages.
     """
 
     gbs: float  # GB/s that a rank sends
@@ -70,6 +70,6 @@ def _all_reduce_s(x: Tensor) -> float:
             dist.all_reduce(x)
         if x.is_cuda:
             torch.cuda.synchronize()
-        if turn:  # the first finds nothing ready
+        if turn:  # the first is a warm-up
             took.append((clock() - begin - computed) / IN_A_ROW)
     return median(took)

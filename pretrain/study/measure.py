@@ -1,10 +1,10 @@
-"""Measures the machine it runs on, as `pretrain.study.hardware` describes one: about a minute.
+"""Measures the current machine, in the terms of `pretrain.study.hardware`: about a minute.
 
-What blocks are made of is timed by itself, forward and backward: products, attention, the delta
-rule, elementwise work; then a block so small that only its operations count, messages between two
-processes (`pretrain.study.links`), and on a CPU what ranks take of each other by sharing its cores
-(`pretrain.study.crowding`). There it is the processor's time that counts, one thread, so that other
-work beside it does no harm. The network between hosts is not measured.
+The parts of blocks are timed separately, forward and backward: matrix products, attention, the
+delta rule, elementwise work; then a block so small that only launches count; messages between two
+processes (`pretrain.study.links`); and on a CPU, the slowdown of ranks that share cores
+(`pretrain.study.crowding`). On a CPU, CPU time of one thread is measured, so that other work on the
+machine does not matter. The network between hosts is not measured.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measured() -> Hardware:
 
 
 def written(hardware: Hardware) -> str:
-    """As a TOML file."""
+    """The hardware as a TOML file."""
     what = (
         "Measured by `hypnos plan --measure`, except for the network between hosts and the price."
     )
@@ -97,7 +97,7 @@ def _cuda() -> Hardware:
 
 
 class _Rates(NamedTuple):
-    """What is reached."""
+    """The rates that are reached."""
 
     products: float  # FLOP/s, as the next two
     attention: float
@@ -127,7 +127,7 @@ class _Rates(NamedTuple):
 
 
 def _rates(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype, rule: float) -> _Rates:
-    """Of what blocks of a model do with so many rows of so many tokens."""
+    """The rates of a model's blocks on so many rows of so many tokens."""
     n, D, width = rows * tokens, model.d_model, model.mlp_width
 
     def tensor(*shape: int) -> Tensor:
@@ -155,8 +155,8 @@ def _rates(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype, rule:
 
     delta = (1 + rule) * of_rule / _seconds(write)
 
-    # So many that it is memory that is read, and not a cache; of 32 MiB and more glibc asks the
-    # kernel for new pages every time, which halves the rate, and blocks have no such tensors.
+    # Large enough to exceed caches; but from 32 MiB on, glibc asks the kernel for new pages every
+    # time, which halves the rate, and blocks have no such tensors.
     many = max(n, 4096)
     gates, up = tensor(many, width), tensor(many, width)
     moved = (1 + ELEMENTWISE) * 5 * gates.nbytes
@@ -165,7 +165,7 @@ def _rates(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype, rule:
 
 
 def _launch(dtype: torch.dtype) -> float:
-    """Seconds of an operation of a block that has nothing to compute."""
+    """Seconds per operation of a block with almost nothing to compute."""
     model = ModelConfig(
         d_model=16, mlp_width=16, attention_heads=1, attention_kv_heads=1, attention_head_dim=16,
         delta_key_heads=1, delta_value_heads=1, delta_key_dim=16, delta_value_dim=16,
@@ -180,8 +180,8 @@ def _launch(dtype: torch.dtype) -> float:
 
 
 def _seconds(forward: Callable[[], Tensor]) -> float:
-    """Of a forward and its backward, of the device or of this processor: the median of some, for a
-    shared core is now slow, now fast, and a run has both.
+    """Seconds of a forward and its backward, of the device or of CPU time: the median of several,
+    since the speed of a shared core varies, in runs too.
     """
     cuda = mesh.device().type == "cuda"
     clock = time.perf_counter if cuda else time.process_time

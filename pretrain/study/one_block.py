@@ -1,4 +1,4 @@
-"""One block by itself, with something to read: what is timed of a machine."""
+"""A single block with random input, for timing a machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pretrain.config.schema import ModelConfig
 def one_block(
     model: ModelConfig, kind: str, rows: int, tokens: int, dtype: torch.dtype
 ) -> Callable[[], Tensor]:
-    """Gives what calls it on a window of so many rows of so many tokens; its output has a graph."""
+    """A function that runs it on a window of so many rows and tokens; its output has a graph."""
     device = mesh.device()
     block = Block(model, kind).to(device, dtype)
     for p in block.parameters():

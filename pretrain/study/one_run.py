@@ -1,10 +1,10 @@
-"""One run of a study: its settings, and what it has left when it is done.
+"""One run of a study: its settings, and the record that is kept when it is done.
 
 DIR/done/NAME.json    its evaluations, its curve, a hash of settings and data, and where, when and
-                      of which commit it was made
+                      at which commit it was trained
 
-Nothing else of a finished run is read again: a study goes on from these files, wherever its runs
-were made.
+Nothing else of a finished run is read again: a study continues from these files, wherever its runs
+were trained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pretrain.run.facts import contents
 from pretrain.study.curve import Curve
 from pretrain.tasks import make_task
 
-# of what a run may change
+# settings that may change on resume, but affect a run's result
 DECISIVE = ("train.steps", "optimizer.decay", "optimizer.decay_shape", "train.eval_batches")
 
 
@@ -39,10 +39,10 @@ class Run:
     name: str
     config: Path
     overrides: tuple[str, ...] = ()
-    passes: tuple[int, ...] = (1,)  # N that it is evaluated at, when it is trained
-    ranks: int = 1  # by `hypnos launch local`, if more than one
-    trunk: str = ""  # the run that it branches off, if it does
-    branch: int = 0  # after so many of that run's steps
+    passes: tuple[int, ...] = (1,)  # the N at which it is evaluated after training
+    ranks: int = 1  # if more than one, by `hypnos launch local`
+    trunk: str = ""  # the run that it branches off, if any
+    branch: int = 0  # after so many steps of the trunk
 
     def settings(self) -> Config:
         """Its configuration. UserError names the file or the override that is wrong."""
@@ -51,16 +51,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Left:
-    """What a finished run has left to a study."""
+    """The record of a finished run."""
 
     settings: str  # `fingerprint` of those it was trained with, and of its data
     evaluations: list[dict[str, Any]]  # of `pretrain.evaluate`, one for each N; loss nan: diverged
-    origin: Origin  # where, when and of which commit it was trained
+    origin: Origin  # where, when and at which commit it was trained
     curve: Curve
 
 
 def finish(folder: Path, run: Run, found: list[dict[str, Any]]) -> None:
-    """Writes what is left of a run, with its evaluations, one dict for each N: it is done."""
+    """Writes the record of a finished run, with its evaluations, one dict for each N."""
     trained = folder / "runs" / run.name
     left = Left(fingerprint(run), found, origin_of(trained), Curve.of(trained))
     path = _path(folder, run)
@@ -69,7 +69,7 @@ def finish(folder: Path, run: Run, found: list[dict[str, Any]]) -> None:
 
 
 def left_by(folder: Path, run: Run) -> Left:
-    """By a finished run. UserError names a file that is none of these."""
+    """The record of a finished run. UserError names a file that is not one."""
     path = _path(folder, run)
     try:
         left = parse_json(path.read_text(encoding="utf-8"))
@@ -87,10 +87,10 @@ def all_done(folder: Path) -> set[str]:
 
 
 def is_done(folder: Path, run: Run) -> bool:
-    """Whether a run is trained, and evaluated at each N, or at its own where only what it has left
-    is here: its weights are elsewhere.
+    """Whether a run is trained, and evaluated at each N; if only its record is here and its weights
+    are elsewhere, evaluation at its own N suffices.
 
-    UserError: it was under other settings or with other data, or data cannot be read.
+    UserError: it was trained with other settings or data, or data cannot be read.
     """
     tested = _tested(folder, run)
     if tested is None or not _own(run) <= tested:
@@ -99,7 +99,7 @@ def is_done(folder: Path, run: Run) -> bool:
 
 
 def has_results(folder: Path, run: Run) -> bool:
-    """Whether a run is trained, and evaluated at its own N, if it is to be. UserError: as
+    """Whether a run is trained, and evaluated at its own N (if that is requested). UserError: as
     `is_done`.
     """
     tested = _tested(folder, run)
@@ -107,7 +107,7 @@ def has_results(folder: Path, run: Run) -> bool:
 
 
 def _own(run: Run) -> set[int]:
-    """The N of which a run's results are: its own, if it is to be tested at it."""
+    """The N of a run's main results: its own, if it is evaluated at it."""
     return {run.settings().sleep.passes} & {*run.passes} or {*run.passes}
 
 
@@ -128,8 +128,8 @@ def _tested(folder: Path, run: Run) -> set[int] | None:
 
 
 def check_begun(folder: Path, run: Run) -> None:
-    """UserError: a run was begun, by this study or an array, with settings other than the study has
-    now, of those that decide what it comes to. Layout, and how often it is saved, do not.
+    """UserError if a run was started, by this study or an array, with settings that affect its
+    result and differ from the study's now. Layout and checkpoint intervals do not matter.
     """
     path = folder / "runs" / run.name / CONFIG
     if not path.exists():
@@ -144,9 +144,9 @@ def check_begun(folder: Path, run: Run) -> None:
 
 
 def fingerprint(run: Run) -> str:
-    """Of the settings that differ from their defaults, and of the data, wherever run and data are.
+    """A hash of the settings that differ from their defaults, and of the data, wherever they are.
 
-    So results outlive a setting that is new, and off.
+    So results stay valid when a new setting is added whose default is off.
     """
     config, usual = run.settings(), Config()
     data = [read() for _, read in contents(config)]

@@ -1,4 +1,4 @@
-"""Several studies as one table: tasks x N x controls, on what is deepest in each task.
+"""Several studies in one table: tasks x N x controls, at the largest depth of each task.
 
 Read from the results.csv that each study has written (`pretrain.study.reproduce`), wherever it is.
 """
@@ -38,13 +38,13 @@ def is_study(folder: Path) -> bool:
 
 
 def overview(folders: Sequence[Path], out: Path) -> str:
-    """Writes OUT/overview.md and OUT/overview.html; gives the table.
+    """Writes OUT/overview.md and OUT/overview.html; returns the table.
 
     Args:
-        folders: of studies, each called as its task ("depo", "depo-cpu"); those of one name are
-            parts of one study. One at the paper's scale ("depo-paper") is another.
+        folders: of studies, named after their task ("depo", "depo-cpu"); those with the same name
+            are parts of one study. The paper's scale ("depo-paper") is a different study.
     Raises:
-        UserError: names a results.csv that is none, or two that hold the same run.
+        UserError: a results.csv is invalid, or two have the same run.
     """
     studies = _studies(folders)
     arms = _arms([r for rows in studies.values() for r in rows])
@@ -81,8 +81,8 @@ def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
 
 
 def _arms(rows: Sequence[Row]) -> dict[str, str]:
-    """What the table has rows for, and their labels: the usual N and others that were run; each
-    control at each N that it was run with; one that was not, at the largest N.
+    """The rows of the table, with labels: the usual N and others that were run; each control at
+    each N that it was run with, or at the largest N if it was not run.
     """
     compared = {int(r["N"]) for r in rows if r["arm"] == f"n{r['N']}"}
     arms = {f"n{n}": SLEEP.label.format(N=n) for n in sorted(compared.union(PASSES))}

@@ -1,4 +1,4 @@
-"""A plan in words and as a table: a row for each grid, tp x cp x pp, with its best layout."""
+"""Prints a plan as a table: a row for each grid, tp x cp x pp, with its best layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAY = 86_400.0
 
 
 def show(found: Plan, config: Config, gpus: int, hardware: Hardware) -> None:
-    """Prints it: plain, and as wide as it is, where the output is no terminal."""
+    """Prints the plan; as plain text of any width if the output is not a terminal."""
     console = Console(soft_wrap=True)
     for line in heading(found, config, gpus, hardware):
         console.print(line, markup=False, highlight=False)
@@ -31,14 +31,14 @@ def show(found: Plan, config: Config, gpus: int, hardware: Hardware) -> None:
         table.add_column(name, justify="left" if name == "recompute" else "right")
     for row in rows:
         table.add_row(*row.values())
-    # rows are whole also where the terminal is narrower, or none
+    # don't wrap rows, even if the terminal is narrower
     whole = console.measure(table, options=console.options.update(width=300)).maximum
     console.width = max(console.width, whole)
     console.print(table)
 
 
 def heading(found: Plan, config: Config, gpus: int, hardware: Hardware) -> Iterator[str]:
-    """What is planned for what."""
+    """Lines on what is planned for which hardware."""
     e = found.best[0]
     N, least = config.sleep.passes, config.sleep.min_passes
     yield (
@@ -73,7 +73,7 @@ def _row(e: Estimate, config: Config, hardware: Hardware) -> dict[str, str]:
 
 
 def as_csv(found: Plan, config: Config) -> str:
-    """The same with a column for each number, for other programs."""
+    """The plan as CSV, with a column for each number."""
     rows = [_numbers(e, config) for e in found.best]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")

@@ -1,11 +1,11 @@
-"""Every layout of a configuration on so many ranks: which ones fit, and which of them is fastest.
+"""The planner: which layouts of a configuration fit on so many ranks, and which are fastest.
 
     plan(config, 1024, load_hardware("h100")).best[0]
 
-Layouts are all that `parallel.combinations` allows and that divide heads, widths, vocabulary and
-batch. Each is estimated with about the least idle time that a pipeline can have; those that may be
-the best are then estimated in the order of their schedule, the most promising first, until no other
-looks faster. Of each grid, tp x cp x pp, the best is given.
+It considers all layouts that `parallel.combinations` allows and that divide heads, widths,
+vocabulary and batch. Each is first estimated with approximately minimal pipeline idle time; the
+promising ones are then estimated with their real schedule, best first, until no other can be
+faster. The best layout of each grid, tp x cp x pp, is returned.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SEARCHED = ("tp", "cp", "pp", "sequence_parallel", "zero", "offload", "recompute
 
 @dataclass(frozen=True)
 class Plan:
-    """What became of all layouts."""
+    """The result of planning."""
 
-    best: list[Estimate]  # of each grid the fastest that fits; the fastest grid first
-    fit: int  # how many layouts do
+    best: list[Estimate]  # the fastest fitting layout of each grid, fastest first
+    fit: int  # how many layouts fit
     considered: int
 
 
@@ -48,10 +48,10 @@ def plan(
 
     Args:
         config: with its vocabulary (model.vocab_size).
-        fixed: settings that stay as they are, as "parallel.tp" or "train.microbatches".
-        top: how many are wanted, of different grids.
+        fixed: settings that must not change, such as "parallel.tp" or "train.microbatches".
+        top: how many to return, from different grids.
     Raises:
-        UserError: there is no layout, or none that fits, and what would change that.
+        UserError: there is no layout, or none fits; says what would help.
     """
     estimator = Estimator(config, gpus, hardware, example(config))
     quick = _quick(estimator, fixed)
@@ -65,7 +65,7 @@ def plan(
     for candidates in grids.values():  # the most promising grid first
         slowest = sorted(e.seconds for e in best)[top - 1] if len(best) >= top else float("inf")
         if slowest <= candidates[0].seconds:
-            break  # none of what is left is faster than these
+            break  # no remaining grid can be faster
         best += _fastest(estimator, candidates, slowest)
     if not best:
         raise UserError(_nothing_fits(estimator, quick, fixed))
@@ -74,8 +74,8 @@ def plan(
 
 
 def _fastest(estimator: Estimator, candidates: list[Estimate], limit: float) -> list[Estimate]:
-    """The fastest of these that fits and takes less than `limit` seconds when it is simulated, if
-    there is one. The most promising come first.
+    """The fastest candidate that fits and, simulated, takes less than `limit` seconds, if there is
+    one. Candidates are sorted, the most promising first.
     """
     best: list[Estimate] = []
     for e in candidates:
@@ -89,12 +89,12 @@ def _fastest(estimator: Estimator, candidates: list[Estimate], limit: float) -> 
 
 
 def _urgency(e: Estimate) -> tuple[float, bool, int, bool]:
-    """By time; among equals the simplest first."""
+    """Sort key: by time; among equals the simplest first."""
     return e.seconds, e.layout.offload, e.layout.zero, e.layout.sequence_parallel
 
 
 def _quick(estimator: Estimator, fixed: Collection[str]) -> list[Estimate]:
-    """All layouts that there are, not simulated."""
+    """Estimates of all layouts, not simulated."""
     layouts = list(_layouts(estimator.config, estimator.gpus, estimator.hardware, fixed))
     if not layouts:
         raise UserError(_no_layout(estimator, fixed))
@@ -104,7 +104,7 @@ def _quick(estimator: Estimator, fixed: Collection[str]) -> list[Estimate]:
 def _layouts(
     config: Config, gpus: int, hardware: Hardware, fixed: Collection[str]
 ) -> Iterator[Layout]:
-    """All that are allowed."""
+    """All valid layouts."""
     own = layout_of(config)
     of = _options(own, fixed)
     for tp, cp, pp in _grids(config, gpus, hardware, of):
@@ -115,7 +115,7 @@ def _layouts(
         for M, sequence_parallel, zero, recompute, offload in product(
             [m for m in of("microbatches", _divisors(int(rows))) if rows % m == 0],
             of("sequence_parallel", [False, True] if tp > 1 else [False]),
-            # of one rank alone nothing is sharded
+            # a single rank has nothing to shard
             of("zero", [0, 1, 2, 3] if dp * cp > 1 else [0, 1]),
             of("recompute", ["none", "block", "unit"]),
             of("offload", [False, True] if hardware.device.kind == "cuda" else [False]),
@@ -135,7 +135,7 @@ _Options = Callable[[str, list[Any]], list[Any]]
 
 
 def _options(own: Layout, fixed: Collection[str]) -> _Options:
-    """What a setting may be: its own value alone, if it is fixed."""
+    """The options of a setting: only its own value if it is fixed."""
 
     def of(name: str, options: list[Any]) -> list[Any]:
         section = "train" if name == "microbatches" else "parallel"
@@ -147,7 +147,7 @@ def _options(own: Layout, fixed: Collection[str]) -> _Options:
 def _grids(
     config: Config, gpus: int, hardware: Hardware, of: _Options
 ) -> Iterator[tuple[int, int, int]]:
-    """(tp, cp, pp) that divide ranks and model; ranks that share a layer are on one host."""
+    """(tp, cp, pp) that divide ranks and model; ranks that split a layer are on one host."""
     blocks = len(config.model.layers)
     split = not (config.sleep.is_looped or config.sleep.carries != "both")  # checks._controls
     near = _divisors(hardware.node.ranks(gpus))
@@ -164,7 +164,7 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-# ---- why there is nothing
+# ---- why there is no layout
 
 
 def _no_layout(estimator: Estimator, fixed: Collection[str]) -> str:
@@ -210,7 +210,7 @@ def _nothing_fits(estimator: Estimator, quick: list[Estimate], fixed: Collection
 
 
 def _enough(estimator: Estimator, fixed: Collection[str]) -> int | None:
-    """So many more GPUs that something fits, by doubling."""
+    """How many GPUs, by doubling, would make some layout fit."""
     gpus = 2 * estimator.gpus
     while gpus <= MAX_GPUS:
         more = Estimator(estimator.config, gpus, estimator.hardware, estimator.row)

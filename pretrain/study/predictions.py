@@ -1,4 +1,4 @@
-"""Each rung of a ladder, predicted by the laws of the rungs below it: before it runs, and after."""
+"""Predicts each rung of a ladder by the laws of the rungs below, and compares with measurements."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from pretrain.tables import as_csv
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one rung's runs of an N, window and budget, by the laws of the rungs below."""
+    """The prediction for one rung, N, window and budget, by the laws of the rungs below."""
 
     of: LadderRun  # the first seed's
     measure: str  # "loss", or an accuracy by depth: "hops_2"
     value: float
-    measured: list[float]  # by seed; of one that has diverged there is none
+    measured: list[float]  # by seed, without diverged runs
 
     @property
     def error(self) -> float:
-        """Of the prediction, against the mean over seeds: relative of a loss, of an accuracy the
-        difference.
-        """
+        """The error against the mean over seeds: relative for a loss, absolute for an accuracy."""
         if not self.measured:
             return float("nan")
         mean = float(np.mean(self.measured))
@@ -40,7 +38,7 @@ class Prediction:
 def predict(
     runs: Sequence[LadderRun], done: Sequence[Finished], number: int, chance: float
 ) -> list[Prediction]:
-    """What the rungs below say of a rung; [] where fewer than two of them are done."""
+    """Predictions for a rung from the rungs below; [] if fewer than two of them are done."""
     below = [d for d in done if d.of.rung < number]
     losses = {}  # by window
     for window in {d.of.window for d in below}:
@@ -62,7 +60,7 @@ def predict(
             if (d.of.rung, d.of.passes, d.of.window, d.of.budget) == same and not d.diverged
         ]
         known = {d.of.passes for d in below if d.of.window == r.window}
-        # without a phi a law says nothing of other N than those of its runs
+        # a law without phi does not apply to other N than that of its runs
         law = losses.get(r.window)
         if law and (r.passes in known or not math.isnan(law.phi)):
             loss = float(law.loss(once, size.looped, float(r.passes), size.tokens))
@@ -80,7 +78,7 @@ def predict(
 def predict_all(
     runs: Sequence[LadderRun], done: Sequence[Finished], chance: float
 ) -> list[Prediction]:
-    """What can be predicted now, of every rung."""
+    """All predictions that are possible now, for every rung."""
     numbers = sorted({r.rung for r in runs})
     return [p for number in numbers for p in predict(runs, done, number, chance)]
 
@@ -101,5 +99,5 @@ def prediction_table(predicted: Sequence[Prediction]) -> tuple[list[str], list[l
 
 
 def write_predictions(predicted: Sequence[Prediction], path: Path) -> None:
-    """As csv, with errors where there are measurements."""
+    """Writes them as CSV, with errors where there are measurements."""
     write_atomically(path, as_csv(*prediction_table(predicted)))

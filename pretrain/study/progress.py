@@ -1,4 +1,4 @@
-"""How far a study is: a live table on a terminal, plain lines in a log."""
+"""Shows a study's progress: a live table on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.table import Table
 from pretrain.study.runner import Job
 
 LOG_SECONDS = 60.0
-FRAME = 6  # lines of a table that are no runs
+FRAME = 6  # lines of a table beside the runs
 
 
 class StudyProgress:
-    """Context manager; `show` may be called as often as one likes. Writes to stderr."""
+    """Context manager; call `show` as often as you like. Writes to stderr."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -35,7 +35,7 @@ class StudyProgress:
             self._live.stop()
 
     def show(self, jobs: list[Job]) -> None:
-        """The state of all jobs."""
+        """Shows the state of all jobs."""
         if self._live:
             self._live.update(_table(jobs, self._live.console.height - FRAME))
             return
@@ -64,7 +64,7 @@ def _counts(jobs: list[Job]) -> str:
 
 
 def _table(jobs: list[Job], lines: int) -> Table:
-    """All runs; where the screen is too small, those on their way and those that failed."""
+    """All runs; on a small screen, only those in progress and those that failed."""
     table = Table("run", "state", caption=_counts(jobs))
     for column in ("step", "loss", "tokens/s", "tries"):
         table.add_column(column, justify="right")

@@ -1,8 +1,8 @@
-"""What a rank holds at most in a step: weights, gradients, optimiser state, and activations.
+"""The peak memory of a rank in a step: weights, gradients, optimiser state and activations.
 
-What stays from step to step follows from how DeepSpeed's ZeRO lays a stage's parameters out
+What persists between steps follows from how DeepSpeed's ZeRO lays out a stage's parameters
 (`parallel/engine.py`), activations from the order of the stage's units and from what each keeps
-(`parallel/recompute.py`). Bytes everywhere.
+(`parallel/recompute.py`). All in bytes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pretrain.study.block_work import BlockWork
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Of one rank, at the moment when it holds most."""
+    """The memory of one rank at its peak."""
 
     weights: float
     gradients: float
     optimizer: float  # fp32 master weights and moments
     buffers: float  # in which gradients are reduced
     activations: float
-    update: float  # while the optimiser works, when there are no activations
+    update: float  # temporary memory of the optimiser, when there are no activations
 
     @property
     def total(self) -> float:
@@ -35,11 +35,11 @@ class RankMemory:
 
 
 class Parameters(NamedTuple):
-    """Elements of one rank: its tensor-parallel share of its stage's."""
+    """Numbers of parameters of one rank: its tensor-parallel share of its stage's."""
 
     blocks: float  # of its blocks
     ends: float  # of embedding, norm and head
-    matrices: float  # of these, what Muon updates
+    matrices: float  # how many of these Muon updates
 
     @property
     def all(self) -> float:
@@ -54,7 +54,7 @@ def memory_of_rank(
 
     Args:
         weight_ranks: over which ZeRO shards: data- and context-parallel.
-        on_host: the device is the host, so that what is offloaded is there too.
+        on_host: the device is the host, so offloading frees nothing.
     """
     size = 2 if x.precision == "bf16" else FP32
     shard = p.all / weight_ranks if x.zero else p.all
@@ -73,18 +73,18 @@ def memory_of_rank(
     optimizer = masters + moments
     if x.offload and not on_host:
         optimizer = 0.0
-    # Muon: the momentum's next value twice, whole matrices, their updates, and these sent back.
-    # Tensor-parallel ranks own other matrices, not parts of them.
+    # Muon: two copies of the next momentum, whole matrices, their updates, and the updates sent
+    # back. Tensor-parallel ranks own different whole matrices, not parts of them.
     whole = p.matrices / (weight_ranks if x.zero else 1)
     update = FP32 * (2 * shard * p.matrices / p.all + 4 * whole)
     return RankMemory(weights, gradients, optimizer, bucket, activations, update)
 
 
 class UnitBytes(NamedTuple):
-    """Of one unit on one stage."""
+    """Bytes of one unit on one stage."""
 
     kept: float  # from its forward to the end of its backward
-    again: float  # beside that in its backward: what is recomputed, gradients
+    again: float  # in addition during its backward: recomputed activations, gradients
 
 
 def unit_bytes(policy: str, blocks: Sequence[BlockWork]) -> UnitBytes:
@@ -108,7 +108,7 @@ def unit_bytes(policy: str, blocks: Sequence[BlockWork]) -> UnitBytes:
 
 
 def peak(order: Sequence[tuple[bool, int]], units: Sequence[UnitBytes]) -> float:
-    """The most that lives at once on a stage.
+    """The peak of what lives at once on a stage.
 
     Args:
         order: the stage's actions: whether it is a backward, and of which unit.

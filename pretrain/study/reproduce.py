@@ -1,8 +1,8 @@
 """The paper's experiments as lists of runs: every N and control on the same data, several seeds.
 
 OUT/runs, OUT/done, OUT/logs             see `pretrain.study.runner`
-OUT/results.csv, OUT/curves.csv          every run: at the end, and on the way
-OUT/results.md, OUT/*.png                the verdict, the table and the pictures
+OUT/results.csv, OUT/curves.csv          every run: final results, and curves
+OUT/results.md, OUT/*.png                the verdict, the table and the plots
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ def plan(
     controls_of: Collection[int] = (),
     overrides: Sequence[str] = (),
 ) -> list[Planned]:
-    """All runs of a study, seed by seed, so that an early end leaves whole comparisons.
+    """All runs of a study, seed by seed, so that an early end leaves complete comparisons.
 
     Args:
         passes: the N that are compared.
-        seeds: how many, from 0; a seed is one of weights and of data, the same for all that is
-            compared.
+        seeds: how many, from 0; a seed is for weights and data, the same for all arms.
         controls: names of `CONTROLS`.
-        controls_of: those N that each is for; none: the largest, or every N but 1 (equal-flops).
+        controls_of: the N that controls are run for; empty: the largest, or every N but 1
+            (equal-flops).
         overrides: settings that differ from the file's, for every run.
     Raises:
-        UserError: the file or an override is wrong, or a control is none of this task's.
+        UserError: the file or an override is wrong, or a control does not fit this task.
     """
     settings = load(config, overrides)
     compared = sorted(set(passes))
@@ -108,7 +108,7 @@ def plan(
 
 
 def _settings(config: Path, changes: Sequence[str], name: str, control: Control) -> Config:
-    """Of a run. UserError: the study's task has no place for the control."""
+    """The configuration of a run. UserError: the control does not fit the study's task."""
     try:
         return load(config, changes)
     except UserError as error:
@@ -121,10 +121,10 @@ def _settings(config: Path, changes: Sequence[str], name: str, control: Control)
 def write_results(
     planned: Sequence[Planned], folder: Path, title: str, failed: Collection[str] = ()
 ) -> str:
-    """Writes what there is so far of a study's results, and gives verdict and table as text.
+    """Writes a study's results so far; returns verdict and table as text.
 
     Args:
-        failed: names of runs that were given up.
+        failed: names of runs that have failed.
     Raises:
         UserError: no run is done.
     """

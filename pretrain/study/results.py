@@ -1,4 +1,4 @@
-"""What the runs of a study came to: one `Result` a run, with its curves, and what is measured."""
+"""Results of the runs of a study: one `Result` per run, with its curves, and what is measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pretrain.study.one_run import Run, left_by
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: a way to train and its N, over all seeds."""
+    """An arm of a study: a way to train with its N, over all seeds."""
 
     name: str  # "n4", "equal-flops-n4"
     label: str  # "N = 4"
@@ -23,7 +23,7 @@ class Arm:
 
     @property
     def is_control(self) -> bool:
-        """Whether it differs from another in more than N."""
+        """Whether it differs from the other arms in more than N."""
         return self.name != f"n{self.passes}"
 
 
@@ -33,21 +33,21 @@ class Result:
 
     arm: Arm
     seed: int
-    passes: int  # that it was trained with: one, for some arms
-    scores: dict[int, dict[str, float]]  # by the N it is tested at: "loss", and each accuracy
-    bits: dict[int, list[float | None]]  # of text: bits per byte by window, all windows last
+    passes: int  # the N that it was trained with: 1 for some arms
+    scores: dict[int, dict[str, float]]  # by the N at test: "loss", and each accuracy
+    bits: dict[int, list[float | None]]  # for text: bits per byte by window, then overall
     curve: Curve
     rows: list[float] = field(default_factory=list)  # held-out loss by row, at the trained N
     origin: Origin = field(default_factory=dict)
 
     @property
     def diverged(self) -> bool:
-        """Its loss is no number at the N that it was trained with."""
+        """Whether its loss is nan at the N that it was trained with."""
         return math.isnan(self.scores[self.passes]["loss"])
 
 
 def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
-    """Of a run that is done."""
+    """The result of a finished run."""
     scores, bits, rows = {}, {}, []
     passes = run.settings().sleep.passes
     left = left_by(folder, run)
@@ -62,12 +62,12 @@ def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
 
 
 def measures(results: list[Result]) -> list[str]:
-    """What was measured, the deepest last: "hops_1", "hops_2"; "loss" alone if there is no more."""
+    """The measures, the deepest last: "hops_1", "hops_2"; only "loss" if there are no others."""
     return in_order(n for r in results for scores in r.scores.values() for n in scores)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of measures, each once, the deepest last; "loss" alone if there is no more."""
+    """Names of measures, each once, the deepest last; only "loss" if there are no others."""
     found = [name for name in dict.fromkeys(names) if name != "loss"]
     by_depth = [name for name in found if name.rpartition("_")[0] in DEPTHS]
     if by_depth:

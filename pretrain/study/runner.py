@@ -1,16 +1,16 @@
-"""Many runs, some at a time: each is trained, then evaluated, in processes of its own.
+"""Runs many runs, several at a time: each is trained, then evaluated, in processes of its own.
 
     waiting --> training (--> evaluating) --> done
                    ^   |         |
                    '---'---------'-----> failed, after so many retries (a user's error: at once)
 
-    DIR/runs/NAME        the run; what ends before its time goes on from its checkpoint
-    DIR/done/NAME.json   what is left of it when it is done (`pretrain.study.one_run`)
-    DIR/logs/NAME.log    what its processes said
+    DIR/runs/NAME        the run; if it ends early, it resumes from its checkpoint
+    DIR/done/NAME.json   its record when it is done (`pretrain.study.one_run`)
+    DIR/logs/NAME.log    the output of its processes
 
-A branch waits for a checkpoint of another run, its trunk, and goes on from there by itself.
+A branch waits for a checkpoint of another run, its trunk, and continues from there on its own.
 
-What is done is never done again: the same call goes on where the last one stopped.
+Finished work is never repeated: the same call continues where the last one stopped.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ POLL_S = 0.5
 
 @dataclass
 class Job:
-    """A run on its way."""
+    """A run in progress."""
 
     run: Run
     folder: Path  # of the study
     steps: int = 0  # train.steps
     state: str = "waiting"  # "training", "evaluating", "saving" before its time, "done", "failed"
     tries: int = 0
-    cards: tuple[str, ...] = ()  # GPUs that it has
+    cards: tuple[str, ...] = ()  # its GPUs
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -64,21 +64,21 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What its processes said."""
+        """The log of its processes."""
         return self.folder / "logs" / f"{self.run.name}.log"
 
     def progress(self) -> dict[str, Any]:
         """The newest training row of metrics.jsonl; {} if there is none yet.
 
-        A branch's file begins as its trunk's, which may have gone further.
+        A branch's file starts as a copy of its trunk's, which may have gone further.
         """
         rows = (row for row in rows_backwards(self.metrics) if row.get("kind") == "train")
         return next((row for row in rows if row["step"] <= self.steps), {})
 
     def own_evaluations(self) -> list[dict[str, Any]] | None:
-        """What training itself has evaluated at its last step, if that is all that is asked for.
+        """The evaluations that training made at its last step, if these are all that is needed.
 
-        Of text it is not: a study compares losses row by row, which training does not write down.
+        For text they are not: a study compares losses row by row, which training does not log.
         """
         at_the_end = takewhile(lambda row: row["step"] >= self.steps, rows_backwards(self.metrics))
         found = {
@@ -100,20 +100,20 @@ def run_all(
     seconds: float = float("inf"),
     show: Callable[[list[Job]], None] = lambda jobs: None,
 ) -> list[Job]:
-    """Trains and evaluates runs, `jobs` at a time, in the order given, each on GPUs of its own as
-    long as there are enough.
+    """Trains and evaluates runs, `jobs` at a time, in the given order, each on its own GPUs if
+    there are enough.
 
     Args:
-        hypnos: what a command line of `hypnos` begins with.
-        jobs: None: as many as have a GPU for each rank, or without any a core.
-        retries: how often a run that fails is begun again, from its newest checkpoint.
-        seconds: after them, what trains is asked to save and end, and nothing more is begun.
+        hypnos: the start of a `hypnos` command line.
+        jobs: None: as many as there is a GPU (or without GPUs, a core) for each rank.
+        retries: how often a failed run is restarted, from its newest checkpoint.
+        seconds: after this time, running runs are asked to save and end, and no more are started.
         show: called twice a second with all jobs.
     Returns:
-        A job for each run: "done", "failed", or "waiting" if the time was over.
+        A job for each run: "done", "failed", or "waiting" if the time was up.
     Raises:
-        UserError: a configuration is refused, a run was evaluated under other settings, or another
-            process does these runs.
+        UserError: a configuration is refused, a run was evaluated with other settings, or another
+            process is doing these runs.
     """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     all_jobs = [_job(run, folder) for run in runs]
@@ -127,7 +127,7 @@ def run_all(
 
     environment = {"OMP_NUM_THREADS": threads} | os.environ
     others = "does these runs; wait for it, or choose another folder with --out"
-    # who begins nothing may look on while another process works
+    # a call that starts nothing does not need the lock
     with alone_in(folder, others) if seconds > 0 else nullcontext(), _ending(all_jobs, show):
         while any(job.state not in ("done", "failed") for job in all_jobs):
             for job in all_jobs:
@@ -154,12 +154,12 @@ def run_all(
 
 
 def branch_off(folder: Path, run: Run) -> bool:
-    """Gives a branch its beginning, unless it has one: its trunk's checkpoint and metrics.
+    """Gives a branch its start, unless it has one: its trunk's checkpoint and metrics. Returns
+    False if the trunk is not that far yet.
 
-    Files are linked, not copied: nobody writes into a checkpoint. False: the trunk is not there
-    yet. What the branch then does is to the last bit what a run of its own settings would have
-    done, for the trunk's learning rate has not begun to decay; so where a trunk that is done has
-    left its results alone, the branch begins at the beginning.
+    Files are linked, not copied: nobody writes into a checkpoint. Since the trunk's learning rate
+    has not begun to decay there, the branch is bit for bit what a full run with its settings would
+    be; so if only the record of a finished trunk is left, the branch starts from scratch.
     """
     here, there = folder / "runs" / run.name, folder / "runs" / run.trunk
     if not run.trunk or steps(here):
@@ -183,9 +183,9 @@ def _link(source: str, target: str) -> None:
 
 
 def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:
-    """Writes the runs that are not done, a line each, for `hypnos launch slurm --array`.
+    """Writes the unfinished runs, one per line, for `hypnos launch slurm --array`.
 
-    Branches are among them once their trunks are there; what is trained is not.
+    Branches are included once their trunks are ready; runs that are trained are not.
 
     Returns:
         how many.
@@ -206,7 +206,7 @@ def write_array(runs: Sequence[Run], folder: Path, path: Path) -> int:
 
 
 def is_trained(folder: Path, run: Run) -> bool:
-    """Whether its last checkpoint is there."""
+    """Whether a run's final checkpoint exists."""
     return run.settings().train.steps in steps(folder / "runs" / run.name)
 
 
@@ -218,15 +218,13 @@ def _job(run: Run, folder: Path) -> Job:
 
 
 def _give_up_without_trunk(job: Job, ended: set[str]) -> None:
-    """A branch whose trunk is among those that have ended, and has no checkpoint where the branch
-    leaves it.
-    """
+    """Fails a branch whose trunk has ended without a checkpoint at the branch point."""
     if job.state == "waiting" and job.run.trunk in ended and not branch_off(job.folder, job.run):
         job.state = "failed"
 
 
 def _begin(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
-    """Trains it, or goes on with what an array has trained."""
+    """Starts to train a run, or continues with what an array has trained."""
     job.tries += 1
     if is_trained(job.folder, job.run):
         _judge(job, hypnos, environment)
@@ -240,7 +238,7 @@ def _begin(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None
 
 
 def _judge(job: Job, hypnos: Sequence[str], environment: dict[str, str]) -> None:
-    """What is left to do of a run that is trained."""
+    """Does what is left to do for a trained run: evaluates it, or finishes it."""
     if (own := job.own_evaluations()) is None:
         _evaluate(job, hypnos, environment)
     else:
@@ -262,20 +260,20 @@ def _cards(job: Job) -> dict[str, str]:
 def _start(
     command: list[str], environment: dict[str, str], log: Path, output: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Starts a command whose words go to a log, and what it gives to a file if there is one."""
+    """Starts a command with its messages going to a log, and its output to a file if given."""
     with log.open("ab") as words:
         words.write(f"$ {' '.join(command)}\n".encode())
         words.flush()
         with output.open("wb") if output else words as given:
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=given, stderr=words,
-                process_group=0,  # Ctrl-C comes to us, and from us once
-                preexec_fn=die_with_parent,  # or the next start would find its run in use
+                process_group=0,  # Ctrl-C reaches only us, and we forward it once
+                preexec_fn=die_with_parent,  # otherwise the next start would find its run in use
             )  # fmt: skip
 
 
 def _advance(job: Job, hypnos: Sequence[str], environment: dict[str, str], retries: int) -> None:
-    """What follows when a job's process has ended."""
+    """Decides what follows when a job's process has ended."""
     if job.process is None or (status := job.process.poll()) is None:
         return
     job.process = None
@@ -298,7 +296,7 @@ def _finish(job: Job, found: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def _ending(jobs: list[Job], show: Callable[[list[Job]], None]) -> Iterator[None]:
-    """When this is left, for whatever reason, what trains has been asked to save, and has ended."""
+    """On exit, for whatever reason, asks running runs to save, and waits until they have ended."""
 
     def leave(*_: object) -> NoReturn:
         raise SystemExit(TERMINATED)
@@ -314,7 +312,7 @@ def _ending(jobs: list[Job], show: Callable[[list[Job]], None]) -> Iterator[None
             job.process.terminate()
             job.state = "saving"
         if running:
-            show(jobs)  # a step that has begun is ended first, which may take a while
+            show(jobs)  # a step in progress is completed first, which may take a while
         for job in running:
             assert job.process
             job.process.wait()

@@ -1,8 +1,8 @@
-"""A ladder's results: what each run came to, as the laws take it.
+"""A ladder's results: what each run achieved, as input of the fits.
 
 OUT/runs, done, logs      see `pretrain.study.runner`
 OUT/results.csv           a line for each run and token budget
-OUT/predictions.csv       of each rung from those below: written before it runs, its error after
+OUT/predictions.csv       of each rung from those below: written before it runs, with errors after
 OUT/fit.md, fit.html      the laws with their intervals, the frontier at equal FLOPs
 """
 
@@ -35,9 +35,9 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Finished:
-    """What one run at one token budget came to."""
+    """The result of one run at one token budget."""
 
-    of: LadderRun  # and what it was
+    of: LadderRun
     blocks: int
     steps: int
     tokens: float
@@ -49,12 +49,12 @@ class Finished:
 
     @property
     def diverged(self) -> bool:
-        """Its loss is no number: whatever else it has says nothing."""
+        """Whether its loss is nan: then its other results mean nothing."""
         return math.isnan(self.loss)
 
     @property
     def line(self) -> dict[str, object]:
-        """As results.csv has it."""
+        """Its row in results.csv."""
         r = self.of
         values = (
             r.rung, r.width, self.blocks, r.passes, r.window, r.seed, r.budget, self.steps,
@@ -70,9 +70,9 @@ class Size:
     config: Config
     parameters: int
     looped: int
-    tokens: float  # of the whole run, padding among them
+    tokens: float  # of the whole run, including padding
     flops: float
-    sleep: float  # FLOPs of passes 2..N among them
+    sleep: float  # of these, FLOPs of passes 2..N
 
     @classmethod
     def of(cls, r: LadderRun) -> Size:
@@ -88,7 +88,7 @@ class Size:
 
 
 def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
-    """Those that are done, in order."""
+    """The results of finished runs, in order."""
     found = []
     sizes: dict[tuple[int, int, int, float], Size] = {}  # seeds have the same
     for r in runs:
@@ -108,12 +108,12 @@ def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
 
 
 def points(done: Sequence[Finished]) -> Points:
-    """For the law of loss; of runs that have diverged there is none."""
+    """The points for the law of loss, without diverged runs."""
     return Points(*_columns([run for run in done if not run.diverged]))
 
 
 def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
-    """For the law of accuracy by depth; None: the task does not tell depths apart."""
+    """The points for the law of accuracy by depth; None: the task has no depths."""
     rows = [
         (run, depth, value)
         for run in done
@@ -129,7 +129,7 @@ def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
 
 
 def depth_of(measure: str) -> float:
-    """That an accuracy is of: 2.0 of "hops_2". 0 of what has none."""
+    """The depth of an accuracy: 2.0 for "hops_2"; 0 if it has none."""
     kind, _, depth = measure.rpartition("_")
     return float(depth) if kind in DEPTHS else 0.0
 

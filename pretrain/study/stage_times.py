@@ -1,8 +1,8 @@
-"""How long each unit takes on each pipeline stage, and what it keeps there, for one layout.
+"""Time and memory of each unit on each pipeline stage, for one layout.
 
-A unit's blocks, its head, what tensor-parallel ranks sum and what ZeRO 3 gathers for it follow each
-other; so does what it sends on, for the next unit may need it. (On GPUs messages also overlap with
-other units: the estimate is on the safe side.)
+A unit's blocks, its head, its tensor-parallel all-reduces and its ZeRO 3 gathers are taken to run
+one after the other; so are its sends, since the next unit may need them. (On GPUs messages also
+overlap with other units, so the estimate is conservative.)
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from pretrain.study.hardware import Hardware
 from pretrain.study.rank_memory import UnitBytes, peak, unit_bytes
 from pretrain.study.stage_units import StageUnit, StageUnits
 
-# Backward beside forward: attention computes its scores again, the delta rule's kernel a part.
+# Backward relative to forward: attention recomputes its scores, the delta rule's kernel some parts.
 PRODUCTS, ATTENTION, RULE, RULE_KERNEL, ELEMENTWISE = 2.0, 2.5, 2.0, 3.0, 2.0
 NODES = 200_000  # bytes of graph nodes and objects that a block leaves in a unit, on the host
 
 
 class _Cost:
-    """Of one unit on one stage."""
+    """The cost of one unit on one stage."""
 
     def __init__(self) -> None:
         self.forward = self.backward = 0.0  # seconds
-        self.exchange = 0.0  # seconds of these in which ranks only exchange something
+        self.exchange = 0.0  # of these, seconds spent only on communication
         self.recomputed = 0.0  # FLOPs of one tensor-parallel rank
         self.bytes = UnitBytes(0.0, 0.0)
 
 
 class StageTimes:
-    """A microbatch of one layout on all stages; s is a stage's number, from 0."""
+    """Times of a microbatch in one layout on all stages; s is a stage's number, from 0."""
 
     def __init__(
         self,
@@ -73,8 +73,8 @@ class StageTimes:
         self._makespans: dict[int, float] = {}
 
     def least(self, M: int) -> float:
-        """Seconds of M microbatches with about the least idle time: the pipeline is filled and
-        drained once.
+        """Seconds of M microbatches with approximately minimal idle time: the pipeline is filled
+        and drained once.
         """
         firsts = [stage[0].forward + stage[0].backward for stage in self._costs]
         return M * max(self.busy) + sum(firsts) - max(firsts)
@@ -82,7 +82,7 @@ class StageTimes:
     def makespan(self, M: int) -> float:
         """Seconds of M microbatches in the order of the schedule.
 
-        Of many, the first groups of P are played, and the rest goes on like the last of these.
+        If there are many, the first groups of P are simulated, and the rest is extrapolated.
         """
         P = self._layout.pp
         if P == 1:
@@ -93,8 +93,8 @@ class StageTimes:
         return self._play(few) + (self._play(few) - self._play(few - P)) * (M - few) / P
 
     def _few(self, M: int) -> int:
-        """Microbatches that are played for M: three groups of P and what is left over; two groups
-        are as good where P is large.
+        """How many microbatches are simulated for M: three groups of P and the remainder; if P is
+        large, two groups suffice.
         """
         P = self._layout.pp
         return min(M, (3 if P < 16 else 2) * P + M % P)
@@ -113,8 +113,8 @@ class StageTimes:
         return self._units.path(M, recompute)
 
     def least_activations(self, s: int, M: int) -> float:
-        """Bytes that live at once on a stage at the least: of the microbatches that are on their
-        way through the stages after it.
+        """A lower bound of activations in bytes on a stage: of the microbatches that are in flight
+        in the later stages.
         """
         if self._layout.pp == 1:
             return self.activations(s, M)
@@ -125,7 +125,7 @@ class StageTimes:
         return min(M, self._layout.pp - s) * max(segments.values()) + again
 
     def activations(self, s: int, M: int) -> float:
-        """Bytes that live at once on a stage."""
+        """Peak bytes of activations on a stage."""
         P, passes = self._layout.pp, self._units.passes
         if P == 1:
             trained = [n for n in reversed(range(len(passes))) if passes[n].has_backward(0)]
@@ -179,12 +179,12 @@ class StageTimes:
         return self._model.d_model / (self._layout.tp if self._layout.sequence_parallel else 1)
 
     def _summed(self, unit: StageUnit, times: int) -> float:
-        """Seconds in which tensor-parallel ranks sum hidden states."""
+        """Seconds of tensor-parallel all-reduces of hidden states."""
         size = self._share * unit.width * self._model.d_model * self._element
         return times * Group(self._hardware, self._layout.tp).all_reduce(size)
 
     def _exchanged(self, kind: str, unit: StageUnit, write_only: bool) -> float:
-        """Seconds in which context-parallel ranks exchange a mixer's tokens for heads, and back."""
+        """Seconds of the context-parallel exchanges of a mixer, tokens for heads and back."""
         x, model = self._layout, self._model
         if x.cp == 1:
             return 0.0
@@ -203,15 +203,15 @@ class StageTimes:
         return group.shared_out(size * (arriving + read)) + group.shared_out(size * leaving)
 
     def _accumulated(self, kind: str) -> float:
-        """Seconds in which a block's gradients are added up."""
+        """Seconds of accumulating a block's gradients."""
         return 3 * FP32 * self._elements(kind) / self._hardware.device.bandwidth
 
     def _elements(self, kind: str) -> float:
-        """Of a block's matrices, on a rank."""
+        """The number of a block's parameters on a rank."""
         return block_parameters(self._model, kind) / self._layout.tp
 
     def _logits(self, unit: StageUnit) -> float:
-        """How many a rank computes."""
+        """How many logits a rank computes."""
         return self._share * unit.scored * self._model.vocab_size / self._layout.tp
 
     def _head(self, unit: StageUnit) -> float:
@@ -225,7 +225,7 @@ class StageTimes:
         return Group(self._hardware, self._layout.pp, self._layout.tp * self._weights).send(size)
 
     def _gathered(self, unit: StageUnit) -> float:
-        """Seconds in which ZeRO 3 brings weights together that do not stay from unit to unit."""
+        """Seconds in which ZeRO 3 gathers weights that do not stay from unit to unit."""
         if not self._gathers:
             return 0.0
         elements = sum(n * block_parameters(self._model, b.kind) for b, n in unit.blocks)
@@ -255,11 +255,10 @@ def block_seconds(
     backward: bool = False,
     graphs: bool,
 ) -> float:
-    """How long a block takes, on one rank, whose weights are `matrices` bytes.
+    """How long a block takes on one rank, with weights of `matrices` bytes.
 
     Args:
-        graphs: its unit is replayed (parallel.cuda_graphs), so that the host launches next to
-            nothing.
+        graphs: its unit is replayed (parallel.cuda_graphs), so the host launches almost nothing.
     """
     device, flops = hardware.device, hardware.flops(precision)
     rule = RULE_KERNEL if device.kind == "cuda" and precision == "bf16" else RULE

@@ -1,7 +1,7 @@
-"""What each pipeline stage does in each unit, whatever its ranks are and however long it takes.
+"""What each pipeline stage does in each unit, independent of ranks and hardware.
 
-Stages and units are many and mostly alike: layers repeat, and so do windows and passes. So what a
-unit is on a stage is said as a value, `StageUnit`, and whatever is derived of it is derived once.
+There are many stages and units, but most are alike: layers, windows and passes repeat. So a unit on
+a stage is described by a value, `StageUnit`, and everything derived from it is computed only once.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class StageUnit(NamedTuple):
     width: int  # tokens of the window
     blocks: tuple[tuple[BlockUnit, int], ...]  # and how many of them
     scored: int  # positions of a row whose logits the head computes here
-    sends: bool  # its hidden states go on to another stage
+    sends: bool  # its hidden states go to another stage
     has_backward: bool
-    sends_back: bool  # so does their gradient
+    sends_back: bool  # the gradient of its input goes back to another stage
 
 
 class StageUnits:
-    """Of one microbatch, on P stages."""
+    """The units of one microbatch on P stages."""
 
     def __init__(self, config: Config, pp: int, windows: tuple[WindowPlan, ...]) -> None:
         """
@@ -57,7 +57,7 @@ class StageUnits:
         self._paths: dict[tuple[int, str], CriticalPath] = {}
 
     def path(self, M: int, recompute: str) -> CriticalPath:
-        """Of the schedule of M such microbatches."""
+        """The critical path of the schedule of M such microbatches."""
         if (M, recompute) not in self._paths:
             schedule = step_schedule((self.passes,) * M, len(self.of), recompute)
             self._paths[M, recompute] = CriticalPath(schedule)

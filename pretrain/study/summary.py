@@ -1,4 +1,4 @@
-"""A study in words and numbers: the verdict, one table, and everything as csv."""
+"""Summarises a study: the verdict, one table, and everything as CSV."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def final_csv(results: Sequence[Result]) -> str:
 
 
 def curves_csv(results: Sequence[Result]) -> str:
-    """A line for each run, evaluation on the way and measure."""
+    """A line for each run, intermediate evaluation and measure."""
     rows = [
         (r.arm.name, r.arm.passes, r.seed, step)
         + tuple(r.curve.at(step, axis) for axis in ("tokens", "flops", "seconds"))
@@ -43,7 +43,7 @@ def _spent(r: Result) -> tuple[float, float, float]:
 
 
 def by_arm(results: Sequence[Result]) -> dict[Arm, list[Result]]:
-    """In the order in which arms come first; seeds in order."""
+    """Results by arm, in order of first appearance; seeds in order."""
     found: dict[Arm, list[Result]] = {}
     for r in results:
         found.setdefault(r.arm, []).append(r)
@@ -51,8 +51,8 @@ def by_arm(results: Sequence[Result]) -> dict[Arm, list[Result]]:
 
 
 def scores(results: Sequence[Result], measure: str, tested_at: int | None = None) -> list[float]:
-    """Of one arm, by seed; at the N that it was trained with, or at another. nan of a run whose
-    loss is no number there: its answers are no measurement.
+    """A measure of one arm, by seed; at the N that it was trained with, or at another. nan for a
+    run whose loss is nan there: its answers mean nothing.
     """
     found = [r.scores[tested_at or r.passes] for r in results]
     return [math.nan if math.isnan(s["loss"]) else s.get(measure, math.nan) for s in found]
@@ -62,7 +62,7 @@ def main_table(
     results: Sequence[Result], planned: Sequence[Arm] = (), failed: Collection[Arm] = ()
 ) -> tuple[list[str], list[list[str]]]:
     """Headers and rows: means with 95 % intervals, and cost, of each arm; then of arms at other N
-    at test; last those of which no run is done, because they failed or were not run.
+    at test; last the arms without a finished run, because they failed or were not run.
     """
     names, arms = measures(list(results)), by_arm(results)
     headers = ["", *map(shown_name, names), "tokens", "FLOPs", "seeds"]
@@ -83,7 +83,7 @@ def main_table(
 
 
 def bits_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]] | None:
-    """Of text, bits per byte of each arm by window of the sequence; None of other data."""
+    """For text, bits per byte of each arm by window of the sequence; None for other data."""
     if not all(r.bits for r in results):
         return None
     windows = len(results[0].bits[results[0].passes]) - 1
@@ -103,7 +103,7 @@ def bits_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]] |
 
 
 def as_cell(m: Mean, measure: str) -> str:
-    """ "81.3 ± 4.2" in percent; a loss in nats. Of two seeds both: "64.1 (30.3, 97.9)"."""
+    """ "81.3 ± 4.2" in percent; a loss in nats. For two seeds both values: "64.1 (30.3, 97.9)"."""
     scale, digits = (1, 3) if measure == "loss" else (100, 1)
     half = {1: "", 2: f" ({_each(m, scale, digits)})"}.get(
         m.count, f" ± {scale * m.half:.{digits}f}"
@@ -116,7 +116,9 @@ def _each(m: Mean, scale: int, digits: int, sign: str = "") -> str:
 
 
 def verdict(results: Sequence[Result]) -> list[str]:
-    """In words: do more passes do better on what is deepest, by how much, how sure?"""
+    """The verdict in words: are more passes better at the largest depth, by how much, how
+    surely?
+    """
     deepest = measures(list(results))[-1]
     arms = {arm: rs for arm, rs in by_arm(results).items() if not arm.is_control}
     ordered = sorted(arms, key=lambda arm: arm.passes)
@@ -169,7 +171,7 @@ def controls_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]
 
 
 def _gain(less: Sequence[Result], more: Sequence[Result], measure: str) -> Mean:
-    """By how much more passes are better, seed by seed; of the seeds that both have."""
+    """By how much more passes are better, paired by seed, over the seeds that both have."""
     both = _seeds(less) & _seeds(more)
     few, many = (scores([r for r in rs if r.seed in both], measure) for rs in (less, more))
     return paired(few, many) if measure == "loss" else paired(many, few)
@@ -180,7 +182,7 @@ def _seeds(results: Sequence[Result]) -> set[int]:
 
 
 def _by_row(less: Sequence[Result], more: Sequence[Result]) -> Mean | None:
-    """By how much more passes lower the loss, row by row of the held-out text; of one seed."""
+    """By how much more passes lower the loss, paired by row of the held-out text; for one seed."""
     if len(less) != 1 or len(more) != 1 or less[0].seed != more[0].seed:
         return None
     if less[0].diverged or more[0].diverged:  # of some rows there is no loss

@@ -1,8 +1,7 @@
-"""How widths, depths and passes share one tuning: settings that follow from a tuned configuration.
+"""Hyperparameter transfer over width, depth and passes, from one tuned configuration.
 
-m = width / tuned width, d = effective depth / tuned effective depth, where a block that every pass
-runs counts N^pass_weight times (docs/scaling.md says what was measured, and why the default is
-what it is):
+m = width / tuned width, d = effective depth / tuned effective depth, where a looped block counts
+N^pass_weight times (docs/scaling.md has the measurements behind the default):
 
     of                                        at start          learning rate
     embedding, norms, biases, A_log, conv.    1                 1
@@ -11,13 +10,13 @@ what it is):
     of them mixer.out, mlp.down, also         x 1 / d^p         x 1 / d^p
     head                                      1 / m             1 / m
 
-Weight decay is 1 / m with Muon and stays with AdamW, so that decay x rate of the body's matrices
-falls as 1 / m with either (arXiv 2512.05620).
+Weight decay is scaled by 1 / m with Muon and unchanged with AdamW, so that decay x rate of the
+body's matrices falls as 1 / m with either (arXiv 2512.05620).
 
 Muon's steps have a spectral norm of lr sqrt(max(1, rows / columns)) whatever the width, which is
-what the spectral condition for learning features asks (arXiv 2310.17813); AdamW's are entrywise,
-so that they have to shrink (muP, arXiv 2203.03466). p = 1/2 is 1 / sqrt(depth), p = 1 CompleteP
-(arXiv 2505.01618).
+what the spectral condition for feature learning requires (arXiv 2310.17813); AdamW's are entrywise,
+so they must shrink (muP, arXiv 2203.03466). p = 1/2 is 1 / sqrt(depth), p = 1 CompleteP (arXiv
+2505.01618).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pretrain.config.schema import Config
 
 @dataclass(kw_only=True)
 class Transfer:
-    """The rule by which rates and initial values follow size."""
+    """The rule by which learning rates and initial values scale with size."""
 
     width: bool = setting(True, "rates and initial values follow the width")
     depth_power: float = setting(
@@ -49,7 +48,7 @@ class Transfer:
 
 
 def transferred(config: Config, tuned: Config, rule: Transfer) -> list[str]:
-    """Overrides for a configuration of another size than the one that was tuned."""
+    """Overrides for a configuration whose size differs from the tuned one."""
     optimizer = tuned.optimizer
     m = config.model.d_model / tuned.model.d_model if rule.width else 1.0
     d = _depth(config, rule.pass_weight) / _depth(tuned, rule.pass_weight)
@@ -70,6 +69,6 @@ def transferred(config: Config, tuned: Config, rule: Transfer) -> list[str]:
 
 
 def _depth(config: Config, pass_weight: float) -> float:
-    """Blocks, those of the loop counted as often as the rule says."""
+    """The effective depth: blocks, with looped ones counted N^pass_weight times."""
     once = config.sleep.prelude + config.sleep.coda
     return once + (len(config.model.layers) - once) * config.sleep.passes**pass_weight

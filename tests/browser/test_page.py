@@ -1,4 +1,4 @@
-"""The page at / in a real headless browser: it talks, shows the sleep, and takes up where it was.
+"""The page at / in a real headless browser: it chats, shows the sleep, and resumes after a reload.
 
 `make test-browser` brings what it needs: playwright, and Chromium where the machine has none.
 """

@@ -1,4 +1,4 @@
-"""Pages of results in a real headless browser: whole without another file or the network."""
+"""HTML reports in a real headless browser: complete without any other file or the network."""
 
 from __future__ import annotations
 

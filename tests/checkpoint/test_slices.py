@@ -1,4 +1,4 @@
-"""Pieces of any cut make the whole again, also as the documentation reads them."""
+"""Slices of any sharding reassemble into the full tensors, also read the way the docs describe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints without a run: written as the saver writes them, by one rank."""
+"""Checkpoints without a training run, written by one rank as the saver writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes of a real Slurm that are unfit: the job finds them out, and goes on without them."""
+"""Unfit nodes on a real Slurm: the job detects them and goes on without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said where memory is short: what may be changed, and nothing that would be refused."""
+"""The advice when memory is short: what may be changed, and nothing that would be refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's configuration where its folder lies now, and the tokenizer in that folder."""
+"""A run's configuration after its folder was moved, and the tokenizer in that folder."""
 
 from __future__ import annotations
 

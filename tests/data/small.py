@@ -1,4 +1,4 @@
-"""A small corpus and its tokenizer, made anew wherever they are needed."""
+"""A small corpus and its tokenizer, built afresh wherever they are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of an object store: as from a folder, bounded, whole or not at all."""
+"""Reads through the object-store cache: the same as from a folder, bounded, all or nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents of texts and JSON lines, and one clear line for each kind of damage."""
+"""Documents from text and JSON lines, and one clear error line for each kind of damage."""
 
 from __future__ import annotations
 

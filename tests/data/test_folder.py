@@ -1,4 +1,4 @@
-"""Folders as people have them: nothing of them is left out, or misread, without a line."""
+"""Folders as users have them: nothing in them is skipped or misread silently."""
 
 from __future__ import annotations
 

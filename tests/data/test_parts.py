@@ -1,4 +1,4 @@
-"""Parts of a corpus, prepared apart and merged, are the bytes that one process writes."""
+"""Parts of a corpus, prepared apart and merged, equal byte for byte what one process writes."""
 
 from __future__ import annotations
 

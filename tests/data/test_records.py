@@ -1,4 +1,4 @@
-"""documents.idx is checked as a whole by one rank of a host, and by each as far as it is read."""
+"""documents.idx is checked in full by one rank per host, and by every rank for what it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation adds up, against a plain forward; the warning that sleep is useless."""
+"""What an evaluation sums, against a plain forward; and the warning that sleep does not help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No damage to a prepared corpus puts a wrong token into a batch: it is named before."""
+"""Damage to a prepared corpus is reported before it can put a wrong token into a batch."""
 
 from __future__ import annotations
 

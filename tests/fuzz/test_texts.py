@@ -1,4 +1,4 @@
-"""Text, JSON lines, Parquet and stories that are damaged or were made to do harm."""
+"""Text, JSON lines, Parquet and stories that are damaged or crafted to do harm."""
 
 from __future__ import annotations
 

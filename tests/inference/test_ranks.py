@@ -1,4 +1,4 @@
-"""Sessions on tensor-parallel ranks say what one process says."""
+"""Sessions on tensor-parallel ranks produce what one process produces."""
 
 from __future__ import annotations
 

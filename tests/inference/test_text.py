@@ -1,4 +1,4 @@
-"""Text while tokens come: the same as all at once, up to a stop string."""
+"""Streamed text: the same as decoding all at once, up to a stop string."""
 
 from __future__ import annotations
 

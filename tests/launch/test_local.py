@@ -1,4 +1,4 @@
-"""Ranks on one host: what is shown, what is kept, and that none outlives the others."""
+"""Ranks on one host: what is shown, what is kept, and that no rank outlives the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why starts end, and whether another follows: from what ranks leave, a folder at a time."""
+"""Why an attempt ended and whether another follows, judged from the files the ranks leave."""
 
 from __future__ import annotations
 

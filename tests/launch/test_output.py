@@ -1,4 +1,4 @@
-"""A command outlives who reads what it says."""
+"""A command survives when the reader of its output goes away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a preflight makes of reports, and the line that each thing gets that is set up wrong."""
+"""What a preflight concludes from reports, and the line printed for each misconfiguration."""
 
 from __future__ import annotations
 

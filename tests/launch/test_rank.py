@@ -1,4 +1,4 @@
-"""One rank under srun or mpirun: what it leaves, and that none waits for one that is dead."""
+"""One rank under srun or mpirun: the files it leaves, and that no rank waits for a dead one."""
 
 from __future__ import annotations
 

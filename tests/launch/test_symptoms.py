@@ -1,4 +1,4 @@
-"""docs/launch.md: what it says that one may read is produced by the test that it names."""
+"""docs/launch.md: each message it quotes is produced by the test that it names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose rank this is: launchers' variables as they set them, half set, and inside each other."""
+"""How a rank is identified: launchers' variables as they set them, half set, and nested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `hypnos` command on ranks that are whole, or the last breaks, or the first takes its time."""
+"""The `hypnos` command on ranks that are healthy, where the last one fails or the first is slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A little training problem that has everything in it, and its solution by a plain loop.
+"""A small training problem that exercises every feature, and its solution by a plain loop.
 
 Rows differ in what they score, where their documents begin, how much of them is padding and whether
 they go on in the next step. The loop uses none of ours but the model: one process, no microbatches,

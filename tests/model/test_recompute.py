@@ -1,4 +1,4 @@
-"""What may be left out or done twice must not change a bit."""
+"""What may be skipped or recomputed without changing a bit."""
 
 from dataclasses import replace
 from typing import Any

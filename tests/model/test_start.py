@@ -1,4 +1,4 @@
-"""How a model begins."""
+"""How a model is initialised."""
 
 from typing import Any
 

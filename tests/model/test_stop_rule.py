@@ -1,4 +1,4 @@
-"""The stop rule: what a row ends with is what a sleep of as many passes gives, in any batch."""
+"""The stop rule: a row ends up as after a sleep of exactly its number of passes, in any batch."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Gradients that are written out, against autograd's of the plain formula."""
+"""Hand-written gradients, against autograd's gradients of the plain formula."""
 
 from collections.abc import Callable
 

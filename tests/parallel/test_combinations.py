@@ -1,4 +1,4 @@
-"""What is refused is refused by name, and the documentation says the same."""
+"""Refused combinations are refused by name, and the documentation lists the same ones."""
 
 from __future__ import annotations
 

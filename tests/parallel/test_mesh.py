@@ -1,4 +1,4 @@
-"""One grid after another in the same world: none leaves behind what goes on working."""
+"""One grid after another in the same world: none leaves anything running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that were left alone."""
+"""Uninterrupted runs to compare with."""
 
 from __future__ import annotations
 

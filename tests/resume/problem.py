@@ -1,4 +1,4 @@
-"""A little run on text whose documents go on from one sequence to the next."""
+"""A small run on text whose documents continue from one sequence to the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is started again and again."""
+"""A run that is restarted again and again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder that cannot be had: one line on every rank, and nothing in it is changed."""
+"""A run folder that cannot be used: one line on every rank, and nothing in it is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rank 0 does for all fails on all, in its words and with its status."""
+"""What rank 0 does for all ranks fails on all of them, with its message and exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a resumed run keeps of the rows that are there."""
+"""Which existing metrics rows a resumed run keeps."""
 
 from __future__ import annotations
 

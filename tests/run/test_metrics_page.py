@@ -1,4 +1,4 @@
-"""docs/metrics.md has a line for everything that a run writes down."""
+"""docs/metrics.md has a line for everything that a run logs."""
 
 from __future__ import annotations
 

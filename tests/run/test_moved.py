@@ -1,4 +1,4 @@
-"""A run that is copied elsewhere, alone: it writes on, is judged, and goes on to be trained."""
+"""A run folder moved elsewhere on its own: it generates, is evaluated, and is trained further."""
 
 from __future__ import annotations
 

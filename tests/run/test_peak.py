@@ -1,4 +1,4 @@
-"""The rate of this processor that utilisation is a share of."""
+"""The processor's peak rate, which utilisation is measured against."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a file, read backwards: every line once, whatever the blocks cut."""
+"""Reading a file backwards from its end: every line once, wherever the blocks cut."""
 
 from __future__ import annotations
 

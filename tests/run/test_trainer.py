@@ -1,4 +1,4 @@
-"""Runs: what they write, and that a run which was interrupted is the same run."""
+"""Runs: what they write, and that an interrupted and resumed run is the same run."""
 
 from __future__ import annotations
 

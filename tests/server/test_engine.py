@@ -1,4 +1,4 @@
-"""Many sessions on one thread: each says what it would say alone, and fails alone."""
+"""Many sessions on one thread: each produces what it would alone, and fails alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may ask, for what, and how much: every refusal has OpenAI's form and says what to do."""
+"""Access, limits and validation: every refusal has OpenAI's form and says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places are limited, and given back: of the batch, of the queue, and the memory of sessions."""
+"""Capacity is limited and released: batch slots, the queue, and the memory of sessions."""
 
 from __future__ import annotations
 

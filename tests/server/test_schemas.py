@@ -1,4 +1,4 @@
-"""What a request may say, without a server."""
+"""Which requests are valid, without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that is told to stop lets answers end that soon do, and tells the others' clients."""
+"""A stopping server lets answers finish that are nearly done, and tells the other clients."""
 
 from __future__ import annotations
 

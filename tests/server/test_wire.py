@@ -1,4 +1,4 @@
-"""Answers as clients read them."""
+"""Answers in the format clients receive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coordinate check looks at what the passes leave."""
+"""The coordinate check measures the output of the right pass."""
 
 from __future__ import annotations
 

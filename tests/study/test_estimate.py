@@ -1,4 +1,4 @@
-"""What a step is estimated to keep and to take: against autograd, the simulator, and by hand."""
+"""Estimated memory and time of a step: against autograd, the simulator, and by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What messages between two processes cost: measured between two real ones."""
+"""Communication costs between two processes: measured between two real ones."""
 
 from __future__ import annotations
 

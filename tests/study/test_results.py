@@ -1,4 +1,4 @@
-"""From runs to a verdict: what is planned, what it cost, and what is said of it."""
+"""From runs to a verdict: what is planned, what it cost, and what is concluded."""
 
 from __future__ import annotations
 

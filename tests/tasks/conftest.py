@@ -1,4 +1,4 @@
-"""One small tokenizer for the stories of this folder."""
+"""One small tokenizer for the story tests in this folder."""
 
 from __future__ import annotations
 

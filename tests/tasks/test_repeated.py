@@ -1,4 +1,4 @@
-"""A task read several times over: the same rows, more copies of what is read, the same score."""
+"""A task whose context is read several times: the same rows, more copies of it, the same score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding: exact round trip on any Unicode, cuts that change nothing, damage named."""
+"""Encoding: exact round trip on any Unicode, the same ids wherever text is cut, damage named."""
 
 from __future__ import annotations
 

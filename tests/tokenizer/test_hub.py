@@ -1,4 +1,4 @@
-"""Which paths that are not there are taken for names of the Hugging Face Hub."""
+"""Which nonexistent paths are taken for names on the Hugging Face Hub."""
 
 from __future__ import annotations
 
