@@ -32,6 +32,19 @@ def known(run: Path) -> list[Start]:
     return every
 
 
+def unlaunched(run: Path) -> str | None:
+    """What is known of a run that was started without `hypnos launch`; None: it was not, or is no
+    run.
+    """
+    metrics = run / "metrics.jsonl"
+    if (run / starts.JOURNAL).exists() or not metrics.exists():
+        return None
+    return (
+        "started without `hypnos launch`, so its starts, logs and job are not on record; last row "
+        f"of {metrics.name}: {ago(metrics.stat().st_mtime)}"
+    )
+
+
 def progress(run: Path) -> str:
     """A run's last step, loss and checkpoint, in a line."""
     rows = rows_backwards(run / "metrics.jsonl")

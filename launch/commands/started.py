@@ -33,6 +33,9 @@ RUN = argument("run", metavar="RUN", type=path, help="a run's folder")
 def status(run: Path) -> None:
     from launch import progress
 
+    if said := progress.unlaunched(run):
+        print(progress.progress(run), said, sep="\n")
+        return
     every = progress.known(run)
     print(progress.progress(run))
     print(progress.job(run, every))

@@ -153,6 +153,15 @@ def test_a_folder_that_was_not_launched(
     assert f"{tmp_path}: no launch.jsonl in it" in refused(capsys, command, str(tmp_path))
 
 
+def test_the_status_of_a_plain_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / starts.JOURNAL).unlink()
+    assert main(["launch", "status", str(run)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "step 30 of 60, loss 2.7000; saved: step 20" in first
+    assert second.startswith("started without `hypnos launch`, so its starts, logs and job are not")
+    assert "launch.jsonl in it" in refused(capsys, "cancel", str(run))
+
+
 @pytest.mark.parametrize("command", ["status", "logs", "cancel"])
 def test_a_journal_that_says_nothing(
     tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
