@@ -23,6 +23,17 @@ JOBS = argument(
     metavar="COUNT",
     help="runs at a time (default: GPUs, or cores)",
 )
+DRY_RUN = argument(
+    "--dry-run",
+    action="store_true",
+    help="only print what the runs need: parameters, FLOPs, memory, time, cost",
+)
+DRY_RUN_HARDWARE = argument(
+    "--hardware",
+    metavar="NAME|FILE",
+    default="h100",
+    help="hardware for --dry-run, as in `hypnos plan`",
+)
 
 
 def array_argument(then: str) -> Argument:

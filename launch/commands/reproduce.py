@@ -9,6 +9,8 @@ from pathlib import Path
 from launch import HYPNOS
 from launch.commands import argument, command, overrides
 from launch.commands.many_runs import (
+    DRY_RUN,
+    DRY_RUN_HARDWARE,
     JOBS,
     array_argument,
     check_array,
@@ -20,6 +22,7 @@ from launch.commands.many_runs import (
 from launch.commands.values import path, positive, tell, whole
 from pretrain.exit_status import REQUEUE
 
+_VOCABULARY = {"stories": 1024, "recall": 1024, "text": 4096}  # of tasks of text
 _OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # if given, no corpus is made
 
 
@@ -30,7 +33,8 @@ _OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # if given, no
     "then writes results.md, results.csv, curves.csv and plots. If interrupted, the same command "
     "continues.",
     example="hypnos reproduce depo --scale cpu --seeds 3 --passes 1 2 4 --controls equal-flops\n"
-    "hypnos reproduce rule110 --scale paper --seeds 1 --minutes 10",
+    "hypnos reproduce rule110 --scale paper --seeds 1 --minutes 10\n"
+    "hypnos reproduce depo --scale paper --dry-run --hardware h200",
     arguments=[
         argument(
             "task",
@@ -69,6 +73,8 @@ _OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # if given, no
             default=[],
             help="the N that controls are for, if not the largest",
         ),
+        DRY_RUN,
+        DRY_RUN_HARDWARE,
         JOBS,
         argument(
             "--minutes",
@@ -89,6 +95,8 @@ def reproduce(
     passes: list[int],
     controls: list[str],
     controls_of: list[int],
+    dry_run: bool,
+    hardware: str,
     jobs: int | None,
     minutes: int | None,
     array: Path | None,
@@ -113,15 +121,23 @@ def reproduce(
         raise UserError(f"{task} is not from the paper, so it has no --scale {scale}: use cpu")
     chosen = named(controls)
     folder = out or Path("runs/reproduce") / f"{task}-{scale}"
-    folder.mkdir(parents=True, exist_ok=True)
-    has_text = task in ("stories", "recall", "text")
-    if has_text and not any(o.startswith(_OWN_TEXTS) for o in overrides):
-        overrides = [*overrides, *_texts(folder, task)]
+    if task in _VOCABULARY and not any(o.startswith(_OWN_TEXTS) for o in overrides):
+        overrides = [*overrides, *_texts(folder.absolute(), task)]
+        if dry_run and task == "text":  # only the number of its tokens counts
+            overrides.append(f"model.vocab_size={_VOCABULARY[task]}")
+        else:
+            _make_texts(folder.absolute(), task)
     config = STUDIES[task][scale]
     planned = plan(
         config, passes=passes, seeds=seeds, controls=chosen, controls_of=controls_of,
         overrides=overrides,
     )  # fmt: skip
+    if dry_run:
+        from pretrain.study.dry_run import dry_run as shown
+
+        print(shown([p.run for p in planned if p.seed == 0], seeds, hardware))
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
     if array:
         evaluate_trained([p.run for p in planned], folder, jobs)
         left = [p.run for p in planned if not is_done(folder, p.run)]
@@ -144,9 +160,18 @@ def reproduce(
 
 
 def _texts(folder: Path, task: str) -> list[str]:
-    """Overrides with the paths of a task's tokenizer and text shards, which are made once."""
-    folder = folder.absolute()  # so that the settings are valid wherever a run is started
-    model, texts = folder / "tokenizer.model", folder / "stories.jsonl"
+    """Overrides with the paths of a task's tokenizer and text shards. `folder` is absolute, so that
+    they are valid wherever a run is started.
+    """
+    tokenizer, shards = f"data.tokenizer={folder / 'tokenizer.model'}", folder / "shards"
+    train, heldout = f'data.train=[{{path = "{shards / "train"}"}}]', shards / "heldout"
+    return [tokenizer, train, f"data.heldout={heldout}"] if task == "text" else [tokenizer]
+
+
+def _make_texts(folder: Path, task: str) -> None:
+    """Makes what `_texts` names, unless it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, texts, shards = folder / "tokenizer.model", folder / "stories.jsonl", folder / "shards"
     if not model.exists():
         source = "--python"
         if task == "stories":
@@ -154,20 +179,12 @@ def _texts(folder: Path, task: str) -> list[str]:
 
             write_stories(texts)
             source = str(texts)
-        size = "4096" if task == "text" else "1024"
+        size = str(_VOCABULARY[task])
         _run("tokenizer", "train", source, "--vocab-size", size, "--out", str(model))
-    if task != "text":
-        return [f"data.tokenizer={model}"]
-    shards = folder / "shards"
-    if not shards.exists():
+    if task == "text" and not shards.exists():
         packages = sysconfig.get_path("purelib")
         where = "--tokenizer", str(model), "--out", str(shards)
         _run("data", "prepare", packages, "--holdout", "0.02", "--skip-bad", *where)
-    return [
-        f"data.tokenizer={model}",
-        f'data.train=[{{path = "{shards / "train"}"}}]',
-        f"data.heldout={shards / 'heldout'}",
-    ]
 
 
 def _run(*command: str) -> None:

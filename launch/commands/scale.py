@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from launch import HYPNOS
 from launch.commands import argument, command, overrides
 from launch.commands.many_runs import (
+    DRY_RUN,
+    DRY_RUN_HARDWARE,
     JOBS,
     array_argument,
     check_array,
@@ -35,17 +37,8 @@ if TYPE_CHECKING:
     arguments=[
         argument("study", metavar="STUDY", type=path, help="TOML file; configs/scale has some"),
         overrides("settings of the study that differ, as ladder.seeds=1"),
-        argument(
-            "--dry-run",
-            action="store_true",
-            help="only print what the runs need: parameters, FLOPs, memory, time, cost",
-        ),
-        argument(
-            "--hardware",
-            metavar="NAME|FILE",
-            default="h100",
-            help="hardware for --dry-run, as in `hypnos plan`",
-        ),
+        DRY_RUN,
+        DRY_RUN_HARDWARE,
         argument(
             "--coordinates",
             action="store_true",
@@ -98,7 +91,8 @@ def scale(
     if dry_run:
         from pretrain.study.dry_run import dry_run as shown
 
-        print(shown(runs, hardware))
+        first = [r.run for r in runs if r.seed == 0]
+        print(shown(first, settings.ladder.seeds, hardware))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     if array:

@@ -1,4 +1,4 @@
-"""What a ladder's runs will need: parameters, FLOPs, memory, time and cost, before any starts."""
+"""What a study's runs will need: parameters, FLOPs, memory, time and cost, before any starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pretrain.study.estimate import estimate, example
 from pretrain.study.hardware import GIB, load_hardware
-from pretrain.study.ladder import LadderRun
+from pretrain.study.one_run import Run
 from pretrain.study.scale import Size
 from pretrain.tables import table
 
@@ -16,29 +16,26 @@ HEADERS = (
 )  # fmt: skip
 
 
-def dry_run(runs: Sequence[LadderRun], hardware: str) -> str:
-    """A line for each rung, N, window and budget; totals count what branches share only once.
+def dry_run(runs: Sequence[Run], seeds: int, hardware: str) -> str:
+    """A line for each run of the first seed; totals count all seeds, and what branches share once.
 
     UserError: there is no such hardware.
     """
     machine = load_hardware(hardware)
-    seeds = len({r.seed for r in runs})
     rows, flops, hours, cost, too_large = [], 0.0, 0.0, 0.0, 0
-    for r in runs:
-        if r.seed:
-            continue
-        size = Size.of(r)
+    for run in runs:
+        size = Size.of(run)
         train = size.config.train
-        step = estimate(size.config, r.run.ranks, machine, example(size.config))
-        steps = train.steps - r.run.branch  # of its own
+        step = estimate(size.config, run.ranks, machine, example(size.config))
+        steps = train.steps - run.branch  # of its own
         own = steps * seeds
         flops += own * size.flops / train.steps
-        hours += own * step.seconds / 3600 * r.run.ranks
+        hours += own * step.seconds / 3600 * run.ranks
         cost += own * step.cost
         fits = step.memory.total <= machine.usable_bytes
         too_large += not fits
         rows.append([
-            r.run.name.replace("-seed0", ""), str(seeds), str(r.run.ranks),
+            run.name.replace("-seed0", ""), str(seeds), str(run.ranks),
             f"{size.parameters:,}", f"{size.looped:,}", str(train.steps), f"{size.tokens:.3g}",
             f"{size.flops - size.sleep:.3g}", f"{size.sleep:.3g}",
             f"{train.steps * step.recomputed:.3g}",
@@ -48,11 +45,12 @@ def dry_run(runs: Sequence[LadderRun], hardware: str) -> str:
     price = machine.price
     paid = f", {cost:,.2f} {price.currency}" if price.per_hour else ""
     total = f"{flops:.3g} FLOPs, {hours:.3g} device hours of {machine.device.name}{paid}"
-    note = "The hours and cost of a branch are of its own steps only."
-    said = f"{table(HEADERS, rows)}\n\n{note} All runs: {total}."
+    branches = any(run.branch for run in runs)
+    note = "The hours and cost of a branch are of its own steps only. " if branches else ""
+    said = f"{table(HEADERS, rows)}\n\n{note}All runs: {total}."
     if not too_large:
         return said
     return (
         f"{said}\n! {too_large} of {len(rows)} do not fit in the {machine.usable_bytes / GIB:.1f} "
-        "GiB usable on a device: `hypnos plan` finds layouts for ladder.layouts"
+        "GiB usable on a device: `hypnos plan` finds a layout (of a ladder: ladder.layouts)"
     )

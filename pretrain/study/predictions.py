@@ -52,7 +52,7 @@ def predict(
     for r in runs:
         if r.rung != number or r.seed:
             continue
-        size = Size.of(r)
+        size = Size.of(r.run)
         once, same = size.parameters - size.looped, (number, r.passes, r.window, r.budget)
         mine = [
             d

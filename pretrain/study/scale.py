@@ -24,7 +24,7 @@ from pretrain.model.flops import step_flops
 from pretrain.study.estimate import example, with_vocabulary
 from pretrain.study.ladder import LadderRun, count
 from pretrain.study.law import DepthPoints, Points
-from pretrain.study.one_run import is_done, left_by
+from pretrain.study.one_run import Run, is_done, left_by
 from pretrain.tables import as_csv
 
 COLUMNS = (
@@ -75,8 +75,8 @@ class Size:
     sleep: float  # of these, FLOPs of passes 2..N
 
     @classmethod
-    def of(cls, r: LadderRun) -> Size:
-        config = with_vocabulary(r.run.settings())
+    def of(cls, run: Run) -> Size:
+        config = with_vocabulary(run.settings())
         whole, looped = count(config)
         row, rows = example(config), config.train.steps * config.train.batch
         tokens = float(rows * row.size[1])
@@ -95,7 +95,7 @@ def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
         if not is_done(folder, r.run):
             continue
         key = (r.rung, r.passes, r.window, r.budget)
-        size = sizes[key] = sizes.get(key) or Size.of(r)
+        size = sizes[key] = sizes.get(key) or Size.of(r.run)
         (result,) = (e for e in left_by(folder, r.run).evaluations if e["passes"] == r.passes)
         found.append(
             Finished(

@@ -317,6 +317,24 @@ def test_one_seed_of_text_is_compared_row_by_row() -> None:
     assert found is not None and found[1][1][-1] == ""
 
 
+def test_a_dry_run_says_what_a_study_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["reproduce", "depo", "--scale", "paper", "--passes", "1", "4", "--seeds", "2"]
+    assert main([*asked, "--dry-run", "--out", str(tmp_path / "none")]) == 0
+    said = capsys.readouterr().out
+    cells = [[c.strip() for c in line.split("|")] for line in said.splitlines()]
+    one, four = (next(c for c in cells if c[1:2] == [name]) for name in ("n1", "n4"))
+    assert one[4] == four[4] and (one[9], one[2]) == ("0", "2")
+    flops = 2 * sum(float(row[8]) + float(row[9]) for row in (one, four))
+    total = float(said.rpartition("All runs: ")[2].partition(" FLOPs")[0])
+    assert total == pytest.approx(flops, rel=0.01) and "device hours of NVIDIA H100" in said
+    assert "of a branch" not in said and not (tmp_path / "none").exists()
+    text = ["reproduce", "text", "--seeds", "1", "--passes", "1", "--dry-run"]
+    assert main([*text, "--out", str(tmp_path / "none")]) == 0  # of which no shard is made
+    assert "| n1 " in capsys.readouterr().out and not (tmp_path / "none").exists()
+
+
 def test_controls_are_listed_and_an_unknown_one_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

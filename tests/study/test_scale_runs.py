@@ -50,7 +50,7 @@ def test_a_fit_says_what_the_runs_do_not(tmp_path: Path) -> None:
     law = LossLaw(0.5, 20.0, 300.0, 0.3, 0.4, 0.5)
 
     def done(r: LadderRun) -> Finished:
-        size = Size.of(r)
+        size = Size.of(r.run)
         once = size.parameters - size.looped
         loss = float(law.loss(once, size.looped, float(r.passes), size.tokens))
         return Finished(r, 2, 8, size.tokens, size.flops, once, size.looped, loss, {})
