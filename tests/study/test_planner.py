@@ -58,7 +58,7 @@ def test_context_parallel_ranks_are_planned() -> None:
 
 
 def test_ranks_that_share_a_layer_are_on_one_host() -> None:
-    """12 GPUs on hosts of 8 allow groups of 4; on hosts of 3 no even group fits into one host."""
+    """12 GPUs are 8 and 4 on hosts of 8: groups of 4 fit. Hosts of 3 do not divide into pairs."""
     h100 = load_hardware("h100")
     for devices, most in ((8, 4), (3, 1)):
         hardware = replace(h100, node=replace(h100.node, devices=devices))
