@@ -1,13 +1,13 @@
 # CPU    docker build -t hypnos .
 # GPU    docker build -t hypnos:cuda --build-arg DEVICE=cuda --build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 \
 #            --build-arg RUNTIME=nvidia/cuda:13.0.1-base-ubuntu24.04 .
-#        (CUDA of the same major version as torch's; devel has the compiler for DeepSpeed's operators)
+#        (CUDA of the same major version as torch's; the devel image has the compiler for DeepSpeed's operators)
 # Run    docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/workspace" hypnos train configs/depo-small.toml
 #        (with --gpus all --ipc=host on a GPU machine); two nodes: compose.yaml; Slurm sites: hypnos.def
 #
 # build     the environment, at the versions of constraints.txt, and DeepSpeed's operators for GPUs
-# runtime   what runs: Python, the environment, MPI, a Slurm client; a user without privileges
-# tested    tests of the package as that user, in what runs; the image is made only if they pass
+# runtime   the final image: Python, the environment, MPI, a Slurm client; an unprivileged user
+# tested    runs tests in the runtime image as that user; the final image is built only if they pass
 
 ARG BASE=debian:12.11-slim
 ARG RUNTIME=${BASE}
@@ -17,7 +17,7 @@ ARG DEVICE=cpu
 ARG TORCH=2.13.0
 ARG GPUS="8.0;9.0;10.0"
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# what computes is pinned by constraints.txt; the system's packages are those of a Debian or Ubuntu release
+# everything that computes is pinned by constraints.txt; system packages come from a Debian or Ubuntu release
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates g++ make python3 python3-dev python3-venv \
@@ -26,17 +26,17 @@ COPY . /opt/hypnos
 WORKDIR /opt/hypnos
 RUN echo "torch==${TORCH}" > /tmp/torch.txt \
     && PIP_NO_CACHE_DIR=1 PIP_CONSTRAINT=/tmp/torch.txt make setup DEVICE="${DEVICE}"
-# compiled where there is a compiler, not by every rank at its first start
+# compiled here, where there is a compiler, instead of by every rank at its first start
 RUN if [ "${DEVICE}" = cuda ]; then \
         version=$(grep '^deepspeed==' constraints.txt) \
         && DS_BUILD_UTILS=1 DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 TORCH_CUDA_ARCH_LIST="${GPUS}" \
         .venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --force-reinstall "${version}"; \
     fi
-# Python's bytecode too, as who runs cannot write it there (a file of torch's own tests is for newer Pythons only)
+# Python's bytecode too, as the user cannot write it there (one file of torch's own tests needs a newer Python)
 RUN { .venv/bin/python -m compileall -q -j 0 .venv/lib || true; } && chmod -R a+rX /opt/hypnos
 
 FROM ${RUNTIME} AS runtime
-# a C compiler: Triton builds its launcher with one. srun needs the host's /etc/slurm and munge socket
+# gcc: Triton builds its launcher with a C compiler. srun needs the host's /etc/slurm and munge socket
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \

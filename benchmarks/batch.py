@@ -32,18 +32,18 @@ from pretrain.tables import as_csv, table
 
 BATCHES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 RATES = (0.5, 1.0, 2.0, 4.0, 8.0)
-WORSE = 0.01  # of the loss: a batch that costs no more is called free
+WORSE = 0.01  # of the loss: a batch whose loss is at most this much higher counts as free
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run; its loss when it is done."""
+    """One run, and its loss once it is done."""
 
     width: int
     passes: int
-    text: float  # that is read, as a share of what the configuration reads
-    batch: float  # times the configuration's
-    rate: float  # times the tuned ones and the square root of the batch
+    text: float  # how much is read, as a share of what the configuration reads
+    batch: float  # as a multiple of the configuration's
+    rate: float  # as a multiple of the tuned rates times the square root of `batch`
     loss: float = float("nan")
 
     @property
@@ -51,7 +51,7 @@ class Point:
         return f"w{self.width}-n{self.passes}-t{self.text:g}-b{self.batch:g}-r{self.rate:g}"
 
     def run(self, file: Path, study: Study) -> Run:
-        """How it is trained: warm-up and decay are of as much text as the configuration's."""
+        """How it is trained: warm-up and decay span as much text as the configuration's."""
         ladder = study.ladder
         path = file.parent / ladder.config
         tuned = load(path, ladder.settings)
@@ -77,12 +77,12 @@ def _rates(config: Config) -> Iterator[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class Best:
-    """The lowest place of a parabola, over the logarithm of the rate, through three losses."""
+    """The minimum of a parabola through three losses, over the logarithm of the rate."""
 
     batch: float
     rate: float  # as in Point
     loss: float
-    inside: bool  # no loss at the ends is the lowest
+    inside: bool  # the lowest loss is not at either end of the rates tried
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> Best:
@@ -98,7 +98,7 @@ class Best:
 
 
 def main() -> None:
-    """Runs what is not done, and prints a row for each width, N and amount of text."""
+    """Runs what has not been run yet, and prints a row per width, N and amount of text."""
     parser = argparse.ArgumentParser(
         description="Measures which learning rates are best for which batch.",
         epilog="example: python -m benchmarks.batch configs/scale/text.toml --widths 32 128",
@@ -127,13 +127,12 @@ def main() -> None:
 
 
 def summary(points: Sequence[Point]) -> tuple[list[str], list[list[object]]]:
-    """Headers and rows.
+    """Headers and rows of the table.
 
     Returns:
-        of each width, N and amount of text: for each batch the best rate (times the tuned one and
-        the square root of the batch; in brackets where it is the least or most that was tried) and
-        the loss there; the power of the batch with which the best rate grows; and by what batch
-        the loss is `WORSE`.
+        a row per width, N and amount of text: for each batch the best rate (as in `Point`; in
+        brackets if it is the lowest or highest tried) and the loss there; the power of the batch
+        with which the best rate grows; and the batch at which the loss is worse by `WORSE`.
     """
     batches = [f"batch x {batch:g}" for batch in sorted({p.batch for p in points})]
     rows: list[list[object]] = []
@@ -148,7 +147,7 @@ def summary(points: Sequence[Point]) -> tuple[list[str], list[list[object]]]:
 
 
 def _free(best: Sequence[Best]) -> str:
-    """The batch at which the loss is WORSE than with the smallest, between those tried."""
+    """The batch at which the loss exceeds the smallest batch's by WORSE, interpolated."""
     most = best[0].loss * (1 + WORSE)
     for small, large in pairwise(best):
         if large.loss > most:

@@ -2,9 +2,8 @@
 
 Two stages, each a process with a core of its own, do training steps (`benchmarks/stage.py` has the
 model). Every action is timed without its waits. The simulator then runs the same schedule with
-these
-times: its idle time is inherent in the schedule, while the measured one also includes messages and
-the interpreter.
+these times: its idle time is inherent in the schedule, while the measured one also includes
+messages and the interpreter.
 
     torchrun --nproc-per-node=2 -m benchmarks.bubble    # a table, in about a minute
 """
@@ -33,7 +32,7 @@ CASES = [(2, 1), (2, 4), (4, 1), (4, 2), (4, 4), (8, 4)]  # microbatches, passes
 
 
 class Timed(Pipeline):
-    """Notes how long each action computes, and how long all take with what they wait for."""
+    """Records how long each action computes, and how long all take together, waits included."""
 
     def run(self) -> None:
         self.seconds: dict[Action, float] = {}
@@ -66,7 +65,7 @@ def idle(M: int, N: int) -> tuple[float, float]:
     p = Plan(windows=2, microbatches=M)
     model, parts = build(p), microbatches(p)
     P = mesh.pp_size()
-    for _ in range(2):  # the first sets libraries and connections up
+    for _ in range(2):  # the first one initialises libraries and connections
         streams = [
             step.StageStream(Reader.of(model, part, passes=N, recompute="unit")) for part in parts
         ]

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node=2 -m benchmarks.checkpoint     # two ranks, ZeRO 1
 
 Everything runs as in the trainer: a snapshot is copied, and a thread writes, hashes and flushes it
-    while steps go on.
+while training continues.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REPEATS = 5
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """How long it takes, ranks beginning together."""
+    """How long it takes when all ranks begin together."""
     dist.barrier()
     begin = time.perf_counter()
     run()
@@ -108,7 +108,7 @@ def measure(config: Config, run: Path) -> None:
         saver.wait()
 
     train()
-    save_and_wait()  # what is allocated once
+    save_and_wait()  # for one-time allocations
     times: dict[str, list[float]] = {
         what: [] for what in ("plain", "waiting", "pause", "beside", "writing")
     }

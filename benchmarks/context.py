@@ -34,7 +34,7 @@ PASSES, WIDTH, LAYERS = 2, 64, ("attention", "delta")
 
 
 def measure(layout: dict[str, Any], window: int, recompute: str, file: Path) -> None:
-    """As every rank: writes the peak bytes of each to FILE."""
+    """Runs on every rank; writes each rank's peak bytes to FILE."""
     import torch
     import torch.distributed as dist
 
@@ -65,7 +65,7 @@ def measure(layout: dict[str, Any], window: int, recompute: str, file: Path) -> 
         out.loss.backward()
 
     model.sleep.window = 64
-    step(64)  # libraries and connections set themselves up
+    step(64)  # initialises libraries and connections
     model.sleep.window = window
     mine = peak(lambda: step(window))
     everyone = [mine] * mesh.world_size()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.convert [--d-model 1024]
 
-Each conversion has a process of its own, which has imported what it needs before the measurement.
+Each conversion has a process of its own, which imports what it needs before the measurement.
 Only anonymous memory counts, not mapped files, which the kernel can evict. Prints a table.
 """
 
@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 
 def anonymous() -> int:
-    """Bytes of this process that are in memory and in no file."""
+    """Bytes of this process that are in memory and not backed by a file."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -43,7 +43,7 @@ def anonymous() -> int:
 
 
 def model(d_model: int, tokenizer: Path) -> Config:
-    """Eight blocks, and 32,768 rows of embedding."""
+    """Eight blocks, and an embedding of 32,768 rows."""
     heads = d_model // 64
     tables = {
         "model": {

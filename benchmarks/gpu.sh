@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Checks and measures Hypnos on one GPU: `benchmarks/gpu.sh --help` says what, and how to choose.
+# Checks and measures Hypnos on one GPU: `benchmarks/gpu.sh --help` lists the stages and options.
 #
 # For a bare machine (CUDA 13, Python 3.12, torch 2.11, transformers, no network): what it lacks
-# comes from a kit of wheels, .gpu-kit, made by `make gpu-kit` where there is a network.
+# comes from a kit of wheels, .gpu-kit, made with `make gpu-kit` on a machine with a network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -86,7 +86,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def evaluate(run: Path, folder: Path, asked: int) -> None:
-    """Runs the tasks by each of the models, and prints what came of them."""
+    """Runs the tasks on each of the models, and prints the results."""
     import lm_eval
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
@@ -101,7 +101,7 @@ def evaluate(run: Path, folder: Path, asked: int) -> None:
     decoder, tokenizer = open_run(run)
 
     class Sleeping(LM):
-        """Our session, as the harness asks for it."""
+        """Our session, with the harness's interface."""
 
         def __init__(self, passes: int) -> None:
             super().__init__()
@@ -117,7 +117,7 @@ def evaluate(run: Path, folder: Path, asked: int) -> None:
             raise NotImplementedError("no task here generates")
 
         def _score(self, context: str, continuation: str) -> tuple[float, bool]:
-            # As the harness cuts texts for transformers: spaces at the end belong to what follows.
+            # As the harness does for transformers: trailing spaces move to the continuation.
             stripped = context.rstrip()
             whole = tokenizer.encode(context + continuation)
             before = tokenizer.encode(stripped)

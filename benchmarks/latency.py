@@ -53,7 +53,7 @@ from pretrain.origin import commit, processor
 
 MB = 1e6
 WINDOW, OWN, REALLY_READ = 256, 4096, 1024
-IN_A_ROW = 4  # tokens that count, before it is another's turn
+IN_A_ROW = 4  # tokens that count in each turn
 SHAPE = ModelConfig(
     d_model=256, layers=["attention", "delta"] * 3, attention_heads=4, attention_kv_heads=4,
     attention_head_dim=64, delta_key_heads=4, delta_value_heads=4, delta_key_dim=64,
@@ -67,10 +67,10 @@ class Plan:
 
     lengths: tuple[int, ...] = (1 << 10, 1 << 14, 1 << 17, 1 << 20)
     passes: tuple[int, ...] = (1, 2, 4, 8)
-    cached: int = 1 << 17  # transformers up to this length
-    tokens: int = WINDOW  # that a cache is measured with
-    windows: int = 6  # of each of ours
-    long: int = 1 << 16  # from this length on, a cache has every `seldom`-th of its turns
+    cached: int = 1 << 17  # the longest context for transformers
+    tokens: int = WINDOW  # measured per cache
+    windows: int = 6  # measured per session of ours
+    long: int = 1 << 16  # from this length on, a cache gets only every `seldom`-th turn
     seldom: int = 8
 
 
@@ -79,18 +79,18 @@ QUICK = Plan(lengths=(1 << 10, 1 << 12), passes=(1, 4), cached=1 << 12, tokens=3
 
 @dataclass
 class Contender:
-    """What is measured at one length."""
+    """A model measured at one length."""
 
     name: str
     length: int
-    step: Callable[[], object]  # reads a token
-    nbytes: int  # of all that it remembers
-    every: int = 1  # of all turns
-    sleep: Callable[[], object] = lambda: None  # when it has read a window
+    step: Callable[[], object]  # reads one token
+    nbytes: int  # of everything it keeps of the context
+    every: int = 1  # it takes part in every so many turns
+    sleep: Callable[[], object] = lambda: None  # called when it has read a window
 
 
 def tokens(count: int) -> Tensor:
-    """Random, always the same."""
+    """Random tokens, the same each time."""
     generator = torch.Generator().manual_seed(count)
     return torch.randint(0, SHAPE.vocab_size, (count,), generator=generator)
 
@@ -122,7 +122,7 @@ def ours(N: int) -> str:
 
 
 def sleep_ms(decoder: Decoder, N: int) -> float:
-    """Of a sleep over a full window, the median of five."""
+    """The median of five sleeps over a full window."""
     session, times = Session(decoder, N), []
     for _ in range(5):
         session.read(tokens(WINDOW))
@@ -156,7 +156,7 @@ def reading(model: SleepLM, decoder: Decoder, N: int) -> tuple[float, float]:
 
 
 def attention_only() -> Qwen3ForCausalLM:
-    """Qwen3 with as many blocks; its MLP is a little wider, for its attention has no gate."""
+    """Qwen3 with as many blocks; its MLP is a little wider, as its attention has no gate."""
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=SHAPE.vocab_size, hidden_size=SHAPE.d_model, intermediate_size=1110,
@@ -168,7 +168,7 @@ def attention_only() -> Qwen3ForCausalLM:
 
 
 def hybrid(shape: ModelConfig = SHAPE) -> Qwen3_5ForCausalLM:
-    """Qwen3.5 of our own sizes."""
+    """Qwen3.5 with our model's sizes."""
     names = {"attention": "full_attention", "delta": "linear_attention"}
     return Qwen3_5ForCausalLM(
         Qwen3_5TextConfig(
@@ -205,7 +205,7 @@ def cached(plan: Plan, name: str, model: PreTrainedModel, length: int) -> Conten
 
 
 def nbytes(held: Any) -> int:
-    """Of the tensors in what is held."""
+    """Total bytes of the tensors in a nested structure."""
     if isinstance(held, Tensor):
         return held.nbytes
     values = held.values() if isinstance(held, dict) else held
@@ -216,14 +216,14 @@ def nbytes(held: Any) -> int:
 
 
 def milliseconds(f: Callable[[], object]) -> float:
-    """Of the processor."""
+    """CPU time of one call."""
     begin = time.process_time()
     f()
     return 1000 * (time.process_time() - begin)
 
 
 def take_turns(plan: Plan, contenders: Sequence[Contender]) -> dict[tuple[str, int], float]:
-    """ms of the median token of each."""
+    """The median token's ms, for each contender."""
     times, order = defaultdict(list), random.Random(0)
     a_window = plan.tokens // (IN_A_ROW + 1)
     for turn in range(plan.windows * a_window):
@@ -244,7 +244,7 @@ CACHED = ("full attention", "hybrid, cached")
 def table(
     plan: Plan, ms: dict[tuple[str, int], float], held: dict[tuple[str, int], int]
 ) -> Iterator[str]:
-    """A row a length."""
+    """One row per length."""
     names = [*map(ours, plan.passes), *CACHED]
     yield (
         "| tokens read | "
@@ -262,7 +262,7 @@ def table(
 
 
 def claims(plan: Plan, ms: dict[tuple[str, int], float]) -> Iterator[str]:
-    """Whether it is flat and fast."""
+    """Whether the time per token is constant and low."""
     mine = {key: t for key, t in ms.items() if key[0] not in CACHED}
     spread = max(mine.values()) / min(mine.values()) - 1
     yield f"- Over all lengths and N, Hypnos's slowest and fastest times differ by {spread:.1%},"
@@ -294,10 +294,10 @@ def plot(plan: Plan, ms: dict[tuple[str, int], float], path: Path) -> None:
 
 
 def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iterator[str]:
-    """Measures, and gives the page line by line."""
-    revision = commit() or "unknown"  # before it can change
+    """Measures, and yields the page line by line."""
+    revision = commit() or "unknown"  # now, before it can change
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()  # of kernels that are for GPUs
+    transformers.logging.set_verbosity_error()  # no warnings about GPU-only kernels
     mesh.initialize(alone=True)
     torch.manual_seed(0)
     model = SleepLM(SHAPE, SleepConfig(window=WINDOW)).initialize(0)

@@ -42,15 +42,15 @@ class Plan:
     width: int = 256  # D
     vocabulary: int = 512
     microbatches: int = 4
-    # of each microbatch: tensors must outweigh the graph nodes and Python objects of a unit
+    # per microbatch; enough that tensors outweigh a unit's graph nodes and Python objects
     rows: int = 6
     windows: int = 2
     window: int = 128  # tokens
-    repeats: int = 1  # the fastest of so many steps counts
+    repeats: int = 1  # steps, of which the fastest counts
 
     @property
     def cases(self) -> list[tuple[str, int]]:
-        """What one set of processes goes through: (recompute, N)."""
+        """What one set of processes measures: (recompute, N)."""
         return [(policy, N) for N in self.passes for policy in self.policies]
 
 
@@ -60,7 +60,7 @@ QUICK = Plan(("none", "unit"), (1, 2), (1, 2), width=128)
 class Peak(NamedTuple):
     """Bytes of one stage in one step."""
 
-    held: int  # at most, beyond what the process held before
+    held: int  # the peak, beyond what the process held before
     counted: int
     stored: int  # one (h, S) for each of the units that are live at a time
 
@@ -73,15 +73,14 @@ class Weight(NamedTuple):
 
     h: int  # [B, T, D], what comes in
     S: int  # [B, H, K, V] fp32, what comes in; 0 in an attention block
-    whole: int  # all that its backward reads, h and S among it, its weights not
-    write_only: int  # the same where nothing reads what the block gives
+    whole: int  # all that its backward reads, h and S included, its weights not
+    write_only: int  # the same if nothing reads the block's output
 
 
 def counted(
     policy: str, passes: Sequence[Pass], spans: Sequence[Span], blocks: Mapping[int, Weight]
 ) -> int:
-    """Peak bytes of a stage in one step: the most, over its actions, of what lives at once, which
-    is
+    """Peak bytes of a stage in one step: the maximum, over its actions, of what is live at once:
 
         the sum of kept(u) over the units u between their forward and the end of their backward
         + again(u) in the backward of u
@@ -89,21 +88,21 @@ def counted(
                  kept(u)                             again(u)
         none     sum over blocks of whole            0
         unit     h + sum over blocks of S            sum over blocks of whole, less kept(u)
-        block    sum over blocks of h + S            the most over blocks of whole - h - S
+        block    sum over blocks of h + S            max over blocks of whole - h - S
 
-    over the blocks that the plan runs in the unit; the one that only writes counts with write_only.
+    over the blocks that the plan runs in the unit; a block that only writes counts as write_only.
 
-    Left out: weights and their gradients, which are there before; the embedding, the head and its
-    logits; what a stage keeps of the hidden states that it has handed on, and messages on their
-    way; gradients of activations, and whatever else lives only inside a forward or a backward.
+    Not counted: weights and their gradients, allocated before; the embedding, the head and its
+    logits; what a stage keeps of the hidden states it has sent, and messages in flight; gradients
+    of activations, and whatever else lives only inside a forward or a backward.
 
     Args:
         passes: of a microbatch; all are alike. spans: the stage's actions, in order.
-        blocks: the stage's, by their numbers in the model.
+        blocks: the stage's, by their index in the model.
     """
 
     def parts(p: Pass) -> list[tuple[Weight, int]]:
-        """The blocks that run here, with what the backward of each reads."""
+        """The blocks that run here, each with the bytes its backward reads."""
         return [
             (blocks[b], blocks[b].write_only if b == p.write_only else blocks[b].whole)
             for b in p.blocks
@@ -139,7 +138,7 @@ def counted(
 # ---- what was measured
 
 
-Peaks = Mapping[tuple[int, str, int], Sequence[Peak]]  # by (P, recompute, N): each stage's
+Peaks = Mapping[tuple[int, str, int], Sequence[Peak]]  # by (P, recompute, N): one per stage
 Seconds = Mapping[tuple[int, str, int], float]
 
 
@@ -180,7 +179,7 @@ def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
 
 
 def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
-    """Whether deep sleep costs what it must store and no more, line by line."""
+    """Whether deep sleep costs no more than what it must store, line by line."""
     low, high = plan.passes[0], plan.passes[-1]
     yield f'The limit: with "unit", N = {high} may take 1.3 times the peak of N = {low}, and'
     yield "beyond that only the inputs (h, S) of the additional units (passes over windows) that"
@@ -201,7 +200,7 @@ def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
 
 
 def heading(plan: Plan) -> Iterator[str]:
-    """What was measured, where, when and of which commit."""
+    """What was measured, where, when and at which commit."""
     yield "# Memory and time of a training step"
     yield ""
     yield "This page measures peak memory and time of a training step on a CPU, by recomputation,"
@@ -230,10 +229,10 @@ def heading(plan: Plan) -> Iterator[str]:
 
 
 def measure(plan: Plan, what: str, stages: int) -> list:
-    """Runs all cases on so many processes.
+    """Runs all cases on `stages` processes.
 
     Args:
-        what: "peak" gives a list of `Peak` for each case, by stage; "seconds" gives seconds.
+        what: "peak" returns a list of `Peak` for each case, by stage; "seconds" returns seconds.
     """
     settings = {"OMP_NUM_THREADS": "1"}
     if what == "peak":

@@ -42,7 +42,7 @@ SEVERAL = [  # ranks and their layout
 ]  # fmt: skip
 
 ROUNDS = 3
-MARK = "<!-- measured -->\n"  # what follows it in docs/plan.md is written here
+MARK = "<!-- measured -->\n"  # this benchmark writes what follows it in docs/plan.md
 
 
 def table(rows: Iterable[Compared]) -> Iterator[str]:
@@ -61,14 +61,14 @@ def _number(value: float) -> str:
 
 
 def worst(rows: Iterable[Compared]) -> str:
-    """As "7 %"."""
+    """The largest error, as "7 %"."""
     return f"{max(abs(row.error) for row in rows):.0%}"
 
 
 def measure(folder: Path) -> None:
     """Measures this machine, and training steps on it, into hardware.toml and steps.jsonl.
 
-    All of it in rounds, of which the median counts.
+    All is measured in several rounds, of which the median counts.
     """
     found, unfinished = [], folder / "unfinished.jsonl"
     unfinished.unlink(missing_ok=True)
@@ -114,7 +114,7 @@ def typical(found: Sequence[Hardware]) -> Hardware:
 
 
 def step_rows(folder: Path) -> Iterator[Compared]:
-    """Training steps that were measured there."""
+    """The training steps measured in this folder."""
     here = load_hardware(str(folder / "hardware.toml"))
     lines = (folder / "steps.jsonl").read_text().splitlines()
     found: dict[tuple[int, tuple[str, ...]], list[float]] = {}
@@ -149,7 +149,7 @@ def recipes() -> Iterator[str]:
 
 
 def steps_section(folder: Path) -> Iterator[str]:
-    """Training steps of this machine."""
+    """The section on training steps on this machine."""
     steps = list(step_rows(folder))
     alone = [row for row in steps if row.what.startswith("1 ranks")]
     yield (

@@ -35,7 +35,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 class Compared(NamedTuple):
-    """One figure."""
+    """One measured figure and the plan's."""
 
     what: str
     unit: str
@@ -44,15 +44,15 @@ class Compared(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Of the plan, relative."""
+        """The plan's relative error."""
         return self.planned / self.measured - 1
 
 
-# ---- memory of a CPU's training steps: docs/memory.md
+# ---- memory of training steps on a CPU: docs/memory.md
 
 
 def memory_rows() -> Iterator[Compared]:
-    """All rows of docs/memory.md: MiB of activations of the stage that holds most."""
+    """All rows of docs/memory.md: MiB of activations on the stage that holds most."""
     p, hardware = Plan(), _cpu()
     row = microbatches(p)[0].rows(0, 1)
     text = (DOCS / "memory.md").read_text()
@@ -76,7 +76,7 @@ def memory_rows() -> Iterator[Compared]:
 
 
 def _cpu() -> Hardware:
-    """A CPU of which no rates are asked."""
+    """A CPU whose rates do not matter."""
     device = DeviceSpec(
         name="", kind="cpu", memory_gib=1.0, bf16_tflops=1.0, fp32_tflops=1.0, product_share=1.0,
         attention_share=1.0, delta_share=1.0, memory_gbs=1.0, launch_s=0.0,
@@ -94,14 +94,14 @@ GPU_SPEED = [  # N, recomputation, seconds of forward and backward at 1B
 
 
 def gpu_rows() -> Iterator[Compared]:
-    """What docs/gpu.md has of units that are run, not replayed."""
+    """The rows of docs/gpu.md without CUDA graphs: units run kernel by kernel."""
     for N, recompute, measured in GPU_SPEED:
         what = f"1B, N = {N}, recompute {recompute}"
         yield Compared(what, "s", measured, _gpu("1B", N, recompute, load_hardware("h200")))
 
 
 def _gpu(name: str, passes: int, recompute: str, hardware: Hardware) -> float:
-    """Seconds of a forward and backward."""
+    """The plan's seconds for a forward and backward."""
     size = SIZES[name]
     config = Config(
         model=size.model(),
@@ -114,7 +114,7 @@ def _gpu(name: str, passes: int, recompute: str, hardware: Hardware) -> float:
     return found.seconds - found.exchange_s - found.update_s  # the optimiser was not run
 
 
-# ---- runs of others
+# ---- published runs
 
 
 class Published(NamedTuple):
@@ -194,7 +194,7 @@ def _dense(
 
 
 def published_rows() -> Iterator[tuple[Compared, Published]]:
-    """Their figures beside the plan's of the same sizes and layout."""
+    """Their figures beside the plan's, for the same sizes and layout."""
     for run in published():
         hardware = load_hardware(run.hardware)
         found = estimate(run.config, run.gpus, hardware)

@@ -44,7 +44,7 @@ from pretrain.study.hardware import Hardware
 from pretrain.study.stage_times import ATTENTION, ELEMENTWISE, PRODUCTS
 
 STEPS = 3
-ROWS, HEADS, T, HEAD, WIDTH = 4, 4, 128, 64, 1024  # of the yardstick
+ROWS, HEADS, T, HEAD, WIDTH = 4, 4, 128, 64, 1024  # of the reference computation
 D = HEADS * HEAD
 
 # one rank: N, recomputation, width
@@ -68,7 +68,7 @@ def base() -> Config:
 
 
 def rows(config: Config, count: int) -> Batch:
-    """Random text: every row one document."""
+    """Random tokens; every row is one document."""
     one = example(config)
     tokens = torch.randint(0, config.model.vocab_size, (count, one.size[1]))
     whole = [t.expand(count, -1).contiguous() for t in (one.valid, one.starts)]
@@ -76,8 +76,8 @@ def rows(config: Config, count: int) -> Batch:
 
 
 def yardstick() -> float:
-    """Seconds of processor of some products, attention and gates, forward and backward: the median
-    of some.
+    """CPU seconds of the reference computation, the median of several: matrix products, attention
+    and gates, forward and backward.
     """
     x = torch.ones(ROWS, HEADS, T, HEAD, requires_grad=True)
     up, down = (torch.ones(shape, requires_grad=True) for shape in ((WIDTH, D), (D, WIDTH)))
@@ -92,7 +92,7 @@ def yardstick() -> float:
 
 
 def planned_yardstick(hardware: Hardware) -> float:
-    """The same by the rates of a hardware file, counted as `pretrain.study.measure` counts."""
+    """The same, predicted from a hardware file's rates as `pretrain.study.measure` counts."""
     device, flops, n = hardware.device, hardware.flops("fp32"), ROWS * T
     products = (1 + PRODUCTS) * 2 * n * 2 * D * WIDTH / device.product_share
     attention = (1 + ATTENTION) * 4 * n * D * T / device.attention_share
@@ -101,8 +101,8 @@ def planned_yardstick(hardware: Hardware) -> float:
 
 
 def measured(config: Config) -> tuple[float, float]:
-    """Seconds of processor that this rank takes for a step, and rank 0 for the yardstick; medians
-    of some.
+    """CPU seconds that this rank takes for a step, and rank 0 for the reference computation; each
+    the median of several.
     """
     torch.manual_seed(mesh.dp_rank())
     model = SleepLM(config.model, config.sleep, make_stage(config)).initialize(0)
@@ -131,7 +131,7 @@ def measured(config: Config) -> tuple[float, float]:
 
 
 def main(file: Path, overrides: list[str]) -> None:
-    """All cases of one rank, or the one that is given."""
+    """All single-rank cases, or the layout that is given."""
     torch.set_num_threads(1)
     cases, ranks = [overrides], mesh.world_size()
     if ranks == 1:

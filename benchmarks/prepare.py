@@ -29,7 +29,7 @@ REPEATS, VOCABULARY, CHARACTERS, TEXTS = 5, 8192, 3000, 800
 
 
 def make_texts() -> list[str]:
-    """Python's own documentation and sources, cut and shuffled."""
+    """Python's own documentation and sources, cut into pieces and shuffled."""
     whole = [document.text for document in PythonCorpus()]
     texts = [t[i : i + CHARACTERS] for t in whole for i in range(0, len(t), CHARACTERS)]
     random.Random(0).shuffle(texts)
@@ -37,7 +37,7 @@ def make_texts() -> list[str]:
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """Of the processor."""
+    """CPU time of one call."""
     begin = time.process_time()
     act()
     return time.process_time() - begin

@@ -28,7 +28,7 @@ LEFT_OUT = 5
 
 
 def runs(path: Path) -> Points:
-    """Of the file, without those that are left out. D = C / 6 N."""
+    """The file's runs, without the five left out. D = C / 6 N."""
     with path.open(newline="") as file:
         rows = [[float(row[name]) for name in ("Model Size", "Training FLOP", "loss")]
                 for row in csv.DictReader(file)]  # fmt: skip

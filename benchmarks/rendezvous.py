@@ -42,9 +42,9 @@ from pretrain.run.facts import Facts, facts
 PER_PROCESS = 512
 CONNECTIONS = 1  # of each rank to the store, until it trains
 PATIENCE_S = 300.0
-# thousands of threads of few processes that wait for an interpreter each look for it so often
+# thousands of threads in few processes wait for the interpreter, and each polls for it this often
 SWITCH_S = 0.5
-# torch asks for the name of whom it connects to; what a name server drops of so many of one host
+# torch looks up the name of each peer; a name server may drop some of so many requests
 RESOLVER = "timeout:1 attempts:1"
 
 
@@ -95,16 +95,16 @@ class Counted(dist.Store):
 
 
 class Result(NamedTuple):
-    """Of a simulated start."""
+    """What a simulated start took."""
 
-    seconds: float  # until rank 0 lets all begin
+    seconds: float  # until rank 0 lets all ranks begin
     processor_seconds: float  # of all processes
     first: Counter[str]  # rank 0's messages, bytes, further connections
-    others: Counter[str]  # the most of any other rank
+    others: Counter[str]  # the maximum over the other ranks
 
 
 def preflight(ranks: int, per_process: int = PER_PROCESS) -> Result:
-    """All ranks come to rank 0's store and do a preflight that measures nothing."""
+    """All ranks connect to rank 0's store and do a preflight that measures nothing."""
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.dict(os.environ, RES_OPTIONS=RESOLVER),
@@ -141,7 +141,7 @@ def preflight(ranks: int, per_process: int = PER_PROCESS) -> Result:
 def _block(
     block: range, ranks: int, port: int, folder: Path, mine: Facts, looks: Report, counts: Any
 ) -> list[Counted]:
-    """Some ranks of one process; their stores, of which rank 0's is everybody's."""
+    """Runs some of the ranks in this process; returns their stores."""
     stores, found = list[Counted](), list[Counter[str]]()
 
     def run(rank: int) -> None:
@@ -153,7 +153,7 @@ def _block(
         found.append(store.counts | Counter(rank=rank))
 
     with (
-        mock.patch.object(rendezvous, "CONNECTIONS", CONNECTIONS),  # a run's ranks have more
+        mock.patch.object(rendezvous, "CONNECTIONS", CONNECTIONS),  # a real run's ranks have more
         mock.patch.object(report, "look", lambda world, _: replace(looks, rank=world.rank)),
         mock.patch.object(threading, "excepthook", _give_up),
     ):
@@ -163,13 +163,13 @@ def _block(
 
 
 def _processor_seconds() -> float:
-    """Of this process, and of those that it has waited for."""
+    """CPU time of this process, and of those that it has waited for."""
     used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _in_threads(functions: Sequence[Callable[[], None]]) -> None:
-    """Calls all at once."""
+    """Calls all of them at once."""
     before, interval = threading.stack_size(256 * 1024), sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
     threads = [threading.Thread(target=function) for function in functions]
@@ -182,24 +182,24 @@ def _in_threads(functions: Sequence[Callable[[], None]]) -> None:
 
 
 def _give_up(failed: threading.ExceptHookArgs) -> None:
-    """Ends a process of which a rank has failed."""
+    """Ends a process if one of its ranks has failed."""
     print(f"benchmarks.rendezvous: {failed.exc_value!r}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def _nothing(_: str) -> None:
-    """Said to nobody."""
+    """Discards a message."""
 
 
 def _no_work(partners: Sequence[int], stage: Callable[[str], None]) -> Rates:
-    """As many words as measuring has."""
+    """Reports the same stages as a real measurement."""
     for what in ("joins", "multiplies", "sums", *(f"exchanges with {each}" for each in partners)):
         stage(what)
     return Rates(1.0, 1.0, 1.0)
 
 
 def gloo(ranks: int, *, lazy: bool) -> tuple[Counter[str], int]:
-    """The most messages of any rank as gloo's group is made, and its connections to others."""
+    """The most messages of any rank while gloo's group is set up, and its connections to others."""
     os.environ["TORCH_GLOO_LAZY_INIT"] = "1" if lazy else "0"
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     stores = [Counted(dist.TCPStore("127.0.0.1", server.port)) for _ in range(ranks)]
@@ -217,9 +217,9 @@ def gloo(ranks: int, *, lazy: bool) -> tuple[Counter[str], int]:
 
 
 def grid(ranks: int, tp: int, pp: int) -> tuple[float, Counter[str]]:
-    """Seconds in which one rank lays Megatron's grid over so many, and its messages.
+    """Seconds one rank takes to lay Megatron's grid over `ranks` ranks, and its messages.
 
-    The groups are fake: making a real one is `gloo`, or NCCL's at its first use.
+    The groups are fake; the cost of real ones is `gloo`, or NCCL's at its first use.
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: F401 (registers it)
 
@@ -267,7 +267,7 @@ def main() -> None:
             counts, connections = gloo(ranks, lazy=lazy)
             when = "as they are used" if lazy else "all at once"
             print(f"{ranks:17,} {counts['messages']:20,} {connections:23,}   {when}", flush=True)
-    os._exit(0)  # groups that were never used have nobody to say goodbye to
+    os._exit(0)  # an orderly exit would wait for groups that were never connected
 
 
 if __name__ == "__main__":

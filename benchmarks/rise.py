@@ -11,7 +11,7 @@ EVERY_S = 0.0005
 
 
 def rise(held: Callable[[], int], run: Callable[[], object]) -> int:
-    """Runs it, and gives bytes. held: how many this process has now, in whichever sense."""
+    """Bytes by which `held` rises while `run` runs. held: bytes in use now, however counted."""
     gc.collect()
     before, most, done = held(), 0, threading.Event()
 

@@ -52,7 +52,7 @@ class Seen:
     """What clients have measured, in seconds."""
 
     first: list[float] = field(default_factory=list)  # from a request to its first text
-    between: list[float] = field(default_factory=list)  # from text to text
+    between: list[float] = field(default_factory=list)  # from one piece of text to the next
     whole: list[float] = field(default_factory=list)
     texts: int = 0
     cached: int = 0

@@ -46,7 +46,7 @@ def main() -> None:
             first, last, read = read_on(client, args.tokens)
             print(f"{read:,} tokens read in {time.perf_counter() - begin:,.0f} s")
             expected = {id: answer(client, id)[1] for id in (first, last)}
-        times: dict[str, list[float]] = {last: [], first: []}  # what is asked first is slowest
+        times: dict[str, list[float]] = {last: [], first: []}  # whichever is asked first is slowest
         same = True
         for _ in range(args.kills):
             with killed_server(args.run, Path(store)) as client:
@@ -71,14 +71,14 @@ def killed_server(run: Path, store: Path) -> Iterator[openai.OpenAI]:
     with server(run, store) as (url, process):
         try:
             client = openai.OpenAI(base_url=url, api_key="me", max_retries=0)
-            client.models.list()  # the connection
+            client.models.list()  # connects
             yield client
         finally:
             process.kill()
 
 
 def read_on(client: openai.OpenAI, tokens: int) -> tuple[str, str, int]:
-    """Reads a text of at least so many tokens; the first id, the last, and what was read."""
+    """Reads at least this many tokens; returns the first id, the last, and the tokens read."""
     chance, first, last, read = random.Random(0), "", None, 0
     while read < tokens:
         text = " ".join(f"{chance.choice('abcdef')}{chance.randint(0, 99)}" for _ in range(PART))
@@ -92,7 +92,7 @@ def read_on(client: openai.OpenAI, tokens: int) -> tuple[str, str, int]:
 
 
 def answer(client: openai.OpenAI, id: str) -> tuple[float, str]:
-    """Seconds to the first text after an id, and the whole of it."""
+    """Seconds to the first text after the response `id`, and the whole text."""
     begin, first, text = time.perf_counter(), 0.0, ""
     stream = client.responses.create(
         input="and then?", previous_response_id=id, stream=True, store=False, **GREEDY

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MODEL = "model"  # the name that it is asked by
+MODEL = "model"  # the name that requests use
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def server(run: Path, store: Path) -> Iterator[tuple[str, subprocess.Popen[str]]
     """The address of its API on a free port, and the process; terminated at the block's end.
 
     Raises:
-        SystemExit: it does not start; with all that it has said.
+        SystemExit: it does not start; the message has all its output.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

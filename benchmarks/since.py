@@ -25,7 +25,7 @@ STEPS, WARM, TURNS = 60, 20, 4
 
 
 def tokens_per_second(tree: Path, config: str, overrides: list[str], run: Path) -> float:
-    """Of a short run in a copy of the sources."""
+    """The speed of a short run in a copy of the sources."""
     settings = [
         f"run.dir={run}", "run.name=run", f"train.steps={STEPS}", "train.log_every=5",
         "optimizer.warmup=1", "optimizer.decay=1", *overrides,

@@ -55,7 +55,7 @@ def build(p: Plan) -> SleepLM:
 
 
 def microbatches(p: Plan) -> list[Batch]:
-    """The rows of a step. Only the last window is scored: the others sleep."""
+    """The rows of a step. Only the last window is scored; the others are slept over."""
     rows, length = p.microbatches * p.rows, p.windows * p.window
     tokens = torch.randint(
         0, p.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0)
@@ -88,16 +88,16 @@ def resident() -> int:
 
 
 def peak(run: Callable[[], None]) -> int:
-    """The most bytes that this process holds meanwhile, beyond what it held before."""
+    """The most bytes that this process holds during a run, beyond what it held before."""
     gc.collect()
-    # what is free but still resident would not count when it is used again
+    # memory that is free but still resident would not count when it is used again
     ctypes.CDLL(None).malloc_trim(0)
     dist.barrier()
     return rise(resident, run)
 
 
 def weigh(block: Block, rows: int, window: int) -> Weight:
-    """Weighs what autograd saves of one block: storages, each once."""
+    """Measures what autograd saves for one block: each storage once."""
     h = torch.randn(rows, window, block.shape.d_model, requires_grad=True)
     memory = block.empty_state(rows, h.device, h.dtype)
     S = memory.S.requires_grad_() if block.kind == "delta" else h[:0]
@@ -109,7 +109,7 @@ def weigh(block: Block, rows: int, window: int) -> Weight:
     weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
 
     def saved(write_only: bool) -> int:
-        sizes: dict[int, int] = {}  # by address; the graph holds them all, so none comes twice
+        sizes: dict[int, int] = {}  # by address; the graph holds them all, so none is reused
 
         def note(t: Tensor) -> Tensor:
             sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
@@ -140,7 +140,7 @@ def count(p: Plan, model: SleepLM, part: Batch, policy: str, passes: int) -> tup
 
 
 def seconds(run: Callable[[], None], repeats: int) -> float:
-    """How long it takes, the fastest time of some."""
+    """How long it takes: the fastest of some runs."""
     found = []
     for _ in range(repeats):
         gc.collect()
@@ -156,7 +156,7 @@ def main(what: str, p: Plan, file: Path) -> None:
     torch.set_num_threads(1)
     mesh.initialize(pp=mesh.world_size())
     model, parts, results = build(p), microbatches(p), []
-    for policy in p.policies:  # libraries and connections set themselves up
+    for policy in p.policies:  # initialises libraries and connections
         train(model, parts, policy, 1)
     for policy, passes in p.cases:
 

@@ -57,7 +57,7 @@ def make_corpus(folder: Path, documents: int) -> None:
 
 
 def measure(folder: Path, checks: bool) -> None:
-    """Prints what a rank needs up to its first batch."""
+    """Prints the time and memory that a rank needs up to its first batch."""
     corpus = [CorpusConfig(path=str(folder))]
     config = DataConfig(tokenizer=str(folder / "tokenizer.model"), train=corpus, windows=WINDOWS)
     Tokenizer.load(config.tokenizer)
@@ -74,7 +74,7 @@ def measure(folder: Path, checks: bool) -> None:
 
 
 def _resident() -> float:
-    """MiB at the highest so far, the pages of mapped files among them."""
+    """Peak resident MiB so far, pages of mapped files included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -25,9 +25,9 @@ from pretrain.data.writer import SplitWriter
 from tokenizer.train import train
 
 WINDOW, WINDOWS = 512, 8  # a row of 4,096 tokens
-ROW_SECONDS = 6 * 1e9 * WINDOW * WINDOWS / (0.45 * 989e12)  # of 1B parameters, one pass
+ROW_SECONDS = 6 * 1e9 * WINDOW * WINDOWS / (0.45 * 989e12)  # at 1B parameters, one pass
 LANES, RANKS = (64, 1024, 4096, 16_384, 65_536), (1, 8, 64, 512, 4096)
-MAX_ROWS = 512  # of a rank that is measured
+MAX_ROWS = 512  # of the measured rank
 DOCUMENTS, STEPS = 4000, 24
 
 
@@ -52,7 +52,7 @@ def make_corpora(folder: Path) -> tuple[Path, list[CorpusConfig]]:
 
 
 def seconds_a_step(config: DataConfig, lanes: int, ranks: int) -> float:
-    """Of the processor, on a rank in the middle."""
+    """CPU time per step, on a rank in the middle."""
     steps = max(8, min(STEPS * 8, STEPS * 64 * ranks // lanes))
     stream = TextStream(config, WINDOW, lanes, seed=0, rank=ranks // 2, ranks=ranks)
     stream.next()
@@ -65,7 +65,7 @@ def seconds_a_step(config: DataConfig, lanes: int, ranks: int) -> float:
 
 
 def wait_of_the_trainer(config: DataConfig, rows: int) -> float:
-    """Its share of the time, where each step lasts as long as the 1B recipe's."""
+    """The share of time spent waiting, if each step takes as long as the 1B recipe's."""
     stream = TextStream(config, WINDOW, rows, seed=0)
     stream.next()
     stream.wait_seconds, begin = 0.0, time.perf_counter()

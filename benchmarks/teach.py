@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def run(*arguments: str | Path) -> None:
-    """One command, as a user would give it."""
+    """Runs one command, as a user would type it."""
     print("hypnos", *arguments, flush=True)
     if status := hypnos([str(each) for each in arguments]):
         sys.exit(status)

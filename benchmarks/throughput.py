@@ -46,7 +46,7 @@ SIZES = {
     ),
 }  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TOKENS = 2048  # of a turn
+TOKENS = 2048  # per turn
 GOAL_OVER_TRANSFORMERS, GOAL_OF_PRODUCTS, GOAL_PASS = 1.4, 0.65, 1.1
 
 
@@ -99,14 +99,14 @@ def theirs(config: ModelConfig, dtype: torch.dtype, read: Batch, compiled: bool)
 
 
 def product(dtype: torch.dtype) -> tuple[Callable, float]:
-    """A large matrix product, and its FLOPs."""
+    """A large matrix product, and its number of FLOPs."""
     n = 1024
     a = torch.randn(n, n).to(dtype)
     return lambda: a @ a, 2.0 * n**3
 
 
 def take_turns(contenders: Sequence[Callable], turns: int) -> list[float]:
-    """Seconds of the processor of each one's fastest turn; the first turn is not counted."""
+    """CPU seconds of each contender's fastest turn; the first turn is not counted."""
     best = [float("inf")] * len(contenders)
     for turn in range(turns + 1):
         for i, run in enumerate(contenders):
@@ -118,19 +118,19 @@ def take_turns(contenders: Sequence[Callable], turns: int) -> list[float]:
 
 
 class Beside(NamedTuple):
-    """Ours beside transformers."""
+    """Our model's figures beside those of transformers."""
 
     model: str  # "10.9M, fp32"
-    tokens: int  # of a sequence
+    tokens: int  # per sequence
     ours: float  # tokens a second
     theirs: float
-    share: float  # of a large product's rate that ours comes to
+    share: float  # of a large product's rate that our model reaches
 
 
 def beside_transformers(
     plan: Plan, say: Callable[[str], None], found: list[Beside]
 ) -> Iterator[str]:
-    """One window a sequence, N = 1; adds what it finds."""
+    """One window per sequence, N = 1; adds its results to `found`."""
     yield (
         "| parameters | precision | T | Hypnos, tokens/s | transformers, tokens/s | speedup "
         "| transformers compiled, tokens/s | Hypnos, share of the matmul rate |"
@@ -172,7 +172,7 @@ def beside_transformers(
 
 
 def draw(found: Sequence[Beside], path: Path) -> None:
-    """Times as fast as transformers, and share of the product's rate, by length."""
+    """The speed relative to transformers, and the share of the product's rate, by length."""
     models = list(dict.fromkeys(b.model for b in found))
     lengths = list(dict.fromkeys(b.tokens for b in found))
     width = 0.8 / len(models)
@@ -197,7 +197,7 @@ def draw(found: Sequence[Beside], path: Path) -> None:
 
 
 def passes(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
-    """Four windows of 128 tokens a sequence."""
+    """Time of a pass, in sequences of four windows of 128 tokens."""
     yield "| parameters | N | tokens/s | time vs N = 1 | FLOPs vs N = 1 | time / FLOPs |"
     yield "|---|---|---|---|---|---|"
     for size in plan.sizes:
@@ -226,7 +226,7 @@ VIEWS = ("aten::view", "aten::as_strided", "aten::empty", "aten::t", "aten::tran
 
 
 def kind_of(event: FunctionEvent) -> str:
-    """Where its own time counts."""
+    """The kind that an event's own time counts for."""
     within: FunctionEvent | None = event
     while within is not None:
         if "ChunkedDeltaRule" in within.name:
@@ -272,7 +272,7 @@ def profile(say: Callable[[str], None]) -> Iterator[str]:
 
 
 def compiled_whole(say: Callable[[str], None]) -> Iterator[str]:
-    """Blocks of Depo-small through torch.compile (Inductor) as they are, which trainers here do
+    """Depo-small's blocks through torch.compile (Inductor) unchanged; the trainer compiles blocks
     only on a GPU.
     """
     small = load(Path(__file__).parents[1] / "configs/depo-small.toml", [])
@@ -297,7 +297,7 @@ def compiled_whole(say: Callable[[str], None]) -> Iterator[str]:
 
 
 def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iterator[str]:
-    """The page, line by line; its picture is written when there is a place for it."""
+    """The page, line by line; its picture is written if `picture` is given."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()  # of kernels that are for GPUs
     mesh.initialize(alone=True)

@@ -18,10 +18,10 @@ from parallel.passes import Pass
 from parallel.schedule import make_schedule
 from parallel.simulator import Span, Timeline, simulate
 
-# (W, N, whether backpropagation is cut between windows) of the table: no sleep, one window that
-# sleeps, three
+# (W, N, whether backpropagation is cut between windows) of the table: no sleep, one window that is
+# slept over, three
 STORIES = [(4, 1, False), (2, 2, False), (2, 4, False), (2, 8, False), (4, 4, False), (4, 4, True)]
-# by microbatch: forward, backward; dark and light enough for black and for white letters
+# by microbatch: forward, backward; light enough for black and dark enough for white letters
 COLOURS = [
     ("#b5d3f0", "#1f5d9c"),
     ("#fbd4a4", "#a4560b"),
@@ -35,7 +35,7 @@ def story(P: int, W: int, N: int, segments: bool = False) -> tuple[Pass, ...]:
     """The passes of one microbatch.
 
     Args:
-        segments: backpropagation is cut between windows, and every window is predicted.
+        segments: backpropagation is cut between windows, and every window is scored.
     """
     passes = []
     for w in range(W):
@@ -84,7 +84,7 @@ def table() -> Iterator[str]:
         for W, N, segments in STORIES:
             for M in (P, 4 * P):
                 units, timeline = len(story(P, W, N)), step(P, M, W, N, segments)
-                filling = (P - 1) / (P - 1 + M * units)  # and draining the pipeline, once
+                filling = (P - 1) / (P - 1 + M * units)  # and draining the pipeline once
                 yield (
                     f"| {P} | {M} | {W} | {N} | {'windows' if segments else ''} "
                     f"| {timeline.bubble:.1%} "

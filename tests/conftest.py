@@ -14,7 +14,7 @@ from tokenizer.encode import Tokenizer
 from tokenizer.train import train
 
 TESTS = Path(__file__).parent
-# Folders and files of tests that start several processes: `make test` has only their smokes.
+# Folders and files of tests that start several processes: `make test` runs only their smoke tests.
 SLOW = (
     "layouts", "resume", "run/test_ranks.py", "run/test_wrong_numbers.py",
     "launch/test_preflight_ranks.py", "server/test_kills.py", "inference/test_ranks.py",
@@ -23,19 +23,19 @@ SLOW = (
     "study/test_recipes.py", "data/test_object_store.py",
 )  # fmt: skip
 
-# What takes more than set-up brings: root and a Slurm (tests/cluster/run), a browser (`make
-# test-browser`).
+# Tests that need more than `make setup` installs: root and Slurm (tests/cluster/run), a browser
+# (`make test-browser`).
 NEEDS = {"cluster": "HYPNOS_CLUSTER", "browser": "HYPNOS_BROWSER"}
 collect_ignore = [folder for folder, given in NEEDS.items() if not os.environ.get(given)]
 
-# What helpers assert is to say what it saw, as tests do.
+# Failed assertions in helpers show values, as those in tests do.
 pytest.register_assert_rewrite("tests.cluster", "tests.resume")
 
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+torch.set_num_threads(1)  # tensors are tiny: more threads would only wait for each other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what SLOW names, but for what is marked as a smoke."""
+    """Marks as slow what SLOW names, except what is marked as smoke."""
     for item in items:
         slow = any(item.path.is_relative_to(TESTS / place) for place in SLOW)
         if slow and not item.get_closest_marker("smoke"):
@@ -51,7 +51,7 @@ def _world_of_one() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer's file."""
+    """The file of a tokenizer."""
     path = tmp_path_factory.mktemp("tokenizer") / "small.model"
     train(make_texts(60, seed=9), path, vocab_size=320)
     return path

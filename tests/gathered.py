@@ -9,7 +9,7 @@ from parallel.slices import Piece, assemble
 
 
 def whole(pieces: dict[str, Piece], partial: bool = False) -> dict[str, Tensor]:
-    """Tensors by name on rank 0, nothing elsewhere; all ranks call it. partial: see `assemble`."""
+    """Tensors by name on rank 0, nothing on others; all ranks call it. partial: see `assemble`."""
     mine = {
         name: Piece(where, values.detach().cpu().clone())
         for name, (where, values) in pieces.items()

@@ -24,7 +24,7 @@ HALVES = {"make test": "not slow", "make test-rest": "slow"}
 
 
 class Planted(NamedTuple):
-    """One error: a text that occurs once in a file, what takes its place, and where it is seen."""
+    """One error: a text that occurs once in a file, its replacement, and the tests that find it."""
 
     name: str
     path: str
@@ -36,11 +36,11 @@ class Planted(NamedTuple):
 ERRORS = [
     # ---- data
     Planted(
-        "targets of a row one too early", "pretrain/data/rows.py",
+        "a row's targets one position too early", "pretrain/data/rows.py",
         "ids[span.start + 1 : stop + 1]", "ids[span.start : stop]", "data",
     ),
     Planted(
-        "targets of a stitched row one too early", "pretrain/data/rows.py",
+        "a stitched row's targets one position too early", "pretrain/data/rows.py",
         "stream[:-1], stream[1:]", "stream[:-1], stream[:-1]", "data",
     ),
     Planted(
@@ -49,15 +49,15 @@ ERRORS = [
         "data",
     ),
     Planted(
-        "weights taken by documents, not by tokens", "pretrain/data/order.py",
+        "weights applied to documents, not to tokens", "pretrain/data/order.py",
         "weight / mean for", "weight for", "data",
     ),
     Planted(
-        "a resumed stream a token ahead", "pretrain/data/stream.py",
+        "a resumed stream one token ahead", "pretrain/data/stream.py",
         "(k, used) for k, used in", "(k, used + 1) for k, used in", "data",
     ),
     Planted(
-        "the stream of text counts no steps", "pretrain/data/stream.py",
+        "the text stream does not count steps", "pretrain/data/stream.py",
         "Position(self._ahead.steps + 1,", "Position(self._ahead.steps,", "data",
     ),
     Planted(
@@ -66,12 +66,12 @@ ERRORS = [
     ),
     # ---- model
     Planted(
-        "S goes on into a new document", "parallel/state.py",
+        "S carries over into a new document", "parallel/state.py",
         "b._replace(S=b.S.masked_fill(starts[:, None, None, None], 0.0))", "b",
         "model/test_documents.py",
     ),
     Planted(
-        "a pass begins with the convolutions of the one before", "parallel/state.py",
+        "a pass begins with the previous pass's convolution state", "parallel/state.py",
         "begun = [_kept(b, slice(self.past))",
         "begun = [b if isinstance(b, DeltaState) else _kept(b, slice(self.past))",
         "inference",
@@ -86,11 +86,11 @@ ERRORS = [
         "pretrain/inference/session.py", "            h.copy_(left)\n", "", "inference",
     ),
     Planted(
-        "a restored session draws from the beginning", "pretrain/inference/store.py",
+        "a restored session restarts its random draws", "pretrain/inference/store.py",
         "vocab_size, drawn)\n", "vocab_size)\n", "inference",
     ),
     Planted(
-        "an export whose heads have their gates before their queries", "pretrain/convert/names.py",
+        "an export with gates before queries in each head", "pretrain/convert/names.py",
         'for name in ("q", "gate"))', 'for name in ("gate", "q"))', "convert/test_export.py",
     ),
     Planted(
@@ -107,21 +107,21 @@ ERRORS = [
         "(distance < width)", "(distance <= width)", "model/test_eviction.py",
     ),
     Planted(
-        "a pass too few", "pretrain/model/plan.py",
+        "one pass too few", "pretrain/model/plan.py",
         "count = N if some_sleep[w] else 1", "count = N - 1 if some_sleep[w] else 1",
         "model/test_sleep.py",
     ),
     Planted(
-        "the last writer of a last pass left out", "pretrain/model/plan.py",
+        "the last pass leaves out its last writing block", "pretrain/model/plan.py",
         "range(blocks.start, writers[-1] + 1)", "range(blocks.start, writers[-1])",
         "model/test_sleep.py",
     ),
     Planted(
-        "a document sleeps before the next begins", "pretrain/model/plan.py",
+        "a document's end is slept over before the next begins", "pretrain/model/plan.py",
         "sleeps[:-1] &= ~starts[1:]", "sleeps[:-1] &= ~starts[:-1]", "model",
     ),
     Planted(
-        "truncation a pass too early", "pretrain/model/plan.py",
+        "truncation one pass too early", "pretrain/model/plan.py",
         "detaches = 1 < n == w.truncated + 1", "detaches = 1 < n == w.truncated",
         "model parallel",
     ),
@@ -152,11 +152,11 @@ ERRORS = [
         ".clamp(max=1.0))", ")", "run/test_optimizer.py parallel/test_engine.py",
     ),
     Planted(
-        "warm-up a step late", "pretrain/run/optimizer.py",
+        "warm-up one step late", "pretrain/run/optimizer.py",
         "(step + 1) / config.warmup", "step / config.warmup", "run/test_optimizer.py",
     ),
     Planted(
-        "final decay a step late", "pretrain/run/optimizer.py",
+        "final decay one step late", "pretrain/run/optimizer.py",
         "(step + 1 - (steps", "(step - (steps", "run/test_optimizer.py",
     ),
     Planted(
@@ -165,7 +165,7 @@ ERRORS = [
         "run/test_optimizer.py parallel/test_engine.py",
     ),
     Planted(
-        "a skipped step moves the momentum", "pretrain/run/optimizer.py",
+        "a skipped step changes the momentum", "pretrain/run/optimizer.py",
         "torch.where(accepted, advanced, momentum)", "advanced", "run/test_guard.py",
     ),
     Planted(
@@ -181,7 +181,7 @@ ERRORS = [
         "run/test_trainer.py",
     ),
     Planted(
-        "Adam's steps begin anew", "pretrain/run/optimizer.py",
+        "Adam's step count restarts", "pretrain/run/optimizer.py",
         'fill_(counters["adam_steps"])', "fill_(0)", "run/test_trainer.py",
     ),
     Planted(
@@ -204,7 +204,7 @@ ERRORS = [
     ),
     # ---- ranks
     Planted(
-        "maps of S that add up and do not compose", "parallel/delta_merge.py",
+        "maps of S that are added, not composed", "parallel/delta_merge.py",
         "S = P @ S + U", "S = S + U", "parallel/test_delta_rule.py layouts/test_layouts.py",
     ),
     Planted(
@@ -216,7 +216,7 @@ ERRORS = [
         "self.partition.complete(gradient)", "pass", "layouts/test_layouts.py",
     ),
     Planted(
-        "what tp ranks share counted twice in the norm", "parallel/engine.py",
+        "parameters shared by tp ranks counted twice in the norm", "parallel/engine.py",
         "parameters.keys() - copies - replicas", "parameters.keys() - copies",
         "layouts/test_layouts.py",
     ),
@@ -233,7 +233,7 @@ ERRORS = [
 
 
 def found_by(error: Planted, tree: Path) -> tuple[str, str] | None:
-    """The half and the test that find an error; None if it goes unnoticed."""
+    """The half and the test that find an error; None if none does."""
     path = tree / error.path
     text = path.read_text()
     path.write_text(text.replace(error.right, error.wrong))
@@ -247,7 +247,7 @@ def found_by(error: Planted, tree: Path) -> tuple[str, str] | None:
                 cwd=tree, capture_output=True, text=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "HYPNOS_FUZZ": "0.2"},
             )  # fmt: skip
-            assert done.returncode in (0, 1, 5), done.stdout + done.stderr  # 5: there are none
+            assert done.returncode in (0, 1, 5), done.stdout + done.stderr  # 5: no tests ran
             if failed := re.search(r"^FAILED tests/([^\s\[]+)", done.stdout, re.MULTILINE):
                 return half, failed[1]
         return None
@@ -266,7 +266,7 @@ def missing(tree: Path) -> list[str]:
 
 
 def main(words: list[str]) -> int:
-    """Plants those that have one of the words in their names, or all."""
+    """Plants the errors with one of the words in their names, or all."""
     gone, unseen = missing(ROOT), 0
     files = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True

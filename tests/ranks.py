@@ -1,12 +1,12 @@
 """Real ranks: a function that runs on several processes at once, forked from a server.
 
-    losses = run_ranks(2, train, config)  # `train(config)` on both ranks; what each has returned
+    losses = run_ranks(2, train, config)  # `train(config)` on both ranks; a list of their results
 
-The fork server imports what is slow to import once, when the first ranks are asked for; ranks are
-then forked from it in milliseconds, each with globals of its own. Nothing computes in the server,
-so there are no threads that a fork would lose. Every pytest process (of pytest-xdist, too) has its
-own server. Ranks of one server hash strings alike, which those of a launcher do not: what depends
-on that has to start a new process.
+The fork server imports slow modules once, when ranks are first requested; ranks are then forked
+from it in milliseconds, each with its own globals. Nothing computes in the server, so there are no
+threads that a fork would lose. Every pytest process (also of pytest-xdist) has its own server.
+Ranks of one server hash strings alike, unlike those of a launcher: tests of what depends on that
+have to start a new process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unittest import mock
 import numpy as np
 import pytest  # noqa: F401  (test modules import it, and ranks import those)
 import torch
-import torch._dynamo  # the first optimiser imports it, the engine what is below: too late for us
+import torch._dynamo  # otherwise imported by the first optimiser, and what is below by the engine
 
 import pretrain.trainer  # noqa: F401
 from launch import cli  # noqa: F401
@@ -42,8 +42,8 @@ with uncompiled():
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-IMPORTED_BY = os.getpid()  # the server, as ranks see it
-GRACE = 10.0  # seconds that ranks have to end by themselves once one has failed
+IMPORTED_BY = os.getpid()  # the server's pid, as ranks see it
+GRACE = 10.0  # seconds in which ranks must end by themselves once one has failed
 SHOWN = 6000  # characters of a rank's output in an error
 
 _processes = multiprocessing.get_context("forkserver")
@@ -60,14 +60,14 @@ def run_ranks(
     """Runs `function(*args)` on `world` ranks, which find each other as under a launcher.
 
     Args:
-        function: of a module (it is sent by its name). It may call `mesh.initialize`; the world is
-            left for it at the end. What it takes and returns must be picklable.
+        function: at module level (it is sent by name). It may call `mesh.initialize`; the world is
+            left for it at the end. Its arguments and result must be picklable.
         timeout: seconds after which ranks that are still there are killed.
-        env: beside the environment of this process.
+        env: added to the environment of this process.
     Returns:
         What each rank has returned.
     Raises:
-        AssertionError: some rank has raised, died or not ended: with what these said.
+        AssertionError: some rank has raised, died or not ended; has the output of these ranks.
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         ranks = Ranks(world, function, *args, folder=Path(folder), env=env)
@@ -121,25 +121,26 @@ class Ranks:
 
     @property
     def alive(self) -> bool:
-        """Whether any rank is."""
+        """Whether any rank is alive."""
         return any(process.is_alive() for process in self.processes)
 
     @property
     def statuses(self) -> list[int | None]:
-        """Of each rank the exit status, -N if signal N has killed it, None if it is alive."""
+        """Each rank's exit status: -N if signal N has killed it, None if it is alive."""
         return [process.exitcode for process in self.processes]
 
     def wait(self, seconds: float) -> list[int | None]:
-        """Waits for the ranks to end, at most so long; their statuses."""
+        """Waits at most `seconds` for the ranks to end; their statuses."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         return self.statuses
 
     def finish(self, seconds: float) -> None:
-        """Waits for the ranks to do their work; an AssertionError tells which did not, and why.
+        """Waits for the ranks to finish their work; an AssertionError says which did not, and why.
 
-        When one fails, the others have GRACE seconds. Those that are killed say where they stand.
+        When one fails, the others have GRACE seconds to end. Those that are killed print their
+        stacks.
         """
         deadline, failed = time.monotonic() + seconds, []
         running = dict(enumerate(self.processes))
@@ -150,18 +151,18 @@ class Ranks:
                     failed.append(r)
                     deadline = min(deadline, time.monotonic() + GRACE)
         for r in running:
-            self.signal(signal.SIGABRT, [r])  # see faulthandler in _main
+            self.signal(signal.SIGABRT, [r])  # prints its stacks: see faulthandler in _main
         if failed or running:
             self.wait(GRACE / 5)
             self.kill()
             raise AssertionError("\n".join(self.told(r) for r in [*failed, *running]))
 
     def result(self, r: int) -> Any:
-        """What a rank that is done has returned."""
+        """What a finished rank has returned."""
         return pickle.loads((self.folder / f"{r}.result").read_bytes())
 
     def kill(self, ranks: Iterable[int] | None = None) -> bool:
-        """SIGKILL to some ranks, or all; whether one of them died of it."""
+        """Sends SIGKILL to some ranks, or all; whether one of them died of it."""
         victims = [self.processes[r] for r in ranks] if ranks is not None else self.processes
         for process in victims:
             process.kill()
@@ -170,7 +171,7 @@ class Ranks:
         return any(process.exitcode == -signal.SIGKILL for process in victims)
 
     def signal(self, number: signal.Signals, ranks: Iterable[int]) -> None:
-        """Sends a signal to some ranks, if they are there."""
+        """Sends a signal to those of the ranks that are alive."""
         for r in ranks:
             pid = self.processes[r].pid
             if self.processes[r].is_alive() and pid is not None:
@@ -186,7 +187,7 @@ class Ranks:
         return f"--- rank {r}, status {self.statuses[r]}:\n{self.output(r)[-SHOWN:]}"
 
     def log(self) -> str:
-        """The same of all ranks."""
+        """The same for all ranks."""
         return "\n".join(self.told(r) for r in range(len(self.processes)))
 
 
@@ -197,12 +198,12 @@ def _free_port() -> int:
 
 
 def _start_server() -> None:
-    """Starts the fork server, unless it runs, with what must be known before the imports."""
+    """Starts the fork server unless it runs, with the environment that its imports need."""
     known = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # as the command does before it imports torch
-        "DS_ACCELERATOR": mesh.device().type,  # otherwise DeepSpeed looks around, and says so
+        "DS_ACCELERATOR": mesh.device().type,  # otherwise DeepSpeed detects one, and prints so
     }
     with mock.patch.dict(os.environ, known):
         forkserver.ensure_running()
@@ -217,8 +218,8 @@ def _main(rank: int, env: dict[str, str], folder: Path, work: bytes) -> None:
     faulthandler.enable()
     os.environ.clear()
     os.environ |= env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    tempfile.tempdir = None  # the server's
-    # the server's would hide draws that nobody has seeded
+    tempfile.tempdir = None  # do not keep the server's
+    # the server's state, if kept, would hide draws that nobody has seeded
     for seed in (random.seed, np.random.seed, torch.seed):
         seed()
     function, args = pickle.loads(work)

@@ -14,7 +14,7 @@ from pretrain.checkpoint.index import KINDS
 from pretrain.config.schema import Config
 from pretrain.trainer import train
 
-# What depends on the clock.
+# Fields of metrics that depend on the clock.
 TIMES = {
     "tokens_per_s",
     "wake_tokens_per_s",
@@ -43,14 +43,14 @@ def tensors(run: Path, step: int = 6) -> dict[str, torch.Tensor]:
 
 
 def position(run: Path, step: int = 6) -> dict[str, Any]:
-    """Counters and the place in the data."""
+    """The counters and the position in the data of a checkpoint."""
     return json.loads((run / "checkpoints" / f"step-{step}" / "state.json").read_text())
 
 
 def assert_same(
     got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float
 ) -> None:
-    """The same names, and values that differ by at most the tolerance, relative or absolute."""
+    """Same names, and values that differ by at most the tolerance, relative or absolute."""
     assert got.keys() == expected.keys()
     for name, value in got.items():
         close = torch.isclose(value, expected[name], rtol=tolerance, atol=tolerance)
@@ -58,7 +58,7 @@ def assert_same(
 
 
 def assert_same_run(got: Path, expected: Path, tolerance: float = 0.0) -> None:
-    """The last checkpoints are the same; with no tolerance the metrics are, too."""
+    """The last checkpoints are the same; without a tolerance also the metrics."""
     assert_same(tensors(got), tensors(expected), tolerance)
     assert position(got) == position(expected)
     if tolerance == 0:
@@ -66,11 +66,11 @@ def assert_same_run(got: Path, expected: Path, tolerance: float = 0.0) -> None:
 
 
 def interrupted(config: Config, at: int = 3) -> Config:
-    """Trains up to step `at` only, and gives back the configuration to go on with."""
+    """Trains up to step `at` only; returns the configuration to continue with."""
     steps, config.train.steps = config.train.steps, at
     run = train(config, progress=False)
     config.train.steps = steps
-    # A run that dies leaves lines after its last checkpoint, the last one cut short.
+    # A run that dies leaves lines from after its last checkpoint, the last one cut short.
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 4, "loss": 0.0}\n{"kind": "train", "st')
     return config
@@ -79,5 +79,5 @@ def interrupted(config: Config, at: int = 3) -> Config:
 def train_all(configs: list[Config]) -> None:
     """A rank's part of some runs, one after the other; for `run_ranks`."""
     for config in configs:
-        mesh.leave_grid()  # each has a grid of its own
+        mesh.leave_grid()  # each run has a grid of its own
         train(config, progress=False)

@@ -1,4 +1,4 @@
-"""The errors of planted_errors.py can be planted: their texts are where they say, once."""
+"""The errors of planted_errors.py can be planted: each text occurs once in the file it names."""
 
 from __future__ import annotations
 

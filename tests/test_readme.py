@@ -15,7 +15,7 @@ BLOCK = re.compile(r"(?<=<!-- file structure -->\n)```text\n.*?```\n", re.DOTALL
 
 
 def first_line(path: Path) -> str:
-    """What a file says of itself."""
+    """The first line of a file's description of itself."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert docstring, f"{path.relative_to(ROOT)} does not say what is in it"
     return docstring.splitlines()[0]

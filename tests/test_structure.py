@@ -20,7 +20,7 @@ MAY_IMPORT = {
 
 
 def modules() -> dict[str, Path]:
-    """Ours, by name; a package is its __init__."""
+    """Our modules, by name; a package is its __init__."""
     found = {}
     for room in MAY_IMPORT:
         for path in (ROOT / room).rglob("*.py"):
@@ -30,7 +30,7 @@ def modules() -> dict[str, Path]:
 
 
 def module_level(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports outside functions; those under TYPE_CHECKING are among them."""
+    """The imports outside functions, those under TYPE_CHECKING included."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child
@@ -39,7 +39,7 @@ def module_level(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def named(node: ast.Import | ast.ImportFrom, known: dict[str, Path]) -> Iterator[str]:
-    """The modules of ours that an import names."""
+    """Those of our modules that an import names."""
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
     else:
@@ -50,7 +50,7 @@ def named(node: ast.Import | ast.ImportFrom, known: dict[str, Path]) -> Iterator
 
 
 def graph() -> dict[str, set[str]]:
-    """Of each module, those that it imports."""
+    """For each module, those that it imports."""
     known = modules()
     return {
         module: {
@@ -73,7 +73,7 @@ def test_no_circle() -> None:
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_one_way(room: str) -> None:
-    """Inside functions, too."""
+    """Imports inside functions included."""
     known = modules()
     for module, path in known.items():
         if module.split(".")[0] == room:
@@ -91,8 +91,8 @@ ROOMS = [path.parent for room in MAY_IMPORT for path in (ROOT / room).rglob("__i
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_room_says_what_is_in_it(room: Path) -> None:
-    """The list of files in a package's docstring is whole, and names no file that is gone."""
+    """The list of files in a package's docstring is complete, and names no file that is gone."""
     text = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
-    said = set(re.findall(r"(?<![\w/])\w+\.py\b", text))  # not of another room: pretrain/trainer.py
+    said = set(re.findall(r"(?<![\w/])\w+\.py\b", text))  # not in other rooms: pretrain/x.py
     there = {path.name for path in room.glob("*.py")} - {"__init__.py", "__main__.py"}
     assert not said or said == there, "in one of the two only: " + " ".join(said ^ there)

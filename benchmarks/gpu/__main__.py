@@ -7,7 +7,7 @@
 A stage that fails or takes too long is reported, and the next one begins. Results are written as
 they come: OUT/results.jsonl, OUT/log-STAGE.txt, traces of the timed models for Perfetto, and of
 Rule 110 OUT/rule110.jsonl; a table comes last.
-On a CPU all stages run at tiny sizes, but for what only CUDA has, which is left out by name.
+On a CPU all stages run at tiny sizes; parts that need CUDA are named and left out.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from benchmarks.gpu.kernels import use_fastest
 from benchmarks.gpu.record import RESULTS, is_tiny, record
 
 ROOT = Path(__file__).parents[2]
-LEAST = 15.0  # seconds without which no stage is begun
+LEAST = 15.0  # seconds that must be left for a stage to begin
 
 
 class Stage(NamedTuple):
-    """A command and the most seconds that it may take."""
+    """A command and its time limit."""
 
     seconds: float
-    command: list[str]  # after the interpreter
-    stops: bool = False  # on SIGTERM it ends well, and that is how it is to end
+    command: list[str]  # arguments of the interpreter
+    stops: bool = False  # it is expected to run until its time is over, and ends cleanly on SIGTERM
 
 
 def stages(out: Path) -> dict[str, Stage]:
-    """In the order of their use: what may be wrong first, what may take any time last."""
-    # A failure is told at once: the time may be over before all are done.
+    """In the order they run: what may fail first, what may take any time last."""
+    # -v: a failure is shown at once, as time may run out before all tests are done.
     tests = ["-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--durations=10"]
     if find_spec("xdist") and not is_tiny():
         tests += ["-n", "12", "-p", "no:benchmark"]
@@ -66,7 +66,7 @@ def stages(out: Path) -> dict[str, Stage]:
 
 
 def run(name: str, stage: Stage, seconds: float, out: Path) -> bool:
-    """Runs a stage in a process group of its own, for so long at the most."""
+    """Runs a stage in a process group of its own, for `seconds` at most."""
     print(f"=== {name}: at most {seconds:.0f} s", flush=True)
     begin = time.monotonic()
     process = subprocess.Popen(
@@ -86,11 +86,11 @@ def run(name: str, stage: Stage, seconds: float, out: Path) -> bool:
 
 
 def _end(process: subprocess.Popen[str], stage: Stage, seconds: float) -> tuple[int, bool]:
-    """Waits for it, and ends it when its time is over: its status, and whether it was too late."""
+    """Waits for it, ends it when its time is over; its status, and whether its time was over."""
     try:
         return process.wait(seconds), False
     except subprocess.TimeoutExpired:
-        # pytest then tells what has failed so far
+        # on SIGINT pytest still reports what has failed so far
         process.send_signal(signal.SIGTERM if stage.stops else signal.SIGINT)
         try:
             return process.wait(30 if stage.stops else 10), True
@@ -105,7 +105,7 @@ def _why(status: int, late: bool) -> str:
 
 
 def table(out: Path) -> Iterator[str]:
-    """The results in short, line by line."""
+    """A summary of the results, line by line."""
     for line in (out / RESULTS).read_text().splitlines():
         row = json.loads(line)
         what = row.pop("what")
@@ -114,7 +114,7 @@ def table(out: Path) -> Iterator[str]:
 
 
 def keep_metrics(out: Path) -> None:
-    """Of Rule 110, beside the other results."""
+    """Copies Rule 110's metrics beside the other results."""
     for metrics in (out / "runs").glob("*/metrics.jsonl"):
         (out / "rule110.jsonl").write_bytes(metrics.read_bytes())
 

@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def launches(run: Callable[[], None]) -> dict[str, int]:
-    """What the host hands to the device in a run, and the kernels that the device runs."""
+    """What the host launches on the device in a run, and the kernels that the device runs."""
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as found:
         run()

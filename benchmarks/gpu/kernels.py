@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class Variant(NamedTuple):
-    """Threads and stages of a pipeline, and the sizes of blocks."""
+    """Warps and pipeline stages, and block sizes."""
 
     num_warps: int
     num_stages: int
@@ -40,7 +40,7 @@ FASTEST = {
 
 
 def use_fastest(folder: Path) -> None:
-    """From now on, here and in processes that begin here; unless FLA_CACHE_MODE says otherwise."""
+    """For this process and those it starts from now on, unless FLA_CACHE_MODE is set."""
     if "FLA_CACHE_MODE" in os.environ:
         return
     folder.mkdir(parents=True, exist_ok=True)

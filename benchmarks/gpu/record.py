@@ -16,7 +16,7 @@ RESULTS = "results.jsonl"
 
 
 def record(what: str, **numbers: Any) -> None:
-    """Writes a row down as soon as it is known, and shows it."""
+    """Writes a row of results at once, and prints it."""
     row = {"what": what} | {
         k: round(v, 5) if isinstance(v, float) else v for k, v in numbers.items()
     }
@@ -31,12 +31,12 @@ def device() -> torch.device:
 
 
 def is_tiny() -> bool:
-    """Whether sizes are to be tiny: on a CPU this is a rehearsal."""
+    """Whether sizes are to be tiny: a run on a CPU is only a rehearsal."""
     return device().type == "cpu"
 
 
 def seconds(run: Callable[[], object], repeats: int = 5, warm_ups: int = 2) -> float:
-    """The median time of a run, its kernels included, after some that compile and warm up."""
+    """The median time of a run, its kernels included, after some warm-up runs that compile."""
     for _ in range(warm_ups):
         run()
     if device().type == "cpu":

@@ -18,18 +18,18 @@ class Size:
     name: str
     d_model: int
     blocks: int
-    heads: int  # of queries, and of keys and values of the delta rule
+    heads: int  # of queries in attention, and of keys and values in the delta rule
     kv_heads: int
     mlp_width: int
-    rows: int  # sequences of a microbatch
+    rows: int  # sequences per microbatch
     window: int
     head_dim: int = 128
     vocabulary: int = 32_768
     windows: int = 2
-    microbatches: int = 4  # of a whole step
+    microbatches: int = 4  # per step
 
     def model(self) -> ModelConfig:
-        """Portable, with a tied head, which the recipes do not have any more."""
+        """The portable shape, with a tied head, which the recipes no longer have."""
         return ModelConfig(
             d_model=self.d_model,
             layers=["delta", "delta", "delta", "attention"] * (self.blocks // 4),
@@ -47,7 +47,7 @@ class Size:
         )
 
     def sleep(self, passes: int) -> SleepConfig:
-        """Every window is scored; all but the last are slept over."""
+        """Every window is scored, and all but the last are slept over."""
         return SleepConfig(passes=passes, window=self.window, when="always")
 
     def batch(self, rows: int | None = None) -> Batch:
@@ -72,5 +72,5 @@ SIZES = {
 
 
 def size(name: str) -> Size:
-    """By name; tiny on a CPU."""
+    """The size of that name; a tiny one on a CPU."""
     return TINY if is_tiny() else SIZES[name]

@@ -59,7 +59,7 @@ def build(s: Size, passes: int, dtype: torch.dtype) -> SleepLM:
 def forward_backward(
     s: Size, passes: int, recompute: str, rows: int
 ) -> tuple[Callable[[], Tensor], SleepLM]:
-    """A run of it, which gives its loss, and the model."""
+    """A function that runs it and returns the loss; and the model."""
     model, batch = build(s, passes, torch.bfloat16), s.batch(rows)
     scored = batch.targets.numel()
 
@@ -73,7 +73,7 @@ def forward_backward(
 
 
 def rates(s: Size, passes: int, tokens: int, rows: int, took: float) -> dict[str, Any]:
-    """Of a run that read so many tokens."""
+    """Speed, FLOP/s and MFU of a run that read this many tokens."""
     work = step_flops(s.batch(rows), s.model(), s.sleep(passes))
     flops = work.flops * tokens / (rows * s.windows * s.window)
     best = peak(device())
@@ -87,7 +87,7 @@ def rates(s: Size, passes: int, tokens: int, rows: int, took: float) -> dict[str
 
 
 def throughput(s: Size, rows: int) -> None:
-    """N = 1, everything kept."""
+    """N = 1, without recomputation."""
     run, model = forward_backward(s, 1, "none", rows)
     took = seconds(run)
     numbers = rates(s, 1, rows * s.windows * s.window, rows, took)
@@ -96,7 +96,7 @@ def throughput(s: Size, rows: int) -> None:
 
 
 def profile(run: Callable[[], object], name: str) -> None:
-    """Prints where the time of a run goes, kernel by kernel, and keeps its trace (Perfetto)."""
+    """Prints where the time of a run goes, kernel by kernel, and saves its trace (Perfetto)."""
     activity = torch.profiler.ProfilerActivity
     on_gpu = device().type == "cuda"
     with torch.profiler.profile(activities=[activity.CPU] + [activity.CUDA] * on_gpu) as found:
@@ -112,8 +112,8 @@ def profile(run: Callable[[], object], name: str) -> None:
 
 
 def passes(s: Size, rows: int) -> None:
-    """What N = 4 takes beside N = 1, in time and in FLOPs. Units are recomputed in both; as CUDA
-    graphs too where there is CUDA.
+    """Time and FLOPs of N = 4 relative to N = 1, with units recomputed in both; on CUDA also with
+    CUDA graphs.
     """
     for units in ("run", "replayed")[: 2 if device().type == "cuda" else 1]:
         took, flops, loss = {}, {}, {}
@@ -133,7 +133,7 @@ def passes(s: Size, rows: int) -> None:
 
 
 def memory(s: Size, rows: int) -> None:
-    """Peak of forward and backward beyond weights and gradients, units recomputed."""
+    """Peak memory of forward and backward beyond weights and gradients, with units recomputed."""
     if device().type != "cuda":
         print("left out on a CPU: memory (benchmarks/memory.py weighs it there)")
         return
@@ -152,7 +152,7 @@ def memory(s: Size, rows: int) -> None:
 
 
 def transformers(s: Size, rows: int) -> None:
-    """The same sizes in transformers' code."""
+    """The same sizes in transformers."""
     from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
     c = s.model()
@@ -209,8 +209,8 @@ PARTS: dict[str, Callable[[Size, int], None]] = {
 
 
 def attempt(name: str, s: Size) -> bool:
-    """A part, with fewer rows where memory is too small; its failure is told and does not end the
-    others.
+    """Runs a part, with fewer rows if memory is too small; a failure is reported, and the others
+    still run.
     """
     rows = s.rows
     while True:

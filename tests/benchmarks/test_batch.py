@@ -1,4 +1,4 @@
-"""Best rates and free batches come back from losses that have them."""
+"""Best rates and free batches are recovered from losses constructed with known ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loss(batch: float, rate: float, power: float) -> float:
 
 @pytest.mark.parametrize("power", [-0.25, 0.0, 0.1])
 def test_what_was_put_in_is_found(power: float) -> None:
-    batches = BATCHES[:4]  # at which the best rate is one of those that are tried
+    batches = BATCHES[:4]  # whose best rate is within those tried
     points = [Point(64, 1, 1.0, b, r, loss(b, r, power)) for b, r in product(batches, RATES)]
     headers, [row] = summary(points)
     assert headers[-1] == "1% worse at" and row[:3] == [64, 1, 1.0]

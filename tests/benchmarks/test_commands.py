@@ -1,4 +1,4 @@
-"""The benchmarks as commands: help with an example, and refusals in one line before anything is
+"""The benchmarks as commands: help with an example, and one-line refusals before anything is
 measured.
 """
 
@@ -20,7 +20,7 @@ NAMES = sorted(
 
 
 def benchmark(name: str, *arguments: str) -> object:
-    """Runs one as `python -m` does; what it gives to sys.exit."""
+    """Runs one as `python -m` does; returns what it passes to sys.exit."""
     with mock.patch.object(sys, "argv", [name, *arguments]), pytest.raises(SystemExit) as end:
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
     return end.value.code

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-expect.set_options(timeout=30_000)  # milliseconds: the model answers on cores that others use, too
+expect.set_options(timeout=30_000)  # milliseconds: the model answers on busy cores
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """Of a browser that knows nothing; what the page does wrong fails the test."""
+    """A page in a fresh browser context; a JavaScript error in it fails the test."""
     context = browser.new_context()
     page, wrong = context.new_page(), list[str]()
     page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -1,6 +1,6 @@
 """The page at / in a real headless browser: it chats, shows the sleep, and resumes after a reload.
 
-`make test-browser` brings what it needs: playwright, and Chromium where the machine has none.
+`make test-browser` installs what it needs: playwright, and Chromium if the machine has none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 from tests.server.serving import WINDOW, Serving, make_run, serving
 
 LONG = "the window sleeps and the memory writes what the day has read " * 12
-# Notes every word of the state of mind that is shown, however short.
+# Records every text that the state (awake, asleep) shows, however briefly.
 WATCH = """() => {
   const mind = document.getElementById("mind");
   window.minds = [];
@@ -36,12 +36,12 @@ def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 
 def say(page: Page, text: str) -> str:
-    """Sends a message; gives the answer when it is whole."""
+    """Sends a message; returns the answer once it is complete."""
     answers = page.locator("#talk li.assistant")
     count = answers.count()
     page.locator("#text").fill(text)
     page.locator("#send").click()
-    expect(answers.nth(count).get_by_role("button")).to_be_visible()  # it can be gone on from
+    expect(answers.nth(count).get_by_role("button")).to_be_visible()  # it can be continued
     return answers.nth(count).evaluate("item => item.firstChild.data")
 
 
@@ -68,16 +68,16 @@ def test_a_conversation_that_sleeps_and_lasts(served: Serving, page: Page) -> No
 
     second = say(page, "and then?")
     assert number(page, "tokens") > read
-    assert page.locator("#bytes").inner_text() == held  # whatever it has read
+    assert page.locator("#bytes").inner_text() == held  # however much it has read
 
-    page.reload()  # all of it is on the server
+    page.reload()  # everything is on the server
     expect(page.locator("#talk li")).to_have_count(4)
     assert first in page.locator("#talk").inner_text()
     expect(page.locator("#window")).not_to_have_text("0")
     page.locator("#temperature").fill("0")
     page.locator("#talk li.assistant").first.get_by_role("button").click()
     expect(page.locator("#talk li")).to_have_count(2)
-    assert say(page, "and then?") == second  # from the same place, the same
+    assert say(page, "and then?") == second  # the same place, the same answer
 
     page.locator("#new").click()
     expect(page.locator("#talk li")).to_have_count(0)
@@ -99,7 +99,7 @@ def test_a_key_is_asked_for(run: Path, tmp_path: Path, page: Page) -> None:
         page.locator("#key").fill("good")
         page.locator("#key").blur()
         expect(page.locator("#model")).to_have_text("tiny")
-        page.locator("#temperature").fill("0")  # drawn, its first token may write nothing
+        page.locator("#temperature").fill("0")  # a sampled first token may be invisible
         assert say(page, "a")
 
 

@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parents[2] / "docs/results"
 
 @pytest.fixture(scope="module")
 def pages(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One of each kind."""
+    """One report of each kind."""
     out = tmp_path_factory.mktemp("pages")
     report([make_run(corpus, out)], out)
     overview([RESULTS / task for task in ("depo", "rule110", "text")], out)
@@ -44,7 +44,7 @@ def pages(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 def test_a_page_of_results_is_whole(
     pages: dict[str, Path], tmp_path: Path, page: Page, kind: str, pictures: int
 ) -> None:
-    alone = shutil.copy(pages[kind], tmp_path)  # nothing lies beside it
+    alone = shutil.copy(pages[kind], tmp_path)  # no other files beside it
     asked = list[str]()
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"file://{alone}")

@@ -1,4 +1,4 @@
-"""What is written can be read by others; a kill leaves what was whole; old ones are deleted."""
+"""Other readers can read what is written; a kill leaves checkpoints whole; old ones are deleted."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_newest_are_kept_and_the_pointer_decides(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "latest").write_text("step-15\n")
     found = latest_valid(tmp_path, pytest.fail)
     assert found is not None and found.step == 15
-    write(tmp_path, 20, keep=2)  # the run comes by again
+    write(tmp_path, 20, keep=2)  # the run reaches step 20 again
     assert steps(tmp_path) == [15, 20]
     assert latest_valid(tmp_path / "other", pytest.fail) is None
 
@@ -81,7 +81,7 @@ def test_the_newest_are_kept_and_the_pointer_decides(tmp_path: Path) -> None:
 def test_what_a_run_deletes_meanwhile_leaves_a_newer_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that goes on saves and deletes while another process reads."""
+    """A run that continues saves and deletes while another process reads."""
     first, trained = Checkpoint.open(write(tmp_path, 1)), iter(range(2, 9))
 
     def meanwhile(folder: Path, until: int) -> Slices:
@@ -112,7 +112,7 @@ def test_milestones_stay(tmp_path: Path) -> None:
 def test_what_comes_after_the_one_to_go_on_from_leaves_the_series(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the middle, the next start does the same."""
+    """If it is killed midway, the next start does the rest."""
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
     rename, killed = Path.rename, KeyboardInterrupt("killed")
@@ -155,7 +155,7 @@ def test_a_save_that_was_killed_leaves_the_one_before(
 def test_what_cannot_be_deleted_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a network's disk a folder stays while a reader has a file of it open."""
+    """On a network file system a folder stays while a reader has one of its files open."""
 
     def busy(path: Path, ignore_errors: bool = False) -> None:
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_tensor(tmp_path: Path) -> N
 def test_a_replaced_checkpoint_is_put_back_if_its_successor_never_came(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is killed between the two renames of a step that is saved again."""
+    """After a kill between the two renames of saving a step again."""
     write(tmp_path, 1)
     rename = Path.rename
 

@@ -1,7 +1,7 @@
-"""Saving beside training, on one rank: what `save` promises to a loop that goes on at once.
+"""Saving during training, on one rank: what `save` promises to a loop that continues at once.
 
-No clock decides how long a write takes. The draft of `latest`, the last that is written, is a pipe:
-until somebody reads from it, a save cannot end.
+How long a write takes is not left to chance. The draft of `latest`, which is written last, is a
+pipe: until somebody reads from it, a save cannot end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pretrain.run.state import CarriedState, TrainState
 from tests.checkpoint.written import CONFIG, whole
 from tests.run import reference
 
-HUNG = 60.0  # seconds after which a save that waits for its own end is let go
+HUNG = 60.0  # seconds after which a save that waits for its own end is released
 
 
 class Weights:
@@ -37,11 +37,11 @@ class Weights:
 
     def __init__(self, run: Path) -> None:
         self.run, self.value = run, torch.zeros(1000)
-        # step of each snapshot, and of the checkpoint that was newest
+        # the step of each snapshot, and of the newest checkpoint at that time
         self.taken: list[tuple[int, int | None]] = []
 
     def of(self, step: int) -> Callable[[], Snapshot]:
-        """Takes the snapshot of a step."""
+        """Returns a function that takes the snapshot of a step."""
 
         def take() -> Snapshot:
             self.taken.append((step, pointed_at(self.run)))
@@ -64,7 +64,7 @@ def saver(tmp_path: Path) -> Iterator[Saver]:
 
 @contextmanager
 def held_back(run: Path, step: int) -> Iterator[None]:
-    """Inside, the save of a step cannot end."""
+    """In this context, the save of a step cannot end."""
     draft, pipe, plain = run / "checkpoints/.latest.draft", run / "pipe", run / "plain"
     draft.parent.mkdir(exist_ok=True)
     os.mkfifo(draft)
@@ -73,7 +73,7 @@ def held_back(run: Path, step: int) -> Iterator[None]:
     with ExitStack() as opened:
 
         def let_go() -> None:
-            plain.rename(draft)  # who has not opened the pipe yet finds a file
+            plain.rename(draft)  # a writer that has not opened the pipe yet finds a file
             opened.callback(os.close, os.open(pipe, os.O_RDWR))
 
         timer = threading.Timer(HUNG, let_go)
@@ -178,7 +178,7 @@ def test_an_error_is_told_by_whatever_comes_next(weights: Weights, tmp_path: Pat
 
 
 def test_an_error_explains_what_breaks_after_it(weights: Weights, tmp_path: Path) -> None:
-    """But not another explanation."""
+    """But it does not replace another explanation."""
     mesh.initialize()
     (tmp_path / "checkpoints").write_text("no folder")
     for broken, told in (
@@ -193,7 +193,7 @@ def test_an_error_explains_what_breaks_after_it(weights: Weights, tmp_path: Path
 def test_a_rank_that_dies_in_a_save_is_waited_for_no_longer_than_any(
     weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second rank is one that never says a word."""
+    """The second rank never sends a message."""
     mesh.initialize()
     monkeypatch.setattr(talk, "STORE_TIMEOUT_S", 0.1)
     config = replace(CONFIG, parallel=replace(CONFIG.parallel, timeout=0.2))
@@ -217,11 +217,11 @@ def test_the_store_does_not_keep_what_the_ranks_have_told(saver: Saver, weights:
         saver.save(step, weights.of(step))
         saver.wait()
         assert not saver._store.check([f"{step}/part/0"])
-    assert saver._store.num_keys() - before <= 2 * 3  # that it began and that it is done
+    assert saver._store.num_keys() - before <= 2 * 3  # only that it has begun and is done
 
 
 def test_a_snapshot_is_a_copy() -> None:
-    """Of the weights and of the optimiser's moments, which the next step changes in place."""
+    """Of the weights and the optimiser's moments, which the next step changes in place."""
     mesh.initialize()
     model = reference.model()
     optimizer = MuonAdamW(model.named_parameters(), reference.OPTIMIZER)

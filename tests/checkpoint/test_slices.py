@@ -1,4 +1,4 @@
-"""Slices of any sharding reassemble into the full tensors, also read the way the docs describe."""
+"""Slices of any sharding reassemble into the full tensors, also when read as the docs describe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def cut(whole: Tensor, dim: int | None, shares: int, runs: int) -> list[Piece]:
-    """As `shares` tensor-parallel and `runs` data-parallel ranks hold it."""
+    """The pieces that `shares` tensor-parallel and `runs` data-parallel ranks hold."""
     pieces = []
     for k, box in enumerate(whole.chunk(shares, dim) if dim is not None else [whole]):
         places = {} if dim is None else {dim: (k, shares)}
@@ -35,7 +35,7 @@ def cut(whole: Tensor, dim: int | None, shares: int, runs: int) -> list[Piece]:
     return pieces
 
 
-@settings(deadline=None)  # a busy machine
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.integers(1, 3), min_size=0, max_size=3),
     st.integers(1, 3),
@@ -76,7 +76,7 @@ def test_a_piece_that_lies_elsewhere_is_refused(where: Slice) -> None:
 
 
 def test_the_documentation_reads_it_too(tmp_path: Path) -> None:
-    """By its own code, and by `Checkpoint`, whatever the cut."""
+    """With the docs' own code, and with `Checkpoint`, however tensors are cut."""
     values = torch.Generator().manual_seed(0)
     tensors = {f"{dim}": torch.randn(6, 4, generator=values) for dim in (0, 1, None)}
     cuts = {

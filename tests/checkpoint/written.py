@@ -21,7 +21,7 @@ STATE = {
 
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Piece]:
-    """As one rank holds them."""
+    """The tensors as a single rank holds them."""
     return {name: Piece(Slice.share(tuple(t.shape), {}), t) for name, t in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""The cluster, and undisturbed runs that all others must equal; only under tests/cluster/run."""
+"""The cluster, and undisturbed runs which all others must equal; only under tests/cluster/run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ROOMS = ("launch", "pretrain", "parallel", "tokenizer")
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """n2 differs: it does not see runs/not-on-n2, and its clone of our code is a stale one. Each of
-    pytest's processes has a cluster of its own.
+    """n2 differs: it does not see runs/not-on-n2, and its clone of our code is stale. Each pytest
+    process has a cluster of its own.
     """
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     with tempfile.TemporaryDirectory(prefix="hc-", dir="/tmp") as name:
@@ -39,13 +39,13 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks that nothing happens to, on this host."""
+    """An undisturbed run of two ranks on this host."""
     return _alone(tmp_path_factory.mktemp("runs") / "two-ranks", 2)
 
 
 @pytest.fixture(scope="session")
 def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four."""
+    """The same with four ranks."""
     return _alone(tmp_path_factory.mktemp("runs") / "four-ranks", 4)
 
 
@@ -56,7 +56,7 @@ def _alone(run: Path, ranks: int) -> Path:
 
 @pytest.fixture(autouse=True)
 def shown() -> Iterator[None]:
-    """What the ranks of a test's runs wrote is shown, if it fails."""
+    """Shows the output of a test's ranks if it fails."""
     Run.touched.clear()
     yield
     for run in Run.touched:

@@ -1,8 +1,8 @@
 """A real Slurm of three nodes on one machine, in a folder of its own (tests/cluster/run).
 
 Every node is a slurmd with its own host name and its own view of the file system, so that one may
-lack what the others share. Times are short: a node is down after SlurmdTimeout seconds without a
-word, a job that is given back waits for the lifetime of a credential. Jobs are not forgotten.
+lack what the others share. Timeouts are short: a node is down after SlurmdTimeout seconds of
+silence, a requeued job waits for the lifetime of a credential. Jobs are not forgotten.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PartitionName=first Nodes=n[0-2] PriorityTier=10 PreemptMode=OFF
 
 
 def sh(*command: str | Path, **settings: Any) -> str:
-    """Runs a command; what it printed. An error says all of it."""
+    """Runs a command; returns its output. An error has all of it."""
     done = subprocess.run(command, capture_output=True, text=True, **settings)
     said = f"{done.stdout}{done.stderr}"
     assert done.returncode == 0, f"{shlex.join(map(str, command))}: {said}"
@@ -62,12 +62,12 @@ def sh(*command: str | Path, **settings: Any) -> str:
 
 
 class Cluster:
-    """A context: inside, sbatch and the like are of this cluster.
+    """A context in which sbatch and the other commands are those of this cluster.
 
     Args:
-        folder: for its state and logs; its path must be short, as a socket lies there.
-        views: of some nodes, a line of shell that changes what they see: in their mount namespace.
-        number: of this cluster among those on the machine, each with ports of its own; below 10.
+        folder: for its state and logs; its path must be short, as it holds a socket.
+        views: for some nodes, a line of shell that changes what they see in their mount namespace.
+        number: of this cluster among those on the machine, each with its own ports; below 10.
     """
 
     def __init__(self, folder: Path, views: Mapping[str, str], number: int) -> None:
@@ -116,13 +116,13 @@ class Cluster:
         self._start(node, "unshare", "--mount", "--uts", "bash", "-ec", inside)
 
     def lose(self, node: str) -> None:
-        """A node goes, without a word, with all that runs there."""
+        """Kills a node without warning, with everything that runs on it."""
         for pid in self.processes_of(node):
             os.kill(pid, signal.SIGKILL)
         self._processes[node].wait()
 
     def processes_of(self, node: str, what: str = "") -> list[int]:
-        """What runs on a node, or of that whose command line has `what` in it: by its host name."""
+        """Processes on a node, identified by its host name, whose command lines contain `what`."""
         namespace = os.readlink(f"/proc/{self._processes[node].pid}/ns/uts")
         found = []
         for path in Path("/proc").glob("[0-9]*"):
@@ -130,27 +130,27 @@ class Cluster:
                 line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 if os.readlink(path / "ns/uts") == namespace and what in line:
                     found.append(int(path.name))
-            except OSError:  # it has gone
+            except OSError:  # the process has ended
                 continue
         return found
 
     def states(self) -> dict[str, str]:
-        """Of each node, as sinfo says it."""
+        """Each node's state, as sinfo prints it."""
         lines = sh("sinfo", "-hN", "-p", "main", "-o", "%N %t").splitlines()
         return dict(line.split() for line in lines)
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol show job` says."""
+        """The fields that `scontrol show job` prints."""
         said = sh("scontrol", "show", "job", "-o", number)
         return dict(re.findall(r"(?:^| )([A-Za-z/:]+)=(\S*)", said))
 
     def until(
         self, true: Callable[[], bool], seconds: float, what: str, every: float = 0.1
     ) -> None:
-        """Waits for something; an AssertionError says that it did not come about.
+        """Waits until `true()`; an AssertionError says that it did not happen.
 
         Args:
-            every: seconds between looks, more where a look takes a command of Slurm.
+            every: seconds between checks, more if a check runs a Slurm command.
         """
         deadline = time.monotonic() + seconds
         while not true():
@@ -158,6 +158,6 @@ class Cluster:
             time.sleep(every)
 
     def log(self) -> str:
-        """The end of what the controller wrote."""
+        """The end of the controller's log."""
         path = self.folder / "slurmctld.log"
         return path.read_text()[-3000:] if path.exists() else ""

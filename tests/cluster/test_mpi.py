@@ -20,7 +20,7 @@ from tests.cluster.slurm import sh
 
 HOSTS = ("h0", "h1")
 MPICH = Path("/usr/lib/x86_64-linux-gnu/libmpich.so.12")  # Debian's name; mpi4py loads libmpi.so.12
-# what mpirun calls in ssh's place: options, host, command
+# what mpirun calls in place of ssh: options, host, command
 AGENT = """#!/bin/bash
 while [[ $1 == -* ]]; do shift; done
 host=$1
@@ -31,7 +31,7 @@ exec nsenter --target "$(<{folder}/$host.pid)" --net --uts -- sh -c "$*"
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two, joined by a cable, and by nothing else: a folder with `agent`, the way to get there."""
+    """Two hosts, connected only by a virtual cable; a folder with `agent`, which reaches them."""
     folder = tmp_path_factory.mktemp("hosts")
     with ExitStack() as cleanup:
         for number, host in enumerate(HOSTS):
@@ -58,11 +58,11 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def environment(hosts: Path, kind: str, library: str = "") -> dict[str, str]:
-    """One in which mpirun is that of an MPI, and reaches the hosts.
+    """An environment in which mpirun belongs to this MPI, and reaches the hosts.
 
     Args:
         kind: openmpi or mpich.
-        library: that mpi4py finds, if it is not the same one's.
+        library: the one that mpi4py finds, if it is another MPI's.
     """
     tools = hosts / kind
     if not tools.exists():
@@ -83,14 +83,14 @@ def environment(hosts: Path, kind: str, library: str = "") -> dict[str, str]:
 
 
 def begin(hosts: Path, host: str, *command: str, **settings: Any) -> subprocess.Popen[str]:
-    """Starts a command on a host; what it prints goes to the folder's `HOST.out`."""
+    """Starts a command on a host; its output goes to the folder's `HOST.out`."""
     there = ["nsenter", "--target", (hosts / f"{host}.pid").read_text(), "--net", "--uts", "--"]
     with (hosts / f"{host}.out").open("w") as out:
         return subprocess.Popen([*there, *command], stdout=out, stderr=out, text=True, **settings)
 
 
 class Launch:
-    """`hypnos launch mpi` on h0, of two ranks on each host."""
+    """`hypnos launch mpi` on h0, with two ranks on each host."""
 
     def __init__(self, hosts: Path, run: Path, kind: str, library: str = "") -> None:
         self.hosts, self.run = hosts, run
@@ -116,7 +116,7 @@ class Launch:
 
 
 def test_four_ranks_on_two_hosts(hosts: Path, four_ranks: Path, tmp_path: Path) -> None:
-    """One is killed: all end, the first death is told, and the next start goes on the same."""
+    """One is killed: all end, the first death is reported, and the next start continues the run."""
     killed = Launch(hosts, tmp_path / "killed", "openmpi")
     killed.until_step(10)
     os.kill(killed.ranks()[-1], 9)
@@ -173,7 +173,7 @@ def test_the_library_of_another_mpi(hosts: Path, tmp_path: Path) -> None:
 
 
 def test_mpich_and_a_stop(hosts: Path, four_ranks: Path, tmp_path: Path) -> None:
-    """SIGTERM to the launch makes the ranks save, and is its status; another start goes on."""
+    """SIGTERM to the launcher makes ranks save, and sets its status; another start continues."""
     run = Launch(hosts, tmp_path / "mpich", "mpich")
     run.until_step(10)
     run.process.terminate()

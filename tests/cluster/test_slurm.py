@@ -1,6 +1,4 @@
-"""Runs on a real Slurm, in trouble and out of it: whatever happens, the end is that of a run that
-nothing happened to.
-"""
+"""Runs on a real Slurm: whatever happens to them, the result equals that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ from tests.cluster.slurm import Cluster, sh
 
 @pytest.fixture(scope="module")
 def limited(cluster: Cluster, two_ranks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that is held up until its time is over: some minutes, in which other tests run."""
+    """A run suspended until its time is up: some minutes, in which other tests run."""
     (whole,) = starts(two_ranks)
     assert whole.end is not None
-    minutes = 3 + int((whole.end.time - whole.time) // 30)  # where starts are slow, more
+    minutes = 3 + int((whole.end.time - whole.time) // 30)  # more if starts are slow
     site = tmp_path_factory.mktemp("site") / "site.toml"
     site.write_text("[slurm]\nsave_before = 10\n")
     run = Run(cluster, "limited")
@@ -34,7 +32,7 @@ def limited(cluster: Cluster, two_ranks: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.usefixtures("limited")
 def test_two_nodes(cluster: Cluster, two_ranks: Path) -> None:
-    """Submitted, run, over: written down, with a log of each rank."""
+    """A run from submission to its end is recorded, with a log of each rank."""
     run = Run(cluster, "whole")
     run.submit()
     run.until_over("COMPLETED")
@@ -60,7 +58,7 @@ def test_what_the_cluster_refuses(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_cancelled(cluster: Cluster, two_ranks: Path) -> None:
-    """Ranks save, Slurm does not start the job again, and a plain srun goes on from there."""
+    """Ranks save, Slurm does not start the job again, and a plain srun continues from there."""
     run = Run(cluster, "cancelled")
     run.submit()
     with run.held_at(10):
@@ -72,15 +70,15 @@ def test_cancelled(cluster: Cluster, two_ranks: Path) -> None:
     assert start.end is not None and start.end.why == "stopped: status 143 (SIGTERM)"
     assert "after step" in run.batch_log() and "is saved" in run.batch_log()
     srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    sh(*srun, *TRAIN, *run.train)  # as in a user's own script
+    sh(*srun, *TRAIN, *run.train)  # as a user's own script would
     assert_same(run.folder, two_ranks)
 
 
 def test_many_runs_of_which_one_loses_a_rank(
     cluster: Cluster, two_ranks: Path, tmp_path: Path
 ) -> None:
-    """An array of jobs: the task's others end, the first death is the one that is told, and it
-    starts again by itself; the task beside it goes on.
+    """A job array: the other ranks of the task end, the first death is the one reported, and the
+    task restarts by itself; the other task goes on.
     """
     array, beside, killed = tmp_path / "many.txt", Run(cluster, "beside"), Run(cluster, "killed")
     array.write_text(f"run.name={beside.folder.name}\nrun.name={killed.folder.name}\n")
@@ -106,7 +104,7 @@ def test_many_runs_of_which_one_loses_a_rank(
 
 
 def test_a_save_that_is_interrupted(cluster: Cluster, two_ranks: Path) -> None:
-    """By a signal that nobody can hear, after the one that asked for it: what was saved counts."""
+    """By SIGKILL, after the signal that asked for the save: what had been saved counts."""
     run = Run(cluster, "interrupted")
     run.submit()
     with run.held_at(10) as ranks:
@@ -125,11 +123,11 @@ def test_a_save_that_is_interrupted(cluster: Cluster, two_ranks: Path) -> None:
 
 
 def test_the_time_limit(cluster: Cluster, limited: Run, two_ranks: Path) -> None:
-    """Slurm lets its ranks go on when it sends SIGUSR1: they save, and the job starts again."""
+    """Slurm resumes the suspended ranks and sends SIGUSR1: they save, and the job starts again."""
     Run.touched.append(limited.folder)
     cluster.until(lambda: limited.starts[0].end is not None, LONG, "its time is up")
     limited.until_over("COMPLETED")
-    *cut_short, last = limited.starts  # on a slow machine several
+    *cut_short, last = limited.starts  # several on a slow machine
     ends = [(start.end.status, start.end.why) for start in cut_short if start.end]
     assert ends == [(75, "the time limit was reached")] * len(cut_short) and cut_short
     assert last.step is not None and last.step >= 10 and last.job == cut_short[0].job
@@ -137,7 +135,7 @@ def test_the_time_limit(cluster: Cluster, limited: Run, two_ranks: Path) -> None
 
 
 def test_preempted(cluster: Cluster, two_ranks: Path) -> None:
-    """By a job of a stronger partition: Slurm takes the job back, and starts it later."""
+    """By a job of a partition with priority: Slurm requeues the job, and starts it later."""
     run = Run(cluster, "preempted")
     run.submit()
     with run.held_at(10):
@@ -155,8 +153,8 @@ def test_preempted(cluster: Cluster, two_ranks: Path) -> None:
 
 @pytest.mark.parametrize("node", ["n1", "n0"])
 def test_a_node_that_is_lost(node: str, cluster: Cluster, two_ranks: Path) -> None:
-    """The run finishes elsewhere. n0 has rank 0, and the batch script: nobody is left there to
-    change the job's request, but Slurm knows that it is down.
+    """The run finishes elsewhere. n0 has rank 0 and the batch script: nothing is left to change the
+    job's node list, but Slurm knows that n0 is down.
     """
     run = Run(cluster, f"lost-{node}")
     run.submit()

@@ -1,4 +1,4 @@
-"""Unfit nodes on a real Slurm: the job detects them and goes on without them."""
+"""Unfit nodes on a real Slurm: the job detects them and continues without them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cluster.slurm import Cluster, sh
 
 
 def test_no_progress(cluster: Cluster) -> None:
-    """A host where a rank dies twice is left out; without a checkpoint there is no fourth start."""
+    """A host where a rank dies twice is excluded; without a checkpoint there is no fourth start."""
     run = Run(cluster, "hopeless")
     run.submit()
     for number in range(1, 4):
@@ -33,7 +33,7 @@ def test_no_progress(cluster: Cluster) -> None:
 def test_a_node_that_differs(
     cluster: Cluster, two_ranks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """n2 lacks the one's folder, and the other's code is stale there: both finish elsewhere."""
+    """n2 lacks one run's folder, and has stale code for the other: both finish elsewhere."""
     hidden, stale = Run(cluster, "not-on-n2/runs"), Run(cluster, "code")
     sh("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
     hidden.submit()

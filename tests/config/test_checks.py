@@ -1,4 +1,4 @@
-"""Every refusal of a combination of settings, each with its fix; and what must not be refused."""
+"""Every refusal of a combination of settings, with its fix; and what must not be refused."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_combination_that_cannot_be_trained_is_refused(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["sleep.passes=1", 'model.layers=["attention"]'],  # the plain transformer, the baseline
+        ["sleep.passes=1", 'model.layers=["attention"]'],  # the plain transformer baseline
         ["sleep.passes=1", "sleep.prelude=2", "sleep.coda=2"],
         ["sleep.prelude=1", "sleep.coda=2"],
         ["sleep.truncate_passes=4", "sleep.truncate_windows=9"],

@@ -1,4 +1,4 @@
-"""What stands with each setting: it is checked, printed, and decides what a resume may change."""
+"""What each setting declares: its check, its description, and whether a resume may change it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_bound_itself_is_allowed(override: str) -> None:
     check(parse("", overrides=[override]))
 
 
-# As before the fields said so: neither this list nor theirs changes without the other.
+# Repeats what the fields declare, so that neither can change without the other.
 CHANGEABLE = {
     "run.name", "run.dir", "data.train", "data.heldout", "data.heldout_sets", "data.tokenizer",
     "stories.path", "data.cache", "data.cache_gb", "data.retry",
@@ -97,7 +97,7 @@ def test_what_a_run_that_goes_on_may_change(place: str) -> None:
 
 
 def test_what_has_changed_is_said_as_it_is_written() -> None:
-    """Also tables; of long values what differs."""
+    """Also tables; of long values only what differs."""
     before, now = Config(), Config()
     before.train.precision, now.train.precision = "fp32", "bf16"
     before.data.train, now.data.train = (
@@ -116,7 +116,7 @@ def test_what_has_changed_is_said_as_it_is_written() -> None:
     assert said.startswith("data.train = ...")
     assert 'path = "code", weight' in said and 'path = "books", weight' in said
     assert "corpus-19" in said and "corpus-18" not in said and len(said) < 250
-    now.data.train = now.data.train[:1]  # only one is long
+    now.data.train = now.data.train[:1]  # only one of the two is long
     assert changes(before, now).startswith('data.train = [{path = "corpus-0", weight = 1.0}] (was')
 
 
@@ -138,5 +138,5 @@ def test_the_reference_says_all_that_stands_with_a_setting() -> None:
 
 
 def test_the_page_of_settings_is_what_the_fields_say() -> None:
-    """If not: python -m pretrain.config.reference > docs/settings.md"""
+    """If it fails: python -m pretrain.config.reference > docs/settings.md"""
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == page()

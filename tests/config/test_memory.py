@@ -1,4 +1,4 @@
-"""The advice when memory is short: what may be changed, and nothing that would be refused."""
+"""The advice when memory is short: what can be changed, and nothing that would be refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's configuration after its folder was moved, and the tokenizer in that folder."""
+"""A run's configuration after its folder has been moved, and the tokenizer in that folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_tokenizer_is_written_and_must_stay_the_same(given: Path, run: Path)
         keep_tokenizer(run, config(given), resumes=True)
     assert own.read_bytes() == b"\0one"
     keep_tokenizer(run, config(own), resumes=True)
-    keep_tokenizer(run, config(given), resumes=False)  # a run that began anew
+    keep_tokenizer(run, config(given), resumes=False)  # a run that starts anew
     assert own.read_bytes() == b"two"
 
 

@@ -17,7 +17,7 @@ from pretrain.config.schema import Config, CorpusConfig
 from pretrain.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs"
-OTHERS = ("sites", "scale", "hardware")  # not of runs
+OTHERS = ("sites", "scale", "hardware")  # not configurations of runs
 CONFIGS = sorted(p for p in FOLDER.rglob("*.toml") if p.parent.name not in OTHERS)
 
 
@@ -273,7 +273,7 @@ def test_load_validates_and_names_the_file() -> None:
 
 
 def test_a_value_that_is_no_number_is_never_dumped_as_one() -> None:
-    """Infinity has a TOML form, but `parse` refuses it; nothing in a valid configuration is
+    """Infinity can be written in TOML, but `parse` refuses it; nothing in a valid configuration is
     infinite.
     """
     config = Config()

@@ -1,4 +1,4 @@
-"""Runs without training: a checkpoint of random weights, cut up as several ranks would save it."""
+"""Runs without training: a checkpoint of random weights, sharded as several ranks would save it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tokenizer import foreign
 from tokenizer.encode import Tokenizer
 
 SLEEP = SleepConfig(passes=3, window=16)
-# Keys and values are of one width, as llama.cpp holds them.
+# Keys and values have the same width, as llama.cpp requires.
 SHAPE = {
     "d_model": 32, "attention_heads": 4, "attention_kv_heads": 2, "attention_head_dim": 8,
     "rotary_fraction": 0.75, "delta_key_heads": 2, "delta_value_heads": 4, "delta_key_dim": 8,
@@ -33,7 +33,7 @@ ADAD = ["attention", "delta", "attention", "delta"]
 
 
 def config(tokenizer: Path, sleep: SleepConfig = SLEEP, **shape: object) -> Config:
-    """Of a text run."""
+    """The configuration of a text run."""
     known = {"vocab_size": Tokenizer.load(tokenizer).vocab_size, "layers": DDDA}
     tables = {
         "model": SHAPE | known | shape,
@@ -45,20 +45,20 @@ def config(tokenizer: Path, sleep: SleepConfig = SLEEP, **shape: object) -> Conf
 
 
 def build(config: Config, sleep: SleepConfig | None = None) -> SleepLM:
-    """Random everywhere: norms, decays and convolutions too, for identity would hide mistakes."""
+    """Everything is random, norms, decays and convolutions too: identities would hide mistakes."""
     model = tiny.build(sleep or config.sleep, config.model, torch.float32)
-    if config.model.tie_embeddings:  # or the head would say that all but one token is impossible
+    if config.model.tie_embeddings:  # or the head would rule out all tokens but one
         model.embed.weight.data *= config.model.d_model**-0.5
     return model
 
 
 def weights(config: Config) -> dict[str, Tensor]:
-    """Of that model, by name."""
+    """That model's weights, by name."""
     return {name: p.detach() for name, p in build(config).named_parameters()}
 
 
 def write_run(run: Path, config: Config, step: int = 7, ranks: int = 3) -> Path:
-    """A run's folder with one checkpoint, whose tensors are cut up as ZeRO cuts them."""
+    """A run's folder with one checkpoint, whose tensors are sharded as by ZeRO."""
     folder.make_draft(run, step)
     draft = folder.draft_dir(run, step)
     named, parts = weights(config), list[Part]()

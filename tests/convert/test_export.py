@@ -1,4 +1,4 @@
-"""An exported folder is the same model and tokenizer in transformers, and read back in ours."""
+"""An exported folder is the same model and tokenizer in transformers, and when read back by us."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CASES = {
 
 
 def ours(settings: Config, ids: list[int]) -> Tensor:
-    """[T, vocabulary]: after each token, N = 1 in one window."""
+    """Logits [T, vocabulary] after each token, N = 1 in one window."""
     model = build(settings, SleepConfig(passes=1, window=len(ids) + 1))
     return Session(Decoder(model)).read(ids, every=True)
 
@@ -150,7 +150,7 @@ def test_half_precision(model: Path, tmp_path: Path) -> None:
 def test_memory_holds_one_tensor(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When a tensor is asked for, none of those asked for before its own group is alive."""
+    """When a tensor is read, those read before its own group have been freed."""
     run, alive, most = write_run(tmp_path / "run", config(model)), [], 0
     read = Checkpoint.tensor
 
@@ -173,7 +173,7 @@ def test_a_task_without_a_tokenizer_goes_out_without_one(model: Path, tmp_path: 
     assert said.lines[0] == "no tokenizer: the task 'rule110' has none"
     assert not list((tmp_path / "out").glob("tokenizer*"))
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    # and nothing is advised that would need one
+    # and no advice needs one
     written = (tmp_path / "out/README.md").read_text()
     assert "AutoModelForCausalLM.from_pretrained" in written
     assert "AutoTokenizer" not in written and "hypnos generate" not in written
@@ -195,7 +195,7 @@ def test_of_a_task_it_is_judged_on_the_rows_of_its_run(model: Path, tmp_path: Pa
 def test_the_command_says_which_step_it_wrote(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not always the newest; and what is next, if there is a next."""
+    """It is not always the newest. It also says what to do next, if anything."""
     run, out = write_run(tmp_path / "run", config(model)), tmp_path / "a model"
     write_run(run, config(model), step=9)
     (run / "checkpoints/step-9/index.json").unlink()

@@ -1,4 +1,4 @@
-"""A model that comes with a tokenizer: prepared data, trained, asked and sent out again with it."""
+"""A model that comes with a tokenizer uses it for data, training, generation and export."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfo
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As a Qwen3 lies on a disk."""
+    """A folder like that of a Qwen3 model."""
     folder = byte_level(tmp_path_factory.mktemp("qwen3"))
     (folder / "merges.txt").write_text("#version: 0.2\nĠ t\n")
     (folder / "chat_template.jinja").write_text(TEMPLATE)
@@ -91,7 +91,7 @@ def test_the_run_keeps_it(given: Path, tmp_path: Path, model: Path) -> None:
     assert sorted(foreign.contents(tmp_path / "run/tokenizer")) == [
         "tokenizer.model", "tokenizer_config.json",
     ]  # fmt: skip
-    config.data.tokenizer = str(model)  # of ours
+    config.data.tokenizer = str(model)  # our own kind
     keep_tokenizer(tmp_path / "run", config, resumes=False)
     assert not (tmp_path / "run/tokenizer").exists()
 

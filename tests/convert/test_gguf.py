@@ -1,6 +1,6 @@
-"""A GGUF file, read back by the gguf package: every tensor where llama.cpp looks for it.
+"""A GGUF file, read back by the gguf package: every tensor is where llama.cpp looks for it.
 
-That llama.cpp computes the same from it is for `make test-engines`.
+`make test-engines` checks that llama.cpp computes the same from it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tests.convert.made import write_run as make_run
 from tokenizer.encode import Tokenizer
 
 K, V, D = 2, 4, 8  # key heads, value heads, their width
-# Where each value head of transformers goes: of key head 0 the first, of 1 the first, 0's second..
+# transformers' value heads in the file's order: key head 0's first, 1's first, 0's second ...
 TURNS = [0, 2, 1, 3]
 
 
 def fields(path: Path) -> dict[str, object]:
-    """The file's keys."""
+    """The file's metadata."""
     reader = gguf.GGUFReader(path)
     return {name: field.contents() for name, field in reader.fields.items()}
 

@@ -1,4 +1,4 @@
-"""Models of transformers as runs of ours: the same function, and runs that train."""
+"""transformers models imported as our runs: the same function, and runs that train."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ IDS = torch.randint(0, 64, (1, 70), generator=torch.Generator().manual_seed(3))
 
 
 def tensors(place: Path) -> dict[str, Tensor]:
-    """Of a folder of safetensors."""
+    """All tensors in a folder of safetensors."""
     found = {}
     for path in place.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -50,7 +50,7 @@ def tensors(place: Path) -> dict[str, Tensor]:
 
 
 def same_function(model: SleepLM, theirs: PreTrainedModel) -> None:
-    """N = 1 in one window."""
+    """Compares outputs, with N = 1 in one window."""
     model.sleep.window, model.sleep.passes = 128, 1
     logits = Session(Decoder(model)).read(IDS[0].tolist(), every=True)
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def test_out_and_in_and_out_again(
 
 
 def multimodal(place: Path, **top: bool) -> Qwen3_5ForConditionalGeneration:
-    """As Qwen3.5 is published: the language model below another name, vision beside it."""
+    """Like the published Qwen3.5: the language model under another name, with vision beside it."""
     text = {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -92,7 +92,7 @@ def multimodal(place: Path, **top: bool) -> Qwen3_5ForConditionalGeneration:
 
 
 def edit(path: Path, *, nested: bool = False, **changes: object) -> None:
-    """A config.json, or the text_config in it."""
+    """Changes a config.json, or the text_config in it."""
     whole = json.loads(path.read_text())
     (whole["text_config"] if nested else whole).update(changes)
     path.write_text(json.dumps(whole))
@@ -111,7 +111,7 @@ def test_a_multimodal_folder_in_bf16(tmp_path: Path) -> None:
 def test_the_whole_of_a_multimodal_folder_says_if_the_head_is_tied(
     tied: bool, tmp_path: Path
 ) -> None:
-    """And not the language model in it."""
+    """Not the language model in it."""
     multimodal(tmp_path / "hf", tie_word_embeddings=tied)
     edit(tmp_path / "hf/config.json", nested=True, tie_word_embeddings=not tied)
     import_folder(tmp_path / "hf", tmp_path / "run")
@@ -162,11 +162,11 @@ def test_attention_alone_computes_the_same_with_new_blocks(kind: str, tmp_path: 
     loaded.sleep.window = 6
     grads = tiny.gradients(loaded, loaded(tiny.sequences(12)).loss)
     zero = [name for name, p in loaded.named_parameters() if not p.any() and p.dim() == 2]
-    assert len(zero) == 5 and all(grads[name].any() for name in zero)  # they can learn
+    assert len(zero) == 5 and all(grads[name].any() for name in zero)  # they can be trained
 
 
 def transformer(kind: str, place: Path) -> PreTrainedModel:
-    """A model with norms that are not all one, saved."""
+    """A saved model whose norms are not all one."""
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(TRANSFORMERS[kind])
     for name, p in theirs.named_parameters():
@@ -180,7 +180,7 @@ def transformer(kind: str, place: Path) -> PreTrainedModel:
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_a_head_that_lies_beside_a_tied_embedding_is_the_head(kind: str, tmp_path: Path) -> None:
-    """transformers writes such a folder of a model whose head was given its own weights."""
+    """transformers writes such a folder for a model whose head was given its own weights."""
     theirs = transformer(kind, tmp_path / "hf")
     theirs.lm_head.weight = torch.nn.Parameter(torch.randn(64, 32))
     theirs.save_pretrained(tmp_path / "hf")
@@ -192,7 +192,7 @@ def test_a_head_that_lies_beside_a_tied_embedding_is_the_head(kind: str, tmp_pat
 
 
 def read_back(place: Path) -> PreTrainedModel:
-    """What transformers makes of a folder."""
+    """A folder as loaded by transformers."""
     theirs: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place)
     return theirs
 
@@ -222,7 +222,7 @@ def test_the_old_name_of_the_rotation_goes_before_the_new_one(tmp_path: Path) ->
 
 
 def test_a_single_file_goes_before_an_index(tmp_path: Path) -> None:
-    """As a folder is left that was in pieces before a smaller save."""
+    """A folder of several files looks like this after a model is saved into it as one file."""
     transformer("qwen3", tmp_path / "hf").save_pretrained(tmp_path / "hf", max_shard_size="20KB")
     theirs = AutoModelForCausalLM.from_config(TRANSFORMERS["qwen3"])
     save_file(theirs.state_dict(), tmp_path / "hf/model.safetensors", {"format": "pt"})
@@ -233,7 +233,7 @@ def test_a_single_file_goes_before_an_index(tmp_path: Path) -> None:
 
 
 def ready(corpus: Path, place: Path) -> list[str]:
-    """An imported run, and the settings that a user would give it to train with."""
+    """An imported run, and the settings that a user would train it with."""
     settings = config(corpus / "small.model", layers=ADAD)
     export(write_run(place / "given", settings), place / "hf")
     import_folder(place / "hf", place / "taught")
@@ -260,7 +260,7 @@ def test_it_trains_with_other_settings_than_it_was_imported_with(
     assert all(not torch.equal(after[name], before[name]) for name in weights)
     assert all((after[name] - before[name]).abs().max() < 0.2 for name in weights)
 
-    saved = load(given, places(given))  # now it is a run as any
+    saved = load(given, places(given))  # now it is a run like any other
     assert saved.sleep.passes == 2
     saved.sleep.passes = 3
     with pytest.raises(UserError, match=r"sleep\.passes = 3 \(was 2\)"):
@@ -330,7 +330,7 @@ def test_what_is_no_folder_of_safetensors(tmp_path: Path, monkeypatch: pytest.Mo
     for given, told in {
         "Qwen/Qwen3-0.6B": "no such folder; if it is on the Hugging Face Hub, download it first: "
         "hf download Qwen/Qwen3-0.6B --local-dir FOLDER",
-        "ours/Qwen3-0.6B": "no such folder",  # a slip in a path
+        "ours/Qwen3-0.6B": "no such folder",  # a typo in a path
         "../Qwen3": "no such folder",
         "model.gguf": "GGUF cannot be imported; give the safetensors folder it was made from",
         "ours/quantised": "/q4.gguf: GGUF cannot be imported; give the safetensors folder it was "
@@ -347,7 +347,7 @@ def test_what_is_no_folder_of_safetensors(tmp_path: Path, monkeypatch: pytest.Mo
 def test_quantised_is_refused(
     kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where nothing but the tensors says so; and before anything is written."""
+    """Also if only the tensors show it; and before anything is written."""
     hf = tmp_path / "hf"
     multimodal(hf) if kind == "hybrid" else transformer("llama", hf)
     weights = tensors(hf)
@@ -381,7 +381,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr()
     assert "next: hypnos train" in said.out and "no tokenizer was imported" in said.err
     assert open_model(tmp_path / "run")[1].model.layers == ["delta", "attention"] * 3
-    task = tmp_path / "a task"  # makes its own data
+    task = tmp_path / "a task"  # a task makes its own data
     assert main(["import", str(tmp_path / "hf"), str(task), "data.task=rule110"]) == 0
     said = capsys.readouterr()
     assert said == (f"wrote {task}; next: hypnos train '{task}/config.toml'\n", "")

@@ -1,4 +1,4 @@
-"""An imported run at several layouts of ranks: the run of one process."""
+"""An imported run at several layouts of ranks equals that of one process."""
 
 from __future__ import annotations
 

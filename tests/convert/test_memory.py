@@ -1,4 +1,4 @@
-"""Models go out and come in a tensor at a time: what is allocated meanwhile, counted."""
+"""Export and import handle one tensor at a time: counts what they allocate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def most(source: Path, run: Callable[[], object]) -> int:
     """The most bytes of tensors that a call holds at once, as torch's own allocator counts them.
 
     Args:
-        source: what is read; its files are mapped, which torch reports as if they took memory.
+        source: what is read; its files are mapped, which torch reports as allocations.
     """
     mapped = {path.stat().st_size for path in source.rglob("*.safetensors")}
     with torch.profiler.profile(profile_memory=True) as profile:
@@ -40,7 +40,7 @@ def most(source: Path, run: Callable[[], object]) -> int:
 
 @pytest.fixture(scope="module")
 def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of three ranks, each of which has a third of every tensor."""
+    """A run of three ranks, each with a third of every tensor."""
     settings = config(model, vocab_size=ROWS, d_model=D, layers=["attention", "delta"])
     return write_run(tmp_path_factory.mktemp("large") / "run", settings)
 
@@ -48,7 +48,7 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_out_and_in_again(run: Path, tmp_path: Path) -> None:
     hf = tmp_path / "hf"
     assert LARGEST <= most(run, lambda: export(run, hf)) < LARGEST + SMALL
-    assert most(hf, lambda: write_gguf(hf, tmp_path / "model.gguf")) < SMALL  # it lies on the disk
+    assert most(hf, lambda: write_gguf(hf, tmp_path / "model.gguf")) < SMALL  # it is on disk
     assert most(hf, lambda: import_folder(hf, tmp_path / "run")) < SMALL
 
 

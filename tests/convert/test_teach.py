@@ -42,7 +42,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def phase(place: Path, name: str, start: Path, *overrides: str, steps: int = 4) -> Path:
-    """A run that begins with another's weights, of a configuration that says little."""
+    """A run that begins with another's weights, with a minimal configuration."""
     place.mkdir(exist_ok=True)
     file = place / f"{name}.toml"
     file.write_text(f'[run]\nname = "{name}"\n[sleep]\npasses = 2\n[train]\nsteps = {steps}\n')
@@ -62,7 +62,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 def test_the_new_blocks_then_all(imported: Path, tmp_path: Path) -> None:
     first = phase(tmp_path, "first", imported, "optimizer.update=delta")
     given, taught = weights(imported, 0), weights(first, 4)
-    new = {name for name in given if name.startswith("model/blocks.1.")}  # attention, delta, ...
+    new = {name for name in given if name.startswith("model/blocks.1.")}  # 1 is the delta block
     assert changed(given, taught) == new
     moments = {n for n in runs.tensors(first, 4) if n.startswith("optimizer/")}
     assert moments and all(".blocks.1." in name for name in moments)
@@ -76,7 +76,7 @@ def test_the_new_blocks_then_all(imported: Path, tmp_path: Path) -> None:
 
 
 def test_stopped_and_gone_on_with_is_the_same_run(imported: Path, tmp_path: Path) -> None:
-    """Also where what it began with is not there any more."""
+    """Also if what it began with no longer exists."""
     whole = phase(tmp_path / "a", "run", imported, "optimizer.update=delta")
     start = tmp_path / "start"
     start.mkdir()
@@ -88,7 +88,7 @@ def test_stopped_and_gone_on_with_is_the_same_run(imported: Path, tmp_path: Path
 
 
 def test_moments_come_along_if_asked_for(imported: Path, tmp_path: Path) -> None:
-    """Of one step with them and one without, from the same weights on the same rows."""
+    """Compares a step with them and one without, from the same weights on the same rows."""
     before = phase(tmp_path, "before", imported)
     one = ["train.checkpoint_every=1", "optimizer.clip=1e9"]
     anew, along = (
@@ -126,7 +126,7 @@ def test_refused(imported: Path, tmp_path: Path) -> None:
 
 
 def test_another_tokenizer_is_refused(model: Path, tmp_path: Path) -> None:
-    """Its ids would mean other text, to weights of the same shape."""
+    """Its ids would mean other text to weights of the same shape."""
     start, other = write_run(tmp_path / "start", config(model)), tmp_path / "other.model"
     train_tokenizer(make_texts(60, seed=8), other, vocab_size=320)
     copied = Path(shutil.copyfile(model, tmp_path / "copy.model"))

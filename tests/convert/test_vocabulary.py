@@ -1,5 +1,5 @@
-"""Tokenizers as a GGUF file says them. That llama.cpp gives the same ids is for `make
-test-engines`.
+"""Tokenizers as written to GGUF files. `make test-engines` checks that llama.cpp gives the same
+ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def qwen(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, *path: str | int, to: Any) -> None:
-    """One value of its tokenizer.json."""
+    """Changes one value in its tokenizer.json."""
     described = json.loads((folder / "tokenizer.json").read_text())
     place = described
     for key in path[:-1]:
@@ -56,7 +56,7 @@ def test_each_way_to_cut_a_text_is_one_that_tokenizers_reads(
 
 
 def test_pieces_and_scores(tmp_path: Path) -> None:
-    """Of sentencepiece's file, also where a tokenizer.json was made of it, with a token more."""
+    """From sentencepiece's file, also if a tokenizer.json with one more token was made from it."""
     llama = sentences(tmp_path)
     said = vocabulary(llama)
     assert (said.model, said.pre, said.merges, said.unk) == ("llama", "default", None, 0)
@@ -73,7 +73,7 @@ def test_pieces_and_scores(tmp_path: Path) -> None:
 
 
 def test_an_export_that_transformers_has_saved_again(model: Path, tmp_path: Path) -> None:
-    """It drops the tokenizer.model, which the user can put back."""
+    """transformers drops the tokenizer.model, which the user can put back."""
     export_tokenizer(Tokenizer.load(model), tmp_path)
     AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
     with pytest.raises(UserError, match=r"again: .* put the tokenizer\.model beside it"):

@@ -33,7 +33,7 @@ def texts() -> list[str]:
 def folder(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], tokenizer: Tokenizer
 ) -> Path:
-    """`texts` in three shards, nothing held out."""
+    """`texts` in three shards, with nothing held out."""
     root = tmp_path_factory.mktemp("corpus")
     prepare(
         Corpus([write_texts(root / "texts", texts)]),
@@ -53,7 +53,7 @@ def config(folder: Path, model: Path) -> DataConfig:
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 files, of which small shards make several units."""
+    """60 files, which with small shards make several units."""
     return write_texts(tmp_path_factory.mktemp("parts") / "texts", make_texts(60, seed=4))
 
 

@@ -1,4 +1,4 @@
-"""A small corpus and its tokenizer, built afresh wherever they are needed."""
+"""A small corpus and its tokenizer, built anew wherever they are needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS: dict[str, Any] = {"holdout": 0.3, "shard_tokens": 300, "workers": 1}  
 
 
 def make_corpus(root: Path) -> Path:
-    """ROOT/small.model and ROOT/shards with train and heldout; half of the documents are many
+    """Makes ROOT/small.model and ROOT/shards with train and heldout; half of the documents are many
     sequences long.
     """
     texts = make_texts(12, seed=1) + ["".join(make_texts(4, seed=s)) for s in range(12)]
@@ -24,7 +24,7 @@ def make_corpus(root: Path) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Of all files."""
+    """The content of all files."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine, and a proxy before it that does what networks do."""
+"""A real S3 server on this machine, and a proxy in front of it that fails as networks do."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ERRORS = {
     "503": b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>",
     "403": b"<Error><Code>AccessDenied</Code><Message>Access denied</Message></Error>",
 }
-# (method and path, how many requests came before) -> what is done with a request: "" nothing, a key
-# of ERRORS, "cut" in the middle of its answer, or seconds that it waits
+# (method and path, number of earlier requests) -> what happens to a request: "" nothing, a key of
+# ERRORS, "cut" in the middle of its answer, or the seconds it is delayed
 Trouble = Callable[[str, int], str]
 
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """The port of moto's server, which is a process of its own."""
+    """The port of moto's server, which runs in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,23 +54,23 @@ def _answers(port: int) -> bool:
 
 
 def client(port: int) -> s3fs.S3FileSystem:
-    """To put objects there and to take them away, without the proxy."""
+    """Puts objects there and removes them, without the proxy."""
     endpoint = {"endpoint_url": f"http://127.0.0.1:{port}"}
     return s3fs.S3FileSystem(client_kwargs=endpoint, skip_instance_cache=True)
 
 
 def upload(port: int, folder: Path, bucket: str) -> None:
-    """All files of a folder, into a new bucket."""
+    """Uploads all files of a folder into a new bucket."""
     fs = client(port)
     fs.mkdir(bucket)
     for path in folder.rglob("*"):
         if path.is_file():
             key = f"{bucket}/{path.relative_to(folder).as_posix()}"
-            fs.pipe_file(key, path.read_bytes(), ACL="public-read")  # for http
+            fs.pipe_file(key, path.read_bytes(), ACL="public-read")  # for access by http
 
 
 class Proxy:
-    """Before a server: counts the requests and makes trouble."""
+    """In front of a server: records the requests and disturbs them."""
 
     def __init__(self, port: int) -> None:
         self.trouble: Trouble = lambda request, number: ""
@@ -112,13 +112,13 @@ class Proxy:
                 self.close_connection = cut
 
             def log_message(self, *args: object) -> None:
-                """Says nothing."""
+                """Logs nothing."""
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
 
             def handle_error(self, *_: object) -> None:
-                """Whoever asked has gone."""
+                """The client has disconnected."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Reads through the object-store cache: the same as from a folder, bounded, all or nothing."""
+"""Reads through the object-store cache: the same as from a folder; bounded; all or nothing."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from pretrain.errors import UserError
 from tests.data.test_stream import open_stream, same, take
 from tokenizer.encode import Tokenizer
 
-PIECE = 100  # bytes: documents lie in several
+PIECE = 100  # bytes: documents span several
 _numbers = itertools.count()
 
 
 class Failing(MemoryFileSystem):
-    """fsspec's store in memory, whose next answers may fail or be short."""
+    """fsspec's in-memory store, whose next answers may fail or be short."""
 
     protocol = "failing"
     failures: list[Exception | bytes]
-    reads: list[str]  # what was asked for
+    reads: list[str]  # what was requested
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -57,14 +57,14 @@ class Failing(MemoryFileSystem):
 
 @pytest.fixture
 def url(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Of a copy of `folder`, of which pieces are small and pauses are short."""
+    """The URL of a copy of `folder`, with small pieces and short pauses."""
     monkeypatch.setenv("HOME", str(tmp_path))  # where the cache of `stats` is
     monkeypatch.setattr(splits, "PIECE", PIECE)
     monkeypatch.setattr(store, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(store, "QUIET_S", 0.0)
     fsspec.register_implementation("failing", Failing, clobber=True)
     Failing.failures, Failing.reads = [], []
-    name = f"corpus-{next(_numbers)}"  # an index is read once in a process
+    name = f"corpus-{next(_numbers)}"  # an index is read once per process
     for path in folder.rglob("*.*"):
         MemoryFileSystem().pipe(f"/{name}/{path.relative_to(folder)}", path.read_bytes())
     yield f"failing://{name}"
@@ -73,7 +73,7 @@ def url(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def stored(config: DataConfig, url: str, tmp_path: Path) -> DataConfig:
-    """`config`, whose corpus lies on a store."""
+    """`config` with its corpus in an object store."""
     return replace(config, train=[CorpusConfig(path=url)], cache=str(tmp_path / "c"), retry=1)
 
 
@@ -86,14 +86,14 @@ def test_a_store_gives_what_a_folder_gives(config: DataConfig, stored: DataConfi
     stream = open_stream(stored)
     got = [stream.next() for _ in range(3)]
     state = stream.state_dict()
-    stream.load_state_dict(state)  # ends what is on its way
+    stream.load_state_dict(state)  # cancels pending reads
     got += take(stream, 2)
     on_folder = open_stream(config)
     resumed = open_stream(stored)
     on_folder.load_state_dict(state)
     resumed.load_state_dict(on_folder.state_dict())
     assert all(map(same, got + take(resumed, 5)[2:], expected))
-    there = [read for read in Failing.reads if "/train/" in read]  # one looks in no folder above
+    there = [read for read in Failing.reads if "/train/" in read]  # no parent folder is read
     assert len(there) == len(set(there)) == len(pieces(stored)) + 2, "all came once"
 
 
@@ -118,7 +118,7 @@ def test_what_was_used_last_stays(tmp_path: Path) -> None:
     for number, path in enumerate(paths):
         if number == 10:
             cache.read(paths[0])
-        if number == 11:  # what is the oldest is known since
+        if number == 11:  # by now the oldest is known
             cache.read(paths[3])
         cache.add(path, lambda: bytes(PIECE), 1)
         assert sum(path.exists() for path in paths) <= 10
@@ -135,7 +135,7 @@ def test_a_power_cut_may_leave_the_count_in_zeros(tmp_path: Path) -> None:
 
 
 def test_what_is_not_the_caches_own_stays(tmp_path: Path) -> None:
-    """Also where it lies as deep as pieces do, and is older than all of them."""
+    """Also if it is as deep in the tree as pieces are, and older than all of them."""
     theirs = [tmp_path / "me/thesis/chapter", tmp_path / "ab" / ("cd" * 32) / "notes.draft"]
     for file in (*theirs, tmp_path / "at-the-top"):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Folders as users have them: nothing in them is skipped or misread silently."""
+"""Real users' folders: nothing in them is skipped or misread silently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain.errors import UserError
 
 
 def write(root: Path, *names: str) -> None:
-    """Files that hold a text, or a row, that says which they are."""
+    """Writes files whose text, or row, is their own name."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def write(root: Path, *names: str) -> None:
 
 
 def read(*sources: Path, **options: object) -> tuple[list[str], list[str]]:
-    """Texts, and what the tally says."""
+    """The texts read, and the lines of the tally."""
     corpus = Corpus(sources, **options)  # type: ignore[arg-type]
     return [document.text for document in corpus], corpus.tally.lines()
 
@@ -83,7 +83,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     write(tmp_path, "set/a.txt", "other/b.txt", "other/deep/c.txt")
     os.symlink("../other", tmp_path / "set" / "linked")
     os.symlink("../other", tmp_path / "set" / "twice")
-    os.symlink("..", tmp_path / "other" / "deep" / "up")  # back to a folder that is open
+    os.symlink("..", tmp_path / "other" / "deep" / "up")  # back to a folder that is being read
     os.symlink("../set", tmp_path / "set" / "loop")
     os.symlink("itself.txt", tmp_path / "set" / "itself.txt")
     with pytest.raises(UserError, match=r"itself\.txt: cannot be read: Too many levels"):
@@ -103,14 +103,14 @@ def test_a_file_that_two_sources_have_is_read_once(tmp_path: Path) -> None:
     os.symlink("set", tmp_path / "linked")
     sources = ("set/deep", "set", "c.txt", "linked/a.txt", "c.txt")
     texts, lines = read(*(tmp_path / name for name in sources))
-    assert texts == ["set/deep/b.txt", "set/a.txt", "c.txt", "c.txt"]  # it is named twice
+    assert texts == ["set/deep/b.txt", "set/a.txt", "c.txt", "c.txt"]  # c.txt is named twice
     first = tmp_path / "set" / "deep" / "b.txt"
     told = "left out 2 files: another source already contains it"
     assert lines[1:] == [f"{told} (the first: {first})"]
 
 
 def test_versions_of_one_dataset_are_not_read_together(tmp_path: Path) -> None:
-    """As a hub's cache keeps them: links into one folder of contents."""
+    """As in a hub's cache: links into one folder of contents."""
     cache = tmp_path / "datasets--one"
     write(cache, "blobs/0a", "snapshots/old/a.txt", "snapshots/new/a.txt")
     for source in (tmp_path, cache, cache / "snapshots"):
@@ -151,7 +151,7 @@ def test_a_folder_without_files_to_read_says_what_it_holds(tmp_path: Path) -> No
 def test_a_folder_that_cannot_be_read_is_named_or_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(path: str) -> Any:  # what root would be let into
+    def refusing(path: str) -> Any:  # root would be allowed to read it
         if path.endswith("closed"):
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)

@@ -1,4 +1,4 @@
-"""What usual tools write: archives, kinds of Parquet columns, and .json of three forms."""
+"""What common tools write: archives, kinds of Parquet columns, and three forms of .json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pretrain.errors import UserError
 
 TEXTS = ["one\r\ntwo\n", "  drei  ", "四\n" * 500, "last"]
 LINES = [json.dumps({"text": text}).encode() + b"\n" for text in TEXTS]
-SKIPPABLE = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"notes"  # a frame to pass over
+SKIPPABLE = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"notes"  # a frame to skip
 
 
 def texts(*sources: Path, **options: object) -> list[str]:

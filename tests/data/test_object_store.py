@@ -31,7 +31,7 @@ from tests.runs import assert_same, rows, tensors
 
 ROOT = Path(__file__).parents[2]
 BUCKET, SHARDS = "corpus", "s3://corpus"
-PIECE = 200  # bytes: documents lie in several
+PIECE = 200  # bytes: documents span several
 STEPS = 30
 
 
@@ -162,7 +162,7 @@ def test_a_run_over_s3_that_is_killed_is_the_run_over_a_folder(
 
 
 def read_here(config: Config, piece: int) -> tuple[dict[str, str], list[list[int]]]:
-    """A rank's part: what is compared before a run begins, and its rows."""
+    """A rank's part: returns what is compared before a run begins, and its rows."""
     splits.PIECE = piece
     mesh.initialize()
     stream = open_stream(config.data, rank=mesh.dp_rank(), ranks=mesh.dp_size())
@@ -175,7 +175,7 @@ def test_ranks_of_a_host_bring_each_piece_once_and_compare_what_they_read(
 ) -> None:
     config = text_runs(corpus, tmp_path)("ranks")
     config.data = stored
-    there.proxy.trouble = lambda request, number: "0.1"  # so that both want what is on its way
+    there.proxy.trouble = lambda request, number: "0.1"  # so that both want what is being fetched
     env = {**ENVIRONMENT, "AWS_ENDPOINT_URL": there.proxy.url}
     (mine, first), (theirs, second) = run_ranks(2, read_here, config, PIECE, env=env)
     assert mine == theirs and len(mine["the train shards s3://corpus"]) == 12
@@ -218,7 +218,7 @@ def test_wrong_credentials_and_a_store_that_is_not_there_are_told(
     StorePath._whole.clear()
     with pytest.raises(StorageFailed, match="start again when the store answers") as failed:
         read_index(place(f"{SHARDS}/train", 1))
-    assert failed.value.status == 74  # with which Slurm starts again
+    assert failed.value.status == 74  # with which Slurm restarts the job
     there.proxy.trouble = lambda request, number: "403"
     assert cli.main(["data", "verify", SHARDS]) == 2
     assert f"{SHARDS}/index.json: cannot be read: 1 attempt in 0 s" in (

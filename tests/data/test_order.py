@@ -30,7 +30,7 @@ def permutation(size: int, seed: int, places: Iterable[int]) -> list[int]:
 
 
 def drawn(order: Order, draws: Iterable[int]) -> list[tuple[int, int]]:
-    """(corpus, document) of each."""
+    """(corpus, document) of each draw."""
     corpora, documents = order(np.array(list(draws)))
     return list(zip(corpora.tolist(), documents.tolist(), strict=True))
 
@@ -48,8 +48,8 @@ def test_permutation_of_many_documents_costs_no_memory_and_has_no_repeats() -> N
 
 
 def test_permutations_look_random() -> None:
-    """Over many seeds every place is as likely as any other to come first, and neighbours are not
-    kept.
+    """Over many seeds every place is equally likely to come first, and neighbours do not stay
+    together.
     """
     first = Counter(permutation(6, seed, [0])[0] for seed in range(6000))
     assert all(850 < first[i] < 1150 for i in range(6))
@@ -61,7 +61,7 @@ def test_permutations_look_random() -> None:
     ("sizes", "shares"), [([1], [1.0]), ([1000], [1.0]), ([3, 2**40, 17], [0.2, 0.7, 0.1])]
 )
 def test_the_order_is_that_of_one_draw_at_a_time(sizes: list[int], shares: list[float]) -> None:
-    """Draws in any order, many times the same, far into the run."""
+    """Draws in any order, with many repeats, far into the run."""
     rng = random.Random(0)
     draws = [rng.choice([0, 1, BLOCK - 1, BLOCK, 10**12]) + rng.randrange(3) for _ in range(60)]
     expected = {j: oracle.drawn(sizes, shares, 7, j) for j in draws}
@@ -94,12 +94,12 @@ def test_order_is_a_function_of_seed_and_position_alone() -> None:
 
 
 def test_order_is_what_it_was() -> None:
-    """Fixed numbers: a change of the order would silently change every resumed run."""
+    """Fixed numbers: a changed order would silently change every resumed run."""
     order = Order([10, 1000], [0.25, 0.75], seed=0)
     assert drawn(order, range(6)) == [(1, 288), (0, 7), (1, 583), (0, 8), (1, 670), (1, 407)]
 
 
-MIXTURES = {  # weights, mean tokens of a document
+MIXTURES = {  # weights, mean tokens per document
     "web and books": ((0.9, 0.1), (40.0, 200_000.0)),
     "few long documents": ((0.99, 0.01), (40.0, 200_000.0)),
     "a millionth": ((1.0, 1e-6), (500.0, 500.0)),
@@ -114,7 +114,7 @@ MIXTURES = {  # weights, mean tokens of a document
 def test_weights_are_kept_over_any_long_stretch(
     weights: Sequence[float], means: Sequence[float]
 ) -> None:
-    """A stretch in which the rarest corpus is drawn some 1,000 times, anywhere; exact fractions."""
+    """Any stretch in which the rarest corpus is drawn about 1,000 times; with exact fractions."""
     exact = [Fraction(w) / Fraction(m) for w, m in zip(weights, means, strict=True)]
     rarest = min(exact) / sum(exact)
     counts = quotas(token_shares(weights, means))
@@ -132,7 +132,7 @@ def test_weights_are_kept_over_any_long_stretch(
     steps=st.lists(st.integers(1, 5000), max_size=30),
 )
 def test_what_is_drawn_is_never_taken_back(shares: list[float], steps: list[int]) -> None:
-    """Or the n-th draw of a corpus would come twice."""
+    """Otherwise the n-th draw of a corpus would occur twice."""
     counts, draw = quotas(shares), 0
     last = drawn_before(0, counts)
     assert last == [0] * len(shares)
@@ -144,13 +144,13 @@ def test_what_is_drawn_is_never_taken_back(shares: list[float], steps: list[int]
 
 
 def test_the_order_draws_what_is_counted() -> None:
-    """Over whole blocks, for a corpus that is in few of them, too; epochs stay whole."""
+    """Over whole blocks, also for a corpus that few of them contain; epochs stay whole."""
     shares = [0.7, 0.29999, 0.00001]
     order = Order([1000, 300, 5], shares, seed=3)
     draws = drawn(order, range(60 * BLOCK))
     counted = drawn_before(60 * BLOCK, quotas(shares))
     assert [sum(c == corpus for c, _ in draws) for corpus in range(3)] == counted
-    assert counted[2] == 2  # 2.46 of them
+    assert counted[2] == 2  # 2.46 expected
     for corpus, size in enumerate((1000, 300, 5)):
         documents = [document for c, document in draws if c == corpus]
         for epoch in range(len(documents) // size):
@@ -158,7 +158,7 @@ def test_the_order_draws_what_is_counted() -> None:
 
 
 def test_lanes_of_a_batch_have_every_corpus() -> None:
-    """Every second draw is of each corpus, but not in turn: no lane reads one corpus alone."""
+    """Each corpus has half of the draws, but not in turn: no lane reads only one corpus."""
     order = Order([1000, 1000], [0.5, 0.5], seed=0)
     for lane in range(4):
         share = sum(corpus for corpus, _ in drawn(order, range(lane, 8000, 4))) / 2000

@@ -29,7 +29,7 @@ def prepare_parts(source: Path, tokenizer: Tokenizer, out: Path, parts: int) -> 
 
 
 def test_there_are_several_units(source: Path) -> None:
-    """Of all files, in their order."""
+    """They contain all files, in order."""
     entries = Corpus([source]).find()
     units = cut(entries, 300)
     assert len(units) > 2 and [entry for unit in units for entry in unit.entries] == entries
@@ -44,7 +44,7 @@ def test_parts_do_not_lie_where_they_would_be_read(source: Path, tokenizer: Toke
 def test_parts_that_are_merged_are_what_one_process_writes(
     source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path, parts: int
 ) -> None:
-    """Of 40 parts some are empty."""
+    """With 40 parts some are empty."""
     prepare_parts(source, tokenizer, tmp_path, parts)
     tar = next(tmp_path.glob("part-*/unit-000000/train/shard-000000.tar"))
     inode = tar.stat().st_ino
@@ -109,7 +109,7 @@ def test_a_merge_that_was_broken_off_goes_on(
     source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, at: int,
 ) -> None:  # fmt: skip
-    """After any of its renames."""
+    """Interrupted after any of its renames."""
     prepare_parts(source, tokenizer, tmp_path, 2)
     renames, rename = 0, Path.rename
 
@@ -127,7 +127,7 @@ def test_a_merge_that_was_broken_off_goes_on(
         except KeyboardInterrupt:
             pass
         else:
-            assert at > 6  # there are not so many
+            assert at > 6  # there are fewer renames
     merge(tmp_path)
     assert content(tmp_path) == content(prepared)
 
@@ -136,7 +136,7 @@ def test_a_draft_of_other_parts_is_not_taken_for_that_of_these(
     source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A merge was broken off, and its parts were prepared anew with other settings."""
+    """A merge was interrupted, and its parts were prepared again with other settings."""
     for part in (1, 2):
         settings = SETTINGS | {"shard_tokens": 100}
         prepare_part(Corpus([source]), tokenizer, tmp_path, (part, 2), **settings)
@@ -154,7 +154,7 @@ def test_a_draft_of_other_parts_is_not_taken_for_that_of_these(
 def test_what_a_killed_part_left_does_not_spoil_another_merge(
     source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A part of other parts, which nobody has begun again."""
+    """A draft of a part from another division, which nobody has continued."""
     prepare_parts(source, tokenizer, tmp_path, 2)
     (tmp_path / ".part-00001-of-00004.partial-x").mkdir()
     (tmp_path / ".part-00001-of-00004.partial-x.lock").touch()

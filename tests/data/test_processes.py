@@ -46,7 +46,7 @@ def test_an_error_of_a_process_is_the_users(
 def _fails_or_goes_on(unit: Unit, tell: Callable[[Done], None]) -> Any:
     if unit.number == 0:
         raise UserError("the first is bad")
-    for _ in range(600):  # groups of documents of a big file
+    for _ in range(600):  # groups of documents in a big file
         tell(Done())
         time.sleep(0.1)
 
@@ -99,7 +99,7 @@ def _hears_ctrl_c(*_: object, **__: object) -> Any:
 
 def test_ctrl_c_is_heard_by_the_first_process_alone(source: Path) -> None:
     units = cut(Corpus([source]).find(), 300)[:1]
-    # also where tests run in the background, whose processes a shell makes deaf to it
+    # also if tests run in the background, where a shell makes processes ignore it
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert in_processes(_hears_ctrl_c, units, 1, lambda *_: None) == [False]

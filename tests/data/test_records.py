@@ -34,7 +34,7 @@ def spoil(split: Path, document: int, field: str, value: int) -> None:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every split is large, and checked in several pieces."""
+    """Makes every split count as large, and be checked in several pieces."""
     monkeypatch.setattr(reader, "MAX_AT_ONCE", 0)
     monkeypatch.setattr(records, "CHUNK", 7)
 
@@ -116,7 +116,7 @@ def test_a_missing_shard_is_named_by_the_rank_that_reads_it(
 
 
 def test_the_length_of_many_documents_is_estimated() -> None:
-    """From a hundredth of them, in stretches."""
+    """From a hundredth of them, in contiguous stretches."""
     lengths = np.random.default_rng(0).integers(1, 2000, 3_000_000).astype(np.uint32)
     places = mean_places(lengths, 64, 8)
     assert places == pytest.approx(mean_places(lengths[: 1 << 20], 64, 8), rel=0.01)
@@ -130,7 +130,7 @@ def test_the_longest_of_many_documents_is_looked_for_where_there_may_be_one() ->
     shards = [Shard("", 0, 1_000_000, tokens, "") for tokens in (60, 90)]
     assert longest_over(lengths, shards, 89) == 90
     assert longest_over(lengths, shards, 90) == 0
-    assert longest_over(np.array([], np.uint32), shards, 90) == 0  # none is read
+    assert longest_over(np.array([], np.uint32), shards, 90) == 0  # no document is read
 
 
 def test_held_out_rows_do_not_depend_on_how_many_lengths_are_looked_at_together(

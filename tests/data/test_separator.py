@@ -1,4 +1,4 @@
-"""--separator: texts that hold many documents."""
+"""--separator: texts that contain many documents."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def texts(*sources: Path, **options: Any) -> list[str]:
 def test_pieces_are_those_of_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, at: str
 ) -> None:
-    """As files of any name, compressed, and as members of a tar."""
+    """In files of any name, compressed ones, and members of a tar."""
     monkeypatch.setattr(formats, "CHUNK", chunk)
     text = TEXT + "aaabaab aab"
     folder = tmp_path / "texts"

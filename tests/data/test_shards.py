@@ -44,13 +44,13 @@ def test_plain_webdataset_reads_the_tars(
     tars = sorted(str(path) for path in (folder / "train").glob("*.tar"))
     assert len(tars) > 2
     with warnings.catch_warnings():
-        # webdataset leaves the tars to the garbage collector
+        # webdataset leaves closing the tars to the garbage collector
         warnings.simplefilter("ignore", ResourceWarning)
         samples = list(webdataset.WebDataset(tars, shardshuffle=False))
         gc.collect()
     assert len(samples) < len(texts) / 4  # short documents share a sample
     read, about = [], []
-    url, begin = "", 0  # the shard, and its first document
+    url, begin = "", 0  # the shard, and the number of its first document
     for sample in samples:
         documents = json.loads(sample["json"])
         ends = np.cumsum([document["tokens"] for document in documents])
@@ -66,7 +66,7 @@ def test_plain_webdataset_reads_the_tars(
 
 
 def test_short_documents_take_little_room(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Files of a tar take 1 KB at least, so a document of a few tokens must not be one."""
+    """A file in a tar takes at least 1 KB, so a document of a few tokens must not be one."""
     source = tmp_path / "d.jsonl"
     source.write_text("".join(f'{{"text": "wake {i}"}}\n' for i in range(1000)))
     index = prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)["train"]
@@ -138,7 +138,7 @@ def test_holdout_is_a_share_by_text_and_copies_stay_together(
 
 def test_large_vocabulary_takes_four_bytes(tmp_path: Path, model: Path) -> None:
     tokenizer = Tokenizer.load(model)
-    tokenizer.vocab_size = 70_000  # as far as the shards are concerned
+    tokenizer.vocab_size = 70_000  # only for the shards
     writer = SplitWriter(tmp_path / "train", tokenizer, shard_tokens=1000)
     writer.add(Document("a", "x"), [1])
     writer.add(Document("text", "x"), [69_999, 3, 65_536])
@@ -206,7 +206,7 @@ def test_interrupted_prepare_leaves_nothing(
 def test_output_that_holds_hidden_files_alone_is_empty(
     tmp_path: Path, tokenizer: Tokenizer, texts: list[str]
 ) -> None:
-    """As a file browser leaves them in any folder."""
+    """A file browser may leave such files in any folder."""
     out = tmp_path / "out"
     out.mkdir()
     (out / ".DS_Store").write_text("mine")
@@ -218,7 +218,7 @@ def test_output_that_holds_hidden_files_alone_is_empty(
 def test_output_that_is_a_link_is_written_where_it_leads(
     tmp_path: Path, tokenizer: Tokenizer, texts: list[str], there: bool
 ) -> None:
-    """As a home folder has for what lies on a larger disk."""
+    """As in a home folder that links to a larger disk."""
     out, disk = tmp_path / "out", tmp_path / "disk" / "shards"
     out.symlink_to(disk)
     if there:
@@ -241,7 +241,7 @@ def test_output_that_is_not_empty_is_refused_and_kept(
 ) -> None:
     source = write_texts(tmp_path / "texts", texts)
     (tmp_path / "out").mkdir()
-    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)  # an empty folder is welcome
+    prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)  # an empty folder is accepted
     before = (tmp_path / "out" / "train" / "index.json").read_bytes()
     with pytest.raises(UserError, match="not empty; give another folder"):
         prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
@@ -260,7 +260,7 @@ def test_holdout_that_leaves_a_side_empty_is_refused(
 
 @pytest.mark.parametrize("holdout", [0.01, 0.99])
 def test_one_document_is_never_cut(tmp_path: Path, tokenizer: Tokenizer, holdout: float) -> None:
-    """No share would do, so none is asked for."""
+    """No other share would help, so the error does not suggest one."""
     (tmp_path / "input.txt").write_text("sleep\n\n" * 60 + "wake")
     with pytest.raises(
         UserError, match=r"of 1 document .* never cut: --separator '\\n\\n'"
@@ -272,7 +272,7 @@ def test_one_document_is_never_cut(tmp_path: Path, tokenizer: Tokenizer, holdout
 def test_what_a_killed_prepare_left_is_removed_by_the_next(
     tmp_path: Path, tokenizer: Tokenizer, model: Path
 ) -> None:
-    """And what a process that lives is writing is not."""
+    """What a live process is writing stays."""
     source = write_texts(tmp_path / "texts", make_texts(5, seed=1))
     code = (
         "import sys, time\n"
@@ -297,7 +297,7 @@ def test_what_a_killed_prepare_left_is_removed_by_the_next(
         assert len(hidden) == 4
         prepare(Corpus([source]), tokenizer, out, holdout=0)
         left = {path.name for path in tmp_path.glob(".*")}
-        assert len(left) == 2 and left < hidden  # the folder and the lock of the one that lives
+        assert len(left) == 2 and left < hidden  # the folder and lock of the live one
         assert (tmp_path / min(left, key=len) / "train").is_dir()
     finally:
         for writer in writers:
@@ -308,7 +308,7 @@ def test_what_a_killed_prepare_left_is_removed_by_the_next(
 def test_progress_ends_with_every_file_read(
     tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """256 documents are written at once, and the last does not know that its file ends."""
+    """Documents are written in groups of 256; the last group does not know that its file ends."""
     source = tmp_path / "d.jsonl"
     source.write_text("".join(f'{{"text": "wake {i}"}}\n' for i in range(512)))
     prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
@@ -318,7 +318,7 @@ def test_progress_ends_with_every_file_read(
 def test_stats_say_what_a_mixture_gives(
     folder: Path, tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The few tokens of a run that ends before a rare corpus is drawn from are none of its."""
+    """A run too short to draw from a rare corpus has none of its tokens."""
     source = write_texts(tmp_path / "texts", ["sleep " * 5000, "wake " * 5000])
     prepare(Corpus([source]), tokenizer, tmp_path / "long", holdout=0)
     command = ["data", "stats", str(folder), str(tmp_path / "long"), "--weights", "0.9", "0.1"]

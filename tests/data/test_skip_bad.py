@@ -1,4 +1,4 @@
-"""Bad rows and files among good ones: named, or left out and counted by kind."""
+"""Bad rows and files among good ones are named, or left out and counted by kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables, tars, Arrow files and folders of a hub: what is read, left out, and said of damage."""
+"""Tables, tars, Arrow files and hub folders: what is read, left out, and reported as damaged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def texts(*sources: Path, **options: object) -> list[str]:
 
 
 def lines(source: Path, **options: object) -> list[str]:
-    """What is said of what was read and left out."""
+    """The lines about what was read and left out."""
     corpus = Corpus([source], **options)  # type: ignore[arg-type]
     list(corpus)
     return corpus.tally.lines()
@@ -109,7 +109,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_tars_of_webdataset(tmp_path: Path) -> None:
-    """JSON beside a text tells about it; where there is none, it holds the text."""
+    """JSON beside a text is metadata; without a text beside it, it contains the text."""
     with webdataset.TarWriter(str(tmp_path / "a.tar.gz"), compress=True) as tar:
         for n, text in enumerate(TEXTS):
             tar.write({"__key__": f"set.d/{n}", "txt": text, "json": {"text": "caption"}})
@@ -149,7 +149,7 @@ def test_a_member_that_is_damaged(tmp_path: Path, name: str, content: bytes, tol
 
 
 def test_a_tar_of_a_folder_as_it_stands(tmp_path: Path) -> None:
-    """tar -cf d.tar -C folder . has the folder itself as its first member, called "."."""
+    """`tar -cf d.tar -C folder .` has the folder itself as its first member, called "."."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.txt").write_text("first")
     with tarfile.open(tmp_path / "d.tar", "w") as tar:
@@ -159,7 +159,7 @@ def test_a_tar_of_a_folder_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [3072, 3072 + 100, 3072 + 512, 3072 + 700, 100])
 def test_a_tar_that_was_cut(tmp_path: Path, left: int) -> None:
-    """Between two members or in one; what lies before is whole."""
+    """Between two members or within one; what comes before is whole."""
     path = write_tar(tmp_path / "d.tar", {f"{n}.txt": b"x" * 600 for n in range(3)})
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(UserError, match=f"{path}: cannot be read as a tar: "):
@@ -169,7 +169,7 @@ def test_a_tar_that_was_cut(tmp_path: Path, left: int) -> None:
 
 
 def test_json_of_a_sample_that_was_cut(tmp_path: Path) -> None:
-    """Its text may be what is missing."""
+    """Its text may be the missing part."""
     members = {"a.txt": b"first", "b.json": b'{"text": "of b?"}', "b.txt": b"x" * 600}
     path = write_tar(tmp_path / "d.tar", members)
     path.write_bytes(path.read_bytes()[:2048])
@@ -179,7 +179,7 @@ def test_json_of_a_sample_that_was_cut(tmp_path: Path) -> None:
 def test_members_of_one_name_up_to_the_first_dot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Texts are read one by one, however many; JSON may have a text beside it, so it is held."""
+    """Texts are read one by one, however many; JSON is held back, as a text may be beside it."""
     monkeypatch.setattr("pretrain.data.tar.MAX_LINE", 100)
     path = write_tar(tmp_path / "d.tar", {f"all.{n}.txt": b"x" * 60 for n in range(5)})
     assert texts(path) == ["x" * 60] * 5
@@ -194,7 +194,7 @@ def test_members_of_one_name_up_to_the_first_dot(
 
 
 def test_a_tar_that_is_damaged(tmp_path: Path) -> None:
-    """In a header, named; in a text, that text."""
+    """Damage in a header is reported by name."""
     path = write_tar(tmp_path / "d.tar", {f"{n}.txt": b"x" * 600 for n in range(3)})
     sound = path.read_bytes()
     for at in (0, 150, 1536, 1700, 3072 + 130):
@@ -207,7 +207,7 @@ def test_a_tar_that_is_damaged(tmp_path: Path) -> None:
 
 
 def test_tars_that_were_put_one_after_the_other(tmp_path: Path) -> None:
-    """Of which usual readers see the first only."""
+    """Common readers see only the first."""
     one, two = (write_tar(tmp_path / f"{n}.tar", {"a.txt": n.encode()}) for n in "12")
     both = tmp_path / "both.tar"
     both.write_bytes(one.read_bytes() + two.read_bytes())
@@ -237,7 +237,7 @@ def test_arrow_files(tmp_path: Path) -> None:
 
 
 def test_arrow_files_that_are_damaged(tmp_path: Path) -> None:
-    """At any byte: named, or of no consequence, and never a crash."""
+    """Damage at any byte is reported by name or has no effect; it never crashes."""
     rng = random.Random(0)
     for path in arrow_files(tmp_path):
         sound, told = path.read_bytes(), 0
@@ -255,7 +255,7 @@ def test_arrow_files_that_are_damaged(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_the_hub(tmp_path: Path) -> None:
-    """As its cache keeps it: links to blobs; and as `datasets` saves to disk."""
+    """As in its cache: links to blobs; and as `datasets` saves to disk."""
     blobs = tmp_path / "datasets--a--b" / "blobs"
     snapshot = tmp_path / "datasets--a--b" / "snapshots" / "0123" / "data"
     blobs.mkdir(parents=True)

@@ -1,5 +1,5 @@
-"""The stream: every token once, exact resume at any rank count, and what a batch says about
-documents.
+"""The stream: every token once, exact resume with any number of ranks, and document boundaries in
+batches.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def join(parts: list[Batch]) -> Batch:
 def lane_documents(
     batches: list[Batch], lane: int, eos: int, isolate: bool = True
 ) -> list[list[int]]:
-    """The documents of one lane, put together again from its rows; the last may be unfinished."""
+    """The documents of one lane, reassembled from its rows; the last may be unfinished."""
     documents: list[list[int]] = [[]]
     for batch in batches:
         tokens, valid = batch.tokens[lane], batch.valid[lane]
@@ -72,7 +72,7 @@ def lane_documents(
             documents[-1].append(token)
             if token == eos:
                 documents.append([])
-        if isolate and batch.targets[lane, -1] == eos:  # not read: the document ends with its row
+        if isolate and batch.targets[lane, -1] == eos:  # predicted, not read: the document ends
             documents[-1].append(eos)
             documents.append([])
     return documents
@@ -82,7 +82,7 @@ def lane_documents(
 def test_every_token_of_every_document_once_per_epoch(
     config: DataConfig, texts: list[str], tokenizer: Tokenizer, mode: tuple[str, bool]
 ) -> None:
-    """The first documents of all lanes, in the order of the draws, are two whole epochs."""
+    """The first documents of all lanes, in draw order, are two whole epochs."""
     batches = take(open_stream(config, mode), 500)
     isolate = mode[0] == "isolate"
     lanes = [lane_documents(batches, lane, tokenizer.eos, isolate)[:-1] for lane in range(B)]
@@ -125,7 +125,7 @@ def test_isolated_rows_follow_the_lane_token_by_token(
                 assert batch.tokens[lane, columns].tolist() == here + [tokenizer.pad] * padding
                 assert batch.targets[lane, columns].tolist() == after + [IGNORE] * padding
                 assert batch.valid[lane, columns].tolist() == [True] * len(here) + [False] * padding
-            if rest == [tokenizer.eos]:  # is predicted by the row's last token, and not read alone
+            if rest == [tokenizer.eos]:  # the row's last token predicts it; it is not read alone
                 rest = []
             assert bool(batch.carries[lane]) == (carry and bool(rest))
             carried += bool(rest)
@@ -164,7 +164,7 @@ def test_rows_do_not_depend_on_the_number_of_ranks(
 
 
 def joined(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a checkpoint holds of some ranks: all lanes."""
+    """What a checkpoint has from some ranks: all lanes."""
     assert len({json.dumps(without_lanes(state)) for state in states}) == 1
     return states[0] | {"lanes": torch.cat([state["lanes"] for state in states])}
 
@@ -184,7 +184,7 @@ def test_resume_is_exact_at_any_position_and_rank_count(
         first = open_stream(config, mode, rank=rank, ranks=4)
         for _ in range(position):
             first.next()
-        states.append(first.state_dict())  # while the prefetch thread is ahead
+        states.append(first.state_dict())  # the prefetch thread is ahead
         first.close()
     state = joined(states)
     assert state["steps"] == position
@@ -192,7 +192,7 @@ def test_resume_is_exact_at_any_position_and_rank_count(
     parts = []
     for rank in range(ranks):
         stream = open_stream(config, mode, rank, ranks)
-        for _ in range(3):  # a stream in use is set back too
+        for _ in range(3):  # a stream in use can also be set back
             stream.next()
         mine = state | {"lanes": state["lanes"].chunk(ranks)[rank]}
         stream.load_state_dict(mine)
@@ -206,7 +206,7 @@ def test_resume_is_exact_at_any_position_and_rank_count(
 def test_lanes_hold_the_documents_of_the_order(
     config: DataConfig, folder: Path, tokenizer: Tokenizer, mode: tuple[str, bool]
 ) -> None:
-    """One draw at a time, by another program: draw lane + k * B is the lane's k-th document."""
+    """One draw at a time, independently: draw lane + k * B is the lane's k-th document."""
     corpora = [CorpusConfig(path=str(folder), weight=weight) for weight in (1.0, 3.0)]  # twice
     size = len(Shards(folder / "train", tokenizer))
     for rank in range(2):
@@ -239,7 +239,7 @@ def test_seed_changes_the_order(config: DataConfig) -> None:
 
 
 def test_resume_with_other_weights_is_refused_by_name(config: DataConfig, folder: Path) -> None:
-    """Settings are compared by `pretrain.config.resume`; only the stream knows its data."""
+    """`pretrain.config.resume` compares settings; only the stream knows its data."""
     state = open_stream(config).state_dict()
     other = replace(config, train=[CorpusConfig(path=str(folder), weight=2.0)])
     said = r"data\.train .*\(weights \[2\.0\] instead of \[1\.0\]\).* set it back, or start"
@@ -261,7 +261,7 @@ def test_which_corpus_of_a_resumed_run_is_another_is_said() -> None:
 def test_corpora_are_mixed_by_their_share_of_tokens(
     config: DataConfig, tokenizer: Tokenizer, tmp_path: Path, mode: tuple[str, bool]
 ) -> None:
-    """Short documents and long ones, equal weights: as many tokens of each, as is said before."""
+    """Short and long documents of equal weight: as many tokens of each, as announced."""
     for name, words, repeat in (("short", "wake", 3), ("long", "sleep", 60)):
         texts = [f"{words} {i}\n" * repeat for i in range(50)]
         prepare(
@@ -289,7 +289,7 @@ def test_corpora_are_mixed_by_their_share_of_tokens(
 
 
 def samples_of(stream: TextStream, steps: int, stitched: bool) -> tuple[Counter[str], Counter[str]]:
-    """Tokens and documents that so many steps read, by corpus."""
+    """Tokens and documents read in `steps` steps, by corpus."""
     read, documents = Counter[str](), Counter[str]()
     for _ in range(steps):
         stream.next()
@@ -316,7 +316,7 @@ def test_of_one_corpus_it_is_said_how_often_it_is_read(
 
 
 def made_of(config: DataConfig, tokenizer: Tokenizer, root: Path, texts: list[str]) -> DataConfig:
-    """The same with a corpus of these texts."""
+    """The same configuration with a corpus of these texts."""
     prepare(Corpus([write_texts(root / "in", texts)]), tokenizer, root / "out", holdout=0)
     return replace(config, train=[CorpusConfig(path=str(root / "out"))])
 
@@ -374,7 +374,7 @@ def test_damage_found_by_the_thread_reaches_the_trainer_every_time(
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     stream = open_stream(replace(config, train=[CorpusConfig(path=str(copy))]))
-    for tar in (copy / "train").glob("*.tar"):  # as large as before, but other bytes
+    for tar in (copy / "train").glob("*.tar"):  # the same size, but other bytes
         tar.write_bytes(bytes(tar.stat().st_size))
     for _ in range(3):
         with pytest.raises(UserError, match=r"shard-00000\d\.tar: document \d{9} is damaged"):
@@ -386,7 +386,7 @@ def test_wait_is_counted(config: DataConfig) -> None:
     stream = open_stream(config)
     assert stream.wait_seconds == 0
     stream.next()
-    assert stream.wait_seconds > 0  # the first batch is not there yet
+    assert stream.wait_seconds > 0  # the first batch is not ready yet
     stream.close()
 
 
@@ -411,7 +411,7 @@ def test_heldout_rows_are_stretches_of_documents_first_beginnings_then_the_rest(
         [*r, t[-1]] for r, t in zip(whole.tokens.tolist(), whole.targets.tolist(), strict=True)
     ]
     assert [row[1:] for row in found] == whole.targets.tolist()
-    taken, order = 0, list[int]()  # the same by hand: stretches with a target at every place
+    taken, order = 0, list[int]()  # by hand: stretches with a target at every position
     for turn in range(100):
         of_turn = {}
         for i, stream in enumerate(streams):
@@ -422,7 +422,7 @@ def test_heldout_rows_are_stretches_of_documents_first_beginnings_then_the_rest(
         assert -1 not in rows and len({*rows}) == len(rows)
         if turn == 0:
             order = rows
-            assert len(order) == len(of_turn) and order != sorted(order)  # not that of the corpus
+            assert len(order) == len(of_turn) and order != sorted(order)  # not the corpus's order
         else:
             assert rows == [i for i in order if i in of_turn.values()][: len(rows)]
         taken += len(rows)
@@ -433,7 +433,7 @@ def test_heldout_rows_are_stretches_of_documents_first_beginnings_then_the_rest(
 
 
 def test_heldout_rows_are_of_all_of_the_corpus(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Also where there are fewer of them than documents in its first folder."""
+    """Also if there are fewer rows than documents in the corpus's first half."""
     texts = [*make_texts(60, seed=1, longest=20), *make_texts(60, seed=2, longest=20)]
     source = write_texts(tmp_path / "texts", texts)
     prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
@@ -446,7 +446,7 @@ def test_heldout_rows_are_of_all_of_the_corpus(tmp_path: Path, tokenizer: Tokeni
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    """Documents of which some fill a row of 24 tokens, and most do not."""
+    """Documents, some of which fill a row of 24 tokens; most do not."""
     root = tmp_path_factory.mktemp("short")
     source = write_texts(root / "texts", make_texts(60, seed=7, longest=12))
     prepare(Corpus([source]), tokenizer, root / "out", holdout=0.5)
@@ -454,7 +454,7 @@ def short(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pat
 
 
 def test_heldout_documents_that_fill_no_row_are_padded(short: Path, tokenizer: Tokenizer) -> None:
-    """Every token of every held-out document is there once, and predicts the next of its own."""
+    """Every token of every held-out document occurs once, and predicts its document's next."""
     batches = heldout_batches(short, tokenizer, window=L, windows=3, batch=B, n=1000)
     shards = Shards(short / "heldout", tokenizer)
     streams = [[*shards.document(i).tolist(), tokenizer.eos] for i in range(len(shards))]
@@ -463,7 +463,7 @@ def test_heldout_documents_that_fill_no_row_are_padded(short: Path, tokenizer: T
     whole = join(batches)
     assert whole.tokens.shape[1] == 3 * L and len(whole.tokens) % B == 0
     assert whole.valid[:full].all() and not whole.valid[full:].all()
-    pieces = []  # as they are read: from a window in which a document begins to the next
+    pieces = []  # as read: from one window in which a document begins to the next
     for row in range(len(whole.tokens)):
         for w in range(3):
             here = slice(w * L, (w + 1) * L)
@@ -477,7 +477,7 @@ def test_heldout_documents_that_fill_no_row_are_padded(short: Path, tokenizer: T
                 pieces[-1][1].extend(whole.targets[row, here][valid].tolist())
     expected = []
     for stream in streams:
-        for first in range(0, len(stream) - 1, 3 * L):  # an EOS that would be alone is predicted
+        for first in range(0, len(stream) - 1, 3 * L):  # an EOS is not read alone
             read, after = stream[first : first + 3 * L], stream[first + 1 : first + 3 * L + 1]
             expected.append((read, after + [IGNORE] * (len(read) - len(after))))
     assert sorted(pieces) == sorted(expected)
@@ -500,13 +500,13 @@ def test_one_heldout_document_fills_up_its_batch_with_pad(
 
 
 def by_tokens(tokenizer: Tokenizer, counts: list[int]) -> list[str]:
-    """Texts of so many tokens each, no two alike."""
+    """Distinct texts with these numbers of tokens."""
     texts = []
     for i, count in enumerate(counts):
         marks = [chr(0x4E00 + i), *["\u00e9"] * count]  # three bytes, then letters of one or two
         text = marks[0] if count >= len(tokenizer.encode(marks[0])) else "0123456789"[i % 10]
         while len(tokenizer.encode(text)) < count:
-            text += "\x01"  # a byte, so a token, each
+            text += "\x01"  # a byte, and so a token, each
         assert len(tokenizer.encode(text)) == count
         texts.append(text)
     return texts
@@ -527,7 +527,7 @@ def test_every_row_has_a_token_to_predict(
     mode: tuple[str, bool],
     windows: int,
 ) -> None:
-    """Whatever the lengths of documents; and every token of theirs is predicted, EOS too."""
+    """Whatever the documents' lengths; and all their tokens are predicted, EOS included."""
     texts = by_tokens(tokenizer, counts)
     source = write_texts(tmp_path / "texts", texts)
     prepare(Corpus([source]), tokenizer, tmp_path / "out", holdout=0)
@@ -550,7 +550,7 @@ def test_every_row_has_a_token_to_predict(
 def test_many_corpora_of_many_shards_need_few_open_files(
     config: DataConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """40 files may be open beyond those that are; 6 corpora have 20 shards each."""
+    """40 more files may be opened; 6 corpora have 20 shards each."""
     corpora = []
     for c in range(6):
         source = write_texts(tmp_path / f"texts{c}", make_texts(20, seed=c, longest=9))

@@ -1,6 +1,6 @@
 """llama.cpp, by xllamacpp's wheel: log-probabilities of each continuation, and greedy ids.
 
-Without flash attention and with keys and values in fp32: by default it rounds both to fp16.
+Without flash attention, and with keys and values in fp32: by default both are rounded to fp16.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ server = xllamacpp.Server(params)
 
 
 def post(path: str, **body: Any) -> Any:
-    """The server's answer, over HTTP."""
+    """The server's answer to a POST request."""
     kind = {"Content-Type": "application/json"}
     request = urllib.request.Request(
         server.listening_address + path, json.dumps(body).encode(), kind
@@ -33,8 +33,8 @@ def post(path: str, **body: Any) -> Any:
 
 
 def logprobs(prompt: list[int]) -> list[float]:
-    """Of every id after a prompt, by the model alone; what is sampled is a piece of whole
-    characters, or they would be withheld.
+    """Of every id after a prompt, from the model alone. The sampled piece must consist of whole
+    characters, or the server would withhold them.
     """
     said = post(
         "/completion", prompt=prompt, n_predict=1, n_probs=job["vocabulary"], cache_prompt=True,

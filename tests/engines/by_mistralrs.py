@@ -1,6 +1,6 @@
 """mistral.rs: the twenty best log-probabilities after some prompts, and a greedy continuation.
 
-It takes texts, not ids, and gives log-probabilities to chat requests alone; the template is the
+It takes texts, not ids, and gives log-probabilities only for chat requests; the template is the
 text itself.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-os.environ["MISTRALRS_CPU_KV_F32"] = "1"  # else keys and values are rounded to fp16
+os.environ["MISTRALRS_CPU_KV_F32"] = "1"  # otherwise keys and values are rounded to fp16
 from mistralrs import ChatCompletionRequest, ModelDType, Runner, Which
 
 job = json.loads(Path(sys.argv[1]).read_text())
@@ -28,7 +28,7 @@ runner = Runner(
 
 
 def ask(text: str, tokens: int) -> Any:
-    """The first choice."""
+    """Requests a completion; returns its first choice."""
     messages = [{"role": "user", "content": text}]
     request = ChatCompletionRequest(
         messages, model="default", max_tokens=tokens, temperature=0.0, logprobs=True,

@@ -13,7 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 job = json.loads(Path(sys.argv[1]).read_text())
 mx.set_default_device(mx.cpu)
-mx.disable_compile()  # else it calls a C++ compiler for half a minute
+mx.disable_compile()  # otherwise it runs a C++ compiler for half a minute
 override = {"model_type": "qwen3_5", "full_attention_interval": job["interval"]}
 model, tokenizer = mlx_lm.load(job["folder"], model_config=override)
 cache, ids, prompt = make_prompt_cache(model), job["ids"], job["prompt"]

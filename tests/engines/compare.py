@@ -1,12 +1,12 @@
-"""`make test-engines`: exports in transformers, llama.cpp, mlx-lm and mistral.rs against our own.
+"""`make test-engines`: exports in transformers, llama.cpp, mlx-lm, mistral.rs against our model.
 
     python -m tests.engines.compare ENGINES_PYTHON [WORD in a case's name ...]
 
-Models with random weights everywhere (norms, decays and convolutions too: identity would hide
-mistakes) are exported and read by engines that know nothing of Hypnos, each in a process of its
-own. Ours is a session, N = 1, in one window; every log-probability that an engine gives must be
-within 1e-4 of it, and greedy continuations identical. (Greedy alone proves little: wrong rotary
-sections pass it.) Prints a table; ends with status 1 if anything differs.
+Models with random weights everywhere (norms, decays and convolutions too: identities would hide
+mistakes) are exported and read by engines that know nothing of Hypnos, each in its own process. The
+reference is our session with N = 1 in one window: every log-probability that an engine returns must
+be within 1e-4 of it, and greedy continuations identical. (Greedy decoding alone proves little:
+wrong rotary sections pass it.) Prints a table; ends with status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ CASES = {
 }  # fmt: skip
 ENGINES = {"transformers": "transformers", "llama_cpp": "llama.cpp (gguf)", "mlx": "mlx-lm",
            "mistralrs": "mistral.rs"}  # fmt: skip
-# Tokenizers that came with other models, in a GGUF file; other engines read those as they came.
+# Other models' tokenizers, in a GGUF file; other engines read them unchanged.
 KINDS: dict[str, Callable[[Path], Path]] = {"tokenizer of pieces, as Llama 2's": sentences} | {
     f"tokenizer of bytes, {name}": partial(byte_level, vocab_size=400, cut=cut, whole=whole)
     for (cut, whole), name in CUTS.items()
 }
 FOREIGN = "llama_cpp"
 TEXTS = [
-    *(text.replace(SPACE, "") for text in SAMPLE),  # which sentencepiece takes for a space
+    *(text.replace(SPACE, "") for text in SAMPLE),  # which sentencepiece reads as a space
     *make_texts(8, seed=3),
     *(f"  I'LL\n\n{n} x{n}, y\u0301\r\n\t <think>a</think> {'z' * n}" for n in (1, 12, 123, 1234)),
 ]
@@ -79,7 +79,7 @@ PORTABLE = Path("configs/portable.toml")
 
 @dataclass
 class Case:
-    """One model, exported, and what our own session says of it."""
+    """One exported model, and our own session's results for it."""
 
     name: str
     settings: Config
@@ -90,7 +90,7 @@ class Case:
     wrong: list[str] = field(default_factory=list)
 
     def compare(self, engine: str, said: Any) -> None:
-        """Notes the largest difference, and what is wrong."""
+        """Records the largest difference, and what is wrong."""
         ours, after = self.logprobs[said["after"]], said["after"]
         given = ~np.isnan(said["logprobs"])
         worst = float(np.abs(said["logprobs"] - ours)[given].max())
@@ -117,7 +117,7 @@ class Case:
 
 
 def _plain(text: str) -> str:
-    """Of bytes that are no text every engine makes something else."""
+    """Without bytes that are not text, which each engine decodes differently."""
     return "".join(character for character in text if character.isascii())
 
 
@@ -136,7 +136,7 @@ def make(name: str, settings: Config, folder: Path) -> Case:
     for t in range(PROMPT + GREEDY):
         if t >= PROMPT:
             ids.append(int(rows[-1].argmax()))
-            if ids[-1] == tokenizer.eos:  # there engines stop
+            if ids[-1] == tokenizer.eos:  # engines stop there
                 ids.pop()
                 break
         logits = session.read([ids[t]], every=True)
@@ -177,7 +177,7 @@ def run(case: Case, engine: str, python: str, folder: Path) -> None:
 
 
 def cases(tokenizer: Path) -> dict[str, Config]:
-    """Small ones, and the shape of configs/portable.toml with a smaller vocabulary."""
+    """Small models, and the shape of configs/portable.toml with a smaller vocabulary."""
     settings = {
         name: config(
             tokenizer, SLEEP, **(LARGER | {"delta_key_dim": 32, "delta_value_dim": 32} | c)
@@ -195,7 +195,7 @@ def cases(tokenizer: Path) -> dict[str, Config]:
 
 
 def main(python: str, *words: str) -> int:
-    """Runs every engine on every case, or on those that are named."""
+    """Runs every engine on every case, or on the named ones."""
     mesh.initialize()
     torch.set_num_threads(1)
     done = []

@@ -1,4 +1,4 @@
-"""Bits per byte: loss by what the scored tokens write, whatever they are cut into."""
+"""Bits per byte: loss per byte of the scored tokens' text, however it is tokenised."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an evaluation sums, against a plain forward; and the warning that sleep does not help."""
+"""An evaluation's sums against a plain forward; and the warning that sleep does not help."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_json_has_null_where_a_number_is_not_finite(
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_loss_by_window_and_by_place(microbatches: int) -> None:
-    """The same sums as transformers-checked forward passes give, whatever parts the rows are read
-    in.
+    """The sums equal those of forward passes checked against transformers, however rows are split
+    into parts.
     """
     model = build(change(passes=2), dtype=torch.float32)
     batches = [sequences(3 * L, rows=2, unscored={0: [1]}), sequences(3 * L, rows=2)]
@@ -45,7 +45,7 @@ def test_loss_by_window_and_by_place(microbatches: int) -> None:
 
 
 def test_predictions_stand_where_the_targets_are() -> None:
-    """One window, one pass: the model's own logits, position by position."""
+    """One window, one pass: predictions are the model's own logits, position by position."""
     model = build(change(passes=1), dtype=torch.float32)
     batch = sequences(L, rows=2)
     batch.targets[0, 2] = IGNORE
@@ -82,12 +82,12 @@ def test_the_warning_that_sleep_changes_nothing() -> None:
     assert "decay_init" in (warning(4, 2.0, 2.0 + 1e-7) or "")
     assert warning(4, 2.0, 2.001) is None
     assert warning(1, 2.0, 2.0) is None
-    assert warning(4, 2.0, 2.0, 0.5) is warning(4, 2.0, 2.0, None) is None  # too early to tell
-    assert warning(4, math.nan, 2.0) is None  # diverged, which is another trouble
+    assert warning(4, 2.0, 2.0, 0.5) is warning(4, 2.0, 2.0, None) is None  # too early to say
+    assert warning(4, math.nan, 2.0) is None  # diverged, which is another problem
 
 
 def test_a_model_that_forgets_at_once_is_warned_of() -> None:
-    """The real thing: with every head forgetting within a token, N passes and one agree."""
+    """On a real model: if every head forgets within a token, N passes and one agree."""
     model = build(change(passes=3, when="context"), dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

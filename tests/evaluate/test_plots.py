@@ -19,7 +19,7 @@ def test_a_logarithmic_axis_says_numbers_and_not_formulas(tmp_path: Path) -> Non
     shown = [wide.xaxis.get_major_formatter()(x, 0) for x in (1, 1e4, 1e12)]
     assert shown == ["1", "10,000", "1e+12"]
     small = [label.get_text() for label in wide.yaxis.get_ticklabels(which="minor")]
-    assert {"0.6", "2"} <= set(small) and "" in small  # where there is room
+    assert {"0.6", "2"} <= set(small) and "" in small  # if there is room
     assert [label.get_text() for label in named.xaxis.get_ticklabels()] == ["one", "two", "four"]
 
 
@@ -29,7 +29,7 @@ def test_lines_are_smoothed_over_neighbours() -> None:
     gone = smooth([1.0, math.nan, 3.0, 4.0, 5.0], 1)
     assert [math.isnan(v) for v in gone] == [False, True, True, False, False] and gone[3:] == [4, 5]
     values = np.random.default_rng(0).normal(size=100)
-    values[50] = 1e30  # a gradient's norm: what comes after it stays as it is
+    values[50] = 1e30  # such as a gradient norm: later values stay unchanged
     smoothed, reaches = smooth(values.tolist(), 9), [min(9, i, 99 - i) for i in range(100)]
     means = [values[i - r : i + r + 1].mean() for i, r in enumerate(reaches)]
     assert smoothed == pytest.approx(means)

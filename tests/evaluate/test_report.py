@@ -1,4 +1,4 @@
-"""The report of runs whose logs are written here, line by line."""
+"""The report on runs whose logs are written here, line by line."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_a_number_is_reported_as_such(tmp_path: Path) -> None
 
 
 def test_steps_logged_again_after_a_resume_count_once(tmp_path: Path) -> None:
-    # and a line being written
+    # and a line that is still being written
     again = '{"kind": "train", "step": 40, "loss": 7.0}\n{"kind": "train", "st'
     run = read_run("x", write_run(tmp_path / "run", 4, None, ends=again))
     assert [row["step"] for row in run.train] == list(range(1, 41)) and run.train[-1]["loss"] == 7.0
@@ -181,7 +181,7 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         UserError, match=r"metrics.jsonl: cannot read the run's metrics: No such file"
     ):
         report([tmp_path], tmp_path)
-    # a name that was mistyped, among others
+    # a mistyped name among others
     mistyped = [str(write_run(tmp_path / "one", 1, None)), str(tmp_path / "tow")]
     assert main(["report", *mistyped]) == 2
     assert f"error: {tmp_path / 'tow'}: does not exist" in capsys.readouterr().err
@@ -221,13 +221,13 @@ def test_a_run_is_drawn_and_tabulated_as_it_is_called(
 
 
 class _Page(HTMLParser):
-    """What a page is made of."""
+    """The parts of an HTML page."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pictures: list[bytes] = []
         self.cells: list[str] = []
-        self.others: list[str] = []  # what it would have to fetch
+        self.others: list[str] = []  # what the page would have to fetch
         self._open = ""
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -267,4 +267,4 @@ def test_one_page_holds_all(tmp_path: Path) -> None:
 def test_what_a_study_is_called_is_no_part_of_its_pages_code(tmp_path: Path) -> None:
     name = "<img src=x>"
     write_markdown_page(tmp_path / "fit.html", f"# {name}\n\n{name}\n")
-    assert (tmp_path / "fit.html").read_text().count(escape(name)) == 3  # the tab's title, too
+    assert (tmp_path / "fit.html").read_text().count(escape(name)) == 3  # the tab's title included

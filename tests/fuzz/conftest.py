@@ -28,11 +28,11 @@ def make_corpus(root: Path, seed: int, tokenizer: Tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    """A split's folder."""
+    """The folder of an undamaged split."""
     return make_corpus(tmp_path_factory.mktemp("sound"), 1, tokenizer)
 
 
 @pytest.fixture(scope="session")
 def foreign(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    """That of another corpus with the same tokenizer."""
+    """The folder of another corpus with the same tokenizer."""
     return make_corpus(tmp_path_factory.mktemp("foreign"), 2, tokenizer)

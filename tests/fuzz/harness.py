@@ -1,10 +1,9 @@
-"""Runs a command, or a part of one, on input that may be anything, and holds it to what every input
-may do:
+"""Runs a command, or a part of one, on arbitrary input, and checks what must hold for any input:
 
-end within some seconds, take no more than some memory, write nothing but what it is asked to, and
-tell what is wrong in one line that begins "hypnos: error:", with exit status 2.
+it ends within some seconds, stays within some memory, writes nothing but what it is asked to, and
+says what is wrong in one line that begins "hypnos: error:", with exit status 2.
 
-HYPNOS_FUZZ=X in the environment makes every test here X times as long: 0.2 every day, 10 by night.
+HYPNOS_FUZZ=X in the environment makes every test here X times as long: 0.2 in `make test`.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from pretrain.errors import UserError
 from tokenizer import TokenizerError
 
 TIMES = float(os.environ.get("HYPNOS_FUZZ", 1))
-SECONDS = 20  # many times what any of the inputs needs, for a machine that is busy
-MEMORY = 1 << 30  # bytes beyond what the process has mapped already
+SECONDS = 20  # many times what any input needs, as the machine may be busy
+MEMORY = 1 << 30  # bytes beyond what the process has already mapped
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
-    """Settings of a fuzz test with so many examples, or HYPNOS_FUZZ times as many."""
+    """Settings for a fuzz test with this many examples times HYPNOS_FUZZ."""
     allowed = [
         HealthCheck.function_scoped_fixture,
         HealthCheck.too_slow,
@@ -48,18 +47,18 @@ def fuzz(examples: int) -> Callable[[Any], Any]:
 
 
 def places(size: int, count: int) -> range:
-    """About count x HYPNOS_FUZZ places in `size` bytes, evenly apart, others each time."""
+    """About count x HYPNOS_FUZZ evenly spaced places in `size` bytes, different each time."""
     stride = max(1, int(size / (count * TIMES)))
     return range(random.randrange(stride), size, stride)
 
 
 class Hang(BaseException):
-    """Nothing but the test catches it."""
+    """A BaseException, so that only the test catches it."""
 
 
 @contextmanager
 def bounded(seconds: int = SECONDS, memory: int = MEMORY) -> Iterator[None]:
-    """Inside, an alarm ends what hangs, and allocating too much is a MemoryError."""
+    """In this context, an alarm ends what hangs, and allocating too much is a MemoryError."""
 
     def rang(*_: object) -> None:
         raise Hang(f"not done after {seconds} seconds")
@@ -69,7 +68,7 @@ def bounded(seconds: int = SECONDS, memory: int = MEMORY) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, rang)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, hard))
     signal.alarm(seconds)
-    # a call into C hears no signal
+    # a call into C does not react to signals
     faulthandler.dump_traceback_later(3 * seconds, exit=True, file=sys.__stderr__)
     try:
         yield
@@ -90,18 +89,16 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line of its error; fails if it is another number of lines, or too long to be
-        read.
-        """
+        """Its error message; fails if that is not exactly one line, or too long to read."""
         assert self.status == 2, self
         assert self.err.startswith("hypnos: error: ") and self.err.endswith("\n"), self.err[:2000]
         assert len(self.err.splitlines()) == 1 and len(self.err) < 2000, self.err[:2000]
-        assert "memory" not in self.err, self.err  # it tried to take it
+        assert "memory" not in self.err, self.err  # it tried to allocate it
         return self.err
 
 
 def hypnos(*arguments: object) -> Outcome:
-    """A command in this process, bounded."""
+    """Runs a command in this process, bounded."""
     out, err = io.StringIO(), io.StringIO()
     with bounded(), redirect_stdout(out), redirect_stderr(err):
         status = main([str(argument) for argument in arguments])
@@ -110,7 +107,7 @@ def hypnos(*arguments: object) -> Outcome:
 
 
 def refusal(call: Callable[[], object]) -> str | None:
-    """What a bounded call says is wrong, in one line; None if it did its work."""
+    """The one-line error of a bounded call; None if it succeeds."""
     try:
         with bounded():
             call()
@@ -129,8 +126,8 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
-    """`whole` with up to three bytes changed, stretches cut out, put in or doubled, or its end cut
-    off.
+    """`whole` with up to three changes: bytes changed, stretches removed, inserted or doubled, or
+    its end cut off.
     """
     size = len(whole)
     change = st.tuples(

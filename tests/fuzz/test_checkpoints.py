@@ -1,5 +1,5 @@
-"""What accidents do to checkpoints is named, and the run goes on from an older one; what lies
-beside them is left alone; numbers that contradict each other are never used.
+"""Accidental damage to checkpoints is reported by name, and the run resumes from an older one;
+other files are left alone; contradictory numbers are never used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NEWEST = "using the newest that exists"
 
 
 def in_halves(tensors: dict[str, torch.Tensor], rank: int) -> dict[str, Piece]:
-    """As two ranks hold them that ZeRO has cut them for."""
+    """A rank's half of the tensors, as ZeRO shards them over two ranks."""
     pieces = {}
     for name, tensor in tensors.items():
         run = (0, tensor.numel() // 2) if rank == 0 else (tensor.numel() // 2, tensor.numel())
@@ -55,7 +55,7 @@ def in_halves(tensors: dict[str, torch.Tensor], rank: int) -> dict[str, Piece]:
 
 
 def write(run: Path, step: int) -> Path:
-    """A checkpoint of two ranks, with two weights."""
+    """Writes a checkpoint of two ranks, with two weights."""
     weights = {"embed.weight": torch.arange(6.0).view(2, 3), "norm.weight": torch.ones(3)}
     tensors = {
         "model": {name: step * value for name, value in weights.items()},
@@ -83,18 +83,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tiny: Path, tmp_path: Path) -> Path:
-    """A run of two checkpoints."""
+    """A run with two checkpoints."""
     return Path(shutil.copytree(tiny, tmp_path / "run"))
 
 
 @pytest.fixture
 def at(run: Path) -> Path:
-    """The folder of its newest."""
+    """The folder of its newest checkpoint."""
     return folder.checkpoint_dir(run, 2)
 
 
 def found(run: Path) -> tuple[int, list[str]]:
-    """The step that a run goes on from, and what is said of it."""
+    """The step that a run resumes from, and the messages about it."""
     said: list[str] = []
     checkpoint = latest_valid(run, said.append)
     assert checkpoint
@@ -106,7 +106,7 @@ def found(run: Path) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_byte_and_every_length(at: Path, name: str) -> None:
-    """Every few of them, others each time."""
+    """A sample of them, different each time."""
     path = at / name
     content = path.read_bytes()
     some = places(len(content), 250)
@@ -137,7 +137,7 @@ INSTEAD: dict[str, Callable[[Path], object]] = {
     ),
 }
 CASES = [(name, kind) for kind in list(INSTEAD)[:-2] for name in FILES]
-CASES += [(name, "the other step's") for name in FILES if name != CONFIG]  # that is the same
+CASES += [(name, "the other step's") for name in FILES if name != CONFIG]  # which is the same
 CASES += [(name, "the other rank's") for name in TENSORS if ".0." in name]
 
 
@@ -146,7 +146,7 @@ def test_something_else_in_a_files_place(run: Path, at: Path, name: str, kind: s
     (at / name).unlink()
     INSTEAD[kind](at / name)
     told = refusal(lambda: Checkpoint.open(at))
-    # an index of another step is whole
+    # another step's index is intact in itself
     assert told and told.startswith(f"{at}/" if name == INDEX else f"{at / name}: ")
     assert found(run) == (1, [f"{told}; trying the checkpoint before it"])
 
@@ -175,7 +175,7 @@ def test_all_damaged(run: Path) -> None:
 def test_what_the_system_does_not_give_is_not_damaged(
     run: Path, number: int, passed_over: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint that is passed over will be replaced."""
+    """A checkpoint that is skipped will be replaced."""
 
     def fails(path: Path) -> str:
         if path.parent.name == "step-2":
@@ -212,7 +212,7 @@ def test_another_versions_checkpoint_is_not_passed_over(
 
 
 def test_checkpoints_that_changed_places(run: Path) -> None:
-    """Each is whole: it would be wrong to go on from it, and wrong to replace it."""
+    """Each is whole: it would be wrong to resume from it, and wrong to replace it."""
     first, second = (folder.checkpoint_dir(run, step) for step in (1, 2))
     first.rename(run / "aside")
     second.rename(first)
@@ -232,7 +232,7 @@ HIDDEN = [".DS_Store", ".nfs000000012", "._model.0.safetensors", ".ipynb_checkpo
 def test_what_lies_beside_proves_nothing(
     run: Path, name: str, make: Callable[[Path], None]
 ) -> None:
-    """In a checkpoint, and beside it; hidden files without a word, others with a note."""
+    """In a checkpoint and beside it; hidden files are ignored silently, others with a note."""
     places = [folder.checkpoint_dir(run, 2), run / "checkpoints", run]
     for place in places:
         make(place / name)
@@ -250,7 +250,7 @@ def test_what_lies_beside_proves_nothing(
 
 @pytest.mark.parametrize("name", ["step-00", "step-01", "step--1", "step-", "step-2.old", "Step-3"])
 def test_names_that_no_checkpoint_has(run: Path, name: str) -> None:
-    """They are no checkpoints, neither to be read nor to be deleted."""
+    """They are not checkpoints, to be neither read nor deleted."""
     path = Path(shutil.copytree(folder.checkpoint_dir(run, 1), run / "checkpoints" / name))
     assert steps(run) == [1, 2] and found(run) == (2, [])
     (run / "checkpoints" / "latest").write_text(name)
@@ -263,7 +263,7 @@ def test_names_that_no_checkpoint_has(run: Path, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling"])
 def test_a_checkpoint_that_is_no_folder(run: Path, at: Path, tmp_path: Path, kind: str) -> None:
-    """It goes when its time comes; what a link leads to is read, and stays."""
+    """It is deleted when its turn comes; what a link leads to is read, and stays."""
     aside = at.rename(tmp_path / "aside")
     {**INSTEAD, "file": Path.touch, "link": lambda path: path.symlink_to(aside)}[kind](at)
     step, said = found(run)
@@ -299,13 +299,13 @@ def test_latest_names_what_is_not_there(run: Path) -> None:
     assert found(run) == (2, [f"{missing}; trying the checkpoint before it"])
 
 
-# Contradictions: every hash is right.
+# Contradictions: every hash is correct.
 
 WEIGHT = ("model", "embed.weight")
 
 
 def tell(at: Path, **lie: Any) -> None:
-    """Changes where the index says that rank 0's piece of a weight lies."""
+    """Changes the place that the index gives for rank 0's piece of a weight."""
     by_name, slices = read_index(at)
     pieces = slices["model"]["embed.weight"]
     pieces["model.0.safetensors"] = pieces["model.0.safetensors"]._replace(**lie)
@@ -315,7 +315,7 @@ def tell(at: Path, **lie: Any) -> None:
 @pytest.mark.parametrize(
     ("lie", "message"),
     [
-        ({"run": (2, 5)}, "overlap"),  # [3, 6) is the other's: 3 and 4 twice, 0 and 1 never
+        ({"run": (2, 5)}, "overlap"),  # rank 1 has [3, 6): 3 and 4 twice, 0 and 1 never
         ({"run": (0, 2)}, "3 elements instead of 2"),
         ({"run": (3, 0)}, "outside"),
         ({"run": (5, 8)}, "outside"),
@@ -356,7 +356,7 @@ def test_a_piece_that_is_missing(at: Path) -> None:
 
 
 class Payload:
-    """Runs a command where it is unpickled."""
+    """Executes a function when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -374,7 +374,7 @@ def test_nothing_in_a_checkpoint_is_executed(run: Path, at: Path, name: str) -> 
     if name != INDEX:
         write_index(at, by_name | {name: describe(at / name)}, slices)
     before = tree(run)
-    with pytest.raises(ValueError):  # a UserError of ours, or the parser's
+    with pytest.raises(ValueError):  # our UserError, or the parser's
         Checkpoint.open(at).tensor(*WEIGHT)
     assert tree(run) == before and not proof.exists()
     pickle.loads(content)

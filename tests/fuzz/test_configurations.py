@@ -1,5 +1,5 @@
 """Configurations and overrides of every kind: each is trained, or refused in one line before it
-costs anything.
+uses resources.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     for key, hint in get_type_hints(cls).items()
 }
 
-# A run of a second, whose settings are then made wild.
+# A run of one second, whose settings are then changed at random.
 TINY = {
     "depo": {
         "model.d_model": 16,
@@ -117,7 +117,7 @@ TYPED: dict[Any, st.SearchStrategy[Any]] = {
 
 
 def wild(hint: Any) -> st.SearchStrategy[Any]:
-    """A value of a setting's type that TOML can write."""
+    """Any value of a setting's type that TOML can express."""
     if get_origin(hint) is Literal:
         return TYPED[type(get_args(hint)[0])] | st.sampled_from(get_args(hint))
     if get_origin(hint) is tuple:
@@ -131,7 +131,7 @@ def wild(hint: Any) -> st.SearchStrategy[Any]:
     return TYPED[hint]
 
 
-# What is no value of any type, as it is written.
+# Invalid values, as written in TOML.
 HARD = [
     "[" * 50_000,
     "{a=" * 50_000,
@@ -158,7 +158,7 @@ HARD = [
 
 
 def line(place: str) -> st.SearchStrategy[tuple[str, str]]:
-    """A setting and what is written for it: a value of its type, of another, or none."""
+    """A setting and what is written for it: a value of its type, of another, or an invalid one."""
     any_type = st.sampled_from([*TYPED, list[int], list[str]]).flatmap(wild)
     written = wild(SETTINGS[place]) | any_type
     return st.tuples(st.just(place), written.map(literal) | st.sampled_from(HARD))
@@ -182,7 +182,7 @@ LINES = st.lists(st.sampled_from(sorted(SETTINGS)).flatmap(line), min_size=1, ma
 
 
 def check(content: bytes, overrides: list[str], path: Path) -> Config | None:
-    """Loads, or is refused by name; what is loaded can be written down and read again."""
+    """It loads or is refused by name; what loads can be written and read again."""
     path.write_bytes(content)
     loaded: list[Config] = []
     told = refusal(lambda: loaded.append(load(path, overrides)))
@@ -196,9 +196,9 @@ def check(content: bytes, overrides: list[str], path: Path) -> Config | None:
 
 @fuzz(300)
 @given(lines=LINES)
-@example(lines=[("optimizer.clip", "1" + "0" * 400)])  # an integer that is no float
-@example(lines=[("optimizer.clip", "0x" + "f" * 5000)])  # nor can be printed
-# tables in tables, which the parser does not count
+@example(lines=[("optimizer.clip", "1" + "0" * 400)])  # an integer too large for a float
+@example(lines=[("optimizer.clip", "0x" + "f" * 5000)])  # or to be printed
+# nested tables, whose depth the parser does not limit
 @example(lines=[("run.name" + ".a" * 3000, "1")])
 @example(lines=[("train.steps", "9" * 5000)])
 @example(lines=[("run.dir", '"\\u0000"')])
@@ -212,7 +212,7 @@ def test_files_of_wild_settings(tmp_path: Path, lines: list[tuple[str, str]]) ->
 @fuzz(200)
 @given(lines=LINES)
 @example(lines=[("train.steps", "1e99")])
-@example(lines=[("run.name", "\udcff")])  # a byte of the command line that is no UTF-8
+@example(lines=[("run.name", "\udcff")])  # a byte of the command line that is not UTF-8
 @example(lines=[("model.layers", "[" * 50_000)])
 @example(lines=[("x" * 100_000, "")])
 def test_wild_overrides(tmp_path: Path, lines: list[tuple[str, str]]) -> None:
@@ -227,7 +227,7 @@ WHOLE = (ROOT / "configs" / "depo-small.toml").read_bytes()
 @given(content=damaged(WHOLE) | st.binary(max_size=100))
 @example(content=b"\xff")
 @example(content=b"[a" * 50_000)
-@example(content=b"a." * (MAX_BYTES // 2 - 3) + b"a = 1")  # tables in tables without end
+@example(content=b"a." * (MAX_BYTES // 2 - 3) + b"a = 1")  # endlessly nested tables
 @example(content=b"[" + b"a." * 4000 + b"a]\n" + b"".join(b"%d=1\n" % n for n in range(9000)))
 @example(content=b"#" * (MAX_BYTES + 1))
 @example(content=b"\xef\xbb\xbf" + WHOLE)
@@ -245,7 +245,7 @@ def overrides_of(changes: dict[str, Any]) -> list[str]:
 
 
 def changes(sections: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
-    """One to three settings of these sections, of the right type and wild."""
+    """One to three settings of these sections, arbitrary values of the right type."""
     chosen = [place for place in SETTINGS if place.startswith(sections)]
     one = st.sampled_from(chosen).flatmap(
         lambda place: st.tuples(st.just(place), wild(SETTINGS[place]))
@@ -272,7 +272,7 @@ def changes(sections: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
         )
     ),
 )
-@example(  # more names than a word can number
+@example(  # more names than a machine word can count
     task="depo", change={"depo.name_tokens": [1, 12], "depo.context": 128, "sleep.window": 128}
 )
 @example(task="depo", change={"depo.name_tokens": [-1, 1]})
@@ -284,7 +284,7 @@ def changes(sections: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
 def test_what_passes_can_be_laid_out(
     tmp_path: Path, model: Path, task: str, change: dict[str, Any]
 ) -> None:
-    """The data of the task in its windows, and the model within the memory."""
+    """The task's data fit its windows, and the model fits into memory."""
     settings = TINY[task] | {"data.tokenizer": str(model)} | change
     config = check(b"", overrides_of(settings), tmp_path / "c.toml")
     if config is None or config.data.task == "text":
@@ -306,8 +306,8 @@ NAMES = ["../../x", "..", "/out", "a/../../b", "a" * 300, "\0", "\n", "-", "*", 
 
 
 def train(root: Path, change: dict[str, Any]) -> None:
-    """One step, which works or says in one line why it does not, and writes into the run's folder
-    alone.
+    """Takes one step, which works or says in one line why not, and writes only into the run's
+    folder.
     """
     settings = TINY["depo"] | {"run.dir": str(root / "runs"), "run.name": "r"} | change
     (root / "beside").mkdir(parents=True)
@@ -335,7 +335,7 @@ def write_config(path: Path, settings: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_names_of_runs(tmp_path: Path, name: str) -> None:
-    name = f"{tmp_path}{name}" if name.startswith("/") else name  # absolute
+    name = f"{tmp_path}{name}" if name.startswith("/") else name  # absolute paths stay in tmp_path
     train(
         tmp_path / "in", {"run.name": name, "train.steps": 0 if name in ("-", "*", " ", "é") else 1}
     )
@@ -343,9 +343,9 @@ def test_names_of_runs(tmp_path: Path, name: str) -> None:
 
 @fuzz(6)
 @given(change=changes(("model.", "sleep.", "optimizer.", "train.", "run.seed", "parallel.")))
-# more weights than any machine holds
+# more weights than fit on any machine
 @example(change={"model.d_model": 2**20, "model.mlp_width": 2**20})
 @example(change={"run.dir": "a\0b"})
 def test_training(tmp_path_factory: pytest.TempPathFactory, change: dict[str, Any]) -> None:
-    assume(change.get("sleep.passes", 0) <= 1000)  # millions are not done in time, and no hang
+    assume(change.get("sleep.passes", 0) <= 1000)  # millions take too long, but do not hang
     train(tmp_path_factory.mktemp("train"), change)

@@ -1,4 +1,4 @@
-"""A few of the other tests' inputs given to the command in a process of its own."""
+"""A few of the other tests' inputs, given to the command in a process of its own."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def truth(sound: Path, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def documents(folder: Path) -> Iterator[tuple[int, str, range]]:
-    """(document, its shard, the bytes of that file that are its ids)."""
+    """(document, its shard, the range of that file's bytes that has its ids)."""
     records, number = np.fromfile(folder / DOCUMENTS, DOCUMENT), 0
     for shard in read_index(folder).shards:
         for _ in range(shard.samples):
@@ -71,7 +71,7 @@ def flip(path: Path, at: int, by: int) -> None:
 def test_every_byte_of_every_shard(
     copy: Path, tokenizer: Tokenizer, truth: list[list[int]]
 ) -> None:
-    """A flipped byte is found by its document, is told with the file's name, and troubles no other
+    """A flipped byte is found in its document, reported with the file's name, and affects no other
     document.
     """
     shards, of_shard = Shards(copy, tokenizer), list(documents(copy))
@@ -144,19 +144,19 @@ def test_missing_and_foreign_files(
 
     told = refusal(read_all)
     assert told and str(copy) in told
-    # a foreign index is whole, and another file is not what it says
+    # a foreign index is intact in itself, but does not match the other files
     if name != INDEX or kind != "foreign":
         assert name in told
     for command in ("verify", "stats"):
         outcome = hypnos("data", command, copy)
-        if command == "verify" or not name.endswith(".tar"):  # stats reads no tar
+        if command == "verify" or not name.endswith(".tar"):  # stats does not read tars
             assert str(copy) in outcome.error
 
 
 def test_shards_that_changed_places(
     copy: Path, tokenizer: Tokenizer, truth: list[list[int]]
 ) -> None:
-    """Both have the same size, so that only what is in them can tell."""
+    """Both have the same size, so that only their content differs."""
     a, b = (copy / f"shard-00000{n}.tar" for n in (0, 1))
     size = max(path.stat().st_size for path in (a, b))
     index = read_index(copy)
@@ -207,7 +207,7 @@ def batches(folder: Path, model: Path, count: int = 12) -> Iterator[list[torch.T
         source.close()
 
 
-Damage = tuple[str, int, int]  # file, place in thousandths, and the bits to flip; none: cut there
+Damage = tuple[str, int, int]  # file, place in thousandths, and the bits to flip; 0: cut there
 DAMAGE = st.tuples(st.sampled_from(FILES), st.integers(0, 999), st.integers(0, 255))
 
 
@@ -246,7 +246,7 @@ def test_a_batch_is_right_or_is_not_given(
 def test_training_stops_at_a_damaged_document(
     copy: Path, sound: Path, model: Path, tmp_path: Path
 ) -> None:
-    """The command, from its configuration to its error; the held-out documents are sound."""
+    """The command, from its configuration to its error; held-out documents are undamaged."""
     for _, name, ids in documents(copy):
         flip(copy / name, ids[len(ids) // 2], 4)
     overrides = [
@@ -276,11 +276,11 @@ def test_heldout_batches_are_checked_too(copy: Path, tokenizer: Tokenizer) -> No
         )
 
 
-# Every checksum is right, and the numbers are not.
+# Every checksum is correct, but numbers are wrong.
 
 
 def rewrite(folder: Path, records: NDArray[Any]) -> None:
-    """Writes documents.idx, and the index to go with it."""
+    """Writes documents.idx, and an index that matches it."""
     records.tofile(folder / DOCUMENTS)
     documents = sha256(folder / DOCUMENTS)
     replace(read_index(folder), documents_sha256=documents).write(folder)
@@ -290,7 +290,7 @@ def rewrite(folder: Path, records: NDArray[Any]) -> None:
 def test_documents_that_lie_elsewhere_are_not_read(
     copy: Path, tokenizer: Tokenizer, field: str, value: int
 ) -> None:
-    """Nor is room made for them."""
+    """Nor is memory allocated for them."""
     records = np.fromfile(copy / DOCUMENTS, DOCUMENT)
     records[field][0] = value
     rewrite(copy, records)
@@ -299,7 +299,7 @@ def test_documents_that_lie_elsewhere_are_not_read(
 
 
 def test_ids_beyond_the_vocabulary_are_refused(copy: Path, tokenizer: Tokenizer) -> None:
-    """They would be looked up in the embedding."""
+    """Otherwise they would be looked up in the embedding."""
     number, name, ids = next(documents(copy))
     payload = np.full(len(ids) // 2, tokenizer.vocab_size, "<u2").tobytes()
     with (copy / name).open("r+b") as file:

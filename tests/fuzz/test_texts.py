@@ -1,4 +1,4 @@
-"""Text, JSON lines, Parquet and stories that are damaged or crafted to do harm."""
+"""Text, JSON lines, Parquet and stories that are damaged or malicious."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STORIES = b"".join(
     + b"\n"
     for n in range(2, 10)
 )
-# Lines that a parser of JSON, or what is made of its result, may stumble over.
+# Lines that a JSON parser, or the code that uses its result, may fail on.
 HARD = [
     b"[" * 100_000,
     b'{"text": ' * 100_000,
@@ -62,7 +62,7 @@ LINE = st.sampled_from(HARD) | damaged(LINES) | st.binary(max_size=60)
 
 
 def read(path: Path) -> str | None:
-    """What reading the documents of a file says."""
+    """The error of reading a file's documents, if any."""
     told = refusal(lambda: [document.text.encode() for document in Corpus([path])])
     assert told is None or str(path) in told
     return told
@@ -115,9 +115,7 @@ def test_what_has_a_checksum_is_right_or_refused(
     data: st.DataObject,
     name: str,
 ) -> None:
-    """Of a compressed file, `data prepare` writes the documents that were compressed, or nothing at
-    all.
-    """
+    """From a compressed file, `data prepare` writes the original documents, or nothing at all."""
     root = tmp_path_factory.mktemp("prepare")
     path, out = root / name, root / "out"
     path.write_bytes(data.draw(damaged(CHECKED[name])))
@@ -129,14 +127,14 @@ def test_what_has_a_checksum_is_right_or_refused(
     else:
         shards = Shards(out / "train", tokenizer)
         written = [tokenizer.decode(shards.document(n).tolist()) for n in range(len(shards))]
-        # whole frames may be missing, not parts of them
+        # whole frames may be missing, but not parts of them
         assert written in (TEXTS, TEXTS[: len(written)])
         shards.close()
 
 
 @pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.jsonl.gz", slow("bomb.jsonl.zst")])
 def test_a_line_that_fills_the_memory(tmp_path: Path, name: str) -> None:
-    """Some gigabytes of the same byte, which take some kilobytes when compressed."""
+    """Gigabytes of the same byte, which compress to kilobytes."""
     path, size = tmp_path / name, 16 * MAX_LINE
     if name.endswith("zst"):
         block = zstandard.ZstdCompressor(write_content_size=False).compressobj()
@@ -144,7 +142,7 @@ def test_a_line_that_fills_the_memory(tmp_path: Path, name: str) -> None:
             for _ in range(size >> 24):
                 file.write(block.compress(bytes(1 << 24)))
             file.write(block.flush())
-    elif name.endswith("gz"):  # members follow one another
+    elif name.endswith("gz"):  # gzip members one after the other
         path.write_bytes(gzip.compress(bytes(1 << 24)) * (size >> 24))
     else:
         path.touch()

@@ -1,4 +1,4 @@
-"""Damage to a tokenizer's file is found before sentencepiece sees it."""
+"""Damage to a tokenizer's file is found before sentencepiece reads it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_commands_name_the_file(path: Path, model: Path, damage: str, command: s
 
 
 def test_a_file_of_more_than_is_read_is_refused(path: Path) -> None:
-    """What is read of it would be whole."""
+    """The part that is read would be intact."""
     path.write_bytes(seal(bytes(MAX_BYTES - 35)) + b"\0")
     assert refusal(lambda: Tokenizer.load(path))
 
@@ -82,7 +82,7 @@ def test_a_file_of_more_than_is_read_is_refused(path: Path) -> None:
 @given(data=st.data())
 @example(data=None)
 def test_a_seal_around_anything(path: Path, model: Path, data: st.DataObject | None) -> None:
-    """A file made on purpose reaches sentencepiece, and is refused by it or works."""
+    """A file crafted with a valid seal reaches sentencepiece, which refuses it or works."""
     body = model.read_bytes()[:-35]
     assert is_whole(seal(body))
     path.write_bytes(seal(data.draw(damaged(body) | st.binary(max_size=50)) if data else b""))

@@ -1,6 +1,6 @@
-"""What runs on a GPU: compared with the CPU. Tests that need CUDA are left out, by name, without.
+"""What runs on a GPU is compared with the CPU. Tests that need CUDA are left out, by name, without.
 
-`benchmarks/gpu.sh tests` runs them; so does `pytest tests/gpu`, on a CPU as far as it goes.
+`benchmarks/gpu.sh tests` runs them; so does `pytest tests/gpu`, on a CPU as far as possible.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ HERE = Path(__file__).parent
 LEFT_OUT = pytest.StashKey[list[str]]()
 
 if torch.cuda.is_available():
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # there are processes enough
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # there are enough processes
     use_fastest(Path(tempfile.mkdtemp()))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """All are slow; leaves out what is marked as of CUDA where there is none.
+    """Marks all as slow; without CUDA, leaves out those marked cuda.
 
-    Warnings are no errors here: torch.compile gives some, and only keeps them from being shown.
+    Warnings are not errors here: torch.compile raises some, and only keeps them from being shown.
     """
     here = [item for item in items if item.path.is_relative_to(HERE)]
     for item in here:
@@ -48,5 +48,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """The GPU; the CPU where there is none, which then is compared with itself."""
+    """The GPU; without one the CPU, which is then compared with itself."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

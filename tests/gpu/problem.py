@@ -1,4 +1,4 @@
-"""A model whose sleep matters, in shapes that kernels take; batches with and without PAD."""
+"""A model in which sleep matters, in shapes that kernels support; batches with and without PAD."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.model.probe import Probe
 from pretrain.model.sleep import SleepLM
 
-L = 80  # a window is more than a chunk of 64, and not a multiple of it
+L = 80  # a window is longer than a chunk of 64, and not a multiple of it
 MODEL = ModelConfig(
     d_model=64, layers=["delta", "attention", "delta"], vocab_size=96, mlp_width=96,
     attention_heads=4, attention_kv_heads=2, attention_head_dim=32,
@@ -26,10 +26,10 @@ SLEEP = SleepConfig(passes=3, window=L, when="always")
 def build(
     device: torch.device, dtype: torch.dtype, eviction: str = "hard", seed: int = 0
 ) -> SleepLM:
-    """The same weights everywhere."""
+    """A model with the same weights on every device."""
     sleep = dataclasses.replace(SLEEP, eviction=eviction)
     model = SleepLM(MODEL, sleep).initialize(seed)
-    with torch.no_grad():  # norms and gates that do nothing would hide mistakes
+    with torch.no_grad():  # norms and gates without effect would hide mistakes
         generator = torch.Generator().manual_seed(1)
         for name, p in model.named_parameters():
             if p.dim() == 1 and "A_log" not in name:
@@ -38,7 +38,7 @@ def build(
 
 
 def batch(pad: bool, rows: int = 3) -> Batch:
-    """Two windows and a half; with PAD, at a row's end and at another's beginning."""
+    """Two and a half windows; if `pad`, with PAD at one row's end and another's beginning."""
     T = 2 * L + L // 2
     tokens = torch.randint(
         0, MODEL.vocab_size, (rows, T), generator=torch.Generator().manual_seed(T)
@@ -61,7 +61,7 @@ def loss_and_gradients(
     passes: int | None = None,
     probe: Probe | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """On the CPU: the mean loss, and the gradient of every parameter by name."""
+    """The mean loss, and the gradient of every parameter by name; both on the CPU."""
     model.zero_grad(set_to_none=True)
     out = model(data, recompute=recompute, passes=passes, probe=probe)
     loss = out.loss / (data.targets != IGNORE).sum()
@@ -77,8 +77,8 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def assert_same_bits(model: SleepLM, graphed: SleepLM) -> None:
-    """Of losses and gradients, of units run and of units replayed, with and without PAD; and on a
-    logging step, which finds the same decay.
+    """Losses and gradients are equal for units run and replayed, with and without PAD, and on a
+    logging step, which also reads the same decay.
     """
     for data, logs in ((batch(False), False), (batch(True), True), (batch(False), False)):
         probes = [Probe(), Probe()] if logs else [None, None]

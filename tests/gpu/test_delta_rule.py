@@ -9,12 +9,12 @@ from torch import Tensor
 
 from parallel import delta_rule
 
-# bf16 rounds to 2^-9, and products of some numbers of it are off by a little more
+# bf16 rounds to 2^-9, and products of several numbers have slightly larger errors
 TOLERANCE = 1.5e-2
 
 
 def inputs(T: int, heads: tuple[int, int], width: tuple[int, int], pad: bool) -> list[Tensor]:
-    """q, k, v as bf16 holds them; decay, strength and the state that comes in; all in fp64."""
+    """q, k, v rounded to bf16; log decay, beta and the incoming state; all in fp64."""
     B, (Hk, H), (K, V) = 2, heads, width
     g = torch.Generator("cuda").manual_seed(T)
 
@@ -34,7 +34,7 @@ def inputs(T: int, heads: tuple[int, int], width: tuple[int, int], pad: bool) ->
 
 
 def lowered(tensors: list[Tensor]) -> list[Tensor]:
-    """As a model in bf16 gives them; leaves that want a gradient."""
+    """The tensors as in a bf16 model; leaves that require gradients."""
     kinds = [torch.bfloat16] * 3 + [torch.float32] * 3
     return [t.to(kind).requires_grad_() for t, kind in zip(tensors, kinds, strict=True)]
 

@@ -22,7 +22,7 @@ def test_fp32(device: torch.device, eviction: str, pad: bool) -> None:
 
 
 def test_sleep_matters(device: torch.device) -> None:
-    """Else nothing here would say anything of it."""
+    """Otherwise no test here would say anything about sleep."""
     model, data = build(device, torch.float32), batch(False)
     with torch.no_grad():
         once, often = (model(data, passes=n).loss for n in (1, 3))
@@ -32,7 +32,7 @@ def test_sleep_matters(device: torch.device) -> None:
 @pytest.mark.parametrize("pad", [False, True], ids=["", "PAD"])
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 def test_bf16(device: torch.device, eviction: str, pad: bool) -> None:
-    """Kernels and fused operations are no further from fp32 than plain ones in bf16."""
+    """Kernels and fused operations are about as close to fp32 as plain ones in bf16."""
     data = batch(pad)
     exact = loss_and_gradients(build(CPU, torch.float32, eviction), data)
     plain = loss_and_gradients(build(CPU, torch.bfloat16, eviction), data)
@@ -47,7 +47,7 @@ def test_bf16(device: torch.device, eviction: str, pad: bool) -> None:
 def test_recomputation_changes_no_bit(device: torch.device, dtype: torch.dtype) -> None:
     model, data = build(device, dtype), batch(True)
     expected = loss_and_gradients(model, data)
-    for policy in ("none", "unit", "block"):  # none: kernels give the same twice
+    for policy in ("none", "unit", "block"):  # none: kernels are deterministic
         found = loss_and_gradients(model, data, policy)
         assert torch.equal(found[0], expected[0])
         assert all(torch.equal(found[1][name], g) for name, g in expected[1].items()), policy
@@ -57,7 +57,7 @@ def test_recomputation_changes_no_bit(device: torch.device, dtype: torch.dtype) 
 def test_parameters_may_begin_anywhere(
     device: torch.device, dtype: torch.dtype, bound: float
 ) -> None:
-    """As in a flat vector (ZeRO): kernels that were compiled for multiples of 16 bytes go on."""
+    """As in ZeRO's flat vector: kernels compiled for 16-byte alignment still work."""
     model, data = build(device, dtype), batch(False)
     expected = loss_and_gradients(model, data)
     named = list(model.parameters())
@@ -67,7 +67,7 @@ def test_parameters_may_begin_anywhere(
         held = flat[begin : begin + p.numel()].view_as(p)
         held.copy_(p.detach())
         p.data = held
-        begin += p.numel() + p.numel() % 2  # all begin at odd places
+        begin += p.numel() + p.numel() % 2  # all begin at odd positions
     assert all(p.data_ptr() % 16 for p in named)
     found = loss_and_gradients(model, data)
     torch.testing.assert_close(found[0], expected[0], rtol=5e-3, atol=0)

@@ -1,5 +1,5 @@
-"""Runs by the command, through DeepSpeed and NCCL: on the GPU, on the CPU, and from one to the
-other.
+"""Runs started by the command, with DeepSpeed and NCCL: on the GPU, on the CPU, and moved from one
+to the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECONDS = 150
 
 
 def start(folder: Path, name: str, *more: str, gpu: bool = True) -> subprocess.Popen[str]:
-    """Begins a run, or goes on with it."""
+    """Starts or resumes a run."""
     command = [sys.executable, "-m", "launch", "train", str(ROOT / "configs/rule110.toml")]
     settings = {"OMP_NUM_THREADS": "1"} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
     return subprocess.Popen(
@@ -39,21 +39,21 @@ def start(folder: Path, name: str, *more: str, gpu: bool = True) -> subprocess.P
 
 
 def finish(runs: Sequence[subprocess.Popen[str]]) -> None:
-    """Waits for runs that were begun together."""
+    """Waits for runs that were started together."""
     for run in runs:
         output, _ = run.communicate(timeout=SECONDS)
         assert run.returncode == 0, output[-4000:]
 
 
 def losses(folder: Path, name: str) -> list[float]:
-    """Of each step."""
+    """The loss of each step."""
     rows = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
 @pytest.mark.cuda
 def test_a_run_moves_between_gpu_and_cpu(tmp_path: Path) -> None:
-    """Six steps in fp32: on the GPU, on the CPU, and four on one and two on the other."""
+    """Six steps in fp32: on the GPU, on the CPU, and four on one then two on the other."""
     fp32, short, whole = "train.precision=fp32", "train.steps=4", "train.steps=6"
     finish(
         [
@@ -72,14 +72,14 @@ def test_a_run_moves_between_gpu_and_cpu(tmp_path: Path) -> None:
     expected = torch.tensor(losses(tmp_path, "cpu"))
     assert len(expected) == 6 and expected[-1] < expected[0]
     for name in ("gpu", "gpu-cpu", "cpu-gpu"):
-        # Muon works in bf16 on a GPU, so that weights, but not gradients, differ by its rounding.
+        # Muon computes in bf16 on a GPU, so weights, but not gradients, differ by its rounding.
         found = torch.tensor(losses(tmp_path, name))
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=0, msg=name)
 
 
 @pytest.mark.cuda
 def test_graphs_and_resuming_change_no_bit(tmp_path: Path) -> None:
-    """In bf16, with kernels: unit by unit, replayed, and replayed in two runs."""
+    """In bf16, with kernels: without graphs, with graphs, and with graphs in two starts."""
     bf16, graphs = "train.precision=bf16", "parallel.cuda_graphs=true"
     finish(
         [

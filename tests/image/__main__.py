@@ -1,4 +1,4 @@
-"""Carries out Dockerfile, hypnos.def and compose.yaml on a machine without a container engine."""
+"""Runs Dockerfile, hypnos.def and compose.yaml on a machine without a container engine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PARTS = ("dockerfile", "compose", "definition")
 
 
 def pair(text: str) -> tuple[str, str]:
-    """NAME=VALUE, or OUTSIDE:INSIDE."""
+    """Parses NAME=VALUE, or OUTSIDE:INSIDE."""
     name, _, value = text.partition("=" if "=" in text else ":")
     return name, value or name
 
 
 def main() -> None:
-    """Lints the Dockerfile and executes what is asked for."""
+    """Lints the Dockerfile and runs the requested parts."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example: python -m tests.image --bind /opt/wheels --env PIP_FIND_LINKS=/opt/wheels",

@@ -1,4 +1,4 @@
-"""Dockerfile and hypnos.def carried out, step by step, and the services of compose.yaml started."""
+"""Runs Dockerfile and hypnos.def step by step, and starts the services of compose.yaml."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SECTION = re.compile(r"^%(\w+)\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Bench:
-    """Where images are made, and what of this machine is seen in them meanwhile."""
+    """Where images are built, and what they see of this machine during the build."""
 
     context: Path
     folder: Path
     env: Mapping[str, str]
     binds: Mapping[str, str]
-    base: Callable[[str], Root]  # of an image's name
+    base: Callable[[str], Root]  # the root of the image of that name
 
     def run(self, root: Root, command: list[str], env: Mapping[str, str] = {}) -> None:
         """Runs a command in a root; see `Root.run`."""
@@ -33,7 +33,7 @@ class Bench:
 
 
 def bench(context: Path, folder: Path, env: Mapping[str, str], binds: Mapping[str, str]) -> Bench:
-    """A base image is made once."""
+    """A `Bench` that makes each base image once."""
     made = dict[str, Root]()
 
     def base(image: str) -> Root:
@@ -45,7 +45,7 @@ def bench(context: Path, folder: Path, env: Mapping[str, str], binds: Mapping[st
 
 
 def dockerfile(bench: Bench, path: Path, given: Mapping[str, str]) -> Root:
-    """Executes a Dockerfile's steps; the last stage's root.
+    """Runs a Dockerfile's steps; returns the last stage's root.
 
     Args:
         given: --build-arg.
@@ -85,7 +85,7 @@ def _apply(
     what: str,
     value: str,
 ) -> None:
-    """One step of a stage."""
+    """Runs one step of a stage."""
     known = {**arguments, **root.env}
     match what:
         case "RUN":
@@ -115,7 +115,7 @@ def _apply(
 
 
 def definition(bench: Bench, path: Path, given: Mapping[str, str]) -> Root:
-    """Executes an Apptainer definition's %files, %post and %test; its root."""
+    """Runs an Apptainer definition's %files, %post and %test; returns its root."""
     head, *parts = SECTION.split(path.read_text())
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     defaults = re.findall(r"^\s*(\w+)=(\S+)$", sections["arguments"], re.MULTILINE)
@@ -142,7 +142,7 @@ def services(bench: Bench, path: Path, image: Root, timeout: float) -> list[int]
     volumes = {name: bench.folder / f"volume-{name}" for name in found["volumes"]}
     hosts = image.path("/etc/hosts")
     hosts.write_text(hosts.read_text() + "".join(f"127.0.0.1 {n}\n" for n in found["services"]))
-    for volume in volumes.values():  # an engine fills a new one with what the image has there
+    for volume in volumes.values():  # an engine fills a new volume with the image's files there
         volume.mkdir()
         volume.chmod(0o777)
     running = []

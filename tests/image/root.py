@@ -1,4 +1,4 @@
-"""A root file system: made by debootstrap, copied from and into, and run in, as in a container."""
+"""A root file system: made by debootstrap, files copied in and out, commands run in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass
 class Root:
-    """A folder that is / to what runs in it, and what an image says of how it runs."""
+    """A folder that is / for commands run in it, and an image's settings for them."""
 
     folder: Path
     env: dict[str, str] = field(default_factory=lambda: {"PATH": PATH})
@@ -27,7 +27,7 @@ class Root:
     command: list[str] = field(default_factory=list)
 
     def copy(self, folder: Path) -> Root:
-        """The same, elsewhere."""
+        """A copy in another folder."""
         subprocess.run(["cp", "-a", "--reflink=auto", self.folder, folder], check=True)
         return Root(
             folder, dict(self.env), self.workdir, self.user, list(self.shell),
@@ -35,7 +35,7 @@ class Root:
         )  # fmt: skip
 
     def path(self, inside: str) -> Path:
-        """Where a path of the root lies; relative ones are to its working folder."""
+        """Where a path inside the root is outside it; relative ones are to its working folder."""
         return self.folder / os.path.normpath(os.path.join(self.workdir, inside)).lstrip("/")
 
     def start(
@@ -49,8 +49,8 @@ class Root:
         """Starts a command in it, as its user.
 
         Args:
-            env: beside the image's own.
-            binds: paths of this machine -> where they are seen inside.
+            env: in addition to the image's own.
+            binds: paths of this machine -> their paths inside.
         """
         mounts = ["mount -t proc proc proc", "mount --rbind /dev dev", "mkdir -p dev/shm"]
         for outside, inside in binds.items():
@@ -73,14 +73,14 @@ class Root:
     def run(
         self, command: Sequence[str], *, env: Mapping[str, str], binds: Mapping[str, str]
     ) -> None:
-        """Runs it; CalledProcessError if it fails."""
+        """Runs a command; CalledProcessError if it fails."""
         status = self.start(command, env=env, binds=binds).wait()
         if status:
             raise subprocess.CalledProcessError(status, command)
 
 
 def from_base(image: str, folder: Path) -> Root:
-    """A base image's root, as far as its release makes it."""
+    """A base image's root, as debootstrap makes it for the same release."""
     release = next((r for name, r in RELEASES.items() if image.startswith(name)), None)
     if release is None:
         raise ValueError(f"{image}: only {', '.join(RELEASES)} can be made without an engine")
@@ -94,7 +94,7 @@ def from_base(image: str, folder: Path) -> Root:
 
 
 def copy_in(root: Root, sources: Iterable[Path], target: str, ignored: Sequence[str] = ()) -> None:
-    """As COPY does: a folder's content into the target; a file into it, if that ends with /."""
+    """Copies as COPY does: a folder's content into the target; a file into it if it ends with /."""
     sources, place = list(sources), root.path(target)
     for source in sources:
         if source.is_dir():

@@ -1,4 +1,4 @@
-"""What can be told of Dockerfile, hypnos.def and compose.yaml without carrying them out."""
+"""What can be checked in Dockerfile, hypnos.def and compose.yaml without running them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_both_images_have_the_same_inside() -> None:
-    """The same defaults, and the Debian packages of both stages."""
+    """The same defaults, and the Debian packages of both Dockerfile stages."""
     dockerfile, definition = (ROOT / "Dockerfile").read_text(), (ROOT / "hypnos.def").read_text()
     for name in ("BASE", "DEVICE", "TORCH", "GPUS"):
         value = re.search(rf"^ARG {name}=(.*)$", dockerfile, re.MULTILINE)

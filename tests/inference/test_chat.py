@@ -1,4 +1,4 @@
-"""Conversations as tokens: the ids of transformers, and the same ones turn by turn."""
+"""Conversations as tokens: the same ids as in transformers, also turn by turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pretrain.inference.chat import ChatForm, Refused, Turn, chat_form
 from tests.tokenizer.foreign import byte_level, sentences
 from tokenizer.encode import Tokenizer
 
-# As Qwen3's: what an answer was reasoned from is left out.
+# Like Qwen3's: leaves out an answer's reasoning.
 THINKS = """\
 {%- for m in messages -%}
 {%- set answer = m.content.split('</think>')[-1].lstrip('\\n') -%}
@@ -22,7 +22,7 @@ THINKS = """\
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
 """
-# As Llama 3's: each content without spaces around it.
+# Like Llama 3's: strips the spaces around each content.
 TRIMS = """\
 {{- bos_token -}}
 {%- for m in messages -%}
@@ -30,7 +30,7 @@ TRIMS = """\
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n\\n' }}{% endif -%}
 """
-# As Llama 2's: the first question holds what the system says, and only turns that alternate.
+# Like Llama 2's: puts the system message into the first question, and wants alternating turns.
 ALTERNATES = """\
 {%- set system = messages[0].content if messages[0].role == 'system' else '' -%}
 {%- for m in (messages[1:] if system else messages) -%}
@@ -42,7 +42,7 @@ ALTERNATES = """\
 {%- else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif -%}
 {%- endfor -%}
 """
-# As Mistral's: the last question holds what the system says.
+# Like Mistral's: puts the system message into the last question.
 REMINDS = """\
 {%- set system = messages[0].content if messages[0].role == 'system' else '' -%}
 {%- for m in (messages[1:] if system else messages) -%}
@@ -50,7 +50,7 @@ REMINDS = """\
 {{- '<|im_start|>' + m.role + '\\n' + text + '<|im_end|>' -}}
 {%- endfor -%}
 """
-# As DeepSeek R1's: all that the system says comes first.
+# Like DeepSeek R1's: puts all system messages first.
 HOISTS = """\
 {%- for m in messages if m.role == 'system' %}{{ m.content }}{% endfor -%}
 {%- for m in messages if m.role != 'system' -%}
@@ -89,7 +89,7 @@ def test_the_ids_of_transformers(qwen: Path, template: str) -> None:
         written = form.write(turns)
         assert written.tokens == expected
         assert set(written.ends) == set(range(len(turns) + 1))
-        for read, end in written.ends.items():  # turn by turn, as a conversation goes on
+        for read, end in written.ends.items():  # turn by turn, as in a growing conversation
             assert form.write(turns, read).tokens == expected[end:]
 
 
@@ -105,7 +105,7 @@ def test_a_template_that_says_again_what_was_read(qwen: Path) -> None:
     form, tokenizer = form_of(qwen, REMINDS), Tokenizer.load(qwen)
     after = form.write(TURNS, read=5).tokens
     assert tokenizer.decode(after) == "user\nYou answer briefly. \n\nWhy\n\n"
-    assert set(form.write(TURNS).ends) == {0}  # what is read of it changes with what comes
+    assert set(form.write(TURNS).ends) == {0}  # later turns change what was read before
 
 
 def test_a_template_that_writes_a_message_before_what_was_read(qwen: Path) -> None:
@@ -146,7 +146,7 @@ def test_variables_of_a_template(qwen: Path) -> None:
     assert silent.write(TURNS).tokens == [
         *usual.write(TURNS).tokens, tokenizer.specials["<|im_start|>"],
     ]  # fmt: skip
-    assert silent.key != usual.key  # a history that was read with one is not the other's
+    assert silent.key != usual.key  # a history read with one form is not reused with the other
     with pytest.raises(UserError, match=r"^--chat-template-kwargs are for a chat template"):
         chat_form(tokenizer, Path("plain"), {"think": False})
     with pytest.raises(UserError, match=f"^{file}: cannot be used: 'messages'"):
@@ -167,7 +167,7 @@ def test_where_no_special_token_stands_between_turns(tmp_path: Path) -> None:
     text = "[INST] <<SYS>>You answer briefly. <</SYS>>a [/INST] b [INST] c [/INST]"
     assert tokenizer.decode(written.tokens) == text
     assert [i for i in written.tokens if i in (bos, eos)] == [bos, eos, bos]
-    assert set(written.ends) == {0}  # a session is kept after its own answer alone
+    assert set(written.ends) == {0}  # a session can be continued only after its own answer
     assert form.write(turns, 3).tokens == written.tokens[-len(form.write(turns, 3).tokens) :]
     with pytest.raises(Refused, match="take turns"):
         form.write([*turns, turns[1]])

@@ -1,4 +1,4 @@
-"""`hypnos generate`: one continuation or several, and answers as the server gives them."""
+"""`hypnos generate`: one continuation or several, and the same answers as the server's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Likelihoods: transformers' where nothing sleeps, the loop's where windows are slept over."""
+"""Likelihoods equal transformers' without sleep, and training's with sleep."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def test_with_sleep_it_is_the_loss_of_training() -> None:
     by_n = {n: likelihood(decoder, ids[:1], ids[1:], passes=n).logprob for n in (1, 3)}
     for n, found in by_n.items():
         assert abs(found + float(model(batch, passes=n).loss.detach())) < 1e-3
-    assert abs(by_n[1] - by_n[3]) > 1e-2  # sleep changes it
+    assert abs(by_n[1] - by_n[3]) > 1e-2  # sleep changes the likelihood

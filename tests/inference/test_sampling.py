@@ -1,4 +1,4 @@
-"""Choosing tokens, against transformers' processors and against what was asked for."""
+"""Sampling, compared with transformers' processors and with the requested settings."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_biases_and_penalties_are_those_of_the_definition() -> None:
 @pytest.mark.parametrize("top_k", [0, 1, 7, 300])
 @pytest.mark.parametrize("top_p", [1.0, 0.97, 0.5, 1e-9])
 def test_chances_are_those_of_the_definition(top_k: int, top_p: float) -> None:
-    """Where many tokens are equally likely, too: of those the first are within top_p."""
+    """Also if many tokens are equally likely: then the first of them are within top_p."""
     for digits in (0, 1, 9):
         logits = 3 * torch.randn(500, generator=torch.Generator().manual_seed(digits)).double()
         logits = logits.round(decimals=digits)
@@ -90,7 +90,7 @@ def test_chances_are_those_of_the_definition(top_k: int, top_p: float) -> None:
 
 
 def test_a_large_vocabulary_is_not_sorted_as_a_whole() -> None:
-    """With its places: it took 23 ms for each token of 152k."""
+    """Sorting with indices took 23 ms per token at a vocabulary of 152k."""
     logits, seen = torch.randn(151_936), np.zeros(151_936, dtype=bool)
     for settings in ({"top_p": 0.9}, {"top_p": 0.9, "top_k": 40}):
         sampler = Sampler(Sampling(**settings))  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def test_greedy_and_what_is_told() -> None:
     assert choice.logprob == choice.top[0][1] == pytest.approx(float(expected[best[0]]))
     seen = np.arange(VOCAB) == best[0]
     repeated = sampler.choose(LOGITS[1], seen)
-    assert repeated.token == best[1]  # what is told is what the model said
+    assert repeated.token == best[1]  # reported log-probabilities are the model's own
     assert repeated.top == choice.top and repeated.logprob == choice.top[1][1]
 
 

@@ -24,12 +24,12 @@ VOCAB = MODEL.vocab_size
 
 
 def make_decoder(dtype: torch.dtype = torch.float32, **settings: object) -> Decoder:
-    """Every parameter of it matters; decays are slow, or no sleep would change anything."""
+    """Every parameter matters; decays are slow, otherwise sleep would change nothing."""
     return Decoder(build(SleepConfig(window=L, **settings), dtype=dtype))  # type: ignore[arg-type]
 
 
 def make_batch(tokens: int = L * W) -> Batch:
-    """ROWS sequences."""
+    """A batch of ROWS sequences."""
     ids = torch.randint(0, VOCAB, (ROWS, tokens), generator=torch.Generator().manual_seed(5))
     targets = ids.roll(-1, 1)
     starts = torch.tensor([[True] + [False] * (-(-tokens // L) - 1)] * ROWS)
@@ -150,7 +150,7 @@ def test_tokens_one_by_one_or_together_equal_training(
 
 
 def test_ragged_sessions_read_together_as_each_alone() -> None:
-    """Of different lengths, in windows that are full to different degrees, at different N."""
+    """With different lengths, differently filled windows, and different N."""
     for eviction in ("hard", "sliding"):
         decoder, batch = make_decoder(eviction=eviction, coda=1), make_batch()
         lengths = (1, 9, 14)
@@ -180,8 +180,8 @@ def test_a_sleep_at_once_a_pass_at_a_time_or_in_the_background(eviction: str) ->
     first.sleep()
     for owed in (3, 2, 1):
         assert stepwise.pending == owed
-        read_together([other], [owed])  # others go on meanwhile
-        stepwise = stepwise.fork()  # in the middle of a sleep, too
+        read_together([other], [owed])  # others continue meanwhile
+        stepwise = stepwise.fork()  # also in the middle of a sleep
         stepwise.sleep_pass()
     background.sleep_in_background()
     said = [session.read([7]) for session in (first, stepwise, background)]
@@ -196,11 +196,11 @@ def test_n_is_chosen_at_any_time_and_matters() -> None:
     start.read(batch.tokens[0, :L])
     for passes in (1, 2, 4):
         session = start.fork()
-        session.passes = passes  # the window is full already
+        session.passes = passes  # the window is already full
         assert session.pending == passes - 1
         said[passes] = session.read(batch.tokens[0, L : L + 2])
     assert (said[1] - said[2]).abs().max() > 1e-3 < (said[2] - said[4]).abs().max()
-    start.sleep_pass()  # of two: the window is forgotten
+    start.sleep_pass()  # the only one at N = 2: the window is then forgotten
     start.passes = 5
     start.read(batch.tokens[0, L : 2 * L])
     start.sleep_pass()
@@ -232,7 +232,7 @@ def test_memory_does_not_grow_with_what_was_read() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("bfloat16", 5e-2)])
 def test_in_double_a_token_is_exact_and_in_half_near(dtype: str, tolerance: float) -> None:
-    """What is written twice, here and in parallel/, is the same mathematics."""
+    """The mathematics implemented twice, for decoding and in parallel/, is the same."""
     decoder = make_decoder(dtype=getattr(torch, dtype), eviction="sliding")
     batch, session = make_batch(), Session(decoder)
     expected = training_logits(decoder.model, batch)

@@ -1,4 +1,4 @@
-"""Sessions that are saved and restored go on as if nothing had happened."""
+"""Sessions that are saved and restored continue as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IDS = make_batch().tokens[0].tolist()
 
 
 def written(session: Session, sampler: Sampler, count: int) -> list[int]:
-    """Tokens that it draws and reads."""
+    """Lets the session sample and read tokens; returns them."""
     tokens, logits = [], session.read([1])
     for _ in range(count):
         tokens.append(sampler.choose(logits, session.seen).token)
@@ -31,7 +31,7 @@ def written(session: Session, sampler: Sampler, count: int) -> list[int]:
 
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 def test_it_goes_on_from_any_point(tmp_path: Path, eviction: str) -> None:
-    """After any number of tokens, in any pass of a sleep, with the draws that were to come."""
+    """After any number of tokens, in any pass of a sleep, with the same further draws."""
     decoder, path = make_decoder(eviction=eviction, passes=3, coda=1), tmp_path / "s"
     reopened = make_decoder(eviction=eviction, passes=3, coda=1)
     for length in (0, 4, 2 * L):

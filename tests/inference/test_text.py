@@ -32,7 +32,7 @@ def test_pieces_are_the_text_of_any_tokens(tokenizer: Tokenizer) -> None:
 
 
 def test_no_half_character_is_shown(tokenizer: Tokenizer) -> None:
-    text = "a日本é\N{GRINNING FACE} b"  # written in bytes
+    text = "a日本é\N{GRINNING FACE} b"  # partly byte pieces
     shown = pieces(TextDecoder(tokenizer), tokenizer.encode(text))
     assert "".join(shown) == text and not any("\N{REPLACEMENT CHARACTER}" in s for s in shown)
 

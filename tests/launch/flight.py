@@ -1,4 +1,4 @@
-"""A rank's part of preflights, one after the other, each with another fault; for `run_ranks`."""
+"""A rank's part of several preflights, each with another fault; for `run_ranks`."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Told(NamedTuple):
 def fly(
     config: Config, hosts: Sequence[str], faults: Sequence[str], victims: Collection[int]
 ) -> list[Told]:
-    """This rank's preflights, one with each of the faults, which the victims have.
+    """Runs this rank's preflights, one per fault; the victims have the fault.
 
     Args:
-        hosts: of all ranks.
+        hosts: one per rank.
     """
     rank = int(os.environ["RANK"])
     os.environ["SLURMD_NODENAME"] = hosts[rank]
@@ -44,14 +44,14 @@ def fly(
     measure.LONG_S = 0.5
     told = []
     for attempt, fault in enumerate(faults):
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)  # keys of its own at the store
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)  # its own keys in the store
         with _planted(fault if rank in victims else ""):
             told.append(_told(config))
     return told
 
 
 def doctor(hosts: Sequence[str]) -> None:
-    """`hypnos doctor --ranks` on this rank."""
+    """Runs `hypnos doctor --ranks` on this rank."""
     os.environ["SLURMD_NODENAME"] = hosts[int(os.environ["RANK"])]
     assert main(["doctor", "--ranks", str(ROOT / "configs/depo-small.toml")]) == 0
 
@@ -64,7 +64,7 @@ def _told(config: Config) -> Told:
     except UserError as caught:
         error, status = str(caught), caught.status
     kept = {}
-    with suppress(FileNotFoundError):  # rank 0 may be at the next attempt, and has removed it
+    with suppress(FileNotFoundError):  # rank 0 may be in its next attempt and have removed it
         kept = json.loads((Path(config.run.dir) / config.run.name / "preflight.json").read_text())
     return Told(error, status, said, kept)
 

@@ -1,4 +1,4 @@
-"""Setting up: the decisions, without installing anything."""
+"""The decisions of `make setup`, without installing anything."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_direct_dependency_but_torch_has_one_exact_version() -> None:
 
 
 def test_nothing_of_cuda_is_constrained() -> None:
-    """A machine with a GPU takes other builds, and brings these with torch."""
+    """A machine with a GPU needs other builds, which torch brings along."""
     assert not [
         line
         for line in CONSTRAINTS
@@ -60,8 +60,8 @@ def test_pips_own_configuration_comes_first(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Machine:
-    """Stands for pip and .venv: which requirements pip can find, what is installed, and what was
-    asked for.
+    """Stands in for pip and .venv: which requirements pip can find, what is installed, and what was
+    requested.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ def test_a_gpus_kernels_come_with_a_torch_for_gpus(monkeypatch: pytest.MonkeyPat
 
 
 def test_torch_is_named_as_pip_knows_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """PyPI has no 2.13.0+cu130, as its build of 2.13.0 calls itself."""
+    """PyPI's build of 2.13.0 calls itself 2.13.0+cu130, which PyPI does not have."""
     (tmp_path / "torch.py").write_text(
         "class version: cuda = '13.0'\nclass cuda: is_available = lambda: True\n"
         "__version__ = '2.13.0+cu130'\n"

@@ -1,4 +1,4 @@
-"""The command as a user meets it: help with examples, errors of one line, exit statuses."""
+"""The command as users see it: help with examples, one-line errors, exit statuses."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def examples(text: str) -> list[list[str]]:
-    """The arguments of `hypnos` in every line that calls it, without what is piped into it and out
-    of it.
-    """
+    """The arguments of `hypnos` in every line that calls it, without pipes and redirections."""
     lines = text.replace("\\\n", " ")
     found = re.findall(
         r"^(?:.*\|)?[# ]*(?:torchrun \S+ --no-python |srun |mpirun [^|\n]*)?hypnos\b([^|\n]*)",
@@ -52,7 +50,7 @@ def examples(text: str) -> list[list[str]]:
 
 
 def understand(arguments: list[str]) -> None:
-    """As the command reads them: SystemExit or UserError if it does not."""
+    """Parses them as the command does: SystemExit or UserError if they are wrong."""
     chosen = make_parser().parse_args(arguments)
     if chosen.command is train:
         load(ROOT / chosen.config, chosen.overrides)
@@ -88,7 +86,7 @@ def test_help_has_examples_that_the_command_understands(
 def test_processes_of_the_command_run_nothing_of_the_folder_that_the_user_is_in(
     tmp_path: Path,
 ) -> None:
-    """A launch.py there would be started as every rank, and a tokenizer.py break each."""
+    """Otherwise a launch.py there would run as every rank, and a tokenizer.py would break them."""
     for name in ("launch.py", "tokenizer.py"):
         (tmp_path / name).write_text("print('the user's own')\n")
     asked, paths = [*HYPNOS, "--version"], {"PYTHONPATH": str(ROOT)}
@@ -216,7 +214,7 @@ def test_a_users_error_is_one_line_and_status_2(
     monkeypatch.chdir(ROOT)
     try:
         status = main(arguments)
-    except SystemExit as end:  # argparse's
+    except SystemExit as end:  # from argparse
         status = int(str(end))
     written, error = capsys.readouterr()
     assert (status, written) == (2, "")
@@ -294,7 +292,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokenizer_and_data_from_text_to_shards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The commands in the order of a user who brings a folder of text."""
+    """The commands in the order in which a user with a folder of text runs them."""
     texts, model, shards = tmp_path / "texts", tmp_path / "t.model", tmp_path / "shards"
     texts.mkdir()
     for number in range(40):

@@ -1,4 +1,4 @@
-"""The doctor says what is there, what is missing and what to do about it."""
+"""The doctor says what it finds, what is missing and what to do about it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_runs_checkpoints_are_verified(
     assert ok.startswith("ok") and fail.startswith("fail  step 10") and str(damaged) in fail
     assert fix.strip().startswith("fix: restore it from an intact copy")
 
-    # to be read by another version
+    # only another version can read it
     (tmp_path / "checkpoints/step-10/index.json").write_text('{"format": 99}')
     (tmp_path / "checkpoints/latest").write_text("step-15\n")
     assert main(["doctor", str(tmp_path)]) == 1
@@ -117,7 +117,7 @@ def test_one_checkpoint_is_verified_alone(
 def test_a_text_run_without_its_tokenizer_fails(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As `hypnos generate` and `hypnos export` do, in the same words."""
+    """With the same message as in `hypnos generate` and `hypnos export`."""
     run = write_run(tmp_path / "run", config(model))
     assert main(["doctor", str(run)]) == 0
     assert "ok    tokenizer      whole" in capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_a_text_run_without_its_tokenizer_fails(
 def test_a_checkpoint_that_goes_meanwhile_is_not_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that goes on deletes old ones."""
+    """A run in progress deletes old ones."""
     write(tmp_path, 5)
     monkeypatch.setattr(checkpoint, "steps", lambda run: [2, 5])
     assert main(["doctor", str(tmp_path)]) == 0

@@ -1,4 +1,4 @@
-"""Ranks on one host: what is shown, what is kept, and that no rank outlives the others."""
+"""Ranks on one host: what is shown, what is logged, and that no rank outlives the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launch.local import run_ranks
 from tests.launch.test_output import unread
 
 ROOT = Path(__file__).parents[2]
-# Three ranks; each writes its pid before it does what it is told.
+# Three ranks; each writes its pid before it runs `what`.
 RANK = """
 import os, signal, sys, time
 os.chdir(sys.argv[1])
@@ -28,14 +28,14 @@ print(f"here is rank {rank} of {os.environ['WORLD_SIZE']}", flush=True)
 
 
 def run(folder: Path, what: str) -> int:
-    """Three ranks that do `what`; the status of all."""
+    """Runs three ranks that do `what`; the status of the launch."""
     return run_ranks(
         [sys.executable, "-c", RANK + what, str(folder)], ranks=3, logs=folder / "logs"
     )
 
 
 def gone(folder: Path) -> bool:
-    """Whether none of the ranks runs any more."""
+    """Whether all ranks have ended."""
     pids = [int((folder / f"{rank}.pid").read_text()) for rank in range(3)]
     return not any(
         psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -91,14 +91,14 @@ def test_statuses_come_together(tmp_path: Path, statuses: str, status: int) -> N
 def test_signals_reach_all_and_none_stays_behind(
     tmp_path: Path, how: signal.Signals, status: int
 ) -> None:
-    """SIGUSR1 is passed on, a terminal that goes is SIGTERM to ranks; a launcher that is killed
-    takes them along.
+    """SIGUSR1 is passed on, a closed terminal becomes SIGTERM for ranks; a killed launcher takes
+    its ranks with it.
     """
     hears = "signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))\nprint('ready', flush=True)\n"
     waits = f"{hears}signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])"
     program = (
         "import signal, sys; from pathlib import Path; from tests.launch.test_local import run\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup, too
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # also under nohup
         f"sys.exit(run(Path(sys.argv[1]), {waits + chr(10) + 'time.sleep(60)'!r}))"
     )
     launcher = subprocess.Popen(

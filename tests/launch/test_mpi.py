@@ -1,4 +1,4 @@
-"""The command line of mpirun, for each MPI by what it says of itself. Real ones: tests/cluster."""
+"""The mpirun command line for each MPI, detected by its output. Real ones: tests/cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pretrain.exit_status import FINISHED, REQUEUE
 
 
 def says(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An mpirun that only says which it is."""
+    """Makes an mpirun that only prints which MPI it is."""
     program = folder / "mpirun"
     program.write_text(f"#!/bin/sh\necho '{text}'\n")
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Why an attempt ended and whether another follows, judged from the files the ranks leave."""
+"""Why a start ended and whether another follows, decided from the files that ranks leave."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ NODES = ("n0", "n1", "n2", "n3")
 
 
 class Job:
-    """A job of four nodes, two ranks on each, start after start."""
+    """A job with four nodes, two ranks on each, started again and again."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
 
     def start(self, *ends: tuple[int, int], saved: int | None = None, silent: str = "") -> Verdict:
-        """One start, in which ranks end with a status, in this order; the others' peers are gone.
+        """One start, in which ranks end with these statuses, in this order; the others end with 76.
 
         Args:
-            saved: the step of a checkpoint that is written in it.
-            silent: a host whose ranks leave no word.
+            saved: the step of a checkpoint that this start saves.
+            silent: a host whose ranks leave no exit record.
         """
         start = starts.begin(self.run, "slurm", "17", NODES, 8)
         logs = start.logs(self.run)
@@ -64,8 +64,8 @@ def test_time_is_up_before_any_rank_began(job: Job) -> None:
 
 
 def test_srun_has_ended_all_before_they_began(job: Job) -> None:
-    """As a host without the run's folder makes it do, which cannot leave word: nobody has told the
-    job to end.
+    """Because a host lacks the run's folder, and so leaves no record: it does not mean that the job
+    was told to end.
     """
     start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
     verdict = judge(job.run, start, [], 143, 3)
@@ -73,7 +73,7 @@ def test_srun_has_ended_all_before_they_began(job: Job) -> None:
 
 
 def test_time_is_up_whatever_srun_says(job: Job) -> None:
-    """It ends the others with SIGTERM when the first has ended, and gives the highest status."""
+    """srun ends others with SIGTERM once the first has ended, and returns the highest status."""
     start = starts.begin(job.run, "slurm", "17", NODES, 8)
     RankEnd(0, "n0", 75, False, 0.0).write(start.logs(job.run))
     assert judge(job.run, start, [], 143, 3).end.status == 75
@@ -104,7 +104,7 @@ def test_an_unfit_host_is_excluded_at_once(job: Job) -> None:
 def test_storage_that_failed_may_be_well_at_the_next_start(job: Job) -> None:
     assert job.start((3, 74), saved=5).again
     verdict = job.start((3, 74), saved=6)
-    assert verdict.again and verdict.end.exclude == ("n1",)  # twice: it is the host's way there
+    assert verdict.again and verdict.end.exclude == ("n1",)  # twice there: it is the host
 
 
 def test_whom_the_preflight_names_is_excluded_at_once(job: Job) -> None:
@@ -123,7 +123,7 @@ def test_a_host_without_a_word_is_lost(job: Job) -> None:
 
 
 def test_a_host_that_slurm_has_lost_is_blamed_if_no_rank_left_word(job: Job) -> None:
-    """The batch script went with the host, and Slurm killed the others before they could write."""
+    """The batch script died with the host, and Slurm killed the others before they could write."""
     start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
     for rank in range(2):
         starts.log_of(start.logs(job.run), rank).touch()
@@ -144,7 +144,7 @@ def test_starts_are_bounded_by_progress_not_by_count(job: Job) -> None:
 
 
 def test_the_command_that_decides(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    """It prints nodes, and gives 75 for another start and for nothing else."""
+    """It prints nodes, and returns 75 for another start and for nothing else."""
     for number in range(1, 4):
         start = starts.begin(job.run, "slurm", "17", NODES, 8)
         RankEnd(0, "n0", 75, False, 0.0).write(start.logs(job.run))
@@ -158,7 +158,7 @@ def test_the_command_that_decides(job: Job, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_end_that_storage_does_not_take(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be well at the next start: not a mistake of the user's, which ends the job."""
+    """It may work at the next start: this is not a user error, which would end the job."""
 
     def stale(_: int) -> None:
         raise OSError(errno.ESTALE, "Stale file handle")

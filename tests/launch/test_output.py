@@ -11,7 +11,7 @@ from launch.output import Unread
 
 
 def unread() -> io.TextIOWrapper:
-    """As a command's stderr, a pipe whose reader has gone."""
+    """A command's stderr: a pipe whose reader is gone."""
     reader, writer = os.pipe()
     os.close(reader)
     return io.TextIOWrapper(io.BufferedWriter(Unread(writer, "w")), line_buffering=True)

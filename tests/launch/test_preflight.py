@@ -1,4 +1,4 @@
-"""What a preflight concludes from reports, and the line printed for each misconfiguration."""
+"""What a preflight concludes from reports, and its message for each misconfiguration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SOUND = Report(
 
 
 def job(hosts: int = 3, **changes: object) -> list[Report]:
-    """Two ranks a host, each with a GPU of its own; with changes of rank 3, on the second host."""
+    """Two ranks per host, each with its own GPU; `changes` are for rank 3, on the second host."""
     reports = [
         replace(SOUND, rank=rank, host=f"n{rank // 2}", gpu=f"gpu-{rank}")
         for rank in range(2 * hosts)
@@ -160,7 +160,7 @@ def test_a_rank_without_a_gpu_of_its_own() -> None:
 
 
 def test_an_old_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It ends a run that would take the processor; GPUs that are hidden do not."""
+    """It ends a run that would otherwise use the CPU; hidden GPUs do not."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor, "has_gpu", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -192,7 +192,7 @@ def test_a_cpu_build_where_there_are_gpus(
     said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It may be meant, but not where a job has asked for GPUs."""
+    """It may be intended, but not if the job has requested GPUs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(doctor, "has_gpu", lambda: gpu)
@@ -217,7 +217,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port that somebody listens at."""
+    """A port that is in use."""
     with socket.socket() as server:
         server.bind(("", 0))
         server.listen()
@@ -229,7 +229,7 @@ def world(rank: int, address: str, port: int) -> World:
 
 
 def connect(mine: World) -> str:
-    """What is said where rank 0's store cannot be had."""
+    """The error if rank 0's store cannot be reached."""
     with pytest.raises(UserError) as error:
         rendezvous.connect(mine, 0.3, print)
     return str(error.value)
@@ -242,7 +242,7 @@ def test_a_port_that_is_taken(taken: int) -> None:
 
 
 def test_a_port_of_our_choice_that_is_taken_is_no_mistake_of_the_users(taken: int) -> None:
-    """Slurm would not start the job again; the next start has another port."""
+    """After a user error Slurm would not restart the job; but the next start has another port."""
     with pytest.raises(UserError, match=f"^port {taken}, chosen for this start, is in use") as told:
         rendezvous.connect(replace(world(0, "localhost", taken), launcher="srun"), 0.3, print)
     assert told.value.status not in NO_OTHER_START
@@ -261,7 +261,7 @@ def test_an_address_that_is_not_rank_0s(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_rank_0s_own_name_may_be_a_loopback_address_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Debian writes it in each host's own /etc/hosts: the others know it by another."""
+    """As Debian writes it in each host's /etc/hosts; other hosts have another address for it."""
     debian = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: debian)
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[0-1]")

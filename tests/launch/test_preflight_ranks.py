@@ -66,14 +66,14 @@ def test_a_rank_that_reports_nothing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_breaks_is_named(tmp_path: Path) -> None:
-    """Not those whose connections it closes."""
+    """Not the ranks whose connections it closes."""
     for each in end(tmp_path, "breaks", victims={2}, alive=[0, 1, 2, 3]):
         line = "rank 2 on n1: failed while joining the process group: uncorrectable ECC error"
         assert each[0].error.startswith(f"preflight: {line}"), each[0].error
 
 
 def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path) -> None:
-    """Those that are inside a collective, too: threads of theirs end them."""
+    """Also ranks inside a collective: their own threads end them."""
     ranks = Ranks(4, fly, make(tmp_path), HOSTS, ["hangs"], {2}, folder=tmp_path)
     try:
         statuses = ranks.wait(40)
@@ -87,7 +87,7 @@ def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_stops_is_named(tmp_path: Path) -> None:
-    """It says nothing any more, and the others end without it."""
+    """It no longer reports anything, and the others end without it."""
     ranks = Ranks(4, fly, make(tmp_path), HOSTS, ["stops"], {2}, folder=tmp_path)
     try:
         for rank in (0, 1, 3):
@@ -100,7 +100,7 @@ def test_a_rank_that_stops_is_named(tmp_path: Path) -> None:
 
 
 def end(folder: Path, fault: str, victims: set[int], alive: list[int]) -> list[list[Told]]:
-    """What the ranks were told that come to an end by themselves."""
+    """What the ranks that end by themselves were told."""
     ranks = Ranks(4, fly, make(folder), HOSTS, [fault], victims, folder=folder)
     try:
         for rank in alive:

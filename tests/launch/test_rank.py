@@ -22,7 +22,7 @@ def run(logs: Path, what: str, number: int = 1) -> int:
 
 
 def later(number: signal.Signals) -> None:
-    """Sends a signal to this process, when the rank is up."""
+    """Sends a signal to this process once the rank is running."""
     threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
 
 
@@ -35,7 +35,7 @@ def test_what_a_rank_leaves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert {number: end.status for number, end in ends.items()} == {1: 3, 2: 137}
     assert first_failed(tmp_path) == 1
     told = capfd.readouterr().err
-    assert told.startswith("fine\n") and "bad" not in told  # rank 0's alone
+    assert told.startswith("fine\n") and "bad" not in told  # only rank 0's output
     assert "rank 2 on" in told and "ended with status 137 (SIGKILL)" in told
 
 
@@ -57,7 +57,7 @@ def test_who_ends_for_no_reason_of_its_own_is_not_the_first(status: int, tmp_pat
 
 
 def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path) -> None:
-    """SIGUSR1 also if the rank cannot hear it yet: it does not end it."""
+    """SIGUSR1 also if the rank cannot handle it yet: it does not end the rank."""
     later(signal.SIGUSR1)
     hears = "signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(0.5), os._exit(75)))"
     wants = "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])"
@@ -68,7 +68,7 @@ def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path) -> None:
 def test_after_a_death_nobody_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The launcher sends SIGTERM, and the rank would save, together with the one that is dead."""
+    """The launcher sends SIGTERM, and the rank would try to save together with the dead one."""
     monkeypatch.setattr(rank, "GRACE", 0.5)
     RankEnd.now(0, 137, told=False).write(tmp_path)
     later(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A Slurm job as it is printed: a script that bash reads, with what site and user ask for."""
+"""A Slurm job as printed: a script that bash accepts, with what site and user request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = str(ROOT / "configs/depo-small.toml")
 
 
 def printed(capsys: pytest.CaptureFixture[str], runs: Path, *arguments: str) -> str:
-    """The script of a run in the folder `runs`, which bash has read."""
+    """The script of a run in the folder `runs`, whose syntax bash has accepted."""
     status = main(["launch", "slurm", CONFIG, f"run.dir={runs}", *arguments])
     told = capsys.readouterr()
     assert status == 0, told.err
@@ -38,7 +38,7 @@ def site(folder: Path, text: str) -> tuple[str, str]:
 
 
 def array_of(script: str, name: str, task: int = 0) -> list[str]:
-    """A bash array of a script, as bash understands it."""
+    """A bash array of a script, as evaluated by bash."""
     begin = script.index(f"\n{name}=(")
     lines = script[begin : script.index("\nhypnos=" if name == "train" else "\nexclude=", begin)]
     shown = f"{lines}\nprintf '%s\\0' \"${{{name}[@]}}\""
@@ -62,7 +62,7 @@ def test_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert f"#SBATCH --{option}\n" in script
     assert "#SBATCH --signal=USR1@300\n" in script
     assert array_of(script, "train") == [CONFIG, f"run.dir={tmp_path}", "run.name=a b"]
-    assert (tmp_path / "a b/logs").is_dir()  # or sbatch has nowhere to write
+    assert (tmp_path / "a b/logs").is_dir()  # otherwise sbatch cannot write its log
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_two_lines_of_an_array_are_not_one_run(
 def test_hosts_that_cannot_start_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is left out, however often the job was started before; the third in a row ends it."""
+    """Each is excluded, however often the job was started before; the third in a row ends it."""
     script = re.sub(r"\nhypnos=.*", '\nhypnos=("$BEGIN")', printed(capsys, tmp_path))
     scontrol, said = tmp_path / "scontrol", tmp_path / "said"
     scontrol.write_text(f"#!/bin/sh\necho $* >>{said}\n")
@@ -257,7 +257,7 @@ def test_hosts_that_cannot_start_the_command(
     assert "requeue 17\nupdate JobId=17 ExcNodeList=n1,n2\n" in said.read_text()
     assert start("n3", "true") == 0
     assert [start(host, "no-python") for host in ("n4", "n5", "n6")] == [75, 75, 2]
-    away = tmp_path / "away"  # the storage, when the end is to be written down
+    away = tmp_path / "away"  # storage is away when the end is to be recorded
     away.write_text('#!/bin/sh\n[ "$2" = begin ] || exit 74\n')
     away.chmod(0o755)
     assert start("n1", str(away)) == 75
@@ -266,7 +266,7 @@ def test_hosts_that_cannot_start_the_command(
 def test_a_job_that_another_submits_is_no_task_of_its_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sbatch hands its environment on, and the script would give the other job back to Slurm."""
+    """sbatch passes its environment on, and so the script would requeue the wrong job."""
     sbatch = tmp_path / "sbatch"
     sbatch.write_text("#!/bin/sh\necho ${SLURM_ARRAY_JOB_ID-18}${SLURM_RESTART_COUNT-}\n")
     sbatch.chmod(0o755)

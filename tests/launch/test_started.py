@@ -1,4 +1,4 @@
-"""What `hypnos launch status`, `logs` and `cancel` say of runs on this machine, and refuse."""
+"""What `hypnos launch status`, `logs` and `cancel` print for runs on this machine, and refuse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """At step 30 of 60, saved at 20; its first start has failed on rank 1."""
+    """A run at step 30 of 60, saved at 20; its first start has failed on rank 1."""
     folder = tmp_path / "run"
     (folder / "checkpoints/step-20").mkdir(parents=True)
     rows = [{"kind": "train", "step": step, "loss": 3 - step / 100} for step in (10, 20, 30)]
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def going_on(run: Path, **changes: str) -> Start:
-    """A second start, without an end."""
+    """Records a second start, without an end."""
     start = starts.begin(run, "local", "1", ("here",), 1)
     starts.log_of(start.logs(run), 0).write_text("goes on\n")
     if changes:
@@ -49,7 +49,7 @@ def going_on(run: Path, **changes: str) -> Start:
 
 
 def test_nodes_that_slurm_has_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node is said once for each partition; one that does not answer has a star."""
+    """sinfo lists a node once per partition, and marks one that does not answer with a star."""
     sinfo = tmp_path / "sinfo"
     lines = ["n0 down*", "n0 down*", "n1 allocated", "n2 drained"]
     sinfo.write_text("#!/bin/sh\n" + "".join(f"echo {line!r}\n" for line in lines))
@@ -85,7 +85,7 @@ def test_status_of_a_loss_that_is_no_number(run: Path, capsys: pytest.CaptureFix
 def test_status_after_evaluations_of_long_windows(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each has a loss for every place in a window."""
+    """Their rows have a loss for every position in a window."""
     row = {"kind": "eval", "step": 30, "loss_per_position": [1.2345678901234567] * 8192}
     with (run / "metrics.jsonl").open("a") as file:
         file.write(2 * ("\n" + json.dumps(row)))
@@ -110,7 +110,7 @@ def test_logs_are_followed_to_the_last_line(
     start = going_on(run, job="999999999")
 
     def gone(run: Path, start: Start) -> bool:
-        """It wrote why, and went, while that was asked."""
+        """The run writes why it ends, and ends, while this is asked."""
         with starts.log_of(start.logs(run), 0).open("a") as log:
             log.write("out of memory\n")
         return True
@@ -125,7 +125,7 @@ def test_what_cannot_be_cancelled(run: Path, capsys: pytest.CaptureFixture[str])
     going_on(run, job="999999999")
     assert "process 999999999 has already ended" in refused(capsys, "cancel", str(run))
     assert "no longer running; no end was recorded" in said(capsys, "status", str(run))
-    assert said(capsys, "logs", str(run), "--follow") == "goes on\n"  # nobody writes more
+    assert said(capsys, "logs", str(run), "--follow") == "goes on\n"  # nothing more will be written
 
 
 def test_a_start_elsewhere(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +135,7 @@ def test_a_start_elsewhere(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_process_here_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that is a launch; any other may have got its number since."""
+    """Only if it is a `hypnos launch`; another process may have got its pid since."""
     sleeps = "import time; time.sleep(60)"
     for words, ours in (([], False), (["-m", "launch"], True)):
         process = subprocess.Popen([sys.executable, "-c", sleeps, *words])
@@ -166,7 +166,7 @@ def test_the_status_of_a_plain_run(run: Path, capsys: pytest.CaptureFixture[str]
 def test_a_journal_that_says_nothing(
     tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A start that was killed, or met a full disk, before its first line."""
+    """A start that was killed, or found a full disk, before its first line."""
     (tmp_path / starts.JOURNAL).touch()
     assert "launch.jsonl: it records no start" in refused(capsys, command, str(tmp_path))
 
@@ -181,7 +181,7 @@ def test_a_journal_of_something_else(
 
 
 def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
-    """The only commands that there are: each a line of shell."""
+    """Makes these the only commands available, each a line of shell."""
     for name, line in commands.items():
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / name).chmod(0o755)
@@ -191,7 +191,7 @@ def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> Non
 def test_a_run_that_was_given_to_slurm_after_a_start_here(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The job counts; and no second one, nor a start here, while it is in the queue."""
+    """The job is what counts; while it is queued, no second job and no start here."""
     queued = "echo 'PENDING|Priority|0:00 of 1:00|'"
     tools = {"squeue": queued, "scontrol": "exit 1", "scancel": "exit 0", "sbatch": "echo 18"}
     slurm(run.parent, monkeypatch, **tools)
@@ -218,7 +218,7 @@ def test_a_run_that_goes_on_here_is_not_started_beside(
     process.wait(10)
     progress.check_over(run)
     going_on(run, job=str(os.getpid()))
-    progress.check_over(run)  # a number that came again, as in a container
+    progress.check_over(run)  # a reused pid, as in a container
 
 
 def test_slurm_that_does_not_answer_has_not_forgotten_the_job(

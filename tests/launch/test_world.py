@@ -1,4 +1,4 @@
-"""How a rank is identified: launchers' variables as they set them, half set, and nested."""
+"""How a rank is identified: from launchers' variables as they set them, half set, and nested."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pretrain.errors import UserError
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
 }  # fmt: skip
-# what Slurm 22.05 gives to task 2 of `srun -N2 -n3`
+# what Slurm 22.05 sets for task 2 of `srun -N2 -n3`
 SRUN = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_NTASKS": "3",
     "SLURM_STEP_NUM_TASKS": "3", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[0-1]",
@@ -47,7 +47,7 @@ def test_ranks_of_one_step_meet_at_one_port_and_others_elsewhere() -> None:
 
 
 def test_the_shell_that_salloc_opens_is_alone() -> None:
-    """Where Slurm makes it a step (LaunchParameters=use_interactive_step), of one task."""
+    """If Slurm makes it a step (LaunchParameters=use_interactive_step), with one task."""
     step = {"SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}
     world = find(SRUN | step)
     assert world is not None and world.size == 1
@@ -101,6 +101,6 @@ def test_slurms_lists_of_nodes(nodes: str, names: list[str]) -> None:
 
 
 def test_a_task_of_an_array_has_a_number_of_its_own() -> None:
-    """Also the last one, whose job has the number of the whole array."""
+    """Also the last one, whose job id is that of the whole array."""
     array = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
     assert slurm_job(array) == "17_3" and slurm_job(SRUN) == "17" and slurm_job({}) is None

@@ -1,4 +1,4 @@
-"""The `hypnos` command on ranks that are healthy, where the last one fails or the first is slow."""
+"""The `hypnos` command on ranks of which the last one fails or the first is slow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pretrain.model import sleep
 from pretrain.run import resume, step
 from pretrain.tasks.source import TaskSource
 
-UNIT = (1, 2)  # window and pass in which it happens
+UNIT = (1, 2)  # window and pass in which the failure happens
 
 
 def _break_in_the_unit(how: Callable[[], Any]) -> None:
@@ -37,7 +37,7 @@ def _lose_rows() -> None:
 
 
 def _verify_slowly(seconds: float) -> None:
-    """As a large checkpoint on a slow disk makes the first rank do."""
+    """Makes the first rank as slow as a large checkpoint on a slow disk would."""
     take = resume._take_folder
 
     def slow(*arguments: Any) -> Any:
@@ -63,7 +63,7 @@ WAYS: dict[str, Callable[[], Any]] = {
 
 
 def train(how: str, *arguments: str) -> None:
-    """A rank of `hypnos train ARGUMENTS`."""
+    """Runs one rank of `hypnos train ARGUMENTS`."""
     first, last = 0, int(os.environ["WORLD_SIZE"]) - 1
     if int(os.environ["RANK"]) == (first if how == "verifies slowly" else last):
         WAYS[how]()

@@ -1,4 +1,4 @@
-"""Which layouts are compared with one process: a smoke, a chosen few, everything on demand."""
+"""Which layouts are compared with one process: smoke tests, a chosen few, all on demand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Layout:
     offload: bool = False
     stages: tuple[int, ...] = ()
     cp: int = 1
-    by_tokens: bool = False  # cp ranks share the delta rule so
+    by_tokens: bool = False  # cp ranks split the delta rule by tokens, not by heads
 
     @property
     def world(self) -> int:
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
     @property
     def tolerance(self) -> dict[str, float]:
-        """The largest errors that it may have."""
+        """The largest errors allowed."""
         if self.problem.documents is not None:
             return TOLERANCE["random"]
         wider = {"gradient": WIDER} if self.problem.key_heads > 2 else {}
@@ -63,21 +63,21 @@ class Case(NamedTuple):
 
 
 # Largest relative errors, see worker.errors. In bf16 a different order of additions changes the
-# last of 8 bits in every sum, three passes amplify it, and Muon gives directions that hardly matter
-# the same length as all others.
-# Random models are worse conditioned: fp32 alone changes their gradients, and what Adam makes of
-# small ones, by up to 3e-5.
+# last of 8 bits in every sum, three passes amplify this, and Muon scales directions that hardly
+# matter to the same length as all others.
+# Random models are worse conditioned: fp32 rounding alone changes their gradients, and Adam's
+# updates from small ones, by up to 3e-5.
 TOLERANCE = {
     "fp32": {"loss": 1e-5, "norm": 1e-5, "gradient": 1e-5, "weight": 1e-5, "state": 1e-5},
     "random": {"loss": 1e-5, "norm": 1e-5, "gradient": 1e-4, "weight": 1e-4, "state": 1e-5},
     "bf16": {"loss": 2e-3, "norm": 2e-2, "gradient": 0.2, "weight": 1e-2, "state": 5e-2},
 }
 
-# A gradient's in fp32, of models of four key heads: one process errs by up to 7.6e-6 against fp64
-# there, and another order of additions by as much again.
+# For gradients in fp32 of models with four key heads: there one process differs from fp64 by up to
+# 7.6e-6, and another order of additions adds as much again.
 WIDER = 2e-5
 
-# One of each kind, on two ranks.
+# One layout of each kind, on two ranks.
 SMOKE = [
     Case(
         Layout(tp=2, recompute="unit"),
@@ -112,7 +112,7 @@ DAILY = [
     Case(Layout(cp=2, zero=2, recompute="block"), Problem(precision="bf16", coda=1)),
     Case(Layout(cp=2, by_tokens=True, zero=2, recompute="unit"),
          Problem(when="context", eviction="sliding", coda=1, truncate_passes=1)),
-    # four
+    # four ranks
     Case(Layout(cp=4), Problem(key_heads=4, eviction="sliding", truncate_passes=1)),
     Case(Layout(tp=2, cp=2, recompute="unit"), Problem(key_heads=4, tied=True, when="context")),
     Case(Layout(cp=2, dp=2, zero=2, microbatches=2), Problem(when="context", coda=2)),
@@ -137,7 +137,7 @@ DAILY = [
     Case(Layout(tp=2), Problem(update="delta", optimizer="adamw")),
 ]  # fmt: skip
 
-# For `make test-layouts`: every single setting of these is in a case above.
+# For `make test-layouts`: each setting of these also occurs in a case above.
 MORE = [
     Case(Layout(tp=2, sequence_parallel=True, zero=0),
          Problem(optimizer="adamw", when="context", coda=1)),
@@ -165,7 +165,7 @@ FAULTY = [
     Case(Layout(cp=2, by_tokens=True), Problem(), "what comes before a share of tokens is lost"),
 ]
 
-# Every pair of values of every two columns is in some row (the orthogonal array L8).
+# For every two columns, each pair of values is in some row (the orthogonal array L8).
 PAIRS = [
     (0, 0, 0, 0, 0, 0, 0),
     (0, 0, 0, 1, 1, 1, 1),
@@ -179,10 +179,10 @@ PAIRS = [
 
 
 def draw(seed: int, ranks: Sequence[int] = (1, 2, 2, 4)) -> Case:
-    """A random layout of a random model that reads random documents, of those that may be run.
+    """A random valid layout of a random model that reads random documents.
 
     Args:
-        ranks: how many there may be.
+        ranks: the numbers of ranks to choose from.
     """
     choose = random.Random(seed)
     while True:
@@ -236,7 +236,7 @@ def _may_be_run(case: Case) -> bool:
 
 
 def _tokens_divide(layout: Layout, problem: Problem) -> bool:
-    """As `pretrain.run.prepare.check_tokens_divide` wants it."""
+    """Whether `pretrain.run.prepare.check_tokens_divide` would accept it."""
     widths = {min(L, problem.tokens), problem.tokens % L or L}
     rows, cp = ROWS // layout.dp // layout.microbatches, layout.cp
     own = {w * (r + 1) // cp - w * r // cp for w in widths for r in range(cp)}
@@ -244,12 +244,13 @@ def _tokens_divide(layout: Layout, problem: Problem) -> bool:
 
 
 def everything() -> Iterator[Case]:
-    """All layouts of up to eight ranks, every ZeRO stage, N = 1 and 3; under each, every pair of
-    the other choices.
+    """All layouts of up to eight ranks, every ZeRO stage, N = 1 and 3; each with every pair of the
+    other choices.
 
-    Those of the second kind (eviction and what follows it) meet every pair of their own kind under
-    each, and of the first another in the next; where tokens are shared (cp), two of the eight.
-    Beside them, the smokes, the chosen, and offloading wherever it is allowed.
+    The choices are in two groups, `first` and `second` below. Each layout has every pair within a
+    group; how the groups' rows are combined changes from layout to layout. With cp, each layout has
+    two of the eight rows. Added to these: the smoke tests, the chosen few, and offloading wherever
+    it is allowed.
     """
     yield from [*SMOKE, *DAILY, *MORE]
     for split, zero, precision in itertools.product(
@@ -276,7 +277,7 @@ def everything() -> Iterator[Case]:
             sliding, prelude, coda, few_passes, few_windows, many_parts, _ = second
             layout = Layout(
                 tp=tp, cp=cp, pp=pp, dp=dp, zero=zero, recompute=("none", "unit")[recompute],
-                # ZeRO 0 would add up in bf16
+                # ZeRO 0 would accumulate in bf16
                 microbatches=(1, 1 if low and zero == 0 else (2, 4)[many_parts])[parts],
                 sequence_parallel=tp > 1 and bool(context ^ parts),
                 by_tokens=cp > 1 and bool(tied ^ sliding),

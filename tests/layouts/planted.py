@@ -1,4 +1,4 @@
-"""Errors that are planted to show that the comparison with one process finds them, and what it must
+"""Errors planted to show that the comparison with one process finds them, and changes that it must
 not notice.
 """
 
@@ -33,14 +33,14 @@ def _no_gradient_round_the_ring(*arguments: Any) -> Any:
 
 
 def _weights_leave_at_once(*arguments: Any) -> Any:
-    """ZeRO 3 as it is with weights too large to stay: nothing counts as small, nothing has room."""
+    """ZeRO 3 as with weights too large to stay gathered: none counts as small, none has room."""
     found = _config(*arguments)
     none = {"stage3_param_persistence_threshold": 0}
     return found | {"zero_optimization": found["zero_optimization"] | none}
 
 
 def _partly_agreed(rows: Any, past: int, agree: Any) -> Any:
-    """Whether there is PAD, what begins, what stays awake: each rank decides by its own rows."""
+    """Each rank decides by its own rows whether there is PAD, what begins and what stays awake."""
     own, _ = _agreed(rows, past, plan.alone)
     some, past = _agreed(rows, past, agree)
     return own._replace(
@@ -49,7 +49,7 @@ def _partly_agreed(rows: Any, past: int, agree: Any) -> Any:
 
 
 def _no_memory_of_windows_passed_by(self: step.StageStream, index: int) -> None:
-    """A stage's memory begins with the first window that it has a part in."""
+    """A stage's memory begins with the first window that reaches the stage."""
     if self._read < index:
         del self.memory
     _go_to(self, index)
@@ -63,7 +63,7 @@ PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
         (engine, "_config", _weights_leave_at_once),
         (zero_order, "MAX_WHOLE", 0),
     ],
-    # as DeepSpeed does it by itself, and where rows decide what there is to reduce
+    # as DeepSpeed does by default, while each rank's rows decide what there is to reduce
     "gradients are reduced as they come": [
         (engine, "reduce_in_order", lambda *_: None),
         (plan, "_agreed", _partly_agreed),
@@ -104,7 +104,7 @@ PLANTED: dict[str, list[tuple[Any, str, Any]]] = {
 
 @contextlib.contextmanager
 def planted(what: str | None) -> Iterator[None]:
-    """Inside, what has that name is there."""
+    """In this context, the error of that name is present."""
     if what is None:
         yield
         return

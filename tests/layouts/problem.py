@@ -1,8 +1,8 @@
 """A small training problem that exercises every feature, and its solution by a plain loop.
 
 Rows differ in what they score, where their documents begin, how much of them is padding and whether
-they go on in the next step. The loop uses none of ours but the model: one process, no microbatches,
-nothing recomputed, one matrix at a time.
+they continue in the next step. The loop uses none of our code but the model: one process, no
+microbatches, nothing recomputed, one matrix at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pretrain.model.sleep import SleepLM
 from tests.run.reference import is_matrix_of_body, orthogonalized
 
 L, ROWS, STEPS = 6, 8, 3
-CARRIES = torch.arange(ROWS) % 2 == 1  # rows whose documents go on in the next step
+CARRIES = torch.arange(ROWS) % 2 == 1  # rows whose documents continue in the next step
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class Problem:
     truncate_passes: int = 0
     truncate_windows: int = 0
     tied: bool = False
-    biased: bool = False  # queries, keys and values
+    biased: bool = False  # whether queries, keys and values have biases
     padded: bool = True  # left padding that is masked, in some rows
     optimizer: str = "muon"
     update: str = "all"
     precision: str = "fp32"
     layers: tuple[str, ...] = ("attention", "delta", "attention", "delta")
     windows: int = 4
-    key_heads: int = 2  # of attention and of the delta rule; there are twice as many others
-    documents: int | None = None  # the seed of random ones; None: those of `_rows`
+    key_heads: int = 2  # of attention and of the delta rule; there are twice as many other heads
+    documents: int | None = None  # the seed of random documents; None: those of `_rows`
 
     @property
     def model(self) -> ModelConfig:
-        """Its scales are such that fp32 errs by less than 3e-6 against fp64: 1e-5 between layouts
-        then means much.
+        """Its scales keep fp32 within 3e-6 of fp64, so that a tolerance of 1e-5 between layouts is
+        a strict test.
         """
         return ModelConfig(
             d_model=16, attention_heads=2 * self.key_heads, attention_kv_heads=self.key_heads,
@@ -86,7 +86,7 @@ class Problem:
 
     @property
     def tokens(self) -> int:
-        """Of a sequence: its last window is shorter, unless it is the only one."""
+        """Tokens per sequence: the last window is shorter, unless it is the only one."""
         return self.windows * L - (2 if self.windows > 1 else 0)
 
     def batch(self, step: int) -> Batch:
@@ -94,7 +94,7 @@ class Problem:
         return self._rows(step) if self.documents is None else random_documents(self, step)
 
     def ids(self, step: int) -> tuple[Tensor, Tensor]:
-        """Random tokens [ROWS, tokens], and what follows each."""
+        """Random tokens [ROWS, tokens], and the token that follows each."""
         g = torch.Generator().manual_seed(step)
         ids = torch.randint(0, self.model.vocab_size, (ROWS, self.tokens + 1), generator=g)
         return ids[:, :-1].clone(), ids[:, 1:].clone()
@@ -106,7 +106,7 @@ class Problem:
         starts = torch.zeros(ROWS, self.windows, dtype=torch.bool)
         for row in range(ROWS):
             targets[row, : row % 4] = IGNORE
-            # some rows predict what others sleep over; two ranks' rows differ in it too
+            # some rows predict a window that others sleep over, also across two ranks' rows
             if self.when == "context":
                 targets[row, : (2 if row % 2 or row >= 4 else 1) * L] = IGNORE
                 targets[row, 2 * L : 3 * L] = IGNORE if row == 5 else targets[row, 2 * L : 3 * L]
@@ -123,10 +123,10 @@ LENGTHS = (1, 2, L - 1, L, L + 1, 2 * L, 3 * L + 2, 8 * L)  # of random document
 
 
 def random_documents(problem: Problem, step: int) -> Batch:
-    """Rows of documents that begin at windows, end in PAD, and go on from step to step.
+    """Rows of documents that begin at windows, end in PAD, and continue from step to step.
 
     What is not scored is decided window by window, in some problems row by row as well; under
-    "context" some windows are all rows' context, as tasks have it.
+    "context" some windows are context in all rows, as in tasks.
     """
     tokens, targets = problem.ids(step)
     valid = torch.zeros(ROWS, problem.tokens, dtype=torch.bool)
@@ -135,7 +135,7 @@ def random_documents(problem: Problem, step: int) -> Batch:
     unscored_rows = random.Random(f"{problem.documents}").choice((0.0, 0.0, 0.5))
     for row in range(ROWS):
         draw, left = random.Random(f"{problem.documents}/{row}"), 0
-        for at in range((step + 1) * problem.windows):  # from the first step on: documents go on
+        for at in range((step + 1) * problem.windows):  # from step 0 on: documents continue
             begin = at % problem.windows * L
             if begin == 0:
                 quiet = draw.random() < unscored_rows
@@ -153,21 +153,21 @@ def random_documents(problem: Problem, step: int) -> Batch:
                     targets[row, begin : begin + L] = IGNORE
         carries[row] = left > 0
     if (targets != IGNORE).sum() < ROWS:
-        # A step has to score more than a token or two: a gradient of rank one, or of attention to
-        # one token alone, which is none, Muon makes directions of out of what fp32 rounded.
+        # A step has to score more than a token or two. Otherwise the gradient has rank one, or is
+        # zero for attention to a single token, and Muon turns fp32 rounding errors into directions.
         targets = torch.where(valid, problem.ids(step)[1], IGNORE)
     return Batch(tokens, targets, valid, starts, carries)
 
 
 @dataclass
 class Solution:
-    """What STEPS steps give."""
+    """What STEPS steps result in."""
 
     losses: list[float] = field(default_factory=list)  # per scored token
     norms: list[float] = field(default_factory=list)  # of the gradient, before clipping
     gradients: list[dict[str, Tensor]] = field(default_factory=list)  # after clipping
     weights: dict[str, Tensor] = field(default_factory=dict)
-    state: dict[str, Tensor] = field(default_factory=dict)  # fast weights of the rows that go on
+    state: dict[str, Tensor] = field(default_factory=dict)  # fast weights of the rows that continue
 
 
 def solve(problem: Problem) -> Solution:

@@ -12,7 +12,7 @@ from tests.ranks import run_ranks
 
 @cache
 def expected(problem: Problem) -> Solution:
-    """The solution by one process."""
+    """The solution of one process."""
     solution = solve(problem)
     if problem.documents is None:
         assert min(solution.norms) > 2 * problem.optimization.clip, "clipping must be active"
@@ -20,7 +20,7 @@ def expected(problem: Problem) -> Solution:
 
 
 def compare(cases: list[Case]) -> list[dict[str, float]]:
-    """The errors of every case; all have the same number of ranks, which are started once."""
+    """The errors of every case; all need the same number of ranks, which are started once."""
     (world,) = {case.layout.world for case in cases}
     references = [vars(expected(case.problem)) for case in cases]
     found: list[dict[str, float]]

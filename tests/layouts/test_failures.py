@@ -1,4 +1,4 @@
-"""A rank that dies, hangs, raises or reads other rows ends the whole job, soon, and the message
+"""A rank that dies, hangs, raises or reads other rows soon ends the whole job, and the message
 says where.
 """
 
@@ -20,7 +20,7 @@ from tests.ranks import ROOT, Ranks
 
 CONFIG = str(ROOT / "configs/depo-small.toml")
 SLACK = 30.0  # seconds that two ranks may take to start on a busy machine
-TIMEOUT = 8  # seconds, of a run that would take one a step; where ranks are to notice by it
+TIMEOUT = 8  # seconds; a step would take one. Only for cases that ranks notice by their timeout
 SETTINGS = [
     "parallel.recompute=none", "sleep.when=always",
     "model.d_model=16", "train.batch=8", "train.microbatches=2", "train.steps=50",
@@ -37,9 +37,9 @@ UNIT = ", computing forward of microbatch 0, window 1, pass 2"
 @pytest.mark.parametrize(
     ("how", "pp", "seconds", "messages"),
     [
-        # Its neighbour sees the connection close.
+        # Its neighbour sees that the connection is closed.
         ("dies", 2, 0, [FIRST + ", .*microbatch"]),
-        # It names itself, and its neighbour says what it waits for.
+        # It reports itself, and its neighbour says what it waits for.
         ("hangs", 2, TIMEOUT, [LAST + UNIT + ": no progress for", FIRST + ", .*: no progress for"]),
         (
             "hangs",
@@ -47,7 +47,7 @@ UNIT = ", computing forward of microbatch 0, window 1, pass 2"
             TIMEOUT,
             [SECOND + ", in the forward of microbatch 0, window 1 pass 2: no pro"],
         ),
-        # It cannot say anything, so its neighbour tells what it waits for.
+        # It cannot report anything, so its neighbour says what it waits for.
         ("stops", 2, TIMEOUT, [FIRST + ", waiting for the inputs of .*microbatch"]),
         ("raises", 2, 0, ["RuntimeError: a cosmic ray", LAST + UNIT]),
         (
@@ -65,7 +65,7 @@ def test_a_broken_rank_ends_the_job(
     arguments = [CONFIG, f"run.dir={tmp_path}", f"parallel.pp={pp}", *timeout, *SETTINGS]
     ranks = Ranks(2, broken.train, how, *arguments, folder=tmp_path)
     try:
-        if how == "stops":  # whom the launcher kills once the others have ended
+        if how == "stops":  # a launcher would kill it once the others have ended
             ranks.processes[0].join(seconds + SLACK)
             ranks.kill([1])
         statuses = ranks.wait(seconds + SLACK)
@@ -77,7 +77,7 @@ def test_a_broken_rank_ends_the_job(
 
 
 def test_a_first_rank_that_verifies_for_long_is_waited_for(tmp_path: Path) -> None:
-    """For longer than twice its timeout, which is the limit of a collective."""
+    """For longer than twice the timeout, which is the limit for a collective."""
     timeout = f"parallel.timeout={TIMEOUT}"
     arguments = [CONFIG, f"run.dir={tmp_path}", timeout, *SETTINGS, "train.steps=1"]
     Ranks(2, broken.train, "verifies slowly", *arguments, folder=tmp_path).finish(18 + SLACK)
@@ -146,7 +146,7 @@ def test_a_rank_that_never_comes_is_missed(
     done = subprocess.run(
         command, env=os.environ | alone, capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
-    *slow, line = done.stderr.splitlines()  # slow: what takes more than two seconds is said
+    *slow, line = done.stderr.splitlines()  # slow: messages about what takes more than two seconds
     assert all(said.endswith(" ...") for said in slow)
     assert re.match(f"hypnos: error: {told}", line), line
     assert done.returncode == status

@@ -21,9 +21,7 @@ CASES = list(everything()) if "HYPNOS_LAYOUTS" in os.environ else DAILY
 
 
 def launches(cases: list[Case], most: int = 16) -> Iterator[list[Case]]:
-    """Cases that are done by the same processes: as many ranks, and those of one grid after
-    another.
-    """
+    """Groups of cases that the same processes run: equal numbers of ranks, sorted by grid."""
     cases = sorted(
         cases,
         key=lambda c: (
@@ -36,7 +34,7 @@ def launches(cases: list[Case], most: int = 16) -> Iterator[list[Case]]:
 
 
 def batched(cases: Iterable[Case], most: int) -> Iterator[list[Case]]:
-    """Runs of at most so many."""
+    """Consecutive groups of at most `most`."""
     cases = iter(cases)
     while run := list(islice(cases, most)):
         yield run
@@ -45,7 +43,7 @@ def batched(cases: Iterable[Case], most: int) -> Iterator[list[Case]]:
 def check(cases: list[Case]) -> None:
     """Compares them with one process."""
     found = compare(cases)
-    for precision in TOLERANCE:  # told by pytest -rP
+    for precision in TOLERANCE:  # shown by pytest -rP
         mine = [
             e for case, e in zip(cases, found, strict=True) if case.problem.precision == precision
         ]
@@ -83,8 +81,8 @@ def test_planted_errors_are_found() -> None:
 @pytest.mark.smoke
 @pytest.mark.parametrize("when", ["always", "context"])
 def test_the_number_of_passes_matters(when: str) -> None:
-    """Otherwise the comparisons would say nothing about sleep: N - 1 passes are told from N by
-    everything compared.
+    """Otherwise the comparisons would say nothing about sleep: everything compared differs between
+    N - 1 and N passes.
     """
     for passes in (2, 3):
         fewer, as_many = (expected(Problem(when=when, passes=n)) for n in (passes - 1, passes))

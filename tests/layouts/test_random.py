@@ -1,6 +1,6 @@
 """Random layouts of random models that read random documents, drawn anew each time.
 
-`make test-all` draws a few of up to two ranks, `make test-layouts` many of up to four. What fails
+`make test-all` draws a few of up to two ranks, `make test-layouts` many of up to four. A failure
 names its seed: HYPNOS_LAYOUT_SEED=SEED draws it first.
 """
 
@@ -42,12 +42,12 @@ FOUND = {
         Layout(pp=2, microbatches=2, stages=(1, 1)),
         Problem(layers=("delta", "attention"), passes=1, when="context", documents=0),
     ),
-    # Once `recompute` had run a block again, the weights whose gradients were to come were gone.
+    # After `recompute` had run a block again, weights still needed for gradients had been released.
     "weights are gathered as in the pass before": Case(
         Layout(zero=3, recompute="unit", microbatches=4),
         Problem(layers=("delta", "attention", "attention"), coda=1, passes=2, documents=0),
     ),
-    # Two ranks summed the gradients of one's queries' convolution and the other's keys'.
+    # Two ranks summed one's gradient of the queries' convolution and the other's of the keys'.
     "gradients are reduced as they come": Case(
         Layout(dp=2, zero=2),
         Problem(layers=DELTA, coda=1, passes=3, truncate_passes=1, eviction="sliding", documents=1),
@@ -69,14 +69,14 @@ def test_what_random_layouts_have_found(plant: str) -> None:
 
 
 def test_the_order_of_reductions_does_not_lean_on_what_ranks_agree_on() -> None:
-    """Either of the two would do."""
+    """Either of the two is enough."""
     case = FOUND["gradients are reduced as they come"]
     (errors,) = compare([case._replace(plant="structure is not agreed")])
     assert not case.excess(errors), errors
 
 
 def _told_of_another_order() -> str:
-    """What a rank says when the other one has gathered other blocks."""
+    """A rank's error message when the other one has gathered other blocks."""
     mesh.initialize(timeout=60)
     problem = Problem()
     engine = build(problem, Layout(dp=2, zero=3))[0]

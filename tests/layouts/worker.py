@@ -1,4 +1,4 @@
-"""A problem solved on a grid of real ranks, and how far from one process that comes."""
+"""Solves a problem on a grid of real ranks, and compares the solution with one process's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.layouts.problem import ROWS, STEPS, Problem, Solution
 
 
 class Watched(MuonAdamW):
-    """Keeps the gradient that an update is made of."""
+    """Keeps the gradient that an update is computed from."""
 
     def _muon(self, gradient: Tensor, accepted: Tensor) -> None:
         self.seen = gradient.clone()
@@ -51,7 +51,7 @@ def build(problem: Problem, layout: Layout) -> tuple[Engine, HybridLM, Watched]:
 
 
 def solve(problem: Problem, layout: Layout) -> Solution:
-    """The counterpart of `problem.solve`, on this grid; whole on rank 0."""
+    """The counterpart of `problem.solve` on this grid; the whole solution on rank 0."""
     engine, net, optimizer = build(problem, layout)
     parallel = ParallelConfig(
         tp=layout.tp, cp=layout.cp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute
@@ -85,7 +85,7 @@ def solve(problem: Problem, layout: Layout) -> Solution:
 
 
 def _what_counts(state: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """The memory of some rows, zero where a key is of PAD or of another document."""
+    """The memory of some rows, zero where a key belongs to PAD or to another document."""
     attendable = state["attendable"][rows].bool()[:, None, :, None]  # [B, 1, past, 1]
     kept = {name: t[rows] for name, t in state.items() if name != "carries"}
     return {n: t * attendable if n.endswith((".k", ".v")) else t for n, t in kept.items()}
@@ -94,8 +94,8 @@ def _what_counts(state: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
 def errors(got: Solution, expected: Solution) -> dict[str, float]:
     """The largest relative errors |a - b| / |b|, of each tensor by its Euclidean norm.
 
-    A tensor that has less than a hundredth of the whole norm is measured by that: in fp32 the sums
-    that it comes from are no more exact.
+    A tensor with less than a hundredth of the total norm is measured relative to that hundredth:
+    in fp32 the sums it is computed from are no more exact.
     """
 
     def of(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
@@ -122,10 +122,10 @@ def errors(got: Solution, expected: Solution) -> dict[str, float]:
 
 
 def solve_all(cases: list[Case], references: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Run by every rank: the errors of the cases' solutions, on rank 0; nothing on the others.
+    """Run by every rank: the errors of the cases' solutions on rank 0, nothing on the others.
 
     Args:
-        references: of each case the fields of the `Solution` by one process.
+        references: for each case the fields of one process's `Solution`.
     """
     found, standing = [], None
     for (layout, problem, plant), reference in zip(cases, references, strict=True):

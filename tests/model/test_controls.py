@@ -1,4 +1,4 @@
-"""Controls of the method against the oracle, and random numbers of passes."""
+"""The method's control variants against the oracle, and random numbers of passes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTEXT = change(passes=3, when="context")
 UNSCORED = {0: [0, 1], 1: [0]}
 
 
-# Asleep with these and awake with the others, every two settings meet.
+# With "context" for these and "awake" for the others, every two settings occur together.
 PAIRS = {("both", "sliding"), ("h", "none"), ("S", "hard")}
 
 
@@ -95,7 +95,7 @@ def test_numbers_of_passes_are_drawn_evenly_and_are_the_same_again() -> None:
 def test_how_often_each_n_is_drawn(sleep: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw, "BLOCK", 100)
     config = parse(f"[run]\nseed = 3\n[sleep]\n{sleep}\n[train]\nsteps = 950\n")
-    found = +drawn_passes(config)  # those that are drawn
+    found = +drawn_passes(config)  # unary plus: only those that are drawn
     assert found == Counter(draw_passes(config, step) for step in range(950))
 
 
@@ -127,7 +127,7 @@ def test_controls_that_cannot_be_are_refused(settings: str, message: str) -> Non
 
 
 def test_negative_eigenvalues_double_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule itself is compared with the paper's recurrence."""
+    """Here only beta; the rule itself is compared with the paper's recurrence elsewhere."""
     seen: list[torch.Tensor] = []
 
     def recorded(

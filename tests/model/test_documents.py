@@ -34,7 +34,7 @@ SETTINGS = [
 def padded(
     T: int, ends: list[tuple[int, int]], unscored: dict[int, list[int]] | None = None, junk: int = 0
 ) -> Batch:
-    """Rows that are real in [start, stop) only; PAD is token `junk` and is not scored."""
+    """Rows with real tokens in [start, stop) only; PAD is token `junk` and is not scored."""
     batch = sequences(T, len(ends), unscored)
     for row, (start, stop) in enumerate(ends):
         for outside in (slice(0, start), slice(stop, T)):
@@ -45,7 +45,7 @@ def padded(
 
 
 def join(*batches: Batch) -> Batch:
-    """Each row's sequences one after the other."""
+    """Concatenates each row's sequences."""
     tensors = {
         name: [getattr(b, name) for b in batches]
         for name in ("tokens", "targets", "valid", "starts")
@@ -66,15 +66,15 @@ def join(*batches: Batch) -> Batch:
     ],
 )
 def test_pad_is_as_if_it_were_not_there(sleep: SleepConfig, ends: list[tuple[int, int]]) -> None:
-    """The oracle reads each row without its PAD, so its positions are shifted: 1e-7 in the fp32
-    rotary table.
+    """The oracle reads each row without its PAD, so its positions are shifted: errors of 1e-7 from
+    the fp32 rotary table.
     """
     assert_like_oracle(build(sleep), padded(3 * L, ends, {2: [0]}), tolerance=1e-6)
 
 
 @pytest.mark.parametrize("sleep", [SETTINGS[0], SETTINGS[2]])
 def test_pad_at_a_windows_end_writes_nothing(sleep: SleepConfig) -> None:
-    """The document goes on in the next window, which reads what PAD may have left in S."""
+    """The document continues in the next window, which reads whatever PAD has left in S."""
     batch = sequences(4 * L, unscored={0: [0, 1]})
     for pad in (slice(L - 2, L), slice(2 * L - 4, 2 * L)):
         batch.valid[:, pad] = False
@@ -84,7 +84,7 @@ def test_pad_at_a_windows_end_writes_nothing(sleep: SleepConfig) -> None:
 
 @pytest.mark.parametrize("sleep", SETTINGS)
 def test_what_pad_holds_is_irrelevant(sleep: SleepConfig) -> None:
-    """And no gradient reaches its embedding."""
+    """Also, no gradient reaches its embedding."""
     ends = [(4, 3 * L), (0, 2 * L + 1)]
     model = build(sleep)
     zeros, junk = (model(padded(3 * L, ends, junk=j)) for j in (0, 7))
@@ -94,7 +94,7 @@ def test_what_pad_holds_is_irrelevant(sleep: SleepConfig) -> None:
 
 @pytest.mark.parametrize("sleep", SETTINGS)
 def test_documents_packed_in_one_row_are_two_rows(sleep: SleepConfig) -> None:
-    """A document begins at a window with S = 0, and nothing of the one before is attended."""
+    """A document begins at a window with S = 0, and does not attend to the one before."""
     first = padded(2 * L, [(0, L + 4)], {0: [0]})
     second = padded(3 * L, [(0, 3 * L)], {0: [0]})
     model = build(sleep)
@@ -124,7 +124,7 @@ def test_rows_do_not_see_each_other(sleep: SleepConfig) -> None:
 
 @pytest.mark.parametrize("sleep", SETTINGS)
 def test_carried_documents(sleep: SleepConfig) -> None:
-    """Two sequences of W windows with S carried read like one of 2W; the gradient stops between."""
+    """Two sequences of W windows with S carried equal one of 2W; the gradient stops in between."""
     whole = sequences(4 * L, unscored={0: [0, 1], 1: [0, 3]})
     model = build(sleep)
     first, second, out = in_two(model, whole)
@@ -134,14 +134,13 @@ def test_carried_documents(sleep: SleepConfig) -> None:
     assert all(not t.requires_grad for t in first.state.named_tensors().values())
     assert second.state is None  # both documents end there
 
-    # Truncated once, at the boundary between the sequences, the whole sequence has the same
-    # gradient.
+    # The whole sequence has the same gradient if truncated once, between the two sequences.
     cut = build(change(sleep, truncate_windows=2))
     assert_same(gradients(model, first.loss + second.loss), gradients(cut, cut(whole).loss))
 
 
 def in_two(model: SleepLM, whole: Batch) -> tuple[Output, Output, Output]:
-    """The whole, and its halves with the state carried."""
+    """The outputs for the whole, and for its halves with the state carried."""
     half = whole.size[1] // 2
     first, second = (
         Batch(
@@ -160,8 +159,8 @@ def in_two(model: SleepLM, whole: Batch) -> tuple[Output, Output, Output]:
 
 @pytest.mark.parametrize("sleep", SETTINGS)
 def test_carried_memory_is_the_oracles(sleep: SleepConfig) -> None:
-    """S, and under sliding eviction the keys and values, after a batch whose last window scores
-    nothing or not.
+    """S, and with sliding eviction the keys and values, after a batch whose last window is scored
+    or not.
     """
     model, batch = build(sleep), sequences(3 * L, unscored={0: [0, 2], 1: [1]})
     batch.carries[:] = True
@@ -177,7 +176,7 @@ def test_carried_memory_is_the_oracles(sleep: SleepConfig) -> None:
 
 
 def test_a_lane_whose_document_ends_starts_the_next_one_empty() -> None:
-    """One row goes on, the other begins anew: its old state must not leak through `state`."""
+    """One row continues, the other starts anew: its old state must not leak through `state`."""
     model = build(change(passes=2, eviction="sliding"))
     first, second = sequences(2 * L), sequences(2 * L)
     first.carries[:] = torch.tensor([True, False])
@@ -190,7 +189,7 @@ def test_a_lane_whose_document_ends_starts_the_next_one_empty() -> None:
 
 
 def test_a_batch_that_scores_nothing() -> None:
-    """No loss, no crash; with a document that goes on, its state is still brought up to date."""
+    """No loss, no crash; if a document continues, its state is still updated."""
     model = build(change(when="context"))
     batch = sequences(2 * L, unscored={0: [0, 1], 1: [0, 1]})
     out = model(batch)
@@ -203,7 +202,7 @@ def test_a_batch_that_scores_nothing() -> None:
 
 
 def test_what_a_document_leaves_behind_at_its_end_is_not_slept_over() -> None:
-    """Its S is dropped at the next window, so only rows whose document goes on make passes 2..N."""
+    """Its S is dropped at the next window, so only rows whose document continues do passes 2..N."""
     batch = sequences(4 * L, rows=2)
     batch.starts[0, 2] = batch.starts[1, 3] = True
     assert [p.sleeps.tolist() for p in plan_windows(batch, SLEEP)] == [

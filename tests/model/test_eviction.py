@@ -1,4 +1,4 @@
-"""What crosses a window boundary, against models that never heard of sleep."""
+"""What crosses a window boundary, compared with models without sleep."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.oracles.sleep import Memory
 def test_one_pass_is_the_plain_chunked_hybrid_bit_for_bit(
     when: str, unscored: dict[int, list[int]]
 ) -> None:
-    """Blocks called one after the other with only S handed on: no loop, no passes, no plan."""
+    """Blocks called one after the other with only S passed on: no loop, no passes, no plan."""
     model = build(change(passes=1, when=when), dtype=torch.float32)
     batch = sequences(4 * L - 2, unscored=unscored)
     out = model(batch)
@@ -43,16 +43,16 @@ def test_one_pass_is_the_plain_chunked_hybrid_bit_for_bit(
             scored = targets != IGNORE
             loss = loss + model.losses(h[scored], targets[scored]).sum()
     assert torch.equal(out.loss, loss)
-    # else a window is consolidated only, and its dead compute skipped: see test_recompute.py
+    # otherwise a window is only slept over, and dead compute is skipped: see test_recompute.py
     if len(unscored) < 2:
         assert equal(gradients(model, out.loss), gradients(model, loss))
 
 
 def test_sliding_with_one_pass_is_the_standard_sliding_window_hybrid() -> None:
-    """Layer by layer over the whole sequence: attention under one band mask, the delta rule never
-    interrupted.
+    """Compared with layers that run over the whole sequence: attention with one band mask, an
+    uninterrupted delta rule.
 
-    Only the short convolutions begin anew with each window, so each delta layer is run in pieces.
+    Only the short convolutions restart at each window, so each delta layer is run in pieces.
     """
     T = 4 * L + 3
     model, batch = build(change(passes=1, eviction="sliding")), sequences(T)
@@ -70,7 +70,7 @@ def test_sliding_with_one_pass_is_the_standard_sliding_window_hybrid() -> None:
             else:
                 memory = Memory()
                 pieces = [
-                    layer(x, None, None, None, memory)  # which has had several names
+                    layer(x, None, None, None, memory)  # by position: its name has changed
                     for x in h.split(L, dim=1)
                 ]
                 h = torch.cat(pieces, dim=1)
@@ -80,7 +80,7 @@ def test_sliding_with_one_pass_is_the_standard_sliding_window_hybrid() -> None:
     out = model(batch)
     assert_same({"loss": out.loss}, {"loss": loss})
     assert_same(gradients(model, out.loss), qwen.gradients(other, model.config))
-    # hard eviction is something else
+    # hard eviction gives another result
     assert (out.loss - build(change(passes=1))(batch).loss).abs() > 1e-2
 
 
@@ -94,7 +94,7 @@ def test_sliding_over_a_short_sequence_is_full_attention() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("eviction, crosses", [("hard", 0), ("sliding", L - 1)])
 def test_memory_between_windows(eviction: str, crosses: int) -> None:
-    """S in at least fp32, no open convolution, and keys only if they slide."""
+    """S in at least fp32, no convolution state, and keys only with sliding eviction."""
     batch = sequences(3 * L)
     batch.carries[:] = True
     state = build(change(eviction=eviction), dtype=torch.bfloat16)(batch).state

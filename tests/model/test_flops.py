@@ -52,8 +52,8 @@ def test_forward_and_backward_of_a_batch(case: str, monkeypatch: pytest.MonkeyPa
     batch.starts[:, 0] = True
     if sleep.when == "context":
         batch.targets[:, : 2 * sleep.window] = IGNORE
-    # The fused attention of the CPU is unknown to torch's counter; the plain one is made of bmm.
-    solve, solved = torch.linalg.solve_triangular, 0  # entries of all systems that are solved
+    # torch's counter does not know the CPU's fused attention; the plain one consists of bmm.
+    solve, solved = torch.linalg.solve_triangular, 0  # matrix entries of all systems solved
 
     def counting(A: torch.Tensor, *rest: torch.Tensor, **how: bool) -> torch.Tensor:
         nonlocal solved
@@ -66,10 +66,10 @@ def test_forward_and_backward_of_a_batch(case: str, monkeypatch: pytest.MonkeyPa
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     done = step_flops(batch, config, sleep)
-    # Solving is no product to us; here it is one with the inverse, for keys and values.
+    # We do not count solving as a product; here it is one with the inverse, for keys and values.
     solving = 2 * solved * (config.delta_key_dim + config.delta_value_dim)
     assert done.forward + solving == counted(forward, *PRODUCTS)
-    # Backward is solving twice more: for the right-hand side, and for the matrix.
+    # Backward solves twice more: for the right-hand side, and for the matrix.
     assert done.backward + 2 * solving == pytest.approx(counted(backward, *PRODUCTS), rel=0.05)
     assert parameters(config) == sum(p.numel() for p in model.parameters())
 
@@ -78,9 +78,9 @@ def test_tokens_by_kind_of_pass() -> None:
     batch = reference.batch(0, rows=4, tokens=20)
     batch.starts = torch.tensor([[True, False, False]] * 4)
     done = step_flops(batch, reference.MODEL, SleepConfig(passes=3, window=8))
-    # the last window, of 4 tokens, does not sleep
+    # the last window, of 4 tokens, is not slept over
     assert (done.wake, done.sleep) == (80, 2 * 4 * 16)
-    batch.carries[1] = True  # this row's document goes on in the next batch
+    batch.carries[1] = True  # this row's document continues in the next batch
     assert step_flops(batch, reference.MODEL, SleepConfig(passes=3, window=8)).sleep == 2 * (
         4 * 16 + 4
     )

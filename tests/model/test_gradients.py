@@ -1,5 +1,5 @@
-"""Gradients through passes and windows by finite differences in fp64: the learned local rule,
-second source aside.
+"""Gradients through passes and windows, above all of the learned local rule, checked independently
+by finite differences in fp64.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from pretrain.model.sleep import SleepLM
 from tests.marks import slow
 from tests.model.tiny import L, build, change, gradients, sequences
 
-# What decides what S takes up and what it lets go, first; then one of everything else.
+# First what decides what S takes in and what it forgets; then one parameter of each other kind.
 RULE = tuple(
     f"blocks.{block}.mixer.{part}"
     for block in (1, 3)
@@ -33,7 +33,7 @@ OTHERS = (
     "when, eviction", [("always", "hard"), slow("context", "hard"), slow("always", "sliding")]
 )
 def test_finite_differences(when: str, eviction: str) -> None:
-    """A random direction in each parameter, and in the rule's the steepest single entry as well."""
+    """A random direction in each parameter; for those in RULE also the steepest single entry."""
     model = build(change(passes=3, when=when, eviction=eviction))
     batch = sequences(3 * L, rows=1, unscored={0: [0, 1]} if when == "context" else {})
     exact = gradients(model, model(batch).loss)
@@ -66,9 +66,7 @@ def slope(model: SleepLM, batch: Batch, p: Tensor, direction: Tensor, step: floa
 
 @pytest.mark.parametrize("when", ["always", "context"])
 def test_only_fast_weights_cross_a_boundary(when: str) -> None:
-    """A later window's loss and an earlier window's embeddings: connected by S, and by nothing
-    else.
-    """
+    """A later window's loss and an earlier window's embeddings are connected by S alone."""
     model = build(change(passes=2, when=when))
     batch = sequences(3 * L, rows=2, unscored={0: [0, 1], 1: [0, 1]})
     batch.starts[1, 2] = True  # the second row's state is zeroed before the scored window
@@ -76,6 +74,6 @@ def test_only_fast_weights_cross_a_boundary(when: str) -> None:
     model.embed.register_forward_hook(lambda _module, _inputs, h: embedded.append(h))
     g = torch.autograd.grad(model(batch).loss, embedded)
     for window in (0, 1):
-        assert (g[window][0].abs().amax(dim=-1) > 1e-6).all()  # every token of it
+        assert (g[window][0].abs().amax(dim=-1) > 1e-6).all()  # for every token
         assert (g[window][1] == 0).all()
     assert (g[2] != 0).any(dim=-1).all()

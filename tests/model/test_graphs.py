@@ -1,7 +1,7 @@
 """Units replayed as graphs give the same gradients, whatever windows and passes share a graph.
 
-Here a graph is a stand-in, which calls what was captured and writes into the same tensors; CUDA's
-own are compared with eager kernels in tests/gpu.
+Here a graph is a stand-in that calls the captured function and writes into the same tensors; real
+CUDA graphs are compared with eager kernels in tests/gpu.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def test_gradients_are_the_same(
     expected = model(batch, recompute="unit")
     gradient = gradients(model, expected.loss)
     model.graph_units()
-    for _ in range(2):  # the second time nothing is captured
+    for _ in range(2):  # nothing is captured the second time
         out = model(batch, recompute="unit")
         assert torch.equal(out.loss, expected.loss)
         assert equal(gradients(model, out.loss), gradient)
@@ -74,7 +74,7 @@ def test_what_is_looked_into_or_has_no_backward_is_run(
     assert not captures
     probe = Probe()
     model(batch, recompute="unit", probe=probe).loss.backward()
-    assert probe.summary(model)["retention"] < 1  # seen in the wake pass, which was run
+    assert probe.summary(model)["retention"] < 1  # seen in the wake pass, which was not replayed
     assert captures  # the sleep was replayed
 
 

@@ -1,4 +1,4 @@
-"""A pass is planned once for all who ask, alike on all ranks, and stages do what one model does."""
+"""One plan of a pass for all its users, the same on all ranks; stages do what one model does."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tests.model.tiny import MODEL, L, build, change, gradients, sequences
 LAYERS = ["attention", "delta", "attention", "attention"]  # a dead end of two blocks
 
 
-# ---- said once
+# ---- one plan for all users
 
 
 def seen(sleep: SleepConfig) -> dict[str, object]:
-    """What each of those who ask makes of a window that only sleeps and one that is predicted."""
+    """What each user of the plan does with a window that is only slept over and one predicted."""
     config = replace(MODEL, layers=LAYERS)
     model, batch = build(sleep, config), sequences(2 * L, unscored={0: [0], 1: [0]})
     calls = 0
@@ -44,7 +44,7 @@ def seen(sleep: SleepConfig) -> dict[str, object]:
         nonlocal calls
         calls += 1
 
-    always = build(replace(sleep, when="always"), config)  # all that a session reads is predicted
+    always = build(replace(sleep, when="always"), config)  # a session predicts all that it reads
     for block in (*model.blocks.values(), *always.blocks.values()):
         block.mlp.register_forward_hook(count)
     found: dict[str, object] = {}
@@ -69,7 +69,7 @@ def seen(sleep: SleepConfig) -> dict[str, object]:
 
 
 def test_one_change_reaches_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing reads what comes out, let blocks run to the end all the same."""
+    """If blocks run to the end even where nothing reads the output, every user changes."""
     sleep = change(passes=3, when="context")
     before = seen(sleep)
     monkeypatch.setattr(plan, "until_last_write", lambda blocks, *_: blocks)
@@ -82,7 +82,7 @@ def test_one_change_reaches_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def rows_of_a_rank(seed: int) -> Batch:
-    """Rows that are predicted, padded, begin documents and go on as chance has it."""
+    """Rows that at random are predicted, padded, begin documents and continue."""
     g = torch.Generator().manual_seed(seed)
     batch, W = sequences(3 * L, rows=2), 3
 
@@ -99,7 +99,7 @@ def rows_of_a_rank(seed: int) -> Batch:
 
 
 def agreed(*ask: Callable[[Callable[[Tensor], Tensor]], object]) -> list:
-    """What each rank gets when all of them agree."""
+    """What each rank gets once all of them have agreed."""
     said: list[Tensor] = []
 
     def listen(values: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def agreed(*ask: Callable[[Callable[[Tensor], Tensor]], object]) -> list:
 
 
 def graph(loss: Tensor) -> list[str]:
-    """The operations behind a loss, in the order in which they were recorded."""
+    """The operations that a loss depends on, in the order in which they were recorded."""
     nodes, ahead = {}, [loss.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -137,7 +137,7 @@ def graph(loss: Tensor) -> list[str]:
     ids=str,
 )
 def test_all_ranks_record_the_same_operations(sleep: SleepConfig, seed: int) -> None:
-    """Whatever is in their own rows, in two batches one after the other."""
+    """Whatever their own rows contain, in two successive batches."""
     model, states = build(sleep), [None, None]
     for step in range(2):
         batches = [rows_of_a_rank(4 * seed + 2 * step + rank) for rank in range(2)]
@@ -157,7 +157,7 @@ def test_all_ranks_record_the_same_operations(sleep: SleepConfig, seed: int) -> 
 
 
 def test_what_is_agreed_is_all_that_decides() -> None:
-    """Two ranks differ in every row; all but what is said to be a rank's own is equal."""
+    """Two ranks differ in every row; all fields are equal but those meant to be a rank's own."""
     sleep = change(passes=2, when="context")
     batches = [rows_of_a_rank(seed) for seed in (1, 2)]
     one, other = batches
@@ -175,7 +175,7 @@ def test_what_is_agreed_is_all_that_decides() -> None:
 
 
 def by_stages(models: list[SleepLM], batch: Batch, state: list[State | None]) -> list[Output]:
-    """A batch read by pipeline stages, one unit after the other, without a pipeline."""
+    """A batch read by the pipeline's stages, one unit after the other, without a pipeline."""
     streams = [
         StageStream(Reader.of(model, batch, s), s) for model, s in zip(models, state, strict=True)
     ]
@@ -196,21 +196,21 @@ def by_stages(models: list[SleepLM], batch: Batch, state: list[State | None]) ->
 
 SPLITS = [
     (0, *cuts, 4) for n in (1, 2, 3) for cuts in itertools.combinations(range(1, 4), n)
-]  # all that there are
+]  # all possible ones
 
 
 @pytest.mark.parametrize("bounds", SPLITS, ids=str)
 @pytest.mark.parametrize(
     "sleep",
     [
-        change(passes=1, when="context"),  # the first window passes by the stages after the delta
+        change(passes=1, when="context"),  # window 1 does not reach the stages after the delta
         change(passes=3, when="context", coda=1),
         change(passes=2, prelude=2, eviction="sliding", when="context"),
     ],
     ids=str,
 )
 def test_any_split_of_the_layers(bounds: tuple[int, ...], sleep: SleepConfig) -> None:
-    """Losses, gradients and what goes on are those of the whole model, bit for bit."""
+    """Losses, gradients and carried state are those of the whole model, bit for bit."""
     layers = ["delta", "attention", "delta", "attention"] if sleep.prelude else LAYERS
     config = replace(MODEL, layers=layers)
     whole = SleepLM(config, sleep).initialize(0)

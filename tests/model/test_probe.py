@@ -1,4 +1,4 @@
-"""The numbers a logging step shows, against the states they are about."""
+"""The numbers that a logging step reports, against the states they describe."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.model.tiny import L, build, change, equal, gradients, sequences
 
 
 def test_norms_of_a_window_by_pass() -> None:
-    """What pass n wrote is the difference between the states after n and n - 1 passes."""
+    """What pass n writes is the difference between the states after n and n - 1 passes."""
     model, batch = build(), sequences(L)
     batch.carries[:] = True
     S = [fast_weights(model(batch, passes=n).state) for n in (1, 2, 3)]
@@ -45,7 +45,7 @@ def test_retention_is_the_product_of_decays_over_a_window() -> None:
 
 @pytest.mark.parametrize("policy", ("none", "unit", "block"))
 def test_looking_changes_nothing(policy: str) -> None:
-    """The same loss and gradients, and the same numbers whatever is recomputed in backward."""
+    """Same loss and gradients; and the same numbers whatever is recomputed in backward."""
     model, batch = build(change(passes=3)), sequences(3 * L)
     plain, reference = model(batch), Probe()
     expected = gradients(model, plain.loss)
@@ -58,8 +58,8 @@ def test_looking_changes_nothing(policy: str) -> None:
 
 
 def test_gradient_by_pass_shows_where_backpropagation_ends() -> None:
-    """One window to consolidate in four passes, one to predict: cut to the last two, the first two
-    get nothing.
+    """One window consolidated in four passes, one predicted: truncated to the last two passes, the
+    first two get no gradient.
     """
     batch = sequences(2 * L, unscored={0: [0], 1: [0]})
     norms = {}

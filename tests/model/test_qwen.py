@@ -42,7 +42,7 @@ def test_logits_loss_and_gradients(variant: str) -> None:
 
 
 def test_in_fp32_as_transformers_runs_it() -> None:
-    """Nothing about transformers is changed here."""
+    """With unmodified transformers code."""
     model = build(change(passes=1, window=70), dtype=torch.float32)
     batch = sequences(70, window=70)
     out = model(batch)

@@ -41,9 +41,9 @@ def test_recomputed_gradients_are_the_same_bit_for_bit(setting: str, dtype: torc
 def test_skipping_dead_compute_changes_nothing(
     setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same run with every unit computed to its end, to rounding.
+    """The results equal, up to rounding, those of a run that computes every unit to its end.
 
-    (Products, sums and convolutions then have other shapes, which some processors round otherwise.)
+    (Products, sums and convolutions then have other shapes, which some CPUs round differently.)
     """
     config, unscored = SETTINGS[setting]
     batch = sequences(4 * L, unscored=unscored)
@@ -84,7 +84,7 @@ def test_dead_compute_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     count(model.blocks["3"].mlp, "block 3's MLP")
     count(model.blocks["3"].mixer.out, "block 3's read-out")
     count(model.blocks["3"].mixer, "block 3's mixer")
-    model(sequences(2 * L, unscored={0: [0], 1: [0]}))  # 3 passes to consolidate and 1 to predict
+    model(sequences(2 * L, unscored={0: [0], 1: [0]}))  # 3 passes that consolidate, 1 that predicts
     assert calls == {
         "block 2's MLP": 4,
         "block 3's MLP": 3,

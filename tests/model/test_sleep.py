@@ -1,5 +1,5 @@
-"""The sleep loop against the oracle on transformers: loss and the gradient of every parameter, in
-fp64.
+"""The sleep loop against the oracle on transformers: the loss and the gradient of every parameter,
+in fp64.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from tests.oracles.sleep import read
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 @pytest.mark.parametrize("passes", [1, 2, 3])
 def test_always(passes: int, eviction: str) -> None:
-    """Pretraining on text: every window is predicted at wake, then consolidated. The last one is
+    """Pretraining on text: every window is predicted awake, then consolidated. The last one is
     shorter.
     """
     assert_like_oracle(build(change(passes=passes, eviction=eviction)), sequences(3 * L + 2))
@@ -28,7 +28,7 @@ def test_always(passes: int, eviction: str) -> None:
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 @pytest.mark.parametrize("passes", [1, 2, 3])
 def test_context(passes: int, eviction: str) -> None:
-    """Algorithm 1: two windows to consolidate, then one to predict."""
+    """Algorithm 1: two windows are consolidated, then one is predicted."""
     batch = sequences(3 * L, unscored={0: [0, 1], 1: [0, 1]})
     assert_like_oracle(build(change(passes=passes, eviction=eviction, when="context")), batch)
 
@@ -47,7 +47,7 @@ def test_rows_that_differ_in_what_they_predict(
 
 @pytest.mark.parametrize("prelude, coda", [(1, 0), (0, 1), (2, 1), (1, 3)])
 def test_prelude_and_coda(prelude: int, coda: int) -> None:
-    """Blocks outside the loop run once per window, and the delta rule among them keeps its memory
+    """Blocks outside the loop run once per window, and delta blocks among them keep their memory
     too.
     """
     batch = sequences(3 * L, unscored={0: [1]})
@@ -57,8 +57,8 @@ def test_prelude_and_coda(prelude: int, coda: int) -> None:
 
 @torch.no_grad()
 def test_the_number_of_passes_matters() -> None:
-    """What would make every other comparison here empty: N without effect. Slow decays keep it
-    alive.
+    """If N had no effect, every other comparison here would be empty. Slow decays preserve the
+    effect.
     """
     for when, unscored in (("always", {}), ("context", {0: [0, 1], 1: [0, 1]})):
         model, batch = build(change(when=when)), sequences(3 * L, unscored=unscored)
@@ -96,7 +96,7 @@ def test_passes_of_a_call_override_the_configuration() -> None:
 def test_truncated_passes(
     passes: int, k: int, when: str, prelude: int, coda: int, eviction: str
 ) -> None:
-    """Before the last k passes h and the core's memory are detached, but not from the wake pass's
+    """Before the last k passes, h and the core's memory are detached, but not from the wake pass's
     own loss.
     """
     batch = sequences(4 * L, unscored={0: [0, 2], 1: [0, 1]})
@@ -105,7 +105,7 @@ def test_truncated_passes(
 
 
 def compare(full: SleepLM, truncated: SleepLM, batch: Batch, whole: bool) -> None:
-    """Truncated, the loss stays and all is the oracle's; `whole`: nothing was cut off."""
+    """Truncation keeps the loss, and all equals the oracle. whole: nothing was cut off."""
     loss, found = assert_like_oracle(truncated, batch)
     expected = full(batch).loss
     assert torch.equal(loss, expected)
@@ -116,7 +116,7 @@ def compare(full: SleepLM, truncated: SleepLM, batch: Batch, whole: bool) -> Non
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 @pytest.mark.parametrize("j", [1, 2, slow(3), 5])
 def test_truncated_windows(j: int, eviction: str) -> None:
-    """S (and what is kept of keys) is detached at every j-th boundary, counted from the sequence's
+    """S (and kept keys and values) is detached at every j-th boundary, counted from the sequence's
     end.
     """
     batch = sequences(5 * L, unscored={0: [0], 1: [0, 4]})
@@ -136,7 +136,7 @@ def test_in_fp32(eviction: str) -> None:
 
 
 def test_the_oracle_itself_by_finite_differences() -> None:
-    """Its gradient runs through a cache of transformers' that was not made for it."""
+    """Its gradient flows through a transformers cache, which was not made for that."""
     model, batch = build(change(passes=3)), sequences(3 * L, rows=1)
     other = qwen.from_hybrid(model)
     _, expected = oracle(model, batch)

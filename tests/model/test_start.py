@@ -15,7 +15,7 @@ BLOCKS = ["attention", "delta"] * 5
 
 
 def gradient_norm(batch: Batch, passes: int, **model: Any) -> float:
-    """Of the mean loss, of a model of the default values at start."""
+    """Norm of the mean loss's gradient in a freshly initialised model with default values."""
     config = ModelConfig(layers=BLOCKS, vocab_size=64, **model)
     net = SleepLM(config, SleepConfig(passes=passes, window=16, when="context")).initialize(0)
     (net(batch).loss / (batch.targets >= 0).sum()).backward()
@@ -34,7 +34,7 @@ def batch() -> Batch:
 def test_gradients_do_not_grow_with_passes(batch: Batch) -> None:
     assert gradient_norm(batch, 4) < 1.1 * gradient_norm(batch, 1)
     small = [gradient_norm(batch, passes, embedding_std=0.02) for passes in (1, 4)]
-    assert small[1] > 2 * small[0] > 10 * gradient_norm(batch, 1)  # why it is not 0.02
+    assert small[1] > 2 * small[0] > 10 * gradient_norm(batch, 1)  # so it is not 0.02 by default
 
 
 @pytest.mark.parametrize(

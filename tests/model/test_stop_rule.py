@@ -1,4 +1,4 @@
-"""The stop rule: a row ends up as after a sleep of exactly its number of passes, in any batch."""
+"""The stop rule: in any batch, a row's state is that after a sleep of exactly its own N."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def last_state(model: SleepLM, batch: Batch, passes: int, stop: StopRule | None 
 
 @pytest.mark.parametrize("eviction, coda", [("hard", 0), ("sliding", 0), ("hard", 1)])
 def test_each_row_stops_by_itself(eviction: str, coda: int) -> None:
-    """One window that is only consolidated. The share is chosen so that rows stop apart."""
+    """One window that is only consolidated. With this share, rows stop at different passes."""
     model = build(change(when="context", eviction=eviction, coda=coda))
     batch = sequences(L, rows=4, unscored={row: [0] for row in range(4)})
     by_passes = [last_state(model, batch, n) for n in range(1, MOST + 1)]
@@ -43,7 +43,7 @@ def test_each_row_stops_by_itself(eviction: str, coda: int) -> None:
     for block, *at_n in zip(state.blocks, *(s.blocks for s in by_passes), strict=True):
         for i, part in enumerate(block):
             for row, n in enumerate(expected.tolist()):
-                # the last block of a last pass only writes: its products are of another width
+                # the last block of a last pass only writes: its products have another width
                 torch.testing.assert_close(part[row], at_n[n - 1][i][row], rtol=1e-12, atol=1e-14)
 
 
@@ -54,7 +54,7 @@ def test_a_session_stops_as_a_batch_does(coda: int) -> None:
     probe, share = StopRule(1e-9), 0.0
     with torch.no_grad():
         model(batch, stop=probe)
-    assert all(made.tolist() == [MOST] for made in probe.made)  # it settles never
+    assert all(made.tolist() == [MOST] for made in probe.made)  # it never settles
     for share in (0.9, 0.5, 0.3, 0.2, 0.1):
         stop, seen = StopRule(share), []
 
@@ -67,14 +67,14 @@ def test_a_session_stops_as_a_batch_does(coda: int) -> None:
         session = Session(Decoder(model), until=share)
         said = session.read(batch.tokens[0], every=True)
         assert torch.allclose(said, torch.cat(seen), atol=1e-10)
-        # the session owes a sleep over its last window, too, of which the batch knows nothing
+        # the session also owes a sleep over its last window, which the batch never does
         made = session.sleep_passes + len(stop.made)
         assert made - int(torch.cat(stop.made).sum()) == 0
     assert session.slept == 2
 
 
 def test_an_evaluation_says_what_was_spent() -> None:
-    """A share of 0.999 stops after the first pass of sleep; a tiny one never."""
+    """A share of 0.999 stops after the first sleep pass; a tiny one never."""
     model = build(change(passes=4, when="context"), dtype=torch.float32)
     batch = sequences(3 * L, unscored={0: [0, 1], 1: [0, 1]})
     evaluation = evaluate.Evaluation([batch, batch], L, 1, None)

@@ -1,4 +1,4 @@
-"""A hybrid small enough to differentiate twice a second: all sizes differ, decays are slow."""
+"""A hybrid small enough for two backwards a second: all sizes differ, decays are slow."""
 
 import dataclasses
 
@@ -25,11 +25,11 @@ SLEEP = SleepConfig(passes=2, window=L)
 def build(
     sleep: SleepConfig = SLEEP, config: ModelConfig = MODEL, dtype: torch.dtype = torch.float64
 ) -> SleepLM:
-    """A model whose every parameter matters: no zeros, no ones, decays from slow (A_log = -6) to
+    """A model in which every parameter matters: no zeros, no ones, decays from slow (A_log = -6) to
     fast.
 
-    Projections have half the usual gain: with all of it, three passes of random blocks are chaotic
-    and no tolerance in fp32 or bf16 means anything.
+    Projections have half the usual gain: with the full gain, three passes of random blocks are
+    chaotic, and no tolerance in fp32 or bf16 would mean anything.
     """
     model = SleepLM(config, sleep).to(dtype)
     g = torch.Generator().manual_seed(0)
@@ -51,9 +51,7 @@ def build(
 def sequences(
     T: int, rows: int = 2, unscored: dict[int, list[int]] | None = None, window: int = L
 ) -> Batch:
-    """Random tokens, one document a row; `unscored` lists the windows of a row that carry no
-    targets.
-    """
+    """Random tokens, one document per row; `unscored` lists a row's windows without targets."""
     g = torch.Generator().manual_seed(T)
     ids = torch.randint(1, MODEL.vocab_size, (rows, T + 1), generator=g)
     targets = ids[:, 1:].clone()
@@ -71,14 +69,14 @@ def change(sleep: SleepConfig = SLEEP, **settings: int | str) -> SleepConfig:
 
 
 def gradients(model: SleepLM, loss: Tensor) -> dict[str, Tensor]:
-    """Of every parameter; zeros where the loss does not reach."""
+    """Gradients of every parameter; zeros where the loss does not reach."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     grads = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
     return dict(zip(names, grads, strict=True))
 
 
 def oracle(model: SleepLM, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same reading by transformers: loss by row and window, and the gradients of its sum."""
+    """The oracle's reading: loss by row and window, and the gradients of its sum."""
     other = qwen.from_hybrid(model)
     losses, _ = read(other, batch, model.sleep)
     losses.sum().backward()
@@ -88,7 +86,7 @@ def oracle(model: SleepLM, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 def assert_same(
     actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10
 ) -> None:
-    """Every tensor, relative to its own largest entry."""
+    """Compares every tensor, relative to its own largest entry."""
     assert actual.keys() == expected.keys()
     for name, want in expected.items():
         want = want.double()
@@ -101,7 +99,7 @@ def assert_same(
 def assert_like_oracle(
     model: SleepLM, batch: Batch, tolerance: float = 1e-10
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss by window and all gradients, ours against transformers'. Returns ours."""
+    """Compares loss by window and all gradients with transformers'. Returns ours."""
     out = model(batch)
     losses, expected = oracle(model, batch)
     assert_same({"loss": out.window_loss}, {"loss": losses.sum(0)}, tolerance)
@@ -112,7 +110,7 @@ def assert_like_oracle(
 
 
 def equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether all are equal bit for bit."""
     return actual.keys() == expected.keys() and all(
         torch.equal(actual[n], expected[n]) for n in expected
     )

@@ -1,7 +1,7 @@
 """Runs transformers' Qwen3.5 code in fp64.
 
-That code casts to fp32 by name in its norms, gates, softmax and delta rule. Comparing in fp32
-leaves a tolerance that a wrong epsilon would fit into; with the casts lifted to fp64 nothing fits.
+That code casts to fp32 by name in its norms, gates, softmax and delta rule. A comparison in fp32
+needs a tolerance that would hide a wrong epsilon; with the casts lifted to fp64 it needs none.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 
 
 class _DoubleTorch:
-    """The torch module with another idea of what a float is."""
+    """The torch module with fp64 in place of fp32."""
 
     float = float32 = torch.float64
 
@@ -24,8 +24,8 @@ class _DoubleTorch:
 
 @contextlib.contextmanager
 def in_double(active: bool = True) -> Iterator[None]:
-    """Inside, `torch.float32` and `.float()` of transformers' Qwen3.5 mean fp64 (nothing changes if
-    not active).
+    """In this context, `torch.float32` and `.float()` in transformers' Qwen3.5 mean fp64 (nothing
+    changes if not active).
     """
     if not active:
         yield

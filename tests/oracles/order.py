@@ -1,5 +1,5 @@
-"""The order of documents one draw at a time, in Python's own integers, where pretrain/data/order.py
-computes all draws of an array at once.
+"""The order of documents computed one draw at a time, with Python's own integers, where
+pretrain/data/order.py computes arrays of draws at once.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def key(*labels: int | str) -> int:
 
 
 def permuted(place: int, size: int, seed: int) -> int:
-    """Where `place` goes, of 0..size-1."""
+    """What a permutation of 0..size-1 maps `place` to."""
     bits = max(2, (size - 1).bit_length())
     low = bits - bits // 2
     while True:
         left, right = place >> low, place & ((1 << low) - 1)
         for number in range(ROUNDS):
-            round_key = splitmix64(seed, number)  # its next number is that of the key, a step on
+            round_key = splitmix64(seed, number)  # output `number` of splitmix64 from this seed
             if number % 2:
                 right ^= splitmix64(round_key, left) & ((1 << low) - 1)
             else:

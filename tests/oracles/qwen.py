@@ -21,7 +21,7 @@ DELTA = {
 
 
 def from_hybrid(model: SleepLM) -> Qwen3_5ForCausalLM:
-    """The same function in transformers' code, in the model's dtype, without gradients yet."""
+    """The same function in transformers' code, in the model's dtype, with no gradients yet."""
     c, dtype = model.config, model.norm.weight.dtype
     config = Qwen3_5TextConfig(
         vocab_size=c.vocab_size,
@@ -54,7 +54,7 @@ def from_hybrid(model: SleepLM) -> Qwen3_5ForCausalLM:
     with in_double(dtype == torch.float64):
         qwen = Qwen3_5ForCausalLM(config)
     qwen.to(dtype)
-    # Ours keeps the rotary table in fp32 whatever the model's dtype; so does this one in fp64.
+    # Our rotary table is fp32 whatever the model's dtype; this one is rounded to fp32, in fp64 too.
     qwen.model.rotary_emb.register_forward_hook(
         lambda _module, _inputs, table: tuple(x.to(torch.float32).to(x.dtype) for x in table)
     )
@@ -72,7 +72,7 @@ def from_hybrid(model: SleepLM) -> Qwen3_5ForCausalLM:
 
 
 def gradients(qwen: Qwen3_5ForCausalLM, c: ModelConfig) -> dict[str, Tensor]:
-    """Gradients of transformers' parameters under the names of ours (zeros where none came)."""
+    """Gradients of transformers' parameters under our names (zeros where there is none)."""
     parameters = dict(qwen.named_parameters())
 
     def grad(name: str) -> Tensor:

@@ -1,6 +1,6 @@
 """The sleep loop written a second time, on transformers' Qwen3.5 layers.
 
-Rows are read one by one with PAD taken out, every pass is computed whole, and autograd sees
+Rows are read one by one with PAD removed, every pass is computed in full, and autograd sees
 everything: slow, plain, and sharing no code with `pretrain/model/sleep.py` or `parallel/`.
 """
 
@@ -15,15 +15,15 @@ from tests.oracles.double import in_double
 
 
 class Memory:
-    """What transformers calls a cache: S by assignment, convolutions that start from zero, keys of
-    the past.
+    """A cache in the sense of transformers: S is assigned, not updated in place; convolutions start
+    from zero; keys of the past.
     """
 
     def __init__(self) -> None:
         self.S: dict[int, Tensor] = {}
         self.past: dict[int, tuple[Tensor, Tensor]] = {}
         self.now: dict[int, tuple[Tensor, Tensor]] = {}
-        self.read = 0  # tokens of the document in closed windows
+        self.read = 0  # tokens of the document in earlier windows
 
     def get_conv_state(self, layer: int, state_idx: int) -> None:
         return None
@@ -65,7 +65,7 @@ class Memory:
 def run_layers(
     qwen: Qwen3_5ForCausalLM, layers: range, h: Tensor, memory: Memory, sleep: SleepConfig
 ) -> Tensor:
-    """Layers of one pass over one window. h: [1, T, D]."""
+    """Runs some layers, for one pass over one window. h: [1, T, D]."""
     T = h.shape[1]
     first = 0 if sleep.eviction == "hard" else memory.read
     past = next(iter(memory.past.values()))[0].shape[2] if memory.past else 0
@@ -84,14 +84,14 @@ def run_layers(
 
 
 def read(qwen: Qwen3_5ForCausalLM, batch: Batch, sleep: SleepConfig) -> tuple[Tensor, list[Memory]]:
-    """Summed loss of each row and window [B, W], and what each row remembers at its end."""
+    """Summed loss of each row and window [B, W], and each row's memory at its end."""
     with in_double(qwen.dtype == torch.float64):
         rows = [read_row(qwen, batch.rows(b, b + 1), sleep) for b in range(batch.size[0])]
     return torch.stack([losses for losses, _ in rows]), [memory for _, memory in rows]
 
 
 def read_row(qwen: Qwen3_5ForCausalLM, row: Batch, sleep: SleepConfig) -> tuple[Tensor, Memory]:
-    """Of one row, given as a batch of one: the loss of each window [W] and its memory."""
+    """For one row, given as a batch of one: the loss of each window [W] and its memory."""
     layers, L, W = qwen.config.num_hidden_layers, sleep.window, row.starts.shape[1]
     prelude, coda = range(sleep.prelude), range(layers - sleep.coda, layers)
     core = range(sleep.prelude, layers - sleep.coda)

@@ -85,7 +85,7 @@ def test_as_autograd_finds_them(case: str) -> None:
     for function in (by_hand, plain):
         results = function(*inputs)
         results = results if isinstance(results, tuple | list) else (results,)
-        torch.manual_seed(1)  # a loss that weighs every number of every result
+        torch.manual_seed(1)  # the loss weights every number of every result
         loss = sum((r * torch.randn(r.shape, dtype=r.dtype)).sum() for r in results)
         found.append([*results, *torch.autograd.grad(loss, inputs)])
     for mine, theirs in zip(*found, strict=True):
@@ -94,7 +94,7 @@ def test_as_autograd_finds_them(case: str) -> None:
 
 @pytest.mark.parametrize("case", sorted(CASES.keys() - {"convolution", "projections as one"}))
 def test_half_precision_is_rounded_once(case: str) -> None:
-    """Within, it is fp32: results in bf16 differ from exact ones by their own rounding."""
+    """Inside, it is fp32: bf16 results differ from exact ones only by their own rounding."""
     by_hand, plain, shapes = CASES[case]
     torch.manual_seed(0)
     half = [draw(*shape, dtype=torch.bfloat16) for shape in shapes]

@@ -1,4 +1,4 @@
-"""Refused combinations are refused by name, and the documentation lists the same ones."""
+"""Refusals name the combination, and the documentation lists the same ones."""
 
 from __future__ import annotations
 

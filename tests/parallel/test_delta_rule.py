@@ -14,7 +14,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 def inputs(
     T: int, dtype: torch.dtype, key_heads: int = 1, heads: int = 2, K: int = 5, V: int = 3
 ) -> list[Tensor]:
-    """q, k, v, log_decay, beta, S with slow and fast heads and a state that is not empty."""
+    """q, k, v, log_decay, beta and S, with slow and fast heads and a non-zero state."""
     g = torch.Generator().manual_seed(T)
 
     def draw(*shape: int) -> Tensor:
@@ -29,7 +29,7 @@ def inputs(
 
 
 def outcome(rule, tensors: list[Tensor], **options) -> dict[str, Tensor]:
-    """Output, final state, and the gradients of a loss that weighs both unevenly."""
+    """Output, final state, and the gradients of a loss that weights both unevenly."""
     o, S = rule(*tensors, **options)
     g = torch.Generator().manual_seed(0)
     weigh_o, weigh_S = (
@@ -42,7 +42,7 @@ def outcome(rule, tensors: list[Tensor], **options) -> dict[str, Tensor]:
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Largest difference, relative to the largest entry where that is above one."""
+    """By the largest difference, relative to the largest entry if that is above one."""
     for name, want in expected.items():
         got, want = actual[name].double(), want.double()
         assert got.isfinite().all(), name
@@ -78,14 +78,14 @@ def test_key_heads_serve_consecutive_value_heads(key_heads: int) -> None:
 
 
 def test_finite_differences() -> None:
-    """Through the chunks and into the state, second source aside."""
+    """Through the chunks and into the state: a check without another implementation."""
     tensors = inputs(7, torch.float64, K=3, V=2)
     assert torch.autograd.gradcheck(lambda *x: chunked_delta_rule(*x, chunk=3), tensors)
 
 
 @pytest.mark.parametrize("rule", [chunked_delta_rule, recurrent_delta_rule, delta_rule])
 def test_state_cut_anywhere_is_the_same_sequence(rule) -> None:
-    """S out of one call and into the next, with the gradient through the cut."""
+    """S goes from one call into the next, with the gradient through the cut."""
     tensors = inputs(21, torch.float64)
 
     def in_two(*x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ def test_without_queries_the_same_state_is_written(rule) -> None:
 
 @pytest.mark.parametrize("log_decay", [0.0, -50.0, "alternating"])
 def test_extreme_decays_stay_finite(log_decay: float | str) -> None:
-    """-50 a token is e^-3200 over a chunk of 64; the masked exponentials must not become inf, nor
+    """-50 per token is e^-3200 over a chunk of 64; the masked exponentials must not become inf, nor
     inf * 0.
     """
     q, k, v, g, beta, S = inputs(130, torch.float32)
@@ -122,8 +122,8 @@ def test_extreme_decays_stay_finite(log_decay: float | str) -> None:
 
 
 def test_one_key_written_again_and_again() -> None:
-    """The worst triangular system: every key of a chunk is the same, nothing decays and nearly all
-    is overwritten.
+    """The worst triangular system: all keys of a chunk are the same, nothing decays and nearly
+    everything is overwritten.
     """
     q, k, v, g, beta, S = inputs(130, torch.float32)
     same = k[:, :1].expand_as(k).detach().clone().requires_grad_()
@@ -140,8 +140,8 @@ def test_one_key_written_again_and_again() -> None:
 
 
 def test_bf16_inputs_keep_an_fp32_state() -> None:
-    """Only the outputs' own rounding separates bf16 from exact arithmetic on the same rounded
-    inputs.
+    """On the same rounded inputs, bf16 differs from exact arithmetic only by the outputs' own
+    rounding.
     """
     *streams, S = inputs(130, torch.float32)
     rounded = [x.detach().bfloat16().requires_grad_() for x in streams] + [S]

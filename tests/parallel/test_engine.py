@@ -1,5 +1,5 @@
-"""The engine and the optimiser against a plain torch loop; tests/run/test_ranks.py has the same on
-two ranks.
+"""The engine and the optimiser against a plain torch loop; for two ranks see
+tests/run/test_ranks.py.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def test_bf16_keeps_fp32_master_weights(zero: int) -> None:
     norm = got.weights["norm.weight"]
     assert norm.dtype == torch.float32 and not torch.equal(norm, norm.bfloat16().float())
     assert got.losses == pytest.approx(expected.losses, rel=1e-3)
-    # A last bit of fp32 can turn one of bf16, and Muon's step has the same length whatever the
+    # The last bit in fp32 can flip one in bf16, and Muon's steps have the same length whatever the
     # gradient's.
     assert_same(got.weights, expected.weights, 2e-2)
-    if zero < 3:  # stage 3 adds the uses of a parameter up in another order, in bf16
+    if zero < 3:  # stage 3 sums the gradients of a parameter's uses in another order, in bf16
         assert_same(got.weights, first.weights, 1e-6)
 
 

@@ -1,4 +1,4 @@
-"""What torch.compile is given to compile, seen on a CPU: its front end runs, its kernels do not."""
+"""What torch.compile has to compile, seen on a CPU: its front end runs, its kernels do not."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.gpu.problem import batch, build, loss_and_gradients
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # read by the front end
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which the front end reads
 def test_neither_passes_nor_windows_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once two shapes have been seen, N may be drawn at random and batches may be of any size."""
+    """After two shapes, N may be drawn at random and batches may have any size."""
     model = build(torch.device("cpu"), torch.float32)
     expected = loss_and_gradients(model, batch(pad=True, rows=5), "unit", passes=4)[0]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

@@ -1,5 +1,5 @@
-"""What units replayed as CUDA graphs do with gradients, on a CPU: there a replay calls the function
-again, into the tensors that it gave first. On a GPU: tests/gpu/test_graphs.py.
+"""Gradients of units replayed as CUDA graphs, on a CPU: here a replay calls the function again and
+writes into its first results. On a GPU: tests/gpu/test_graphs.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def call_again(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     results = function()
 
     def replay() -> None:
-        with torch.enable_grad():  # a replay knows no such mode
+        with torch.enable_grad():  # a replay does not depend on this mode
             again = function()
         for held, found in zip(results, again, strict=True):
             if held is not None:

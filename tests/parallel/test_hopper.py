@@ -1,4 +1,4 @@
-"""The gradients that fla leaves to us on Hopper, against autograd through what they belong to."""
+"""The gradients that fla leaves to us on Hopper, against autograd of the plain computation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCALE = 0.3
 def read_and_write(
     q: Tensor, k: Tensor, u: Tensor, w: Tensor, g: Tensor, S: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One chunk as the docstring has it, [B, H, C, ...] each: O, S' and U, which is to be `u`."""
+    """One chunk by the docstring's formulas, [B, H, C, ...] each: O, S' and U, which equals `u`."""
     U = (u + w @ S).detach() - w @ S
     U.retain_grad()
     later = torch.ones(g.shape[-1], g.shape[-1], dtype=torch.bool).triu(1)
@@ -52,6 +52,6 @@ def test_against_autograd(T: int, heads: tuple[int, int]) -> None:
     q, k, w, g = (t.detach() for t in leaves)
     found = gradients_of_chunks(q, k, u, do, S, dS, g, dv, SCALE, C)
     expected = [t.grad for t in leaves]
-    expected[-1] = expected[-1] / log(2)  # fla's is of the decay in powers of e
+    expected[-1] = expected[-1] / log(2)  # fla's gradient is that of the decay in powers of e
     for a, b in zip(found, expected, strict=True):
-        assert (a - b).norm() < 1e-6 * b.norm()  # some of it is computed in fp32
+        assert (a - b).norm() < 1e-6 * b.norm()  # part of it is computed in fp32

@@ -1,4 +1,4 @@
-"""One grid after another in the same world: none leaves anything running."""
+"""One grid after another in the same world: none leaves threads behind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.ranks import run_ranks
 
 
 def threads() -> int:
-    """Of this process, when none has begun or ended for a while."""
+    """The number of threads of this process, once it has been constant for a while."""
     found = [-1]
     while found[-3:] != [found[-1]] * 3:
         found.append(len(os.listdir("/proc/self/task")))
@@ -23,7 +23,7 @@ def threads() -> int:
 
 
 def lay_grids() -> tuple[int, list[tuple[int, int, float]]]:
-    """The world's threads; of each grid how many it adds, how many it leaves, a sum over tp."""
+    """The world's threads; for each grid how many it adds, how many it leaves, a sum over tp."""
     before = threads()
     mesh.join()
     world, found = threads() - before, []

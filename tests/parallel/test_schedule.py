@@ -1,5 +1,5 @@
-"""Schedules of looping pipelines: against a simulator with its own rules, by hand, and in how good
-they are.
+"""Schedules of looping pipelines: checked by a simulator with its own rules, by hand, and for their
+idle time and memory.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def window(
     write_only_end: int | None = None, coda: int | None = None,
     prelude: int = -1,
 ) -> list[Pass]:  # fmt: skip
-    """The passes of one window, as a model with a prelude, a core and a coda plans them.
+    """The passes of one window, as planned for a model with a prelude, a core and a coda.
 
     Args:
-        ends: stages with the begin and the end of the core; None: all blocks loop.
-        graph: a loss can be reached from here. truncated: passes out of backpropagation's reach.
+        ends: the stages where the core begins and ends; None: all blocks loop.
+        graph: some loss depends on it. truncated: how many passes backpropagation does not reach.
         reads_at: the pass that coda and head read, if the window is scored or has a coda.
         write_only_end: where the last pass ends if nothing reads it.
         coda: where the coda ends in a window that is not scored; None: no coda.
@@ -76,7 +76,7 @@ def window(
 
 
 def story(P: int, W: int, N: int, segments: bool = False) -> list[Pass]:
-    """W - 1 windows that are read once and slept over N - 1 times, then one more; all of them
+    """W - 1 windows that are read once and slept over N - 1 times, then one more; all are
     predicted.
     """
     return [
@@ -86,9 +86,7 @@ def story(P: int, W: int, N: int, segments: bool = False) -> list[Pass]:
 
 @st.composite
 def planned(draw: st.DrawFn) -> tuple[list[list[Pass]], int]:
-    """Microbatches of one model: which windows are scored, sleep and have a graph differs between
-    them.
-    """
+    """Microbatches of one model, which differ in which windows are scored, sleep, have a graph."""
     P = draw(st.integers(1, 8))
     a = draw(st.integers(0, P - 1))
     b, prelude = draw(st.integers(a, P - 1)), draw(st.sampled_from([a - 1, a]))
@@ -111,12 +109,12 @@ def planned(draw: st.DrawFn) -> tuple[list[list[Pass]], int]:
 
 @st.composite
 def anything(draw: st.DrawFn) -> tuple[list[list[Pass]], int]:
-    """Passes that no model has, but that keep to the rules."""
+    """Passes that no model has, but that follow the rules."""
     P = draw(st.integers(1, 5))
     microbatches = []
     for _ in range(draw(st.integers(0, 4))):
         way: list[Pass] = []
-        for n in reversed(range(draw(st.integers(0, 5)))):  # passes left
+        for n in reversed(range(draw(st.integers(0, 5)))):  # passes still to come
             before = way[-1] if way else None
             first, turn, last = sorted(draw(st.tuples(*[st.integers(0, P - 1)] * 3)))
             looped = before is not None and before.loops
@@ -146,12 +144,12 @@ def anything(draw: st.DrawFn) -> tuple[list[list[Pass]], int]:
 
 
 def uneven(action: Action, stage: int) -> int:
-    """Some cost from 1 to 6."""
+    """An arbitrary cost from 1 to 6."""
     return 1 + (7 * stage + 5 * action.unit + 3 * action.microbatch + 2 * action.backward) % 6
 
 
 def unplanned(action: Action, stage: int) -> float:
-    """Some duration other than any cost."""
+    """An arbitrary duration that differs from every cost."""
     return 0.1 + (5 * stage + 3 * action.unit + 11 * action.microbatch + 13 * action.backward) % 7
 
 
@@ -189,8 +187,8 @@ def written(timeline: Timeline) -> list[str]:
 
 
 def test_two_stages_by_hand() -> None:
-    """P = M = W = N = 2: a window with a sleep, then one without. A forward is a tick, a backward
-    two.
+    """P = M = W = N = 2: a window with a sleep, then one without. A forward takes one tick, a
+    backward two.
     """
     passes = [window(0, 2, 2, True) + window(1, 1, 2, True)] * 2
     plan = make_schedule(passes, 2)
@@ -226,15 +224,15 @@ def test_two_stages_by_hand() -> None:
     backward += [(ring_back(0, 0), back(1, 1)), (ring_back(1, 0), back(0, 0)), (back(1, 0),)]
     for steps in plan.steps:
         assert [step.messages for step in steps if step.messages] == forward + backward
-    # Stage 1 has nothing to compute that ends when its first input is made, nor has stage 0 at its
-    # first gradient.
+    # Stage 1 has no computation that ends when its first input arrives, nor has stage 0 when its
+    # first gradient does.
     assert [n for n, step in enumerate(plan.steps[0]) if step.action is None] == [6]
     assert [n for n, step in enumerate(plan.steps[1]) if step.action is None] == [0]
 
 
 def test_turn_before_the_last_stage_by_hand() -> None:
-    """The core is on stage 0, the head on stage 1: the wake pass gets one gradient from there, one
-    from the sleep.
+    """The core is on stage 0, the head on stage 1: the wake pass gets a gradient from the head and
+    one from the sleep.
     """
     passes = [window(0, 2, 2, True, (0, 0)) + window(1, 1, 2, True, (0, 0))]
     plan = make_schedule(passes, 2)
@@ -244,7 +242,7 @@ def test_turn_before_the_last_stage_by_hand() -> None:
     assert not any(
         message.ring for steps in plan.steps for step in steps for message in step.messages
     )
-    # Cut between the windows, the first one's backward need not wait for the second one's forward.
+    # If cut between windows, the first one's backward need not wait for the second one's forward.
     passes = [window(0, 2, 2, True, (0, 0)) + window(1, 1, 2, True, (0, 0), segment=1)]
     timeline = simulate(make_schedule(passes, 2), passes, 2)
     assert written(timeline) == ["0F0.0 1F0.1 2B0.1 4B0.0 6F0.2 10B0.2", "1F0.0 2B0.0 7F0.2 8B0.2"]
@@ -273,13 +271,13 @@ def test_passes_without_a_graph_have_no_backward() -> None:
     assert [action.unit for action in done if action.backward] == [3]
 
 
-# ---- how good they are
+# ---- idle time and memory
 
 
 @pytest.mark.parametrize("P", [2, 4, slow(8)])
 @pytest.mark.parametrize(("W", "N"), [(1, 1), (4, 1), (2, 2), (2, 8), (4, 2), (4, 4)])
 def test_bubble_and_memory(P: int, W: int, N: int) -> None:
-    """The step idles for little more than filling and draining once, and memory does not grow with
+    """A step is idle for little more than filling and draining once, and memory does not grow with
     M.
     """
     peaks = {}
@@ -287,7 +285,7 @@ def test_bubble_and_memory(P: int, W: int, N: int) -> None:
         passes = [story(P, W, N)] * M
         timeline = simulate(make_schedule(passes, P), passes, P)
         idle = timeline.makespan - max(timeline.busy)
-        turns = M // P - 1 if N > 1 else 0  # from group to group
+        turns = M // P - 1 if N > 1 else 0  # from one group of P microbatches to the next
         assert 3 * (P - 1) <= idle <= 3 * (P - 1) + 2 * (P - 1) * turns, M
         peaks[M] = max(timeline.peak)
     units = len(story(P, W, N))
@@ -304,7 +302,7 @@ def test_segments_lower_the_peak(P: int, N: int) -> None:
     assert peak(True) < peak(False) * (0.5 if N > 1 else 1)
 
 
-# ---- the simulator notices
+# ---- errors that the simulator notices
 
 
 CORE_AND_CODA = [
@@ -320,7 +318,7 @@ def plan() -> Schedule:
 
 
 def changed(plan: Schedule, stage: int, n: int, step: Step | None) -> Schedule:
-    """The same with another n-th step, or without it."""
+    """The same schedule with another n-th step, or without it."""
     steps = list(plan.steps[stage])
     steps[n : n + 1] = [] if step is None else [step]
     return Schedule(plan.steps[:stage] + (tuple(steps),) + plan.steps[stage + 1 :])
@@ -333,7 +331,7 @@ def every_step(plan: Schedule) -> Iterator[tuple[int, int, Step]]:
 
 
 def refused(plans: Iterator[Schedule], match: str) -> None:
-    """Each of them is found out."""
+    """The simulator refuses each of them."""
     count = 0
     for plan in plans:
         with pytest.raises(ScheduleError, match=match):
@@ -373,9 +371,7 @@ def test_a_message_dropped_at_both_ends(plan: Schedule) -> None:
 
 
 def test_a_message_received_too_late(plan: Schedule) -> None:
-    """All receives of a stage moved into its next step; where none is used until then, that is all
-    right.
-    """
+    """All receives of a stage moved into its next step; allowed if none is needed before."""
     bad = 0
     for s, n, step in every_step(plan):
         receives = tuple(message for message in step.messages if message.target == s)
@@ -395,7 +391,7 @@ def test_a_message_received_too_late(plan: Schedule) -> None:
 
 
 def test_two_actions_swapped(plan: Schedule) -> None:
-    """On every stage the actions of one microbatch have only one order here."""
+    """On every stage the actions of one microbatch have only one valid order here."""
     refused(
         (
             changed(
@@ -435,14 +431,14 @@ def test_an_action_done_twice(plan: Schedule) -> None:
 
 
 def test_an_action_that_is_not_called_for(plan: Schedule) -> None:
-    # the sleep does not reach stage 2
+    # sleep passes do not reach stage 2
     for unit in (Action(False, 3, 0), Action(False, 0, 9), Action(True, 0, 1)):
         with pytest.raises(ScheduleError, match=r"no such unit|not called for"):
             simulate(changed(plan, 2, 0, Step(unit, plan.steps[2][0].messages)), CORE_AND_CODA, 3)
 
 
 def test_messages_of_a_pair_in_another_order(plan: Schedule) -> None:
-    """At one end, the messages of two batches to the same stage change places."""
+    """At one end, messages of two batches to the same stage are swapped."""
 
     def plans() -> Iterator[Schedule]:
         for s, n, step in every_step(plan):
@@ -462,7 +458,7 @@ def test_messages_of_a_pair_in_another_order(plan: Schedule) -> None:
 
 
 def test_batches_that_wait_for_each_other() -> None:
-    """Sends that are buffered get through; a batch that waits for its peer does not."""
+    """Buffered sends get through; a batch that waits for its peer does not."""
     passes = [window(0, 2, 2, True)] * 2
     plan = make_schedule(passes, 2)
     n = next(n for n, step in enumerate(plan.steps[0]) if len(step.messages) == 2)
@@ -477,7 +473,7 @@ def test_batches_that_wait_for_each_other() -> None:
         )
         plan = Schedule(plan.steps[:stage] + (steps,) + plan.steps[stage + 1 :])
         if stage == 0:
-            simulate(plan, passes, 2)  # one batch in two parts waits for nothing that will not come
+            simulate(plan, passes, 2)  # a single split batch waits for nothing that will not come
     with pytest.raises(ScheduleError, match=r"deadlock.*stage 0 for .*stage 1 for "):
         simulate(plan, passes, 2)
 
@@ -493,7 +489,7 @@ def test_a_schedule_of_something_else(plan: Schedule) -> None:
         simulate(plan, [*CORE_AND_CODA, CORE_AND_CODA[0]], 3)
 
 
-# ---- what is refused
+# ---- refused passes
 
 
 @pytest.mark.parametrize(
@@ -531,7 +527,7 @@ def test_nothing_to_do() -> None:
 
 @pytest.mark.parametrize("module", [parallel.passes, parallel.schedule, parallel.simulator])
 def test_pure(module: object) -> None:
-    """No torch, no random numbers, no clock: every rank gets the same."""
+    """No torch, no random numbers, no clock: every rank gets the same schedule."""
     tree = ast.parse(Path(str(module.__file__)).read_text())  # type: ignore[attr-defined]
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))

@@ -16,7 +16,7 @@ Finished = Callable[[Case], tuple[Run, Job]]
 
 @pytest.fixture(scope="session")
 def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Of each case the run that was never interrupted, which the others must equal."""
+    """For each case the uninterrupted run, which the others must equal."""
 
     known: dict[str, tuple[Run, Job]] = {}
 

@@ -1,4 +1,4 @@
-"""One incarnation of a run: `hypnos train CONFIG` on real ranks that keep a journal."""
+"""One start of a run: `hypnos train CONFIG` on real ranks that keep a journal."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Job(Ranks):
     """Starts `world` ranks of `hypnos train CONFIG`.
 
     Args:
-        notes: a new folder for what the ranks note down: R.log, and R.journal, see `_keep_journal`.
-        scratch: the working directory, and where temporary files would go.
+        notes: a new folder for what the ranks write: R.log, and R.journal, see `_keep_journal`.
+        scratch: the working directory, also for temporary files.
         clock: seconds that the ranks' clocks are ahead.
-        unread: nobody reads what the ranks say, R.log has nothing of it.
+        unread: nobody reads the ranks' output, and R.log does not have it.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class Job(Ranks):
         )  # fmt: skip
 
     def journal(self, r: int) -> list[str]:
-        """What a rank has noted so far."""
+        """A rank's journal so far."""
         path = self.folder / f"{r}.journal"
         return path.read_text().splitlines() if path.exists() else []
 
     def samples(self, r: int) -> list[str]:
-        """A checksum of each batch that a rank has taken."""
+        """A checksum of each batch that a rank has read."""
         return [line for line in self.journal(r) if line.startswith("step")]
 
 
 def _train(config: Path, notes: Path, scratch: Path, clock: float, unread: bool) -> None:
-    """A rank."""
+    """One rank's part."""
     os.chdir(scratch)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
     if unread:
@@ -71,10 +71,10 @@ def _train(config: Path, notes: Path, scratch: Path, clock: float, unread: bool)
 
 
 def _keep_journal(path: Path) -> None:
-    """Notes, as it happens, what this rank reads and when it evaluates.
+    """Records, as it happens, what this rank reads and when it evaluates.
 
-    A line is one write to the kernel, so it outlives the process: `step CRC` when a batch has been
-    taken, `evaluates` and `evaluated`.
+    Each line is one write to the kernel, so it outlives the process: `step CRC` when a batch has
+    been read, `evaluates` and `evaluated`.
     """
     journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     take, evaluate = TextStream.next, Evaluation.run

@@ -30,7 +30,7 @@ MODEL = ModelConfig(
 
 
 class Case(NamedTuple):
-    """Ranks, and how a step is spread over them."""
+    """The number of ranks, and how a step is spread over them."""
 
     world: int
     parallel: dict[str, Any]
@@ -47,7 +47,7 @@ class Case(NamedTuple):
 
 
 def make_config(case: Case, corpus: Path, runs: Path, **changes: Any) -> Config:
-    """The run RUNS/run; settings of [train] by name."""
+    """The configuration of the run RUNS/run. changes: settings of [train] by name."""
     schedule = TrainConfig(
         steps=STEPS, batch=4, microbatches=case.microbatches, precision=case.precision,
         log_every=1, eval_every=5,

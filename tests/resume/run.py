@@ -10,15 +10,15 @@ from pretrain.config.load import dump
 from tests.resume.job import Job
 from tests.resume.problem import Case, make_config
 
-LONGEST = 120.0  # seconds that a job may take which is left alone
-SOON = 30.0  # seconds in which ranks end that cannot go on
+LONGEST = 120.0  # seconds that an undisturbed job may take
+SOON = 30.0  # seconds in which ranks that cannot continue must end
 
 
 class Run:
-    """A run's folder and its incarnations, with nothing else beside them.
+    """A run's folder and the starts of the run, in a folder with nothing else.
 
     Args:
-        root: where all of it is to be. changes: settings of [train] by name.
+        root: where all of it is created. changes: settings of [train] by name.
     """
 
     def __init__(self, case: Case, corpus: Path, root: Path, **changes: object) -> None:
@@ -33,36 +33,36 @@ class Run:
         self.config.write_text(dump(make_config(case, corpus, root / "runs", **changes)))
 
     def start(self, clock: float = 0.0, *, unread: bool = False) -> Job:
-        """The next incarnation; see `Job`."""
+        """Starts the run, again or for the first time; see `Job`."""
         self.jobs += 1
         notes = self.root / "notes" / str(self.jobs)
         return Job(self.config, self.case.world, notes, self.scratch, clock, unread)
 
     def finish(self, clock: float = 0.0) -> Job:
-        """An incarnation that is left alone until it is done."""
+        """Starts it, and leaves it alone until it is done."""
         job = self.start(clock)
         assert job.wait(LONGEST) == [0] * self.case.world, job.log()
         return job
 
     def leftovers(self) -> list[Path]:
-        """Drafts, and what was to be deleted: nothing of a run that is done."""
+        """Drafts and files left to delete; a finished run must have none."""
         return list(self.folder.rglob(".*"))
 
     def strangers(self) -> list[Path]:
-        """What does not belong beside the run's folder. torch makes a cache of its own."""
+        """Files that do not belong beside the run's folder, except torch's own cache."""
         scratch = [path for path in self.scratch.iterdir() if "torchinductor" not in path.name]
         return [*scratch, *({*(self.root / "runs").iterdir()} - {self.folder})]
 
 
 def until(job: Job, seconds: float, happens: Callable[[], bool] = lambda: False) -> None:
-    """Waits until something happens, so many seconds have passed or the job has ended."""
+    """Waits until `happens()`, `seconds` have passed or the job has ended."""
     end = time.monotonic() + seconds
     while job.alive and not happens() and (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, 0.002))  # oftener, it would take a core from the ranks
+        time.sleep(min(left, 0.002))  # polling more often would take a core from the ranks
 
 
 def errors(job: Job, rank: int) -> list[str]:
-    """What a rank says that is not of its progress, nor a remark on its model or its text."""
+    """A rank's output without progress, and without remarks on its model or its text."""
     lines = [line for line in job.output(rank).splitlines() if not line.endswith(" ...")]
     remarks = (
         "step ", "resuming ", "preflight: ", "`hypnos export --to gguf` will refuse",
@@ -73,7 +73,7 @@ def errors(job: Job, rank: int) -> list[str]:
 
 
 def assert_ends(job: Job, *, said: list[str], statuses: list[int]) -> None:
-    """All ranks end soon, each with one line that says all of this."""
+    """All ranks end soon, each with one line that contains all of `said`."""
     assert job.wait(SOON) == statuses, job.log()
     for rank in range(len(job.processes)):
         line = "\n".join(errors(job, rank))

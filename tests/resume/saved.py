@@ -17,9 +17,9 @@ Traces = set[tuple[str, int]]
 
 
 def resume_point(run: Path) -> int:
-    """The step that a run would go on from, 0 if from the beginning.
+    """The step that a run would resume from, 0 if from the beginning.
 
-    Every checkpoint that is there must be whole, and the newest must load.
+    Every checkpoint present must be whole, and the newest must load.
     """
     for step in steps(run):
         verify(folder(run, step))
@@ -36,9 +36,7 @@ def folder(run: Path, step: int) -> Path:
 
 
 def traces(run: Path) -> Traces:
-    """Hidden files and folders, and when they last changed: a save in progress, or one that was
-    killed.
-    """
+    """Hidden files and folders, and when they last changed: a save in progress, or a killed one."""
     found = set()
     for path in (run / "checkpoints").glob(".*"):
         try:
@@ -51,8 +49,8 @@ def traces(run: Path) -> Traces:
 def content(checkpoint: Path) -> dict[str, Any]:
     """Every tensor, by its type, shape and checksum, and every JSON value.
 
-    Left out are config.toml, which says how many checkpoints to keep, and the index, which has its
-    checksum.
+    Without config.toml, which says how many checkpoints to keep, and the index, which has
+    config.toml's checksum.
     """
     found: dict[str, Any] = {}
     for path in sorted(checkpoint.rglob("*")):
@@ -69,7 +67,7 @@ def content(checkpoint: Path) -> dict[str, Any]:
 
 
 def assert_same(got: Path, expected: Path, but: str = "") -> None:
-    """Bit for bit, `but` one thing."""
+    """Asserts that they are equal bit for bit, except for `but`."""
     mine, theirs = content(got), content(expected)
     mine.pop(but, None), theirs.pop(but, None)
     differing = sorted(

@@ -1,4 +1,4 @@
-"""Time decides nothing: a clock that goes backwards, or files of any age, leave a resumed run the
+"""Time decides nothing: with a clock that goes backwards, or files of any age, a resumed run is the
 same.
 """
 

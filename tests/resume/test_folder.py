@@ -40,7 +40,7 @@ def elsewhere(run: Run, place: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_file_system_that_cannot_be_written(run: Run) -> None:
-    elsewhere(run, Path("/proc/sys"))  # not even by root
+    elsewhere(run, Path("/proc/sys"))  # not writable even by root
     assert_ends(
         run.start(),
         said=["/proc/sys/run", "cannot be written", "set run.dir"],
@@ -76,7 +76,7 @@ def test_two_runs_in_one_folder(
     (whole, _), run = finished(case), Run(case, corpus, tmp_path)
     first = run.start()
     until(first, LONGEST, lambda: bool(first.samples(0)))
-    first.signal(SIGSTOP, range(case.world))  # or it may be over when the second comes
+    first.signal(SIGSTOP, range(case.world))  # otherwise it may be finished when the second starts
     holder = f"process {first.processes[0].pid} on {os.uname().nodename}"
     second = run.start()
     assert_ends(
@@ -98,7 +98,7 @@ def test_a_run_that_was_killed_holds_nothing(run: Run) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_another_versions_checkpoint_is_left_alone(run: Run) -> None:
-    """Not passed over for an older one that this version can read."""
+    """It is not skipped for an older one that this version can read."""
     run.finish()
     newest = saved.steps(run.folder)[-1]
     index = saved.folder(run.folder, newest) / "index.json"

@@ -1,7 +1,7 @@
-"""A disk that fills up ends a run in one line, and costs nothing that was saved.
+"""A disk that fills up ends a run with one line, and loses nothing that was saved.
 
-A rank's disk is full when the system lets it write no file beyond a size (RLIMIT_FSIZE), which
-needs no privilege.
+A full disk is simulated for a rank by limiting the size of its files (RLIMIT_FSIZE), which needs
+no privilege.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tests.resume.problem import STEPS, Case
 from tests.resume.run import LONGEST, SOON, Run, assert_ends, errors, until
 from tests.runs import rows
 
-# bytes: more than metrics.jsonl and TensorBoard's file need, and less than any rank's weights
+# bytes: more than metrics.jsonl and TensorBoard's file need, less than any rank's weights
 FOR_METRICS = 28_000
-CASES = [  # with the rank whose disk it is
+CASES = [  # with the rank whose disk is full
     (Case(2, {"zero": 1}), 1),
     (Case(2, {"pp": 2}, microbatches=2), 0),
     (Case(2, {"tp": 2}), 1),
@@ -29,7 +29,7 @@ CASES = [  # with the rank whose disk it is
 
 
 def fill_disk(job: Job, rank: int, room: int) -> None:
-    """From now on the rank's files are no larger than `room` bytes."""
+    """From now on the rank's files cannot grow beyond `room` bytes."""
     pid = job.processes[rank].pid
     assert pid is not None
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, room))
@@ -63,19 +63,19 @@ def test_a_checkpoint_that_does_not_fit(
 def test_metrics_that_do_not_fit(
     case: Case, corpus: Path, finished: Finished, tmp_path: Path
 ) -> None:
-    # rows, and no checkpoint, come soon after the first
+    # soon after the first, rows are written but no checkpoint
     (whole, _), run = finished(case), Run(case, corpus, tmp_path, checkpoint_every=STEPS // 2)
     job = run.start()
     until(job, LONGEST, lambda: bool(saved.steps(run.folder)))
     fill_disk(job, 0, (run.folder / "metrics.jsonl").stat().st_size + 100)
     statuses = job.wait(SOON)
     assert statuses[0] == 2 and None not in statuses and 0 not in statuses, job.log()
-    # TensorBoard's own thread may have told of its file before
+    # TensorBoard's own thread may have reported its file before
     said = "metrics.jsonl: cannot be written: File too large; make room there"
     assert said in errors(job, 0)[-1], job.log()
     for rank in range(1, case.world):
         (line,) = errors(job, rank)
-        assert "rank is gone" in line, job.log()  # in the middle of its save, or after it
+        assert "rank is gone" in line, job.log()  # while it saves, or after that
     step = saved.resume_point(run.folder)
     assert 0 < step < STEPS and not run.leftovers()
     run.finish()
@@ -84,7 +84,7 @@ def test_metrics_that_do_not_fit(
 
 @pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl"])
 def test_a_run_that_cannot_write_its_files(name: str, corpus: Path, tmp_path: Path) -> None:
-    """Not even to go on: something is in the way."""
+    """Not even to resume: something is in the way."""
     run = Run(Case(2, {"zero": 1}), corpus, tmp_path)
     job = run.start()
     until(job, LONGEST, lambda: bool(saved.steps(run.folder)))

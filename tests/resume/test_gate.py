@@ -1,5 +1,5 @@
-"""Whom a stop lets through while the ranks agree on the step that is saved: the second rank is
-played by the test.
+"""Which updates a stop lets through while the ranks agree on the step to save. The test plays the
+second rank.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pretrain.run.stop import Stop
 
 pytestmark = pytest.mark.smoke  # one process
 
-LONG = 20.0  # seconds that nothing takes here
-SHORT = 0.3  # seconds in which what is not held back would have gone on
+LONG = 20.0  # seconds; nothing here takes that long
+SHORT = 0.3  # seconds after which something that has not continued counts as held back
 
 
 class Running(threading.Thread):
-    """Something that may be held back."""
+    """An action, in a thread, that may be held back."""
 
     def __init__(self, act: Callable[[], object]) -> None:
         super().__init__(daemon=True)
@@ -30,7 +30,7 @@ class Running(threading.Thread):
         self.result = self.act()  # type: ignore[assignment]
 
     def goes_on(self, seconds: float) -> bool:
-        """Whether it comes to its end."""
+        """Whether it finishes within `seconds`."""
         self.join(seconds)
         return not self.is_alive()
 
@@ -47,7 +47,7 @@ def test_no_update_beyond_the_step_that_is_saved(other: int, saved: int) -> None
     update(stop, 4)
     stop._world = 2
     agreement = Running(lambda: stop._agree(stop._connect()))
-    while stop._limit is None and agreement.is_alive():  # it has begun
+    while stop._limit is None and agreement.is_alive():  # until the agreement has begun
         agreement.join(0.001)
     next_step = Running(lambda: update(stop, 5))
     assert not next_step.goes_on(SHORT), "before all have said where they are"

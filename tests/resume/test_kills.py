@@ -1,8 +1,8 @@
-"""Killed at any moment, a run is the same run: real ranks die by SIGKILL, in the middle of saves
-too, and go on.
+"""Killed at any moment and resumed, a run is the same run: real ranks die by SIGKILL, in the middle
+of saves too.
 
-Some twenty kills every day; HYPNOS_KILLS sets their number, and `make test-kills` makes a hundred
-of them.
+About twenty kills by default; HYPNOS_KILLS sets their number, and `make test-kills` makes it a
+hundred.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CASES = [
     Case(2, {"pp": 2}, microbatches=2, precision="bf16", checkpoint_every=3),
     Case(2, {"zero": 3}),
 ]
-# seconds that survivors have who do not know each other yet; a launcher ends them at once
+# seconds that survivors which are not connected yet get to end; a launcher would end them at once
 STARTING = 2.0
 
 
@@ -40,13 +40,13 @@ class Whole:
     """A run that was never killed."""
 
     folder: Path  # with the checkpoint of every step
-    samples: list[list[str]]  # of each rank, the batch of each step
+    samples: list[list[str]]  # for each rank, the batch of each step
     to_start: float  # seconds from the start to the first step
     to_end: float  # seconds from the first step to the end
     saving: float  # seconds that a save takes
 
     def left(self, step: int) -> float:
-        """Seconds that a run should take from a step on."""
+        """Seconds that a run should take from a step to the end."""
         return self.to_start + self.to_end * (STEPS - step) / STEPS
 
 
@@ -74,19 +74,19 @@ def never_killed(case: Case, corpus: Path, root: Path) -> Whole:
 
 
 class Killer:
-    """Kills the incarnations of one run after another, and checks what is left."""
+    """Starts one run again and again, kills it each time, and checks what is left."""
 
     def __init__(
         self, case: Case, corpus: Path, root: Path, whole: Whole, chance: random.Random
     ) -> None:
         self.whole, self.chance = whole, chance
         self.run = Run(case, corpus, root)
-        self.step = 0  # that the next incarnation will go on from
-        # like those; of the last that came to each step
+        self.step = 0  # that the next start will resume from
+        # like `samples`; of each step, as read by the last start that reached it
         self.read: list[list[str]] = [[] for _ in whole.samples]
 
     def live(self, kills: int) -> Counter[str]:
-        """Lives the run through, with at most so many kills; counts them by what they hit."""
+        """Takes the run to its end, with at most `kills` kills; counts them by what they hit."""
         hits: Counter[str] = Counter()
         while self.step < STEPS and hits.total() < kills:
             hits[self.kill_one()] += 1
@@ -98,10 +98,10 @@ class Killer:
         return hits
 
     def kill_one(self) -> str:
-        """Starts an incarnation and kills it; what that hit, "nothing" if it was done before."""
+        """Starts the run and kills it; returns what that hit, "nothing" if it was already done."""
         before = saved.traces(self.run.folder)
         job = self.run.start()
-        saves = -(-(STEPS - self.step) // self.run.case.checkpoint_every)  # that are still to come
+        saves = -(-(STEPS - self.step) // self.run.case.checkpoint_every)  # still to come
         if self.chance.random() < 0.7:
             written = self.chance.random() < 0.5
             self.await_save(job, self.chance.randint(1, min(saves, 3)), written)
@@ -123,8 +123,8 @@ class Killer:
         return {"start-up": "start-up", "evaluates": "evaluation"}.get(last[0], "training")
 
     def await_save(self, job: Job, number: int, written: bool) -> None:
-        """Waits until so many saves have begun, and the last one is about to put what is `written`
-        in its place.
+        """Waits until `number` saves have begun; if `written`, also until the last one has begun to
+        move its files into place.
         """
         old = saved.traces(self.run.folder)
 
@@ -140,15 +140,15 @@ class Killer:
             until(job, LONGEST, lambda: not begun <= drafts())
 
     def check_survivors(self, job: Job) -> None:
-        """Ranks whose neighbour has died end by themselves, once they know it."""
+        """Ranks whose neighbour has died end by themselves once they are connected."""
         training = all(job.samples(r) for r in range(self.run.case.world))
         if None in job.wait(2 * TIMEOUT if training else STARTING):
             assert not training, f"a rank outlives another:\n{job.log()}"
             job.kill()
 
     def check(self, job: Job) -> None:
-        """What was on disk counts, is whole and is what it should be; and the job has read what it
-        should have.
+        """The saved step never goes back; the checkpoint is whole and equals the uninterrupted
+        run's; and the job has read what it should have.
         """
         for r, expected in enumerate(self.whole.samples):
             self.read[r][self.step :] = job.samples(r)
@@ -186,7 +186,7 @@ def test_killed_at_any_moment(case: Case, corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.smoke
 def test_killed_once(corpus: Path, finished: Finished, tmp_path: Path) -> None:
-    """In the middle of training: the rest is read, and the run is the same."""
+    """In the middle of training: the rest of the data is read, and the run is the same."""
     (whole, expected), run = finished(CASES[0]), Run(CASES[0], corpus, tmp_path)
     job = run.start()
     until(job, LONGEST, lambda: len(job.samples(0)) >= STEPS // 2)

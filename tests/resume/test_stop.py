@@ -1,5 +1,5 @@
-"""Told to stop, a run saves the last whole step and ends, wherever it is, and goes on from there
-the same.
+"""Told to stop, a run saves the last whole step and ends, wherever it is; resumed, it is the same
+run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.resume.run import LONGEST, Run, until
 from tests.runs import rows
 
 DEADLINE = 30.0  # seconds; these checkpoints are small
-STOPS = 4  # of a run, every second one in an evaluation
+STOPS = 4  # per run, every second one during an evaluation
 CASES = [
     Case(2, {"zero": 1}, passes=9),
     Case(2, {"pp": 2}, microbatches=2, passes=9),
@@ -36,9 +36,7 @@ def assert_stopped(job: Job, number: Signals, seconds: float = DEADLINE) -> None
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> None:
-    """No checkpoints are due before the end, so that whatever a run has reached was saved because
-    it was told to.
-    """
+    """No checkpoints are due before the end, so whatever is saved was saved because of a stop."""
     chance = random.Random(str(case))
     whole = Run(case, corpus, tmp_path / "whole", checkpoint_every=1, keep=STEPS)
     whole.finish()
@@ -46,7 +44,7 @@ def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> No
     stops, evaluating, step = 0, 0, 0
     while stops < STOPS or not evaluating:
         job = run.start()
-        if stops % 2:  # wait for an evaluation on the way
+        if stops % 2:  # wait for an evaluation
             until(
                 job,
                 LONGEST,
@@ -60,12 +58,12 @@ def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> No
             [(SIGTERM, [0, 1]), (SIGTERM, [1]), (SIGUSR1, [0]), (SIGINT, [0, 1])]
         )
         job.signal(number, ranks)
-        if 0 in job.wait(DEADLINE):  # it had come to its end
+        if 0 in job.wait(DEADLINE):  # it had already finished
             break
         assert_stopped(job, number)
         assert step <= saved.resume_point(run.folder), "what was done is lost"
         step = saved.resume_point(run.folder)
-        evaluated = "state.json: evaluated"  # whether that step's evaluation was over, too
+        evaluated = "state.json: evaluated"  # whether that step's evaluation was also over
         if step:
             saved.assert_same(
                 saved.folder(run.folder, step), saved.folder(whole.folder, step), but=evaluated
@@ -78,10 +76,10 @@ def test_stopped_again_and_again(case: Case, corpus: Path, tmp_path: Path) -> No
 
 
 def test_a_step_that_was_skipped_is_recorded_before_the_end(corpus: Path, tmp_path: Path) -> None:
-    """Verdicts are read a step late, but for the last. Here the first step spoils the weights: no
-    other counts.
+    """Verdicts are read a step late, except the last one. Here the first step ruins the weights, so
+    that all later ones are skipped.
     """
-    # none on the way, before which it would be read, too
+    # no checkpoint before the end, as the verdict would be read before it
     case = Case(2, {"zero": 1}, checkpoint_every=STEPS)
     runs = Run(case, corpus, tmp_path / "whole"), Run(case, corpus, tmp_path / "parts")
     for run in runs:
@@ -105,7 +103,7 @@ def test_a_step_that_was_skipped_is_recorded_before_the_end(corpus: Path, tmp_pa
 
 @pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
 def test_a_long_sleep_is_given_up(ranks: list[int], corpus: Path, tmp_path: Path) -> None:
-    """A step of thousands of passes: it would take minutes to come to its end."""
+    """A step of thousands of passes, which would take minutes to finish."""
     run = Run(Case(2, {"zero": 1}, passes=20_000), corpus, tmp_path, eval_every=100)
     job = run.start()
     until(job, LONGEST, lambda: bool(job.journal(0)) and bool(job.journal(1)))
@@ -130,7 +128,7 @@ def test_it_outlives_who_reads_what_it_says(corpus: Path, tmp_path: Path) -> Non
     run = Run(Case(2, {"zero": 1}, checkpoint_every=STEPS), corpus, tmp_path)
     job = run.start(unread=True)
     until(job, LONGEST, lambda: len(job.samples(0)) > 4)
-    job.signal(SIGHUP, [1])  # its terminal has gone
+    job.signal(SIGHUP, [1])  # its terminal has closed
     assert job.wait(DEADLINE) == [128 + SIGHUP] * 2
     assert saved.resume_point(run.folder) > 1
 
@@ -149,7 +147,7 @@ def test_a_terminal_and_a_launcher_may_both_pass_one_ctrl_c_on(
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(corpus: Path, tmp_path: Path) -> None:
-    """While the other rank, which is stopped, keeps the first one from saving."""
+    """Also while the other rank is suspended, which keeps the first one from saving."""
     run = Run(Case(2, {"zero": 1}, passes=20_000), corpus, tmp_path)
     job = run.start()
     until(job, LONGEST, lambda: bool(job.journal(0)) and bool(job.journal(1)))

@@ -13,7 +13,7 @@ from tests.run import reference
 
 
 def train(zero: int, precision: str, microbatches: int, steps: int) -> reference.Trained:
-    """The engine's counterpart of `reference.train`; every rank takes its rows of each batch."""
+    """The engine's counterpart of `reference.train`; every rank reads its rows of each batch."""
     net = reference.model()
     optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER)
     engine = Engine(net, optimizer, zero=zero, precision=precision, microbatches=microbatches)

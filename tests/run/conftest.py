@@ -26,7 +26,7 @@ SCHEDULE = TrainConfig(
 
 
 def text_runs(corpus: Path, folder: Path) -> MakeConfig:
-    """Text runs in a folder; settings of [train] by name, `name`, `zero`, `eviction` beside."""
+    """Makes text runs in a folder; settings of [train] by name, and `name`, `zero`, `eviction`."""
     shards = corpus / "shards"
 
     def make(name: str, zero: int = 1, eviction: str = "hard", **changes: object) -> Config:
@@ -50,13 +50,13 @@ def text_runs(corpus: Path, folder: Path) -> MakeConfig:
 
 @pytest.fixture
 def text(corpus: Path, tmp_path: Path) -> MakeConfig:
-    """A text run of this test."""
+    """Makes text runs for this test."""
     return text_runs(corpus, tmp_path)
 
 
 @pytest.fixture
 def depo(tmp_path: Path) -> MakeConfig:
-    """A run of the retrieval task."""
+    """Makes runs of the retrieval task."""
 
     def make(name: str, zero: int = 1, **changes: object) -> Config:
         return Config(

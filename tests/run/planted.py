@@ -1,4 +1,4 @@
-"""Numbers that go wrong on one rank: real NaN through the real code."""
+"""Bad numbers on one rank: real NaN through the real code."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NAN = float("nan")
 def planted(
     batches: Collection[int], where: str = "losses", factor: float = NAN
 ) -> Iterator[list[int]]:
-    """Inside, what the last rank computes from these global batches (from 0) is multiplied by
-    `factor`.
+    """In this context, what the last rank computes from these global batches (from 0) is multiplied
+    by `factor`.
 
     Args:
-        where: "losses", which only the last pipeline stage has, or "embedded", of which everything
-            is made.
+        where: "losses", which only the last pipeline stage has, or "embedded", on which everything
+            depends.
     Returns:
-        The batches that have been trained on, in this order.
+        The batches that have been trained on, in order.
     """
     taken: list[int] = []
     whole = getattr(SleepLM, where)

@@ -1,4 +1,4 @@
-"""A plain training loop written without any of ours but the model: one process, one matrix at a
+"""A plain training loop that uses none of our code but the model: one process, one matrix at a
 time.
 """
 
@@ -23,8 +23,8 @@ OPTIMIZER = OptimizerConfig(muon_lr=5e-3, adamw_lr=2e-3, weight_decay=0.1, clip=
 
 
 def model(seed: int = 0) -> SleepLM:
-    """The little hybrid of these tests. Every size is odd enough that no parameter splits evenly
-    over 2 ranks.
+    """The small hybrid of these tests. Its sizes are such that no parameter splits evenly over two
+    ranks.
     """
     return SleepLM(MODEL, SLEEP).initialize(seed)
 
@@ -54,12 +54,12 @@ def orthogonalized(G: torch.Tensor) -> torch.Tensor:
 
 
 def is_matrix_of_body(name: str, p: torch.Tensor) -> bool:
-    """Updated by Muon."""
+    """Whether Muon updates it."""
     return name.startswith("blocks.") and p.dim() == 2 and "conv" not in name
 
 
 class Trained(NamedTuple):
-    """What `steps` steps on batch(0), batch(1), ... give."""
+    """The results of `steps` steps on batch(0), batch(1), ..."""
 
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]

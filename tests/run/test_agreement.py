@@ -15,7 +15,7 @@ from pretrain.run.agreement import on_rank_0
 
 
 def test_storage_that_is_away_is_no_users_error(tmp_path: Path) -> None:
-    """A launcher starts again by that."""
+    """The status makes a launcher start the run again."""
 
     def stale() -> None:
         with writes_user_file(tmp_path):

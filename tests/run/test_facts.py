@@ -70,7 +70,7 @@ def lose_heldout(folder: Path) -> str:
 
 
 def replace_shards(folder: Path) -> str:
-    """By what another `hypnos data prepare` has written."""
+    """Replaces them by the output of another `hypnos data prepare`."""
     shutil.rmtree(folder / "shards/train")
     shutil.copytree(folder / "shards/heldout", folder / "shards/train")
     return "the train shards"
@@ -92,7 +92,7 @@ def test_content_is_compared_and_not_only_its_name(
 
 
 def test_the_code_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A changed line, and a file that is not there."""
+    """A changed line, and a missing file."""
     package = tmp_path / "hypnos_stub"
     package.mkdir()
     (package / "__init__.py").write_text("")

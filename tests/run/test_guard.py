@@ -1,4 +1,4 @@
-"""Numbers that go wrong: who decides, what is recorded, and how a run goes on; on two ranks:
+"""Bad losses and gradients: who decides, what is recorded, and how a run continues; on two ranks:
 test_wrong_numbers.py.
 """
 
@@ -48,7 +48,7 @@ def numbers(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_outcomes_follow_the_running_means() -> None:
-    """Against the plain formula, over a history with every kind of trouble in it."""
+    """Against the plain formula, over a history with every kind of bad step."""
     g = torch.Generator().manual_seed(0)
     history = [
         (2 + float(torch.rand((), generator=g)), 1 + float(torch.rand((), generator=g)))
@@ -78,7 +78,7 @@ def test_outcomes_follow_the_running_means() -> None:
         )
         in_a_row = 0 if accepted else in_a_row + 1
         got = StepOutcome.read(step_filter.outcome)
-        # 10: too early to say what is usual
+        # 10: too early to know the usual values
         assert accepted == (step not in bad or step == 10), step
         assert got[:2] == (accepted, in_a_row)
         assert got[2:] == pytest.approx((loss, norm, *means), rel=1e-6, nan_ok=True)
@@ -186,7 +186,7 @@ def test_spikes_are_skipped_and_a_resumed_run_decides_the_same(
 
 
 def test_a_spoilt_memory_is_not_carried_on(text: MakeConfig) -> None:
-    """Documents of the skipped step go on with zero fast weights, and without kept keys."""
+    """Documents of the skipped step continue with zero fast weights, and without kept keys."""
     with planted({2}, "embedded"):
         run = train(text("memory", eviction="sliding", steps=4, log_every=1), progress=False)
     lanes = {name: t for name, t in tensors(run, 3).items() if name.startswith("state/lanes.b")}
@@ -196,7 +196,7 @@ def test_a_spoilt_memory_is_not_carried_on(text: MakeConfig) -> None:
     assert all(row["loss"] is not None for row in rows(run, "train") if row["step"] != 3)
 
 
-# ---- trouble
+# ---- too many bad steps
 
 
 def guarded(config: Config, then: str = "rollback", limit: int = 2, **changes: Any) -> Config:
@@ -220,13 +220,13 @@ def test_too_many_in_a_row_stop_the_run_with_an_explanation(depo: MakeConfig) ->
     ):
         assert part in message, message
     run = Path(config.run.dir) / "stops"
-    # the one that was under way, too
+    # including the step that was already running
     assert [row["step"] for row in rows(run, "skipped")] == [2, 4, 5, 6]
 
 
 def jumping(at: int, to: int) -> Any:
-    """A stream of text whose batch `at` is followed by batch `to`, in which every document begins
-    afresh.
+    """A text stream that gives batch `to` in place of batch `at`, with every document starting
+    anew there.
     """
     take = TextStream.next
 
@@ -243,14 +243,14 @@ def jumping(at: int, to: int) -> Any:
     return mock.patch.object(TextStream, "next", next_batch)
 
 
-TROUBLE = {4, 5}  # steps 5 and 6; the checkpoint of step 6 makes the host look at once
+TROUBLE = {4, 5}  # batches of steps 5 and 6; the checkpoint of step 6 makes the host look at once
 
 
 def test_a_rollback_goes_on_with_the_data_after_the_trouble(
     text: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same as a run that has never seen those data, and whose open documents then begin with S
-    = 0.
+    """The result is that of a run that never saw those data, and whose open documents then begin
+    with S = 0.
     """
     changes = {"steps": 8, "checkpoint_every": 2, "log_every": 1, "eval_every": 8, "keep": 9}
     with jumping(at=4, to=6):
@@ -269,8 +269,8 @@ def test_a_rollback_goes_on_with_the_data_after_the_trouble(
 
 @pytest.mark.parametrize("every", [slow(1), 2])
 def test_a_batch_that_a_rollback_undoes_comes_again(depo: MakeConfig, every: int) -> None:
-    """Where no checkpoint is due, trouble is known a step late. That step was good: its rows must
-    not be lost.
+    """If no checkpoint is due, a bad streak is noticed one step late. That step was good: its rows
+    must not be lost.
     """
     with planted({3, 4}) as taken:
         run = train(guarded(depo("again", checkpoint_every=every, keep=9)), progress=False)
@@ -284,7 +284,7 @@ AROUND = {"steps": 8, "checkpoint_every": 4, "log_every": 1}
 
 @pytest.fixture(scope="module")
 def went_back(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that meets the trouble and goes back, without any interruption."""
+    """The uninterrupted run that meets the bad batches and rolls back."""
     make = text_runs(corpus, tmp_path_factory.mktemp("whole"))
     with planted(TROUBLE, "embedded"):
         return train(guarded(make("whole", **AROUND)), progress=False)
@@ -294,8 +294,8 @@ def went_back(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
     text: MakeConfig, went_back: Path, killed_before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before batches 5 and 6 there is trouble, before 7 and 8 the run has gone back, and on with
-    batch 6.
+    """Killed before batch 6, a run is in the bad streak; before 7 or 8, it has rolled back and
+    continued with batch 6.
     """
     with planted(TROUBLE, "embedded"):
         config, take = guarded(text("killed", **AROUND)), TextStream.next
@@ -310,7 +310,7 @@ def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
             train(config, progress=False)
     with planted(TROUBLE, "embedded") as taken:
         run = train(config, progress=False)
-    assert taken[0] == (4 if killed_before < 7 else 6)  # a rollback that was made is not made again
+    assert taken[0] == (4 if killed_before < 7 else 6)  # a completed rollback is not repeated
     assert_same(tensors(run, 8), tensors(went_back, 8), 0.0)
     assert position(run, 8) == position(went_back, 8)
     assert rows(run) == rows(went_back)
@@ -323,8 +323,8 @@ def test_a_run_that_was_killed_around_a_rollback_is_the_same_run(
 def test_a_run_that_was_stopped_around_trouble_is_the_same_run(
     text: MakeConfig, went_back: Path, then: str, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after step 5 or 6, whose outcomes nobody has read: the run that goes on must meet the
-    trouble, too.
+    """Stopped after step 5 or 6, whose outcomes have not been read: the resumed run must notice the
+    bad streak too.
     """
 
     class Stopped(Stop):
@@ -360,10 +360,10 @@ def test_a_run_that_was_stopped_around_trouble_is_the_same_run(
 
 
 def test_it_goes_back_to_a_checkpoint_from_before_the_trouble(depo: MakeConfig) -> None:
-    """Those of steps 3 and 4 were taken in the middle of it."""
+    """The checkpoints of steps 3 and 4 were saved during the bad streak."""
     with planted({2, 3, 4}) as taken:
         run = train(guarded(depo("amid", checkpoint_every=1, keep=9), limit=3), progress=False)
-    with planted({2, 3, 4}):  # a run that is interrupted there goes on counting
+    with planted({2, 3, 4}):  # a run that is interrupted there continues counting
         parts = train(
             interrupted(guarded(depo("parts", checkpoint_every=1, keep=9), limit=3)), progress=False
         )
@@ -380,7 +380,7 @@ def test_a_checkpoint_amid_trouble_does_not_replace_the_one_to_go_back_to(depo: 
         config = guarded(depo("replaced", checkpoint_every=1, keep=1), limit=3)
         run = train(config, progress=False)
     assert [row["step"] for row in rows(run, "rollback")] == [2]
-    assert steps(run) == [6]  # when trouble is over, no more are kept than otherwise
+    assert steps(run) == [6]  # after the bad streak, no more are kept than usual
 
 
 def test_it_stops_when_going_back_does_not_help(depo: MakeConfig) -> None:
@@ -390,7 +390,7 @@ def test_it_stops_when_going_back_does_not_help(depo: MakeConfig) -> None:
             UserError, match=r"steps 4 to 6 .* already gone back 2 times to step 3.*\.rollbacks = 2"
         ):
             train(config, progress=False)
-        # three times two steps and the one under way
+        # three times two steps and the one already running
         assert taken == [0, 1, 2] + list(range(3, 12))
     run = Path(config.run.dir) / "hopeless"
     assert [(r["kind"], r["step"], r["rollbacks"]) for r in rows(run) if "rollbacks" in r] == [
@@ -405,7 +405,7 @@ def test_it_stops_when_going_back_does_not_help(depo: MakeConfig) -> None:
 
 
 def test_it_stops_where_there_is_nothing_to_go_back_to(depo: MakeConfig) -> None:
-    """There are checkpoints, but all were taken in the middle of the trouble."""
+    """There are checkpoints, but all were saved during the bad streak."""
     with (
         planted(range(3)),
         pytest.raises(UserError, match=r"steps 1 to 3 .* no good checkpoint to go back to"),

@@ -1,4 +1,4 @@
-"""Further held-out sets: each is judged by itself, as if it were data.heldout."""
+"""Further held-out sets: each is evaluated separately, as if it were data.heldout."""
 
 from __future__ import annotations
 

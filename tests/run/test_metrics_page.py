@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="u
 
 
 def described() -> dict[str, set[str]]:
-    """The keys in the table of each kind of row; under "" those of every row."""
+    """The keys in the table for each kind of row; under "" those in every row."""
     parts = re.split(r"^## (\w+)$", PAGE, flags=re.MULTILINE)
     return {
         kind: set(re.findall(r"^\| `(\w+)`", part, flags=re.MULTILINE))

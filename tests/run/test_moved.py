@@ -1,4 +1,4 @@
-"""A run folder moved elsewhere on its own: it generates, is evaluated, and is trained further."""
+"""A run folder moved elsewhere on its own can generate, be evaluated, and be trained further."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.runs import assert_same_run
 
 
 def written(run: Path) -> str:
-    """What a run's model goes on with after "a"."""
+    """What a run's model generates after "a"."""
     started = continue_text(*open_run(run), "a", Sampling(), max_tokens=5)
     return "".join(piece.text for _, piece in generate(started))
 

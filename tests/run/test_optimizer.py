@@ -1,5 +1,5 @@
-"""The schedule, what Muon takes, and where the shards lie; the updates themselves are in
-test_engine.py.
+"""The schedule, which parameters Muon updates, and where the shards are; the updates themselves are
+in test_engine.py.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_a_decay_by_the_square_root() -> None:
     config = OptimizerConfig(warmup=0, decay=16, decay_shape="sqrt", final_lr=0.2)
     rates = [lr_factor(step, 40, config) for step in range(40)]
     assert rates[:24] == [1.0] * 24
-    gone = [((1.0 - rate) / 0.8) ** 2 for rate in rates[24:]]  # as much each step
+    gone = [((1.0 - rate) / 0.8) ** 2 for rate in rates[24:]]  # grows by the same amount each step
     assert gone == pytest.approx([k / 16 for k in range(1, 17)])
 
 

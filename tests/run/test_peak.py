@@ -1,4 +1,4 @@
-"""The processor's peak rate, which utilisation is measured against."""
+"""The CPU's peak rate, which utilisation is relative to."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Real processes against one: the engine at every ZeRO stage, and whole runs, moved from layout to
-layout.
+"""Several processes compared with one: the engine at every ZeRO stage, and whole runs, moved from
+layout to layout.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def test_ranks_that_share_tokens_measure_what_one_does(depo: MakeConfig, tmp_pat
 
 
 def assert_same_report(run: Path, whole: Path) -> None:
-    """The same run, also in what its ranks have measured together."""
+    """The same run, also in what its ranks have reduced together."""
     assert_same_run(run, whole, 1e-5)
     for mine, theirs in zip(rows(run), rows(whole), strict=True):
         for key in ("kind", "step", "tokens", "passes"):
@@ -94,7 +94,7 @@ LAYOUTS = [
 
 
 def test_runs_move_between_layouts(text: MakeConfig, depo: MakeConfig, tmp_path: Path) -> None:
-    """One process, then four in some layout, or the other way round: the same run, its carried
+    """One process, then four in some layout, or the other way round: the same run, carried
     documents included.
     """
 

@@ -1,4 +1,4 @@
-"""What a run says of its settings: a warm-up it does not finish, a decay that moves, ..."""
+"""What a run remarks on in its settings: a warm-up it does not finish, a decay that moves, ..."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def test_a_trace_of_no_step_is_said() -> None:
     assert line == "train.profile = [301, 310]: not in steps 1 to 300: nothing is traced"
     more = config("train.steps=400", "train.profile=[301, 310]")
     assert "steps 311 to 400" in next(remarks(more, config("train.steps=400"), past))
-    # it has been traced, when the run was there
+    # those steps were traced when the run took them
     assert not list(remarks(more, more, past)) and not list(remarks(traced, None, 0))
 
 
 @pytest.mark.parametrize(
     ("start", "before", "now", "factors"),
     [
-        (300, 300, 400, ("0.991", "0.1")),  # after the decay: tenfold
-        (250, 300, 400, ("1", "0.541")),  # in the middle of it
-        (350, 400, 360, ("0.181", "0.541")),  # brought forward
+        (300, 300, 400, ("0.991", "0.1")),  # after the decay: back up tenfold
+        (250, 300, 400, ("1", "0.541")),  # in the middle of the decay
+        (350, 400, 360, ("0.181", "0.541")),  # the decay begins earlier
     ],
 )
 def test_a_decay_that_moves_is_said(
@@ -108,7 +108,7 @@ def test_a_shape_that_will_not_become_a_gguf_file_says_so_at_the_beginning() -> 
     odd = config("model.delta_key_dim=16", "model.delta_value_dim=32")
     assert [line for line in remarks(odd, None, 0) if "--to gguf` will refuse this model" in line]
     assert not list(remarks(odd, odd, 5)) and not list(remarks(config(), None, 0))
-    odd.data.task = "depo"  # which has no tokenizer: nobody expects such a file
+    odd.data.task = "depo"  # has no tokenizer: nobody expects a GGUF file
     assert not list(remarks(odd, None, 0))
 
 
@@ -122,4 +122,4 @@ def test_an_embedding_too_small_for_sleep_says_so(small: str, mended: str) -> No
     assert line.startswith("the embedding begins at 0.02: ") and f"model.{mended}" in line
     asked, once = config(small, "sleep.passes=2"), config(small, "sleep.passes=1")
     assert not list(remarks(asked, asked, 5)) and not list(remarks(once, None, 0))
-    assert not list(remarks(config(small, "run.init_from=x"), None, 0))  # whose numbers are others
+    assert not list(remarks(config(small, "run.init_from=x"), None, 0))  # has its own scale

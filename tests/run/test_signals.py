@@ -1,4 +1,4 @@
-"""Signals are heard whatever the main thread does, and those that came too early are not lost."""
+"""Signals are handled whatever the main thread does, and early ones are not lost."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def held() -> set[int]:
-    """What does not reach this thread, nor a process that it starts."""
+    """The signals blocked in this thread and in processes that it starts."""
     return signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.fixture
 def mask() -> Iterator[None]:
-    """As it was, afterwards."""
+    """Restores the signal mask afterwards."""
     before = held()
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -64,7 +64,7 @@ def test_what_may_be_timed_holds_it_from_the_first_moment(
 
 
 def test_time_that_is_up_before_training_begins_is_no_failure() -> None:
-    """The signal is there before the process itself is."""
+    """The signal is pending before the program starts."""
 
     def timed() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])

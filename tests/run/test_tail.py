@@ -1,4 +1,4 @@
-"""Reading a file backwards from its end: every line once, wherever the blocks cut."""
+"""Reading a file backwards from its end gives every line once, wherever blocks begin."""
 
 from __future__ import annotations
 

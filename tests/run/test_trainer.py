@@ -56,7 +56,7 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     assert sorted(kinds, key=str) == sorted(evaluations + training, key=str)
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-3])
     assert row["kind"] == "train" and row["tokens"] == 6 * 4 * 24
-    assert row["loss_per_window"][0] is None  # nothing is asked in the window of edges
+    assert row["loss_per_window"][0] is None  # nothing is scored in the window of edges
     assert row["loss"] == pytest.approx(sum(row["loss_per_window"][1:]) / 2)
     assert row["wake_tokens_per_s"] == pytest.approx(row["tokens_per_s"])
     # one window of three, N = 2
@@ -68,13 +68,13 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     assert "step 6/6  loss " in log and "held-out loss" in log and "eta" in log
     train(config)
     assert "has already finished, at step 6; raise" in capsys.readouterr().err
-    assert len((run / "origins.jsonl").read_text().splitlines()) == 1  # what trains nothing is none
+    assert len((run / "origins.jsonl").read_text().splitlines()) == 1  # only if it trains
 
 
 def test_an_evaluation_is_no_training_time(
     depo: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also that before the first step, which is taken to last 1,000 s, as is each."""
+    """Nor is the one before the first step; each evaluation seems to take 1,000 s here."""
     evaluate, late = trainer.evaluate, [0.0]
 
     def long(*given: Any) -> None:
@@ -91,7 +91,7 @@ def test_an_evaluation_is_no_training_time(
 
 
 def test_steps_are_traced(depo: MakeConfig) -> None:
-    """Those that are asked for, or what a run that ends among them has done."""
+    """The requested steps, or those of them that the run reaches."""
     run = train(depo("traced", steps=3, profile=[2, 9]), progress=False)
     (path,) = (run / "profile").iterdir()
     assert path.name == "steps-2-to-9-rank-0.json.gz"
@@ -111,7 +111,7 @@ def test_the_last_evaluation_tries_each_number_of_passes(depo: MakeConfig) -> No
     assert len({row["loss"] for row in evaluated[-4:]}) == 4
 
 
-@pytest.mark.slow  # in a process of its own; on ranks of a launcher: tests/resume
+@pytest.mark.slow  # a process of its own; for ranks under a launcher see tests/resume
 def test_text_resumes_bit_for_bit_in_a_new_process(text: MakeConfig) -> None:
     expected = train(text("whole"), progress=False)
     assert any(name.startswith("state/lanes.") for name in tensors(expected, 3)), (
@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 def test_a_future_that_was_given_up_is_no_past(
     depo: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who goes back by hand goes on from there, also after damage; and nothing is lost."""
+    """A run sent back by hand continues from there, also after damage; and nothing is lost."""
     config = depo("back", checkpoint_every=1, keep=4)
     run = train(config, progress=False)
     checkpoints = run / "checkpoints"
@@ -199,7 +199,7 @@ def test_a_future_that_was_given_up_is_no_past(
 
 
 def test_settings_that_change_the_result_are_refused(depo: MakeConfig) -> None:
-    """By the command; which those are, and how each is named: tests/config/test_fields.py."""
+    """By the command. Which ones, and how each is named: see tests/config/test_fields.py."""
     train(depo("parts", steps=3, eval_every=9), progress=False)
     for section, name, value, message in (
         ("sleep", "passes", 3, r"step-3 cannot be used with sleep\.passes = 3 \(was 2\)"),
@@ -241,7 +241,7 @@ def test_a_run_that_cannot_sleep_says_so(
     depo: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = depo("forgetful", steps=1)
-    config.model.decay_init = (200.0, 300.0)  # everything is forgotten from one token to the next
+    config.model.decay_init = (200.0, 300.0)  # S decays completely from one token to the next
     run = train(config)
     assert "warning: sleep changes nothing" in capsys.readouterr().err
     assert [row["step"] for row in rows(run) if row["kind"] == "warning"] == [1]
@@ -260,7 +260,7 @@ def test_a_file_system_without_locks_is_named_once(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     config = depo(f"unlocked-{number}", steps=4, checkpoint_every=2)
-    with planted({2, 3}):  # a rollback takes the folder no second time
+    with planted({2, 3}):  # a rollback does not lock the folder again
         train(replace(config, guard=GuardConfig(limit=2, then="rollback")), progress=False)
     (line,) = capfd.readouterr().err.splitlines()
     assert f"lock: the file system has no locks ({os.strerror(number)})" in line

@@ -1,5 +1,5 @@
-"""Numbers that go wrong on one of two real ranks: both skip the step, both go back, and they equal
-one process.
+"""Bad losses and gradients on one of two real ranks: both skip the step, both roll back, and the
+result equals one process's.
 """
 
 from __future__ import annotations
@@ -44,6 +44,6 @@ def test_both_ranks_decide_alike(
     run_ranks(2, compare, engine, configs)
     for config in configs:
         mine, theirs = tmp_path / config.run.name, expected[config.data.task]
-        for kind in ("skipped", "rollback"):  # the samples of both ranks, too
+        for kind in ("skipped", "rollback"):  # with the samples of both ranks
             assert rows(mine, kind) == rows(theirs, kind)
         assert_same_run(mine, theirs, 1e-5)

@@ -1,4 +1,4 @@
-"""What two ranks compare with one process; for test_ranks.py."""
+"""Comparisons of two ranks with one process; for test_ranks.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def compare(whole: dict[str, Any]) -> None:
     """The engine at every stage, with one row and with two rows per backward.
 
     Args:
-        whole: the fields of what `reference.train` gives.
+        whole: the fields of what `reference.train` returns.
     """
     mesh.initialize()
     expected = reference.Trained(**whole)
@@ -38,7 +38,7 @@ def compare(whole: dict[str, Any]) -> None:
 
 
 def check_near_ties() -> None:
-    """The likeliest of two tokens whose probabilities are the same in fp32, on ranks that share the
+    """The likeliest of two tokens with equal probabilities in fp32, on ranks that split the
     vocabulary.
     """
     mesh.initialize(tp=2)

@@ -1,4 +1,4 @@
-"""Two ranks of which the second one's numbers go wrong; for test_wrong_numbers.py."""
+"""Two ranks, the second with bad losses and gradients; for test_wrong_numbers.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.run import reference
 from tests.run.planted import NAN, planted
 from tests.runs import assert_same, train_all
 
-# By step, what the second rank's loss is multiplied by before backward, and what it reports of it.
+# By step, factors of the second rank's loss: before backward, and in what it reports.
 FAULTS = {
     1: (NAN, 1.0),
     3: (50.0, 1.0),
@@ -28,7 +28,7 @@ FAULTS = {
     6: (1.0, 50.0),
 }
 STEPS, SPIKE = 8, 5.0
-TROUBLE = {1, 4, 5}  # batches of the runs
+TROUBLE = {1, 4, 5}  # the runs' bad batches
 COMBINATIONS = [(zero, precision, False) for precision in ("fp32", "bf16") for zero in range(4)] + [
     (zero, "fp32", True) for zero in (1, 2, 3)
 ]
@@ -37,13 +37,11 @@ COMBINATIONS = [(zero, precision, False) for precision in ("fp32", "bf16") for z
 class Steps(NamedTuple):
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
-    sums: Tensor  # that the running means come from
+    sums: Tensor  # from which the running means are computed
 
 
 def steps(zero: int, precision: str, offload: bool, wrong: bool) -> Steps:
-    """Trains on batch(0) .. batch(STEPS - 1), with numbers that go wrong or without the batches of
-    those.
-    """
+    """Trains on batch(0) .. batch(STEPS - 1), with FAULTS (`wrong`) or without those batches."""
     net = reference.model()
     optimizer = MuonAdamW(net.named_parameters(), reference.OPTIMIZER, SPIKE)
     engine = Engine(net, optimizer, zero=zero, precision=precision, offload=offload)
@@ -82,8 +80,8 @@ def steps(zero: int, precision: str, offload: bool, wrong: bool) -> Steps:
 
 
 def state(engine: Engine, optimizer: MuonAdamW, zero: int) -> list[Tensor]:
-    """What a skipped step must leave as it was on this rank. (Between steps ZeRO 3 has no weights
-    but the masters.)
+    """What a skipped step must not change on this rank. (Between steps, ZeRO 3 has no weights but
+    the masters.)
     """
     weights = list(engine.model.parameters()) if zero < 3 else []
     return [
@@ -96,10 +94,10 @@ def state(engine: Engine, optimizer: MuonAdamW, zero: int) -> list[Tensor]:
 
 
 def compare(expected: dict[str, Any], configs: list[Config]) -> None:
-    """A rank's part: the engine in every way it can be set up, then the runs.
+    """A rank's part: the engine in every configuration, then the runs.
 
     Args:
-        expected: the fields of what `steps` gives in one process.
+        expected: the fields of what `steps` returns in one process.
     """
     mesh.initialize()
     guard.WARMUP_STEPS = 1

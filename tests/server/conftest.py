@@ -18,7 +18,7 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """One for all tests that leave it as it is."""
+    """One server for all tests that do not change it."""
     with serving(run, tmp_path_factory.mktemp("store")) as found:
         yield found
 

@@ -1,4 +1,4 @@
-"""A server in this process, as the real client meets it: over HTTP, on a port of its own."""
+"""A server in this process, used by the real client over HTTP, on its own port."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAME, WINDOW = "tiny", 16
 
 
 def make_run(corpus: Path, folder: Path, window: int = WINDOW) -> Path:
-    """A run whose model is nearly as it was drawn, and remembers: its decays are slow."""
+    """A run whose model has hardly been trained, and remembers: its decays are slow."""
     config = Config(
         run=RunConfig(name=NAME, dir=str(folder)),
         model=ModelConfig(
@@ -58,12 +58,12 @@ def make_run(corpus: Path, folder: Path, window: int = WINDOW) -> Path:
 
 @dataclass
 class Serving:
-    """Where it is, and what it is made of."""
+    """A running server's address and parts."""
 
     url: str
     service: Service
     server: Server
-    clients: ExitStack  # those that were given out, to be closed with the server
+    clients: ExitStack  # clients to be closed with the server
 
     def client(self, key: str = "a key", **options: Any) -> openai.OpenAI:
         return self.clients.enter_context(
@@ -72,7 +72,7 @@ class Serving:
 
 
 async def nothing() -> None:
-    """Instead of a request that warms the server up."""
+    """In place of the request that warms the server up."""
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def serving(
     max_body: int = 10**6,
     answer_limit: int = 10**5,
 ) -> Iterator[Serving]:
-    """The application of `hypnos serve`, until the end of the block."""
+    """Runs the application of `hypnos serve` until the end of the block."""
     with store_lock(store), socket.create_server(("127.0.0.1", 0)) as listener:
         decoder, tokenizer = open_run(run)
         form = chat_form(tokenizer)

@@ -25,7 +25,7 @@ LONG = "the window sleeps and the memory writes what the day has read " * 3
 
 
 def continued(served: Serving, text: str, count: int, **options: Any) -> str:
-    """What `hypnos generate` would write."""
+    """What `hypnos generate` would produce."""
     s = served.service
     started = continue_text(
         s.decoder, s.tokenizer, text, Sampling(temperature=0), max_tokens=count, **options
@@ -34,7 +34,7 @@ def continued(served: Serving, text: str, count: int, **options: Any) -> str:
 
 
 def asked(*contents: str) -> list[Any]:
-    """Messages of a user and an assistant in turn."""
+    """Alternating messages of a user and an assistant."""
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
 
@@ -52,7 +52,7 @@ def test_a_completion_is_what_generate_writes(served: Serving, client: openai.Op
     assert said.usage is not None
     read = len(served.service.tokenizer.encode(LONG))
     assert (said.usage.prompt_tokens, said.usage.completion_tokens) == (read, 40)
-    assert said.usage.wake_tokens == read + 39  # the last token has nobody to read it
+    assert said.usage.wake_tokens == read + 39  # the last token is not read any more
     assert said.usage.sleep_passes == (read + 39) // WINDOW * 2
 
     ids = served.service.tokenizer.encode(LONG)
@@ -76,7 +76,7 @@ def test_completions_of_several_prompts_with_echo(served: Serving, client: opena
 
 
 def test_echo_tells_how_likely_the_prompt_was(served: Serving, client: openai.OpenAI) -> None:
-    """As lm-evaluation-harness asks: beside a session that reads token by token, and sleeps."""
+    """As lm-evaluation-harness asks; compared with a session that reads by token and sleeps."""
     decoder, tokenizer = served.service.decoder, served.service.tokenizer
     ids = tokenizer.encode(LONG)
     session, expected = Session(decoder), []
@@ -109,7 +109,7 @@ def test_echo_tells_how_likely_the_prompt_was(served: Serving, client: openai.Op
 def test_a_completion_that_ends_at_once_has_the_score_of_its_end(
     served: Serving, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """lm-evaluation-harness takes the last score of all for the one token that it asks for."""
+    """lm-evaluation-harness takes the last of all scores for the one token that it requests."""
     eos = served.service.tokenizer.eos
 
     def ends(self: Sampler, logits: Tensor, *_: Any) -> Choice:
@@ -141,7 +141,7 @@ def test_seeds_repeat_and_differ(client: openai.OpenAI) -> None:
 
 
 def test_what_ends_an_answer_is_the_clients_to_say(served: Serving, client: openai.OpenAI) -> None:
-    """Fields that OpenAI has not: as benchmarks of vLLM send them."""
+    """Fields that OpenAI lacks, as vLLM's benchmarks send them."""
 
     def said(liked: int, most: int = 7, **more: Any) -> tuple[str, int, str]:
         answer = client.completions.create(
@@ -159,7 +159,7 @@ def test_what_ends_an_answer_is_the_clients_to_say(served: Serving, client: open
     assert said(usual)[:2] == ("length", 7)
     assert said(usual, stop_token_ids=[usual]) == ("stop", 0, "")
     assert said(usual, stop_token_ids=[usual], min_tokens=2)[:2] == ("stop", 2)
-    # off go two for each time, and two once: after 49 of them another is as likely
+    # minus two per occurrence, and two once: after 49 occurrences another token is as likely
     held = said(usual, most=70, frequency_penalty=2, presence_penalty=2)[2]
     assert said(usual, most=70)[2].startswith(held[:20]) and held != said(usual, most=70)[2]
     for wrong in ({"stop_token_ids": [tokenizer.vocab_size]}, {"logit_bias": {"99999": 1}}):
@@ -203,14 +203,14 @@ def test_a_history_that_is_resent_goes_on_from_what_is_stored(client: openai.Ope
     assert cached == first.usage.total_tokens
     assert second.usage.wake_tokens < 50
 
-    # the same by the id, and again, streamed: what is stored stays as it is
+    # the same with the id, and again as a stream: what is stored does not change
     by_id = {"input": "and then?", "previous_response_id": first.id, **GREEDY}
     assert client.responses.create(**by_id).output_text == second.choices[0].message.content
     stream = client.chat.completions.create(messages=history, stream=True, **GREEDY)
     parts = [chunk.choices[0].delta.content or "" for chunk in stream]
     assert "".join(parts) == second.choices[0].message.content
 
-    # another history shares the long beginning alone
+    # another history shares only the long beginning
     other = client.chat.completions.create(messages=asked(LONG, "no", "why?"), **GREEDY)
     assert other.usage and other.usage.prompt_tokens_details
     beginning = other.usage.prompt_tokens_details.cached_tokens or 0
@@ -218,7 +218,7 @@ def test_a_history_that_is_resent_goes_on_from_what_is_stored(client: openai.Ope
 
 
 def test_what_is_cached_changes_no_answer(served: Serving) -> None:
-    """A client whose beginning is stored, and one that nothing is known of."""
+    """A client whose prefix is stored, and a new client."""
     messages: Any = [{"role": "system", "content": LONG}, *asked("who?")]
 
     def said(key: str) -> tuple[str | None, int | None]:
@@ -237,7 +237,7 @@ def test_a_stop_string_ends_an_answer_and_is_not_remembered(client: openai.OpenA
     text, scores = whole.choices[0].message.content or "", whole.choices[0].logprobs
     assert scores and scores.content and whole.usage
     tokens = [score.token for score in scores.content]
-    # three tokens of ASCII: when the last has come, the first two have been read
+    # three ASCII tokens: when the last has come, the first two have been read
     first, stop = next(
         (k, stop)
         for k in range(2, 58)
@@ -285,7 +285,7 @@ def test_responses_fork_from_any_earlier_id(client: openai.OpenAI) -> None:
         client.responses.retrieve(two.id)
     with pytest.raises(openai.NotFoundError):
         after(two.id, "more")
-    assert after(three.id, "more").output_text  # a session is whole by itself
+    assert after(three.id, "more").output_text  # a session needs no earlier ones
 
 
 def test_a_streamed_response_has_every_event_in_order(client: openai.OpenAI) -> None:
@@ -319,18 +319,18 @@ def test_a_conversation_is_a_name_for_its_last_turn(client: openai.OpenAI) -> No
     one = client.responses.create(input="one", conversation=conversation.id, **GREEDY)
     two = client.responses.create(input="two", conversation=conversation.id, store=False, **GREEDY)
     with pytest.raises(openai.NotFoundError):
-        client.responses.retrieve(two.id)  # it is in the conversation alone
+        client.responses.retrieve(two.id)  # it exists only in the conversation
     more: Any = [{"type": "message", "role": "user", "content": text} for text in ("three", "3")]
     added = client.conversations.items.create(conversation.id, items=more)
     listed = list(client.conversations.items.list(conversation.id, order="asc"))
     said = [i.content[0].text for i in listed]  # type: ignore[union-attr]
     assert said == [LONG, "one", one.output_text, "two", two.output_text, "three", "3"]
-    assert added.data == listed[-2:] and not added.has_more  # those alone, in their order
+    assert added.data == listed[-2:] and not added.has_more  # only those, in order
     assert (added.first_id, added.last_id) == (listed[-2].id, listed[-1].id)
     one_more = client.conversations.items.create(conversation.id, items=more[:1])
     assert len(one_more.data) == 1 and not one_more.has_more
 
-    # the same as the chain of ids, and as the history resent
+    # the same as with a chain of ids, and with a resent history
     first = client.responses.create(input=items, instructions=None, max_output_tokens=1, **GREEDY)
     assert first.output_text is not None
     history: Any = [{"role": "system", "content": LONG}, *asked("one")]
@@ -362,7 +362,7 @@ def test_n_is_chosen_by_session_and_matters(client: openai.OpenAI) -> None:
 
 
 def test_a_full_window_is_slept_over_while_idle(served: Serving, client: openai.OpenAI) -> None:
-    """The answer does not wait for the sleep of the window that its last token fills."""
+    """The answer does not wait for the sleep over the window that its last token fills."""
     start = client.responses.create(input="a", max_output_tokens=1, **GREEDY)
     left = -(start.usage.total_tokens - 1) % WINDOW  # type: ignore[union-attr]
     end = client.responses.create(input="a", max_output_tokens=1 + left, **GREEDY)

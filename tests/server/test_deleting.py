@@ -1,4 +1,4 @@
-"""DELETE is for good, and for what nobody has an id of; what goes on from it goes on."""
+"""DELETE is final, and includes data without ids; what continues from the deleted still works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def user(content: str) -> Any:
 
 
 def test_what_is_deleted_leaves_no_text_on_the_disk(run: Path, tmp_path: Path) -> None:
-    """Also not that of long inputs, further choices and conversations, which have no ids."""
+    """Nor that of long inputs, further choices and conversations, which have no ids."""
 
     def holding(secret: str) -> int:
         return sum(secret.encode() in path.read_bytes() for path in tmp_path.glob("[!.]*"))
@@ -64,7 +64,7 @@ def test_what_others_go_on_from_is_kept_until_the_last_is_deleted(
 
 
 def test_a_conversation_whose_last_turn_is_gone(run: Path, tmp_path: Path) -> None:
-    """Ends with the one before; where that is missing, it is said of the conversation."""
+    """It ends with the turn before; if that is missing, the error names the conversation."""
     with serving(run, tmp_path) as served:
         client = served.client()
         conversation = client.conversations.create()

@@ -21,7 +21,7 @@ ASK: dict[str, Any] = {"model": NAME, "temperature": 0}
 
 
 def test_together_as_alone(served: Serving) -> None:
-    """Of different lengths, N, kinds and ends; some wait for a place, some for their sleep."""
+    """With different lengths, N, kinds and ends; some wait for a slot, some for their sleep."""
     client = served.client()
 
     def said(number: int) -> str:
@@ -66,7 +66,7 @@ def test_what_prometheus_reads(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_long_input_does_not_keep_others_waiting(served: Serving) -> None:
-    """It is read a window at a time: another answer comes while it is being read."""
+    """It is read one window at a time: another answer is produced meanwhile."""
     client, order = served.client(), list[str]()
 
     def long() -> None:
@@ -114,7 +114,7 @@ def test_what_fails_fails_alone(
 
 
 def test_a_file_that_is_gone_or_damaged_is_read_anew(run: Path, tmp_path: Path) -> None:
-    """A history whose beginning was stored in it has its answer all the same."""
+    """A history whose beginning was stored in it is still answered."""
     messages = [{"role": "user", "content": "day " * 60}]
     with serving(run, tmp_path) as found:
         client = found.client(timeout=60)

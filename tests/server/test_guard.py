@@ -95,7 +95,7 @@ def test_one_client_cannot_see_anothers(served: Serving) -> None:
         lambda: yours.conversations.delete(conversation.id),
         lambda: yours.chat.completions.retrieve(chat.id),
         lambda: yours.chat.completions.delete(chat.id),
-        lambda: mine.responses.retrieve(conversation.id),  # ids are of a kind
+        lambda: mine.responses.retrieve(conversation.id),  # ids of different kinds
         lambda: mine.responses.retrieve(chat.id),
     ):
         with pytest.raises(openai.NotFoundError) as refused:
@@ -121,7 +121,7 @@ def test_keys(run: Path, tmp_path: Path) -> None:
 
 
 def test_without_keys_a_page_elsewhere_cannot_ask(served: Serving) -> None:
-    """As a browser would that has been told that evil.example is 127.0.0.1, or posts a form."""
+    """As if a browser resolved evil.example to 127.0.0.1 (DNS rebinding), or posted a form."""
     answer = httpx2.get(f"{served.url}/v1/models", headers={"Host": "evil.example:80"})
     assert answer.status_code == 403
     body = '{"model": "tiny", "prompt": "a"}'
@@ -199,7 +199,7 @@ def test_a_conversation_has_one_answer_at_a_time(served: Serving) -> None:
         next(iter(stream))
         with pytest.raises(openai.ConflictError):
             client.responses.create(**ask)
-    for _ in range(100):  # until the server knows that the client has gone
+    for _ in range(100):  # until the server notices that the client is gone
         if conversation.id not in served.service.locked:
             break
         threading.Event().wait(0.05)
@@ -208,7 +208,7 @@ def test_a_conversation_has_one_answer_at_a_time(served: Serving) -> None:
 
 
 def gone(served: Serving) -> float:
-    """Answers that nobody waited for, as /metrics counts them."""
+    """The number of abandoned answers, as counted in /metrics."""
     registry = served.service.engine.meters.registry
     return registry.get_sample_value("hypnos_answers_total", {"reason": "cancelled"}) or 0
 
@@ -223,7 +223,7 @@ def test_a_client_that_goes_away_frees_its_place(
             threading.Event().wait(0.05)
         raise AssertionError("an answer goes on that nobody waits for")
 
-    with serving(run, tmp_path) as served:  # its own: others' clients go away, too
+    with serving(run, tmp_path) as served:  # its own, as other tests' clients also go away
         monkeypatch.setattr(served.service.tokenizer, "eos", -1)  # no answer ends by itself
 
         def active() -> int:
@@ -238,7 +238,7 @@ def test_a_client_that_goes_away_frees_its_place(
             f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         )
         port = int(served.url.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as waits:  # for the whole answer
+        with socket.create_connection(("127.0.0.1", port)) as waits:  # not streamed
             waits.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
             until(lambda: active() == 1)
         until(lambda: not active() and gone(served) == 2)

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: every id that was told goes on, and says what it would have said.
+"""kill -9 at any moment: every id that a client received can be continued, with the same answers.
 
 HYPNOS_KILLS=100 kills more often than by default.
 """
@@ -33,7 +33,7 @@ GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0, "max_output_tokens": 
 
 @dataclass
 class Process:
-    """`hypnos serve`, a process that is killed and started again."""
+    """A `hypnos serve` process that is killed and restarted."""
 
     run: Path
     store: Path
@@ -78,7 +78,7 @@ def process(run: Path, store: Path) -> Iterator[Process]:
 
 
 def steps() -> list[str]:
-    """A long text in parts, some ten thousand tokens, and a question after each second one."""
+    """A long text in parts, about ten thousand tokens, with a question after every second part."""
     parts = []
     for i in range(PARTS):
         parts.append("".join(make_texts(20, seed=i)))
@@ -134,7 +134,7 @@ def test_a_server_that_is_killed_says_what_another_says(long_run: Path, tmp_path
 
         server.kill()
         server.start()
-        # here, not later: an answer that is being written down has a draft, too
+        # here, not later: an answer that is being stored also has a draft
         assert not list((tmp_path / "killed").glob(".*.draft"))
         begin = time.perf_counter()
         stream = server.client.responses.create(
@@ -150,7 +150,7 @@ def test_a_server_that_is_killed_says_what_another_says(long_run: Path, tmp_path
 def _try(
     server: Process, text: str, last: str | None, answers: list[openai.types.responses.Response]
 ) -> None:
-    """A request, to a server that may be killed."""
+    """Sends a request to a server that may be killed."""
     try:
         answers.append(ask(server.client, text, last))
     except openai.APIConnectionError:

@@ -25,7 +25,7 @@ ASK: dict[str, Any] = {"model": NAME, "temperature": 0, "prompt": "a"}
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """It holds soon."""
+    """Waits until the condition holds; it must hold soon."""
     end = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < end, "it does not hold"
@@ -34,7 +34,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def under_way(served: Serving, **ask: Any) -> Iterator[openai.Stream[openai.types.Completion]]:
-    """An answer that comes all the while, unless it is given up."""
+    """An answer that is streamed during the block, and abandoned at its end."""
     with served.client().completions.create(
         **ASK | {"max_tokens": 5000, "stream": True} | ask
     ) as stream:
@@ -44,8 +44,8 @@ def under_way(served: Serving, **ask: Any) -> Iterator[openai.Stream[openai.type
 
 @pytest.fixture
 def memories(monkeypatch: pytest.MonkeyPatch) -> weakref.WeakSet[SessionMemory]:
-    """Those that are made from now on, as long as they last. (A walk over all of Python's objects
-    meets some that other threads have not finished.)
+    """The memories created from now on, as long as they live. (A walk over all Python objects would
+    meet some that other threads have not finished.)
     """
     made = weakref.WeakSet[SessionMemory]()
     make, copy = SessionMemory.__init__, SessionMemory.copy
@@ -69,7 +69,7 @@ def test_a_request_that_has_ended_leaves_no_memory(
     memories: weakref.WeakSet[SessionMemory],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At once, not when Python next looks for cycles: on a GPU it would be gigabytes by then."""
+    """Freed at once, not at Python's next garbage collection: on a GPU that would be gigabytes."""
     choose, client = Sampler.choose, served.client()
 
     def fails_at_top_k_7(self: Sampler, logits: Tensor, *rest: Any) -> Choice:
@@ -86,7 +86,7 @@ def test_a_request_that_has_ended_leaves_no_memory(
             pass
 
     monkeypatch.setattr(Sampler, "choose", fails_at_top_k_7)
-    monkeypatch.setattr(log, "exception", lambda *_, **__: None)  # pytest keeps what is logged
+    monkeypatch.setattr(log, "exception", lambda *_, **__: None)  # pytest would keep what is logged
     message: Any = {"role": "user", "content": "day " * 40}
     chat: Any = {"model": NAME, "messages": [message], "max_tokens": 3}
     gc.disable()
@@ -121,7 +121,7 @@ def test_every_answer_takes_a_place_of_the_batch(run: Path, tmp_path: Path) -> N
 
 
 def test_a_request_waits_in_one_place(run: Path, tmp_path: Path) -> None:
-    """Its inputs are answered one after the other, where there is no room for more."""
+    """Its inputs are answered one after the other if there is no room for more."""
     with serving(run, tmp_path, batch=1, queue=1) as served:
         said = served.client().completions.create(**ASK | {"prompt": ["a"] * 5, "max_tokens": 2})
         assert len(said.choices) == 5 and len({choice.text for choice in said.choices}) == 1
@@ -157,9 +157,9 @@ def test_who_goes_away_while_waiting_gives_its_place_back(
         engine, goes_on = served.service.engine, threading.Event()
         with under_way(served), ExitStack() as at_the_end:
             at_the_end.callback(goes_on.set)
-            monkeypatch.setattr(engine, "_answer", goes_on.wait)  # a step that takes long
+            monkeypatch.setattr(engine, "_answer", goes_on.wait)  # a long step
             assert is_let_in()
-            until(is_let_in)  # before anybody asks how many wait, which counts them anew
+            until(is_let_in)  # before `load` is read, which recounts those waiting
             until(lambda: engine.load["waiting"] == 0)
 
 
@@ -176,7 +176,7 @@ def test_what_is_refused_has_taken_no_memory(
             waits = threading.Thread(target=lambda: client.completions.create(**ASK))
             waits.start()
             until(lambda: served.service.engine.load["waiting"] == 1)
-            # what waits has none, either; the answer has two while text is held back
+            # a waiting request has none either; the answer has two while text is held back
             until(lambda: len(memories) == 1)
             loads = list[object]()
             monkeypatch.setattr(served.service.store, "session", lambda *ask: loads.append(ask))

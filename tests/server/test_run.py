@@ -1,4 +1,4 @@
-"""Where a server cannot listen, and names that hold a slash."""
+"""Addresses where a server cannot listen, and names with a slash."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ LEAST: list[tuple[type[Request], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("schema", "least"), LEAST)
 def test_null_is_as_good_as_nothing(schema: type[Request], least: dict[str, Any]) -> None:
-    """As clients send what their users have left out."""
+    """Clients send null for what their users leave out."""
     optional = [*schema.model_fields.keys() - least.keys(), *schema.unsupported]
     given = schema.model_validate(least | dict.fromkeys(optional))
     assert given == schema.model_validate(least)
@@ -38,7 +38,7 @@ def test_null_is_as_good_as_nothing(schema: type[Request], least: dict[str, Any]
 
 @pytest.mark.parametrize("least", [least for schema, least in LEAST if schema is ChatRequest])
 def test_an_answer_can_be_resent_as_a_client_holds_it(least: dict[str, Any]) -> None:
-    """OpenAI's client dumps fields that the server has not sent, as null."""
+    """OpenAI's client dumps fields that the server did not send as null."""
     names = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content")
     answer = {"role": "assistant", "content": "b", **dict.fromkeys(names)}
     said = ChatRequest.model_validate(least | {"messages": [MESSAGE, answer]})

@@ -1,4 +1,4 @@
-"""A stopping server lets answers finish that are nearly done, and tells the other clients."""
+"""A stopping server finishes answers that are nearly done, and informs the other clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ASK: dict[str, Any] = {"model": NAME, "temperature": 0}
 def test_who_asked_is_told(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a long answer in a stream and as a whole, and of one that waits; a short one ends."""
+    """For a long answer, streamed or whole, and for one that waits; a short one is finished."""
     monkeypatch.setattr(run_module, "DRAIN_S", 2.0)
     told = dict[str, Any]()
 

@@ -1,4 +1,4 @@
-"""What is stored is there whole, as much of it as there is room for, and for its owner alone."""
+"""What is stored is complete, limited by the room for it, and available only to its owner."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def opened(folder: Path, decoder: Decoder, limit: int = LIMIT) -> SessionStore:
 
 
 def put(store: SessionStore, *tokens: int, digest: str = "") -> str:
-    """Of the owner "me"; gives the id."""
+    """Stores a session of the owner "me"; returns the id."""
     session = Session(store.decoder)
     session.read(tokens)
     entry = Entry(
@@ -65,7 +65,7 @@ def test_the_least_recently_used_go_first(tmp_path: Path, decoder: Decoder) -> N
     store = opened(tmp_path, decoder)
     ids = [put(store, i) for i in range(4)]
     each = store.size // 4
-    for at, id in enumerate(ids):  # a file system may know no more than seconds
+    for at, id in enumerate(ids):  # a file system may have a resolution of seconds
         os.utime(tmp_path / f"{id}.safetensors", (at, at))
     store.session("me", ids[0])
     limited = opened(tmp_path, decoder, limit=3 * each + each // 2)
@@ -115,7 +115,7 @@ def test_what_is_deleted_does_not_come_back(tmp_path: Path, decoder: Decoder) ->
     id = put(store, 1, digest="d")
     entry, session = store.session("me", id)
     store.delete("me", id)
-    store.refresh(entry, session)  # its sleep ends later
+    store.refresh(entry, session)  # its sleep ends after the deletion
     assert len(store) == len(opened(tmp_path, decoder)) == 0 and store.longest("me", ["d"]) is None
 
 
@@ -154,7 +154,7 @@ def test_sessions_of_other_weights_are_told_and_not_served(
 @pytest.mark.parametrize("store", [".", "file"])
 def test_a_store_is_a_folder_that_can_be_written(store: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    (tmp_path / ".lock").mkdir()  # as what is read-only, it cannot be opened to be written
+    (tmp_path / ".lock").mkdir()  # like a read-only file, it cannot be opened for writing
     with (
         pytest.raises(UserError, match=r"cannot store sessions there: .*; give --store a writable"),
         store_lock(tmp_path / store),

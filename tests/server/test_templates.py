@@ -1,4 +1,4 @@
-"""A model that came with a chat template is asked by it, and its conversations go on by it."""
+"""A model that comes with a chat template is asked with it, and conversations continue with it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_conversation_goes_on(served: Serving, client: openai.OpenAI) -> None:
 
 
 def test_messages_that_nobody_answers(client: openai.OpenAI) -> None:
-    """One by one or at once, they are the same to the model."""
+    """Sent one by one or at once, the model reads the same."""
     said = []
     for batches in ([[SAYS], [ASKS]], [[SAYS, ASKS]], []):
         conversation = client.conversations.create()
@@ -114,7 +114,7 @@ def test_what_the_template_refuses(served: Serving, client: openai.OpenAI) -> No
 
 
 def test_a_request_sets_variables_of_the_template(served: Serving, client: openai.OpenAI) -> None:
-    """What was read with some of them is not found by a history that is asked with others."""
+    """What was read with some variables is not reused for a history with others."""
     messages: list[dict[str, str]] = [{"role": "user", "content": "Who?"}]
     brief = {"chat_template_kwargs": {"brief": True}}
     ask: dict[str, Any] = {"messages": messages, "max_tokens": 7, **GREEDY}
@@ -138,14 +138,14 @@ def test_a_request_sets_variables_of_the_template(served: Serving, client: opena
             assert answer.usage and answer.usage.prompt_tokens_details
             cached.append(answer.usage.prompt_tokens_details.cached_tokens)
     assert cached[:2] == [first.usage.total_tokens, 0]
-    assert cached[2] and cached[3]  # of the histories above: none goes on from `by_id`
+    assert cached[2] and cached[3]  # from the histories above: none continues from `by_id`
     assert max(cached[2:]) < (by_id.usage.total_tokens if by_id.usage else 0)
     with pytest.raises(openai.BadRequestError, match="'messages' is not a variable"):
         client.chat.completions.create(**ask, extra_body={"chat_template_kwargs": {"messages": []}})
 
 
 def test_a_message_that_belongs_before_what_was_read(client: openai.OpenAI) -> None:
-    """A session that has read on cannot go on with it; a history that is resent is read anew."""
+    """A session that has read further cannot continue with it; a resent history is read anew."""
     messages = [{"role": "user", "content": ASKS}]
     ask: dict[str, Any] = {"messages": messages, "max_tokens": 7, **GREEDY}
     first = client.chat.completions.create(**ask)

@@ -1,4 +1,4 @@
-"""What is done before a server listens goes the whole way of a request, and leaves nothing."""
+"""The warm-up before a server listens runs a whole request, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_whole_request_that_leaves_nothing(
         tokens.extend(ids)
         return read(self, ids, **options)
 
-    with serving(run, tmp_path, answer_limit=1) as found:  # the least that may be asked for
+    with serving(run, tmp_path, answer_limit=1) as found:  # the smallest limit allowed
         service = found.service
         app = make_app(service, {"a key"}, 10**6)
         warm_up_model(service.decoder)

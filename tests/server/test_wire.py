@@ -1,4 +1,4 @@
-"""Answers in the format clients receive."""
+"""Answers in the format that clients receive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pretrain.inference.server.wire import Offsets, TokenScore, completion_choic
 
 
 def test_a_character_of_several_tokens_is_counted_once() -> None:
-    """Also where a stream cuts it, and where it never ends."""
+    """Also if a stream cuts it, and if it never ends."""
     tokens = [b"a", b"\xc3", b"\xa9b", b"\xe2\x82", b"\xac", b"", b"c\xf0", b"d"]
     scores, offsets = [TokenScore(token, -1.0) for token in tokens], Offsets()
     pieces = [completion_choice(0, "", part, None, offsets) for part in (scores[:2], scores[2:])]

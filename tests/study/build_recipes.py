@@ -1,4 +1,4 @@
-"""Builds the stages of recipes with given layouts; run by test_recipes.py in its own process."""
+"""Builds the stages of recipes with given layouts; test_recipes.py runs it in its own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RECIPES = Path(__file__).parents[2] / "configs/recipes"
 
 
 def main(given: list[str]) -> None:
-    """Prints a line for each stage that was built. given: "NAME GPUS key=value ..."."""
+    """Prints a line for each stage it builds. given: "NAME GPUS key=value ..."."""
     h100 = load_hardware("h100")
     for name, gpus, *layout in map(str.split, given):
         config = load(RECIPES / f"{name}.toml", layout)

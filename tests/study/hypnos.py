@@ -1,4 +1,4 @@
-"""Stands in for the `hypnos` command, so that a runner's tests take no training's time.
+"""Stands in for the `hypnos` command, so that a runner's tests need not wait for training.
 
 `train` fails as often as the file FAILS says, then writes a run's metrics; `eval` prints them.
 """

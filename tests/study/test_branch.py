@@ -1,4 +1,4 @@
-"""A branch is, to the last bit, the run that its own settings would have made from the start."""
+"""A branch equals, bit for bit, a run with its settings from the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws from runs: constants that are known come back, intervals hold them, rungs are predicted."""
+"""Laws from runs: known constants are recovered, intervals contain them, rungs are predicted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES, PASSES, TOKENS = (1e6, 3e6, 1e7, 3e7), (1.0, 2.0, 4.0), (1e8, 3e8, 1e9)
 
 
 def made_up(law: LossLaw, noise: float = 0.0, passes: tuple[float, ...] = PASSES) -> Points:
-    """Runs of a law: 3 in 10 parameters stand outside the loop."""
+    """Runs that follow a law: 3 in 10 parameters are outside the loop."""
     cells = list(product(enumerate(SIZES), passes, TOKENS))
     size, n, tokens = (
         np.array(v) for v in zip(*((s, n, t) for (_, s), n, t in cells), strict=True)
@@ -75,9 +75,9 @@ def test_a_rung_is_predicted_by_the_others_or_by_those_below() -> None:
     top = points.of(points.rung == 3)
     law = from_below(points, fit_loss, 3)
     assert law is not None and law.at(top) == pytest.approx(top.loss, rel=1e-6)
-    assert from_below(points, fit_loss, 1) is None  # one rung is no line
+    assert from_below(points, fit_loss, 1) is None  # one rung does not determine a line
     assert set(left_out(points, fit_loss)) == {0, 1, 2, 3}
-    # what the rung itself has come to does not enter
+    # the rung's own results have no influence
     points.loss[points.rung == 3] *= 2
     assert from_below(points, fit_loss, 3) == law
 
@@ -114,7 +114,7 @@ def test_exponents_at_a_bound_are_named() -> None:
     ends = ((-3, 0.3), (0.4, 0.4), (4, 0.5))
     wide = [replace(LAW, phi=phi, beta=beta) for phi, beta in ends] * 40
     assert ends_at_bound(Fit(LAW, wide)) == ["phi"]
-    assert ends_at_bound(Fit(replace(LAW, phi=4.0), wide)) == []  # as at_bound says of it
+    assert ends_at_bound(Fit(replace(LAW, phi=4.0), wide)) == []  # at_bound already reports it
 
 
 def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:
@@ -129,13 +129,13 @@ def test_at_equal_flops_the_law_is_asked_and_the_cost_counted() -> None:
         others = fit.law.loss(whole[0] * 1.3, whole[1] * 1.3, b.arm.passes, b.tokens / 1.3)
         assert b.loss.value < float(others[0])
     assert sum(b.wins for b in best) == 1
-    # a pass that costs all of its parameters' FLOPs and is worth 0.46 of them loses to size
+    # a pass that costs its parameters' full FLOPs but is worth only 0.46 of them loses to size
     assert best[0].loss.value < best[1].loss.value and best[0].wins == 1
-    # N = 4 would read less than its shortest run, even at its smallest; N = 1 would not
+    # even at its smallest, N = 4 would read less than its shortest run; N = 1 would not
     assert [bool(b) for b in frontier({16: fit}, arms, 1e7 * 6 * SIZES[0])] == [True, False]
     (unsure, _) = frontier({16: replace(fit, resampled=[])}, arms, 1e17)
     assert unsure and np.isnan(unsure.wins) and unsure.loss.value == best[0].loss.value
-    # windows twice as long lower the loss by 0.1, and a token costs a quarter more in them
+    # windows twice as long lower the loss by 0.1, and cost a quarter more per token
     law = replace(LAW, E=LAW.E - 0.1)
     there = with_intervals(made_up(law, 1e-4), fit_loss, draws=5)
     arms.append(FrontierArm(1, 32, once, looped, 1.25 * arms[0].flops_per_token, (1e7, 1e10)))

@@ -1,4 +1,4 @@
-"""STUDY.toml -> runs: sizes, budgets, rates that transfer, branches; what is said of them."""
+"""STUDY.toml -> runs: sizes, budgets, transferred rates, branches; and reports on them."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_a_branch_is_its_trunk_up_to_its_own_decay(ladder: list[LadderRun]) -> N
             continue
         mine, its = run.settings(), by_name[run.trunk].settings()
         assert run.branch == mine.train.steps - mine.optimizer.decay
-        assert run.branch % its.train.checkpoint_every == 0  # there is that checkpoint,
-        assert run.branch % its.train.keep_every == 0  # and it is kept
+        assert run.branch % its.train.checkpoint_every == 0  # that checkpoint is saved
+        assert run.branch % its.train.keep_every == 0  # and kept
         for step in (0, run.branch // 2, run.branch - 1):
             factors = [lr_factor(step, c.train.steps, c.optimizer) for c in (mine, its)]
             assert factors[0] == factors[1]
@@ -87,13 +87,13 @@ def test_a_branch_is_its_trunk_up_to_its_own_decay(ladder: list[LadderRun]) -> N
 def test_rates_and_initial_values_follow_the_size(ladder: list[LadderRun]) -> None:
     tuned = load(DEPO)
     (wide,) = (r.run.settings() for r in ladder if r.run.name == "w128-n4-seed0")
-    assert wide.optimizer.muon_lr == tuned.optimizer.muon_lr  # Muon's rate is the width's already
+    assert wide.optimizer.muon_lr == tuned.optimizer.muon_lr  # Muon's rate accounts for width
     assert wide.optimizer.head_lr_share == 0.5
     assert wide.model.init_std == pytest.approx(tuned.model.init_std / 2**0.5, rel=1e-5)
     branch = initial_value("blocks.0.mlp.down.weight", [512, 512], wide.model, 0).std()
     assert float(branch) == pytest.approx(wide.model.residual_std, rel=1e-2)
     assert wide.model.residual_std == pytest.approx(wide.model.init_std / 2**0.5, rel=1e-5)
-    # with AdamW it is the body's rate that shrinks, and its decay with it
+    # with AdamW the body's rate decreases, and its decay with it
     adamw = override(tuned, ['optimizer.name="adamw"'])
     wider = override(adamw, ["model.d_model=128"])
     assert "optimizer.body_lr_share=0.5" in transferred(wider, adamw, Transfer())
@@ -101,7 +101,7 @@ def test_rates_and_initial_values_follow_the_size(ladder: list[LadderRun]) -> No
     assert same.optimizer == tuned.optimizer and same.model.init_std == tuned.model.init_std
 
 
-@pytest.mark.parametrize("name", ["depo", "rule110"])  # text needs a tokenizer first
+@pytest.mark.parametrize("name", ["depo", "rule110"])  # text would need a tokenizer first
 def test_the_studies_of_the_repository_expand(name: str) -> None:
     path = CONFIGS / f"scale/{name}.toml"
     ladder = expand(path, read_study(path, ["ladder.seeds=1"]))
@@ -113,7 +113,7 @@ def test_the_studies_of_the_repository_expand(name: str) -> None:
 
 
 def test_what_ran_of_text_is_found_again() -> None:
-    """Also where windows of another length are added to it."""
+    """Also if windows of another length are added."""
     path = CONFIGS / "scale/text.toml"
     kept = {file.stem for file in (CONFIGS.parent / "docs/results/scale-text/done").glob("*.json")}
     settings = [*read_study(path).ladder.settings, "model.vocab_size=512"]
@@ -175,7 +175,7 @@ def test_branches_wait_for_their_trunk_and_begin_with_it(
     trunk, branch = few[0], few[1]
     assert not branch_off(tmp_path, branch)
     array = tmp_path / "left.txt"
-    assert write_array(few, tmp_path, array) == 1  # the trunk alone
+    assert write_array(few, tmp_path, array) == 1  # only the trunk
     there = tmp_path / "runs" / trunk.name
     (there / "checkpoints" / f"step-{branch.branch}").mkdir(parents=True)
     (there / "checkpoints" / f"step-{branch.branch}" / "index.json").write_text("weights")
@@ -185,11 +185,11 @@ def test_branches_wait_for_their_trunk_and_begin_with_it(
     assert (here / f"checkpoints/step-{branch.branch}/index.json").read_text() == "weights"
     assert (here / "metrics.jsonl").exists() and write_array(few, tmp_path, array) == 2
     (there / "checkpoints" / f"step-{trunk.settings().train.steps}").mkdir()
-    assert write_array(few, tmp_path, array) == 1  # the trunk is trained, and waits for evaluation
+    assert write_array(few, tmp_path, array) == 1  # the trunk is trained and waits for evaluation
 
 
 def test_an_array_has_the_next_rung(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """So that each is predicted before it runs."""
+    """Only the next, so that each rung is predicted before it runs."""
     few = LADDER.replace("seeds = 2", "seeds = 1").replace("[0.25, 0.5, 1.0]", "[0.5, 1.0]")
     path, array = study(tmp_path, few), tmp_path / "left.txt"
     command = ["scale", str(path), "--array", str(array), "--out", str(tmp_path)]
@@ -229,7 +229,7 @@ def test_a_branch_fails_with_its_trunk(tmp_path: Path, ladder: list[LadderRun]) 
 
 
 def results(folder: Path, ladder: Sequence[LadderRun]) -> None:
-    """Finished runs, as the runner leaves them, of a law with phi = 0.5 and hops by N."""
+    """Writes finished runs as the runner does, by a law with phi = 0.5 and hops by N."""
     for r in ladder:
         config = r.run.settings()
         whole, looped = count(config)
@@ -252,7 +252,7 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
     assert [p.measure for p in predicted[:4]] == ["loss", "hops_1", "hops_2", "hops_4"]
     assert len([p for p in predicted if p.measured]) == len(predicted) - 4  # one is missing
     for p in predicted:
-        # accuracy is as the law has it, loss nearly so
+        # accuracy follows the law exactly, loss nearly
         assert not p.measured or abs(p.error) < (0.05 if p.measure == "loss" else 1e-6)
     text = write_fit(some, done, tmp_path, "tiny", 0.125, draws=2)
     assert f"Missing: {some[-1].run.name}" in text and "phi = 0.5 [" in text
@@ -266,11 +266,11 @@ def test_what_is_written_of_a_ladder(tmp_path: Path) -> None:
     assert len(predicted) == 6 * 4 and predicted[-1]["measured"] == "-"
     for picture in ("frontier.png", "depth.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
-    first = tmp_path / "done" / f"{some[0].run.name}.json"  # it diverges
+    first = tmp_path / "done" / f"{some[0].run.name}.json"  # make it diverge
     left = json.loads(first.read_text())
     left["evaluations"][0]["loss"] = None
     first.write_text(json.dumps(left))
-    # a rung that is not done leaves no hole
+    # an unfinished rung leaves no gap
     there = [d for d in finished(some, tmp_path) if d.of.rung != 1]
     text = write_fit(some, there, tmp_path, "tiny", 0.125, draws=2)
     assert "loss of rung 2 with N = 1" in text and "Fewer than three token budgets" not in text

@@ -33,7 +33,7 @@ def test_best_first_and_allowed() -> None:
         assert e.memory.total <= h100.usable_bytes
         assert e.layout.tp * e.layout.cp * e.layout.pp * e.dp == 16
         assert e.rows * e.dp * e.layout.microbatches == 32
-        # what the table's last line says gives this layout
+        # the settings in the table's last line give this layout
         again = load(SMALL, ["train.batch=32", *settings(config, e.layout)])
         assert again == with_layout(config, e.layout)
         validate(again)
@@ -46,7 +46,7 @@ def test_what_is_set_stays() -> None:
 
 
 def test_context_parallel_ranks_are_planned() -> None:
-    """As the configuration has them: half of the activations, and exchanges."""
+    """If the configuration has them: half of the activations, and exchanges."""
     h100, layout = load_hardware("h100"), ["parallel.pp=1", "parallel.tp=1", "train.batch=16"]
     layout += ["parallel.recompute=none", "train.microbatches=1"]
     fixed = ["parallel.cp", *(text.partition("=")[0] for text in layout)]
@@ -58,7 +58,7 @@ def test_context_parallel_ranks_are_planned() -> None:
 
 
 def test_ranks_that_share_a_layer_are_on_one_host() -> None:
-    """Of 12 GPUs 4 are on each host of 8, and of hosts of 3 none holds a pair of every layer."""
+    """12 GPUs are 8 and 4 on hosts of 8: groups of 4 fit. Hosts of 3 do not divide into pairs."""
     h100 = load_hardware("h100")
     for devices, most in ((8, 4), (3, 1)):
         hardware = replace(h100, node=replace(h100.node, devices=devices))
@@ -68,7 +68,7 @@ def test_ranks_that_share_a_layer_are_on_one_host() -> None:
 
 
 def test_ranks_that_share_a_host_take_longer() -> None:
-    """All of a step does; with more ranks than were measured as long as with the most."""
+    """The whole step does; beyond the measured numbers of ranks, as long as with the largest."""
     h100, config = load_hardware("h100"), load(SMALL, ["train.batch=32"])
     node = replace(h100.node, devices=2, shared=True)
     crowded = replace(h100, node=replace(node, crowding=[1.25, 1.5]))
@@ -117,7 +117,7 @@ def test_an_a100_is_slower_than_an_h100_and_holds_as_much() -> None:
     assert a100.usable_bytes == h100.usable_bytes
     config = load(SMALL, ["train.batch=16"])
     slow, fast = (plan(config, 8, each, top=1).best[0].seconds for each in (a100, h100))
-    assert 1.2 * fast < slow < 989 / 312 * fast  # launches take as long on either
+    assert 1.2 * fast < slow < 989 / 312 * fast  # kernel launches take equally long on both
 
 
 def test_command(

@@ -1,5 +1,5 @@
-"""The recipes can be built with the layouts that docs/plan.md gives them: every stage, in a world
-of ranks that are not there.
+"""Every stage of the recipes can be built with the layouts in docs/plan.md, in a world of fake
+ranks.
 """
 
 from __future__ import annotations

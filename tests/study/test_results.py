@@ -1,4 +1,4 @@
-"""From runs to a verdict: what is planned, what it cost, and what is concluded."""
+"""From runs to a verdict: what is planned, what it costs, and what is concluded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_intervals_are_students() -> None:
     m = mean([1.0, 2.0, 3.0])
     assert m.value == 2.0 and m.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
     assert math.isnan(mean([1.0]).half) and not mean([1.0]).is_above_zero
-    # seeds differ more than the two do: paired, the difference is sure all the same
+    # seeds differ more than the two arms do; paired, the difference is still significant
     assert paired([0.9, 0.5, 0.1], [0.8, 0.39, 0.01]).is_above_zero
 
 
@@ -79,7 +79,7 @@ def test_equal_flops_are_equal() -> None:
 
 
 def test_flops_are_of_the_passes_that_are_drawn() -> None:
-    """Half of the steps go through N = 1..4 in turn, the other half have N = 4."""
+    """In half of the steps N rises from 1 to 4; the other half have N = 4."""
     asked = plan(DEPO, passes=[1, 2, 3, 4], seeds=1, controls=["n-rises"])
     spent = {p.arm.name: flops_per_step(p.run.settings()) for p in asked}
     rising = (spent["n1"] + spent["n2"] + spent["n3"] + 5 * spent["n4"]) / 8
@@ -99,7 +99,7 @@ def test_text_has_equal_flops_too() -> None:
         config, passes=[2], seeds=1, controls=["equal-flops"], overrides=["model.vocab_size=512"]
     )
     steps = [p.run.settings().train.steps for p in text]
-    assert 1.5 * steps[0] < steps[1] < 2 * steps[0]  # the last window does not sleep
+    assert 1.5 * steps[0] < steps[1] < 2 * steps[0]  # the last window is not slept over
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_an_n_is_compared_with_its_own_controls_seed_by_seed() -> None:
         *(result(4, seed, deep) for seed, deep in enumerate((0.9, 0.95, 0.91))),
         *(control("blocks", 4, seed, deep) for seed, deep in enumerate((0.1, 0.12, 0.11))),
         *(control("loops", 4, seed, deep) for seed, deep in ((2, 0.95), (3, 0.1))),
-        control("state", 8, 0, 0.5),  # no N = 8
+        control("state", 8, 0, 0.5),  # there is no N = 8
     ]
     headers, rows = controls_table(results) or ([], [])
     assert headers == ["compared with controls", "hops 16", "how sure"]
@@ -162,7 +162,7 @@ def test_no_verdict_between_runs_of_other_seeds() -> None:
 
 
 def test_what_a_diverged_run_answers_is_no_measurement() -> None:
-    """Accuracy is a number even where the loss is none, and of text some rows may have one."""
+    """Accuracy is a number even if the loss is not, and some rows of text may have finite ones."""
     diverged = [result(4, seed, 0.0) for seed in range(3)]
     diverged[1].scores[4]["loss"] = math.nan
     said = " ".join(verdict([*(result(1, seed, 0.5) for seed in range(3)), *diverged]))
@@ -195,7 +195,7 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     # 500 tokens at 50 a second, twice, and a million operations a second
     assert {(r["tokens"], r["seconds"], r["flops"]) for r in rows} == {("1000", "20", "2e+07")}
 
-    # elsewhere a study goes on from what its runs have left
+    # in another folder a study continues from its runs' records
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "done", elsewhere / "done")
     assert write_results(planned, elsewhere, "Depo") == said
@@ -209,7 +209,7 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     asked = ["reproduce", "depo", "--seeds", "2", "--minutes", "0", "--out", str(tmp_path)]
     assert (
         main([*asked, "--passes", "1", "2", "4"]) == REQUEUE
-    )  # what there is, though N = 4 is not
+    )  # writes what there is, though N = 4 is missing
     assert "Not tested yet" in (tmp_path / "results.md").read_text()
     assert write_results(planned, tmp_path, "Depo") == said
     broken = elsewhere / "done" / "n1-seed0.json"
@@ -247,7 +247,7 @@ def test_parts_of_one_study_are_one_column(tmp_path: Path) -> None:
     assert (cells["N = 1"], cells["N = 2"], cells["N = 4"]) == ("25.0", "not run", "100.0")
     assert overview([*parts, parts[0]], tmp_path).splitlines() == lines
     other_scale = parts[1].with_name("depo-paper")
-    shutil.copytree(parts[1], other_scale)  # the same runs, of larger models
+    shutil.copytree(parts[1], other_scale)  # the same runs, but of larger models
     both = overview([*parts, other_scale], tmp_path).splitlines()
     assert "| depo-paper, hops 16 |" in both[0] and "100.0" in both[4]
     with pytest.raises(UserError, match=r"b.depo-cpu.results.csv: n1, seed 0, is in .*a.depo"):
@@ -267,7 +267,7 @@ def test_runs_that_failed_or_diverged_are_named(tmp_path: Path) -> None:
     path = tmp_path / "done" / "n2-seed1.json"
     left = json.loads(path.read_text())
     for found in left["evaluations"]:
-        found["loss"] = None  # as metrics have a number that is not finite
+        found["loss"] = None  # as metrics write a number that is not finite
     path.write_text(json.dumps(left))
     said = write_results(planned, tmp_path, "Depo", {"n4-seed0", "n4-seed1"})
     assert "Diverged (the loss is not finite): n2-seed1." in said
@@ -310,7 +310,7 @@ def test_one_seed_of_text_is_compared_row_by_row() -> None:
     found = bits_table(results)
     assert found is not None and found[1][1][-1] == "0.200 ± 0.248"  # 4.303 x 0.1 / sqrt(3)
     assert "+0.200 nats (one seed; over 3 held-out rows, paired, " in " ".join(verdict(results))
-    before = replace(results[1], rows=[])  # evaluated before rows were
+    before = replace(results[1], rows=[])  # from before rows were evaluated
     found, said = bits_table([results[0], before]), verdict([results[0], before])
     assert found is not None and found[1][1][-1] == "0.200" and "one seed: no interval" in said[1]
     found = bits_table([results[0], replace(results[1], seed=1)])

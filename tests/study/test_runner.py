@@ -1,4 +1,4 @@
-"""Many runs: each done once, retried, given up, stopped in time, refused under other settings."""
+"""Many runs: each is done once, retried, given up, stopped in time, refused with other settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RUNS = [Run(f"r{i}", DEPO, (f"run.seed={i}",), (1, 2)) for i in range(4)]
 
 
 def starts(folder: Path, run: Run) -> int:
-    """How often it was begun."""
+    """How often the run was started."""
     path = folder / "runs" / run.name / "starts"
     return len(path.read_text()) if path.exists() else 0
 
@@ -68,7 +68,7 @@ def test_what_an_array_has_trained_is_only_evaluated(tmp_path: Path) -> None:
 
 
 def test_each_run_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is none here: who gets which is all that is tested."""
+    """There is no GPU here: only the assignment is tested."""
     monkeypatch.setattr(runner, "visible", lambda: ["2", "5", "GPU-a"])
     together = set[tuple[str, ...]]()
 
@@ -139,7 +139,7 @@ def test_after_its_time_what_trains_is_ended_and_nothing_more_is_begun(tmp_path:
 
 
 def test_a_folder_whose_runs_another_process_does_can_be_looked_at_alone(tmp_path: Path) -> None:
-    """It would call those that the other trains failed, and evaluate what the other evaluates."""
+    """Otherwise it would call the other's running trainings failed, and repeat its evaluations."""
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     with pytest.raises(UserError, match="another process does these runs; wait for it, or choose"):
@@ -164,7 +164,7 @@ def test_no_training_outlives_a_study_that_is_killed(tmp_path: Path) -> None:
     study.kill()
     study.join()
     deadline = time.monotonic() + 20
-    with suppress(FileNotFoundError, ProcessLookupError):  # nobody may be there to bury it
+    with suppress(FileNotFoundError, ProcessLookupError):  # there may be no process to reap it
         while Path(f"/proc/{training}/cmdline").read_bytes():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -175,14 +175,14 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
     more = Run("r0", DEPO, ("run.seed=0",), (1, 2, 4))
     run_all([more], tmp_path, hypnos=HYPNOS, jobs=1)
     assert [e["passes"] for e in left_by(tmp_path, more).evaluations] == [1, 2, 4]
-    # what was published of a run, without its weights, does for what is left of a larger study
+    # a published record without weights counts as done for a larger study
     shutil.copytree(tmp_path / "done", tmp_path / "published/done")
     still = Run("r0", DEPO, ("run.seed=0",), (1, 2, 4, 8))
     checkpoint_dir(tmp_path / "runs" / "r0", 1250).mkdir(parents=True)
     assert is_done(tmp_path / "published", still) and not is_done(tmp_path, still)
     shutil.rmtree(
         tmp_path / "runs" / "r0" / "checkpoints"
-    )  # to save room: no reason to train again
+    )  # deleted to save space: no reason to train again
     assert is_done(tmp_path, still)
     changed = Run("r0", DEPO, ("run.seed=0", "sleep.passes=2"), (1, 2))
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
 def test_what_was_begun_with_other_settings_is_not_gone_on_with(
     begun: str, told: str, tmp_path: Path
 ) -> None:
-    """By an array, for example, that had settings of its own, or by a trial."""
+    """Started, for example, by an array with other settings, or as a trial."""
     config = load(DEPO, ["run.seed=0", begun])
     (tmp_path / "runs" / "r0").mkdir(parents=True)
     (tmp_path / "runs" / "r0" / "config.toml").write_text(dump(config))
@@ -259,7 +259,7 @@ def test_a_study_of_text_reads_the_text_that_it_is_given(tmp_path: Path) -> None
     assert main(["reproduce", "text", *asked, *mine]) == 0
     (line,) = array.read_text().splitlines()
     assert [word for word in shlex.split(line) if word.startswith("data.")] == mine
-    assert list(out.iterdir()) == []  # no tokenizer was trained, no text prepared
+    assert list(out.iterdir()) == []  # no tokenizer trained, no text prepared
 
 
 def test_on_a_small_screen_the_table_has_what_is_on_its_way(
@@ -277,7 +277,7 @@ def test_on_a_small_screen_the_table_has_what_is_on_its_way(
 
 
 def test_of_text_trainings_own_evaluation_is_not_enough(tmp_path: Path) -> None:
-    """A study compares losses by row, and training writes none down."""
+    """A study compares losses by row, which training does not record."""
     job = Job(Run("text", DEPO, (), (1,)), tmp_path, steps=5)
     job.path.mkdir(parents=True)
     row = {"kind": "eval", "step": 5, "passes": 1, "loss": 4.2}
@@ -287,7 +287,7 @@ def test_of_text_trainings_own_evaluation_is_not_enough(tmp_path: Path) -> None:
 
 
 def test_evaluations_of_long_windows_are_read_as_a_whole(tmp_path: Path) -> None:
-    """A row holds a loss for every place in a window."""
+    """A row has a loss for every position in a window."""
     job = Job(Run("long", DEPO, (), (1, 4)), tmp_path, steps=5)
     job.path.mkdir(parents=True)
     trained = {"kind": "train", "step": 5, "loss": 1.5}

@@ -1,4 +1,4 @@
-"""A real ladder: two sizes, two N, trained by the command, laws and all."""
+"""A real ladder of two sizes and two N, trained by the command, with its laws."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.study.test_branch import STUDY
 def test_a_ladder_runs_from_end_to_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # a tenth of the bootstrap: the rest of it would take longer than the runs
+    # a tenth of the bootstrap draws: all of them would take longer than the runs
     monkeypatch.setattr(fit_report, "write_fit", partial(fit_report.write_fit, draws=20))
     text = STUDY.replace("[0.5, 1.0]", "[1.0]").replace("[16]", "[16, 32]")
     (tmp_path / "study.toml").write_text(text.replace("passes = [2]", "passes = [1, 2]"))
@@ -43,7 +43,7 @@ def test_a_ladder_runs_from_end_to_end(
 
 
 def test_a_fit_says_what_the_runs_do_not(tmp_path: Path) -> None:
-    """Of runs that read as much nothing is said of text; what diverged or is missing is named."""
+    """With one token budget nothing is said about text; diverged and missing runs are named."""
     (tmp_path / "study.toml").write_text(STUDY.replace("passes = [2]", "passes = [1, 2]"))
     asked = ("ladder.widths=[16,32,48,64]", "ladder.budgets=[0.5,1.0]")
     runs = expand(tmp_path / "study.toml", read_study(tmp_path / "study.toml", asked))

@@ -11,7 +11,7 @@ from pretrain.tasks.story_writer import write_story
 from tokenizer.encode import Tokenizer
 from tokenizer.train import train
 
-SAMPLE = Path(__file__).parent / "data" / "gsm_infinite.jsonl"  # public records
+SAMPLE = Path(__file__).parent / "data" / "gsm_infinite.jsonl"  # published records
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,4 @@
-"""Reads a math story's text and works the answer out, without looking at how it was made or at its
-solution.
-"""
+"""Reads a math story's text and works out the answer, without using its generator or solution."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ UNKNOWN = range(1, 1000)
 
 
 def solve(problem: str, question: str) -> tuple[int, int]:
-    """(answer, operands in the definitions that the answer needs; with an unknown, all but it is
-    not counted).
-    """
+    """(answer, operands in the definitions that the answer needs; an unknown counts none)."""
     definitions: dict[tuple[str, str], str] = {}
     checks: list[tuple[str, int]] = []
     unknown = None

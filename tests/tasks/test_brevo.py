@@ -1,4 +1,4 @@
-"""Dependencies, solved again from the tokens by a search that shares nothing with the task."""
+"""Dependencies, solved again from the tokens by a search that shares no code with the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data that change with the step: a pure function of it, on any rank and after any stop."""
+"""Data that change with the step: a pure function of the step, on any rank and after any stop."""
 
 import itertools
 import json
@@ -57,7 +57,7 @@ def test_states_are_passed_to_the_same_rows_on_any_ranks() -> None:
     whole = TaskSource(DEPO, 8, seed=3, state_passing=0.5)
     ranks = [TaskSource(DEPO, 8, seed=3, rank=r, ranks=2, state_passing=0.5) for r in (0, 1)]
     batches = [whole.next() for _ in range(40)]
-    assert batches[0].starts[:, 0].all()  # nothing was left yet
+    assert batches[0].starts[:, 0].all()  # there is no earlier state yet
     for before, after in itertools.pairwise(batches):
         assert torch.equal(before.carries, ~after.starts[:, 0]) and not after.starts[:, 1:].any()
     assert 0.4 < torch.stack([b.carries for b in batches]).double().mean() < 0.6
@@ -80,7 +80,7 @@ def test_n_rises_and_stays() -> None:
 
 
 def test_rows_after_other_rows_begin_with_their_state() -> None:
-    """The same as one long row that forgets nothing in between, read batch by batch."""
+    """Equal to one long row, read batch by batch, that keeps its state in between."""
     model = build(change(when="context", window=12), MODEL, dtype=torch.float32)
     rows = [DEPO.test(evaluate.TEST_SEED + i, 3) for i in (-2, -1, 0)]
     evaluation = evaluate.Evaluation([rows[-1]], 12, 1, DEPO)

@@ -32,7 +32,7 @@ def read_names(tokens: list[int], first: int, last: int, multiple: bool) -> list
 
 
 def solve(config: DepoConfig, batch: Batch, row: int) -> list[tuple[int, tuple[int, ...], bool]]:
-    """(k, answer as the walk finds it, whether targets ask for exactly it) of each query."""
+    """For each query: (k, the answer found by walking, whether the targets are exactly it)."""
     multiple = config.name_tokens[1] > 1
     first = 2 + config.max_hops
     last = first + config.vocabulary if multiple else first
@@ -122,8 +122,8 @@ def test_score_counts_whole_answers_by_hops() -> None:
     task = Depo(LONG, 64)
     batch = task.test(1, 10)
     assert task.score(batch.targets, batch) == {f"hops_{k}": 1.0 for k in (1, 2, 4, 8, 16)}
-    # Spoil one token of the last answer of row 0 (k = 16), which must cost one of the ten queries
-    # of its k.
+    # Corrupt one token of row 0's last answer (k = 16), which must cost one of the ten queries of
+    # that k.
     best = batch.targets.clone()
     best[0, (best[0] != IGNORE).nonzero()[-1]] += 1
     assert solve(LONG, batch, 0)[-1][0] == 16
@@ -200,7 +200,7 @@ def test_a_test_too_small_for_every_hop_is_refused() -> None:
 
 
 def cycles(config: DepoConfig, batch: Batch) -> set[tuple[int, ...]]:
-    """Of rows whose names have one token: each from its smallest name on."""
+    """The cycles of rows whose names have one token, each from its smallest name on."""
     found = set()
     for row in batch.tokens[:, : config.context].tolist():
         names = [token for token in row if token]
@@ -213,7 +213,7 @@ def cycles(config: DepoConfig, batch: Batch) -> set[tuple[int, ...]]:
 
 
 def test_cycles_that_are_kept_for_the_test_are_never_read() -> None:
-    """Of 120 cycles of six nodes and six names, all others are."""
+    """Of the 120 cycles of six nodes with six names, all others are read."""
     config = replace(SMALL, nodes=6, queries=6, vocabulary=6, kept=8)
     task = Depo(config, 16)
     read = set().union(*(cycles(config, task.sample(0, 1000 * i, 1000)) for i in range(3)))

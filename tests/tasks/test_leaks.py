@@ -1,4 +1,4 @@
-"""No task leaks: what is asked after the eviction cannot be answered without the memory of S."""
+"""No task leaks: questions after the eviction cannot be answered without the memory S."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ def predicted(model: SleepLM, batch: Batch) -> torch.Tensor:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_attention_alone_knows_nothing_of_an_evicted_context(task: str, model: Path) -> None:
-    """Other contexts under the same questions: not a bit of what it says changes; with S it does.
+    """With other contexts before the same questions, its output stays bit-identical; with S it does
+    not.
 
-    So whatever it learns, all that it can know are the questions, and the answers to earlier ones
-    of the same window.
+    So whatever it learns, it can know only the questions, and the answers to earlier ones in the
+    same window.
     """
     settings = config(task, model)
     made = make_task(settings, settings.sleep.window)
@@ -85,7 +86,7 @@ def test_attention_alone_knows_nothing_of_an_evicted_context(task: str, model: P
         ("rule110", "steps_5", 0.5627**2),
         ("mqar", "value", 1 / 64),
         ("s5", "length_16", 1 / 24),
-        ("depo", "hops_4", 1 / 7),  # of a row's first question: no node is its own 4th successor
+        ("depo", "hops_4", 1 / 7),  # for a row's first question: no node is its own 4th successor
         ("brevo", "depth_3", 0.0),
         ("recall", "hops_0", 0.0),
         ("stories", "op_2", 0.1),
@@ -105,15 +106,15 @@ def test_an_untrained_model_is_at_chance_or_below(
 
 
 def test_guessing_of_rule110() -> None:
-    """docs/results.md: both labels right of two rings of 16, by always saying the commoner bit."""
-    rings = (np.arange(1 << 16)[:, None] >> np.arange(16) & 1).astype(np.uint8)  # all of them
+    """docs/results.md: both labels right, for two rings of 16, by guessing the likelier bit."""
+    rings = (np.arange(1 << 16)[:, None] >> np.arange(16) & 1).astype(np.uint8)  # all rings
     right = []
     for _ in range(5):
         rings = evolve(rings, 1)
         share = rings[:, 0].mean()
         right.append(round(100 * max(share, 1 - share) ** 2, 1))
     assert right == [39.1, 28.2, 26.6, 28.6, 26.7]
-    # docs/scaling.md, whose law of accuracy begins there: of one ring, after 4 steps
+    # docs/scaling.md, whose law of accuracy begins there: one ring, after 4 steps
     study = read_study(CONFIGS / "scale/rule110.toml")
     assert study.ladder.chance == pytest.approx(0.286**0.5, abs=1e-3)
 
@@ -129,13 +130,13 @@ def test_guessing_of_rule110() -> None:
 def test_guessing_of_depo_from_answers_that_were_given_before(
     nodes: int, asked: int, together: int, known: dict[int, int]
 ) -> None:
-    """docs/results.md: hops that can be told without the edges.
+    """docs/results.md: hops that can be guessed without the edges.
 
-    The best guess among all cycles that fit the answers to the row's earlier questions, or to those
-    in the same window: a node is the answer of few questions, and a way of four hops leads back.
+    The best guess among all cycles consistent with the answers to the row's earlier questions, or
+    to those in the same window: a node answers few questions, and four hops may lead back.
     """
     cycles = np.array([(0, *others) for others in permutations(range(1, nodes))])
-    place = np.argsort(cycles, axis=1)  # of each node
+    place = np.argsort(cycles, axis=1)  # the place of each node
     rng, hops = np.random.default_rng(0), np.resize(list(known), (512 // asked, asked))
     right = np.zeros(hops.shape)
     for row in range(len(hops)):

@@ -1,4 +1,4 @@
-"""Associative recall, read back from its own tokens."""
+"""Associative recall, checked by reading its tokens back."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tokenizer.encode import Tokenizer
 
 
 def split(ids: list[int], at: int) -> list[list[int]]:
-    """The parts between tokens of one kind."""
+    """The parts between occurrences of one token."""
     ends = [i for i, token in enumerate(ids) if token == at]
     return [ids[a:b] for a, b in zip([0, *(e + 1 for e in ends)], [*ends, len(ids)], strict=True)]
 
@@ -45,9 +45,9 @@ def test_numbers_follow_from_the_statements_in_the_text(
             while not said[name].isdigit():
                 name, hops = said[name], hops + 1
             assert hops == batch.grade[row] and answer == found[2] == said[name]
-        assert len({*answers}) == questions  # of other chains
+        assert len({*answers}) == questions  # each from another chain
         assert bool((batch.targets[row, :384] == IGNORE).all())
-        assert len(text) > 200  # most of it is the documentation of Python
+        assert len(text) > 200  # most of it is Python's documentation
 
 
 def test_scores_are_by_hops_and_rows_by_number(tokenizer: Tokenizer) -> None:
@@ -68,7 +68,7 @@ def test_each_question_is_scored_by_itself(tokenizer: Tokenizer) -> None:
         batch.targets.clone(),
         (batch.targets[1] == tokenizer.eos).nonzero(as_tuple=True),
     )
-    best[1, ends[2] - 1] = 0  # the last digit of the third
+    best[1, ends[2] - 1] = 0  # the last digit of the third answer
     assert task.score(best, batch) == {"hops_0": 7 / 8}
 
 

@@ -39,6 +39,6 @@ def test_scores_are_the_tasks_own(settings: str, L: int) -> None:
     once, twice = make_task(parse(settings % 1), L), make_task(parse(settings % 2), 2 * L)
     a, b = once.test(0, 16), twice.test(0, 16)
     wrong = [batch.targets.clone() for batch in (a, b)]
-    for targets in wrong:  # half of the rows
+    for targets in wrong:  # wrong in half of the rows
         targets[:8] = torch.where(targets[:8] == IGNORE, IGNORE, 0)
     assert once.score(wrong[0], a) == twice.score(wrong[1], b) != once.score(a.targets, a)

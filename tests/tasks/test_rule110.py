@@ -12,7 +12,7 @@ from pretrain.tasks import Rule110
 
 
 def simulate(ring: list[int], steps: int) -> list[int]:
-    """Neighbourhood left, self, right as a binary number picks the bit of 110."""
+    """The neighbourhood left, self, right as a binary number selects a bit of 110."""
     for _ in range(steps):
         n = len(ring)
         ring = [
@@ -77,8 +77,8 @@ def test_rows_do_not_depend_on_how_they_are_grouped() -> None:
     ("width", "rings", "window", "message"),
     [
         (24, 4, 24, None),
-        (24, 4, 48, None),  # two rings a window
-        (24, 4, 8, None),  # a ring is three windows
+        (24, 4, 48, None),  # two rings per window
+        (24, 4, 8, None),  # a ring spans three windows
         (
             25,
             4,
@@ -86,7 +86,7 @@ def test_rows_do_not_depend_on_how_they_are_grouped() -> None:
             r"rule110\.width = 25 and sleep\.window = 24: .* set sleep\.window to 25, one ring",
         ),
         (25, 4, 25, None),
-        # 3 windows of 4 rings
+        # 4 rings in 3 windows
         (24, 4, 32, r"rule110\.width = 24 and sleep\.window = 32: .* set sleep\.window to 24"),
         (24, 3, 48, r"rule110\.rings = 3: .* set rule110\.rings to 4, or sleep\.window to 24"),
         (24, 9, 8, r"rule110\.rings = 9 labels do not fit"),
@@ -116,7 +116,7 @@ def test_questions_that_cannot_be_asked_are_refused(rule: Rule110Config, message
 
 
 def test_patterns_that_are_kept_for_the_test_are_never_read() -> None:
-    """Of the 32 patterns of five cells that decide a bit two steps on, all others are."""
+    """Of the 32 patterns of five cells that decide a bit two steps later, all others are read."""
     task = Rule110(Rule110Config(width=8, rings=2, steps=2, min_steps=1, kept=8), 8)
 
     def deciding(batch: Batch) -> set[tuple[int, ...]]:
@@ -127,7 +127,7 @@ def test_patterns_that_are_kept_for_the_test_are_never_read() -> None:
     assert 1 <= len(tested) <= 10 and len(read) + len(tested) == 32 and not read & tested
     once = Rule110(Rule110Config(width=8, rings=2, steps=2, kept=8), 8)
     assert deciding(once.test(0, 1000)) == tested
-    for share in (0.5, 1.0):  # asked for fewer steps, too, a curriculum shows none of them
+    for share in (0.5, 1.0):  # a curriculum shows none of them with fewer steps either
         assert not deciding(once.sample_up_to(0, 0, 1000, share)) & tested
     with pytest.raises(UserError, match=r"rule110\.kept = 1 keeps all for the test"):
         Rule110(Rule110Config(kept=1), 24)

@@ -1,4 +1,4 @@
-"""The word problem, multiplied out symbol by symbol."""
+"""The word problem, checked by multiplying symbol by symbol."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_no_word_of_the_test_is_read(symbols: int, length: int, letters: int) ->
     assert not read & tested and 5 < len(read) / len(tested) < 10
     if letters < 4:
         return
-    assert len(read) + len(tested) == len(task.elements) ** letters  # of so few, all
-    for batch in batches:  # nothing else tells them apart: letters are about as likely in both
+    assert len(read) + len(tested) == len(task.elements) ** letters  # so few that all occur
+    for batch in batches:  # nothing else separates them: letters are about as likely in both
         for place in range(length):
             counts = batch.tokens[:, place].bincount(minlength=len(task.elements))
             assert counts.max() < 2.2 * counts.min()

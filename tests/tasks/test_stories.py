@@ -1,6 +1,4 @@
-"""Math stories against a reader that works the answer out from the text; public records in the same
-way.
-"""
+"""Math stories, and published records, against a reader that works out the answer from the text."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ def test_the_reader_solves_public_records() -> None:
         answer, operands = solve(record["problem"], record["question"])
         assert f"Answer: {answer}." in record["solution"]
         if record["mode"] == "normalforward":
-            assert operands == record["op"]  # how they count op, and so do we
+            assert operands == record["op"]  # they count op like this, and so do we
 
 
 @pytest.mark.parametrize("op", [1, 2, 3, 5, 8, 15, MAX_OPS])
@@ -48,9 +46,7 @@ def test_written_stories_have_the_answer_and_op_they_claim(op: int) -> None:
 
 
 def last_value(solution: str) -> int:
-    """Follows the steps "so a = b + c = 1 + 2 = 3", in letters and in numbers; returns the last
-    one's value.
-    """
+    """Follows steps "so a = b + c = 1 + 2 = 3", in letters and numbers; the last one's value."""
     values: dict[str, int] = {}
     for letter, statement in re.findall(r"(?:so |; )([a-zA-Z]) = ([^;.]+)[;.]", solution):
         sides = {work_out(side, values) for side in statement.split(" = ")}
@@ -60,7 +56,7 @@ def last_value(solution: str) -> int:
 
 
 def work_out(side: str, values: dict[str, int]) -> int:
-    """A sum or product of numbers and letters."""
+    """The value of a sum or product of numbers and letters."""
     sign = math.prod if "*" in side else sum
     return sign(values[part] if part.isalpha() else int(part) for part in re.split(r" [+*] ", side))
 
@@ -98,8 +94,8 @@ def test_a_row_reads_the_story_and_is_asked_for_its_answer(tokenizer: Tokenizer)
         assert targets[scored[-1]] == tokenizer.eos
         asked = tokens[400:][valid[400:]].tolist()
         assert tokenizer.decode(asked) == f"Answer: {answer}"
-        # Targets are the tokens that come next, and every scored place but the last is followed by
-        # its target.
+        # Targets are the next tokens, and every scored position but the last is followed by its
+        # target.
         assert torch.equal(tokens[scored[1:]], targets[scored[:-1]])
         assert (tokens[~valid] == tokenizer.pad).all()
 

@@ -1,4 +1,4 @@
-"""Tokenizers as other models have them, small: Hugging Face folders without a model."""
+"""Small tokenizers like those of other models: Hugging Face folders without a model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ QWEN = (
 def byte_level(
     folder: Path, vocab_size: int = 320, cut: str | None = QWEN, whole: bool = False
 ) -> Path:
-    """As Qwen's: NFC, its cuts, three special tokens and one that is none.
+    """Like Qwen's: NFC, its pre-tokenisation, three special tokens and an added one that is not.
 
     Args:
-        cut: a regular expression; None: GPT-2's. whole: a word that is a piece is taken whole.
+        cut: a regular expression; None: GPT-2's. whole: a word that is a piece stays whole.
     """
     tokenizer = Tokenizer(models.BPE(ignore_merges=whole))
     tokenizer.normalizer = normalizers.NFC()
@@ -47,7 +47,7 @@ def byte_level(
 
 
 def sentences(folder: Path, **options: object) -> Path:
-    """As Llama 2's: a space in front, no PAD, no seal of ours."""
+    """Like Llama 2's: a space in front, no PAD, without our seal."""
     usual = {
         "model_type": "bpe", "vocab_size": 400, "byte_fallback": True, "minloglevel": 2,
         "normalization_rule_name": "identity", "remove_extra_whitespaces": False,

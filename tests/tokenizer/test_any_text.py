@@ -1,4 +1,4 @@
-"""A tokenizer for any text: no spaces, few spaces, one character, only line ends."""
+"""A tokenizer trained on any text: no spaces, few spaces, one character, only line ends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PROBE = "  to  be\n\t ▁ACGT▁ 春眠 \r\n\0▅ a "
 
 
 def trained(documents: list[str], path: Path) -> Tokenizer:
-    """With the largest vocabulary of up to 400 pieces that the documents can give."""
+    """Trains one with the largest vocabulary, up to 400 pieces, that the documents allow."""
     try:
         return train.train(documents, path, vocab_size=400)
     except TokenizerError as error:
@@ -89,7 +89,7 @@ def test_line_ends_are_learned_where_there_is_nothing_else(tmp_path: Path) -> No
 def test_a_text_without_spaces_is_learned_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sentencepiece would drop units of 1 GiB in silence: they are cut, ordinary text is not."""
+    """sentencepiece silently drops units of 1 GiB, so they are cut; ordinary text is not."""
     whole = train.train([DNA], tmp_path / "whole.model", vocab_size=300)
     monkeypatch.setattr(train, "MAX_UNIT", 1000)
     assert "".join(train._units(DNA)) == DNA and max(map(len, train._units(DNA))) == 1000

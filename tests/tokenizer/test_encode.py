@@ -85,7 +85,7 @@ def test_damaged_file_is_named_in_one_line(tmp_path: Path, model: Path, damage: 
 
 
 def test_a_file_without_our_seal_is_refused(tmp_path: Path, model: Path) -> None:
-    """It may be damaged; another model's is read from its folder."""
+    """It may be damaged; another model's tokenizer is read from its folder."""
     (tmp_path / "other.model").write_bytes(model.read_bytes()[:-35])
     with pytest.raises(TokenizerError, match=r"other\.model: damaged, or not written by"):
         Tokenizer.load(tmp_path / "other.model")

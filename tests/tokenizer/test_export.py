@@ -62,7 +62,7 @@ def test_report_states_differences(
     tmp_path: Path, folder: Path, tokenizer: Tokenizer, corpus: list[str]
 ) -> None:
     model = json.loads((folder / "tokenizer.json").read_text())
-    model["model"]["merges"] = model["model"]["merges"][:10]  # a wrong conversion
+    model["model"]["merges"] = model["model"]["merges"][:10]  # makes the conversion wrong
     (tmp_path / "tokenizer.json").write_text(json.dumps(model))
     (tmp_path / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text())
     report = compare(tokenizer, tmp_path, corpus)

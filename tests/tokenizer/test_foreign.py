@@ -1,4 +1,4 @@
-"""Tokenizers that came with other models: the ids of transformers, and texts back exactly."""
+"""Tokenizers that come with other models: the same ids as in transformers, and exact texts back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With both files, as such folders mostly are."""
+    """A folder with both files, as is usual."""
     folder = sentences(tmp_path_factory.mktemp("llama"))
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     assert (folder / "tokenizer.json").exists()
@@ -68,7 +68,7 @@ def test_special_tokens(both: tuple[Tokenizer, PreTrainedTokenizerFast]) -> None
 
 
 def test_sentencepiece_has_the_ids_of_its_library_after_a_space(llama: Path) -> None:
-    """Which it puts there itself; and as transformers', where nothing is put there."""
+    """The library adds that space itself; without it, the ids are those of transformers."""
     raw = sentencepiece.SentencePieceProcessor(model_file=str(llama / "tokenizer.model"))
     fast = Tokenizer.load(llama)
     slow = Tokenizer(*foreign.read(_alone(llama, "tokenizer.model")))

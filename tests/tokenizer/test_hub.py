@@ -16,7 +16,7 @@ from tokenizer.hub import download_first
         ("HuggingFaceFW/fineweb-edu", True),
         ("mistralai/Mistral-7B-v0.3", True),
         ("gpt2", False),
-        ("here/shards", False),  # the folder is there
+        ("here/shards", False),  # the folder exists
         ("texts/notes.jsonl.gz", False),
         ("texts/tokenizer.model", False),
         ("a/b/c", False),

@@ -1,4 +1,4 @@
-"""Training: what the model holds, the same file twice, and errors that say the fix."""
+"""Training: what the model contains, the same file twice, and errors that say the fix."""
 
 from __future__ import annotations
 
