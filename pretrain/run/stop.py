@@ -10,10 +10,9 @@ running        the main thread trains; one thread receives signals as they arriv
 asked          some rank got a signal and told all. Each keeps its main thread from beginning
                another update, and announces which update it has begun last
 agreed(step)   the last update that any rank has begun. Until an update begins, the weights are
-those
-               of the last complete step, so a thread can save that step while a long sleep or an
-               evaluation is running, whose work is then discarded. If some rank has begun an
-               update, the others go on to its end
+               those of the last complete step, so a thread can save that step while a long sleep
+               or an evaluation is running, whose work is then discarded. If some rank has begun
+               an update, the others go on to its end
 saved          by all ranks together, from the threads; rank 0, which may host the store, exits last
 
     deadline: the time to write a checkpoint
