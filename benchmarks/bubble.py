@@ -2,9 +2,8 @@
 
 Two stages, each a process with a core of its own, do training steps (`benchmarks/stage.py` has the
 model). Every action is timed without its waits. The simulator then runs the same schedule with
-these
-times: its idle time is inherent in the schedule, while the measured one also includes messages and
-the interpreter.
+these times: its idle time is inherent in the schedule, while the measured one also includes
+messages and the interpreter.
 
     torchrun --nproc-per-node=2 -m benchmarks.bubble    # a table, in about a minute
 """

@@ -314,7 +314,7 @@ def update(
     """Updates the weights with the step's gradient, unless the step is skipped.
 
     Returns:
-        the memory of the rows whose documents continue; empty if the step is skipped.
+        the memory of the rows whose documents continue; zeros if the step is skipped.
     """
     optimizer, config = parts.optimizer, parts.job.config
     optimizer.lr_factor = lr_factor(step - 1, config.train.steps, config.optimizer)

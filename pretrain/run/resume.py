@@ -47,7 +47,7 @@ def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | N
 def _start(config: Config) -> str:
     """The folder of the checkpoint, verified, whose weights a run starts from."""
     checkpoint, start = open_checkpoint(config.run.init_from)
-    fix = "leave it out to keep their shape, or leave run.init_from out"
+    fix = "leave it out to keep the shape of the weights, or leave run.init_from out"
     check_unchanged(checkpoint.folder, checkpoint.config, config, fix, shape_only=True)
     check_same_tokenizer(start, config)
     if config.run.init_moments:

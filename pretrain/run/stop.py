@@ -5,21 +5,19 @@
        |          '- another Ctrl-C -----------------> exit at once
        '- the run is done: signals are no longer handled
 
-running        the main thread trains; one thread receives signals as they arrive (signals.py), even
+running        the main thread trains; a thread receives signals as they arrive (signals.py), even
                while the main thread waits in a collective; another (`_stop`) waits to be asked
 asked          some rank got a signal and told all. Each keeps its main thread from beginning
                another update, and announces which update it has begun last
 agreed(step)   the last update that any rank has begun. Until an update begins, the weights are
-those
-               of the last complete step, so a thread can save that step while a long sleep or an
-               evaluation is running, whose work is then discarded. If some rank has begun an
-               update, the others go on to its end
+               those of the last complete step, so a thread can save that step while a long sleep
+               or an evaluation is running, whose work is then discarded. If some rank has begun
+               an update, the others go on to its end
 saved          by all ranks together, from the threads; rank 0, which may host the store, exits last
 
     deadline: the time to write a checkpoint
               + the rest of the step, if a rank has begun its update already
-              + STORE_TIMEOUT_S seconds if a rank is dead, after which the others exit without
-              saving
+              + STORE_TIMEOUT_S seconds if a rank is dead; then the others exit without saving
 """
 
 from __future__ import annotations
