@@ -310,6 +310,8 @@ def test_one_seed_of_text_is_compared_row_by_row() -> None:
     found = bits_table(results)
     assert found is not None and found[1][1][-1] == "0.200 ± 0.248"  # 4.303 x 0.1 / sqrt(3)
     assert "+0.200 nats (one seed; over 3 held-out rows, paired, " in " ".join(verdict(results))
+    more = [results[0], replace(results[0], seed=1), results[1]]
+    assert "+0.200 nats (one seed; over 3 held-out rows, paired, " in " ".join(verdict(more))
     before = replace(results[1], rows=[])  # evaluated before rows were
     found, said = bits_table([results[0], before]), verdict([results[0], before])
     assert found is not None and found[1][1][-1] == "0.200" and "one seed: no interval" in said[1]
