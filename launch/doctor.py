@@ -89,7 +89,7 @@ def _checkpoint(
     except Deleted:  # just now, by a running run
         return None
     except UserError as error:
-        fix = "restore it from an intact copy; training resumes from the newest whole one"
+        fix = "restore it from an intact copy; training resumes from the newest intact one"
         fix = "" if isinstance(error, Unreadable) else fix  # its message has its own fix
         yield Finding("fail", what, str(error), fix)
         return None

@@ -37,7 +37,8 @@ def unlaunched(run: Path) -> str | None:
     run.
     """
     metrics = run / "metrics.jsonl"
-    if (run / starts.JOURNAL).exists() or not metrics.exists():
+    is_run = metrics.exists() and (run / "config.toml").exists()
+    if (run / starts.JOURNAL).exists() or not is_run:
         return None
     return (
         "started without `hypnos launch`, so its starts, logs and job are not on record; last row "
@@ -131,7 +132,7 @@ def in_queue(job: str) -> bool:
 def down(nodes: Sequence[str]) -> tuple[str, ...]:
     """Those of some nodes that are down in Slurm.
 
-    None if its commands are missing, as in some containers: then only the ranks' records tell.
+    Empty if its commands are missing, as in some containers: then only the ranks' records tell.
     """
     if shutil.which("sinfo") is None:
         return ()

@@ -135,9 +135,8 @@ class Attention(nn.Module):
 
         Args:
             x: [B, t, D], or the sequence-parallel stream; so is y.
-            write_only: nothing downstream reads y (the last block of a pass that only
-            consolidates):
-                compute only the keys and values that outlive it, and return None for y.
+            write_only: nothing downstream reads y (as in the last pass of a window that only
+                sleeps): compute only the keys and values that outlive it, and return None for y.
         """
         B, T = window.size
         x = gather_tokens(x)

@@ -123,9 +123,8 @@ class GatedDeltaNet(nn.Module):
 
         Args:
             x: [B, t, D], or the sequence-parallel stream; so is y.
-            write_only: nothing downstream reads y (the last block of a pass that only
-            consolidates):
-                skip queries, gate and read-out, and return None for y.
+            write_only: nothing downstream reads y (as in the last pass of a window that only
+                sleeps): skip queries, gate and read-out, and return None for y.
         """
         B, valid = window.size[0], window.valid
         x = gather_tokens(x)

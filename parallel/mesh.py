@@ -98,8 +98,7 @@ def initialize(
             Collectives time out after twice this.
         alone: a world of one, whatever the launcher's variables say: an evaluation inside a job.
     Raises:
-        ValueError: the world size is not divisible by tp x cp x pp, or there is another grid
-        already.
+        ValueError: the world size is not divisible by tp x cp x pp, or there is another grid.
     """
     global _cp_size, _delta_by_tokens, _sequence_parallel
     if parallel_state.model_parallel_is_initialized():

@@ -83,6 +83,7 @@ class ScheduleError(ValueError):
 
 def check(passes: Sequence[Sequence[Pass]], stages: int) -> None:
     """Checks that the passes of each microbatch are consistent with each other and the stages.
+
     Raises:
         ScheduleError: names the microbatch, the pass's index in it and what is wrong.
     """

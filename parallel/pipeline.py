@@ -94,6 +94,7 @@ class _Pending:
 
 def cut(memory: M) -> tuple[M, list[tuple[GradientEdge, Tensor]]]:
     """Detaches a memory from the graph of the unit that left it.
+
     Returns:
         the same values as leaves of the next unit's graph, and the edges where the leaves'
         gradients enter the old graph.

@@ -155,6 +155,7 @@ def _list_schedule(
     needs: _Needs, stages: int, *, urgency: Callable[[_Unit], tuple[int, ...]], cost: Cost
 ) -> dict[_Unit, int]:
     """List scheduling on a clock of ticks: a free stage begins its most urgent ready unit.
+
     Returns:
         the tick at which each unit ends.
     """

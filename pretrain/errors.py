@@ -8,7 +8,7 @@ from pretrain.exit_status import PEER_GONE, STORAGE, USER_ERROR
 
 # errors of storage that is temporarily away, not of a missing file or a full disk
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO}
-FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+FORBIDDEN = {errno.EACCES, errno.EPERM}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

@@ -108,7 +108,7 @@ class Evaluation:
     sets: dict[str, list[Batch]] = field(default_factory=dict)  # of data.heldout_sets, by name
 
     def describe(self) -> list[str]:
-        """A line that says how much text is evaluated, to be printed at the start."""
+        """A line for each held-out set: how much text is evaluated; to be printed at the start."""
         if self.task is not None:
             return []
         lines = []
@@ -171,7 +171,7 @@ class Evaluation:
         *,
         by_row: bool,
     ) -> Metrics:
-        """What `run` says of some batches."""
+        """The keys of `run` but "passes", of some batches."""
         stop = StopRule(until) if until else None
         predictions = [self._predict(model, batch, passes, stop, states) for batch in batches]
         loss = torch.cat([p.loss for p in predictions]).double()  # [all rows, T]
@@ -326,7 +326,7 @@ def evaluate_run(
         until: also evaluate under each of these stop rules, with the largest N as the maximum.
         after: also evaluate, with the largest N, after so many other rows; tasks only.
         precision: of the weights, fp32 or bf16, whichever was trained.
-        say: receives the line that says how much text is evaluated.
+        say: receives the lines that say how much text is evaluated.
     """
     model, config = open_model(run, overrides, precision)
     check_tokenizer(config)

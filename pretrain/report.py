@@ -293,7 +293,7 @@ def _summary(runs: list[RunMetrics]) -> tuple[list[str], list[list[str]]]:
 
 
 def _sets(runs: list[RunMetrics]) -> list[str]:
-    """Names of the further held-out sets that any run is judged on."""
+    """Names of the further held-out sets that any run was evaluated on."""
     rows = (row for run in runs for row in run.evaluations)
     return list(dict.fromkeys(name for row in rows for name in row.get("sets", {})))
 

@@ -45,7 +45,7 @@ from pretrain.run.guard import Guard, SkipStreak, mean_loss, reset_if_skipped
 from pretrain.run.metrics import Metrics, ResumePoint
 from pretrain.run.optimizer import MuonAdamW, lr_factor
 from pretrain.run.remarks import remarks
-from pretrain.run.resume import checkpoint_before, take_folder
+from pretrain.run.resume import checkpoint_before, is_finished, take_folder
 from pretrain.run.state import CarriedState, TrainState, restore_moments
 from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
@@ -109,7 +109,7 @@ def train(config: Config, progress: bool = True) -> Path:
         start = checkpoint.step if checkpoint else 0
         before = checkpoint.config if checkpoint and not checkpoint.begins_run else None
         otherwise = changes(before, config) if before else ""
-        if checkpoint and start >= config.train.steps and checkpoint.state["evaluated"]:
+        if is_finished(checkpoint, config):
             ignored = otherwise and f"; ignored: {otherwise}"
             fix = "raise train.steps to continue, or set another run.name to start a new run"
             shown.say(f"{run} has already finished, at step {start}{ignored}; {fix}")
@@ -314,7 +314,7 @@ def update(
     """Updates the weights with the step's gradient, unless the step is skipped.
 
     Returns:
-        the memory of the rows whose documents continue; empty if the step is skipped.
+        the memory of the rows whose documents continue; zeros if the step is skipped.
     """
     optimizer, config = parts.optimizer, parts.job.config
     optimizer.lr_factor = lr_factor(step - 1, config.train.steps, config.optimizer)

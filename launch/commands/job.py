@@ -119,9 +119,8 @@ def end(logs: Path, status: int, retries: int) -> int:
     print(",".join(verdict.end.exclude))
     if verdict.again:
         return REQUEUE
-    return (
-        verdict.end.status if verdict.end.status != REQUEUE else 1
-    )  # would start again, but may not
+    # not REQUEUE, by which it would start again, as it may not
+    return verdict.end.status if verdict.end.status != REQUEUE else 1
 
 
 def run_folder(config: Path, overrides: list[str]) -> Path:

@@ -31,8 +31,7 @@ DRY_RUN = argument(
 DRY_RUN_HARDWARE = argument(
     "--hardware",
     metavar="NAME|FILE",
-    default="h100",
-    help="hardware for --dry-run, as in `hypnos plan`",
+    help="hardware for --dry-run, as in `hypnos plan` (default: h100)",
 )
 
 
@@ -51,6 +50,15 @@ def check_array(array: Path | None, minutes: int | None) -> None:
     """UserError if --minutes is given with --array, which trains nothing."""
     if array and minutes is not None:
         raise UserError("--minutes: --array trains nothing; leave one of them out")
+
+
+def check_dry_run(dry_run: bool, hardware: str | None, array: Path | None) -> str:
+    """The hardware of a dry run. UserError: it is given without one, or --array with one."""
+    if dry_run and array:
+        raise UserError("--array: --dry-run writes nothing; leave one of them out")
+    if hardware and not dry_run:
+        raise UserError(f"--hardware {hardware} is for --dry-run: give that, too, or leave it out")
+    return hardware or "h100"
 
 
 def evaluate_trained(runs: Sequence[Run], folder: Path, jobs: int | None) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sysconfig
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from launch import HYPNOS
 from launch.commands import argument, command, overrides
@@ -14,6 +16,7 @@ from launch.commands.many_runs import (
     JOBS,
     array_argument,
     check_array,
+    check_dry_run,
     evaluate_trained,
     status_of,
     tell_end,
@@ -96,7 +99,7 @@ def reproduce(
     controls: list[str],
     controls_of: list[int],
     dry_run: bool,
-    hardware: str,
+    hardware: str | None,
     jobs: int | None,
     minutes: int | None,
     array: Path | None,
@@ -106,11 +109,13 @@ def reproduce(
     from pretrain.run.console import said_if_slow
 
     check_array(array, minutes)
+    planned_for = check_dry_run(dry_run, hardware, array)
     with said_if_slow("loading torch and Megatron", tell):
         from pretrain.study.controls import CONTROLS, named
         from pretrain.study.one_run import has_results, is_done
         from pretrain.study.progress import StudyProgress
-        from pretrain.study.reproduce import STUDIES, plan, write_results
+        from pretrain.study.reproduce import STUDIES, write_results
+        from pretrain.study.reproduce import plan as planned_by
         from pretrain.study.runner import run_all
 
     if controls == ["list"]:
@@ -121,22 +126,24 @@ def reproduce(
         raise UserError(f"{task} is not from the paper, so it has no --scale {scale}: use cpu")
     chosen = named(controls)
     folder = out or Path("runs/reproduce") / f"{task}-{scale}"
-    if task in _VOCABULARY and not any(o.startswith(_OWN_TEXTS) for o in overrides):
-        overrides = [*overrides, *_texts(folder.absolute(), task)]
-        if dry_run and task == "text":  # only the number of its tokens counts
-            overrides.append(f"model.vocab_size={_VOCABULARY[task]}")
-        else:
-            _make_texts(folder.absolute(), task)
-    config = STUDIES[task][scale]
-    planned = plan(
-        config, passes=passes, seeds=seeds, controls=chosen, controls_of=controls_of,
-        overrides=overrides,
+    plan = partial(
+        planned_by, STUDIES[task][scale], passes=passes, seeds=seeds, controls=chosen,
+        controls_of=controls_of,
     )  # fmt: skip
+    has_own = task not in _VOCABULARY or any(o.startswith(_OWN_TEXTS) for o in overrides)
     if dry_run:
         from pretrain.study.dry_run import dry_run as shown
 
-        print(shown([p.run for p in planned if p.seed == 0], seeds, hardware))
+        with TemporaryDirectory() as texts:  # of a dry run nothing is left
+            if not has_own:
+                overrides = _dry_texts(Path(texts), task, overrides)
+            first = [p.run for p in plan(overrides=overrides) if p.seed == 0]
+            print(shown(first, seeds, planned_for))
         return 0
+    if not has_own:
+        _make_texts(folder.absolute(), task)
+        overrides = [*overrides, *_texts(folder.absolute(), task)]
+    planned = plan(overrides=overrides)
     folder.mkdir(parents=True, exist_ok=True)
     if array:
         evaluate_trained([p.run for p in planned], folder, jobs)
@@ -166,6 +173,15 @@ def _texts(folder: Path, task: str) -> list[str]:
     tokenizer, shards = f"data.tokenizer={folder / 'tokenizer.model'}", folder / "shards"
     train, heldout = f'data.train=[{{path = "{shards / "train"}"}}]', shards / "heldout"
     return [tokenizer, train, f"data.heldout={heldout}"] if task == "text" else [tokenizer]
+
+
+def _dry_texts(folder: Path, task: str, overrides: list[str]) -> list[str]:
+    """The overrides, with what a dry run needs to know of a task's texts."""
+    if task != "text":
+        _make_texts(folder, task)
+        return [*overrides, *_texts(folder, task)]
+    # of text only the number of its tokens counts; a setting of the user's comes after it
+    return [f"model.vocab_size={_VOCABULARY[task]}", *overrides, *_texts(folder, task)]
 
 
 def _make_texts(folder: Path, task: str) -> None:

@@ -13,6 +13,7 @@ from launch.commands.many_runs import (
     JOBS,
     array_argument,
     check_array,
+    check_dry_run,
     evaluate_trained,
     status_of,
     tell_end,
@@ -62,7 +63,7 @@ def scale(
     study: Path,
     overrides: list[str],
     dry_run: bool,
-    hardware: str,
+    hardware: str | None,
     coordinates: bool,
     steps: int,
     jobs: int | None,
@@ -76,6 +77,7 @@ def scale(
         from pretrain.study.ladder import expand, read_study, too_short
 
     check_array(array, minutes)
+    planned_for = check_dry_run(dry_run, hardware, array)
     settings = read_study(study, overrides)
     folder = out or Path("runs/scale") / study.stem
     if coordinates:
@@ -92,7 +94,7 @@ def scale(
         from pretrain.study.dry_run import dry_run as shown
 
         first = [r.run for r in runs if r.seed == 0]
-        print(shown(first, settings.ladder.seeds, hardware))
+        print(shown(first, settings.ladder.seeds, planned_for))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     if array:

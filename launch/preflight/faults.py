@@ -58,7 +58,7 @@ def interfaces(
         if value and not any(chooses(value)(each) for each in present):
             there = ", ".join(sorted(present))
             fix = f"unset {name}, or set it to one of {there} (`ip link`)"
-            found = f"{name} = {value} is not a network interface of this host"
+            found = f"{name} = {value} matches no network interface of this host"
             yield Finding("fail" if needed else "note", "network", found, fix)
 
 

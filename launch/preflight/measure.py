@@ -69,7 +69,7 @@ class _Watch(threading.Thread):
 
     def __init__(self, seat: Seat, reports: Sequence[Report]) -> None:
         super().__init__(name="preflight", daemon=True)
-        self.stage = 0, "begins"  # of the main thread: its number, and what it is
+        self.stage = 0, "starting"  # of the main thread: its number, and what it is
         self._seat, self._reports = seat, reports
         self._main_is_done = threading.Event()
         self._measured: Measured = [], []

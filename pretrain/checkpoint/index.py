@@ -139,5 +139,5 @@ def _cannot_read(path: Path, error: OSError) -> UserError:
     told = f"{path}: cannot be read: {error.strerror}"
     if error.errno in DAMAGE:
         return UserError(told)
-    again = f"{told}; try again when it can be read"
+    again = f"{told}; check the file system there, and try again"
     return Unreadable(again, storage_error(error).status)

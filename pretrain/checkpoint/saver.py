@@ -195,7 +195,7 @@ class Saver:
             reason = (getattr(error, "strerror", None) or str(error)) if known else repr(error)
             who = mesh.describe_rank()
             where = f"{self._run / 'checkpoints'}: step {step} cannot be saved by {who}"
-            kind, fix = UserError, "make room there"  # what safetensors fails for
+            kind, fix = UserError, "check the file system there"
             if isinstance(error, OSError):
                 kind, fix = storage_error(error), write_fix(error)
             fix = f"the checkpoints before it are intact: {fix}, or set run.dir"

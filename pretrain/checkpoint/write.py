@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from parallel.slices import Piece, Slice
@@ -48,7 +51,13 @@ def write_part(draft: Path, rank: int, tensors: Mapping[str, Mapping[str, Piece]
             is_box = where.run == (0, prod(where.box_shape))  # a whole box keeps its shape
             shaped = values.view(where.box_shape) if is_box else values.flatten()
             contents[name] = shaped.contiguous()
-        save_file(contents, path)
+        try:
+            save_file(contents, path)
+        except SafetensorError as error:  # as which it also reports errors of the system
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         sync(path)
         part.files[path.name] = describe(path)
         part.slices[kind] = {name: {path.name: piece.where} for name, piece in named.items()}

@@ -196,5 +196,6 @@ def check_data(config: Config, *, training: bool) -> None:
             where = "" if os.path.isabs(path) else f" in {Path.cwd()}"
             setting, is_listed, _ = place.partition("[")
             name = 'name="NAME", ' if setting == "data.heldout_sets" else ""
-            fix = f'{setting}=[{{{name}path="PATH"}}]' if is_listed else f"{place}=PATH"
+            more = ", ..." * any(other.startswith(f"{setting}[1]") for other, _ in needed)
+            fix = f'{setting}=[{{{name}path="PATH"}}{more}]' if is_listed else f"{place}=PATH"
             raise refused(place, path, f"does not exist{where}; set its path: {fix}")

@@ -170,7 +170,7 @@ class CorpusConfig:
 
 @dataclass(kw_only=True)
 class HeldoutConfig:
-    """Held-out text that is judged by itself."""
+    """Held-out text that is evaluated by itself."""
 
     name: str = setting(REQUIRED, "what its losses are called: letters, digits, _ and -")
     path: str = setting(REQUIRED, "folder of held-out shards, or its URL", path=True)
@@ -201,8 +201,8 @@ class DataConfig:
     )
     heldout_sets: list[HeldoutConfig] = setting(
         [],
-        "further held-out shards, each judged by itself at every evaluation, on "
-        "train.eval_batches of its own (text)",
+        "further held-out shards, each evaluated by itself at every evaluation, on "
+        "train.eval_batches batches of its own (text)",
         changes=True,
     )
     windows: int = setting(4, "W, windows per training sequence (text)", at_least=1)

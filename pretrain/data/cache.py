@@ -1,8 +1,7 @@
 """A bounded cache of pieces of objects on a local disk, shared by all processes of a host.
 
     FOLDER/used                  total bytes in the cache; locked while it changes
-    FOLDER/ab/abcd.../0-262144   a piece of the object with that sha256 (start, bytes), and its
-    crc32
+    FOLDER/ab/abcd.../0-262144   a piece (start-bytes) of the object with that sha256; its crc32
     FOLDER/ab/abcd.../whole      an object that is needed whole, verified
     ....draft                    either of them while it is written; locked by the writer
 

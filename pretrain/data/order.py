@@ -153,8 +153,7 @@ def drawn_before(draw: int, quotas: Sequence[int]) -> list[int]:
 
     The list of corpora is halved recursively, and each half gets its rounded share of its parent's
     draws. No corpus's count ever decreases as `draw` grows, and it is off by at most half a draw
-    per
-    halving: half a draw for two corpora, four for 200.
+    per halving: half a draw for two corpora, four for 200.
     """
     if len(quotas) == 1:
         return [draw]

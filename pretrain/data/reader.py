@@ -100,7 +100,7 @@ class Shards:
             raise storage_error(error)(f"{name()} cannot be read: {error.strerror}") from None
         if zlib.crc32(payload) != self._records["crc32"][number]:
             self._split.discard(shard, size, offset)
-            raise UserError(f"{name()} is damaged; copy the shard or prepare the corpus again")
+            raise UserError(f"{name()} is damaged; copy the shard again, or prepare again")
         ids = np.frombuffer(payload, self._dtype)
         if ids.max() >= self.index.vocab_size:
             raise UserError(f"{name()} has ids beyond the vocabulary; prepare the corpus again")

@@ -116,9 +116,10 @@ class TextStream:
             if path:
                 heldout = find_split(self._files.place(path), "heldout")
                 if corpus := trained.get(read_index(heldout).fingerprint):
+                    loss = "the held-out loss" if setting == "data.heldout" else "its loss"
                     lines.append(
-                        f"{corpus} is also {setting}, so the held-out loss is measured on training "
-                        "text; `hypnos data prepare --holdout 0.01` holds some of it out"
+                        f"{corpus} is also {setting}, so {loss} is measured on training text; "
+                        "`hypnos data prepare --holdout 0.01` holds some of it out"
                     )
         return lines
 

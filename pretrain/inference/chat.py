@@ -95,7 +95,8 @@ def chat_form(
     """
     if template == Path(PLAIN) or (template is None and not tokenizer.chat.template):
         if settings:
-            raise UserError("--chat-template-kwargs are for a chat template, but there is none")
+            fix = "leave them out, or give --chat-template FILE"
+            raise UserError(f"--chat-template-kwargs: there is no chat template here; {fix}")
         return PlainForm(tokenizer)
     name, text = "the tokenizer's chat template", tokenizer.chat.template
     try:

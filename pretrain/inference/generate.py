@@ -32,8 +32,7 @@ class Continuation:
     """One session's answer while it is generated.
 
     unread   the token chosen last, until the session has read it
-    ended    "stop": EOS or a stop string was generated; "length": it has `max_tokens`; None: not
-    yet
+    ended    "stop": EOS or a stop string was generated; "length": it has `max_tokens`; None: no
 
     Args:
         logits: [vocabulary], from the session's last `read`.

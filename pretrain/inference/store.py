@@ -4,9 +4,8 @@
     hidden                      of the open window, [1, t, D]
     seen                        [vocabulary] bool
     metadata                    format version; the model's fingerprint; N, and the session's
-    position
-                                in its window and sleep; sampling settings and number of draws; the
-                                caller's notes; sha256 of all this and of every tensor
+                                position in its window and sleep; sampling settings and number of
+                                draws; the caller's notes; sha256 of all this and of every tensor
 
 A restored session continues exactly as the saved one would have, even in the middle of a sleep, but
 only with the model that it was saved with.

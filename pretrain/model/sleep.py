@@ -81,8 +81,7 @@ def one_pass(
     """A pass over a window, or a pipeline stage's part of it: the unit of work of a schedule.
 
     Args:
-        x: h from the previous stage or the previous pass; y beyond the core; None: embed the
-        tokens.
+        x: h from the previous stage or pass; y beyond the core; None: embed the tokens.
     """
     stage, h, y, loss = reader.model.stage.index, None, x, None
     if p.runs_core(stage):

@@ -90,5 +90,5 @@ def check_tokens_divide(tokens: int, config: Config) -> None:
                 f"parallel.sequence_parallel: a microbatch has windows of {rows} x {width} tokens"
                 f"{f' on {cp} context-parallel ranks' * (cp > 1)}, "
                 f"which parallel.tp = {tp} does not divide; "
-                "change train.microbatches or sleep.window, or leave it out"
+                "change train.microbatches or sleep.window, or leave parallel.sequence_parallel out"
             )

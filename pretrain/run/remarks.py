@@ -87,6 +87,6 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
 
 
 def _heldout(config: Config) -> dict[str, str]:
-    """What text is judged on, and where it lies."""
+    """The held-out text that a run is evaluated on: its path, by what it is called."""
     sets = {f"{each.name} of data.heldout_sets": each.path for each in config.data.heldout_sets}
     return {"data.heldout": config.data.heldout} | sets

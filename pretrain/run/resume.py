@@ -47,7 +47,7 @@ def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | N
 def _start(config: Config) -> str:
     """The folder of the checkpoint, verified, whose weights a run starts from."""
     checkpoint, start = open_checkpoint(config.run.init_from)
-    fix = "leave it out to keep their shape, or leave run.init_from out"
+    fix = "leave it out to keep the shape of the weights, or leave run.init_from out"
     check_unchanged(checkpoint.folder, checkpoint.config, config, fix, shape_only=True)
     check_same_tokenizer(start, config)
     if config.run.init_moments:
@@ -93,6 +93,13 @@ def _chosen(run: Path, what: str, choose: Callable[[], int | None]) -> Checkpoin
     return None if step is None else Checkpoint.open(checkpoint_dir(run, step), checked=True)
 
 
+def is_finished(checkpoint: Checkpoint | None, config: Config) -> bool:
+    """Whether nothing is left to do for the run of a checkpoint."""
+    if checkpoint is None or checkpoint.step < config.train.steps:
+        return False
+    return bool(checkpoint.state["evaluated"])
+
+
 def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
     with writes_user_file(run):
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -107,8 +114,10 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
         keep_tokenizer(run, config, resumes=found is not None)
         if found and (line := make_latest(run, found.step)):
             _warn(line)
-    with writes_user_file(run / CONFIG):
-        write_atomically(run / CONFIG, dump(config))
+    # of a finished run no setting counts any more
+    if not (is_finished(found, config) and (run / CONFIG).exists()):
+        with writes_user_file(run / CONFIG):
+            write_atomically(run / CONFIG, dump(config))
     # checkpoints hold the configuration too: refuse now what could not be read back
     load(run / CONFIG)
     if found is None or found.step < config.train.steps:

@@ -5,7 +5,7 @@
        |          '- another Ctrl-C -----------------> exit at once
        '- the run is done: signals are no longer handled
 
-running        the main thread trains; one thread receives signals as they arrive (signals.py), even
+running        the main thread trains; a thread receives signals as they arrive (signals.py), even
                while the main thread waits in a collective; another (`_stop`) waits to be asked
 asked          some rank got a signal and told all. Each keeps its main thread from beginning
                another update, and announces which update it has begun last
@@ -17,8 +17,7 @@ saved          by all ranks together, from the threads; rank 0, which may host t
 
     deadline: the time to write a checkpoint
               + the rest of the step, if a rank has begun its update already
-              + STORE_TIMEOUT_S seconds if a rank is dead, after which the others exit without
-              saving
+              + STORE_TIMEOUT_S seconds if a rank is dead; then the others exit without saving
 """
 
 from __future__ import annotations

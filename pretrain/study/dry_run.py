@@ -26,16 +26,18 @@ def dry_run(runs: Sequence[Run], seeds: int, hardware: str) -> str:
     for run in runs:
         size = Size.of(run)
         train = size.config.train
-        step = estimate(size.config, run.ranks, machine, example(size.config))
+        layout = size.config.parallel  # a study of the paper trains one by an array's tasks
+        ranks = max(run.ranks, layout.tp * layout.cp * layout.pp)
+        step = estimate(size.config, ranks, machine, example(size.config))
         steps = train.steps - run.branch  # of its own
         own = steps * seeds
         flops += own * size.flops / train.steps
-        hours += own * step.seconds / 3600 * run.ranks
+        hours += own * step.seconds / 3600 * ranks
         cost += own * step.cost
         fits = step.memory.total <= machine.usable_bytes
         too_large += not fits
         rows.append([
-            run.name.replace("-seed0", ""), str(seeds), str(run.ranks),
+            run.name.replace("-seed0", ""), str(seeds), str(ranks),
             f"{size.parameters:,}", f"{size.looped:,}", str(train.steps), f"{size.tokens:.3g}",
             f"{size.flops - size.sleep:.3g}", f"{size.sleep:.3g}",
             f"{train.steps * step.recomputed:.3g}",

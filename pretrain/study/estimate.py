@@ -82,7 +82,7 @@ def with_vocabulary(config: Config) -> Config:
     if not size and uses_tokenizer(config):
         path = config.data.tokenizer
         if not Path(path).exists():
-            fix = "make it, or set model.vocab_size=32768 (in a study: in ladder.settings)"
+            fix = "make it, or set model.vocab_size=32768 (of a ladder: in ladder.settings)"
             why = "not found, so the vocabulary size is unknown"
             raise UserError(f"data.tokenizer = {path}: {why}; {fix}")
         size = Tokenizer.load(path).vocab_size

@@ -3,7 +3,7 @@
     L(N_once, N_loop, D, r) = E + A (N_once + r^phi N_loop)^-alpha + B D^-beta
 
 is the law of looped depth of arXiv 2604.21106, with r passes as its loops: N_once parameters run
-once, N_loop in every pass, D tokens. phi = 1: a pass is worth as much as as many additional
+once, N_loop in every pass, D tokens. phi = 1: a pass is worth as much as that many more
 parameters; phi = 0: it is worth nothing (looped depth on text: 0.46).
 
     p(k) = c + (1 - c) sigmoid(s (h - log2 k))

@@ -113,7 +113,7 @@ def _read(path: Path) -> list[Row]:
         said = f"no {path.name}: this folder is not a finished study"
         raise UserError(f"{path.parent}: {said}; {fix}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; write it anew") from None
+        raise UserError(f"{path}: cannot be read: {error}; write it again") from None
     if tuple(lines.fieldnames or ()) != FINAL or not rows:
         fix = "`hypnos reproduce` writes them (`hypnos scale` writes fit.html)"
         raise UserError(f"{path}: not the results of a study of tasks; {fix}")

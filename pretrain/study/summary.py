@@ -182,13 +182,16 @@ def _seeds(results: Sequence[Result]) -> set[int]:
 
 
 def _by_row(less: Sequence[Result], more: Sequence[Result]) -> Mean | None:
-    """By how much more passes lower the loss, paired by row of the held-out text; for one seed."""
-    if len(less) != 1 or len(more) != 1 or less[0].seed != more[0].seed:
+    """By how much more passes lower the loss, paired by row of the held-out text; for one seed that
+    both have.
+    """
+    both = _seeds(less) & _seeds(more)
+    if len(both) != 1:
         return None
-    if less[0].diverged or more[0].diverged:  # of some rows there is no loss
+    one, other = (next(r for r in rs if r.seed in both) for rs in (less, more))
+    if one.diverged or other.diverged:  # of some rows there is no loss
         return None
-    few, many = less[0].rows, more[0].rows
-    return paired(few, many) if few and many else None
+    return paired(one.rows, other.rows) if one.rows and other.rows else None
 
 
 def _sentence(a: Arm, b: Arm, gain: Mean, measure: str, by_row: Mean | None) -> str:

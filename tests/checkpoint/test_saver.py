@@ -6,6 +6,7 @@ pipe: until somebody reads from it, a save cannot end.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from parallel import mesh, talk
 from parallel.engine import Engine
 from pretrain.checkpoint import Saver, Snapshot, steps, verify
 from pretrain.checkpoint.folder import checkpoint_dir, pointed_at
-from pretrain.errors import UserError
+from pretrain.checkpoint.write import write_part
+from pretrain.errors import UserError, write_fix
 from pretrain.exit_status import PEER_GONE
 from pretrain.run.guard import Rollbacks
 from pretrain.run.optimizer import MuonAdamW
@@ -245,3 +247,21 @@ def test_a_snapshot_is_a_copy() -> None:
         )
     assert not torch.equal(snapshot.tensors["state"]["guard.sums"].values, optimizer.filter.sums)
     engine.close()
+
+
+def test_what_the_system_refuses_safetensors_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as refused:
+        write_part(tmp_path / "gone", 0, {"model": whole({"a": torch.ones(3)})})
+    assert refused.value.filename == str(tmp_path / "gone/model.0.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.EACCES, "fix its permissions"),
+        (errno.ENOSPC, "make room there"),
+        (errno.EROFS, "check the file system there"),
+    ],
+)
+def test_the_fix_of_a_failed_write(number: int, fix: str) -> None:
+    assert write_fix(OSError(number, os.strerror(number))) == fix

@@ -95,7 +95,7 @@ def test_data_that_are_not_there_are_named_with_their_setting(
             "a",
             rf'^data\.train\[0\]\.path = "a": does not exist in {tmp_path}; set its path: ',
         ),
-        (True, "b", r'^data\.train\[1\]\.path = "b": .* path: data\.train=\[\{path="PATH"\}\]$'),
+        (True, "b", r'^data\.train\[1\]\.path = "b": .* data\.train=\[\{path="PATH"\}, \.\.\.\]$'),
         (True, "h", r'^data\.heldout = "h": does not exist in .*; set its path: data\.heldout='),
     ):
         with pytest.raises(UserError, match=message):
@@ -115,6 +115,9 @@ def test_data_that_are_not_there_are_named_with_their_setting(
         match=r'^data\.heldout_sets\[0\]\.path = "c": .* its path: data\.heldo'
         r'ut_sets=\[\{name="NAME", path="PATH"\}\]$',
     ):
+        check_data(config(given, sets), training=False)
+    sets = sets.replace("]", ",{name='text',path='t'}]")
+    with pytest.raises(UserError, match=r'\{name="NAME", path="PATH"\}, \.\.\.\]$'):
         check_data(config(given, sets), training=False)
     with pytest.raises(UserError, match=r'^stories\.path = "/s\.jsonl": does not exist; set its'):
         check_data(config(given, "data.task=stories", "stories.path=/s.jsonl"), training=False)

@@ -94,6 +94,15 @@ def test_two_do_not_merge_at_once(source: Path, tokenizer: Tokenizer, tmp_path: 
     assert set(merge(tmp_path)) == {"train", "heldout"}
 
 
+def test_a_merge_with_something_in_its_way(
+    source: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    prepare_parts(source, tokenizer, tmp_path, 1)
+    (tmp_path / "train").touch()
+    with pytest.raises(UserError, match=r": Not a directory; check the file system there$"):
+        merge(tmp_path)
+
+
 def test_a_part_that_another_process_has_written_meanwhile_stays(tmp_path: Path) -> None:
     out = tmp_path / "part"
     told = pytest.raises(UserError, match="part: another process has written it meanwhile")

@@ -148,7 +148,7 @@ def test_interfaces_that_are_not_there(variable: str, value: str, ok: bool) -> N
     found = list(faults.interfaces({variable: value}, ["lo", "eth1"], uses_nccl=True))
     assert ok == (found == [])
     if found:
-        assert found[0].state == "fail" and f"{variable} = {value} is not" in found[0].found
+        assert found[0].state == "fail" and f"{variable} = {value} matches no" in found[0].found
         assert "set it to one of eth1, lo" in found[0].fix
 
 

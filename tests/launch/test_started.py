@@ -160,6 +160,8 @@ def test_the_status_of_a_plain_run(run: Path, capsys: pytest.CaptureFixture[str]
     assert "step 30 of 60, loss 2.7000; saved: step 20" in first
     assert second.startswith("started without `hypnos launch`, so its starts, logs and job are not")
     assert "launch.jsonl in it" in refused(capsys, "cancel", str(run))
+    (run / "config.toml").unlink()
+    assert "launch.jsonl in it" in refused(capsys, "status", str(run))
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "cancel"])

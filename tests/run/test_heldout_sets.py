@@ -27,7 +27,7 @@ def test_each_set_is_judged_as_if_it_were_the_only_one(
     run = train(config)
     said = capsys.readouterr().err
     assert " held-out tokens of read: " in said
-    assert f"{shards} is also data.heldout_sets[1].path" in said
+    assert f"{shards} is also data.heldout_sets[1].path, so its loss is measured on" in said
 
     evaluations = rows(run, "eval")
     assert all(list(row["sets"]) == ["same", "read"] for row in evaluations)
@@ -52,3 +52,9 @@ def test_each_set_is_judged_as_if_it_were_the_only_one(
     written = (tmp_path / "report/report.md").read_text()
     assert of_sets in written and "Evaluated on" not in written
     assert (tmp_path / "report/loss_by_set.png").stat().st_size > 10_000
+
+    written = (run / "config.toml").read_text()
+    config.data.heldout_sets = []
+    train(config)  # which has finished
+    assert "; ignored: data.heldout_sets = [] (was " in capsys.readouterr().err
+    assert (run / "config.toml").read_text() == written

@@ -310,6 +310,8 @@ def test_one_seed_of_text_is_compared_row_by_row() -> None:
     found = bits_table(results)
     assert found is not None and found[1][1][-1] == "0.200 ± 0.248"  # 4.303 x 0.1 / sqrt(3)
     assert "+0.200 nats (one seed; over 3 held-out rows, paired, " in " ".join(verdict(results))
+    more = [results[0], replace(results[0], seed=1), results[1]]
+    assert "+0.200 nats (one seed; over 3 held-out rows, paired, " in " ".join(verdict(more))
     before = replace(results[1], rows=[])  # from before rows were evaluated
     found, said = bits_table([results[0], before]), verdict([results[0], before])
     assert found is not None and found[1][1][-1] == "0.200" and "one seed: no interval" in said[1]
@@ -330,9 +332,35 @@ def test_a_dry_run_says_what_a_study_takes(
     total = float(said.rpartition("All runs: ")[2].partition(" FLOPs")[0])
     assert total == pytest.approx(flops, rel=0.01) and "device hours of NVIDIA H100" in said
     assert "of a branch" not in said and not (tmp_path / "none").exists()
-    text = ["reproduce", "text", "--seeds", "1", "--passes", "1", "--dry-run"]
-    assert main([*text, "--out", str(tmp_path / "none")]) == 0  # of which no shard is made
-    assert "| n1 " in capsys.readouterr().out and not (tmp_path / "none").exists()
+    for task in ("text", "stories"):  # of one a size is known, of the other a tokenizer is made
+        asked = ["reproduce", task, "--seeds", "1", "--passes", "1", "--dry-run"]
+        assert main([*asked, "--out", str(tmp_path / "none")]) == 0
+        assert "| n1 " in capsys.readouterr().out and not (tmp_path / "none").exists()
+
+
+def test_settings_of_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def row(task: str, *settings: str) -> list[str]:
+        asked = ["reproduce", task, *settings, "--seeds", "1", "--passes", "1", "--dry-run"]
+        assert main([*asked, "--out", str(tmp_path / "none")]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return next(line for line in lines if line.startswith("| n1 ")).replace(" ", "").split("|")
+
+    usual, larger = (
+        int(row("text", *s)[4].replace(",", "")) for s in ([], ["model.vocab_size=8192"])
+    )
+    assert larger > usual
+    assert (row("depo")[3], row("depo", "parallel.tp=2")[3]) == ("1", "2")
+
+
+def test_a_dry_run_is_no_array_and_its_hardware_none_of_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = ["reproduce", "depo", "--seeds", "1", "--out", str(tmp_path / "none")]
+    assert main([*study, "--hardware", "h200"]) == 2
+    assert "--hardware h200 is for --dry-run" in capsys.readouterr().err
+    assert main([*study, "--dry-run", "--array", str(tmp_path / "left.txt")]) == 2
+    assert "--array: --dry-run writes nothing" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_controls_are_listed_and_an_unknown_one_is_refused(

@@ -63,9 +63,8 @@ class Answers:
 
     Args:
         count: how many. most: maximum tokens of each. top: how many most likely tokens to report
-        per
-            token; None: no log-probabilities. echo: report them for the input's tokens too. mark:
-            stores the input's session at a mark.
+            per token; None: no log-probabilities. echo: report them for the input's tokens too.
+            mark: stores the input's session at a mark.
     """
 
     def __init__(

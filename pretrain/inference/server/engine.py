@@ -51,8 +51,7 @@ class Engine:
         Args:
             choices: answers to one input, which run together.
         Raises:
-            ApiError: 400 if they can never fit, 429 if too many wait, 503 if the server is
-            stopping.
+            ApiError: 400 if they can never fit, 429 if too many wait, 503 if the server stops.
         """
         with self._changed:
             if self._closed:
@@ -81,8 +80,8 @@ class Engine:
             self._changed.notify()
 
     def stop(self, within: float) -> None:
-        """Accepts nothing more. Waiting jobs fail now, running ones if they have not ended `within`
-        some seconds.
+        """Accepts nothing more. Waiting jobs fail now, running ones after `within` seconds, unless
+        they have ended by then.
         """
         with self._changed:
             self._closed, self._end = True, time.monotonic() + within

@@ -70,7 +70,7 @@ class Start:
     digest: str = ""  # of all messages, these included
     turns: tuple[Turn, ...] = ()  # the new ones, since the last mark
     marks: list[Mark] = field(default_factory=list)
-    end: int | None = None  # how many of the tokens end the last message; None: unknown
+    end: int | None = None  # tokens up to the last message's end; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)

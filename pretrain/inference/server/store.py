@@ -1,8 +1,7 @@
 """Stored sessions: one atomically written file per id; the least recently used are evicted first.
 
     FOLDER/
-      resp_4f1d....safetensors   the session after that response, see `pretrain.inference.store`;
-      its
+      resp_4f1d....safetensors   the session after that response (`pretrain.inference.store`); its
                                  notes hold the index entry and the messages
       conv_90ab....json          the last response of a conversation
       .resp_77c0...draft         being written; removed at the next start
