@@ -84,7 +84,7 @@ def test_a_question_is_written_as_the_server_does(
     assert main(["generate", str(run), "--prompt", "Who?", "--system", "Be brief."]) == 2
     assert "give --chat, too" in capsys.readouterr().err
     assert main([*command, "--chat-template-kwargs", '{"think": false}']) == 2
-    assert "are for a chat template, but there is none" in capsys.readouterr().err
+    assert "there is no chat template here; leave them out" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--chat-template-kwargs", "think=false"])
     assert "'think=false' is not a JSON object" in capsys.readouterr().err
