@@ -186,7 +186,7 @@ def test_what_the_system_does_not_give_is_not_damaged(
     if passed_over:
         assert found(run)[0] == 1
     else:
-        told = f"step-2/.*: cannot be read: {os.strerror(number)}; try again"
+        told = f"step-2/.*: cannot be read: {os.strerror(number)}; check the file system"
         with pytest.raises(Unreadable, match=told) as raised:
             latest_valid(run, pytest.fail)
         assert raised.value.status == (STORAGE if number == errno.ESTALE else USER_ERROR)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.load import MAX_BYTES, dump, load, parse
 from pretrain.config.memory import check_memory
-from pretrain.config.schema import Config, CorpusConfig
+from pretrain.config.schema import Config, CorpusConfig, HeldoutConfig
 from pretrain.evaluate import make_evaluation
 from pretrain.run.prepare import make_source
 from tests.fuzz.harness import damaged, fuzz, hypnos, refusal, tree
@@ -114,6 +114,10 @@ TYPED: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     str: STRINGS,
 }
+TABLES: dict[Any, st.SearchStrategy[Any]] = {
+    CorpusConfig: st.fixed_dictionaries({"path": STRINGS}, optional={"weight": FLOATS}),
+    HeldoutConfig: st.fixed_dictionaries({"name": STRINGS, "path": STRINGS}),
+}
 
 
 def wild(hint: Any) -> st.SearchStrategy[Any]:
@@ -122,12 +126,10 @@ def wild(hint: Any) -> st.SearchStrategy[Any]:
         return TYPED[type(get_args(hint)[0])] | st.sampled_from(get_args(hint))
     if get_origin(hint) is tuple:
         return st.tuples(*map(wild, get_args(hint))).map(list)
-    if get_origin(hint) is list and get_args(hint)[0] is not CorpusConfig:
-        return st.lists(wild(get_args(hint)[0]), max_size=5)
+    if get_origin(hint) is list and get_args(hint)[0] in TABLES:
+        return st.lists(TABLES[get_args(hint)[0]], max_size=3)
     if get_origin(hint) is list:
-        return st.lists(
-            st.fixed_dictionaries({"path": STRINGS}, optional={"weight": FLOATS}), max_size=3
-        )
+        return st.lists(wild(get_args(hint)[0]), max_size=5)
     return TYPED[hint]
 
 
