@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -13,6 +14,9 @@ import httpx2
 import openai
 import pytest
 
+from pretrain.inference.server.answer import Answers
+from pretrain.inference.server.job import Facts, Reading
+from pretrain.inference.server.schemas import CompletionRequest
 from tests.server.serving import NAME, Serving, serving
 
 ASK: dict[str, Any] = {"model": NAME, "temperature": 0}
@@ -205,6 +209,28 @@ def test_a_conversation_has_one_answer_at_a_time(served: Serving) -> None:
         threading.Event().wait(0.05)
     assert client.responses.create(**ask).output_text is not None
     assert len(client.conversations.items.list(conversation.id).data) == 2
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_an_answer_that_is_cancelled_just_as_something_comes_of_it_ends(
+    served: Serving, turns: int
+) -> None:
+    """After so many turns of the event loop the event has reached what waits for it."""
+
+    async def is_cancelled() -> bool:
+        start = served.service.start_text("a", None)
+        request = CompletionRequest(model=NAME, prompt="a")
+        answers = Answers(served.service, start, request, most=1)
+        waiting = asyncio.ensure_future(answers.finish())
+        await asyncio.sleep(0.01)
+        answers._events.put_nowait((0, Reading(Facts.of(start.session))))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting}, timeout=1)
+        return waiting.cancelled()
+
+    assert asyncio.run(is_cancelled())
 
 
 def gone(served: Serving) -> float:

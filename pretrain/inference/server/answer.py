@@ -140,7 +140,9 @@ class Answers:
             going = len(self.each)
             while going:
                 try:
-                    index, event = await asyncio.wait_for(self._events.get(), SILENCE)
+                    # not wait_for: before Python 3.12 it loses a cancellation that meets an event
+                    async with asyncio.timeout(SILENCE):
+                        index, event = await self._events.get()
                 except TimeoutError:
                     yield Update(0)
                     continue
