@@ -53,10 +53,14 @@ async def event_stream(events: AsyncGenerator[str]) -> StreamingResponse:
     first = await anext(events)
 
     async def all_events() -> AsyncGenerator[str]:
-        async with aclosing(events):
-            yield first
-            async for event in events:
-                yield event
+        try:
+            async with aclosing(events):
+                yield first
+                async for event in events:
+                    yield event
+        except asyncio.CancelledError as error:
+            # anyio keeps it in a reference cycle, and its traceback would keep the request alive
+            raise error.with_traceback(None) from None
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(all_events(), media_type="text/event-stream", headers=headers)
