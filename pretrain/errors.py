@@ -45,6 +45,11 @@ def storage_error(error: OSError) -> type[UserError]:
     return StorageFailed if error.errno in PASSING else UserError
 
 
+def not_written(where: object, error: OSError) -> str:
+    """What failed, why, and what to do about it; another way may follow."""
+    return f"{where}: cannot be written: {error.strerror}; {write_fix(error)}"
+
+
 def write_fix(error: OSError) -> str:
     """What to do, in a few words, before a write that failed is tried again."""
     if error.errno in FORBIDDEN:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import shortened, storage_error, write_fix
+from pretrain.errors import not_written, shortened, storage_error
 
 _CHECKSUM = b',\n "sha256": "'  # starts the last member of a JSON object with a checksum
 
@@ -92,8 +92,7 @@ def writes_user_file(path: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or path  # for a full disk the error has no file name
         raise storage_error(error)(
-            f"{where}: cannot be written: {error.strerror}; "
-            f"{write_fix(error)}, or set run.dir (what is already saved is intact)"
+            f"{not_written(where, error)}, or set run.dir (what is already saved is intact)"
         ) from None
 
 

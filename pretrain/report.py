@@ -153,21 +153,19 @@ def plot_loss(runs: list[RunMetrics], out: Path) -> None:
     with figure(out, legend(runs), panels=1, width=6.6) as (axis,):
         for run in runs:
             plot_by_step(axis, run, "loss")
-            held = [(r["step"], r["loss"]) for r in run.evaluations]
-            if held:
-                axis.plot(
-                    *zip(*held, strict=True),
-                    "o",
-                    color=run.colour,
-                    markersize=4,
-                    markeredgecolor="white",
-                )
+            _plot_evaluations(axis, run.evaluations, "o", run.colour)
         axis.set(
             title="Loss: training (lines) and held-out (points)",
             xlabel="step",
             ylabel="nats per scored token",
         )
         axis.set_xlim(left=0)
+
+
+def _plot_evaluations(axis: Any, rows: Sequence[Row], style: str, colour: str) -> None:
+    """Held-out loss of each evaluation, by step."""
+    steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
+    axis.plot(steps, losses, style, color=colour, markersize=4, markeredgecolor="white")
 
 
 def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
@@ -207,12 +205,7 @@ def plot_loss_by_set(runs: list[RunMetrics], names: Sequence[str], out: Path) ->
     with figure(out, legend(runs), panels=len(names), width=max(6.6, 4.8 * len(names))) as axes:
         for axis, name in zip(axes, names, strict=True):
             for run in runs:
-                points = [(r["step"], r["loss"]) for r in run.of_set(name)]
-                if points:
-                    axis.plot(
-                        *zip(*points, strict=True),
-                        "o-", color=run.colour, markersize=4, markeredgecolor="white",
-                    )  # fmt: skip
+                _plot_evaluations(axis, run.of_set(name), "o-", run.colour)
             axis.set(title=f"Held-out loss: {name}", xlabel="step", ylabel="nats per scored token")
             axis.set_xlim(left=0)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pretrain.errors import UserError, write_fix
+from pretrain.errors import UserError, not_written
 from pretrain.files import is_hidden, sync
 
 
@@ -43,9 +43,7 @@ def writes_output(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written: {error.strerror}; {write_fix(error)}, or give another name"
-        ) from None
+        raise UserError(f"{not_written(out, error)}, or give another name") from None
 
 
 @contextmanager

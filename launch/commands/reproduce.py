@@ -114,8 +114,7 @@ def reproduce(
         from pretrain.study.controls import CONTROLS, named
         from pretrain.study.one_run import has_results, is_done
         from pretrain.study.progress import StudyProgress
-        from pretrain.study.reproduce import STUDIES, write_results
-        from pretrain.study.reproduce import plan as planned_by
+        from pretrain.study.reproduce import STUDIES, plan, write_results
         from pretrain.study.runner import run_all
 
     if controls == ["list"]:
@@ -126,8 +125,8 @@ def reproduce(
         raise UserError(f"{task} is not from the paper, so it has no --scale {scale}: use cpu")
     chosen = named(controls)
     folder = out or Path("runs/reproduce") / f"{task}-{scale}"
-    plan = partial(
-        planned_by, STUDIES[task][scale], passes=passes, seeds=seeds, controls=chosen,
+    planned_with = partial(
+        plan, STUDIES[task][scale], passes=passes, seeds=seeds, controls=chosen,
         controls_of=controls_of,
     )  # fmt: skip
     has_own = task not in _VOCABULARY or any(o.startswith(_OWN_TEXTS) for o in overrides)
@@ -137,13 +136,13 @@ def reproduce(
         with TemporaryDirectory() as texts:  # of a dry run nothing is left
             if not has_own:
                 overrides = _dry_texts(Path(texts), task, overrides)
-            first = [p.run for p in plan(overrides=overrides) if p.seed == 0]
+            first = [p.run for p in planned_with(overrides=overrides) if p.seed == 0]
             print(shown(first, seeds, planned_for))
         return 0
     if not has_own:
         _make_texts(folder.absolute(), task)
         overrides = [*overrides, *_texts(folder.absolute(), task)]
-    planned = plan(overrides=overrides)
+    planned = planned_with(overrides=overrides)
     folder.mkdir(parents=True, exist_ok=True)
     if array:
         evaluate_trained([p.run for p in planned], folder, jobs)

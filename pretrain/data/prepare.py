@@ -19,7 +19,7 @@ from pretrain.data.merge import merge_units, remove
 from pretrain.data.pool import Write, in_processes
 from pretrain.data.progress import Progress
 from pretrain.data.units import Done, Target, Unit, cut, size_of, write_unit
-from pretrain.errors import UserError, write_fix
+from pretrain.errors import UserError, not_written
 from pretrain.files import (
     has_checksum,
     is_hidden,
@@ -158,8 +158,7 @@ def _writes(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = f"cannot be written: {error.strerror}; {write_fix(error)}"
-        raise UserError(f"{out}: {why}") from None
+        raise UserError(not_written(out, error)) from None
 
 
 def _find_parts(out: Path) -> list[Path]:

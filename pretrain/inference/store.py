@@ -26,7 +26,7 @@ from safetensors.torch import load, safe_open, save
 from torch import Tensor
 
 from parallel import mesh
-from pretrain.errors import UserError, shortened, write_fix
+from pretrain.errors import UserError, not_written, shortened
 from pretrain.files import read_whole, write_atomically
 from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Sampler, Sampling
@@ -82,8 +82,7 @@ def save_session(
     try:
         write_atomically(path, content)
     except OSError as error:
-        why = f"cannot be written: {error.strerror}; {write_fix(error)}"
-        raise UserError(f"{path}: {why}") from None
+        raise UserError(not_written(path, error)) from None
     return len(content)
 
 

@@ -125,11 +125,11 @@ def verdict(results: Sequence[Result]) -> list[str]:
     if len(ordered) < 2:
         return ["A single N says nothing about sleep."]
     chain = " < ".join(arm.label for arm in ordered)
-    for a, b in [*pairwise(ordered), (ordered[0], ordered[-1])]:
+    pairs = [*pairwise(ordered), *([(ordered[0], ordered[-1])] if len(ordered) > 2 else [])]
+    for a, b in pairs:
         if not _seeds(arms[a]) & _seeds(arms[b]):
             return [f"{chain}: {a.label} and {b.label} have no seed in common yet."]
     steps = [_gain(arms[a], arms[b], deepest) for a, b in pairwise(ordered)]
-    whole = _gain(arms[ordered[0]], arms[ordered[-1]], deepest)
     where = "in held-out loss" if deepest == "loss" else f"at {shown_name(deepest)}, the deepest"
     if any(math.isnan(step.value) for step in steps):
         first = f"{chain} {where}: cannot be decided, because a run has diverged."
@@ -141,14 +141,10 @@ def verdict(results: Sequence[Result]) -> list[str]:
         first = f"{chain} {where}: no."
     else:
         first = f"{chain} {where}: not in the means, but no step is significantly worse."
-    pairs = [(*pair, gain) for pair, gain in zip(pairwise(ordered), steps, strict=True)]
-    if len(ordered) > 2:
-        pairs.append((ordered[0], ordered[-1], whole))
-    in_loss = deepest == "loss"
-    sentences = [
-        _sentence(a, b, gain, deepest, _by_row(arms[a], arms[b]) if in_loss else None)
-        for a, b, gain in pairs
-    ]
+    sentences = []
+    for a, b in pairs:
+        by, sure = _difference(arms[a], arms[b], deepest)
+        sentences.append(f"{b.label} over {a.label}: {f'{by} ({sure})' if by else sure}.")
     return [first, *sentences]
 
 
@@ -162,9 +158,7 @@ def controls_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]
     for control, less in found.items():
         own = plain.get(control.passes)
         if control.is_control and own and _seeds(less) & _seeds(found[own]):
-            more = found[own]
-            by_row = _by_row(less, more) if deepest == "loss" else None
-            of_both = _difference(_gain(less, more, deepest), deepest, by_row)
+            of_both = _difference(less, found[own], deepest)
             rows.append([f"{own.label} over {control.label}", *of_both])
     where = "held-out loss" if deepest == "loss" else shown_name(deepest)
     return (["compared with controls", where, "how sure"], rows) if rows else None
@@ -194,20 +188,14 @@ def _by_row(less: Sequence[Result], more: Sequence[Result]) -> Mean | None:
     return paired(one.rows, other.rows) if one.rows and other.rows else None
 
 
-def _sentence(a: Arm, b: Arm, gain: Mean, measure: str, by_row: Mean | None) -> str:
-    by, sure = _difference(gain, measure, by_row)
-    return f"{b.label} over {a.label}: {f'{by} ({sure})' if by else sure}."
-
-
-def _difference(gain: Mean, measure: str, by_row: Mean | None) -> tuple[str, str]:
-    """ "+71.0 points", and how sure that is; "" for the first if a run has diverged.
-
-    Args:
-        by_row: the gain over rows of held-out text, where there is one seed.
-    """
+def _difference(less: Sequence[Result], more: Sequence[Result], measure: str) -> tuple[str, str]:
+    """ "+71.0 points", and how sure that is; "" for the first if a run has diverged."""
+    gain = _gain(less, more, measure)
     if math.isnan(gain.value):
         return "", "a run has diverged"
-    scale, digits, unit = (1, 3, "nats") if measure == "loss" else (100, 1, "points")
+    in_loss = measure == "loss"
+    scale, digits, unit = (1, 3, "nats") if in_loss else (100, 1, "points")
+    by_row = _by_row(less, more) if in_loss else None  # of one seed, over rows of held-out text
     if by_row is not None:
         interval = f"95 % interval {by_row.low:.3g} to {by_row.high:.3g}"
         sure = f"one seed; over {by_row.count} held-out rows, paired, {interval}"
@@ -216,9 +204,8 @@ def _difference(gain: Mean, measure: str, by_row: Mean | None) -> tuple[str, str
     elif gain.count == 2:
         sure = f"two seeds: {_each(gain, scale, digits, '+')}: too few for an interval"
     else:
-        found = "significant" if gain.is_above_zero else "not significant"
-        if gain.is_below_zero:
-            found = "significantly worse"
+        found = "significantly worse" if gain.is_below_zero else "not significant"
+        found = "significant" if gain.is_above_zero else found
         interval = f"{scale * gain.low:.3g} to {scale * gain.high:.3g}"
         sure = f"95 % interval {interval}, {gain.count} seeds paired: {found}"
     return f"{scale * gain.value:+.{digits}f} {unit}", sure
