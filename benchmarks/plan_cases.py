@@ -106,7 +106,7 @@ def _gpu(name: str, passes: int, recompute: str, hardware: Hardware) -> float:
     config = Config(
         model=size.model(),
         sleep=size.sleep(passes),
-        data=DataConfig(windows=size.windows),
+        data=DataConfig(windows=size.windows, carry=False),
         train=TrainConfig(batch=size.rows, precision="bf16"),
         parallel=ParallelConfig(recompute=recompute),
     )

@@ -64,16 +64,21 @@ class Estimate:
 
 
 def example(config: Config, rows: int = 1) -> Batch:
-    """Example rows of the training data: a task's first ones; for text, each the first windows of a
-    document.
+    """Example rows of the training data: a task's first ones; for text, windows of a document.
+
+    Where documents or states may continue in the next batch, these rows do. In a batch of many
+    rows some row nearly always does, and then all rows make the passes that it needs.
     """
     if config.data.task != "text":
-        return make_task(config, config.sleep.window).sample(config.run.seed, 0, rows)
+        batch = make_task(config, config.sleep.window).sample(config.run.seed, 0, rows)
+        batch.carries[:] = config.data.state_passing > 0
+        return batch
     W = config.data.windows
     tokens = torch.zeros(rows, W * config.sleep.window, dtype=torch.int64)
     starts = torch.zeros(rows, W, dtype=torch.bool)
     starts[:, 0] = True
-    return Batch(tokens, tokens, tokens == 0, starts, torch.zeros(rows, dtype=torch.bool))
+    carries = torch.full((rows,), config.data.carry and config.data.documents == "isolate")
+    return Batch(tokens, tokens, tokens == 0, starts, carries)
 
 
 def with_vocabulary(config: Config) -> Config:

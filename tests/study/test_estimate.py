@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -12,10 +14,12 @@ from parallel.critical_path import CriticalPath
 from parallel.passes import Pass
 from parallel.schedule import Action, make_schedule
 from parallel.simulator import simulate
-from pretrain.config.load import load
+from pretrain.config.load import load, override
 from pretrain.config.schema import Config, ModelConfig
-from pretrain.model.flops import parameters
+from pretrain.model.flops import parameters, step_flops
+from pretrain.run.prepare import make_source
 from pretrain.study.block_work import BlockCounter, Rows
+from pretrain.study.controls import flops_per_step
 from pretrain.study.estimate import Estimator, estimate, example, layout_of
 from pretrain.study.hardware import load_hardware
 from tests.parallel.test_schedule import window
@@ -57,6 +61,25 @@ def test_critical_path_is_the_simulators(P: int) -> None:
 def small(**train: object) -> Config:
     config = load("configs/recipes/1B.toml", ["train.batch=16"])
     return replace(config, train=replace(config.train, **train))
+
+
+def test_what_goes_on_in_the_next_batch_sleeps_in_the_plan_too(corpus: Path) -> None:
+    text = load(
+        "configs/text-tiny.toml",
+        [
+            f"data.tokenizer={corpus / 'small.model'}",
+            f'data.train=[{{path="{corpus / "shards"}"}}]',
+            *("data.windows=2", "sleep.window=8", "sleep.passes=3", "train.batch=8"),
+        ],
+    )
+    depo = load("configs/depo-small.toml", ["data.state_passing=0.5", 'sleep.when="always"'])
+    for config, off in ((text, "data.carry=false"), (depo, "data.state_passing=0")):
+        source = make_source(config)
+        model = replace(config.model, vocab_size=source.vocab_size)
+        trained = fmean(step_flops(source.next(), model, config.sleep).flops for _ in range(20))
+        source.close()
+        assert flops_per_step(config) == pytest.approx(trained, rel=0.02)
+        assert flops_per_step(override(config, [off])) < 0.95 * trained
 
 
 def test_time_and_flops() -> None:
