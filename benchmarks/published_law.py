@@ -38,7 +38,7 @@ def runs(path: Path) -> Points:
     n = len(kept)
     return Points(
         once=np.zeros(n), looped=size[kept], passes=np.ones(n), tokens=tokens[kept],
-        loss=loss[kept], rung=np.zeros(n, np.int64), run=np.arange(n),
+        loss=loss[kept], rung=np.zeros(n, np.int64), run=np.arange(n), seed=np.zeros(n, np.int64),
     )  # fmt: skip
 
 

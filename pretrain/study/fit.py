@@ -6,8 +6,9 @@ all constants at once is ill-conditioned). From the best grid points all constan
 the Huber loss of log(predicted / measured), as in Hoffmann et al. (arXiv 2203.15556) and Besiroglu
 et al. (arXiv 2404.10102).
 
-Intervals come from resampling runs with replacement: all token budgets of a run together, since
-they share its initialisation and data.
+Intervals come from resampling with replacement, seeds first and then the runs of each: runs of a
+seed read the same data, so what they have in common varies only between seeds. All token budgets
+of a run are drawn together.
 """
 
 from __future__ import annotations
@@ -225,17 +226,21 @@ def fit_depth(points: DepthPoints, chance: float) -> DepthLaw:
 
 
 def with_intervals(points: P, fit: Callable[[P], L], *, draws: int = 200) -> Fit[L]:
-    """A fit to all runs, and to `draws` bootstrap samples of them.
+    """A fit to all runs, and to `draws` bootstrap samples: of the seeds, and of each seed's runs.
 
     Samples that determine fewer constants than all runs do (only one size or one N) are left out: a
     constant that they do not determine would count as 0.
     """
     law, random = fit(points), np.random.default_rng(0)  # of no runs nothing is drawn
-    rows = [np.flatnonzero(points.run == run) for run in np.unique(points.run)]
+    by_seed = [
+        [np.flatnonzero(points.run == run) for run in np.unique(points.run[points.seed == seed])]
+        for seed in np.unique(points.seed)
+    ]
     resampled, told_apart = [], _told_apart(points)
     for _ in range(draws):
-        chosen = np.concatenate([rows[i] for i in random.integers(len(rows), size=len(rows))])
-        sample = points.of(chosen)
+        seeds = [by_seed[i] for i in random.integers(len(by_seed), size=len(by_seed))]
+        runs = [rows[i] for rows in seeds for i in random.integers(len(rows), size=len(rows))]
+        sample = points.of(np.concatenate(runs))
         if _told_apart(sample) < told_apart:
             continue
         try:

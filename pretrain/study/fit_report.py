@@ -114,7 +114,8 @@ def _law(fit: Fit[LossLaw], found: Points, window: int) -> Lines:
     return [
         f"## Loss, L = {window}",
         "L = E + A (N_once + N^phi N_loop)^-alpha + B D^-beta, in nats; 95 % intervals by "
-        f"bootstrap over runs. Median error of the fit: {np.median(off):.1%} of the loss.",
+        "bootstrap over seeds and the runs of each. Median error of the fit: "
+        f"{np.median(off):.1%} of the loss.",
         table(["constant", "value"], rows),
         phi,
         *_doubts(fit, found),

@@ -38,6 +38,7 @@ class Points:
     loss: Array  # nats
     rung: NDArray[np.int64]  # of the ladder, the smallest is 0
     run: NDArray[np.int64]  # the same for all budgets of a run, which are resampled together
+    seed: NDArray[np.int64]  # the same for all runs that read the same data
 
     def __len__(self) -> int:
         return len(self.loss)

@@ -143,6 +143,7 @@ def _columns(done: Sequence[Finished]) -> Iterator[Any]:
         yield np.array([float(getattr(d, value)) for d in done])
     yield np.array([d.of.rung for d in done])
     yield np.array([names[d.of.trunk] for d in done])
+    yield np.array([d.of.seed for d in done])
 
 
 def write_results_csv(done: Sequence[Finished], path: Path) -> None:

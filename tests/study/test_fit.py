@@ -35,7 +35,8 @@ def made_up(law: LossLaw, noise: float = 0.0, passes: tuple[float, ...] = PASSES
     loss = law.loss(0.3 * size, 0.7 * size, n, tokens)
     loss *= np.exp(noise * np.random.default_rng(0).standard_normal(len(loss)))
     rung = np.array([r for (r, _), _, _ in cells])
-    return Points(0.3 * size, 0.7 * size, n, tokens, loss, rung, np.arange(len(loss)) // 3)
+    run = np.arange(len(loss)) // 3
+    return Points(0.3 * size, 0.7 * size, n, tokens, loss, rung, run, 0 * run)
 
 
 @pytest.mark.parametrize("phi", [0.46, -0.2, 1.1])
@@ -64,6 +65,22 @@ def test_intervals_hold_what_is_true_and_follow_the_noise() -> None:
     assert quiet.high - quiet.low < (phi.high - phi.low) / 10
 
 
+def test_what_a_seeds_runs_have_in_common_is_in_the_intervals() -> None:
+    once = made_up(LAW, 1e-2)
+    points = once.of(np.tile(np.arange(len(once)), 3))
+    points.seed[:] = np.repeat([0, 1, 2], len(once))
+    points.run[:] += points.seed * len(once)
+    points.loss[:] *= np.exp(np.array([-0.05, 0.0, 0.05])[points.seed])
+
+    def width(of: Points) -> float:
+        fit = with_intervals(of, fit_loss, draws=40)
+        found = fit.interval(lambda law: float(law.loss(3e6, 7e6, 2.0, 3e8)))
+        return (found.high - found.low) / found.value
+
+    # Of three draws from three seeds, one in 27 takes the lowest alone, and one the highest.
+    assert width(points) > 0.09 > 1.5 * width(replace(points, seed=0 * points.seed))
+
+
 def test_one_run_gone_wrong_moves_nothing() -> None:
     points = made_up(LAW)
     points.loss[5] *= 3
@@ -87,8 +104,7 @@ def test_depth_that_grows_with_passes() -> None:
     base = made_up(LAW)
     many = base.of(np.repeat(np.arange(len(base)), 4))
     depth = np.tile([1.0, 2.0, 4.0, 8.0], len(base))
-    columns = (many.once, many.looped, many.passes, many.tokens, many.loss, many.rung, many.run)
-    points = DepthPoints(*columns, depth, np.zeros(len(many)))
+    points = DepthPoints(**vars(many), depth=depth, accuracy=np.zeros(len(many)))
     points.accuracy[:] = law.at(points)
     found = fit_depth(points, 0.125)
     for name in ("psi", "a", "b", "s"):
@@ -102,7 +118,9 @@ def test_a_sample_of_one_n_alone_says_nothing_of_passes() -> None:
     rows = [(size, n, i, k) for i, (size, n) in enumerate(runs) for k in (1.0, 2.0, 4.0)]
     size, n, run, depth = (np.array(column) for column in zip(*rows, strict=True))
     same = np.ones(len(rows))
-    points = DepthPoints(0 * same, size, n, 1e5 * same, same, run // 2, run, depth, 0 * same)
+    points = DepthPoints(
+        0 * same, size, n, 1e5 * same, same, run // 2, run, 0 * run, depth, 0 * same
+    )
     points.accuracy[:] = law.at(points)
     fit = with_intervals(points, lambda sample: fit_depth(sample, 0.2), draws=20)
     for constant in (fit.interval("psi"), fit.interval("a")):
