@@ -6,6 +6,7 @@ Read from the results.csv that each study has written (`pretrain.study.reproduce
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,12 +96,16 @@ def _arms(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _cell(rows: Sequence[Row], arm: str, measure: str) -> str:
-    """ "97.3 ± 2.1", or "not run"."""
-    mine = [r for r in rows if r["arm"] == arm and r["measure"] == measure]
-    as_trained = [r for r in mine if r["tested_at"] == r["N"]] or mine  # N = 1, for some controls
-    if not as_trained:
-        return "not run"
-    return as_cell(mean([float(r["value"]) for r in as_trained]), measure)
+    """ "97.3 ± 2.1", "1 of 3 diverged" or "not run"."""
+    mine = [r for r in rows if r["arm"] == arm]
+    mine = [r for r in mine if r["tested_at"] == r["N"]] or mine  # N = 1, for some controls
+    diverged = {r["seed"] for r in mine if r["measure"] == "loss" and r["value"] == "nan"}
+    values = [
+        math.nan if r["seed"] in diverged else float(r["value"])
+        for r in mine
+        if r["measure"] == measure
+    ]
+    return as_cell(mean(values), measure) if values else "not run"
 
 
 def _read(path: Path) -> list[Row]:

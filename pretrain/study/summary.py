@@ -92,8 +92,7 @@ def bits_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]] |
     headers.append(f"nats gained on {first.label}")
     lines = []
     for arm, rs in by_arm(results).items():
-        columns = zip(*(r.bits[r.passes] for r in rs), strict=True)
-        cells = [as_cell(mean([math.nan if b is None else b for b in c]), "loss") for c in columns]
+        cells = [_bits(rs, w) for w in range(windows + 1)]
         gained, common = "", {r.seed for r in of_first} & {r.seed for r in rs}
         if arm != first and common:
             gain = _by_row(of_first, rs) or _gain(of_first, rs, "loss")
@@ -102,8 +101,19 @@ def bits_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]] |
     return headers, lines
 
 
+def _bits(results: Sequence[Result], window: int) -> str:
+    """The cell of one arm in one window; "-" if no byte of the held-out text is scored there."""
+    found = [math.nan if r.diverged else r.bits[r.passes][window] for r in results]
+    values = [b for b in found if b is not None]
+    return as_cell(mean(values), "loss") if len(values) == len(found) else "-"
+
+
 def as_cell(m: Mean, measure: str) -> str:
-    """ "81.3 ± 4.2" in percent; a loss in nats. For two seeds both values: "64.1 (30.3, 97.9)"."""
+    """ "81.3 ± 4.2" in percent; a loss in nats. For two seeds both values: "64.1 (30.3, 97.9)".
+    "1 of 3 diverged" if a value is nan: the mean of the others would be too good.
+    """
+    if diverged := sum(map(math.isnan, m.values)):
+        return f"{diverged} of {m.count} diverged"
     scale, digits = (1, 3) if measure == "loss" else (100, 1)
     half = {1: "", 2: f" ({_each(m, scale, digits)})"}.get(
         m.count, f" ± {scale * m.half:.{digits}f}"
