@@ -122,16 +122,15 @@ def merge(out: str | Path) -> dict[str, Index]:
         if out.is_dir():  # otherwise it holds no parts
             with _writes(out):
                 inside.enter_context(alone_in(out, "is merging these parts; wait for it"))
-        return _merge_parts(out)
-
-
-def _merge_parts(out: Path) -> dict[str, Index]:
-    parts = _find_parts(out)
-    if not parts:  # everything is merged, but an earlier call was interrupted while cleaning up
-        for left in out.glob(".part-*"):
-            if PART_NAME.fullmatch(left.name[1:]):  # and is no draft of a part
+        if parts := _find_parts(out):
+            _merge_parts(parts, out)
+        for left in out.glob(".part-*"):  # an earlier call was interrupted while cleaning up
+            if PART_NAME.fullmatch(left.name[1:]):  # and it is no draft of a part
                 shutil.rmtree(left)
         return {folder.name: read_index(folder) for folder in find_splits(out)}
+
+
+def _merge_parts(parts: Sequence[Path], out: Path) -> None:
     made_of = _read_part(parts[0])
     for part in parts[1:]:
         if (other := _read_part(part)) != made_of:
@@ -148,9 +147,8 @@ def _merge_parts(out: Path) -> dict[str, Index]:
             f"{out}: holds only {len(units)} of {made_of['units']} units; prepare the parts again"
         )
     with _writes(out):
-        indexes = merge_units(units, out, splits, made_of["holdout"])
+        merge_units(units, out, splits, made_of["holdout"])
         remove(parts)
-    return indexes
 
 
 @contextmanager
