@@ -46,16 +46,6 @@ FLAT = 0.25  # a slope less steep than this, of log against log, is called flat
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A model's activations and memory on one batch."""
-
-    asleep: Tensor
-    h: Tensor
-    S: Tensor
-    logits: Tensor
-
-
-@dataclass(frozen=True)
 class Coordinate:
     """The measures of one model after some steps."""
 
@@ -139,8 +129,7 @@ def _measure(config: Config, steps: int) -> dict[str, float]:
     source.close()
     sizes: dict[str, float] = {}
     for name in LOOKED_AT:
-        old, new = getattr(before, name), getattr(after, name)
-        sizes |= {name: _rms(new), f"d{name}": _rms(new - old)}
+        sizes |= {name: _rms(after[name]), f"d{name}": _rms(after[name] - before[name])}
     return sizes
 
 
@@ -149,7 +138,8 @@ def _rms(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def _look(model: _Watched, batch: Batch) -> Seen:
+def _look(model: _Watched, batch: Batch) -> dict[str, Tensor]:
+    """Activations and memory on one batch, by LOOKED_AT."""
     model.forget()
     logits = []
 
@@ -160,7 +150,7 @@ def _look(model: _Watched, batch: Batch) -> Seen:
     model(batch, head=head)
     memory = [b.S.flatten() for b in model.state.blocks if isinstance(b, DeltaState)]
     asleep, h = model.seen[model.sleep.passes - 1], model.seen[-1]
-    return Seen(asleep, h, torch.cat(memory), torch.cat(logits))
+    return {"asleep": asleep, "h": h, "S": torch.cat(memory), "logits": torch.cat(logits)}
 
 
 def slope(found: list[Coordinate], axis: str, measure: str) -> float:

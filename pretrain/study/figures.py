@@ -22,12 +22,13 @@ def draw(results: Sequence[Result], folder: Path) -> dict[Path, str]:
     """Writes the plots of a study; returns their captions."""
     arms = by_arm(results)
     colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
-    deepest = measures(list(results))[-1]
+    names = measures(results)
+    deepest = names[-1]
     shown = {folder / "loss_by_cost.png": f"Held-out loss on the way, {SEEDS}"}
     _by_cost(arms, colours, "loss", folder / "loss_by_cost.png")
     if deepest != "loss":
         shown[folder / "accuracy_by_depth.png"] = "Accuracy at the end, by depth."
-        _by_depth(arms, colours, measures(list(results)), folder / "accuracy_by_depth.png")
+        _by_depth(arms, colours, names, folder / "accuracy_by_depth.png")
         shown[folder / "accuracy_by_cost.png"] = f"Accuracy at the deepest on the way, {SEEDS}"
         _by_cost(arms, colours, deepest, folder / "accuracy_by_cost.png")
     return shown

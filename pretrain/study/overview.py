@@ -14,7 +14,6 @@ from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import write_page
 from pretrain.study.controls import CONTROLS, EQUAL_FLOPS, SLEEP
-from pretrain.study.intervals import mean
 from pretrain.study.reproduce import STUDIES
 from pretrain.study.results import in_order, shown_name
 from pretrain.study.summary import FINAL, as_cell
@@ -105,7 +104,7 @@ def _cell(rows: Sequence[Row], arm: str, measure: str) -> str:
         for r in mine
         if r["measure"] == measure
     ]
-    return as_cell(mean(values), measure) if values else "not run"
+    return as_cell(values, measure) if values else "not run"
 
 
 def _read(path: Path) -> list[Row]:
