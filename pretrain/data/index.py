@@ -133,6 +133,11 @@ def find_splits(path: str | Place) -> list[Place]:
     return found
 
 
+def splits_of(holdout: float) -> tuple[str, ...]:
+    """The splits that a corpus has, of which the share `holdout` is held out."""
+    return SPLITS if holdout else SPLITS[:1]
+
+
 def ids_suffix(vocab_size: int) -> str:
     """The key of DTYPES for ids below `vocab_size`."""
     return "u16" if vocab_size <= 1 << 16 else "u32"

@@ -14,7 +14,7 @@ from typing import Any
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.folder import Tally
-from pretrain.data.index import INDEX, SPLITS, Index, find_splits, read_index
+from pretrain.data.index import INDEX, SPLITS, Index, find_splits, read_index, splits_of
 from pretrain.data.merge import merge_units, remove
 from pretrain.data.pool import Write, in_processes
 from pretrain.data.progress import Progress
@@ -67,7 +67,7 @@ def prepare(
         if not _write(units, corpus, target, work, workers):
             raise corpus.is_empty()
         folders = [work / unit.name for unit in units]
-        indexes = merge_units(folders, work, target.splits, holdout)
+        indexes = merge_units(folders, work, holdout)
         remove(folders)
     return indexes
 
@@ -141,13 +141,13 @@ def _merge_parts(parts: Sequence[Path], out: Path) -> None:
                 f"instead of {first}); remove the wrong ones and prepare them again"
             )
     units = sorted((unit for part in parts for unit in part.glob("unit-*")), key=lambda p: p.name)
-    splits = [split for split in SPLITS if made_of["holdout"] or split == "train"]
-    if len(units) != made_of["units"] and not all((out / s / INDEX).is_file() for s in splits):
+    whole = all((out / split / INDEX).is_file() for split in splits_of(made_of["holdout"]))
+    if len(units) != made_of["units"] and not whole:
         raise UserError(
             f"{out}: holds only {len(units)} of {made_of['units']} units; prepare the parts again"
         )
     with _writes(out):
-        merge_units(units, out, splits, made_of["holdout"])
+        merge_units(units, out, made_of["holdout"])
         remove(parts)
 
 
