@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +184,7 @@ def draw(found: list[Coordinate], out: Path) -> None:
         for panel, axis in zip(panels, axes, strict=True):
             places = sorted({c.at for c in found if c.axis == axis})
             for measure, colour in colours:
-                mean = partial(_mean, found, axis, measure)
-                line = np.array([mean(at) for at in places])
+                line = np.array([_mean(found, axis, measure, at) for at in places])
                 panel.plot(places, line / line[0], "o-", color=colour, markersize=3)
             panel.set(title=f"by {axis}", xlabel=axis, xscale="log", yscale="log")
             panel.set_xticks(places, [str(at) for at in places])

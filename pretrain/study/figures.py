@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -89,7 +88,10 @@ def _by_cost(
                     axis.plot(x, y, color=colours[arm])
             axis.set(xlabel=label)
             axis.set_xlim(left=0)
-        _name(axes[0], measure)
+        if measure == "loss":
+            axes[0].set(title="Held-out loss", ylabel="nats per scored token")
+        else:
+            axes[0].set(title=f"Accuracy at {shown_name(measure)}", ylabel="% right")
 
 
 def _line(r: Result, measure: str, cost: str) -> tuple[list[float], list[float]]:
@@ -97,13 +99,6 @@ def _line(r: Result, measure: str, cost: str) -> tuple[list[float], list[float]]
     scale = 1 if measure == "loss" else 100
     points = [(r.curve.at(step, cost), scale * s[measure]) for step, s in r.curve.evaluated]
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _name(axis: Any, measure: str) -> None:
-    if measure == "loss":
-        axis.set(title="Held-out loss", ylabel="nats per scored token")
-    else:
-        axis.set(title=f"Accuracy at {shown_name(measure)}", ylabel="% right")
 
 
 def _legend(colours: dict[Arm, str]) -> list[tuple[str, str]]:

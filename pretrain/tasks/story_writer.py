@@ -34,79 +34,31 @@ class World(NamedTuple):
 
 WORLDS = [
     World(
-        "animals_in_parks",
-        "adult ",
-        "adult animals",
-        [
-            "fox",
-            "deer",
-            "owl",
-            "bear",
-            "wolf",
-            "crow",
-            "otter",
-            "lynx",
-            "hare",
-            "heron",
-            "badger",
-            "eagle",
-        ],
-        ["Pine Ridge", "Cedar Valley", "Maple Creek", "Stone Harbor", "Willow Park", "Amber Hills"]
-        + ["North Meadow", "Silver Lake", "Oak Hollow", "Misty Coast", "Red Canyon", "Elm Grove"],
+        "animals_in_parks", "adult ", "adult animals",
+        ["fox", "deer", "owl", "bear", "wolf", "crow", "otter", "lynx", "hare", "heron",
+         "badger", "eagle"],
+        ["Pine Ridge", "Cedar Valley", "Maple Creek", "Stone Harbor", "Willow Park",
+         "Amber Hills", "North Meadow", "Silver Lake", "Oak Hollow", "Misty Coast", "Red Canyon",
+         "Elm Grove"],
     ),
     World(
-        "schools_in_cities",
-        "",
-        "schools",
-        [
-            "elementary school",
-            "public highschool",
-            "music school",
-            "medical school",
-            "law school",
-            "art school",
-        ]
-        + [
-            "night school",
-            "sports school",
-            "cooking school",
-            "language school",
-            "flight school",
-            "drama school",
-        ],
-        ["Brightford", "Ruby Bay", "Evervale", "Hawksburg", "Glenfield", "Westhaven"]
-        + ["Clearwater", "Oakbridge", "Riverton", "Shoreline", "Northgate", "Millbrook"],
+        "schools_in_cities", "", "schools",
+        ["elementary school", "public highschool", "music school", "medical school",
+         "law school", "art school", "night school", "sports school", "cooking school",
+         "language school", "flight school", "drama school"],
+        ["Brightford", "Ruby Bay", "Evervale", "Hawksburg", "Glenfield", "Westhaven",
+         "Clearwater", "Oakbridge", "Riverton", "Shoreline", "Northgate", "Millbrook"],
     ),
     World(
-        "movies_at_festivals",
-        "",
-        "movies",
-        [
-            "calm road movie",
-            "solemn period drama",
-            "upbeat comedy",
-            "space adventure",
-            "silent film",
-            "ghost story",
-        ]
-        + ["courtroom drama", "heist movie", "nature film", "musical", "spy thriller", "western"],
-        [
-            "Northwood Festival",
-            "Verdi Festival",
-            "Golden Lamp Festival",
-            "Lumen Festival",
-            "Harbor Film Week",
-        ]
-        + [
-            "Taylor Festival",
-            "West Sahara Festival",
-            "Polar Film Days",
-            "Montreval Festival",
-            "Aurora Festival",
-        ]
-        + ["Old Town Film Week", "Saffron Festival"],
+        "movies_at_festivals", "", "movies",
+        ["calm road movie", "solemn period drama", "upbeat comedy", "space adventure",
+         "silent film", "ghost story", "courtroom drama", "heist movie", "nature film",
+         "musical", "spy thriller", "western"],
+        ["Northwood Festival", "Verdi Festival", "Golden Lamp Festival", "Lumen Festival",
+         "Harbor Film Week", "Taylor Festival", "West Sahara Festival", "Polar Film Days",
+         "Montreval Festival", "Aurora Festival", "Old Town Film Week", "Saffron Festival"],
     ),
-]
+]  # fmt: skip
 TOTALS = 4  # places whose total may be used; all other quantities are in the other places
 MAX_NOISE = min(len(w.kinds) * (len(w.places) - TOTALS) for w in WORLDS) - MAX_OPS
 
