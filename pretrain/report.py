@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
         if (path := run / "config.toml").is_file():
             tables = read_tables(path)
             data, train = tables.get("data", {}), tables.get("train", {})
-            task = data.get("task")
+            task = data.get("task", "text")
+            rows = [train.get("eval_batches"), train.get("batch")]
             tasks.append({f"{task}.{name}": value for name, value in tables.get(task, {}).items()})
             judged.append({
                 "data.task": task,
@@ -71,8 +73,9 @@ def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
                 },
                 "data.windows": data.get("windows"),
                 "sleep.window": tables.get("sleep", {}).get("window"),
-                "train.eval_batches x train.batch": train["eval_batches"] * train["batch"]
-                if {"eval_batches", "batch"} <= train.keys() else None,
+                # of text as many rows are the same rows; a task draws each batch from its own seed
+                "train.eval_batches x train.batch": math.prod(rows)
+                if task == "text" and None not in rows else rows,
             })  # fmt: skip
     differ = _that_differ(judged)
     if of_task := [] if "data.task" in differ else _that_differ(tasks):

@@ -172,6 +172,12 @@ def test_runs_that_were_judged_on_other_rows_are_told(
         (run / "config.toml").write_text(f'[data]\ntask = "depo"\n[depo]\nnodes = {nodes}\n')
     report(runs, tmp_path / "tasks")
     assert "Evaluated on different problems: depo.nodes differ" in capsys.readouterr().out
+    for task, told_of in (("text", False), ("depo", True)):
+        for run, batch in zip(runs, (4, 8), strict=True):
+            batches = f"batch = {batch}\neval_batches = {8 // batch}"
+            (run / "config.toml").write_text(f'[data]\ntask = "{task}"\n[train]\n{batches}\n')
+        report(runs, tmp_path / task)
+        assert ("Evaluated on different rows" in capsys.readouterr().out) == told_of
     report(runs[:1], tmp_path / "one")
     assert "Evaluated on" not in capsys.readouterr().out
 
