@@ -180,16 +180,14 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
     """
     with figure(out, legend(runs), panels=2, width=9.6) as (by_window, by_place):
         for run in runs:
-            windows, places = (
-                run.evaluations[-1][f"loss_per_{what}"] for what in ("window", "position")
-            )
-            x, y = _present(windows)
+            last = run.evaluations[-1]
+            x, y = _present(last["loss_per_window"])
             by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white")
             for n, row in run.with_fewer.items():
                 x, y = _present(row["loss_per_window"])
                 style, width = ("o--", 1.0) if n == 1 else ("o-", 0.5)
                 by_window.plot(x, y, style, color=run.colour, markersize=3, linewidth=width)
-            x, y = _present(places)
+            x, y = _present(last["loss_per_position"])
             by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
             by_place.plot(x, smooth(y, len(y) // 48), color=run.colour)
         by_window.set(
@@ -220,11 +218,8 @@ def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
     runs = [run for run in runs if (_by_depth(run.accuracy, kind) if kind else run.accuracy)]
     if kind:
         depths = sorted({k for run in runs for k in _by_depth(run.accuracy, kind)})
-        names, shown, hardest = (
-            [f"{kind}_{k}" for k in depths],
-            [str(k) for k in depths],
-            f"{kind}_{depths[-1]}",
-        )
+        names = [f"{kind}_{k}" for k in depths]
+        shown, hardest = [str(k) for k in depths], names[-1]
         titles = (
             f"Accuracy by {DEPTHS[kind]}",
             f"Accuracy at {DEPTHS[kind].split(' ')[0]} = {depths[-1]}, by step",

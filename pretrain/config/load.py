@@ -177,13 +177,9 @@ def _build(
         if key not in hints:
             suggestion = _suggest(key, prefix, list(hints), root)
             raise UserError(f"{source}: unknown setting {prefix}{shortened(key)}{suggestion}")
+    found = {key: _value(hints[key], v, source, prefix + key, root) for key, v in values.items()}
     try:
-        return cls(
-            **{
-                key: _value(hints[key], value, source, prefix + key, root)
-                for key, value in values.items()
-            }
-        )
+        return cls(**found)
     except TypeError:  # a field without a default is missing
         missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _required(f)]
         raise UserError(f"{source}: {prefix}{missing[0]} is missing") from None

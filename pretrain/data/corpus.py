@@ -88,10 +88,10 @@ class Corpus:
         found_in: dict[tuple[str, str], str] = {}
         folder = lru_cache(1)(os.path.realpath)
         for source in self.sources:
-            real = os.path.realpath(source)
+            real, in_folder = os.path.realpath(source), os.path.isdir(source)
             for path, name in self._find(Path(source)):
                 if found_in.setdefault((folder(path.parent), path.name), real) == real:
-                    entries.append(Entry(path, name, os.path.isdir(source)))
+                    entries.append(Entry(path, name, in_folder))
                 else:
                     self.tally.leave_out("file", "another source already contains it", path)
         return entries

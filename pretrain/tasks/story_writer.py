@@ -211,15 +211,11 @@ class _Draft:
         noise: dict[Quantity, Definition] = {}
         known = list(self.needed)
         for _ in range(count):
-            terms = self.random.sample(
-                known, min(self.random.choice([0, 0, 1, 1, 2, 3]), len(known))
-            )
+            several = min(self.random.choice([0, 0, 1, 1, 2, 3]), len(known))
+            terms = self.random.sample(known, several)
             q = self.fresh.pop()
-            noise[q] = (
-                self._with_constant(terms)
-                if self.random.random() < 0.3 or not terms
-                else Definition(terms)
-            )
+            constant = self.random.random() < 0.3 or not terms
+            noise[q] = self._with_constant(terms) if constant else Definition(terms)
             known.append(q)
         return noise
 
@@ -236,11 +232,8 @@ class _Draft:
         for number in range(self.random.choice([1, 1, 2, 2, 3])):
             another = int(number > 0)
             reusable = [t for t in self.open if t not in terms]
-            choices = (
-                ["open"]
-                if reusable and not (must_grow and not terms) and self.spare >= another
-                else []
-            )
+            may_reuse = reusable and not (must_grow and not terms) and self.spare >= another
+            choices = ["open"] if may_reuse else []
             choices += ["new"] * 2 if self.spare >= another + 1 else []
             choices += ["total"] if self.spare >= another + 2 and self.total_places else []
             if not choices:
