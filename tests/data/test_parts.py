@@ -118,7 +118,7 @@ def test_a_merge_that_was_broken_off_goes_on(
     source: Path, prepared: Path, tokenizer: Tokenizer, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, at: int,
 ) -> None:  # fmt: skip
-    """Interrupted at any of its 32 renames; by the last, one of two merged parts is removed."""
+    """At every third of its 32 renames; at the last, one of the two parts is hidden already."""
     prepare_parts(source, tokenizer, tmp_path, 2)
     renames, rename = 0, Path.rename
 
