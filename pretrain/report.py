@@ -47,8 +47,7 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
     written = table(headers, [[_as_typed(cell) for cell in row] for row in rows])
     write_atomically(out / "report.md", "\n\n".join(["# Report", *notes, written, *images]) + "\n")
     title = f"Report: {', '.join(run.label for run in runs)}"
-    shown = list(pictures.items())
-    write_page(out / "report.html", title, notes, [(headers, rows)], shown)
+    write_page(out / "report.html", title, notes, [(headers, rows)], pictures)
     print("\n\n".join([*notes, table(headers, rows)]))
     pages = [out / "report.md", out / "report.html"]
     print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, *pages]))

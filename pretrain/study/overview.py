@@ -61,7 +61,7 @@ def overview(folders: Sequence[Path], out: Path) -> str:
     note = NOTE + (f" Not here: {', '.join(others)}." if others else "")
     written = table(headers, rows)
     write_atomically(out / "overview.md", f"# Sleep and its controls\n\n{note}\n\n{written}\n")
-    write_page(out / "overview.html", "Sleep and its controls", [note], [(headers, rows)], [])
+    write_page(out / "overview.html", "Sleep and its controls", [note], [(headers, rows)], {})
     return written
 
 
