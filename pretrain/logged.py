@@ -76,12 +76,11 @@ def read_run(label: str, path: Path) -> RunMetrics:
 def read_metrics(path: Path) -> Iterator[Row]:
     """The rows of a metrics.jsonl. UserError: it cannot be read, or a line is not a row."""
     try:
-        text = path.read_text(encoding="utf-8")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(
             f"{path}: cannot read the run's metrics: {error.strerror}; is this a run's folder?"
         ) from None
-    lines = text.split("\n")
     # a line without its newline is still being written
     for number, line in enumerate(lines[:-1], start=1):
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -34,17 +34,17 @@ def write_page(
     title: str,
     words: Sequence[str],
     tables: Sequence[Table],
-    pictures: Sequence[tuple[Path, str]],
+    pictures: Mapping[Path, str],
 ) -> None:
     """Writes a page that needs no other file and no network.
 
     Args:
         words: paragraphs, before the tables.
-        pictures: (PNG, caption), after the tables.
+        pictures: captions of PNGs, after the tables.
     """
     body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(each)}</p>" for each in words)]
     body += [_table(*each) for each in tables]
-    body += [_figure(*each) for each in pictures]
+    body += [_figure(*each) for each in pictures.items()]
     _write(out, title, "\n".join(body))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,8 +47,7 @@ def report(run_dirs: Sequence[Path], out: Path) -> None:
     written = table(headers, [[_as_typed(cell) for cell in row] for row in rows])
     write_atomically(out / "report.md", "\n\n".join(["# Report", *notes, written, *images]) + "\n")
     title = f"Report: {', '.join(run.label for run in runs)}"
-    shown = list(pictures.items())
-    write_page(out / "report.html", title, notes, [(headers, rows)], shown)
+    write_page(out / "report.html", title, notes, [(headers, rows)], pictures)
     print("\n\n".join([*notes, table(headers, rows)]))
     pages = [out / "report.md", out / "report.html"]
     print("\n" + "\n".join(f"wrote {p}" for p in [*pictures, *pages]))
@@ -60,7 +60,8 @@ def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
         if (path := run / "config.toml").is_file():
             tables = read_tables(path)
             data, train = tables.get("data", {}), tables.get("train", {})
-            task = data.get("task")
+            task = data.get("task", "text")
+            rows = [train.get("eval_batches"), train.get("batch")]
             tasks.append({f"{task}.{name}": value for name, value in tables.get(task, {}).items()})
             judged.append({
                 "data.task": task,
@@ -71,8 +72,9 @@ def _judged_otherwise(run_dirs: Sequence[Path]) -> list[str]:
                 },
                 "data.windows": data.get("windows"),
                 "sleep.window": tables.get("sleep", {}).get("window"),
-                "train.eval_batches x train.batch": train["eval_batches"] * train["batch"]
-                if {"eval_batches", "batch"} <= train.keys() else None,
+                # of text as many rows are the same rows; a task draws each batch from its own seed
+                "train.eval_batches x train.batch": math.prod(rows)
+                if task == "text" and None not in rows else rows,
             })  # fmt: skip
     differ = _that_differ(judged)
     if of_task := [] if "data.task" in differ else _that_differ(tasks):
@@ -177,16 +179,14 @@ def plot_loss_by_place(runs: list[RunMetrics], out: Path) -> None:
     """
     with figure(out, legend(runs), panels=2, width=9.6) as (by_window, by_place):
         for run in runs:
-            windows, places = (
-                run.evaluations[-1][f"loss_per_{what}"] for what in ("window", "position")
-            )
-            x, y = _present(windows)
+            last = run.evaluations[-1]
+            x, y = _present(last["loss_per_window"])
             by_window.plot(x, y, "o-", color=run.colour, markeredgecolor="white")
             for n, row in run.with_fewer.items():
                 x, y = _present(row["loss_per_window"])
                 style, width = ("o--", 1.0) if n == 1 else ("o-", 0.5)
                 by_window.plot(x, y, style, color=run.colour, markersize=3, linewidth=width)
-            x, y = _present(places)
+            x, y = _present(last["loss_per_position"])
             by_place.plot(x, y, color=run.colour, alpha=0.25, linewidth=0.8)
             by_place.plot(x, smooth(y, len(y) // 48), color=run.colour)
         by_window.set(
@@ -217,11 +217,8 @@ def plot_accuracy(runs: list[RunMetrics], kind: str | None, out: Path) -> None:
     runs = [run for run in runs if (_by_depth(run.accuracy, kind) if kind else run.accuracy)]
     if kind:
         depths = sorted({k for run in runs for k in _by_depth(run.accuracy, kind)})
-        names, shown, hardest = (
-            [f"{kind}_{k}" for k in depths],
-            [str(k) for k in depths],
-            f"{kind}_{depths[-1]}",
-        )
+        names = [f"{kind}_{k}" for k in depths]
+        shown, hardest = [str(k) for k in depths], names[-1]
         titles = (
             f"Accuracy by {DEPTHS[kind]}",
             f"Accuracy at {DEPTHS[kind].split(' ')[0]} = {depths[-1]}, by step",

@@ -201,7 +201,7 @@ def _once(config: Config) -> int:
         case "mqar":
             return 2 * config.mqar.pairs + config.mqar.queries
         case "s5":
-            return config.s5.length + config.s5.length.bit_length() + 1
+            return 2 * config.s5.length
         case "brevo":
             return config.brevo.context + config.brevo.nodes + 2
         case "recall":

@@ -54,12 +54,9 @@ def sections() -> dict[str, type]:
 def values(config: Config) -> Iterator[tuple[str, Setting, Any]]:
     """Every setting of a configuration: its dotted name, its `Setting`, its value."""
     for section, cls in sections().items():
+        table = getattr(config, section)
         for setting in settings(cls):
-            yield (
-                f"{section}.{setting.name}",
-                setting,
-                getattr(getattr(config, section), setting.name),
-            )
+            yield f"{section}.{setting.name}", setting, getattr(table, setting.name)
 
 
 def differences(one: Config, other: Config) -> Iterator[tuple[str, Setting, Any, Any]]:

@@ -177,13 +177,9 @@ def _build(
         if key not in hints:
             suggestion = _suggest(key, prefix, list(hints), root)
             raise UserError(f"{source}: unknown setting {prefix}{shortened(key)}{suggestion}")
+    found = {key: _value(hints[key], v, source, prefix + key, root) for key, v in values.items()}
     try:
-        return cls(
-            **{
-                key: _value(hints[key], value, source, prefix + key, root)
-                for key, value in values.items()
-            }
-        )
+        return cls(**found)
     except TypeError:  # a field without a default is missing
         missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _required(f)]
         raise UserError(f"{source}: {prefix}{missing[0]} is missing") from None
@@ -193,7 +189,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _value(hint: Any, value: Any, source: str, place: str, root: type = Config) -> Any:
+def _value(hint: Any, value: Any, source: str, place: str, root: type) -> Any:
     """`value` as the type `hint`, or a UserError that says what was expected.
 
     Does not check which values a `Literal` allows.
@@ -290,7 +286,7 @@ def _override(config: Any, text: str) -> None:
     if value == written and hints[key] is not str and written.startswith(("[", "{")):
         hint = "inside a list or table, text needs quotes, and .5 is 0.5"
         raise UserError(f"{source}: not valid TOML; {hint}")
-    setattr(getattr(config, section), key, _value(hints[key], value, source, place))
+    setattr(getattr(config, section), key, _value(hints[key], value, source, place, type(config)))
 
 
 def _written(text: str) -> Any:

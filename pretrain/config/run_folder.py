@@ -6,7 +6,6 @@ so it can be moved, copied and used alone; only a corpus's data stay where they 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -136,7 +135,7 @@ def places(config: Path) -> list[str]:
     found = {"run.dir": run.parent, "run.name": run.name}
     if (own := own_tokenizer(run)).exists():
         found["data.tokenizer"] = own
-    return [f"{place}={json.dumps(str(path))}" for place, path in found.items()]
+    return [f"{place}={to_toml(str(path))}" for place, path in found.items()]
 
 
 def configuration_of(run: Path, trained: Config, overrides: Sequence[str] = ()) -> Config:

@@ -21,9 +21,12 @@ def read_arrow(path: Path, name: str, column: str) -> Iterator[Document | Reject
             raw.seek(0)
             reader = pa.ipc.open_file(raw) if is_file else pa.ipc.open_stream(raw)
             check_column(reader.schema, column, path)
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
         row = 0
-        for batch in _batches(reader, path):
+        while True:
             with errors(path, "Arrow"):
+                if (batch := next(batches, None)) is None:
+                    return
                 texts = batch.column(column)
                 texts.validate(full=True)  # a damaged file could point anywhere
             for first in range(0, len(texts), ROWS):
@@ -32,14 +35,3 @@ def read_arrow(path: Path, name: str, column: str) -> Iterator[Document | Reject
                 for text in some:
                     yield document(text, column, f"{path}, row {row}", f"{name}:{row}")
                     row += 1
-
-
-def _batches(reader: pa.ipc.RecordBatchReader, path: Path) -> Iterator[pa.RecordBatch]:
-    is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
-    for number in range(reader.num_record_batches if is_file else 1 << 62):
-        with errors(path, "Arrow"):
-            try:
-                batch = reader.get_batch(number) if is_file else reader.read_next_batch()
-            except StopIteration:
-                return
-        yield batch

@@ -88,10 +88,10 @@ class Corpus:
         found_in: dict[tuple[str, str], str] = {}
         folder = lru_cache(1)(os.path.realpath)
         for source in self.sources:
-            real = os.path.realpath(source)
+            real, in_folder = os.path.realpath(source), os.path.isdir(source)
             for path, name in self._find(Path(source)):
                 if found_in.setdefault((folder(path.parent), path.name), real) == real:
-                    entries.append(Entry(path, name, os.path.isdir(source)))
+                    entries.append(Entry(path, name, in_folder))
                 else:
                     self.tally.leave_out("file", "another source already contains it", path)
         return entries
@@ -187,10 +187,7 @@ def _unreadable(place: str, error: Exception) -> Rejected:
         return Rejected(place, str(error), fix="read it on a machine with more memory")
     if isinstance(error, Damaged):
         return Rejected(
-            place,
-            "cannot be decompressed",
-            f": {error}",
-            fix="copy it again if it is damaged",
+            place, "cannot be decompressed", f": {error}", fix="copy it again if it is damaged"
         )
     reason = getattr(error, "strerror", None)
     return Rejected(place, f"cannot be read: {reason}", fix="check that it exists and is readable")
@@ -205,19 +202,10 @@ class PythonCorpus(Corpus):
     packaging.
     """
 
-    LEFT_OUT = frozenset(
-        {
-            "site-packages",
-            "dist-packages",
-            "test",
-            "tests",
-            "idle_test",
-            "lib2to3",
-            "encodings",
-            "pydoc_data",
-        }
-    )
-
+    LEFT_OUT = (
+        "site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "encodings",
+        "pydoc_data",
+    )  # fmt: skip
     REFERENCE = "python/help"
 
     def __init__(self) -> None:

@@ -71,7 +71,7 @@ def _full_rows(lengths: Lengths, width: int) -> Iterator[Row]:
     """First stretches that fill a row, of all documents; then second ones, and so on."""
     for turn in count():
         found = False
-        for document in _where(lengths, partial(_reaches, tokens=(turn + 1) * width)):
+        for document in _where(lengths, partial(np.less_equal, (turn + 1) * width)):
             # EOS follows the last token, so that token has a target
             found = True
             span = Span(0, document, turn * width, width, at=0, fresh=True)
@@ -98,10 +98,6 @@ def _padded_rows(lengths: Lengths, windows: int, window: int) -> Iterator[Row]:
         column += taken
     if spans:
         yield Row(spans, carries=False)
-
-
-def _reaches(lengths: Lengths, tokens: int) -> NDArray[np.bool_]:
-    return lengths >= tokens
 
 
 def _where(lengths: Lengths, chosen: Callable[[Lengths], NDArray[np.bool_]]) -> Iterator[int]:

@@ -106,31 +106,28 @@ def read_index(folder: Place) -> Index:
 
 def find_split(path: str | Place, split: str) -> Place:
     """The folder of one split: `path` itself if it has an index, else its subfolder `split`."""
+    return find_splits(path, split)[0]
+
+
+def find_splits(path: str | Place, *names: str) -> list[Place]:
+    """The splits of a prepared corpus (only those with these names, if any are given); only `path`
+    if it is a split itself. UserError: there is none.
+    """
     path = place(path) if isinstance(path, str) else path
     if (path / INDEX).is_file():
-        return path
-    if (path / split / INDEX).is_file():
-        return path / split
+        return [path]
+    if found := [path / name for name in names or SPLITS if (path / name / INDEX).is_file()]:
+        return found
+    kind = "".join(f"{name} " for name in names)
     raise UserError(
-        f"{path}: holds no {split} shards: it has no {INDEX}; "
+        f"{path}: holds no {kind}shards: it has no {INDEX}; "
         "give a folder written by `hypnos data prepare`"
     )
 
 
-def find_splits(path: str | Place) -> list[Place]:
-    """All splits of a prepared corpus; only `path` if it is a split itself."""
-    path = place(path) if isinstance(path, str) else path
-    found = (
-        [path]
-        if (path / INDEX).is_file()
-        else [path / s for s in SPLITS if (path / s / INDEX).is_file()]
-    )
-    if not found:
-        raise UserError(
-            f"{path}: holds no shards: it has no {INDEX}; "
-            "give a folder written by `hypnos data prepare`"
-        )
-    return found
+def splits_of(holdout: float) -> tuple[str, ...]:
+    """The splits that a corpus has, of which the share `holdout` is held out."""
+    return SPLITS if holdout else SPLITS[:1]
 
 
 def ids_suffix(vocab_size: int) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from pretrain.data.index import DOCUMENTS, INDEX, Index, Shard, read_index, shard_name
+from pretrain.data.index import DOCUMENTS, INDEX, Index, Shard, read_index, shard_name, splits_of
 from pretrain.data.records import check_size
 from pretrain.errors import UserError
 from pretrain.files import sync
@@ -21,13 +21,12 @@ from pretrain.files import sync
 COPIED = 1 << 24  # bytes of documents.idx copied at once
 
 
-def merge_units(
-    units: Sequence[Path], out: Path, splits: Sequence[str], holdout: float
-) -> dict[str, Index]:
+def merge_units(units: Sequence[Path], out: Path, holdout: float) -> dict[str, Index]:
     """Merges the units, in order, into out/train and out/heldout; returns the index of each.
 
     UserError: a unit is damaged, or a split would have no document.
     """
+    splits = splits_of(holdout)
     todo = [split for split in splits if not (out / split / INDEX).is_file()]
     parts = {split: [read_index(unit / split) for unit in units] for split in todo}
     counts = {split: sum(index.samples for index in parts[split]) for split in todo}

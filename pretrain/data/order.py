@@ -87,10 +87,8 @@ class Order:
         firsts = np.sort(numbers)[ends[ends < BLOCK]]  # where each corpus but the first starts
         corpora = np.searchsorted(firsts, numbers, side="right").astype(np.int16)
         ranks = np.empty(BLOCK, np.int16)
-        # a stable sort: the draws of each corpus, in their order
-        ranks[np.argsort(corpora, kind="stable")] = np.arange(BLOCK) - np.repeat(
-            ends - counts, counts
-        )
+        in_order = np.argsort(corpora, kind="stable")  # the draws of each corpus, in their order
+        ranks[in_order] = np.arange(BLOCK) - np.repeat(ends - counts, counts)
         return before, corpora, ranks
 
     def _make_keys(self, name: int) -> Words:

@@ -87,11 +87,7 @@ def errors(path: Path, format: str = "Parquet") -> Iterator[None]:
         yield
     except MemoryError:
         raise TooLarge("does not fit in memory") from None
-    except (
-        OSError,
-        pa.ArrowException,
-        UnicodeDecodeError,
-    ) as error:  # the last: in a column's name
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # last: in a column's name
         if isinstance(error, OSError) and error.errno is not None:
             raise
         first = str(error).partition("\n")[0]

@@ -23,10 +23,7 @@ Write = Callable[..., Written]  # `write_unit`
 
 
 def in_processes(
-    write: Write,
-    units: Sequence[Unit],
-    processes: int,
-    tell: Callable[[int, Done], None],
+    write: Write, units: Sequence[Unit], processes: int, tell: Callable[[int, Done], None]
 ) -> list[Written]:
     """The result of `write` for each unit. UserError of the first that fails."""
     context = multiprocessing.get_context("spawn")  # a fork server would be global to the process

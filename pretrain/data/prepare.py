@@ -14,7 +14,7 @@ from typing import Any
 
 from pretrain.data.corpus import Corpus
 from pretrain.data.folder import Tally
-from pretrain.data.index import INDEX, SPLITS, Index, find_splits, read_index
+from pretrain.data.index import INDEX, SPLITS, Index, find_splits, read_index, splits_of
 from pretrain.data.merge import merge_units, remove
 from pretrain.data.pool import Write, in_processes
 from pretrain.data.progress import Progress
@@ -67,7 +67,7 @@ def prepare(
         if not _write(units, corpus, target, work, workers):
             raise corpus.is_empty()
         folders = [work / unit.name for unit in units]
-        indexes = merge_units(folders, work, target.splits, holdout)
+        indexes = merge_units(folders, work, holdout)
         remove(folders)
     return indexes
 
@@ -122,16 +122,15 @@ def merge(out: str | Path) -> dict[str, Index]:
         if out.is_dir():  # otherwise it holds no parts
             with _writes(out):
                 inside.enter_context(alone_in(out, "is merging these parts; wait for it"))
-        return _merge_parts(out)
-
-
-def _merge_parts(out: Path) -> dict[str, Index]:
-    parts = _find_parts(out)
-    if not parts:  # everything is merged, but an earlier call was interrupted while cleaning up
-        for left in out.glob(".part-*"):
-            if PART_NAME.fullmatch(left.name[1:]):  # and is no draft of a part
+        if parts := _find_parts(out):
+            _merge_parts(parts, out)
+        for left in out.glob(".part-*"):  # an earlier call was interrupted while cleaning up
+            if PART_NAME.fullmatch(left.name[1:]):  # and it is no draft of a part
                 shutil.rmtree(left)
         return {folder.name: read_index(folder) for folder in find_splits(out)}
+
+
+def _merge_parts(parts: Sequence[Path], out: Path) -> None:
     made_of = _read_part(parts[0])
     for part in parts[1:]:
         if (other := _read_part(part)) != made_of:
@@ -142,15 +141,14 @@ def _merge_parts(out: Path) -> dict[str, Index]:
                 f"instead of {first}); remove the wrong ones and prepare them again"
             )
     units = sorted((unit for part in parts for unit in part.glob("unit-*")), key=lambda p: p.name)
-    splits = [split for split in SPLITS if made_of["holdout"] or split == "train"]
-    if len(units) != made_of["units"] and not all((out / s / INDEX).is_file() for s in splits):
+    whole = all((out / split / INDEX).is_file() for split in splits_of(made_of["holdout"]))
+    if len(units) != made_of["units"] and not whole:
         raise UserError(
             f"{out}: holds only {len(units)} of {made_of['units']} units; prepare the parts again"
         )
     with _writes(out):
-        indexes = merge_units(units, out, splits, made_of["holdout"])
+        merge_units(units, out, made_of["holdout"])
         remove(parts)
-    return indexes
 
 
 @contextmanager

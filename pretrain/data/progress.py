@@ -32,14 +32,12 @@ class Progress:
         """`files` in words ("3/80 files"), and what has been read or written so far."""
         now = time.monotonic()
         seconds = max(now - self._begin, 1e-9)
-        self._line = (
-            f"{self._title}: {files}, {documents:,} documents, {chars / 1e6:,.1f} M characters, "
-        )
+        done = f"{files}, {documents:,} documents, {chars / 1e6:,.1f} M characters"
+        took = f"{seconds:,.0f} s"
         if tokens is not None:
-            self._line += f"{tokens / 1e6:,.2f} M tokens, "
-        self._line += f"{seconds:,.0f} s"
-        if tokens is not None:
-            self._line += f", {tokens / seconds / 1e6:,.2f} M tokens/s"
+            done += f", {tokens / 1e6:,.2f} M tokens"
+            took += f", {tokens / seconds / 1e6:,.2f} M tokens/s"
+        self._line = f"{self._title}: {done}, {took}"
         if self._live:
             self._live.update(Text(self._line))
         elif now - self._logged > LOG_SECONDS:

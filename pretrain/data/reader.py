@@ -10,12 +10,7 @@ from numpy.typing import NDArray
 
 from pretrain.config.schema import DataConfig
 from pretrain.data.index import DOCUMENTS, DTYPES, Shard, document_key, read_index
-from pretrain.data.records import (
-    BackgroundCheck,
-    check_documents,
-    lies_outside,
-    map_documents,
-)
+from pretrain.data.records import BackgroundCheck, check_documents, lies_outside, map_documents
 from pretrain.data.splits import Files
 from pretrain.data.store import Place
 from pretrain.errors import UserError, storage_error

@@ -40,18 +40,36 @@ def check_documents(path: Place, index: Index, stopped: Callable[[], bool] = lam
     """
     size = index.samples * DOCUMENT.itemsize
     check_size(path, size)
-    digest, checked = hashlib.sha256(), _Places(path, index)
+    ends = np.cumsum([shard.samples for shard in index.shards])
+    shard_bytes = np.array([shard.bytes for shard in index.shards])
+    digest, tokens, seen = hashlib.sha256(), np.zeros(len(index.shards), np.int64), 0
+    first_outside: int | None = None
     for chunk in chunks(path, size, CHUNK * DOCUMENT.itemsize):
         if stopped():
             return
         digest.update(chunk)
-        checked.add(np.frombuffer(chunk, DOCUMENT))
+        records = np.frombuffer(chunk, DOCUMENT)
+        shards = np.searchsorted(ends, np.arange(seen, seen + len(records)), side="right")
+        outside = _outside(records, shard_bytes[shards], DTYPES[index.dtype].itemsize)
+        if first_outside is None and outside.any():
+            first_outside = seen + int(outside.argmax())
+        np.add.at(tokens, shards, records["tokens"].astype(np.int64))
+        seen += len(records)
     if digest.hexdigest() != index.documents_sha256:
         raise UserError(
             f"{path}: damaged: its content is not what index.json says; "
             "copy it again or prepare the corpus again"
         )
-    checked.finish()
+    if first_outside is not None:
+        number = int(np.searchsorted(ends, first_outside, side="right"))
+        shard = index.shards[number]
+        raise lies_outside(path, first_outside - (int(ends[number]) - shard.samples), shard.name)
+    for shard, of_shard in zip(index.shards, tokens.tolist(), strict=True):
+        if of_shard != shard.tokens:
+            raise UserError(
+                f"{path}: {shard.name} does not have as many tokens as index.json says; "
+                "prepare the corpus again"
+            )
 
 
 def chunks(path: Place, size: int, at_once: int) -> Iterator[bytes]:
@@ -66,40 +84,6 @@ def chunks(path: Place, size: int, at_once: int) -> Iterator[bytes]:
     except OSError as error:
         told = f"{path}: cannot be read: {error.strerror}; copy it again"
         raise storage_error(error)(told) from None
-
-
-class _Places:
-    """Checks records, chunk by chunk: they lie within their shards and add up to their tokens."""
-
-    def __init__(self, path: Place, index: Index) -> None:
-        self._path, self._index = path, index
-        self._ends = np.cumsum([shard.samples for shard in index.shards])
-        self._bytes = np.array([shard.bytes for shard in index.shards])
-        self._tokens = np.zeros(len(index.shards), np.int64)
-        self._seen = 0
-        self._outside: int | None = None  # the first document outside its shard
-
-    def add(self, records: Records) -> None:
-        numbers = np.arange(self._seen, self._seen + len(records))
-        shards = np.searchsorted(self._ends, numbers, side="right")
-        wrong = _outside(records, self._bytes[shards], DTYPES[self._index.dtype].itemsize)
-        if self._outside is None and wrong.any():
-            self._outside = self._seen + int(wrong.argmax())
-        np.add.at(self._tokens, shards, records["tokens"].astype(np.int64))
-        self._seen += len(records)
-
-    def finish(self) -> None:
-        if self._outside is not None:
-            number = int(np.searchsorted(self._ends, self._outside, side="right"))
-            shard = self._index.shards[number]
-            first = int(self._ends[number]) - shard.samples
-            raise lies_outside(self._path, self._outside - first, shard.name)
-        for shard, tokens in zip(self._index.shards, self._tokens.tolist(), strict=True):
-            if tokens != shard.tokens:
-                raise UserError(
-                    f"{self._path}: {shard.name} does not have as many tokens as index.json says; "
-                    "prepare the corpus again"
-                )
 
 
 def _outside(records: Records, shard_bytes: NDArray[np.int64], width: int) -> NDArray[np.bool_]:

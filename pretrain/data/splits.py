@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from pretrain.config.schema import DataConfig
 from pretrain.data.cache import WHOLE, Cache
@@ -32,58 +31,32 @@ Coming = Future[bytes]  # a piece being fetched
 Submit = Callable[[Callable[[Shard, int], bytes], Shard, int], Coming]
 
 
-class Split(Protocol):
-    """Where the files of one split come from."""
-
-    batches_ahead: int  # how many are planned before the first of them is read
-
-    def check_sizes(self, shards: list[Shard]) -> None:
-        """UserError if a shard is missing or has the wrong size."""
-        ...
-
-    def documents(self, index: Index) -> Path:
-        """A local path of documents.idx. UserError."""
-        ...
-
-    def ahead(self, shard: Shard, size: int, offset: int) -> None:
-        """Start to fetch what will be read."""
-        ...
-
-    def read(self, shard: Shard, size: int, offset: int) -> bytes:
-        """`size` bytes at `offset`, or fewer at the shard's end. OSError or UserError."""
-        ...
-
-    def discard(self, shard: Shard, size: int, offset: int) -> None:
-        """What was read is damaged: fetch it again at the next read."""
-        ...
-
-
 class LocalSplit:
     """A folder."""
 
-    batches_ahead = 1
+    batches_ahead = 1  # how many are planned before the first of them is read
 
     def __init__(self, folder: Path, files: OpenFiles) -> None:
         self._folder, self._files = folder, files
 
     def check_sizes(self, shards: list[Shard]) -> None:
-        """Checks each file's size."""
+        """UserError if a file is missing or has the wrong size."""
         for shard in shards:
             check_size(self._folder / shard.name, shard.bytes)
 
     def documents(self, index: Index) -> Path:
-        """It is local already."""
+        """documents.idx, which is local already."""
         return self._folder / DOCUMENTS
 
     def ahead(self, shard: Shard, size: int, offset: int) -> None:
         """Does nothing: the operating system reads ahead."""
 
     def read(self, shard: Shard, size: int, offset: int) -> bytes:
-        """Reads from a file that stays open."""
+        """`size` bytes at `offset` of a file that stays open, or fewer at its end. OSError."""
         return self._files.read(f"{self._folder}/{shard.name}", size, offset)
 
     def discard(self, shard: Shard, size: int, offset: int) -> None:
-        """Nothing to discard: files are re-read."""
+        """Does nothing: files are re-read."""
 
 
 class StoredSplit:
@@ -97,8 +70,8 @@ class StoredSplit:
         self._coming: dict[Path, Coming] = {}
 
     def check_sizes(self, shards: list[Shard]) -> None:
-        """Checks one listing; http has none, so there a missing shard is an error when it is
-        read.
+        """UserError if a shard is missing from the listing or has the wrong size there; http has no
+        listing, so there a missing shard is an error when it is read.
         """
         found = self._folder.sizes()
         for shard in shards if found else ():
@@ -107,7 +80,7 @@ class StoredSplit:
             check_bytes(self._folder / shard.name, found[shard.name], shard.bytes)
 
     def documents(self, index: Index) -> Path:
-        """Fetches it unless it is cached; verifies it on the way."""
+        """A local path of documents.idx: fetched and verified unless it is cached. UserError."""
         there, size = self._folder / DOCUMENTS, index.samples * DOCUMENT.itemsize
         path = self._cache.path(index.documents_sha256, WHOLE)
 
@@ -123,7 +96,7 @@ class StoredSplit:
         return path
 
     def ahead(self, shard: Shard, size: int, offset: int) -> None:
-        """Starts to fetch the pieces that are not cached."""
+        """Starts to fetch the pieces of what will be read that are not cached."""
         for start in _starts(size, offset):
             path = self._path(shard, start)
             if path not in self._coming and not path.exists():
@@ -131,13 +104,17 @@ class StoredSplit:
                 coming.add_done_callback(partial(self._done, path))
 
     def read(self, shard: Shard, size: int, offset: int) -> bytes:
-        """Reads from pieces that are cached or being fetched."""
+        """`size` bytes at `offset`, or fewer at the shard's end, from pieces that are cached or
+        being fetched. UserError.
+        """
         starts = _starts(size, offset)
         content = b"".join([self._piece(shard, start) for start in starts])
         return content[offset - starts[0] :][:size]
 
     def discard(self, shard: Shard, size: int, offset: int) -> None:
-        """Removes the cached pieces: the store may have had another object there for a while."""
+        """Removes the cached pieces of what is damaged: the store may have had another object
+        there for a while.
+        """
         for start in _starts(size, offset):
             self._path(shard, start).unlink(missing_ok=True)
 
@@ -169,6 +146,9 @@ class StoredSplit:
 
     def _path(self, shard: Shard, start: int) -> Path:
         return self._cache.path(shard.sha256, f"{start}-{min(start + PIECE, shard.bytes)}")
+
+
+Split = LocalSplit | StoredSplit
 
 
 def _starts(size: int, offset: int) -> range:

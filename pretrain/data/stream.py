@@ -215,13 +215,10 @@ class TextStream:
 
     def _close_files(self) -> None:
         self._files.stop()  # the thread may be waiting for a store
-        self._end_thread()
-        self._files.close()
-
-    def _end_thread(self) -> None:
         if self._prefetcher is not None:
             self._prefetcher.close()
             self._prefetcher = None
+        self._files.close()
 
     def _make(self) -> tuple[Batch, Sequence[Row], Position]:
         """The next batch, its rows, and the position after it. Runs in the prefetch thread."""

@@ -25,8 +25,9 @@ def read_table(path: Path, name: str, column: str, delimiter: str) -> Iterator[D
     ):
         rows = csv.reader(text, delimiter=delimiter, strict=True)
         try:
-            header = next(rows, [])
-            if not header:
+            lines = filter(None, rows)  # empty ones do not count
+            header = next(lines, None)
+            if header is None:
                 return
             if header.count(column) != 1:
                 raise Rejected(
@@ -36,12 +37,10 @@ def read_table(path: Path, name: str, column: str, delimiter: str) -> Iterator[D
                     fix="name the column that holds the text (--text-field)",
                     is_metadata=True,
                 )
-            at, number = header.index(column), 0
-            for row in rows:
-                if row:  # empty lines do not count
-                    number += 1
-                    place = f"{path}, row {number}"
-                    yield _document(row, at, len(header), place, f"{name}:{number}")
+            at = header.index(column)
+            for number, row in enumerate(lines, 1):
+                place = f"{path}, row {number}"
+                yield _document(row, at, len(header), place, f"{name}:{number}")
         except csv.Error as error:
             place = f"{path}, line {rows.line_num}"
             raise Rejected(place, "malformed table", f": {error}", fix="repair it") from None

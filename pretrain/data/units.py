@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pretrain.data.corpus import Corpus, Entry
 from pretrain.data.folder import Tally
 from pretrain.data.formats import Document
-from pretrain.data.index import SPLITS
+from pretrain.data.index import splits_of
 from pretrain.data.writer import SplitWriter
 from tokenizer.encode import Tokenizer
 
@@ -36,11 +36,6 @@ class Target:
     tokenizer: Tokenizer
     holdout: float  # share of the documents
     shard_tokens: int
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that are written."""
-        return SPLITS if self.holdout else SPLITS[:1]
 
 
 class Unit(NamedTuple):
@@ -109,7 +104,7 @@ def write_unit(
                     SplitWriter(folder / unit.name / split, target.tokenizer, target.shard_tokens)
                 )
             )
-            for split in target.splits
+            for split in splits_of(target.holdout)
         }
         for documents in _groups(corpus.read(unit.entries)):
             texts = (document.text for document in documents)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +42,6 @@ from pretrain.study.transfer import Transfer, transferred
 LOOKED_AT = ("asleep", "h", "S", "logits")
 MEASURES = (*LOOKED_AT, *(f"d{name}" for name in LOOKED_AT))
 FLAT = 0.25  # a slope less steep than this, of log against log, is called flat
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A model's activations and memory on one batch."""
-
-    asleep: Tensor
-    h: Tensor
-    S: Tensor
-    logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -139,8 +128,7 @@ def _measure(config: Config, steps: int) -> dict[str, float]:
     source.close()
     sizes: dict[str, float] = {}
     for name in LOOKED_AT:
-        old, new = getattr(before, name), getattr(after, name)
-        sizes |= {name: _rms(new), f"d{name}": _rms(new - old)}
+        sizes |= {name: _rms(after[name]), f"d{name}": _rms(after[name] - before[name])}
     return sizes
 
 
@@ -149,7 +137,8 @@ def _rms(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def _look(model: _Watched, batch: Batch) -> Seen:
+def _look(model: _Watched, batch: Batch) -> dict[str, Tensor]:
+    """Activations and memory on one batch, by LOOKED_AT."""
     model.forget()
     logits = []
 
@@ -160,7 +149,7 @@ def _look(model: _Watched, batch: Batch) -> Seen:
     model(batch, head=head)
     memory = [b.S.flatten() for b in model.state.blocks if isinstance(b, DeltaState)]
     asleep, h = model.seen[model.sleep.passes - 1], model.seen[-1]
-    return Seen(asleep, h, torch.cat(memory), torch.cat(logits))
+    return {"asleep": asleep, "h": h, "S": torch.cat(memory), "logits": torch.cat(logits)}
 
 
 def slope(found: list[Coordinate], axis: str, measure: str) -> float:
@@ -195,8 +184,7 @@ def draw(found: list[Coordinate], out: Path) -> None:
         for panel, axis in zip(panels, axes, strict=True):
             places = sorted({c.at for c in found if c.axis == axis})
             for measure, colour in colours:
-                mean = partial(_mean, found, axis, measure)
-                line = np.array([mean(at) for at in places])
+                line = np.array([_mean(found, axis, measure, at) for at in places])
                 panel.plot(places, line / line[0], "o-", color=colour, markersize=3)
             panel.set(title=f"by {axis}", xlabel=axis, xscale="log", yscale="log")
             panel.set_xticks(places, [str(at) for at in places])

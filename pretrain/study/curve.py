@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pretrain.logged import read_run
 
@@ -35,7 +34,8 @@ class Curve:
             curve.tokens.append(tokens)
             curve.flops.append(flops)
             curve.seconds.append(seconds)
-        curve.evaluated.extend((row["step"], _measured(row)) for row in metrics.evaluations)
+        for row in metrics.evaluations:
+            curve.evaluated.append((row["step"], {"loss": row["loss"], **row.get("accuracy", {})}))
         return curve
 
     def at(self, step: int, axis: str) -> float:
@@ -49,7 +49,3 @@ class Curve:
             return values[i]
         share = (step - self.steps[i]) / (self.steps[i + 1] - self.steps[i])
         return values[i] + share * (values[i + 1] - values[i])
-
-
-def _measured(row: dict[str, Any]) -> dict[str, float]:
-    return {"loss": row["loss"], **row.get("accuracy", {})}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,12 +21,13 @@ def draw(results: Sequence[Result], folder: Path) -> dict[Path, str]:
     """Writes the plots of a study; returns their captions."""
     arms = by_arm(results)
     colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
-    deepest = measures(list(results))[-1]
+    names = measures(results)
+    deepest = names[-1]
     shown = {folder / "loss_by_cost.png": f"Held-out loss on the way, {SEEDS}"}
     _by_cost(arms, colours, "loss", folder / "loss_by_cost.png")
     if deepest != "loss":
         shown[folder / "accuracy_by_depth.png"] = "Accuracy at the end, by depth."
-        _by_depth(arms, colours, measures(list(results)), folder / "accuracy_by_depth.png")
+        _by_depth(arms, colours, names, folder / "accuracy_by_depth.png")
         shown[folder / "accuracy_by_cost.png"] = f"Accuracy at the deepest on the way, {SEEDS}"
         _by_cost(arms, colours, deepest, folder / "accuracy_by_cost.png")
     return shown
@@ -88,7 +88,10 @@ def _by_cost(
                     axis.plot(x, y, color=colours[arm])
             axis.set(xlabel=label)
             axis.set_xlim(left=0)
-        _name(axes[0], measure)
+        if measure == "loss":
+            axes[0].set(title="Held-out loss", ylabel="nats per scored token")
+        else:
+            axes[0].set(title=f"Accuracy at {shown_name(measure)}", ylabel="% right")
 
 
 def _line(r: Result, measure: str, cost: str) -> tuple[list[float], list[float]]:
@@ -96,13 +99,6 @@ def _line(r: Result, measure: str, cost: str) -> tuple[list[float], list[float]]
     scale = 1 if measure == "loss" else 100
     points = [(r.curve.at(step, cost), scale * s[measure]) for step, s in r.curve.evaluated]
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _name(axis: Any, measure: str) -> None:
-    if measure == "loss":
-        axis.set(title="Held-out loss", ylabel="nats per scored token")
-    else:
-        axis.set(title=f"Accuracy at {shown_name(measure)}", ylabel="% right")
 
 
 def _legend(colours: dict[Arm, str]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ Read from the results.csv that each study has written (`pretrain.study.reproduce
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import write_page
 from pretrain.study.controls import CONTROLS, EQUAL_FLOPS, SLEEP
-from pretrain.study.intervals import mean
 from pretrain.study.reproduce import STUDIES
 from pretrain.study.results import in_order, shown_name
 from pretrain.study.summary import FINAL, as_cell
@@ -61,7 +61,7 @@ def overview(folders: Sequence[Path], out: Path) -> str:
     note = NOTE + (f" Not here: {', '.join(others)}." if others else "")
     written = table(headers, rows)
     write_atomically(out / "overview.md", f"# Sleep and its controls\n\n{note}\n\n{written}\n")
-    write_page(out / "overview.html", "Sleep and its controls", [note], [(headers, rows)], [])
+    write_page(out / "overview.html", "Sleep and its controls", [note], [(headers, rows)], {})
     return written
 
 
@@ -95,12 +95,16 @@ def _arms(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _cell(rows: Sequence[Row], arm: str, measure: str) -> str:
-    """ "97.3 ± 2.1", or "not run"."""
-    mine = [r for r in rows if r["arm"] == arm and r["measure"] == measure]
-    as_trained = [r for r in mine if r["tested_at"] == r["N"]] or mine  # N = 1, for some controls
-    if not as_trained:
-        return "not run"
-    return as_cell(mean([float(r["value"]) for r in as_trained]), measure)
+    """ "97.3 ± 2.1", "1 of 3 diverged" or "not run"."""
+    mine = [r for r in rows if r["arm"] == arm]
+    mine = [r for r in mine if r["tested_at"] == r["N"]] or mine  # N = 1, for some controls
+    diverged = {r["seed"] for r in mine if r["measure"] == "loss" and r["value"] == "nan"}
+    values = [
+        math.nan if r["seed"] in diverged else float(r["value"])
+        for r in mine
+        if r["measure"] == measure
+    ]
+    return as_cell(values, measure) if values else "not run"
 
 
 def _read(path: Path) -> list[Row]:

@@ -37,12 +37,7 @@ class Plan:
 
 
 def plan(
-    config: Config,
-    gpus: int,
-    hardware: Hardware,
-    *,
-    fixed: Collection[str] = (),
-    top: int = 10,
+    config: Config, gpus: int, hardware: Hardware, *, fixed: Collection[str] = (), top: int = 10
 ) -> Plan:
     """The fastest layouts of a training step.
 

@@ -147,8 +147,7 @@ def write_results(
     images = [f"![{caption}]({picture.name})" for picture, caption in pictures.items()]
     parts = [f"# {title}", *words, numbers, NOTE, *images]
     write_atomically(folder / "results.md", "\n\n".join(parts) + "\n")
-    page, shown = folder / "results.html", list(pictures.items())
-    write_page(page, title, [*words, NOTE], tables, shown)
+    write_page(folder / "results.html", title, [*words, NOTE], tables, pictures)
     return "\n".join([*words, "", numbers])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def read_result(folder: Path, run: Run, arm: Arm, seed: int) -> Result:
     return Result(arm, seed, passes, scores, bits, left.curve, rows, left.origin)
 
 
-def measures(results: list[Result]) -> list[str]:
+def measures(results: Sequence[Result]) -> list[str]:
     """The measures, the deepest last: "hops_1", "hops_2"; only "loss" if there are no others."""
     return in_order(n for r in results for scores in r.scores.values() for n in scores)
 

@@ -52,9 +52,8 @@ class StageTimes:
         Args:
             counter: of the layout's blocks.
         """
-        self._model, self._hardware, self._counter, self._layout = (
-            config.model, hardware, counter, x,
-        )  # fmt: skip
+        self._model, self._hardware = config.model, hardware
+        self._counter, self._layout = counter, x
         self._weights, self._units = dp * x.cp, units  # ranks that hold the same weights
         self._element = 2 if x.precision == "bf16" else FP32
         self._fused = hardware.device.kind == "cuda" and hardware.device.fused

@@ -64,16 +64,16 @@ def main_table(
     """Headers and rows: means with 95 % intervals, and cost, of each arm; then of arms at other N
     at test; last the arms without a finished run, because they failed or were not run.
     """
-    names, arms = measures(list(results)), by_arm(results)
+    names, arms = measures(results), by_arm(results)
     headers = ["", *map(shown_name, names), "tokens", "FLOPs", "seeds"]
     lines = []
     for arm, rs in arms.items():
         cost = [f"{mean([_spent(r)[i] for r in rs]).value:.3g}" for i in (0, 1)]
-        cells = [as_cell(mean(scores(rs, name)), name) for name in names]
+        cells = [as_cell(scores(rs, name), name) for name in names]
         lines.append([arm.label, *cells, *cost, str(len(rs))])
     for arm, rs in arms.items():
         for n in sorted(set.intersection(*(set(r.scores) for r in rs)) - {rs[0].passes}):
-            cells = [as_cell(mean(scores(rs, name, n)), name) for name in names]
+            cells = [as_cell(scores(rs, name, n), name) for name in names]
             lines.append([f"{arm.label}, tested with N = {n}", *cells, "", "", str(len(rs))])
     for arm in planned:
         if arm not in arms:
@@ -92,19 +92,30 @@ def bits_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]] |
     headers.append(f"nats gained on {first.label}")
     lines = []
     for arm, rs in by_arm(results).items():
-        columns = zip(*(r.bits[r.passes] for r in rs), strict=True)
-        cells = [as_cell(mean([math.nan if b is None else b for b in c]), "loss") for c in columns]
+        cells = [_bits(rs, w) for w in range(windows + 1)]
         gained, common = "", {r.seed for r in of_first} & {r.seed for r in rs}
         if arm != first and common:
             gain = _by_row(of_first, rs) or _gain(of_first, rs, "loss")
-            gained = as_cell(gain, "loss")
+            gained = as_cell(gain.values, "loss")
         lines.append([arm.label, *cells, gained])
     return headers, lines
 
 
-def as_cell(m: Mean, measure: str) -> str:
-    """ "81.3 ± 4.2" in percent; a loss in nats. For two seeds both values: "64.1 (30.3, 97.9)"."""
+def _bits(results: Sequence[Result], window: int) -> str:
+    """The cell of one arm in one window; "-" if no byte of the held-out text is scored there."""
+    found = [math.nan if r.diverged else r.bits[r.passes][window] for r in results]
+    values = [b for b in found if b is not None]
+    return as_cell(values, "loss") if len(values) == len(found) else "-"
+
+
+def as_cell(values: Sequence[float], measure: str) -> str:
+    """ "81.3 ± 4.2" in percent; a loss in nats. For two seeds both values: "64.1 (30.3, 97.9)".
+    "1 of 3 diverged" if a value is nan: the mean of the others would be too good.
+    """
+    if diverged := sum(map(math.isnan, values)):
+        return f"{diverged} of {len(values)} diverged"
     scale, digits = (1, 3) if measure == "loss" else (100, 1)
+    m = mean(values)
     half = {1: "", 2: f" ({_each(m, scale, digits)})"}.get(
         m.count, f" ± {scale * m.half:.{digits}f}"
     )
@@ -119,7 +130,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
     """The verdict in words: are more passes better at the largest depth, by how much, how
     surely?
     """
-    deepest = measures(list(results))[-1]
+    deepest = measures(results)[-1]
     arms = {arm: rs for arm, rs in by_arm(results).items() if not arm.is_control}
     ordered = sorted(arms, key=lambda arm: arm.passes)
     if len(ordered) < 2:
@@ -152,7 +163,7 @@ def controls_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]
     """By how much each N is ahead of each of its controls on what is deepest, of the seeds that
     both have; None without controls.
     """
-    deepest, found = measures(list(results))[-1], by_arm(results)
+    deepest, found = measures(results)[-1], by_arm(results)
     plain = {arm.passes: arm for arm in found if not arm.is_control}
     rows = []
     for control, less in found.items():

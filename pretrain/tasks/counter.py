@@ -49,9 +49,8 @@ class Rows:
         """
         words = self.words(name, count)
         if size is not None:
-            words[np.arange(count) >= np.broadcast_to(size, len(words))[:, None]] = np.iinfo(
-                np.uint64
-            ).max
+            beyond = np.arange(count) >= np.broadcast_to(size, len(words))[:, None]
+            words[beyond] = np.iinfo(np.uint64).max
         return np.argsort(words, axis=1)
 
     def distinct(self, name: str, count: int, bound: int) -> Ints:

@@ -76,8 +76,7 @@ class Depo:
         count = rows * self.config.queries
         if count < len(self.test_hops):
             raise UserError(
-                f"{count} test queries cannot cover each of the {len(self.test_hops)} "
-                "hop counts; "
+                f"{count} test queries cannot cover each of the {len(self.test_hops)} hop counts; "
                 f"set train.batch to at least {-(-len(self.test_hops) // self.config.queries)}"
             )
         hops = np.resize(self.test_hops, count).reshape(rows, self.config.queries)
@@ -88,11 +87,10 @@ class Depo:
         """Share of queries answered in full, {"hops_k": share}, for every k asked. best: [B, T]
         int64.
         """
-        asked = batch.tokens[:, self.config.context :] - HOP + 1  # k at a query's first token
-        targets, best = batch.targets[:, self.config.context :], best[:, self.config.context :]
-        first = (
-            batch.valid[:, self.config.context :] & (asked >= 1) & (asked <= self.config.max_hops)
-        )
+        context = self.config.context
+        asked = batch.tokens[:, context:] - HOP + 1  # k at a query's first token
+        targets, best = batch.targets[:, context:], best[:, context:]
+        first = batch.valid[:, context:] & (asked >= 1) & (asked <= self.config.max_hops)
         # [B, T - context], the query of the row that a token belongs to
         query = first.cumsum(dim=1) - 1
         misses = torch.zeros(best.shape[0], self.config.queries, dtype=torch.int64)

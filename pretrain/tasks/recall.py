@@ -72,9 +72,8 @@ class Recall:
 
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
         """The same with k up to a share of max_hops."""
-        draw, deepest = Rows(seed, "recall", position, rows), self.config.max_hops
-        most = min(depth_at(share, deepest), deepest)  # 0: needles alone
-        hops = draw.below("hops", 1, most + 1)[:, 0].tolist()
+        draw, most = Rows(seed, "recall", position, rows), depth_at(share, self.config.max_hops)
+        hops = draw.below("hops", 1, most + 1)[:, 0].tolist()  # 0: a needle
         return self._write(draw.generators(), hops)
 
     def test(self, seed: int, rows: int) -> Batch:

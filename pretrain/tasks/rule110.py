@@ -39,9 +39,8 @@ class Rule110:
     def __init__(self, config: Rule110Config, window: int) -> None:
         self.config, self.window = config, window
         fewest = config.min_steps or config.steps
-        self.asked = range(
-            config.steps, fewest - 1, -1
-        )  # the deepest first: no answer helps with it
+        # the deepest first: no answer helps with it
+        self.asked = range(config.steps, fewest - 1, -1)
         self.vocab_size = SEP + max(1, len(self.asked))
         self.fingerprint = described(config, window)
         self._check()

@@ -76,16 +76,11 @@ class S5:
         number = word[:, : self._letters] @ powers
         return mix(number.astype(np.uint64)) % np.uint64(self.KEPT) == 0
 
-    def _word(self, draw: Rows, kept: bool) -> Ints:
-        """[B, length], redrawn until the prefixes are held out, or are not."""
-        length, G = self.config.length, len(self.elements)
-        return redrawn(
-            lambda again: draw.below(f"word{again}", length, G), self._is_kept, kept=kept
-        )
-
     def _write(self, draw: Rows, *, kept: bool) -> Batch:
         length, G = self.config.length, len(self.elements)
-        word = self._word(draw, kept)  # [B, length]
+        word = redrawn(  # [B, length]
+            lambda again: draw.below(f"word{again}", length, G), self._is_kept, kept=kept
+        )
         B = len(word)
         products = np.empty_like(word)
         state = np.tile(np.arange(self.config.symbols), (B, 1))  # where each symbol is now

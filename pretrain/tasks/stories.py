@@ -34,9 +34,8 @@ from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
 _ANSWER = re.compile(r"Answer: (-?\d+)\.\s*$")
-_SENTENCE = (
-    20  # approximate tokens per sentence: how much noise to try; what does not fit is dropped
-)
+# approximate tokens per sentence: how much noise to try; what does not fit is dropped
+_SENTENCE = 20
 _HELD_OUT = 10  # one problem in so many, by op, is held out for the test
 
 
@@ -228,13 +227,11 @@ def _split(records: list[Record], path: str) -> tuple[Split, Split]:
     """
     train: Split = {}
     held_out: Split = {}
-    for op in sorted({r.op for r in records}):
-        problems: dict[bytes, list[Record]] = {}
-        for record in records:
-            if record.op == op:
-                problems.setdefault(
-                    hashlib.sha256(str(record.context).encode()).digest(), []
-                ).append(record)
+    by_op: dict[int, dict[bytes, list[Record]]] = {}
+    for record in records:
+        problem = hashlib.sha256(str(record.context).encode()).digest()
+        by_op.setdefault(record.op, {}).setdefault(problem, []).append(record)
+    for op, problems in sorted(by_op.items()):
         if len(problems) < 2:
             raise UserError(
                 f"{path}: only one story has op {op}, which cannot be both trained on and held out"

@@ -34,79 +34,31 @@ class World(NamedTuple):
 
 WORLDS = [
     World(
-        "animals_in_parks",
-        "adult ",
-        "adult animals",
-        [
-            "fox",
-            "deer",
-            "owl",
-            "bear",
-            "wolf",
-            "crow",
-            "otter",
-            "lynx",
-            "hare",
-            "heron",
-            "badger",
-            "eagle",
-        ],
-        ["Pine Ridge", "Cedar Valley", "Maple Creek", "Stone Harbor", "Willow Park", "Amber Hills"]
-        + ["North Meadow", "Silver Lake", "Oak Hollow", "Misty Coast", "Red Canyon", "Elm Grove"],
+        "animals_in_parks", "adult ", "adult animals",
+        ["fox", "deer", "owl", "bear", "wolf", "crow", "otter", "lynx", "hare", "heron",
+         "badger", "eagle"],
+        ["Pine Ridge", "Cedar Valley", "Maple Creek", "Stone Harbor", "Willow Park",
+         "Amber Hills", "North Meadow", "Silver Lake", "Oak Hollow", "Misty Coast", "Red Canyon",
+         "Elm Grove"],
     ),
     World(
-        "schools_in_cities",
-        "",
-        "schools",
-        [
-            "elementary school",
-            "public highschool",
-            "music school",
-            "medical school",
-            "law school",
-            "art school",
-        ]
-        + [
-            "night school",
-            "sports school",
-            "cooking school",
-            "language school",
-            "flight school",
-            "drama school",
-        ],
-        ["Brightford", "Ruby Bay", "Evervale", "Hawksburg", "Glenfield", "Westhaven"]
-        + ["Clearwater", "Oakbridge", "Riverton", "Shoreline", "Northgate", "Millbrook"],
+        "schools_in_cities", "", "schools",
+        ["elementary school", "public highschool", "music school", "medical school",
+         "law school", "art school", "night school", "sports school", "cooking school",
+         "language school", "flight school", "drama school"],
+        ["Brightford", "Ruby Bay", "Evervale", "Hawksburg", "Glenfield", "Westhaven",
+         "Clearwater", "Oakbridge", "Riverton", "Shoreline", "Northgate", "Millbrook"],
     ),
     World(
-        "movies_at_festivals",
-        "",
-        "movies",
-        [
-            "calm road movie",
-            "solemn period drama",
-            "upbeat comedy",
-            "space adventure",
-            "silent film",
-            "ghost story",
-        ]
-        + ["courtroom drama", "heist movie", "nature film", "musical", "spy thriller", "western"],
-        [
-            "Northwood Festival",
-            "Verdi Festival",
-            "Golden Lamp Festival",
-            "Lumen Festival",
-            "Harbor Film Week",
-        ]
-        + [
-            "Taylor Festival",
-            "West Sahara Festival",
-            "Polar Film Days",
-            "Montreval Festival",
-            "Aurora Festival",
-        ]
-        + ["Old Town Film Week", "Saffron Festival"],
+        "movies_at_festivals", "", "movies",
+        ["calm road movie", "solemn period drama", "upbeat comedy", "space adventure",
+         "silent film", "ghost story", "courtroom drama", "heist movie", "nature film",
+         "musical", "spy thriller", "western"],
+        ["Northwood Festival", "Verdi Festival", "Golden Lamp Festival", "Lumen Festival",
+         "Harbor Film Week", "Taylor Festival", "West Sahara Festival", "Polar Film Days",
+         "Montreval Festival", "Aurora Festival", "Old Town Film Week", "Saffron Festival"],
     ),
-]
+]  # fmt: skip
 TOTALS = 4  # places whose total may be used; all other quantities are in the other places
 MAX_NOISE = min(len(w.kinds) * (len(w.places) - TOTALS) for w in WORLDS) - MAX_OPS
 
@@ -259,15 +211,11 @@ class _Draft:
         noise: dict[Quantity, Definition] = {}
         known = list(self.needed)
         for _ in range(count):
-            terms = self.random.sample(
-                known, min(self.random.choice([0, 0, 1, 1, 2, 3]), len(known))
-            )
+            several = min(self.random.choice([0, 0, 1, 1, 2, 3]), len(known))
+            terms = self.random.sample(known, several)
             q = self.fresh.pop()
-            noise[q] = (
-                self._with_constant(terms)
-                if self.random.random() < 0.3 or not terms
-                else Definition(terms)
-            )
+            constant = self.random.random() < 0.3 or not terms
+            noise[q] = self._with_constant(terms) if constant else Definition(terms)
             known.append(q)
         return noise
 
@@ -284,11 +232,8 @@ class _Draft:
         for number in range(self.random.choice([1, 1, 2, 2, 3])):
             another = int(number > 0)
             reusable = [t for t in self.open if t not in terms]
-            choices = (
-                ["open"]
-                if reusable and not (must_grow and not terms) and self.spare >= another
-                else []
-            )
+            may_reuse = reusable and not (must_grow and not terms) and self.spare >= another
+            choices = ["open"] if may_reuse else []
             choices += ["new"] * 2 if self.spare >= another + 1 else []
             choices += ["total"] if self.spare >= another + 2 and self.total_places else []
             if not choices:

@@ -64,8 +64,8 @@ class DeepTask(Task, Protocol):
 
 
 def depth_at(share: float, deepest: int) -> int:
-    """A share of the deepest, at least 1."""
-    return max(1, min(deepest, math.ceil(share * deepest)))
+    """A share of the deepest, at least 1 unless the deepest is 0."""
+    return min(deepest, max(1, math.ceil(share * deepest)))
 
 
 def check_context(name: str, context: int, window: int) -> None:

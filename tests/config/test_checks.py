@@ -61,6 +61,8 @@ REFUSED = {
     "train.microbatches=5": "train.batch = 32: must be a multiple of train.microbatches = 5",
     "train.batch=1048576": "train.batch = 1048576: makes 377487360 tokens, 360 per sequence; ",
     "train.eval_batches=1048576": "train.eval_batches = 1048576: makes 12079595520 tokens, 360 p",
+    "data.task=s5 s5.length=8192 train.batch=32768": "train.batch = 32768: makes 536870912 tokens, "
+    "16384 per sequence",
     "data.task=text": 'data.tokenizer = "": name the file that `hypnos tokenizer',
     "data.task=stories": 'data.tokenizer = "": name the file that `hypnos tokenizer',
 }  # fmt: skip

@@ -129,3 +129,5 @@ def test_a_runs_own_configuration_is_found_by_its_folder(run: Path) -> None:
     (run / TOKENIZER).touch()
     assert places(own)[2:] == [f'data.tokenizer="{run / TOKENIZER}"']
     assert places(run.parent / "config.toml") == places(run / "x.toml") == []
+    other = run.rename(run.with_name("\U0001f634"))
+    assert parse("", overrides=places(other / "config.toml")).run.name == "\U0001f634"

@@ -172,6 +172,7 @@ JSON = {
     "lines, with a mark": b"\xef\xbb\xbf" + b"".join(LINES),
     "array on one line": json.dumps(RECORDS).encode(),
     "array, indented": json.dumps(RECORDS, indent=2, ensure_ascii=False).encode(),
+    "array, blank first": b"\n" * 9 + json.dumps(RECORDS).encode(),
     "array of lines": b"[\n" + b",\n".join(line.strip() for line in LINES) + b"\n]\n",
     "array, with a mark": b"\xef\xbb\xbf" + json.dumps(RECORDS).encode(),
 }

@@ -46,7 +46,8 @@ def test_tables(tmp_path: Path, suffix: str, delimiter: str) -> None:
     content = b"\xef\xbb\xbf" + table(rows, delimiter) + b"\r\n"
     (tmp_path / f"a{suffix}").write_bytes(content)
     (tmp_path / f"b{suffix}.gz").write_bytes(gzip.compress(content))
-    assert texts(tmp_path) == TEXTS * 2
+    (tmp_path / f"c{suffix}").write_bytes(b"\n" + content.removeprefix(b"\xef\xbb\xbf"))
+    assert texts(tmp_path) == TEXTS * 3
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,12 @@ def test_runs_that_were_judged_on_other_rows_are_told(
         (run / "config.toml").write_text(f'[data]\ntask = "depo"\n[depo]\nnodes = {nodes}\n')
     report(runs, tmp_path / "tasks")
     assert "Evaluated on different problems: depo.nodes differ" in capsys.readouterr().out
+    for task, told_of in (("text", False), ("depo", True)):
+        for run, batch in zip(runs, (4, 8), strict=True):
+            batches = f"batch = {batch}\neval_batches = {8 // batch}"
+            (run / "config.toml").write_text(f'[data]\ntask = "{task}"\n[train]\n{batches}\n')
+        report(runs, tmp_path / task)
+        assert ("Evaluated on different rows" in capsys.readouterr().out) == told_of
     report(runs[:1], tmp_path / "one")
     assert "Evaluated on" not in capsys.readouterr().out
 
@@ -187,6 +193,14 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"error: {tmp_path / 'tow'}: does not exist" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"metrics.jsonl:\d+: not a line of metrics"):
         read_run("x", write_run(tmp_path / "run", 1, None, ends="oops\n"))
+    cut = write_run(tmp_path / "cut", 1, None) / "metrics.jsonl"
+    whole = read_run("x", cut.parent)
+    with cut.open("ab") as file:
+        file.write('{"kind": "warning", "step": 9, "message": "é'.encode()[:-1])  # being written
+    assert read_run("x", cut.parent) == whole
+    cut.write_bytes(cut.read_bytes() + b'"}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl:\d+: not a line of metrics"):
+        read_run("x", cut.parent)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="nothing was logged yet"):

@@ -25,4 +25,4 @@ def test_asleep_is_what_the_last_pass_over_the_first_window_leaves(N: int) -> No
     model.blocks_of(slice(None))[-1].register_forward_hook(lambda *call: left.append(call[2][0]))
     seen = _look(model, source.next())
     assert len(left) == N + 2  # one window is slept over, two are predicted
-    assert torch.equal(seen.asleep, left[N - 1]) and torch.equal(seen.h, left[-1])
+    assert torch.equal(seen["asleep"], left[N - 1]) and torch.equal(seen["h"], left[-1])

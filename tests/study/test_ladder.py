@@ -156,6 +156,11 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str)
         read_study(study(tmp_path, f"{kept}\n{text}\n"))
 
 
+def test_a_layout_on_the_command_line_is_refused_with_a_setting_of_the_study() -> None:
+    with pytest.raises(UserError, match=r"layouts\[0\]\.passes; did you mean ladder\.passes\?"):
+        read_study(CONFIGS / "scale/depo.toml", ["ladder.layouts=[{passes=2}]"])
+
+
 @pytest.mark.parametrize(
     ("layout", "said"),
     [

@@ -173,6 +173,27 @@ def test_what_a_diverged_run_answers_is_no_measurement() -> None:
     assert "a run has diverged" in " ".join(verdict([one, four]))
 
 
+def test_a_cell_says_how_many_seeds_have_diverged(tmp_path: Path) -> None:
+    """Neither the mean of the others nor the accuracy of the diverged run is shown."""
+    results = [*(result(1, seed, 0.5) for seed in range(2)), result(4, 0, 0.25), result(4, 1, 0.75)]
+    for r in results:
+        r.bits[r.passes] = [1.0, None, 1.5]  # no document reaches the second window
+    results[-1].scores[4]["loss"] = math.nan
+    results[-1].bits[4][0] = None
+    _, rows = main_table(results)
+    assert rows[1][1:4] == ["1 of 2 diverged"] * 3 and rows[0][3] == "50.0 (50.0, 50.0)"
+    found = bits_table(results)
+    assert found is not None and found[1] == [
+        ["N = 1", "1.000 (1.000, 1.000)", "-", "1.500 (1.500, 1.500)", ""],
+        ["N = 4", "1 of 2 diverged", "-", "1 of 2 diverged", "1 of 2 diverged"],
+    ]
+    (tmp_path / "depo").mkdir()
+    (tmp_path / "depo/results.csv").write_text(final_csv(results))
+    lines = overview([tmp_path / "depo"], tmp_path).splitlines()
+    cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines}
+    assert (cells["N = 1"], cells["N = 4"]) == ("50.0 (50.0, 50.0)", "1 of 2 diverged")
+
+
 def test_depths_are_columns_in_order_of_depth() -> None:
     headers, _ = main_table([result(1, 0, 0.5)])
     assert headers[1:4] == ["hops 1", "hops 4", "hops 16"]

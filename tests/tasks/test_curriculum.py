@@ -48,6 +48,8 @@ def test_other_tasks_are_as_deep_as_they_are_told() -> None:
     half = Rule110(Rule110Config(width=8, rings=1, steps=2), 8)
     assert torch.equal(rule.sample_up_to(1, 5, 9, 0.5).targets, half.sample(1, 5, 9).targets)
     assert torch.equal(rule.sample_up_to(1, 5, 9, 1.0).targets, rule.sample(1, 5, 9).targets)
+    none = Rule110(Rule110Config(width=8, rings=1, steps=0), 8)
+    assert torch.equal(none.sample_up_to(1, 5, 9, 0.5).targets, none.sample(1, 5, 9).targets)
     once, twice = Depo(DEPO.config, 12), Repeated(DEPO, 2, 24)
     a, b = once.sample_up_to(0, 3, 5, 0.5), twice.sample_up_to(0, 3, 5, 0.5)
     assert torch.equal(a.tokens[:, 12:], b.tokens[:, 24:])
