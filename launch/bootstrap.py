@@ -4,8 +4,6 @@ Run by `make setup` with any Python >= 3.11; uses the standard library only. pip
 configuration (a mirror, find-links, a certificate) is honoured throughout.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -82,7 +80,7 @@ def main() -> int:
 
 
 def check_python() -> None:
-    """Older Pythons reach this line, because nothing above needs a newer one."""
+    """Older Pythons, from 3.6, reach this line, because nothing above needs a newer one."""
     if sys.version_info < (3, 11):  # noqa: UP036
         version = platform.python_version()
         raise SetupError(
@@ -100,11 +98,9 @@ def has_gpu() -> bool:
 
 
 def make_venv() -> None:
-    """Creates .venv with pip in it; keeps an existing one that works."""
-    if (
-        PYTHON.exists()
-        and subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0
-    ):
+    """Creates .venv with pip in it; keeps an existing one that has it, and a Python >= 3.11."""
+    works = [str(PYTHON), "-c", "import pip, sys; sys.exit(sys.version_info < (3, 11))"]
+    if PYTHON.exists() and subprocess.run(works, capture_output=True).returncode == 0:
         return
     try:
         import ensurepip  # noqa: F401  (Debian ships it apart from Python)
@@ -145,7 +141,7 @@ def install_torch(cuda: bool) -> str:
     return f"torch=={found.version}"
 
 
-def torch_choices(cuda: bool) -> list[list[str]]:
+def torch_choices(cuda: bool) -> "list[list[str]]":
     """What to ask pip for, first choice first."""
     if cuda or sys.platform == "darwin":
         return [[f"torch{TORCH_RANGE}"]]
@@ -153,7 +149,7 @@ def torch_choices(cuda: bool) -> list[list[str]]:
     return [[TORCH_CPU], [TORCH_CPU, "--extra-index-url", CPU_INDEX], [f"torch{TORCH_RANGE}"]]
 
 
-def installed_torch() -> Torch | None:
+def installed_torch() -> "Torch | None":
     """The torch in .venv; None if there is none that can be imported."""
     probe = subprocess.run(
         [PYTHON, "-c", PROBE, TORCH_RANGE], capture_output=True, text=True, check=False
