@@ -150,7 +150,7 @@ def _python() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     try:
         import torch
-    except ImportError as error:
+    except Exception as error:  # OSError for a missing library, for example
         yield Finding("fail", "torch", str(error), "run `make setup`")
         return
     yield Finding("ok", "torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
