@@ -149,5 +149,9 @@ def cancel(run: Path) -> None:
         raise UserError(f"{run}: started on {last.host}; run `hypnos launch cancel {run}` there")
     if not progress.is_ours(int(last.job)):
         raise UserError(f"{run}: process {last.job} has already ended")
-    os.kill(int(last.job), signal.SIGTERM)
+    try:
+        os.kill(int(last.job), signal.SIGTERM)
+    except PermissionError:
+        whose = f"process {last.job} is another user's, who must end it"
+        raise UserError(f"{run}: {whose}") from None
     print(f"told process {last.job} to save and end")

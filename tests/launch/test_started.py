@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -144,6 +145,18 @@ def test_a_process_here_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -
         assert ("to save and end" in told) == ours
         process.terminate()
         process.wait(10)
+
+
+def test_a_process_of_another_user_is_not_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    going_on(run)
+    monkeypatch.setattr(progress, "is_ours", lambda _: True)
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert "process 1 is another user's" in refused(capsys, "cancel", str(run))
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "cancel"])
