@@ -147,7 +147,7 @@ def cancel(run: Path) -> None:
         raise UserError(f"{run}: start {last.number} is over: {last.end.why}")
     if last.host != this_host():
         raise UserError(f"{run}: started on {last.host}; run `hypnos launch cancel {run}` there")
-    if not progress.is_ours(int(last.job)):
+    if not progress.is_running(run, last):
         raise UserError(f"{run}: process {last.job} has already ended")
     try:
         os.kill(int(last.job), signal.SIGTERM)

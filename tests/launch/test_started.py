@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -147,6 +148,24 @@ def test_a_process_here_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -
         process.wait(10)
 
 
+def test_the_copy_of_a_run_that_goes_on_is_not_running(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cancelling it would end the original."""
+    copy, log = run.with_name("copy"), run / "logs/start-2/rank-0.log"
+    log.parent.mkdir()
+    writes = "import sys, time; file = open(sys.argv[2], 'w'); print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", writes, "launch", str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        going_on(run, job=str(process.pid))
+        shutil.copytree(run, copy)
+        progress.check_over(copy)
+        assert "has already ended" in refused(capsys, "cancel", str(copy))
+        assert "no longer running" in said(capsys, "status", str(copy))
+        assert "to save and end" in said(capsys, "cancel", str(run))
+
+
 def test_a_process_of_another_user_is_not_told(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,7 +173,7 @@ def test_a_process_of_another_user_is_not_told(
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     going_on(run)
-    monkeypatch.setattr(progress, "is_ours", lambda _: True)
+    monkeypatch.setattr(progress, "is_running", lambda *_: True)
     monkeypatch.setattr(os, "kill", forbidden)
     assert "process 1 is another user's" in refused(capsys, "cancel", str(run))
 
