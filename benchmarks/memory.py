@@ -15,15 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.ranks import on_ranks
 from parallel.passes import Pass
 from parallel.simulator import Span
 from pretrain.origin import commit, processor
@@ -234,25 +233,8 @@ def measure(plan: Plan, what: str, stages: int) -> list:
     Args:
         what: "peak" returns a list of `Peak` for each case, by stage; "seconds" returns seconds.
     """
-    settings = {"OMP_NUM_THREADS": "1"}
-    if what == "peak":
-        settings["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={stages}",
-    ]
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as found:
-        arguments = ["-m", "benchmarks.stage", what, json.dumps(asdict(plan)), found.name]
-        subprocess.run(
-            command + arguments,
-            check=True,
-            env=os.environ | settings,
-            cwd=Path(__file__).parents[1],
-        )
-        return json.load(found)
+    sizes = json.dumps(asdict(plan))
+    return on_ranks(stages, "benchmarks.stage", what, sizes, returns_freed=what == "peak")
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
-from benchmarks.memory import commit, processor
 from benchmarks.plan_cases import Compared, gpu_rows, memory_rows, published_rows
 from benchmarks.plan_run import base, planned_yardstick, rows
 from pretrain.config.checks import layout_of
 from pretrain.config.load import load, override
 from pretrain.errors import UserError
+from pretrain.origin import commit, processor
 from pretrain.study.estimate import Estimator
 from pretrain.study.hardware import GIB, Hardware, load_hardware
 from pretrain.study.measure import measured, written

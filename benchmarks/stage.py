@@ -28,6 +28,7 @@ from torch import Tensor
 
 from benchmarks.memory import MIB, Peak, Plan, Weight, counted
 from benchmarks.rise import rise
+from benchmarks.rows import random_rows
 from parallel import mesh
 from parallel.block import Block
 from parallel.schedule import step_schedule
@@ -56,17 +57,8 @@ def build(p: Plan) -> SleepLM:
 
 def microbatches(p: Plan) -> list[Batch]:
     """The rows of a step. Only the last window is scored; the others are slept over."""
-    rows, length = p.microbatches * p.rows, p.windows * p.window
-    tokens = torch.randint(
-        0, p.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0)
-    )
-    targets = tokens.roll(-1, 1)
-    targets[:, : length - p.window] = IGNORE
-    starts = torch.zeros(rows, p.windows, dtype=torch.bool)
-    starts[:, 0] = True
-    whole = Batch(
-        tokens, targets, torch.ones_like(tokens, dtype=torch.bool), starts, torch.zeros(rows).bool()
-    )
+    whole = random_rows(p.microbatches * p.rows, p.windows, p.window, p.vocabulary)
+    whole.targets[:, : -p.window] = IGNORE
     return [whole.rows(m * p.rows, (m + 1) * p.rows) for m in range(p.microbatches)]
 
 

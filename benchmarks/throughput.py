@@ -26,7 +26,9 @@ import torch
 import transformers
 from torch.autograd.profiler_util import FunctionEvent
 
-from benchmarks.latency import SHAPE, hybrid
+from benchmarks.hybrid import hybrid
+from benchmarks.latency import SHAPE
+from benchmarks.rows import random_rows
 from parallel import mesh
 from pretrain.config.load import load
 from pretrain.config.schema import ModelConfig, SleepConfig
@@ -65,14 +67,8 @@ QUICK = Plan(sizes=("10M",), dtypes=("fp32",), lengths=(64, 512), passes=(1, 4),
 
 
 def batch(config: ModelConfig, T: int, windows: int = 1) -> Batch:
-    """Random tokens in rows of some windows of T; every row is one document."""
-    rows = max(1, TOKENS // (T * windows))
-    tokens = torch.randint(
-        0, config.vocab_size, (rows, T * windows), generator=torch.Generator().manual_seed(T)
-    )
-    starts = torch.arange(windows).expand(rows, -1) == 0
-    valid = torch.ones_like(tokens, dtype=torch.bool)
-    return Batch(tokens, tokens.roll(-1, 1), valid, starts, torch.zeros(rows, dtype=torch.bool))
+    """TOKENS in rows of some windows of T."""
+    return random_rows(max(1, TOKENS // (T * windows)), windows, T, config.vocab_size)
 
 
 def ours(config: ModelConfig, sleep: SleepConfig, dtype: torch.dtype, read: Batch) -> Callable:
