@@ -93,7 +93,7 @@ def has_gpu() -> bool:
     """Whether there is an NVIDIA GPU with a working driver."""
     if shutil.which("nvidia-smi") is None:
         return False
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
@@ -151,9 +151,7 @@ def torch_choices(cuda: bool) -> "list[list[str]]":
 
 def installed_torch() -> "Torch | None":
     """The torch in .venv; None if there is none that can be imported."""
-    probe = subprocess.run(
-        [PYTHON, "-c", PROBE, TORCH_RANGE], capture_output=True, text=True, check=False
-    )
+    probe = subprocess.run([PYTHON, "-c", PROBE, TORCH_RANGE], capture_output=True, text=True)
     found = json.loads(probe.stdout) if probe.returncode == 0 else None
     return Torch(*found) if found else None
 
@@ -181,7 +179,7 @@ def compile_bytecode() -> None:
         say("    bytecode")
         # its status is ignored: it also fails on files for newer Pythons, such as a test of torch's
         options = ["-qq", "-j", "0", "-x", "/tests/"]
-        subprocess.run([str(PYTHON), "-m", "compileall", *options, str(VENV / "lib")], check=False)
+        subprocess.run([str(PYTHON), "-m", "compileall", *options, str(VENV / "lib")])
 
 
 def check_cuda() -> None:
@@ -205,7 +203,7 @@ def pip(verb: str, *arguments: str) -> str:
     command = [str(PYTHON), "-m", "pip", verb, *options, *arguments]
     if verb == "install":
         command.append("--no-compile")  # only a seventh is ever imported, and compiled then
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode == 0:
         return ""
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]

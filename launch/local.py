@@ -22,7 +22,6 @@ from launch.processes import (
     Rank,
     default_threads,
     passing_signals_on,
-    show_last_lines,
     told_to_end,
 )
 from launch.starts import RankEnd, log_of
@@ -94,5 +93,6 @@ def _tell(number: int, status: int, rank: Rank) -> None:
     last = [] if rank.shown else list(rank.last)
     end = f"rank {number} ended with status {status} ({rank.log})"
     print(f"hypnos: error: {end}{':' * bool(last)}", file=sys.stderr)
-    show_last_lines(last)
+    for line in last:
+        print("  " + line.decode(errors="replace").rstrip(), file=sys.stderr)
     sys.stderr.flush()

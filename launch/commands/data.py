@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import Group, argument, command, corpus
-from launch.commands.values import corpus_place, number, part, path, positive, share, tell
+from launch.commands.values import number, part, path, positive, share, tell
+from pretrain.data.store import Place, place
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
     from pretrain.data.index import Index
-    from pretrain.data.store import Place
 
 PREPARED = argument(
     "folder",
     metavar="FOLDER",
-    type=corpus_place,
+    type=place,
     help="folder that `hypnos data prepare` wrote, or its URL, such as s3://bucket/prefix",
 )
 
@@ -164,7 +164,7 @@ def verify(folder: Place) -> None:
         argument(
             "folders",
             metavar="FOLDER",
-            type=corpus_place,
+            type=place,
             nargs="+",
             help="folder that `data prepare` wrote, or its URL",
         ),
