@@ -123,9 +123,8 @@ def measure(config: Config, run: Path) -> None:
         saver.wait()
         times["writing"].append(time.perf_counter() - begin)
     if dist.get_rank() == 0:
-        size = (
-            sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors")) / MIB
-        )
+        files = (run / "checkpoints").rglob("*.safetensors")
+        size = sum(path.stat().st_size for path in files) / MIB
         step, count = median(times["plain"]), sum(p.numel() for p in model.parameters()) / 1e6
         print(
             f"{mesh.world_size()} ranks, {count:.1f} M parameters, {size:.0f} MiB on disk; "

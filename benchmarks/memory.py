@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,38 +144,24 @@ Seconds = Mapping[tuple[int, str, int], float]
 
 def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
     """Markdown, line by line."""
-    columns = [
-        "recompute",
-        "N",
-        "stages",
-        "peak MiB of each stage",
-        "highest",
-        "vs N = 1",
-        "counted MiB",
-    ]
-    columns += ["measured / counted", "time vs none", "time vs 1 stage"]
+    columns = (
+        "recompute", "N", "stages", "peak MiB of each stage", "highest", "vs N = 1", "counted MiB",
+        "measured / counted", "time vs none", "time vs 1 stage",
+    )  # fmt: skip
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
-    for P in plan.stages:
-        for policy in plan.policies:
-            for N in plan.passes:
-                most = max(peaks[P, policy, N])
-                first = max(peaks[P, policy, plan.passes[0]])
-                time = seconds[P, policy, N]
-                cells = [
-                    policy,
-                    N,
-                    P,
-                    " / ".join(f"{stage.held / MIB:.0f}" for stage in peaks[P, policy, N]),
-                ]
-                cells += [
-                    f"{most.held / MIB:.0f}",
-                    f"{most.held / first.held:.2f}",
-                    f"{most.counted / MIB:.0f}",
-                ]
-                cells += [f"{most.held / most.counted:.2f}", f"{time / seconds[P, 'none', N]:.2f}"]
-                cells += [f"{time / seconds[plan.stages[0], policy, N]:.2f}"]
-                yield f"| {' | '.join(map(str, cells))} |"
+    for P, policy, N in product(plan.stages, plan.policies, plan.passes):
+        most = max(peaks[P, policy, N])
+        first = max(peaks[P, policy, plan.passes[0]])
+        time = seconds[P, policy, N]
+        cells = (
+            policy, N, P, " / ".join(f"{stage.held / MIB:.0f}" for stage in peaks[P, policy, N]),
+            f"{most.held / MIB:.0f}", f"{most.held / first.held:.2f}",
+            f"{most.counted / MIB:.0f}", f"{most.held / most.counted:.2f}",
+            f"{time / seconds[P, 'none', N]:.2f}",
+            f"{time / seconds[plan.stages[0], policy, N]:.2f}",
+        )  # fmt: skip
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:

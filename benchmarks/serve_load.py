@@ -32,19 +32,8 @@ from pretrain.tables import table
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 WORDS = (
-    "import",
-    "self",
-    "return",
-    "def",
-    "class",
-    "for",
-    "in",
-    "not",
-    "the",
-    "a",
-    "window",
-    "over",
-)
+    "import", "self", "return", "def", "class", "for", "in", "not", "the", "a", "window", "over",
+)  # fmt: skip
 
 
 @dataclass

@@ -163,13 +163,11 @@ def main(what: str, p: Plan, file: Path) -> None:
         dist.all_gather_object(everyone, mine)
         results.append(everyone if what == "peak" else max(everyone))
         if dist.get_rank() == 0:
-            shown = (
-                [f"{x.held / MIB:.1f}" for x in everyone]
-                if what == "peak"
-                else [f"{max(everyone):.2f}"]
-            )
-            unit = "MiB" if what == "peak" else "s"
-            line = f"P = {mesh.pp_size()}, {policy}, N = {passes}: {' / '.join(shown)} {unit}"
+            if what == "peak":
+                shown = f"{' / '.join(f'{x.held / MIB:.1f}' for x in everyone)} MiB"
+            else:
+                shown = f"{max(everyone):.2f} s"
+            line = f"P = {mesh.pp_size()}, {policy}, N = {passes}: {shown}"
             print(line, file=sys.stderr, flush=True)
     if dist.get_rank() == 0:
         file.write_text(json.dumps(results))

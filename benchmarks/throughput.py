@@ -211,12 +211,8 @@ def passes(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
 
 
 PRODUCTS = (
-    "aten::mm",
-    "aten::bmm",
-    "aten::addmm",
-    "aten::baddbmm",
-    "aten::linalg_solve_triangular",
-)
+    "aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::linalg_solve_triangular",
+)  # fmt: skip
 COPIES = ("aten::copy_", "aten::cat", "aten::fill_", "aten::zero_", "aten::index")
 VIEWS = ("aten::view", "aten::as_strided", "aten::empty", "aten::t", "aten::transpose")
 
