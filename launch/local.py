@@ -56,7 +56,7 @@ def _start(command: Sequence[str], rank: int, ranks: int, port: int, logs: Path)
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher hosts the store
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
-    environment = default_threads(ranks) | os.environ | variables
+    environment = {"OMP_NUM_THREADS": default_threads(ranks)} | os.environ | variables
     return Rank(command, environment, log_of(logs, rank), shown=rank == 0, held=HELD)
 
 

@@ -77,8 +77,7 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
 
     check_over(run)
     names = tuple(name.strip() for name in hosts.split(",") if name.strip())
-    for name, value in default_threads(ranks_per_host).items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("OMP_NUM_THREADS", default_threads(ranks_per_host))
     command = mpirun(names, ranks_per_host)
     nodes = names or (this_host(),)
     start = starts.begin(run, "mpi", str(os.getpid()), nodes, len(nodes) * ranks_per_host)

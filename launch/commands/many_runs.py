@@ -46,15 +46,13 @@ def array_argument(then: str) -> Argument:
     )
 
 
-def check_array(array: Path | None, minutes: int | None) -> None:
-    """UserError if --minutes is given with --array, which trains nothing."""
+def check_flags(
+    array: Path | None, minutes: int | None, dry_run: bool, hardware: str | None
+) -> str:
+    """The hardware of a dry run. UserError: flags that exclude, or need, each other."""
     if array and minutes is not None:
         raise UserError("--minutes: --array trains nothing; leave one of them out")
-
-
-def check_dry_run(dry_run: bool, hardware: str | None, array: Path | None) -> str:
-    """The hardware of a dry run. UserError: it is given without one, or --array with one."""
-    if dry_run and array:
+    if array and dry_run:
         raise UserError("--array: --dry-run writes nothing; leave one of them out")
     if hardware and not dry_run:
         raise UserError(f"--hardware {hardware} is for --dry-run: give that, too, or leave it out")
