@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import described
 from benchmarks.ranks import on_ranks
 from pretrain.origin import commit, processor
 
@@ -79,9 +80,7 @@ def launch(layout: dict[str, Any], window: int, recompute: str) -> list[int]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--window", type=int, default=32_768, help="tokens (default 32768)")
     parser.add_argument("--recompute", default="unit", choices=("none", "unit", "block"))
     parser.add_argument("--as-rank", nargs=2, help=argparse.SUPPRESS)

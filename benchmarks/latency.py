@@ -18,7 +18,6 @@ keys, since reading would take hours, and times do not depend on the keys.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import statistics
@@ -36,6 +35,7 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.command import described
 from benchmarks.hybrid import hybrid
 from benchmarks.rows import random_rows
 from parallel import mesh
@@ -325,9 +325,7 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
 
 def main() -> None:
     """Measures, and prints or writes the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--quick", action="store_true", help="two lengths, two N")
     parser.add_argument(
         "--cached",

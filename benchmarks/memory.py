@@ -12,7 +12,6 @@ held, which costs time.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.command import described
 from benchmarks.ranks import on_ranks
 from parallel.passes import Pass
 from parallel.simulator import Span
@@ -226,9 +226,7 @@ def measure(plan: Plan, what: str, stages: int) -> list:
 
 def main() -> None:
     """Measures, and prints or writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--quick", action="store_true", help="a few rows of a smaller model")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the table there instead of printing it"

@@ -27,6 +27,7 @@ from typing import Any
 import openai
 import psutil
 
+from benchmarks.command import described
 from benchmarks.serving import MODEL, server
 from pretrain.tables import table
 
@@ -50,9 +51,7 @@ class Seen:
 
 def main() -> None:
     """Measures, and prints a table; status 1 if a request failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, or an export")
     parser.add_argument("--clients", type=int, default=64, help="at a time (%(default)s)")
     parser.add_argument("--seconds", type=float, default=120, help="for how long (%(default)s)")

@@ -12,7 +12,6 @@ PLAN is the JSON of a `benchmarks.memory.Plan`. Rank 0 writes to FILE what
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import json
@@ -26,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.command import described
 from benchmarks.memory import MIB, Peak, Plan, Weight, counted
 from benchmarks.rise import rise
 from benchmarks.rows import random_rows
@@ -175,9 +175,7 @@ def main(what: str, p: Plan, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("what", choices=("peak", "seconds"))
     parser.add_argument("plan", metavar="PLAN", type=lambda text: Plan(**json.loads(text)))
     parser.add_argument("file", metavar="FILE", type=Path)

@@ -11,7 +11,6 @@ the same turns.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ import torch
 import transformers
 from torch.autograd.profiler_util import FunctionEvent
 
+from benchmarks.command import described
 from benchmarks.hybrid import hybrid
 from benchmarks.latency import SHAPE
 from benchmarks.rows import random_rows
@@ -330,9 +330,7 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
 
 def main() -> None:
     """Prints the page, or writes it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--quick", action="store_true", help="one size, two lengths")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the page there, and its picture beside it"

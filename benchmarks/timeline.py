@@ -10,10 +10,10 @@ gives.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.command import described
 from parallel.passes import Pass
 from parallel.schedule import make_schedule
 from parallel.simulator import Span, Timeline, simulate
@@ -148,9 +148,7 @@ def _legend(M: int) -> Iterator[str]:
 
 def main() -> None:
     """Prints the table, and draws the picture if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument(
         "--svg", type=Path, metavar="FILE", help="also draw a step of P = 4, M = 4, W = 2, N = 3"
     )

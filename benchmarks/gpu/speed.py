@@ -11,7 +11,6 @@ sequences. MFU is relative to the data sheet's dense bf16 rate, and counts the F
 
 from __future__ import annotations
 
-import argparse
 import gc
 import math
 import os
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.command import described
 from benchmarks.gpu.record import device, is_tiny, record, seconds
 from benchmarks.gpu.sizes import SIZES, Size, size
 from benchmarks.hybrid import hybrid
@@ -217,9 +217,7 @@ def attempt(name: str, s: Size) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     args = parser.parse_args()
