@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -81,7 +82,7 @@ def check_over(run: Path) -> None:
     """UserError if the last submitted job or start is still going, as far as can be seen from here.
     Two at once would write to one folder, and `status` and `cancel` would only know the second.
     """
-    fix = f"wait until it ends, or end it with `hypnos launch cancel {run}`"
+    fix = f"wait until it ends, or end it with `hypnos launch cancel {shlex.quote(str(run))}`"
     job = starts.newest_job(run)
     if job is not None:
         if shutil.which("squeue") and in_queue(job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,8 @@ def prepare(
         print(f"{out}: part {part[0]} of {part[1]} already exists")
         return
     corpus.print_tally(documents)
-    print(f"{folder}: written; when all {part[1]} parts are written: hypnos data merge {out}")
+    following = f"hypnos data merge {shlex.quote(str(out))}"
+    print(f"{folder}: written; when all {part[1]} parts are written: {following}")
 
 
 @command(

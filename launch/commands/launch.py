@@ -188,7 +188,8 @@ def slurm(
     number = hand_over(text, output / f"{job.name}.sbatch")
     for task, folder in enumerate(folders):
         starts.submitted(folder, f"{number}_{task}" if len(folders) > 1 else number)
-    print(f"submitted job {number}; next: hypnos launch status {folders[0]}")
+    named = shlex.quote(str(folders[0]))
+    print(f"submitted job {number}; next: hypnos launch status {named}")
 
 
 def _site(given: Path | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,8 @@ def write_left(runs: Sequence[Run], folder: Path, array: Path) -> str:
     others, ranks = len(runs) - count, runs[0].ranks
     more = f" of {ranks} ranks" if ranks > 1 else ""
     more += f", and {others} wait for some of these" if others else ""
-    return f"{count} runs{more}; next: hypnos launch slurm {runs[0].config} --array {array} ..."
+    following = shlex.join([str(runs[0].config), "--array", str(array)])
+    return f"{count} runs{more}; next: hypnos launch slurm {following} ..."
 
 
 def tell_end(jobs: Sequence[Job]) -> None:

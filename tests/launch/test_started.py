@@ -136,6 +136,14 @@ def test_a_start_elsewhere(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "started on elsewhere" in refused(capsys, "cancel", str(run))
 
 
+def test_commands_to_copy_are_quoted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run.rename(run.with_name("a run"))
+    going_on(run, host="elsewhere")
+    assert f"run `hypnos launch cancel '{run}'` there" in refused(capsys, "cancel", str(run))
+    told = refused(capsys, "logs", str(run), "--start", "3")
+    assert f"see `hypnos launch status '{run}'`" in told
+
+
 def test_a_process_here_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only if it is a `hypnos launch`; another process may have got its pid since."""
     sleeps = "import time; time.sleep(60)"
