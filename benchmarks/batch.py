@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.commands.many_runs import HYPNOS
+from launch import HYPNOS
 from pretrain.config.load import load
 from pretrain.config.schema import Config
 from pretrain.files import write_atomically

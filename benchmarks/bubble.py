@@ -10,7 +10,6 @@ messages and the interpreter.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.command import described
 from benchmarks.memory import Plan
 from benchmarks.stage import build, microbatches
 from parallel import mesh
@@ -84,10 +84,7 @@ def idle(M: int, N: int) -> tuple[float, float]:
 
 def main() -> None:
     """Prints the table on rank 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args()
+    described(__doc__).parse_args()
     if mesh.world_size() == 1:
         sys.exit(
             "benchmarks.bubble: one stage is never idle; start it with torchrun on several ranks"

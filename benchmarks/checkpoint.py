@@ -9,7 +9,6 @@ while training continues.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
+from benchmarks.command import described
 from parallel import mesh, talk
 from parallel.engine import Engine
 from pretrain.checkpoint import Saver
@@ -53,9 +53,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--d-model", type=int, default=768, help="width of the model (%(default)s)")
     args = parser.parse_args()
     mesh.initialize()
@@ -123,9 +121,8 @@ def measure(config: Config, run: Path) -> None:
         saver.wait()
         times["writing"].append(time.perf_counter() - begin)
     if dist.get_rank() == 0:
-        size = (
-            sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors")) / MIB
-        )
+        files = (run / "checkpoints").rglob("*.safetensors")
+        size = sum(path.stat().st_size for path in files) / MIB
         step, count = median(times["plain"]), sum(p.numel() for p in model.parameters()) / 1e6
         print(
             f"{mesh.world_size()} ranks, {count:.1f} M parameters, {size:.0f} MiB on disk; "

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import described
+from benchmarks.ranks import on_ranks
 from pretrain.origin import commit, processor
 
 MIB = 2**20
@@ -38,10 +36,11 @@ def measure(layout: dict[str, Any], window: int, recompute: str, file: Path) -> 
     import torch
     import torch.distributed as dist
 
+    from benchmarks.rows import random_rows
     from benchmarks.stage import peak
     from parallel import mesh
     from pretrain.config.schema import ModelConfig, SleepConfig
-    from pretrain.data.batch import IGNORE, Batch
+    from pretrain.data.batch import IGNORE
     from pretrain.model.sleep import SleepLM
 
     torch.set_num_threads(1)
@@ -56,13 +55,9 @@ def measure(layout: dict[str, Any], window: int, recompute: str, file: Path) -> 
         parameter.grad = torch.zeros_like(parameter)
 
     def step(window: int) -> None:
-        tokens = torch.randint(0, 256, (1, 2 * window))
-        targets = tokens.roll(-1, 1)
-        targets[:, :window] = IGNORE
-        starts = torch.tensor([[True, False]])
-        valid, carries = torch.ones_like(tokens).bool(), torch.zeros(1, dtype=torch.bool)
-        out = model(Batch(tokens, targets, valid, starts, carries), recompute=recompute)
-        out.loss.backward()
+        row = random_rows(1, 2, window, config.vocab_size)
+        row.targets[:, :window] = IGNORE
+        model(row, recompute=recompute).loss.backward()
 
     model.sleep.window = 64
     step(64)  # initialises libraries and connections
@@ -78,23 +73,14 @@ def measure(layout: dict[str, Any], window: int, recompute: str, file: Path) -> 
 def launch(layout: dict[str, Any], window: int, recompute: str) -> list[int]:
     """`measure` on as many ranks as a layout has."""
     ranks = layout.get("cp", 1) * layout.get("tp", 1)
-    settings = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", "-m", "benchmarks.context"]
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as found:
-        work = ["--as-rank", json.dumps(layout), found.name]
-        work += ["--window", str(window), "--recompute", recompute]
-        root = Path(__file__).parents[1]
-        subprocess.run(command + work, check=True, env=os.environ | settings, cwd=root)
-        peaks: list[int] = json.load(found)
-        return peaks
+    work = ["--window", str(window), "--recompute", recompute, "--as-rank", json.dumps(layout)]
+    peaks: list[int] = on_ranks(ranks, "benchmarks.context", *work, returns_freed=True)
+    return peaks
 
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--window", type=int, default=32_768, help="tokens (default 32768)")
     parser.add_argument("--recompute", default="unit", choices=("none", "unit", "block"))
     parser.add_argument("--as-rank", nargs=2, help=argparse.SUPPRESS)

@@ -8,7 +8,6 @@ Only anonymous memory counts, not mapped files, which the kernel can evict. Prin
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.command import described
 from benchmarks.rise import rise
 from pretrain.config.load import from_tables, validated
 from pretrain.config.schema import Config
@@ -73,9 +73,7 @@ def make(folder: Path, config: Config) -> None:
 
 def main() -> None:
     """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument(
         "--d-model", type=int, default=1024, help="width of the model (%(default)s)"
     )

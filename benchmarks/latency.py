@@ -18,7 +18,6 @@ keys, since reading would take hours, and times do not depend on the keys.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import statistics
@@ -34,18 +33,13 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    PreTrainedModel,
-    Qwen3_5ForCausalLM,
-    Qwen3_5TextConfig,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import DynamicCache, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.command import described
+from benchmarks.hybrid import hybrid
+from benchmarks.rows import random_rows
 from parallel import mesh
 from pretrain.config.schema import ModelConfig, SleepConfig
-from pretrain.data.batch import Batch
 from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session
 from pretrain.model.sleep import SleepLM
@@ -132,16 +126,11 @@ def sleep_ms(decoder: Decoder, N: int) -> float:
 
 def reading(model: SleepLM, decoder: Decoder, N: int) -> tuple[float, float]:
     """Tokens per second: a session's prefill, and training's forward, both with their sleep."""
-    T = 8 * WINDOW
-    ids = tokens(T + 1)[None]
-    batch = Batch(
-        ids[:, :-1], ids[:, 1:].clone(), torch.ones(1, T).bool(),
-        torch.arange(8)[None] == 0, torch.ones(1).bool(),
-    )  # fmt: skip
+    batch = random_rows(1, 8, WINDOW, SHAPE.vocab_size)
 
     def prefill() -> None:
         session = Session(decoder, N)
-        session.read(ids[0, :T])
+        session.read(batch.tokens[0])
         session.sleep()
 
     def forward() -> None:
@@ -149,7 +138,7 @@ def reading(model: SleepLM, decoder: Decoder, N: int) -> tuple[float, float]:
             model(batch, passes=N)
 
     fastest = [min(milliseconds(f) for _ in range(3)) for f in (prefill, forward)]
-    return 1000 * T / fastest[0], 1000 * T / fastest[1]
+    return 8000 * WINDOW / fastest[0], 8000 * WINDOW / fastest[1]
 
 
 # ---- transformers
@@ -163,24 +152,6 @@ def attention_only() -> Qwen3ForCausalLM:
             num_hidden_layers=len(SHAPE.layers), num_attention_heads=SHAPE.attention_heads,
             num_key_value_heads=SHAPE.attention_kv_heads, head_dim=SHAPE.attention_head_dim,
             max_position_embeddings=1 << 21, tie_word_embeddings=False,
-        )
-    )  # fmt: skip
-
-
-def hybrid(shape: ModelConfig = SHAPE) -> Qwen3_5ForCausalLM:
-    """Qwen3.5 with our model's sizes."""
-    names = {"attention": "full_attention", "delta": "linear_attention"}
-    return Qwen3_5ForCausalLM(
-        Qwen3_5TextConfig(
-            vocab_size=shape.vocab_size, hidden_size=shape.d_model,
-            intermediate_size=shape.mlp_width, num_hidden_layers=len(shape.layers),
-            layer_types=[names[kind] for kind in shape.layers],
-            num_attention_heads=shape.attention_heads,
-            num_key_value_heads=shape.attention_kv_heads, head_dim=shape.attention_head_dim,
-            linear_num_key_heads=shape.delta_key_heads,
-            linear_num_value_heads=shape.delta_value_heads,
-            linear_key_head_dim=shape.delta_key_dim, linear_value_head_dim=shape.delta_value_dim,
-            max_position_embeddings=1 << 21, tie_word_embeddings=shape.tie_embeddings,
         )
     )  # fmt: skip
 
@@ -301,7 +272,8 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
     mesh.initialize(alone=True)
     torch.manual_seed(0)
     model = SleepLM(SHAPE, SleepConfig(window=WINDOW)).initialize(0)
-    decoder, others = Decoder(model), dict(zip(CACHED, (attention_only(), hybrid()), strict=True))
+    decoder = Decoder(model)
+    others = dict(zip(CACHED, (attention_only(), hybrid(SHAPE)), strict=True))
     contenders = list(sessions(plan, decoder, say))
     for name, other in others.items():
         lengths = [length for length in plan.lengths if length <= plan.cached]
@@ -353,9 +325,7 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
 
 def main() -> None:
     """Measures, and prints or writes the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--quick", action="store_true", help="two lengths, two N")
     parser.add_argument(
         "--cached",

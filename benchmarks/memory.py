@@ -12,18 +12,18 @@ held, which costs time.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.command import described
+from benchmarks.ranks import on_ranks
 from parallel.passes import Pass
 from parallel.simulator import Span
 from pretrain.origin import commit, processor
@@ -144,38 +144,24 @@ Seconds = Mapping[tuple[int, str, int], float]
 
 def table(plan: Plan, peaks: Peaks, seconds: Seconds) -> Iterator[str]:
     """Markdown, line by line."""
-    columns = [
-        "recompute",
-        "N",
-        "stages",
-        "peak MiB of each stage",
-        "highest",
-        "vs N = 1",
-        "counted MiB",
-    ]
-    columns += ["measured / counted", "time vs none", "time vs 1 stage"]
+    columns = (
+        "recompute", "N", "stages", "peak MiB of each stage", "highest", "vs N = 1", "counted MiB",
+        "measured / counted", "time vs none", "time vs 1 stage",
+    )  # fmt: skip
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
-    for P in plan.stages:
-        for policy in plan.policies:
-            for N in plan.passes:
-                most = max(peaks[P, policy, N])
-                first = max(peaks[P, policy, plan.passes[0]])
-                time = seconds[P, policy, N]
-                cells = [
-                    policy,
-                    N,
-                    P,
-                    " / ".join(f"{stage.held / MIB:.0f}" for stage in peaks[P, policy, N]),
-                ]
-                cells += [
-                    f"{most.held / MIB:.0f}",
-                    f"{most.held / first.held:.2f}",
-                    f"{most.counted / MIB:.0f}",
-                ]
-                cells += [f"{most.held / most.counted:.2f}", f"{time / seconds[P, 'none', N]:.2f}"]
-                cells += [f"{time / seconds[plan.stages[0], policy, N]:.2f}"]
-                yield f"| {' | '.join(map(str, cells))} |"
+    for P, policy, N in product(plan.stages, plan.policies, plan.passes):
+        most = max(peaks[P, policy, N])
+        first = max(peaks[P, policy, plan.passes[0]])
+        time = seconds[P, policy, N]
+        cells = (
+            policy, N, P, " / ".join(f"{stage.held / MIB:.0f}" for stage in peaks[P, policy, N]),
+            f"{most.held / MIB:.0f}", f"{most.held / first.held:.2f}",
+            f"{most.counted / MIB:.0f}", f"{most.held / most.counted:.2f}",
+            f"{time / seconds[P, 'none', N]:.2f}",
+            f"{time / seconds[plan.stages[0], policy, N]:.2f}",
+        )  # fmt: skip
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
@@ -234,32 +220,13 @@ def measure(plan: Plan, what: str, stages: int) -> list:
     Args:
         what: "peak" returns a list of `Peak` for each case, by stage; "seconds" returns seconds.
     """
-    settings = {"OMP_NUM_THREADS": "1"}
-    if what == "peak":
-        settings["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={stages}",
-    ]
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as found:
-        arguments = ["-m", "benchmarks.stage", what, json.dumps(asdict(plan)), found.name]
-        subprocess.run(
-            command + arguments,
-            check=True,
-            env=os.environ | settings,
-            cwd=Path(__file__).parents[1],
-        )
-        return json.load(found)
+    sizes = json.dumps(asdict(plan))
+    return on_ranks(stages, "benchmarks.stage", what, sizes, returns_freed=what == "peak")
 
 
 def main() -> None:
     """Measures, and prints or writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--quick", action="store_true", help="a few rows of a smaller model")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the table there instead of printing it"

@@ -9,7 +9,6 @@ else was measured before (`benchmarks/plan_cases.py`).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -20,12 +19,13 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
-from benchmarks.memory import commit, processor
+from benchmarks.command import described
 from benchmarks.plan_cases import Compared, gpu_rows, memory_rows, published_rows
 from benchmarks.plan_run import base, planned_yardstick, rows
 from pretrain.config.checks import layout_of
 from pretrain.config.load import load, override
 from pretrain.errors import UserError
+from pretrain.origin import commit, processor
 from pretrain.study.estimate import Estimator
 from pretrain.study.hardware import GIB, Hardware, load_hardware
 from pretrain.study.measure import measured, written
@@ -219,9 +219,7 @@ def report(folder: Path | None) -> Iterator[str]:
 
 def main() -> None:
     """Prints or writes the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--quick", action="store_true", help="without training steps")
     parser.add_argument(
         "--steps",

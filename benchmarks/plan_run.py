@@ -10,7 +10,6 @@ computation. Rank 0 appends lines of JSON to FILE.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import time
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from benchmarks.command import described
 from parallel import mesh
 from parallel.engine import Engine
 from pretrain.config.checks import validate
@@ -153,9 +153,7 @@ def main(file: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("overrides", nargs="*", default=[])
     args = parser.parse_args()

@@ -9,7 +9,6 @@ compared, which depend less on other work on the machine.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -21,6 +20,7 @@ from statistics import median
 
 import sentencepiece
 
+from benchmarks.command import described
 from pretrain.data.corpus import Corpus, PythonCorpus
 from pretrain.data.prepare import prepare
 from tokenizer.train import train
@@ -45,9 +45,7 @@ def seconds(act: Callable[[], object]) -> float:
 
 def main() -> None:
     """Prints the line."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    described(__doc__).parse_args()
     texts = make_texts()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -10,12 +10,12 @@ parameter.
 
 from __future__ import annotations
 
-import argparse
 import csv
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import described
 from pretrain.study.fit import fit_loss, with_intervals
 from pretrain.study.law import Points
 from pretrain.tables import table
@@ -44,9 +44,7 @@ def runs(path: Path) -> Points:
 
 def main() -> None:
     """Prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="svg_extracted_data.csv")
     points = runs(parser.parse_args().file)
     fit = with_intervals(points, fit_loss)

@@ -10,7 +10,6 @@ counted in the same way.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import resource
@@ -30,6 +29,7 @@ from unittest import mock
 
 import torch.distributed as dist
 
+from benchmarks.command import described
 from launch.preflight import rendezvous, report
 from launch.preflight.report import Rates, Report
 from launch.preflight.seat import Seat
@@ -240,9 +240,7 @@ def _free_port() -> int:
 
 def main() -> None:
     """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 512, 4096])
     args = parser.parse_args()
     quiet()

@@ -27,24 +27,14 @@ from typing import Any
 import openai
 import psutil
 
+from benchmarks.command import described
 from benchmarks.serving import MODEL, server
 from pretrain.tables import table
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 WORDS = (
-    "import",
-    "self",
-    "return",
-    "def",
-    "class",
-    "for",
-    "in",
-    "not",
-    "the",
-    "a",
-    "window",
-    "over",
-)
+    "import", "self", "return", "def", "class", "for", "in", "not", "the", "a", "window", "over",
+)  # fmt: skip
 
 
 @dataclass
@@ -61,9 +51,7 @@ class Seen:
 
 def main() -> None:
     """Measures, and prints a table; status 1 if a request failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, or an export")
     parser.add_argument("--clients", type=int, default=64, help="at a time (%(default)s)")
     parser.add_argument("--seconds", type=float, default=120, help="for how long (%(default)s)")

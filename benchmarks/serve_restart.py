@@ -11,7 +11,6 @@ comparison this is also done after a session's first part.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 
 import openai
 
+from benchmarks.command import described
 from benchmarks.serving import MODEL, server
 from pretrain.tables import table
 
@@ -33,9 +33,7 @@ GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_output_tokens":
 
 def main() -> None:
     """Measures, and prints a table; status 1 if an answer changed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, or an export")
     parser.add_argument("--tokens", type=int, default=10**6, help="to be read (%(default)s)")
     parser.add_argument("--kills", type=int, default=5, help="of the server (%(default)s)")

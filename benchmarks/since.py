@@ -9,7 +9,6 @@ each.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
+from benchmarks.command import described
 from pretrain.origin import commit, processor
 
 ROOT = Path(__file__).parents[1]
@@ -41,9 +41,7 @@ def tokens_per_second(tree: Path, config: str, overrides: list[str], run: Path) 
 
 def main() -> None:
     """Prints one line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("commit", metavar="COMMIT", help="that it is compared with")
     parser.add_argument("config", metavar="CONFIG", help="a TOML that both know")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -12,7 +12,6 @@ PLAN is the JSON of a `benchmarks.memory.Plan`. Rank 0 writes to FILE what
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import json
@@ -26,8 +25,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.command import described
 from benchmarks.memory import MIB, Peak, Plan, Weight, counted
 from benchmarks.rise import rise
+from benchmarks.rows import random_rows
 from parallel import mesh
 from parallel.block import Block
 from parallel.schedule import step_schedule
@@ -56,17 +57,8 @@ def build(p: Plan) -> SleepLM:
 
 def microbatches(p: Plan) -> list[Batch]:
     """The rows of a step. Only the last window is scored; the others are slept over."""
-    rows, length = p.microbatches * p.rows, p.windows * p.window
-    tokens = torch.randint(
-        0, p.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0)
-    )
-    targets = tokens.roll(-1, 1)
-    targets[:, : length - p.window] = IGNORE
-    starts = torch.zeros(rows, p.windows, dtype=torch.bool)
-    starts[:, 0] = True
-    whole = Batch(
-        tokens, targets, torch.ones_like(tokens, dtype=torch.bool), starts, torch.zeros(rows).bool()
-    )
+    whole = random_rows(p.microbatches * p.rows, p.windows, p.window, p.vocabulary)
+    whole.targets[:, : -p.window] = IGNORE
     return [whole.rows(m * p.rows, (m + 1) * p.rows) for m in range(p.microbatches)]
 
 
@@ -171,13 +163,11 @@ def main(what: str, p: Plan, file: Path) -> None:
         dist.all_gather_object(everyone, mine)
         results.append(everyone if what == "peak" else max(everyone))
         if dist.get_rank() == 0:
-            shown = (
-                [f"{x.held / MIB:.1f}" for x in everyone]
-                if what == "peak"
-                else [f"{max(everyone):.2f}"]
-            )
-            unit = "MiB" if what == "peak" else "s"
-            line = f"P = {mesh.pp_size()}, {policy}, N = {passes}: {' / '.join(shown)} {unit}"
+            if what == "peak":
+                shown = f"{' / '.join(f'{x.held / MIB:.1f}' for x in everyone)} MiB"
+            else:
+                shown = f"{max(everyone):.2f} s"
+            line = f"P = {mesh.pp_size()}, {policy}, N = {passes}: {shown}"
             print(line, file=sys.stderr, flush=True)
     if dist.get_rank() == 0:
         file.write_text(json.dumps(results))
@@ -185,9 +175,7 @@ def main(what: str, p: Plan, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("what", choices=("peak", "seconds"))
     parser.add_argument("plan", metavar="PLAN", type=lambda text: Plan(**json.loads(text)))
     parser.add_argument("file", metavar="FILE", type=Path)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import described
 from benchmarks.stream import WINDOW, WINDOWS
 from pretrain.config.schema import CorpusConfig, DataConfig
 from pretrain.data.index import DOCUMENT, DOCUMENTS, FORMAT, Index, Shard, shard_name
@@ -80,9 +81,7 @@ def _resident() -> float:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--documents", type=float, default=1e9)
     parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "CHECKS"), help=argparse.SUPPRESS)
     args = parser.parse_args()

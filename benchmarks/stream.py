@@ -10,7 +10,6 @@ measured in a loop that sleeps that long per step.
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import described
 from pretrain.config.schema import CorpusConfig, DataConfig
 from pretrain.data.formats import Document
 from pretrain.data.stream import TextStream
@@ -79,9 +79,7 @@ def wait_of_the_trainer(config: DataConfig, rows: int) -> float:
 
 def main() -> None:
     """Prints both tables."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    described(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model, corpora = make_corpora(Path(folder))
         config = DataConfig(tokenizer=str(model), train=corpora, windows=WINDOWS)

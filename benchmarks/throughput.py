@@ -11,7 +11,6 @@ the same turns.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections import Counter
@@ -26,7 +25,10 @@ import torch
 import transformers
 from torch.autograd.profiler_util import FunctionEvent
 
-from benchmarks.latency import SHAPE, hybrid
+from benchmarks.command import described
+from benchmarks.hybrid import hybrid
+from benchmarks.latency import SHAPE
+from benchmarks.rows import random_rows
 from parallel import mesh
 from pretrain.config.load import load
 from pretrain.config.schema import ModelConfig, SleepConfig
@@ -65,14 +67,8 @@ QUICK = Plan(sizes=("10M",), dtypes=("fp32",), lengths=(64, 512), passes=(1, 4),
 
 
 def batch(config: ModelConfig, T: int, windows: int = 1) -> Batch:
-    """Random tokens in rows of some windows of T; every row is one document."""
-    rows = max(1, TOKENS // (T * windows))
-    tokens = torch.randint(
-        0, config.vocab_size, (rows, T * windows), generator=torch.Generator().manual_seed(T)
-    )
-    starts = torch.arange(windows).expand(rows, -1) == 0
-    valid = torch.ones_like(tokens, dtype=torch.bool)
-    return Batch(tokens, tokens.roll(-1, 1), valid, starts, torch.zeros(rows, dtype=torch.bool))
+    """TOKENS in rows of some windows of T."""
+    return random_rows(max(1, TOKENS // (T * windows)), windows, T, config.vocab_size)
 
 
 def ours(config: ModelConfig, sleep: SleepConfig, dtype: torch.dtype, read: Batch) -> Callable:
@@ -215,12 +211,8 @@ def passes(plan: Plan, say: Callable[[str], None]) -> Iterator[str]:
 
 
 PRODUCTS = (
-    "aten::mm",
-    "aten::bmm",
-    "aten::addmm",
-    "aten::baddbmm",
-    "aten::linalg_solve_triangular",
-)
+    "aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::linalg_solve_triangular",
+)  # fmt: skip
 COPIES = ("aten::copy_", "aten::cat", "aten::fill_", "aten::zero_", "aten::index")
 VIEWS = ("aten::view", "aten::as_strided", "aten::empty", "aten::t", "aten::transpose")
 
@@ -338,9 +330,7 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
 
 def main() -> None:
     """Prints the page, or writes it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--quick", action="store_true", help="one size, two lengths")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the page there, and its picture beside it"

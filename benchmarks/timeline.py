@@ -10,10 +10,10 @@ gives.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.command import described
 from parallel.passes import Pass
 from parallel.schedule import make_schedule
 from parallel.simulator import Span, Timeline, simulate
@@ -23,11 +23,8 @@ from parallel.simulator import Span, Timeline, simulate
 STORIES = [(4, 1, False), (2, 2, False), (2, 4, False), (2, 8, False), (4, 4, False), (4, 4, True)]
 # by microbatch: forward, backward; light enough for black and dark enough for white letters
 COLOURS = [
-    ("#b5d3f0", "#1f5d9c"),
-    ("#fbd4a4", "#a4560b"),
-    ("#bfe3bf", "#2b742f"),
-    ("#d9c9ef", "#6a4fb3"),
-]
+    ("#b5d3f0", "#1f5d9c"), ("#fbd4a4", "#a4560b"), ("#bfe3bf", "#2b742f"), ("#d9c9ef", "#6a4fb3"),
+]  # fmt: skip
 LANE, TICK, LEFT, TOP = 34, 22, 84, 92  # pixels
 
 
@@ -68,16 +65,10 @@ def step(P: int, M: int, W: int, N: int, segments: bool = False) -> Timeline:
 
 def table() -> Iterator[str]:
     """Markdown, line by line."""
-    columns = [
-        "stages P",
-        "microbatches M",
-        "windows W",
-        "passes N",
-        "truncated between",
-        "idle",
-        "idle at least",
-    ]
-    columns += ["peak units", "units of P microbatches"]
+    columns = (
+        "stages P", "microbatches M", "windows W", "passes N", "truncated between", "idle",
+        "idle at least", "peak units", "units of P microbatches",
+    )  # fmt: skip
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
     for P in (2, 4, 8):
@@ -157,9 +148,7 @@ def _legend(M: int) -> Iterator[str]:
 
 def main() -> None:
     """Prints the table, and draws the picture if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument(
         "--svg", type=Path, metavar="FILE", help="also draw a step of P = 4, M = 4, W = 2, N = 3"
     )

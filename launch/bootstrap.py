@@ -4,8 +4,6 @@ Run by `make setup` with any Python >= 3.11; uses the standard library only. pip
 configuration (a mirror, find-links, a certificate) is honoured throughout.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -82,7 +80,7 @@ def main() -> int:
 
 
 def check_python() -> None:
-    """Older Pythons reach this line, because nothing above needs a newer one."""
+    """Older Pythons, from 3.6, reach this line, because nothing above needs a newer one."""
     if sys.version_info < (3, 11):  # noqa: UP036
         version = platform.python_version()
         raise SetupError(
@@ -95,16 +93,14 @@ def has_gpu() -> bool:
     """Whether there is an NVIDIA GPU with a working driver."""
     if shutil.which("nvidia-smi") is None:
         return False
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
 def make_venv() -> None:
-    """Creates .venv with pip in it; keeps an existing one that works."""
-    if (
-        PYTHON.exists()
-        and subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0
-    ):
+    """Creates .venv with pip in it; keeps an existing one that has it, and a Python >= 3.11."""
+    works = [str(PYTHON), "-c", "import pip, sys; sys.exit(sys.version_info < (3, 11))"]
+    if PYTHON.exists() and subprocess.run(works, capture_output=True).returncode == 0:
         return
     try:
         import ensurepip  # noqa: F401  (Debian ships it apart from Python)
@@ -145,7 +141,7 @@ def install_torch(cuda: bool) -> str:
     return f"torch=={found.version}"
 
 
-def torch_choices(cuda: bool) -> list[list[str]]:
+def torch_choices(cuda: bool) -> "list[list[str]]":
     """What to ask pip for, first choice first."""
     if cuda or sys.platform == "darwin":
         return [[f"torch{TORCH_RANGE}"]]
@@ -153,11 +149,9 @@ def torch_choices(cuda: bool) -> list[list[str]]:
     return [[TORCH_CPU], [TORCH_CPU, "--extra-index-url", CPU_INDEX], [f"torch{TORCH_RANGE}"]]
 
 
-def installed_torch() -> Torch | None:
+def installed_torch() -> "Torch | None":
     """The torch in .venv; None if there is none that can be imported."""
-    probe = subprocess.run(
-        [PYTHON, "-c", PROBE, TORCH_RANGE], capture_output=True, text=True, check=False
-    )
+    probe = subprocess.run([PYTHON, "-c", PROBE, TORCH_RANGE], capture_output=True, text=True)
     found = json.loads(probe.stdout) if probe.returncode == 0 else None
     return Torch(*found) if found else None
 
@@ -185,7 +179,7 @@ def compile_bytecode() -> None:
         say("    bytecode")
         # its status is ignored: it also fails on files for newer Pythons, such as a test of torch's
         options = ["-qq", "-j", "0", "-x", "/tests/"]
-        subprocess.run([str(PYTHON), "-m", "compileall", *options, str(VENV / "lib")], check=False)
+        subprocess.run([str(PYTHON), "-m", "compileall", *options, str(VENV / "lib")])
 
 
 def check_cuda() -> None:
@@ -209,7 +203,7 @@ def pip(verb: str, *arguments: str) -> str:
     command = [str(PYTHON), "-m", "pip", verb, *options, *arguments]
     if verb == "install":
         command.append("--no-compile")  # only a seventh is ever imported, and compiled then
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode == 0:
         return ""
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]

@@ -83,17 +83,8 @@ def prepare() -> None:
     if not TOKENIZER.exists():
         hypnos("tokenizer", "train", "--python", "--vocab-size", "2048", "--out", str(TOKENIZER))
     if not SHARDS.exists():
-        hypnos(
-            "data",
-            "prepare",
-            "--python",
-            "--tokenizer",
-            str(TOKENIZER),
-            "--holdout",
-            "0.05",
-            "--out",
-            str(SHARDS),
-        )
+        where = "--tokenizer", str(TOKENIZER), "--out", str(SHARDS)
+        hypnos("data", "prepare", "--python", "--holdout", "0.05", *where)
     hypnos("data", "stats", str(SHARDS))
 
 

@@ -38,14 +38,15 @@ class Finding:
 
 def examine_machine() -> Iterator[Finding]:
     """Every check, in the order in which one depends on another."""
-    yield from _python()
+    yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
     torch = list(_torch())
     yield from torch
     if torch[0].state == "ok":  # the rest of the software needs torch
         for check in (_gloo, _packages, _kernels):
             yield from check()
-    for check in (_compiler, _memory, _disk):
-        yield from check()
+    yield _compiler()
+    yield _memory()
+    yield _disk()
 
 
 def examine_run(run: Path) -> Iterator[Finding]:
@@ -137,20 +138,10 @@ def show(findings: Iterable[Finding]) -> list[Finding]:
     return shown
 
 
-def _python() -> Iterator[Finding]:
-    found = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info >= (3, 11):  # noqa: UP036
-        yield Finding("ok", "python", found)
-    else:
-        yield Finding(
-            "fail", "python", found, "install Python >= 3.11 and run `make setup PYTHON=python3.11`"
-        )
-
-
 def _torch() -> Iterator[Finding]:
     try:
         import torch
-    except ImportError as error:
+    except Exception as error:  # OSError for a missing library, for example
         yield Finding("fail", "torch", str(error), "run `make setup`")
         return
     yield Finding("ok", "torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
@@ -228,44 +219,27 @@ def _kernels() -> Iterator[Finding]:
         yield Finding("ok", "fla", "the delta rule uses its fast kernels")
 
 
-def _compiler() -> Iterator[Finding]:
+def _compiler() -> Finding:
     compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler:
-        yield Finding("ok", "compiler", compiler)
-    else:
-        yield Finding(
-            "note",
-            "compiler",
-            "no C++ compiler: DeepSpeed cannot build its extras",
-            "`apt install g++`",
-        )
+    missing = "no C++ compiler: DeepSpeed cannot build its extras"
+    return _note_unless(compiler is not None, "compiler", compiler or missing, "`apt install g++`")
 
 
-def _memory() -> Iterator[Finding]:
+def _memory() -> Finding:
     import psutil
 
     memory = psutil.virtual_memory()
     found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free, {cores()} cores"
-    if memory.available >= 4 * GIB:
-        yield Finding("ok", "memory", found)
-    else:
-        yield Finding(
-            "note",
-            "memory",
-            found,
-            "close other programs, or lower train.batch or raise train.microbatches",
-        )
+    fix = "close other programs, or lower train.batch or raise train.microbatches"
+    return _note_unless(memory.available >= 4 * GIB, "memory", found, fix)
 
 
-def _disk() -> Iterator[Finding]:
+def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
     found = f"{free / GIB:.1f} GiB free in {Path.cwd()}"
-    if free >= 5 * GIB:
-        yield Finding("ok", "disk", found)
-    else:
-        yield Finding(
-            "note",
-            "disk",
-            found,
-            "free some space, or write runs elsewhere with run.dir=/another/disk",
-        )
+    fix = "free some space, or write runs elsewhere with run.dir=/another/disk"
+    return _note_unless(free >= 5 * GIB, "disk", found, fix)
+
+
+def _note_unless(good: bool, what: str, found: str, fix: str) -> Finding:
+    return Finding("ok", what, found) if good else Finding("note", what, found, fix)

@@ -22,7 +22,6 @@ from launch.processes import (
     Rank,
     default_threads,
     passing_signals_on,
-    show_last_lines,
     told_to_end,
 )
 from launch.starts import RankEnd, log_of
@@ -57,7 +56,7 @@ def _start(command: Sequence[str], rank: int, ranks: int, port: int, logs: Path)
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher hosts the store
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
-    environment = default_threads(ranks) | os.environ | variables
+    environment = {"OMP_NUM_THREADS": default_threads(ranks)} | os.environ | variables
     return Rank(command, environment, log_of(logs, rank), shown=rank == 0, held=HELD)
 
 
@@ -94,5 +93,6 @@ def _tell(number: int, status: int, rank: Rank) -> None:
     last = [] if rank.shown else list(rank.last)
     end = f"rank {number} ended with status {status} ({rank.log})"
     print(f"hypnos: error: {end}{':' * bool(last)}", file=sys.stderr)
-    show_last_lines(last)
+    for line in last:
+        print("  " + line.decode(errors="replace").rstrip(), file=sys.stderr)
     sys.stderr.flush()

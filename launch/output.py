@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 
@@ -22,8 +23,11 @@ class Unread(io.FileIO):
 
 def write_anything() -> None:
     """Makes stdout and stderr escape characters that a terminal lacks (\\xe9), and stderr tolerate
-    a lost reader.
+    a lost reader. Those that were closed (`2>&-`) become /dev/null.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

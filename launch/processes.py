@@ -128,13 +128,6 @@ def told_to_end(received: Sequence[int]) -> bool:
     return signal.SIGTERM in received or signal.SIGINT in received
 
 
-def show_last_lines(lines: Sequence[bytes]) -> None:
-    """Prints a rank's last lines to stderr."""
-    for line in lines:
-        print("  " + line.decode(errors="replace").rstrip(), file=sys.stderr)
-    sys.stderr.flush()
-
-
-def default_threads(ranks: int) -> dict[str, str]:
-    """The number of threads for each of `ranks` ranks on this host, as a default environment."""
-    return {"OMP_NUM_THREADS": str(max(1, cores() // ranks))}
+def default_threads(ranks: int) -> str:
+    """OMP_NUM_THREADS for each of `ranks` ranks on this host, unless it is set."""
+    return str(max(1, cores() // ranks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -74,14 +75,14 @@ def job(run: Path, every: list[Start]) -> str:
     if last.host != this_host():
         return f"{name}: cannot be checked from this host"
     gone = "no longer running; no end was recorded"
-    return f"{name}: {'running' if is_ours(int(last.job)) else gone}"
+    return f"{name}: {'running' if is_running(run, last) else gone}"
 
 
 def check_over(run: Path) -> None:
     """UserError if the last submitted job or start is still going, as far as can be seen from here.
     Two at once would write to one folder, and `status` and `cancel` would only know the second.
     """
-    fix = f"wait until it ends, or end it with `hypnos launch cancel {run}`"
+    fix = f"wait until it ends, or end it with `hypnos launch cancel {shlex.quote(str(run))}`"
     job = starts.newest_job(run)
     if job is not None:
         if shutil.which("squeue") and in_queue(job):
@@ -90,7 +91,7 @@ def check_over(run: Path) -> None:
     for last in starts.starts(run)[-1:]:
         here = last.end is None and last.host == this_host()
         # in a restarted container, a new process may have the same pid
-        if here and int(last.job) != os.getpid() and is_ours(int(last.job)):
+        if here and int(last.job) != os.getpid() and is_running(run, last):
             raise UserError(f"{run}: process {last.job} is already training it; {fix}")
 
 
@@ -102,7 +103,7 @@ def is_gone(run: Path, newest: Start) -> bool:
             return shutil.which("squeue") is not None and not in_queue(job)
         except UserError:  # Slurm does not answer now, so the job may still be there
             return False
-    return newest.host == this_host() and not is_ours(int(newest.job))
+    return newest.host == this_host() and not is_running(run, newest)
 
 
 def slurm_state(job: str) -> str:
@@ -160,12 +161,21 @@ def _said(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout
 
 
-def is_ours(pid: int) -> bool:
-    """Whether a process on this host is a running `hypnos launch`."""
+def is_running(run: Path, start: Start) -> bool:
+    """Whether the `hypnos launch` of a start is running on this host. The copy of a run's folder
+    names it, too, but it writes the logs of the original.
+    """
+    logs = start.logs(run).resolve()
     try:
-        return "launch" in psutil.Process(pid).cmdline()
+        process = psutil.Process(int(start.job))
+        if "launch" not in process.cmdline():
+            return False
+        folders = {Path(file.path).parent for file in process.open_files()}
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:  # another user's
+        return True
+    return logs in folders or not any(folder.name == logs.name for folder in folders)
 
 
 def ago(then: float) -> str:

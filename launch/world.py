@@ -102,6 +102,8 @@ def _torchrun(environment: Mapping[str, str]) -> World:
     rank, size, port = (
         _number(environment, name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")
     )
+    if not 1 <= port <= 65535:
+        raise UserError(f"MASTER_PORT = {port} is not a port from 1 to 65535; choose another")
     local = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0
     return _checked(World("torchrun", rank, size, local, environment["MASTER_ADDR"], port))
 

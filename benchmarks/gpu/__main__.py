@@ -12,7 +12,6 @@ On a CPU all stages run at tiny sizes; parts that need CUDA are named and left o
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.command import described
 from benchmarks.gpu.kernels import use_fastest
 from benchmarks.gpu.record import RESULTS, is_tiny, record
 
@@ -120,9 +120,7 @@ def keep_metrics(out: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     names = list(stages(Path()))
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(names)}")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="where results go")

@@ -8,13 +8,13 @@ launches as the profiler counts them, with units run kernel by kernel and with u
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from benchmarks.command import described
 from benchmarks.gpu.record import device, record, seconds
 from parallel import mesh
 from pretrain.config.load import load
@@ -26,9 +26,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "rule110.toml"
 
 
 def main() -> int:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    described(__doc__).parse_args()
     if device().type != "cuda":
         print("left out on a CPU: CUDA graphs of units")
         return 0

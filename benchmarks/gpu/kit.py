@@ -9,11 +9,12 @@ that it needs (tilelang with z3-solver) alone is 88 MB.
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.command import described
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 # From constraints.txt where it has them.
@@ -40,9 +41,7 @@ def pip(*arguments: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)

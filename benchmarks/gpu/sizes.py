@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from benchmarks.gpu.record import is_tiny
+from benchmarks.rows import random_rows
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import Batch
 
@@ -51,17 +50,8 @@ class Size:
         return SleepConfig(passes=passes, window=self.window, when="always")
 
     def batch(self, rows: int | None = None) -> Batch:
-        """Random tokens; every row is one document."""
-        rows, T = rows or self.rows, self.windows * self.window
-        tokens = torch.randint(
-            0, self.vocabulary, (rows, T), generator=torch.Generator().manual_seed(0)
-        )
-        starts = torch.zeros(rows, self.windows, dtype=torch.bool)
-        starts[:, 0] = True
-        return Batch(
-            tokens, tokens.roll(-1, 1), torch.ones_like(tokens, dtype=torch.bool), starts,
-            torch.zeros(rows, dtype=torch.bool),
-        )  # fmt: skip
+        """Rows of random tokens."""
+        return random_rows(rows or self.rows, self.windows, self.window, self.vocabulary)
 
 
 TINY = Size("tiny", 64, 4, 2, 1, 96, rows=2, window=32, head_dim=32, vocabulary=128, microbatches=2)

@@ -11,7 +11,6 @@ sequences. MFU is relative to the data sheet's dense bf16 rate, and counts the F
 
 from __future__ import annotations
 
-import argparse
 import gc
 import math
 import os
@@ -24,8 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.command import described
 from benchmarks.gpu.record import device, is_tiny, record, seconds
 from benchmarks.gpu.sizes import SIZES, Size, size
+from benchmarks.hybrid import hybrid
 from parallel import mesh
 from parallel.engine import Engine
 from pretrain.config.schema import OptimizerConfig, ParallelConfig
@@ -153,29 +154,12 @@ def memory(s: Size, rows: int) -> None:
 
 def transformers(s: Size, rows: int) -> None:
     """The same sizes in transformers."""
-    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
-
-    c = s.model()
-    names = {"attention": "full_attention", "delta": "linear_attention"}
-    config = Qwen3_5TextConfig(
-        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.mlp_width,
-        num_hidden_layers=len(c.layers), layer_types=[names[kind] for kind in c.layers],
-        num_attention_heads=c.attention_heads, num_key_value_heads=c.attention_kv_heads,
-        head_dim=c.attention_head_dim, linear_num_key_heads=c.delta_key_heads,
-        linear_num_value_heads=c.delta_value_heads, linear_key_head_dim=c.delta_key_dim,
-        linear_value_head_dim=c.delta_value_dim, tie_word_embeddings=True, use_cache=False,
-        rope_parameters={
-            "rope_type": "default", "rope_theta": c.rope_theta,
-            "partial_rotary_factor": c.rotary_fraction,
-        },
-    )  # fmt: skip
-    config._attn_implementation = "sdpa"
     with device():
-        model = Qwen3_5ForCausalLM(config).to(torch.bfloat16)
+        model = hybrid(s.model()).to(torch.bfloat16)
     tokens = s.batch(rows).tokens.view(rows * s.windows, s.window).to(device())
 
     def run() -> None:
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
         model.zero_grad()
 
     record("transformers", size=s.name, **rates(s, 1, tokens.numel(), rows, seconds(run)))
@@ -233,9 +217,7 @@ def attempt(name: str, s: Size) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     args = parser.parse_args()

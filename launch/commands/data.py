@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import Group, argument, command, corpus
-from launch.commands.values import corpus_place, number, part, path, positive, share, tell
+from launch.commands.values import number, part, path, positive, share, tell
+from pretrain.data.store import Place, place
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
     from pretrain.data.index import Index
-    from pretrain.data.store import Place
 
 PREPARED = argument(
     "folder",
     metavar="FOLDER",
-    type=corpus_place,
+    type=place,
     help="folder that `hypnos data prepare` wrote, or its URL, such as s3://bucket/prefix",
 )
 
@@ -104,7 +105,8 @@ def prepare(
         print(f"{out}: part {part[0]} of {part[1]} already exists")
         return
     corpus.print_tally(documents)
-    print(f"{folder}: written; when all {part[1]} parts are written: hypnos data merge {out}")
+    following = f"hypnos data merge {shlex.quote(str(out))}"
+    print(f"{folder}: written; when all {part[1]} parts are written: {following}")
 
 
 @command(
@@ -164,7 +166,7 @@ def verify(folder: Place) -> None:
         argument(
             "folders",
             metavar="FOLDER",
-            type=corpus_place,
+            type=place,
             nargs="+",
             help="folder that `data prepare` wrote, or its URL",
         ),

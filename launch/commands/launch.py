@@ -77,8 +77,7 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
 
     check_over(run)
     names = tuple(name.strip() for name in hosts.split(",") if name.strip())
-    for name, value in default_threads(ranks_per_host).items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("OMP_NUM_THREADS", default_threads(ranks_per_host))
     command = mpirun(names, ranks_per_host)
     nodes = names or (this_host(),)
     start = starts.begin(run, "mpi", str(os.getpid()), nodes, len(nodes) * ranks_per_host)
@@ -189,7 +188,8 @@ def slurm(
     number = hand_over(text, output / f"{job.name}.sbatch")
     for task, folder in enumerate(folders):
         starts.submitted(folder, f"{number}_{task}" if len(folders) > 1 else number)
-    print(f"submitted job {number}; next: hypnos launch status {folders[0]}")
+    named = shlex.quote(str(folders[0]))
+    print(f"submitted job {number}; next: hypnos launch status {named}")
 
 
 def _site(given: Path | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -46,15 +47,13 @@ def array_argument(then: str) -> Argument:
     )
 
 
-def check_array(array: Path | None, minutes: int | None) -> None:
-    """UserError if --minutes is given with --array, which trains nothing."""
+def check_flags(
+    array: Path | None, minutes: int | None, dry_run: bool, hardware: str | None
+) -> str:
+    """The hardware of a dry run. UserError: flags that exclude, or need, each other."""
     if array and minutes is not None:
         raise UserError("--minutes: --array trains nothing; leave one of them out")
-
-
-def check_dry_run(dry_run: bool, hardware: str | None, array: Path | None) -> str:
-    """The hardware of a dry run. UserError: it is given without one, or --array with one."""
-    if dry_run and array:
+    if array and dry_run:
         raise UserError("--array: --dry-run writes nothing; leave one of them out")
     if hardware and not dry_run:
         raise UserError(f"--hardware {hardware} is for --dry-run: give that, too, or leave it out")
@@ -82,7 +81,8 @@ def write_left(runs: Sequence[Run], folder: Path, array: Path) -> str:
     others, ranks = len(runs) - count, runs[0].ranks
     more = f" of {ranks} ranks" if ranks > 1 else ""
     more += f", and {others} wait for some of these" if others else ""
-    return f"{count} runs{more}; next: hypnos launch slurm {runs[0].config} --array {array} ..."
+    following = shlex.join([str(runs[0].config), "--array", str(array)])
+    return f"{count} runs{more}; next: hypnos launch slurm {following} ..."
 
 
 def tell_end(jobs: Sequence[Job]) -> None:

@@ -15,8 +15,7 @@ from launch.commands.many_runs import (
     DRY_RUN_HARDWARE,
     JOBS,
     array_argument,
-    check_array,
-    check_dry_run,
+    check_flags,
     evaluate_trained,
     status_of,
     tell_end,
@@ -108,8 +107,7 @@ def reproduce(
     from pretrain.errors import UserError
     from pretrain.run.console import said_if_slow
 
-    check_array(array, minutes)
-    planned_for = check_dry_run(dry_run, hardware, array)
+    planned_for = check_flags(array, minutes, dry_run, hardware)
     with said_if_slow("loading torch and Megatron", tell):
         from pretrain.study.controls import CONTROLS, named
         from pretrain.study.one_run import has_results, is_done

@@ -12,8 +12,7 @@ from launch.commands.many_runs import (
     DRY_RUN_HARDWARE,
     JOBS,
     array_argument,
-    check_array,
-    check_dry_run,
+    check_flags,
     evaluate_trained,
     status_of,
     tell_end,
@@ -76,8 +75,7 @@ def scale(
     with said_if_slow("loading torch and Megatron", tell):
         from pretrain.study.ladder import expand, read_study, too_short
 
-    check_array(array, minutes)
-    planned_for = check_dry_run(dry_run, hardware, array)
+    planned_for = check_flags(array, minutes, dry_run, hardware)
     settings = read_study(study, overrides)
     folder = out or Path("runs/scale") / study.stem
     if coordinates:

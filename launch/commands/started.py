@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -82,9 +83,8 @@ def logs(run: Path, start: int | None, rank: int | None, follow: bool) -> None:
         raise UserError(f"{run}: not started yet; {progress.job(run, every)}")
     chosen = next((each for each in every if each.number == start), None) if start else every[-1]
     if chosen is None:
-        raise UserError(
-            f"--start {start}: {run} has {len(every)} starts; see `hypnos launch status {run}`"
-        )
+        see = f"`hypnos launch status {shlex.quote(str(run))}`"
+        raise UserError(f"--start {start}: {run} has {len(every)} starts; see {see}")
     folder = chosen.logs(run)
     failed = starts.first_failed(folder)
     number = rank if rank is not None else failed or 0
@@ -146,8 +146,13 @@ def cancel(run: Path) -> None:
     if last.end is not None:
         raise UserError(f"{run}: start {last.number} is over: {last.end.why}")
     if last.host != this_host():
-        raise UserError(f"{run}: started on {last.host}; run `hypnos launch cancel {run}` there")
-    if not progress.is_ours(int(last.job)):
+        fix = f"run `hypnos launch cancel {shlex.quote(str(run))}` there"
+        raise UserError(f"{run}: started on {last.host}; {fix}")
+    if not progress.is_running(run, last):
         raise UserError(f"{run}: process {last.job} has already ended")
-    os.kill(int(last.job), signal.SIGTERM)
+    try:
+        os.kill(int(last.job), signal.SIGTERM)
+    except PermissionError:
+        whose = f"process {last.job} is another user's, who must end it"
+        raise UserError(f"{run}: {whose}") from None
     print(f"told process {last.job} to save and end")

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.store import Place, place
 from pretrain.errors import UserError
 
 
@@ -31,11 +30,6 @@ def new_file(text: str) -> Path:
     if not file.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{file.parent} is not a folder; create it first")
     return file
-
-
-def corpus_place(text: str) -> Place:
-    """A folder, or a URL such as s3://bucket/prefix."""
-    return place(text)
 
 
 def positive(text: str) -> int:

@@ -13,6 +13,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -147,9 +148,10 @@ def _listen(world: World) -> dist.Store:
 
 def _user_of(port: int) -> str:
     """Which process uses a port, as far as this user may see."""
-    for each in psutil.net_connections("tcp"):
-        if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
-            return f" by process {each.pid} ({psutil.Process(each.pid).name()})"
+    with suppress(psutil.Error):  # on macOS, only root may see it
+        for each in psutil.net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
+                return f" by process {each.pid} ({psutil.Process(each.pid).name()})"
     return ""
 
 
@@ -190,11 +192,10 @@ def _allow_connections(ranks: int) -> None:
     """Raises rank 0's limit of open files: every connection to the store is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = ranks * CONNECTIONS + 1024
-    if soft < needed and (hard == resource.RLIM_INFINITY or soft < hard):
-        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if 0 < hard < needed and hard != resource.RLIM_INFINITY:
+    if hard < needed and hard != resource.RLIM_INFINITY:
         raise UserError(
             f"rank 0 may have {hard} files open, and {ranks} ranks need {needed}: raise the limit "
             "on its host (`ulimit -Hn`, LimitNOFILE of slurmd or sshd)"
         )
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import tomllib
@@ -174,6 +175,33 @@ def test_an_old_python_is_told_what_to_install(
     error = capsys.readouterr().err
     assert error.startswith("hypnos setup: Python ") and "install Python >= 3.11" in error
     assert error.count("\n") == 1
+
+
+def test_an_old_python_can_read_it() -> None:
+    """From 3.6 on, as is python3 on RHEL 8: it has no `from __future__ import annotations`, and
+    would evaluate newer ones.
+    """
+    tree = ast.parse((ROOT / "launch/bootstrap.py").read_text(), feature_version=(3, 6))
+    written = list[ast.expr | None]()
+    for node in ast.walk(tree):
+        assert not (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+        written += [node.returns] if isinstance(node, ast.FunctionDef) else []
+        written += [node.annotation] if isinstance(node, ast.arg | ast.AnnAssign) else []
+    assert {type(each) for each in written} == {ast.Name, ast.Constant}
+
+
+def test_an_environment_of_an_old_python_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = list[Path]()
+    monkeypatch.setattr("venv.create", lambda folder, **_: made.append(folder))
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 9, 18)\n")
+    monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
+    bootstrap.make_venv()
+    assert not made
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    bootstrap.make_venv()
+    assert made == [bootstrap.VENV]
 
 
 def test_a_python_without_ensurepip_is_told_what_to_install(

@@ -29,14 +29,17 @@ def test_this_machine_can_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.__version__ in written
 
 
-def test_a_missing_torch_fails_with_its_fix(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "error", [ImportError("No module named 'torch'"), OSError("libcudart.so.13: cannot open")]
+)
+def test_a_torch_that_cannot_be_imported_fails_with_its_fix(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real: Callable[..., Any] = builtins.__import__
 
     def without_torch(name: str, *rest: Any) -> Any:
         if name == "torch":
-            raise ImportError("No module named 'torch'")
+            raise error
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_torch)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -239,6 +241,17 @@ def test_a_port_that_is_taken(taken: int) -> None:
     line = connect(world(0, "localhost", taken))
     assert line.startswith(f"MASTER_PORT = {taken} is in use on {socket.gethostname()} by process")
     assert "set MASTER_PORT to another" in line
+
+
+def test_a_port_whose_user_cannot_be_seen(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, where only root sees other processes' connections."""
+
+    def forbidden(_: str) -> NoReturn:
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil, "net_connections", forbidden)
+    line = connect(world(0, "localhost", taken))
+    assert f"{taken} is in use on {socket.gethostname()}: end that" in line
 
 
 def test_a_port_of_our_choice_that_is_taken_is_no_mistake_of_the_users(taken: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -134,6 +136,14 @@ def test_a_start_elsewhere(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "started on elsewhere" in refused(capsys, "cancel", str(run))
 
 
+def test_commands_to_copy_are_quoted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run.rename(run.with_name("a run"))
+    going_on(run, host="elsewhere")
+    assert f"run `hypnos launch cancel '{run}'` there" in refused(capsys, "cancel", str(run))
+    told = refused(capsys, "logs", str(run), "--start", "3")
+    assert f"see `hypnos launch status '{run}'`" in told
+
+
 def test_a_process_here_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only if it is a `hypnos launch`; another process may have got its pid since."""
     sleeps = "import time; time.sleep(60)"
@@ -144,6 +154,36 @@ def test_a_process_here_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -
         assert ("to save and end" in told) == ours
         process.terminate()
         process.wait(10)
+
+
+def test_the_copy_of_a_run_that_goes_on_is_not_running(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cancelling it would end the original."""
+    copy, log = run.with_name("copy"), run / "logs/start-2/rank-0.log"
+    log.parent.mkdir()
+    writes = "import sys, time; file = open(sys.argv[2], 'w'); print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", writes, "launch", str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        going_on(run, job=str(process.pid))
+        shutil.copytree(run, copy)
+        progress.check_over(copy)
+        assert "has already ended" in refused(capsys, "cancel", str(copy))
+        assert "no longer running" in said(capsys, "status", str(copy))
+        assert "to save and end" in said(capsys, "cancel", str(run))
+
+
+def test_a_process_of_another_user_is_not_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    going_on(run)
+    monkeypatch.setattr(progress, "is_running", lambda *_: True)
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert "process 1 is another user's" in refused(capsys, "cancel", str(run))
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "cancel"])

@@ -235,10 +235,11 @@ def test_what_is_left_becomes_a_slurm_array(
 def test_a_study_that_goes_to_slurm_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    array = tmp_path / "left.txt"
+    array = tmp_path / "what is left.txt"
     asked = ["--seeds", "2", "--passes", "1", "4", "--out", str(tmp_path / "out")]
     assert main(["reproduce", "depo", *asked, "--array", str(array)]) == 0
-    assert "4 runs; next: hypnos launch slurm" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 runs; next: hypnos launch slurm" in said and f" --array '{array}' ..." in said
     assert len(array.read_text().splitlines()) == 4 and not (tmp_path / "out" / "runs").exists()
 
 
