@@ -91,7 +91,7 @@ class MuonAdamW(torch.optim.Optimizer):
     # step
     loss: Tensor
     skipped: Tensor  # [] steps skipped so far
-    adam_steps: Tensor  # [] steps accepted so far
+    adam_steps: Tensor  # [] accepted steps that the moments are of
     accepted: Tensor  # [] bool, whether the last step was accepted
     filter: StepFilter
 
@@ -201,7 +201,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._decide(torch.full_like(self.grad_norm, float("inf")))
 
     def _decide(self, norm: Tensor) -> Tensor:
-        self.grad_norm, self.accepted = norm, self.filter(self.loss, norm, self.adam_steps)
+        self.grad_norm, self.accepted = norm, self.filter(self.loss, norm)
         self.skipped += ~self.accepted
         return self.accepted
 
