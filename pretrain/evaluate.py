@@ -236,16 +236,8 @@ class Evaluation:
         if states:
             batch = replace(batch, starts=torch.zeros_like(batch.starts))
         mine = predict(model, self._parts(batch), passes, self.zero, stop, states)
-        return Prediction(_gather(mine.loss), _gather(mine.best))
-
-
-def _gather(rows: Tensor) -> Tensor:
-    """Every data-parallel rank's rows, in order, on the CPU."""
-    if mesh.dp_size() == 1:
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(mesh.dp_size())]
-    dist.all_gather(parts, rows, group=mesh.dp_group())
-    return torch.cat(parts)
+        everyone = (torch.cat(mesh.all_gather(t, mesh.dp_group())) for t in (mine.loss, mine.best))
+        return Prediction(*everyone)
 
 
 def _means(loss: Tensor, counted: Tensor, group: Tensor) -> list[float | None]:
