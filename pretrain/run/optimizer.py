@@ -211,10 +211,7 @@ class MuonAdamW(torch.optim.Optimizer):
         advanced = torch.add(gradient, momentum, alpha=self.config.momentum)
         momentum.copy_(torch.where(accepted, advanced, momentum))
         nesterov = gradient.add_(momentum, alpha=self.config.momentum)
-        values = [
-            nesterov[s.offset - span.start : s.offset - span.start + s.length]
-            for s in self.matrices.mine
-        ]
+        values = [shard.of(nesterov, span.start) for shard in self.matrices.mine]
         batches = []
         for U in self.matrices.gather(values):  # [k, rows, columns]
             update = newton_schulz(U) * max(1.0, U.shape[1] / U.shape[2]) ** 0.5
