@@ -154,11 +154,9 @@ class MuonAdamW(torch.optim.Optimizer):
         """Where this rank's shards of some (neighbouring) roles lie in its flat vector."""
         assert self.partition is not None
         shards = [shard for shard in self.partition.shards if self.roles[shard.name] in roles]
-        return (
-            slice(shards[0].offset, shards[-1].offset + shards[-1].length)
-            if shards
-            else slice(0, 0)
-        )
+        if not shards:
+            return slice(0, 0)
+        return slice(shards[0].offset, shards[-1].offset + shards[-1].length)
 
     def _by_share(self, roles: tuple[str, ...]) -> list[tuple[float, slice]]:
         """The span of some roles, cut where the learning rate's factor changes."""
