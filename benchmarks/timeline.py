@@ -18,9 +18,9 @@ from parallel.passes import Pass
 from parallel.schedule import make_schedule
 from parallel.simulator import Span, Timeline, simulate
 
-# (W, N, whether backpropagation is cut between windows) of the table: no sleep, one window that is
-# slept over, three
-STORIES = [(4, 1, False), (2, 2, False), (2, 4, False), (2, 8, False), (4, 4, False), (4, 4, True)]
+# (W, N, every how many windows backpropagation is cut; 0: never) of the table: no sleep, one window
+# that is slept over, three
+STORIES = [(4, 1, 0), (2, 2, 0), (2, 4, 0), (2, 8, 0), (4, 4, 0), (4, 4, 2)]
 # by microbatch: forward, backward; light enough for black and dark enough for white letters
 COLOURS = [
     ("#b5d3f0", "#1f5d9c"), ("#fbd4a4", "#a4560b"), ("#bfe3bf", "#2b742f"), ("#d9c9ef", "#6a4fb3"),
@@ -28,18 +28,19 @@ COLOURS = [
 LANE, TICK, LEFT, TOP = 34, 22, 84, 92  # pixels
 
 
-def story(P: int, W: int, N: int, segments: bool = False) -> tuple[Pass, ...]:
+def story(P: int, W: int, N: int, cut: int = 0) -> tuple[Pass, ...]:
     """The passes of one microbatch.
 
     Args:
-        segments: backpropagation is cut between windows, and every window is scored.
+        cut: backpropagation is cut every so many windows, and every window is scored; 0: never.
     """
-    passes = []
+    passes, end = [], W - 1
     for w in range(W):
-        last = N if w < W - 1 else 1
+        last = N if w < end else 1
+        segment = end - (end - w) // cut * cut if cut else end
         for number in range(1, last + 1):
-            read = number == 1 and (segments or w == W - 1)
-            segment = w if segments else 0
+            # sleep over a segment's last window has no gradient: only later segments read it
+            has_grad = number == 1 or w < segment
             passes.append(
                 Pass(
                     window=w,
@@ -48,38 +49,40 @@ def story(P: int, W: int, N: int, segments: bool = False) -> tuple[Pass, ...]:
                     core_end=P - 1,
                     last_stage=P - 1,
                     loops=number < last,
-                    core_grad_until=P - 1,
-                    head_has_grad=read,
-                    sends_grad_to_previous_pass=number > 1,
+                    core_grad_until=P - 1 if has_grad else -1,
+                    head_has_grad=number == 1 and (cut > 0 or w == end),
+                    sends_grad_to_previous_pass=number > 1 and has_grad,
                     segment=segment,
                 )
             )
     return tuple(passes)
 
 
-def step(P: int, M: int, W: int, N: int, segments: bool = False) -> Timeline:
+def step(P: int, M: int, W: int, N: int, cut: int = 0) -> Timeline:
     """One training step."""
-    passes = [story(P, W, N, segments)] * M
+    passes = [story(P, W, N, cut)] * M
     return simulate(make_schedule(passes, P), passes, P)
 
 
 def table() -> Iterator[str]:
     """Markdown, line by line."""
     columns = (
-        "stages P", "microbatches M", "windows W", "passes N", "truncated between", "idle",
+        "stages P", "microbatches M", "windows W", "passes N", "truncated every", "idle",
         "idle at least", "peak units", "units of P microbatches",
     )  # fmt: skip
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
     for P in (2, 4, 8):
-        for W, N, segments in STORIES:
+        for W, N, cut in STORIES:
+            passes = story(P, W, N, cut)
+            kept = sum(p.has_backward(0) for p in passes)
             for M in (P, 4 * P):
-                units, timeline = len(story(P, W, N)), step(P, M, W, N, segments)
-                filling = (P - 1) / (P - 1 + M * units)  # and draining the pipeline once
+                timeline, work = step(P, M, W, N, cut), M * (len(passes) + 2 * kept)
+                filling = 3 * (P - 1) / (3 * (P - 1) + work)  # and draining the pipeline once
                 yield (
-                    f"| {P} | {M} | {W} | {N} | {'windows' if segments else ''} "
+                    f"| {P} | {M} | {W} | {N} | {f'{cut} windows' if cut else ''} "
                     f"| {timeline.bubble:.1%} "
-                    f"| {filling:.1%} | {max(timeline.peak)} | {P * units} |"
+                    f"| {filling:.1%} | {max(timeline.peak)} | {P * kept} |"
                 )
 
 

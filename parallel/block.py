@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -30,13 +32,10 @@ class Block(nn.Module):
     def __init__(self, shape: BlockShape, kind: str) -> None:
         super().__init__()
         self.shape, self.kind = shape, kind
-        self.mixer_norm = RMSNorm(
-            shape.d_model, shape.norm_eps, partial_grad=mesh.sequence_parallel()
-        )
+        norm = partial(RMSNorm, shape.d_model, shape.norm_eps, mesh.sequence_parallel())
+        self.mixer_norm = norm()
         self.mixer = MIXERS[kind](shape)
-        self.mlp_norm = RMSNorm(
-            shape.d_model, shape.norm_eps, partial_grad=mesh.sequence_parallel()
-        )
+        self.mlp_norm = norm()
         self.mlp = MLP(shape)
 
     def forward(
@@ -49,22 +48,21 @@ class Block(nn.Module):
         x, normed = self.mlp_norm.of_sum(x, y)
         return x + self.mlp(normed), state
 
-    def empty_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> BlockState:
-        """The memory of `batch` rows that have read nothing; dtype is that of the activations."""
+    def empty_state(
+        self, rows: int, device: torch.device, dtype: torch.dtype, past: int = 0
+    ) -> BlockState:
+        """The memory of rows that have read nothing, all zero.
+
+        Args:
+            dtype: that of the activations.
+            past: how many keys of earlier windows it holds.
+        """
         shape, ranks = self.shape, mesh.head_ranks()
+        zeros = partial(torch.zeros, device=device)
         if self.kind == "attention":
-            keys = torch.zeros(
-                batch,
-                shape.attention_kv_heads // ranks,
-                0,
-                shape.attention_head_dim,
-                device=device,
-                dtype=dtype,
-            )
-            return AttentionState(keys, keys)
+            size = rows, shape.attention_kv_heads // ranks, past, shape.attention_head_dim
+            return AttentionState(zeros(size, dtype=dtype), zeros(size, dtype=dtype))
         heads, K, V = shape.delta_value_heads // ranks, shape.delta_key_dim, shape.delta_value_dim
         channels = 2 * (shape.delta_key_heads // ranks) * K + heads * V
-        S = torch.zeros(
-            batch, heads, K, V, device=device, dtype=torch.promote_types(dtype, torch.float32)
-        )
-        return DeltaState(S, torch.zeros(batch, 0, channels, device=device, dtype=dtype))
+        S = zeros(rows, heads, K, V, dtype=torch.promote_types(dtype, torch.float32))
+        return DeltaState(S, zeros(rows, 0, channels, dtype=dtype))

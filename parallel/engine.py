@@ -261,7 +261,8 @@ def _config(
         "zero_optimization": {
             "stage": zero,
             "overlap_comm": False,
-            "reduce_bucket_size": _bucket(model),
+            # a buffer of that size is allocated, so at most the model's size
+            "reduce_bucket_size": min(sum(p.numel() for p in model.parameters()), MAX_BUCKET),
             "sub_group_size": 10**15,  # one flat vector, so one optimiser call, in stage 3
             # stage 3 would replace torch's linear everywhere
             "memory_efficient_linear": False,
@@ -281,11 +282,6 @@ def _config(
         config["zero_optimization"]["compute_grad_norm"] = False
         config["bf16"]["check_grad_overflow"] = False
     return config
-
-
-def _bucket(model: nn.Module) -> int:
-    """Elements reduced at once: a buffer of that size is allocated, so at most the model's size."""
-    return min(sum(p.numel() for p in model.parameters()), MAX_BUCKET)
 
 
 def _partition(engine: Any, zero: int, shapes: dict[str, torch.Size], owners: _Owners) -> Partition:

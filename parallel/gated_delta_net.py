@@ -63,10 +63,8 @@ class GatedDeltaNet(nn.Module):
         D, taps, self.by_tokens = shape.d_model, shape.delta_conv_width, mesh.delta_by_tokens()
         ranks = mesh.tp_size() if self.by_tokens else mesh.head_ranks()
         keys, values = shape.delta_keys, shape.delta_values
-        self.key_heads, self.value_heads = (
-            shape.delta_key_heads // ranks,
-            shape.delta_value_heads // ranks,
-        )
+        self.key_heads = shape.delta_key_heads // ranks
+        self.value_heads = shape.delta_value_heads // ranks
         self.key_dim, self.value_dim = shape.delta_key_dim, shape.delta_value_dim
         self.taps, self.chunk = taps, shape.delta_chunk
         self.negative_eigenvalues = shape.delta_negative_eigenvalues

@@ -18,7 +18,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -263,11 +262,5 @@ def vocab_parallel_argmax(logits: Tensor) -> Tensor:
     mine = torch.stack(
         [at_least_fp32(value).double(), (index + mesh.tp_rank() * logits.shape[-1]).double()]
     )
-    both = torch.stack(_from_each_rank(mine))  # [tp, value and index, n]
+    both = torch.stack(mesh.all_gather(mine, mesh.tp_group()))  # [tp, value and index, n]
     return both[:, 1].gather(0, both[:, 0].argmax(dim=0, keepdim=True))[0].long()
-
-
-def _from_each_rank(x: Tensor) -> list[Tensor]:
-    parts = [torch.empty_like(x) for _ in range(mesh.tp_size())]
-    dist.all_gather(parts, x, group=mesh.tp_group())
-    return parts

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from parallel.megatron import ModelParallelConfig, mappings, parallel_state
 
@@ -295,6 +296,13 @@ def pp_group() -> dist.ProcessGroup:
 def model_group() -> dist.ProcessGroup:
     """The tp x pp ranks that together hold one whole model and read the same tokens."""
     return parallel_state.get_model_parallel_group()
+
+
+def all_gather(x: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
+    """Each rank's x, in the order of the group; all have the same shape."""
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, x, group=group)
+    return parts
 
 
 def answers_for_rows() -> bool:

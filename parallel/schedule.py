@@ -121,9 +121,9 @@ def make_schedule(
     groups = _groups(passes, stages)
 
     def urgency(unit: _Unit) -> tuple[int, ...]:
-        action = unit.action
-        p = passes[action.microbatch][action.unit]
-        return _urgency(action, group=groups[action.microbatch], segment=p.segment)
+        """A sort key: of the actions ready at a stage, the smallest goes first."""
+        backward, m, n = unit.action
+        return groups[m], passes[m][n].segment, backward, -n if backward else n, m
 
     ended = _list_schedule(needs, stages, urgency=urgency, cost=cost)
     return Schedule(_with_messages(ended, needs, stages))
@@ -212,17 +212,6 @@ def _with_messages(
             for tick in sorted({*actions[s], *messages[s]})
         )
         for s in range(stages)
-    )
-
-
-def _urgency(action: Action, group: int, segment: int) -> tuple[int, ...]:
-    """A sort key: of the actions ready at a stage, the smallest goes first."""
-    return (
-        group,
-        segment,
-        action.backward,
-        -action.unit if action.backward else action.unit,
-        action.microbatch,
     )
 
 

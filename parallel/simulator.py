@@ -122,12 +122,8 @@ class _Run:
         duration: Duration,
         forward_only: bool,
     ) -> None:
-        self._steps, self._passes, self._duration, self._forward_only = (
-            schedule.steps,
-            passes,
-            duration,
-            forward_only,
-        )
+        self._steps, self._passes = schedule.steps, passes
+        self._duration, self._forward_only = duration, forward_only
         self._at = [0] * stages  # the step each stage is in
         # whether a stage has computed and posted, and waits for its peers
         self._in_batch = [False] * stages

@@ -71,9 +71,9 @@ class State(NamedTuple):
 
     def end_window(self, keep: int, read: int) -> State:
         """Ends a window of `read` tokens: keeps only S and the newest `keep` keys."""
-        old = self.attendable.shape[1] - keep if keep < self.attendable.shape[1] else 0
-        past = self.attendable.shape[1] - old if keep else 0
-        newest = slice(old, old + past)
+        keys = self.attendable.shape[1]
+        past = min(keep, keys)
+        newest = slice(keys - past, keys)
         blocks = tuple(_kept(b, newest) for b in self.blocks)
         return State(blocks, self.attendable[:, newest], self.position + read, past)
 

@@ -145,8 +145,7 @@ class WeightGathering:
                 order: then ranks have computed with each other's weights.
         """
         mine, self.order = torch.tensor([self.order]), 0
-        everyone = [torch.empty_like(mine) for _ in range(mesh.dp_cp_size())]
-        dist.all_gather(everyone, mine, group=mesh.dp_cp_group())
+        everyone = mesh.all_gather(mine, mesh.dp_cp_group())
         ranks = dist.get_process_group_ranks(mesh.dp_cp_group())
         others = [r for r, seen in zip(ranks, everyone, strict=True) if seen != everyone[0]]
         if others:

@@ -54,10 +54,8 @@ class CollectPredictions:
         # before the cross-entropy, which works in place on logits that are split over tp
         best = vocab_parallel_argmax(logits)
         losses = cross_entropy(logits, targets)
-        rows, columns = (
-            plan.scored_index // plan.own_width,
-            plan.scored_index % plan.own_width + plan.own.start,
-        )
+        rows = plan.scored_index // plan.own_width
+        columns = plan.scored_index % plan.own_width + plan.own.start
         self.loss[rows, columns] = losses.float().cpu()
         self.best[rows, columns] = best.cpu()
         return losses
@@ -218,11 +216,7 @@ class Evaluation:
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """This rank's rows, by microbatch."""
-        share = batch.size[0] // mesh.dp_size()
-        first, part = mesh.dp_rank() * share, share // self.microbatches
-        return [
-            batch.rows(first + m * part, first + (m + 1) * part) for m in range(self.microbatches)
-        ]
+        return batch.split(mesh.dp_size())[mesh.dp_rank()].split(self.microbatches)
 
     def _predict(
         self,
@@ -236,16 +230,8 @@ class Evaluation:
         if states:
             batch = replace(batch, starts=torch.zeros_like(batch.starts))
         mine = predict(model, self._parts(batch), passes, self.zero, stop, states)
-        return Prediction(_gather(mine.loss), _gather(mine.best))
-
-
-def _gather(rows: Tensor) -> Tensor:
-    """Every data-parallel rank's rows, in order, on the CPU."""
-    if mesh.dp_size() == 1:
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(mesh.dp_size())]
-    dist.all_gather(parts, rows, group=mesh.dp_group())
-    return torch.cat(parts)
+        everyone = (torch.cat(mesh.all_gather(t, mesh.dp_group())) for t in (mine.loss, mine.best))
+        return Prediction(*everyone)
 
 
 def _means(loss: Tensor, counted: Tensor, group: Tensor) -> list[float | None]:

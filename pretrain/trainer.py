@@ -35,6 +35,7 @@ from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.evaluate import Evaluation, make_evaluation, sleep_changes_nothing
 from pretrain.exit_status import NO_PROGRESS
+from pretrain.logged import Row
 from pretrain.model.draw import draw_passes
 from pretrain.model.probe import Probe
 from pretrain.model.sleep import Output, SleepLM
@@ -50,7 +51,7 @@ from pretrain.run.state import CarriedState, TrainState, restore_moments
 from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
 from pretrain.run.trace import traced
-from pretrain.run.train_row import Throughput, train_row
+from pretrain.run.train_row import Throughput, loss_by_window
 
 EACH_UP_TO = 8  # the final evaluation tries each smaller N up to this one
 
@@ -229,8 +230,13 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
     """Takes steps to the end (returns None), or until too many in a row are skipped (the
     streak).
     """
-    job, settings = parts.job, parts.job.config.train
-    due = partial(_due, last=settings.steps)
+    job, config = parts.job, parts.job.config
+    settings = config.train
+
+    def due(step: int, every: int) -> bool:
+        """Whether something that happens every `every` steps and at the end is due."""
+        return step % every == 0 or step == settings.steps
+
     with job.progress.slow("evaluating"), parts.throughput.paused():
         evaluate(parts, state)
     job.progress.begin(state.step)  # after the evaluation: its time must not enter the ETA
@@ -239,11 +245,16 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
             # take
             watchdog.doing("reading the rows of step", step)
             batch = job.source.next()
+            prepare.check_tokens_divide(batch.size[1], config)
             n_scored, n_read = count_tokens(batch)
 
             # accumulate
             probe = Probe() if step == 1 or due(step, settings.log_every) else None
-            outputs = forward_and_backward(parts, state, batch, n_scored, probe)
+            outputs = accumulate(
+                parts.engine, parts.model, batch.split(settings.microbatches),
+                state.carried.states, n_scored, config.parallel, probe,
+                draw_passes(config, state.step),
+            )  # fmt: skip
             parts.saver.raise_if_failed()
 
             with stop.update(step):  # a signal waits until the step is complete and logged
@@ -276,18 +287,6 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
     return None
 
 
-def _due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every `every` steps and at the end is due."""
-    return step % every == 0 or step == last
-
-
-def split(batch: Batch, config: Config) -> list[Batch]:
-    """Splits this rank's rows into equal microbatches."""
-    prepare.check_tokens_divide(batch.size[1], config)
-    each = batch.size[0] // config.train.microbatches
-    return [batch.rows(begin, begin + each) for begin in range(0, batch.size[0], each)]
-
-
 def count_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     """[], [] scored and valid tokens of a step, over all ranks, without a host synchronisation."""
     counts = torch.stack([(batch.targets != IGNORE).sum(), batch.valid.sum()])
@@ -295,17 +294,6 @@ def count_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     if mesh.dp_size() > 1:
         dist.all_reduce(counts, group=mesh.dp_group())
     return counts[0], counts[1]
-
-
-def forward_and_backward(
-    parts: Parts, state: TrainState, batch: Batch, n_scored: Tensor, probe: Probe | None
-) -> list[Output]:
-    """Accumulates the gradient of the step's mean loss over its microbatches."""
-    config = parts.job.config
-    return accumulate(
-        parts.engine, parts.model, split(batch, config), state.carried.states, n_scored,
-        config.parallel, probe, draw_passes(config, state.step),
-    )  # fmt: skip
 
 
 def update(
@@ -326,17 +314,17 @@ def update(
 
 def log(parts: Parts, state: TrainState, batch: Batch, outputs: list[Output], probe: Probe) -> None:
     """Logs the step that was just done, to the metrics and on stderr."""
-    row = train_row(
-        batch=batch,
-        window_losses=[out.window_loss for out in outputs],
-        window=parts.job.config.sleep.window,
-        tokens=state.tokens,
-        learning_rates=parts.optimizer.learning_rates(),
-        grad_norm=parts.optimizer.grad_norm,
-        skipped=parts.optimizer.skipped,
-    )
-    row |= probe.summary(parts.model)
-    row |= parts.throughput.rates(state.step, row["tokens"], batch)
+    optimizer, window = parts.optimizer, parts.job.config.sleep.window
+    tokens = int(state.tokens)
+    row: Row = {
+        "tokens": tokens,
+        **loss_by_window([out.window_loss for out in outputs], batch, window),
+        **{f"lr_{method}": rate for method, rate in optimizer.learning_rates().items()},
+        "grad_norm": float(optimizer.grad_norm),
+        "skipped": int(optimizer.skipped),
+        **probe.summary(parts.model),
+        **parts.throughput.rates(state.step, tokens, batch),
+    }
     parts.metrics.write("train", state.step, row)
     parts.job.progress.report(state.step, row["loss"], row["tokens_per_s"])
 

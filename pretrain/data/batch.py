@@ -34,3 +34,8 @@ class Batch:
     def rows(self, start: int, stop: int) -> Self:
         """The microbatch of rows start..stop-1."""
         return type(self)(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+    def split(self, count: int) -> list[Self]:
+        """Its rows in `count` equal microbatches."""
+        each = self.size[0] // count
+        return [self.rows(m * each, (m + 1) * each) for m in range(count)]

@@ -25,7 +25,7 @@ from parallel.layers import (
 from parallel.norms import RMSNorm
 from parallel.recompute import run_unit
 from parallel.stages import Stage
-from parallel.state import AttentionState, State
+from parallel.state import State
 from parallel.window import Window
 from pretrain.config.schema import ModelConfig, SleepConfig
 
@@ -140,16 +140,13 @@ class HybridLM(nn.Module):
         Args:
             past: how many keys of earlier windows it holds, zeros that are not attendable.
         """
-        blocks = (b.empty_state(rows, self.device, self.dtype) for b in self.blocks_of(slice(None)))
-        roomy = tuple(
-            AttentionState(*(t.new_zeros(rows, t.shape[1], past, t.shape[3]) for t in b))
-            if isinstance(b, AttentionState)
-            else b
-            for b in blocks
+        blocks = (
+            block.empty_state(rows, self.device, self.dtype, past)
+            for block in self.blocks_of(slice(None))
         )
         attendable = torch.zeros(rows, past, dtype=torch.bool, device=self.device)
         position = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        return State(roomy, attendable, position, past)
+        return State(tuple(blocks), attendable, position, past)
 
     @property
     def device(self) -> torch.device:

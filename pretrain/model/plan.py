@@ -57,10 +57,11 @@ class WindowPlan:
 
     # ---- gradient, agreed
     has_grad: bool  # the loss of some scored position backpropagates to this window
+    state_has_grad: bool  # that of a later window does, through the memory that this one leaves
     segment: int  # index of the last window before the next cut, up to which gradients of S flow
     cut: bool  # backpropagation through windows is truncated before this one
     truncated: int  # how many of the first passes are out of backpropagation's reach
-    is_last: bool  # its sleep serves the next batch, from which no gradient comes
+    is_last: bool  # of those that have an effect
 
     @property
     def width(self) -> int:
@@ -145,6 +146,7 @@ def plan_windows(
                 any_scored=some.scored[w],
                 all_scored=not some.unscored[w],
                 has_grad=any(w <= s <= segment for s in scored),
+                state_has_grad=any(w < s <= segment for s in scored),
                 segment=segment,
                 cut=bool(j) and w > 0 and (end + 1 - w) % j == 0,
                 truncated=count - config.truncate_passes if config.truncate_passes else 0,
@@ -264,10 +266,10 @@ def _blocks_of(n: int, w: WindowPlan, config: ModelConfig, sleep: SleepConfig) -
 
 def _core_has_grad(n: int, w: WindowPlan, sleep: SleepConfig) -> bool:
     """Whether backpropagation goes through the core in pass n."""
-    if n > 1 and w.is_last and not sleep.is_looped:  # sleep that serves only the next batch
-        return False
-    # The wake pass has a loss of its own, which truncation of passes does not cut off.
-    return w.has_grad and (n > w.truncated or (n == 1 and w.any_scored and not sleep.is_looped))
+    if sleep.is_looped:
+        return w.has_grad and n > w.truncated
+    # The wake pass has a loss of its own, which truncation does not cut off.
+    return (w.state_has_grad and n > w.truncated) or (n == 1 and w.any_scored)
 
 
 def until_last_write(blocks: range, config: ModelConfig, sleep: SleepConfig) -> range:

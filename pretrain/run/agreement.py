@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -46,9 +46,7 @@ def check_same_rows(parts: Sequence[Batch]) -> None:
             content = zlib.crc32(tensor.contiguous().numpy().tobytes(), content)
     seen = torch.tensor([[dist.get_rank(), len(parts), *parts[0].size, content]])
     for group in (mesh.model_group(), mesh.cp_group()):
-        everyone = [torch.empty_like(seen) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(everyone, seen, group=group)
-        seen = torch.cat(everyone)  # [ranks, 5]
+        seen = torch.cat(mesh.all_gather(seen, group))  # [ranks, 5]
     (first, *rows), *others = sorted(seen.tolist())
     for rank, *other in others:
         if other != rows:
@@ -60,11 +58,12 @@ def check_same_rows(parts: Sequence[Batch]) -> None:
             )
 
 
-def on_rank_0(what: str, act: Callable[[], T]) -> T | None:
-    """Runs `act` on rank 0 and returns its value there, None elsewhere; its UserError is raised on
-    every rank. There is no timeout: the others wait at the store, not in a collective.
+def on_rank_0(what: str, act: Callable[[], T]) -> T:
+    """Runs `act` on rank 0; every rank returns its value, which is picklable, or raises its
+    UserError. There is no timeout: the others wait at the store, not in a collective.
     """
-    value, failed, store = None, None, talk.store("rank 0")
+    value: Any = None
+    failed, store = None, talk.store("rank 0")
     with watchdog.no_timeout(what):
         if dist.get_rank() == 0:
             try:
@@ -74,7 +73,7 @@ def on_rank_0(what: str, act: Callable[[], T]) -> T | None:
             store.set("done", "")
         else:
             store.wait(["done"], talk.NO_TIMEOUT)
-    failed = talk.from_rank_0(failed)
+    value, failed = talk.from_rank_0((value, failed))
     if failed is not None:
         raise UserError(*failed)
     return value

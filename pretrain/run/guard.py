@@ -93,27 +93,26 @@ class StepFilter:
     """Decides on the device which steps are accepted, and keeps the running means for that."""
 
     sums: Tensor  # [2] fp64, of loss and gradient norm: m_n without its denominator
+    count: Tensor  # [] n, steps of this run accepted so far; moments may be of more
     in_a_row: Tensor  # [] consecutive skipped steps up to the last one
     outcome: Tensor  # [6] fp64 of the last step, see `StepOutcome.read`
 
     def __init__(self, spike: float, device: torch.device) -> None:
         self.spike = spike
-        self.sums, self.in_a_row, self.outcome = (
-            torch.zeros(shape, dtype=torch.float64, device=device) for shape in ((2,), (), (6,))
+        self.sums, self.count, self.in_a_row, self.outcome = (
+            torch.zeros(shape, dtype=torch.float64, device=device) for shape in ((2,), (), (), (6,))
         )
 
-    def __call__(self, loss: Tensor, grad_norm: Tensor, before: Tensor) -> Tensor:
-        """[] bool: whether the step is accepted.
-
-        Args:
-            before: [] how many steps were accepted before this one.
-        """
+    def __call__(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
+        """[] bool: whether the step is accepted."""
         seen = torch.stack([loss.to(self.sums), grad_norm.to(self.sums)])
-        running_mean = self.sums / (1 - DECAY ** before.to(self.sums))
+        running_mean = self.sums / (1 - DECAY**self.count)
         accepted = seen.isfinite().all()
         if self.spike:
-            accepted &= (before < WARMUP_STEPS) | (seen <= self.spike * running_mean).all()
+            warms_up = self.count < WARMUP_STEPS
+            accepted &= warms_up | (seen <= self.spike * running_mean).all()
         self.sums = torch.where(accepted, torch.lerp(seen, self.sums, DECAY), self.sums)
+        self.count = self.count + accepted
         self.in_a_row = (self.in_a_row + 1).masked_fill(accepted, 0)
         outcome = [torch.stack([accepted.to(seen), self.in_a_row]), seen, running_mean]
         self.outcome = torch.cat(outcome)

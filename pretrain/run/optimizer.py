@@ -91,7 +91,7 @@ class MuonAdamW(torch.optim.Optimizer):
     # step
     loss: Tensor
     skipped: Tensor  # [] steps skipped so far
-    adam_steps: Tensor  # [] steps accepted so far
+    adam_steps: Tensor  # [] accepted steps that the moments are of
     accepted: Tensor  # [] bool, whether the last step was accepted
     filter: StepFilter
 
@@ -154,11 +154,9 @@ class MuonAdamW(torch.optim.Optimizer):
         """Where this rank's shards of some (neighbouring) roles lie in its flat vector."""
         assert self.partition is not None
         shards = [shard for shard in self.partition.shards if self.roles[shard.name] in roles]
-        return (
-            slice(shards[0].offset, shards[-1].offset + shards[-1].length)
-            if shards
-            else slice(0, 0)
-        )
+        if not shards:
+            return slice(0, 0)
+        return slice(shards[0].offset, shards[-1].offset + shards[-1].length)
 
     def _by_share(self, roles: tuple[str, ...]) -> list[tuple[float, slice]]:
         """The span of some roles, cut where the learning rate's factor changes."""
@@ -201,7 +199,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._decide(torch.full_like(self.grad_norm, float("inf")))
 
     def _decide(self, norm: Tensor) -> Tensor:
-        self.grad_norm, self.accepted = norm, self.filter(self.loss, norm, self.adam_steps)
+        self.grad_norm, self.accepted = norm, self.filter(self.loss, norm)
         self.skipped += ~self.accepted
         return self.accepted
 
@@ -211,10 +209,7 @@ class MuonAdamW(torch.optim.Optimizer):
         advanced = torch.add(gradient, momentum, alpha=self.config.momentum)
         momentum.copy_(torch.where(accepted, advanced, momentum))
         nesterov = gradient.add_(momentum, alpha=self.config.momentum)
-        values = [
-            nesterov[s.offset - span.start : s.offset - span.start + s.length]
-            for s in self.matrices.mine
-        ]
+        values = [shard.of(nesterov, span.start) for shard in self.matrices.mine]
         batches = []
         for U in self.matrices.gather(values):  # [k, rows, columns]
             update = newton_schulz(U) * max(1.0, U.shape[1] / U.shape[2]) ** 0.5

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from parallel import talk
 from pretrain.checkpoint import Checkpoint, latest_valid, open_checkpoint
 from pretrain.checkpoint.folder import checkpoint_dir, make_latest, remove_incomplete
 from pretrain.config.load import dump, load
@@ -39,7 +38,7 @@ def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | N
     found = _chosen(run, "locking the run's folder", lambda: _take_folder(run, config, cleanup))
     if found is None and config.run.init_from:
         what = "verifying the weights to start with"
-        folder = talk.from_rank_0(on_rank_0(what, lambda: _start(config)))
+        folder = on_rank_0(what, lambda: _start(config))
         return Checkpoint.open(Path(folder), checked=True).beginning(config.run.init_moments)
     return found
 
@@ -89,7 +88,7 @@ def checkpoint_before(streak: SkipStreak, run: Path, guard: GuardConfig) -> Chec
 
 def _chosen(run: Path, what: str, choose: Callable[[], int | None]) -> Checkpoint | None:
     """Opens on every rank the checkpoint of the step that rank 0 chooses."""
-    step = talk.from_rank_0(on_rank_0(what, choose))
+    step = on_rank_0(what, choose)
     return None if step is None else Checkpoint.open(checkpoint_dir(run, step), checked=True)
 
 

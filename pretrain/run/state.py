@@ -138,6 +138,7 @@ class TrainState:
         """
         saved = checkpoint.state
         optimizer.filter.sums.copy_(checkpoint.tensor("state", "guard.sums", shape=(2,)))
+        optimizer.filter.count.fill_(checkpoint.step - saved["optimizer"]["skipped"])
         source.load_state_dict(saved["data"] | _of_rows(checkpoint))
         torch.set_rng_state(checkpoint.tensor("state", "rng.cpu"))
         if torch.cuda.is_available() and "rng.cuda" in checkpoint.names("state"):

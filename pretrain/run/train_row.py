@@ -1,4 +1,4 @@
-"""The metrics of a logging step, over all ranks: loss by window, learning rates, throughput."""
+"""Metrics of a logging step, over all ranks: loss by window, throughput."""
 
 from __future__ import annotations
 
@@ -20,33 +20,6 @@ from pretrain.logged import Row
 from pretrain.model.draw import draw_passes
 from pretrain.model.flops import step_flops
 from pretrain.run.peak import peak
-
-
-def train_row(
-    *,
-    batch: Batch,
-    window_losses: Sequence[Tensor],
-    window: int,
-    tokens: Tensor,
-    learning_rates: dict[str, float],
-    grad_norm: Tensor,
-    skipped: Tensor,
-) -> Row:
-    """The row of a logging step, without the probe's numbers and the throughput; called by all
-    ranks.
-
-    Args:
-        batch, window_losses, window: see `loss_by_window`.
-        tokens: [] read so far, over all ranks. learning_rates: by method.
-        grad_norm: [] of the step. skipped: [] steps skipped so far.
-    """
-    return {
-        "tokens": int(tokens),
-        **loss_by_window(window_losses, batch, window),
-        **{f"lr_{method}": rate for method, rate in learning_rates.items()},
-        "grad_norm": float(grad_norm),
-        "skipped": int(skipped),
-    }
 
 
 def loss_by_window(window_losses: Sequence[Tensor], batch: Batch, window: int) -> Row:

@@ -30,6 +30,10 @@ CASES = {
         SleepConfig(passes=2, window=8, eviction="sliding"),
         {"layers": ["delta", "attention"]},
     ),
+    "truncated": (
+        SleepConfig(passes=3, window=8, truncate_passes=2, truncate_windows=2),
+        {"layers": ["delta", "attention"]},
+    ),
     "padded chunks": (SleepConfig(passes=2, window=10), {"delta_chunk": 4}),
 }
 

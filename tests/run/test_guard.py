@@ -19,7 +19,7 @@ import torch
 
 from pretrain import trainer
 from pretrain.checkpoint import steps
-from pretrain.config.schema import Config, GuardConfig
+from pretrain.config.schema import Config, GuardConfig, RunConfig
 from pretrain.data.batch import Batch
 from pretrain.data.index import find_split
 from pretrain.data.reader import Shards
@@ -65,8 +65,7 @@ def test_outcomes_follow_the_running_means() -> None:
     }
     step_filter, seen, in_a_row = StepFilter(3.0, torch.device("cpu")), [], 0
     for step, (loss, norm) in enumerate([bad.get(s, x) for s, x in enumerate(history)]):
-        before, n = torch.tensor(float(len(seen))), len(seen)
-        accepted = bool(step_filter(torch.tensor(loss), torch.tensor(norm), before))
+        n, accepted = len(seen), bool(step_filter(torch.tensor(loss), torch.tensor(norm)))
         weights = [
             (1 - guard.DECAY) * guard.DECAY ** (n - i) / (1 - guard.DECAY**n)
             for i in range(1, n + 1)
@@ -183,6 +182,24 @@ def test_spikes_are_skipped_and_a_resumed_run_decides_the_same(
     )
     calm = train(replace(make("calm"), guard=GuardConfig()), progress=False)
     assert not rows(calm, "skipped")
+
+
+def test_what_is_usual_is_learnt_anew_if_moments_come_from_another_run(
+    depo: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their steps count for Adam alone, also once the new run is resumed."""
+    monkeypatch.setattr(guard, "WARMUP_STEPS", 2)
+    spikes = {"guard": GuardConfig(spike=8.0)}
+    first = replace(depo("first", steps=3), **spikes)
+    start = str(train(first, progress=False))
+    begins = RunConfig(name="along", dir=first.run.dir, init_from=start, init_moments=True)
+    along = replace(depo("along", steps=4), run=begins, **spikes)
+    with planted({3}, factor=99.0):
+        run = train(interrupted(along, 2), progress=False)
+    assert position(run, 4)["optimizer"] == {"adam_steps": 6, "skipped": 1, "in_a_row": 1}
+    (skipped,) = rows(run, "skipped")
+    assert skipped["step"] == 4
+    assert re.match(r"loss is (9\d|10\d) times its mean", skipped["why"]), skipped["why"]
 
 
 def test_a_spoilt_memory_is_not_carried_on(text: MakeConfig) -> None:
