@@ -33,7 +33,8 @@ RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLUR
 FORWARDED = (
     "PATH", "LD_LIBRARY_PATH", "PYTHON", "VIRTUAL_ENV", "OMP_", "MKL_", "CUDA_", "NCCL_", "GLOO_",
     "TORCH", "TRITON_", "HF_", "FI_", "UCX_", "HYPNOS_",
-    # object stores: credentials and proxies
+    # run.wandb and object stores: credentials and proxies
+    "WANDB_",
     "AWS_", "GOOGLE_", "AZURE_", "FSSPEC_", "SSL_CERT_", "REQUESTS_", "http_proxy", "https_proxy",
     "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
 )  # fmt: skip

@@ -3,7 +3,8 @@
 A run is a folder, run.dir/run.name:
 
     config.toml      the resolved configuration;  tokenizer.model  the tokenizer of the data
-    metrics.jsonl    see pretrain/run/metrics.py;  tensorboard/ has the same
+    metrics.jsonl    see pretrain/run/metrics.py;  tensorboard/ has the same, and with run.wandb
+                     Weights & Biases, whose files are in wandb/
     checkpoints/     see pretrain/checkpoint/
     origins.jsonl    machine, commit and day of each start
 
@@ -52,6 +53,7 @@ from pretrain.run.step import accumulate
 from pretrain.run.stop import Stop
 from pretrain.run.trace import traced
 from pretrain.run.train_row import Throughput, loss_by_window
+from pretrain.run.wandb_log import WandbLog, check_installed
 
 EACH_UP_TO = 8  # the final evaluation tries each smaller N up to this one
 
@@ -76,6 +78,7 @@ class Parts:
     optimizer: MuonAdamW
     engine: Engine
     metrics: Metrics
+    wandb: WandbLog
     guard: Guard
     throughput: Throughput
     saver: Saver
@@ -139,6 +142,7 @@ def train(config: Config, progress: bool = True) -> Path:
 def make_job(config: Config, progress: TrainProgress, cleanup: ExitStack) -> Job:
     """Opens the data, and checks everything that can be checked before the model is built."""
     torch.manual_seed(config.run.seed)
+    check_installed(config.run)
     check_rows(config, mesh.dp_size())
     source = prepare.make_source(config)
     cleanup.callback(source.close)
@@ -219,11 +223,12 @@ def build(
         resumed = ResumePoint(state.step, state.evaluated, state.rollbacks.total)
         saved = state.step if state.evaluated and not streak else None  # no need to save it again
     metrics = cleanup.enter_context(Metrics(job.folder, resumed))
+    wandb = cleanup.enter_context(WandbLog(job.folder, config, job.progress.say))
     gather = RowGather(config.parallel.timeout)
     guard = Guard(config.guard, metrics, job.progress.say, state.rollbacks.total, gather)
     throughput = Throughput(config, source, state.step, int(state.tokens))
     saver = cleanup.enter_context(Saver(job.folder, config, saved))
-    return Parts(job, model, optimizer, engine, metrics, guard, throughput, saver), state
+    return Parts(job, model, optimizer, engine, metrics, wandb, guard, throughput, saver), state
 
 
 def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
@@ -284,6 +289,7 @@ def loop(parts: Parts, state: TrainState, stop: Stop) -> SkipStreak | None:
             step_done()
     save(parts, state)
     parts.saver.wait()
+    parts.wandb.finish()  # here, where signals still stop the run
     return None
 
 
@@ -370,6 +376,8 @@ def _save_and_flush(parts: Parts, state: TrainState) -> None:
         raise UserError(
             f"{streak.what}; no checkpoint is written; the resumed run handles the skipped steps"
         )
+    parts.wandb.end()  # while the checkpoint is written
     save(parts, state)
     parts.saver.wait()
     parts.metrics.flush()
+    parts.wandb.wait()

@@ -41,6 +41,12 @@ class RunConfig:
         "data, windows or learning rates; steps, data and learning-rate schedule start afresh in "
         "any case",
     )
+    wandb: str = setting(
+        "",
+        "project of Weights & Biases that the metrics are also logged to (docs/metrics.md); "
+        "empty: none",
+        changes=True,
+    )
 
 
 @dataclass(kw_only=True)

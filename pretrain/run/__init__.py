@@ -12,6 +12,8 @@ gather.py      gathers what ranks know of their rows on rank 0
 state.py       what a checkpoint holds of a run
 stop.py        saves and ends a run on a signal;  signals.py  how signals are received
 metrics.py     the run's metrics.jsonl (docs/metrics.md);  console.py  its progress on the terminal
+scalars.py     the numbers of a row by name, for TensorBoard and Weights & Biases
+wandb_log.py   keeps a process that logs to Weights & Biases;  wandb_writer.py  that process
 train_row.py   loss and throughput of a logging step;  peak.py  the peak FLOP/s of a device
 trace.py       profiles some steps
 """

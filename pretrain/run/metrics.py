@@ -8,9 +8,8 @@ drops the lines written after its checkpoint, so that no step occurs twice (`_ke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TextIO
+from typing import NamedTuple, Self, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -18,8 +17,7 @@ from pretrain.errors import UserError
 from pretrain.files import finite, parse_json, write_atomically, writes_user_file
 from pretrain.logged import Row
 from pretrain.run.agreement import on_rank_0
-
-MAX_STRETCHES = 16  # of positions, for TensorBoard
+from pretrain.run.scalars import scalars
 
 
 class ResumePoint(NamedTuple):
@@ -65,8 +63,7 @@ class Metrics:
         with writes_user_file(self._path):
             self._file.write(text + "\n")
             self._file.flush()
-            tags = f"eval/passes_{row['passes']}" if "passes" in row else kind
-            for tag, value in _scalars(tags, row):
+            for tag, value in scalars(kind, row):
                 self._board.add_scalar(tag, value, step)
 
     def flush(self) -> None:
@@ -116,31 +113,3 @@ def _keep(row: Row, resumed: ResumePoint) -> bool:
     if row["step"] == resumed.step and row.get("kind") in ("eval", "warning"):
         return resumed.evaluated  # if not, it may be half an evaluation, and will be repeated
     return row["step"] <= resumed.step  # later steps will be repeated
-
-
-def _scalars(tag: str, value: Any) -> list[tuple[str, float]]:
-    """(tag, number) of every number in a row except its samples, inside lists and dicts too. A loss
-    by position is averaged over stretches: a window may have thousands of positions.
-    """
-    shown = isinstance(value, int | float | dict | list) and not isinstance(value, bool)
-    if not shown or tag.endswith("/samples"):
-        return []
-    if isinstance(value, int | float):
-        return [(tag, value)]
-    items: Iterable[tuple[Any, Any]]
-    if tag.endswith("/loss_per_position"):
-        items = _means(value)
-    else:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-    return [scalar for key, item in items for scalar in _scalars(f"{tag}/{key}", item)]
-
-
-def _means(losses: Sequence[float | None]) -> Iterator[tuple[int, float]]:
-    """(first position, mean) of stretches of equal length (the last may be shorter), without those
-    where nothing is scored.
-    """
-    length = -(-len(losses) // MAX_STRETCHES)
-    for begin in range(0, len(losses), max(1, length)):
-        scored = [loss for loss in losses[begin : begin + length] if loss is not None]
-        if scored:
-            yield begin, sum(scored) / len(scored)

@@ -152,7 +152,7 @@ def fingerprint(run: Run) -> str:
     data = [read() for _, read in contents(config)]
     if config.data.task != "text":
         data.append(make_task(config, config.sleep.window).fingerprint)
-    config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir)
+    config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir, wandb=usual.run.wandb)
     texts = [replace(corpus, path="") for corpus in config.data.train]
     sets = [replace(each, path="") for each in config.data.heldout_sets]
     config.data = replace(config.data, tokenizer="", train=texts, heldout="", heldout_sets=sets)

@@ -70,7 +70,8 @@ def test_a_bound_itself_is_allowed(override: str) -> None:
 
 # Repeats what the fields declare, so that neither can change without the other.
 CHANGEABLE = {
-    "run.name", "run.dir", "data.train", "data.heldout", "data.heldout_sets", "data.tokenizer",
+    "run.name", "run.dir", "run.wandb",
+    "data.train", "data.heldout", "data.heldout_sets", "data.tokenizer",
     "stories.path", "data.cache", "data.cache_gb", "data.retry",
     "parallel.tp", "parallel.cp", "parallel.cp_delta", "parallel.pp", "parallel.stages",
     "parallel.sequence_parallel", "parallel.zero", "parallel.offload", "parallel.recompute",

@@ -25,11 +25,13 @@ def says(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_open_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = says(tmp_path, "mpirun (Open MPI) 4.1.4", monkeypatch)
-    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "hsn0")
+    names = ("NCCL_SOCKET_IFNAME", "WANDB_MODE")
+    for name in names:
+        monkeypatch.setenv(name, "x")
     line = mpirun(["a", "b"], 8)
     assert line[0] == program and line[line.index("--host") + 1] == "a:8,b:8"
     assert line[line.index("-np") + 1] == "16"
-    assert line[line.index("NCCL_SOCKET_IFNAME") - 1] == "-x"
+    assert all(line[line.index(name) - 1] == "-x" for name in names)
 
 
 @pytest.mark.parametrize("name", ["HYDRA build details:", "Intel(R) MPI Library for Linux"])

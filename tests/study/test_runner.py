@@ -184,6 +184,7 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
         tmp_path / "runs" / "r0" / "checkpoints"
     )  # deleted to save space: no reason to train again
     assert is_done(tmp_path, still)
+    assert is_done(tmp_path, replace(still, overrides=("run.seed=0", "run.wandb=project")))
     changed = Run("r0", DEPO, ("run.seed=0", "sleep.passes=2"), (1, 2))
     with pytest.raises(
         UserError, match="was made with other settings or data than the study has now"
