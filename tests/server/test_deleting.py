@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,20 @@ def test_what_others_go_on_from_is_kept_until_the_last_is_deleted(
         assert marks() == 1
         client.responses.delete(two.id)
         assert marks() == 0
+
+
+def test_two_requests_that_delete_the_same(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path) as served, ThreadPoolExecutor(2) as pool:
+        client, writer, goes_on = served.client(), served.service.writer, threading.Event()
+        said = client.responses.create(input="a", max_output_tokens=2, **GREEDY)
+        writer.submit(goes_on.wait)  # until both have found it
+        asks = [pool.submit(client.responses.delete, said.id) for _ in range(2)]
+        while writer._work_queue.qsize() < 2:
+            threading.Event().wait(0.01)
+        goes_on.set()
+        assert [ask.result() for ask in asks] == [None, None]
+        with pytest.raises(openai.NotFoundError):
+            client.responses.delete(said.id)
 
 
 def test_a_conversation_whose_last_turn_is_gone(run: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import cast
 
 from fastapi import APIRouter, Request
@@ -63,8 +63,7 @@ def retrieve(id: str, http: Request) -> Response:
 def delete(id: str, http: Request) -> Response:
     """Deletes all of its choices; the one with its id last, so that a failure can be retried."""
     for i in reversed(range(len(_stored(id, http)["choices"]))):
-        with suppress(NotStored):  # evicted
-            service_of(http).delete(owner_of(http), _choice_id(id, i))
+        service_of(http).delete(owner_of(http), _choice_id(id, i))
     return JSONResponse({"id": id, "object": "chat.completion.deleted", "deleted": True})
 
 

@@ -305,12 +305,13 @@ class Service:
         self.writer.submit(function, *args).add_done_callback(_log_error)
 
     def delete(self, owner: str, id: str) -> None:
-        """Deletes an entry, after everything that is queued for writing.
+        """Deletes an entry if it is still stored, after everything that is queued for writing.
 
         Raises:
-            NotStored: there is no such entry. ApiError: 507, see `SessionStore.delete`.
+            ApiError: 507, see `SessionStore.delete`.
         """
         try:
-            self.writer.submit(self.store.delete, owner, id).result()
+            with suppress(NotStored):  # another request has deleted it meanwhile, or it is evicted
+                self.writer.submit(self.store.delete, owner, id).result()
         except NoRoom as error:
             raise _no_room(error) from None
