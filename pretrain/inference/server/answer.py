@@ -51,6 +51,7 @@ class Answer:
         self.tokens = 0
         self.finished: Finished | None = None
         self.unshown: list[TokenScore] = []  # scores of tokens whose text is held back
+        self.has_begun = False  # some text has come, perhaps only the form's space
 
     @property
     def end(self) -> Finished:
@@ -168,8 +169,9 @@ class Answers:
         answer, shows = self.each[index], bool(event.text)
         text = event.text
         form = self.start.form
-        if form is not None and not answer.said.text:
+        if form is not None and not answer.has_begun:
             text = text.removeprefix(form.space)
+        answer.has_begun |= bool(event.text)
         if isinstance(event, Said):
             answer.tokens += 1
             if self.top is not None:
