@@ -73,20 +73,6 @@ class Start:
     end: int | None = None  # tokens up to the last message's end; None: unknown
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToStore:
-    """The content of a new entry of the store, see `pretrain.inference.server.store`."""
-
-    owner: str
-    id: str
-    record: Mapping[str, Any]
-    parent: str = ""
-    form: str = ""
-    digest: str = ""
-    session: Session | None = None
-    unread: tuple[int, ...] = ()  # tokens that the session has yet to read
-
-
 @dataclass
 class Service:
     """The model and everything that belongs to it.
@@ -272,29 +258,26 @@ class Service:
 
     # ---- what is kept
 
-    def put(self, new: ToStore) -> None:
-        """Stores a session durably; then it sleeps, as soon as nothing else waits. Runs in the
-        writer's thread.
+    def put(self, entry: Entry, record: Mapping[str, Any], session: Session | None = None) -> None:
+        """Stores an entry durably; then its session sleeps, as soon as nothing else waits. Runs in
+        the writer's thread.
 
         Raises:
             ApiError: 507, there is no room for it.
         """
-        session = new.session
-        tokens = len(new.unread) + (session.position if session else 0)
-        facts = asdict(Facts.of(session)) if session else {}
-        entry = Entry(
-            new.id, new.owner, new.parent, new.form, new.digest, tokens, new.unread, facts
-        )
         try:
-            self.store.put(entry, new.record, session)
+            self.store.put(entry, record, session)
         except NoRoom as error:
             raise _no_room(error) from None
         if session is not None and session.pending:
             self.engine.sleep_later(session, partial(self._put_slept, entry, session))
 
-    async def put_in_order(self, new: ToStore) -> None:
+    async def put_in_order(
+        self, entry: Entry, record: Mapping[str, Any], session: Session | None = None
+    ) -> None:
         """Calls `put` after everything that is already queued for writing."""
-        await asyncio.get_running_loop().run_in_executor(self.writer, self.put, new)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self.writer, self.put, entry, record, session)
 
     def _put_slept(self, entry: Entry, session: Session) -> None:
         slept = replace(entry, facts=asdict(Facts.of(session)))
