@@ -45,8 +45,7 @@ class Update:
 class Answer:
     """One of a request's answers, as generated so far."""
 
-    def __init__(self, start: Start) -> None:
-        self.start = start
+    def __init__(self) -> None:
         self.said = wire.Generated()
         self.tokens = 0
         self.finished: Finished | None = None
@@ -83,7 +82,7 @@ class Answers:
     ) -> None:
         form = start.form
         self.service, self.start, self.top = service, start, top
-        self.each = [Answer(start) for _ in range(count)]
+        self.each = [Answer() for _ in range(count)]
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         post = partial(_post, asyncio.get_running_loop(), self._events)
         self._before = (_asleep(start.session), start.session.position)
@@ -103,7 +102,6 @@ class Answers:
                     service.tokenizer.vocab_size,
                 ),
                 TextDecoder(service.tokenizer, (*(form.stops if form else ()), *stops)),
-                service.tokenizer.encode,
                 most,
                 ends,
                 partial(post, i),

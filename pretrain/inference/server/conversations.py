@@ -45,8 +45,9 @@ class Conversation:
     metadata: dict[str, str]
 
     @staticmethod
-    def stored(service: Service, owner: str, id: str) -> Conversation:
-        """ApiError 404: it is not stored, or not for this owner."""
+    def stored(http: Request, id: str) -> Conversation:
+        """ApiError 404: it is not stored, or not for the request's owner."""
+        service, owner = service_of(http), owner_of(http)
         try:
             entry, record = service.store.record(owner, id)
         except NotStored:
@@ -149,7 +150,7 @@ async def create(request: ConversationRequest, http: Request) -> Response:
 
 @router.get("/v1/conversations/{id}")
 def retrieve(id: str, http: Request) -> Response:
-    return JSONResponse(Conversation.stored(service_of(http), owner_of(http), id).shown)
+    return JSONResponse(Conversation.stored(http, id).shown)
 
 
 @router.post("/v1/conversations/{id}")
@@ -158,7 +159,7 @@ async def update(id: str, request: ConversationRequest, http: Request) -> Respon
         raise bad_request("Add items at /v1/conversations/{id}/items.", "items")
     if request.metadata is None:
         raise bad_request("Missing required parameter: 'metadata'.", "metadata")
-    conversation = Conversation.stored(service_of(http), owner_of(http), id)
+    conversation = Conversation.stored(http, id)
     with conversation.locked():
         conversation.metadata = request.metadata
         await conversation.save()
@@ -170,7 +171,7 @@ async def delete(id: str, http: Request) -> Response:
     """Deletes the name, and turns without an id of their own; responses stay until they are deleted
     or evicted.
     """
-    conversation = Conversation.stored(service_of(http), owner_of(http), id)
+    conversation = Conversation.stored(http, id)
     with conversation.locked():
         await asyncio.to_thread(conversation.service.delete, conversation.owner, id)
     return JSONResponse({"id": id, "object": "conversation.deleted", "deleted": True})
@@ -178,7 +179,7 @@ async def delete(id: str, http: Request) -> Response:
 
 @router.post("/v1/conversations/{id}/items")
 async def add_items(id: str, request: ItemsRequest, http: Request) -> Response:
-    conversation = Conversation.stored(service_of(http), owner_of(http), id)
+    conversation = Conversation.stored(http, id)
     with conversation.locked():
         read = _read(conversation.service, conversation.owner, http, request.items, conversation)
         await conversation.move(await read)
@@ -192,7 +193,7 @@ def items(
     id: str, http: Request, limit: int = 20, order: str = "desc", after: str | None = None
 ) -> Response:
     """The messages, as far back as they are stored."""
-    conversation = Conversation.stored(service_of(http), owner_of(http), id)
+    conversation = Conversation.stored(http, id)
     lineage = conversation.service.store.lineage(conversation.owner, conversation.head)
     return page(lineage, limit, order, after)
 

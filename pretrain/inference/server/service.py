@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from pretrain.errors import UserError
@@ -98,10 +99,6 @@ class Service:
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store")
     )
 
-    @property
-    def window(self) -> int:
-        return self.decoder.model.sleep.window
-
     def form_of(self, variables: Mapping[str, Any] | None) -> ChatForm:
         """The form with a request's variables of the chat template. ApiError: they cannot be
         set.
@@ -160,7 +157,8 @@ class Service:
         prefix is not read again.
         """
         N = passes or self.decoder.model.sleep.passes
-        known = digests.digests(digests.begin(N, self.until, form.key), turns)
+        before = digests.begin(N, self.until, form.key)
+        known = [*accumulate(turns, digests.digest, initial=before)]
         while (found := self.store.longest(owner, known)) is not None:
             read, entry = found
             try:
@@ -250,7 +248,7 @@ class Service:
         for i, turn in enumerate(turns[read:], read + 1):
             start.digest = digests.digest(start.digest, turn) if start.digest else ""
             end = ends.get(i, 0)
-            if end - kept >= self.window and start.digest:
+            if end - kept >= self.decoder.model.sleep.window and start.digest:
                 start.marks.append(Mark(end, start.digest, tuple(turns[begin:i])))
                 kept, begin = end, i
         start.end, start.turns = ends.get(len(turns)), tuple(turns[begin:])
