@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.serving import NAME, serving
+from tests.server.serving import NAME, serving, until
 
 GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0}
 LONG = "the window sleeps and the memory writes what the day has read " * 3
@@ -71,8 +71,7 @@ def test_two_requests_that_delete_the_same(run: Path, tmp_path: Path) -> None:
         said = client.responses.create(input="a", max_output_tokens=2, **GREEDY)
         writer.submit(goes_on.wait)  # until both have found it
         asks = [pool.submit(client.responses.delete, said.id) for _ in range(2)]
-        while writer._work_queue.qsize() < 2:
-            threading.Event().wait(0.01)
+        until(lambda: writer._work_queue.qsize() == 2)
         goes_on.set()
         assert [ask.result() for ask in asks] == [None, None]
         with pytest.raises(openai.NotFoundError):
