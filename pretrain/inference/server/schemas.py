@@ -143,14 +143,15 @@ class StreamOptions(Request):
 
 def _is_prompt(given: Any) -> bool:
     """One text, or the ids of its tokens."""
-    return isinstance(given, str) or (
-        isinstance(given, list) and bool(given) and all(type(i) is int for i in given)
-    )
+    return isinstance(given, str) or (isinstance(given, list) and {*map(type, given)} == {int})
 
 
 def _prompts(given: Any) -> Any:
-    prompts = [given] if _is_prompt(given) else given
-    if not isinstance(prompts, list) or not all(map(_is_prompt, prompts)):
+    if _is_prompt(given):
+        prompts = [given]
+    elif isinstance(given, list) and all(map(_is_prompt, given)):
+        prompts = given
+    else:
         raise PydanticCustomError(
             "prompt", "must be a string, a list of strings, a list of token ids, or a list of those"
         )
