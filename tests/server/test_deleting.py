@@ -78,6 +78,26 @@ def test_two_requests_that_delete_the_same(run: Path, tmp_path: Path) -> None:
             client.responses.delete(said.id)
 
 
+def test_a_conversation_that_is_described_while_its_last_turn_is_deleted(
+    run: Path, tmp_path: Path
+) -> None:
+    with serving(run, tmp_path) as served, ThreadPoolExecutor(2) as pool:
+        client, writer, goes_on = served.client(), served.service.writer, threading.Event()
+        conversation = client.conversations.create()
+        ask: Any = {"conversation": conversation.id, "max_output_tokens": 2, **GREEDY}
+        client.responses.create(input="one", **ask)
+        two = client.responses.create(input="two", **ask)
+        writer.submit(goes_on.wait)
+        pool.submit(client.responses.delete, two.id)
+        until(lambda: writer._work_queue.qsize() == 1)
+        described = pool.submit(client.conversations.update, conversation.id, metadata={"a": "b"})
+        until(lambda: writer._work_queue.qsize() == 2)
+        goes_on.set()
+        assert described.result().metadata == {"a": "b"}
+        client.responses.create(input="three", **ask)  # it goes on from the first turn
+        assert len(client.conversations.items.list(conversation.id).data) == 4
+
+
 def test_a_conversation_whose_last_turn_is_gone(run: Path, tmp_path: Path) -> None:
     """It ends with the turn before; if that is missing, the error names the conversation."""
     with serving(run, tmp_path) as served:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -95,8 +95,21 @@ class Conversation:
         await self.save()
 
     async def save(self) -> None:
+        await self.service.in_order(self._put)
+
+    async def describe(self, metadata: dict[str, str]) -> None:
+        """Replaces its metadata."""
+        self.metadata = metadata
+        await self.service.in_order(self._put_again)
+
+    def _put(self) -> None:
         record = {"created_at": self.created, "metadata": self.metadata}
-        await self.service.put_in_order(Entry(self.id, self.owner, self.head), record)
+        self.service.put(Entry(self.id, self.owner, self.head), record)
+
+    def _put_again(self) -> None:
+        with suppress(NotStored):  # its last turn may have been deleted meanwhile
+            self.head = self.service.store.entry(self.owner, self.id).parent
+        self._put()
 
 
 async def _read(
@@ -161,8 +174,7 @@ async def update(id: str, request: ConversationRequest, http: Request) -> Respon
         raise bad_request("Missing required parameter: 'metadata'.", "metadata")
     conversation = Conversation.stored(http, id)
     with conversation.locked():
-        conversation.metadata = request.metadata
-        await conversation.save()
+        await conversation.describe(request.metadata)
     return JSONResponse(conversation.shown)
 
 

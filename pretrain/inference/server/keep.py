@@ -40,12 +40,12 @@ class Keeper:
         end, text = answer.end, answer.said.text
         known = self.start.digest and digest(self.start.digest, Turn("assistant", text))
         new = self._new(id, self.start.turns, known, end.session, end.unread, text, shown)
-        await self.service.put_in_order(*new)
+        await self.service.in_order(self.service.put, *new)
 
     async def items(self, id: str, session: Session) -> None:
         """Stores the session after messages without an answer."""
         new = self._new(id, self.start.turns, self.start.digest, session)
-        await self.service.put_in_order(*new)
+        await self.service.in_order(self.service.put, *new)
 
     def _new(
         self,

@@ -270,12 +270,9 @@ class Service:
         if session is not None and session.pending:
             self.engine.sleep_later(session, partial(self._put_slept, entry, session))
 
-    async def put_in_order(
-        self, entry: Entry, record: Mapping[str, Any], session: Session | None = None
-    ) -> None:
-        """Calls `put` after everything that is already queued for writing."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.writer, self.put, entry, record, session)
+    async def in_order(self, function: Callable[..., object], *args: Any) -> None:
+        """Calls a function in the writer's thread, after everything that is queued there."""
+        await asyncio.get_running_loop().run_in_executor(self.writer, function, *args)
 
     def _put_slept(self, entry: Entry, session: Session) -> None:
         slept = replace(entry, facts=asdict(Facts.of(session)))
