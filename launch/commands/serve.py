@@ -80,21 +80,12 @@ KEY = "HYPNOS_API_KEY"
 )
 def serve(
     folder: Path,
-    host: str,
-    port: int,
     name: str | None,
     api_keys: Path | None,
     store: Path | None,
     store_gb: int,
-    batch: int,
-    queue: int,
-    max_tokens: int,
-    answer_limit: int,
     max_body_mb: int,
-    chat_template: Path | None,
-    chat_template_kwargs: dict[str, Any] | None,
-    until: float,
-    precision: str,
+    **options: Any,
 ) -> None:
     try:
         import fastapi  # noqa: F401
@@ -109,16 +100,11 @@ def serve(
 
     from pretrain.inference.server.run import Options, serve
 
-    options = Options(
-        host=host, port=port, name=name or folder.resolve().name,
-        store=store or _home(folder) / "sessions", store_bytes=store_gb * 10**9, keys=keys,
-        batch=batch,
-        queue=queue, max_tokens=max_tokens, answer_limit=answer_limit,
-        max_body=max_body_mb * 10**6,
-        chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, until=until,
-        precision=precision,
-    )  # fmt: skip
-    serve(folder, options, tell)
+    options |= {
+        "name": name or folder.resolve().name, "keys": keys, "max_body": max_body_mb * 10**6,
+        "store": store or _home(folder) / "sessions", "store_bytes": store_gb * 10**9,
+    }  # fmt: skip
+    serve(folder, Options(**options), tell)
 
 
 def _home(folder: Path) -> Path:

@@ -6,6 +6,7 @@ As tested with transformers 5.23, xllamacpp 2026.10 (llama.cpp), mlx-lm 0.32, mi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from parallel.shape import UNIT_EPS
@@ -17,7 +18,7 @@ from pretrain.errors import UserError
 ENGINES = ("transformers", "mistral.rs", "llama.cpp (gguf)", "mlx-lm", "vLLM")
 
 
-def interval(layers: list[str]) -> int | None:
+def interval(layers: Sequence[str]) -> int | None:
     """n, if exactly the last of every n blocks is attention; None: another layout."""
     if "attention" not in layers:
         return None
@@ -36,7 +37,7 @@ def reasons(config: Config) -> dict[str, str | None]:
         "transformers": None,
         "mistral.rs": _mistral_rs(config) if "attention" in model.layers else None,
         "llama.cpp (gguf)": _llama_cpp(model) if "delta" in model.layers else None,
-        "mlx-lm": None if interval(list(model.layers)) else not_last,
+        "mlx-lm": None if interval(model.layers) else not_last,
         "vLLM": _vllm(model) if "delta" in model.layers else None,
     }
 

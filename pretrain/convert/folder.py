@@ -105,11 +105,9 @@ def write_tensors(path: Path, specs: Sequence[Spec], tensors: Iterator[Tensor]) 
             del tensor  # before the next is made
 
 
-def write_shards(
-    folder: Path, specs: Sequence[Spec], tensors: Iterator[Tensor], max_shard: int = MAX_SHARD
-) -> None:
+def write_shards(folder: Path, specs: Sequence[Spec], tensors: Iterator[Tensor]) -> None:
     """Writes model.safetensors, or numbered files if it is large, like transformers."""
-    shards = list(_cut(specs, max_shard))
+    shards = list(_cut(specs))
     if len(shards) == 1:
         write_tensors(folder / SINGLE, shards[0], tensors)
         return
@@ -122,10 +120,10 @@ def write_shards(
     write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
 
 
-def _cut(specs: Sequence[Spec], max_shard: int) -> Iterator[list[Spec]]:
+def _cut(specs: Sequence[Spec]) -> Iterator[list[Spec]]:
     shard: list[Spec] = []
     for spec in specs:
-        if shard and sum(s.nbytes for s in shard) + spec.nbytes > max_shard:
+        if shard and sum(s.nbytes for s in shard) + spec.nbytes > MAX_SHARD:
             yield shard
             shard = []
         shard.append(spec)

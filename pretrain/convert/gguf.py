@@ -219,7 +219,7 @@ def _describe(
     writer.add_ssm_inner_size(model.delta_values)
     recurrent = [kind == "delta" for kind in model.layers]
     writer.add_array(f"{ARCHITECTURE}.attention.recurrent_layers", recurrent)
-    if every := engines.interval(list(model.layers)):
+    if every := engines.interval(model.layers):
         writer.add_full_attention_interval(every)
     _describe_tokenizer(writer, said)
 

@@ -115,7 +115,7 @@ def _write(run: Path, config: Config, weights: Iterator[Tensor]) -> None:
     parts = [part for packed in packed_tensors(config.model) for part in packed.parts]
     make_draft(run, 0)
     file = draft_dir(run, 0) / tensor_file("model", 0)
-    write_tensors(file, [Spec(*part) for part in parts], weights)
+    write_tensors(file, [Spec(*part) for part in parts], map(Tensor.float, weights))
     sync(file)
     slices = {part.name: {file.name: Slice.share(part.shape, {})} for part in parts}
     written = Part({file.name: describe(file)}, {"model": slices})

@@ -8,14 +8,12 @@ from pathlib import Path
 import torch
 
 from parallel import mesh
-from parallel.slices import all_finite
 from pretrain.checkpoint import load_model
 from pretrain.config.run_folder import configuration_of
 from pretrain.config.schema import Config
 from pretrain.convert import qwen3_5
 from pretrain.convert.folder import DTYPE_OF, TensorFolder
 from pretrain.convert.names import packed_tensors
-from pretrain.errors import UserError
 from pretrain.model.sleep import SleepLM
 
 
@@ -37,19 +35,10 @@ def open_model(
     mesh.initialize(alone=True)
     config = configuration_of(folder, qwen3_5.from_json(folder), overrides)
     model = SleepLM(config.model, config.sleep).to(dtype)
-    load_weights(folder, model)
-    return model, config
-
-
-@torch.no_grad()
-def load_weights(folder: Path, model: SleepLM) -> None:
-    """Fills a model that is whole on this rank from an export's safetensors, one by one."""
     parameters = dict(model.named_parameters())
-    with TensorFolder(folder) as tensors:
-        for packed in packed_tensors(model.config):
-            whole = tensors.get(packed.name, packed.shape)
-            if not all_finite(whole):
-                raise UserError(f"{folder}: tensor {packed.name} is not finite")
-            for part, value in zip(packed.parts, packed.unpack(whole), strict=True):
-                parameters.pop(part.name).copy_(value)
+    names = (part.name for packed in packed_tensors(config.model) for part in packed.parts)
+    with TensorFolder(folder) as tensors, torch.no_grad():
+        for name, value in zip(names, qwen3_5.weights(tensors, config), strict=True):
+            parameters.pop(name).copy_(value)
     assert not parameters, parameters.keys()
+    return model, config

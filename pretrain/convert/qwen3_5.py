@@ -61,7 +61,7 @@ def to_json(config: Config, step: int) -> dict[str, Any]:
         step: of the run, when the weights were saved.
     """
     model, sleep = config.model, config.sleep
-    every = engines.interval(list(model.layers))
+    every = engines.interval(model.layers)
     return {
         "architectures": ["Qwen3_5ForCausalLM"],
         "model_type": MODEL_TYPE,
@@ -186,16 +186,14 @@ def middle_half(blocks: int) -> dict[str, Any]:
 
 
 def weights(tensors: TensorFolder, config: Config) -> Iterator[Tensor]:
-    """Our parameters in the order of `packed_tensors`, fp32, read one by one."""
+    """Our parameters in the order of `packed_tensors`, in their dtype, read one by one."""
     prefix = _prefix(tensors)
     for packed in packed_tensors(config.model):
         name = packed.name.replace("model.", prefix, 1)
         whole = tensors.get(name, packed.shape)  # memory-mapped
         if not all_finite(whole):
             raise UserError(f"{tensors.folder}: tensor {name} is not finite")
-        for value in packed.unpack(whole):
-            yield value.float()
-            del value
+        yield from packed.unpack(whole)
 
 
 def left_out(tensors: TensorFolder, config: Config) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +147,8 @@ def _of_bytes(model: FastModel) -> Vocabulary:
 
 def _cut(described: dict[str, Any]) -> str:
     """llama.cpp's name for a tokenizer.json's pre-tokenizer. ValueError: it has none."""
-    bpe, steps = described["model"], _steps(described["pre_tokenizer"])
+    bpe, cuts = described["model"], described["pre_tokenizer"]
+    steps = cuts["pretokenizers"] if cuts["type"] == "Sequence" else [cuts]
     pattern: str | None
     match steps:
         case [{"type": "ByteLevel"} as only] if only.get("use_regex", True):
@@ -169,9 +169,3 @@ def _cut(described: dict[str, Any]) -> str:
     if known is None:
         raise ValueError(f"llama.cpp does not know how it splits texts: {pattern}")
     return known
-
-
-def _steps(pre_tokenizer: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    if pre_tokenizer["type"] == "Sequence":
-        return list(pre_tokenizer["pretokenizers"])
-    return [pre_tokenizer]

@@ -245,8 +245,8 @@ class _TokenAttention:
         self.into = _side_by_side(a.q.weight, a.k.weight, a.v.weight, a.gate.weight)
         self.bias = self._bias(a)
         self.H, self.Hkv, self.head = a.heads, a.kv_heads, a.head_dim
-        self.parts = [(a.heads + a.kv_heads) * a.head_dim, a.kv_heads * a.head_dim]
-        self.parts.append(a.heads * a.head_dim)
+        queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        self.parts = [queries + keys, keys, queries]
         self.norm = self._norm(a)
         self.out = _Out(a.out)
 

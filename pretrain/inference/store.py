@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, safe_open, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from parallel import mesh
@@ -59,7 +59,8 @@ def save_session(
     Returns:
         the file's size in bytes.
     Raises:
-        UserError: it cannot be written. ValueError: the session spans several ranks.
+        UserError: it cannot be written, or its notes are too long. ValueError: the session spans
+            several ranks.
     """
     if mesh.tp_size() > 1:
         raise ValueError("a session is saved by one process: run the model with tp = 1")
@@ -77,12 +78,15 @@ def save_session(
         "sampler": sampler and [asdict(sampler.sampling), sampler.vocab_size, sampler.drawn],
         "notes": dict(notes or {}),
     }
-    said = json.dumps(facts)
-    content = save(tensors, {"session": said, "sha256": _checksum(said, tensors)})
+    # unescaped: the header, which is limited, escapes it again
+    said = json.dumps(facts, ensure_ascii=False)
     try:
+        content = save(tensors, {"session": said, "sha256": _checksum(said, tensors)})
         write_atomically(path, content)
     except OSError as error:
         raise UserError(not_written(path, error)) from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from None
     return len(content)
 
 
@@ -93,10 +97,10 @@ def load_session(path: Path, decoder: Decoder) -> Saved:
         UserError: names the file: it is missing, damaged, or belongs to another model.
     """
     try:
-        content = read_whole(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        content = read_whole(path)  # once: it may be replaced at any moment
         tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header.get("__metadata__") or {}
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:

@@ -112,7 +112,7 @@ def test_the_card_says_what_a_window_leaves(
 
 def test_shards(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(model)
-    monkeypatch.setattr(folder.write_shards, "__defaults__", (40_000,))
+    monkeypatch.setattr(folder, "MAX_SHARD", 40_000)
     export(write_run(tmp_path / "run", settings), tmp_path / "out")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()

@@ -63,7 +63,7 @@ def test_out_and_in_and_out_again(
     tied: bool, shard: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config(model, layers=ADAD, tie_embeddings=tied)
-    monkeypatch.setattr(folder.write_shards, "__defaults__", (shard,))
+    monkeypatch.setattr(folder, "MAX_SHARD", shard)
     export(write_run(tmp_path / "run", settings), tmp_path / "first")
     assert not import_folder(tmp_path / "first", tmp_path / "again")
     export(tmp_path / "again", tmp_path / "second")

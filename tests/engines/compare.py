@@ -146,7 +146,7 @@ def make(name: str, settings: Config, folder: Path) -> Case:
     job = {
         "folder": str(folder / "hf"),
         "gguf": str(folder / "model.gguf"),
-        "interval": engines.interval(list(settings.model.layers)),
+        "interval": engines.interval(settings.model.layers),
         "vocabulary": settings.model.vocab_size,
         "ids": ids,
         "prompt": PROMPT,

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from pretrain.errors import UserError
+from pretrain.files import read_whole
+from pretrain.inference import store
 from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Sampler, Sampling
 from pretrain.inference.session import Session, read_together
@@ -84,6 +86,40 @@ def test_every_byte_is_checked(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         with pytest.raises(UserError, match=f"^{path}: "):
             load_session(path, decoder)
+
+
+def test_a_file_that_is_replaced_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server replaces a session when it has slept; whoever reads it meanwhile gets one of the
+    two.
+    """
+    decoder, path = make_decoder(), tmp_path / "s"
+    session = Session(decoder)
+    session.read(IDS[:4])
+    save_session(path, session)
+
+    def read_before(path: Path) -> bytes:
+        content = read_whole(path)
+        session.read(IDS[4:5])
+        save_session(path, session)
+        return content
+
+    monkeypatch.setattr(store, "read_whole", read_before)
+    assert load_session(path, decoder).session.position == 4
+
+
+def test_long_notes(tmp_path: Path) -> None:
+    """In any script they take as many bytes as in UTF-8: the format limits their length."""
+    session, path = Session(make_decoder()), tmp_path / "s"
+    empty = save_session(path, session, notes={"said": ""})
+    for letter in "aя語😀":
+        text = letter * 1000
+        assert save_session(path, session, notes={"said": text}) - empty < len(text.encode()) + 8
+        assert load_session(path, session.decoder).notes == {"said": text}
+    with pytest.raises(UserError, match=f"^{path}: cannot be written: .*header too large"):
+        save_session(path, session, notes={"said": "a" * 10**8})
+    assert load_session(path, session.decoder).notes == {"said": text}
 
 
 def test_what_is_no_session_is_refused(tmp_path: Path) -> None:

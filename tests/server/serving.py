@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,14 @@ class Serving:
         return self.clients.enter_context(
             openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
         )
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds; it must hold soon."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it does not hold"
+        threading.Event().wait(0.01)
 
 
 async def nothing() -> None:

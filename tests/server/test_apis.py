@@ -252,6 +252,21 @@ def test_a_stop_string_ends_an_answer_and_is_not_remembered(client: openai.OpenA
     assert after.usage.input_tokens_details.cached_tokens == remembered
 
 
+def test_only_the_first_space_is_not_the_answers(
+    served: Serving, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is indented stays so, however many tokens its spaces are."""
+    tokenizer = served.service.tokenizer
+    space, letter = tokenizer.encode(" ")[-1], tokenizer.encode("a")[-1]
+
+    def choose(self: Sampler, logits: Tensor, seen: Any, said: Any, barred: Any) -> Choice:
+        return Choice(letter if said[space] == 3 else space, None, [])
+
+    monkeypatch.setattr(Sampler, "choose", choose)
+    said = client.chat.completions.create(messages=asked("so"), max_tokens=5, **GREEDY)
+    assert said.choices[0].message.content == "  aa"
+
+
 def test_responses_fork_from_any_earlier_id(client: openai.OpenAI) -> None:
     first = client.responses.create(input=LONG, instructions="Be brief.", **GREEDY)
     assert first.status == "incomplete" and first.incomplete_details

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.server.serving import NAME, serving
+from tests.server.serving import NAME, serving, until
 
 GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0}
 LONG = "the window sleeps and the memory writes what the day has read " * 3
@@ -61,6 +63,39 @@ def test_what_others_go_on_from_is_kept_until_the_last_is_deleted(
         assert marks() == 1
         client.responses.delete(two.id)
         assert marks() == 0
+
+
+def test_two_requests_that_delete_the_same(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path) as served, ThreadPoolExecutor(2) as pool:
+        client, writer, goes_on = served.client(), served.service.writer, threading.Event()
+        said = client.responses.create(input="a", max_output_tokens=2, **GREEDY)
+        writer.submit(goes_on.wait)  # until both have found it
+        asks = [pool.submit(client.responses.delete, said.id) for _ in range(2)]
+        until(lambda: writer._work_queue.qsize() == 2)
+        goes_on.set()
+        assert [ask.result() for ask in asks] == [None, None]
+        with pytest.raises(openai.NotFoundError):
+            client.responses.delete(said.id)
+
+
+def test_a_conversation_that_is_described_while_its_last_turn_is_deleted(
+    run: Path, tmp_path: Path
+) -> None:
+    with serving(run, tmp_path) as served, ThreadPoolExecutor(2) as pool:
+        client, writer, goes_on = served.client(), served.service.writer, threading.Event()
+        conversation = client.conversations.create()
+        ask: Any = {"conversation": conversation.id, "max_output_tokens": 2, **GREEDY}
+        client.responses.create(input="one", **ask)
+        two = client.responses.create(input="two", **ask)
+        writer.submit(goes_on.wait)
+        pool.submit(client.responses.delete, two.id)
+        until(lambda: writer._work_queue.qsize() == 1)
+        described = pool.submit(client.conversations.update, conversation.id, metadata={"a": "b"})
+        until(lambda: writer._work_queue.qsize() == 2)
+        goes_on.set()
+        assert described.result().metadata == {"a": "b"}
+        client.responses.create(input="three", **ask)  # it goes on from the first turn
+        assert len(client.conversations.items.list(conversation.id).data) == 4
 
 
 def test_a_conversation_whose_last_turn_is_gone(run: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from pretrain.inference.server.answer import Answers
 from pretrain.inference.server.job import Facts, Reading
 from pretrain.inference.server.schemas import CompletionRequest
-from tests.server.serving import NAME, Serving, serving
+from tests.server.serving import NAME, Serving, serving, until
 
 ASK: dict[str, Any] = {"model": NAME, "temperature": 0}
 
@@ -203,10 +202,7 @@ def test_a_conversation_has_one_answer_at_a_time(served: Serving) -> None:
         next(iter(stream))
         with pytest.raises(openai.ConflictError):
             client.responses.create(**ask)
-    for _ in range(100):  # until the server notices that the client is gone
-        if conversation.id not in served.service.locked:
-            break
-        threading.Event().wait(0.05)
+    until(lambda: conversation.id not in served.service.locked)  # it sees that the client is gone
     assert client.responses.create(**ask).output_text is not None
     assert len(client.conversations.items.list(conversation.id).data) == 2
 
@@ -242,13 +238,6 @@ def gone(served: Serving) -> float:
 def test_a_client_that_goes_away_frees_its_place(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def until(true: Callable[[], bool]) -> None:
-        for _ in range(600):
-            if true():
-                return
-            threading.Event().wait(0.05)
-        raise AssertionError("an answer goes on that nobody waits for")
-
     with serving(run, tmp_path) as served:  # its own, as other tests' clients also go away
         monkeypatch.setattr(served.service.tokenizer, "eos", -1)  # no answer ends by itself
 

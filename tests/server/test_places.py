@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,9 @@ from pretrain.inference.memory import SessionMemory
 from pretrain.inference.sampling import Choice, Sampler
 from pretrain.inference.server.engine import log
 from pretrain.model.hybrid import HybridLM
-from tests.server.serving import NAME, Serving, serving
+from tests.server.serving import NAME, Serving, serving, until
 
 ASK: dict[str, Any] = {"model": NAME, "temperature": 0, "prompt": "a"}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits until the condition holds; it must hold soon."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "it does not hold"
-        threading.Event().wait(0.01)
 
 
 @contextmanager

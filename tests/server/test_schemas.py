@@ -56,6 +56,17 @@ def test_what_is_no_prompt_is_told_what_one_is(prompt: Any) -> None:
     assert "a string, a list of strings, a list of token ids" in detail["message"]
 
 
+@pytest.mark.parametrize(
+    ("schema", "param"),
+    [(ChatRequest, "messages"), (ResponsesRequest, "input"), (ItemsRequest, "items")],
+)
+def test_token_ids_in_place_of_messages_are_one_error(schema: type[Request], param: str) -> None:
+    """A million errors would take the server half a minute and gigabytes."""
+    with pytest.raises(ValidationError) as refused:
+        schema.model_validate({"model": "m", param: [7] * 1000})
+    assert sum(error["loc"][0] == param for error in refused.value.errors()) == 1
+
+
 def test_param_holds_names_of_fields_alone() -> None:
     def param(schema: type[Request], **given: Any) -> str:
         with pytest.raises(ValidationError) as refused:

@@ -45,12 +45,12 @@ class Update:
 class Answer:
     """One of a request's answers, as generated so far."""
 
-    def __init__(self, start: Start) -> None:
-        self.start = start
+    def __init__(self) -> None:
         self.said = wire.Generated()
         self.tokens = 0
         self.finished: Finished | None = None
         self.unshown: list[TokenScore] = []  # scores of tokens whose text is held back
+        self.has_begun = False  # some text has come, perhaps only the form's space
 
     @property
     def end(self) -> Finished:
@@ -82,7 +82,7 @@ class Answers:
     ) -> None:
         form = start.form
         self.service, self.start, self.top = service, start, top
-        self.each = [Answer(start) for _ in range(count)]
+        self.each = [Answer() for _ in range(count)]
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         post = partial(_post, asyncio.get_running_loop(), self._events)
         self._before = (_asleep(start.session), start.session.position)
@@ -102,7 +102,6 @@ class Answers:
                     service.tokenizer.vocab_size,
                 ),
                 TextDecoder(service.tokenizer, (*(form.stops if form else ()), *stops)),
-                service.tokenizer.encode,
                 most,
                 ends,
                 partial(post, i),
@@ -168,8 +167,9 @@ class Answers:
         answer, shows = self.each[index], bool(event.text)
         text = event.text
         form = self.start.form
-        if form is not None and not answer.said.text:
+        if form is not None and not answer.has_begun:
             text = text.removeprefix(form.space)
+        answer.has_begun |= bool(event.text)
         if isinstance(event, Said):
             answer.tokens += 1
             if self.top is not None:

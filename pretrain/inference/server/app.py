@@ -130,23 +130,24 @@ class Gate:
         headers = dict(scope["headers"])
         scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         owner = _hashed(key.strip()) if scheme.lower() == "bearer" else ""
-        if self.keys and owner not in self.keys and scope["path"] not in OPEN:
-            error = ApiError(
-                401, "Incorrect API key provided: send 'Authorization: Bearer KEY'.",
-                code="invalid_api_key",
-            )  # fmt: skip
-            await error.response()(scope, receive, send)
-            return
-        if not self.keys and _host(headers) not in LOCAL:  # DNS rebinding by another site's page
-            error = ApiError(403, "Without API keys this server only answers at localhost.")
+        if (error := self._refusal(owner, scope["path"], headers)) is not None:
             await error.response()(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner
+        await self.app(scope, self._measured(receive), send)
+
+    def _refusal(self, owner: str, path: str, headers: Mapping[bytes, bytes]) -> ApiError | None:
+        if self.keys and owner not in self.keys and path not in OPEN:
+            return ApiError(
+                401, "Incorrect API key provided: send 'Authorization: Bearer KEY'.",
+                code="invalid_api_key",
+            )  # fmt: skip
+        if not self.keys and _host(headers) not in LOCAL:  # DNS rebinding by another site's page
+            return ApiError(403, "Without API keys this server only answers at localhost.")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.max_body:
-            await self._too_large(scope, receive, send)
-            return
-        await self.app(scope, self._measured(receive), send)
+            return ApiError(413, f"{self._limit}.")
+        return None
 
     def _measured(self, receive: Receive) -> Receive:
         """Limits a body without a declared length, or one that never ends."""
@@ -166,10 +167,6 @@ class Gate:
             return message
 
         return measured
-
-    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = ApiError(413, f"{self._limit}.")
-        await error.response()(scope, receive, send)
 
     @property
     def _limit(self) -> str:

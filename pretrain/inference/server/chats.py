@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import cast
 
 from fastapi import APIRouter, Request
@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from pretrain.inference.chat import Turn
 from pretrain.inference.server import wire
-from pretrain.inference.server.answer import Answers, Update
+from pretrain.inference.server.answer import Answers
 from pretrain.inference.server.errors import ApiError, not_found
 from pretrain.inference.server.http import (
     ALIVE,
@@ -63,8 +63,7 @@ def retrieve(id: str, http: Request) -> Response:
 def delete(id: str, http: Request) -> Response:
     """Deletes all of its choices; the one with its id last, so that a failure can be retried."""
     for i in reversed(range(len(_stored(id, http)["choices"]))):
-        with suppress(NotStored):  # evicted
-            service_of(http).delete(owner_of(http), _choice_id(id, i))
+        service_of(http).delete(owner_of(http), _choice_id(id, i))
     return JSONResponse({"id": id, "object": "chat.completion.deleted", "deleted": True})
 
 
@@ -113,28 +112,26 @@ class _Said:
         pulse = Pulse()
         try:
             for i in range(len(self.answers.each)):
-                yield self._chunk(i, {"role": "assistant", "content": "", "refusal": None})
+                begin = {"role": "assistant", "content": "", "refusal": None}
+                yield self._chunk(wire.chat_choice(i, begin))
             async with aclosing(self.answers.updates()) as updates:
                 async for update in updates:
                     if update.text or update.scores:
-                        yield self._text(update)
+                        delta = {"content": update.text}
+                        yield self._chunk(wire.chat_choice(update.index, delta, update.scores))
                     elif pulse.due():
                         yield ALIVE
             await self._kept()
             for i, answer in enumerate(self.answers.each):
-                yield self._chunk(i, {}, finish_reason=answer.said.finish_reason)
+                reason = answer.said.finish_reason
+                yield self._chunk(wire.chat_choice(i, {}, finish_reason=reason))
             if self.request.stream_options and self.request.stream_options.include_usage:
-                rest = (self.id, self.created, self.request)
-                yield wire.event(wire.chat_chunks(*rest, [], self.answers.usage))
+                yield self._chunk(usage=self.answers.usage)
         except ApiError as error:
             yield wire.event(error.body)
         finally:
             self.answers.give_up()
         yield wire.DONE
 
-    def _text(self, update: Update) -> str:
-        return self._chunk(update.index, {"content": update.text}, scores=update.scores)
-
-    def _chunk(self, index: int, delta: wire.Json, **rest: object) -> str:
-        said = wire.chat_chunk(self.id, self.created, self.request, index, delta, **rest)  # type: ignore[arg-type]
-        return wire.event(said)
+    def _chunk(self, *choices: wire.Json, usage: wire.Usage | None = None) -> str:
+        return wire.event(wire.chat_chunk(self.id, self.created, self.request, choices, usage))

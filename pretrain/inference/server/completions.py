@@ -84,8 +84,10 @@ class _Said:
                 text = self.echoes[p] + answer.said.text
                 index, reason = p * self.n + i, answer.said.finish_reason
                 choices.append(wire.completion_choice(index, text, scores, reason, Offsets()))
-        usage = sum((a.usage for a in self.asked), Usage.none())
-        return wire.completion(self.id, self.created, self.request, choices, usage)
+        return wire.completion(self.id, self.created, self.request, choices, self._usage())
+
+    def _usage(self) -> Usage:
+        return sum((answers.usage for answers in self.asked), Usage())
 
     async def events(self) -> AsyncGenerator[str]:
         """Streams prompt by prompt; the output of later prompts waits meanwhile."""
@@ -110,8 +112,7 @@ class _Said:
                             wire.completion_choice(index, text, scores, reason, begun[index])
                         )
             if self.request.stream_options and self.request.stream_options.include_usage:
-                usage = sum((a.usage for a in self.asked), Usage.none())
-                yield wire.event(wire.completion(self.id, self.created, self.request, [], usage))
+                yield self._chunk(usage=self._usage())
         except ApiError as error:
             yield wire.event(error.body)
         finally:
@@ -119,5 +120,5 @@ class _Said:
                 answers.give_up()
         yield wire.DONE
 
-    def _chunk(self, choice: wire.Json) -> str:
-        return wire.event(wire.completion(self.id, self.created, self.request, [choice], None))
+    def _chunk(self, *choices: wire.Json, usage: Usage | None = None) -> str:
+        return wire.event(wire.completion(self.id, self.created, self.request, choices, usage))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -24,7 +25,7 @@ from pretrain.inference.server.schemas import (
     Message,
     SamplingRequest,
 )
-from pretrain.inference.server.service import Service, ToStore
+from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import TURN, Entry, NotStored, new_id
 
 router = APIRouter()
@@ -32,15 +33,21 @@ KIND = "conv"
 MAX_PAGE = 100
 
 
+@dataclass
 class Conversation:
-    """A stored conversation: an entry of the store whose parent is its last turn.
+    """A conversation: an entry of the store whose parent is its last turn."""
 
-    Raises:
-        ApiError: 404, it is not stored, or not for this owner.
-    """
+    service: Service
+    owner: str
+    id: str
+    head: str  # its last turn; "": none yet
+    created: int
+    metadata: dict[str, str]
 
-    def __init__(self, service: Service, owner: str, id: str) -> None:
-        self.service, self.owner, self.id = service, owner, id
+    @staticmethod
+    def stored(http: Request, id: str) -> Conversation:
+        """ApiError 404: it is not stored, or not for the request's owner."""
+        service, owner = service_of(http), owner_of(http)
         try:
             entry, record = service.store.record(owner, id)
         except NotStored:
@@ -48,17 +55,9 @@ class Conversation:
         if not id.startswith(KIND):
             raise not_found("Conversation", id, "conversation")
         service.store.touch(id)
-        self.head, self.created = entry.parent, int(record["created_at"])
-        self.metadata: dict[str, str] = record["metadata"]
-
-    @staticmethod
-    async def new(
-        service: Service, owner: str, metadata: dict[str, str], head: str
-    ) -> Conversation:
-        id = new_id(KIND)
-        record = {"created_at": int(time.time()), "metadata": metadata}
-        await service.put_in_order(ToStore(owner=owner, id=id, parent=head, record=record))
-        return Conversation(service, owner, id)
+        return Conversation(
+            service, owner, id, entry.parent, int(record["created_at"]), record["metadata"]
+        )
 
     @property
     def shown(self) -> wire.Json:
@@ -96,9 +95,21 @@ class Conversation:
         await self.save()
 
     async def save(self) -> None:
+        await self.service.in_order(self._put)
+
+    async def describe(self, metadata: dict[str, str]) -> None:
+        """Replaces its metadata."""
+        self.metadata = metadata
+        await self.service.in_order(self._put_again)
+
+    def _put(self) -> None:
         record = {"created_at": self.created, "metadata": self.metadata}
-        new = ToStore(owner=self.owner, id=self.id, parent=self.head, record=record)
-        await self.service.put_in_order(new)
+        self.service.put(Entry(self.id, self.owner, self.head), record)
+
+    def _put_again(self) -> None:
+        with suppress(NotStored):  # its last turn may have been deleted meanwhile
+            self.head = self.service.store.entry(self.owner, self.id).parent
+        self._put()
 
 
 async def _read(
@@ -143,13 +154,16 @@ _READING = SamplingRequest(model="")
 async def create(request: ConversationRequest, http: Request) -> Response:
     service, owner = service_of(http), owner_of(http)
     head = await _read(service, owner, http, request.items) if request.items else ""
-    conversation = await Conversation.new(service, owner, request.metadata or {}, head)
+    conversation = Conversation(
+        service, owner, new_id(KIND), head, int(time.time()), request.metadata or {}
+    )
+    await conversation.save()
     return JSONResponse(conversation.shown)
 
 
 @router.get("/v1/conversations/{id}")
 def retrieve(id: str, http: Request) -> Response:
-    return JSONResponse(Conversation(service_of(http), owner_of(http), id).shown)
+    return JSONResponse(Conversation.stored(http, id).shown)
 
 
 @router.post("/v1/conversations/{id}")
@@ -158,10 +172,9 @@ async def update(id: str, request: ConversationRequest, http: Request) -> Respon
         raise bad_request("Add items at /v1/conversations/{id}/items.", "items")
     if request.metadata is None:
         raise bad_request("Missing required parameter: 'metadata'.", "metadata")
-    conversation = Conversation(service_of(http), owner_of(http), id)
+    conversation = Conversation.stored(http, id)
     with conversation.locked():
-        conversation.metadata = request.metadata
-        await conversation.save()
+        await conversation.describe(request.metadata)
     return JSONResponse(conversation.shown)
 
 
@@ -170,7 +183,7 @@ async def delete(id: str, http: Request) -> Response:
     """Deletes the name, and turns without an id of their own; responses stay until they are deleted
     or evicted.
     """
-    conversation = Conversation(service_of(http), owner_of(http), id)
+    conversation = Conversation.stored(http, id)
     with conversation.locked():
         await asyncio.to_thread(conversation.service.delete, conversation.owner, id)
     return JSONResponse({"id": id, "object": "conversation.deleted", "deleted": True})
@@ -178,7 +191,7 @@ async def delete(id: str, http: Request) -> Response:
 
 @router.post("/v1/conversations/{id}/items")
 async def add_items(id: str, request: ItemsRequest, http: Request) -> Response:
-    conversation = Conversation(service_of(http), owner_of(http), id)
+    conversation = Conversation.stored(http, id)
     with conversation.locked():
         read = _read(conversation.service, conversation.owner, http, request.items, conversation)
         await conversation.move(await read)
@@ -192,7 +205,7 @@ def items(
     id: str, http: Request, limit: int = 20, order: str = "desc", after: str | None = None
 ) -> Response:
     """The messages, as far back as they are stored."""
-    conversation = Conversation(service_of(http), owner_of(http), id)
+    conversation = Conversation.stored(http, id)
     lineage = conversation.service.store.lineage(conversation.owner, conversation.head)
     return page(lineage, limit, order, after)
 

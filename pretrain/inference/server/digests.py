@@ -7,7 +7,6 @@ produces the same digests, whatever tokens the model generated it in.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 from pretrain.inference.chat import Turn
 
@@ -23,14 +22,6 @@ def digest(before: str, turn: Turn) -> str:
     """The digest after one more message."""
     content = turn.content.encode()
     return _hash(f"{before} {turn.speaker} {len(content)} ".encode() + content)
-
-
-def digests(before: str, turns: Iterable[Turn]) -> list[str]:
-    """The digests before the first message, after it, and so on to the last."""
-    found = [before]
-    for turn in turns:
-        found.append(digest(found[-1], turn))
-    return found
 
 
 def _hash(content: bytes) -> str:

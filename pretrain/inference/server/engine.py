@@ -160,8 +160,7 @@ class Engine:
         """One token of each answer that can continue, in one forward pass; chooses the next
         ones.
         """
-        answering = [job for job in self._active if job.next is not None]
-        jobs = [job for job in answering if not job.session.pending]
+        jobs = [job for job in self._active if job.next is not None and not job.session.pending]
         if not jobs:
             return
         try:
@@ -188,7 +187,7 @@ class Engine:
         job.emit(Said(text, choice, Facts.of(job.session)))
         if job.stream.stopped is not None:  # the session is kept without the stop string
             job.session = job.safe or job.session
-            self._finish(job, "stop", "", job.encode(job.tail))
+            self._finish(job, "stop", "", job.stream.tokenizer.encode(job.tail))
         elif job.count == job.most:
             self._finish(job, "length", job.stream.finish(), (choice.token,))
         elif not job.stream.holds:

@@ -86,7 +86,6 @@ class Job:
     tokens     to read first, at least one
     marks      (tokens read, function): places where the function gets a copy of the session
     stream     turns the answer's tokens into text
-    encode     text to tokens
     most       maximum tokens of the answer
     least      minimum tokens of the answer before it may end
     ends       tokens that end it, and are not part of it
@@ -98,7 +97,6 @@ class Job:
     tokens: Sequence[int]
     sampler: Sampler
     stream: TextDecoder
-    encode: Callable[[str], list[int]]
     most: int
     ends: Collection[int]
     emit: Callable[[Event], None]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 from pretrain.inference.chat import Turn
 from pretrain.inference.server.answer import Answer
 from pretrain.inference.server.digests import digest
-from pretrain.inference.server.service import Mark, Service, Start, ToStore
-from pretrain.inference.server.store import MARK, new_id
+from pretrain.inference.server.job import Facts
+from pretrain.inference.server.service import Mark, Service, Start
+from pretrain.inference.server.store import MARK, Entry, new_id
 from pretrain.inference.session import Session
 
 
@@ -26,9 +27,9 @@ class Keeper:
 
     def mark(self, mark: Mark, session: Session) -> None:
         """Stores the session at a mark in the input; called in the engine's thread."""
-        new = self._entry(new_id(MARK), mark.turns, mark.digest, session)
-        self.service.write_later(self.service.put, new)
-        self.parent = new.id
+        id = new_id(MARK)
+        self.service.write_later(self.service.put, *self._new(id, mark.turns, mark.digest, session))
+        self.parent = id
 
     async def answer(self, id: str, answer: Answer, shown: dict[str, Any] | None) -> None:
         """Stores the session after an answer. shown: the object that is returned for its id later.
@@ -38,26 +39,28 @@ class Keeper:
         """
         end, text = answer.end, answer.said.text
         known = self.start.digest and digest(self.start.digest, Turn("assistant", text))
-        new = self._entry(id, self.start.turns, known, end.session, text, shown)
-        await self.service.put_in_order(replace(new, unread=end.unread))
+        new = self._new(id, self.start.turns, known, end.session, end.unread, text, shown)
+        await self.service.in_order(self.service.put, *new)
 
     async def items(self, id: str, session: Session) -> None:
         """Stores the session after messages without an answer."""
-        new = self._entry(id, self.start.turns, self.start.digest, session)
-        await self.service.put_in_order(new)
+        new = self._new(id, self.start.turns, self.start.digest, session)
+        await self.service.in_order(self.service.put, *new)
 
-    def _entry(
+    def _new(
         self,
         id: str,
         turns: Sequence[Turn],
         known: str,
         session: Session,
+        unread: tuple[int, ...] = (),
         answer: str | None = None,
         shown: dict[str, Any] | None = None,
-    ) -> ToStore:
+    ) -> tuple[Entry, dict[str, Any], Session]:
+        """The arguments of `Service.put`."""
         assert self.start.form is not None, "what is kept is a conversation"
-        return ToStore(
-            owner=self.owner, id=id, parent=self.parent, form=self.start.form.key, digest=known,
-            session=session,
-            record={"turns": [list(turn) for turn in turns], "answer": answer, "object": shown},
-        )  # fmt: skip
+        tokens, facts = session.position + len(unread), asdict(Facts.of(session))
+        entry = Entry(
+            id, self.owner, self.parent, self.start.form.key, known, tokens, unread, facts
+        )
+        return entry, {"turns": [*map(list, turns)], "answer": answer, "object": shown}, session

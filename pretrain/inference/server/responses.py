@@ -41,7 +41,7 @@ async def create(request: ResponsesRequest, http: Request) -> Response:
     with ExitStack() as stack:
         conversation = None
         if request.conversation is not None:
-            conversation = Conversation(service, owner, request.conversation.id)
+            conversation = Conversation.stored(http, request.conversation.id)
             stack.enter_context(conversation.locked())
         start = await asyncio.to_thread(_start, service, owner, request, conversation)
         stored = request.store is not False

@@ -92,7 +92,9 @@ class Message(Request):
     content: Annotated[Text, BeforeValidator(_text_of)]
 
 
-TokenId = Annotated[int, Field(ge=0)]
+# One error is told: a million token ids in place of messages would otherwise give a million.
+Messages = Annotated[list[Message], Field(fail_fast=True)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -111,7 +113,7 @@ class SamplingRequest(Request):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(default=None, ge=0)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
@@ -141,14 +143,15 @@ class StreamOptions(Request):
 
 def _is_prompt(given: Any) -> bool:
     """One text, or the ids of its tokens."""
-    return isinstance(given, str) or (
-        isinstance(given, list) and bool(given) and all(type(i) is int for i in given)
-    )
+    return isinstance(given, str) or (isinstance(given, list) and {*map(type, given)} == {int})
 
 
 def _prompts(given: Any) -> Any:
-    prompts = [given] if _is_prompt(given) else given
-    if not isinstance(prompts, list) or not all(map(_is_prompt, prompts)):
+    if _is_prompt(given):
+        prompts = [given]
+    elif isinstance(given, list) and all(map(_is_prompt, given)):
+        prompts = given
+    else:
         raise PydanticCustomError(
             "prompt", "must be a string, a list of strings, a list of token ids, or a list of those"
         )
@@ -189,7 +192,7 @@ class ChatRequest(SamplingRequest):
         "prediction": (), "reasoning_effort": (), "verbosity": (), "web_search_options": (),
     }  # fmt: skip
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages = Field(min_length=1)
     chat_template_kwargs: Variables | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -235,7 +238,7 @@ class ResponsesRequest(SamplingRequest):
         "truncation": ("auto", "disabled"), "context_management": (),
     }  # fmt: skip
 
-    input: Annotated[list[Message], BeforeValidator(_items)] = Field(default_factory=list)
+    input: Annotated[Messages, BeforeValidator(_items)] = Field(default_factory=list)
     instructions: Text | None = None
     chat_template_kwargs: Variables | None = None
     previous_response_id: Text | None = None

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from pretrain.errors import UserError
@@ -73,20 +74,6 @@ class Start:
     end: int | None = None  # tokens up to the last message's end; None: unknown
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToStore:
-    """The content of a new entry of the store, see `pretrain.inference.server.store`."""
-
-    owner: str
-    id: str
-    record: Mapping[str, Any]
-    parent: str = ""
-    form: str = ""
-    digest: str = ""
-    session: Session | None = None
-    unread: tuple[int, ...] = ()  # tokens that the session has yet to read
-
-
 @dataclass
 class Service:
     """The model and everything that belongs to it.
@@ -111,10 +98,6 @@ class Service:
     writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store")
     )
-
-    @property
-    def window(self) -> int:
-        return self.decoder.model.sleep.window
 
     def form_of(self, variables: Mapping[str, Any] | None) -> ChatForm:
         """The form with a request's variables of the chat template. ApiError: they cannot be
@@ -174,7 +157,8 @@ class Service:
         prefix is not read again.
         """
         N = passes or self.decoder.model.sleep.passes
-        known = digests.digests(digests.begin(N, self.until, form.key), turns)
+        before = digests.begin(N, self.until, form.key)
+        known = [*accumulate(turns, digests.digest, initial=before)]
         while (found := self.store.longest(owner, known)) is not None:
             read, entry = found
             try:
@@ -264,7 +248,7 @@ class Service:
         for i, turn in enumerate(turns[read:], read + 1):
             start.digest = digests.digest(start.digest, turn) if start.digest else ""
             end = ends.get(i, 0)
-            if end - kept >= self.window and start.digest:
+            if end - kept >= self.decoder.model.sleep.window and start.digest:
                 start.marks.append(Mark(end, start.digest, tuple(turns[begin:i])))
                 kept, begin = end, i
         start.end, start.turns = ends.get(len(turns)), tuple(turns[begin:])
@@ -272,29 +256,23 @@ class Service:
 
     # ---- what is kept
 
-    def put(self, new: ToStore) -> None:
-        """Stores a session durably; then it sleeps, as soon as nothing else waits. Runs in the
-        writer's thread.
+    def put(self, entry: Entry, record: Mapping[str, Any], session: Session | None = None) -> None:
+        """Stores an entry durably; then its session sleeps, as soon as nothing else waits. Runs in
+        the writer's thread.
 
         Raises:
             ApiError: 507, there is no room for it.
         """
-        session = new.session
-        tokens = len(new.unread) + (session.position if session else 0)
-        facts = asdict(Facts.of(session)) if session else {}
-        entry = Entry(
-            new.id, new.owner, new.parent, new.form, new.digest, tokens, new.unread, facts
-        )
         try:
-            self.store.put(entry, new.record, session)
+            self.store.put(entry, record, session)
         except NoRoom as error:
             raise _no_room(error) from None
         if session is not None and session.pending:
             self.engine.sleep_later(session, partial(self._put_slept, entry, session))
 
-    async def put_in_order(self, new: ToStore) -> None:
-        """Calls `put` after everything that is already queued for writing."""
-        await asyncio.get_running_loop().run_in_executor(self.writer, self.put, new)
+    async def in_order(self, function: Callable[..., object], *args: Any) -> None:
+        """Calls a function in the writer's thread, after everything that is queued there."""
+        await asyncio.get_running_loop().run_in_executor(self.writer, function, *args)
 
     def _put_slept(self, entry: Entry, session: Session) -> None:
         slept = replace(entry, facts=asdict(Facts.of(session)))
@@ -305,12 +283,13 @@ class Service:
         self.writer.submit(function, *args).add_done_callback(_log_error)
 
     def delete(self, owner: str, id: str) -> None:
-        """Deletes an entry, after everything that is queued for writing.
+        """Deletes an entry if it is still stored, after everything that is queued for writing.
 
         Raises:
-            NotStored: there is no such entry. ApiError: 507, see `SessionStore.delete`.
+            ApiError: 507, see `SessionStore.delete`.
         """
         try:
-            self.writer.submit(self.store.delete, owner, id).result()
+            with suppress(NotStored):  # another request has deleted it meanwhile, or it is evicted
+                self.writer.submit(self.store.delete, owner, id).result()
         except NoRoom as error:
             raise _no_room(error) from None

@@ -22,7 +22,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,12 @@ class Entry:
     id: str
     owner: str  # "" for clients without a key
     parent: str  # the id that it continues, "" at the beginning; a conversation's last turn
-    form: str  # the key of its messages' form, see `chat`
-    digest: str  # of all messages read so far, see `digests`; "" if unknown
-    tokens: int  # of the conversation
-    unread: tuple[int, ...]  # the last of them, which the session has yet to read
-    facts: Mapping[str, int]  # state of the session, see `job.Facts`; empty: a conversation's name
+    form: str = ""  # the key of its messages' form, see `chat`
+    digest: str = ""  # of all messages read so far, see `digests`; "" if unknown
+    tokens: int = 0  # of the conversation
+    unread: tuple[int, ...] = ()  # the last of them, which the session has yet to read
+    # state of the session, see `job.Facts`; empty: a conversation's name
+    facts: Mapping[str, int] = field(default_factory=dict)
 
 
 # Kinds of internal ids: a turn that only a conversation has, or a further choice of a chat; and a
@@ -184,7 +185,7 @@ class SessionStore:
 
     # ---- writing
 
-    def put(self, entry: Entry, record: Mapping[str, Any], session: Session | None) -> None:
+    def put(self, entry: Entry, record: Mapping[str, Any], session: Session | None = None) -> None:
         """Stores an entry durably, replacing an earlier one with that id.
 
         Raises:
@@ -228,7 +229,7 @@ class SessionStore:
         for child in self._children(id):
             if not child.facts:  # a conversation's name
                 record = _read_notes(self._path(child))[0]["record"]
-                self.put(replace(child, parent=self._turn_before(gone)), record, None)
+                self.put(replace(child, parent=self._turn_before(gone)), record)
         self._drop(id)
         while gone.parent.startswith((TURN, MARK)) and not self._children(gone.parent):
             parent = self._entries.get(gone.parent)

@@ -6,7 +6,8 @@ import codecs
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 from typing import Any
 
 from pretrain.inference.server.schemas import ChatRequest, CompletionRequest, ResponsesRequest
@@ -39,21 +40,14 @@ class Generated:
 class Usage:
     """Token counts of a request. Beyond OpenAI's: tokens read awake, and passes of sleep."""
 
-    cached: int  # read by an earlier request, whose session was continued
-    prompt: int  # of the input, read now
-    completion: int  # of the answer
-    wake_tokens: int  # that went through a wake pass now
-    sleep_passes: int  # over the windows that this request filled
-
-    @staticmethod
-    def none() -> Usage:
-        return Usage(0, 0, 0, 0, 0)
+    cached: int = 0  # read by an earlier request, whose session was continued
+    prompt: int = 0  # of the input, read now
+    completion: int = 0  # of the answer
+    wake_tokens: int = 0  # that went through a wake pass now
+    sleep_passes: int = 0  # over the windows that this request filled
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
-
-    def _values(self) -> tuple[int, ...]:
-        return self.cached, self.prompt, self.completion, self.wake_tokens, self.sleep_passes
+        return Usage(*map(add, astuple(self), astuple(other)))
 
     def _ours(self) -> Json:
         return {"wake_tokens": self.wake_tokens, "sleep_passes": self.sleep_passes}
@@ -181,9 +175,7 @@ def chat(
             {
                 "index": i,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": {"content": [score(s) for s in choice.scores], "refusal": None}
-                if request.logprobs
-                else None,
+                "logprobs": _chat_logprobs(choice.scores) if request.logprobs else None,
                 "finish_reason": choice.finish_reason,
             }
             for i, choice in enumerate(choices)
@@ -193,21 +185,24 @@ def chat(
     }  # fmt: skip
 
 
+def _chat_logprobs(scores: Sequence[TokenScore]) -> Json:
+    return {"content": [score(s) for s in scores], "refusal": None}
+
+
+def chat_choice(
+    index: int, delta: Json, scores: Sequence[TokenScore] = (), finish_reason: str | None = None
+) -> Json:
+    """A choice of a chunk."""
+    logprobs = _chat_logprobs(scores) if scores else None
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
 def chat_chunk(
-    id: str, created: int, request: ChatRequest, index: int, delta: Json,
-    scores: Sequence[TokenScore] = (), finish_reason: str | None = None,
-) -> Json:  # fmt: skip
-    logprobs = {"content": [score(s) for s in scores], "refusal": None} if scores else None
-    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-    return chat_chunks(id, created, request, [choice])
-
-
-def chat_chunks(
-    id: str, created: int, request: ChatRequest, choices: list[Json], usage: Usage | None = None
+    id: str, created: int, request: ChatRequest, choices: Sequence[Json], usage: Usage | None
 ) -> Json:
     body: Json = {
         "id": id, "object": "chat.completion.chunk", "created": created, "model": request.model,
-        "choices": choices,
+        "choices": list(choices),
     }  # fmt: skip
     return body if usage is None else body | {"usage": usage.of_completion()}
 
