@@ -18,6 +18,7 @@ from launch.site import Site
 from pretrain.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("slurm.sbatch")
+WHERE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # the variables that say where to submit
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,13 @@ def submit(text: str, path: Path) -> str:
     if shutil.which("sbatch") is None:
         raise UserError("--submit: there is no sbatch here; run it on a login node of the cluster")
     path.write_text(text)
-    # if this is itself an array task or a restarted job, sbatch would pass these on
-    others = ("SLURM_ARRAY_", "SLURM_RESTART_COUNT")
-    environment = {name: os.environ[name] for name in os.environ if not name.startswith(others)}
+    # Within another job, sbatch would pass on what describes that one, and srun take it as options:
+    # ranks would be bound to the processors of that job's step.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in WHERE or not name.startswith(("SLURM", "PMI"))
+    }
     command = ["sbatch", "--parsable", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

@@ -31,10 +31,16 @@ def limited(cluster: Cluster, two_ranks: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.usefixtures("limited")
-def test_two_nodes(cluster: Cluster, two_ranks: Path) -> None:
-    """A run from submission to its end is recorded, with a log of each rank."""
+def test_two_nodes(cluster: Cluster, two_ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run from submission, within another job's step, to its end is recorded, with a log of each
+    rank.
+    """
     run = Run(cluster, "whole")
-    run.submit()
+    step = {"SLURM_CPUS_PER_TASK": "64", "SLURM_CPU_BIND": "quiet,mask_cpu:0xF0000000000000"}
+    with monkeypatch.context() as within:
+        for name, value in (step | {"SLURM_PROCID": "7", "SLURM_MEM_PER_CPU": "9000000"}).items():
+            within.setenv(name, value)
+        run.submit()
     run.until_over("COMPLETED")
     (start,) = run.starts
     assert start.nodes == ("n0", "n1") and start.ranks == 2 and start.end is not None

@@ -263,17 +263,18 @@ def test_hosts_that_cannot_start_the_command(
     assert start("n1", str(away)) == 75
 
 
-def test_a_job_that_another_submits_is_no_task_of_its_array(
+def test_a_job_that_another_submits_takes_nothing_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sbatch passes its environment on, and so the script would requeue the wrong job."""
     sbatch = tmp_path / "sbatch"
-    sbatch.write_text("#!/bin/sh\necho ${SLURM_ARRAY_JOB_ID-18}${SLURM_RESTART_COUNT-}\n")
+    sbatch.write_text("#!/bin/sh\necho $(env | grep -c -e ^SLURM -e ^PMI)$SLURM_CONF\n")
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert submit("", tmp_path / "job.sbatch") == "18"
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CPU_BIND", "PMIX_RANK"):
+        monkeypatch.setenv(name, "17")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    assert submit("", tmp_path / "job.sbatch") == "1/etc/slurm.conf"
 
 
 def test_submit_without_sbatch(
