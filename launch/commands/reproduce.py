@@ -167,9 +167,13 @@ def _texts(folder: Path, task: str) -> list[str]:
     """Overrides with the paths of a task's tokenizer and text shards. `folder` is absolute, so that
     they are valid wherever a run is started.
     """
+    from pretrain.config.load import to_toml
+
     tokenizer, shards = f"data.tokenizer={folder / 'tokenizer.model'}", folder / "shards"
-    train, heldout = f'data.train=[{{path = "{shards / "train"}"}}]', shards / "heldout"
-    return [tokenizer, train, f"data.heldout={heldout}"] if task == "text" else [tokenizer]
+    train = f"data.train={to_toml([{'path': str(shards / 'train')}])}"
+    return (
+        [tokenizer, train, f"data.heldout={shards / 'heldout'}"] if task == "text" else [tokenizer]
+    )
 
 
 def _dry_texts(folder: Path, task: str, overrides: list[str]) -> list[str]:
