@@ -100,7 +100,7 @@ class Ranks:
         self.folder, self.began = folder, time.monotonic()
         given = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"} | (env or {})
         if rank_0_has_store:
-            given["MASTER_PORT"] = str(_free_port())
+            given["MASTER_PORT"] = str(free_port())
         else:
             self._store = listen("127.0.0.1")
             given |= {
@@ -191,7 +191,8 @@ class Ranks:
         return "\n".join(self.told(r) for r in range(len(self.processes)))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -25,6 +25,7 @@ from launch.preflight.verdict import named, of_rates, of_reports
 from launch.world import World
 from pretrain.errors import UserError
 from pretrain.exit_status import UNFIT
+from tests.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
 SOUND = Report(
@@ -209,12 +210,6 @@ def test_a_container_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(doctor, "has_gpu", lambda: False)
     (found,) = faults.driver({"SLURM_STEP_GPUS": "0,1"})
     assert found.state == "fail" and "no NVIDIA driver answers" in found.found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from pretrain.exit_status import PEER_GONE, USER_ERROR
 from tests.layouts import broken
-from tests.ranks import ROOT, Ranks
+from tests.ranks import ROOT, Ranks, free_port
 
 CONFIG = str(ROOT / "configs/depo-small.toml")
 SLACK = 30.0  # seconds that two ranks may take to start on a busy machine
@@ -131,7 +131,7 @@ def test_a_rank_that_never_comes_is_missed(
         "RANK": "0",
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
+        "MASTER_PORT": str(free_port()),
         "PYTHONPATH": str(ROOT),
     }
     command = [
