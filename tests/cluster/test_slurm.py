@@ -36,10 +36,9 @@ def test_two_nodes(cluster: Cluster, two_ranks: Path, monkeypatch: pytest.Monkey
     rank.
     """
     run = Run(cluster, "whole")
-    step = {"SLURM_CPUS_PER_TASK": "64", "SLURM_CPU_BIND": "quiet,mask_cpu:0xF0000000000000"}
-    with monkeypatch.context() as within:
-        for name, value in (step | {"SLURM_PROCID": "7", "SLURM_MEM_PER_CPU": "9000000"}).items():
-            within.setenv(name, value)
+    with monkeypatch.context() as within:  # which srun would take as options
+        for name in ("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE", "SLURM_CPU_BIND", "SLURM_PROCID"):
+            within.setenv(name, "7")
         run.submit()
     run.until_over("COMPLETED")
     (start,) = run.starts
