@@ -10,12 +10,12 @@ they were independent.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
+from benchmarks.command import described
 from pretrain.study.fit import fit_loss, with_intervals
 from pretrain.study.law import LossLaw, Points
 from pretrain.tables import table
@@ -47,9 +47,7 @@ def covered(points: Points) -> tuple[bool, bool]:
 
 def main() -> None:
     """Prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--ladders", type=int, default=60, metavar="N")
     count = parser.parse_args().ladders
     rows = []

@@ -112,9 +112,8 @@ def measured(config: Config) -> tuple[float, float]:
         model, optimizer, zero=config.parallel.zero, precision="fp32", microbatches=M,
         tied=model.tied,
     )  # fmt: skip
-    each = config.train.batch // mesh.dp_size() // M
-    whole = rows(config, each * M)
-    parts = [whole.rows(m * each, (m + 1) * each) for m in range(M)]
+    whole = rows(config, config.train.batch // mesh.dp_size())
+    parts = whole.split(M)
     scored = whole.targets.numel() * mesh.dp_size()
     took, by = [], []
     for _ in range(STEPS + 1):

@@ -59,7 +59,7 @@ def microbatches(p: Plan) -> list[Batch]:
     """The rows of a step. Only the last window is scored; the others are slept over."""
     whole = random_rows(p.microbatches * p.rows, p.windows, p.window, p.vocabulary)
     whole.targets[:, : -p.window] = IGNORE
-    return [whole.rows(m * p.rows, (m + 1) * p.rows) for m in range(p.microbatches)]
+    return whole.split(p.microbatches)
 
 
 def train(model: SleepLM, parts: list[Batch], policy: str, passes: int) -> None:

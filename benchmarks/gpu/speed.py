@@ -172,7 +172,7 @@ def step(s: Size, rows: int) -> None:
     optimizer = MuonAdamW(model.named_parameters(), OptimizerConfig())
     engine = Engine(model, optimizer, zero=1, precision="bf16", microbatches=s.microbatches)
     batch = s.batch(rows * s.microbatches)
-    parts = [batch.rows(m * rows, (m + 1) * rows) for m in range(s.microbatches)]
+    parts = batch.split(s.microbatches)
     parallel = ParallelConfig(recompute="none")
 
     def run() -> None:

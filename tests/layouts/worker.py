@@ -21,7 +21,7 @@ from pretrain.run.step import accumulate
 from tests import gathered
 from tests.layouts.cases import Case, Layout
 from tests.layouts.planted import planted
-from tests.layouts.problem import ROWS, STEPS, Problem, Solution
+from tests.layouts.problem import STEPS, Problem, Solution
 
 
 class Watched(MuonAdamW):
@@ -57,14 +57,10 @@ def solve(problem: Problem, layout: Layout) -> Solution:
         tp=layout.tp, cp=layout.cp, pp=layout.pp, zero=layout.zero, recompute=layout.recompute
     )
     found, lanes = Solution(), CarriedState.empty(layout.microbatches)
-    share = ROWS // layout.dp
     for step in range(STEPS):
         whole = problem.batch(step)
-        mine, part = (
-            whole.rows(mesh.dp_rank() * share, (mesh.dp_rank() + 1) * share),
-            share // layout.microbatches,
-        )
-        parts = [mine.rows(m * part, (m + 1) * part) for m in range(layout.microbatches)]
+        mine = whole.split(layout.dp)[mesh.dp_rank()]
+        parts = mine.split(layout.microbatches)
         scored = int((whole.targets != IGNORE).sum())
         outputs = accumulate(engine, net, parts, lanes.states, scored, parallel)
         lanes = CarriedState([out.state for out in outputs], mine.carries)

@@ -20,11 +20,10 @@ def train(zero: int, precision: str, microbatches: int, steps: int) -> reference
     losses, norms = [], []
     for step in range(steps):
         whole = reference.batch(step)
-        scored, share = int((whole.targets != IGNORE).sum()), 4 // mesh.dp_size()
-        mine = whole.rows(mesh.dp_rank() * share, (mesh.dp_rank() + 1) * share)
-        part, total = share // microbatches, torch.zeros(())
-        for m in range(microbatches):
-            loss = engine(mine.rows(m * part, (m + 1) * part)).loss
+        scored, total = int((whole.targets != IGNORE).sum()), torch.zeros(())
+        mine = whole.split(mesh.dp_size())[mesh.dp_rank()]
+        for part in mine.split(microbatches):
+            loss = engine(part).loss
             engine.backward(loss, scored)
             total += loss.detach() / scored
         engine.step()
