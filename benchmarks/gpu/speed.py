@@ -26,7 +26,6 @@ from torch import Tensor
 from benchmarks.command import described
 from benchmarks.gpu.record import device, is_tiny, record, seconds
 from benchmarks.gpu.sizes import SIZES, Size, size
-from benchmarks.hybrid import hybrid
 from parallel import mesh
 from parallel.engine import Engine
 from pretrain.config.schema import OptimizerConfig, ParallelConfig
@@ -154,6 +153,8 @@ def memory(s: Size, rows: int) -> None:
 
 def transformers(s: Size, rows: int) -> None:
     """The same sizes in transformers."""
+    from benchmarks.hybrid import hybrid
+
     with device():
         model = hybrid(s.model()).to(torch.bfloat16)
     tokens = s.batch(rows).tokens.view(rows * s.windows, s.window).to(device())
