@@ -78,8 +78,8 @@ def save_session(
         "sampler": sampler and [asdict(sampler.sampling), sampler.vocab_size, sampler.drawn],
         "notes": dict(notes or {}),
     }
-    # unescaped: the header, which is limited, escapes it again
-    said = json.dumps(facts, ensure_ascii=False)
+    # only lone surrogates are escaped: the header, which is limited, escapes all of it again
+    said = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace").decode()
     try:
         content = save(tensors, {"session": said, "sha256": _checksum(said, tensors)})
         write_atomically(path, content)

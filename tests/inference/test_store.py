@@ -122,6 +122,13 @@ def test_long_notes(tmp_path: Path) -> None:
     assert load_session(path, session.decoder).notes == {"said": text}
 
 
+def test_notes_of_a_path_that_is_not_utf_8(tmp_path: Path) -> None:
+    session, path = Session(make_decoder()), tmp_path / "s"
+    notes = {"of": "\udcff", "\udcfe": "ä\\u"}
+    save_session(path, session, notes=notes)
+    assert load_session(path, session.decoder).notes == notes
+
+
 def test_what_is_no_session_is_refused(tmp_path: Path) -> None:
     decoder, path = make_decoder(), tmp_path / "s"
     with pytest.raises(UserError, match="cannot be read: No such file"):
