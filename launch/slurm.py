@@ -18,7 +18,7 @@ from launch.site import Site
 from pretrain.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("slurm.sbatch")
-WHERE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # the variables that say where to submit
+WHERE = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}  # the variables that say where to submit
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,13 @@ def submit(text: str, path: Path) -> str:
     if shutil.which("sbatch") is None:
         raise UserError("--submit: there is no sbatch here; run it on a login node of the cluster")
     path.write_text(text)
-    # Within another job, sbatch would pass on what describes that one, and srun take it as options:
-    # ranks would be bound to the processors of that job's step.
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name in WHERE or not name.startswith(("SLURM", "PMI"))
-    }
+    environment = dict(os.environ)
+    if "SLURM_JOB_ID" in environment:
+        # sbatch would pass on what describes the job in which this runs, and srun take it as
+        # options: ranks would be bound to the processors of that job's step
+        others = [name for name in environment if name.startswith(("SLURM", "PMI"))]
+        for name in set(others) - WHERE:
+            del environment[name]
     command = ["sbatch", "--parsable", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

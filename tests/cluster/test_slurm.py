@@ -37,7 +37,7 @@ def test_two_nodes(cluster: Cluster, two_ranks: Path, monkeypatch: pytest.Monkey
     """
     run = Run(cluster, "whole")
     with monkeypatch.context() as within:  # which srun would take as options
-        for name in ("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE", "SLURM_CPU_BIND", "SLURM_PROCID"):
+        for name in ("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE", "SLURM_CPU_BIND", "SLURM_JOB_ID"):
             within.setenv(name, "7")
         run.submit()
     run.until_over("COMPLETED")

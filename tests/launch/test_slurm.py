@@ -274,6 +274,8 @@ def test_a_job_that_another_submits_takes_nothing_from_it(
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CPU_BIND", "PMIX_RANK"):
         monkeypatch.setenv(name, "17")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    assert submit("", tmp_path / "job.sbatch") == "5/etc/slurm.conf"  # a user's own, in no job
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert submit("", tmp_path / "job.sbatch") == "1/etc/slurm.conf"
 
 
