@@ -63,8 +63,8 @@ def _read_array(path: Path, name: str, key: str) -> Iterator[Document | Rejected
 def _elements(text: IO[str], path: Path) -> Iterator[Any]:
     """The elements of a JSON array, read incrementally."""
     decode = json.JSONDecoder().raw_decode
-    while "[" not in (buffer := text.read(CHUNK)):
-        pass  # white space
+    while (buffer := text.read(CHUNK)).isspace():
+        pass
     at = buffer.index("[") + 1
     for number in count(1):
         while True:
