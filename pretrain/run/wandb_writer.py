@@ -107,7 +107,7 @@ def send(run: Path, project: str, kept: int, trainer: int, say: Say) -> None:
         try:
             log.finish(exit_code=0 if os.read(trainer, 1) else 1)
         except TimeoutError:
-            say(f"{_warning('not all is uploaded')}; to upload it: {_sync(run)}")
+            say(f"{_warning('not all is uploaded')}; to upload it: {_sync(run, log)}")
         _write(run, sent, file.tell())
 
 
@@ -135,7 +135,7 @@ def _begin(run: Path, sent: Sent, say: Say) -> Any:
         wandb.teardown()  # it would still hold the run's id
         log = begin(mode="offline")
     log.define_metric("*", step_metric="step")
-    where = f"offline; to upload it: {_sync(run)}" if log.offline else log.url
+    where = f"offline; to upload it: {_sync(run, log)}" if log.offline else log.url
     say(f"Weights & Biases: {'disabled by WANDB_MODE' if log.disabled else where}")
     return log
 
@@ -195,9 +195,14 @@ def _is_readable(descriptor: int, wait: float | None) -> bool:
     return bool(select.select([descriptor], [], [], wait)[0])
 
 
-def _sync(run: Path) -> str:
-    """The command that uploads what wandb has on disk."""
-    return shlex.join(["wandb", "sync", str(run / "wandb")])
+def _sync(run: Path, log: Any) -> str:
+    """The command that uploads what wandb has on disk: of an online run only this start, as wandb
+    cannot tell which of its starts are uploaded.
+    """
+    if log.offline:
+        return shlex.join(["wandb", "sync", str(run / "wandb")])
+    start = Path(log.dir).parent.name  # log.dir is START/files
+    return shlex.join(["wandb", "sync", "--include-online", str(run / "wandb" / start)])
 
 
 def _warning(why: object) -> str:

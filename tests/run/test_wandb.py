@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import struct
@@ -238,6 +239,23 @@ def test_without_a_server_or_a_key_the_run_is_logged_offline(
     assert warning.startswith("warning: Weights & Biases: ") and why in warning
     assert warning.endswith("; the run is logged offline\n") and "offline" in where
     assert history(run) == expected(run)
+
+
+@needs_wandb
+@pytest.mark.slow  # wandb has 25 s to upload
+def test_what_could_not_be_uploaded_is_found_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server() as (url, _):
+        online(monkeypatch, url)
+        start = Start(tmp_path / "run")
+    start.write(*TRAIN)
+    *_, warning = start.end()
+    assert warning.startswith("warning: Weights & Biases: not all is uploaded; ")
+    _, command = warning.split("to upload it: ")
+    dry = [sys.executable, "-m", *shlex.split(command), "--dry-run"]
+    done = subprocess.run(dry, capture_output=True, text=True, timeout=SOON, check=True)
+    assert "Would sync 1 run" in done.stderr
 
 
 def test_without_the_package_nothing_is_built(
