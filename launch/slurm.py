@@ -130,13 +130,14 @@ def submit(text: str, path: Path) -> str:
     if shutil.which("sbatch") is None:
         raise UserError("--submit: there is no sbatch here; run it on a login node of the cluster")
     path.write_text(text)
-    environment = dict(os.environ)
-    if "SLURM_JOB_ID" in environment:
-        # sbatch would pass on what describes the job in which this runs, and srun take it as
-        # options: ranks would be bound to the processors of that job's step
-        others = [name for name in environment if name.startswith(("SLURM", "PMI"))]
-        for name in set(others) - WHERE:
-            del environment[name]
+    # Within a job, sbatch would pass on what describes that one, and srun take it as options: ranks
+    # would be bound to the processors of that job's step.
+    others = ("SLURM", "PMI") if "SLURM_JOB_ID" in os.environ else ()
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in WHERE or not name.startswith(others)
+    }
     command = ["sbatch", "--parsable", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

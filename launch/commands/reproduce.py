@@ -170,10 +170,10 @@ def _texts(folder: Path, task: str) -> list[str]:
     from pretrain.config.load import to_toml
 
     tokenizer, shards = f"data.tokenizer={folder / 'tokenizer.model'}", folder / "shards"
-    train = f"data.train={to_toml([{'path': str(shards / 'train')}])}"
-    return (
-        [tokenizer, train, f"data.heldout={shards / 'heldout'}"] if task == "text" else [tokenizer]
-    )
+    if task != "text":
+        return [tokenizer]
+    train = to_toml([{"path": str(shards / "train")}])
+    return [tokenizer, f"data.train={train}", f"data.heldout={shards / 'heldout'}"]
 
 
 def _dry_texts(folder: Path, task: str, overrides: list[str]) -> list[str]:

@@ -31,12 +31,13 @@ STOP_S = 3.0  # that a stopped run waits: launchers soon kill ranks that outlive
 
 def check_installed(config: RunConfig) -> None:
     """UserError, on every rank: run.wandb is set, but rank 0 has no wandb."""
-    on_rank_0("looking for wandb", lambda: _check(config.wandb))
+    if config.wandb:
+        on_rank_0("looking for wandb", lambda: _check(config.wandb))
 
 
 def _check(project: str) -> None:
-    found = find_spec("wandb") if project else None
-    if project and (found is None or found.origin is None):  # a folder that wandb wrote here
+    found = find_spec("wandb")
+    if found is None or found.origin is None:  # a folder that wandb wrote here
         fix = "run `pip install -e '.[wandb]'` in the clone, or leave it out"
         raise UserError(f'run.wandb = "{project}": the package wandb is not installed; {fix}')
 
