@@ -18,7 +18,7 @@ from parallel.state import State
 from pretrain.config.run_folder import check_data, check_tokenizer
 from pretrain.config.schema import Config
 from pretrain.convert.load import open_model
-from pretrain.data.batch import IGNORE, Batch
+from pretrain.data.batch import IGNORE, Batch, joined
 from pretrain.data.heldout import heldout_batches
 from pretrain.data.splits import Files
 from pretrain.errors import UserError
@@ -26,7 +26,7 @@ from pretrain.model.plan import WindowPlan
 from pretrain.model.sleep import SleepLM
 from pretrain.model.stop_rule import StopRule
 from pretrain.run.step import read
-from pretrain.tasks import Task, make_task
+from pretrain.tasks import Questions, Task, make_task
 from tokenizer.encode import Tokenizer
 
 Metrics = dict[str, Any]
@@ -107,8 +107,8 @@ class Evaluation:
 
     def describe(self) -> list[str]:
         """A line for each held-out set: how much text is evaluated; to be printed at the start."""
-        if self.task is not None:
-            return []
+        if self.task is not None and not isinstance(self.task, Questions):
+            return []  # a generated task has as many rows as are asked for
         lines = []
         for of_set, batches in {"": self.batches, **self.sets}.items():
             scored_mask = torch.cat([batch.targets for batch in batches]) != IGNORE
@@ -191,10 +191,8 @@ class Evaluation:
         if stop is not None:
             metrics |= {"until": until, **stop.means()}
         if self.task is not None:
-            scores = [self.task.score(p.best, b) for p, b in zip(predictions, batches, strict=True)]
-            metrics["accuracy"] = {
-                name: sum(s[name] for s in scores) / len(scores) for name in scores[0]
-            }
+            best = torch.cat([p.best for p in predictions])
+            metrics["accuracy"] = self.task.score(best, joined(batches))
         return metrics
 
     @torch.no_grad()
@@ -271,7 +269,10 @@ def make_evaluation(config: Config) -> Evaluation:
         token_bytes = torch.tensor([len(each) for each in tokenizer.token_bytes])
     else:
         task = make_task(config, L)
-        batches = [task.test(TEST_SEED + i, rows) for i in range(count)]
+        if isinstance(task, Questions):
+            batches = task.held_out_batches(rows, count)
+        else:
+            batches = [task.test(TEST_SEED + i, rows) for i in range(count)]
     return Evaluation(
         batches, L, settings.microbatches, task, zero=config.parallel.zero, rows_asked=count * rows,
         token_bytes=token_bytes, sets=sets,

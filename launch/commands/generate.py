@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     description="Continues a prompt with a run's newest checkpoint, or with an export of it.",
     example='hypnos generate runs/text-tiny --prompt "def main(" --tokens 300\n'
     "hypnos generate runs/text-tiny --prompt-file book.txt --samples 4 --top-p 0.9 --passes 8\n"
+    'hypnos generate runs/questions --context-file story.txt --prompt "Answer:" --temperature 0\n'
     'hypnos generate runs/text-tiny --chat --prompt "What is sleep?"',
     arguments=[
         argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
             type=path,
             metavar="FILE",
             help="UTF-8 file to continue; -: standard input",
+        ),
+        argument(
+            "--context-file",
+            type=path,
+            metavar="FILE",
+            help="UTF-8 file that is read and slept over before the prompt, and then forgotten "
+            "but for the fast weights",
         ),
         argument(
             "--chat",
@@ -105,6 +113,7 @@ def generate(
     folder: Path,
     prompt: str | None,
     prompt_file: Path | None,
+    context_file: Path | None,
     chat: bool,
     system: str | None,
     chat_template: Path | None,
@@ -126,6 +135,7 @@ def generate(
     if prompt_file is not None:
         prompt = read_text(None if str(prompt_file) == "-" else prompt_file)
     assert prompt is not None, "one of the two is given"
+    context = read_text(context_file) if context_file else ""
 
     from pretrain.run.console import said_if_slow
 
@@ -140,7 +150,7 @@ def generate(
         form = chat_form(tokenizer, chat_template, chat_template_kwargs) if chat else None
         asked = question(form, prompt, system) if form else prompt
         started = continue_text(
-            decoder, tokenizer, asked, sampling,
+            decoder, tokenizer, asked, sampling, context=context,
             max_tokens=tokens, stop=stop, form=form, samples=samples, passes=passes, until=until,
         )  # fmt: skip
     shown = "" if chat else prompt  # printed before the continuation

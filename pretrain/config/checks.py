@@ -124,8 +124,8 @@ def _controls(config: Config) -> None:
     if sleep.eviction == "none" and data.task == "text" and data.carry:
         fix = "would keep the keys of whole documents: set data.carry = false"
         raise refused("sleep.eviction", sleep.eviction, fix)
-    if data.repeats > 1 and data.task == "text":
-        fix = "repeats the context of a task, and text has none: set it to 1"
+    if data.repeats > 1 and data.task in ("text", "questions"):
+        fix = "repeats the context of a generated task: set it to 1"
         raise refused("data.repeats", data.repeats, fix)
     if sleep.window % data.repeats:
         fix = f"must be a multiple of data.repeats = {data.repeats}, copies of a window each"
@@ -198,6 +198,8 @@ def _once(config: Config) -> int:
             return rule.rings * (rule.width + max(1, questions))
         case "stories":
             return config.stories.context + config.sleep.window
+        case "questions":
+            return config.questions.context + config.questions.answer
         case "mqar":
             return 2 * config.mqar.pairs + config.mqar.queries
         case "s5":
@@ -278,7 +280,7 @@ def _stages(config: Config) -> None:
 
 def uses_tokenizer(config: Config) -> bool:
     """Whether the data are texts; other tasks do not use data.tokenizer."""
-    return config.data.task in ("text", "stories", "recall")
+    return config.data.task in ("text", "questions", "stories", "recall")
 
 
 def _data(config: Config) -> None:
@@ -288,6 +290,9 @@ def _data(config: Config) -> None:
         raise refused("data.tokenizer", "", f'{fix} (data.task = "{data.task}")')
     if data.task == "text":
         _text(config)
+    if data.task == "questions" and not config.questions.path:
+        fix = "name a .jsonl file with the fields context, question and answer"
+        raise refused("questions.path", "", fix)
     if data.task == "stories" and config.stories.max_ops < config.stories.min_ops:
         fix = f"must be at least stories.min_ops = {config.stories.min_ops}"
         raise refused("stories.max_ops", config.stories.max_ops, fix)

@@ -86,7 +86,7 @@ def _check(place: str, hint: Any, rule: Rule, value: Any) -> None:
             _check(f"{place}[{number}]", get_args(hint)[0], rule, element)
     elif get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise refused(place, value, f"must be {choices(hint)}")
+            raise refused(place, value, f"must be {_choices(hint)}")
     elif hint is str:
         _check_text(place, value)
     elif hint in (int, float):
@@ -124,7 +124,7 @@ def bounds(rule: Rule) -> str:
     return " and ".join(f"{words} {bound:.15g}" for words, bound in said if bound is not None)
 
 
-def choices(hint: Any) -> str:
+def _choices(hint: Any) -> str:
     """The choices in words, as '"hard" or "sliding"'."""
     return " or ".join(map(shown, get_args(hint)))
 

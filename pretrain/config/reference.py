@@ -10,7 +10,7 @@ import dataclasses
 import textwrap
 from typing import Any, Literal, get_args, get_origin
 
-from pretrain.config.fields import Setting, bounds, choices, sections, settings
+from pretrain.config.fields import Setting, bounds, sections, settings, shown
 from pretrain.config.load import to_toml
 
 WIDTH = 100  # columns
@@ -82,7 +82,7 @@ def _facts(setting: Setting) -> str:
 
 def _kind(hint: Any) -> str:
     if get_origin(hint) is Literal:
-        return choices(hint)
+        return ", ".join(map(shown, get_args(hint)))
     if get_origin(hint) is list:
         inner = get_args(hint)[0]
         return f"list of {'tables' if dataclasses.is_dataclass(inner) else _plural(inner)}"

@@ -190,6 +190,11 @@ def check_data(config: Config, *, training: bool) -> None:
         needed += data.heldout_paths().items()
     if data.task == "stories" and config.stories.path:
         needed.append(("stories.path", config.stories.path))
+    if data.task == "questions":
+        if training or not config.questions.heldout:
+            needed.append(("questions.path", config.questions.path))
+        if config.questions.heldout:
+            needed.append(("questions.heldout", config.questions.heldout))
     for place, path in needed:
         if not is_remote(path) and not Path(path).exists():
             where = "" if os.path.isabs(path) else f" in {Path.cwd()}"

@@ -186,14 +186,18 @@ class HeldoutConfig:
 class DataConfig:
     """What is trained on."""
 
-    task: Literal["text", "depo", "rule110", "stories", "mqar", "s5", "brevo", "recall"] = setting(
-        "text", "text: shards of a corpus; the others are generated, see their sections"
+    task: Literal[
+        "text", "depo", "rule110", "stories", "mqar", "s5", "brevo", "recall", "questions"
+    ] = setting(
+        "text",
+        "text: shards of a corpus; questions: a file of contexts, questions and answers; the "
+        "others are generated, see their sections",
     )
     tokenizer: str = setting(
         "",
         "file of `hypnos tokenizer train`, or the Hugging Face folder of a model that has one; "
-        "required for text, stories and recall; on resume only its path may change, not its "
-        "content",
+        "required for text, questions, stories and recall; on resume only its path may change, "
+        "not its content",
         changes=True,
         path=True,
     )
@@ -321,6 +325,30 @@ class StoriesConfig:
     max_ops: int = setting(8, "most operations of a story", at_least=1)
     context: int = setting(2000, "tokens, left-padded", at_least=1)
     question_first: bool = setting(True, "the question comes before the story")
+
+
+@dataclass(kw_only=True)
+class QuestionsConfig:
+    """Questions about contexts, from a file (docs/data.md)."""
+
+    path: str = setting(
+        "",
+        ".jsonl (also compressed) with context, question, answer; required",
+        changes=True,
+        path=True,
+    )
+    heldout: str = setting(
+        "",
+        "such a file of held-out questions; empty: a tenth of the contexts of questions.path, "
+        "chosen by a hash",
+        changes=True,
+        path=True,
+    )
+    context: int = setting(512, "tokens of the context, left-padded: whole windows", at_least=1)
+    answer: int = setting(128, "tokens of the question and its answer, padded", at_least=2)
+    group: str = setting(
+        "", "a field by whose values accuracy is also reported, such as a number of hops"
+    )
 
 
 @dataclass(kw_only=True)
@@ -560,6 +588,7 @@ class Config:
     depo: DepoConfig = field(default_factory=DepoConfig)
     rule110: Rule110Config = field(default_factory=Rule110Config)
     stories: StoriesConfig = field(default_factory=StoriesConfig)
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     mqar: MqarConfig = field(default_factory=MqarConfig)
     s5: S5Config = field(default_factory=S5Config)
     brevo: BrevoConfig = field(default_factory=BrevoConfig)

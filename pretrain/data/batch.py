@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
+import torch
 from torch import Tensor
 
 IGNORE = -100  # the target at positions that are not scored
@@ -39,3 +41,11 @@ class Batch:
         """Its rows in `count` equal microbatches."""
         each = self.size[0] // count
         return [self.rows(m * each, (m + 1) * each) for m in range(count)]
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """All of their rows."""
+    first = batches[0]
+    return type(first)(
+        *(torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(first))
+    )

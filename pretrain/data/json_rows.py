@@ -25,14 +25,14 @@ _BETWEEN = re.compile(r"[ \t\r\n,]*")
 def read_json_lines(path: Path, name: str, key: str) -> Iterator[Document | Rejected]:
     """The field `key` of every line that is not blank."""
     with open_stream(path) as file:
-        for number, line in _lines(file):
+        for number, line in numbered_lines(file):
             yield _document(line, key, f"{path}, line {number}", f"{name}:{number}")
 
 
 def read_json(path: Path, name: str, key: str) -> Iterator[Document | Rejected]:
     """A .json file, which may be JSON lines, an array of objects, or one object."""
     with open_stream(path) as file:
-        head = [line for _, line in islice(_lines(file), 2)]
+        head = [line for _, line in islice(numbered_lines(file), 2)]
     if head and head[0].lstrip().startswith(b"["):
         yield from _read_array(path, name, key)
     elif len(head) == 2 and _parses(head[0]):
@@ -117,7 +117,7 @@ def _read_object(path: Path, name: str, key: str) -> Iterator[Document | Rejecte
     yield json_document(value, key, str(path), name)
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """(number, line) of all lines that are not blank; lines that are too long are cut."""
     for number in count(1):
         line = file.readline(MAX_LINE + 1)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from parallel import mesh
+from pretrain.config.checks import uses_tokenizer
 from pretrain.config.run_folder import check_tokenizer
 from pretrain.convert.load import open_model
 from pretrain.errors import UserError
@@ -101,7 +102,7 @@ def open_run(run: Path, precision: str = "fp32") -> tuple[Decoder, Tokenizer]:
         UserError: the run was not trained on text, or has no checkpoint.
     """
     model, config = open_model(run, precision=precision)
-    if config.data.task != "text":
+    if not uses_tokenizer(config):
         raise UserError(
             f"{run} was trained on the task {config.data.task!r}, which has no text to generate"
         )
@@ -115,6 +116,7 @@ def continue_text(
     prompt: str | Sequence[int],
     sampling: Sampling,
     *,
+    context: str = "",
     max_tokens: int = 200,
     stop: Sequence[str] = (),
     form: ChatForm | None = None,
@@ -126,6 +128,7 @@ def continue_text(
 
     Args:
         prompt: text, or its tokens.
+        context: text that is read first, slept over and no longer attended to.
         form: if the prompt is a conversation, its form, which says what ends an answer.
         passes: N over each full window, if not the trained one.
         until: ends sleeps earlier, see `pretrain.model.stop_rule`; 0: does not.
@@ -138,6 +141,8 @@ def continue_text(
     if not ids:
         raise UserError("the prompt is empty: give the model some text to continue")
     session = Session(decoder, passes, until)
+    if context:
+        session.read_context(tokenizer.encode(context))
     logits = session.read(ids)
     return [
         Continuation(

@@ -29,7 +29,7 @@ from pretrain.inference.memory import SessionMemory
 from pretrain.model.plan import WindowPlan
 from pretrain.model.reader import Head, Memory, Reader
 from pretrain.model.sleep import begin_window, end_window, one_pass
-from pretrain.model.stop_rule import change_of
+from pretrain.model.stop_rule import StopRule, change_of
 
 
 class SleepOwed(ValueError):
@@ -39,7 +39,8 @@ class SleepOwed(ValueError):
 class Session:
     """One conversation, or any other stream of tokens.
 
-    It predicts everything that it reads, so with sleep.when = "context" none of its windows sleeps.
+    It predicts everything that it reads but a context (`read_context`), so with sleep.when =
+    "context" no other window sleeps.
 
     position      tokens read so far
     filled        how many of them are in the open window
@@ -122,11 +123,7 @@ class Session:
         Returns:
             logits [vocabulary], or [T, vocabulary].
         """
-        ids = torch.as_tensor(tokens, dtype=torch.int64, device="cpu")
-        if not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < len(self.seen):
-            raise ValueError(
-                f"a session reads at least one token, with ids 0..{len(self.seen) - 1}"
-            )
+        ids = self._checked(tokens)
         self.wait()
         said = []
         for piece in self._pieces(ids):
@@ -134,12 +131,51 @@ class Session:
             said.append(self._read_piece(piece, every))
         return torch.cat(said) if every else said[-1][-1]
 
+    @torch.inference_mode()
+    def read_context(self, tokens: Sequence[int] | Tensor) -> None:
+        """Reads tokens as training reads a task's context: nothing is predicted, and every window
+        is slept over, whatever sleep.when. The next token begins a new window.
+
+        The context fills windows from its end, as in training, so the first one may be shorter.
+        """
+        ids = self._checked(tokens)
+        self.end_window()
+        self.sleep()
+        L = self.model.sleep.window
+        first = len(ids) % L
+        for piece in (ids[:first], *ids[first:].split(L)):
+            if len(piece):
+                self._read_window(piece)
+
     def end_window(self) -> None:
         """Closes this window: its sleep is owed now, even if it is not full."""
         self.wait()
         if self.filled:
             self.ended = True
             self._forget_if_done()
+
+    def _checked(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        ids = torch.as_tensor(tokens, dtype=torch.int64, device="cpu")
+        if not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < len(self.seen):
+            raise ValueError(
+                f"a session reads at least one token, with ids 0..{len(self.seen) - 1}"
+            )
+        return ids
+
+    def _read_window(self, ids: Tensor) -> None:
+        """All passes over a window of which nothing is predicted."""
+        before = self.memory.state()
+        stop = StopRule(self.until) if self.until else None
+        reader, w = self._reader(ids[None], Memory(before), self._passes, predicts=False, stop=stop)
+        window, memory = begin_window(reader, w, Memory(before))
+        h = None
+        for p in reader.passes(w):
+            (h, _, _), memory = one_pass(reader, p, window, h, memory)
+        self.memory.filled = len(ids)
+        self.memory.end_window(end_window(reader, w, window, memory).state)
+        self.seen[ids.numpy()] = True
+        self.slept += 1
+        self.sleep_passes += (int(stop.made[-1]) if stop and stop.made else w.n_passes) - 1
 
     def _pieces(self, ids: Tensor) -> Iterator[Tensor]:
         """Splits the tokens where windows fill up."""
@@ -263,16 +299,19 @@ class Session:
         passes: int,
         every: bool = False,
         head: Head | None = None,
+        predicts: bool = True,
+        stop: StopRule | None = None,
     ) -> tuple[Reader, WindowPlan]:
         """A reader of tokens [1, t], planned as training plans a batch of one window.
 
-        The last token is scored, or all are; the document continues after them.
+        The last token is scored, or all are, or none; the document continues after them.
         """
         targets = torch.full(tokens.shape, IGNORE)
-        targets[:, 0 if every else -1 :] = 0
+        if predicts:
+            targets[:, 0 if every else -1 :] = 0
         valid = torch.ones(tokens.shape, dtype=torch.bool)
         batch = Batch(tokens, targets, valid, torch.zeros(1, 1).bool(), torch.ones(1).bool())
-        reader = Reader.of(self.model, batch, before.state, passes=passes, head=head)
+        reader = Reader.of(self.model, batch, before.state, passes=passes, head=head, stop=stop)
         return reader, reader.windows[0]
 
     # ---- copying

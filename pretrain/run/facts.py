@@ -6,7 +6,8 @@ asked for, or deadlock. So before anything is built, the preflight (launch/prefl
     the code        hash of Hypnos's own sources, versions of the packages that compute
     the device      its kind: a rank without a GPU driver would run on the CPU
     the settings    all of them, as configured
-    the content     of tokenizer, shards, held-out shards and stories; of shards, their indexes
+    the content     of tokenizer, shards, held-out shards, stories and questions; of shards,
+                    their indexes
 """
 
 from __future__ import annotations
@@ -94,6 +95,9 @@ def contents(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
             yield f"the {split} shards {path}", partial(_fingerprint, there, split)
     if data.task == "stories" and config.stories.path:
         yield f"the stories {config.stories.path}", partial(sha256, Path(config.stories.path))
+    if data.task == "questions":
+        for path in filter(None, (config.questions.path, config.questions.heldout)):
+            yield f"the questions {path}", partial(sha256, Path(path))
 
 
 def _fingerprint(path: Place, split: str) -> str:

@@ -155,6 +155,7 @@ def fingerprint(run: Run) -> str:
     config.run = replace(config.run, name=usual.run.name, dir=usual.run.dir, wandb=usual.run.wandb)
     texts = [replace(corpus, path="") for corpus in config.data.train]
     sets = [replace(each, path="") for each in config.data.heldout_sets]
+    config.questions = replace(config.questions, path="", heldout="")
     config.data = replace(config.data, tokenizer="", train=texts, heldout="", heldout_sets=sets)
     chosen = [f"{place}={to_toml(mine)}" for place, _, mine, _ in differences(config, usual)]
     return hashlib.sha256("\n".join([*chosen, *data]).encode()).hexdigest()

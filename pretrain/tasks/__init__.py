@@ -1,4 +1,4 @@
-"""Synthetic tasks, the paper's and others: data, loss mask and metric, one task per file.
+"""Tasks, the paper's and others: data, loss mask and metric, one task per file.
 
 task.py       the interface and the common layout      source.py   a task as the trainer's stream
 mqar.py       associative recall                        s5.py       the word problem of a group
@@ -8,6 +8,7 @@ kept.py       holds problems out for the test
 counter.py    random numbers as a function of (seed, row)
 depo.py       multi-hop retrieval                       rule110.py  a cellular automaton
 stories.py    math stories (GSM-Infinite's format)      story_writer.py  writes such stories
+questions.py  questions about contexts, from a file      question_file.py  reads it
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pretrain.config.schema import Config
 from pretrain.tasks.brevo import Brevo
 from pretrain.tasks.depo import Depo
 from pretrain.tasks.mqar import Mqar
+from pretrain.tasks.questions import Questions
 from pretrain.tasks.recall import Recall
 from pretrain.tasks.repeated import Repeated
 from pretrain.tasks.rule110 import Rule110
@@ -30,6 +32,7 @@ __all__ = [
     "Brevo",
     "Depo",
     "Mqar",
+    "Questions",
     "Recall",
     "Rule110",
     "Stories",
@@ -54,6 +57,8 @@ def _make_task(config: Config, window: int) -> Task:
             return Rule110(config.rule110, window)
         case "stories":
             return Stories(config.stories, window, Tokenizer.load(config.data.tokenizer))
+        case "questions":
+            return Questions(config.questions, window, Tokenizer.load(config.data.tokenizer))
         case "mqar":
             return Mqar(config.mqar, window)
         case "s5":

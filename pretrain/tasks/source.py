@@ -1,4 +1,4 @@
-"""TaskSource: the training stream of a task, with endless fresh rows."""
+"""TaskSource: the training stream of a task, endless."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.data.source import Gather
 from pretrain.errors import UserError, shortened
 from pretrain.tasks.counter import Rows
+from pretrain.tasks.questions import Questions
 from pretrain.tasks.task import DeepTask, Task
 
 
@@ -62,8 +63,10 @@ class TaskSource:
         return batch
 
     def describe(self, steps: int) -> list[str]:
-        """No lines: the configuration describes a task completely."""
-        return []
+        """What so many steps read of a file; a generated task its configuration describes."""
+        if not isinstance(self.task, Questions):
+            return []
+        return self.task.describe(steps * self.batch)
 
     def samples(self) -> Callable[[Gather], Any]:
         """The seed and the rows [first, stop) of the last global batch: task.sample(seed, first,

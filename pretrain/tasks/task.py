@@ -34,11 +34,13 @@ def by_grade(name: str, right: Tensor, batch: Batch) -> dict[str, float]:
 
 
 class Task(Protocol):
-    """Data, loss mask and metric of a synthetic task."""
+    """Data, loss mask and metric of a task."""
 
     vocab_size: int
-    # equal if and only if two tasks have the same rows for the same (seed, position)
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal if and only if two tasks have the same rows for the same (seed, position)."""
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows position..position+rows-1: a pure function of (seed, row), however they are

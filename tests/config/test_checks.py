@@ -65,6 +65,9 @@ REFUSED = {
     "16384 per sequence",
     "data.task=text": 'data.tokenizer = "": name the file that `hypnos tokenizer',
     "data.task=stories": 'data.tokenizer = "": name the file that `hypnos tokenizer',
+    "data.task=questions data.tokenizer=t.model": 'questions.path = "": name a .jsonl file with',
+    "data.task=questions data.tokenizer=t questions.path=q data.repeats=2": "data.repeats = 2: "
+    "repeats the context of a generated task",
 }  # fmt: skip
 
 REFUSED_OF_TEXT = {

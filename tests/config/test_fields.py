@@ -72,7 +72,8 @@ def test_a_bound_itself_is_allowed(override: str) -> None:
 CHANGEABLE = {
     "run.name", "run.dir", "run.wandb",
     "data.train", "data.heldout", "data.heldout_sets", "data.tokenizer",
-    "stories.path", "data.cache", "data.cache_gb", "data.retry",
+    "stories.path", "questions.path", "questions.heldout",
+    "data.cache", "data.cache_gb", "data.retry",
     "parallel.tp", "parallel.cp", "parallel.cp_delta", "parallel.pp", "parallel.stages",
     "parallel.sequence_parallel", "parallel.zero", "parallel.offload", "parallel.recompute",
     "parallel.cuda_graphs", "parallel.timeout",
@@ -131,7 +132,7 @@ def test_the_reference_is_a_configuration_of_every_default() -> None:
 def test_the_reference_says_all_that_stands_with_a_setting() -> None:
     said = text()
     assert "# N, all passes over a window; 1 is the plain hybrid with eviction\npasses = 4" in said
-    assert 'when = "always"  # "always" or "context" or "awake"\n' in said
+    assert 'when = "always"  # "always", "context", "awake"\n' in said
     assert "steps = 1000  # whole number, at least 1; may change on resume\n" in said
     assert 'dir = "runs"  # path; may change on resume\n' in said
     assert "#     weight = 1.0: share of the tokens drawn from it, relative to the others" in said

@@ -121,6 +121,10 @@ def test_data_that_are_not_there_are_named_with_their_setting(
         check_data(config(given, sets), training=False)
     with pytest.raises(UserError, match=r'^stories\.path = "/s\.jsonl": does not exist; set its'):
         check_data(config(given, "data.task=stories", "stories.path=/s.jsonl"), training=False)
+    asked = ["data.task=questions", "questions.path=/gone", f"questions.heldout={tmp_path}"]
+    check_data(config(given, *asked), training=False)  # its own questions are enough
+    with pytest.raises(UserError, match=r'^questions\.path = "/gone": does not exist; set its'):
+        check_data(config(given, *asked[:2]), training=False)
 
 
 def test_a_runs_own_configuration_is_found_by_its_folder(run: Path) -> None:

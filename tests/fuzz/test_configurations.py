@@ -76,6 +76,13 @@ TINY = {
         "sleep.window": 128,
         "train.batch": 8,
     },
+    "questions": {
+        "data.task": "questions",
+        "questions.path": str(ROOT / "tests/tasks/data/questions.jsonl"),
+        "questions.context": 128,
+        "sleep.window": 128,
+        "train.batch": 8,
+    },
     "stories": {
         "data.task": "stories",
         "stories.context": 512,
@@ -263,6 +270,7 @@ def changes(sections: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
             "depo.",
             "rule110.",
             "stories.",
+            "questions.",
             "mqar.",
             "s5.",
             "brevo.",

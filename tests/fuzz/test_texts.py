@@ -15,10 +15,11 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pretrain.config.schema import StoriesConfig
+from pretrain.config.schema import QuestionsConfig, StoriesConfig
 from pretrain.data.corpus import Corpus
 from pretrain.data.json_rows import MAX_LINE
 from pretrain.data.reader import Shards
+from pretrain.tasks.questions import Questions
 from pretrain.tasks.stories import Stories
 from tests.fuzz.harness import bounded, damaged, fuzz, hypnos, refusal, tree
 from tests.marks import slow
@@ -161,6 +162,28 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         assert [document.text for document in corpus] == ["text"]
     (line,) = corpus.tally.lines()[1:]
     assert line.startswith("left out 3 files: a pipe or a device (the first: ")
+
+
+ASKED = {"context": "Two and two.", "question": "How many?", "answer": "4"}
+QUESTIONS = b"".join(
+    json.dumps(ASKED | {"context": f"{i} and 2."}).encode() + b"\n" for i in range(9)
+)
+
+
+@fuzz(120)
+@given(
+    content=damaged(QUESTIONS) | st.sampled_from(HARD).map(lambda line: QUESTIONS + line + b"\n")
+)
+@example(content=QUESTIONS + json.dumps(ASKED | {"answer": "\ud800"}).encode())
+@example(content=QUESTIONS + json.dumps(ASKED | {"context": ""}).encode())
+@example(content=b"\n")
+@example(content=b"")
+def test_questions(tmp_path: Path, tokenizer: Tokenizer, content: bytes) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(content)
+    config = QuestionsConfig(path=str(path), context=64, answer=32)
+    told = refusal(lambda: Questions(config, 32, tokenizer).sample(0, 0, 4))
+    assert told is None or told.startswith(str(path))
 
 
 STORY = {"question": "How many?", "problem": "2 and 2.", "solution": "Answer: 4.", "op": 2}
