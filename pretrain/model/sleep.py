@@ -108,7 +108,10 @@ def wake(
         if h is None:
             h = model.embedded(reader.tokens[:, w.own])
         h, state = reader.run(p, p.prelude, h, memory.state, window)
-    found = state.blocks[model.core] if p.loops and model.sleep.carries == "h" else None
+    found = None
+    if p.loops and model.sleep.carries == "h":  # a control: every pass begins with this S
+        kept = state.detach(model.core) if w.truncated > 0 else state
+        found = kept.blocks[model.core]
     h, state = run_core(reader, p, h, state, window)
     window.record_decay = None  # recomputation in backward must not record it again
     # woke: memory of rows that do not sleep; woke_h: what rows with targets are predicted from
@@ -136,12 +139,12 @@ def sleep(
         if memory.found is not None:  # a control: discards what the previous pass wrote
             state = state.with_blocks(core, memory.found)
         state = state.begin_pass(core)
-        if reader.model.sleep.carries == "S":  # a control: discards the previous pass's h
-            with grad(p.core_has_grad):
-                x = reader.model.embedded(reader.tokens[:, w.own])
         if p.detaches:  # h is detached on the pass's first stage, S on every stage
             x = x.detach() if reader.model.stage.index == p.first_stage else x
             state = state.detach(core)
+        if reader.model.sleep.carries == "S":  # a control: discards the previous pass's h
+            with grad(p.core_has_grad):
+                x = reader.model.embedded(reader.tokens[:, w.own])
         x, state = run_core(reader, p, x, state, window)
         h, state = stop.keep(w, core, (h, memory.state), (x, state)) if stop else (x, state)
     if p.loops or memory.woke is None:

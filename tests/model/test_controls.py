@@ -49,8 +49,16 @@ def test_a_looped_model_may_have_a_prelude_and_a_coda(parts: dict[str, int]) -> 
     assert_like_oracle(build(sleep), sequences(3 * L, unscored=UNSCORED))
 
 
-def test_a_looped_model_whose_last_pass_alone_is_trained() -> None:
-    sleep = change(CONTEXT, when="awake", truncate_passes=1)
+@pytest.mark.parametrize(
+    ("when", "carries", "last"),
+    [
+        ("awake", "both", 1), ("awake", "h", 2), slow("context", "h", 1), ("context", "S", 1),
+        slow("awake", "S", 2),
+    ],
+)  # fmt: skip
+def test_controls_whose_last_passes_alone_are_trained(when: str, carries: str, last: int) -> None:
+    """No gradient reaches an earlier window; every pass that is trained trains its embedding."""
+    sleep = change(CONTEXT, when=when, carries=carries, truncate_passes=last)
     assert_like_oracle(build(sleep), sequences(3 * L, unscored=UNSCORED))
 
 

@@ -112,6 +112,8 @@ def read_row(qwen: Qwen3_5ForCausalLM, row: Batch, sleep: SleepConfig) -> tuple[
         predicts, last = bool((targets >= 0).any()), w == W - 1
         sleeps = (sleep.when == "always" or not predicts) and (not last or bool(row.carries[0]))
         sleeps, found = sleeps or sleep.when == "awake", dict(memory.S)
+        if 0 < sleep.truncate_passes < sleep.passes:
+            found = {i: S.detach() for i, S in found.items()}
 
         h = run_layers(qwen, prelude, qwen.model.embed_tokens(tokens)[None], memory, sleep)
         h = run_layers(qwen, core, h, memory, sleep)
