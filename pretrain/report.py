@@ -127,8 +127,8 @@ def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
 INSIDE = (
     (
         "passes", plot_passes, has_probes,
-        "At the last logging step, over all windows and delta blocks: how much each pass changes "
-        "S, and the gradient that reaches S after it.",
+        "At the last logging step, over all windows and the loop's delta blocks: how much each "
+        "pass changes S, and the gradient that reaches S after it.",
     ),
     ("state", plot_state, has_probes, "With a retention near 0, nothing written to S lasts."),
     ("heads", plot_heads, has_heads, "Each point is one head."),

@@ -104,15 +104,19 @@ def load_run(config: Path, overrides: Sequence[str]) -> Config:
 
 
 def _from_start(config: Path, overrides: Sequence[str]) -> list[str]:
-    """Overrides of [model], [sleep] and data.tokenizer, for settings that the file leaves out."""
+    """Overrides of [model], [sleep] and data.tokenizer, for settings that the file leaves out. If
+    the run of the initial weights is gone, a run that has begun has them itself.
+    """
     tables = read_tables(config)
-    start = given(tables, str(config), overrides).run.init_from
-    if not start:
+    asked = given(tables, str(config), overrides).run
+    if not asked.init_from:
         return []
-    folder = Path(start).expanduser()
+    folder = Path(asked.init_from).expanduser()
+    if not (folder / CONFIG).exists():
+        folder = Path(asked.dir).expanduser() / asked.name
     if not (folder / CONFIG).exists():
         fix = "name a run or one of its checkpoints; `hypnos import` makes a run from another model"
-        raise UserError(f"run.init_from = {start}: has no {CONFIG}; {fix}")
+        raise UserError(f"run.init_from = {asked.init_from}: has no {CONFIG}; {fix}")
     run = folder if (folder / "checkpoints").is_dir() else folder.absolute().parent.parent
     before, own = load(folder / CONFIG), own_tokenizer(run)
     found = {

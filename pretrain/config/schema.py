@@ -109,8 +109,8 @@ class SleepConfig:
     window: int = setting(256, "L, tokens of a window", at_least=1)
     when: Literal["always", "context", "awake"] = setting(
         "always",
-        "always: every window but the last sleeps; context: windows without targets sleep; "
-        "awake, a control: every window makes its N passes before it is scored",
+        "always: every window whose S is read later sleeps; context: windows without targets "
+        "sleep; awake, a control: every window makes its N passes before it is scored",
     )
     carries: Literal["both", "h", "S"] = setting(
         "both",

@@ -82,10 +82,14 @@ def _suffix(info: tarfile.TarInfo) -> str:
     return PurePosixPath(info.name.lower()).suffix
 
 
+def _is_read(info: tarfile.TarInfo) -> bool:
+    """Whether a member is text or JSON."""
+    return info.isfile() and _suffix(info) in (*TEXT_SUFFIXES, ".json")
+
+
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
     """The content of a text or JSON member, unless too long; read it before the next member."""
-    wanted = info.isfile() and _suffix(info) in (*TEXT_SUFFIXES, ".json")
-    if not wanted or info.size > MAX_LINE:
+    if not _is_read(info) or info.size > MAX_LINE:
         return None
     member: IO[bytes] | None = tar.extractfile(info)
     assert member is not None, "it is a file"
@@ -103,7 +107,7 @@ def _texts(
             continue
         if PurePosixPath(info.name).name.startswith("."):
             yield LeftOut("hidden", place)
-        elif info.isfile() and info.size > MAX_LINE:
+        elif content is None and _is_read(info):
             yield Rejected(place, f"more than {MAX_LINE >> 20} MiB", fix="split the text")
         elif content is None:
             suffix = _suffix(info) or "without a suffix"

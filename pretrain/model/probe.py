@@ -51,8 +51,9 @@ class Probe:
         )
 
     def summary(self, model: HybridLM) -> dict[str, Any]:
-        """Norms over this data-parallel rank's rows, all blocks and windows; lists are by pass,
-        from pass 1. "retention_per_head" has a list of heads for each delta block before the coda.
+        """Norms over this data-parallel rank's rows and all windows; lists are by pass, from
+        pass 1, over the core's delta blocks, "state_norm" is over all delta blocks. "retention" is
+        the mean over those before the coda; "retention_per_head" has a list of heads for each.
 
         Called by all ranks that read the same rows; each has recorded its own heads and blocks.
         """

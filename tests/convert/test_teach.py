@@ -75,7 +75,10 @@ def test_the_new_blocks_then_all(imported: Path, tmp_path: Path) -> None:
     assert begins == ends
 
 
-def test_stopped_and_gone_on_with_is_the_same_run(imported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("same_command", [True, False])
+def test_stopped_and_gone_on_with_is_the_same_run(
+    imported: Path, tmp_path: Path, same_command: bool
+) -> None:
     """Also if what it began with no longer exists."""
     whole = phase(tmp_path / "a", "run", imported, "optimizer.update=delta")
     start = tmp_path / "start"
@@ -83,7 +86,10 @@ def test_stopped_and_gone_on_with_is_the_same_run(imported: Path, tmp_path: Path
     (start / "imported").symlink_to(imported)
     half = phase(tmp_path / "b", "run", start / "imported", "optimizer.update=delta", steps=2)
     (start / "imported").unlink()
-    train(load_run(half / "config.toml", ["train.steps=4"]), progress=False)
+    if same_command:
+        phase(tmp_path / "b", "run", start / "imported", "optimizer.update=delta", steps=4)
+    else:
+        train(load_run(half / "config.toml", ["train.steps=4"]), progress=False)
     assert not changed(runs.tensors(whole, 4), runs.tensors(half, 4))
 
 

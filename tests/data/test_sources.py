@@ -194,6 +194,18 @@ def test_members_of_one_name_up_to_the_first_dot(
         texts(path)
 
 
+def test_only_a_text_may_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A film beside it is left out, however long it is."""
+    monkeypatch.setattr("pretrain.data.tar.MAX_LINE", 100)
+    path = write_tar(tmp_path / "d.tar", {"a.txt": b"first", "a.mp4": b"x" * 101})
+    assert texts(path) == ["first"]
+    for name in ("b.txt", "b.json"):
+        path = write_tar(tmp_path / "d.tar", {"a.txt": b"first", name: b"x" * 101})
+        with pytest.raises(UserError, match=f"member {name}: more than .* MiB; split the text"):
+            texts(path)
+        assert texts(path, skip_bad=True) == ["first"]
+
+
 def test_a_tar_that_is_damaged(tmp_path: Path) -> None:
     """Damage in a header is reported by name."""
     path = write_tar(tmp_path / "d.tar", {f"{n}.txt": b"x" * 600 for n in range(3)})

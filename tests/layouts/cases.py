@@ -244,8 +244,8 @@ def _tokens_divide(layout: Layout, problem: Problem) -> bool:
 
 
 def everything() -> Iterator[Case]:
-    """All layouts of up to eight ranks, every ZeRO stage, N = 1 and 3; each with every pair of the
-    other choices.
+    """All layouts of up to eight ranks (but cp = 2 with pp = 4), every ZeRO stage, N = 1 and 3;
+    each with every pair of the other choices.
 
     The choices are in two groups, `first` and `second` below. Each layout has every pair within a
     group; how the groups' rows are combined changes from layout to layout. With cp, each layout has

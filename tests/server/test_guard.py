@@ -194,6 +194,13 @@ def test_an_answer_has_a_limit(run: Path, tmp_path: Path) -> None:
                 assert e.value.param == param
 
 
+def test_an_answer_of_no_stated_length_has_that_limit_too(run: Path, tmp_path: Path) -> None:
+    with serving(run, tmp_path, answer_limit=3) as found:
+        never = {"extra_body": {"ignore_eos": True}}
+        said = found.client().completions.create(prompt="a", **ASK | never)
+        assert said.usage.completion_tokens == 3
+
+
 def test_a_conversation_has_one_answer_at_a_time(served: Serving) -> None:
     client = served.client()
     conversation = client.conversations.create()

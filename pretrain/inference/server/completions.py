@@ -32,7 +32,8 @@ MAX_TOKENS = 16  # OpenAI's default
 async def create(request: CompletionRequest, http: Request) -> Response:
     service = service_of(http)
     service.check(request)
-    most = MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    usual = min(MAX_TOKENS, service.answer_limit)
+    most = usual if request.max_tokens is None else request.max_tokens
     asked = []
     for prompt in request.prompt:
         start = await asyncio.to_thread(service.start_text, prompt, request.passes)
