@@ -141,11 +141,8 @@ class Session:
         ids = self._checked(tokens)
         self.end_window()
         self.sleep()
-        L = self.model.sleep.window
-        first = len(ids) % L
-        for piece in (ids[:first], *ids[first:].split(L)):
-            if len(piece):
-                self._read_window(piece)
+        for stretch in context_windows(len(ids), self.model.sleep.window):
+            self._read_window(ids[stretch])
 
     def end_window(self) -> None:
         """Closes this window: its sleep is owed now, even if it is not full."""
@@ -323,6 +320,12 @@ class Session:
         other.__dict__.update(self.__dict__)
         other._memory, other.seen = self.memory.copy(), self.seen.copy()
         return other
+
+
+def context_windows(tokens: int, window: int) -> list[slice]:
+    """The windows of a context: full ones up to its end, before them a shorter one if need be."""
+    ends = range(tokens % window or window, tokens + 1, window)
+    return [slice(max(0, end - window), end) for end in ends]
 
 
 _threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sleep")

@@ -66,6 +66,24 @@ def test_a_completion_is_what_generate_writes(served: Serving, client: openai.Op
     assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens == read + 40
 
 
+def test_a_context_is_slept_over_before_the_prompt(served: Serving, client: openai.OpenAI) -> None:
+    context = LONG[: 2 * WINDOW + 5]
+    expected = continued(served, "a day", 20, context=context)
+    assert expected != continued(served, context + "a day", 20)
+    asked = {"prompt": ["a day", "a night"], "max_tokens": 20, **GREEDY}
+    said = client.completions.create(n=2, extra_body={"context": context}, **asked)
+    assert [choice.text for choice in said.choices[:2]] == [expected] * 2
+    assert said.choices[2].text == continued(served, "a night", 20, context=context)
+    assert said.usage is not None
+    texts = [context, "a day", context, "a night"]
+    read = sum(len(served.service.tokenizer.encode(text)) for text in texts)
+    assert said.usage.prompt_tokens == read
+    one = client.completions.create(
+        prompt="a day", max_tokens=1, extra_body={"context": context, "passes": 1}, **GREEDY
+    )
+    assert one.usage is not None and one.usage.model_dump()["sleep_passes"] == 0
+
+
 def test_completions_of_several_prompts_with_echo(served: Serving, client: openai.OpenAI) -> None:
     said = client.completions.create(
         prompt=["a day", "a night"], n=2, echo=True, max_tokens=5, **GREEDY

@@ -27,7 +27,7 @@ from pretrain.inference.server.job import (
 from pretrain.inference.server.schemas import SamplingRequest
 from pretrain.inference.server.service import Mark, Service, Start
 from pretrain.inference.server.wire import TokenScore, Usage
-from pretrain.inference.session import Session
+from pretrain.inference.session import Session, context_windows
 from pretrain.inference.text import TextDecoder
 
 
@@ -86,7 +86,7 @@ class Answers:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         post = partial(_post, asyncio.get_running_loop(), self._events)
         self._before = (_asleep(start.session), start.session.position)
-        self._read = len(start.tokens)
+        self._read = len(start.context) + len(start.tokens)
         sampling = _sampling(request, top)
         ends = set() if request.ignore_eos else form.ends if form else {service.tokenizer.eos}
         ends = ends.union(request.stop_token_ids or ())
@@ -110,6 +110,8 @@ class Answers:
             for i in range(count)
         ]
         self._jobs[0].others = self._jobs[1:]
+        windows = context_windows(len(start.context), start.session.model.sleep.window)
+        self._jobs[0].context = deque(start.context[window] for window in windows)
         self.heard: list[TokenScore] = []  # scores of the input's tokens, with echo
         if echo and top is not None:
             self._jobs[0].hears = True

@@ -36,7 +36,7 @@ async def create(request: CompletionRequest, http: Request) -> Response:
     most = usual if request.max_tokens is None else request.max_tokens
     asked = []
     for prompt in request.prompt:
-        start = await asyncio.to_thread(service.start_text, prompt, request.passes)
+        start = await asyncio.to_thread(service.start_text, prompt, request.passes, request.context)
         asked.append(
             Answers(
                 service,

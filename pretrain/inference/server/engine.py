@@ -2,7 +2,8 @@
 
 A turn is one token of every session that is answering, in one forward pass; then one piece, at most
 a window, of one input that is still being read; then one pass of one sleep. So a long input or a
-long sleep delays the others' next token by at most a window's time. Sessions of finished requests
+long sleep delays the others' next token by at most a window's time, a window of a context by its N
+passes. Sessions of finished requests
 whose window is full sleep when nothing else waits.
 
 Requests come from other threads, and get their events back through `Job.emit`.
@@ -220,6 +221,9 @@ class Engine:
 
     def _read(self, job: Job) -> None:
         session = job.session
+        if job.context:
+            self._read_context(job)
+            return
         stop = min(len(job.tokens), job.read + session.model.sleep.window - session.filled)
         if job.marks:
             stop = min(stop, job.marks[0][0])
@@ -235,6 +239,14 @@ class Engine:
             job.marks.popleft()[1](session.fork())
         if stop == len(job.tokens):
             self._begin_answers(job, logits.cpu())
+
+    def _read_context(self, job: Job) -> None:
+        """Reads a window of a job's context, with its sleep."""
+        before = job.session.sleep_passes
+        self.meters.read.inc(len(job.context[0]))
+        job.session.read_context(job.context.popleft())
+        self.meters.passes.inc(job.session.sleep_passes - before)
+        job.emit(Reading(Facts.of(job.session)))
 
     def _begin_answers(self, job: Job, logits: Tensor) -> None:
         others, job.others = job.others, ()

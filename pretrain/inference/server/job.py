@@ -84,6 +84,7 @@ class Job:
 
     session    what it continues; not shared
     tokens     to read first, at least one
+    context    windows to read and sleep over before them; nothing is predicted from these
     marks      (tokens read, function): places where the function gets a copy of the session
     stream     turns the answer's tokens into text
     most       maximum tokens of the answer
@@ -104,6 +105,7 @@ class Job:
     marks: deque[tuple[int, Callable[[Session], None]]] = field(default_factory=deque)
     others: Sequence[Job] = ()
     hears: bool = False
+    context: deque[Sequence[int]] = field(default_factory=deque)
     cancelled: bool = False
     read: int = 0  # how many of `tokens`
     count: int = 0  # tokens of the answer

@@ -171,6 +171,8 @@ class CompletionRequest(SamplingRequest):
         list[str | list[int]], BeforeValidator(_prompts),
         Field(min_length=1, max_length=MAX_PROMPTS),
     ]  # fmt: skip
+    # Read and slept over before each prompt; the prompt begins a window of its own.
+    context: Text | None = None
     max_tokens: int | None = Field(default=None, ge=0)
     n: int | None = Field(default=None, ge=1, le=16)
     echo: bool | None = None

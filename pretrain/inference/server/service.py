@@ -72,6 +72,7 @@ class Start:
     turns: tuple[Turn, ...] = ()  # the new ones, since the last mark
     marks: list[Mark] = field(default_factory=list)
     end: int | None = None  # tokens up to the last message's end; None: unknown
+    context: list[int] = field(default_factory=list)  # read and slept over before `tokens`
 
 
 @dataclass
@@ -142,13 +143,15 @@ class Service:
 
     # ---- where an answer begins
 
-    def start_text(self, prompt: str | list[int], passes: int | None) -> Start:
+    def start_text(
+        self, prompt: str | list[int], passes: int | None, context: str | None = None
+    ) -> Start:
         """The start of a completion: nothing is stored before or after."""
         tokens = self.encode(prompt) if isinstance(prompt, str) else prompt
         if not tokens:
             raise bad_request("The prompt is empty: give some text to continue.", "prompt")
         self._check_ids(tokens, "prompt")
-        return Start(self._new(passes), list(tokens))
+        return Start(self._new(passes), list(tokens), context=self.encode(context or ""))
 
     def start_history(
         self, owner: str, form: ChatForm, turns: Sequence[Turn], passes: int | None
