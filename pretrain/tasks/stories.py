@@ -19,7 +19,6 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from pretrain.errors import UserError, storage_error
 from pretrain.files import parse_json, read_whole, sha256
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.story_writer import LARGEST, MAX_NOISE, MAX_OPS, write_story
-from pretrain.tasks.task import GradedBatch, by_grade, check_context, depth_at, make_batch
+from pretrain.tasks.task import Asked, GradedBatch, by_grade, check_context, depth_at, lay_out
 from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
@@ -117,17 +116,10 @@ class Stories:
         return {"exact": float(right.double().mean()), **by_grade("op", right, batch)}
 
     def _write(self, records: list[Record]) -> GradedBatch:
-        context, P = self.config.context, len(self.prompt)
-        shape = len(records), context + self.answer_tokens
-        tokens, targets = np.full(shape, self.tokenizer.pad), np.full(shape, IGNORE)
-        valid = np.zeros(shape, dtype=np.bool_)
-        for row, record in enumerate(records):
-            read = record.context + self.prompt + record.answer[:-1]
-            first = context - len(record.context)
-            tokens[row, first : first + len(read)] = read
-            valid[row, first : first + len(read)] = True
-            targets[row, context + P - 1 : context + P - 1 + len(record.answer)] = record.answer
-        batch = make_batch(tokens, targets, valid, self.window)
+        rows = [Asked(r.context, self.prompt, r.answer) for r in records]
+        batch = lay_out(
+            rows, self.config.context, self.answer_tokens, self.tokenizer.pad, self.window
+        )
         return GradedBatch(**vars(batch), grade=torch.tensor([r.op for r in records]))
 
     def _draw(self, random: Random, op: int, file: dict[int, list[Record]]) -> Record:

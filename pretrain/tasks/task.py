@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.data.batch import Batch
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints
 
@@ -80,6 +81,33 @@ def check_context(name: str, context: int, window: int) -> None:
             f"{name} is {context} tokens, which is not a multiple of sleep.window = {window}: a "
             f"context window must carry no target; set it to {fit}, or choose another window"
         )
+
+
+class Asked(NamedTuple):
+    """A context, a question about it, and the answer with EOS, each as tokens."""
+
+    context: Sequence[int] | NDArray[np.integer]
+    question: Sequence[int] | NDArray[np.integer]
+    answer: Sequence[int] | NDArray[np.integer]
+
+
+def lay_out(rows: Sequence[Asked], context: int, answer: int, pad: int, window: int) -> Batch:
+    """Rows of left-padded contexts of `context` tokens; of `answer` tokens for what follows.
+
+    PAD PAD context ...          nothing scored
+    question answer EOS PAD      scored: the answer and EOS, which is no input
+    """
+    shape = len(rows), context + answer
+    tokens, targets = np.full(shape, pad), np.full(shape, IGNORE)
+    valid = np.zeros(shape, dtype=np.bool_)
+    for row, asked in enumerate(rows):
+        read = np.concatenate([asked.context, asked.question, asked.answer[:-1]])
+        first = context - len(asked.context)
+        tokens[row, first : first + len(read)] = read
+        valid[row, first : first + len(read)] = True
+        scored = context + len(asked.question) - 1
+        targets[row, scored : scored + len(asked.answer)] = asked.answer
+    return make_batch(tokens, targets, valid, window)
 
 
 def make_batch(tokens: Ints, targets: Ints, valid: NDArray[np.bool_], window: int) -> Batch:
