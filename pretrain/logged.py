@@ -27,6 +27,12 @@ DEPTHS = {
 }
 
 
+def depth_of(measure: str) -> int | None:
+    """The depth of an accuracy: 4 for "hops_4"; None if it has none."""
+    kind, _, depth = measure.rpartition("_")
+    return int(depth) if kind in DEPTHS and depth.isdecimal() else None
+
+
 @dataclass
 class RunMetrics:
     """What one run logged, by step; a step that was logged again after resuming counts once."""

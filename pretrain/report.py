@@ -23,7 +23,7 @@ from pretrain.inside import (
     plot_state,
     plot_throughput,
 )
-from pretrain.logged import DEPTHS, Row, RunMetrics, read_run
+from pretrain.logged import DEPTHS, Row, RunMetrics, depth_of, read_run
 from pretrain.page import write_page
 from pretrain.plots import COLOURS, INK, figure, smooth
 from pretrain.tables import table
@@ -302,11 +302,10 @@ def _percent(share: float | None) -> str:
 
 def _by_depth(accuracy: dict[str, float], kind: str) -> dict[int, float]:
     """{4: share} of the accuracies called "hops_4"."""
-    parts = {name: name.rpartition("_") for name in accuracy}
     return {
-        int(n): accuracy[name]
-        for name, (head, _, n) in parts.items()
-        if head == kind and n.isdigit()
+        depth: share
+        for name, share in accuracy.items()
+        if name.startswith(f"{kind}_") and (depth := depth_of(name)) is not None
     }
 
 

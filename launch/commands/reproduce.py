@@ -1,4 +1,4 @@
-"""hypnos reproduce: runs one of the paper's experiments for every N and control, several seeds."""
+"""hypnos reproduce: runs an experiment, the paper's or one's own, for every N and control."""
 
 from __future__ import annotations
 
@@ -30,26 +30,27 @@ _OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # if given, no
 
 @command(
     "reproduce",
-    "run one of the paper's experiments: every N and control, several seeds, a verdict",
+    "run an experiment, the paper's or your own: every N and control, several seeds, a verdict",
     description="Trains and evaluates all unfinished runs of an experiment, several at a time, "
     "then writes results.md, results.csv, curves.csv and plots. If interrupted, the same command "
     "continues.",
     example="hypnos reproduce depo --scale cpu --seeds 3 --passes 1 2 4 --controls equal-flops\n"
     "hypnos reproduce rule110 --scale paper --seeds 1 --minutes 10\n"
+    "hypnos reproduce configs/questions.toml questions.path=mine.jsonl --passes 1 4\n"
     "hypnos reproduce depo --scale paper --dry-run --hardware h200",
     arguments=[
         argument(
             "task",
-            choices=("rule110", "depo", "stories", "mqar", "s5", "brevo", "recall", "text"),
-            help="the first three are the paper's; text: the sources and documentation of the "
-            "installed Python packages",
+            metavar="EXPERIMENT",
+            help="rule110, depo, stories (the paper's), mqar, s5, brevo, recall or text (the "
+            "sources and documentation of the installed Python packages); or the .toml of a run "
+            "of yours",
         ),
         overrides("settings that differ, for every run"),
         argument(
             "--scale",
             choices=("cpu", "paper"),
-            default="cpu",
-            help="cpu: small, hours on two cores; paper: the paper's size",
+            help="cpu: small, hours on two cores (default); paper: the paper's size",
         ),
         argument("--seeds", type=positive, metavar="COUNT", default=3, help="seeds, from 0"),
         argument(
@@ -86,13 +87,18 @@ _OWN_TEXTS = ("data.tokenizer=", "data.train=", "data.heldout=")  # if given, no
             "0: train nothing, write the results so far",
         ),
         array_argument("once they are trained, the same command without it does the rest"),
-        argument("--out", type=path, metavar="FOLDER", help="default: runs/reproduce/TASK-SCALE"),
+        argument(
+            "--out",
+            type=path,
+            metavar="FOLDER",
+            help="default: runs/reproduce/TASK-SCALE, or /NAME of NAME.toml",
+        ),
     ],
 )
 def reproduce(
     task: str,
     overrides: list[str],
-    scale: str,
+    scale: str | None,
     seeds: int,
     passes: list[int],
     controls: list[str],
@@ -104,7 +110,6 @@ def reproduce(
     array: Path | None,
     out: Path | None,
 ) -> int:
-    from pretrain.errors import UserError
     from pretrain.run.console import said_if_slow
 
     planned_for = check_flags(array, minutes, dry_run, hardware)
@@ -112,20 +117,18 @@ def reproduce(
         from pretrain.study.controls import CONTROLS, named
         from pretrain.study.one_run import has_results, is_done
         from pretrain.study.progress import StudyProgress
-        from pretrain.study.reproduce import STUDIES, plan, write_results
+        from pretrain.study.reproduce import experiment, plan, write_results
         from pretrain.study.runner import run_all
 
     if controls == ["list"]:
         for name, control in CONTROLS.items():
             print(f"{name:<20}{control.meaning}")
         return 0
-    if scale not in STUDIES[task]:
-        raise UserError(f"{task} is not from the paper, so it has no --scale {scale}: use cpu")
+    asked = experiment(task, scale)
     chosen = named(controls)
-    folder = out or Path("runs/reproduce") / f"{task}-{scale}"
+    folder = out or Path("runs/reproduce") / asked.name
     planned_with = partial(
-        plan, STUDIES[task][scale], passes=passes, seeds=seeds, controls=chosen,
-        controls_of=controls_of,
+        plan, asked.config, passes=passes, seeds=seeds, controls=chosen, controls_of=controls_of,
     )  # fmt: skip
     has_own = task not in _VOCABULARY or any(o.startswith(_OWN_TEXTS) for o in overrides)
     if dry_run:
@@ -158,7 +161,7 @@ def reproduce(
     tell_end(done)
     if minutes is None or any(has_results(folder, p.run) for p in planned):
         failed = {job.run.name for job in done if job.state == "failed"}
-        print(write_results(planned, folder, f"{task}, {scale} scale", failed))
+        print(write_results(planned, folder, asked.title, failed))
         print(f"\nwrote {folder / 'results.md'} and {folder / 'results.html'}")
     return status_of([job.state for job in done])
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.files import write_atomically
+from pretrain.logged import depth_of
 from pretrain.study.fit import fit_depth, fit_loss, from_below
 from pretrain.study.ladder import LadderRun
 from pretrain.study.results import in_order, shown_name
-from pretrain.study.scale import Finished, Size, depth_of, depth_points, points
+from pretrain.study.scale import Finished, Size, depth_points, points
 from pretrain.tables import as_csv
 
 
@@ -70,7 +71,7 @@ def predict(
                 *(np.array(float(x)) for x in (size.parameters, r.passes, size.tokens))
             )
             for name in accuracies:
-                share = float(depths.accuracy(horizon, np.array(depth_of(name))))
+                share = float(depths.accuracy(horizon, np.array(depth_of(name), float)))
                 found.append(Prediction(r, name, share, [d.accuracy[name] for d in mine]))
     return found
 

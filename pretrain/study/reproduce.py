@@ -1,4 +1,4 @@
-"""The paper's experiments as lists of runs: every N and control on the same data, several seeds.
+"""Experiments as lists of runs: every N and control on the same data, several seeds.
 
 OUT/runs, OUT/done, OUT/logs             see `pretrain.study.runner`
 OUT/results.csv, OUT/curves.csv          every run: final results, and curves
@@ -12,6 +12,7 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pretrain.config.load import load
 from pretrain.config.schema import Config
@@ -45,6 +46,35 @@ STUDIES = {
     "stories": {"cpu": CONFIGS / "studies/stories-cpu.toml", "paper": CONFIGS / "stories.toml"},
     **{t: {"cpu": CONFIGS / f"studies/{t}-cpu.toml"} for t in TASKS},
 }
+
+
+class Experiment(NamedTuple):
+    """What a study is of."""
+
+    name: str  # of its folder
+    title: str
+    config: Path
+
+
+def experiment(task: str, scale: str | None) -> Experiment:
+    """One of `STUDIES`, at a scale ("cpu" if None); or a configuration of one's own, by its path.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    if task in STUDIES:
+        sizes = STUDIES[task]
+        if (scale := scale or "cpu") not in sizes:
+            raise UserError(f"{task} is not from the paper, so it has no --scale {scale}: use cpu")
+        return Experiment(f"{task}-{scale}", f"{task}, {scale} scale", sizes[scale])
+    path = Path(task)
+    if path.suffix != ".toml":
+        raise UserError(
+            f"{task}: no experiment; name {', '.join(STUDIES)} or a configuration of yours (.toml)"
+        )
+    if scale:
+        raise UserError(f"--scale {scale}: {task} has the one size that it sets; leave --scale out")
+    return Experiment(path.stem, path.stem, path)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pretrain.logged import DEPTHS
+from pretrain.logged import depth_of
 from pretrain.origin import Origin
 from pretrain.study.curve import Curve
 from pretrain.study.one_run import Run, left_by
@@ -69,9 +69,9 @@ def measures(results: Sequence[Result]) -> list[str]:
 def in_order(names: Iterable[str]) -> list[str]:
     """Names of measures, each once, the deepest last; only "loss" if there are no others."""
     found = [name for name in dict.fromkeys(names) if name != "loss"]
-    by_depth = [name for name in found if name.rpartition("_")[0] in DEPTHS]
+    by_depth = {name: depth for name in found if (depth := depth_of(name)) is not None}
     if by_depth:
-        return sorted(by_depth, key=lambda name: int(name.rpartition("_")[2]))
+        return sorted(by_depth, key=by_depth.__getitem__)
     return found[::-1] or ["loss"]  # a task names its strictest measure first
 
 

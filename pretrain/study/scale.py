@@ -18,7 +18,7 @@ import numpy as np
 
 from pretrain.config.schema import Config
 from pretrain.files import write_atomically
-from pretrain.logged import DEPTHS
+from pretrain.logged import depth_of
 from pretrain.model.draw import drawn_passes
 from pretrain.model.flops import step_flops
 from pretrain.study.estimate import example, with_vocabulary
@@ -125,13 +125,7 @@ def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
         return None
     runs, depths, accuracies = zip(*rows, strict=True)
     shared = vars(Points(*_columns(runs)))
-    return DepthPoints(**shared, depth=np.array(depths), accuracy=np.array(accuracies))
-
-
-def depth_of(measure: str) -> float:
-    """The depth of an accuracy: 2.0 for "hops_2"; 0 if it has none."""
-    kind, _, depth = measure.rpartition("_")
-    return float(depth) if kind in DEPTHS else 0.0
+    return DepthPoints(**shared, depth=np.array(depths, float), accuracy=np.array(accuracies))
 
 
 def _columns(done: Sequence[Finished]) -> Iterator[Any]:

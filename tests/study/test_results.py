@@ -22,7 +22,7 @@ from pretrain.study.curve import Curve
 from pretrain.study.intervals import mean, paired
 from pretrain.study.overview import overview
 from pretrain.study.reproduce import STUDIES, plan, write_results
-from pretrain.study.results import Arm, Result
+from pretrain.study.results import Arm, Result, in_order
 from pretrain.study.runner import run_all
 from pretrain.study.summary import (
     bits_table,
@@ -197,6 +197,7 @@ def test_a_cell_says_how_many_seeds_have_diverged(tmp_path: Path) -> None:
 def test_depths_are_columns_in_order_of_depth() -> None:
     headers, _ = main_table([result(1, 0, 0.5)])
     assert headers[1:4] == ["hops 1", "hops 4", "hops 16"]
+    assert in_order(["loss", "exact", "hops_b", "hops_a"]) == ["hops_a", "hops_b", "exact"]
 
 
 def test_what_is_written_of_a_study(tmp_path: Path) -> None:

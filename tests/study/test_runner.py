@@ -244,6 +244,26 @@ def test_a_study_that_goes_to_slurm_trains_nothing(
     assert len(array.read_text().splitlines()) == 4 and not (tmp_path / "out" / "runs").exists()
 
 
+def test_a_study_of_a_configuration_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(DEPO, "mine.toml")
+    asked = ["--seeds", "1", "--passes", "1", "4", "--controls", "equal-flops"]
+    assert main(["reproduce", "mine.toml", "depo.max_hops=2", *asked, "--array", "left.txt"]) == 0
+    assert "3 runs; next: hypnos launch slurm mine.toml" in capsys.readouterr().out
+    lines = Path("left.txt").read_text().splitlines()
+    assert all("depo.max_hops=2" in line and "runs/reproduce/mine/runs" in line for line in lines)
+    for study, said in (
+        (["dep"], "dep: no experiment; name rule110, depo, "),
+        (["mine.toml", "--scale", "paper"], "--scale paper: mine.toml has the one size"),
+        (["mqar", "--scale", "paper"], "mqar is not from the paper, so it has no --scale paper"),
+        (["gone.toml"], "gone.toml: cannot read the configuration"),
+    ):
+        assert main(["reproduce", *study]) == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("study", [["reproduce", "depo"], ["scale", "configs/scale/depo.toml"]])
 def test_an_array_has_no_minutes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], study: list[str]
