@@ -24,6 +24,7 @@ class Control:
     meaning: str  # for --help and the documents
     overrides: Callable[[Config, int], list[str]]  # from the study's configuration and N
     every_n: bool = False  # run for every N but 1, not only for the largest
+    tested_at_all: bool = False  # tested at every compared N, not only at its own
 
 
 # With one pass, other settings of passes would be refused.
@@ -56,7 +57,12 @@ def _equal_flops(config: Config, N: int) -> list[str]:
     return [*AWAKE, f"train.steps={round(config.train.steps * asleep / awake)}"]
 
 
-SLEEP = Control("N = {N}", "N passes over each window of context", lambda _, N: passes(N))
+SLEEP = Control(
+    "N = {N}",
+    "N passes over each window of context",
+    lambda _, N: passes(N),
+    tested_at_all=True,
+)
 EQUAL_FLOPS = "equal-flops"
 CONTROLS = {
     EQUAL_FLOPS: Control(
@@ -108,11 +114,13 @@ CONTROLS = {
         "N = 1..{N} at random",
         "each training step draws its N from 1 to N",
         lambda _, N: [f"sleep.passes={N}", "sleep.min_passes=1"],
+        tested_at_all=True,
     ),
     "n-rises": Control(
         "N = 1 rising to {N}",
         "N rises from 1 to N in the first half of the steps",
         lambda config, N: [f"sleep.passes={N}", f"sleep.curriculum={config.train.steps // 2}"],
+        tested_at_all=True,
     ),
     "depth-rises": Control(
         "N = {N}, depth rises",

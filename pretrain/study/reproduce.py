@@ -130,8 +130,7 @@ def plan(
         for name, control, n in arms:
             changes = (*overrides, f"run.seed={seed}", *asked[name])
             trained = _settings(config, changes, name, control).sleep.passes
-            several = control is SLEEP or name.startswith(("random-n", "n-rises"))  # N at test
-            tested = tuple(sorted({trained, *passes} if several else {trained}))
+            tested = tuple(sorted({trained, *(passes if control.tested_at_all else ())}))
             run = Run(f"{name}-seed{seed}", config, changes, tested)
             planned.append(Planned(run, Arm(name, control.label.format(N=n), n), seed))
     return planned

@@ -64,7 +64,8 @@ def test_a_study_gives_every_arm_the_same_data() -> None:
         assert settings.run.seed == p.seed
         assert settings.depo == plan(DEPO, passes=[1], seeds=1)[0].run.settings().depo
     by_name = {p.run.name: p.run for p in planned}
-    assert by_name["n1-seed0"].passes == (1, 4)  # N at test
+    at_test = {name: by_name[f"{name}-seed0"].passes for name in ("n1", "random-n-n4", "no-h-n4")}
+    assert at_test == {"n1": (1, 4), "random-n-n4": (1, 4), "no-h-n4": (4,)}
 
 
 def test_equal_flops_are_equal() -> None:
@@ -392,6 +393,8 @@ def test_controls_are_listed_and_an_unknown_one_is_refused(
     assert main(["reproduce", "depo", "--controls", "list"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in CONTROLS)
+    method = (Path(__file__).parents[2] / "docs/method.md").read_text(encoding="utf-8")
+    assert not [name for name in CONTROLS if f"`{name}`" not in method]  # its table has them all
     assert main(["reproduce", "depo", "--controls", "equal-flop"]) == 2
     assert "--controls: unknown control equal-flop; choose from" in capsys.readouterr().err
     assert main(["reproduce", "mqar", "--controls", "depth-rises"]) == 2
