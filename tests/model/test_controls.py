@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tests.marks import slow
 from tests.model.tiny import MODEL, L, assert_like_oracle, build, change, sequences
 
 CONTEXT = change(passes=3, when="context")
+CHOICES = get_type_hints(SleepConfig)
 UNSCORED = {0: [0, 1], 1: [0]}
 
 
@@ -34,8 +36,8 @@ PAIRS = {("both", "sliding"), ("h", "none"), ("S", "hard")}
         if ((carries, eviction) in PAIRS) == (when == "context")
         else slow(when, carries, eviction)
         for when in ("context", "awake")
-        for carries in ("both", "h", "S")
-        for eviction in ("hard", "sliding", "none")
+        for carries in get_args(CHOICES["carries"])
+        for eviction in get_args(CHOICES["eviction"])
     ],
 )
 def test_controls_are_what_the_oracle_makes_of_them(when: str, carries: str, eviction: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from parallel.block import MIXERS
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE
 from pretrain.model.flops import parameters, step_flops
@@ -35,6 +36,7 @@ CASES = {
         {"layers": ["delta", "attention"]},
     ),
     "padded chunks": (SleepConfig(passes=2, window=10), {"delta_chunk": 4}),
+    **{kind: (SleepConfig(passes=2, window=8), {"layers": [kind] * 2}) for kind in MIXERS},
 }
 
 

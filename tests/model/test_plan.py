@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import Weight, counted
+from parallel.block import MIXERS
 from parallel.schedule import make_schedule
 from parallel.simulator import simulate
 from parallel.stages import Stage
@@ -29,6 +30,14 @@ from tests.marks import slow
 from tests.model.tiny import MODEL, L, build, change, gradients, sequences
 
 LAYERS = ["attention", "delta", "attention", "attention"]  # a dead end of two blocks
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_a_block_whose_memory_outlives_the_window_is_run_to_write_it(kind: str) -> None:
+    config = replace(MODEL, layers=[kind])
+    (left,) = build(config=config).empty_state(1).end_window(0, L).blocks
+    outlives = any(tensor.numel() for tensor in left)
+    assert bool(plan.until_last_write(range(1), config, change())) is outlives
 
 
 # ---- one plan for all users

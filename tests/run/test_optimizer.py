@@ -5,7 +5,7 @@ in test_engine.py.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from pretrain.config.schema import OptimizerConfig
 from pretrain.data.batch import IGNORE
 from pretrain.run.newton_schulz import newton_schulz
 from pretrain.run.optimizer import (
-    DECAY_SHAPES,
     DECAYED,
     MUON,
     PLAIN,
@@ -58,7 +57,7 @@ def test_a_decay_by_the_square_root() -> None:
     assert gone == pytest.approx([k / 16 for k in range(1, 17)])
 
 
-@pytest.mark.parametrize("shape", DECAY_SHAPES)
+@pytest.mark.parametrize("shape", get_args(get_type_hints(OptimizerConfig)["decay_shape"]))
 def test_every_shape_goes_from_the_peak_to_the_end(shape: Literal["linear"]) -> None:
     config = OptimizerConfig(warmup=2, decay=10, decay_shape=shape, final_lr=0.1)
     rates = [lr_factor(step, 30, config) for step in range(30)]

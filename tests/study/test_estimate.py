@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 
 from benchmarks.stage import weigh
-from parallel.block import Block
+from parallel.block import MIXERS, Block
 from parallel.critical_path import CriticalPath
 from parallel.passes import Pass
 from parallel.schedule import Action, make_schedule
@@ -35,7 +35,7 @@ from tests.parallel.test_schedule import window
 def test_blocks_keep_what_autograd_saves(sizes: dict[str, int]) -> None:
     model = ModelConfig(d_model=128, vocab_size=64, **sizes)  # type: ignore[arg-type]
     counter = BlockCounter(model)
-    for kind in ("attention", "delta"):
+    for kind in MIXERS:
         found = weigh(Block(model, kind), 3, 64)
         assert counter.work(Rows(kind, 3, 64)).kept == pytest.approx(found.whole, rel=0.02)
         assert counter.work(Rows(kind, 3, 64)).S == found.S
