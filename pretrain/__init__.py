@@ -18,7 +18,7 @@ tail.py         reads a long file backwards, by lines or rows
 config/         every setting, and what is refused
 model/          SleepLM: the model, and the loop of the method
 data/           corpus -> shards (webdataset) -> order -> lanes -> batches
-tasks/          rule110, depo, stories, mqar, s5, brevo, recall: data, targets and metric
+tasks/          synthetic tasks, one file each: data, targets and metric
 run/            a step, the optimiser, skipped steps, stops, metrics
 checkpoint/     sharded, hashed, atomic checkpoints, written asynchronously
 convert/        export to and import from other software, one tensor at a time

@@ -54,7 +54,9 @@ class Task(Protocol):
         """
 
     def score(self, best: Tensor, batch: Batch) -> dict[str, float]:
-        """Shares of right answers, by name. best: [B, T] int64, the most likely token at scored
+        """Shares of right answers: by depth, as {"KIND_k": share} with a KIND of
+        `pretrain.logged.DEPTHS`; or by other names, the strictest first. A study judges the
+        deepest, or else the strictest. best: [B, T] int64, the most likely token at scored
         positions.
         """
 

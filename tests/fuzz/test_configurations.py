@@ -267,14 +267,7 @@ def changes(sections: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
     task=st.sampled_from(sorted(TINY)),
     change=changes(
         (
-            "depo.",
-            "rule110.",
-            "stories.",
-            "questions.",
-            "mqar.",
-            "s5.",
-            "brevo.",
-            "recall.",
+            *(f"{task}." for task in TINY),
             "train.batch",
             "sleep.",
             "model.",
