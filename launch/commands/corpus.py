@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from launch.commands import argument
 from launch.commands.values import path, separator
+from pretrain.data.suffixes import COMPRESSED, ROW_SUFFIXES, TEXT_SUFFIXES
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ ARGUMENTS = (
         metavar="SOURCE",
         nargs="*",
         type=path,
-        help="folder or file: .parquet, .arrow, .feather, .jsonl, .ndjson, .json, .csv, .tsv, .tar "
-        "or text; also .gz, .zst, .xz, .bz2",
+        help=f"folder or file: {', '.join(ROW_SUFFIXES)} or text; also {', '.join(COMPRESSED)}",
     ),
     argument(
         "--python",
@@ -33,8 +33,8 @@ ARGUMENTS = (
         dest="suffixes",
         action="append",
         metavar=".EXT",
-        help="suffix of files to read in folders; may be repeated (default: .py .txt .md .rst "
-        ".jsonl .ndjson .json .parquet .arrow .feather .csv .tsv .tar)",
+        help="suffix of files to read in folders; may be repeated (default: "
+        f"{' '.join(TEXT_SUFFIXES + ROW_SUFFIXES)})",
     ),
     argument(
         "--separator",

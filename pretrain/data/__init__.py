@@ -2,7 +2,7 @@
 
     corpus.py    documents from folders and files, or from the Python interpreter itself
     folder.py    the files of a folder, and a tally of what is read and left out
-    formats.py   Document(text, source), or why there is none; UTF-8 text
+    formats.py   Document(text, source), or why there is none; UTF-8 text;  suffixes.py  of files
     json_rows.py, tables.py, parquet.py, arrow.py   JSON (lines, array, object); CSV, TSV; columns
     tar.py, compression.py   members of webdataset tars; gzip to xz
     prepare.py   tokenised documents as webdataset tars with an index;  pool.py  by many processes

@@ -18,7 +18,6 @@ from typing import IO, BinaryIO, cast
 
 import zstandard
 
-COMPRESSED = (".gz", ".zst", ".zstd", ".xz", ".bz2")
 MAX_WINDOW = 1 << 31  # bytes; the maximum of `zstd --long`
 ZSTD_BYTES = 1 << 11  # compressed bytes per call: Zstandard can expand its input 30,000 times
 

@@ -16,17 +16,10 @@ from typing import NamedTuple
 from pretrain.data.arrow import read_arrow
 from pretrain.data.compression import Damaged, TooLarge
 from pretrain.data.folder import Tally, find_files
-from pretrain.data.formats import (
-    ARROW_SUFFIXES,
-    TEXT_SUFFIXES,
-    Document,
-    LeftOut,
-    Rejected,
-    read_text,
-    split_suffix,
-)
+from pretrain.data.formats import Document, LeftOut, Rejected, read_text
 from pretrain.data.json_rows import read_json, read_json_lines
 from pretrain.data.parquet import read_parquet
+from pretrain.data.suffixes import ARROW_SUFFIXES, TEXT_SUFFIXES, split_suffix
 from pretrain.data.tables import DELIMITERS, read_table
 from pretrain.data.tar import read_tar
 from pretrain.errors import UserError
@@ -48,11 +41,10 @@ class Corpus:
     """Documents of `sources` in a fixed order: the given order, and sorted paths within a folder.
 
     A source is a file or a folder: its files with one of `suffixes` (None: all formats below), at
-    any depth. A file is read by its suffix, in any case, and decompressed if .gz, .zst, .xz or .bz2
-    follows: .jsonl, .ndjson, .json, .parquet, .arrow, .feather, .csv and .tsv hold one document per
-    line, element or row, under `text_field`; .tar, one per member; any other file is one document
-    of UTF-8 text. With a `separator`, such files and the texts in tars are split at it, and each
-    piece is a document.
+    any depth. A file is read by its suffix, in any case, and decompressed if one of `COMPRESSED`
+    follows: `ROW_SUFFIXES` hold one document per line, element or row, under `text_field` (.tar,
+    one per member); any other file is one document of UTF-8 text. With a `separator`, such files
+    and the texts in tars are split at it, and each piece is a document.
 
     Empty texts are not documents. A row or a file without readable text is a UserError that names
     it; with `skip_bad` it is left out. `tally` counts what is read and left out.

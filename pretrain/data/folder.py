@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from pretrain.data.formats import ROW_SUFFIXES, TEXT_SUFFIXES, split_suffix
+from pretrain.data.suffixes import ROW_SUFFIXES, TEXT_SUFFIXES, split_suffix
 from pretrain.errors import UserError, shortened
 from tokenizer.hub import download_first
 

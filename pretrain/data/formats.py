@@ -1,4 +1,4 @@
-"""Documents, which file suffixes hold rows and which one text, and how text files are read."""
+"""Documents, or why there is none; and how text files are read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from pretrain.data.compression import COMPRESSED, open_stream
+from pretrain.data.compression import open_stream
+from pretrain.data.suffixes import split_suffix
 
-TEXT_SUFFIXES = (".py", ".txt", ".md", ".rst")
-ARROW_SUFFIXES = (".arrow", ".feather")
-ROW_SUFFIXES = (
-    ".jsonl", ".ndjson", ".json", ".parquet", *ARROW_SUFFIXES, ".csv", ".tsv", ".tar",
-)  # fmt: skip
 MAX_TEXT = 1 << 32  # bytes of a decompressed text; a few KB could expand to fill the memory
 CHUNK = 1 << 20  # bytes read at once of a text that is split
 BOM = "\ufeff".encode()  # the byte order mark
@@ -49,14 +45,6 @@ class Rejected(Exception):
     ) -> None:
         super().__init__(f"{place}: {kind}{detail}")
         self.place, self.kind, self.fix, self.is_metadata = place, kind, fix, is_metadata
-
-
-def split_suffix(name: str) -> tuple[str, str]:
-    """The suffixes of a file's format and of its compression: (".jsonl", ".gz")."""
-    path = Path(name.lower())
-    if path.suffix in COMPRESSED:
-        return Path(path.stem).suffix, path.suffix
-    return path.suffix, ""
 
 
 def read_text(path: Path, name: str, separator: str = "") -> Iterator[Document | Rejected]:

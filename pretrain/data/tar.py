@@ -15,16 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
 from pretrain.data.compression import open_stream
-from pretrain.data.formats import (
-    BOM,
-    TEXT_SUFFIXES,
-    Document,
-    LeftOut,
-    Rejected,
-    as_text,
-    split_text,
-)
+from pretrain.data.formats import BOM, Document, LeftOut, Rejected, as_text, split_text
 from pretrain.data.json_rows import MAX_LINE, json_document
+from pretrain.data.suffixes import TEXT_SUFFIXES
 from pretrain.files import parse_json
 
 Row = Document | Rejected | LeftOut

@@ -18,6 +18,7 @@ import zstandard
 
 from pretrain.data import json_rows
 from pretrain.data.corpus import Corpus
+from pretrain.data.suffixes import ROW_SUFFIXES
 from pretrain.errors import UserError
 
 TEXTS = ["one\r\ntwo\n", "  drei  ", "四\n" * 500, "last"]
@@ -51,6 +52,13 @@ ARCHIVES: dict[str, Callable[[bytes, bytes], bytes]] = {
     "streams.xz": lambda a, b: lzma.compress(a) + lzma.compress(b, preset=9),
     "streams.bz2": lambda a, b: bz2.compress(a) + bz2.compress(b),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ROW_SUFFIXES)
+def test_a_file_of_rows_is_not_read_as_text(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"d{suffix}").write_text("text without rows")
+    with pytest.raises(UserError, match=f"d{suffix}"):
+        texts(tmp_path / f"d{suffix}")
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
