@@ -125,7 +125,9 @@ def shared_dim(name: str) -> int | None:
     """The dimension (heads or channels) along which ranks (`mesh.head_rank`) split a tensor of
     `State.named_tensors`; None if it is not split.
     """
-    return {"S": 1, "tail": 2, "k": 1, "v": 1}.get(name.rsplit(".", 1)[-1])
+    if not name.startswith("blocks."):
+        return None
+    return {"S": 1, "tail": 2, "k": 1, "v": 1}[name.rsplit(".", 1)[-1]]
 
 
 def choose_rows(
