@@ -19,7 +19,7 @@ CHANGES = "may change on resume"
 PAGE = """\
 # Settings
 
-Every setting with its default, as one configuration in TOML. After each value comes what it may be,
+Every setting with its default, as one configuration in TOML. With each value comes what it may be,
 and whether a run that resumes from a checkpoint may have another value ("{changes}"): all others
 affect what has been computed so far. Settings that a configuration leaves out keep their defaults;
 on the command line, `section.name=value` sets one. Invalid combinations of settings are refused
@@ -32,26 +32,28 @@ This page is written by `python -m pretrain.config.reference > docs/settings.md`
 
 def text() -> str:
     """All sections."""
-    return "\n".join(_section(name, cls) for name, cls in sections().items())
+    return "\n".join(section(name, cls) for name, cls in sections().items())
 
 
 def page() -> str:
     """docs/settings.md."""
     parts = [PAGE.format(changes=CHANGES)]
     parts += [
-        f"## {name}\n\n```toml\n{_section(name, cls)}```\n" for name, cls in sections().items()
+        f"## {name}\n\n```toml\n{section(name, cls)}```\n" for name, cls in sections().items()
     ]
     return "\n".join(parts)
 
 
-def _section(name: str, cls: type) -> str:
-    """A section's settings in TOML, each with its meaning above and its possible values behind
-    it.
+def section(name: str, cls: type) -> str:
+    """A section's settings in TOML, each with its meaning above and its possible values behind it,
+    or above it if they do not fit on the line.
     """
     lines = _comment(" ".join(str(cls.__doc__).split())) + [f"[{name}]"]
     for setting in settings(cls):
         lines += ["", *_comment(setting.rule.meaning), *_table_comment(setting)]
-        lines.append(f"{setting.name} = {to_toml(setting.default)}  # {_facts(setting)}")
+        value, facts = f"{setting.name} = {to_toml(setting.default)}", _facts(setting)
+        line = f"{value}  # {facts}"
+        lines += [line] if len(line) <= WIDTH else [*_comment(facts), value]
     return "\n".join(lines) + "\n"
 
 

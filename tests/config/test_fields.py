@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from parallel.setting import setting
 from pretrain.config.fields import check, values
 from pretrain.config.load import parse
-from pretrain.config.reference import WIDTH, page, text
+from pretrain.config.reference import WIDTH, page, section, text
 from pretrain.config.resume import changes, check_unchanged
 from pretrain.config.schema import Config, CorpusConfig
 from pretrain.errors import UserError
@@ -137,6 +140,23 @@ def test_the_reference_says_all_that_stands_with_a_setting() -> None:
     assert 'dir = "runs"  # path; may change on resume\n' in said
     assert "#     weight = 1.0: share of the tokens drawn from it, relative to the others" in said
     assert max(map(len, said.splitlines())) <= WIDTH
+
+
+@dataclass
+class Coins:
+    """What was paid."""
+
+    coin: Literal["florin", "guilder", "groschen", "heller", "kreuzer", "pfennig", "taler"] = (
+        setting("florin", "the largest", changes=True)
+    )
+
+
+def test_values_that_do_not_fit_behind_their_setting_are_above_it() -> None:
+    lines = section("coins", Coins).splitlines()
+    assert lines[3] == "# the largest" and lines[-1] == 'coin = "florin"'
+    assert max(map(len, lines)) <= WIDTH
+    above = " ".join(line.removeprefix("# ") for line in lines[4:-1])
+    assert above.startswith('"florin", ') and above.endswith('"taler"; may change on resume')
 
 
 def test_the_page_of_settings_is_what_the_fields_say() -> None:
