@@ -34,7 +34,7 @@ from parallel.block import Block
 from parallel.schedule import step_schedule
 from parallel.simulator import simulate
 from parallel.stages import Stage, balanced
-from parallel.state import State
+from parallel.state import DeltaState, State
 from parallel.window import open_window
 from pretrain.config.schema import ModelConfig, SleepConfig
 from pretrain.data.batch import IGNORE, Batch
@@ -92,7 +92,8 @@ def weigh(block: Block, rows: int, window: int) -> Weight:
     """Measures what autograd saves for one block: each storage once."""
     h = torch.randn(rows, window, block.shape.d_model, requires_grad=True)
     memory = block.empty_state(rows, h.device, h.dtype)
-    S = memory.S.requires_grad_() if block.kind == "delta" else h[:0]
+    writes = isinstance(memory, DeltaState)
+    S = memory.S.requires_grad_() if writes else h[:0]
     state = State(
         (memory,), torch.zeros(rows, 0, dtype=torch.bool), torch.zeros(rows, dtype=torch.int64)
     )
@@ -112,7 +113,7 @@ def weigh(block: Block, rows: int, window: int) -> Weight:
         del graph
         return sum(size for address, size in sizes.items() if address not in weights)
 
-    return Weight(h.nbytes, S.nbytes, saved(False), saved(True) if block.kind == "delta" else 0)
+    return Weight(h.nbytes, S.nbytes, saved(False), saved(True) if writes else 0)
 
 
 def count(p: Plan, model: SleepLM, part: Batch, policy: str, passes: int) -> tuple[int, int]:
