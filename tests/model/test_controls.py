@@ -124,7 +124,7 @@ def test_flops_of_random_passes_are_their_mean() -> None:
         ('[sleep]\nwhen = "awake"\n[parallel]\npp = 2', 'sleep.when = "awake": this control'),
         ('[sleep]\ncarries = "S"\nprelude = 1', "set sleep.prelude = 0"),
         ('[sleep]\neviction = "none"', "set data.carry = false"),
-        ("[data]\nrepeats = 2", "text has none: set it to 1"),
+        ("[data]\nrepeats = 2", "of a generated task: set it to 1"),
         ('[data]\nrepeats = 3\ntask = "depo"', "must be a multiple of data.repeats = 3"),
     ],
 )
