@@ -24,7 +24,7 @@ from pretrain.errors import UserError
 from pretrain.files import sha256
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.question_file import Question, answer_width, read_questions, split_questions
-from pretrain.tasks.task import GradedBatch, check_context, make_batch
+from pretrain.tasks.task import Asked, GradedBatch, check_context, lay_out
 from tokenizer.encode import Tokenizer
 
 MAX_GROUPS = 100
@@ -136,16 +136,7 @@ class Questions:
 
     def _write(self, questions: Sequence[Question]) -> Batch:
         c = self.config
-        shape = len(questions), c.context + c.answer
-        tokens = np.full(shape, self.tokenizer.pad, np.int64)
-        targets, valid = np.full(shape, IGNORE, np.int64), np.zeros(shape, np.bool_)
-        for row, (context, question, answer, _) in enumerate(questions):
-            read = np.concatenate([context, question, answer[:-1]])
-            begin = c.context - len(context)
-            tokens[row, begin : begin + len(read)] = read
-            valid[row, begin : begin + len(read)] = True
-            first = c.context + len(question) - 1
-            targets[row, first : first + len(answer)] = answer
+        rows = [Asked(*question[:3]) for question in questions]
+        batch = lay_out(rows, c.context, c.answer, self.tokenizer.pad, self.window)
         grade = [self.groups.index(q.group) if q.group in self.groups else 0 for q in questions]
-        batch = make_batch(tokens, targets, valid, self.window)
         return GradedBatch(**vars(batch), grade=torch.tensor(grade))
