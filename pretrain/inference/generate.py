@@ -17,7 +17,7 @@ from pretrain.errors import UserError
 from pretrain.inference.chat import ChatForm, Refused, Turn
 from pretrain.inference.decode import Decoder
 from pretrain.inference.sampling import Choice, Sampler, Sampling
-from pretrain.inference.session import Session, read_together
+from pretrain.inference.session import Session, read_together, unscored_tokens
 from pretrain.inference.text import TextDecoder
 from tokenizer.encode import Tokenizer
 
@@ -143,6 +143,9 @@ def continue_text(
     session = Session(decoder, passes, until)
     if context:
         session.read_context(tokenizer.encode(context))
+        if before := unscored_tokens(len(ids), decoder.model.sleep.window):
+            session.read_context(ids[:before])
+            ids = ids[before:]
     logits = session.read(ids)
     return [
         Continuation(

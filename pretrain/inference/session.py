@@ -328,6 +328,13 @@ def context_windows(tokens: int, window: int) -> list[slice]:
     return [slice(max(0, end - window), end) for end in ends]
 
 
+def unscored_tokens(tokens: int, window: int) -> int:
+    """How many of a question's tokens are in windows before that of its last token, which predicts
+    the answer. To training these windows have no targets either: they are read as context.
+    """
+    return (tokens - 1) // window * window
+
+
 _threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sleep")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,11 +11,14 @@ from torch import Tensor
 from pretrain.config.schema import SleepConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.inference.decode import Decoder
+from pretrain.inference.generate import continue_text
+from pretrain.inference.sampling import Sampling
 from pretrain.inference.session import Session
 from pretrain.model.plan import WindowPlan
 from pretrain.model.sleep import SleepLM
 from pretrain.model.stop_rule import StopRule
 from tests.model.tiny import MODEL, L, build
+from tokenizer.encode import Tokenizer
 
 CONTEXT, QUESTION = 2 * L + 4, 5  # the context begins with a window that is not full
 
@@ -24,14 +29,14 @@ def draw(tokens: int) -> Tensor:
     )
 
 
-def row(ids: Tensor) -> Batch:
+def row(ids: Tensor, question: int = QUESTION, scored: int = QUESTION) -> Batch:
     """A row of a task: the context left-padded to whole windows, then the question."""
-    pad = -CONTEXT % L
+    pad = -(len(ids) - question) % L
     tokens = torch.cat([torch.zeros(pad, dtype=torch.int64), ids])[None]
     targets, valid = torch.full_like(tokens, IGNORE), torch.ones_like(tokens, dtype=torch.bool)
-    targets[:, -QUESTION:] = 1
+    targets[:, -scored:] = 1
     valid[:, :pad] = False
-    starts = torch.tensor([[True] + [False] * (tokens.shape[1] // L)])
+    starts = torch.tensor([[True] + [False] * ((tokens.shape[1] - 1) // L)])
     return Batch(tokens, targets, valid, starts, torch.zeros(1, dtype=torch.bool))
 
 
@@ -66,6 +71,22 @@ def test_the_answer_is_that_of_training(when: str, eviction: str, coda: int) -> 
         # PAD shifts the positions in the first window, and rotary angles are fp32
         torch.testing.assert_close(by_n[N], expected, atol=1e-6, rtol=1e-6)
     assert (by_n[1] - by_n[3]).abs().max() > 1e-3  # sleep changes the answer
+
+
+@pytest.mark.parametrize("when", ["always", "context"])
+def test_a_question_longer_than_a_window(when: str, tokenizer: Tokenizer) -> None:
+    """Nothing is predicted in its first window, so that is slept over like the context's."""
+    context = "The window is full."
+    sleep = SleepConfig(window=L, passes=3, when=when, coda=1)  # type: ignore[arg-type]
+    model = build(sleep, replace(MODEL, vocab_size=tokenizer.vocab_size))
+    for question in (L - 1, L, L + 1, 2 * L + 3):
+        asked = draw(question)
+        ids = torch.cat([torch.tensor(tokenizer.encode(context)), asked])
+        (said,) = continue_text(
+            Decoder(model), tokenizer, asked.tolist(), Sampling(), context=context
+        )
+        expected = answers(model, row(ids, question, scored=1))[-1]
+        torch.testing.assert_close(said.logits, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_with_a_stop_rule() -> None:

@@ -70,12 +70,12 @@ def test_a_context_is_slept_over_before_the_prompt(served: Serving, client: open
     context = LONG[: 2 * WINDOW + 5]
     expected = continued(served, "a day", 20, context=context)
     assert expected != continued(served, context + "a day", 20)
-    asked = {"prompt": ["a day", "a night"], "max_tokens": 20, **GREEDY}
+    asked = {"prompt": ["a day", LONG], "max_tokens": 20, **GREEDY}
     said = client.completions.create(n=2, extra_body={"context": context}, **asked)
     assert [choice.text for choice in said.choices[:2]] == [expected] * 2
-    assert said.choices[2].text == continued(served, "a night", 20, context=context)
+    assert said.choices[2].text == continued(served, LONG, 20, context=context)
     assert said.usage is not None
-    texts = [context, "a day", context, "a night"]
+    texts = [context, "a day", context, LONG]
     read = sum(len(served.service.tokenizer.encode(text)) for text in texts)
     assert said.usage.prompt_tokens == read
     one = client.completions.create(

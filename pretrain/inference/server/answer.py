@@ -27,7 +27,7 @@ from pretrain.inference.server.job import (
 from pretrain.inference.server.schemas import SamplingRequest
 from pretrain.inference.server.service import Mark, Service, Start
 from pretrain.inference.server.wire import TokenScore, Usage
-from pretrain.inference.session import Session, context_windows
+from pretrain.inference.session import Session, context_windows, unscored_tokens
 from pretrain.inference.text import TextDecoder
 
 
@@ -109,15 +109,22 @@ class Answers:
             )
             for i in range(count)
         ]
-        self._jobs[0].others = self._jobs[1:]
-        windows = context_windows(len(start.context), start.session.model.sleep.window)
-        self._jobs[0].context = deque(start.context[window] for window in windows)
+        first = self._jobs[0]
+        first.others = self._jobs[1:]
         self.heard: list[TokenScore] = []  # scores of the input's tokens, with echo
         if echo and top is not None:
-            self._jobs[0].hears = True
+            first.hears = True
             self.heard.append(TokenScore(service.tokenizer.token_bytes[start.tokens[0]], None))
+        if start.context:
+            window = start.session.model.sleep.window
+            if not first.hears:
+                first.read = unscored_tokens(len(start.tokens), window)
+            parts = (start.context, start.tokens[: first.read])
+            first.context = deque(
+                part[each] for part in parts for each in context_windows(len(part), window)
+            )
         if mark is not None:
-            self._jobs[0].marks = deque((m.tokens, partial(mark, m)) for m in start.marks)
+            first.marks = deque((m.tokens, partial(mark, m)) for m in start.marks)
 
     def begin(self, *others: Answers) -> None:
         """Queues them, with those to the other inputs of the request. ApiError: the queue is full,

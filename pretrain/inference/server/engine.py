@@ -3,8 +3,7 @@
 A turn is one token of every session that is answering, in one forward pass; then one piece, at most
 a window, of one input that is still being read; then one pass of one sleep. So a long input or a
 long sleep delays the others' next token by at most a window's time, a window of a context by its N
-passes. Sessions of finished requests
-whose window is full sleep when nothing else waits.
+passes. Sessions of finished requests whose window is full sleep when nothing else waits.
 
 Requests come from other threads, and get their events back through `Job.emit`.
 """

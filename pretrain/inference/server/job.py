@@ -84,7 +84,8 @@ class Job:
 
     session    what it continues; not shared
     tokens     to read first, at least one
-    context    windows to read and sleep over before them; nothing is predicted from these
+    context    windows to read and sleep over first; nothing is predicted from these. The last of
+               them may be of `tokens`, and `read` counts them
     marks      (tokens read, function): places where the function gets a copy of the session
     stream     turns the answer's tokens into text
     most       maximum tokens of the answer
