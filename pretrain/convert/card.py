@@ -54,7 +54,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 SLEEPING = """ To generate with sleep, from a text of any length:
 
 ```sh
-hypnos generate {quoted} --prompt "..."
+hypnos generate {quoted} {context}--prompt "..."
 ```"""
 
 
@@ -78,9 +78,14 @@ def text(checkpoint: Checkpoint, config: Config, name: str) -> str:
         eviction=_eviction(sleep),
         data=_data(checkpoint, config),
         use=(OF_TEXT if has_text else OF_A_TASK).format(name=name),
-        sleeping=SLEEPING.format(quoted=shlex.quote(name)) if config.data.task == "text" else "",
+        sleeping=_sleeping(config, name) if has_text else "",
         figures=_figures(checkpoint.run / "metrics.jsonl", checkpoint.step),
     )
+
+
+def _sleeping(config: Config, name: str) -> str:
+    context = "" if config.data.task == "text" else "--context-file FILE "  # a task's is slept over
+    return SLEEPING.format(quoted=shlex.quote(name), context=context)
 
 
 def _loop(sleep: SleepConfig, blocks: int) -> str:

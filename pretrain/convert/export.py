@@ -35,7 +35,7 @@ class Exported(NamedTuple):
     """What has been exported."""
 
     step: int  # of the checkpoint, since the newest may be damaged
-    writes: bool  # `hypnos generate` accepts it: not a model of a task, even of a task in text
+    writes: bool  # `hypnos generate` accepts it: a model of text, or of a task in text
     lines: list[str]  # on the tokenizers' comparison, and on engines that cannot read the shape
 
 
@@ -57,7 +57,7 @@ def export(run: Path, out: Path, precision: str = "fp32") -> Exported:
         (folder / "README.md").write_text(card.text(checkpoint, config, out.name), encoding="utf-8")
     not_read = {name: why for name, why in engines.reasons(config).items() if why}
     lines = [said, *(f"{name} cannot read it: {why}" for name, why in not_read.items())]
-    return Exported(checkpoint.step, config.data.task == "text", lines)
+    return Exported(checkpoint.step, uses_tokenizer(config), lines)
 
 
 def write(checkpoint: Checkpoint, config: Config, folder: Path, precision: str) -> str:

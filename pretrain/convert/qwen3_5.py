@@ -93,8 +93,9 @@ def _evaluation(config: Config) -> dict[str, Any]:
     if task == "text":
         return said
     settings = asdict(getattr(config, task))
-    if settings.get("path"):  # a path on this machine
-        settings["path"] = NOT_NAMED
+    for name in ("path", "heldout"):  # on this machine
+        if settings.get(name):
+            settings[name] = NOT_NAMED
     return said | {task: settings}
 
 

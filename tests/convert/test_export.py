@@ -15,7 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3_5ForCausalLM
 
 from launch.cli import main
 from pretrain.checkpoint import Checkpoint, open_checkpoint
-from pretrain.config.schema import Config, DataConfig, Rule110Config, SleepConfig
+from pretrain.config.schema import (
+    Config,
+    DataConfig,
+    QuestionsConfig,
+    Rule110Config,
+    SleepConfig,
+)
 from pretrain.convert import card, folder
 from pretrain.convert.export import export
 from pretrain.convert.into_run import import_folder
@@ -216,8 +222,20 @@ def test_the_command_says_which_step_it_wrote(
     stories = write_run(tmp_path / "stories", settings)
     shutil.copy(model, stories / "tokenizer.model")
     assert main(["export", str(stories), str(tmp_path / "stories-hf"), "--to", "hf"]) == 0
-    assert capsys.readouterr().out == f"wrote {tmp_path}/stories-hf (step 7)\n"
-    assert "hypnos generate" not in (tmp_path / "stories-hf/README.md").read_text()
+    assert f"next: hypnos generate {tmp_path}/stories-hf --prompt" in capsys.readouterr().out
+    card = (tmp_path / "stories-hf/README.md").read_text()
+    assert "hypnos generate stories-hf --context-file FILE --prompt" in card
+
+
+def test_no_path_of_this_machine_is_told(model: Path, tmp_path: Path) -> None:
+    settings, mine = config(model), str(tmp_path / "mine.jsonl")
+    settings.data = DataConfig(task="questions", tokenizer=str(model))
+    settings.questions = QuestionsConfig(path=mine, heldout=mine)
+    run = write_run(tmp_path / "run", settings)
+    shutil.copy(model, run / "tokenizer.model")
+    export(run, tmp_path / "out")
+    written = [path for path in (tmp_path / "out").iterdir() if path.suffix in (".json", ".md")]
+    assert len(written) > 3 and not any(str(tmp_path) in path.read_text() for path in written)
 
 
 def test_where_it_is_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
