@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -83,10 +84,11 @@ class TaskSource:
         """Continues at the saved row, whatever the batch size or the number of ranks is now."""
         for key, mine in (("seed", self.seed), ("fingerprint", self.task.fingerprint)):
             if state[key] != mine:
+                had, now = _differing(str(state[key]), str(mine))
                 raise UserError(
-                    f"the checkpoint was trained on other data: its {key} is "
-                    f"{shortened(repr(state[key]))}, the settings now give {mine!r}; restore the "
-                    "settings of the task, or start a new run with another run.name"
+                    f"the checkpoint was trained on other data: its {key} is {shortened(had)!r}, "
+                    f"the settings now give {shortened(now)!r}; restore the settings and files of "
+                    "the task, or start a new run with another run.name"
                 )
         self.close()
         self._position = state["rows"]
@@ -116,3 +118,10 @@ class TaskSource:
         """[rows] bool, for the rows from `first` on."""
         drawn = Rows(self.seed, "state passing", first, self.rows).uniform("share", 1)[:, 0]
         return torch.from_numpy(drawn < self.state_passing)
+
+
+def _differing(one: str, other: str) -> tuple[str, str]:
+    """Both, from the first word in which they differ."""
+    words = zip(one.split(" "), other.split(" "), strict=False)
+    same = sum(len(a) + 1 for a, _ in takewhile(lambda pair: pair[0] == pair[1], words))
+    return ("... " if same else "") + one[same:], ("... " if same else "") + other[same:]

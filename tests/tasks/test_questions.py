@@ -89,7 +89,9 @@ def test_contexts_are_held_out_whole(file: str, tokenizer: Tokenizer) -> None:
     shuffled = write(Path(file).with_name("s.jsonl"), [record(i) for i in reversed(range(40))])
     again = make(shuffled, tokenizer)
     assert {tokenizer.decode(q.context.tolist()) for q in again.held_out} == contexts[1]
-    assert again.fingerprint != task.fingerprint
+    state = TaskSource(task, 8, seed=0).state_dict()
+    with pytest.raises(UserError, match=r"is '\.\.\. file=\w{64} held_out=of it', .*\. file="):
+        TaskSource(again, 8, seed=0).load_state_dict(state)
 
 
 def test_each_held_out_question_is_judged_once(file: str, tokenizer: Tokenizer) -> None:

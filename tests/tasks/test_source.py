@@ -70,7 +70,7 @@ def test_what_was_written_ahead_and_not_taken_comes_again() -> None:
 def test_other_data_is_refused() -> None:
     source = TaskSource(TASK, 4, seed=1)
     state = source.state_dict()
-    with pytest.raises(UserError, match="seed is 1"):
+    with pytest.raises(UserError, match="seed is '1', the settings now give '2'"):
         TaskSource(TASK, 4, seed=2).load_state_dict(state)
     with pytest.raises(UserError, match="fingerprint"):
         TaskSource(Rule110(Rule110Config(width=8, rings=2, steps=3), 8), 4, seed=1).load_state_dict(
