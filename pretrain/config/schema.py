@@ -347,7 +347,9 @@ class QuestionsConfig:
     context: int = setting(512, "tokens of the context, left-padded: whole windows", at_least=1)
     answer: int = setting(128, "tokens of the question and its answer, padded", at_least=2)
     group: str = setting(
-        "", "a field by whose values accuracy is also reported, such as a number of hops"
+        "",
+        "a field by whose values accuracy is also reported, such as a number of hops",
+        changes=True,
     )
 
 

@@ -75,7 +75,7 @@ def test_a_bound_itself_is_allowed(override: str) -> None:
 CHANGEABLE = {
     "run.name", "run.dir", "run.wandb",
     "data.train", "data.heldout", "data.heldout_sets", "data.tokenizer",
-    "stories.path", "questions.path", "questions.heldout",
+    "stories.path", "questions.path", "questions.heldout", "questions.group",
     "data.cache", "data.cache_gb", "data.retry",
     "parallel.tp", "parallel.cp", "parallel.cp_delta", "parallel.pp", "parallel.stages",
     "parallel.sequence_parallel", "parallel.zero", "parallel.offload", "parallel.recompute",
