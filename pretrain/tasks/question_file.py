@@ -23,6 +23,8 @@ from tokenizer.encode import Tokenizer
 Ids = NDArray[np.int32]
 FIELDS = ("context", "question", "answer")
 HELD_OUT = 10  # one context in so many
+MAX_GROUP = 40  # characters of a group's name
+MARKUP = set("|[]\\$")  # of Markdown's tables, of rich, of matplotlib
 
 
 class Question(NamedTuple):
@@ -132,10 +134,16 @@ def _parse(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _group(record: dict[str, Any], field: str, place: str) -> str:
-    """The value of the field that groups questions; "" if there is no such field."""
-    value = record.get(field) if field else ""
-    if not isinstance(value, str | int):
+    """The value of the field that groups questions; "" if there is no such field. It is part of a
+    measure's name, in tables and on terminals.
+    """
+    if not field:
+        return ""
+    value = record.get(field)
+    name = str(value) if isinstance(value, str | int) else ""
+    if not 0 < len(name) <= MAX_GROUP or not name.isprintable() or set(name) & MARKUP:
         raise UserError(
-            f'{place}: "{field}" (questions.group) is missing, or neither text nor a whole number'
+            f'{place}: "{field}" (questions.group) must be a whole number, or text of at most '
+            f"{MAX_GROUP} printable characters without any of {' '.join(sorted(MARKUP))}"
         )
-    return str(value)
+    return name

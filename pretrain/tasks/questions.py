@@ -9,6 +9,7 @@ The layout is that of the paper's own task of this kind, stories: "Do Language M
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -65,8 +66,11 @@ class Questions:
 
     @cached_property
     def groups(self) -> list[str]:
-        """The names of the held-out questions' groups."""
-        groups = sorted({question.group for question in self.held_out})
+        """The names of the held-out questions' groups, numbers first and in their order."""
+        groups = sorted(
+            {question.group for question in self.held_out},
+            key=lambda name: (int(name) if name.isdecimal() else math.inf, name),
+        )
         if len(groups) > MAX_GROUPS:
             raise UserError(
                 f'questions.group = "{self.config.group}": has {len(groups)} different values, '

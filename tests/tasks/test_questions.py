@@ -164,9 +164,14 @@ def test_what_does_not_fit_is_counted(tokenizer: Tokenizer, tmp_path: Path) -> N
     path = write(tmp_path / "q.jsonl", [record(0), record(1)])
     with pytest.raises(UserError, match="one context, so none can be held out"):
         make(path, tokenizer).sample(0, 0, 1)
-    path = write(tmp_path / "q.jsonl", [record(i) | {"kind": None} for i in range(40)])
-    with pytest.raises(UserError, match=r'line 1: "kind" \(questions\.group\) is missing'):
-        make(path, tokenizer, group="kind").sample(0, 0, 1)
+    for kind in (None, 1.5, "", "[/x]", "a|b", "two\nlines", "x" * 41):
+        path = write(tmp_path / "q.jsonl", [record(i) | {"kind": kind} for i in range(40)])
+        with pytest.raises(UserError, match=r'line 1: "kind" \(questions\.group\) must be a whole'):
+            make(path, tokenizer, group="kind").sample(0, 0, 1)
+    kinds = (10, "2-hop", 2, "zwei Hüpfer (2)")
+    path = write(tmp_path / "q.jsonl", [record(i) | {"kind": kinds[i % 4]} for i in range(40)])
+    groups = make(path, tokenizer, group="kind", heldout=path).groups
+    assert groups == ["2", "10", "2-hop", "zwei Hüpfer (2)"]
     path = write(tmp_path / "q.jsonl", [record(i) | {"kind": i} for i in range(240)])
     with pytest.raises(UserError, match=r"240 different values"):
         make(path, tokenizer, group="kind", heldout=path).test(0, 4)
