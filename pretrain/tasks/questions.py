@@ -86,8 +86,9 @@ class Questions:
             for width in (lambda q: len(q.context), answer_width)
         )
         filled = (context + answer) / (self.config.context + self.config.answer)
+        epochs = f"{float(f'{rows / n:.2g}'):,g}"  # 530, not 5.3e+02
         return [
-            f"{n:,} questions to train on, {rows / n:.2g} epochs; {len(self.held_out):,} held out",
+            f"{n:,} questions to train on, {epochs} epochs; {len(self.held_out):,} held out",
             f"on average a context has {context:.0f} of {self.config.context} tokens, a question "
             f"with its answer {answer:.0f} of {self.config.answer}: {1 - filled:.0%} is PAD",
         ]

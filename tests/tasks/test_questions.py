@@ -79,7 +79,7 @@ def test_every_question_once_an_epoch_in_another_order(file: str, tokenizer: Tok
 
 
 def test_contexts_are_held_out_whole(file: str, tokenizer: Tokenizer) -> None:
-    """Two of twenty, with both questions of each; a shuffled or longer file gives the same ones."""
+    """Two of twenty, with both questions of each; a shuffled file gives the same ones."""
     task = make(file, tokenizer)
     contexts = [
         {tokenizer.decode(q.context.tolist()) for q in part} for part in (task.train, task.held_out)
@@ -116,6 +116,7 @@ def test_a_run_says_what_it_reads(file: str, tokenizer: Tokenizer) -> None:
     lines = TaskSource(make(file, tokenizer), 8, seed=0).describe(9)
     assert lines[0] == "36 questions to train on, 2 epochs; 4 held out"
     assert "of 64 tokens" in lines[1] and "% is PAD" in lines[1]
+    assert ", 890 epochs; " in TaskSource(make(file, tokenizer), 8, seed=0).describe(4000)[0]
 
 
 def test_compressed_and_with_blank_lines(file: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
