@@ -18,6 +18,7 @@ from pretrain.data.compression import Damaged, TooLarge, open_stream
 from pretrain.data.json_rows import MAX_LINE, numbered_lines
 from pretrain.errors import UserError, storage_error
 from pretrain.files import parse_json
+from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
 Ids = NDArray[np.int32]
@@ -46,18 +47,20 @@ def read_questions(path: Path, config: QuestionsConfig, tokenizer: Tokenizer) ->
     found: list[Question] = []
     too_long: dict[str, list[tuple[int, int]]] = {"context": [], "answer": []}  # (tokens, line)
     for number, record in _records(path):
-        context, question, answer = (
-            np.array(tokenizer.encode(record[name]), np.int32) for name in FIELDS
-        )
+        place = f"{path}, line {number}"
+        try:
+            context, question, answer = (
+                np.array(tokenizer.encode(record[name]), np.int32) for name in FIELDS
+            )
+        except TokenizerError as error:  # JSON can escape lone surrogates
+            raise UserError(f"{place}: {error}") from None
         if not len(question):
             raise UserError(
-                f"{path}, line {number}: the question is empty, so its answer would be predicted "
-                'from the context\'s window; write what is asked, if only "Answer:"'
+                f"{place}: the question is empty, so its answer would be predicted from the "
+                'context\'s window; write what is asked, if only "Answer:"'
             )
-        one = Question(
-            context, question, np.append(answer, np.int32(tokenizer.eos)),
-            _group(record, config.group, f"{path}, line {number}"),
-        )  # fmt: skip
+        group = _group(record, config.group, place)
+        one = Question(context, question, np.append(answer, np.int32(tokenizer.eos)), group)
         found.append(one)
         for name, tokens in (("context", len(context)), ("answer", answer_width(one))):
             if tokens > getattr(config, name):
@@ -124,12 +127,6 @@ def _parse(line: bytes, place: str) -> dict[str, Any]:
         if not isinstance(record.get(name), str):
             fix = f"give each line the fields {', '.join(FIELDS)}, as strings"
             raise UserError(f'{place}: "{name}" is missing or not a string; {fix}')
-        try:
-            record[name].encode()
-        except UnicodeEncodeError:  # JSON can escape lone surrogates
-            raise UserError(
-                f'{place}: "{name}" holds a lone surrogate, which is no valid text; repair it'
-            ) from None
     return record
 
 
