@@ -42,6 +42,7 @@ class WindowPlan:
 
     # ---- this rank's rows
     starts: Tensor  # [B] bool, a document begins
+    has_tokens: Tensor  # [B] bool, some token is not PAD
     has_targets: Tensor  # [B] bool, some position is scored
     sleeps: Tensor  # [B] bool, makes passes 2..N
     scored_index: Tensor  # [n] int64, scored positions in the flattened [B, own_width]
@@ -135,6 +136,7 @@ def plan_windows(
                 tokens=tokens,
                 own=own,
                 starts=rows.starts[w],
+                has_tokens=batch.valid[:, tokens].any(dim=1),
                 has_targets=rows.scored[w],
                 sleeps=sleeps[w],
                 scored_index=(batch.targets[:, own] != IGNORE).flatten().nonzero()[:, 0],

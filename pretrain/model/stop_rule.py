@@ -42,19 +42,21 @@ def _square(S: Tensor) -> Tensor:
 class StopRule:
     """Ends the sleep of a batch row by row, and counts the passes made.
 
-    made   for each window that some row sleeps over: [n], the passes of each of those rows
+    made   for each window that some row sleeps over: [n], the passes of each of those rows, without
+           rows of PAD, which have settled from the start
     """
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.made: list[Tensor] = []
-        self._settled = torch.zeros(0, dtype=torch.bool)  # [B]
+        self._sleeps = self._settled = torch.zeros(0, dtype=torch.bool)  # [B]
 
     def goes_on(self, w: WindowPlan, p: Pass) -> bool:
         """Whether any row still needs this pass of sleep."""
         if p.number == 2:
-            self._settled = ~w.sleeps
-            self.made.append(torch.ones(int(w.sleeps.sum()), dtype=torch.int64))
+            self._sleeps = w.sleeps & w.has_tokens
+            self._settled = ~self._sleeps
+            self.made.append(torch.ones(int(self._sleeps.sum()), dtype=torch.int64))
         return not bool(self._settled.all())
 
     def keep(
@@ -66,7 +68,7 @@ class StopRule:
         (old_h, old_state), (new_h, new_state) = old, new
         changed = change_of(old_state, new_state, core).cpu()  # synchronises: the host decides
         going = ~self._settled
-        self.made[-1] += going[w.sleeps]
+        self.made[-1] += going[self._sleeps]
         self._settled = self._settled | (changed < self.share)
         going = going.to(new_h.device)
         chosen = choose_rows(going, new_state.blocks[core], old_state.blocks[core])
@@ -75,8 +77,8 @@ class StopRule:
 
     def means(self) -> dict[str, float]:
         """ "passes_made" and "passes_of_batches", over all windows that were slept over."""
-        made = torch.cat(self.made) if self.made else torch.ones(1)
-        longest = torch.stack([m.max() for m in self.made]) if self.made else torch.ones(1)
+        by_window = [made for made in self.made if len(made)] or [torch.ones(1)]
+        made, longest = torch.cat(by_window), torch.stack([m.max() for m in by_window])
         return {
             "passes_made": float(made.double().mean()),
             "passes_of_batches": float(longest.double().mean()),

@@ -29,9 +29,11 @@ def draw(tokens: int) -> Tensor:
     )
 
 
-def row(ids: Tensor, question: int = QUESTION, scored: int = QUESTION) -> Batch:
-    """A row of a task: the context left-padded to whole windows, then the question."""
-    pad = -(len(ids) - question) % L
+def row(ids: Tensor, question: int = QUESTION, scored: int = QUESTION, empty: int = 0) -> Batch:
+    """A row of a task: the context left-padded to whole windows, `empty` ones before it, then the
+    question.
+    """
+    pad = -(len(ids) - question) % L + empty * L
     tokens = torch.cat([torch.zeros(pad, dtype=torch.int64), ids])[None]
     targets, valid = torch.full_like(tokens, IGNORE), torch.ones_like(tokens, dtype=torch.bool)
     targets[:, -scored:] = 1
@@ -89,17 +91,24 @@ def test_a_question_longer_than_a_window(when: str, tokenizer: Tokenizer) -> Non
         torch.testing.assert_close(said.logits, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_with_a_stop_rule() -> None:
+@pytest.mark.parametrize("empty", [0, 2])
+def test_with_a_stop_rule(empty: int) -> None:
+    """No passes over windows of PAD are counted."""
     ids = draw(CONTEXT + QUESTION)
     model = build(SleepConfig(window=L, passes=8, when="context"))
     stop = StopRule(0.3)
-    expected = answers(model, row(ids), stop)
+    expected = answers(model, row(ids, empty=empty), stop)
     session = Session(Decoder(model), until=0.3)
     session.read_context(ids[:CONTEXT])
     torch.testing.assert_close(
         session.read(ids[CONTEXT:], every=True), expected, atol=1e-6, rtol=1e-6
     )
-    assert session.sleep_passes == sum(int(made) - 1 for made in stop.made) < 3 * 7
+    made = torch.cat(stop.made)
+    assert session.sleep_passes == int((made - 1).sum()) < 3 * 7
+    assert stop.means() == {
+        "passes_made": pytest.approx(float(made.double().mean())),
+        "passes_of_batches": pytest.approx(session.sleep_passes / 3 + 1),
+    }
 
 
 def test_what_was_read_before_is_slept_over_first() -> None:

@@ -174,7 +174,7 @@ def test_what_is_agreed_is_all_that_decides() -> None:
         lambda agree: plan_windows(one, sleep, agree=agree),
         lambda agree: plan_windows(other, sleep, agree=agree, past=3),
     )
-    own = {"starts", "has_targets", "sleeps", "scored_index"}
+    own = {"starts", "has_tokens", "has_targets", "sleeps", "scored_index"}
     for a, b in zip(*planned, strict=True):
         for field in {f.name for f in fields(WindowPlan)} - own:
             assert getattr(a, field) == getattr(b, field), field
