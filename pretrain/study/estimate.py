@@ -22,7 +22,7 @@ from parallel.combinations import MAX_WHOLE, Layout
 from pretrain.config.checks import check_ranks, layout_of, uses_tokenizer
 from pretrain.config.memory import FP32
 from pretrain.config.schema import Config
-from pretrain.data.batch import Batch
+from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.model.flops import Work, block_matrices, block_parameters, step_flops
 from pretrain.model.plan import plan_windows
@@ -64,13 +64,19 @@ class Estimate:
 
 
 def example(config: Config, rows: int = 1) -> Batch:
-    """Example rows of the training data: a task's first ones; for text, windows of a document.
+    """Example rows of the training data: a task's first ones (one row: of the first batch, the one
+    that is scored in the latest window); for text, windows of a document.
 
     Where documents or states may continue in the next batch, these rows do. In a batch of many
     rows some row nearly always does, and then all rows make the passes that it needs.
     """
     if config.data.task != "text":
-        batch = make_task(config, config.sleep.window).sample(config.run.seed, 0, rows)
+        task, count = make_task(config, config.sleep.window), max(rows, config.train.batch)
+        batch = task.sample(config.run.seed, 0, count)
+        if rows == 1:
+            places = (batch.targets != IGNORE) * torch.arange(batch.size[1])
+            latest = int((places.amax(dim=1) // config.sleep.window).argmax())
+            batch = batch.rows(latest, latest + 1)
         batch.carries[:] = config.data.state_passing > 0
         return batch
     W = config.data.windows

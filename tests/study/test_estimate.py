@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +17,7 @@ from parallel.schedule import Action, make_schedule
 from parallel.simulator import simulate
 from pretrain.config.load import load, override
 from pretrain.config.schema import Config, ModelConfig
+from pretrain.data.batch import IGNORE
 from pretrain.model.flops import parameters, step_flops
 from pretrain.run.prepare import make_source
 from pretrain.study.block_work import BlockCounter, Rows
@@ -80,6 +82,22 @@ def test_what_goes_on_in_the_next_batch_sleeps_in_the_plan_too(corpus: Path) -> 
         source.close()
         assert flops_per_step(config) == pytest.approx(trained, rel=0.02)
         assert flops_per_step(override(config, [off])) < 0.95 * trained
+
+
+def test_one_row_is_read_as_far_as_its_batch(model: Path, tmp_path: Path) -> None:
+    """One question of eight is longer than a window, whichever comes first."""
+    short = {"context": "Ann is in the attic.", "question": "Where is Ann?", "answer": " attic"}
+    long = short | {"question": "Where, I ask you, is Ann? " * 4}
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*[short] * 7, long]))
+    settings = [
+        "data.task=questions", f"data.tokenizer={model}", f"questions.path={path}",
+        f"questions.heldout={path}", "questions.context=64", "questions.answer=192",
+        "sleep.window=64", "sleep.when=context", "train.batch=8",
+    ]  # fmt: skip
+    for seed in range(3):
+        config = override(Config(), [*settings, f"run.seed={seed}"])
+        assert int(example(config).targets.ne(IGNORE).nonzero()[-1, 1]) >= 64 + 64
 
 
 def test_time_and_flops() -> None:
