@@ -24,7 +24,9 @@ SPLIT = replace(
 
 
 def said(tp: int, eviction: str, passes: int) -> list[list[float]]:
-    """Logits of prefill, of tokens one by one, and of two sessions together, over four windows."""
+    """Logits of prefill, of tokens one by one, and of two sessions together, over four windows; and
+    after a context.
+    """
     mesh.initialize(tp=tp)
     sleep = SleepConfig(window=L, passes=passes, eviction=eviction, prelude=1, coda=1)  # type: ignore[arg-type]
     decoder = Decoder(SleepLM(SPLIT, sleep).initialize(3))
@@ -38,6 +40,10 @@ def said(tp: int, eviction: str, passes: int) -> list[list[float]]:
         alone.sleep()
         other.sleep()
         found += read_together([alone, other], [token, 23 - token])
+    for until in (0.0, 0.3):
+        asked = Session(decoder, until=until)
+        asked.read_context(ids[: 2 * L + 2])
+        found.append(asked.read(ids[:2]))
     if tp > 1:
         with pytest.raises(ValueError, match="only a session on one rank"):
             alone.sleep_in_background()
