@@ -19,7 +19,7 @@ from typing import Any
 from pretrain.checkpoint.folder import steps
 from pretrain.config.fields import differences, shown
 from pretrain.config.load import load, to_toml
-from pretrain.config.run_folder import CONFIG
+from pretrain.config.run_folder import CONFIG, load_run
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.files import parse_json, write_atomically
@@ -45,8 +45,10 @@ class Run:
     branch: int = 0  # after so many steps of the trunk
 
     def settings(self) -> Config:
-        """Its configuration. UserError names the file or the override that is wrong."""
-        return load(self.config, self.overrides)
+        """Its configuration, as `hypnos train` reads it. UserError names the file or the override
+        that is wrong.
+        """
+        return load_run(self.config, self.overrides)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.config.load import load
+from pretrain.config.run_folder import load_run
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
@@ -107,7 +107,7 @@ def plan(
     Raises:
         UserError: the file or an override is wrong, or a control does not fit this task.
     """
-    settings = load(config, overrides)
+    settings = load_run(config, overrides)
     compared = sorted(set(passes))
     for override in overrides:
         if (place := override.split("=")[0].strip()) in SET_BY_A_STUDY:
@@ -139,7 +139,7 @@ def plan(
 def _settings(config: Path, changes: Sequence[str], name: str, control: Control) -> Config:
     """The configuration of a run. UserError: the control does not fit the study's task."""
     try:
-        return load(config, changes)
+        return load_run(config, changes)
     except UserError as error:
         if control is SLEEP:
             raise

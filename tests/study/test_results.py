@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from pretrain.config.load import load
 from pretrain.errors import UserError
 from pretrain.exit_status import REQUEUE
 from pretrain.origin import origin_of
@@ -66,6 +67,16 @@ def test_a_study_gives_every_arm_the_same_data() -> None:
     by_name = {p.run.name: p.run for p in planned}
     at_test = {name: by_name[f"{name}-seed0"].passes for name in ("n1", "random-n-n4", "no-h-n4")}
     assert at_test == {"n1": (1, 4), "random-n-n4": (1, 4), "no-h-n4": (4,)}
+
+
+def test_a_study_takes_the_shape_of_its_initial_weights(tmp_path: Path) -> None:
+    """As `hypnos train` does; FLOPs are counted, and resumed runs compared, by the same settings."""
+    start, mine = tmp_path / "start", tmp_path / "mine.toml"
+    (start / "checkpoints").mkdir(parents=True)
+    shutil.copy(DEPO, start / "config.toml")
+    mine.write_text(f'run.init_from = "{start}"\ndata.task = "depo"\n')
+    (one,) = plan(mine, passes=[1], seeds=1)
+    assert one.run.settings().model == load(DEPO).model
 
 
 def test_equal_flops_are_equal() -> None:
