@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from pretrain.config.schema import QuestionsConfig
 from pretrain.data.compression import Damaged, TooLarge, open_stream
 from pretrain.data.json_rows import MAX_LINE, numbered_lines
 from pretrain.errors import UserError, storage_error
-from pretrain.files import parse_json
+from pretrain.files import parse_json, sha256
 from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
@@ -38,12 +40,36 @@ class Question(NamedTuple):
 
 
 def read_questions(path: Path, config: QuestionsConfig, tokenizer: Tokenizer) -> list[Question]:
-    """All questions of a file.
+    """All questions of a file, which is encoded once: training and evaluation share what it holds,
+    and so do the runs of a study that is planned.
 
     Raises:
         UserError: a line that is no question, by its number; contexts, or questions with their
             answers, that are longer than the settings allow: how many, and the longest.
     """
+    try:
+        content = sha256(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    asked = config.context, config.answer, config.group
+    return list(_encoded(_Source(path, content, asked, tokenizer.fingerprint, config, tokenizer)))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the questions of a file follow from; equal ones have equal questions."""
+
+    path: Path
+    content: str  # its sha256
+    asked: tuple[int, int, str]  # of the settings, those that reading depends on
+    fingerprint: str  # of the tokenizer
+    config: QuestionsConfig = field(compare=False)
+    tokenizer: Tokenizer = field(compare=False)
+
+
+@lru_cache(maxsize=2)  # questions.path and questions.heldout
+def _encoded(source: _Source) -> list[Question]:
+    path, config, tokenizer = source.path, source.config, source.tokenizer
     found: list[Question] = []
     too_long: dict[str, list[tuple[int, int]]] = {"context": [], "answer": []}  # (tokens, line)
     for number, record in _records(path):
@@ -109,9 +135,13 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in numbered_lines(file):
                 yield number, _parse(line, f"{path}, line {number}")
     except OSError as error:
-        raise storage_error(error)(f"{path}: cannot be read: {error.strerror}") from None
+        raise _unreadable(path, error) from None
     except (Damaged, TooLarge) as error:
         raise UserError(f"{path}: damaged ({error}); copy it again") from None
+
+
+def _unreadable(path: Path, error: OSError) -> Exception:
+    return storage_error(error)(f"{path}: cannot be read: {error.strerror}")
 
 
 def _parse(line: bytes, place: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_a_study_gives_every_arm_the_same_data() -> None:
 
 
 def test_a_study_takes_the_shape_of_its_initial_weights(tmp_path: Path) -> None:
-    """As `hypnos train` does; FLOPs are counted, and resumed runs compared, by the same settings."""
+    """As `hypnos train` does; by it FLOPs are counted, and begun runs compared."""
     start, mine = tmp_path / "start", tmp_path / "mine.toml"
     (start / "checkpoints").mkdir(parents=True)
     shutil.copy(DEPO, start / "config.toml")

@@ -87,6 +87,7 @@ def test_contexts_are_held_out_whole(file: str, tokenizer: Tokenizer) -> None:
     assert (len(task.train), len(task.held_out)) == (36, 4)
     assert len(contexts[1]) == 2 and not contexts[0] & contexts[1]
     shuffled = write(Path(file).with_name("s.jsonl"), [record(i) for i in reversed(range(40))])
+    assert make(file, tokenizer).train[0] is task.train[0]  # a file is encoded once
     again = make(shuffled, tokenizer)
     assert {tokenizer.decode(q.context.tolist()) for q in again.held_out} == contexts[1]
     state = TaskSource(task, 8, seed=0).state_dict()
