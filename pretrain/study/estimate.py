@@ -33,10 +33,11 @@ from pretrain.study.hardware import Hardware
 from pretrain.study.rank_memory import Parameters, RankMemory, memory_of_rank
 from pretrain.study.stage_times import StageTimes
 from pretrain.study.stage_units import StageUnits
-from pretrain.tasks import make_task
+from pretrain.tasks import Task, make_task
 from tokenizer.encode import Tokenizer
 
 UPDATED = 60  # bytes that the optimiser reads and writes per element
+PART = 64  # rows of a batch that are drawn at once
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,8 @@ def example(config: Config, rows: int = 1) -> Batch:
     rows some row nearly always does, and then all rows make the passes that it needs.
     """
     if config.data.task != "text":
-        task, count = make_task(config, config.sleep.window), max(rows, config.train.batch)
-        batch = task.sample(config.run.seed, 0, count)
-        if rows == 1:
-            places = (batch.targets != IGNORE) * torch.arange(batch.size[1])
-            latest = int((places.amax(dim=1) // config.sleep.window).argmax())
-            batch = batch.rows(latest, latest + 1)
+        task = make_task(config, config.sleep.window)
+        batch = task.sample(config.run.seed, 0, rows) if rows > 1 else _furthest(task, config)
         batch.carries[:] = config.data.state_passing > 0
         return batch
     W = config.data.windows
@@ -85,6 +82,22 @@ def example(config: Config, rows: int = 1) -> Batch:
     starts[:, 0] = True
     carries = torch.full((rows,), config.data.carry and config.data.documents == "isolate")
     return Batch(tokens, tokens, tokens == 0, starts, carries)
+
+
+def _furthest(task: Task, config: Config) -> Batch:
+    """Of the first batch's rows, the first one that is scored in the latest window."""
+    found, reached = None, -1
+    for first in range(0, config.train.batch, PART):
+        part = task.sample(config.run.seed, first, min(PART, config.train.batch - first))
+        places = (part.targets != IGNORE) * torch.arange(part.size[1])
+        windows = places.amax(dim=1) // config.sleep.window  # [rows]
+        row = int(windows.argmax())
+        if windows[row] > reached:
+            found, reached = part.rows(row, row + 1), int(windows[row])
+        if reached == part.starts.shape[1] - 1:  # the last window there is
+            break
+    assert found is not None, "a batch has rows"
+    return found
 
 
 def with_vocabulary(config: Config) -> Config:
