@@ -22,14 +22,18 @@ from pretrain.config.load import load, to_toml
 from pretrain.config.run_folder import CONFIG, load_run
 from pretrain.config.schema import Config
 from pretrain.errors import UserError
-from pretrain.files import parse_json, write_atomically
+from pretrain.files import parse_json, sha256, write_atomically
 from pretrain.origin import Origin, origin_of
 from pretrain.run.facts import contents
 from pretrain.study.curve import Curve
 from pretrain.tasks import make_task
 
 # settings that may change on resume, but affect a run's result
-DECISIVE = ("train.steps", "optimizer.decay", "optimizer.decay_shape", "train.eval_batches")
+DECISIVE = (
+    "train.steps", "optimizer.decay", "optimizer.decay_shape", "train.eval_batches",
+    "questions.group",
+)  # fmt: skip
+FILES = ("questions.path", "questions.heldout", "stories.path")  # their content does
 
 
 @dataclass(frozen=True)
@@ -131,18 +135,27 @@ def _tested(folder: Path, run: Run) -> set[int] | None:
 
 def check_begun(folder: Path, run: Run) -> None:
     """UserError if a run was started, by this study or an array, with settings that affect its
-    result and differ from the study's now. Layout and checkpoint intervals do not matter.
+    result and differ from the study's now. Layout and checkpoint intervals do not matter, nor where
+    files are.
     """
     path = folder / "runs" / run.name / CONFIG
     if not path.exists():
         return
     for place, setting, asked, had in differences(run.settings(), load(path)):
         decides = not setting.rule.changes or place in DECISIVE
+        decides |= place in FILES and not _is_same_file(asked, had)
         was_resolved = place == "model.vocab_size" and not asked
         if decides and not was_resolved:
             fix = "give it here too, remove that folder, or choose another with --out"
             now = f"the study now has {shown(asked)}"
             raise UserError(f"{path.parent} was begun with {place} = {shown(had)}; {now}: {fix}")
+
+
+def _is_same_file(asked: str, had: str) -> bool:
+    """Whether two paths lead to the same content. A file that is gone has been moved."""
+    if not (asked and had):
+        return False
+    return not Path(had).exists() or sha256(Path(asked)) == sha256(Path(had))
 
 
 def fingerprint(run: Run) -> str:

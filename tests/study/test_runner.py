@@ -25,7 +25,7 @@ from pretrain.checkpoint.folder import checkpoint_dir
 from pretrain.config.load import dump, load
 from pretrain.errors import UserError
 from pretrain.study import progress, runner
-from pretrain.study.one_run import Run, is_done, left_by
+from pretrain.study.one_run import Run, check_begun, is_done, left_by
 from pretrain.study.progress import StudyProgress
 from pretrain.study.runner import Job, run_all, write_array
 from tests.marks import slow
@@ -220,6 +220,24 @@ def test_what_was_begun_with_other_settings_is_not_gone_on_with(
             run_all(RUNS[:1], tmp_path, hypnos=HYPNOS)
     else:
         assert [job.state for job in run_all(RUNS[:1], tmp_path, hypnos=HYPNOS)] == ["done"]
+
+
+def test_a_begun_run_has_the_questions_of_the_study(tmp_path: Path) -> None:
+    """By content, wherever they are: what it has evaluated is recorded as the study's."""
+    config, folder = DEPO.with_name("questions.toml"), tmp_path / "runs" / "r"
+    files = {name: tmp_path / name for name in ("a", "copy", "b")}
+    for name, file in files.items():
+        file.write_text("b" if name == "b" else "a")
+    first = (f"questions.path={files['a']}", f"questions.heldout={files['a']}")
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(dump(load(config, first)))
+    check_begun(tmp_path, Run("r", config, (*first, f"questions.heldout={files['copy']}")))
+    for other in (f"questions.heldout={files['b']}", "questions.heldout=", "questions.group=hops"):
+        place = other.partition("=")[0]
+        with pytest.raises(UserError, match=f"was begun with {place} = "):
+            check_begun(tmp_path, Run("r", config, (*first, other)))
+    files["a"].unlink()  # moved
+    check_begun(tmp_path, Run("r", config, (first[0], f"questions.heldout={files['copy']}")))
 
 
 def test_what_is_left_becomes_a_slurm_array(
