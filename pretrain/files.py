@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import not_written, shortened, storage_error
+from pretrain.errors import UserError, not_written, shortened, storage_error
 
 _CHECKSUM = b',\n "sha256": "'  # starts the last member of a JSON object with a checksum
 
@@ -108,6 +108,17 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("JSON that is nested too deeply") from None
     except ValueError:  # Python's own limit on the digits of a number
         raise ValueError("JSON with a number of too many digits") from None
+
+
+def parse_record(line: str | bytes, place: str) -> dict[str, Any]:
+    """The JSON object that a line of a file is. UserError names the place."""
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}; each line is one record") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: not a JSON object; each line is one record")
+    return record
 
 
 def finite(value: Any) -> Any:

@@ -161,18 +161,14 @@ class Session:
 
     def _read_window(self, ids: Tensor) -> None:
         """All passes over a window of which nothing is predicted."""
-        before = self.memory.state()
         stop = StopRule(self.until) if self.until else None
-        reader, w = self._reader(ids[None], Memory(before), self._passes, predicts=False, stop=stop)
-        window, memory = begin_window(reader, w, Memory(before))
-        h = None
-        for p in reader.passes(w):
-            (h, _, _), memory = one_pass(reader, p, window, h, memory)
+        batch = _of_one_window(ids[None], torch.full((1, len(ids)), IGNORE))
+        state = self.model(batch, self.memory.state(), passes=self._passes, stop=stop).state
         self.memory.filled = len(ids)
-        self.memory.end_window(end_window(reader, w, window, memory).state)
+        self.memory.end_window(state)
         self.seen[ids.numpy()] = True
         self.slept += 1
-        self.sleep_passes += (int(stop.made[-1]) if stop and stop.made else w.n_passes) - 1
+        self.sleep_passes += (int(stop.made[-1]) if stop and stop.made else self._passes) - 1
 
     def _pieces(self, ids: Tensor) -> Iterator[Tensor]:
         """Splits the tokens where windows fill up."""
@@ -296,19 +292,15 @@ class Session:
         passes: int,
         every: bool = False,
         head: Head | None = None,
-        predicts: bool = True,
-        stop: StopRule | None = None,
     ) -> tuple[Reader, WindowPlan]:
         """A reader of tokens [1, t], planned as training plans a batch of one window.
 
-        The last token is scored, or all are, or none; the document continues after them.
+        The last token is scored, or all are.
         """
         targets = torch.full(tokens.shape, IGNORE)
-        if predicts:
-            targets[:, 0 if every else -1 :] = 0
-        valid = torch.ones(tokens.shape, dtype=torch.bool)
-        batch = Batch(tokens, targets, valid, torch.zeros(1, 1).bool(), torch.ones(1).bool())
-        reader = Reader.of(self.model, batch, before.state, passes=passes, head=head, stop=stop)
+        targets[:, 0 if every else -1 :] = 0
+        batch = _of_one_window(tokens, targets)
+        reader = Reader.of(self.model, batch, before.state, passes=passes, head=head)
         return reader, reader.windows[0]
 
     # ---- copying
@@ -320,6 +312,12 @@ class Session:
         other.__dict__.update(self.__dict__)
         other._memory, other.seen = self.memory.copy(), self.seen.copy()
         return other
+
+
+def _of_one_window(tokens: Tensor, targets: Tensor) -> Batch:
+    """A batch of one window; its document continues after it. tokens, targets: [1, t]."""
+    valid = torch.ones(tokens.shape, dtype=torch.bool)
+    return Batch(tokens, targets, valid, torch.zeros(1, 1).bool(), torch.ones(1).bool())
 
 
 def context_windows(tokens: int, window: int) -> list[slice]:

@@ -19,7 +19,7 @@ from pretrain.config.schema import QuestionsConfig
 from pretrain.data.compression import Damaged, TooLarge, open_stream
 from pretrain.data.json_rows import MAX_LINE, numbered_lines
 from pretrain.errors import UserError, storage_error
-from pretrain.files import parse_json, sha256
+from pretrain.files import parse_record, sha256
 from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
@@ -147,12 +147,7 @@ def _unreadable(path: Path, error: OSError) -> Exception:
 def _parse(line: bytes, place: str) -> dict[str, Any]:
     if len(line) > MAX_LINE:
         raise UserError(f"{place}: more than {MAX_LINE >> 20} MiB; shorten it")
-    try:
-        record = parse_json(line)
-    except ValueError as error:
-        raise UserError(f"{place}: {error}; each line is one JSON object") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{place}: not a JSON object; each line is one")
+    record = parse_record(line, place)
     for name in FIELDS:
         if not isinstance(record.get(name), str):
             fix = f"give each line the fields {', '.join(FIELDS)}, as strings"

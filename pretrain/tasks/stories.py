@@ -25,7 +25,7 @@ from torch import Tensor
 from pretrain.config.schema import StoriesConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError, storage_error
-from pretrain.files import parse_json, read_whole, sha256
+from pretrain.files import parse_record, read_whole, sha256
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.story_writer import LARGEST, MAX_NOISE, MAX_OPS, write_story
 from pretrain.tasks.task import Asked, GradedBatch, by_grade, check_context, depth_at, lay_out
@@ -188,12 +188,7 @@ class Stories:
 
 def _parse(line: str, where: str) -> tuple[str, str, str, int]:
     """(question, problem, answer, op) of one line."""
-    try:
-        record = parse_json(line)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}; each line is one record") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: not a JSON object; each line is one record")
+    record = parse_record(line, where)
     for key in ("question", "problem", "solution"):
         if not isinstance(record.get(key), str):
             raise UserError(
