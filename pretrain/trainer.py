@@ -109,7 +109,7 @@ def train(config: Config, progress: bool = True) -> Path:
             job = make_job(config, shown, cleanup)
         config, run = job.config, job.folder
         with shown.slow(f"locking {run} and verifying the checkpoint to resume from"):
-            checkpoint = take_folder(run, config, cleanup)
+            checkpoint = take_folder(run, config, job.source, cleanup)
         start = checkpoint.step if checkpoint else 0
         before = checkpoint.config if checkpoint and not checkpoint.begins_run else None
         otherwise = changes(before, config) if before else ""

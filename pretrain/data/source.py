@@ -46,9 +46,13 @@ class BatchSource(Protocol):
         """
         ...
 
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """UserError if `state` belongs to other data or settings. Its tensors are not looked at."""
+        ...
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume exactly there, with any number of ranks: tensors hold this rank's rows of the
-        global batch. UserError if `state` belongs to other data or settings.
+        global batch. UserError as in `check_state_dict`.
         """
         ...
 

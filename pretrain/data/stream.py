@@ -191,8 +191,8 @@ class TextStream:
             "data.train": self._data,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume at the exact token, with any number of ranks. UserError if the data differ."""
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """UserError if the data differ."""
         if state["data.train"] != self._data:
             raise UserError(
                 "data.train differs from the checkpoint's "
@@ -200,6 +200,10 @@ class TextStream:
                 "continued; set it back, or start a new run from its weights: run.init_from=RUN "
                 "run.name=NEW"
             )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume at the exact token, with any number of ranks. UserError if the data differ."""
+        self.check_state_dict(state)
         if state["lanes"].shape != (len(self._mine), 2):
             raise ValueError(f"{len(self._mine)} lanes do not stand at {state['lanes']}")
         self._close_files()  # but not the background check of the index

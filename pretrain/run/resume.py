@@ -17,6 +17,7 @@ from pretrain.config.load import dump, load
 from pretrain.config.resume import check_unchanged
 from pretrain.config.run_folder import CONFIG, check_same_tokenizer, keep_tokenizer
 from pretrain.config.schema import Config, GuardConfig
+from pretrain.data.source import BatchSource
 from pretrain.errors import UserError
 from pretrain.files import write_atomically, writes_user_file
 from pretrain.locks import run_lock
@@ -25,17 +26,21 @@ from pretrain.run.agreement import on_rank_0
 from pretrain.run.guard import SkipStreak
 
 
-def take_folder(run: Path, config: Config, cleanup: ExitStack) -> Checkpoint | None:
-    """Locks the run's folder for this job, until `cleanup`.
+def take_folder(
+    run: Path, config: Config, source: BatchSource, cleanup: ExitStack
+) -> Checkpoint | None:
+    """Locks the run's folder for this job, until `cleanup`; a refused resume leaves it as it is.
 
     Returns:
         The checkpoint to resume from, or the one of another run to start from (run.init_from);
         None: neither, the run starts from scratch.
     Raises:
         UserError: on every rank, if another job has the folder, it cannot be written, no checkpoint
-            is intact, or a setting has changed that affects the steps done so far.
+            is intact, or a setting or the data have changed that affect the steps done so far.
     """
-    found = _chosen(run, "locking the run's folder", lambda: _take_folder(run, config, cleanup))
+    found = _chosen(
+        run, "locking the run's folder", lambda: _take_folder(run, config, source, cleanup)
+    )
     if found is None and config.run.init_from:
         what = "verifying the weights to start with"
         folder = on_rank_0(what, lambda: _start(config))
@@ -99,7 +104,7 @@ def is_finished(checkpoint: Checkpoint | None, config: Config) -> bool:
     return bool(checkpoint.state["evaluated"])
 
 
-def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
+def _take_folder(run: Path, config: Config, source: BatchSource, cleanup: ExitStack) -> int | None:
     with writes_user_file(run):
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         cleanup.enter_context(run_lock(run, _warn))
@@ -110,6 +115,8 @@ def _take_folder(run: Path, config: Config, cleanup: ExitStack) -> int | None:
             fix = f"set it back, or begin another run with its weights: {another}"
             only = found.begins_run
             check_unchanged(found.folder, found.config, config, fix, shape_only=only)
+            if not (found.begins_run or is_finished(found, config)):
+                source.check_state_dict(found.state["data"])
         keep_tokenizer(run, config, resumes=found is not None)
         if found and (line := make_latest(run, found.step)):
             _warn(line)

@@ -80,8 +80,8 @@ class TaskSource:
         """What a resumed run needs; the same on every rank."""
         return {"rows": self._position, "seed": self.seed, "fingerprint": self.task.fingerprint}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues at the saved row, whatever the batch size or the number of ranks is now."""
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """UserError if the rows would not be those that the saved state continues."""
         for key, mine in (("seed", self.seed), ("fingerprint", self.task.fingerprint)):
             if state[key] != mine:
                 had, now = _differing(str(state[key]), str(mine))
@@ -90,6 +90,10 @@ class TaskSource:
                     f"the settings now give {shortened(now)!r}; restore the settings and files of "
                     "the task, or start a new run with another run.name"
                 )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues at the saved row, whatever the batch size or the number of ranks is now."""
+        self.check_state_dict(state)
         self.close()
         self._position = state["rows"]
 

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from launch.cli import main
 from pretrain.config.run_folder import load_run
-from pretrain.config.schema import RunConfig
+from pretrain.config.schema import Rule110Config, RunConfig
 from pretrain.errors import UserError
 from pretrain.run.resume import take_folder
+from pretrain.tasks.rule110 import Rule110
+from pretrain.tasks.source import TaskSource
 from pretrain.trainer import train
 from tests import runs
 from tests.convert.made import config, write_run
@@ -138,13 +140,14 @@ def test_another_tokenizer_is_refused(model: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copyfile(model, tmp_path / "copy.model"))
     begins = replace(config(copied), run=RunConfig(init_from=str(start)))
     own = start / "tokenizer.model"
+    unread = TaskSource(Rule110(Rule110Config(width=8, rings=2, steps=3), 8), 4, seed=0)
     with ExitStack() as cleanup:
-        found = take_folder(tmp_path / "same", begins, cleanup)
+        found = take_folder(tmp_path / "same", begins, unread, cleanup)
         assert found is not None and found.folder == start / "checkpoints/step-7"
         begins.data = replace(begins.data, tokenizer=str(other))
         told = rf"^data\.tokenizer = {other}: .* set data\.tokenizer={own}"
         with pytest.raises(UserError, match=told):
-            take_folder(tmp_path / "other", begins, cleanup)
+            take_folder(tmp_path / "other", begins, unread, cleanup)
         own.write_bytes(own.read_bytes()[:-1])
         with pytest.raises(UserError, match=rf"^{own}: damaged"):
-            take_folder(tmp_path / "damaged", begins, cleanup)
+            take_folder(tmp_path / "damaged", begins, unread, cleanup)

@@ -212,6 +212,17 @@ def test_settings_that_change_the_result_are_refused(depo: MakeConfig) -> None:
             train(config, progress=False)
 
 
+def test_a_refused_resume_leaves_the_run_as_it_is(text: MakeConfig) -> None:
+    """Also if it is refused for its data, which may have moved since but not changed."""
+    config = text("other-data", steps=2)
+    kept = (train(config, progress=False) / "config.toml").read_bytes()
+    config.train.steps = 3
+    config.data.train = [replace(corpus, weight=2.0) for corpus in config.data.train]
+    with pytest.raises(UserError, match=r"^data\.train differs from the checkpoint's"):
+        train(config, progress=False)
+    assert Path(config.run.dir, "other-data/config.toml").read_bytes() == kept
+
+
 def test_errors_of_the_layout_name_the_setting(depo: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"train\.batch = 4 is not divisible by 1 data-parallel ranks x .* = 3"
