@@ -129,10 +129,10 @@ def beside_transformers(
     """One window per sequence, N = 1; adds its results to `found`."""
     yield (
         "| parameters | precision | T | Hypnos, tokens/s | transformers, tokens/s | speedup "
-        "| transformers compiled, tokens/s | Hypnos, share of the matmul rate |"
+        "| transformers compiled, tokens/s | Hypnos, share of the matmul rate "
+        "| transformers, share of the matmul rate |"
     )
-    yield "|---|---|---|---|---|---|---|---|"
-    missed = []
+    yield "|---|---|---|---|---|---|---|---|---|"
     for size in plan.sizes:
         for name in plan.dtypes:
             for T in plan.lengths:
@@ -150,21 +150,30 @@ def beside_transformers(
                     runs.append(theirs(config, dtype, read, True))
                 mine, other, one_product, *compiled = take_turns(runs, plan.turns)
                 work = step_flops(read, config, sleep)
-                share = work.flops / mine / (flops / one_product)
+                share, their_share = (
+                    work.flops / took / (flops / one_product) for took in (mine, other)
+                )
                 n, millions = read.tokens.numel(), f"{parameters(config) / 1e6:.1f}M"
                 found.append(Beside(f"{millions}, {name}", T, n / mine, n / other, share))
-                if other / mine < GOAL_OVER_TRANSFORMERS or share < GOAL_OF_PRODUCTS:
-                    missed.append(f"{size} {name} T = {T}")
                 yield (
                     f"| {millions} | {name} | {T} | {n / mine:,.0f} | "
                     f"{n / other:,.0f} | {other / mine:.2f}x | "
-                    f"{f'{n / compiled[0]:,.0f}' if compiled else ''} | {share:.0%} |"
+                    f"{f'{n / compiled[0]:,.0f}' if compiled else ''} | {share:.0%} | "
+                    f"{their_share:.0%} |"
                 )
     yield ""
-    goal = f"{GOAL_OVER_TRANSFORMERS}x transformers and {GOAL_OF_PRODUCTS:.0%} of the matmul rate"
-    yield f"The goal, {goal}, is " + (
-        f"missed at {', '.join(missed)}." if missed else "met everywhere."
-    )
+    for goal, missed in (
+        (
+            f"{GOAL_OVER_TRANSFORMERS}x transformers",
+            [b for b in found if b.ours / b.theirs < GOAL_OVER_TRANSFORMERS],
+        ),
+        (
+            f"{GOAL_OF_PRODUCTS:.0%} of the matmul rate",
+            [b for b in found if b.share < GOAL_OF_PRODUCTS],
+        ),
+    ):
+        where = "; ".join(f"{b.model}, T = {b.tokens}" for b in missed)
+        yield f"The goal of {goal} is {f'missed at {where}' if missed else 'met everywhere'}."
 
 
 def draw(found: Sequence[Beside], path: Path) -> None:
