@@ -13,6 +13,9 @@ from typing import NamedTuple
 # DeepSpeed's `stage3_max_live_parameters`.
 MAX_WHOLE = 1_000_000_000
 MAX_BUCKET = 500_000_000  # elements of gradients that DeepSpeed reduces at once
+# Logits of a rank that exist at once: few beside a unit's activations, yet so many that it costs
+# little to add up the gradients of the head's weights part by part.
+MAX_LOGITS = 2**27
 
 
 @dataclass(frozen=True)

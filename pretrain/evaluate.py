@@ -50,15 +50,20 @@ class CollectPredictions:
         self.loss, self.best = torch.zeros(batch.size), torch.full(batch.size, IGNORE)
 
     def __call__(self, plan: WindowPlan, y: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.logits(y)
-        # before the cross-entropy, which works in place on logits that are split over tp
-        best = vocab_parallel_argmax(logits)
-        losses = cross_entropy(logits, targets)
+        parts = [self._predict(*part) for part in self.model.in_parts(y, targets)]
+        losses, best = (torch.cat(each) for each in zip(*parts, strict=True))
         rows = plan.scored_index // plan.own_width
         columns = plan.scored_index % plan.own_width + plan.own.start
         self.loss[rows, columns] = losses.float().cpu()
         self.best[rows, columns] = best.cpu()
         return losses
+
+    def _predict(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses and most likely tokens, [n] each. y: [n, D]; targets: [n]."""
+        logits = self.model.logits(y)
+        # before the cross-entropy, which works in place on logits that are split over tp
+        best = vocab_parallel_argmax(logits)
+        return cross_entropy(logits, targets), best
 
 
 def predict(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from parallel import mesh
 from parallel.block import Block
+from parallel.combinations import MAX_LOGITS
 from parallel.graphs import UnitGraphs
 from parallel.layers import (
     ColumnLinear,
@@ -23,7 +24,7 @@ from parallel.layers import (
     split_dim,
 )
 from parallel.norms import RMSNorm
-from parallel.recompute import run_unit
+from parallel.recompute import maybe_checkpoint, run_unit
 from parallel.stages import Stage
 from parallel.state import State
 from parallel.window import Window
@@ -128,11 +129,26 @@ class HybridLM(nn.Module):
             return nn.functional.linear(y, self.embed.weight)
         return self.head(y)
 
-    def losses(self, y: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of each scored position. y: [n, D]; targets: [n]. Returns [n] in at least
-        fp32.
+    def losses(self, y: Tensor, targets: Tensor, *, recompute: bool = False) -> Tensor:
+        """Cross-entropy of each scored position.
+
+        Args:
+            y: [n, D]. targets: [n].
+            recompute: compute the logits again in backward, a part at a time, rather than keep all.
+        Returns:
+            [n], in at least fp32.
         """
-        return cross_entropy(self.logits(y), targets)
+
+        def of_part(y: Tensor, targets: Tensor) -> Tensor:
+            return cross_entropy(self.logits(y), targets)
+
+        parts = self.in_parts(y, targets)
+        return torch.cat([maybe_checkpoint(of_part, *part, recompute=recompute) for part in parts])
+
+    def in_parts(self, y: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """y [n, D] and targets [n] in parts of at most MAX_LOGITS logits on this rank."""
+        positions = max(1, MAX_LOGITS // (self.config.vocab_size // mesh.tp_size()))
+        return zip(y.split(positions), targets.split(positions), strict=True)
 
     def empty_state(self, rows: int, past: int = 0) -> State:
         """The memory of rows that have read nothing.

@@ -95,7 +95,8 @@ class Reader:
         )
         return Reader(
             model, windows, tokens, targets, valid, bool(batch.carries.any()), recompute, probe,
-            head or (lambda _, y, targets: model.losses(y, targets)), stop,
+            head or (lambda _, y, targets: model.losses(y, targets, recompute=recompute != "none")),
+            stop,
         )  # fmt: skip
 
     def start(self, state: State | None) -> Memory:

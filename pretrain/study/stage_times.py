@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from parallel.combinations import MAX_WHOLE, Layout
+from parallel.combinations import MAX_LOGITS, MAX_WHOLE, Layout
 from parallel.critical_path import CriticalPath
 from parallel.schedule import SENDS_UNDER_WAY, Action
 from pretrain.config.memory import FP32
@@ -240,9 +240,10 @@ class StageTimes:
         kept, again = unit_bytes(policy, works)
         if self._hardware.device.kind == "cpu":
             kept += NODES * len(works)
-        # the logits, and as it stands the same in fp32 and their logarithms
-        read = (self._element if self._fused else 2 * FP32) * self._logits(unit)
-        return UnitBytes(kept + read * (policy == "none"), max(again, 2 * read))
+        # a logit, and unless it is fused the same in fp32 and its logarithm
+        each, logits = self._element if self._fused else 2 * FP32, self._logits(unit)
+        kept += each * logits * (policy == "none")
+        return UnitBytes(kept, max(again, 2 * each * min(logits, MAX_LOGITS)))
 
 
 def block_seconds(

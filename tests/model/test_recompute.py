@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from parallel.layers import cross_entropy
 from parallel.passes import Pass
-from pretrain.model import reader
+from pretrain import evaluate
+from pretrain.evaluate import predict
+from pretrain.model import hybrid, reader
 from pretrain.model.plan import plan_passes
 from tests.marks import slow
 from tests.model.test_documents import padded
@@ -35,6 +39,35 @@ def test_recomputed_gradients_are_the_same_bit_for_bit(setting: str, dtype: torc
         out = model(batch, recompute=policy)
         assert torch.equal(out.loss, expected.loss)
         assert equal(gradients(model, out.loss), gradient), policy
+
+
+@pytest.mark.parametrize("policy", ["none", "unit"])
+def test_logits_in_parts(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss, gradients and predictions; with recomputation no part outlives forward."""
+    model, batch = build(), sequences(2 * L, rows=3)
+    whole, predicted = model(batch).loss, predict(model, [batch])
+    expected = gradients(model, whole)
+    monkeypatch.setattr(hybrid, "MAX_LOGITS", 4 * MODEL.vocab_size + 1)
+    seen, kept = [], []
+    for module in (hybrid, evaluate):
+        monkeypatch.setattr(
+            module, "cross_entropy", lambda x, t: (seen.append(len(x)), cross_entropy(x, t))[1]
+        )
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.extend([tensor] if tensor.shape == (4, MODEL.vocab_size) else [])
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(batch, recompute=policy).loss
+    assert bool(kept) == (policy == "none")
+    torch.testing.assert_close(loss, whole, rtol=1e-14, atol=0)
+    assert_same(gradients(model, loss), expected, 1e-13)
+    again = predict(model, [batch])
+    assert torch.equal(again.best, predicted.best)
+    torch.testing.assert_close(again.loss, predicted.loss)
+    # 2 windows of 18 positions: forward, backward if it recomputes, predictions
+    assert max(seen) == 4 and sum(seen) == 36 * (2 + (policy == "unit"))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

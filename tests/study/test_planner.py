@@ -46,14 +46,16 @@ def test_what_is_set_stays() -> None:
 
 
 def test_context_parallel_ranks_are_planned() -> None:
-    """If the configuration has them: half of the activations, and exchanges."""
+    """If the configuration has them: exchanges, and half of the activations but for logits, which
+    both compute in parts.
+    """
     h100, layout = load_hardware("h100"), ["parallel.pp=1", "parallel.tp=1", "train.batch=16"]
     layout += ["parallel.recompute=none", "train.microbatches=1"]
     fixed = ["parallel.cp", *(text.partition("=")[0] for text in layout)]
     alone = plan(load(SMALL, layout), 4, h100, fixed=fixed).best[0]
     shared = plan(load(SMALL, [*layout, "parallel.cp=2"]), 8, h100, fixed=fixed).best[0]
     assert alone.dp == shared.dp == 4 and alone.rows == shared.rows
-    assert shared.memory.activations == pytest.approx(alone.memory.activations / 2, rel=0.02)
+    assert shared.memory.activations == pytest.approx(alone.memory.activations / 2, rel=0.03)
     assert shared.exchange_s > alone.exchange_s and shared.seconds < alone.seconds
 
 
