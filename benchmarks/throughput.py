@@ -37,6 +37,7 @@ from pretrain.model.flops import parameters, step_flops
 from pretrain.model.sleep import SleepLM
 from pretrain.origin import commit, processor
 from pretrain.plots import COLOURS, INK, figure
+from pretrain.run.host_memory import keep_freed_memory
 from pretrain.study.one_block import one_block
 from pretrain.tasks import make_task
 
@@ -302,6 +303,7 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()  # of kernels that are for GPUs
     mesh.initialize(alone=True)
+    keep_freed_memory()  # as training does
     yield "# Speed on a CPU"
     yield ""
     yield (

@@ -44,6 +44,7 @@ from pretrain.run import prepare
 from pretrain.run.console import TrainProgress
 from pretrain.run.gather import RowGather
 from pretrain.run.guard import Guard, SkipStreak, mean_loss, reset_if_skipped
+from pretrain.run.host_memory import keep_freed_memory
 from pretrain.run.metrics import Metrics, ResumePoint
 from pretrain.run.optimizer import MuonAdamW, lr_factor
 from pretrain.run.remarks import remarks
@@ -100,6 +101,8 @@ def train(config: Config, progress: bool = True) -> Path:
             steps in a row were skipped.
     """
     mesh.join(config.parallel.timeout)
+    if mesh.device().type == "cpu":
+        keep_freed_memory()
     shown = TrainProgress(config.run.name, config.train.steps, progress and dist.get_rank() == 0)
     with ExitStack() as cleanup:
         cleanup.callback(shown.close)

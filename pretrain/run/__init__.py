@@ -15,5 +15,5 @@ metrics.py     the run's metrics.jsonl (docs/metrics.md);  console.py  its progr
 scalars.py     the numbers of a row by name, for TensorBoard and Weights & Biases
 wandb_log.py   keeps a process that logs to Weights & Biases;  wandb_writer.py  that process
 train_row.py   loss and throughput of a logging step;  peak.py  the peak FLOP/s of a device
-trace.py       profiles some steps
+trace.py       profiles some steps;  host_memory.py  keeps freed host memory for the next step
 """
