@@ -95,16 +95,16 @@ class Engine:
     ) -> None:
         """
         Args:
-            model: in fp32; its values become the master weights.
+            model: in fp32, on the host, as a GPU may have room only for what DeepSpeed makes of it,
+                and moves there; its values become the master weights.
             optimizer: over all of the model's parameters.
             zero: stage 0..3. precision: fp32 or bf16. microbatches: backward calls per step.
             offload: master weights and optimiser state stay in host memory (ZeRO 1..3).
             tied: in a pipeline, the embedding that the first and the last stage both hold.
         """
-        built = dict(model.named_parameters())
-        # copied where the model was built, on the host: a GPU may not have room for two copies
-        values = {name: built[name].detach().clone() for name in optimizer.names}
-        parameters = dict(model.to(mesh.device()).named_parameters())
+        parameters = dict(model.named_parameters())
+        # copied on the host: a GPU may not have room for two copies
+        values = {name: parameters[name].detach().clone() for name in optimizer.names}
         self.model, self.optimizer, self.precision = model, optimizer, precision
         self.microbatches = 1 if mesh.pp_size() > 1 else microbatches
         self._tied = tied if mesh.pp_size() > 1 else None
