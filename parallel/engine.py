@@ -237,6 +237,13 @@ def _initialize(model: nn.Module, optimizer: ShardedOptimizer, config: dict[str,
     deepspeed.ops.__compatible_ops__ = {}
     # one of its optimisers prints memory figures; another, its Muon, would load the compiler
     with contextlib.redirect_stdout(io.StringIO()), uncompiled():
+        if config["zero_optimization"]["stage"] == 3:
+            # Parameter by parameter: `initialize` would first move the whole model to the GPU.
+            low = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+            deepspeed.zero.Init(
+                module=model.to(low), data_parallel_group=mesh.dp_cp_group(),
+                config_dict_or_path=config, dtype=low, mpu=DeepSpeedMPU,
+            )  # fmt: skip
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMPU
         )
