@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,7 +43,7 @@ def examine_machine() -> Iterator[Finding]:
     torch = list(_torch())
     yield from torch
     if torch[0].state == "ok":  # the rest of the software needs torch
-        for check in (_gloo, _packages, _kernels):
+        for check in (_gloo, _packages, _kernels, _launchers):
             yield from check()
     yield _compiler()
     yield _memory()
@@ -217,6 +218,22 @@ def _kernels() -> Iterator[Finding]:
         yield Finding("note", "fla", "not installed: the delta rule runs in plain torch", fix)
     else:
         yield Finding("ok", "fla", "the delta rule uses its fast kernels")
+
+
+def _launchers() -> Iterator[Finding]:
+    """What Triton needs on this machine: it compiles C code that launches its kernels."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    missing = []
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        missing.append("a C compiler")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        missing.append("Python's headers")
+    if missing:
+        found = f"no kernel can be started without {' and '.join(missing)}"
+        yield Finding("fail", "triton", found, "`apt install gcc python3-dev`")
 
 
 def _compiler() -> Finding:

@@ -32,7 +32,7 @@ RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLUR
 # prefixes of variables that matter to ranks: mpirun must be told to forward them
 FORWARDED = (
     "PATH", "LD_LIBRARY_PATH", "PYTHON", "VIRTUAL_ENV", "OMP_", "MKL_", "CUDA_", "NCCL_", "GLOO_",
-    "TORCH", "TRITON_", "HF_", "FI_", "UCX_", "HYPNOS_",
+    "TORCH", "PYTORCH_", "TRITON_", "FLA_", "CUBLAS_", "HF_", "FI_", "UCX_", "HYPNOS_",
     # run.wandb and object stores: credentials and proxies
     "WANDB_",
     "AWS_", "GOOGLE_", "AZURE_", "FSSPEC_", "SSL_CERT_", "REQUESTS_", "http_proxy", "https_proxy",

@@ -95,16 +95,16 @@ class Engine:
     ) -> None:
         """
         Args:
-            model: in fp32; its values become the master weights.
+            model: in fp32, on the host, as a GPU may have room only for what DeepSpeed makes of it,
+                and moves there; its values become the master weights.
             optimizer: over all of the model's parameters.
             zero: stage 0..3. precision: fp32 or bf16. microbatches: backward calls per step.
             offload: master weights and optimiser state stay in host memory (ZeRO 1..3).
             tied: in a pipeline, the embedding that the first and the last stage both hold.
         """
-        built = dict(model.named_parameters())
-        # copied where the model was built, on the host: a GPU may not have room for two copies
-        values = {name: built[name].detach().clone() for name in optimizer.names}
-        parameters = dict(model.to(mesh.device()).named_parameters())
+        parameters = dict(model.named_parameters())
+        # copied on the host: a GPU may not have room for two copies
+        values = {name: parameters[name].detach().clone() for name in optimizer.names}
         self.model, self.optimizer, self.precision = model, optimizer, precision
         self.microbatches = 1 if mesh.pp_size() > 1 else microbatches
         self._tied = tied if mesh.pp_size() > 1 else None
@@ -237,6 +237,13 @@ def _initialize(model: nn.Module, optimizer: ShardedOptimizer, config: dict[str,
     deepspeed.ops.__compatible_ops__ = {}
     # one of its optimisers prints memory figures; another, its Muon, would load the compiler
     with contextlib.redirect_stdout(io.StringIO()), uncompiled():
+        if config["zero_optimization"]["stage"] == 3:
+            # Parameter by parameter: `initialize` would first move the whole model to the GPU.
+            low = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+            deepspeed.zero.Init(
+                module=model.to(low), data_parallel_group=mesh.dp_cp_group(),
+                config_dict_or_path=config, dtype=low, mpu=DeepSpeedMPU,
+            )  # fmt: skip
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMPU
         )

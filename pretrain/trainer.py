@@ -198,6 +198,7 @@ def build(
         checkpoint.load_weights(model)
     else:
         model.initialize(config.run.seed)
+    watchdog.doing("giving the model to DeepSpeed")
     optimizer = MuonAdamW(
         model.named_parameters(), config.optimizer, config.guard.spike, config.model.layers
     )
@@ -214,6 +215,7 @@ def build(
     if config.parallel.cuda_graphs:
         model.graph_units()
     if checkpoint and checkpoint.names("optimizer"):
+        watchdog.doing("restoring the optimiser")
         restore_moments(checkpoint, optimizer)
     if checkpoint and not checkpoint.begins_run:
         state = TrainState.restore(checkpoint, model, optimizer, source, config.train)

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from parallel import mesh
+from parallel import mesh, watchdog
 from parallel.layers import share, split_dim
 from parallel.slices import Piece, Slice, all_finite, assemble
 from pretrain.checkpoint.folder import checkpoint_dir, pointed_at, steps
@@ -170,6 +170,7 @@ class Checkpoint:
             if name not in parameters and not model.is_elsewhere(name):
                 raise UserError(f"{file}: tensor {name} does not belong to the model")
         for name, parameter in parameters.items():
+            watchdog.part("reading", name)
             value = share(self.tensor("model", name), split_dim(parameter))
             if value.shape != parameter.shape:
                 shapes = f"{list(value.shape)}, but the model's is {list(parameter.shape)}"

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from parallel import mesh
+from parallel import mesh, watchdog
 from parallel.block import Block
 from parallel.combinations import MAX_LOGITS
 from parallel.graphs import UnitGraphs
@@ -180,6 +180,7 @@ class HybridLM(nn.Module):
         the layout.
         """
         for name, parameter in self.named_parameters():
+            watchdog.part("drawing", name)
             dim, shape = split_dim(parameter), list(parameter.shape)
             if dim is not None:
                 shape[dim] *= mesh.tp_size()

@@ -32,6 +32,7 @@ from tokenizer.encode import Tokenizer
 
 SOURCES = ("parallel", "pretrain", "tokenizer")  # our packages that decide what is computed
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy")
+KERNELS = ("triton", "fla-core")  # on GPUs; without fla's, a rank computes in plain torch
 STORE_S = 60.0  # limit for reads from an object store: less than ranks wait for each other
 Facts = dict[str, str]  # what is compared -> what it is here
 
@@ -42,10 +43,12 @@ def facts(config: Config | None) -> Facts:
     Args:
         config: None: only code and device.
     """
+    device = mesh.device().type
+    packages = (*PACKAGES, *KERNELS) if device == "cuda" else PACKAGES
     machine = {
         "the version of Hypnos (a hash of its sources)": code_version()[:12],
-        **{f"the version of {name}": importlib.metadata.version(name) for name in PACKAGES},
-        "the kind of device": mesh.device().type,
+        **{f"the version of {name}": _version(name) for name in packages},
+        "the kind of device": device,
     }
     if config is None:
         return machine
@@ -54,6 +57,13 @@ def facts(config: Config | None) -> Facts:
         **{name: repr(value) for name, value in leaves("", dataclasses.asdict(config))},
         **{name: _content(read) for name, read in contents(config)},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none (not installed)"
 
 
 def code_version() -> str:

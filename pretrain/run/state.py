@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import mesh
+from parallel import mesh, watchdog
 from parallel.context import own_heads
 from parallel.engine import Engine
 from parallel.layers import share
@@ -234,6 +234,7 @@ def random_state() -> dict[str, Tensor]:
 
 def _moment(checkpoint: Checkpoint, name: str) -> Tensor:
     """The moment KIND.PARAMETER, in the parameter's shape. UserError: it is not finite."""
+    watchdog.part("reading", name)
     shape = checkpoint.shape("model", name.partition(".")[2])
     value = checkpoint.tensor("optimizer", name, shape=shape)
     if not all_finite(value):

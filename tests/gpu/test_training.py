@@ -6,13 +6,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+
+from pretrain.exit_status import after_signal
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
@@ -47,7 +52,8 @@ def finish(runs: Sequence[subprocess.Popen[str]]) -> None:
 
 def losses(folder: Path, name: str) -> list[float]:
     """The loss of each step."""
-    rows = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
+    metrics = folder / name / "metrics.jsonl"
+    rows = map(json.loads, metrics.read_text().splitlines() if metrics.exists() else ())
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
@@ -92,3 +98,44 @@ def test_graphs_and_resuming_change_no_bit(tmp_path: Path) -> None:
     expected = losses(tmp_path, "run")[-1]
     assert losses(tmp_path, "graphs")[-1] == expected
     assert losses(tmp_path, "resumed")[-1] == expected
+
+
+@pytest.mark.cuda
+def test_every_zero_stage_trains_alike(tmp_path: Path) -> None:
+    """In bf16, with kernels: ZeRO 0 to 3, optimiser state on the GPU and on the host, each policy
+    of recomputation.
+    """
+    wide = "model.mlp_width=4096"  # matrices that ZeRO 3 does not keep whole because they are small
+    of_run = {
+        "0": ["parallel.zero=0"],
+        "1": ["parallel.zero=1", "train.microbatches=2"],
+        "2": ["parallel.zero=2", "train.microbatches=2", "parallel.recompute=none"],
+        "3": ["parallel.zero=3", "train.microbatches=2", "parallel.recompute=block"],
+        "1, offloaded": ["parallel.zero=1", "train.microbatches=2", "parallel.offload=true"],
+        "3, offloaded": ["parallel.zero=3", "train.microbatches=2", "parallel.offload=true"],
+    }
+    common = ["train.precision=bf16", "train.steps=4", wide]
+    finish([start(tmp_path, name, *common, *more) for name, more in of_run.items()])
+    expected = torch.tensor(losses(tmp_path, "1"))
+    assert len(expected) == 4
+    for name in of_run:
+        found = torch.tensor(losses(tmp_path, name))
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=0, msg=name)
+
+
+@pytest.mark.cuda
+def test_a_signal_saves_what_is_on_the_gpu(tmp_path: Path) -> None:
+    """A thread copies the weights to the host while the main thread goes on giving work to the
+    GPU.
+    """
+    settings = ["train.precision=bf16", "train.checkpoint_every=100000"]
+    run, deadline = start(tmp_path, "run", *settings), time.monotonic() + SECONDS
+    while len(losses(tmp_path, "run")) < 3 and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    run.terminate()
+    output, _ = run.communicate(timeout=SECONDS)
+    assert run.returncode == after_signal(signal.SIGTERM), output[-4000:]
+    saved = re.search(r"after step (\d+), which is saved", output)
+    assert saved is not None and int(saved[1]) >= 3, output[-4000:]
+    finish([start(tmp_path, "run", *settings, f"train.steps={int(saved[1]) + 2}")])
+    assert len(losses(tmp_path, "run")) == int(saved[1]) + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,23 @@ def test_a_gpu_that_a_cpu_build_cannot_use_fails(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor, "has_gpu", lambda: True)
     gpu = next(finding for finding in doctor.examine_machine() if finding.what == "gpu")
     assert gpu.state == "fail" and gpu.fix.startswith("run `make setup DEVICE=cuda`")
+
+
+def test_a_gpu_needs_what_triton_compiles_its_launchers_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    [headers] = doctor._launchers()
+    assert headers.state == "fail" and headers.found.endswith("without Python's headers")
+    assert "python3-dev" in headers.fix
+    (tmp_path / "Python.h").touch()
+    assert not list(doctor._launchers())
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    [compiler] = doctor._launchers()
+    assert compiler.found.endswith("without a C compiler")
 
 
 def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def says(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_open_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = says(tmp_path, "mpirun (Open MPI) 4.1.4", monkeypatch)
-    names = ("NCCL_SOCKET_IFNAME", "WANDB_MODE")
+    names = ("NCCL_SOCKET_IFNAME", "PYTORCH_ALLOC_CONF", "FLA_CONFIG_DIR", "WANDB_MODE")
     for name in names:
         monkeypatch.setenv(name, "x")
     line = mpirun(["a", "b"], 8)

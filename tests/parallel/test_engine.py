@@ -5,6 +5,7 @@ tests/run/test_ranks.py.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,24 @@ def test_five_steps_equal_a_plain_torch_loop(zero: int, expected: reference.Trai
     assert_same(got.moments, expected.moments, 1e-6)
     assert got.losses == pytest.approx(expected.losses, rel=1e-6)
     assert got.norms == pytest.approx(expected.norms, rel=1e-5)
+
+
+def test_zero_3_does_not_move_the_whole_model_to_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where there may be room only for a share of it."""
+    moved, to = list[Any](), torch.nn.Module.to
+
+    def noted(self: torch.nn.Module, where: Any) -> torch.nn.Module:
+        moved.append(where)
+        return to(self, where)
+
+    monkeypatch.setattr(torch.nn.Module, "to", noted)
+    train(2, "bf16", 1, 0)
+    assert moved == [torch.device("cpu")]
+    moved.clear()
+    train(3, "bf16", 1, 0)
+    assert moved == [torch.bfloat16]
 
 
 def test_a_gradient_below_the_clip_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

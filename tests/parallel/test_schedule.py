@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import parallel.passes
@@ -151,6 +151,21 @@ def uneven(action: Action, stage: int) -> int:
 def unplanned(action: Action, stage: int) -> float:
     """An arbitrary duration that differs from every cost."""
     return 0.1 + (5 * stage + 3 * action.unit + 11 * action.microbatch + 13 * action.backward) % 7
+
+
+@settings(max_examples=100, deadline=None)
+@given(planned(), st.booleans())
+def test_all_stages_take_part_in_their_first_batch(
+    case: tuple[list[list[Pass]], int], forward_only: bool
+) -> None:
+    """NCCL connects a group in its first batch, where every rank waits for all others: so none may
+    first need something from them.
+    """
+    passes, P = case
+    assume(P > 1 and any(p.last_stage == P - 1 for mine in passes for p in mine))
+    for stage, steps in enumerate(make_schedule(passes, P, forward_only).steps):
+        first = next(n for n, step in enumerate(steps) if step.messages)
+        assert stage == 0 or not any(step.action for step in steps[: first + 1])
 
 
 @settings(max_examples=200, deadline=None)

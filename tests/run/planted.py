@@ -33,8 +33,8 @@ def planted(
     taken: list[int] = []
     whole = getattr(SleepLM, where)
 
-    def spoilt(self: SleepLM, *arguments: torch.Tensor) -> torch.Tensor:
-        values: torch.Tensor = whole(self, *arguments)
+    def spoilt(self: SleepLM, *arguments: torch.Tensor, **named: Any) -> torch.Tensor:
+        values: torch.Tensor = whole(self, *arguments, **named)
         spoils = (
             self.training and taken[-1] in batches and dist.get_rank() == dist.get_world_size() - 1
         )

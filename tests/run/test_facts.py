@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.config.schema import Config, HeldoutConfig
 from pretrain.run.facts import code_version, difference, facts
@@ -89,6 +91,15 @@ def test_content_is_compared_and_not_only_its_name(
     before = facts(config)
     name = change(copy)
     assert difference("rank 0", before, "rank 1", facts(config)).startswith(name)
+
+
+def test_on_gpus_packages_of_kernels_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.run.facts.KERNELS", ("rich", "no-such-package"))
+    assert not {"the version of rich", "the version of no-such-package"} & facts(None).keys()
+    monkeypatch.setattr("parallel.mesh.device", lambda: torch.device("cuda", 0))
+    found = facts(None)
+    assert found["the version of rich"] == importlib.metadata.version("rich")
+    assert found["the version of no-such-package"] == "none (not installed)"
 
 
 def test_the_code_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -71,6 +71,23 @@ def test_a_run_is_a_folder(depo: MakeConfig, capsys: pytest.CaptureFixture[str])
     assert len((run / "origins.jsonl").read_text().splitlines()) == 1  # only if it trains
 
 
+def test_every_tensor_that_a_run_starts_with_is_progress(
+    depo: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the watchdog: to draw or read a large model may take longer than parallel.timeout."""
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr("parallel.watchdog.part", lambda how, what, *_: seen.append((how, what)))
+    config = interrupted(depo("slow"))
+    weights = [name for how, name in seen if how == "drawing"]
+    assert "embed.weight" in weights and all("." in name for name in weights)
+    seen.clear()
+    train(config)
+    read = [name for how, name in seen if how == "reading"]
+    assert read[: len(weights)] == weights
+    assert sorted({name.partition(".")[2] for name in read[len(weights) :]}) == sorted(weights)
+    assert "drawing" not in dict(seen)
+
+
 def test_an_evaluation_is_no_training_time(
     depo: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
