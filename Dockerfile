@@ -1,7 +1,7 @@
 # CPU    docker build -t hypnos .
 # GPU    docker build -t hypnos:cuda --build-arg DEVICE=cuda --build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 \
 #            --build-arg RUNTIME=nvidia/cuda:13.0.1-base-ubuntu24.04 .
-#        (CUDA of the same major version as torch's; the devel image has the compiler for DeepSpeed's operators)
+#        (CUDA of torch's own version, 13.0: DeepSpeed compares them; the devel image has the compiler for its operators)
 # Run    docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/workspace" hypnos train configs/depo-small.toml
 #        (with --gpus all --ipc=host on a GPU machine); two nodes: compose.yaml; Slurm sites: hypnos.def
 #
@@ -15,7 +15,7 @@ ARG RUNTIME=${BASE}
 FROM ${BASE} AS build
 ARG DEVICE=cpu
 ARG TORCH=2.13.0
-ARG GPUS="8.0;9.0;10.0"
+ARG GPUS=8.0;9.0;10.0
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # everything that computes is pinned by constraints.txt; system packages come from a Debian or Ubuntu release
 # hadolint ignore=DL3008

@@ -23,7 +23,12 @@ TORCH_RANGE = ">=2.11,<2.14"  # the same as in pyproject.toml
 TORCH_CPU = "torch==2.13.0+cpu"
 # PyTorch's own index, where the CPU build is published
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-CUDA_INDEX = "https://download.pytorch.org/whl/cu126"  # named in a message only
+CUDA_INDEX = "https://download.pytorch.org/whl/cu126"  # named in messages only
+# pip would keep a build that is there, since its version fits
+BY_HAND = (
+    "as in `.venv/bin/pip uninstall --yes torch && .venv/bin/pip install "
+    f"'torch{TORCH_RANGE}' --index-url {CUDA_INDEX}`; then set up again"
+)
 
 PROBE = """
 import importlib.metadata, json, sys
@@ -138,6 +143,11 @@ def install_torch(cuda: bool) -> str:
         raise SetupError(
             "torch was installed into .venv but cannot be imported: run `make clean` and try again"
         )
+    if cuda and not found.cuda:
+        raise SetupError(
+            f"pip chose torch {found.version}, a CPU build: take what offers it out of pip's "
+            f"configuration (`pip config list`), or install a CUDA build {BY_HAND}"
+        )
     return f"torch=={found.version}"
 
 
@@ -190,8 +200,7 @@ def check_cuda() -> None:
     if found and not found.sees_gpu:
         raise SetupError(
             f"torch {found.version} cannot use this GPU: update its driver, or install a build for "
-            "the driver's CUDA (nvidia-smi shows it) as in "
-            f"`.venv/bin/pip install 'torch{TORCH_RANGE}' --index-url {CUDA_INDEX}`"
+            f"the driver's CUDA (nvidia-smi shows it) {BY_HAND}"
         )
 
 

@@ -13,6 +13,7 @@ TORCH_COMPILE_DISABLE=1, torch's own switch, makes them eager on CUDA too.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 # A function is compiled once per combination of dtype, requires_grad and optional tensors.
 MAX_VARIANTS = 64
+_thread = threading.local()
 
 
 def fused(function: Callable[P, R], by_hand: Callable[P, R] | None = None) -> Callable[P, R]:
@@ -35,16 +37,24 @@ def fused(function: Callable[P, R], by_hand: Callable[P, R] | None = None) -> Ca
 
     @functools.cache
     def compiled() -> Callable[P, R]:
-        torch._dynamo.config.recompile_limit = MAX_VARIANTS
         return torch.compile(function)
 
     @functools.wraps(function)
     def run(*args: P.args, **named: P.kwargs) -> R:
         if not _is_compiled(args[0]):
             return (by_hand or function)(*args, **named)
+        _raise_limit()
         return compiled()(*map(_as_tensor, args), **named)  # type: ignore[arg-type]
 
     return run
+
+
+def _raise_limit() -> None:
+    """Allows MAX_VARIANTS in this thread: torch 2.13's settings hold only in the thread that makes
+    them, but backward, a server and sleep in the background have threads of their own.
+    """
+    if not hasattr(_thread, "limit"):
+        _thread.limit = torch._dynamo.config.recompile_limit = MAX_VARIANTS
 
 
 def _as_tensor(argument: object) -> object:

@@ -1,7 +1,7 @@
 """One gradient of flash-linear-attention's delta rule as matrix products, for Hopper GPUs.
 
 Triton 3.4 to 3.7.0 miscompiles fla's kernel for the gradients of q, k, w and the decay on Hopper
-(fla-org/flash-linear-attention#640), and fla refuses to run it. torch 2.9 to 2.11 come with such a
+(fla-org/flash-linear-attention#640), and fla refuses to run it. torch 2.9 to 2.12 come with such a
 Triton. Chunks are independent in that kernel, so batched matrix products can replace it.
 """
 

@@ -51,6 +51,9 @@ class Decoder:
     copy of them; norms, convolutions and decays are copies, computed once, and so is the
     fingerprint. So the weights must not change while a Decoder is in use.
 
+    From then on this process does without cuDNN's attention, which torch prefers on Hopper and
+    Blackwell in bf16: it prepares a kernel for each new number of keys, so for every token.
+
     Raises:
         ValueError: the model is one pipeline stage of several, or runs with sequence parallelism.
         UserError: it is a control experiment, which sessions do not support.
@@ -69,6 +72,7 @@ class Decoder:
                 "the run is a control (sleep.when, sleep.carries or sleep.eviction): it can be "
                 "evaluated, but cannot generate; train a run that sleeps"
             )
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.model = model.eval()
         self.blocks = [_TokenBlock(block) for block in model.blocks_of(slice(None))]
         self.norm = _Norm(1 + at_least_fp32(model.norm.weight), model.norm.eps)

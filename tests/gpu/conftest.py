@@ -23,7 +23,7 @@ if torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks all as slow; without CUDA, leaves out those marked cuda.
+    """Marks all as slow; with CUDA, puts the longest first; without, leaves out those marked cuda.
 
     Warnings are not errors here: torch.compile raises some, and only keeps them from being shown.
     """
@@ -32,6 +32,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker("slow")
         item.add_marker(pytest.mark.filterwarnings("default"))
     if torch.cuda.is_available():
+        # xdist hands out two at a time: the longest begin at once, each in a worker of its own
+        longest = [item for item in here if item.path.name == "test_training.py"]
+        for place, item in enumerate(longest):
+            items.remove(item)
+            items.insert(2 * place, item)
         return
     out = [item for item in here if item.get_closest_marker("cuda")]
     config.stash[LEFT_OUT] = sorted({item.nodeid.partition("[")[0] for item in out})

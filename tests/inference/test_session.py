@@ -77,6 +77,12 @@ def test_other_shapes_token_by_token(change: dict[str, Any]) -> None:
     assert not torch.allclose(other[L * W - 1], expected[L * W - 1], atol=1e-2)
 
 
+def test_attention_prepares_nothing_for_each_number_of_keys() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    make_decoder()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_in_bf16_it_errs_as_training_in_bf16_does(together: bool) -> None:
     batch = make_batch()

@@ -166,6 +166,14 @@ def test_a_torch_that_pip_cannot_find_is_one_clear_line(monkeypatch: pytest.Monk
         bootstrap.install_torch(cuda=False)
 
 
+def test_a_cpu_build_is_not_taken_for_a_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To pip 2.13.0+cpu, where its configuration names a place that has it, is above 2.13.0."""
+    monkeypatch.setattr(bootstrap, "pip", lambda *_: "")
+    monkeypatch.setattr(bootstrap, "installed_torch", lambda: CPU)
+    with pytest.raises(bootstrap.SetupError, match=r"torch 2\.13\.0\+cpu, a CPU build: .* as in "):
+        bootstrap.install_torch(cuda=True)
+
+
 def test_an_old_python_is_told_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
