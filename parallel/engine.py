@@ -103,8 +103,8 @@ class Engine:
             tied: in a pipeline, the embedding that the first and the last stage both hold.
         """
         parameters = dict(model.named_parameters())
-        # copied on the host: a GPU may not have room for two copies
-        values = {name: parameters[name].detach().clone() for name in optimizer.names}
+        # on the host; DeepSpeed gives the parameters other storage, unless ZeRO is off in fp32
+        values = {name: parameters[name].detach() for name in optimizer.names}
         self.model, self.optimizer, self.precision = model, optimizer, precision
         self.microbatches = 1 if mesh.pp_size() > 1 else microbatches
         self._tied = tied if mesh.pp_size() > 1 else None
