@@ -44,7 +44,10 @@ def check_near_ties() -> None:
     mesh.initialize(tp=2)
     logits = torch.zeros(1, 8)
     logits[0, 5], logits[0, 7] = 1e-9, 2e-9
-    model: Any = SimpleNamespace(logits=lambda y: logits.chunk(2, dim=1)[mesh.tp_rank()].clone())
+    model: Any = SimpleNamespace(
+        in_parts=lambda *whole: [whole],
+        logits=lambda y: logits.chunk(2, dim=1)[mesh.tp_rank()].clone(),
+    )
     batch: Any = SimpleNamespace(size=(1, 1))
     plan: Any = SimpleNamespace(scored_index=torch.tensor([0]), own_width=1, own=slice(0, 1))
     keeper = CollectPredictions(model, batch)
