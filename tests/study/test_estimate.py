@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import torch
 
 from benchmarks.stage import weigh
 from parallel.block import MIXERS, Block
@@ -19,6 +20,8 @@ from pretrain.config.load import load, override
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.data.batch import IGNORE
 from pretrain.model.flops import parameters, step_flops
+from pretrain.model.sleep import SleepLM
+from pretrain.run.optimizer import MUON, role
 from pretrain.run.prepare import make_source
 from pretrain.study.block_work import BlockCounter, Rows
 from pretrain.study.controls import flops_per_step
@@ -110,6 +113,29 @@ def test_time_and_flops() -> None:
     two = estimate(small(), 2, h100)
     assert two.seconds == pytest.approx(one.seconds / 2, rel=0.05)
     assert two.memory.optimizer == pytest.approx(one.memory.optimizer / 2)
+    assert two.update_s == pytest.approx(one.update_s / 2)
+    # each sends half: gradients in fp32, weights in bf16; Muon's matrices in fp32, there and back
+    whole, matrices = sizes(small())
+    sent = ((4 + 2) * whole + 2 * 4 * matrices) / 2
+    assert two.exchange_s == pytest.approx(sent / (1e9 * h100.node.link_gbs), rel=0.01)
+    assert one.exchange_s == 0 == estimate(small(), 16, h100).bubble
+
+
+def sizes(config: Config) -> tuple[int, int]:
+    """The parameters of a model, and those that Muon updates."""
+    with torch.device("meta"):
+        named = SleepLM(config.model, config.sleep).named_parameters()
+        roles = [(p.numel(), role(name, p.shape, "muon")) for name, p in named]
+    return sum(n for n, _ in roles), sum(n for n, kind in roles if kind == MUON)
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 4), (4, 2)])
+def test_the_ranks_of_a_model_hold_it_once(tp: int, pp: int) -> None:
+    estimator = Estimator(small(), 8, load_hardware("h100"), example(small()))
+    held = estimator.parameters(tp, pp)
+    whole, matrices = sizes(small())
+    assert len(held) == pp and sum(p.all for p in held) * tp == pytest.approx(whole, rel=1e-5)
+    assert sum(p.matrices for p in held) * tp == pytest.approx(matrices)
 
 
 def test_pipeline_idles_and_recomputation_saves() -> None:
