@@ -70,8 +70,19 @@ def test_srun_has_ended_all_before_they_began(job: Job) -> None:
     was told to end.
     """
     start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
-    verdict = judge(job.run, start, [], 143, 3)
+    unrecorded = start  # an earlier start, whose end nobody has recorded
+    verdict = judge(job.run, start, [unrecorded], 143, 3)
     assert verdict.again and verdict.end.why == "no rank started (status 143 (SIGTERM))"
+    assert not judge(job.run, replace(start, launcher="mpi"), [], 143, 3).again
+
+
+def test_ranks_that_were_told_to_stop(job: Job) -> None:
+    start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
+    for rank in range(2):
+        starts.log_of(start.logs(job.run), rank).touch()
+        RankEnd(rank, f"n{rank}", 143, True, 0.0).write(start.logs(job.run))
+    verdict = judge(job.run, start, [], 1, 3)
+    assert not verdict.again and verdict.end.why == "stopped: status 143 (SIGTERM)"
 
 
 def test_time_is_up_whatever_srun_says(job: Job) -> None:
@@ -122,9 +133,9 @@ def test_whom_the_preflight_names_is_excluded_at_once(job: Job) -> None:
 
 
 def test_a_host_without_a_word_is_lost(job: Job) -> None:
-    verdict = job.start(silent="n3", saved=5)
-    assert verdict.again and verdict.end.exclude == ("n3",)
-    assert verdict.end.why == "n3 lost: ranks 6, 7 left no exit record"
+    verdict = job.start(silent="n2", saved=5)
+    assert verdict.again and verdict.end.exclude == ("n2",)
+    assert verdict.end.why == "n2 lost: ranks 4, 5 left no exit record"
 
 
 def test_a_host_that_slurm_has_lost_is_blamed_if_no_rank_left_word(job: Job) -> None:
@@ -162,7 +173,11 @@ def test_the_command_that_decides(job: Job, capsys: pytest.CaptureFixture[str]) 
     assert main(["launch", "end", str(start.logs(job.run)), "--status", "69"]) == 75
     said = capsys.readouterr()
     assert said.out == "n1\n"
-    assert re.search(r"the end of .*rank-2.log:\n  its first line\n  its last words\n", said.err)
+    assert re.search(
+        r"hypnos: start 4 of .*: rank 2 on n1 ended with status 69\n"
+        r"the end of .*rank-2.log:\n  its first line\n  its last words\n$",
+        said.err,
+    )
 
 
 def test_an_end_that_storage_does_not_take(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,9 @@ def test_time_and_flops() -> None:
     whole, matrices = sizes(small())
     sent = ((4 + 2) * whole + 2 * 4 * matrices) / 2
     assert two.exchange_s == pytest.approx(sent / (1e9 * h100.node.link_gbs), rel=0.01)
-    assert one.exchange_s == 0 == estimate(small(), 16, h100).bubble
+    sixteen = estimate(small(), 16, h100)  # on two hosts
+    assert one.exchange_s == 0 == sixteen.bubble
+    assert sixteen.mfu * sixteen.seconds * 16 == pytest.approx(one.mfu * one.seconds)
 
 
 def sizes(config: Config) -> tuple[int, int]:
