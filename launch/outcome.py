@@ -102,7 +102,7 @@ def why_ended(run: Path, start: Start, status: int, down: Collection[str] = ()) 
         # slurm.sbatch
         ended = start.launcher == "slurm" and status == TERMINATED
         why = f"no rank started ({described(status)})"
-        return End(PEER_GONE if ended else status or 1, why, step, now)
+        return End(PEER_GONE if ended else status, why, step, now)
     silent = [rank for rank in range(start.ranks) if rank not in ends]
     # a scheduler that has lost a host may kill the other hosts' ranks before they leave a record
     gone = [rank for rank in silent if _hosts(start, [rank])[0] in down]
@@ -114,7 +114,7 @@ def why_ended(run: Path, start: Start, status: int, down: Collection[str] = ()) 
         return End(PEER_GONE, why, step, now, silent[0], lost, lost=True)
     if told := [end.status for end in ends.values() if end.told]:
         return End(told[0], f"stopped: {described(told[0])}", step, now)
-    return End(status or PEER_GONE, f"ended with {described(status or PEER_GONE)}", step, now)
+    return End(status, f"ended with {described(status)}", step, now)
 
 
 def _preflight(run: Path) -> tuple[str, tuple[str, ...]] | None:

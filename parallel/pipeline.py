@@ -141,8 +141,8 @@ class Pipeline:
                 self._post(step.messages)
         for work, _ in self._sending:
             work.wait()
-        left = list(self._inbox)
-        assert not left, f"a receive that nobody waits for would break later messages: {left}"
+        left = [*self._inbox, *self._outbox]
+        assert not left, f"messages that nobody waits for, or that are never sent: {left}"
 
     def _note(self, what: str, action: Action) -> None:
         p = self._streams[action.microbatch].passes[action.unit]

@@ -90,14 +90,10 @@ class Checkpoint:
     def beginning(self, moments: bool) -> Checkpoint:
         """Its weights, and its moments if asked for, as the start of another run."""
         steps = self.state["optimizer"]["adam_steps"]
-        state = {
-            "optimizer": {"adam_steps": steps, "skipped": 0, "in_a_row": 0},
-            "evaluated": False,
-            "rollbacks": {"total": 0, "here": 0},
-        }
+        counters = {"adam_steps": steps, "skipped": 0, "in_a_row": 0}
         kept = {"model", "optimizer"} if moments else {"model"}
         slices = {kind: named if kind in kept else {} for kind, named in self.slices.items()}
-        return replace(self, step=0, state=state, slices=slices)
+        return replace(self, step=0, state={"optimizer": counters}, slices=slices)
 
     @property
     def run(self) -> Path:

@@ -13,6 +13,7 @@ from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session, read_together
 from pretrain.inference.store import save_session
 from pretrain.model.sleep import SleepLM
+from pretrain.model.stop_rule import change_of
 from tests.model.tiny import MODEL
 from tests.ranks import run_ranks
 
@@ -25,7 +26,7 @@ SPLIT = replace(
 
 def said(tp: int, eviction: str, passes: int) -> list[list[float]]:
     """Logits of prefill, of tokens one by one, and of two sessions together, over four windows; and
-    after a context.
+    after a context. Then what a stop rule would say of two states of all ranks' heads.
     """
     mesh.initialize(tp=tp)
     sleep = SleepConfig(window=L, passes=passes, eviction=eviction, prelude=1, coda=1)  # type: ignore[arg-type]
@@ -44,6 +45,8 @@ def said(tp: int, eviction: str, passes: int) -> list[list[float]]:
         asked = Session(decoder, until=until)
         asked.read_context(ids[: 2 * L + 2])
         found.append(asked.read(ids[:2]))
+    states = (session.memory.state() for session in (alone, other))
+    found.append(change_of(*states, decoder.model.core).float().expand(24))
     if tp > 1:
         with pytest.raises(ValueError, match="only a session on one rank"):
             alone.sleep_in_background()

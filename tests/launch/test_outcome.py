@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def test_time_is_up(job: Job) -> None:
 def test_time_is_up_before_any_rank_began(job: Job) -> None:
     start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
     assert why_ended(job.run, start, 128 + 10).why == "the time limit was reached"
-    assert why_ended(job.run, start, 128 + 9).why == "no rank started (status 137 (SIGKILL))"
+    end = why_ended(job.run, start, 128 + 9)
+    assert (end.why, end.status) == ("no rank started (status 137 (SIGKILL))", 137)
 
 
 def test_srun_has_ended_all_before_they_began(job: Job) -> None:
@@ -68,8 +70,19 @@ def test_srun_has_ended_all_before_they_began(job: Job) -> None:
     was told to end.
     """
     start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
-    verdict = judge(job.run, start, [], 143, 3)
+    unrecorded = start  # an earlier start, whose end nobody has recorded
+    verdict = judge(job.run, start, [unrecorded], 143, 3)
     assert verdict.again and verdict.end.why == "no rank started (status 143 (SIGTERM))"
+    assert not judge(job.run, replace(start, launcher="mpi"), [], 143, 3).again
+
+
+def test_ranks_that_were_told_to_stop(job: Job) -> None:
+    start = starts.begin(job.run, "slurm", "1", ("n0", "n1"), 2)
+    for rank in range(2):
+        starts.log_of(start.logs(job.run), rank).touch()
+        RankEnd(rank, f"n{rank}", 143, True, 0.0).write(start.logs(job.run))
+    verdict = judge(job.run, start, [], 1, 3)
+    assert not verdict.again and verdict.end.why == "stopped: status 143 (SIGTERM)"
 
 
 def test_time_is_up_whatever_srun_says(job: Job) -> None:
@@ -83,7 +96,10 @@ def test_time_is_up_whatever_srun_says(job: Job) -> None:
 
 @pytest.mark.parametrize("status", [0, 2, 143, 130])
 def test_no_other_start(job: Job, status: int) -> None:
-    assert not job.start(*((rank, status) for rank in range(8)), saved=5).again
+    """Nor is a host to blame, if someone starts the run again and it ends like that again."""
+    for step in (5, 6):
+        verdict = job.start(*((rank, status) for rank in range(8)), saved=step)
+        assert not verdict.again and not verdict.end.exclude
 
 
 def test_the_first_death_counts_and_the_second_there_excludes_its_host(job: Job) -> None:
@@ -117,9 +133,9 @@ def test_whom_the_preflight_names_is_excluded_at_once(job: Job) -> None:
 
 
 def test_a_host_without_a_word_is_lost(job: Job) -> None:
-    verdict = job.start(silent="n3", saved=5)
-    assert verdict.again and verdict.end.exclude == ("n3",)
-    assert verdict.end.why == "n3 lost: ranks 6, 7 left no exit record"
+    verdict = job.start(silent="n2", saved=5)
+    assert verdict.again and verdict.end.exclude == ("n2",)
+    assert verdict.end.why == "n2 lost: ranks 4, 5 left no exit record"
 
 
 def test_a_host_that_slurm_has_lost_is_blamed_if_no_rank_left_word(job: Job) -> None:
@@ -153,8 +169,15 @@ def test_the_command_that_decides(job: Job, capsys: pytest.CaptureFixture[str]) 
     assert "3 starts in a row brought no new checkpoint" in capsys.readouterr().err
     start = starts.begin(job.run, "slurm", "18", NODES, 8)
     RankEnd(2, "n1", 69, False, 0.0).write(start.logs(job.run))
+    starts.log_of(start.logs(job.run), 2).write_text("its first line\nits last words\n")
     assert main(["launch", "end", str(start.logs(job.run)), "--status", "69"]) == 75
-    assert capsys.readouterr().out == "n1\n"
+    said = capsys.readouterr()
+    assert said.out == "n1\n"
+    assert re.search(
+        r"hypnos: start 4 of .*: rank 2 on n1 ended with status 69\n"
+        r"the end of .*rank-2.log:\n  its first line\n  its last words\n$",
+        said.err,
+    )
 
 
 def test_an_end_that_storage_does_not_take(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,9 +194,11 @@ def test_an_end_that_storage_does_not_take(job: Job, monkeypatch: pytest.MonkeyP
 def test_another_job_begins_to_count_anew(job: Job) -> None:
     for rank in range(3):
         last = job.start((rank, 1))
-    assert not last.again
+    assert not last.again and "new checkpoint (there is none yet)" in last.why_not
     start = replace(starts.starts(job.run)[-1], job="18", number=4)
     assert judge(job.run, start, starts.starts(job.run), 1, 3).again
+    once = judge(job.run, start, starts.starts(job.run), 1, 1)
+    assert not once.again and once.why_not.startswith("this start brought no new checkpoint")
 
 
 def test_what_a_crash_has_cut_short_is_no_row(tmp_path: Path) -> None:

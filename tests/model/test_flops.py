@@ -35,6 +35,10 @@ CASES = {
         SleepConfig(passes=3, window=8, truncate_passes=2, truncate_windows=2),
         {"layers": ["delta", "attention"]},
     ),
+    "truncated loops": (
+        SleepConfig(passes=3, window=8, when="awake", truncate_passes=2),
+        {"layers": ["delta", "attention"]},
+    ),
     "padded chunks": (SleepConfig(passes=2, window=10), {"delta_chunk": 4}),
     **{kind: (SleepConfig(passes=2, window=8), {"layers": [kind] * 2}) for kind in MIXERS},
 }

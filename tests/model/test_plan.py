@@ -165,9 +165,12 @@ def test_all_ranks_record_the_same_operations(sleep: SleepConfig, seed: int) -> 
         states = [out.state for out in outputs]
 
 
-def test_what_is_agreed_is_all_that_decides() -> None:
-    """Two ranks differ in every row; all fields are equal but those meant to be a rank's own."""
-    sleep = change(passes=2, when="context")
+@pytest.mark.parametrize("when", ["context", "always"])
+def test_what_is_agreed_is_all_that_decides(when: str) -> None:
+    """Two ranks differ in every row; all fields are equal but those meant to be a rank's own, and
+    say what is true of the rows of both.
+    """
+    sleep = change(passes=2, when=when)
     batches = [rows_of_a_rank(seed) for seed in (1, 2)]
     one, other = batches
     planned = agreed(
@@ -178,6 +181,13 @@ def test_what_is_agreed_is_all_that_decides() -> None:
     for a, b in zip(*planned, strict=True):
         for field in {f.name for f in fields(WindowPlan)} - own:
             assert getattr(a, field) == getattr(b, field), field
+        sleeps, scored, starts = (
+            torch.cat([getattr(w, field) for w in (a, b)])
+            for field in ("sleeps", "has_targets", "starts")
+        )
+        assert (a.n_passes, a.some_stay_awake) == (1 + int(sleeps.any()), not sleeps.all())
+        assert (a.any_scored, a.all_scored) == (scored.any(), scored.all())
+        assert a.has_starts == starts.any()
 
 
 # ---- on stages

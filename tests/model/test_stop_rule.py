@@ -74,7 +74,7 @@ def test_a_session_stops_as_a_batch_does(coda: int) -> None:
 
 
 def test_an_evaluation_says_what_was_spent() -> None:
-    """A share of 0.999 stops after the first sleep pass; a tiny one never."""
+    """A share of 0.999 stops after the first sleep pass; a tiny one never. N = 1 never sleeps."""
     model = build(change(passes=4, when="context"), dtype=torch.float32)
     batch = sequences(3 * L, unscored={0: [0, 1], 1: [0, 1]})
     evaluation = evaluate.Evaluation([batch, batch], L, 1, None)
@@ -83,3 +83,5 @@ def test_an_evaluation_says_what_was_spent() -> None:
     assert two["loss"] != four["loss"]
     assert (early["loss"], early["passes_made"], early["passes_of_batches"]) == (two["loss"], 2, 2)
     assert (never["loss"], never["passes_made"], never["until"]) == (four["loss"], 4, 1e-9)
+    one = evaluation.run(model, 1, 0.999)
+    assert (one["passes_made"], one["passes_of_batches"]) == (1, 1)

@@ -17,7 +17,7 @@ import parallel.passes
 import parallel.schedule
 import parallel.simulator
 from parallel.passes import Pass, ScheduleError
-from parallel.schedule import Action, Message, Schedule, Step, make_schedule
+from parallel.schedule import Action, Message, Schedule, Step, make_schedule, step_schedule
 from parallel.simulator import Timeline, simulate
 from tests.marks import slow
 
@@ -317,6 +317,18 @@ def test_segments_lower_the_peak(P: int, N: int) -> None:
     assert peak(True) < peak(False) * (0.5 if N > 1 else 1)
 
 
+def test_each_kind_of_recomputation_has_the_shorter_step_by_its_own_schedule() -> None:
+    """Without recomputation a backward takes as long as two forwards, else as three."""
+    passes = ((*story(3, 2, 2),),) * 9
+
+    def makespan(recompute: str, backward: int) -> float:
+        schedule = step_schedule(passes, 3, recompute)
+        return simulate(schedule, passes, 3, lambda a, _: backward if a.backward else 1).makespan
+
+    assert makespan("none", 2) < makespan("unit", 2)
+    assert makespan("unit", 3) < makespan("none", 3)
+
+
 # ---- errors that the simulator notices
 
 
@@ -515,6 +527,7 @@ def test_a_schedule_of_something_else(plan: Schedule) -> None:
             "0 <= first_stage <= core_end <= last_stage < 2",
         ),
         (lambda a, b: [replace(a, core_end=0, first_stage=1), b], "0 <= first"),
+        (lambda a, b: [replace(a, first_stage=-1), b], "0 <= first"),
         (lambda a, b: [replace(a, loops=False), b], "microbatch 0, unit 1 sleeps"),
         (lambda a, b: [a, replace(b, number=1)], "unit 1 wakes"),
         (lambda a, b: [a, replace(b, window=1)], "not the next pass"),

@@ -148,5 +148,10 @@ def test_every_element_is_held_once_and_every_matrix_owned_once(stage: int, rank
     assert list(owner.values()) == sorted(owner.values()) and set(owner.values()) <= set(
         range(ranks)
     )
+    work = [0] * ranks
+    for name, rank in owner.items():
+        m, n = shapes[name]
+        work[rank] += m * n * min(m, n)
+    assert max(work) <= sum(work) / ranks + 5 * 3 * 3  # even, but for one of the largest
     alone = shard_layout(shapes, stage=0, ranks=1, part=part)
     assert shard_layout(shapes, stage=0, ranks=ranks, part=part) == alone * ranks

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stage import weigh
 from parallel.block import MIXERS, Block
@@ -19,10 +22,13 @@ from pretrain.config.load import load, override
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.data.batch import IGNORE
 from pretrain.model.flops import parameters, step_flops
+from pretrain.model.sleep import SleepLM
+from pretrain.run.newton_schulz import newton_schulz
+from pretrain.run.optimizer import MUON, role
 from pretrain.run.prepare import make_source
 from pretrain.study.block_work import BlockCounter, Rows
 from pretrain.study.controls import flops_per_step
-from pretrain.study.estimate import Estimator, estimate, example, layout_of
+from pretrain.study.estimate import UPDATED, Estimator, estimate, example, layout_of
 from pretrain.study.hardware import load_hardware
 from tests.parallel.test_schedule import window
 
@@ -110,6 +116,43 @@ def test_time_and_flops() -> None:
     two = estimate(small(), 2, h100)
     assert two.seconds == pytest.approx(one.seconds / 2, rel=0.05)
     assert two.memory.optimizer == pytest.approx(one.memory.optimizer / 2)
+    assert two.update_s == pytest.approx(one.update_s / 2)
+    # each sends half: gradients in fp32, weights in bf16; Muon's matrices in fp32, there and back
+    whole, matrices = sizes(small())
+    sent = ((4 + 2) * whole + 2 * 4 * elements(matrices)) / 2
+    assert two.exchange_s == pytest.approx(sent / (1e9 * h100.node.link_gbs), rel=0.01)
+    sixteen = estimate(small(), 16, h100)  # on two hosts
+    assert one.exchange_s == 0 == sixteen.bubble
+    assert sixteen.mfu * sixteen.seconds * 16 == pytest.approx(one.mfu * one.seconds)
+    flops = 0
+    for shape, count in matrices.items():
+        with FlopCounterMode(display=False) as counter:
+            newton_schulz(torch.empty(count, *shape, device="meta"))
+        flops += counter.get_total_flops()
+    device = h100.device
+    expected = flops / (h100.peak("bf16") * device.product_share)
+    assert one.update_s - UPDATED * whole / device.bandwidth == pytest.approx(expected, rel=1e-4)
+
+
+def sizes(config: Config) -> tuple[int, Counter[torch.Size]]:
+    """The parameters of a model, and how many matrices of each shape Muon updates."""
+    with torch.device("meta"):
+        named = dict(SleepLM(config.model, config.sleep).named_parameters())
+    matrices = (p.shape for name, p in named.items() if role(name, p.shape, "muon") == MUON)
+    return sum(p.numel() for p in named.values()), Counter(matrices)
+
+
+def elements(matrices: Counter[torch.Size]) -> int:
+    return sum(count * shape.numel() for shape, count in matrices.items())
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 4), (4, 2)])
+def test_the_ranks_of_a_model_hold_it_once(tp: int, pp: int) -> None:
+    estimator = Estimator(small(), 8, load_hardware("h100"), example(small()))
+    held = estimator.parameters(tp, pp)
+    whole, matrices = sizes(small())
+    assert len(held) == pp and sum(p.all for p in held) * tp == pytest.approx(whole, rel=1e-5)
+    assert sum(p.matrices for p in held) * tp == pytest.approx(elements(matrices))
 
 
 def test_pipeline_idles_and_recomputation_saves() -> None:

@@ -48,13 +48,19 @@ def test_constants_of_a_law_without_noise_come_back(phi: float) -> None:
 
 
 def test_what_does_not_vary_is_not_fitted() -> None:
-    one_n = fit_loss(made_up(LAW, passes=(1.0,)))
+    same = made_up(LAW, passes=(4.0,))
+    one_n = fit_loss(same)
     assert np.isnan(one_n.phi) and one_n.alpha == pytest.approx(0.34, rel=1e-6)
+    assert one_n.at(same) == pytest.approx(same.loss, rel=1e-6)
     points = made_up(LAW)
     one_d = fit_loss(points.of(points.tokens == TOKENS[0]))
     assert one_d.B == 0 and one_d.phi == pytest.approx(0.46, rel=1e-6)
     with pytest.raises(UserError, match="needs 2 sizes"):
         fit_loss(points.of(points.rung == 0))
+    few = np.array([0, 1, 3, 9, 18, 35])
+    assert fit_loss(points.of(few)).phi == pytest.approx(0.46, rel=1e-6)
+    with pytest.raises(UserError, match="6 points, and there are 3 and 5"):
+        fit_loss(points.of(few[:-1]))
 
 
 def test_intervals_hold_what_is_true_and_follow_the_noise() -> None:

@@ -114,9 +114,13 @@ def test_each_held_out_question_is_judged_once(file: str, tokenizer: Tokenizer) 
 
 
 def test_a_run_says_what_it_reads(file: str, tokenizer: Tokenizer) -> None:
-    lines = TaskSource(make(file, tokenizer), 8, seed=0).describe(9)
+    task = make(file, tokenizer)
+    lines = TaskSource(task, 8, seed=0).describe(9)
     assert lines[0] == "36 questions to train on, 2 epochs; 4 held out"
-    assert "of 64 tokens" in lines[1] and "% is PAD" in lines[1]
+    filled = task.sample(0, 0, 36).valid.double()
+    context, answer = (part.sum() / 36 for part in filled.split([4 * L, 2 * L], dim=1))
+    assert f"a context has {context:.0f} of 64 tokens" in lines[1]
+    assert f"its answer {answer:.0f} of 32: {1 - filled.mean():.0%} is PAD" in lines[1]
     assert ", 890 epochs; " in TaskSource(make(file, tokenizer), 8, seed=0).describe(4000)[0]
 
 
@@ -174,6 +178,11 @@ def test_what_does_not_fit_is_counted(tokenizer: Tokenizer, tmp_path: Path) -> N
     path = write(tmp_path / "q.jsonl", [record(i) | {"kind": kinds[i % 4]} for i in range(40)])
     groups = make(path, tokenizer, group="kind", heldout=path).groups
     assert groups == ["2", "10", "2-hop", "zwei Hüpfer (2)"]
-    path = write(tmp_path / "q.jsonl", [record(i) | {"kind": i} for i in range(240)])
-    with pytest.raises(UserError, match=r"240 different values"):
+    many = [record(i) | {"kind": i} for i in range(101)]
+    path = write(tmp_path / "q.jsonl", many[1:])
+    assert len(make(path, tokenizer, group="kind", heldout=path).groups) == 100
+    path = write(tmp_path / "q.jsonl", many)
+    with pytest.raises(UserError, match=r"101 different values, at most 100"):
         make(path, tokenizer, group="kind", heldout=path).test(0, 4)
+    with pytest.raises(UserError, match=r"context is 60 tokens, which is not a multiple .* 16"):
+        Questions(QuestionsConfig(path=path, context=60), L, tokenizer)
