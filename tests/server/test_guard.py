@@ -73,7 +73,26 @@ def test_what_is_no_json_object_is_refused(served: Serving, body: bytes) -> None
 
 def test_unknown_paths_and_methods_have_the_form_too(served: Serving) -> None:
     assert httpx2.get(f"{served.url}/v2").json()["error"]["message"] == "Not Found."
-    assert httpx2.get(f"{served.url}/v1/responses").status_code == 405
+    wrong = httpx2.get(f"{served.url}/v1/responses")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_errors_are_as_the_openapi_description_has_them(served: Serving) -> None:
+    described = httpx2.get(f"{served.url}/openapi.json").json()
+    for path, operations in described["paths"].items():
+        for operation in operations.values():
+            assert set(operation["responses"]) == {"200", "default"}, path
+    assert {*described["components"]["schemas"]["Detail"]["properties"]} == {
+        "message", "type", "param", "code"
+    }  # fmt: skip
+    id = served.client("k").conversations.create().id
+    for query in ("limit=0", "limit=101", "order=up"):
+        answer = httpx2.get(
+            f"{served.url}/v1/conversations/{id}/items?{query}",
+            headers={"Authorization": "Bearer k"},
+        )
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == query.partition("=")[0]
 
 
 def test_no_page_runs_scripts_from_elsewhere(served: Serving) -> None:

@@ -10,13 +10,18 @@ from importlib.resources import files
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pretrain.inference.server import chats, completions, conversations, responses
-from pretrain.inference.server.errors import ApiError, from_validation, server_failed
+from pretrain.inference.server.errors import (
+    ApiError,
+    ErrorBody,
+    from_validation,
+    server_failed,
+)
 from pretrain.inference.server.http import service_of
 from pretrain.inference.server.service import Service
 
@@ -37,7 +42,10 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
         keys: valid API keys; empty: none is needed. max_body: limit of a request in bytes.
     """
     # FastAPI's own doc pages load scripts from elsewhere, which could then call this server
-    app = FastAPI(title="hypnos serve", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="hypnos serve", openapi_url="/openapi.json", docs_url=None, redoc_url=None,
+        responses={"default": {"model": ErrorBody, "description": "An error"}},
+    )  # fmt: skip
     app.state.service = service
     for module in (completions, chats, responses, conversations):
         app.include_router(module.router)
@@ -57,7 +65,7 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
         status, code = ("ok", 200) if service.engine.is_running else ("stopped", 503)
         return JSONResponse({"status": status, **service.engine.load, "stored": stored}, code)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     def metrics(http: Request) -> Response:
         service, load = service_of(http), service_of(http).engine.load
         text = service.engine.meters.show(
@@ -86,7 +94,9 @@ def make_app(service: Service, keys: Set[str], max_body: int) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> Response:
-        return ApiError(error.status_code, f"{error.detail}.").response()
+        response = ApiError(error.status_code, f"{error.detail}.").response()
+        response.headers.update(error.headers or {})  # such as the methods that a path allows
+        return response
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:

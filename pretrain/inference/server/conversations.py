@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from pretrain.inference.chat import Turn
@@ -30,7 +30,8 @@ from pretrain.inference.server.store import TURN, Entry, NotStored, new_id
 
 router = APIRouter()
 KIND = "conv"
-MAX_PAGE = 100
+Limit = Annotated[int, Query(ge=1, le=100)]  # messages a page
+Order = Literal["asc", "desc"]
 
 
 @dataclass
@@ -202,7 +203,7 @@ async def add_items(id: str, request: ItemsRequest, http: Request) -> Response:
 
 @router.get("/v1/conversations/{id}/items")
 def items(
-    id: str, http: Request, limit: int = 20, order: str = "desc", after: str | None = None
+    id: str, http: Request, limit: Limit = 20, order: Order = "desc", after: str | None = None
 ) -> Response:
     """The messages, as far back as they are stored."""
     conversation = Conversation.stored(http, id)
@@ -213,7 +214,7 @@ def items(
 def page(
     lineage: Iterable[tuple[Entry, dict[str, Any]]],
     limit: int,
-    order: str,
+    order: Order,
     after: str | None,
     answered_by: str = "",
 ) -> Response:
@@ -222,10 +223,6 @@ def page(
     Args:
         answered_by: an entry whose answer is left out.
     """
-    if not 1 <= limit <= MAX_PAGE:
-        raise bad_request(f"Invalid 'limit': must be 1 to {MAX_PAGE}.", "limit", "invalid_value")
-    if order not in ("asc", "desc"):
-        raise bad_request("Invalid 'order': must be asc or desc.", "order", "invalid_value")
     newest_first = list(_newest_first(lineage, answered_by))
     ordered = newest_first if order == "desc" else newest_first[::-1]
     if after is not None and all(item["id"] != after for item in ordered):

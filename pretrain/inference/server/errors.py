@@ -7,6 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi.responses import Response
+from pydantic import BaseModel
+
+
+class Detail(BaseModel):
+    """What is wrong with a request, or with the server."""
+
+    message: str
+    type: str
+    param: str | None  # the parameter at fault, by its path in the body
+    code: str | None  # the error's name for programs
+
+
+class ErrorBody(BaseModel):
+    """The body of each error response, for the server's OpenAPI description."""
+
+    error: Detail
 
 
 class ApiError(Exception):
@@ -64,8 +80,8 @@ def too_busy(message: str) -> ApiError:
 
 def from_validation(errors: Sequence[Any]) -> ApiError:
     """The first of the errors that pydantic found in a request."""
-    first = errors[0]
-    kind, place = first["type"], [part for part in first["loc"] if part not in ("body", "[key]")]
+    first, sections = errors[0], ("body", "query", "[key]")
+    kind, place = first["type"], [part for part in first["loc"] if part not in sections]
     if kind == "json_invalid":
         why = first.get("ctx", {}).get("error", "malformed")
         return bad_request(f"The request's body is not valid JSON: {why}.")

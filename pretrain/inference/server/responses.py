@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pretrain.inference.chat import Turn
 from pretrain.inference.server import wire
 from pretrain.inference.server.answer import Answers
-from pretrain.inference.server.conversations import Conversation, page
+from pretrain.inference.server.conversations import Conversation, Limit, Order, page
 from pretrain.inference.server.errors import ApiError, not_found
 from pretrain.inference.server.http import (
     ALIVE,
@@ -93,7 +93,7 @@ def delete(id: str, http: Request) -> Response:
 
 @router.get("/v1/responses/{id}/input_items")
 def input_items(
-    id: str, http: Request, limit: int = 20, order: str = "desc", after: str | None = None
+    id: str, http: Request, limit: Limit = 20, order: Order = "desc", after: str | None = None
 ) -> Response:
     """The messages before the answer, as far back as they are stored."""
     _record(id, http)
