@@ -110,6 +110,9 @@ def _torchrun(environment: Mapping[str, str]) -> World:
 
 
 def _mpi(environment: Mapping[str, str]) -> World:
+    if "OMPI_COMM_WORLD_SIZE" in environment:
+        # where MPICH is installed too, as on Debian 13, mpi4py's wheel would load its library
+        os.environ.setdefault("MPI4PY_MPIABI", "openmpi")
     try:
         from mpi4py import MPI
     except ImportError as error:

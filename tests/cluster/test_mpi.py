@@ -72,14 +72,15 @@ def environment(hosts: Path, kind: str, library: str = "") -> dict[str, str]:
         (tools / "libmpi.so.12").symlink_to(MPICH)
     found = os.environ | {
         "PATH": f"{tools}:{os.environ['PATH']}",
-        "OMPI_MCA_plm_rsh_agent": str(hosts / "agent"),
+        "OMPI_MCA_plm_rsh_agent": str(hosts / "agent"),  # Open MPI 4
+        "PRTE_MCA_plm_ssh_agent": str(hosts / "agent"),  # 5
         "HYDRA_LAUNCHER": "ssh",
         "HYDRA_LAUNCHER_EXEC": str(hosts / "agent"),
     }
     if library:
         return found | {"MPI4PY_MPIABI": library}
-    own = {"MPI4PY_MPIABI": kind, "LD_LIBRARY_PATH": str(tools)}
-    return found | (own if kind == "mpich" else {})
+    found["LD_LIBRARY_PATH"] = str(tools)  # both MPIs' libraries are found, as on Debian 13
+    return found | ({"MPI4PY_MPIABI": kind} if kind == "mpich" else {})
 
 
 def begin(hosts: Path, host: str, *command: str, **settings: Any) -> subprocess.Popen[str]:
