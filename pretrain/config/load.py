@@ -75,7 +75,8 @@ def _read(path: Path) -> str:
     except OSError as error:
         missing = isinstance(error, FileNotFoundError) and not path.is_absolute()
         where = f" in {Path.cwd()}" if missing else ""
-        if (own := path / "config.toml").is_file():
+        run = path.parent.parent if path.parent.name == "checkpoints" else path
+        if (own := run / "config.toml").is_file():
             where = f"; to resume that run, name {own}"
         told = f"{path}: cannot read the configuration: {error.strerror}{where}"
         raise storage_error(error)(told) from None

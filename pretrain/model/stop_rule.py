@@ -20,15 +20,13 @@ from pretrain.model.plan import WindowPlan
 
 
 def change_of(before: State, after: State, core: slice) -> Tensor:
-    """[B], the relative change of S in a pass; the same on all tensor-parallel ranks."""
-    pairs = zip(before.blocks[core], after.blocks[core], strict=True)
-    squares = torch.stack(
-        [
-            torch.stack([_square(new.S - old.S), _square(new.S)])
-            for old, new in pairs
-            if isinstance(old, DeltaState) and isinstance(new, DeltaState)
-        ]
-    ).sum(dim=0)  # [2, B]: of the change, of S
+    """[B], the relative change of S in a pass; the same on all tensor-parallel ranks. 0 if the core
+    has no delta block, as a model may that was trained with N = 1.
+    """
+    squares = before.position.new_zeros(2, len(before.position), dtype=torch.float64)
+    for old, new in zip(before.blocks[core], after.blocks[core], strict=True):
+        if isinstance(old, DeltaState) and isinstance(new, DeltaState):
+            squares += torch.stack([_square(new.S - old.S), _square(new.S)])  # of the change, of S
     if mesh.tp_size() > 1:
         dist.all_reduce(squares, group=mesh.tp_group())
     changed, whole = squares.sqrt()

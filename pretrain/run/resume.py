@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pretrain.checkpoint import Checkpoint, latest_valid, open_checkpoint
 from pretrain.checkpoint.folder import checkpoint_dir, make_latest, remove_incomplete
+from pretrain.config.fields import differences
 from pretrain.config.load import dump, load
 from pretrain.config.resume import check_unchanged
 from pretrain.config.run_folder import CONFIG, check_same_tokenizer, keep_tokenizer
@@ -111,8 +112,9 @@ def _take_folder(run: Path, config: Config, source: BatchSource, cleanup: ExitSt
         remove_incomplete(run)
         found = latest_valid(run, _warn)
         if found:
-            another = f"run.init_from={run} run.name=NEW"
-            fix = f"set it back, or begin another run with its weights: {another}"
+            reshaped = any(of.startswith("model.") for of, *_ in differences(found.config, config))
+            weights = "" if reshaped else f" with its weights: run.init_from={run}"
+            fix = f"set it back, or begin another run{weights or ':'} run.name=NEW"
             only = found.begins_run
             check_unchanged(found.folder, found.config, config, fix, shape_only=only)
             if not (found.begins_run or is_finished(found, config)):

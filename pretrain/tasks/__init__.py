@@ -14,6 +14,7 @@ questions.py  questions about contexts, from a file      question_file.py  reads
 from __future__ import annotations
 
 from pretrain.config.schema import Config
+from pretrain.errors import UserError
 from pretrain.tasks.brevo import Brevo
 from pretrain.tasks.depo import Depo
 from pretrain.tasks.mqar import Mqar
@@ -44,9 +45,16 @@ __all__ = [
 
 def make_task(config: Config, window: int) -> Task:
     """The task that data.task names, laid out in windows of `window` tokens."""
-    if (repeats := config.data.repeats) > 1:
-        return Repeated(_make_task(config, window // repeats), repeats, window)
-    return _make_task(config, window)
+    if (repeats := config.data.repeats) == 1:
+        return _make_task(config, window)
+    try:
+        once = _make_task(config, window // repeats)
+    except UserError as error:
+        if "sleep.window" not in str(error):
+            raise
+        meant = f"with data.repeats = {repeats}, sleep.window is {repeats} times as long"
+        raise UserError(f"{error}; {meant}") from None
+    return Repeated(once, repeats, window)
 
 
 def _make_task(config: Config, window: int) -> Task:

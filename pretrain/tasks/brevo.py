@@ -59,9 +59,12 @@ class Brevo:
                 "or lower the depth"
             )
         if config.nodes + 2 > window:
+            fewer = f"lower brevo.nodes to {window - 2}"
+            fits = window - 2 >= 2 * config.max_depth  # otherwise so few are refused above
             raise UserError(
                 f"sleep.window = {window} does not hold a query and an answer of up to "
-                f"brevo.nodes = {config.nodes} tokens; lower brevo.nodes to {window - 2}"
+                f"brevo.nodes = {config.nodes} tokens; "
+                f"{fewer if fits else f'raise sleep.window to {config.nodes + 2}'}"
             )
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:

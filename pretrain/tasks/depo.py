@@ -217,12 +217,15 @@ class Depo:
                 f"{high} tokens; set it to at least {2 * c.nodes * high}"
             )
         check_context("depo.context", c.context, L)
-        if c.queries * self.query_tokens > L and (low != high or L % self.query_tokens):
+        tokens = c.queries * self.query_tokens
+        if tokens > L and (low != high or L % self.query_tokens):
+            fit = L // self.query_tokens
             raise UserError(
                 f"depo: {c.queries} queries of up to {self.query_tokens} tokens need more than one "
-                f"window of sleep.window = {L} and would be cut by its boundary; lower "
-                f"depo.queries to {L // self.query_tokens}, or take names of one length and a "
-                f"window that is a multiple of {self.query_tokens}"
+                f"window of sleep.window = {L} and would be cut by its boundary; "
+                f"{f'lower depo.queries to {fit}' if fit else f'raise sleep.window to {tokens}'}, "
+                "or take names of one length and a window that is a multiple of "
+                f"{self.query_tokens}"
             )
 
 

@@ -226,11 +226,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_a_run_in_the_place_of_its_configuration_is_told_the_file(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("")
-    with pytest.raises(
-        UserError, match=r"Is a directory; to resume that run, name .*/config\.toml$"
-    ):
-        load(tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "step-2"
+    checkpoint.mkdir(parents=True)
+    own = tmp_path / "config.toml"
+    for path in (own, checkpoint / "config.toml"):
+        path.write_text("")
+    for folder in (tmp_path, checkpoint):  # that of a checkpoint does not say where the run is now
+        with pytest.raises(UserError, match=rf"Is a directory; to resume that run, name {own}$"):
+            load(folder)
 
 
 def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(

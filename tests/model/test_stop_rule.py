@@ -1,6 +1,7 @@
 """The stop rule: in any batch, a row's state is that after a sleep of exactly its own N."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pretrain.inference.decode import Decoder
 from pretrain.inference.session import Session
 from pretrain.model.sleep import SleepLM
 from pretrain.model.stop_rule import StopRule, change_of
-from tests.model.tiny import L, build, change, sequences
+from tests.model.tiny import MODEL, L, build, change, sequences
 
 MOST = 6
 
@@ -85,3 +86,14 @@ def test_an_evaluation_says_what_was_spent() -> None:
     assert (never["loss"], never["passes_made"], never["until"]) == (four["loss"], 4, 1e-9)
     one = evaluation.run(model, 1, 0.999)
     assert (one["passes_made"], one["passes_of_batches"]) == (1, 1)
+
+
+def test_what_has_no_fast_weights_has_settled_after_a_pass() -> None:
+    """Any N may be asked of a model that was trained with N = 1 and has attention only."""
+    model = build(change(passes=1), replace(MODEL, layers=["attention"]))
+    evaluation = evaluate.Evaluation([sequences(2 * L)], L, 1, None)
+    assert evaluation.run(model, 4, 0.1)["passes_made"] == 2
+    session = Session(Decoder(model), passes=4, until=0.1)
+    session.read(sequences(2 * L, rows=1).tokens[0])
+    session.sleep()
+    assert (session.slept, session.sleep_passes) == (2, 2)

@@ -220,6 +220,8 @@ def test_settings_that_change_the_result_are_refused(depo: MakeConfig) -> None:
     train(depo("parts", steps=3, eval_every=9), progress=False)
     for section, name, value, message in (
         ("sleep", "passes", 3, r"step-3 cannot be used with sleep\.passes = 3 \(was 2\)"),
+        ("sleep", "window", 4, r"another run with its weights: run\.init_from=\S+ run\.name=NEW$"),
+        ("model", "norm_eps", 1e-3, r"set it back, or begin another run: run\.name=NEW$"),
         ("train", "precision", "bf16", r'train\.precision = "bf16" \(was "'),
         ("depo", "max_hops", 1, r"depo\.max_hops = 1 \(was "),
     ):

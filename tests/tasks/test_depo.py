@@ -171,6 +171,7 @@ def test_more_names_of_one_token_than_there_are_become_longer() -> None:
         ({"context": 14}, 14, "does not hold 8 edges"),
         ({"context": 24}, 12, None),
         ({"context": 18}, 6, "lower depo.queries to 1"),
+        ({"context": 18}, 3, "raise sleep.window to 32"),
         ({"queries": 9}, 16, "queries <= min_nodes <= nodes"),
         ({"min_nodes": 9}, 16, "queries <= min_nodes <= nodes"),
         ({"vocabulary": 7}, 16, "depo.vocabulary = 7"),

@@ -7,6 +7,7 @@ import torch
 
 from pretrain.config.load import parse
 from pretrain.data.batch import IGNORE
+from pretrain.errors import UserError
 from pretrain.tasks import make_task
 
 DEPO = (
@@ -32,6 +33,13 @@ def test_windows_of_context_are_read_again(settings: str, L: int, context: int) 
     assert torch.equal(b.targets[:, 3 * context :], a.targets[:, context:])
     assert bool((b.targets[:, : 3 * context] == IGNORE).all())
     assert b.starts.shape[1] == -(-b.size[1] // (3 * L)) and b.starts.sum() == 4
+
+
+def test_a_refusal_says_that_windows_hold_several_copies() -> None:
+    with pytest.raises(UserError, match=r"sleep.window to 8, .*; with data.repeats = 2, sleep.win"):
+        make_task(parse(RULE % 2), 14)
+    with pytest.raises(UserError, match=r"raise it to 4$"):
+        make_task(parse(DEPO % 2 + "vocabulary = 1\n"), 16)
 
 
 @pytest.mark.parametrize(("settings", "L"), [(DEPO, 8), (RULE, 8)])
