@@ -12,10 +12,10 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-import torch
 import torch.distributed as dist
 
 from benchmarks.command import described
@@ -33,10 +33,9 @@ from pretrain.config.schema import (
 )
 from pretrain.data.batch import IGNORE
 from pretrain.model.sleep import SleepLM
-from pretrain.run.guard import Rollbacks
 from pretrain.run.optimizer import MuonAdamW
 from pretrain.run.prepare import make_source
-from pretrain.run.state import CarriedState, TrainState, random_state
+from pretrain.run.state import TrainState
 from pretrain.run.step import accumulate
 
 MIB = 2**20
@@ -90,15 +89,7 @@ def measure(config: Config, run: Path) -> None:
         done += 1
 
     def save() -> None:
-        state = TrainState(
-            step=done,
-            carried=CarriedState.empty(1),
-            data=source.state_dict(),
-            tokens=torch.tensor(0),
-            rollbacks=Rollbacks(),
-            random=random_state(),
-            evaluated=True,
-        )
+        state = replace(TrainState.initial(source, microbatches=1), step=done)
         saver.save(done, lambda: state.snapshot(engine, optimizer, model))
 
     def save_and_wait() -> None:

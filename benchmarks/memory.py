@@ -27,6 +27,8 @@ from benchmarks.ranks import on_ranks
 from parallel.passes import Pass
 from parallel.simulator import Span
 from pretrain.origin import commit, processor
+from pretrain.study.block_work import BlockBytes
+from pretrain.study.rank_memory import peak, unit_bytes
 
 MIB = 2**20
 
@@ -61,36 +63,22 @@ class Peak(NamedTuple):
     """Bytes of one stage in one step."""
 
     held: int  # the peak, beyond what the process held before
-    counted: int
-    stored: int  # one (h, S) for each of the units that are live at a time
+    counted: float
+    stored: float  # one (h, S) for each of the units that are live at a time
 
 
 # ---- what the method should need
 
 
-class Weight(NamedTuple):
-    """Bytes of one block in one unit of work."""
-
-    h: int  # [B, T, D], what comes in
-    S: int  # [B, H, K, V] fp32, what comes in; 0 in an attention block
-    whole: int  # all that its backward reads, h and S included, its weights not
-    write_only: int  # the same if nothing reads the block's output
+# of a block: what it holds, and the same if nothing reads its output
+Weight = tuple[BlockBytes, BlockBytes]
 
 
 def counted(
     policy: str, passes: Sequence[Pass], spans: Sequence[Span], blocks: Mapping[int, Weight]
-) -> int:
-    """Peak bytes of a stage in one step: the maximum, over its actions, of what is live at once:
-
-        the sum of kept(u) over the units u between their forward and the end of their backward
-        + again(u) in the backward of u
-
-                 kept(u)                             again(u)
-        none     sum over blocks of whole            0
-        unit     h + sum over blocks of S            sum over blocks of whole, less kept(u)
-        block    sum over blocks of h + S            max over blocks of whole - h - S
-
-    over the blocks that the plan runs in the unit; a block that only writes counts as write_only.
+) -> float:
+    """Peak bytes of a stage in one step: the maximum, over its actions, of what is live at once, by
+    `pretrain.study.rank_memory`, for the blocks that the plan runs in each unit.
 
     Not counted: weights and their gradients, allocated before; the embedding, the head and its
     logits; what a stage keeps of the hidden states it has sent, and messages in flight; gradients
@@ -100,39 +88,11 @@ def counted(
         passes: of a microbatch; all are alike. spans: the stage's actions, in order.
         blocks: the stage's, by their index in the model.
     """
-
-    def parts(p: Pass) -> list[tuple[Weight, int]]:
-        """The blocks that run here, each with the bytes its backward reads."""
-        return [
-            (blocks[b], blocks[b].write_only if b == p.write_only else blocks[b].whole)
-            for b in p.blocks
-            if b in blocks
-        ]
-
-    def kept(p: Pass) -> int:
-        if policy == "none":
-            return sum(whole for _, whole in parts(p))
-        if policy == "unit":
-            return sum(block.h for block, _ in parts(p)[:1]) + sum(b.S for b, _ in parts(p))
-        return sum(block.h + block.S for block, _ in parts(p))
-
-    def again(p: Pass) -> int:
-        if policy == "none":
-            return 0
-        if policy == "unit":
-            return sum(whole for _, whole in parts(p)) - kept(p)
-        return max((whole - block.h - block.S for block, whole in parts(p)), default=0)
-
-    live = most = 0
-    for span in spans:
-        p = passes[span.action.unit]
-        if span.action.backward:
-            most = max(most, live + again(p))
-            live -= kept(p)
-        else:
-            live += kept(p)
-            most = max(most, live)
-    return most
+    units = [
+        unit_bytes(policy, [blocks[b][b == p.write_only] for b in p.blocks if b in blocks])
+        for p in passes
+    ]
+    return peak([(span.action.backward, span.action.unit) for span in spans], units)
 
 
 # ---- what was measured

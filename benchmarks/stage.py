@@ -41,6 +41,7 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.model.reader import Reader
 from pretrain.model.sleep import SleepLM
 from pretrain.run import step
+from pretrain.study.block_work import BlockBytes
 
 
 def build(p: Plan) -> SleepLM:
@@ -113,10 +114,11 @@ def weigh(block: Block, rows: int, window: int) -> Weight:
         del graph
         return sum(size for address, size in sizes.items() if address not in weights)
 
-    return Weight(h.nbytes, S.nbytes, saved(False), saved(True) if writes else 0)
+    whole, written = saved(False), saved(True) if writes else 0
+    return BlockBytes(h.nbytes, S.nbytes, whole), BlockBytes(h.nbytes, S.nbytes, written)
 
 
-def count(p: Plan, model: SleepLM, part: Batch, policy: str, passes: int) -> tuple[int, int]:
+def count(p: Plan, model: SleepLM, part: Batch, policy: str, passes: int) -> tuple[float, float]:
     """`counted`, and the bytes of one (h, S) for each of the units that are live at a time."""
     stage = model.stage
     passes_of_one = step.StageStream(Reader.of(model, part, passes=passes)).passes
@@ -125,7 +127,7 @@ def count(p: Plan, model: SleepLM, part: Batch, policy: str, passes: int) -> tup
     timeline = simulate(step_schedule(everyone, P, policy), everyone, P)
     weights = [weigh(block, p.rows, p.window) for block in model.blocks_of(slice(None))]
     blocks = dict(zip(stage.blocks, weights, strict=True))
-    stored = timeline.peak[stage.index] * (weights[0].h + sum(weight.S for weight in weights))
+    stored = timeline.peak[stage.index] * (weights[0][0].h + sum(whole.S for whole, _ in weights))
     return counted(policy, passes_of_one, timeline.spans[stage.index], blocks), stored
 
 

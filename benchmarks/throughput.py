@@ -50,7 +50,7 @@ SIZES = {
 }  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOKENS = 2048  # per turn
-GOAL_OVER_TRANSFORMERS, GOAL_OF_PRODUCTS, GOAL_PASS = 1.4, 0.65, 1.1
+GOAL_OVER_TRANSFORMERS, GOAL_OF_PRODUCTS = 1.4, 0.65
 
 
 @dataclass(frozen=True)

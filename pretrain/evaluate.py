@@ -26,12 +26,12 @@ from pretrain.model.plan import WindowPlan
 from pretrain.model.sleep import SleepLM
 from pretrain.model.stop_rule import StopRule
 from pretrain.run.step import read
-from pretrain.tasks import Questions, Task, make_task
+from pretrain.tasks import Task, make_task
+from pretrain.tasks.task import TEST_SEED
 from tokenizer.encode import Tokenizer
 
 Metrics = dict[str, Any]
 FORGOTTEN = 0.01  # retention of S over a window below which nothing that is written survives
-TEST_SEED = 1_000_003  # tasks draw their test rows from it; far from any training seed
 
 
 @dataclass
@@ -112,8 +112,8 @@ class Evaluation:
 
     def describe(self) -> list[str]:
         """A line for each held-out set: how much text is evaluated; to be printed at the start."""
-        if self.task is not None and not isinstance(self.task, Questions):
-            return []  # a generated task has as many rows as are asked for
+        if self.task is not None and self.task.generated:
+            return []  # it has as many rows as are asked for
         lines = []
         for of_set, batches in {"": self.batches, **self.sets}.items():
             scored_mask = torch.cat([batch.targets for batch in batches]) != IGNORE
@@ -274,10 +274,7 @@ def make_evaluation(config: Config) -> Evaluation:
         token_bytes = torch.tensor([len(each) for each in tokenizer.token_bytes])
     else:
         task = make_task(config, L)
-        if isinstance(task, Questions):
-            batches = task.held_out_batches(rows, count)
-        else:
-            batches = [task.test(TEST_SEED + i, rows) for i in range(count)]
+        batches = task.held_out_batches(rows, count)
     return Evaluation(
         batches, L, settings.microbatches, task, zero=config.parallel.zero, rows_asked=count * rows,
         token_bytes=token_bytes, sets=sets,

@@ -69,21 +69,6 @@ def plot_throughput(runs: Sequence[RunMetrics], out: Path) -> None:
         axes[1].set(title="Asleep: tokens x passes a second")
 
 
-def has_probes(run: RunMetrics) -> bool:
-    """Whether the run logged the probe's norms."""
-    return any("state_norm" in row for row in run.train)
-
-
-def has_heads(run: RunMetrics) -> bool:
-    """Whether the run logged retention by head."""
-    return any(row.get("retention_per_head") for row in run.train)
-
-
-def has_throughput(run: RunMetrics) -> bool:
-    """Whether the run logged its throughput."""
-    return any("wake_tokens_per_s" in row for row in run.train)
-
-
 def plot_by_step(axis: Any, run: RunMetrics, key: str) -> None:
     """Draws what was logged at each step: a smoothed line over a faint raw one."""
     points = [(r["step"], r[key]) for r in run.train if r.get(key) is not None]

@@ -13,9 +13,6 @@ import numpy as np
 from pretrain.config.load import read_tables
 from pretrain.files import write_atomically
 from pretrain.inside import (
-    has_heads,
-    has_probes,
-    has_throughput,
     legend,
     plot_by_step,
     plot_heads,
@@ -117,23 +114,24 @@ def _draw(runs: list[RunMetrics], out: Path) -> dict[Path, str]:
         path = out / (f"accuracy_by_{kind}.png" if kind else "accuracy.png")
         plot_accuracy(runs, kind, path)
         pictures[path] = "Accuracy at the last evaluation (left) and during training (right)."
-    for name, draw, has, caption in INSIDE:
-        if logged := [run for run in runs if has(run)]:
+    for name, draw, key, caption in INSIDE:
+        if logged := [r for r in runs if any(row.get(key, []) != [] for row in r.train)]:
             draw(logged, out / f"{name}.png")
             pictures[out / f"{name}.png"] = caption
     return pictures
 
 
+# each: its file, how it is drawn, what a run must have logged, its caption
 INSIDE = (
     (
-        "passes", plot_passes, has_probes,
+        "passes", plot_passes, "state_norm",
         "At the last logging step, over all windows and the loop's delta blocks: how much each "
         "pass changes S, and the gradient that reaches S after it.",
     ),
-    ("state", plot_state, has_probes, "With a retention near 0, nothing written to S lasts."),
-    ("heads", plot_heads, has_heads, "Each point is one head."),
+    ("state", plot_state, "state_norm", "With a retention near 0, nothing written to S lasts."),
+    ("heads", plot_heads, "retention_per_head", "Each point is one head."),
     (
-        "throughput", plot_throughput, has_throughput,
+        "throughput", plot_throughput, "wake_tokens_per_s",
         "Tokens read in the wake pass, and tokens times the sleep passes (2 to N).",
     ),
 )  # fmt: skip

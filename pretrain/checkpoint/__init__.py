@@ -26,7 +26,6 @@ from pretrain.checkpoint.index import Deleted, Unreadable, verify
 from pretrain.checkpoint.read import (
     Checkpoint,
     latest_valid,
-    load_model,
     open_checkpoint,
     resume_candidates,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "Snapshot",
     "Unreadable",
     "latest_valid",
-    "load_model",
     "open_checkpoint",
     "resume_candidates",
     "steps",

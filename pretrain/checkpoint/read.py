@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from parallel import mesh, watchdog
+from parallel import watchdog
 from parallel.layers import share, split_dim
 from parallel.slices import Piece, Slice, all_finite, assemble
 from pretrain.checkpoint.folder import checkpoint_dir, pointed_at, steps
@@ -269,20 +269,3 @@ def _newest(run: Path) -> Checkpoint | None:
         with suppress(Deleted):
             return latest_valid(run, say)
     return latest_valid(run, say)
-
-
-def load_model(
-    folder: str | Path, overrides: Sequence[str] = (), dtype: torch.dtype = torch.float32
-) -> tuple[SleepLM, Config]:
-    """The model of a run's newest checkpoint, or of the checkpoint `folder`, on the CPU.
-
-    Runs in a single process, even if a launcher's variables are set.
-
-    Args:
-        overrides: see `pretrain.config.run_folder.configuration_of`. dtype: of its weights.
-    """
-    mesh.initialize(alone=True)
-    checkpoint, config = open_checkpoint(folder, overrides)
-    model = SleepLM(config.model, config.sleep).to(dtype)
-    checkpoint.load_weights(model)
-    return model, config

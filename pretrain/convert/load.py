@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from parallel import mesh
-from pretrain.checkpoint import load_model
+from pretrain.checkpoint import open_checkpoint
 from pretrain.config.run_folder import configuration_of
 from pretrain.config.schema import Config
 from pretrain.convert import qwen3_5
@@ -29,10 +29,13 @@ def open_model(
         overrides: see `pretrain.config.run_folder.configuration_of`.
         precision: of the weights, fp32 or bf16, whichever was trained.
     """
+    mesh.initialize(alone=True)
     dtype = DTYPE_OF[precision]
     if not (folder / qwen3_5.CONFIG).exists():
-        return load_model(folder, overrides, dtype)
-    mesh.initialize(alone=True)
+        checkpoint, config = open_checkpoint(folder, overrides)
+        model = SleepLM(config.model, config.sleep).to(dtype)
+        checkpoint.load_weights(model)
+        return model, config
     config = configuration_of(folder, qwen3_5.from_json(folder), overrides)
     model = SleepLM(config.model, config.sleep).to(dtype)
     parameters = dict(model.named_parameters())

@@ -233,8 +233,7 @@ class Session:
     def sleep(self) -> None:
         """Does all owed passes, or waits for those being done in the background."""
         self.wait()
-        while self.pending:
-            self.sleep_pass()
+        self._sleep_through()
 
     def sleep_in_background(self) -> Future[None]:
         """Does all owed passes in a thread; reading and `sleep` wait for them.

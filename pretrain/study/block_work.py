@@ -29,6 +29,15 @@ class Rows(NamedTuple):
     write_only: bool = False
 
 
+class BlockBytes(NamedTuple):
+    """What one block holds on one rank for the backward of a unit."""
+
+    h: float  # the incoming hidden states
+    S: float  # the incoming fast weights
+    kept: float  # saved for backward, including h and S, without weights
+    gradients: float = 0.0  # activation gradients that live at once in backward
+
+
 @dataclass(frozen=True)
 class BlockWork:
     """The work of a block's forward on one rank."""
@@ -38,10 +47,7 @@ class BlockWork:
     delta: float  # FLOPs of the delta rule
     moved: float  # bytes that elementwise work reads and writes
     launches: float  # number of operations
-    h: float  # bytes of the incoming hidden states
-    S: float  # bytes of the incoming fast weights
-    kept: float  # bytes saved for backward, including h and S, without weights
-    gradients: float  # bytes of activation gradients that live at once in backward
+    bytes: BlockBytes
 
 
 class BlockCounter:
@@ -99,10 +105,12 @@ class BlockCounter:
             delta=delta,
             moved=n * self._bytes * moved,
             launches=launches,
-            h=n * self._bytes * self._stream,
-            S=S,
-            kept=n * self._bytes * self._kept(unit) + S * chunks + self._packed(unit),
-            gradients=n * self._bytes * gradients,
+            bytes=BlockBytes(
+                h=n * self._bytes * self._stream,
+                S=S,
+                kept=n * self._bytes * self._kept(unit) + S * chunks + self._packed(unit),
+                gradients=n * self._bytes * gradients,
+            ),
         )
 
     # ---- what is saved for backward, in elements per token, without S

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -101,10 +102,10 @@ def fit_loss(points: Points) -> LossLaw:
         )
     scale = _Scale.of(points)
     free = np.array([True, True, by_tokens, True, by_tokens, by_passes])
-    starts = sorted(_grid(points, scale, free), key=lambda start: start[0])[:STARTS]
+    starts = sorted(_grid(points, scale, free), key=itemgetter(0))[:STARTS]
     found = [_refine(start, points, scale, free) for _, start in starts]
-    best = min(found, key=lambda result: result.cost)
-    return _law(best.theta, scale, by_passes)
+    _, best = min(found, key=itemgetter(0))
+    return _law(best, scale, by_passes)
 
 
 def at_bound(law: LossLaw) -> list[str]:
@@ -153,14 +154,10 @@ def _huber(residuals: Array) -> float:
     return float(np.where(z <= 1, 0.5 * z**2, z - 0.5).mean())
 
 
-@dataclass(frozen=True)
-class _Refined:
-    cost: float
-    theta: Array  # E, A, B, alpha, beta, phi, relative to a scale
-
-
-def _refine(start: Array, points: Points, scale: _Scale, free: Any) -> _Refined:
-    """Minimises the Huber loss from a start; constants that are not free stay fixed."""
+def _refine(start: Array, points: Points, scale: _Scale, free: Any) -> tuple[float, Array]:
+    """(cost, constants) where the Huber loss is lowest near a start; constants that are not free
+    stay fixed.
+    """
 
     def whole(some: Array) -> Array:
         theta = start.copy()
@@ -190,7 +187,7 @@ def _refine(start: Array, points: Points, scale: _Scale, free: Any) -> _Refined:
         residuals, inside[free], jacobian, bounds=(lowest[free], highest[free]),
         loss="huber", f_scale=HUBER, x_scale="jac", max_nfev=200, **EXACT,
     )  # fmt: skip
-    return _Refined(_huber(residuals(found.x)), whole(found.x))
+    return _huber(residuals(found.x)), whole(found.x)
 
 
 def _law(theta: Array, scale: _Scale, by_passes: bool) -> LossLaw:

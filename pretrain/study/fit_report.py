@@ -174,17 +174,16 @@ def arms_of(done: Sequence[Finished]) -> list[FrontierArm]:
         mine = {d.of.rung: d for d in done if (d.of.window, d.of.passes) == (window, passes)}
         if len(mine) == len(rungs):
             each = [mine[n] for n in rungs]
-            once, looped = (
-                np.array([float(getattr(d, k)) for d in each]) for k in ("once", "looped")
-            )
-            cost = np.array([d.flops / d.tokens for d in each])
-            read = [d.tokens for d in done if (d.of.passes, d.of.window) == (passes, window)]
+            once = np.array([d.size.once for d in each], float)
+            looped = np.array([d.size.looped for d in each], float)
+            cost = np.array([d.size.flops / d.size.tokens for d in each])
+            read = [d.size.tokens for d in done if (d.of.passes, d.of.window) == (passes, window)]
             arms.append(FrontierArm(passes, window, once, looped, cost, (min(read), max(read))))
     return arms
 
 
 def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder: Path) -> Lines:
-    told = {w for w in fits if not _read_as_much(d.tokens for d in done if d.of.window == w)}
+    told = {w for w in fits if not _read_as_much(d.size.tokens for d in done if d.of.window == w)}
     arms = [arm for arm in arms_of(done) if arm.window in told]
     there = {(arm.window, arm.passes) for arm in arms}
     ran = {(d.of.window, d.of.passes) for d in done if d.of.window in told}
@@ -193,7 +192,7 @@ def _frontier(fits: Mapping[int, Fit[LossLaw]], done: Sequence[Finished], folder
     absent = [said] if lacking else []
     if len(arms) < 2:
         return ["## At equal FLOPs", *absent] if absent else []
-    spent = [d.flops for d in done]
+    spent = [d.size.flops for d in done]
     budgets = np.geomspace(min(spent), REACH * max(spent), BUDGETS)
     best = [frontier(fits, arms, float(flops)) for flops in budgets]
     rows = []
@@ -237,7 +236,7 @@ def _exchange(
         return []
     place = len(mine[0].once) // 2
     number = sorted({d.of.rung for d in done})[place]
-    tokens = max(d.tokens for d in done if d.of.rung == number)
+    tokens = max(d.size.tokens for d in done if d.of.rung == number)
     gains = exchange(fits, [*mine, *(arm for arm in arms if arm.window != window)], place, tokens)
     return [
         f"How much doubling the FLOPs lowers the loss of rung {number} with N = 1 (nats):",

@@ -54,7 +54,7 @@ def predict(
         if r.rung != number or r.seed:
             continue
         size = Size.of(r.run)
-        once, same = size.parameters - size.looped, (number, r.passes, r.window, r.budget)
+        same = number, r.passes, r.window, r.budget
         mine = [
             d
             for d in done
@@ -64,7 +64,7 @@ def predict(
         # a law without phi does not apply to other N than that of its runs
         law = losses.get(r.window)
         if law and (r.passes in known or not math.isnan(law.phi)):
-            loss = float(law.loss(once, size.looped, float(r.passes), size.tokens))
+            loss = float(law.loss(size.once, size.looped, float(r.passes), size.tokens))
             found.append(Prediction(r, "loss", loss, [d.loss for d in mine]))
         if depths:
             horizon = depths.horizon(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from parallel.combinations import MAX_BUCKET, MAX_WHOLE, Layout
 from pretrain.config.memory import FP32
-from pretrain.study.block_work import BlockWork
+from pretrain.study.block_work import BlockBytes
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class UnitBytes(NamedTuple):
     again: float  # in addition during its backward: recomputed activations, gradients
 
 
-def unit_bytes(policy: str, blocks: Sequence[BlockWork]) -> UnitBytes:
+def unit_bytes(policy: str, blocks: Sequence[BlockBytes]) -> UnitBytes:
     """What a unit of these blocks keeps.
 
     none     all that backward reads

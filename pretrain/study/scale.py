@@ -9,7 +9,7 @@ OUT/fit.md, fit.html      the laws with their intervals, the frontier at equal F
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,41 +27,6 @@ from pretrain.study.law import DepthPoints, Points
 from pretrain.study.one_run import Run, is_done, left_by
 from pretrain.tables import as_csv
 
-COLUMNS = (
-    "rung", "width", "blocks", "N", "window", "seed", "budget", "steps", "tokens", "flops", "once",
-    "looped", "loss",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The result of one run at one token budget."""
-
-    of: LadderRun
-    blocks: int
-    steps: int
-    tokens: float
-    flops: float  # of training, counted
-    once: int  # parameters outside the loop
-    looped: int
-    loss: float  # nan: it diverged
-    accuracy: dict[str, float]
-
-    @property
-    def diverged(self) -> bool:
-        """Whether its loss is nan: then its other results mean nothing."""
-        return math.isnan(self.loss)
-
-    @property
-    def line(self) -> dict[str, object]:
-        """Its row in results.csv."""
-        r = self.of
-        values = (
-            r.rung, r.width, self.blocks, r.passes, r.window, r.seed, r.budget, self.steps,
-            self.tokens, self.flops, self.once, self.looped, self.loss,
-        )  # fmt: skip
-        return {**dict(zip(COLUMNS, values, strict=True)), **self.accuracy}
-
 
 @dataclass(frozen=True)
 class Size:
@@ -73,6 +38,11 @@ class Size:
     tokens: float  # of the whole run, including padding
     flops: float
     sleep: float  # of these, FLOPs of passes 2..N
+
+    @property
+    def once(self) -> int:
+        """Parameters outside the loop."""
+        return self.parameters - self.looped
 
     @classmethod
     def of(cls, run: Run) -> Size:
@@ -87,6 +57,32 @@ class Size:
         return cls(config, whole, looped, tokens, flops, flops - awake)
 
 
+@dataclass(frozen=True)
+class Finished:
+    """The result of one run at one token budget."""
+
+    of: LadderRun
+    size: Size
+    loss: float  # nan: it diverged
+    accuracy: dict[str, float]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss is nan: then its other results mean nothing."""
+        return math.isnan(self.loss)
+
+    @property
+    def line(self) -> dict[str, object]:
+        """Its row in results.csv."""
+        r, size = self.of, self.size
+        return {
+            "rung": r.rung, "width": r.width, "blocks": len(size.config.model.layers),
+            "N": r.passes, "window": r.window, "seed": r.seed, "budget": r.budget,
+            "steps": size.config.train.steps, "tokens": size.tokens, "flops": size.flops,
+            "once": size.once, "looped": size.looped, "loss": self.loss, **self.accuracy,
+        }  # fmt: skip
+
+
 def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
     """The results of finished runs, in order."""
     found = []
@@ -97,19 +93,13 @@ def finished(runs: Sequence[LadderRun], folder: Path) -> list[Finished]:
         key = (r.rung, r.passes, r.window, r.budget)
         size = sizes[key] = sizes.get(key) or Size.of(r.run)
         (result,) = (e for e in left_by(folder, r.run).evaluations if e["passes"] == r.passes)
-        found.append(
-            Finished(
-                r, len(size.config.model.layers), size.config.train.steps, size.tokens,
-                size.flops, size.parameters - size.looped, size.looped, result["loss"],
-                result.get("accuracy", {}),
-            )
-        )  # fmt: skip
+        found.append(Finished(r, size, result["loss"], result.get("accuracy", {})))
     return found
 
 
 def points(done: Sequence[Finished]) -> Points:
     """The points for the law of loss, without diverged runs."""
-    return Points(*_columns([run for run in done if not run.diverged]))
+    return Points(**_columns([run for run in done if not run.diverged]))
 
 
 def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
@@ -124,25 +114,28 @@ def depth_points(done: Sequence[Finished]) -> DepthPoints | None:
     if not rows:
         return None
     runs, depths, accuracies = zip(*rows, strict=True)
-    shared = vars(Points(*_columns(runs)))
-    return DepthPoints(**shared, depth=np.array(depths, float), accuracy=np.array(accuracies))
+    shared, accuracy = _columns(runs), np.array(accuracies)
+    return DepthPoints(**shared, depth=np.array(depths, float), accuracy=accuracy)
 
 
-def _columns(done: Sequence[Finished]) -> Iterator[Any]:
-    names = {run: i for i, run in enumerate(dict.fromkeys(d.of.trunk for d in done))}
-    for value in ("once", "looped"):
-        yield np.array([float(getattr(d, value)) for d in done])
-    yield np.array([float(d.of.passes) for d in done])
-    for value in ("tokens", "loss"):
-        yield np.array([float(getattr(d, value)) for d in done])
-    yield np.array([d.of.rung for d in done])
-    yield np.array([names[d.of.trunk] for d in done])
-    yield np.array([d.of.seed for d in done])
+def _columns(done: Sequence[Finished]) -> dict[str, Any]:
+    """The fields of `Points`."""
+    numbers = {run: i for i, run in enumerate(dict.fromkeys(d.of.trunk for d in done))}
+    return {
+        "once": np.array([d.size.once for d in done], float),
+        "looped": np.array([d.size.looped for d in done], float),
+        "passes": np.array([d.of.passes for d in done], float),
+        "tokens": np.array([d.size.tokens for d in done], float),
+        "loss": np.array([d.loss for d in done], float),
+        "rung": np.array([d.of.rung for d in done], int),
+        "run": np.array([numbers[d.of.trunk] for d in done], int),
+        "seed": np.array([d.of.seed for d in done], int),
+    }
 
 
 def write_results_csv(done: Sequence[Finished], path: Path) -> None:
     """One line for each run and budget."""
-    accuracies = list(dict.fromkeys(name for d in done for name in d.accuracy))
-    headers = [*COLUMNS, *accuracies]
-    rows = [[d.line.get(name, "") for name in headers] for d in done]
+    lines = [d.line for d in done]
+    headers = list(dict.fromkeys(name for line in lines for name in line))
+    rows = [[line.get(name, "") for name in headers] for line in lines]
     write_atomically(path, as_csv(headers, rows))

@@ -15,7 +15,7 @@ from parallel.schedule import SENDS_UNDER_WAY, Action
 from pretrain.config.memory import FP32
 from pretrain.config.schema import Config
 from pretrain.model.flops import block_parameters
-from pretrain.study.block_work import BlockCounter, BlockWork, Rows
+from pretrain.study.block_work import BlockBytes, BlockCounter, BlockWork, Rows
 from pretrain.study.communication import Group
 from pretrain.study.hardware import Hardware
 from pretrain.study.rank_memory import UnitBytes, peak, unit_bytes
@@ -233,13 +233,13 @@ class StageTimes:
 
     def _bytes(self, unit: StageUnit) -> UnitBytes:
         policy = self._layout.recompute
-        works: list[BlockWork] = []
+        blocks: list[BlockBytes] = []
         for (kind, past, write_only, has_grad), count in unit.blocks:
             rows = Rows(kind, self._share, unit.width, past, write_only)
-            works += [self._counter.work(rows)] * count * has_grad
-        kept, again = unit_bytes(policy, works)
+            blocks += [self._counter.work(rows).bytes] * count * has_grad
+        kept, again = unit_bytes(policy, blocks)
         if self._hardware.device.kind == "cpu":
-            kept += NODES * len(works)
+            kept += NODES * len(blocks)
         # a logit, and unless it is fused the same in fp32 and its logarithm
         each, logits = self._element if self._fused else 2 * FP32, self._logits(unit)
         kept += each * logits * (policy == "none")

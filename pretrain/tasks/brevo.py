@@ -22,14 +22,14 @@ from pretrain.config.schema import BrevoConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Rows
-from pretrain.tasks.task import GradedBatch, by_grade, check_context, make_batch
+from pretrain.tasks.task import GradedBatch, Task, by_grade, check_context, make_batch
 
 PAD, ANS, END, NAMES = 0, 1, 2, 3
 
 Graph = dict[int, list[int]]  # node -> the nodes that it needs
 
 
-class Brevo:
+class Brevo(Task):
     """Graphs of `nodes` nodes, each of which needs up to `needs` others."""
 
     def __init__(self, config: BrevoConfig, window: int) -> None:

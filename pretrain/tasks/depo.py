@@ -28,7 +28,7 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints, Rows
 from pretrain.tasks.kept import Mask, check_kept, described, one_in, redrawn
-from pretrain.tasks.task import check_context, depth_at, make_batch
+from pretrain.tasks.task import DeepTask, check_context, depth_at, make_batch
 
 PAD, ANS, HOP = 0, 1, 2  # [hop k] is HOP + k - 1
 
@@ -40,7 +40,7 @@ class Names(NamedTuple):
     used: Mask  # [B, nodes, m]: a name may be shorter than m tokens
 
 
-class Depo:
+class Depo(DeepTask):
     """Multi-hop retrieval; Q queries on a cycle of n nodes with names of up to m tokens."""
 
     def __init__(self, config: DepoConfig, window: int) -> None:
@@ -57,12 +57,8 @@ class Depo:
         weights = 1 / (np.sqrt(config.nodes) + np.arange(self.min_nodes, config.nodes + 1))
         self._share = np.cumsum(weights) / weights.sum()
 
-    def sample(self, seed: int, position: int, rows: int) -> Batch:
-        """Training rows: n from the distribution above, k uniform in 1..max_hops."""
-        return self.sample_up_to(seed, position, rows, 1.0)
-
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
-        """The same with k up to a share of max_hops."""
+        """Training rows: n from the distribution above, k uniform in 1..share of max_hops."""
         most = depth_at(share, self.config.max_hops)
         draw = Rows(seed, "depo", position, rows)
         smaller = np.searchsorted(self._share[:-1], draw.uniform("nodes", 1)[:, 0], side="right")

@@ -18,10 +18,10 @@ from pretrain.config.schema import MqarConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Rows
-from pretrain.tasks.task import check_context, make_batch
+from pretrain.tasks.task import Task, check_context, make_batch
 
 
-class Mqar:
+class Mqar(Task):
     """Associative recall of `queries` of `pairs` pairs."""
 
     def __init__(self, config: MqarConfig, window: int) -> None:

@@ -25,17 +25,19 @@ from pretrain.errors import UserError
 from pretrain.files import sha256
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.question_file import Question, answer_width, read_questions, split_questions
-from pretrain.tasks.task import Asked, GradedBatch, check_context, lay_out
+from pretrain.tasks.task import Asked, GradedBatch, Task, check_context, lay_out
 from tokenizer.encode import Tokenizer
 
 MAX_GROUPS = 100
 
 
-class Questions:
+class Questions(Task):
     """The questions of one or two files; each is read once per epoch, in another order each time.
 
     Files are read when they are first needed: an evaluation with questions.heldout reads only that.
     """
+
+    generated = False
 
     def __init__(self, config: QuestionsConfig, window: int, tokenizer: Tokenizer) -> None:
         self.config, self.window, self.tokenizer = config, window, tokenizer
@@ -43,7 +45,7 @@ class Questions:
         check_context("questions.context", config.context, window)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]  # of a file that may not be needed
         """Of what is trained on; the file may be moved."""
         c = self.config
         return (

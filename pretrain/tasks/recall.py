@@ -24,14 +24,14 @@ from pretrain.config.schema import RecallConfig
 from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Rows
-from pretrain.tasks.task import GradedBatch, by_grade, check_context, depth_at, make_batch
+from pretrain.tasks.task import DeepTask, GradedBatch, by_grade, check_context, depth_at, make_batch
 from tokenizer.encode import Tokenizer
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SENTENCE = re.compile(r"(?<=[.:!?])\s+")
 
 
-class Recall:
+class Recall(DeepTask):
     """Chains of max_hops hops in `context` tokens of text; `questions` of them are asked about."""
 
     def __init__(self, config: RecallConfig, window: int, tokenizer: Tokenizer) -> None:
@@ -66,12 +66,8 @@ class Recall:
         """The lengths of its sentences, in tokens."""
         return [len(self.tokenizer.encode(sentence)) for sentence in self.text]
 
-    def sample(self, seed: int, position: int, rows: int) -> Batch:
-        """Training rows: k uniform in 0..max_hops."""
-        return self.sample_up_to(seed, position, rows, 1.0)
-
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
-        """The same with k up to a share of max_hops."""
+        """Training rows: k uniform in 0..share of max_hops."""
         draw, most = Rows(seed, "recall", position, rows), depth_at(share, self.config.max_hops)
         hops = draw.below("hops", 1, most + 1)[:, 0].tolist()  # 0: a needle
         return self._write(draw.generators(), hops)

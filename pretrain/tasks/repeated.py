@@ -16,7 +16,7 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.tasks.task import DeepTask, Task
 
 
-class Repeated:
+class Repeated(DeepTask):
     """Another task with `repeats` copies of each window of context side by side."""
 
     def __init__(self, task: Task, repeats: int, window: int) -> None:

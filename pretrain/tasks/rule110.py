@@ -27,13 +27,13 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints, Rows
 from pretrain.tasks.kept import Mask, check_kept, described, one_in, redrawn
-from pretrain.tasks.task import depth_at, make_batch
+from pretrain.tasks.task import DeepTask, depth_at, make_batch
 
 Cells = NDArray[np.uint8]
 SEP = 2  # follows the bits 0 and 1; if several t are asked for, the SEP of the fewest steps
 
 
-class Rule110:
+class Rule110(DeepTask):
     """Rings of `width` cells whose ends meet, evolved for `steps` steps."""
 
     def __init__(self, config: Rule110Config, window: int) -> None:

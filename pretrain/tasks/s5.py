@@ -28,10 +28,10 @@ from pretrain.data.splitmix import mix
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints, Rows
 from pretrain.tasks.kept import redrawn
-from pretrain.tasks.task import check_context, make_batch
+from pretrain.tasks.task import Task, check_context, make_batch
 
 
-class S5:
+class S5(Task):
     """The word problem of the group of all permutations of `symbols` symbols."""
 
     BEGINNINGS = 1024  # prefixes are long enough that there are so many, or are whole words

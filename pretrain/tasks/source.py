@@ -14,7 +14,6 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.data.source import Gather
 from pretrain.errors import UserError, shortened
 from pretrain.tasks.counter import Rows
-from pretrain.tasks.questions import Questions
 from pretrain.tasks.task import DeepTask, Task
 
 
@@ -64,9 +63,7 @@ class TaskSource:
         return batch
 
     def describe(self, steps: int) -> list[str]:
-        """What so many steps read of a file; a generated task its configuration describes."""
-        if not isinstance(self.task, Questions):
-            return []
+        """What so many steps read of a file."""
         return self.task.describe(steps * self.batch)
 
     def samples(self) -> Callable[[Gather], Any]:

@@ -28,7 +28,15 @@ from pretrain.errors import UserError, storage_error
 from pretrain.files import parse_record, read_whole, sha256
 from pretrain.tasks.counter import Rows
 from pretrain.tasks.story_writer import LARGEST, MAX_NOISE, MAX_OPS, write_story
-from pretrain.tasks.task import Asked, GradedBatch, by_grade, check_context, depth_at, lay_out
+from pretrain.tasks.task import (
+    Asked,
+    DeepTask,
+    GradedBatch,
+    by_grade,
+    check_context,
+    depth_at,
+    lay_out,
+)
 from tokenizer import TokenizerError
 from tokenizer.encode import Tokenizer
 
@@ -46,7 +54,7 @@ class Record(NamedTuple):
     op: int
 
 
-class Stories:
+class Stories(DeepTask):
     """Stories with op uniform over min_ops..max_ops, or over the ops in that range that the file
     has.
     """
@@ -80,12 +88,8 @@ class Stories:
                 f"set it to {self.answer_tokens} or more"
             )
 
-    def sample(self, seed: int, position: int, rows: int) -> Batch:
-        """Training rows: op uniform, then a story of that op."""
-        return self.sample_up_to(seed, position, rows, 1.0)
-
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
-        """The same, from a share of the ops, the smallest ones."""
+        """Training rows: op uniform over a share of the ops, the smallest; then a story of it."""
         draw = Rows(seed, "stories", position, rows)
         ops = list(self.train) or list(range(self.config.min_ops, self.config.max_ops + 1))
         ops = sorted(ops)[: depth_at(share, len(ops))] if share < 1 else ops

@@ -19,6 +19,8 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.errors import UserError
 from pretrain.tasks.counter import Ints
 
+TEST_SEED = 1_000_003  # test rows are drawn from it; far from any training seed
+
 
 @dataclass
 class GradedBatch(Batch):
@@ -38,10 +40,8 @@ class Task(Protocol):
     """Data, loss mask and metric of a task."""
 
     vocab_size: int
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal if and only if two tasks have the same rows for the same (seed, position)."""
+    fingerprint: str  # equal if and only if tasks have the same rows for the same (seed, position)
+    generated: bool = True  # else its rows come from a file, and there are only so many
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:
         """Training rows position..position+rows-1: a pure function of (seed, row), however they are
@@ -60,9 +60,23 @@ class Task(Protocol):
         positions.
         """
 
+    def held_out_batches(self, rows: int, n: int) -> list[Batch]:
+        """The `n` batches of `rows` test rows that a run is evaluated on; fewer if a file has no
+        more.
+        """
+        return [self.test(TEST_SEED + i, rows) for i in range(n)]
+
+    def describe(self, rows: int) -> list[str]:
+        """What a run of so many rows reads of a file; nothing is to be said of generated ones."""
+        return []
+
 
 class DeepTask(Task, Protocol):
     """A task with rows of several depths, which a curriculum can introduce gradually."""
+
+    def sample(self, seed: int, position: int, rows: int) -> Batch:
+        """Training rows of all depths."""
+        return self.sample_up_to(seed, position, rows, 1.0)
 
     def sample_up_to(self, seed: int, position: int, rows: int, share: float) -> Batch:
         """Training rows up to a share of the full depth; 1: like `sample`."""

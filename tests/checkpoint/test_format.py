@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from pretrain.checkpoint import (
     Checkpoint,
     latest_valid,
-    load_model,
     open_checkpoint,
     read,
     steps,
@@ -25,6 +24,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.checkpoint.folder import given_up, make_latest, pointed_at, remove_incomplete
 from pretrain.checkpoint.index import Slices
+from pretrain.convert.load import open_model
 from pretrain.errors import UserError
 from pretrain.files import sync
 from pretrain.model.sleep import SleepLM
@@ -54,15 +54,15 @@ def test_layout_is_plain_safetensors_and_json(tmp_path: Path) -> None:
     )
 
 
-def test_load_model_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
+def test_a_model_is_opened_from_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     first, _ = write(tmp_path, 1), write(tmp_path, 2)
     batch = reference.batch(0)
     for folder, seed in ((tmp_path, 2), (first, 1)):
-        model, config = load_model(folder)
+        model, config = open_model(folder)
         assert config == CONFIG
         assert torch.equal(model(batch).loss, reference.model(seed)(batch).loss)
     with pytest.raises(UserError, match="nothing: does not exist; `hypnos train` prints where"):
-        load_model(tmp_path / "nothing")
+        open_model(tmp_path / "nothing")
 
 
 def test_the_newest_are_kept_and_the_pointer_decides(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.memory import Weight, counted
+from benchmarks.memory import counted
 from parallel.block import MIXERS
 from parallel.schedule import make_schedule
 from parallel.simulator import simulate
@@ -26,6 +26,7 @@ from pretrain.model.plan import WindowPlan, plan_passes, plan_windows
 from pretrain.model.reader import Output, Reader
 from pretrain.model.sleep import SleepLM
 from pretrain.run.step import StageStream
+from pretrain.study.block_work import BlockBytes
 from tests.marks import slow
 from tests.model.tiny import MODEL, L, build, change, gradients, sequences
 
@@ -72,7 +73,7 @@ def seen(sleep: SleepConfig) -> dict[str, object]:
     found["schedule"] = tuple(map(len, spans))
     whole = tuple(p for w in windows for p in plan_passes(w, config, sleep, Stage.only(4)))
     (spans_of_one,) = simulate(make_schedule([whole], 1), [whole], 1).spans
-    weights = {b: Weight(h=1, S=1, whole=10, write_only=5) for b in range(4)}
+    weights = {b: (BlockBytes(h=1, S=1, kept=10), BlockBytes(h=1, S=1, kept=5)) for b in range(4)}
     found["memory"] = counted("none", whole, spans_of_one, weights)
     return found
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.checkpoint import latest_valid, load_model, steps, verify
+from pretrain.checkpoint import latest_valid, steps, verify
+from pretrain.convert.load import open_model
 
 Traces = set[tuple[str, int]]
 
@@ -26,7 +27,7 @@ def resume_point(run: Path) -> int:
     found = latest_valid(run, pytest.fail)
     if found is None:
         return 0
-    load_model(found.folder)
+    open_model(found.folder)
     return found.step
 
 

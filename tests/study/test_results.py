@@ -18,6 +18,7 @@ from pretrain.config.load import load
 from pretrain.errors import UserError
 from pretrain.exit_status import REQUEUE
 from pretrain.origin import origin_of
+from pretrain.study import reproduce
 from pretrain.study.controls import CONTROLS, flops_per_step
 from pretrain.study.curve import Curve
 from pretrain.study.intervals import mean, paired
@@ -212,7 +213,7 @@ def test_depths_are_columns_in_order_of_depth() -> None:
     assert in_order(["loss", "exact", "hops_b", "hops_a"]) == ["hops_a", "hops_b", "exact"]
 
 
-def test_what_is_written_of_a_study(tmp_path: Path) -> None:
+def test_what_is_written_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = plan(DEPO, passes=[1, 2], seeds=2)
     with pytest.raises(UserError, match="no run is done yet"):
         write_results(planned, tmp_path, "Depo")
@@ -223,6 +224,7 @@ def test_what_is_written_of_a_study(tmp_path: Path) -> None:
     text = (tmp_path / "results.md").read_text()
     for picture in ("accuracy_by_depth.png", "accuracy_by_cost.png", "loss_by_cost.png"):
         assert (tmp_path / picture).stat().st_size > 10_000 and f"({picture})" in text
+    monkeypatch.setattr(reproduce, "draw", lambda *_: {})  # plots take most of the time
     assert "one seed: no interval" in (tmp_path / "results.html").read_text()
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert {(r["arm"], r["seed"]) for r in rows} == {("n1", "0"), ("n1", "1"), ("n2", "0")}

@@ -51,9 +51,8 @@ def test_a_fit_says_what_the_runs_do_not(tmp_path: Path) -> None:
 
     def done(r: LadderRun) -> Finished:
         size = Size.of(r.run)
-        once = size.parameters - size.looped
-        loss = float(law.loss(once, size.looped, float(r.passes), size.tokens))
-        return Finished(r, 2, 8, size.tokens, size.flops, once, size.looped, loss, {})
+        loss = float(law.loss(size.once, size.looped, float(r.passes), size.tokens))
+        return Finished(r, size, loss, {})
 
     every = [done(r) for r in runs]
     one_budget = [d for d in every if d.of.budget == 1]

@@ -14,6 +14,7 @@ from pretrain.errors import UserError
 from pretrain.model.draw import draw_passes
 from pretrain.tasks import Depo, Rule110, TaskSource
 from pretrain.tasks.repeated import Repeated
+from pretrain.tasks.task import TEST_SEED
 from tests.model.tiny import MODEL, build, change
 
 DEPO = Depo(
@@ -84,7 +85,7 @@ def test_n_rises_and_stays() -> None:
 def test_rows_after_other_rows_begin_with_their_state() -> None:
     """Equal to one long row, read batch by batch, that keeps its state in between."""
     model = build(change(when="context", window=12), MODEL, dtype=torch.float32)
-    rows = [DEPO.test(evaluate.TEST_SEED + i, 3) for i in (-2, -1, 0)]
+    rows = [DEPO.test(TEST_SEED + i, 3) for i in (-2, -1, 0)]
     evaluation = evaluate.Evaluation([rows[-1]], 12, 1, DEPO)
     alone, after = evaluation.run(model), evaluation.run(model, after=2)
     state = None
