@@ -61,7 +61,8 @@ class Brevo:
         if config.nodes + 2 > window:
             raise UserError(
                 f"sleep.window = {window} does not hold a query and an answer of up to "
-                f"brevo.nodes = {config.nodes} tokens; lower brevo.nodes to {window - 2}"
+                f"brevo.nodes = {config.nodes} tokens; set it to {config.nodes + 2} or more, or "
+                "lower brevo.nodes"
             )
 
     def sample(self, seed: int, position: int, rows: int) -> Batch:

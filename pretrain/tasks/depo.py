@@ -218,11 +218,12 @@ class Depo:
             )
         check_context("depo.context", c.context, L)
         if c.queries * self.query_tokens > L and (low != high or L % self.query_tokens):
+            fit = L // self.query_tokens
+            fewer = f"lower depo.queries to {fit}, or " if fit else ""
             raise UserError(
                 f"depo: {c.queries} queries of up to {self.query_tokens} tokens need more than one "
-                f"window of sleep.window = {L} and would be cut by its boundary; lower "
-                f"depo.queries to {L // self.query_tokens}, or take names of one length and a "
-                f"window that is a multiple of {self.query_tokens}"
+                f"window of sleep.window = {L} and would be cut by its boundary; {fewer}take names "
+                f"of one length and a window that is a multiple of {self.query_tokens}"
             )
 
 

@@ -56,7 +56,7 @@ def test_tests_hold_every_height_and_score_whole_lists() -> None:
         (BrevoConfig(context=16), "set it to at least 64"),
         (BrevoConfig(nodes=6, max_depth=4), "raise it to 8, or lower the depth"),
         (BrevoConfig(needs=1, max_depth=8), "raise it to 2, or lower the depth"),
-        (BrevoConfig(nodes=15, context=60), "does not hold a query and an answer"),
+        (BrevoConfig(nodes=15, context=60), "set it to 17 or more, or lower brevo.nodes"),
     ],
 )
 def test_what_cannot_be_laid_out_is_refused(config: BrevoConfig, message: str) -> None:
