@@ -24,7 +24,9 @@ MAX_COLUMNS = 4  # of 80 characters: "N <= 8, until 0.05" takes two lines
     "hypnos eval runs/depo-small --passes 4 8 --sleep-until 0.3 0.1 0.03\n"
     "hypnos eval runs/text-tiny data.heldout=other/shards data.windows=16 train.eval_batches=8",
     arguments=[
-        argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
+        argument(
+            "folder", metavar="RUN", type=path, help="a run's folder, a checkpoint or an export"
+        ),
         overrides("settings that differ from the run's, as data.heldout=FOLDER"),
         argument(
             "--passes",

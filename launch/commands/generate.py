@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     'hypnos generate runs/questions --context-file story.txt --prompt "Answer:" --temperature 0\n'
     'hypnos generate runs/text-tiny --chat --prompt "What is sleep?"',
     arguments=[
-        argument("folder", metavar="RUN", type=path, help="a run's folder, or an export"),
+        argument(
+            "folder", metavar="RUN", type=path, help="a run's folder, a checkpoint or an export"
+        ),
         argument("--prompt", metavar="TEXT", help="text to continue"),
         argument(
             "--prompt-file",

@@ -123,9 +123,14 @@ def end(logs: Path, status: int, retries: int) -> int:
     return verdict.end.status if verdict.end.status != REQUEUE else 1
 
 
-def run_folder(config: Path, overrides: list[str]) -> Path:
-    """The run's folder for arguments of `hypnos train`. UserError: they are wrong."""
+def run_folder(config: Path, overrides: list[str], ranks: int | None = None) -> Path:
+    """The run's folder for arguments of `hypnos train`. UserError: they are wrong, or do not fit
+    that many ranks, if given.
+    """
+    from pretrain.config.checks import check_ranks
     from pretrain.config.run_folder import load_run
 
     settings = load_run(config, overrides)
+    if ranks is not None:
+        check_ranks(settings, ranks)
     return Path(settings.run.dir) / settings.run.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ OF_JOBS = ("account", "partition", "qos", "constraint", "exclude", "reservation"
     ],
 )
 def local(config: Path, overrides: list[str], ranks: int) -> int:
-    run = run_folder(config, overrides)  # reports a mistake once, before anything is started
+    # reports a mistake once, before anything is started
+    run = run_folder(config, overrides, ranks)
 
     from launch import starts
     from launch.local import run_ranks
@@ -65,7 +65,9 @@ def local(config: Path, overrides: list[str], ranks: int) -> int:
     ],
 )
 def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> int:
-    run = run_folder(config, overrides)
+    names = tuple(name.strip() for name in hosts.split(",") if name.strip())
+    ranks = max(1, len(names)) * ranks_per_host
+    run = run_folder(config, overrides, ranks)
 
     from launch import starts
     from launch.mpi import mpirun, run_mpi
@@ -76,11 +78,10 @@ def mpi(config: Path, overrides: list[str], hosts: str, ranks_per_host: int) -> 
     from launch.world import this_host
 
     check_over(run)
-    names = tuple(name.strip() for name in hosts.split(",") if name.strip())
     os.environ.setdefault("OMP_NUM_THREADS", default_threads(ranks_per_host))
     command = mpirun(names, ranks_per_host)
     nodes = names or (this_host(),)
-    start = starts.begin(run, "mpi", str(os.getpid()), nodes, len(nodes) * ranks_per_host)
+    start = starts.begin(run, "mpi", str(os.getpid()), nodes, ranks)
     logs = os.path.abspath(start.logs(run))
     rank = [*HYPNOS, "launch", "rank", logs, str(config), *overrides]
     status = run_mpi([*command, *rank], Path(logs))
@@ -163,19 +164,24 @@ def slurm(
     for name, value in of_jobs.items():
         if value is not None:
             setattr(settings.slurm, name, value)
-    runs = [[str(config), *overrides]] if array is None else _runs(array, config, overrides)
-    folders = [run_folder(Path(run[0]), list(run[1:])) for run in runs]
+    # before it waits in the queue
+    each = ranks_per_node or gpus_per_node or 1
+    if array is None:
+        runs = {run_folder(config, overrides, nodes * each): [str(config), *overrides]}
+    else:
+        runs = _runs(array, config, overrides, nodes * each)
+    folders = list(runs)
     # sbatch does not create it
     output = (folders[0].parent if array else folders[0]) / "logs"
     with writes_user_file(output):
         output.mkdir(parents=True, exist_ok=True)
     job = Job(
         name=array.stem if array else folders[0].name,
-        runs=runs,
+        runs=list(runs.values()),
         output=output.absolute() / ("slurm-%A_%a.log" if len(runs) > 1 else "slurm-%j.log"),
         nodes=nodes,
         gpus_per_node=gpus_per_node or 0,
-        ranks_per_node=ranks_per_node or gpus_per_node or 1,
+        ranks_per_node=each,
         time=time,
         at_once=at_once or 0,
     )
@@ -201,8 +207,8 @@ def _site(given: Path | None) -> Any:
     return read_settings(Site, file) if given or file.exists() else Site()
 
 
-def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[str]]:
-    """The arguments of `hypnos train` for each line of an array file."""
+def _runs(array: Path, config: Path, overrides: list[str], ranks: int) -> dict[Path, list[str]]:
+    """The arguments of `hypnos train` for each line of an array file, by the run's folder."""
     from pretrain.errors import UserError
 
     runs: dict[Path, list[str]] = {}
@@ -217,7 +223,7 @@ def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[
         other = [] if "=" in words[0] else [words.pop(0)]
         run = [*(other or [str(config)]), *overrides, *words]
         try:
-            folder = run_folder(Path(run[0]), run[1:])
+            folder = run_folder(Path(run[0]), run[1:], ranks)
         except UserError as error:
             raise UserError(f"{array}, line {number}: {error}") from None
         if folder in runs:
@@ -230,7 +236,7 @@ def _runs(array: Path, config: Path, overrides: list[str]) -> Sequence[Sequence[
             f"{array}: no runs in it; write one per line, as run.name=first sleep.passes=4"
         )
     tell(f"{array}: {len(runs)} runs")
-    return list(runs.values())
+    return runs
 
 
 def _words(line: str) -> list[str]:

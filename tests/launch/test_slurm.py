@@ -56,12 +56,13 @@ def test_slurm_fills_nothing_into_the_name_of_a_folder(
 
 
 def test_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--nodes", "16", "--gpus-per-node", "8", "--time", "24:00:00", "run.name=a b"]
+    settings = ["run.name=a b", "train.batch=128"]
+    asked = ["--nodes", "16", "--gpus-per-node", "8", "--time", "24:00:00", *settings]
     script = printed(capsys, tmp_path, *asked)
     for option in ("nodes=16", "ntasks-per-node=8", "gpus-per-node=8", "time=24:00:00", "requeue"):
         assert f"#SBATCH --{option}\n" in script
     assert "#SBATCH --signal=USR1@300\n" in script
-    assert array_of(script, "train") == [CONFIG, f"run.dir={tmp_path}", "run.name=a b"]
+    assert array_of(script, "train") == [CONFIG, f"run.dir={tmp_path}", *settings]
     assert (tmp_path / "a b/logs").is_dir()  # otherwise sbatch cannot write its log
 
 
@@ -216,6 +217,7 @@ def test_what_is_wrong_in_a_site_is_told(
     [
         ("run.name=it's", "No closing quotation; quote as in a shell"),
         ("run.sed=1", "unknown setting run.sed; did you mean run.seed?"),
+        ("run.name=two parallel.tp=2", "1 ranks are not divisible by parallel.tp = 2"),
     ],
 )
 def test_what_is_wrong_in_an_array_is_told_with_its_line(

@@ -248,6 +248,18 @@ def test_a_run_that_was_given_to_slurm_after_a_start_here(
     assert "submitted job 18" in said(capsys, "slurm", *again, "--submit")
 
 
+@pytest.mark.parametrize("how", ["local --ranks=3", "mpi --ranks-per-host=3", "slurm --nodes=3"])
+def test_ranks_that_do_not_fit_are_refused_before_anything_is_started(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *flags = how.split()
+    told = refused(
+        capsys, command, str(ROOT / "configs/depo-small.toml"), f"run.dir={tmp_path}", *flags
+    )
+    assert "train.batch = 32 is not divisible by 3 data-parallel ranks" in told
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_goes_on_here_is_not_started_beside(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
