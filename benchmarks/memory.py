@@ -28,7 +28,7 @@ from parallel.passes import Pass
 from parallel.simulator import Span
 from pretrain.origin import commit, processor
 from pretrain.study.block_work import BlockBytes
-from pretrain.study.rank_memory import peak, unit_bytes
+from pretrain.study.rank_memory import UnitBytes, peak, unit_bytes
 
 MIB = 2**20
 
@@ -70,8 +70,11 @@ class Peak(NamedTuple):
 # ---- what the method should need
 
 
-# of a block: what it holds, and the same if nothing reads its output
-Weight = tuple[BlockBytes, BlockBytes]
+class Weight(NamedTuple):
+    """What one block holds in one unit of work."""
+
+    whole: BlockBytes
+    write_only: BlockBytes  # the same if nothing reads the block's output
 
 
 def counted(
@@ -88,10 +91,12 @@ def counted(
         passes: of a microbatch; all are alike. spans: the stage's actions, in order.
         blocks: the stage's, by their index in the model.
     """
-    units = [
-        unit_bytes(policy, [blocks[b][b == p.write_only] for b in p.blocks if b in blocks])
-        for p in passes
-    ]
+
+    def of(p: Pass) -> UnitBytes:
+        here = [(b, blocks[b]) for b in p.blocks if b in blocks]
+        return unit_bytes(policy, [w.write_only if b == p.write_only else w.whole for b, w in here])
+
+    units = list(map(of, passes))
     return peak([(span.action.backward, span.action.unit) for span in spans], units)
 
 

@@ -115,7 +115,7 @@ def weigh(block: Block, rows: int, window: int) -> Weight:
         return sum(size for address, size in sizes.items() if address not in weights)
 
     whole, written = saved(False), saved(True) if writes else 0
-    return BlockBytes(h.nbytes, S.nbytes, whole), BlockBytes(h.nbytes, S.nbytes, written)
+    return Weight(BlockBytes(h.nbytes, S.nbytes, whole), BlockBytes(h.nbytes, S.nbytes, written))
 
 
 def count(p: Plan, model: SleepLM, part: Batch, policy: str, passes: int) -> tuple[float, float]:
@@ -127,7 +127,7 @@ def count(p: Plan, model: SleepLM, part: Batch, policy: str, passes: int) -> tup
     timeline = simulate(step_schedule(everyone, P, policy), everyone, P)
     weights = [weigh(block, p.rows, p.window) for block in model.blocks_of(slice(None))]
     blocks = dict(zip(stage.blocks, weights, strict=True))
-    stored = timeline.peak[stage.index] * (weights[0][0].h + sum(whole.S for whole, _ in weights))
+    stored = timeline.peak[stage.index] * (weights[0].whole.h + sum(w.whole.S for w in weights))
     return counted(policy, passes_of_one, timeline.spans[stage.index], blocks), stored
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.memory import counted
+from benchmarks.memory import Weight, counted
 from parallel.block import MIXERS
 from parallel.schedule import make_schedule
 from parallel.simulator import simulate
@@ -73,8 +73,8 @@ def seen(sleep: SleepConfig) -> dict[str, object]:
     found["schedule"] = tuple(map(len, spans))
     whole = tuple(p for w in windows for p in plan_passes(w, config, sleep, Stage.only(4)))
     (spans_of_one,) = simulate(make_schedule([whole], 1), [whole], 1).spans
-    weights = {b: (BlockBytes(h=1, S=1, kept=10), BlockBytes(h=1, S=1, kept=5)) for b in range(4)}
-    found["memory"] = counted("none", whole, spans_of_one, weights)
+    weight = Weight(BlockBytes(h=1, S=1, kept=10), write_only=BlockBytes(h=1, S=1, kept=5))
+    found["memory"] = counted("none", whole, spans_of_one, dict.fromkeys(range(4), weight))
     return found
 
 
