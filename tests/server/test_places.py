@@ -21,14 +21,13 @@ from pretrain.model.hybrid import HybridLM
 from tests.server.serving import NAME, Serving, serving, until
 
 ASK: dict[str, Any] = {"model": NAME, "temperature": 0, "prompt": "a"}
+ENDLESS: dict[str, Any] = {"max_tokens": 90_000, "extra_body": {"ignore_eos": True}}
 
 
 @contextmanager
 def under_way(served: Serving, **ask: Any) -> Iterator[openai.Stream[openai.types.Completion]]:
     """An answer that is streamed during the block, and abandoned at its end."""
-    with served.client().completions.create(
-        **ASK | {"max_tokens": 5000, "stream": True} | ask
-    ) as stream:
+    with served.client().completions.create(**ASK | ENDLESS | ask, stream=True) as stream:
         next(iter(stream))
         yield stream
 
@@ -131,7 +130,7 @@ def test_of_a_request_that_fails_nothing_goes_on(
     (b,) = served.service.tokenizer.encode("b")
     monkeypatch.setattr(Sampler, "choose", fails_after_b)
     with pytest.raises(openai.InternalServerError):
-        served.client().completions.create(**ASK | {"prompt": ["b", "a"], "max_tokens": 90_000})
+        served.client().completions.create(**ASK | ENDLESS | {"prompt": ["b", "a"]})
     until(lambda: served.service.engine.load["active"] == 0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import openai
 import pytest
 
 from pretrain.inference.server import run as run_module
-from tests.server.serving import NAME, serving
+from tests.server.serving import NAME, serving, until
 
-ASK: dict[str, Any] = {"model": NAME, "temperature": 0}
+# No answer ends by itself.
+ASK: dict[str, Any] = {"model": NAME, "temperature": 0, "extra_body": {"ignore_eos": True}}
 
 
 def test_who_asked_is_told(
@@ -23,8 +24,8 @@ def test_who_asked_is_told(
     monkeypatch.setattr(run_module, "DRAIN_S", 2.0)
     told = dict[str, Any]()
 
-    with serving(run, tmp_path, batch=3) as served:
-        client = served.client()
+    with serving(run, tmp_path, batch=5) as served:
+        client, load = served.client(), lambda: served.service.engine.load
 
         def ask(name: str, **options: Any) -> None:
             try:
@@ -39,22 +40,20 @@ def test_who_asked_is_told(
             )
             *_, told["stream"] = events
 
-        load = lambda: served.service.engine.load  # noqa: E731
-        threads = [
-            threading.Thread(target=stream),
-            threading.Thread(target=ask, args=("whole",), kwargs={"max_tokens": 90_000}),
-            threading.Thread(target=ask, args=("short",), kwargs={"max_tokens": 40}),
-        ]
-        for number, thread in enumerate(threads, 1):
-            thread.start()
-            while load()["active"] < number:
-                time.sleep(0.001)
-        waits = threading.Thread(target=ask, args=("waits",))
-        waits.start()
-        while not load()["waiting"]:
-            time.sleep(0.001)
+        def start(work: Callable[..., None], *args: Any, **options: Any) -> None:
+            threads.append(threading.Thread(target=work, args=args, kwargs=options))
+            threads[-1].start()
+
+        threads = list[threading.Thread]()
+        start(stream)
+        start(ask, "whole", max_tokens=90_000)
+        until(lambda: load()["active"] == 2)
+        start(ask, "short", max_tokens=40)
+        until(lambda: load()["active"] == 3 or "short" in told)
+        start(ask, "waits", n=4)  # more places than the two long answers leave
+        until(lambda: load()["waiting"] == 1)
         served.server.should_exit = True
-        for thread in (*threads, waits):
+        for thread in threads:
             thread.join()
     event = told.pop("stream")
     assert told == {"whole": 503, "short": "length", "waits": 503}
