@@ -146,10 +146,13 @@ def verdict(results: Sequence[Result]) -> list[str]:
         first = f"{chain} {where}: cannot be decided, because a run has diverged."
     elif all(step.is_above_zero for step in steps):
         first = f"{chain} {where}: yes, and every step is significant."
-    elif all(step.value > 0 for step in steps):
-        first = f"{chain} {where}: yes in the means, but not every step is significant."
     elif any(step.is_below_zero for step in steps):
         first = f"{chain} {where}: no."
+    elif any(step.count < 3 for step in steps):
+        order = "yes" if all(step.value > 0 for step in steps) else "not"
+        first = f"{chain} {where}: {order} in the means, of too few seeds to say how surely."
+    elif all(step.value > 0 for step in steps):
+        first = f"{chain} {where}: yes in the means, but not every step is significant."
     else:
         first = f"{chain} {where}: not in the means, but no step is significantly worse."
     sentences = []
