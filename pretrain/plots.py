@@ -18,9 +18,10 @@ from matplotlib.ticker import LogFormatter
 
 from pretrain.files import write_atomically
 
-COLOURS = [
+COLOURS = [  # as many as a study has arms: each N and each control
     "#98a2b3", "#3b4cca", "#e8703a", "#1f9d7a", "#b0489c", "#d4a72c", "#5aa9e6", "#7a5c3e",
     "#c1121f", "#6a994e", "#4a4e69", "#f28482", "#0a9396", "#7f5af0", "#9c6644", "#2a9df4",
+    "#1f2430", "#ff70a6", "#a7c957", "#5f0f40", "#ffb703", "#8ecae6", "#386641", "#d0a2f7",
 ]  # fmt: skip
 LETTER, SWATCH, ROW = 0.075, 0.5, 0.2  # of a legend, in inches: a letter, a colour swatch, a row
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e6e8ee"

@@ -18,6 +18,7 @@ from pretrain.config.load import load
 from pretrain.errors import UserError
 from pretrain.exit_status import REQUEUE
 from pretrain.origin import origin_of
+from pretrain.plots import COLOURS
 from pretrain.study import reproduce
 from pretrain.study.controls import CONTROLS, flops_per_step
 from pretrain.study.curve import Curve
@@ -406,6 +407,7 @@ def test_controls_are_listed_and_an_unknown_one_is_refused(
     assert main(["reproduce", "depo", "--controls", "list"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in CONTROLS)
+    assert len(set(COLOURS)) >= len((1, 2, 4, 8)) + len(CONTROLS)  # each in a colour of its own
     method = (Path(__file__).parents[2] / "docs/method.md").read_text(encoding="utf-8")
     assert not [name for name in CONTROLS if f"`{name}`" not in method]  # its table has them all
     assert main(["reproduce", "depo", "--controls", "equal-flop"]) == 2
