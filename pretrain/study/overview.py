@@ -52,8 +52,8 @@ def overview(folders: Sequence[Path], out: Path) -> str:
     headers, rows = [""], [[label] for label in arms.values()]
     for task, measure in deepest.items():
         headers += [f"{task}, {shown_name(measure)}", EQUAL]
-        for arm, row in zip(arms, rows, strict=True):
-            row.append(_cell(studies[task], arm, measure))
+        for (arm, tested_at), row in zip(arms, rows, strict=True):
+            row.append(_cell(studies[task], arm, measure, tested_at))
             several = arm != "n1" and arm[1:].isdigit()  # of N passes, no control
             row.append(_cell(studies[task], f"{EQUAL_FLOPS}-{arm}", measure) if several else "")
     out.mkdir(parents=True, exist_ok=True)
@@ -80,24 +80,30 @@ def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
     return studies
 
 
-def _arms(rows: Sequence[Row]) -> dict[str, str]:
-    """The rows of the table, with labels: the usual N and others that were run; each control at
-    each N that it was run with, or at the largest N if it was not run.
+def _arms(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """The rows of the table, with labels: the usual N and others that were run; N = 1 with more
+    passes at test alone; each control at each N that it was run with, or, if it was not run, at the
+    largest that any was run with. The second part of a key is the N at test, "" for that of
+    training.
     """
     compared = {int(r["N"]) for r in rows if r["arm"] == f"n{r['N']}"}
-    arms = {f"n{n}": SLEEP.label.format(N=n) for n in sorted(compared.union(PASSES))}
-    most = max(int(r["N"]) for r in rows)
+    arms = {(f"n{n}", ""): SLEEP.label.format(N=n) for n in sorted(compared.union(PASSES))}
+    tested = {int(r["tested_at"]) for r in rows if r["arm"] == "n1"} - {1}
+    arms |= {("n1", str(n)): f"N = 1, tested with N = {n}" for n in sorted(tested)}
+    controlled = {int(r["N"]) for r in rows if r["arm"] != f"n{r['N']}"}
+    most = max(controlled or compared)
     for name, control in CONTROLS.items():
         if name != EQUAL_FLOPS:
             run = {int(r["N"]) for r in rows if r["arm"] == f"{name}-n{r['N']}"}
-            arms |= {f"{name}-n{n}": control.label.format(N=n) for n in sorted(run or {most})}
+            arms |= {(f"{name}-n{n}", ""): control.label.format(N=n) for n in sorted(run or {most})}
     return arms
 
 
-def _cell(rows: Sequence[Row], arm: str, measure: str) -> str:
+def _cell(rows: Sequence[Row], arm: str, measure: str, tested_at: str = "") -> str:
     """ "97.3 ± 2.1", "1 of 3 diverged" or "not run"."""
     mine = [r for r in rows if r["arm"] == arm]
-    mine = [r for r in mine if r["tested_at"] == r["N"]] or mine  # N = 1, for some controls
+    own = [r for r in mine if r["tested_at"] == (tested_at or r["N"])]
+    mine = own if tested_at else own or mine  # some controls are tested with N = 1
     diverged = {r["seed"] for r in mine if r["measure"] == "loss" and r["value"] == "nan"}
     values = [
         math.nan if r["seed"] in diverged else float(r["value"])

@@ -260,6 +260,7 @@ def test_what_is_written_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines if "|" in line
     }
     assert (cells["N = 1"], cells["N = 2"]) == ("25.0 (25.0, 25.0)", "50.0")
+    assert cells["N = 1, tested with N = 2"] == "50.0 (50.0, 50.0)"
     assert cells["N = 4"] == cells["N = 2, no h carried"] == "not run"
     assert [line.split("|")[3].strip() for line in lines if "| N = 2 " in line] == ["not run"]
 
@@ -271,6 +272,8 @@ def test_an_overview_has_each_n_that_was_run(tmp_path: Path) -> None:
     lines = overview([tmp_path / "depo"], tmp_path).splitlines()
     rows = {cells[1]: cells[2:4] for cells in ([c.strip() for c in r.split("|")] for r in lines)}
     assert rows["N = 3"] == ["75.0", "50.0"] and rows["N = 2"] == ["not run", "not run"]
+    (tmp_path / "depo/results.csv").write_text(final_csv([result(8, 0, 0.75), equal]))
+    assert "| N = 3, no h carried" in overview([tmp_path / "depo"], tmp_path)  # not of N = 8
 
 
 def test_parts_of_one_study_are_one_column(tmp_path: Path) -> None:
