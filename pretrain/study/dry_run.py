@@ -11,8 +11,8 @@ from pretrain.study.scale import Size
 from pretrain.tables import table
 
 HEADERS = (
-    "run", "seeds", "ranks", "parameters", "looped", "steps", "tokens", "wake FLOPs", "sleep",
-    "recomputed", "GiB a rank", "hours", "cost",
+    "run", "seeds", "ranks", "parameters", "looped", "steps", "tokens + PAD", "wake FLOPs",
+    "sleep", "recomputed", "GiB a rank", "hours", "cost",
 )  # fmt: skip
 
 
