@@ -136,7 +136,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
     if len(ordered) < 2:
         return ["A single N says nothing about sleep."]
     chain = " < ".join(arm.label for arm in ordered)
-    pairs = [*pairwise(ordered), *([(ordered[0], ordered[-1])] if len(ordered) > 2 else [])]
+    pairs = [*pairwise(ordered), *((ordered[0], more) for more in ordered[2:])]
     for a, b in pairs:
         if not _seeds(arms[a]) & _seeds(arms[b]):
             return [f"{chain}: {a.label} and {b.label} have no seed in common yet."]

@@ -148,6 +148,14 @@ def test_the_verdict_says_who_is_better_and_how_sure(
         assert word in said
 
 
+def test_each_n_is_compared_with_the_next_and_with_the_first() -> None:
+    said = verdict([result(n, 0, n / 10) for n in (1, 2, 4, 8)])
+    assert [line.partition(":")[0] for line in said[1:]] == [
+        "N = 2 over N = 1", "N = 4 over N = 2", "N = 8 over N = 4",
+        "N = 4 over N = 1", "N = 8 over N = 1",
+    ]  # fmt: skip
+
+
 def test_an_n_is_compared_with_its_own_controls_seed_by_seed() -> None:
     def control(name: str, n: int, seed: int, deep: float) -> Result:
         return replace(result(1, seed, deep), arm=Arm(f"{name}-n{n}", f"{name} of {n}", n))
