@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.commands import argument, command
 from launch.commands.train import RUN
 from launch.commands.values import new_file, positive, tell
-from pretrain.study.hardware import MAX_GPUS, NetworkSpec, NodeSpec
+
+if TYPE_CHECKING:
+    from pretrain.study.hardware import NodeSpec
 
 
 def gpus(text: str) -> int:
     """A whole number from 1 to 10,000."""
+    from pretrain.study.hardware import MAX_GPUS
+
     if not text.isdecimal() or not 1 <= int(text) <= MAX_GPUS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_GPUS}")
     return int(text)
@@ -30,9 +35,7 @@ def gpus(text: str) -> int:
     "hypnos plan configs/recipes/1B.toml --gpus 8 --build",
     arguments=[
         *RUN,
-        argument(
-            "--gpus", type=gpus, metavar="COUNT", required=True, help=f"from 1 to {MAX_GPUS:,}"
-        ),
+        argument("--gpus", type=gpus, metavar="COUNT", required=True, help="from 1 to 10,000"),
         argument(
             "--hardware",
             metavar="NAME",
@@ -70,7 +73,7 @@ def plan(
     from pretrain.config.run_folder import load_run
     from pretrain.files import write_atomically
     from pretrain.run.console import said_if_slow
-    from pretrain.study.hardware import load_hardware
+    from pretrain.study.hardware import NetworkSpec, load_hardware
 
     settings = load_run(config, overrides)
     fixed = [text.partition("=")[0].strip() for text in overrides]

@@ -108,11 +108,17 @@ def test_commands_in_documents_are_understood(path: Path) -> None:
         understand(arguments)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help-settings"]], ids=str)
-def test_help_does_not_import_torch(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [(["--help"], {"pretrain.config"}), (["train", "--help-settings"], set())],
+    ids=str,
+)
+def test_help_imports_nothing_slow(arguments: list[str], settings: set[str]) -> None:
+    """Nor the settings, unless they are printed."""
     code = "import sys; from launch.cli import main\n"
     code += f"try: main({arguments})\nexcept SystemExit: pass\n"
     heavy = {"torch", "deepspeed", "transformers", "sentencepiece", "rich", "numpy"}
+    heavy |= settings
     check = f"assert not {heavy} & set(sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code + check], cwd=ROOT, capture_output=True, check=False
