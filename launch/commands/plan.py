@@ -69,7 +69,6 @@ def plan(
     csv: Path | None,
     build: bool,
 ) -> None:
-    from pretrain.config.checks import uses_tokenizer
     from pretrain.config.run_folder import load_run
     from pretrain.files import write_atomically
     from pretrain.run.console import said_if_slow
@@ -93,7 +92,7 @@ def plan(
         here = load_hardware(hardware)
     if gpus > here.node.devices and not here.node.shared and here.network == NetworkSpec():
         tell("the hardware has no [network]: assuming 1 GB/s from a GPU to other hosts")
-    if uses_tokenizer(settings) and (warning := early_warning(settings)):
+    if warning := early_warning(settings):
         tell(f"warning: {warning}")
     with said_if_slow("estimating layouts", tell):
         found = planner.plan(settings, gpus, here, fixed=fixed, top=top)
