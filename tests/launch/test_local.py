@@ -113,3 +113,12 @@ def test_signals_reach_all_and_none_stays_behind(
     assert launcher.wait(20) == status
     time.sleep(0.5)
     assert gone(tmp_path)
+
+
+def test_with_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        closes = "if rank == 0: os.kill(os.getppid(), signal.SIGHUP)\ntime.sleep(0.5)"
+        assert run(tmp_path, closes) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
