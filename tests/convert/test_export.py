@@ -33,6 +33,7 @@ from pretrain.inference.generate import continue_text, generate, open_run
 from pretrain.inference.sampling import Sampling
 from pretrain.inference.session import Session
 from tests.convert.made import ADAD, DDDA, build, config, weights, write_run
+from tests.documents import program
 from tests.model import tiny
 from tokenizer.encode import Tokenizer
 
@@ -69,6 +70,19 @@ def test_transformers_loads_the_same_function(case: str, model: Path, tmp_path: 
         logits = theirs(torch.tensor([ids])).logits[0]
     expected = ours(settings, ids)
     assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_the_program_of_the_documents(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    export(write_run(tmp_path / "run", config(model)), tmp_path / "runs/first-hf")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(program("formats.md"), {})
+    assert capsys.readouterr().out.startswith("import ")
 
 
 def test_what_an_export_says_of_itself(model: Path, tmp_path: Path) -> None:
