@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3_5ForCausalLM
 
 from launch.cli import main
 from pretrain.checkpoint import Checkpoint, open_checkpoint
+from pretrain.config.load import load
 from pretrain.config.schema import (
     Config,
     DataConfig,
@@ -23,6 +24,7 @@ from pretrain.config.schema import (
     SleepConfig,
 )
 from pretrain.convert import card, folder
+from pretrain.convert.engines import reasons
 from pretrain.convert.export import export
 from pretrain.convert.into_run import import_folder
 from pretrain.convert.load import open_model
@@ -37,6 +39,7 @@ from tests.documents import program
 from tests.model import tiny
 from tokenizer.encode import Tokenizer
 
+PORTABLE = Path(__file__).parents[2] / "configs/portable.toml"
 CASES = {
     "interval, grouped, untied": {"layers": DDDA},
     "attention first, equal heads, tied": {
@@ -299,6 +302,11 @@ def test_another_model_than_qwen3_5_is_refused_by_name(
     with pytest.raises(UserError, match=f"{named}: no other software supports such a model"):
         export(write_run(tmp_path / "run", settings), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_every_engine_reads_the_portable_shape() -> None:
+    """For the recipes tests/study/build_recipes.py says it."""
+    assert not any(reasons(load(PORTABLE)).values())
 
 
 def test_weights_that_are_not_finite_leave_nothing_behind(model: Path, tmp_path: Path) -> None:
