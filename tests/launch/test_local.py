@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import local
+from launch import local, processes
 from launch.local import run_ranks
 from tests.launch.test_output import unread
 
@@ -122,3 +122,15 @@ def test_with_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
         assert run(tmp_path, closes) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "2"), ("5", "5")])
+def test_ranks_share_the_cores_unless_told_otherwise(
+    given: str | None, threads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert run(tmp_path, "print('threads', os.environ['OMP_NUM_THREADS'])") == 0
+    assert f"threads {threads}\n" in (tmp_path / "logs/rank-2.log").read_text()
