@@ -28,9 +28,13 @@ def server(run: Path, store: Path) -> Iterator[tuple[str, subprocess.Popen[str]]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        said = process.stderr.readline()
-        if " serves " not in said:
-            sys.exit(f"the server does not start: {said}{process.stderr.read()}")
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if " serves " in line:
+                break
+        else:
+            sys.exit(f"the server does not start: {''.join(said)}")
         yield f"http://127.0.0.1:{port}/v1", process
     finally:
         process.terminate()

@@ -210,7 +210,8 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 def _checked(world: World) -> World:
     if world.rank >= world.size:
         raise UserError(
-            f"rank {world.rank} of {world.size}: {world.launcher}'s variables contradict each other"
+            f"rank {world.rank} of {world.size}: {world.launcher}'s variables contradict each "
+            f"other; let {world.launcher} set them"
         )
     return world
 

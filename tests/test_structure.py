@@ -86,6 +86,14 @@ def test_one_way(room: str) -> None:
             assert rooms <= MAY_IMPORT[room], module
 
 
+def test_sleep_is_read_at_one_sitting() -> None:
+    """The loop of the method comes first in its file, which stays short."""
+    text = (ROOT / "pretrain/model/sleep.py").read_text()
+    functions = [f for f in ast.walk(ast.parse(text)) if isinstance(f, ast.FunctionDef)]
+    assert min(functions, key=lambda f: f.lineno).name == "forward"
+    assert len(text.splitlines()) < 200
+
+
 ROOMS = [path.parent for room in MAY_IMPORT for path in (ROOT / room).rglob("__init__.py")]
 
 

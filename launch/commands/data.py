@@ -188,12 +188,14 @@ def stats(folders: list[Place], weights: list[float] | None, tokens: float) -> N
 
     from pretrain.data.mixture import mixture
     from pretrain.data.shards import stats
+    from pretrain.run.console import said_if_slow
 
     if weights is not None and (len(weights) != len(folders) or min(weights) <= 0):
         raise UserError("--weights: give a number above 0 for each folder")
     console = Console()
     for folder in folders:
-        splits = stats(folder)
+        with said_if_slow(f"reading {folder}", tell):
+            splits = stats(folder)
         title = str(folder) if len(folders) > 1 else None
         table = Table("split", *(split.split for split in splits), title=title)
         for name in [field.name for field in fields(splits[0])][1:]:

@@ -38,8 +38,11 @@ def doctor(what: Path | None, overrides: list[str], ranks: bool) -> int:
         raise UserError(f"{overrides[0]}: settings need --ranks; see `hypnos doctor --help`")
 
     from launch.doctor import examine_machine, examine_run, show
+    from pretrain.run.console import said_if_slow
 
-    findings = show(examine_machine() if what is None else examine_run(what))
+    slow = f"reading every byte of {what}" if what else "loading torch, Megatron and DeepSpeed"
+    with said_if_slow(slow, tell):
+        findings = show(examine_machine() if what is None else examine_run(what))
     return 1 if any(finding.state == "fail" for finding in findings) else 0
 
 
@@ -53,11 +56,15 @@ def _ranks(config: Path | None, overrides: list[str]) -> int:
 
         settings = load_run(config, overrides)
 
-    import torch.distributed as dist
+    from pretrain.run.console import said_if_slow
 
-    from launch.preflight import check
-    from launch.preflight.table import show
-    from parallel import mesh
+    is_first = mine is None or mine.rank == 0
+    with said_if_slow("loading torch", tell if is_first else lambda _: None):
+        import torch.distributed as dist
+
+        from launch.preflight import check
+        from launch.preflight.table import show
+        from parallel import mesh
 
     if survey := check(settings, mine, tell):
         show(survey)

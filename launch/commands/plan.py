@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.commands import argument, command
 from launch.commands.train import RUN
 from launch.commands.values import new_file, positive, tell
-from pretrain.study.hardware import MAX_GPUS, NetworkSpec, NodeSpec
+
+if TYPE_CHECKING:
+    from pretrain.study.hardware import NodeSpec
 
 
 def gpus(text: str) -> int:
     """A whole number from 1 to 10,000."""
+    from pretrain.study.hardware import MAX_GPUS
+
     if not text.isdecimal() or not 1 <= int(text) <= MAX_GPUS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_GPUS}")
     return int(text)
@@ -30,9 +35,7 @@ def gpus(text: str) -> int:
     "hypnos plan configs/recipes/1B.toml --gpus 8 --build",
     arguments=[
         *RUN,
-        argument(
-            "--gpus", type=gpus, metavar="COUNT", required=True, help=f"from 1 to {MAX_GPUS:,}"
-        ),
+        argument("--gpus", type=gpus, metavar="COUNT", required=True, help="from 1 to 10,000"),
         argument(
             "--hardware",
             metavar="NAME",
@@ -66,11 +69,10 @@ def plan(
     csv: Path | None,
     build: bool,
 ) -> None:
-    from pretrain.config.checks import uses_tokenizer
     from pretrain.config.run_folder import load_run
     from pretrain.files import write_atomically
     from pretrain.run.console import said_if_slow
-    from pretrain.study.hardware import load_hardware
+    from pretrain.study.hardware import NetworkSpec, load_hardware
 
     settings = load_run(config, overrides)
     fixed = [text.partition("=")[0].strip() for text in overrides]
@@ -90,7 +92,7 @@ def plan(
         here = load_hardware(hardware)
     if gpus > here.node.devices and not here.node.shared and here.network == NetworkSpec():
         tell("the hardware has no [network]: assuming 1 GB/s from a GPU to other hosts")
-    if uses_tokenizer(settings) and (warning := early_warning(settings)):
+    if warning := early_warning(settings):
         tell(f"warning: {warning}")
     with said_if_slow("estimating layouts", tell):
         found = planner.plan(settings, gpus, here, fixed=fixed, top=top)

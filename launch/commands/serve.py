@@ -98,7 +98,10 @@ def serve(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a run's, or an export's")
 
-    from pretrain.inference.server.run import Options, serve
+    from pretrain.run.console import said_if_slow
+
+    with said_if_slow("loading torch, Megatron and DeepSpeed", tell):
+        from pretrain.inference.server.run import Options, serve
 
     options |= {
         "name": name or folder.resolve().name, "keys": keys, "max_body": max_body_mb * 10**6,

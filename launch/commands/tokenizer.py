@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import Group, argument, command, corpus
-from launch.commands.values import path, positive, read_text
+from launch.commands.values import path, positive, read_text, tell
 from pretrain.errors import UserError
 
 MODEL = argument(
@@ -99,10 +99,13 @@ def encode(model: Path, file: Path | None) -> None:
     ],
 )
 def export(model: Path, out: Path, samples: list[Path]) -> int:
-    from tokenizer.encode import Tokenizer
-    from tokenizer.export import export
+    from pretrain.run.console import said_if_slow
 
-    report = export(Tokenizer.load(model), out, [read_text(sample) for sample in samples])
+    with said_if_slow(f"exporting {model}", tell):
+        from tokenizer.encode import Tokenizer
+        from tokenizer.export import export
+
+        report = export(Tokenizer.load(model), out, [read_text(sample) for sample in samples])
     print(f"{out}: {report}")
     return 0 if report.identical else 1
 

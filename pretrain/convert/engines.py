@@ -108,6 +108,11 @@ def check_gguf(config: Config) -> None:
 
 
 def early_warning(config: Config) -> str | None:
-    """A warning at the start of training if the model cannot become a GGUF file."""
-    why = reasons(config)["llama.cpp (gguf)"]
+    """A warning at the start of training if the model cannot be exported, or not as a GGUF file,
+    which nobody expects of a task without a tokenizer.
+    """
+    refused = reasons(config)
+    if why := refused["transformers"]:
+        return f"`hypnos export` will refuse this model: {why}"
+    why = refused["llama.cpp (gguf)"] if uses_tokenizer(config) else None
     return f"`hypnos export --to gguf` will refuse this model: {why}" if why else None

@@ -27,8 +27,8 @@ from pretrain.data.batch import IGNORE, Batch
 from pretrain.inference.decode import Decoder
 from pretrain.inference.memory import SessionMemory
 from pretrain.model.plan import WindowPlan
-from pretrain.model.reader import Head, Memory, Reader
-from pretrain.model.sleep import begin_window, end_window, one_pass
+from pretrain.model.reader import Head, Memory, Reader, begin_window, end_window
+from pretrain.model.sleep import one_pass
 from pretrain.model.stop_rule import StopRule, change_of
 
 

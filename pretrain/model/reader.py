@@ -1,4 +1,4 @@
-"""Around the loop: its constants (`Reader`), the memory between passes, and its output."""
+"""Around the loop: its constants (`Reader`), memory and output, and a window's begin and end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from parallel import mesh
 from parallel.passes import Pass
 from parallel.state import BlockState, State, map_blocks
-from parallel.window import Window
+from parallel.window import Window, open_window
 from pretrain.data.batch import Batch
 from pretrain.model.hybrid import HybridLM
 from pretrain.model.plan import Agree, WindowPlan, alone, plan_passes, plan_windows
@@ -134,6 +134,37 @@ class Reader:
         by_window = torch.stack([losses.get(w, zero).detach() for w in range(W)])
         total = torch.stack(list(losses.values())).sum() if losses else zero
         return Output(total, by_window, memory.state.detach() if self.carries else None)
+
+
+def begin_window(
+    reader: Reader, w: WindowPlan, memory: Memory, *, stays_open: bool = False
+) -> tuple[Window, Memory]:
+    """Opens a window (`stays_open`: its tokens come in several calls); new documents forget."""
+    state, config = memory.state, reader.model.sleep
+    if w.cut:
+        state = state.detach()
+    if w.has_starts:
+        state = state.begin_documents(reader.to_device(w.starts))
+    window = open_window(
+        reader.model.config, state, reader.valid[:, w.tokens], has_pad=w.has_pad,
+        width=config.reach, sliding=config.slides, stays_open=stays_open,
+    )  # fmt: skip
+    return window, Memory(state)
+
+
+def end_window(reader: Reader, w: WindowPlan, window: Window, memory: Memory) -> Memory:
+    """Ends a window: drops keys and values (all but the newest under sliding eviction), keeps S."""
+    keep, state, config = 0, memory.state, reader.model.sleep
+    if config.slides:
+        keep, state = config.reach - 1, state._replace(attendable=window.attendable)
+    with grad(w.has_grad):
+        state = state.end_window(keep, w.width)
+    if reader.probe is not None:
+        reader.probe.end_window(state)
+    if w.is_last and not reader.carries:
+        # free the memory now: a pipeline holds all microbatches until the end of the step
+        return Memory(reader.model.empty_state(0))
+    return Memory(state)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

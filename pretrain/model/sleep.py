@@ -21,12 +21,12 @@ from parallel.layers import all_tokens, broadcast_rows
 from parallel.passes import Pass
 from parallel.pipeline import UnitOutput
 from parallel.state import State, choose_rows
-from parallel.window import Window, open_window
+from parallel.window import Window
 from pretrain.data.batch import Batch
 from pretrain.model.hybrid import HybridLM
-from pretrain.model.plan import Agree, WindowPlan, alone
+from pretrain.model.plan import Agree, alone
 from pretrain.model.probe import Probe
-from pretrain.model.reader import Head, Memory, Output, Reader, grad
+from pretrain.model.reader import Head, Memory, Output, Reader, begin_window, end_window, grad
 from pretrain.model.stop_rule import StopRule
 
 
@@ -178,37 +178,6 @@ def predict(
         targets = reader.targets[:, w.own].flatten()[index]  # [n]
         y = all_tokens(y)[index]  # [n, D]
         return None, reader.head(w, y, targets).sum(), memory
-
-
-def begin_window(
-    reader: Reader, w: WindowPlan, memory: Memory, *, stays_open: bool = False
-) -> tuple[Window, Memory]:
-    """Opens a window (`stays_open`: its tokens come in several calls); new documents forget."""
-    state, config = memory.state, reader.model.sleep
-    if w.cut:
-        state = state.detach()
-    if w.has_starts:
-        state = state.begin_documents(reader.to_device(w.starts))
-    window = open_window(
-        reader.model.config, state, reader.valid[:, w.tokens], has_pad=w.has_pad,
-        width=config.reach, sliding=config.slides, stays_open=stays_open,
-    )  # fmt: skip
-    return window, Memory(state)
-
-
-def end_window(reader: Reader, w: WindowPlan, window: Window, memory: Memory) -> Memory:
-    """Ends a window: drops keys and values (all but the newest under sliding eviction), keeps S."""
-    keep, state, config = 0, memory.state, reader.model.sleep
-    if config.slides:
-        keep, state = config.reach - 1, state._replace(attendable=window.attendable)
-    with grad(w.has_grad):
-        state = state.end_window(keep, w.width)
-    if reader.probe is not None:
-        reader.probe.end_window(state)
-    if w.is_last and not reader.carries:
-        # free the memory now: a pipeline holds all microbatches until the end of the step
-        return Memory(reader.model.empty_state(0))
-    return Memory(state)
 
 
 def run_core(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from pretrain.config.checks import uses_tokenizer
 from pretrain.config.fields import differences
 from pretrain.config.resume import changed_to
 from pretrain.config.schema import Config
@@ -58,7 +57,7 @@ def remarks(config: Config, before: Config | None, start: int) -> Iterator[str]:
             f"data.windows = 1: no gradient reaches what sleep.passes = {passes} write, as "
             "only other rows read it; set data.windows = 2 or more, or sleep.passes = 1"
         )
-    if before is None and uses_tokenizer(config) and (line := early_warning(config)):
+    if before is None and (line := early_warning(config)):
         yield line
     if before is not None and start < steps:
         now, was = (lr_factor(start, c.train.steps, c.optimizer) for c in (config, before))

@@ -23,8 +23,8 @@ from parallel.window import Window
 from pretrain.config.schema import ParallelConfig
 from pretrain.data.batch import Batch
 from pretrain.model.probe import Probe
-from pretrain.model.reader import Head, Output, Reader
-from pretrain.model.sleep import SleepLM, begin_window, end_window, one_pass
+from pretrain.model.reader import Head, Output, Reader, begin_window, end_window
+from pretrain.model.sleep import SleepLM, one_pass
 from pretrain.model.stop_rule import StopRule
 from pretrain.run.agreement import agreement, check_same_rows
 

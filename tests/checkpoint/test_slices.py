@@ -16,8 +16,7 @@ from parallel.slices import Piece, Slice, assemble
 from pretrain.checkpoint import Checkpoint, folder
 from pretrain.checkpoint.write import write_common, write_part
 from tests.checkpoint.written import CONFIG, STATE
-
-ROOT = Path(__file__).parents[2]
+from tests.documents import program
 
 
 def cut(whole: Tensor, dim: int | None, shares: int, runs: int) -> list[Piece]:
@@ -91,9 +90,8 @@ def test_the_documentation_reads_it_too(tmp_path: Path) -> None:
     write_common(draft, 7, parts, STATE, CONFIG)
     folder.publish(tmp_path, 7, keep=1, keep_every=0)
 
-    text = (ROOT / "docs/checkpoints.md").read_text()
     scope: dict[str, Any] = {}
-    exec(text.partition("```python\n")[2].partition("```")[0], scope)
+    exec(program("checkpoints.md"), scope)
     saved = Checkpoint.open(folder.checkpoint_dir(tmp_path, 7))
     for name, expected in tensors.items():
         assert torch.equal(torch.from_numpy(scope["read"](saved.folder, "model", name)), expected)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3_5ForCausalLM
 
 from launch.cli import main
 from pretrain.checkpoint import Checkpoint, open_checkpoint
+from pretrain.config.load import load
 from pretrain.config.schema import (
     Config,
     DataConfig,
@@ -23,6 +24,7 @@ from pretrain.config.schema import (
     SleepConfig,
 )
 from pretrain.convert import card, folder
+from pretrain.convert.engines import reasons
 from pretrain.convert.export import export
 from pretrain.convert.into_run import import_folder
 from pretrain.convert.load import open_model
@@ -33,9 +35,11 @@ from pretrain.inference.generate import continue_text, generate, open_run
 from pretrain.inference.sampling import Sampling
 from pretrain.inference.session import Session
 from tests.convert.made import ADAD, DDDA, build, config, weights, write_run
+from tests.documents import program
 from tests.model import tiny
 from tokenizer.encode import Tokenizer
 
+PORTABLE = Path(__file__).parents[2] / "configs/portable.toml"
 CASES = {
     "interval, grouped, untied": {"layers": DDDA},
     "attention first, equal heads, tied": {
@@ -69,6 +73,19 @@ def test_transformers_loads_the_same_function(case: str, model: Path, tmp_path: 
         logits = theirs(torch.tensor([ids])).logits[0]
     expected = ours(settings, ids)
     assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_the_program_of_the_documents(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    export(write_run(tmp_path / "run", config(model)), tmp_path / "runs/first-hf")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(program("formats.md"), {})
+    assert capsys.readouterr().out.startswith("import ")
 
 
 def test_what_an_export_says_of_itself(model: Path, tmp_path: Path) -> None:
@@ -285,6 +302,11 @@ def test_another_model_than_qwen3_5_is_refused_by_name(
     with pytest.raises(UserError, match=f"{named}: no other software supports such a model"):
         export(write_run(tmp_path / "run", settings), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_every_engine_reads_the_portable_shape() -> None:
+    """For the recipes tests/study/build_recipes.py says it."""
+    assert not any(reasons(load(PORTABLE)).values())
 
 
 def test_weights_that_are_not_finite_leave_nothing_behind(model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pretrain.inference.chat import chat_form
 from pretrain.inference.generate import continue_text, generate, open_run, question
 from pretrain.inference.sampling import Sampling
 from tests.convert.made import config, write_run
+from tests.documents import program
 from tokenizer.encode import Tokenizer
 from tokenizer.train import train
 
@@ -48,6 +50,18 @@ def test_samples_are_what_each_seed_gives_alone(
 
 def test_n_changes_what_is_written(run: Path) -> None:
     assert written(run, "import torch" * 3, passes=1) != written(run, "import torch" * 3, passes=4)
+
+
+def test_the_program_of_the_documents(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/first").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(program("inference.md"), found)
+    assert found["session"].passes == found["other"].passes == 4
+    assert found["logits"].shape == (2, 420) and found["logits"].isfinite().all()
 
 
 def test_the_weights_may_be_bf16(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +21,7 @@ from launch.commands.serve import _keys
 from launch.commands.train import train
 from pretrain.config.load import load, parse
 from pretrain.config.schema import Config
+from pretrain.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -106,11 +108,17 @@ def test_commands_in_documents_are_understood(path: Path) -> None:
         understand(arguments)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help-settings"]], ids=str)
-def test_help_does_not_import_torch(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [(["--help"], {"pretrain.config"}), (["train", "--help-settings"], set())],
+    ids=str,
+)
+def test_help_imports_nothing_slow(arguments: list[str], settings: set[str]) -> None:
+    """Nor the settings, unless they are printed."""
     code = "import sys; from launch.cli import main\n"
     code += f"try: main({arguments})\nexcept SystemExit: pass\n"
     heavy = {"torch", "deepspeed", "transformers", "sentencepiece", "rich", "numpy"}
+    heavy |= settings
     check = f"assert not {heavy} & set(sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code + check], cwd=ROOT, capture_output=True, check=False
@@ -354,6 +362,34 @@ def test_tokenizer_and_data_from_text_to_shards(
 def test_encode_reads_standard_input_as_bytes(tmp_path: Path) -> None:
     status, _, error = hypnos("tokenizer", "encode", "no.model", text=b"\xff")
     assert status == 2 and "no.model" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slow", "said"),
+    [
+        (["doctor"], "launch.doctor.examine_machine", "loading torch, Megatron and DeepSpeed ..."),
+        (["doctor", "x"], "launch.doctor.examine_run", "reading every byte of x ..."),
+        (["data", "stats", "x"], "pretrain.data.shards.stats", "reading x ..."),
+        (["tokenizer", "export", "x", "y"], "tokenizer.encode.Tokenizer.load", "exporting x ..."),
+        (["serve", "."], "pretrain.inference.server.run.open_run", "opening . ..."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_takes_long_is_said_meanwhile(
+    arguments: list[str],
+    slow: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def slowly(*_: object) -> None:
+        time.sleep(0.5)
+        raise UserError("enough")
+
+    monkeypatch.setattr("pretrain.run.console.SLOW_S", 0.1)
+    monkeypatch.setattr(slow, slowly)
+    assert main(arguments) == 2
+    assert f"{said}\nhypnos: error: enough\n" in capsys.readouterr().err
 
 
 def test_serve_without_its_packages_says_what_to_install(

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import local
+from launch import local, processes
 from launch.local import run_ranks
 from tests.launch.test_output import unread
 
@@ -113,3 +113,24 @@ def test_signals_reach_all_and_none_stays_behind(
     assert launcher.wait(20) == status
     time.sleep(0.5)
     assert gone(tmp_path)
+
+
+def test_with_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        closes = "if rank == 0: os.kill(os.getppid(), signal.SIGHUP)\ntime.sleep(0.5)"
+        assert run(tmp_path, closes) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "2"), ("5", "5")])
+def test_ranks_share_the_cores_unless_told_otherwise(
+    given: str | None, threads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert run(tmp_path, "print('threads', os.environ['OMP_NUM_THREADS'])") == 0
+    assert f"threads {threads}\n" in (tmp_path / "logs/rank-2.log").read_text()

@@ -151,7 +151,8 @@ def test_interfaces_that_are_not_there(variable: str, value: str, ok: bool) -> N
     found = list(faults.interfaces({variable: value}, ["lo", "eth1"], uses_nccl=True))
     assert ok == (found == [])
     if found:
-        assert found[0].state == "fail" and f"{variable} = {value} matches no" in found[0].found
+        line = f"{variable} = {value} matches no network interface of this host"
+        assert (found[0].state, found[0].found) == ("fail", line)
         assert "set it to one of eth1, lo" in found[0].fix
 
 
@@ -209,7 +210,7 @@ def test_a_container_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(doctor, "has_gpu", lambda: False)
     (found,) = faults.driver({"SLURM_STEP_GPUS": "0,1"})
-    assert found.state == "fail" and "no NVIDIA driver answers" in found.found
+    assert found.state == "fail" and "no NVIDIA driver answers for the GPUs here" in found.found
 
 
 @pytest.fixture
@@ -251,7 +252,9 @@ def test_a_port_whose_user_cannot_be_seen(taken: int, monkeypatch: pytest.Monkey
 
 def test_a_port_of_our_choice_that_is_taken_is_no_mistake_of_the_users(taken: int) -> None:
     """After a user error Slurm would not restart the job; but the next start has another port."""
-    with pytest.raises(UserError, match=f"^port {taken}, chosen for this start, is in use") as told:
+    with pytest.raises(
+        UserError, match=f"^port {taken}, chosen for this start, is in use on "
+    ) as told:
         rendezvous.connect(replace(world(0, "localhost", taken), launcher="srun"), 0.3, print)
     assert told.value.status not in NO_OTHER_START
 

@@ -74,7 +74,10 @@ def test_a_batch_script_by_itself_is_no_rank() -> None:
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE set, but not RANK, MASTER_ADDR, MASTER_PORT: start with"),
         (TORCHRUN | {"RANK": "x"}, "RANK = 'x' is not a whole number"),
         (TORCHRUN | {"MASTER_PORT": "91532"}, "MASTER_PORT = 91532 is not a port from 1 to 65535"),
-        (TORCHRUN | {"RANK": "4"}, "rank 4 of 4: torchrun's variables contradict each other"),
+        (
+            TORCHRUN | {"RANK": "4"},
+            "rank 4 of 4: torchrun's variables contradict each other; let torchrun set them",
+        ),
         (
             {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"},
             "SLURM_PROCID set, but not SLURM_STEP_NUM_TASKS",

@@ -104,12 +104,15 @@ def test_a_rate_that_stays_is_not_worth_a_word(start: int, before: int, now: int
     assert not list(remarks(config(f"train.steps={now}"), config(f"train.steps={before}"), start))
 
 
-def test_a_shape_that_will_not_become_a_gguf_file_says_so_at_the_beginning() -> None:
+def test_a_shape_that_cannot_be_exported_says_so_at_the_beginning() -> None:
     odd = config("model.delta_key_dim=16", "model.delta_value_dim=32")
     assert [line for line in remarks(odd, None, 0) if "--to gguf` will refuse this model" in line]
     assert not list(remarks(odd, odd, 5)) and not list(remarks(config(), None, 0))
     odd.data.task = "depo"  # has no tokenizer: nobody expects a GGUF file
     assert not list(remarks(odd, None, 0))
+    odd.model.attention_qk_norm = False
+    (line,) = remarks(odd, None, 0)
+    assert line.startswith("`hypnos export` will refuse this model: model.attention_qk_norm = f")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pretrain.inference.generate import continue_text, generate
 from pretrain.inference.sampling import Choice, Sampler, Sampling
 from pretrain.inference.server.store import SessionStore
 from pretrain.inference.session import Session
+from tests.documents import program
 from tests.server.serving import NAME, WINDOW, Serving, serving
 
 GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0}
@@ -319,6 +320,21 @@ def test_responses_fork_from_any_earlier_id(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         after(two.id, "more")
     assert after(three.id, "more").output_text  # a session needs no earlier ones
+
+
+def test_the_program_of_the_documents(
+    served: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "book.txt").write_text(LONG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(served.service, "name", "text-tiny")
+    found: dict[str, Any] = {}
+    exec(program("serving.md").replace("http://127.0.0.1:8000", served.url), found)
+    found["client"].close()
+    book, one, two = (found[name] for name in ("book", "one", "two"))
+    assert one.previous_response_id == two.previous_response_id == book.id
+    for answer in (one, two):
+        assert answer.usage.input_tokens_details.cached_tokens == book.usage.total_tokens
 
 
 def test_a_streamed_response_has_every_event_in_order(client: openai.OpenAI) -> None:

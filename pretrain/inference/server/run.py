@@ -20,6 +20,7 @@ from pretrain.inference.server.meters import Meters
 from pretrain.inference.server.service import Service
 from pretrain.inference.server.store import SessionStore, store_lock
 from pretrain.inference.server.warm import warm_up_app, warm_up_model
+from pretrain.run.console import said_if_slow
 
 # On shutdown: answers may finish for DRAIN_S, then clients get an error, then are cut off at CUT_S.
 DRAIN_S, CUT_S = 4.0, 5
@@ -71,11 +72,13 @@ def serve(folder: Path, options: Options, say: Callable[[str], None]) -> None:
     check(options)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     # first, so that a run that cannot be served is left untouched
-    decoder, tokenizer = open_run(folder, options.precision)
-    form = chat_form(tokenizer, options.chat_template, options.chat_template_kwargs)
+    with said_if_slow(f"opening {folder}", say):
+        decoder, tokenizer = open_run(folder, options.precision)
+        form = chat_form(tokenizer, options.chat_template, options.chat_template_kwargs)
     with store_lock(options.store):
-        warm_up_model(decoder)
-        store = SessionStore(options.store, options.store_bytes, decoder, say)
+        with said_if_slow(f"warming up, and reading {options.store}", say):
+            warm_up_model(decoder)
+            store = SessionStore(options.store, options.store_bytes, decoder, say)
         engine = Engine(options.batch, options.queue)
         service = Service(
             options.name, decoder, tokenizer, form, store, engine, options.max_tokens,
