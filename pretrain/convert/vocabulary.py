@@ -97,7 +97,7 @@ def _of_pieces(model: SentencePieceModel) -> Vocabulary:
         raise ValueError("has no byte pieces, which llama.cpp needs")
     types = [_type(model, i) for i in range(model.vocab_size)]
     return Vocabulary(
-        "llama", "default", model.pieces(), types, model.eos, model.pad, scores,
+        "llama", "default", model.pieces(), types, eos=model.eos, pad=model.pad, scores=scores,
         unk=model.unk,
     )  # fmt: skip
 
@@ -142,7 +142,7 @@ def _of_bytes(model: FastModel) -> Vocabulary:
     for i in [i for i, kind in enumerate(types) if kind == UNUSED]:
         tokens[i] = f"<id {i}>"
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
-    return Vocabulary("gpt2", pre, tokens, types, model.eos, model.pad, merges=merges)
+    return Vocabulary("gpt2", pre, tokens, types, eos=model.eos, pad=model.pad, merges=merges)
 
 
 def _cut(described: dict[str, Any]) -> str:

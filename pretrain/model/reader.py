@@ -94,9 +94,10 @@ class Reader:
             moved(t, model.device) for t in (batch.tokens, batch.targets, batch.valid)
         )
         return Reader(
-            model, windows, tokens, targets, valid, bool(batch.carries.any()), recompute, probe,
-            head or (lambda _, y, targets: model.losses(y, targets, recompute=recompute != "none")),
-            stop,
+            model, windows, tokens, targets, valid, carries=bool(batch.carries.any()),
+            recompute=recompute, probe=probe, stop=stop,
+            head=head
+            or (lambda _, y, targets: model.losses(y, targets, recompute=recompute != "none")),
         )  # fmt: skip
 
     def start(self, state: State | None) -> Memory:

@@ -199,7 +199,9 @@ def _law(theta: Array, scale: _Scale, by_passes: bool) -> LossLaw:
 def fit_depth(points: DepthPoints, chance: float) -> DepthLaw:
     """Fits the law of accuracy by depth by least squares; constants of what does not vary are 0."""
     scale = _Scale.of(points)
-    base = DepthLaw(0.0, 0.0, 0.0, 0.0, 1.0, chance, scale.size, scale.tokens)
+    base = DepthLaw(
+        h=0.0, psi=0.0, a=0.0, b=0.0, s=1.0, chance=chance, N0=scale.size, D0=scale.tokens
+    )
     names = ["h", "s"]
     names += ["psi"] if len(np.unique(points.passes)) > 1 else []
     names += ["a"] if len(np.unique(points.parameters)) > 1 else []

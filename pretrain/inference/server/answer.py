@@ -102,10 +102,10 @@ class Answers:
                     service.tokenizer.vocab_size,
                 ),
                 TextDecoder(service.tokenizer, (*(form.stops if form else ()), *stops)),
-                most,
-                ends,
-                partial(post, i),
-                request.min_tokens or 0,
+                most=most,
+                ends=ends,
+                emit=partial(post, i),
+                least=request.min_tokens or 0,
             )
             for i in range(count)
         ]

@@ -27,8 +27,9 @@ class Facts:
     @staticmethod
     def of(session: Session) -> Facts:
         return Facts(
-            session.position, session.filled, session.model.sleep.window, session.slept,
-            session.passes, session.pending, session.memory.nbytes,
+            session.position, filled=session.filled, window=session.model.sleep.window,
+            slept=session.slept, passes=session.passes, pending=session.pending,
+            bytes=session.memory.nbytes,
         )  # fmt: skip
 
 
