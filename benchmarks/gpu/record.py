@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
+OUT = Path("runs/gpu")
 RESULTS = "results.jsonl"
+
+
+def folder() -> Path:
+    """Where results go: what `python -m benchmarks.gpu --out` named, or OUT."""
+    found = Path(os.environ.get("HYPNOS_GPU_OUT", OUT))
+    found.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def record(what: str, **numbers: Any) -> None:
@@ -20,7 +28,7 @@ def record(what: str, **numbers: Any) -> None:
     row = {"what": what} | {
         k: round(v, 5) if isinstance(v, float) else v for k, v in numbers.items()
     }
-    with (Path(os.environ["HYPNOS_GPU_OUT"]) / RESULTS).open("a") as file:
+    with (folder() / RESULTS).open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(row, flush=True)
 

@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.command import described
-from benchmarks.gpu.record import device, is_tiny, record, seconds
+from benchmarks.gpu.record import device, folder, is_tiny, record, seconds
 from benchmarks.gpu.sizes import SIZES, Size, size
-from parallel import mesh
+from parallel import hopper, mesh
 from parallel.engine import Engine
 from pretrain.config.schema import OptimizerConfig, ParallelConfig
 from pretrain.model.flops import parameters, step_flops
@@ -104,7 +103,7 @@ def profile(run: Callable[[], object], name: str) -> None:
         torch.cuda.synchronize() if on_gpu else None
     sort = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     print(found.key_averages().table(sort_by=sort, row_limit=60, max_name_column_width=90))
-    found.export_chrome_trace(str(Path(os.environ["HYPNOS_GPU_OUT"]) / f"trace-{name}.json.gz"))
+    found.export_chrome_trace(str(folder() / f"trace-{name}.json.gz"))
     if on_gpu:
         kernels = [e for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         busy = sum(kernel.self_device_time_total for kernel in kernels) / 1e6
@@ -153,6 +152,11 @@ def memory(s: Size, rows: int) -> None:
 
 def transformers(s: Size, rows: int) -> None:
     """The same sizes in transformers."""
+    if find_spec("fla") and device().type == "cuda":
+        hopper.register()  # fla refuses one of its gradients on Hopper; both models use ours
+    elif find_spec("fla"):
+        print("left out on a CPU: flash-linear-attention's kernels")
+        sys.modules["fla"] = None  # type: ignore[assignment]  # transformers would call them
     from benchmarks.hybrid import hybrid
 
     with device():
