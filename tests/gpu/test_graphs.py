@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.gpu.problem import assert_same_bits, batch, build, loss_and_gradients
 
@@ -17,7 +20,9 @@ def test_gradients_are_the_same_bit_for_bit(
 ) -> None:
     model, graphed = (build(device, dtype, eviction) for _ in range(2))
     graphed.graph_units()
-    assert_same_bits(model, graphed)
+    # sliding keys fill three blocks of the fused kernels, which sum gradients in no fixed order
+    with sdpa_kernel(SDPBackend.MATH) if eviction == "sliding" else nullcontext():
+        assert_same_bits(model, graphed)
 
 
 def test_weights_that_are_updated_are_read(device: torch.device) -> None:
