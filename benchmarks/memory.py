@@ -137,6 +137,7 @@ def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
     yield "await their backward. For each number of stages, the stage closest to the limit, or"
     yield "furthest above it:"
     yield ""
+    missed = []
     for P in plan.stages:
         sides = []
         for before, after in zip(peaks[P, "unit", low], peaks[P, "unit", high], strict=True):
@@ -148,6 +149,12 @@ def claim(plan: Plan, peaks: Peaks) -> Iterator[str]:
             f"{limit / MIB:.1f} MiB = 1.3 x {before / MIB:.1f} + {stored / MIB:.1f}: "
             f"{'holds' if after <= limit else 'DOES NOT HOLD'}"
         )
+        if (worst := max(after / before for after, before, _ in sides)) > 1.3:
+            missed.append(f"stages = {P} ({worst:.2f})")
+    yield ""
+    yield "The goal was 1.3 on every stage, these inputs included. It is " + (
+        f"missed at {', '.join(missed)}." if missed else "met."
+    )
 
 
 def heading(plan: Plan) -> Iterator[str]:

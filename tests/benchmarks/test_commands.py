@@ -50,3 +50,17 @@ def test_a_report_of_what_no_commit_holds_is_refused(
     with pytest.raises(SystemExit, match=r"^benchmarks\.memory: .* commit first$"):
         memory.main()
     assert not any(tmp_path.iterdir())
+
+
+def test_a_missed_goal_of_memory_is_named() -> None:
+    """The limit of the page allows what the method stores; the goal did not."""
+    plan = memory.Plan(stages=(1, 2), passes=(1, 8))
+    peaks = {
+        (1, "unit", 1): [memory.Peak(100, 90, 10)],
+        (1, "unit", 8): [memory.Peak(120, 90, 40)],
+        (2, "unit", 1): [memory.Peak(100, 90, 10), memory.Peak(50, 40, 10)],
+        (2, "unit", 8): [memory.Peak(120, 90, 40), memory.Peak(90, 40, 40)],
+    }
+    *_, first, second, _, goal = memory.claim(plan, peaks)
+    assert first.endswith("holds") and second.endswith("holds")
+    assert goal.endswith("It is missed at stages = 2 (1.80).")
