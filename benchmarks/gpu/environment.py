@@ -15,7 +15,8 @@ from benchmarks.gpu.record import device, is_tiny, record, seconds, synchronize
 
 PACKAGES = (
     "torch", "triton", "deepspeed", "megatron-core", "webdataset", "transformers",
-    "flash-linear-attention", "fla-core", "numpy", "safetensors", "sentencepiece",
+    "flash-linear-attention", "fla-core", "numpy", "safetensors", "sentencepiece", "psutil",
+    "einops", "msgpack", "rich", "tensorboard", "pyarrow", "pytest", "pytest-xdist",
 )  # fmt: skip
 
 

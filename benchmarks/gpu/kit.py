@@ -2,9 +2,11 @@
 
     python -m benchmarks.gpu.kit .gpu-kit
 
-Such a machine has CUDA 13, torch 2.11, triton, transformers, numpy, safetensors, sentencepiece and
-their dependencies. The kit leaves out flash-qla, faster kernels of the delta rule: the compiler
-that it needs (tilelang with z3-solver) alone is 88 MB.
+Such a machine has CUDA 13, torch 2.11, triton, transformers, numpy, safetensors, sentencepiece,
+psutil, einops, msgpack, rich and tensorboard; for the tests pyarrow, pytest and pytest-xdist; and
+their dependencies. The stage "environment" names what is missing. The kit leaves out flash-qla,
+faster kernels of the delta rule: the compiler that it needs (tilelang with z3-solver) alone is 88
+MB.
 """
 
 from __future__ import annotations

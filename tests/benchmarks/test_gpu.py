@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from benchmarks.gpu import __main__ as gpu
 from pretrain.config.load import load
+from pretrain.exit_status import after_signal
 from pretrain.study.hardware import load_hardware
 from pretrain.study.planner import plan
 
@@ -52,6 +54,16 @@ def test_the_model_planned_on_a_cpu_fits_there(
     h100 = load_hardware("h100")
     small = replace(h100, device=replace(h100.device, memory_gib=2, reserved_gib=0))
     assert plan(load(config), 1, small).best
+
+
+def test_a_run_that_its_time_ends_must_have_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYPNOS_GPU_OUT", str(tmp_path))
+    for status, good in ((after_signal(signal.SIGTERM), True), (1, False)):
+        end = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit({status}))"
+        stage = gpu.Stage(60, ["-c", f"{end}; time.sleep(60)"], stops=True)
+        assert gpu.run("rule110", stage, 3, tmp_path) == good
 
 
 def test_the_last_stage_may_take_all_the_time(
