@@ -146,7 +146,6 @@ def beside_transformers(
                     theirs(config, dtype, read, False),
                     matmul,
                 ]
-                # Compiling takes minutes: at one length of the smaller model.
                 if (size, name, T) == ("10M", "fp32", 512):
                     runs.append(theirs(config, dtype, read, True))
                 mine, other, one_product, *compiled = take_turns(runs, plan.turns)
@@ -313,7 +312,8 @@ def report(plan: Plan, say: Callable[[str], None], picture: Path | None) -> Iter
     yield ""
     yield (
         f"Forward and backward of {TOKENS:,} tokens, in sequences of T, N = 1. The matmul rate is "
-        "that of one large matrix product:"
+        "that of one large matrix product; transformers is compiled at one length only, as that "
+        "takes minutes:"
     )
     yield ""
     found: list[Beside] = []
