@@ -30,6 +30,7 @@ from pretrain.exit_status import after_signal
 
 ROOT = Path(__file__).parents[2]
 LEAST = 15.0  # seconds that must be left for a stage to begin
+DONE = "done"
 
 
 class Stage(NamedTuple):
@@ -82,11 +83,9 @@ def run(name: str, stage: Stage, seconds: float, out: Path) -> bool:
     status, late = _end(process, stage, seconds)
     copy.wait()
     took = time.monotonic() - begin
-    good = status == 0 and not late
-    if late and stage.stops:
-        good, late = status in (0, after_signal(signal.SIGTERM)), False
-    record("stage", stage=name, seconds=took, outcome="done" if good else _why(status, late))
-    return good
+    outcome = _outcome(status, late, stage)
+    record("stage", stage=name, seconds=took, outcome=outcome)
+    return outcome == DONE
 
 
 def _end(process: subprocess.Popen[str], stage: Stage, seconds: float) -> tuple[int, bool]:
@@ -104,8 +103,11 @@ def _end(process: subprocess.Popen[str], stage: Stage, seconds: float) -> tuple[
         return process.wait(), True
 
 
-def _why(status: int, late: bool) -> str:
-    return "FAILED: out of time" if late else f"FAILED: exit status {status}"
+def _outcome(status: int, late: bool, stage: Stage) -> str:
+    if late and not stage.stops:
+        return "FAILED: out of time"
+    saved = late and status == after_signal(signal.SIGTERM)
+    return DONE if status == 0 or saved else f"FAILED: exit status {status}"
 
 
 def table(out: Path) -> Iterator[str]:
@@ -139,15 +141,15 @@ def main() -> int:
     os.environ["HYPNOS_GPU_OUT"] = str(out)
     begin, good = time.monotonic(), True
     use_fastest(out / "kernels")
-    chosen = [name for name in names if not args.stages or name in args.stages]
-    for name in chosen:
-        stage = stages(out)[name]
+    chosen = {name: stage for name, stage in stages(out).items() if name in (args.stages or names)}
+    *_, last = chosen
+    for name, stage in chosen.items():
         left = args.budget - (time.monotonic() - begin) - (30 if stage.stops else 0)
         if left < LEAST:
             record("stage", stage=name, seconds=0.0, outcome="FAILED: no time left")
             good = False
             continue
-        good &= run(name, stage, left if name == chosen[-1] else min(stage.seconds, left), out)
+        good &= run(name, stage, left if name == last else min(stage.seconds, left), out)
         keep_metrics(out)
     print("=" * 100, *table(out), sep="\n", flush=True)
     return not good

@@ -5,6 +5,9 @@ from __future__ import annotations
 from launch.commands import argument
 from launch.commands.values import json_object, path, share
 
+FOLDER = argument(
+    "folder", metavar="RUN", type=path, help="a run's folder, a checkpoint or an export"
+)
 SLEEP_UNTIL = argument(
     "--sleep-until",
     dest="until",

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import argument, command, overrides
-from launch.commands.asking import PRECISION
-from launch.commands.values import path, positive, share, tell
+from launch.commands.asking import FOLDER, PRECISION
+from launch.commands.values import positive, share, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,9 +24,7 @@ MAX_COLUMNS = 4  # of 80 characters: "N <= 8, until 0.05" takes two lines
     "hypnos eval runs/depo-small --passes 4 8 --sleep-until 0.3 0.1 0.03\n"
     "hypnos eval runs/text-tiny data.heldout=other/shards data.windows=16 train.eval_batches=8",
     arguments=[
-        argument(
-            "folder", metavar="RUN", type=path, help="a run's folder, a checkpoint or an export"
-        ),
+        FOLDER,
         overrides("settings that differ from the run's, as data.heldout=FOLDER"),
         argument(
             "--passes",

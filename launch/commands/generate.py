@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import argument, command
-from launch.commands.asking import CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS, PRECISION, SLEEP_UNTIL
+from launch.commands.asking import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_KWARGS,
+    FOLDER,
+    PRECISION,
+    SLEEP_UNTIL,
+)
 from launch.commands.values import number, path, positive, read_text, seed, tell, whole
 from pretrain.errors import UserError
 
@@ -24,9 +30,7 @@ if TYPE_CHECKING:
     'hypnos generate runs/questions --context-file story.txt --prompt "Answer:" --temperature 0\n'
     'hypnos generate runs/text-tiny --chat --prompt "What is sleep?"',
     arguments=[
-        argument(
-            "folder", metavar="RUN", type=path, help="a run's folder, a checkpoint or an export"
-        ),
+        FOLDER,
         argument("--prompt", metavar="TEXT", help="text to continue"),
         argument(
             "--prompt-file",

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands import argument, command
-from launch.commands.asking import CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS, PRECISION, SLEEP_UNTIL
+from launch.commands.asking import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_KWARGS,
+    FOLDER,
+    PRECISION,
+    SLEEP_UNTIL,
+)
 from launch.commands.values import path, port, positive, read_text, tell
 from pretrain.errors import UserError
 
@@ -22,9 +28,7 @@ KEY = "HYPNOS_API_KEY"
     "`pip install -e '.[serve]'` in the clone.",
     example="hypnos serve runs/text-tiny --port 8000",
     arguments=[
-        argument(
-            "folder", metavar="RUN", type=path, help="a run's folder, a checkpoint or an export"
-        ),
+        FOLDER,
         argument(
             "--host",
             default="127.0.0.1",
